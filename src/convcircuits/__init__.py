@@ -1,3 +1,33 @@
-"""Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN."""
+"""Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.
+
+A `Feature` names what to preserve. A criterion scores every kernel for it. `prune` keeps the best: a `Circuit`, which
+is only data. `evaluate` measures it on held-out images. Nothing ever changes your model.
+"""
 
 __version__ = "0.1.0"
+
+from convcircuits.circuit import Circuit, iou
+from convcircuits.criteria import CRITERIA
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.evaluation import Evaluation, activations, evaluate
+from convcircuits.feature import Feature
+from convcircuits.finding import find, prune, score
+from convcircuits.scores import Scores
+from convcircuits.storage import load, save
+
+__all__ = [
+    "CRITERIA",
+    "Circuit",
+    "ConvCircuitsError",
+    "Evaluation",
+    "Feature",
+    "Scores",
+    "activations",
+    "evaluate",
+    "find",
+    "iou",
+    "load",
+    "prune",
+    "save",
+    "score",
+]

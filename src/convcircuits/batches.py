@@ -1,0 +1,92 @@
+"""What callers give as images: a tensor, or anything that yields batches again and again."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+
+Progress = Callable[[int, int | None], None]
+"""Called with the images done so far and the images there are (None where nobody knows)."""
+
+Images = Tensor | Iterable[Any]
+"""A tensor (N, C, H, W), or a re-iterable of such tensors or of (tensor, label) batches, as a DataLoader is."""
+
+
+class Batches:
+    """Images in batches of at most ``batch_size``, checked, on the model's device and in its dtype.
+
+    Iterating may be repeated. After a whole pass `count` and `digest` describe the images, whatever their order.
+
+    Raises:
+        ConvCircuitsError: If there are no images, or they are of another form, not finite, or yielded only once.
+    """
+
+    def __init__(
+        self, images: Images, *, device: torch.device, dtype: torch.dtype, batch_size: int
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConvCircuitsError(f"batch_size is a whole number of images from 1; got {batch_size!r}.")
+        if not isinstance(images, Tensor):
+            if not isinstance(images, Iterable):
+                raise ConvCircuitsError(
+                    "images are a tensor (N, C, H, W), or an iterable of such tensors or (tensor, label) batches; "
+                    f"got {type(images).__name__}."
+                )
+            if iter(images) is images:
+                raise ConvCircuitsError(
+                    f"images is a one-shot iterator ({type(images).__name__}), and several passes may be needed; "
+                    "give a tensor, a list of batches or a DataLoader."
+                )
+        self._images, self._batch_size = images, batch_size
+        self._device, self._dtype = device, dtype
+        self.count = 0
+        self._digest = 0
+
+    @property
+    def total(self) -> int | None:
+        """How many images there are; None where only a pass can tell."""
+        return len(self._images) if isinstance(self._images, Tensor) else None
+
+    def first_shape(self) -> tuple[int, ...]:
+        """Give (C, H, W) of the first image."""
+        return tuple(next(iter(self)).shape[1:])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        count, digest = 0, 0
+        given = [self._images] if isinstance(self._images, Tensor) else self._images
+        for batch in given:
+            images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
+            for part in images.split(self._batch_size):
+                count += len(part)
+                digest += sum(_image_hash(image) for image in part)
+                yield part.detach().to(self._device, self._dtype)
+        if count == 0:
+            raise ConvCircuitsError("There are no images; give at least one.")
+        self.count, self._digest = count, digest % 2**64
+
+    def describe(self) -> dict[str, Any]:
+        """Number the images and give their order-free hash, after a whole pass."""
+        return {"count": self.count, "hash": f"{self._digest:016x}"}
+
+
+def _checked(images: Any) -> Tensor:
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        what = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ConvCircuitsError(f"A batch of images is a tensor (N, C, H, W); got {what}.")
+    if not images.is_floating_point():
+        raise ConvCircuitsError(
+            f"Images of {images.dtype} look unprepared; give floating-point images, normalised as the model wants."
+        )
+    if len(images) and not bool(images.isfinite().all()):
+        bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ConvCircuitsError(f"Image {bad} of a batch holds NaN or Inf; check its preparation.")
+    return images
+
+
+def _image_hash(image: Tensor) -> int:
+    raw = image.detach().to("cpu", torch.float32).contiguous().numpy()
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

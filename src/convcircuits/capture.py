@@ -1,0 +1,438 @@
+"""The only place where a model is entered: run it up to a feature and meet every kernel call on the way.
+
+The user's model is never touched. A `Network` is a private copy of its module tree that shares all tensors; hooks
+that tell which module runs sit on the copy, and calls of ``conv2d`` and ``linear`` are met by a
+`torch.overrides.TorchFunctionMode`, which sees the input and the weight that are really used and is local to the
+thread.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.tables import suggest
+
+
+@dataclass(frozen=True)
+class ConvCall:
+    """One call of ``conv2d``: what the kernels read and the weight they are.
+
+    Shape letters: n image, g group, o filter in the group, i channel in the group, k kernel element, p position.
+    """
+
+    layer: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    rows: Tensor | None = None
+
+    channel_dim = 1
+
+    @property
+    def kernels(self) -> Tensor:
+        """The weight as (g, o, i, k)."""
+        out, inputs = self.weight.shape[:2]
+        return self.weight.reshape(self.groups, out // self.groups, inputs, -1)
+
+    def per_kernel(self, mask: Tensor) -> Tensor:
+        """Shape (out, in per group) so that it multiplies the weight."""
+        return mask[:, :, None, None]
+
+    def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Run the call, with another weight and bias where a weight is given."""
+        if weight is None:
+            weight, bias = self.weight, self.bias
+        return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def alive(self) -> Tensor:
+        """Tell which input channels differ between the first two images: (g, i), bool."""
+        live = (self.x[0] != self.x[1]).flatten(1).any(1)
+        return live.reshape(self.groups, -1)
+
+    def spread(self, channels: Tensor) -> Tensor:
+        """Fill a map of the input's shape with one value per channel, shape (n, c)."""
+        return channels[:, :, None, None].expand_as(self.x)
+
+    def columns(self, images: slice, channels: slice) -> Tensor:
+        """Lay out what the kernels read: (n, g, i, k, p)."""
+        n, c = self.x[images].shape[:2]
+        x = self.x[images].reshape(n, self.groups, c // self.groups, *self.x.shape[2:])[:, :, channels]
+        inputs, k = x.shape[2], self.weight[0, 0].numel()
+        if k == 1 and self.stride == (1, 1) and self.padding == (0, 0):
+            return x.reshape(n, self.groups, inputs, 1, -1)
+        unfolded = F.unfold(
+            x.flatten(1, 2), self.weight.shape[2:], self.dilation, self.padding, self.stride
+        )
+        return unfolded.reshape(n, self.groups, inputs, k, -1)
+
+    def by_position(self, gradient: Tensor) -> Tensor:
+        """Lay out a gradient of the output: (n, g, o, p)."""
+        return gradient.reshape(len(gradient), self.groups, gradient.shape[1] // self.groups, -1)
+
+    def weight_gradient(self, gradient: Tensor, image: int) -> Tensor:
+        """Give dL_n/dw of one image: (g, o, i, k)."""
+        result: Tensor = torch.ops.aten.convolution_backward(
+            gradient[image : image + 1],
+            self.x[image : image + 1],
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+            (False, True, False),
+        )[1]
+        return result.reshape(self.kernels.shape)
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One call of ``linear``. After a flattened C x H x W map its kernels are the H x W blocks, else single weights.
+
+    The letters are those of `ConvCall`, with one group; a map of vectors (n, ..., f) has one position per vector.
+    """
+
+    layer: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    blocks: int
+    rows: Tensor | None = None
+
+    channel_dim = -1
+    groups = 1
+
+    @property
+    def kernels(self) -> Tensor:
+        """The weight as (1, o, i, k)."""
+        return self.weight.reshape(1, len(self.weight), self.blocks, -1)
+
+    def per_kernel(self, mask: Tensor) -> Tensor:
+        """Shape (out, blocks) so that it multiplies the weight."""
+        return mask.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
+
+    def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Run the call, with another weight and bias where a weight is given."""
+        if weight is None:
+            weight, bias = self.weight, self.bias
+        return F.linear(self.x, weight, bias)
+
+    def alive(self) -> Tensor:
+        """Tell which blocks differ between the first two images: (1, i), bool."""
+        live = (self.x[0] != self.x[1]).reshape(-1, self.x.shape[-1]).any(0)
+        return live.reshape(1, self.blocks, -1).any(2)
+
+    def spread(self, channels: Tensor) -> Tensor:
+        """Fill a map of the input's shape with one value per block, shape (n, blocks)."""
+        values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
+        return values.reshape(len(values), *[1] * (self.x.dim() - 2), -1).expand_as(self.x)
+
+    def columns(self, images: slice, channels: slice) -> Tensor:
+        """Lay out what the kernels read: (n, 1, i, k, p)."""
+        x = self.x[images]
+        x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)[:, :, channels]
+        return x.permute(0, 2, 3, 1)[:, None]
+
+    def by_position(self, gradient: Tensor) -> Tensor:
+        """Lay out a gradient of the output: (n, 1, o, p)."""
+        return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
+
+    def weight_gradient(self, gradient: Tensor, image: int) -> Tensor:
+        """Give dL_n/dw of one image: (1, o, i, k)."""
+        g = gradient[image].reshape(-1, gradient.shape[-1])
+        return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
+
+
+KernelCall = ConvCall | LinearCall
+Norm = Callable[..., Tensor]
+
+_CONV = {torch.conv2d}
+_LINEAR = {F.linear}
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
+_FLATTEN = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
+_UNSUPPORTED = {
+    torch.conv1d: "a 1-D convolution",
+    torch.conv3d: "a 3-D convolution",
+    torch.conv_transpose1d: "a transposed convolution",
+    torch.conv_transpose2d: "a transposed convolution",
+    torch.conv_transpose3d: "a transposed convolution",
+    F.bilinear: "a bilinear layer",
+    F.multi_head_attention_forward: "attention",
+    F.scaled_dot_product_attention: "attention",
+}
+
+
+class _Reached(BaseException):
+    """Stop a forward pass: the feature's layer has run. Not an `Exception`, so that no model swallows it."""
+
+
+class Network:
+    """A private copy of a model's module tree, in eval mode, that shares all its tensors.
+
+    Args:
+        model: The model; it is not changed, and not looked at again.
+
+    Raises:
+        ConvCircuitsError: If the model cannot be entered (not a module, scripted, or in inference mode).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if torch.is_inference_mode_enabled():
+            raise ConvCircuitsError(
+                "convcircuits cannot run inside torch.inference_mode(), which forbids gradients; "
+                "use torch.no_grad() or nothing."
+            )
+        self.module = _copied(model)
+        self.name = type(model).__name__
+        self.names = dict(self.module.named_modules(remove_duplicate=False))
+        self._first_name = {module: name for name, module in self.module.named_modules()}
+        self._layer_of_weight = {
+            id(parameter): name.removesuffix(".weight") if "." in name else name.removesuffix("weight")
+            for name, parameter in self.module.named_parameters()
+        }
+        parameter = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        if parameter is None:
+            raise ConvCircuitsError(f"{self.name} has no floating-point parameters, so it has no kernels.")
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._running: list[nn.Module] = []
+        self._on_exit: Callable[[nn.Module, Any], None] = lambda module, output: None
+        for module in self._first_name:
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._exit)
+
+    def layer(self, name: str) -> nn.Module:
+        """Find a module by any of its names, or say which names are near."""
+        if name not in self.names:
+            known = [n for n in self.names if n]
+            raise ConvCircuitsError(f"{self.name} has no layer {name!r}. {suggest(name, known)}")
+        return self.names[name]
+
+    def run(
+        self,
+        feature: Feature,
+        images: Tensor,
+        kernel: Callable[[KernelCall], Tensor],
+        *,
+        norm: Norm | None = None,
+        rows: Tensor | None = None,
+        copied: frozenset[str] = frozenset(),
+    ) -> Tensor:
+        """Run forward until the feature's layer has run; return that layer's output.
+
+        Args:
+            feature: Names the layer, and the call where it runs several times.
+            images: Shape (N, C, H, W), of the model's device and dtype.
+            kernel: Computes each call of conv2d and linear.
+            norm: Computes each call of a normalisation, as ``norm(function, *args, **kwargs)``.
+            rows: The only filters that are wanted of the feature's layer, where its output is that of its one
+                kernel call.
+            copied: Layers whose input is overwritten later, so that the call gets a copy.
+        """
+        target, calls, found = self.layer(feature.layer), 0, None
+
+        def on_exit(module: nn.Module, output: Any) -> None:
+            nonlocal calls, found
+            if module is target:
+                calls += 1
+                if calls - 1 == (feature.call or 0):
+                    found = output
+                    raise _Reached
+
+        def on_kernel(call: KernelCall) -> Tensor:
+            if call.layer in copied:
+                call = replace(call, x=call.x.clone())
+            if rows is not None and self._running[-1] is target and call.groups == 1:
+                bias = None if call.bias is None else call.bias[rows]
+                call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
+            return kernel(call)
+
+        try:
+            self.forward(images, on_kernel, norm, on_exit)
+        except _Reached:
+            return checked_output(feature, found)
+        count = "never runs" if calls == 0 else f"runs only {calls} times"
+        raise ConvCircuitsError(
+            f"{feature.layer} {count} when {self.name} is called on an image, so it carries no such feature."
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        kernel: Callable[[KernelCall], Tensor],
+        norm: Norm | None,
+        on_exit: Callable[[nn.Module, Any], None],
+    ) -> None:
+        """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output."""
+        self._running.clear()
+        self._on_exit = on_exit
+        try:
+            with _Interception(self, kernel, norm):
+                self.module(images)
+        finally:
+            self._on_exit = lambda module, output: None
+
+    def state(self, modules: Iterable[str]) -> dict[str, Tensor]:
+        """Give the parameters and floating-point buffers that those modules own, by name."""
+        wanted = set(modules)
+        return {
+            name: tensor
+            for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers())
+            if name.rpartition(".")[0] in wanted and tensor.is_floating_point()
+        }
+
+    def running(self) -> str:
+        """Name the innermost module that is running."""
+        return self._first_name[self._running[-1]] if self._running else ""
+
+    def all_running(self) -> list[str]:
+        """Name the modules that are running, the outermost first."""
+        return [self._first_name[module] for module in self._running]
+
+    def kernel_layer(self, weight: Tensor) -> str:
+        """Name the layer that a weight belongs to; a computed weight belongs to the module that runs."""
+        return self._layer_of_weight.get(id(weight), self.running())
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._running.append(module)
+
+    def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._on_exit(module, output)
+        self._running.pop()
+
+
+class _Interception(TorchFunctionMode):
+    def __init__(
+        self, network: Network, kernel: Callable[[KernelCall], Tensor], norm: Norm | None
+    ) -> None:
+        super().__init__()
+        self._network, self._kernel, self._norm = network, kernel, norm
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONV:
+            return self._kernel(self._conv(*args, **kwargs))
+        if func in _LINEAR:
+            return self._kernel(self._linear(*args, **kwargs))
+        if func in _NORMS and self._norm is not None:
+            return self._norm(func, *args, **kwargs)
+        if func in _UNSUPPORTED:
+            raise ConvCircuitsError(
+                f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
+                "linear layers. Choose a feature before it."
+            )
+        result = func(*args, **kwargs)
+        _follow_blocks(func, args, result)
+        return result
+
+    def _conv(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> ConvCall:
+        layer = self._network.kernel_layer(weight)
+        if input.dim() != 4:
+            raise ConvCircuitsError(f"{layer} got an input of shape {tuple(input.shape)}; expected (N, C, H, W).")
+        if input.shape[1] != weight.shape[1] * groups:
+            raise ConvCircuitsError(
+                f"{layer} reads {weight.shape[1] * groups} channels, but got {input.shape[1]}; "
+                "give images with as many channels as the model was made for."
+            )
+        stride, dilation = _pair(stride), _pair(dilation)
+        if padding == "valid":
+            padding = 0
+        if padding == "same":
+            # An even kernel pads one more at the end, which conv2d's own argument cannot say.
+            rest = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+            left = [r // 2 for r in rest]
+            if any(2 * a != r for a, r in zip(left, rest, strict=True)):
+                input = F.pad(input, (left[1], rest[1] - left[1], left[0], rest[0] - left[0]))
+                padding = 0
+            else:
+                padding = tuple(left)
+        bias = None if bias is None else bias.detach()
+        return ConvCall(layer, input, weight.detach(), bias, stride, _pair(padding), dilation, groups)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearCall:
+        layer = self._network.kernel_layer(weight)
+        if input.shape[-1] != weight.shape[1]:
+            raise ConvCircuitsError(
+                f"{layer} reads {weight.shape[1]} values, but got {input.shape[-1]}; "
+                "give images of the size the model was made for."
+            )
+        blocks = getattr(input, "_convcircuits_blocks", input.shape[-1])
+        bias = None if bias is None else bias.detach()
+        return LinearCall(layer, input, weight.detach(), bias, blocks)
+
+
+def _follow_blocks(func: Any, args: tuple[Any, ...], result: Any) -> None:
+    """Remember on a flattened map how many channels it was made of, through element-wise functions."""
+    if not (isinstance(result, Tensor) and result.dim() == 2 and args and isinstance(args[0], Tensor)):
+        return
+    x = args[0]
+    if func in _FLATTEN and x.dim() == 4 and result.shape == (len(x), x[0].numel()):
+        result._convcircuits_blocks = x.shape[1]  # type: ignore[attr-defined]
+    elif x.shape == result.shape and hasattr(x, "_convcircuits_blocks"):
+        result._convcircuits_blocks = x._convcircuits_blocks  # type: ignore[attr-defined]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return (value, value)
+    return (int(value[0]), int(value[-1]))
+
+
+def checked_output(feature: Feature, output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+        what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ConvCircuitsError(
+            f"The output of {feature.layer} is {what}; a feature needs (N, C, H, W) or (N, C). "
+            "Choose a layer inside it or after it."
+        )
+    return output
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy the module tree and share every tensor."""
+    if not isinstance(model, nn.Module):
+        raise ConvCircuitsError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConvCircuitsError(
+            "A scripted model cannot be entered; give the model before torch.jit.script or torch.jit.trace."
+        )
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    shared = {id(t): t for t in _tensors_of(model)}
+    try:
+        return copy.deepcopy(model, shared).eval()
+    except Exception as error:
+        raise ConvCircuitsError(
+            f"The modules of {type(model).__name__} cannot be copied ({error}); convcircuits works on a copy of the "
+            "module tree that shares your weights, so each module must allow copy.deepcopy."
+        ) from error
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))

@@ -1,0 +1,212 @@
+"""A circuit: which kernels are kept. Only data; other modules run, measure and draw it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.tables import LayerTable
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """The kernels of a model that are kept for one feature.
+
+    Equality means: the same feature of the same weights, the same kernels, the same calibration.
+
+    Attributes:
+        feature: The feature that is preserved.
+        kernels: Layer name -> kept or not, bool, shape (out, in per group), in execution order.
+        saliency: Layer name -> the saliency the kernels were pruned by, same shapes; NaN where none was given.
+        relevant: How many kernels lie on a path from the image to the feature in the full model.
+        gain: Layer name -> shape (out,): a calibration, y' = gain * y + offset on the raw output of the layer,
+            before any BatchNorm. Empty where there is none.
+        offset: Layer name -> shape (out,), as ``gain``.
+        provenance: How the circuit came about, as JSON values.
+    """
+
+    feature: Feature
+    kernels: LayerTable
+    saliency: LayerTable
+    relevant: int
+    gain: LayerTable = field(default_factory=LayerTable)
+    offset: LayerTable = field(default_factory=LayerTable)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for layer, mask in self.kernels.items():
+            if mask.dtype != torch.bool or mask.dim() != 2:
+                raise ConvCircuitsError(
+                    f"The mask of {layer} is {mask.dtype} of shape {tuple(mask.shape)}; "
+                    "expected bool of shape (out, in per group)."
+                )
+        shapes = {layer: mask.shape for layer, mask in self.kernels.items()}
+        if {layer: s.shape for layer, s in self.saliency.items()} != shapes:
+            raise ConvCircuitsError("saliency and kernels must have the same layers and shapes.")
+        for name, table in (("gain", self.gain), ("offset", self.offset)):
+            for layer, values in table.items():
+                if layer not in shapes or values.shape != shapes[layer][:1]:
+                    raise ConvCircuitsError(
+                        f"The {name} of {layer} has shape {tuple(values.shape)}; expected one value per filter of "
+                        "a layer of the circuit."
+                    )
+        if len(self) > self.relevant:
+            raise ConvCircuitsError(
+                f"The circuit keeps {len(self)} kernels, more than the {self.relevant} that are relevant."
+            )
+
+    @classmethod
+    def from_masks(
+        cls,
+        model: nn.Module,
+        feature: Feature,
+        masks: Mapping[str, Tensor],
+        *,
+        input_shape: tuple[int, int, int] | None = None,
+    ) -> "Circuit":
+        """Make a circuit from masks of your own.
+
+        Args:
+            model: The model that the masks belong to.
+            feature: The feature.
+            masks: Layer name -> shape (out, in per group); bool, or numbers of which those not zero are kept. A layer
+                that is left out keeps nothing. Kernels on no path to the feature are not counted as kept.
+            input_shape: (C, H, W) of an image; guessed where not given.
+
+        Returns:
+            A circuit whose saliency is 1 for kept kernels and 0 for the others: nothing was scored.
+
+        Raises:
+            ConvCircuitsError: If a layer is unknown, a mask has another shape, or no input shape fits.
+        """
+        from convcircuits.provenance import relevant_kernels  # the one step from values to the model
+
+        relevant, provenance = relevant_kernels(model, feature, input_shape)
+        table = LayerTable(relevant)
+        for layer, mask in masks.items():
+            if mask.shape != table[layer].shape:
+                raise ConvCircuitsError(
+                    f"The mask of {layer} has shape {tuple(mask.shape)}; expected {tuple(table[layer].shape)}, "
+                    "that is (out, in per group)."
+                )
+        kernels = {
+            layer: masks[layer].detach().cpu().bool() & r if layer in masks else torch.zeros_like(r)
+            for layer, r in table.items()
+        }
+        saliency = {
+            layer: kernels[layer].float().masked_fill(~r, torch.nan) for layer, r in table.items()
+        }
+        return cls(
+            feature,
+            LayerTable(kernels),
+            LayerTable(saliency),
+            relevant=sum(int(r.sum()) for r in table.values()),
+            provenance=provenance | {"made_by": "from_masks"},
+        )
+
+    def __len__(self) -> int:
+        return sum(int(mask.sum()) for mask in self.kernels.values())
+
+    def __bool__(self) -> bool:
+        return True  # an empty circuit is still a circuit; ask len()
+
+    @property
+    def density(self) -> float:
+        """Kept kernels / relevant kernels of the full model, from 0 to 1."""
+        return len(self) / self.relevant
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return self.kernels[layer]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return (
+            self.feature == other.feature
+            and self.provenance.get("weights") == other.provenance.get("weights")
+            and self.kernels == other.kernels
+            and self.gain == other.gain
+            and self.offset == other.offset
+        )
+
+    def __and__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, torch.logical_and, "&")
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, torch.logical_or, "|")
+
+    def __sub__(self, other: "Circuit") -> "Circuit":
+        return self._combined(other, lambda a, b: a & ~b, "-")
+
+    def _combined(
+        self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str
+    ) -> "Circuit":
+        self._check_comparable(other)
+        shared = {k: v for k, v in self.provenance.items() if other.provenance.get(k) == v}
+        return Circuit(
+            self.feature,
+            LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.kernels.items()}),
+            self.saliency,
+            self.relevant,
+            provenance=shared
+            | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
+        )
+
+    def _check_comparable(self, other: "Circuit") -> None:
+        for what, mine, theirs in (
+            ("features", str(self.feature), str(other.feature)),
+            ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
+            ("layers", list(self.kernels), list(other.kernels)),
+        ):
+            if mine != theirs:
+                raise ConvCircuitsError(
+                    f"The two circuits have different {what} ({mine} and {theirs}); "
+                    "only circuits of one feature of one model combine and compare."
+                )
+        if self.feature != other.feature:
+            raise ConvCircuitsError("The two circuits preserve different directions; they do not combine.")
+
+    def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
+        """Give kernels in both / kernels in either, from 0 to 1, per layer; 1 where neither keeps any."""
+        self._check_comparable(other)
+        return {
+            layer: _iou(int((mask & other[layer]).sum()), int((mask | other[layer]).sum()))
+            for layer, mask in self.kernels.items()
+        }
+
+    def __repr__(self) -> str:
+        criterion = self.provenance.get("criterion")
+        how = f", {criterion}" if criterion else ""
+        return f"Circuit({self.feature}{how}, {len(self):,} of {self.relevant:,} kernels = {self.density:.3%})"
+
+    def summary(self) -> str:
+        """Tabulate the layers: kernels and filters kept."""
+        width = max([len(layer) for layer in self.kernels] + [5])
+        lines = [repr(self), f"{'layer':<{width}}  {'kernels kept':>21}  {'filters kept':>13}"]
+        for layer, mask in self.kernels.items():
+            counted = int((~self.saliency[layer].isnan()).sum())
+            lines.append(
+                f"{layer:<{width}}  {int(mask.sum()):>9,} / {counted:>9,}"
+                f"  {int(mask.any(1).sum()):>5,} / {len(mask):>5,}"
+            )
+        lines += [f"note: {note}" for note in self.provenance.get("notes", ())]
+        return "\n".join(lines)
+
+
+def iou(a: Circuit, b: Circuit) -> float:
+    """Give the overlap of two circuits: kernels in both / kernels in either, from 0 to 1.
+
+    Raises:
+        ConvCircuitsError: If they are circuits of different features or models.
+    """
+    return _iou(len(a & b), len(a | b))
+
+
+def _iou(both: int, either: int) -> float:
+    return both / either if either else 1.0

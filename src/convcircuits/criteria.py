@@ -1,0 +1,285 @@
+"""Criteria: functions that give every kernel a saliency.
+
+A one-shot criterion is ``criterion(trace, **options) -> {layer: (out, in per group)}``. One that must know the budget
+takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through ``find`` alone. Options
+are keyword-only and belong to the criterion. ``trace.mean`` is the one loop over images.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from convcircuits.circuit import Circuit
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.ranking import in_order, top
+from convcircuits.tracing import Batch, Trace
+
+Saliency = dict[str, Tensor]
+Criterion = Callable[..., Mapping[str, Tensor]]
+Collapse = Literal["abs", "sum", "square"]
+Normalizer = Literal["published", "sum", "layer_l2"]
+
+# dL/df of the scalar L that a map is collapsed to: the sum over positions of |f|, f or f^2.
+_COLLAPSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.sign,
+    "sum": torch.ones_like,
+    "square": lambda f: 2 * f,
+}
+
+
+def actgrad(
+    trace: Trace,
+    *,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+    signed: bool = False,
+) -> Saliency:
+    """Score |activation x gradient| of each kernel's pre-sum map: mean_n mean_hw |z_oi(h, w) g_o(h, w)|.
+
+    Args:
+        trace: The feature's images.
+        collapse: The scalar L that g = dL/d(out) differentiates: the sum over positions of |f|, f or f^2.
+        normalizer: What stands before the sum over positions: 1 / HW (``"published"``), 1 (``"sum"``), or 1 and
+            then each layer divided by its L2 norm (``"layer_l2"``).
+        signed: Leave out the absolute value.
+
+    Source: Hamblin et al., arXiv 2206.01627.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        for layer in batch.backward(_gradient(batch, collapse)):
+            groups, out, inputs, _ = layer.calls[0][0].kernels.shape
+            total = layer.calls[0][1].new_zeros(groups, out, inputs)
+            for channels, products in layer.position_products():
+                products = products if signed else products.abs_()
+                total[:, :, channels] += products.sum(4).sum(0).transpose(1, 2)
+            scale = 1 / layer.positions if normalizer == "published" else 1.0
+            yield layer.name, layer.per_kernel(total) * scale
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def snip(
+    trace: Trace,
+    *,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+    signed: bool = False,
+) -> Saliency:
+    """Score |weight x gradient| per image: mean_n mean_khkw |w dL_n/dw|.
+
+    Args:
+        trace: The feature's images.
+        collapse: The scalar L: the sum over positions of |f|, f or f^2.
+        normalizer: What stands before the sum over kernel elements: 1 / (kh kw) (``"published"``), 1 (``"sum"``), or
+            1 and then each layer divided by its L2 norm (``"layer_l2"``).
+        signed: Leave out the absolute value.
+
+    Source: Lee et al., arXiv 1810.02340; for features Hamblin et al., arXiv 2206.01627.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        for layer in batch.backward(_gradient(batch, collapse)):
+            products = (p if signed else p.abs_() for p in layer.weight_products())
+            scale = 1 / layer.kernel_size if normalizer == "published" else 1.0
+            total = sum(product.sum(3) for product in products)
+            yield layer.name, layer.per_kernel(total) * scale  # type: ignore[arg-type]
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def gauss_newton(
+    trace: Trace, *, draws: int = 4, centred: bool = False, normalizer: Normalizer = "published"
+) -> Saliency:
+    """Score the squared change of the map when a kernel alone goes: mean_n sum_p (df_p / dm_oi)^2, estimated.
+
+    With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
+    orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
+
+    Args:
+        trace: The feature's images.
+        draws: How many fields of signs, each one backward pass.
+        centred: Let a kernel that goes be replaced by the mean of its map over images and positions, so that only
+            its variation counts: z - mean z in place of z.
+        normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ConvCircuitsError(f"draws is a number of sign fields from 1; got {draws!r}.")
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        fields = _signs(batch.maps, 1 if batch.indices is not None else draws, trace.seed)
+        for draw, signs in enumerate(fields):
+            for layer in batch.backward(signs.expand_as(batch.maps)):
+                sums = torch.stack([product.sum(3) for product in layer.weight_products()]).double()
+                yield f"{layer.name} aa", layer.per_kernel((sums**2).sum(0)) / len(fields)
+                if centred:
+                    # (a - zbar b)^2 opened up, since zbar is known only after the last image.
+                    b = layer.filter_gradients().double()[..., None].expand_as(sums)
+                    yield f"{layer.name} ab", layer.per_kernel((sums * b).sum(0)) / len(fields)
+                    yield f"{layer.name} bb", layer.per_kernel((b**2).sum(0)) / len(fields)
+                    if draw == 0:
+                        read, count = layer.input_sums()
+                        kernels = layer.calls[0][0].kernels.double()
+                        zbar = torch.einsum("goik,gik->goi", kernels, read) / (count / layer.images)
+                        yield f"{layer.name} z", layer.per_kernel(zbar)
+
+    means = trace.mean(contribution)
+    saliency = {}
+    for layer in trace.shapes:
+        if f"{layer} aa" in means:
+            value = means[f"{layer} aa"]
+            if centred:
+                z = means[f"{layer} z"]
+                value = value - 2 * z * means[f"{layer} ab"] + z**2 * means[f"{layer} bb"]
+            saliency[layer] = value.clamp_min(0)
+    return _normalized(saliency, normalizer)
+
+
+def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
+    """Score the size of the weights: mean |w| over the kernel (a baseline that sees no image).
+
+    Args:
+        trace: The feature's images.
+        normalizer: ``"published"`` is the mean over kernel elements, ``"sum"`` their sum, ``"layer_l2"`` that sum
+            divided by the layer's L2 norm.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        for name, kernels, layer in batch.weights():
+            size = kernels.abs().mean(3) if normalizer == "published" else kernels.abs().sum(3)
+            yield name, layer.per_kernel(size) * batch.size
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def random(trace: Trace) -> Saliency:
+    """Draw every saliency uniformly from [0, 1) (a baseline)."""
+    return {
+        layer: torch.rand(shape, generator=_generator(trace.seed, layer), dtype=torch.float64)
+        for layer, shape in trace.shapes.items()
+    }
+
+
+def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
+    """Draw at random, with as many kernels in each layer as another circuit keeps (a baseline).
+
+    The kernel at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many kernels as
+    ``like`` has, each layer keeps exactly its count; pruned to others, a proportional share.
+
+    Args:
+        trace: The feature's images.
+        like: The circuit whose counts are taken.
+    """
+    saliency = {}
+    for layer, relevant in trace.relevant.items():
+        count = int((like[layer] & relevant).sum())
+        order = torch.randperm(int(relevant.sum()), generator=_generator(trace.seed, layer))
+        saliency[layer] = torch.zeros(relevant.shape, dtype=torch.float64)
+        saliency[layer][relevant] = count / (order.double() + 0.5)
+    return saliency
+
+
+def force(
+    trace: Trace,
+    kernels: int,
+    *,
+    steps: int = 10,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+) -> Saliency:
+    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive kernels.
+
+    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) kernels, the last exactly k. A masked kernel is
+    scored by its unmasked weight and the masked network's gradient. Dead filters keep their biases, else nothing
+    could be revived. The mask that results is scored once more: a layer whose scores are all zero has collapsed.
+    Then the loop goes no further: the k best by the last scores that were not collapsed are kept, and a note says so.
+
+    Args:
+        trace: The feature's images.
+        kernels: k, how many kernels to keep.
+        steps: T.
+        collapse: As for ``snip``.
+        normalizer: As for ``snip``.
+
+    Returns:
+        The scores whose k best are the mask.
+
+    Source: de Jorge et al., arXiv 2006.09081; for features Hamblin et al., arXiv 2206.01627.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConvCircuitsError(f"steps is a number of pruning steps from 1; got {steps!r}.")
+    options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
+    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    scores = snip(trace, **options)
+    for step in range(1, steps + 1):
+        share = step / steps
+        count = math.ceil(math.exp(share * math.log(kernels) + (1 - share) * math.log(relevant)))
+        count = kernels if step == steps else min(max(count, kernels), relevant)
+        mask = top(in_order(scores, trace.relevant), count)
+        rescored = snip(trace.masked(mask), **options)
+        dead = [
+            layer
+            for layer, on_path in trace.relevant.items()
+            if layer not in rescored or not bool(rescored[layer][on_path].any())
+        ]
+        if dead:
+            trace.notes.append(
+                f"FORCE collapsed at step {step} of {steps} ({count} kernels kept): no gradient reaches "
+                f"{', '.join(dead)}. The circuit is the {kernels} best by the scores before that step."
+            )
+            break
+        if step < steps:
+            scores = rescored
+    return scores
+
+
+CRITERIA: dict[str, Criterion] = {
+    "actgrad": actgrad,
+    "snip": snip,
+    "gauss_newton": gauss_newton,
+    "force": force,
+    "magnitude": magnitude,
+    "random": random,
+    "layer_random": layer_random,
+}
+
+
+def _gradient(batch: Batch, collapse: Collapse) -> Tensor:
+    if collapse not in _COLLAPSE:
+        raise ConvCircuitsError(f"collapse is one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
+    return _COLLAPSE[collapse](batch.maps)
+
+
+def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
+    if normalizer not in ("published", "sum", "layer_l2"):
+        raise ConvCircuitsError(
+            f"normalizer is one of 'published', 'sum', 'layer_l2'; got {normalizer!r}."
+        )
+    if normalizer != "layer_l2":
+        return saliency
+    return {layer: s / (float(torch.linalg.vector_norm(s)) or 1.0) for layer, s in saliency.items()}
+
+
+def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
+    """Give random fields of signs shaped as one map, orthogonal to each other in blocks of positions.
+
+    On a single position all draws say the same, so one is given.
+    """
+    shape, count = maps.shape[1:], maps[0].numel()
+    size = 1 << (min(draws, count) - 1).bit_length()
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < size:
+        hadamard = torch.cat((torch.cat((hadamard, hadamard), 1), torch.cat((hadamard, -hadamard), 1)))
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1
+    columns = torch.randperm(count, generator=generator) % size
+    return [(signs * row[columns]).to(maps).reshape(shape) for row in hadamard[: min(draws, count)]]
+
+
+def _generator(seed: int, layer: str) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 32) + zlib.crc32(layer.encode()))
+

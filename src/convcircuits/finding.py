@@ -1,0 +1,284 @@
+"""Find a circuit: score kernels by a criterion and keep the best."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.batches import Batches, Images, Progress
+from convcircuits.capture import Network
+from convcircuits.circuit import Circuit
+from convcircuits.criteria import CRITERIA, Criterion
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.masking import Subject
+from convcircuits.provenance import check_same_model, describe
+from convcircuits.ranking import in_order, top
+from convcircuits.reach import survey
+from convcircuits.scores import Scores
+from convcircuits.tables import LayerTable, suggest
+from convcircuits.tracing import Trace
+
+MEMORY = 64 * 2**20
+"""Bytes of working memory for one chunk of pre-sum maps where nothing is said."""
+
+
+def score(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    criterion: str | Criterion = "gauss_newton",
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Scores:
+    """Score every kernel that a feature depends on, in one pass over the images.
+
+    Scores are means over images: the same for any batch size and order, to rounding. The model is not changed.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: What is to be preserved.
+        images: (N, C, H, W), or a re-iterable of such tensors or (tensor, label) batches, prepared for the model.
+        criterion: A name in ``CRITERIA``, or a function of the same shape.
+        circuit: Score inside this circuit, run as ``evaluate`` runs it; kernels outside it get NaN.
+        batch_size: The most images that run at once.
+        seed: For criteria that draw.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
+        progress: Called with images done and images in all (or None).
+        **options: The criterion's own, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
+
+    Returns:
+        Scores on the CPU; float64 for a float64 model, else float32.
+
+    Raises:
+        ConvCircuitsError: If feature, images, criterion or an option do not fit, or the criterion is iterative.
+    """
+    function = _criterion(criterion)
+    if _needs_budget(function):
+        raise ConvCircuitsError(
+            f"{_name(criterion)} must know how many kernels are to be kept; use "
+            f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
+        )
+    _check_options(function, criterion, options)
+    trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
+    saliency = function(trace, **options)
+    return _scores(trace, batches, saliency, criterion, options, circuit)
+
+
+def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
+    """Keep the kernels with the highest scores: exactly so many, whatever ties there are.
+
+    Ties go by layer in execution order, then filter, then input channel; so smaller circuits lie inside larger ones.
+
+    Args:
+        scores: From ``score``.
+        density: Kept kernels as a share of the kernels that have a score, in (0, 1]; rounded, at least one.
+        kernels: How many to keep, in place of a density.
+
+    Raises:
+        ConvCircuitsError: If neither or both are given, or they are out of range.
+    """
+    count = _budget(scores.relevant, density, kernels)
+    provenance = dict(scores.provenance) | {
+        "kernels": count,
+        "asked": {"density": density} if kernels is None else {"kernels": kernels},
+    }
+    return Circuit(
+        scores.feature,
+        LayerTable(top(scores.kernels, count)),
+        scores.kernels,
+        scores.relevant_in_model,
+        provenance=provenance,
+    )
+
+
+def find(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    criterion: str | Criterion = "gauss_newton",
+    density: float | None = None,
+    kernels: int | None = None,
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Circuit:
+    """Find a circuit with any criterion, iterative ones too.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: What is to be preserved.
+        images: As for ``score``.
+        criterion: A name in ``CRITERIA``, or a function of the same shape.
+        density: Kept kernels as a share of the relevant ones, in (0, 1].
+        kernels: How many to keep, in place of a density.
+        circuit: Find inside this circuit.
+        batch_size: The most images that run at once.
+        seed: For criteria that draw.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
+        progress: Called with images done and images in all (or None).
+        **options: The criterion's own, such as ``steps=10`` for FORCE.
+
+    Raises:
+        ConvCircuitsError: As for ``score`` and ``prune``.
+    """
+    function = _criterion(criterion)
+    _check_options(function, criterion, options)
+    _budget(1, density, kernels if kernels is None else min(kernels, 1))  # before any work is done
+    trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
+    if _needs_budget(function):
+        relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+        saliency = function(trace, _budget(relevant, density, kernels), **options)
+    else:
+        saliency = function(trace, **options)
+    scores = _scores(trace, batches, saliency, criterion, options, circuit)
+    return prune(scores, density=density, kernels=kernels)
+
+
+def _trace(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    circuit: Circuit | None,
+    batch_size: int,
+    seed: int,
+    memory: int,
+    progress: Progress | None,
+) -> tuple[Trace, Batches]:
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ConvCircuitsError(f"memory is a number of bytes from 1; got {memory!r}.")
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    shape = batches.first_shape()
+    found = survey(network, feature, shape)
+    subject = Subject(network, feature, found)
+    scored, masks = found.kernels, None
+    if circuit is not None:
+        check_circuit(circuit, subject)
+        masks = subject.masks(circuit, shape, effective=True)
+        scored = {layer: mask & circuit[layer] for layer, mask in found.kernels.items()}
+        if len(circuit) == 0:
+            raise ConvCircuitsError("The circuit to score inside keeps no kernel.")
+    trace = Trace(
+        subject,
+        batches,
+        relevant=scored,
+        masks=masks,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
+    return trace, batches
+
+
+def check_circuit(circuit: Circuit, subject: Subject) -> None:
+    """Refuse a circuit that was not made for this model's weights.
+
+    Raises:
+        ConvCircuitsError: If the weights' hashes differ.
+    """
+    if not isinstance(circuit, Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    check_same_model(circuit.provenance, describe(subject.network, subject.feature, subject.survey))
+
+
+def _scores(
+    trace: Trace,
+    batches: Batches,
+    saliency: Mapping[str, Tensor],
+    criterion: str | Criterion,
+    options: Mapping[str, Any],
+    circuit: Circuit | None,
+) -> Scores:
+    if batches.count == 0:
+        for _ in batches:  # a criterion that sees no image: count and hash them all the same
+            pass
+    subject = trace.subject
+    dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
+    kernels = in_order(saliency, trace.relevant)
+    for layer, values in kernels.items():
+        if values.shape != trace.shapes[layer]:
+            raise ConvCircuitsError(
+                f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
+                f"{trace.shapes[layer]}, that is (out, in per group)."
+            )
+        if not bool(values[trace.relevant[layer]].isfinite().all()):
+            raise ConvCircuitsError(
+                f"{_name(criterion)} gave NaN or Inf in {layer}; are the model's weights and images of sane size?"
+            )
+    provenance = describe(subject.network, subject.feature, subject.survey) | {
+        "criterion": _name(criterion),
+        "options": {key: _as_json(value) for key, value in options.items()},
+        "seed": trace.seed,
+        "images": batches.describe(),
+        "notes": list(trace.notes),
+    }
+    if circuit is not None:
+        provenance["inside"] = dict(circuit.provenance)
+    return Scores(
+        subject.feature,
+        LayerTable({layer: values.to(dtype) for layer, values in kernels.items()}),
+        relevant_in_model=sum(int(mask.sum()) for mask in subject.survey.kernels.values()),
+        provenance=provenance,
+    )
+
+
+def _criterion(criterion: str | Criterion) -> Criterion:
+    if callable(criterion):
+        return criterion
+    if criterion not in CRITERIA:
+        raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
+    return CRITERIA[criterion]
+
+
+def _name(criterion: str | Criterion) -> str:
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+
+
+def _needs_budget(function: Criterion) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
+
+
+def _check_options(function: Criterion, criterion: str | Criterion, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for option in options:
+        if option not in known:
+            raise ConvCircuitsError(f"{_name(criterion)} has no option {option!r}. {suggest(option, known)}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise ConvCircuitsError(f"{_name(criterion)} needs the option {name}=...")
+
+
+def _budget(relevant: int, density: float | None, kernels: int | None) -> int:
+    if (density is None) == (kernels is None):
+        raise ConvCircuitsError("Give either density=, a share in (0, 1], or kernels=, a number.")
+    if density is not None:
+        if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+            raise ConvCircuitsError(f"density is a share in (0, 1]; got {density!r}.")
+        return max(1, round(density * relevant))
+    if isinstance(kernels, bool) or not isinstance(kernels, int) or kernels < 1:
+        raise ConvCircuitsError(f"kernels is a whole number from 1; got {kernels!r}.")
+    if kernels > relevant:
+        raise ConvCircuitsError(f"{kernels} kernels were asked for, but only {relevant} have a score.")
+    return kernels
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Circuit):
+        return dict(value.provenance)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

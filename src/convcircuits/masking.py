@@ -1,0 +1,143 @@
+"""Run a model with only some of its kernels."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convcircuits.capture import KernelCall, Network
+from convcircuits.circuit import Circuit
+from convcircuits.feature import Feature
+from convcircuits.reach import Survey, survey
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Kernels that a run keeps, with the calibration it applies.
+
+    Attributes:
+        kernels: Layer name -> bool (out, in per group). A layer that is not named is left as it is.
+        gain: Layer name -> (out,), on the raw output of live filters.
+        offset: Layer name -> (out,), as ``gain``.
+        silent: Whether a filter without any kept kernel adds nothing: its bias and the shift of a BatchNorm that
+            directly follows are removed. Without it they stay (the published semantics).
+    """
+
+    kernels: Mapping[str, Tensor]
+    gain: Mapping[str, Tensor] = field(default_factory=dict)
+    offset: Mapping[str, Tensor] = field(default_factory=dict)
+    silent: bool = True
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Masks":
+        """Move to the device; gain and offset also to the dtype."""
+        return Masks(
+            {layer: mask.to(device) for layer, mask in self.kernels.items()},
+            {layer: gain.to(device, dtype) for layer, gain in self.gain.items()},
+            {layer: offset.to(device, dtype) for layer, offset in self.offset.items()},
+            self.silent,
+        )
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        """Compute a kernel call with the kept kernels alone."""
+        if call.layer not in self.kernels:
+            return call.compute()
+        mask = self.kernels[call.layer]
+        mask = mask if call.rows is None else mask[call.rows]
+        live = mask.any(1)
+        bias = call.bias
+        if bias is not None and self.silent:
+            bias = bias * live
+        output = call.compute(call.weight * call.per_kernel(mask), bias)
+        if call.layer in self.gain or call.layer in self.offset:
+            output = self._calibrated(call, output, live)
+        if self.silent:
+            output._convcircuits_live = live  # type: ignore[attr-defined]
+        return output
+
+    def norm(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute a normalisation; a BatchNorm gives no shift to filters that are dead."""
+        output: Tensor = function(input, *args, **kwargs)
+        live = getattr(input, "_convcircuits_live", None)
+        if function is F.batch_norm and live is not None:
+            output = output * _along(live, output, 1)
+        return output
+
+    def _calibrated(self, call: KernelCall, output: Tensor, live: Tensor) -> Tensor:
+        for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
+            if call.layer in table:
+                values = table[call.layer]
+                values = values if call.rows is None else values[call.rows]
+                output = rule(output, _along(values, output, call.channel_dim))
+        return output * _along(live, output, call.channel_dim)
+
+
+def _in_full(call: KernelCall) -> Tensor:
+    return call.compute()
+
+
+def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
+    shape = [1] * maps.dim()
+    shape[dim] = -1
+    return values.reshape(shape)
+
+
+class Subject:
+    """A feature of a model, surveyed and ready to run.
+
+    Args:
+        network: The model.
+        feature: The feature.
+        found: What the survey of the feature in the full model told.
+    """
+
+    def __init__(self, network: Network, feature: Feature, found: Survey) -> None:
+        self.network, self.feature, self.survey = network, feature, found
+        self._rows = found.rows.to(network.device)
+        self._coefficients = found.coefficients.to(network.device, network.dtype)
+
+    def maps(
+        self,
+        images: Tensor,
+        masks: Masks | None = None,
+        watch: Callable[[KernelCall, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Run the full model, or the masked one; give the feature's maps, (N, H, W) or (N,).
+
+        ``watch`` is told of every kernel call and its output.
+        """
+        compute = _in_full if masks is None else masks.kernel
+
+        def kernel(call: KernelCall) -> Tensor:
+            output = compute(call)
+            if watch is not None:
+                watch(call, output)
+            return output
+
+        output = self.network.run(
+            self.feature,
+            images,
+            kernel,
+            norm=None if masks is None else masks.norm,
+            rows=self._rows if self.survey.direct else None,
+            copied=self.survey.copied,
+        )
+        if not self.survey.direct:
+            output = output.index_select(1, self._rows)
+        if len(self._rows) == 1:
+            return output[:, 0] * self._coefficients[0]
+        return torch.einsum("nc...,c->n...", output, self._coefficients)
+
+    def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Keep of some masks the kernels on a complete path image -> feature inside them."""
+        inside = survey(self.network, self.feature, input_shape, kernels).kernels
+        return {layer: inside[layer] & kernels[layer] for layer in kernels}
+
+    def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
+        """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
+        kernels = self.effective(circuit.kernels, input_shape) if effective else dict(circuit.kernels)
+        masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective)
+        return masks.to(self.network.device, self.network.dtype)
+

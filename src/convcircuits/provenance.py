@@ -1,0 +1,81 @@
+"""Where a result comes from: enough to tell what it is and to make it again."""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+import convcircuits
+from convcircuits.capture import Network
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.reach import Survey, survey_of_unknown_size
+
+# Digests of tensors by identity and version, so that a model is read once, not at every call.
+_DIGESTS = WeakTensorKeyDictionary()
+
+
+def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, Any]:
+    """Say which feature of which weights, in which versions."""
+    return {
+        "model": network.name,
+        "weights": weights_hash(network, survey),
+        "feature": str(feature),
+        "versions": {
+            "convcircuits": convcircuits.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def weights_hash(network: Network, survey: Survey) -> str:
+    """Hash the weights of the modules that run before the feature is reached (hexadecimal, 32 digits)."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(network.state(survey.modules).items()):
+        whole.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        whole.update(_digest(tensor))
+    return whole.hexdigest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    # Writing through .data does not raise the version, so the sum is part of the key.
+    key = (tensor.data_ptr(), tensor._version, str(tensor.detach().sum().item()))
+    known = _DIGESTS.get(tensor)
+    if known is not None and known[0] == key:
+        return bytes(known[1])
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    digest = hashlib.blake2b(raw, digest_size=16).digest()
+    _DIGESTS[tensor] = (key, digest)
+    return digest
+
+
+def check_same_model(provenance: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse a circuit or scores that belong to other weights.
+
+    Raises:
+        ConvCircuitsError: If the hashes of the weights differ.
+    """
+    if provenance.get("weights") != present["weights"]:
+        raise ConvCircuitsError(
+            f"This belongs to another model: it was made with {provenance.get('model')} of weights "
+            f"{str(provenance.get('weights'))[:8]}, and the model given is {present['model']} of weights "
+            f"{present['weights'][:8]}. Give the model it was made with, or find the circuit again."
+        )
+
+
+def relevant_kernels(
+    model: nn.Module, feature: Feature, input_shape: tuple[int, int, int] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the relevant kernels of a model without images, and where they come from.
+
+    Raises:
+        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
+    """
+    network = Network(model)
+    found = survey_of_unknown_size(network, feature, input_shape)
+    return found.kernels, describe(network, feature, found)

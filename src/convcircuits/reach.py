@@ -1,0 +1,249 @@
+"""Which kernels reach a feature: on some path image -> feature, in the full model or inside a circuit.
+
+One probe answers: the model runs once on two images, with each kernel call replaced by a link that only asks which
+channels are live. A channel is live when it differs between the two images: constants (a bias, the sigmoid of a dead
+filter) do not. A filter is live when a kept kernel of it reads a live channel; its map is then made up afresh, so
+that nothing underflows however deep the net is, and the second image's is larger than the first's, so that nothing
+cancels at an addition. One backward pass from the feature says in the same way which filters lead to it. The weights' values
+play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convcircuits.capture import ConvCall, KernelCall, Network, checked_output
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one probe of a model tells about a feature.
+
+    Attributes:
+        kernels: Layer name -> bool (out, in per group), in execution order: kernels on a path image -> feature.
+        rows: Channels that the feature reads in its layer.
+        coefficients: The feature's coefficient on each of them.
+        direct: The layer's output is that of its one kernel call, so that other filters need not be computed.
+        copied: Layers whose input is overwritten in place later in the same pass.
+        modules: Names of the modules that run before the feature is reached.
+    """
+
+    kernels: dict[str, Tensor]
+    rows: Tensor
+    coefficients: Tensor
+    direct: bool
+    copied: frozenset[str]
+    modules: tuple[str, ...]
+
+
+def survey(
+    network: Network,
+    feature: Feature,
+    input_shape: tuple[int, ...],
+    masks: Mapping[str, Tensor] | None = None,
+) -> Survey:
+    """Probe which kernels are on a path from the image to the feature, in the full model or inside masks.
+
+    Args:
+        network: The model.
+        feature: The feature.
+        input_shape: (C, H, W) of an image.
+        masks: Layer name -> bool (out, in per group); only kept kernels conduct. A layer that is not named conducts
+            nothing.
+
+    Raises:
+        ConvCircuitsError: If the layer, the call or the unit does not exist, if the layer runs several times and
+            the feature does not say which call, or if no kernel lies on a path (in the full model).
+    """
+    probe = _Probe(network, feature, masks)
+    generator = torch.Generator().manual_seed(0)
+    images = (_made_up(generator, input_shape[0]))[:, :, None, None].expand(2, *input_shape)
+    images = images.to(network.device).contiguous().requires_grad_()
+    with torch.enable_grad():
+        try:
+            network.forward(images, probe.kernel, probe.norm, probe.on_exit)
+        except ConvCircuitsError:
+            if probe.total is None:
+                raise
+        except Exception as error:
+            # What comes after the feature need not run: a head may want another image size.
+            if probe.total is None:
+                raise ConvCircuitsError(
+                    f"{network.name} cannot run on images of shape {tuple(input_shape)}: {error}"
+                ) from error
+        return probe.finish(images, full=masks is None)
+
+
+def _made_up(generator: torch.Generator, channels: int) -> Tensor:
+    """Make one value per image and channel, small and positive, the second image's the larger: (2, channels)."""
+    return 0.1 + 0.04 * torch.rand(2, channels, generator=generator) + torch.tensor([[0.0], [0.05]])
+
+
+class _Probe:
+    def __init__(
+        self, network: Network, feature: Feature, masks: Mapping[str, Tensor] | None
+    ) -> None:
+        self.network, self.feature, self.masks = network, feature, masks
+        self.target = network.layer(feature.layer)
+        self.generator = torch.Generator().manual_seed(1)
+        self.found: dict[str, Tensor] = {}
+        self.read: list[tuple[str, Tensor, int]] = []
+        self.modules: dict[str, None] = {}
+        self.calls = 0
+        self.total: Tensor | None = None
+        self.direct = False
+        self.last: tuple[Any, KernelCall | None] = (None, None)
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        out, inputs = call.kernels.shape[0] * call.kernels.shape[1], call.kernels.shape[2]
+        if self.masks is None:
+            mask = torch.ones(out, inputs, dtype=torch.bool, device=call.x.device)
+        elif call.layer in self.masks:
+            mask = self.masks[call.layer].to(call.x.device)
+        else:
+            mask = torch.zeros(out, inputs, dtype=torch.bool, device=call.x.device)
+        if self.total is None:
+            found = self.found.setdefault(call.layer, torch.zeros_like(mask))
+            if found.shape != mask.shape:
+                raise ConvCircuitsError(
+                    f"Two kernel calls of different shape, {tuple(found.shape)} and {tuple(mask.shape)}, go by the "
+                    f"name {call.layer!r}: their weights are computed in one module's forward. Give each its own "
+                    "nn.Conv2d or nn.Linear."
+                )
+            self.read.append((call.layer, call.x, call.x._version))
+        else:
+            found = torch.zeros_like(mask)  # after the feature: of no interest
+        result: Tensor = _Link.apply(call.x, call, mask, found, self.generator)
+        self.last = (result, call)
+        return result
+
+    def norm(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if function is F.layer_norm:  # statistics mix what they are taken over
+            shape = args[0] if args else kwargs["normalized_shape"]
+            return input + input.mean(tuple(range(-len(shape), 0)), keepdim=True)
+        if function is F.group_norm:
+            groups = args[0] if args else kwargs["num_groups"]
+            grouped = input.reshape(len(input), groups, -1)
+            return input + (grouped.mean(2, keepdim=True).expand_as(grouped)).reshape(input.shape)
+        return input
+
+    def on_exit(self, module: nn.Module, output: Any) -> None:
+        if self.total is None:
+            self.modules[self.network.running()] = None
+        if module is not self.target:
+            return
+        self.calls += 1
+        if self.calls - 1 != (self.feature.call or 0):
+            return
+        output = checked_output(self.feature, output)
+        self.rows, self.coefficients = self.feature.rows(output.shape[1])
+        result, call = self.last
+        self.direct = output is result and call is not None and call.groups == 1
+        self.modules.update(dict.fromkeys(self.network.all_running()))
+        self.total = output.index_select(1, self.rows.to(output.device)).sum()
+
+    def finish(self, images: Tensor, *, full: bool) -> Survey:
+        name, layer = self.network.name, self.feature.layer
+        if self.total is None:
+            count = "never runs" if self.calls == 0 else f"runs only {self.calls} times"
+            raise ConvCircuitsError(f"{layer} {count} when {name} is called, so it carries no such feature.")
+        if self.calls > 1 and self.feature.call is None:
+            raise ConvCircuitsError(
+                f"{layer} runs {self.calls} times in one forward pass of {name}; say which call is meant: "
+                f"Feature({layer!r}, ..., call=k) with k from 0 to {self.calls - 1}."
+            )
+        if self.total.requires_grad:
+            torch.autograd.grad(self.total, [images], allow_unused=True)
+        overwritten = frozenset(layer for layer, x, version in self.read if x._version != version)
+        kernels = {layer: k.cpu() for layer, k in self.found.items() if not full or bool(k.any())}
+        if full and not kernels:
+            raise ConvCircuitsError(
+                f"No kernel lies between the image and {layer}, so there is no circuit to find; "
+                "choose a later layer."
+            )
+        return Survey(
+            kernels, self.rows, self.coefficients, self.direct, overwritten, tuple(self.modules)
+        )
+
+
+class _Link(torch.autograd.Function):
+    """Conduct liveness through one kernel call, forward to its filters and back to what it reads."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, call: KernelCall, mask: Tensor, found: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        groups = call.groups
+        conducting = mask.reshape(groups, -1, mask.shape[1]) & call.alive()[:, None]
+        live = conducting.any(2).flatten()
+        ctx.call, ctx.conducting, ctx.found, ctx.generator = call, conducting, found, generator
+        values = _made_up(generator, len(live)).to(x.device) * live
+        return _filled_output(call, values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+        call, conducting = ctx.call, ctx.conducting
+        leads = (call.by_position(gradients[0]) != 0).any(3).any(0)
+        on_path = conducting & leads[:, :, None]
+        ctx.found |= on_path.reshape(ctx.found.shape)
+        leads_in = on_path.any(1).flatten()
+        values = _made_up(ctx.generator, len(leads_in)).to(leads_in.device) * leads_in
+        return call.spread(values), None, None, None, None
+
+
+def _filled_output(call: KernelCall, values: Tensor) -> Tensor:
+    """Make a map of the call's output shape from one value per image and filter."""
+    if isinstance(call, ConvCall):
+        spans = zip(
+            call.x.shape[2:], call.weight.shape[2:], call.stride, call.padding, call.dilation, strict=True
+        )
+        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in spans]
+        if min(size) < 1:
+            raise ConvCircuitsError(
+                f"A map of {call.x.shape[2]} x {call.x.shape[3]} is too small for {call.layer}; "
+                "give larger images."
+            )
+        return values[:, :, None, None].expand(-1, -1, *size).clone(memory_format=torch.contiguous_format)
+    between = call.x.dim() - 2
+    return (
+        values.reshape(2, *[1] * between, -1)
+        .expand(*call.x.shape[:-1], -1)
+        .clone(memory_format=torch.contiguous_format)
+    )
+
+
+def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
+    """List image shapes that a model may want, the likeliest first."""
+    for name in ("default_cfg", "pretrained_cfg"):
+        config = getattr(model, name, None)
+        size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
+        if size is not None:
+            return [(int(size[0]), int(size[1]), int(size[2]))]
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = 3 if conv is None else conv.in_channels
+    return [(channels, side, side) for side in (224, 32, 28, 64, 96, 128, 256, 299, 16, 12, 10, 8)]
+
+
+def survey_of_unknown_size(
+    network: Network, feature: Feature, input_shape: tuple[int, int, int] | None
+) -> Survey:
+    """Survey a model on images of a given shape, or of the first shape that it accepts.
+
+    Raises:
+        ConvCircuitsError: If it accepts none.
+    """
+    if input_shape is not None:
+        return survey(network, feature, input_shape)
+    network.layer(feature.layer)
+    for shape in guessed_input_shapes(network.module):
+        try:
+            return survey(network, feature, shape)
+        except ConvCircuitsError as error:
+            problem = error
+    raise ConvCircuitsError(f"{problem} Give input_shape=(C, H, W).") from problem

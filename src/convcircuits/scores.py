@@ -1,0 +1,57 @@
+"""Scores: a saliency for every kernel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from convcircuits.feature import Feature
+from convcircuits.tables import LayerTable
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A saliency for every kernel that a feature depends on.
+
+    Two Scores are equal when feature, layers, values and provenance are.
+
+    Attributes:
+        feature: The feature that was scored.
+        kernels: Layer name -> saliency, shape (out, in per group), in execution order. NaN where the kernel is on
+            no path from the image to the feature, or outside the circuit that was scored inside.
+        relevant_in_model: How many kernels lie on a path in the full model.
+        provenance: How the scores came about, as JSON values.
+    """
+
+    feature: Feature
+    kernels: LayerTable
+    relevant_in_model: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def relevant(self) -> int:
+        """How many kernels have a score."""
+        return sum(int((~s.isnan()).sum()) for s in self.kernels.values())
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return self.kernels[layer]
+
+    def __repr__(self) -> str:
+        criterion = self.provenance.get("criterion", "?")
+        return f"Scores({self.feature}, {criterion}, {self.relevant} kernels in {len(self.kernels)} layers)"
+
+    def summary(self) -> str:
+        """Tabulate the layers: kernels scored, their share of the total saliency, the largest."""
+        totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.kernels.items()}
+        whole = sum(totals.values()) or 1.0
+        width = max([len(layer) for layer in self.kernels] + [5])
+        lines = [repr(self), f"{'layer':<{width}}  {'kernels':>9}  {'share':>7}  {'largest':>10}"]
+        lines += [
+            f"{layer:<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
+            f"  {float(s.nan_to_num().max()):>10.4g}"
+            for layer, s in self.kernels.items()
+        ]
+        return "\n".join(lines)

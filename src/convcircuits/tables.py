@@ -1,0 +1,67 @@
+"""One immutable table for everything that is kept per layer."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from convcircuits.errors import ConvCircuitsError
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """Name what is near to a word that was not found, for the end of an error message."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=5, cutoff=0.4)
+    if near:
+        return f"Near names: {', '.join(near)}."
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"Known names: {shown}." if known else "There are none."
+
+
+class LayerTable(Mapping[str, torch.Tensor]):
+    """Tensors by layer name, in execution order; on the CPU, detached, and not to be written to.
+
+    Equality compares names, order, shapes and values (NaN equals NaN).
+    """
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        self._tensors = {
+            layer: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+            for layer, tensor in (tensors or {}).items()
+        }
+
+    def __getitem__(self, layer: str) -> torch.Tensor:
+        try:
+            return self._tensors[layer]
+        except KeyError:
+            raise ConvCircuitsError(
+                f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}"
+            ) from None
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerTable):
+            return NotImplemented
+        return list(self) == list(other) and all(
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+            and bool(torch.equal(a.isnan(), b.isnan()))
+            for a, b in zip(self.values(), other.values(), strict=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{layer}: {tuple(tensor.shape)}" for layer, tensor in self.items())
+        return f"LayerTable({inside})"

@@ -1,0 +1,231 @@
+"""What criteria see: for each batch of images, what every kernel read and the gradient of what it wrote."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from convcircuits.batches import Batches, Progress
+from convcircuits.capture import KernelCall
+from convcircuits.feature import at
+from convcircuits.masking import Masks, Subject
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's kernel calls on one batch, each with the gradient of its output.
+
+    Shape letters: n image, g group, o filter in the group, i channel in the group, k kernel element, p position.
+    A layer that runs several times has several calls; their products are summed before any absolute value.
+    """
+
+    name: str
+    calls: tuple[tuple[KernelCall, Tensor], ...]
+    shape: tuple[int, int]
+    memory: int
+
+    @property
+    def kernel_size(self) -> int:
+        """Elements of one kernel."""
+        return self.calls[0][0].kernels.shape[3]
+
+    @property
+    def positions(self) -> int:
+        """Output positions, of all calls together where their maps differ in size."""
+        return sum(by_size[0][2].shape[3] for by_size in self._by_map_size())
+
+    @property
+    def images(self) -> int:
+        """Images in the batch."""
+        return len(self.calls[0][0].x)
+
+    def weight_products(self) -> Iterator[Tensor]:
+        """Give w * dL_n/dw of one image after another, each (g, o, i, k)."""
+        for image in range(self.images):
+            gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
+            yield torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
+
+    def position_products(self) -> Iterator[tuple[slice, Tensor]]:
+        """Give z * g, the pre-sum map of each kernel times its filter's gradient, in chunks within the memory bound.
+
+        Yields:
+            A slice of input channels and a tensor (n, g, i, o, p) that may be written to.
+        """
+        for calls in self._by_map_size():
+            groups, out, inputs, _ = calls[0][1].shape
+            bytes_per_channel = groups * out * calls[0][2].shape[3] * calls[0][2].element_size()
+            step = max(1, min(inputs, self.memory // (2 * bytes_per_channel)))
+            batch = max(1, min(self.images, self.memory // (2 * bytes_per_channel * step)))
+            for start in range(0, self.images, batch):
+                images = slice(start, start + batch)
+                for first in range(0, inputs, step):
+                    channels = slice(first, first + step)
+                    yield (
+                        channels,
+                        sum(  # type: ignore[misc]
+                            torch.matmul(w[:, :, channels].transpose(1, 2), call.columns(images, channels)).mul_(
+                                g[images].unsqueeze(2)
+                            )
+                            for call, w, g in calls
+                        ),
+                    )
+
+    def filter_gradients(self) -> Tensor:
+        """Sum each filter's gradient over its positions: (n, g, o)."""
+        return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
+
+    def input_sums(self) -> tuple[Tensor, int]:
+        """Sum what each kernel element read over images and positions: (g, i, k), and how many were summed."""
+        total, count = torch.zeros(()), 0
+        for call, _ in self.calls:
+            for image in range(self.images):
+                columns = call.columns(slice(image, image + 1), slice(None))
+                total = total.to(columns.device) + columns.double().sum((0, 4))
+                count += columns.shape[4]
+        return total, count
+
+    def per_kernel(self, values: Tensor) -> Tensor:
+        """Bring (g, o, i) to the layer's (out, in per group), zero for filters that were not computed."""
+        flat = values.reshape(-1, values.shape[-1])
+        rows = self.calls[0][0].rows
+        if rows is None:
+            return flat
+        whole = flat.new_zeros(self.shape)
+        whole[rows] = flat
+        return whole
+
+    def _by_map_size(self) -> list[list[tuple[KernelCall, Tensor, Tensor]]]:
+        sizes: dict[int, list[tuple[KernelCall, Tensor, Tensor]]] = {}
+        for call, gradient in self.calls:
+            by_position = call.by_position(gradient)
+            sizes.setdefault(by_position.shape[3], []).append((call, call.kernels, by_position))
+        return list(sizes.values())
+
+
+class Batch:
+    """One batch, run forward to the feature, with what every kernel call read.
+
+    Attributes:
+        maps: The feature's maps, (N, H, W) or (N,).
+        indices: The flat position that counts in each map, (N,), or None where all count.
+    """
+
+    def __init__(self, trace: "Trace", images: Tensor) -> None:
+        self._trace, self.size = trace, len(images)
+        self._calls: list[tuple[KernelCall, GradientEdge]] = []
+        subject = trace.subject
+        with torch.enable_grad():
+            maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
+        full = maps
+        if subject.feature.position == "max" and trace.masks is not None:
+            with torch.no_grad():
+                full = subject.maps(images)
+        self.indices = subject.feature.indices(full)
+        self._graph, self.maps = maps, maps.detach()
+
+    def _watch(self, call: KernelCall, output: Tensor) -> None:
+        if call.layer in self._trace.shapes:
+            self._calls.append((call, get_gradient_edge(output)))
+
+    def backward(self, gradient: Tensor) -> Iterator[Layer]:
+        """Send a gradient of the maps back; give the layers, last first.
+
+        Args:
+            gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
+        """
+        if self.indices is not None:
+            counted = torch.zeros_like(gradient).flatten(1) if gradient.dim() == 3 else gradient[:, None]
+            kept = counted.scatter(1, self.indices[:, None], at(gradient, self.indices))
+            gradient = kept.reshape(gradient.shape)
+        gradients = torch.autograd.grad(
+            self._graph,
+            [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
+            gradient,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
+        for (call, _), g in zip(self._calls, gradients, strict=True):
+            if g is not None:
+                by_layer.setdefault(call.layer, []).append((call, g))
+        del gradients
+        for name in reversed(list(by_layer)):
+            yield Layer(name, tuple(by_layer.pop(name)), self._trace.shapes[name], self._trace.memory)
+
+    def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
+        """Give each layer's name and the weight its kernels really used, (g, o, i, k)."""
+        seen = set()
+        for call, _ in self._calls:
+            if call.layer not in seen:
+                seen.add(call.layer)
+                layer = Layer(call.layer, ((call, call.x),), self._trace.shapes[call.layer], 0)
+                yield call.layer, call.kernels, layer
+
+
+class Trace:
+    """A feature's images, run batch by batch; what a criterion is given.
+
+    Attributes:
+        subject: The feature of the model.
+        shapes: Layer name -> (out, in per group), in execution order.
+        relevant: Layer name -> bool, kernels to be scored.
+        masks: The network that is scored: None for the full model.
+        seed: For criteria that draw.
+        notes: Sentences that a criterion leaves for the reader of the result.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        batches: Batches,
+        *,
+        relevant: dict[str, Tensor],
+        masks: Masks | None = None,
+        seed: int = 0,
+        memory: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.subject, self.masks, self.seed, self.memory = subject, masks, seed, memory
+        self.relevant = relevant
+        self.shapes = {layer: (mask.shape[0], mask.shape[1]) for layer, mask in relevant.items()}
+        self.notes: list[str] = []
+        self._batches, self._progress = batches, progress
+
+    def masked(self, kernels: dict[str, Tensor]) -> "Trace":
+        """See the network with only those kernels, every bias left (the published semantics)."""
+        network = self.subject.network
+        trace = Trace(
+            self.subject,
+            self._batches,
+            relevant=self.relevant,
+            masks=Masks(kernels, silent=False).to(network.device, network.dtype),
+            seed=self.seed,
+            memory=self.memory,
+            progress=self._progress,
+        )
+        trace.notes = self.notes
+        return trace
+
+    def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
+        """Average over images.
+
+        Args:
+            contribution: Gives for a batch pairs of a name and a tensor summed over its images. A name that comes
+                several times in a batch adds up.
+
+        Returns:
+            Name -> the mean over all images, float64, on the CPU: independent of batch size and order to rounding.
+        """
+        totals: dict[str, Tensor] = {}
+        done = 0
+        for images in self._batches:
+            batch = Batch(self, images)
+            for name, value in contribution(batch):
+                value = value.detach().to("cpu", torch.float64)
+                totals[name] = totals[name] + value if name in totals else value
+            done += batch.size
+            if self._progress is not None:
+                self._progress(done, self._batches.total)
+        return {name: total / done for name, total in totals.items()}
