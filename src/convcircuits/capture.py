@@ -158,11 +158,11 @@ class LinearCall:
 
 
 KernelCall = ConvCall | LinearCall
-Norm = Callable[..., Tensor]
+Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+"""Computes a function that is no kernel call: ``other(function, args, kwargs)``."""
 
 _CONV = {torch.conv2d}
 _LINEAR = {F.linear}
-_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 _FLATTEN = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
 _UNSUPPORTED = {
     torch.conv1d: "a 1-D convolution",
@@ -227,7 +227,7 @@ class Network:
         images: Tensor,
         kernel: Callable[[KernelCall], Tensor],
         *,
-        norm: Norm | None = None,
+        other: Other | None = None,
         rows: Tensor | None = None,
         copied: frozenset[str] = frozenset(),
     ) -> Tensor:
@@ -237,7 +237,7 @@ class Network:
             feature: Names the layer, and the call where it runs several times.
             images: Shape (N, C, H, W), of the model's device and dtype.
             kernel: Computes each call of conv2d and linear.
-            norm: Computes each call of a normalisation, as ``norm(function, *args, **kwargs)``.
+            other: Computes each call of any other function.
             rows: The only filters that are wanted of the feature's layer, where its output is that of its one
                 kernel call.
             copied: Layers whose input is overwritten later, so that the call gets a copy.
@@ -261,7 +261,7 @@ class Network:
             return kernel(call)
 
         try:
-            self.forward(images, on_kernel, norm, on_exit)
+            self.forward(images, on_kernel, other, on_exit)
         except _Reached:
             return checked_output(feature, found)
         count = "never runs" if calls == 0 else f"runs only {calls} times"
@@ -273,14 +273,14 @@ class Network:
         self,
         images: Tensor,
         kernel: Callable[[KernelCall], Tensor],
-        norm: Norm | None,
+        other: Other | None,
         on_exit: Callable[[nn.Module, Any], None],
     ) -> None:
         """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output."""
         self._running.clear()
         self._on_exit = on_exit
         try:
-            with _Interception(self, kernel, norm):
+            with _Interception(self, kernel, other or _as_it_is):
                 self.module(images)
         finally:
             self._on_exit = lambda module, output: None
@@ -315,11 +315,9 @@ class Network:
 
 
 class _Interception(TorchFunctionMode):
-    def __init__(
-        self, network: Network, kernel: Callable[[KernelCall], Tensor], norm: Norm | None
-    ) -> None:
+    def __init__(self, network: Network, kernel: Callable[[KernelCall], Tensor], other: Other) -> None:
         super().__init__()
-        self._network, self._kernel, self._norm = network, kernel, norm
+        self._network, self._kernel, self._other = network, kernel, other
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -329,14 +327,12 @@ class _Interception(TorchFunctionMode):
             return self._kernel(self._conv(*args, **kwargs))
         if func in _LINEAR:
             return self._kernel(self._linear(*args, **kwargs))
-        if func in _NORMS and self._norm is not None:
-            return self._norm(func, *args, **kwargs)
         if func in _UNSUPPORTED:
             raise ConvCircuitsError(
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
-        result = func(*args, **kwargs)
+        result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
         return result
 
@@ -383,6 +379,10 @@ class _Interception(TorchFunctionMode):
         blocks = getattr(input, "_convcircuits_blocks", input.shape[-1])
         bias = None if bias is None else bias.detach()
         return LinearCall(layer, input, weight.detach(), bias, blocks)
+
+
+def _as_it_is(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return function(*args, **kwargs)
 
 
 def _follow_blocks(func: Any, args: tuple[Any, ...], result: Any) -> None:

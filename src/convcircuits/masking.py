@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from convcircuits.capture import KernelCall, Network
 from convcircuits.circuit import Circuit
@@ -22,8 +21,9 @@ class Masks:
         kernels: Layer name -> bool (out, in per group). A layer that is not named is left as it is.
         gain: Layer name -> (out,), on the raw output of live filters.
         offset: Layer name -> (out,), as ``gain``.
-        silent: Whether a filter without any kept kernel adds nothing: its bias and the shift of a BatchNorm that
-            directly follows are removed. Without it they stay (the published semantics).
+        silent: Whether a dead filter, one without any kept kernel, adds nothing to others: its bias, and the shift
+            of a BatchNorm that follows, are removed where its map meets other maps. A dead gate, which multiplies,
+            stays the constant it is. Without ``silent`` every bias stays (the published semantics).
     """
 
     kernels: Mapping[str, Tensor]
@@ -46,42 +46,43 @@ class Masks:
             return call.compute()
         mask = self.kernels[call.layer]
         mask = mask if call.rows is None else mask[call.rows]
+        output = call.compute(call.weight * call.per_kernel(mask), call.bias)
         live = mask.any(1)
-        bias = call.bias
-        if bias is not None and self.silent:
-            bias = bias * live
-        output = call.compute(call.weight * call.per_kernel(mask), bias)
-        if call.layer in self.gain or call.layer in self.offset:
-            output = self._calibrated(call, output, live)
-        if self.silent:
-            output._convcircuits_live = live  # type: ignore[attr-defined]
-        return output
-
-    def norm(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute a normalisation; a BatchNorm gives no shift to filters that are dead."""
-        output: Tensor = function(input, *args, **kwargs)
-        live = getattr(input, "_convcircuits_live", None)
-        if function is F.batch_norm and live is not None:
-            output = output * _along(live, output, 1)
-        return output
-
-    def _calibrated(self, call: KernelCall, output: Tensor, live: Tensor) -> Tensor:
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
             if call.layer in table:
                 values = table[call.layer]
-                values = values if call.rows is None else values[call.rows]
-                output = rule(output, _along(values, output, call.channel_dim))
-        return output * _along(live, output, call.channel_dim)
+                values = _along(values if call.rows is None else values[call.rows], output, call.channel_dim)
+                output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
+        if self.silent and call.channel_dim % output.dim() == 1:
+            _mark(output, live)
+        return output
 
-
-def _in_full(call: KernelCall) -> Tensor:
-    return call.compute()
-
-
-def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
-    shape = [1] * maps.dim()
-    shape[dim] = -1
-    return values.reshape(shape)
+    def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Compute any other function; maps that meet others there lose what their dead filters hold."""
+        maps = [x for x in _tensors((args, *kwargs.values())) if x.dim() > 1]
+        if all(_live(x) is None for x in maps):
+            return function(*args, **kwargs)
+        if len(maps) == 1:  # activations, BatchNorm, pooling: a dead filter stays as dead as it was
+            result = function(*args, **kwargs)
+            if isinstance(result, Tensor) and result.shape[:2] == maps[0].shape[:2]:
+                _mark(result, _live(maps[0]))
+            return result
+        if function.__name__.strip("_") in ("mul", "rmul", "imul") and maps[0].numel() != maps[1].numel():
+            data = max(maps, key=Tensor.numel)  # the smaller one is a gate
+            live = _live(data)
+            result = function(*args, **kwargs)
+            _mark(result, live)
+            return result
+        lives = [_live(x) for x in maps]
+        first = args[0]
+        if isinstance(first, Tensor) and _writes_to_first(function) and _live(first) is not None:
+            first.mul_(_along(_live(first), first, 1))
+            _mark(first, None)
+        result = function(*_silenced(args), **{k: _silenced(v) for k, v in kwargs.items()})
+        if isinstance(result, Tensor):
+            same = all(live is not None and len(live) == result.shape[1] for live in lives)
+            _mark(result, torch.stack(lives).any(0) if same else None)  # type: ignore[arg-type]
+        return result
 
 
 class Subject:
@@ -120,10 +121,12 @@ class Subject:
             self.feature,
             images,
             kernel,
-            norm=None if masks is None else masks.norm,
+            other=None if masks is None else masks.other,
             rows=self._rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
+        if _live(output) is not None:
+            output = _silenced(output)
         if not self.survey.direct:
             output = output.index_select(1, self._rows)
         if len(self._rows) == 1:
@@ -141,3 +144,40 @@ class Subject:
         masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective)
         return masks.to(self.network.device, self.network.dtype)
 
+
+def _writes_to_first(function: Any) -> bool:
+    name: str = function.__name__
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for part in value for x in _tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def _silenced(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        live = _live(value)
+        return value if live is None else value * _along(live, value, 1)
+    return type(value)(_silenced(part) for part in value) if isinstance(value, (tuple, list)) else value
+
+
+def _mark(maps: Tensor, live: Tensor | None) -> None:
+    maps._convcircuits_live = live  # type: ignore[attr-defined]
+
+
+def _live(maps: Tensor) -> Tensor | None:
+    """Give which channels of a map are live, where that is known and not all are."""
+    return getattr(maps, "_convcircuits_live", None)
+
+
+def _along(values: Tensor | None, maps: Tensor, dim: int) -> Tensor:
+    assert values is not None
+    shape = [1] * maps.dim()
+    shape[dim] = -1
+    return values.reshape(shape)
+
+
+def _in_full(call: KernelCall) -> Tensor:
+    return call.compute()

@@ -8,6 +8,7 @@ cancels at an addition. One backward pass from the feature says in the same way 
 play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 from convcircuits.capture import ConvCall, KernelCall, Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+
+
+_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def survey(
     images = images.to(network.device).contiguous().requires_grad_()
     with torch.enable_grad():
         try:
-            network.forward(images, probe.kernel, probe.norm, probe.on_exit)
+            network.forward(images, probe.kernel, probe.other, probe.on_exit)
         except ConvCircuitsError:
             if probe.total is None:
                 raise
@@ -123,15 +127,18 @@ class _Probe:
         self.last = (result, call)
         return result
 
-    def norm(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if function is F.layer_norm:  # statistics mix what they are taken over
-            shape = args[0] if args else kwargs["normalized_shape"]
-            return input + input.mean(tuple(range(-len(shape), 0)), keepdim=True)
+    def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Let statistics mix channels where they do; a normalisation changes nothing else here."""
+        if function not in _NORMS:
+            return function(*args, **kwargs)
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        x: Tensor = given["input"]
+        if function is F.layer_norm:
+            return x + x.mean(tuple(range(-len(given["normalized_shape"]), 0)), keepdim=True)
         if function is F.group_norm:
-            groups = args[0] if args else kwargs["num_groups"]
-            grouped = input.reshape(len(input), groups, -1)
-            return input + (grouped.mean(2, keepdim=True).expand_as(grouped)).reshape(input.shape)
-        return input
+            grouped = x.reshape(len(x), given["num_groups"], -1)
+            return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
+        return x.clone()  # not x itself: the layer's output is not its kernel call's
 
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.total is None:
@@ -144,7 +151,8 @@ class _Probe:
         output = checked_output(self.feature, output)
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
-        self.direct = output is result and call is not None and call.groups == 1
+        untouched = output is result and output._version == 0
+        self.direct = untouched and call is not None and call.groups == 1
         self.modules.update(dict.fromkeys(self.network.all_running()))
         self.total = output.index_select(1, self.rows.to(output.device)).sum()
 

