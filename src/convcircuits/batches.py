@@ -25,9 +25,7 @@ class Batches:
         ConvCircuitsError: If there are no images, or they are of another form, not finite, or yielded only once.
     """
 
-    def __init__(
-        self, images: Images, *, device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> None:
+    def __init__(self, images: Images, *, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConvCircuitsError(f"batch_size is a whole number of images from 1; got {batch_size!r}.")
         if not isinstance(images, Tensor):
@@ -60,7 +58,7 @@ class Batches:
         given = [self._images] if isinstance(self._images, Tensor) else self._images
         for batch in given:
             images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
-            for part in images.split(self._batch_size):
+            for part in torch.split(images, self._batch_size):
                 count += len(part)
                 digest += sum(_image_hash(image) for image in part)
                 yield part.detach().to(self._device, self._dtype)
@@ -88,5 +86,5 @@ def _checked(images: Any) -> Tensor:
 
 
 def _image_hash(image: Tensor) -> int:
-    raw = image.detach().to("cpu", torch.float32).contiguous().numpy()
+    raw = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

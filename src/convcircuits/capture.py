@@ -72,9 +72,7 @@ class ConvCall:
         inputs, k = x.shape[2], self.weight[0, 0].numel()
         if k == 1 and self.stride == (1, 1) and self.padding == (0, 0):
             return x.reshape(n, self.groups, inputs, 1, -1)
-        unfolded = F.unfold(
-            x.flatten(1, 2), self.weight.shape[2:], self.dilation, self.padding, self.stride
-        )
+        unfolded = F.unfold(x.flatten(1, 2), self.weight.shape[2:], self.dilation, self.padding, self.stride)
         return unfolded.reshape(n, self.groups, inputs, k, -1)
 
     def by_position(self, gradient: Tensor) -> Tensor:
@@ -219,7 +217,8 @@ class Network:
         if name not in self.names:
             known = [n for n in self.names if n]
             raise ConvCircuitsError(f"{self.name} has no layer {name!r}. {suggest(name, known)}")
-        return self.names[name]
+        module: nn.Module = self.names[name]
+        return module
 
     def run(
         self,
@@ -403,6 +402,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def checked_output(feature: Feature, output: Any) -> Tensor:
+    """Refuse a layer whose output is not maps of channels."""
     if not isinstance(output, Tensor) or output.dim() not in (2, 4):
         what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ConvCircuitsError(

@@ -99,9 +99,7 @@ class Circuit:
             layer: masks[layer].detach().cpu().bool() & r if layer in masks else torch.zeros_like(r)
             for layer, r in table.items()
         }
-        saliency = {
-            layer: kernels[layer].float().masked_fill(~r, torch.nan) for layer, r in table.items()
-        }
+        saliency = {layer: kernels[layer].float().masked_fill(~r, torch.nan) for layer, r in table.items()}
         return cls(
             feature,
             LayerTable(kernels),
@@ -144,9 +142,7 @@ class Circuit:
     def __sub__(self, other: "Circuit") -> "Circuit":
         return self._combined(other, lambda a, b: a & ~b, "-")
 
-    def _combined(
-        self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str
-    ) -> "Circuit":
+    def _combined(self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str) -> "Circuit":
         self._check_comparable(other)
         shared = {k: v for k, v in self.provenance.items() if other.provenance.get(k) == v}
         return Circuit(
@@ -154,8 +150,7 @@ class Circuit:
             LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.kernels.items()}),
             self.saliency,
             self.relevant,
-            provenance=shared
-            | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
+            provenance=shared | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
         )
 
     def _check_comparable(self, other: "Circuit") -> None:

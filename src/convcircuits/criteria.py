@@ -256,9 +256,7 @@ def _gradient(batch: Batch, collapse: Collapse) -> Tensor:
 
 def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
     if normalizer not in ("published", "sum", "layer_l2"):
-        raise ConvCircuitsError(
-            f"normalizer is one of 'published', 'sum', 'layer_l2'; got {normalizer!r}."
-        )
+        raise ConvCircuitsError(f"normalizer is one of 'published', 'sum', 'layer_l2'; got {normalizer!r}.")
     if normalizer != "layer_l2":
         return saliency
     return {layer: s / (float(torch.linalg.vector_norm(s)) or 1.0) for layer, s in saliency.items()}
@@ -282,4 +280,3 @@ def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
 
 def _generator(seed: int, layer: str) -> torch.Generator:
     return torch.Generator().manual_seed((seed << 32) + zlib.crc32(layer.encode()))
-

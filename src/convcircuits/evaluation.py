@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,40 +106,57 @@ def evaluate(
     Raises:
         ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
     """
+    return evaluate_all(
+        model, [circuit], images, fit=fit, effective=effective, batch_size=batch_size, progress=progress
+    )[0]
+
+
+def evaluate_all(
+    model: nn.Module,
+    circuits: Sequence[Circuit],
+    images: Images,
+    *,
+    fit: Images | None = None,
+    effective: bool = True,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Measure circuits of one feature as ``evaluate`` does, with one run of the full model for all of them.
+
+    Raises:
+        ConvCircuitsError: As ``evaluate``, or if there are no circuits or their features differ.
+    """
+    if not circuits:
+        raise ConvCircuitsError("There are no circuits to measure; give at least one.")
+    feature = circuits[0].feature
+    if any(circuit.feature != feature for circuit in circuits):
+        raise ConvCircuitsError("The circuits preserve different features; measure them one by one.")
     network = Network(model)
     batches = _batches(images, network, batch_size)
     shape = batches.first_shape()
-    subject = Subject(network, circuit.feature, survey(network, circuit.feature, shape))
-    check_circuit(circuit, subject)
-    masks = subject.masks(circuit, shape, effective=effective)
-    inside = subject.effective(circuit.kernels, shape)
-
+    subject = Subject(network, feature, survey(network, feature, shape))
+    for circuit in circuits:
+        check_circuit(circuit, subject)
+    masks = [subject.masks(circuit, shape, effective=effective) for circuit in circuits]
     fitted = None
     if fit is not None:
         fitted = _compare(subject, masks, _batches(fit, network, batch_size), None)
     measured = _compare(subject, masks, batches, progress)
-    gain, offset = fitted.values.line() if fitted else (math.nan, math.nan)
-    described = batches.describe()
-    return Evaluation(
-        feature=str(circuit.feature),
-        pearson=measured.values.pearson(),
-        r2=measured.values.r2(),
-        r2_readout=measured.values.r2_of_line(gain, offset),
-        readout=(gain, offset),
-        error=_ratio(measured.error, measured.size),
-        error_at_max=_ratio(measured.error_at_max, measured.size_at_max),
-        pearson_max=measured.maxima.pearson(),
-        kernels=len(circuit),
-        effective_kernels=sum(int(mask.sum()) for mask in inside.values()),
-        filters=sum(int(mask.any(1).sum()) for mask in circuit.kernels.values()),
-        effective_filters=sum(int(mask.any(1).sum()) for mask in inside.values()),
-        relevant=circuit.relevant,
-        density=circuit.density,
-        images=batches.count,
-        notes=_notes(circuit, measured, described),
-        provenance=describe(network, circuit.feature, subject.survey)
-        | {"circuit": dict(circuit.provenance), "images": described, "effective": effective},
-    )
+    provenance = describe(network, feature, subject.survey) | {
+        "images": batches.describe(),
+        "effective": effective,
+    }
+    return [
+        _evaluation(
+            circuit,
+            subject.effective(circuit.kernels, shape),
+            comparison,
+            fitted[i].values.line() if fitted else (math.nan, math.nan),
+            batches,
+            provenance,
+        )
+        for i, (circuit, comparison) in enumerate(zip(circuits, measured, strict=True))
+    ]
 
 
 def activations(
@@ -178,9 +195,7 @@ def activations(
     if circuit is not None:
         check_circuit(circuit, subject)
         if circuit.feature != feature:
-            raise ConvCircuitsError(
-                f"The circuit preserves {circuit.feature}, not {feature}; give circuit.feature."
-            )
+            raise ConvCircuitsError(f"The circuit preserves {circuit.feature}, not {feature}; give circuit.feature.")
         masks = subject.masks(circuit, shape, effective=effective)
     maps: list[Tensor] = []
     with torch.no_grad():
@@ -258,31 +273,60 @@ class _Comparison:
 
 
 def _compare(
-    subject: Subject, masks: Masks, batches: Batches, progress: Progress | None
-) -> _Comparison:
-    result, done = _Comparison(_Moments(), _Moments()), 0
+    subject: Subject, masks: Sequence[Masks], batches: Batches, progress: Progress | None
+) -> list[_Comparison]:
+    results, done = [_Comparison(_Moments(), _Moments()) for _ in masks], 0
     for images in batches:
         with torch.no_grad():
-            full_maps = subject.maps(images)
-            indices = subject.feature.indices(full_maps)
-            full = at(full_maps, indices).double().cpu()
-            circuit = at(subject.maps(images, masks), indices).double().cpu()
-        result.values.add(full, circuit)
-        result.maxima.add(full.amax(1), circuit.amax(1))
-        gap, best = (circuit - full).abs(), full.argmax(1, keepdim=True)
-        result.error += float(gap.sum())
-        result.size += float(full.abs().sum())
-        result.error_at_max += float(gap.gather(1, best).sum())
-        result.size_at_max += float(full.gather(1, best).abs().sum())
+            maps = subject.maps(images)
+            indices = subject.feature.indices(maps)
+            full = at(maps, indices).double().cpu()
+            best = full.argmax(1, keepdim=True)
+            for mask, result in zip(masks, results, strict=True):
+                circuit = at(subject.maps(images, mask), indices).double().cpu()
+                result.values.add(full, circuit)
+                result.maxima.add(full.amax(1), circuit.amax(1))
+                gap = (circuit - full).abs()
+                result.error += float(gap.sum())
+                result.size += float(full.abs().sum())
+                result.error_at_max += float(gap.gather(1, best).sum())
+                result.size_at_max += float(full.gather(1, best).abs().sum())
         done += len(images)
         if progress is not None:
             progress(done, batches.total)
-    return result
+    return results
 
 
-def _notes(
-    circuit: Circuit, measured: _Comparison, images: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _evaluation(
+    circuit: Circuit,
+    effective: Mapping[str, Tensor],
+    measured: _Comparison,
+    readout: tuple[float, float],
+    batches: Batches,
+    provenance: Mapping[str, Any],
+) -> Evaluation:
+    return Evaluation(
+        feature=str(circuit.feature),
+        pearson=measured.values.pearson(),
+        r2=measured.values.r2(),
+        r2_readout=measured.values.r2_of_line(*readout),
+        readout=readout,
+        error=_ratio(measured.error, measured.size),
+        error_at_max=_ratio(measured.error_at_max, measured.size_at_max),
+        pearson_max=measured.maxima.pearson(),
+        kernels=len(circuit),
+        effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
+        filters=sum(int(mask.any(1).sum()) for mask in circuit.kernels.values()),
+        effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
+        relevant=circuit.relevant,
+        density=circuit.density,
+        images=batches.count,
+        notes=_notes(circuit, measured, batches.describe()),
+        provenance={**provenance, "circuit": dict(circuit.provenance)},
+    )
+
+
+def _notes(circuit: Circuit, measured: _Comparison, images: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [str(note) for note in circuit.provenance.get("notes", ())]
     if circuit.provenance.get("images") == images:
         notes.append(

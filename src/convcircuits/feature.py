@@ -11,9 +11,7 @@ from convcircuits.errors import ConvCircuitsError
 
 Position = Literal["all", "max", "center"] | tuple[int, int]
 
-_TEXT = re.compile(
-    r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<unit>\d+)(@(?P<position>max|center|all|\d+,\d+))?"
-)
+_TEXT = re.compile(r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<unit>\d+)(@(?P<position>max|center|all|\d+,\d+))?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +37,10 @@ class Feature:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str) or not self.layer:
-            raise ConvCircuitsError(
-                f"A feature's layer is a module's name such as 'features.10'; got {self.layer!r}."
-            )
+            raise ConvCircuitsError(f"A feature's layer is a module's name such as 'features.10'; got {self.layer!r}.")
         object.__setattr__(self, "unit", _checked_unit(self.unit))
         object.__setattr__(self, "position", _checked_position(self.position))
-        if self.call is not None and (
-            isinstance(self.call, bool) or not isinstance(self.call, int) or self.call < 0
-        ):
+        if self.call is not None and (isinstance(self.call, bool) or not isinstance(self.call, int) or self.call < 0):
             raise ConvCircuitsError(f"call is the number of a call, from 0; got {self.call!r}.")
 
     @classmethod
@@ -173,7 +167,7 @@ def _checked_unit(unit: object) -> int | Tensor:
 
 def _checked_position(position: object) -> Position:
     if position in ("all", "max", "center"):
-        return position  # type: ignore[return-value]
+        return position
     if (
         isinstance(position, (tuple, list))
         and len(position) == 2

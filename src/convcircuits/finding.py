@@ -61,7 +61,7 @@ def score(
         ConvCircuitsError: If feature, images, criterion or an option do not fit, or the criterion is iterative.
     """
     function = _criterion(criterion)
-    if _needs_budget(function):
+    if needs_budget(function):
         raise ConvCircuitsError(
             f"{_name(criterion)} must know how many kernels are to be kept; use "
             f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
@@ -137,7 +137,7 @@ def find(
     _check_options(function, criterion, options)
     _budget(1, density, kernels if kernels is None else min(kernels, 1))  # before any work is done
     trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
-    if _needs_budget(function):
+    if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
         saliency = function(trace, _budget(relevant, density, kernels), **options)
     else:
@@ -246,7 +246,8 @@ def _name(criterion: str | Criterion) -> str:
     return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
 
 
-def _needs_budget(function: Criterion) -> bool:
+def needs_budget(function: Criterion) -> bool:
+    """Tell whether a criterion must know how many kernels are to be kept, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
 

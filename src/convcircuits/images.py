@@ -114,12 +114,9 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
             _log.warning("%s cannot be read and is left out: %s", file.name, error)
             bad.append(file.name)
     if not good:
-        problem = (
-            f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it holds no pictures"
-        )
+        problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it holds no pictures"
         raise ConvCircuitsError(
-            f"Nothing to load from {str(path)!r}: {problem}. "
-            f"Give a folder with {', '.join(sorted(_SUFFIXES))} files."
+            f"Nothing to load from {str(path)!r}: {problem}. Give a folder with {', '.join(sorted(_SUFFIXES))} files."
         )
     return good, bad
 

@@ -193,8 +193,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     prefix, colon, rest = name.partition(":")
     if is_random and prefix not in ("torchvision", "timm"):
         raise ConvCircuitsError(
-            f"{spec!r}: only 'torchvision:NAME' and 'timm:NAME' can be had with random weights. "
-            f"Leave {_RANDOM!r} out."
+            f"{spec!r}: only 'torchvision:NAME' and 'timm:NAME' can be had with random weights. Leave {_RANDOM!r} out."
         )
     if is_random and weights is not None:
         raise ConvCircuitsError(
@@ -215,9 +214,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             raise ConvCircuitsError(_unknown_spec(spec))
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    return LoadedModel(
-        spec, model.eval(), preprocess, _measure(preprocess, spec), None if is_random else categories
-    )
+    return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), None if is_random else categories)
 
 
 def list_models() -> list[ModelInfo]:
@@ -371,9 +368,7 @@ def _timm(name: str, pretrained: bool) -> _Built:
         try:
             model = timm.create_model(name, pretrained=False)
         except RuntimeError as error:
-            raise ConvCircuitsError(
-                f"timm cannot build {name!r}: {error}. See timm.list_models()."
-            ) from error
+            raise ConvCircuitsError(f"timm cannot build {name!r}: {error}. See timm.list_models().") from error
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
     subset = timm.data.infer_imagenet_subset(model)
@@ -430,9 +425,7 @@ def _configured(model: nn.Module) -> Preprocess:
         std=tuple(255 * value for value in config["std"]) if "std" in config else plain.std,
         size=(height, width),
         resize=(int(height / share), int(width / share)),
-        resample=Image.Resampling.__members__.get(
-            config.get("interpolation", "bilinear").upper(), plain.resample
-        ),
+        resample=Image.Resampling.__members__.get(config.get("interpolation", "bilinear").upper(), plain.resample),
     )
 
 
@@ -469,9 +462,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ConvCircuitsError(
             f"{path.name!r} holds a {type(content).__name__} that is no state dict (names to tensors). "
             "Save one: torch.save(model.state_dict(), FILE)."
@@ -487,15 +478,9 @@ def _load_state_dict(model: nn.Module, state: dict[str, torch.Tensor], origin: s
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ConvCircuitsError(
-            f"{origin} do not fit {spec!r}: {_few(str(error).splitlines()[1:])}."
-        ) from error
+        raise ConvCircuitsError(f"{origin} do not fit {spec!r}: {_few(str(error).splitlines()[1:])}.") from error
     if missing or unexpected:
-        parts = [
-            f"{label} {_few(keys)}"
-            for label, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
+        parts = [f"{label} {_few(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise ConvCircuitsError(
             f"{origin} do not fit {spec!r}: {'; '.join(parts)}. Give a state dict of this very model."
         )

@@ -45,10 +45,10 @@ def weights_hash(network: Network, survey: Survey) -> str:
 def _digest(tensor: Tensor) -> bytes:
     # Writing through .data does not raise the version, so the sum is part of the key.
     key = (tensor.data_ptr(), tensor._version, str(tensor.detach().sum().item()))
-    known = _DIGESTS.get(tensor)
+    known = _DIGESTS[tensor] if tensor in _DIGESTS else None  # noqa: SIM401 (its get is untyped)
     if known is not None and known[0] == key:
         return bytes(known[1])
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     digest = hashlib.blake2b(raw, digest_size=16).digest()
     _DIGESTS[tensor] = (key, digest)
     return digest

@@ -21,7 +21,7 @@ def top(scores: Mapping[str, Tensor], kernels: int) -> dict[str, Tensor]:
     order = flat[scored].sort(descending=True, stable=True).indices[:kernels]
     kept = torch.zeros(len(flat), dtype=torch.bool)
     kept[scored[order]] = True
-    parts = kept.split([s.numel() for s in scores.values()])
+    parts = torch.split(kept, [s.numel() for s in scores.values()])
     return {layer: part.reshape(s.shape) for (layer, s), part in zip(scores.items(), parts, strict=True)}
 
 

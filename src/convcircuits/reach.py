@@ -4,8 +4,8 @@ One probe answers: the model runs once on two images, with each kernel call repl
 channels are live. A channel is live when it differs between the two images: constants (a bias, the sigmoid of a dead
 filter) do not. A filter is live when a kept kernel of it reads a live channel; its map is then made up afresh, so
 that nothing underflows however deep the net is, and the second image's is larger than the first's, so that nothing
-cancels at an addition. One backward pass from the feature says in the same way which filters lead to it. The weights' values
-play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
+cancels at an addition. One backward pass from the feature says in the same way which filters lead to it. The weights'
+values play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
 """
 
 import inspect
@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from convcircuits.capture import ConvCall, KernelCall, Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-
 
 _NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 
@@ -90,9 +89,7 @@ def _made_up(generator: torch.Generator, channels: int) -> Tensor:
 
 
 class _Probe:
-    def __init__(
-        self, network: Network, feature: Feature, masks: Mapping[str, Tensor] | None
-    ) -> None:
+    def __init__(self, network: Network, feature: Feature, masks: Mapping[str, Tensor] | None) -> None:
         self.network, self.feature, self.masks = network, feature, masks
         self.target = network.layer(feature.layer)
         self.generator = torch.Generator().manual_seed(1)
@@ -172,12 +169,9 @@ class _Probe:
         kernels = {layer: k.cpu() for layer, k in self.found.items() if not full or bool(k.any())}
         if full and not kernels:
             raise ConvCircuitsError(
-                f"No kernel lies between the image and {layer}, so there is no circuit to find; "
-                "choose a later layer."
+                f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
-        return Survey(
-            kernels, self.rows, self.coefficients, self.direct, overwritten, tuple(self.modules)
-        )
+        return Survey(kernels, self.rows, self.coefficients, self.direct, overwritten, tuple(self.modules))
 
 
 class _Link(torch.autograd.Function):
@@ -195,7 +189,7 @@ class _Link(torch.autograd.Function):
         return _filled_output(call, values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         call, conducting = ctx.call, ctx.conducting
         leads = (call.by_position(gradients[0]) != 0).any(3).any(0)
         on_path = conducting & leads[:, :, None]
@@ -208,14 +202,11 @@ class _Link(torch.autograd.Function):
 def _filled_output(call: KernelCall, values: Tensor) -> Tensor:
     """Make a map of the call's output shape from one value per image and filter."""
     if isinstance(call, ConvCall):
-        spans = zip(
-            call.x.shape[2:], call.weight.shape[2:], call.stride, call.padding, call.dilation, strict=True
-        )
+        spans = zip(call.x.shape[2:], call.weight.shape[2:], call.stride, call.padding, call.dilation, strict=True)
         size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in spans]
         if min(size) < 1:
             raise ConvCircuitsError(
-                f"A map of {call.x.shape[2]} x {call.x.shape[3]} is too small for {call.layer}; "
-                "give larger images."
+                f"A map of {call.x.shape[2]} x {call.x.shape[3]} is too small for {call.layer}; give larger images."
             )
         return values[:, :, None, None].expand(-1, -1, *size).clone(memory_format=torch.contiguous_format)
     between = call.x.dim() - 2
@@ -238,9 +229,7 @@ def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
     return [(channels, side, side) for side in (224, 32, 28, 64, 96, 128, 256, 299, 16, 12, 10, 8)]
 
 
-def survey_of_unknown_size(
-    network: Network, feature: Feature, input_shape: tuple[int, int, int] | None
-) -> Survey:
+def survey_of_unknown_size(network: Network, feature: Feature, input_shape: tuple[int, int, int] | None) -> Survey:
     """Survey a model on images of a given shape, or of the first shape that it accepts.
 
     Raises:

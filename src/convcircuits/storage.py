@@ -129,7 +129,7 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | 
     feature = Feature(
         said["layer"],
         tensors["direction"] if said["unit"] is None else said["unit"],
-        position=position if isinstance(position, str) else tuple(position),
+        position=position if isinstance(position, str) else tuple(position),  # type: ignore[arg-type]
         call=said["call"],
     )
     tables = {

@@ -36,9 +36,7 @@ class LayerTable(Mapping[str, torch.Tensor]):
         try:
             return self._tensors[layer]
         except KeyError:
-            raise ConvCircuitsError(
-                f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}"
-            ) from None
+            raise ConvCircuitsError(f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}") from None
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._tensors

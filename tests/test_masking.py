@@ -1,0 +1,351 @@
+"""Masked runs against the oracles: the circuit's own function and the published one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convcircuits as cc
+import oracles
+from convcircuits.tables import LayerTable
+from nets import NETS, seeded
+
+torch.set_num_threads(1)
+
+FEATURES = [
+    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
+    for name, case in NETS.items()
+    for layer, unit in case.features
+]
+LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
+# Features on modules that are no convolution: net, layer, unit, call, and the leaf that the oracles look at.
+DERIVED = [
+    ("plain", "features.1", 2, None, None),
+    ("plain", "features.2", 1, None, None),
+    ("plain", "features", 2, None, ("features.6", None)),
+    ("residual", "bn", 3, None, None),
+    ("residual", "block1.bn1", 1, None, None),
+    ("residual", "block1.bn2", 2, None, None),
+    ("residual", "block1.relu", 2, 0, None),
+    ("residual", "block1", 1, None, ("block1.relu", 1)),
+    ("residual", "block2.down", 4, None, ("block2.down.1", None)),
+    ("residual", "block2", 0, None, ("block2.relu", 1)),
+    ("mobile", "stem", 2, None, ("stem.2", None)),
+    ("mobile", "depth.1", 3, None, None),
+    ("mobile", "project", 1, None, ("project.1", None)),
+    ("twice", "shared", 1, 0, None),
+    ("twice", "shared", 1, 1, None),
+    ("twice", "relu", 2, 1, None),
+    ("twice", "relu", 2, 2, None),
+    ("flat_head", "features", 1, None, ("features.2", None)),
+    ("flat_head", "classifier.2", 2, None, None),
+    ("pooled_head", "pool", 3, None, None),
+    ("pooled_head", "flat", 3, None, None),
+    ("se_conv", "se.sigmoid", 1, None, None),
+    ("dense", "layer1.norm", 2, None, None),
+    ("dense", "layer2.norm", 1, None, None),
+    ("dense", "layer2.norm", 4, None, None),
+    ("dense", "pool", 3, None, None),
+    ("nested", "stage.0", 1, None, ("relu", 1)),
+    ("nested", "relu", 1, 3, None),
+]
+
+
+def relevant_of(case, model, layer, unit, call=None):
+    found = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks, call=call)
+    return {name: kept for name, kept in found.items() if kept.any()}
+
+
+def random_masks(relevant, density, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
+
+
+def circuit_of(case, model, feature, masks):
+    return cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+# ---------------------------------------- the two semantics
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_a_circuit_runs_as_both_oracles_say(name, layer, unit, density):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    masks = random_masks(relevant_of(case, model, layer, unit), density, seed=int(density * 100))
+    circuit = circuit_of(case, model, feature, masks)
+    assert len(circuit) == oracles.count(masks)
+    run = cc.activations(model, feature, images, circuit=circuit)
+    close(run, oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks))
+    run = cc.activations(model, feature, images, circuit=circuit, effective=False)
+    close(run, oracles.masked_map(model, masks, layer, unit, images, blocks=case.blocks))
+
+
+@pytest.mark.parametrize("density", [0.15, 0.4, 0.7])
+@pytest.mark.parametrize(
+    ("name", "layer", "unit", "call", "leaf"), DERIVED, ids=[f"{n}:{la}#{c}:{u}" for n, la, u, c, _ in DERIVED]
+)
+def test_a_feature_on_any_module_runs_as_both_oracles_say(name, layer, unit, call, leaf, density):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit, call=call)
+    node, node_call = leaf or (layer, call)
+    options = {"blocks": case.blocks, "call": node_call}
+    close(cc.activations(model, feature, images), oracles.full_map(model, layer, unit, images, call=call))
+    relevant = relevant_of(case, model, node, unit, node_call)
+    for seed in range(3):
+        masks = random_masks(relevant, density, seed)
+        circuit = circuit_of(case, model, feature, masks)
+        assert list(circuit.kernels) == list(relevant)
+        assert circuit.relevant == oracles.count(relevant)
+        run = cc.activations(model, feature, images, circuit=circuit)
+        close(run, oracles.circuit_map(model, masks, node, unit, images, **options))
+        run = cc.activations(model, feature, images, circuit=circuit, effective=False)
+        close(run, oracles.masked_map(model, masks, node, unit, images, **options))
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_the_whole_circuit_is_the_full_model_exactly(name, layer, unit):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    circuit = circuit_of(case, model, feature, relevant_of(case, model, layer, unit))
+    assert circuit.density == 1
+    full = cc.activations(model, feature, images)
+    close(full, oracles.full_map(model, layer, unit, images))
+    for effective in (True, False):
+        run = cc.activations(model, feature, images, circuit=circuit, effective=effective)
+        assert torch.equal(run, full)
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_an_empty_circuit_is_silent(name, layer, unit):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    circuit = circuit_of(case, model, feature, {})
+    assert not cc.activations(model, feature, images, circuit=circuit).any()
+    close(
+        cc.activations(model, feature, images, circuit=circuit, effective=False),
+        oracles.masked_map(model, dict(circuit.kernels), layer, unit, images, blocks=case.blocks),
+    )
+
+
+@pytest.mark.parametrize("density", [0.3, 0.7])
+@pytest.mark.parametrize("name", ["residual", "flat_head", "plain"])
+def test_a_direction_runs_as_the_sum_of_its_live_units(name, density):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    layer = case.features[-1][0]
+    channels = oracles.slow_copy(model, blocks=case.blocks)[0].get_submodule(layer).weight.shape[0]
+    direction = torch.linspace(-1.0, 2.0, channels, dtype=torch.float64)
+    direction[1] = 0.0
+    feature = cc.Feature(layer, direction)
+    masks = random_masks(relevant_of(case, model, layer, direction), density, 5)
+    circuit = circuit_of(case, model, feature, masks)
+    close(
+        cc.activations(model, feature, images, circuit=circuit),
+        oracles.circuit_map(model, masks, layer, direction, images, blocks=case.blocks),
+    )
+
+
+def test_batches_change_nothing():
+    case = NETS["residual"]
+    model, images, feature = case.build(), case.images(5), cc.Feature("head", 0)
+    masks = random_masks(relevant_of(case, model, "head", 0), 0.5, 1)
+    circuit = circuit_of(case, model, feature, masks)
+    expected = cc.activations(model, feature, images, circuit=circuit)
+    for given, options in ((images, {"batch_size": 1}), ([(images[:2], 0), (images[2:], 1)], {})):
+        close(cc.activations(model, feature, given, circuit=circuit, **options), expected)
+
+
+# ---------------------------------------- calibration
+
+
+@pytest.mark.parametrize("density", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_gain_and_offset_apply_to_the_raw_output_of_live_filters(name, layer, unit, density):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    relevant = relevant_of(case, model, layer, unit)
+    masks = random_masks(relevant, density, seed=9)
+    plain = circuit_of(case, model, feature, masks)
+    generator = torch.Generator().manual_seed(4)
+    gain, offset = (
+        {
+            k: 0.5 + torch.rand(len(r), generator=generator, dtype=torch.float64)
+            for k, r in relevant.items()
+        }
+        for _ in range(2)
+    )
+    circuit = cc.Circuit(
+        feature,
+        plain.kernels,
+        plain.saliency,
+        plain.relevant,
+        gain=LayerTable(gain),
+        offset=LayerTable(offset),
+        provenance=plain.provenance,
+    )
+    close(
+        cc.activations(model, feature, images, circuit=circuit),
+        oracles.circuit_map(
+            model, masks, layer, unit, images, blocks=case.blocks, gain=gain, offset=offset
+        ),
+    )
+
+
+def test_gain_without_offset_scales_and_float32_tables_are_brought_to_the_models_dtype():
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)
+    whole = circuit_of(case, model, feature, relevant_of(case, model, "features.3", 1))
+    tables = {"gain": LayerTable({"features.3": torch.full((5,), 3.0)})}
+    circuit = cc.Circuit(
+        feature, whole.kernels, whole.saliency, whole.relevant, provenance=whole.provenance, **tables
+    )
+    run = cc.activations(model, feature, images, circuit=circuit)
+    close(run, 3 * cc.activations(model, feature, images))
+
+
+# ---------------------------------------- by hand
+
+
+def net(make):
+    return seeded(make, 3)()
+
+
+class Halves(nn.Module):
+    """Cuts a map into halves and adds them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 2, 1), how
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.how == "chunk":
+            a, b = x.chunk(2, dim=1)
+        elif self.how == "split":
+            a, b = x.split([4, 4], dim=1)
+        else:
+            a, b = x[:, :4], x[:, 4:]
+        return self.head(a + b)
+
+
+@pytest.mark.parametrize("how", ["chunk", "split", "slice"])
+def test_a_dead_filter_adds_nothing_after_its_map_was_cut(how):
+    model, images = net(lambda: Halves(how)), NETS["plain"].images(2)
+    feature = cc.Feature("head", 0)
+    masks = {"conv": torch.ones(8, 3, dtype=torch.bool), "head": torch.tensor([[True] * 4, [False] * 4])}
+    masks["conv"][5] = False
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 8, 8))
+    silenced = net(lambda: Halves(how))
+    with torch.no_grad():
+        silenced.conv.weight[5] = 0
+        silenced.conv.bias[5] = 0
+        expected = silenced(images)[:, 0]
+    close(cc.activations(model, feature, images, circuit=circuit), expected)
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.stack([self.a(x), self.b(x)]).sum(0))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_dead_filter_adds_nothing_to_a_stack_whatever_the_number_of_images(n):
+    model, images, feature = net(Stacked), NETS["plain"].images(n), cc.Feature("head", 0)
+    masks = {k: torch.ones(4, 3, dtype=torch.bool) for k in "ab"} | {"head": torch.ones(2, 4).bool()}
+    masks["a"][1] = masks["b"][1] = masks["b"][2] = False
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 8, 8))
+    silenced = net(Stacked)
+    with torch.no_grad():
+        silenced.a.weight[1] = silenced.a.bias[1] = 0
+        silenced.b.weight[1:3] = silenced.b.bias[1:3] = 0
+        silenced.head.weight[0, 1] = 0
+        expected = silenced(images)[:, 0]
+    close(cc.activations(model, feature, images, circuit=circuit), expected)
+
+
+class Overwriting(nn.Module):
+    """Adds in place, in the ways that there are."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.how = how
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        if self.how == "iadd":
+            a += b
+        elif self.how == "add_":
+            a.add_(b)
+        elif self.how == "add_alpha":
+            a = torch.add(a, b, alpha=1)
+        elif self.how == "keyword":
+            a = torch.add(input=a, other=b)
+        elif self.how == "out":
+            a = torch.sum(torch.cat([a[:, :, None], b[:, :, None]], 2), 2)
+        elif self.how == "sum":
+            a = sum([a, b])
+        elif self.how == "sub":
+            a = a - (-b)
+        return self.head(F.relu(a))
+
+
+@pytest.mark.parametrize("how", ["iadd", "add_", "add_alpha", "keyword", "out", "sum", "sub"])
+def test_a_dead_filter_adds_nothing_however_the_sum_is_written(how):
+    model, images = net(lambda: Overwriting(how)), NETS["plain"].images(2)
+    feature = cc.Feature("head", 0)
+    masks = {k: torch.ones(4, 3, dtype=torch.bool) for k in "ab"} | {"head": torch.ones(2, 4).bool()}
+    masks["a"][0] = masks["b"][2] = masks["a"][3] = masks["b"][3] = False
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 8, 8))
+    silenced = net(lambda: Overwriting(how))
+    with torch.no_grad():
+        for conv, row in ((silenced.a, 0), (silenced.b, 2), (silenced.a, 3), (silenced.b, 3)):
+            conv.weight[row] = conv.bias[row] = 0
+        silenced.head.weight[0, 3] = 0
+        expected = silenced(images)[:, 0]
+    close(cc.activations(model, feature, images, circuit=circuit), expected)
+
+
+class Piece(nn.Module):
+    """The head of a net up to a block whose output is no leaf's, with an Identity for the oracles to look at."""
+
+    def __init__(self, name):
+        super().__init__()
+        whole = NETS[name].build()
+        parts = {"dense": ["stem", "layer1"], "se_conv": ["conv1", "bn1", "se"]}[name.replace("linear", "conv")]
+        self.parts = parts
+        for part in parts:
+            setattr(self, part, getattr(whole, part))
+        self.out = nn.Identity()
+
+    def forward(self, x):
+        for part in self.parts:
+            x = getattr(self, part)(x)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize(
+    ("name", "layer", "unit"),
+    [("dense", "layer1", 1), ("dense", "layer1", 4), ("se_conv", "se", 1), ("se_linear", "se", 2)],
+)
+def test_a_feature_on_a_blocks_computed_output_runs_as_the_oracle_says(name, layer, unit, density):
+    model, images = Piece(name), NETS[name].images(2)
+    whole = NETS[name].build()
+    for seed in range(3):
+        masks = random_masks(relevant_of(NETS[name], model, "out", unit), density, seed)
+        expected = oracles.circuit_map(model, masks, "out", unit, images)
+        for net_, node in ((model, "out"), (model, layer), (whole, layer)):
+            feature = cc.Feature(node, unit)
+            circuit = cc.Circuit.from_masks(net_, feature, masks, input_shape=NETS[name].input_shape)
+            close(cc.activations(net_, feature, images, circuit=circuit), expected)

@@ -1,0 +1,300 @@
+"""Which kernels reach a feature: the probe against a search in the graph, and on real architectures."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.models as zoo
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import convcircuits as cc
+import oracles
+from convcircuits.capture import Network
+from convcircuits.reach import survey
+from nets import NETS, seeded
+
+torch.set_num_threads(1)
+
+FEATURES = [
+    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
+    for name, case in NETS.items()
+    for layer, unit in case.features
+]
+
+
+def relevant_in(model, feature, shape):
+    return survey(Network(model), feature, shape).kernels
+
+
+def assert_same_masks(a, b):
+    assert list(a) == list(b)
+    for layer, mask in b.items():
+        assert torch.equal(a[layer], mask), layer
+
+
+def count(masks):
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+# ---------------------------------------- the tiny nets
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_relevant_kernels_are_those_of_a_graph_search(name, layer, unit):
+    case = NETS[name]
+    model = case.build()
+    expected = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks)
+    found = relevant_in(model, cc.Feature(layer, unit), case.input_shape)
+    assert_same_masks(found, {k: r for k, r in expected.items() if r.any()})
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_effective_kernels_are_those_of_a_graph_search_inside_the_masks(name, layer, unit):
+    case = NETS[name]
+    model, network, feature = case.build(), None, cc.Feature(layer, unit)
+    network = Network(model)
+    relevant = relevant_in(model, feature, case.input_shape)
+    generator = torch.Generator().manual_seed(0)
+    for density in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        masks = {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
+        expected = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
+        inside = survey(network, feature, case.input_shape, masks).kernels
+        assert_same_masks({k: inside[k] & masks[k] for k in masks}, {k: expected[k] for k in masks})
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
+def test_evaluate_counts_relevant_and_effective_kernels_and_filters(name, layer, unit):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
+    circuit = cc.find(model, feature, images, criterion="random", density=0.5)
+    expected = oracles.reachable(
+        model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks
+    )
+    expected = {k: expected[k] for k in circuit.kernels}
+    report = cc.evaluate(model, circuit, images)
+    assert report.relevant == circuit.relevant == count(relevant_in(model, feature, case.input_shape))
+    assert report.effective_kernels == count(expected)
+    assert report.effective_filters == sum(int(m.any(1).sum()) for m in expected.values())
+    assert report.filters == sum(int(m.any(1).sum()) for m in circuit.kernels.values())
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_relevance_of_a_layer_that_runs_twice_ends_at_the_call(call):
+    case = NETS["twice"]
+    model = case.build()
+    expected = oracles.reachable(model, "shared", 1, case.input_shape, call=call)
+    found = relevant_in(model, cc.Feature("shared", 1, call=call), case.input_shape)
+    assert_same_masks(found, {k: r for k, r in expected.items() if r.any()})
+
+
+def test_a_direction_reaches_what_its_nonzero_units_reach():
+    case = NETS["grouped"]
+    model = case.build()
+    for direction in ([0.0, 0.0, 0.0, 2.0], [1.0, 0.0, 0.0, -2.0]):
+        unit = torch.tensor(direction, dtype=torch.float64)
+        expected = oracles.reachable(model, "conv3", unit, case.input_shape)
+        assert_same_masks(relevant_in(model, cc.Feature("conv3", unit), case.input_shape), expected)
+
+
+# ---------------------------------------- the weights play no part
+
+
+@pytest.mark.parametrize("fill", [0.0, -1.0, 1e30], ids=str)
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile", "se_conv", "se_linear", "dense", "flat_head"])
+def test_relevance_is_the_same_whatever_the_weights(name, fill):
+    case = NETS[name]
+    model, feature = case.build(), cc.Feature(*case.features[-1])
+    expected = relevant_in(model, feature, case.input_shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(fill)
+    assert_same_masks(relevant_in(model, feature, case.input_shape), expected)
+
+
+def frozen_norms(model):
+    """Replace every BatchNorm by torchvision's frozen one, which is written out as x * scale + bias."""
+    for module in list(model.modules()):
+        for key, child in module._modules.items():
+            if isinstance(child, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps).double()
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    getattr(frozen, part).copy_(getattr(child, part).detach())
+                module._modules[key] = frozen
+    return model
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile", "dense"])
+def test_a_written_out_normalisation_hides_no_kernel(name):
+    case = NETS[name]
+    feature = cc.Feature(*case.features[-1])
+    expected = relevant_in(case.build(), feature, case.input_shape)
+    assert_same_masks(relevant_in(frozen_norms(case.build()), feature, case.input_shape), expected)
+
+
+class Two(nn.Module):
+    """Two convolutions that meet, and a head."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.LazyConv2d(2, 1)
+        self.meet = meet
+        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
+
+    def forward(self, x):
+        return self.head(self.meet(self, self.a(x), self.b(x)))
+
+
+MEETINGS = {
+    "concatenated relu": lambda net, a, b: torch.cat([F.relu(a), F.relu(-a), F.relu(b)], 1),
+    "maximum": lambda net, a, b: torch.maximum(a, b),
+    "difference": lambda net, a, b: F.relu(a - b) + F.relu(b - a),
+    "relu of a difference": lambda net, a, b: F.relu(a - b),
+    "product": lambda net, a, b: a * b,
+    "gated": lambda net, a, b: a * torch.sigmoid(b),
+    "layer scale of zero": lambda net, a, b: a + net.scale * b,
+    "subtracted mean": lambda net, a, b: a + (b - b.mean((2, 3), keepdim=True)),
+    "threshold": lambda net, a, b: a + F.relu(b - 0.5),
+    "softplus": lambda net, a, b: F.softplus(a) + F.elu(b),
+    "maxpool": lambda net, a, b: F.max_pool2d(a, 2) + F.avg_pool2d(b, 2),
+    "norm": lambda net, a, b: a + F.normalize(b, dim=1),
+    "glu": lambda net, a, b: F.glu(torch.cat([a, b], 1), 1),
+    "interpolated": lambda net, a, b: F.interpolate(F.avg_pool2d(a, 2), size=b.shape[2:]) + b,
+    "shuffled": lambda net, a, b: F.channel_shuffle(torch.cat([a, b], 1), 2),
+    "pixel shuffled": lambda net, a, b: torch.cat([F.pixel_shuffle(a, 2), F.pixel_shuffle(b, 2)], 1),
+}
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_every_kernel_of_two_convolutions_that_meet_is_relevant(meeting):
+    torch.manual_seed(0)
+    model = Two(MEETINGS[meeting])
+    model(torch.randn(1, 3, 8, 8))
+    found = relevant_in(model.double().eval(), cc.Feature("head", 0), (3, 8, 8))
+    assert {k: int(m.sum()) for k, m in found.items() if k != "head"} == {"a": 24, "b": 24}
+    assert bool(found["head"][0].all())
+    assert not found["head"][1].any()
+
+
+# ---------------------------------------- deep nets
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish])
+def test_a_deep_net_does_not_underflow(activation):
+    layers = [nn.Conv2d(3, 3, 1)]
+    for _ in range(200):
+        layers += [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), activation()]
+    model = nn.Sequential(*layers).eval()
+    assert count(relevant_in(model, cc.Feature("600", 1), (3, 6, 6))) == 9 * 201
+    assert count(relevant_in(model, cc.Feature("598", 1), (3, 6, 6))) == 9 * 200 + 3
+
+
+def test_a_deep_residual_net_neither_overflows_nor_underflows():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(150))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + F.relu(block(x))
+            return x
+
+    model = nn.Sequential(Deep(), nn.Conv2d(3, 2, 1)).eval()
+    assert count(relevant_in(model, cc.Feature("1", 1), (3, 6, 6))) == 9 * 150 + 3
+
+
+# ---------------------------------------- real architectures
+
+
+@pytest.mark.parametrize(
+    ("layer", "number"), [("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)]
+)
+def test_alexnet_counts(layer, number):
+    with torch.device("meta"):
+        model = zoo.alexnet(weights=None)
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for unit in (0, 9):
+        circuit = cc.Circuit.from_masks(model, cc.Feature(layer, unit), {})
+        assert circuit.relevant == number
+        assert len(circuit) == 0
+
+
+ARCHITECTURES = {
+    "resnet18": (lambda: zoo.resnet18(weights=None), "layer4", 7),
+    "resnet18 conv": (lambda: zoo.resnet18(weights=None), "layer3.1.conv2", 7),
+    "googlenet": (
+        lambda: zoo.googlenet(weights=None, init_weights=False, aux_logits=False),
+        "inception4a",
+        500,
+    ),
+    "mobilenet_v2": (lambda: zoo.mobilenet_v2(weights=None), "features.10.conv.2", 5),
+    "densenet121": (lambda: zoo.densenet121(weights=None), "features.denseblock2", 300),
+    "shufflenet_v2": (lambda: zoo.shufflenet_v2_x0_5(weights=None), "stage3", 11),
+    "squeezenet": (lambda: zoo.squeezenet1_1(weights=None), "features.7", 3),
+    "efficientnet_b0": (lambda: zoo.efficientnet_b0(weights=None), "features.4", 11),
+    "vgg11_bn": (lambda: zoo.vgg11_bn(weights=None), "features.12", 4),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_full_circuit_of_a_real_architecture_is_the_model_itself(name):
+    make, layer, unit = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    images, feature = torch.randn(2, 3, 64, 64), cc.Feature(layer, unit)
+    expected = []
+    watched = copy.deepcopy(model)
+    watched.get_submodule(layer).register_forward_hook(lambda m, a, out: expected.append(out[:, unit].clone()))
+    with torch.no_grad():
+        watched(images)
+    everything = {
+        k: torch.ones_like(m) for k, m in survey(Network(model), feature, (3, 64, 64)).kernels.items()
+    }
+    circuit = cc.Circuit.from_masks(model, feature, everything, input_shape=(3, 64, 64))
+    assert circuit.density == 1
+    run = cc.activations(model, feature, images, circuit=circuit)
+    scale = float(expected[0].abs().max())
+    torch.testing.assert_close(run, expected[0], rtol=1e-4, atol=1e-4 * scale)
+    report = cc.evaluate(model, circuit, images)
+    assert report.effective_kernels == report.kernels == circuit.relevant
+
+
+# ---------------------------------------- what cannot be surveyed
+
+
+def test_errors_say_what_is_there():
+    case = NETS["plain"]
+    model = case.build()
+    for feature, words in (
+        (cc.Feature("features.33", 0), "features.3"),
+        (cc.Feature("features.3", 5), "0 to 4"),
+        (cc.Feature("features.3", torch.ones(4)), "4 coefficients"),
+        (cc.Feature("features.3", 0, call=1), "runs only 1"),
+    ):
+        with pytest.raises(cc.ConvCircuitsError, match=words):
+            relevant_in(model, feature, case.input_shape)
+    with pytest.raises(cc.ConvCircuitsError, match="3 channels"):
+        relevant_in(model, cc.Feature("features.3", 0), (4, 8, 8))
+    with pytest.raises(cc.ConvCircuitsError, match="too small"):
+        relevant_in(model, cc.Feature("features.5", 0), (3, 2, 2))
+
+
+def test_a_layer_without_a_kernel_before_it_carries_no_circuit():
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 2, 1)).double()
+    with pytest.raises(cc.ConvCircuitsError, match="No kernel"):
+        relevant_in(model, cc.Feature("0", 0), (3, 8, 8))
+
+
+def test_what_comes_after_the_feature_need_not_run():
+    def make():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+
+    model = seeded(make, 0)()
+    assert count(relevant_in(model, cc.Feature("0", 1), (3, 11, 11))) == 3
+    with pytest.raises(cc.ConvCircuitsError):
+        relevant_in(model, cc.Feature("3", 1), (3, 11, 11))
