@@ -95,9 +95,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(c_out)
         self.down = None
         if stride != 1 or c_in != c_out:
-            self.down = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out)
-            )
+            self.down = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.down is None else self.down(x)
@@ -392,9 +390,7 @@ NETS: dict[str, NetCase] = {
         (("three", 1), ("last", 2)),
         "concatenation of branches; `one` runs before `three` and does not lead to it",
     ),
-    "grouped": NetCase(
-        seeded(Grouped, 4), (3, 10, 10), (("conv2", 4), ("conv3", 3)), "unit 3 sees the 2nd group only"
-    ),
+    "grouped": NetCase(seeded(Grouped, 4), (3, 10, 10), (("conv2", 4), ("conv3", 3)), "unit 3 sees the 2nd group only"),
     "mobile": NetCase(
         seeded(Mobile, 5),
         (3, 10, 10),
@@ -415,9 +411,7 @@ NETS: dict[str, NetCase] = {
         seeded(lambda: SameValid("zeros"), 11), (3, 10, 9), (("conv3", 1),), "even kernels: unequal padding"
     ),
     "same_circular": NetCase(seeded(lambda: SameValid("circular"), 12), (3, 10, 9), (("conv3", 2),)),
-    "twice": NetCase(
-        seeded(Twice, 13), (3, 10, 10), (("head", 1),), "`shared` runs twice on maps of the same size"
-    ),
+    "twice": NetCase(seeded(Twice, 13), (3, 10, 10), (("head", 1),), "`shared` runs twice on maps of the same size"),
     "standardised": NetCase(
         seeded(Standardised, 14), (3, 9, 9), (("conv2", 3), ("conv3", 0)), "weights standardised in forward"
     ),

@@ -200,9 +200,7 @@ def full_map(model, layer, unit, images, *, call=None):
     _check_calls(model, layer, images[:1], call)
     clone = copy.deepcopy(model)
     with torch.no_grad():
-        return torch.stack(
-            [_unit_map(_layer_output(clone, layer, image[None], call), unit) for image in images]
-        )
+        return torch.stack([_unit_map(_layer_output(clone, layer, image[None], call), unit) for image in images])
 
 
 def masked_map(model, masks, layer, unit, images, *, blocks=None, call=None):
@@ -299,9 +297,7 @@ def _products_of_run(run, scalar):
     return {slow.name: [(_pre_sum_maps(slow, x), next(grads)[0]) for x in slow.inputs] for slow in run.layers}
 
 
-def kernel_products(
-    model, layer, unit, image, *, collapse="abs", position="all", masks=None, blocks=None, call=None
-):
+def kernel_products(model, layer, unit, image, *, collapse="abs", position="all", masks=None, blocks=None, call=None):
     """One image (C, H, W) -> {layer: [(z (out, in, h, w), g (out, h, w)) per call]}; Linear without h, w."""
     (run,) = _runs(model, layer, unit, image[None], masks, blocks, position, call)
     return _products_of_run(run, _collapse(run.map, run.place, collapse))
@@ -377,9 +373,7 @@ def snip(
     return _mean_over_images(scores)
 
 
-def mask_gradient(
-    model, layer, unit, images, *, collapse="abs", position="all", masks=None, blocks=None, call=None
-):
+def mask_gradient(model, layer, unit, images, *, collapse="abs", position="all", masks=None, blocks=None, call=None):
     """mean_n dL_n/dm at m = masks (all ones): what signed SNIP and signed ActGrad must equal."""
     scores = []
     for run in _runs(model, layer, unit, images, masks, blocks, position, call):
@@ -486,10 +480,7 @@ def count(masks):
 
 def force_schedule(n, k, steps):
     """k_t for t = 1 .. steps; the last is k itself."""
-    inner = [
-        math.ceil(math.exp((t / steps) * math.log(k) + (1 - t / steps) * math.log(n)))
-        for t in range(1, steps)
-    ]
+    inner = [math.ceil(math.exp((t / steps) * math.log(k) + (1 - t / steps) * math.log(n))) for t in range(1, steps)]
     return [*inner, k]
 
 
@@ -762,9 +753,7 @@ def reachable(model, layer, unit, input_shape, masks=None, *, blocks=None, call=
 
     need = {node: torch.zeros(len(live[node]), dtype=torch.bool) for node in nodes}
     need[feature] = (
-        torch.arange(len(live[feature])) == unit
-        if isinstance(unit, int)
-        else unit.to(need[feature].device) != 0
+        torch.arange(len(live[feature])) == unit if isinstance(unit, int) else unit.to(need[feature].device) != 0
     )
     for node in reversed(nodes):
         wanted, kind = need[node], kinds[node]

@@ -71,9 +71,7 @@ def test_every_form_gives_the_same_images_and_the_same_description_twice(images,
     assert found.total == (7 if isinstance(images, torch.Tensor) else None)
 
 
-@pytest.mark.parametrize(
-    "other", [X[:6], X + 1e-3, torch.cat([X, X[:1]]), X.flip(3), torch.cat([X[:6], X[:1]])]
-)
+@pytest.mark.parametrize("other", [X[:6], X + 1e-3, torch.cat([X, X[:1]]), X.flip(3), torch.cat([X[:6], X[:1]])])
 def test_other_images_have_another_hash(other):
     one, two = batches(X), batches(other)
     list(one), list(two)

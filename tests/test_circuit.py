@@ -1,5 +1,6 @@
 """Circuits: an algebra of sets of kernels, as frozen values."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -125,9 +126,7 @@ def test_circuits_of_another_feature_or_model_do_not_combine(combine, change, sa
 
 @pytest.mark.parametrize("combine", COMBINE.values(), ids=COMBINE)
 def test_circuits_of_other_layers_or_directions_do_not_combine(combine):
-    fewer = circuit(
-        kernels=LayerTable({"b": torch.zeros(2, 3).bool()}), saliency=LayerTable({"b": torch.zeros(2, 3)})
-    )
+    fewer = circuit(kernels=LayerTable({"b": torch.zeros(2, 3).bool()}), saliency=LayerTable({"b": torch.zeros(2, 3)}))
     with pytest.raises(cc.ConvCircuitsError, match="different layers"):
         combine(circuit(), fewer)
     x, y = (circuit(feature=cc.Feature("b", torch.tensor(d))) for d in ([1.0, 0.0], [0.0, 1.0]))
@@ -247,7 +246,7 @@ def test_the_summary_of_a_union_never_keeps_more_than_there_are():
 
 
 def test_an_unknown_layer_names_what_is_near():
-    with pytest.raises(cc.ConvCircuitsError, match="no layer 'a.c' here. Near names: a.b"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"no layer 'a.c' here\. Near names: a\.b"):
         circuit()["a.c"]
 
 
@@ -300,7 +299,7 @@ def test_masks_are_bools_or_numbers_of_which_not_zero_is_kept(dtype):
 
 
 def test_a_layer_that_is_left_out_keeps_nothing():
-    case, model, feature, relevant = subject("plain")
+    _, model, feature, relevant = subject("plain")
     made = cc.Circuit.from_masks(model, feature, {"features.3": relevant["features.3"]})
     assert [int(made[k].sum()) for k in relevant] == [0, int(relevant["features.3"].sum()), 0]
     assert len(cc.Circuit.from_masks(model, feature, {})) == 0
@@ -327,10 +326,8 @@ def test_masks_that_do_not_fit_are_refused(masks, said):
 @pytest.mark.parametrize("mask", [[[1, 0], [0, 1]], torch.ones(5, 4).numpy(), None], ids=["list", "numpy", "None"])
 def test_masks_that_are_no_tensors_are_taken_or_refused_by_an_error_of_ours(mask):
     _, model, feature, _ = subject("plain")
-    try:
+    with contextlib.suppress(cc.ConvCircuitsError):
         cc.Circuit.from_masks(model, feature, {"features.3": mask})
-    except cc.ConvCircuitsError:
-        pass
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 8), (1, 8, 8), (3, 1, 1), (3, 0, 0)], ids=str)

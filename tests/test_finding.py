@@ -1,6 +1,7 @@
 """Finding: exact counts, one rule for ties, and errors that say what to do."""
 
 import copy
+import functools
 import inspect
 import math
 
@@ -104,11 +105,11 @@ BUDGETS = {
 def test_a_budget_out_of_range_is_refused(criterion, budget, said):
     scores = cc.score(MODEL, FEATURE, X[:1], criterion="magnitude")
     assert scores.relevant == 37
+    run = functools.partial(cc.find, MODEL, FEATURE, X[:1], criterion=criterion)
+    if criterion == "prune":
+        run = functools.partial(cc.prune, scores)
     with pytest.raises(cc.ConvCircuitsError, match=said):
-        if criterion == "prune":
-            cc.prune(scores, **budget)
-        else:
-            cc.find(MODEL, FEATURE, X[:1], criterion=criterion, **budget)
+        run(**budget)
 
 
 @pytest.mark.parametrize("budget", [{"density": 1}, {"density": 1.0}, {"kernels": 37}])
@@ -297,7 +298,7 @@ BAD = {
     "3-D": ({"images": X[0]}, r"\(N, C, H, W\)"),
     "generator": ({"images": (x for x in [X])}, "one-shot iterator"),
     "batch_size": ({"batch_size": 0}, "batch_size is a whole number"),
-    **{f"memory {m}": ({"memory": m}, "memory is a number of bytes") for m in (0, -1, 1.5, True, None, "1GB")},
+    **{f"memory {m}": ({"memory": m}, "memory, in bytes, is a whole number") for m in (0, -1, 1.5, True, None, "1GB")},
     **{f"seed {s}": ({"seed": s}, "seed") for s in ("a", 1.5, None, 2**70)},
     "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Near names: snip"),
     "criterion None": ({"criterion": None}, "no criterion None"),
@@ -306,7 +307,7 @@ BAD = {
     "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Near names: collapse"),
     "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse is one of 'abs', 'sum', 'square'"),
     "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer is one of"),
-    "draws": ({"draws": 0}, "draws is a number"),
+    "draws": ({"draws": 0}, "draws is a whole number"),
     "missing option": ({"criterion": "layer_random"}, "needs the option like="),
     "circuit": ({"circuit": "c"}, "Expected a Circuit, got str"),
     "empty circuit": ({"circuit": HALF - HALF}, "keeps no kernel"),
@@ -326,7 +327,7 @@ def test_what_does_not_fit_is_named(function, given, said):
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5])
 def test_bad_steps_of_force_are_refused(steps):
-    with pytest.raises(cc.ConvCircuitsError, match="steps is a number"):
+    with pytest.raises(cc.ConvCircuitsError, match="steps is a whole number"):
         cc.find(MODEL, FEATURE, X, criterion="force", kernels=5, steps=steps)
 
 

@@ -303,9 +303,7 @@ def test_crops_are_resized_after_preprocessing():
     images = crops([noise("a")], small, count=3, seed=0, size=(8, 4))
     assert images.shape == (3, 3, 8, 4)
     flat = Photograph("flat", ImageOps.expand(Image.new("RGB", (20, 20), (9, 9, 9)), 10, (9, 9, 9)))
-    torch.testing.assert_close(
-        crops([flat], small, count=2, seed=0, size=(5, 7)), torch.full((2, 3, 5, 7), 9.0)
-    )
+    torch.testing.assert_close(crops([flat], small, count=2, seed=0, size=(5, 7)), torch.full((2, 3, 5, 7), 9.0))
 
 
 def test_crops_leave_global_random_state_alone():

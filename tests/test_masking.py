@@ -39,6 +39,8 @@ DERIVED = [
     ("twice", "relu", 2, 2, None),
     ("flat_head", "features", 1, None, ("features.2", None)),
     ("flat_head", "classifier.2", 2, None, None),
+    ("flat_head", "classifier", 2, None, ("classifier.4", None)),
+    ("nested", "stage.1.body.first", 3, None, None),
     ("pooled_head", "pool", 3, None, None),
     ("pooled_head", "flat", 3, None, None),
     ("se_conv", "se.sigmoid", 1, None, None),
@@ -72,7 +74,7 @@ def close(a, b):
 # ---------------------------------------- the two semantics
 
 
-@pytest.mark.parametrize("density", [0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.7, 0.9])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_a_circuit_runs_as_both_oracles_say(name, layer, unit, density):
     case = NETS[name]
@@ -97,7 +99,7 @@ def test_a_feature_on_any_module_runs_as_both_oracles_say(name, layer, unit, cal
     options = {"blocks": case.blocks, "call": node_call}
     close(cc.activations(model, feature, images), oracles.full_map(model, layer, unit, images, call=call))
     relevant = relevant_of(case, model, node, unit, node_call)
-    for seed in range(3):
+    for seed in range(2):
         masks = random_masks(relevant, density, seed)
         circuit = circuit_of(case, model, feature, masks)
         assert list(circuit.kernels) == list(relevant)
@@ -164,7 +166,7 @@ def test_batches_change_nothing():
 # ---------------------------------------- calibration
 
 
-@pytest.mark.parametrize("density", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("density", [0.4, 0.8])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_gain_and_offset_apply_to_the_raw_output_of_live_filters(name, layer, unit, density):
     case = NETS[name]
@@ -174,10 +176,7 @@ def test_gain_and_offset_apply_to_the_raw_output_of_live_filters(name, layer, un
     plain = circuit_of(case, model, feature, masks)
     generator = torch.Generator().manual_seed(4)
     gain, offset = (
-        {
-            k: 0.5 + torch.rand(len(r), generator=generator, dtype=torch.float64)
-            for k, r in relevant.items()
-        }
+        {k: 0.5 + torch.rand(len(r), generator=generator, dtype=torch.float64) for k, r in relevant.items()}
         for _ in range(2)
     )
     circuit = cc.Circuit(
@@ -191,9 +190,7 @@ def test_gain_and_offset_apply_to_the_raw_output_of_live_filters(name, layer, un
     )
     close(
         cc.activations(model, feature, images, circuit=circuit),
-        oracles.circuit_map(
-            model, masks, layer, unit, images, blocks=case.blocks, gain=gain, offset=offset
-        ),
+        oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks, gain=gain, offset=offset),
     )
 
 
@@ -202,9 +199,7 @@ def test_gain_without_offset_scales_and_float32_tables_are_brought_to_the_models
     model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)
     whole = circuit_of(case, model, feature, relevant_of(case, model, "features.3", 1))
     tables = {"gain": LayerTable({"features.3": torch.full((5,), 3.0)})}
-    circuit = cc.Circuit(
-        feature, whole.kernels, whole.saliency, whole.relevant, provenance=whole.provenance, **tables
-    )
+    circuit = cc.Circuit(feature, whole.kernels, whole.saliency, whole.relevant, provenance=whole.provenance, **tables)
     run = cc.activations(model, feature, images, circuit=circuit)
     close(run, 3 * cc.activations(model, feature, images))
 
@@ -330,7 +325,7 @@ class Piece(nn.Module):
 
     def forward(self, x):
         for part in self.parts:
-            x = getattr(self, part)(x)
+            x = getattr(self, part)(F.relu(x) if part == "se" else x)
         return self.out(x)
 
 

@@ -192,9 +192,7 @@ def test_torchvision_random_is_the_same_each_time_and_leaves_the_callers_random_
     assert first.categories is None
 
 
-def test_torchvision_pretrained_has_the_downloaded_weights_transforms_and_categories(
-    monkeypatch, tmp_path, picture
-):
+def test_torchvision_pretrained_has_the_downloaded_weights_transforms_and_categories(monkeypatch, tmp_path, picture):
     """A download is faked by saving a state dict where torch.hub would put it."""
     source = torchvision.models.squeezenet1_1()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -22,10 +22,7 @@ LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.i
 
 def random_masks(relevant, density, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: kept & (torch.rand(kept.shape, generator=generator) < density)
-        for name, kept in relevant.items()
-    }
+    return {name: kept & (torch.rand(kept.shape, generator=generator) < density) for name, kept in relevant.items()}
 
 
 def same(a, b, atol=1e-10):
@@ -70,12 +67,8 @@ def test_masks_of_ones_change_nothing(name, layer, unit):
     assert full.std() > 1e-3
     relevant = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks)
     for masks in ({}, relevant):
-        torch.testing.assert_close(
-            oracles.masked_map(model, masks, layer, unit, images, blocks=case.blocks), full
-        )
-        torch.testing.assert_close(
-            oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks), full
-        )
+        torch.testing.assert_close(oracles.masked_map(model, masks, layer, unit, images, blocks=case.blocks), full)
+        torch.testing.assert_close(oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks), full)
     same(before, model.state_dict(), atol=0)
 
 
@@ -186,8 +179,7 @@ def test_absolute_values_and_normalizers(name, layer, unit):
     model, images = case.build(), case.images(2)
     signed = oracles.mask_gradient(model, layer, unit, images, blocks=case.blocks)
     elements = {
-        kernels: model.get_submodule(kernels).weight[0].numel() // values.shape[1]
-        for kernels, values in signed.items()
+        kernels: model.get_submodule(kernels).weight[0].numel() // values.shape[1] for kernels, values in signed.items()
     }
     products = oracles.kernel_products(model, layer, unit, images[0], blocks=case.blocks)
     positions = {kernels: calls[0][1][0].numel() for kernels, calls in products.items()}
@@ -311,9 +303,11 @@ def test_kernels_that_are_not_relevant_do_not_change_the_map(name, layer, unit):
             mask = torch.ones(kept.shape)
             mask[o, i] = 0.0
             masked = oracles.masked_map(model, {kernels: mask}, layer, unit, images, blocks=case.blocks)
-            assert torch.equal(
-                masked, oracles.masked_map(model, {}, layer, unit, images, blocks=case.blocks)
-            ), (kernels, o, i)
+            assert torch.equal(masked, oracles.masked_map(model, {}, layer, unit, images, blocks=case.blocks)), (
+                kernels,
+                o,
+                i,
+            )
             torch.testing.assert_close(masked, full)
 
 
@@ -330,8 +324,7 @@ def test_reachable_is_where_a_positive_network_has_a_gradient(name, layer, unit,
             module.bias.data.zero_()
             module.running_mean.zero_()
     positive = {
-        cls: (lambda module, weight=weight: weight(module).abs(), pad)
-        for cls, (weight, pad) in oracles.CLASSES.items()
+        cls: (lambda module, weight=weight: weight(module).abs(), pad) for cls, (weight, pad) in oracles.CLASSES.items()
     }
     monkeypatch.setattr(oracles, "CLASSES", positive)
     images = 0.02 * case.images(1).abs() + 0.001  # small: ReLU6 must not saturate
@@ -339,9 +332,7 @@ def test_reachable_is_where_a_positive_network_has_a_gradient(name, layer, unit,
     for seed, density in enumerate((1.0, 0.7, 0.4)):
         masks = None if density == 1.0 else random_masks(relevant, density, seed)
         found = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
-        gradient = oracles.mask_gradient(
-            model, layer, unit, images, collapse="sum", masks=masks, blocks=case.blocks
-        )
+        gradient = oracles.mask_gradient(model, layer, unit, images, collapse="sum", masks=masks, blocks=case.blocks)
         assert list(found) == list(gradient)
         for kernels, kept in found.items():
             inside = torch.ones_like(kept) if masks is None else masks[kernels]
@@ -368,9 +359,7 @@ def test_counts_of_relevant_kernels_by_hand():
         assert oracles.count(found) == number, name
 
 
-@pytest.mark.parametrize(
-    ("layer", "number"), [("features.6", 12672), ("features.8", 86592), ("features.10", 184768)]
-)
+@pytest.mark.parametrize(("layer", "number"), [("features.6", 12672), ("features.8", 86592), ("features.10", 184768)])
 def test_alexnet_counts(layer, number, empty_alexnet):
     assert oracles.count(oracles.reachable(empty_alexnet, layer, 9, (3, 224, 224))) == number
 
@@ -508,8 +497,7 @@ def test_liveness_of_a_shared_layer_is_per_call():
     case = NETS["twice"]
     model, images = case.build(), case.images(1)
     masks = {
-        name: torch.zeros_like(kept)
-        for name, kept in oracles.reachable(model, "head", 1, case.input_shape).items()
+        name: torch.zeros_like(kept) for name, kept in oracles.reachable(model, "head", 1, case.input_shape).items()
     }
     masks["stem"][0, 1] = masks["shared"][1, 0] = masks["shared"][2, 1] = masks["shared"][3, 2] = True
     masks["head"][1] = True

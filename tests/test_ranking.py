@@ -1,5 +1,6 @@
 """The one rule by which the best kernels are taken."""
 
+import itertools
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_top_keeps_exactly_the_best_with_ties_by_layer_then_out_then_in(table, d
 @given(tables())
 def test_smaller_choices_lie_inside_larger_ones(table):
     choices = [top(table, k) for k in range(scored(table) + 1)]
-    for small, large in zip(choices, choices[1:], strict=False):
+    for small, large in itertools.pairwise(choices):
         assert all(bool((large[name] | ~small[name]).all()) for name in table)
 
 
@@ -77,9 +78,7 @@ def test_in_order_leaves_what_it_was_given_alone():
 @pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
 def test_prune_keeps_exactly_the_rounded_share_and_at_least_one(name, density):
     case = NETS[name]
-    scores = cc.score(
-        case.build(), cc.Feature(*case.features[-1]), case.images(1), criterion="magnitude"
-    )
+    scores = cc.score(case.build(), cc.Feature(*case.features[-1]), case.images(1), criterion="magnitude")
     circuit = cc.prune(scores, density=density)
     assert len(circuit) == max(1, round(density * scores.relevant))
     assert circuit == cc.prune(scores, kernels=len(circuit))

@@ -53,11 +53,11 @@ def test_relevant_kernels_are_those_of_a_graph_search(name, layer, unit):
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_effective_kernels_are_those_of_a_graph_search_inside_the_masks(name, layer, unit):
     case = NETS[name]
-    model, network, feature = case.build(), None, cc.Feature(layer, unit)
+    model, feature = case.build(), cc.Feature(layer, unit)
     network = Network(model)
     relevant = relevant_in(model, feature, case.input_shape)
     generator = torch.Generator().manual_seed(0)
-    for density in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for density in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
         masks = {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
         expected = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
         inside = survey(network, feature, case.input_shape, masks).kernels
@@ -69,9 +69,7 @@ def test_evaluate_counts_relevant_and_effective_kernels_and_filters(name, layer,
     case = NETS[name]
     model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
     circuit = cc.find(model, feature, images, criterion="random", density=0.5)
-    expected = oracles.reachable(
-        model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks
-    )
+    expected = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks)
     expected = {k: expected[k] for k in circuit.kernels}
     report = cc.evaluate(model, circuit, images)
     assert report.relevant == circuit.relevant == count(relevant_in(model, feature, case.input_shape))
@@ -186,8 +184,8 @@ def test_a_deep_net_does_not_underflow(activation):
     for _ in range(200):
         layers += [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), activation()]
     model = nn.Sequential(*layers).eval()
-    assert count(relevant_in(model, cc.Feature("600", 1), (3, 6, 6))) == 9 * 201
-    assert count(relevant_in(model, cc.Feature("598", 1), (3, 6, 6))) == 9 * 200 + 3
+    for layer in ("598", "599", "600"):
+        assert count(relevant_in(model, cc.Feature(layer, 1), (3, 6, 6))) == 9 * 200 + 3
 
 
 def test_a_deep_residual_net_neither_overflows_nor_underflows():
@@ -252,9 +250,7 @@ def test_the_full_circuit_of_a_real_architecture_is_the_model_itself(name):
     watched.get_submodule(layer).register_forward_hook(lambda m, a, out: expected.append(out[:, unit].clone()))
     with torch.no_grad():
         watched(images)
-    everything = {
-        k: torch.ones_like(m) for k, m in survey(Network(model), feature, (3, 64, 64)).kernels.items()
-    }
+    everything = {k: torch.ones_like(m) for k, m in survey(Network(model), feature, (3, 64, 64)).kernels.items()}
     circuit = cc.Circuit.from_masks(model, feature, everything, input_shape=(3, 64, 64))
     assert circuit.density == 1
     run = cc.activations(model, feature, images, circuit=circuit)

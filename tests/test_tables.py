@@ -58,7 +58,7 @@ def test_a_table_is_detached_contiguous_and_its_own():
         (table(b=[1.0, math.nan], a=[2.0], c=[0.0]), False),
         ({"b": torch.tensor([1.0, math.nan])}, False),
     ],
-    ids="same order value-for-nan value dtype shape fewer more dict".split(),
+    ids=["same", "order", "value-for-nan", "value", "dtype", "shape", "fewer", "more", "dict"],
 )
 def test_equality_compares_names_order_shapes_dtypes_and_values(other, equal):
     assert (other == ONE) is equal

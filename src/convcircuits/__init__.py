@@ -4,8 +4,6 @@ A `Feature` names what to preserve. A criterion scores every kernel for it. `pru
 is only data. `evaluate` measures it on held-out images. Nothing ever changes your model.
 """
 
-__version__ = "0.1.0"
-
 from convcircuits.circuit import Circuit, iou
 from convcircuits.criteria import CRITERIA
 from convcircuits.errors import ConvCircuitsError
@@ -14,6 +12,7 @@ from convcircuits.feature import Feature
 from convcircuits.finding import find, prune, score
 from convcircuits.scores import Scores
 from convcircuits.storage import load, save
+from convcircuits.version import __version__
 
 __all__ = [
     "CRITERIA",
@@ -22,6 +21,7 @@ __all__ = [
     "Evaluation",
     "Feature",
     "Scores",
+    "__version__",
     "activations",
     "evaluate",
     "find",

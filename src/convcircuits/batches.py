@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, whole_number
 
 Progress = Callable[[int, int | None], None]
 """Called with the images done so far and the images there are (None where nobody knows)."""
@@ -26,15 +26,14 @@ class Batches:
     """
 
     def __init__(self, images: Images, *, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConvCircuitsError(f"batch_size is a whole number of images from 1; got {batch_size!r}.")
+        batch_size = whole_number("batch_size", batch_size, 1)
         if not isinstance(images, Tensor):
             if not isinstance(images, Iterable):
                 raise ConvCircuitsError(
                     "images are a tensor (N, C, H, W), or an iterable of such tensors or (tensor, label) batches; "
                     f"got {type(images).__name__}."
                 )
-            if iter(images) is images:
+            if iter(images) is iter(images):
                 raise ConvCircuitsError(
                     f"images is a one-shot iterator ({type(images).__name__}), and several passes may be needed; "
                     "give a tensor, a list of batches or a DataLoader."
@@ -59,9 +58,12 @@ class Batches:
         for batch in given:
             images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
             for part in torch.split(images, self._batch_size):
+                if len(part) == 0:
+                    continue
                 count += len(part)
                 digest += sum(_image_hash(image) for image in part)
-                yield part.detach().to(self._device, self._dtype)
+                part = part.clone() if part.is_inference() else part.detach()
+                yield part.to(self._device, self._dtype)
         if count == 0:
             raise ConvCircuitsError("There are no images; give at least one.")
         self.count, self._digest = count, digest % 2**64

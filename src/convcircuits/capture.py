@@ -1,6 +1,6 @@
 """The only place where a model is entered: run it up to a feature and meet every kernel call on the way.
 
-The user's model is never touched. A `Network` is a private copy of its module tree that shares all tensors; hooks
+The user's model is never touched. A `Network` is a private copy of its module tree that shares all weights; hooks
 that tell which module runs sit on the copy, and calls of ``conv2d`` and ``linear`` are met by a
 `torch.overrides.TorchFunctionMode`, which sees the input and the weight that are really used and is local to the
 thread.
@@ -58,8 +58,11 @@ class ConvCall:
 
     def alive(self) -> Tensor:
         """Tell which input channels differ between the first two images: (g, i), bool."""
-        live = (self.x[0] != self.x[1]).flatten(1).any(1)
-        return live.reshape(self.groups, -1)
+        return self.marked((self.x[0] != self.x[1])[None])
+
+    def marked(self, mark: Tensor) -> Tensor:
+        """Tell which input channels have a value that is marked, in a map (n, c, h, w): (g, i), bool."""
+        return mark[0].flatten(1).any(1).reshape(self.groups, -1)
 
     def spread(self, channels: Tensor) -> Tensor:
         """Fill a map of the input's shape with one value per channel, shape (n, c)."""
@@ -131,8 +134,11 @@ class LinearCall:
 
     def alive(self) -> Tensor:
         """Tell which blocks differ between the first two images: (1, i), bool."""
-        live = (self.x[0] != self.x[1]).reshape(-1, self.x.shape[-1]).any(0)
-        return live.reshape(1, self.blocks, -1).any(2)
+        return self.marked((self.x[0] != self.x[1])[None])
+
+    def marked(self, mark: Tensor) -> Tensor:
+        """Tell which blocks have a value that is marked, in a map (n, ..., f): (1, i), bool."""
+        return mark[0].reshape(-1, mark.shape[-1]).any(0).reshape(1, self.blocks, -1).any(2)
 
     def spread(self, channels: Tensor) -> Tensor:
         """Fill a map of the input's shape with one value per block, shape (n, blocks)."""
@@ -179,7 +185,7 @@ class _Reached(BaseException):
 
 
 class Network:
-    """A private copy of a model's module tree, in eval mode, that shares all its tensors.
+    """A private copy of a model's module tree, in eval mode, that shares its weights.
 
     Args:
         model: The model; it is not changed, and not looked at again.
@@ -254,7 +260,7 @@ class Network:
         def on_kernel(call: KernelCall) -> Tensor:
             if call.layer in copied:
                 call = replace(call, x=call.x.clone())
-            if rows is not None and self._running[-1] is target and call.groups == 1:
+            if rows is not None and self.runs_itself(target):
                 bias = None if call.bias is None else call.bias[rows]
                 call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
             return kernel(call)
@@ -280,17 +286,17 @@ class Network:
         self._on_exit = on_exit
         try:
             with _Interception(self, kernel, other or _as_it_is):
-                self.module(images)
+                self.module(images.clone())  # which a model may overwrite
         finally:
             self._on_exit = lambda module, output: None
 
-    def state(self, modules: Iterable[str]) -> dict[str, Tensor]:
-        """Give the parameters and floating-point buffers that those modules own, by name."""
-        wanted = set(modules)
+    def state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Give the floating-point parameters and buffers of those names, or owned by modules of those names."""
+        wanted = set(names)
         return {
             name: tensor
             for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers())
-            if name.rpartition(".")[0] in wanted and tensor.is_floating_point()
+            if {name, name.rpartition(".")[0]} & wanted and tensor.is_floating_point()
         }
 
     def running(self) -> str:
@@ -300,6 +306,10 @@ class Network:
     def all_running(self) -> list[str]:
         """Name the modules that are running, the outermost first."""
         return [self._first_name[module] for module in self._running]
+
+    def runs_itself(self, module: nn.Module) -> bool:
+        """Tell whether a module, and none inside it, runs."""
+        return bool(self._running) and self._running[-1] is module
 
     def kernel_layer(self, weight: Tensor) -> str:
         """Name the layer that a weight belongs to; a computed weight belongs to the module that runs."""
@@ -380,6 +390,19 @@ class _Interception(TorchFunctionMode):
         return LinearCall(layer, input, weight.detach(), bias, blocks)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors among a function's arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [x for part in value for x in tensors_in(part)] if isinstance(value, (tuple, list)) else []
+
+
+def writes_to_first(function: Any) -> bool:
+    """Tell by its name whether a function works in place."""
+    name: str = function.__name__
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
 def _as_it_is(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return function(*args, **kwargs)
 
@@ -413,7 +436,7 @@ def checked_output(feature: Feature, output: Any) -> Tensor:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Copy the module tree and share every tensor."""
+    """Copy the module tree; share the weights, as parameters without gradients; copy buffers, which may be written."""
     if not isinstance(model, nn.Module):
         raise ConvCircuitsError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -421,7 +444,8 @@ def _copied(model: nn.Module) -> nn.Module:
             "A scripted model cannot be entered; give the model before torch.jit.script or torch.jit.trace."
         )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    shared = {id(t): t for t in _tensors_of(model)}
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(t): t for t in _loose_tensors(model)}
     try:
         return copy.deepcopy(model, shared).eval()
     except Exception as error:
@@ -431,8 +455,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Give tensors that modules hold without naming them parameters or buffers."""
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.scores import SCORE_DTYPES
 from convcircuits.tables import LayerTable
 
 
@@ -40,6 +41,12 @@ class Circuit:
     __hash__ = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        for name in ("kernels", "saliency", "gain", "offset"):
+            object.__setattr__(self, name, LayerTable(getattr(self, name)))
+        for table in (self.saliency, self.gain, self.offset):
+            for layer, values in table.items():
+                if values.dtype not in SCORE_DTYPES:
+                    raise ConvCircuitsError(f"A table of {layer} holds {values.dtype}; expected floating point.")
         for layer, mask in self.kernels.items():
             if mask.dtype != torch.bool or mask.dim() != 2:
                 raise ConvCircuitsError(
@@ -89,6 +96,8 @@ class Circuit:
 
         relevant, provenance = relevant_kernels(model, feature, input_shape)
         table = LayerTable(relevant)
+        if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+            raise ConvCircuitsError("masks maps layer names to tensors of shape (out, in per group).")
         for layer, mask in masks.items():
             if mask.shape != table[layer].shape:
                 raise ConvCircuitsError(
@@ -117,7 +126,7 @@ class Circuit:
     @property
     def density(self) -> float:
         """Kept kernels / relevant kernels of the full model, from 0 to 1."""
-        return len(self) / self.relevant
+        return len(self) / self.relevant if self.relevant else 0.0
 
     def __getitem__(self, layer: str) -> Tensor:
         return self.kernels[layer]
@@ -148,12 +157,14 @@ class Circuit:
         return Circuit(
             self.feature,
             LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.kernels.items()}),
-            self.saliency,
+            LayerTable({a: torch.where(s.isnan(), other.saliency[a].to(s), s) for a, s in self.saliency.items()}),
             self.relevant,
             provenance=shared | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
         )
 
     def _check_comparable(self, other: "Circuit") -> None:
+        if not isinstance(other, Circuit):
+            raise ConvCircuitsError(f"A circuit combines and compares with a Circuit; got {type(other).__name__}.")
         for what, mine, theirs in (
             ("features", str(self.feature), str(other.feature)),
             ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
@@ -200,6 +211,8 @@ def iou(a: Circuit, b: Circuit) -> float:
     Raises:
         ConvCircuitsError: If they are circuits of different features or models.
     """
+    if not isinstance(a, Circuit):
+        raise ConvCircuitsError(f"iou compares two Circuits; got {type(a).__name__}.")
     return _iou(len(a & b), len(a | b))
 
 

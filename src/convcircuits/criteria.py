@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.circuit import Circuit
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.ranking import in_order, top
 from convcircuits.tracing import Batch, Trace
 
@@ -52,13 +52,10 @@ def actgrad(
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         for layer in batch.backward(_gradient(batch, collapse)):
-            groups, out, inputs, _ = layer.calls[0][0].kernels.shape
-            total = layer.calls[0][1].new_zeros(groups, out, inputs)
-            for channels, products in layer.position_products():
-                products = products if signed else products.abs_()
-                total[:, :, channels] += products.sum(4).sum(0).transpose(1, 2)
+            # Without the absolute value the sum over positions of z g is the sum over the kernel of w dL/dw.
+            total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_kernel(total) * scale
+            yield layer.name, layer.per_kernel(total) * scale  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -107,8 +104,7 @@ def gauss_newton(
             its variation counts: z - mean z in place of z.
         normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ConvCircuitsError(f"draws is a number of sign fields from 1; got {draws!r}.")
+    draws = whole_number("draws", draws, 1)
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         fields = _signs(batch.maps, 1 if batch.indices is not None else draws, trace.seed)
@@ -210,8 +206,7 @@ def force(
 
     Source: de Jorge et al., arXiv 2006.09081; for features Hamblin et al., arXiv 2206.01627.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConvCircuitsError(f"steps is a number of pruning steps from 1; got {steps!r}.")
+    steps = whole_number("steps", steps, 1)
     options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     scores = snip(trace, **options)
@@ -279,4 +274,4 @@ def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
 
 
 def _generator(seed: int, layer: str) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) + zlib.crc32(layer.encode()))
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}|{layer}".encode()))

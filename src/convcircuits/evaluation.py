@@ -128,6 +128,9 @@ def evaluate_all(
     """
     if not circuits:
         raise ConvCircuitsError("There are no circuits to measure; give at least one.")
+    for circuit in circuits:
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     feature = circuits[0].feature
     if any(circuit.feature != feature for circuit in circuits):
         raise ConvCircuitsError("The circuits preserve different features; measure them one by one.")
@@ -194,8 +197,6 @@ def activations(
     masks = None
     if circuit is not None:
         check_circuit(circuit, subject)
-        if circuit.feature != feature:
-            raise ConvCircuitsError(f"The circuit preserves {circuit.feature}, not {feature}; give circuit.feature.")
         masks = subject.masks(circuit, shape, effective=effective)
     maps: list[Tensor] = []
     with torch.no_grad():
@@ -214,8 +215,8 @@ def activations(
 class _Moments:
     """Means and co-moments of pairs (full, circuit) in float64, merged batch by batch (Chan et al. 1979)."""
 
-    def __init__(self) -> None:
-        self.n = 0
+    def __init__(self, eps: float) -> None:
+        self.n, self.eps = 0, eps
         self.full = self.circuit = 0.0
         self.ff = self.cc = self.fc = 0.0
         self.squared_error = 0.0
@@ -236,11 +237,11 @@ class _Moments:
 
     @property
     def full_constant(self) -> bool:
-        return _constant(self.ff, self.full, self.n)
+        return _constant(self.ff, self.full, self.n, self.eps)
 
     @property
     def circuit_constant(self) -> bool:
-        return _constant(self.cc, self.circuit, self.n)
+        return _constant(self.cc, self.circuit, self.n, self.eps)
 
     def pearson(self) -> float:
         if self.full_constant or self.circuit_constant:
@@ -275,7 +276,8 @@ class _Comparison:
 def _compare(
     subject: Subject, masks: Sequence[Masks], batches: Batches, progress: Progress | None
 ) -> list[_Comparison]:
-    results, done = [_Comparison(_Moments(), _Moments()) for _ in masks], 0
+    eps, done = torch.finfo(subject.network.dtype).eps, 0
+    results = [_Comparison(_Moments(eps), _Moments(eps)) for _ in masks]
     for images in batches:
         with torch.no_grad():
             maps = subject.maps(images)
@@ -340,11 +342,13 @@ def _notes(circuit: Circuit, measured: _Comparison, images: Mapping[str, Any]) -
         notes.append("One image has no correlation of maxima (NaN).")
     elif not measured.values.full_constant and measured.maxima.full_constant:
         notes.append("The feature has the same maximum in every image, so r of the maxima is not defined (NaN).")
+    elif not measured.values.circuit_constant and measured.maxima.circuit_constant:
+        notes.append("The circuit has the same maximum in every image, so r of the maxima is not defined (NaN).")
     return tuple(notes)
 
 
-def _constant(moment: float, mean: float, n: int) -> bool:
-    return moment <= 1e-24 * n * mean * mean
+def _constant(moment: float, mean: float, n: int, eps: float) -> bool:
+    return moment <= n * (4 * eps * mean) ** 2  # what rounding in the model's dtype alone can make
 
 
 def _ratio(error: float, size: float) -> float:
@@ -358,7 +362,7 @@ def _batches(images: Images, network: Network, batch_size: int) -> Batches:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [_without_nan(v) for v in value]
     if isinstance(value, Mapping):
         return {k: _without_nan(v) for k, v in value.items()}

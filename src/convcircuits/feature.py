@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, whole_number
 
 Position = Literal["all", "max", "center"] | tuple[int, int]
 
@@ -40,8 +40,8 @@ class Feature:
             raise ConvCircuitsError(f"A feature's layer is a module's name such as 'features.10'; got {self.layer!r}.")
         object.__setattr__(self, "unit", _checked_unit(self.unit))
         object.__setattr__(self, "position", _checked_position(self.position))
-        if self.call is not None and (isinstance(self.call, bool) or not isinstance(self.call, int) or self.call < 0):
-            raise ConvCircuitsError(f"call is the number of a call, from 0; got {self.call!r}.")
+        if self.call is not None:
+            object.__setattr__(self, "call", whole_number("call", self.call, 0))
 
     @classmethod
     def parse(cls, text: str) -> "Feature":
@@ -149,29 +149,21 @@ def at(maps: Tensor, indices: Tensor | None) -> Tensor:
 
 
 def _checked_unit(unit: object) -> int | Tensor:
-    if isinstance(unit, Tensor) and unit.dim() == 1:
-        direction = unit.detach().to("cpu", torch.float64).clone()
-        if not bool(direction.isfinite().all()) or not bool(direction.any()):
-            raise ConvCircuitsError("A direction needs finite coefficients of which at least one is not zero.")
-        return direction
-    try:
-        number = None if isinstance(unit, bool) else unit.__index__()  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
-        number = None
-    if number is None or number < 0:
+    if not isinstance(unit, Tensor) or unit.dim() == 0:
+        return whole_number("A feature's unit (or give a direction, a 1-D tensor)", unit, 0)
+    if unit.dim() > 1 or unit.is_complex():
         raise ConvCircuitsError(
-            f"A feature's unit is a channel number from 0, or a direction (1-D tensor); got {unit!r}."
+            f"A direction is a 1-D tensor of real numbers; got {unit.dtype} of shape {tuple(unit.shape)}."
         )
-    return int(number)
+    direction = unit.detach().to("cpu", torch.float64).clone()
+    if not bool(direction.isfinite().all()) or not bool(direction.any()):
+        raise ConvCircuitsError("A direction needs finite coefficients of which at least one is not zero.")
+    return direction
 
 
 def _checked_position(position: object) -> Position:
-    if position in ("all", "max", "center"):
-        return position
-    if (
-        isinstance(position, (tuple, list))
-        and len(position) == 2
-        and all(isinstance(p, int) and not isinstance(p, bool) and p >= 0 for p in position)
-    ):
-        return (position[0], position[1])
+    if isinstance(position, str) and position in ("all", "max", "center"):
+        return position  # type: ignore[return-value]
+    if isinstance(position, (tuple, list)) and len(position) == 2:
+        return (whole_number("A position's row", position[0], 0), whole_number("Its column", position[1], 0))
     raise ConvCircuitsError(f"position is 'all', 'max', 'center' or (h, w) from 0; got {position!r}.")

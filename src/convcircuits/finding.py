@@ -1,7 +1,9 @@
 """Find a circuit: score kernels by a criterion and keep the best."""
 
 import inspect
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA, Criterion
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
 from convcircuits.masking import Subject
 from convcircuits.provenance import check_same_model, describe
@@ -21,8 +23,8 @@ from convcircuits.scores import Scores
 from convcircuits.tables import LayerTable, suggest
 from convcircuits.tracing import Trace
 
-MEMORY = 64 * 2**20
-"""Bytes of working memory for one chunk of pre-sum maps where nothing is said."""
+MEMORY = 4 * 2**20
+"""Bytes of working memory for one chunk of pre-sum maps where nothing is said: about what a core's cache holds."""
 
 
 def score(
@@ -85,6 +87,8 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
     Raises:
         ConvCircuitsError: If neither or both are given, or they are out of range.
     """
+    if not isinstance(scores, Scores):
+        raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
     count = _budget(scores.relevant, density, kernels)
     provenance = dict(scores.provenance) | {
         "kernels": count,
@@ -135,7 +139,7 @@ def find(
     """
     function = _criterion(criterion)
     _check_options(function, criterion, options)
-    _budget(1, density, kernels if kernels is None else min(kernels, 1))  # before any work is done
+    _budget(None, density, kernels)  # before any work is done
     trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
@@ -156,8 +160,10 @@ def _trace(
     memory: int,
     progress: Progress | None,
 ) -> tuple[Trace, Batches]:
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ConvCircuitsError(f"memory is a number of bytes from 1; got {memory!r}.")
+    if not isinstance(feature, Feature):
+        raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
+    memory = whole_number("memory, in bytes,", memory, 1)
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     shape = batches.first_shape()
@@ -191,6 +197,10 @@ def check_circuit(circuit: Circuit, subject: Subject) -> None:
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     check_same_model(circuit.provenance, describe(subject.network, subject.feature, subject.survey))
+    if replace(circuit.feature, position=subject.feature.position) != subject.feature:
+        raise ConvCircuitsError(
+            f"The circuit preserves {circuit.feature}, not {subject.feature}; give a circuit of the same unit."
+        )
 
 
 def _scores(
@@ -202,17 +212,19 @@ def _scores(
     circuit: Circuit | None,
 ) -> Scores:
     if batches.count == 0:
-        for _ in batches:  # a criterion that sees no image: count and hash them all the same
-            pass
+        trace.mean(lambda batch: ())  # a criterion that saw no image: count and hash them all the same
     subject = trace.subject
     dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
-    kernels = in_order(saliency, trace.relevant)
-    for layer, values in kernels.items():
+    for layer, values in saliency.items():
+        if layer not in trace.shapes:
+            raise ConvCircuitsError(f"{_name(criterion)} scored {layer!r}. {suggest(layer, trace.shapes)}")
         if values.shape != trace.shapes[layer]:
             raise ConvCircuitsError(
                 f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
                 f"{trace.shapes[layer]}, that is (out, in per group)."
             )
+    kernels = in_order(saliency, trace.relevant)
+    for layer, values in kernels.items():
         if not bool(values[trace.relevant[layer]].isfinite().all()):
             raise ConvCircuitsError(
                 f"{_name(criterion)} gave NaN or Inf in {layer}; are the model's weights and images of sane size?"
@@ -237,7 +249,7 @@ def _scores(
 def _criterion(criterion: str | Criterion) -> Criterion:
     if callable(criterion):
         return criterion
-    if criterion not in CRITERIA:
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
     return CRITERIA[criterion]
 
@@ -265,21 +277,21 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
             raise ConvCircuitsError(f"{_name(criterion)} needs the option {name}=...")
 
 
-def _budget(relevant: int, density: float | None, kernels: int | None) -> int:
+def _budget(relevant: int | None, density: float | None, kernels: int | None) -> int:
     if (density is None) == (kernels is None):
         raise ConvCircuitsError("Give either density=, a share in (0, 1], or kernels=, a number.")
     if density is not None:
         if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
             raise ConvCircuitsError(f"density is a share in (0, 1]; got {density!r}.")
-        return max(1, round(density * relevant))
-    if isinstance(kernels, bool) or not isinstance(kernels, int) or kernels < 1:
-        raise ConvCircuitsError(f"kernels is a whole number from 1; got {kernels!r}.")
-    if kernels > relevant:
-        raise ConvCircuitsError(f"{kernels} kernels were asked for, but only {relevant} have a score.")
-    return kernels
+        return max(1, round(density * (relevant or 0)))
+    count = whole_number("kernels", kernels, 1)
+    if relevant is not None and count > relevant:
+        raise ConvCircuitsError(f"{count} kernels were asked for, but only {relevant} have a score.")
+    return count
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, Circuit):
         return dict(value.provenance)
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+    plain = isinstance(value, (str, int, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else repr(value)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.capture import KernelCall, Network
+from convcircuits.capture import KernelCall, Network, tensors_in, writes_to_first
 from convcircuits.circuit import Circuit
 from convcircuits.feature import Feature
 from convcircuits.reach import Survey, survey
@@ -46,6 +46,10 @@ class Masks:
             return call.compute()
         mask = self.kernels[call.layer]
         mask = mask if call.rows is None else mask[call.rows]
+        mark = _mark_of(call.x)
+        if self.silent and mark is not None:
+            # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
+            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
         output = call.compute(call.weight * call.per_kernel(mask), call.bias)
         live = mask.any(1)
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
@@ -53,36 +57,109 @@ class Masks:
                 values = table[call.layer]
                 values = _along(values if call.rows is None else values[call.rows], output, call.channel_dim)
                 output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
-        if self.silent and call.channel_dim % output.dim() == 1:
-            _mark(output, live)
+        if self.silent:
+            _set_mark(output, _along(live, output, call.channel_dim).expand_as(output))
         return output
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Compute any other function; maps that meet others there lose what their dead filters hold."""
-        maps = [x for x in _tensors((args, *kwargs.values())) if x.dim() > 1]
-        if all(_live(x) is None for x in maps):
+        """Compute any other function, and follow which values are a dead filter's.
+
+        Functions that only move values move their marks alike. Where maps meet (additions above all), what dead filters
+        hold becomes zero; a gate, the smaller factor of a product, keeps it.
+        """
+        into = {"out": kwargs["out"]} if "out" in kwargs else {}
+        named = {key: value for key, value in kwargs.items() if key != "out"}
+        maps = [x for x in tensors_in((args, tuple(named.values()))) if x.dim() > 1]
+        if all(_mark_of(x) is None for x in maps):
             return function(*args, **kwargs)
-        if len(maps) == 1:  # activations, BatchNorm, pooling: a dead filter stays as dead as it was
+        name: str = function.__name__
+        if name in _MOVES:
+            moved = function(
+                *_with(args, _full_mark), **{key: _with(value, _full_mark) for key, value in named.items()}
+            )
+            return _marked_like(function(*args, **kwargs), moved)
+        if len(maps) == 1 and name not in _REDUCES:
             result = function(*args, **kwargs)
-            if isinstance(result, Tensor) and result.shape[:2] == maps[0].shape[:2]:
-                _mark(result, _live(maps[0]))
+            if isinstance(result, Tensor):
+                _set_mark(result, _passed_on(_full_mark(maps[0]), result))
             return result
-        if function.__name__.strip("_") in ("mul", "rmul", "imul") and maps[0].numel() != maps[1].numel():
-            data = max(maps, key=Tensor.numel)  # the smaller one is a gate
-            live = _live(data)
+        if name.strip("_") in ("mul", "rmul", "imul", "multiply") and maps[0].numel() != maps[1].numel():
+            data = max(maps, key=Tensor.numel)
+            mark = _full_mark(data)
             result = function(*args, **kwargs)
-            _mark(result, live)
+            _set_mark(result, mark if result.shape == mark.shape else None)
             return result
-        lives = [_live(x) for x in maps]
-        first = args[0]
-        if isinstance(first, Tensor) and _writes_to_first(function) and _live(first) is not None:
-            first.mul_(_along(_live(first), first, 1))
-            _mark(first, None)
-        result = function(*_silenced(args), **{k: _silenced(v) for k, v in kwargs.items()})
+        marks = [_mark_of(x) for x in maps]
+        if writes_to_first(function) and marks[0] is not None:
+            maps[0].mul_(marks[0])
+            _set_mark(maps[0], None)
+        silent = {key: _with(value, _silenced) for key, value in named.items()}
+        result = function(*_with(args, _silenced), **silent, **into)
         if isinstance(result, Tensor):
-            same = all(live is not None and len(live) == result.shape[1] for live in lives)
-            _mark(result, torch.stack(lives).any(0) if same else None)  # type: ignore[arg-type]
+            same = [mark for mark in marks if mark is not None and mark.shape == result.shape]
+            _set_mark(result, torch.stack(same).any(0) if len(same) == len(maps) else None)
         return result
+
+
+# Functions that move values and compute nothing: views, cuts, joins.
+_MOVES = {"cat", "concat", "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select"}
+_MOVES |= {"__getitem__", "index_select", "flip", "roll", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"}
+_MOVES |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze"}
+_MOVES |= {"unsqueeze", "contiguous", "clone", "expand", "expand_as"}
+# Functions of one map in which its values meet. (Pooling is none: it stays within a channel.)
+_REDUCES = {"sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "logsumexp", "einsum", "matmul", "bmm"}
+
+
+def _mark_of(maps: Tensor) -> Tensor | None:
+    """Give which values of a map are those of live filters (bool, same shape), where that is followed."""
+    return getattr(maps, "_convcircuits_live", None)
+
+
+def _full_mark(maps: Tensor) -> Tensor:
+    mark = _mark_of(maps)
+    return torch.ones_like(maps, dtype=torch.bool) if mark is None else mark.contiguous()
+
+
+def _set_mark(maps: Tensor, mark: Tensor | None) -> None:
+    maps._convcircuits_live = mark  # type: ignore[attr-defined]
+
+
+def _marked_like(result: Any, moved: Any) -> Any:
+    """Mark one result, or each of several, by what became of the marks."""
+    if isinstance(result, Tensor):
+        _set_mark(result, moved)
+    elif isinstance(result, (tuple, list)):
+        for one, mark in zip(result, moved, strict=True):
+            _set_mark(one, mark)
+    return result
+
+
+def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
+    """Give the mark after an element-wise function or a pooling."""
+    if result.shape == mark.shape:
+        return mark
+    if result.shape[:2] != mark.shape[:2]:
+        return None
+    channels = mark.flatten(2).any(2)
+    return channels.reshape(*channels.shape, *[1] * (result.dim() - 2)).expand_as(result)
+
+
+def _with(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change the maps among a function's arguments."""
+    if isinstance(value, Tensor):
+        return change(value) if value.dim() > 1 else value
+    return type(value)(_with(part, change) for part in value) if type(value) in (tuple, list) else value
+
+
+def _silenced(maps: Tensor) -> Tensor:
+    mark = _mark_of(maps)
+    return maps if mark is None else maps * mark
+
+
+def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
+    shape = [1] * maps.dim()
+    shape[dim] = -1
+    return values.reshape(shape)
 
 
 class Subject:
@@ -125,8 +202,7 @@ class Subject:
             rows=self._rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
-        if _live(output) is not None:
-            output = _silenced(output)
+        output = _silenced(output)
         if not self.survey.direct:
             output = output.index_select(1, self._rows)
         if len(self._rows) == 1:
@@ -143,40 +219,6 @@ class Subject:
         kernels = self.effective(circuit.kernels, input_shape) if effective else dict(circuit.kernels)
         masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective)
         return masks.to(self.network.device, self.network.dtype)
-
-
-def _writes_to_first(function: Any) -> bool:
-    name: str = function.__name__
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [x for part in value for x in _tensors(part)] if isinstance(value, (tuple, list)) else []
-
-
-def _silenced(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        live = _live(value)
-        return value if live is None else value * _along(live, value, 1)
-    return type(value)(_silenced(part) for part in value) if isinstance(value, (tuple, list)) else value
-
-
-def _mark(maps: Tensor, live: Tensor | None) -> None:
-    maps._convcircuits_live = live  # type: ignore[attr-defined]
-
-
-def _live(maps: Tensor) -> Tensor | None:
-    """Give which channels of a map are live, where that is known and not all are."""
-    return getattr(maps, "_convcircuits_live", None)
-
-
-def _along(values: Tensor | None, maps: Tensor, dim: int) -> Tensor:
-    assert values is not None
-    shape = [1] * maps.dim()
-    shape[dim] = -1
-    return values.reshape(shape)
 
 
 def _in_full(call: KernelCall) -> Tensor:

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convcircuits.capture import ConvCall, KernelCall, Network, checked_output
+from convcircuits.capture import ConvCall, KernelCall, Network, checked_output, tensors_in, writes_to_first
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 
-_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
+_CHANNELWISE_NORMS = {F.batch_norm, F.instance_norm}
+# By name, whether function, method or operator, in place or not.
+_SIGNED = {"add", "sub", "subtract", "rsub", "neg", "negative", "maximum", "minimum", "max", "min", "clamp", "clip"}
+_SIGNED |= {"threshold", "hardshrink", "softshrink", "relu6", "hardtanh"}
+_SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Survey:
         coefficients: The feature's coefficient on each of them.
         direct: The layer's output is that of its one kernel call, so that other filters need not be computed.
         copied: Layers whose input is overwritten in place later in the same pass.
-        modules: Names of the modules that run before the feature is reached.
+        modules: Names of the modules that run, and of the layers whose weights are used, before the feature is reached.
     """
 
     kernels: dict[str, Tensor]
@@ -97,6 +101,7 @@ class _Probe:
         self.read: list[tuple[str, Tensor, int]] = []
         self.modules: dict[str, None] = {}
         self.calls = 0
+        self.own_calls = 0
         self.total: Tensor | None = None
         self.direct = False
         self.last: tuple[Any, KernelCall | None] = (None, None)
@@ -118,24 +123,33 @@ class _Probe:
                     "nn.Conv2d or nn.Linear."
                 )
             self.read.append((call.layer, call.x, call.x._version))
+            self.modules[call.layer] = None  # its weight may be registered with a module that does not run
         else:
             found = torch.zeros_like(mask)  # after the feature: of no interest
         result: Tensor = _Link.apply(call.x, call, mask, found, self.generator)
         self.last = (result, call)
+        self.own_calls += self.network.runs_itself(self.target)
         return result
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Let statistics mix channels where they do; a normalisation changes nothing else here."""
-        if function not in _NORMS:
+        """Run a function so that what is live stays live, whatever its constants are.
+
+        Values are positive and small, so most functions run as they are. Those that could bring them to zero by a
+        sign, a threshold or a choice do not: they pass one map on, and add two.
+        """
+        name = function.__name__
+        short = name.strip("_").removesuffix("_")
+        short = short[1:] if name.startswith(("__i", "__r")) else short
+        maps = [x for x in tensors_in((args, tuple(kwargs.values()))) if x.requires_grad]
+        if function in (F.layer_norm, F.group_norm):
+            return _mixed_statistics(function, args, kwargs)
+        neutral = short in _SIGNED or (short in _SCALES and len(maps) == 1) or function in _CHANNELWISE_NORMS
+        if not neutral or not maps:
             return function(*args, **kwargs)
-        given = inspect.signature(function).bind(*args, **kwargs).arguments
-        x: Tensor = given["input"]
-        if function is F.layer_norm:
-            return x + x.mean(tuple(range(-len(given["normalized_shape"]), 0)), keepdim=True)
-        if function is F.group_norm:
-            grouped = x.reshape(len(x), given["num_groups"], -1)
-            return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
-        return x.clone()  # not x itself: the layer's output is not its kernel call's
+        in_place = writes_to_first(function) or kwargs.get("inplace") is True or True in [a is True for a in args[1:]]
+        if len(maps) == 1:
+            return maps[0].mul_(1) if in_place else maps[0].clone()  # not itself: no kernel call's output
+        return maps[0].add_(maps[1]) if in_place else maps[0] + maps[1]
 
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.total is None:
@@ -143,13 +157,14 @@ class _Probe:
         if module is not self.target:
             return
         self.calls += 1
+        own_calls, self.own_calls = self.own_calls, 0
         if self.calls - 1 != (self.feature.call or 0):
             return
         output = checked_output(self.feature, output)
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0
-        self.direct = untouched and call is not None and call.groups == 1
+        self.direct = untouched and own_calls == 1 and call is not None and call.groups == 1
         self.modules.update(dict.fromkeys(self.network.all_running()))
         self.total = output.index_select(1, self.rows.to(output.device)).sum()
 
@@ -165,13 +180,24 @@ class _Probe:
             )
         if self.total.requires_grad:
             torch.autograd.grad(self.total, [images], allow_unused=True)
+        direct = self.direct and self.calls == 1  # other calls of the layer need all its filters
         overwritten = frozenset(layer for layer, x, version in self.read if x._version != version)
         kernels = {layer: k.cpu() for layer, k in self.found.items() if not full or bool(k.any())}
         if full and not kernels:
             raise ConvCircuitsError(
                 f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
-        return Survey(kernels, self.rows, self.coefficients, self.direct, overwritten, tuple(self.modules))
+        return Survey(kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules))
+
+
+def _mixed_statistics(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Stand in for a normalisation whose statistics mix channels: all they are taken over leads to each value."""
+    given = inspect.signature(function).bind(*args, **kwargs).arguments
+    x: Tensor = given["input"]
+    if function is F.layer_norm:
+        return x + x.mean(tuple(range(-len(given["normalized_shape"]), 0)), keepdim=True)
+    grouped = x.reshape(len(x), given["num_groups"], -1)
+    return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
 
 
 class _Link(torch.autograd.Function):
@@ -236,6 +262,8 @@ def survey_of_unknown_size(network: Network, feature: Feature, input_shape: tupl
         ConvCircuitsError: If it accepts none.
     """
     if input_shape is not None:
+        if len(input_shape) != 3:
+            raise ConvCircuitsError(f"input_shape is (C, H, W) of an image; got {input_shape!r}.")
         return survey(network, feature, input_shape)
     network.layer(feature.layer)
     for shape in guessed_input_shapes(network.module):

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.tables import LayerTable
+
+SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class Scores:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernels", LayerTable(self.kernels))
+        for layer, values in self.kernels.items():
+            if values.dim() != 2 or values.dtype not in SCORE_DTYPES:
+                raise ConvCircuitsError(
+                    f"The scores of {layer} are {values.dtype} of shape {tuple(values.shape)}; "
+                    "expected floating point of shape (out, in per group)."
+                )
+
     @property
     def relevant(self) -> int:
         """How many kernels have a score."""
@@ -51,7 +64,7 @@ class Scores:
         lines = [repr(self), f"{'layer':<{width}}  {'kernels':>9}  {'share':>7}  {'largest':>10}"]
         lines += [
             f"{layer:<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
-            f"  {float(s.nan_to_num().max()):>10.4g}"
+            f"  {max(s[~s.isnan()].tolist(), default=0.0):>10.4g}"
             for layer, s in self.kernels.items()
         ]
         return "\n".join(lines)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -61,7 +60,11 @@ def save(value: Scores | Circuit, path: str | os.PathLike[str]) -> Path:
         "relevant": value.relevant if isinstance(value, Circuit) else value.relevant_in_model,
         "provenance": dict(value.provenance),
     }
-    write_whole(path, to_bytes(tensors, {_KEY: json.dumps(header, allow_nan=False)}))
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
+    write_whole(path, to_bytes(tensors, {_KEY: text}))
     return path
 
 
@@ -87,7 +90,7 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit:
     try:
         header = json.loads(metadata[_KEY])
         schema = str(header["schema"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConvCircuitsError(f"The header of {path} is damaged: {error!r}.") from error
     if schema != SCHEMA:
         raise ConvCircuitsError(
@@ -139,15 +142,9 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | 
     expected = sum(map(len, tables.values())) + (said["unit"] is None)
     if expected != len(tensors):
         raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
-    for name, table in tables.items():
-        for layer, values in table.items():
-            if name != "kernels" and not values.is_floating_point():
-                raise ConvCircuitsError(f"{name} of {layer} holds {values.dtype}")
     relevant, provenance = header["relevant"], header["provenance"]
     if isinstance(relevant, bool) or not isinstance(relevant, int) or not isinstance(provenance, dict):
         raise ConvCircuitsError("its header has values of another type")
     if kind == "circuit":
-        if not all(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in tables["kernels"].values()):
-            raise ConvCircuitsError("its masks are not bool")
         return Circuit(feature, relevant=relevant, provenance=provenance, **tables)
     return Scores(feature, tables["kernels"], relevant, provenance)

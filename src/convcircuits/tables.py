@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -38,6 +39,10 @@ class LayerTable(Mapping[str, torch.Tensor]):
         except KeyError:
             raise ConvCircuitsError(f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}") from None
 
+    def get(self, layer: str, default: Any = None) -> Any:
+        """Give a layer's tensor, or the default where there is no such layer."""
+        return self._tensors.get(layer, default)
+
     def __contains__(self, layer: object) -> bool:
         return layer in self._tensors
 
@@ -51,10 +56,7 @@ class LayerTable(Mapping[str, torch.Tensor]):
         if not isinstance(other, LayerTable):
             return NotImplemented
         return list(self) == list(other) and all(
-            a.dtype == b.dtype
-            and a.shape == b.shape
-            and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
-            and bool(torch.equal(a.isnan(), b.isnan()))
+            a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
             for a, b in zip(self.values(), other.values(), strict=True)
         )
 

@@ -1,7 +1,7 @@
 """What criteria see: for each batch of images, what every kernel read and the gradient of what it wrote."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from convcircuits.batches import Batches, Progress
 from convcircuits.capture import KernelCall
 from convcircuits.feature import at
 from convcircuits.masking import Masks, Subject
+from convcircuits.presum import absolute_sums
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Layer:
     @property
     def positions(self) -> int:
         """Output positions, of all calls together where their maps differ in size."""
-        return sum(by_size[0][2].shape[3] for by_size in self._by_map_size())
+        return sum(calls[0][1].shape[3] for calls in self._by_map_size())
 
     @property
     def images(self) -> int:
@@ -47,30 +48,20 @@ class Layer:
             gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
             yield torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
 
-    def position_products(self) -> Iterator[tuple[slice, Tensor]]:
-        """Give z * g, the pre-sum map of each kernel times its filter's gradient, in chunks within the memory bound.
+    def absolute_sums(self) -> Tensor:
+        """Sum |z * g|, each kernel's pre-sum map times its filter's gradient, over images and positions: (g, o, i).
 
-        Yields:
-            A slice of input channels and a tensor (n, g, i, o, p) that may be written to.
+        Where calls have maps of one size their products are added position by position, before the absolute value.
         """
+        total: Tensor | None = None
         for calls in self._by_map_size():
-            groups, out, inputs, _ = calls[0][1].shape
-            bytes_per_channel = groups * out * calls[0][2].shape[3] * calls[0][2].element_size()
-            step = max(1, min(inputs, self.memory // (2 * bytes_per_channel)))
-            batch = max(1, min(self.images, self.memory // (2 * bytes_per_channel * step)))
-            for start in range(0, self.images, batch):
-                images = slice(start, start + batch)
-                for first in range(0, inputs, step):
-                    channels = slice(first, first + step)
-                    yield (
-                        channels,
-                        sum(  # type: ignore[misc]
-                            torch.matmul(w[:, :, channels].transpose(1, 2), call.columns(images, channels)).mul_(
-                                g[images].unsqueeze(2)
-                            )
-                            for call, w, g in calls
-                        ),
-                    )
+            for image in range(self.images):
+                one = slice(image, image + 1)
+                reads = [(call.columns(one, slice(None))[0], g[image]) for call, g in calls]
+                sums = absolute_sums(reads, self.calls[0][0].kernels, self.memory)
+                total = sums if total is None else total + sums
+        assert total is not None
+        return total
 
     def filter_gradients(self) -> Tensor:
         """Sum each filter's gradient over its positions: (n, g, o)."""
@@ -96,11 +87,11 @@ class Layer:
         whole[rows] = flat
         return whole
 
-    def _by_map_size(self) -> list[list[tuple[KernelCall, Tensor, Tensor]]]:
-        sizes: dict[int, list[tuple[KernelCall, Tensor, Tensor]]] = {}
+    def _by_map_size(self) -> list[list[tuple[KernelCall, Tensor]]]:
+        sizes: dict[int, list[tuple[KernelCall, Tensor]]] = {}
         for call, gradient in self.calls:
             by_position = call.by_position(gradient)
-            sizes.setdefault(by_position.shape[3], []).append((call, call.kernels, by_position))
+            sizes.setdefault(by_position.shape[3], []).append((call, by_position))
         return list(sizes.values())
 
 
@@ -127,7 +118,7 @@ class Batch:
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
-            self._calls.append((call, get_gradient_edge(output)))
+            self._calls.append((replace(call, x=call.x.detach()), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
         """Send a gradient of the maps back; give the layers, last first.
