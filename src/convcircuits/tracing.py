@@ -53,15 +53,14 @@ class Layer:
 
         Where calls have maps of one size their products are added position by position, before the absolute value.
         """
-        total: Tensor | None = None
+        sums = []
         for calls in self._by_map_size():
-            for image in range(self.images):
-                one = slice(image, image + 1)
-                reads = [(call.columns(one, slice(None))[0], g[image]) for call, g in calls]
-                sums = absolute_sums(reads, self.calls[0][0].kernels, self.memory)
-                total = sums if total is None else total + sums
-        assert total is not None
-        return total
+            images = (
+                [(call.columns(slice(n, n + 1), slice(None))[0], gradient[n]) for call, gradient in calls]
+                for n in range(self.images)
+            )
+            sums.append(absolute_sums(images, calls[0][0].kernels, self.memory))
+        return torch.stack(sums).sum(0)
 
     def filter_gradients(self) -> Tensor:
         """Sum each filter's gradient over its positions: (n, g, o)."""
