@@ -8,7 +8,7 @@ thread.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,152 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.tables import suggest
 
-
-@dataclass(frozen=True)
-class ConvCall:
-    """One call of ``conv2d``: what the kernels read and the weight they are.
-
-    Shape letters: n image, g group, o filter in the group, i channel in the group, k kernel element, p position.
-    """
-
-    layer: str
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    rows: Tensor | None = None
-
-    channel_dim = 1
-
-    @property
-    def kernels(self) -> Tensor:
-        """The weight as (g, o, i, k)."""
-        out, inputs = self.weight.shape[:2]
-        return self.weight.reshape(self.groups, out // self.groups, inputs, -1)
-
-    def per_kernel(self, mask: Tensor) -> Tensor:
-        """Shape (out, in per group) so that it multiplies the weight."""
-        return mask[:, :, None, None]
-
-    def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Run the call, with another weight and bias where a weight is given."""
-        if weight is None:
-            weight, bias = self.weight, self.bias
-        return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def alive(self) -> Tensor:
-        """Tell which input channels differ between the first two images: (g, i), bool."""
-        return self.marked((self.x[0] != self.x[1])[None])
-
-    def marked(self, mark: Tensor) -> Tensor:
-        """Tell which input channels have a value that is marked, in a map (n, c, h, w): (g, i), bool."""
-        return mark[0].flatten(1).any(1).reshape(self.groups, -1)
-
-    def spread(self, channels: Tensor) -> Tensor:
-        """Fill a map of the input's shape with one value per channel, shape (n, c)."""
-        return channels[:, :, None, None].expand_as(self.x)
-
-    def columns(self, images: slice, channels: slice) -> Tensor:
-        """Lay out what the kernels read: (n, g, i, k, p)."""
-        n, c = self.x[images].shape[:2]
-        x = self.x[images].reshape(n, self.groups, c // self.groups, *self.x.shape[2:])[:, :, channels]
-        inputs, k = x.shape[2], self.weight[0, 0].numel()
-        if k == 1 and self.stride == (1, 1) and self.padding == (0, 0):
-            return x.reshape(n, self.groups, inputs, 1, -1)
-        unfolded = F.unfold(x.flatten(1, 2), self.weight.shape[2:], self.dilation, self.padding, self.stride)
-        return unfolded.reshape(n, self.groups, inputs, k, -1)
-
-    def by_position(self, gradient: Tensor) -> Tensor:
-        """Lay out a gradient of the output: (n, g, o, p)."""
-        return gradient.reshape(len(gradient), self.groups, gradient.shape[1] // self.groups, -1)
-
-    def weight_gradient(self, gradient: Tensor, image: int) -> Tensor:
-        """Give dL_n/dw of one image: (g, o, i, k)."""
-        result: Tensor = torch.ops.aten.convolution_backward(
-            gradient[image : image + 1],
-            self.x[image : image + 1],
-            self.weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            (0, 0),
-            self.groups,
-            (False, True, False),
-        )[1]
-        return result.reshape(self.kernels.shape)
-
-
-@dataclass(frozen=True)
-class LinearCall:
-    """One call of ``linear``. After a flattened C x H x W map its kernels are the H x W blocks, else single weights.
-
-    The letters are those of `ConvCall`, with one group; a map of vectors (n, ..., f) has one position per vector.
-    """
-
-    layer: str
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    blocks: int
-    rows: Tensor | None = None
-
-    channel_dim = -1
-    groups = 1
-
-    @property
-    def kernels(self) -> Tensor:
-        """The weight as (1, o, i, k)."""
-        return self.weight.reshape(1, len(self.weight), self.blocks, -1)
-
-    def per_kernel(self, mask: Tensor) -> Tensor:
-        """Shape (out, blocks) so that it multiplies the weight."""
-        return mask.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
-
-    def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Run the call, with another weight and bias where a weight is given."""
-        if weight is None:
-            weight, bias = self.weight, self.bias
-        return F.linear(self.x, weight, bias)
-
-    def alive(self) -> Tensor:
-        """Tell which blocks differ between the first two images: (1, i), bool."""
-        return self.marked((self.x[0] != self.x[1])[None])
-
-    def marked(self, mark: Tensor) -> Tensor:
-        """Tell which blocks have a value that is marked, in a map (n, ..., f): (1, i), bool."""
-        return mark[0].reshape(-1, mark.shape[-1]).any(0).reshape(1, self.blocks, -1).any(2)
-
-    def spread(self, channels: Tensor) -> Tensor:
-        """Fill a map of the input's shape with one value per block, shape (n, blocks)."""
-        values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
-        return values.reshape(len(values), *[1] * (self.x.dim() - 2), -1).expand_as(self.x)
-
-    def columns(self, images: slice, channels: slice) -> Tensor:
-        """Lay out what the kernels read: (n, 1, i, k, p)."""
-        x = self.x[images]
-        x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)[:, :, channels]
-        return x.permute(0, 2, 3, 1)[:, None]
-
-    def by_position(self, gradient: Tensor) -> Tensor:
-        """Lay out a gradient of the output: (n, 1, o, p)."""
-        return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
-
-    def weight_gradient(self, gradient: Tensor, image: int) -> Tensor:
-        """Give dL_n/dw of one image: (1, o, i, k)."""
-        g = gradient[image].reshape(-1, gradient.shape[-1])
-        return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
-
-
-KernelCall = ConvCall | LinearCall
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
 """Computes a function that is no kernel call: ``other(function, args, kwargs)``."""
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.capture import KernelCall, Network, tensors_in, writes_to_first
+from convcircuits.calls import KernelCall
+from convcircuits.capture import Network, tensors_in, writes_to_first
 from convcircuits.circuit import Circuit
 from convcircuits.feature import Feature
 from convcircuits.reach import Survey, survey

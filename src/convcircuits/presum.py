@@ -13,15 +13,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 LARGEST_UNROLLED = 32
 
-Reads = list[tuple[Tensor, Tensor]]
+Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 """For each call of a layer on one image: what the kernels read, (g, i, k, p), and the filters' gradients, (g, o, p)."""
 
 
-def absolute_sums(images: Iterable[Reads], kernels: Tensor, memory: int) -> Tensor:
+def absolute_sums(images: Iterable[Reads], kernels: Float[Tensor, "g o i k"], memory: int) -> Float[Tensor, "g o i"]:
     """Sum |z g| over images and positions; where a layer runs several times, |sum over calls of z g|.
 
     Args:
@@ -54,7 +55,7 @@ def absolute_sums(images: Iterable[Reads], kernels: Tensor, memory: int) -> Tens
     return total.transpose(1, 2)
 
 
-def _add_products(total: Tensor, reads: Reads, by_input: Tensor, memory: int) -> None:
+def _add_products(total: Float[Tensor, "g i o"], reads: Reads, by_input: Float[Tensor, "g i o k"], memory: int) -> None:
     groups, inputs, out, _ = by_input.shape
     bytes_per_channel = groups * out * reads[0][1].shape[2] * by_input.element_size()
     step = max(1, memory // max(1, bytes_per_channel * len(reads)))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convcircuits.capture import ConvCall, KernelCall, Network, checked_output, tensors_in, writes_to_first
+from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.capture import Network, checked_output, tensors_in, writes_to_first
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from convcircuits.batches import Batches, Progress
-from convcircuits.capture import KernelCall
+from convcircuits.calls import KernelCall
 from convcircuits.feature import at
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
@@ -42,13 +43,13 @@ class Layer:
         """Images in the batch."""
         return len(self.calls[0][0].x)
 
-    def weight_products(self) -> Iterator[Tensor]:
+    def weight_products(self) -> Iterator[Float[Tensor, "g o i k"]]:
         """Give w * dL_n/dw of one image after another, each (g, o, i, k)."""
         for image in range(self.images):
             gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
             yield torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
 
-    def absolute_sums(self) -> Tensor:
+    def absolute_sums(self) -> Float[Tensor, "g o i"]:
         """Sum |z * g|, each kernel's pre-sum map times its filter's gradient, over images and positions: (g, o, i).
 
         Where calls have maps of one size their products are added position by position, before the absolute value.
@@ -56,27 +57,27 @@ class Layer:
         sums = []
         for calls in self._by_map_size():
             images = (
-                [(call.columns(slice(n, n + 1), slice(None))[0], gradient[n]) for call, gradient in calls]
+                [(call.columns(slice(n, n + 1))[0], gradient[n]) for call, gradient in calls]
                 for n in range(self.images)
             )
             sums.append(absolute_sums(images, calls[0][0].kernels, self.memory))
         return torch.stack(sums).sum(0)
 
-    def filter_gradients(self) -> Tensor:
+    def filter_gradients(self) -> Float[Tensor, "n g o"]:
         """Sum each filter's gradient over its positions: (n, g, o)."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
-    def input_sums(self) -> tuple[Tensor, int]:
+    def input_sums(self) -> tuple[Float[Tensor, "g i k"], int]:
         """Sum what each kernel element read over images and positions: (g, i, k), and how many were summed."""
-        total, count = torch.zeros(()), 0
-        for call, _ in self.calls:
-            for image in range(self.images):
-                columns = call.columns(slice(image, image + 1), slice(None))
-                total = total.to(columns.device) + columns.double().sum((0, 4))
-                count += columns.shape[4]
-        return total, count
+        parts = [
+            call.columns(slice(image, image + 1)).double().sum((0, 4))
+            for call, _ in self.calls
+            for image in range(self.images)
+        ]
+        positions = sum(call.by_position(gradient).shape[3] for call, gradient in self.calls)
+        return torch.stack(parts).sum(0), positions * self.images
 
-    def per_kernel(self, values: Tensor) -> Tensor:
+    def per_kernel(self, values: Float[Tensor, "g o i"]) -> Float[Tensor, "out in"]:
         """Bring (g, o, i) to the layer's (out, in per group), zero for filters that were not computed."""
         flat = values.reshape(-1, values.shape[-1])
         rows = self.calls[0][0].rows
