@@ -9,7 +9,8 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# Annotated shapes are checked inside. (Modules that meet a caller's mistakes must see them first; numba compiles presum.)
+# Annotated shapes are checked inside. (Modules that meet a caller's mistakes must see them first, and numba
+# compiles presum.)
 INSIDE = ["calls", "masking", "ranking", "tracing"]
 with install_import_hook([f"convcircuits.{module}" for module in INSIDE], "beartype.beartype"):
     import convcircuits  # noqa: F401

@@ -38,6 +38,8 @@ _UNSUPPORTED = {
     F.scaled_dot_product_attention: "attention",
 }
 
+_PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "mv", "einsum", "tensordot"}
+
 
 class _Reached(BaseException):
     """Stop a forward pass: the feature's layer has run. Not an `Exception`, so that no model swallows it."""
@@ -128,6 +130,10 @@ class Network:
             self.forward(images, on_kernel, other, on_exit)
         except _Reached:
             return checked_output(feature, found)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ConvCircuitsError(
+                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
+            ) from error
         count = "never runs" if calls == 0 else f"runs only {calls} times"
         raise ConvCircuitsError(
             f"{feature.layer} {count} when {self.name} is called on an image, so it carries no such feature."
@@ -199,6 +205,11 @@ class _Interception(TorchFunctionMode):
             raise ConvCircuitsError(
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
+            )
+        if func.__name__.strip("_") in _PRODUCTS and any(isinstance(x, nn.Parameter) for x in tensors_in(args)):
+            raise ConvCircuitsError(
+                f"{self._network.running()} multiplies by a weight with {func.__name__}; convcircuits follows "
+                "weights in conv2d and linear. Write it as nn.Linear, or choose a feature before it."
             )
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)

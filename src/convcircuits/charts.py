@@ -11,6 +11,11 @@ from convcircuits.storage import write_whole
 # Okabe and Ito's colours, which the colour-blind tell apart; baselines are grey.
 _COLOURS = ["#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#cc79a7", "#56b4e9", "#e69f00"]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+_FIGURES = {
+    "pearson": "Pearson r",
+    "r2": "R² (cut off below -0.5)",
+    "r2_readout": "R² after a two-number readout (cut off below -0.5)",
+}
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 
 
@@ -19,7 +24,6 @@ def fidelity_chart(
     path: Path,
     *,
     title: str,
-    figures: Mapping[str, str] | None = None,
 ) -> None:
     """Draw fidelity against density, on a log axis, with one line per criterion.
 
@@ -27,10 +31,9 @@ def fidelity_chart(
         rows: Mappings with ``criterion``, ``density`` and the figures; None where a figure is not defined.
         path: A ``.png``, ``.svg`` or ``.pdf`` file.
         title: Stands above.
-        figures: Column -> the label of its panel.
 
     Raises:
-        ConvCircuitsError: If matplotlib is not installed, or the file cannot be written.
+        ConvCircuitsError: If matplotlib is not installed, or the file has another ending or cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -38,17 +41,15 @@ def fidelity_chart(
     except ImportError as error:
         raise ConvCircuitsError("Charts need matplotlib: pip install 'convcircuits[charts]'.") from error
 
-    figures = figures or {
-        "pearson": "Pearson r",
-        "r2": "R² (cut off below -0.5)",
-        "r2_readout": "R² after a two-number readout (cut off below -0.5)",
-    }
+    kind = path.suffix.lstrip(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ConvCircuitsError(f"A chart is a .png, .svg or .pdf file; got {path}.")
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
-    figure = Figure(figsize=(3.9 * len(figures), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(figures), squeeze=False)[0]
+    figure = Figure(figsize=(3.9 * len(_FIGURES), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(_FIGURES), squeeze=False)[0]
     lines: list[Any] = []
-    for axis, (column, label) in zip(axes, figures.items(), strict=True):
+    for axis, (column, label) in zip(axes, _FIGURES.items(), strict=True):
         coloured = iter(zip(_COLOURS * len(criteria), _MARKERS * len(criteria), strict=False))
         lines = []
         for criterion in criteria:
@@ -84,5 +85,5 @@ def fidelity_chart(
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=lines, loc="outside lower center", ncols=len(criteria), frameon=False, fontsize=9)
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lstrip("."), dpi=150)
+    figure.savefig(content, format=kind, dpi=150)
     write_whole(path, content.getvalue())

@@ -58,6 +58,8 @@ class Circuit:
             raise ConvCircuitsError("saliency and kernels must have the same layers and shapes.")
         for name, table in (("gain", self.gain), ("offset", self.offset)):
             for layer, values in table.items():
+                if not bool(values.isfinite().all()):
+                    raise ConvCircuitsError(f"The {name} of {layer} holds NaN or Inf.")
                 if layer not in shapes or values.shape != shapes[layer][:1]:
                     raise ConvCircuitsError(
                         f"The {name} of {layer} has shape {tuple(values.shape)}; expected one value per filter of "
@@ -153,7 +155,10 @@ class Circuit:
 
     def _combined(self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str) -> "Circuit":
         self._check_comparable(other)
-        shared = {k: v for k, v in self.provenance.items() if other.provenance.get(k) == v}
+        # What the two share of their model; how each was found stands under "from".
+        shared = {k: v for k, v in self.provenance.items() if k in ("model", "weights", "feature", "versions")}
+        if self.provenance.get("images") == other.provenance.get("images") is not None:
+            shared["images"] = self.provenance["images"]
         return Circuit(
             self.feature,
             LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.kernels.items()}),
@@ -188,7 +193,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion")
-        how = f", {criterion}" if criterion else ""
+        how = (f", {criterion}" if criterion else "") + (", calibrated" if self.gain or self.offset else "")
         return f"Circuit({self.feature}{how}, {len(self):,} of {self.relevant:,} kernels = {self.density:.3%})"
 
     def summary(self) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import shlex
@@ -17,7 +18,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 import convcircuits as cc
 from convcircuits.batches import Progress as Callback
@@ -85,6 +85,21 @@ class Setup:
     unreadable: list[str]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _out.print(cc.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, measure and run the sparse circuit of kernels that computes one feature of a CNN."""
+
+
 @app.command()
 def find(
     model: ModelOption,
@@ -144,7 +159,7 @@ def find(
         provenance={
             **circuit.provenance,
             "recipe": recipe,
-            "photographs": setup.train_names,
+            "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
             "command": _find_command(recipe, wanted, criterion, option or [], density, kernels),
         },
     )
@@ -159,7 +174,7 @@ def find(
         )
     cc.save(circuit, out)
     if as_json:
-        _print_json({"file": str(out), **report.as_dict()})
+        _print_json({"file": str(out), "unreadable": setup.unreadable, **report.as_dict()})
         return
     _say_images(setup)
     _out.print(report.summary())
@@ -202,22 +217,36 @@ def evaluate(
     side = size or recipe.get("size")
     crop_count = count or recipe.get("count", 24)
     seed = int(recipe.get("seed", 0))
-    fit = None
-    if images is None:
+    if images is not None:
+        recipe = {**recipe, "images": images}
+        loaded = _loaded(spec, weights, device)
+        pictures, unreadable = photographs(images)
+        trained_on = set(circuit.provenance.get("photographs", {}).get("found_on", []))
+        fresh = [p for p in pictures if p.name not in trained_on]
+        if not fresh:
+            raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
+        setup = Setup(
+            loaded,
+            torch.empty(0),
+            crops(fresh, loaded.preprocess, count=crop_count, seed=seed + 1, size=_side(side)),
+            [],
+            [p.name for p in fresh][:crop_count],
+            unreadable,
+        )
+        fit = None
+    else:
         if "images" not in recipe:
             raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
-        setup = _set_up(spec, weights, recipe["images"], crop_count, side, recipe["held_out"], seed, device)
-        held_out, fit = setup.held_out, setup.train
-    else:
-        loaded = _loaded(spec, weights, device)
-        pictures, _ = photographs(images)
-        held_out = crops(pictures, loaded.preprocess, count=crop_count, seed=seed + 1, size=_side(side))
-        setup = Setup(loaded, held_out, held_out, [], [p.name for p in pictures], _)
+        names = circuit.provenance["photographs"]
+        setup = _set_up(
+            spec, weights, recipe["images"], crop_count, side, recipe["held_out"], seed, device, by_name=names
+        )
+        fit = setup.train
     with _progress("measuring", quiet=as_json) as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
-            held_out,
+            setup.held_out,
             fit=fit,
             effective=not published,
             batch_size=batch_size,
@@ -275,12 +304,9 @@ def models(
     if as_json:
         _print_json(found)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in found[0]:
-        table.add_column(column)
-    for row in found:
-        table.add_row(*(_cell(value) for value in row.values()))
-    _out.print(table)
+    if not found:
+        raise cc.ConvCircuitsError(f"{model} has no layer inside it that can carry a feature.")
+    _out.print(_aligned([list(found[0]), *([_cell(value) for value in row.values()] for row in found)]))
 
 
 @app.command()
@@ -294,8 +320,13 @@ def demo(
     """Compare criteria on a real network and real photographs; write a table, a chart and the best circuit."""
     start = time.monotonic()
     feature = cc.Feature.parse(DEMO_FEATURE)
+    if out.exists() and not out.is_dir():
+        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
     setup = _set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cc.ConvCircuitsError(f"The folder {out} cannot be made: {error.strerror}.") from error
     if not as_json:
         _out.print(
             f"{DEMO_FEATURE} of {DEMO_MODEL}: unit {feature.unit} of conv3_3, whose response varies most over the "
@@ -329,7 +360,7 @@ def demo(
         provenance={
             **best.circuit.provenance,
             "recipe": recipe,
-            "photographs": setup.train_names,
+            "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
             "command": _find_command(recipe, feature, best.criterion, [], best.density, None),
         },
     )
@@ -351,7 +382,7 @@ def demo(
         "R2 is 1 for a perfect copy of the feature's map and below 0 where its mean alone would do better; r ignores "
         "scale and shift.\n"
     )
-    _out.print(f"The best at {DEMO_BEST_AT:.0%} (by R2), found by {best.criterion}:")
+    _out.print(f"The best at {DEMO_BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
     _out.print(best.evaluation.summary())
     for name, what in (
         ("comparison.csv", "every figure"),
@@ -365,7 +396,7 @@ def demo(
 def main() -> None:
     """Run the command; mistakes end in one sentence and exit code 1, Ctrl-C in 130."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="convcircuits")
     except cc.ConvCircuitsError as error:
         _err.print(f"error: {error}")
         sys.exit(1)
@@ -383,10 +414,14 @@ def _set_up(
     held_out: float,
     seed: int,
     device: str,
+    by_name: dict[str, list[str]] | None = None,
 ) -> Setup:
     loaded = _loaded(spec, weights, device)
     pictures, unreadable = photographs(source)
-    train, rest = split_photographs(pictures, held_out=held_out, seed=seed)
+    if by_name is None:
+        train, rest = split_photographs(pictures, held_out=held_out, seed=seed)
+    else:  # as they were split before, whatever has come to the folder since
+        train, rest = (_named(pictures, by_name[role], source) for role in ("found_on", "held_out"))
 
     def prepared(some: list[Photograph], seed: int) -> torch.Tensor:
         return crops(some, loaded.preprocess, count=count, seed=seed, size=_side(size))
@@ -395,10 +430,21 @@ def _set_up(
         loaded,
         prepared(train, seed),
         prepared(rest, seed + 1),
-        [p.name for p in train],
-        [p.name for p in rest],
+        [p.name for p in train][:count],
+        [p.name for p in rest][:count],
         unreadable,
     )
+
+
+def _named(pictures: list[Photograph], names: list[str], source: str) -> list[Photograph]:
+    found = {picture.name: picture for picture in pictures}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise cc.ConvCircuitsError(
+            f"{source} no longer holds {_names(missing)}, which the circuit was found or measured on; "
+            "give --images with photographs to measure it on."
+        )
+    return [found[name] for name in names]
 
 
 def _loaded(spec: str, weights: Path | None, device: str) -> LoadedModel:
@@ -420,12 +466,19 @@ def _criterion_options(given: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
+        if name in inspect.signature(cc.find).parameters:
+            raise cc.ConvCircuitsError(f"--option {text}: {name} is not an option of the criterion; see --help.")
         if not equals:
             raise cc.ConvCircuitsError(f"--option {text} has no value; write NAME=VALUE, for example steps=5.")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
+        if value.lower() in ("true", "yes", "false", "no"):
+            options[name] = value.lower() in ("true", "yes")
+        elif value.endswith(".safetensors"):
+            options[name] = cc.load(value)
+        else:
+            try:
+                options[name] = json.loads(value)
+            except ValueError:
+                options[name] = value
     return options
 
 
@@ -451,15 +504,17 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
     if "command" in said:
         return str(said["command"])
     if "criterion" not in said:
-        return "(made by hand: " + str(said.get("made_by", "no record")) + ")"
-    options = "".join(f", {k}={v!r}" for k, v in said.get("options", {}).items())
-    unit = value.feature.unit if isinstance(value.feature.unit, int) else "direction"
-    where = "" if value.feature.position == "all" else f", position={value.feature.position!r}"
-    feature = f"cc.Feature({value.feature.layer!r}, {unit}{where})"
-    call = f"(model, {feature}, images, criterion={said['criterion']!r}, seed={said.get('seed', 0)}{options}"
-    if isinstance(value, cc.Circuit):
-        return f"cc.find{call}, kernels={len(value)})"
-    return f"cc.score{call})"
+        return f"(made by {said.get('made_by', 'hand')}; there is no one command)"
+    if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in said["options"].values()):
+        return "(found with the help of another circuit; there is no one command)"
+    options = "".join(f", {k}={v!r}" for k, v in said["options"].items())
+    feature = value.feature
+    where = "" if feature.position == "all" else f", position={feature.position!r}"
+    where += "" if feature.call is None else f", call={feature.call}"
+    unit = feature.unit if isinstance(feature.unit, int) else "cc.load(FILE).feature.unit"
+    call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
+    call += f", seed={said['seed']}{options}"
+    return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
 
 
 def _say_images(setup: Setup) -> None:
@@ -471,26 +526,25 @@ def _say_images(setup: Setup) -> None:
         f"measured on {len(setup.held_out)} crops of {len(setup.held_out_names)} others: {_names(setup.held_out_names)}"
     )
     if setup.unreadable:
-        _out.print(f"{len(setup.unreadable)} files could not be read: {_names(setup.unreadable)}")
+        _out.print(f"not readable and left out ({len(setup.unreadable)}): {_names(setup.unreadable)}")
 
 
 def _names(names: list[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _comparison_table(rows: list[Row]) -> Table:
+def _comparison_table(rows: list[Row]) -> str:
     densities = sorted({row.density for row in rows}, reverse=True)
-    table = Table(title="on held-out photographs: Pearson r, R2", box=None, pad_edge=False)
-    table.add_column("criterion")
-    for density in densities:
-        table.add_column(f"{density:.0%} kept", justify="right")
-    for criterion in dict.fromkeys(row.criterion for row in rows):
-        cells = []
-        for density in densities:
-            row = next(r for r in rows if (r.criterion, r.density) == (criterion, density))
-            cells.append(f"{row.evaluation.pearson:.2f} {row.evaluation.r2:6.2f}")
-        table.add_row(criterion, *cells)
-    return table
+    cells = {(r.criterion, r.density): f"{r.evaluation.pearson:.2f} {r.evaluation.r2:6.2f}" for r in rows}
+    head = ["(r, R2)", *(f"{density:.0%} kept".rjust(11) for density in densities)]
+    criteria = dict.fromkeys(row.criterion for row in rows)
+    return _aligned([head, *([c, *(cells[c, density] for density in densities)] for c in criteria)])
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Set cells in columns, whole at any width of the terminal: names in them are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _csv(table: list[dict[str, Any]]) -> str:

@@ -170,6 +170,8 @@ def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
         trace: The feature's images.
         like: The circuit whose counts are taken.
     """
+    if not isinstance(like, Circuit) or list(like.kernels) != list(trace.relevant):
+        raise ConvCircuitsError("like is a Circuit of the same feature and model, whose counts per layer are taken.")
     saliency = {}
     for layer, relevant in trace.relevant.items():
         count = int((like[layer] & relevant).sum())
@@ -209,7 +211,8 @@ def force(
     steps = whole_number("steps", steps, 1)
     options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-    scores = snip(trace, **options)
+    # Inside a circuit all steps run under one semantics, that of the masked network.
+    scores = snip(trace if trace.masks is None else trace.masked(trace.relevant), **options)
     for step in range(1, steps + 1):
         share = step / steps
         count = math.ceil(math.exp(share * math.log(kernels) + (1 - share) * math.log(relevant)))

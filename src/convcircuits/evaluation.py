@@ -71,10 +71,10 @@ class Evaluation:
         lines = [
             f"{self.feature}: {self.kernels:,} of {self.relevant:,} kernels kept ({self.density:.3%}), "
             f"{self.effective_kernels:,} effective; {self.filters:,} filters, {self.effective_filters:,} effective",
-            f"on {self.images:,} images: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}, "
-            f"R2 after readout {self.r2_readout:.3f}",
-            f"relative error {self.error:.3f}, at each image's maximum {self.error_at_max:.3f}; "
-            f"r of the maxima {self.pearson_max:.3f}",
+            f"on {self.images:,} image{'s' * (self.images != 1)}: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}"
+            + ("" if math.isnan(self.readout[0]) else f", R2 after readout {self.r2_readout:.3f}"),
+            f"relative error {self.error:.3f}, at each image's maximum {self.error_at_max:.3f}"
+            + ("" if math.isnan(self.pearson_max) else f"; r of the maxima {self.pearson_max:.3f}"),
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -138,15 +138,18 @@ def evaluate_all(
     batches = _batches(images, network, batch_size)
     shape = batches.first_shape()
     subject = Subject(network, feature, survey(network, feature, shape))
+    described = describe(network, feature, subject.survey)
     for circuit in circuits:
-        check_circuit(circuit, subject)
+        check_circuit(circuit, feature, described)
     masks = [subject.masks(circuit, shape, effective=effective) for circuit in circuits]
     fitted = None
     if fit is not None:
-        fitted = _compare(subject, masks, _batches(fit, network, batch_size), None)
+        fit_batches = _batches(fit, network, batch_size)
+        fitted = _compare(subject, masks, fit_batches, None)
     measured = _compare(subject, masks, batches, progress)
-    provenance = describe(network, feature, subject.survey) | {
+    provenance = described | {
         "images": batches.describe(),
+        "fitted_on": None if fit is None else fit_batches.describe(),
         "effective": effective,
     }
     return [
@@ -196,7 +199,7 @@ def activations(
     subject = Subject(network, feature, survey(network, feature, shape))
     masks = None
     if circuit is not None:
-        check_circuit(circuit, subject)
+        check_circuit(circuit, feature, describe(network, feature, subject.survey))
         masks = subject.masks(circuit, shape, effective=effective)
     maps: list[Tensor] = []
     with torch.no_grad():
@@ -244,7 +247,7 @@ class _Moments:
         return _constant(self.cc, self.circuit, self.n, self.eps)
 
     def pearson(self) -> float:
-        if self.full_constant or self.circuit_constant:
+        if self.full_constant or self.circuit_constant or not math.isfinite(self.fc + self.ff + self.cc):
             return math.nan
         return max(-1.0, min(1.0, self.fc / math.sqrt(self.ff) / math.sqrt(self.cc)))
 
@@ -323,17 +326,23 @@ def _evaluation(
         relevant=circuit.relevant,
         density=circuit.density,
         images=batches.count,
-        notes=_notes(circuit, measured, batches.describe()),
+        notes=_notes(circuit, measured, provenance["images"], provenance["fitted_on"]),
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )
 
 
-def _notes(circuit: Circuit, measured: _Comparison, images: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(
+    circuit: Circuit, measured: _Comparison, images: Mapping[str, Any], fitted_on: Mapping[str, Any] | None
+) -> tuple[str, ...]:
     notes = [str(note) for note in circuit.provenance.get("notes", ())]
     if circuit.provenance.get("images") == images:
         notes.append(
             "These are the very images that the circuit was found on; figures on held-out images may be lower."
         )
+    if not math.isfinite(measured.values.squared_error):
+        notes.append("The circuit's maps or the model's hold NaN or Inf, so r and R2 are not defined (NaN).")
+    if fitted_on == images:
+        notes.append("The readout was fitted on the very images that it is measured on.")
     if measured.values.full_constant:
         notes.append("The feature is constant on these images, so r and R2 are not defined (NaN).")
     elif measured.values.circuit_constant:
@@ -348,7 +357,7 @@ def _notes(circuit: Circuit, measured: _Comparison, images: Mapping[str, Any]) -
 
 
 def _constant(moment: float, mean: float, n: int, eps: float) -> bool:
-    return moment <= n * (4 * eps * mean) ** 2  # what rounding in the model's dtype alone can make
+    return moment <= n * (eps * mean) ** 2  # what rounding in the model's dtype alone can make
 
 
 def _ratio(error: float, size: float) -> float:

@@ -52,11 +52,12 @@ class Feature:
         Raises:
             ConvCircuitsError: If the text has another form.
         """
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise ConvCircuitsError(
                 f"{text!r} names no feature; write layer:unit, for example features.10:9, "
-                "features.10:9@max, features.10:9@center or features.10:9@3,5."
+                "features.10:9@max, features.10:9@center or features.10:9@3,5 (relu#1:9 is call 1 of a layer that runs "
+                "several times)."
             )
         where = match["position"] or "all"
         position: Position = where  # type: ignore[assignment]

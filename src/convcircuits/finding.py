@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -160,8 +161,6 @@ def _trace(
     memory: int,
     progress: Progress | None,
 ) -> tuple[Trace, Batches]:
-    if not isinstance(feature, Feature):
-        raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)
@@ -171,7 +170,7 @@ def _trace(
     subject = Subject(network, feature, found)
     scored, masks = found.kernels, None
     if circuit is not None:
-        check_circuit(circuit, subject)
+        check_circuit(circuit, feature, describe(network, feature, found))
         masks = subject.masks(circuit, shape, effective=True)
         scored = {layer: mask & circuit[layer] for layer, mask in found.kernels.items()}
         if len(circuit) == 0:
@@ -188,18 +187,18 @@ def _trace(
     return trace, batches
 
 
-def check_circuit(circuit: Circuit, subject: Subject) -> None:
-    """Refuse a circuit that was not made for this model's weights.
+def check_circuit(circuit: Circuit, feature: Feature, described: Mapping[str, Any]) -> None:
+    """Refuse a circuit that was not made for this unit of these weights.
 
     Raises:
-        ConvCircuitsError: If the weights' hashes differ.
+        ConvCircuitsError: If the weights' hashes or the features differ (their positions may).
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
-    check_same_model(circuit.provenance, describe(subject.network, subject.feature, subject.survey))
-    if replace(circuit.feature, position=subject.feature.position) != subject.feature:
+    check_same_model(circuit.provenance, described)
+    if replace(circuit.feature, position=feature.position) != feature:
         raise ConvCircuitsError(
-            f"The circuit preserves {circuit.feature}, not {subject.feature}; give a circuit of the same unit."
+            f"The circuit preserves {circuit.feature}, not {feature}; give a circuit of the same unit."
         )
 
 
@@ -215,7 +214,11 @@ def _scores(
         trace.mean(lambda batch: ())  # a criterion that saw no image: count and hash them all the same
     subject = trace.subject
     dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
+    if not isinstance(saliency, Mapping):
+        raise ConvCircuitsError(f"{_name(criterion)} gave {type(saliency).__name__}; expected layer -> scores.")
     for layer, values in saliency.items():
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise ConvCircuitsError(f"{_name(criterion)} scored {layer} by no floating-point tensor.")
         if layer not in trace.shapes:
             raise ConvCircuitsError(f"{_name(criterion)} scored {layer!r}. {suggest(layer, trace.shapes)}")
         if values.shape != trace.shapes[layer]:
@@ -275,15 +278,19 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
             raise ConvCircuitsError(f"{_name(criterion)} needs the option {name}=...")
+        if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
+            raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is True or False; got {options[name]!r}.")
 
 
-def _budget(relevant: int | None, density: float | None, kernels: int | None) -> int:
+def _budget(relevant: int | None, density: object, kernels: int | None) -> int:
     if (density is None) == (kernels is None):
         raise ConvCircuitsError("Give either density=, a share in (0, 1], or kernels=, a number.")
     if density is not None:
-        if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+        number = density if isinstance(density, numbers.Real) else math.nan
+        share = math.nan if number is True else float(number)
+        if not 0 < share <= 1:
             raise ConvCircuitsError(f"density is a share in (0, 1]; got {density!r}.")
-        return max(1, round(density * (relevant or 0)))
+        return max(1, round(share * (relevant or 0)))
     count = whole_number("kernels", kernels, 1)
     if relevant is not None and count > relevant:
         raise ConvCircuitsError(f"{count} kernels were asked for, but only {relevant} have a score.")

@@ -78,14 +78,21 @@ class Masks:
             moved = function(
                 *_with(args, _full_mark), **{key: _with(value, _full_mark) for key, value in named.items()}
             )
-            return _marked_like(function(*args, **kwargs), moved)
+            result = _marked_like(function(*args, **kwargs), moved)
+            if isinstance(result, Tensor):
+                result._convcircuits_gate = getattr(maps[0], "_convcircuits_gate", False)  # type: ignore[attr-defined]
+            return result
         if len(maps) == 1 and name not in _REDUCES:
             result = function(*args, **kwargs)
             if isinstance(result, Tensor):
                 _set_mark(result, _passed_on(_full_mark(maps[0]), result))
+                result._convcircuits_gate = name.strip("_") in _GATES  # type: ignore[attr-defined]
             return result
-        if name.strip("_") in ("mul", "rmul", "imul", "multiply") and maps[0].numel() != maps[1].numel():
-            data = max(maps, key=Tensor.numel)
+        if name.strip("_") in _SCALINGS and len(maps) == 2:
+            data = maps[0] if "div" in name else _data_of_product(*maps)
+        else:
+            data = None
+        if data is not None:
             mark = _full_mark(data)
             result = function(*args, **kwargs)
             _set_mark(result, mark if result.shape == mark.shape else None)
@@ -109,6 +116,18 @@ _MOVES |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "s
 _MOVES |= {"unsqueeze", "contiguous", "clone", "expand", "expand_as"}
 # Functions of one map in which its values meet. (Pooling is none: it stays within a channel.)
 _REDUCES = {"sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "logsumexp", "einsum", "matmul", "bmm"}
+
+
+_SCALINGS = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"}
+_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+
+
+def _data_of_product(a: Tensor, b: Tensor) -> Tensor | None:
+    """Tell which factor is data and not a gate: the other comes from a sigmoid, or is smaller; None if neither."""
+    for data, gate in ((a, b), (b, a)):
+        if getattr(gate, "_convcircuits_gate", False) and not getattr(data, "_convcircuits_gate", False):
+            return data
+    return None if a.numel() == b.numel() else max(a, b, key=Tensor.numel)
 
 
 def _mark_of(maps: Tensor) -> Tensor | None:

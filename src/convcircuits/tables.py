@@ -20,7 +20,7 @@ def suggest(given: str, known: Iterable[str]) -> str:
 
 
 class LayerTable(Mapping[str, torch.Tensor]):
-    """Tensors by layer name, in execution order; on the CPU, detached, and not to be written to.
+    """Tensors by layer name, in execution order; on the CPU and detached. Reading gives a copy.
 
     Equality compares names, order, shapes and values (NaN equals NaN).
     """
@@ -35,13 +35,13 @@ class LayerTable(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, layer: str) -> torch.Tensor:
         try:
-            return self._tensors[layer]
+            return self._tensors[layer].clone()  # so that nobody writes into a value that others share
         except KeyError:
             raise ConvCircuitsError(f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}") from None
 
     def get(self, layer: str, default: Any = None) -> Any:
         """Give a layer's tensor, or the default where there is no such layer."""
-        return self._tensors.get(layer, default)
+        return self[layer] if layer in self._tensors else default
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._tensors

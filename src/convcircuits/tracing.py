@@ -44,10 +44,11 @@ class Layer:
         return len(self.calls[0][0].x)
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o i k"]]:
-        """Give w * dL_n/dw of one image after another, each (g, o, i, k)."""
+        """Give w * dL_n/dw of one image after another, each (g, o, i, k), in float32 at least."""
         for image in range(self.images):
             gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
-            yield torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
+            products = torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
+            yield products.to(torch.promote_types(products.dtype, torch.float32))
 
     def absolute_sums(self) -> Float[Tensor, "g o i"]:
         """Sum |z * g|, each kernel's pre-sum map times its filter's gradient, over images and positions: (g, o, i).

@@ -1,0 +1,173 @@
+"""Charts are drawn from tables: whole files that name every criterion, or an error and no file."""
+
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import convcircuits as cc
+from convcircuits import charts
+from convcircuits.charts import fidelity_chart
+
+CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
+COLUMNS = ("pearson", "r2", "r2_readout")
+
+
+def table(criteria=CRITERIA, densities=(0.3, 0.01, 0.1), **figures):
+    return [
+        {"criterion": c, "density": d} | dict.fromkeys(COLUMNS, d - 0.1 * i) | figures
+        for i, c in enumerate(criteria)
+        for d in densities
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, as matplotlib holds them."""
+    from matplotlib.figure import Figure
+
+    figures, real = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), real(self, *a, **k)))
+    return figures
+
+
+def svg_text(path):
+    """The text of an SVG; matplotlib writes letters as paths, and each text in a comment before them."""
+    parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))
+    root = ET.parse(path, parser).getroot()
+    assert root.tag.endswith("svg")
+    return [(element.text or "").strip() for element in root.iter()]
+
+
+def test_a_png_opens_and_is_not_blank(tmp_path):
+    fidelity_chart(table(), tmp_path / "a.png", title="T")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert image.width > image.height > 300
+        assert len(image.convert("RGB").getcolors(2**24)) > 50
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_svg_is_xml_that_names_every_criterion_the_title_and_the_densities(tmp_path):
+    fidelity_chart(table(), tmp_path / "a.svg", title="What it shows")
+    text = svg_text(tmp_path / "a.svg")
+    for name in [*CRITERIA, "What it shows", "Pearson r", "30 %", "10 %", "1 %"]:
+        assert name in text, name
+
+
+def test_a_pdf_is_a_pdf(tmp_path):
+    fidelity_chart(table(), tmp_path / "a.pdf", title="T")
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert content.rstrip().endswith(b"%%EOF")
+
+
+def test_each_panel_draws_its_column_sorted_by_density(tmp_path, drawn):
+    rows = table()
+    fidelity_chart(rows, tmp_path / "a.png", title="T")
+    (figure,) = drawn
+    for axis, column in zip(figure.axes, ("pearson", "r2", "r2_readout"), strict=True):
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        for criterion in CRITERIA:
+            points = sorted((row["density"], row[column]) for row in rows if row["criterion"] == criterion)
+            assert list(zip(*lines[criterion].get_data(), strict=True)) == points
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_criteria_are_told_apart(count, tmp_path, drawn):
+    fidelity_chart(table([*map(str, range(count)), "magnitude", "random"]), tmp_path / "a.png", title="T")
+    named = [line for line in drawn[0].axes[0].get_lines() if not line.get_label().startswith("_")]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in named}
+    assert len(looks) == len(named) == count + 2
+
+
+def test_undefined_figures_leave_gaps(tmp_path, drawn):
+    rows = table()
+    for row in rows:
+        if row["density"] == 0.01:
+            row["pearson"] = None
+        if row["criterion"] == "random":
+            row["r2"] = None
+    fidelity_chart(rows, tmp_path / "a.svg", title="T")
+    pearson, r2, _ = ({ln.get_label(): list(ln.get_xdata()) for ln in axis.get_lines()} for axis in drawn[0].axes)
+    assert all(pearson[c] == [0.1, 0.3] for c in CRITERIA)
+    assert r2["random"] == []
+    assert r2["snip"] == [0.01, 0.1, 0.3]
+    assert set(CRITERIA) <= set(svg_text(tmp_path / "a.svg"))
+
+
+def test_a_chart_of_nothing_but_undefined_figures_is_drawn(tmp_path):
+    fidelity_chart(table(pearson=None, r2=None, r2_readout=None), tmp_path / "a.svg", title="T")
+    assert set(CRITERIA) <= set(svg_text(tmp_path / "a.svg"))
+
+
+def test_one_density_is_enough(tmp_path):
+    fidelity_chart(table(densities=[0.05]), tmp_path / "a.svg", title="T")
+    assert "5 %" in svg_text(tmp_path / "a.svg")
+
+
+def test_a_file_of_that_name_is_replaced(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    fidelity_chart(table(), path, title="T")
+    with Image.open(path) as image:
+        image.verify()
+
+
+@pytest.mark.parametrize("target", ["none/a.png", "file/a.png", "folder.png"])
+def test_a_target_that_cannot_be_written_is_an_error_that_leaves_nothing(target, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
+        fidelity_chart(table(), tmp_path / target, title="T")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a"])
+def test_an_unknown_kind_of_file_is_an_error_that_leaves_nothing(name, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError):
+        fidelity_chart(table(), tmp_path / name, title="T")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_drawing_leaves_the_old_file(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def fail(self, file, **options):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(KeyboardInterrupt):
+        fidelity_chart(table(), path, title="T")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.ticker"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(cc.ConvCircuitsError, match="pip install"):
+        fidelity_chart(table(), tmp_path / "a.png", title="T")
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
+    import matplotlib
+
+    before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
+    fidelity_chart(table(), tmp_path / "a.png", title="T")
+    assert dict(matplotlib.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot
+
+
+def test_charts_know_tables_only():
+    source = Path(charts.__file__).read_text()
+    assert "torch" not in source
+    assert "numpy" not in source

@@ -1,0 +1,539 @@
+"""The command: what it prints, what it writes, what it leaves, and how it ends."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import convcircuits as cc
+from convcircuits import cli, comparison
+from convcircuits.models import load_model
+
+SOURCE = """
+import os, time
+from pathlib import Path
+from torch import nn
+from convcircuits.models import Preprocess
+
+preprocess = Preprocess(size=(20, 20), resize=(22, 22))
+
+class Slow(nn.Module):
+    runs = 0
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        Slow.runs += 1
+        time.sleep(0.02)
+        if Slow.runs == 30:
+            Path(os.environ["SIGN_OF_LIFE"]).touch()
+        return self.net(x)
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
+"""
+FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --out a.safetensors"
+FIGURES = ["pearson", "r2", "r2_readout", "error", "error_at_max", "pearson_max"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a model of the user's and six pictures."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny_net.py").write_text(SOURCE)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    Path("pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for name in "abcdef":
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((36, 30)).save(f"pictures/{name}.png")
+    yield tmp_path
+    sys.modules.pop("tiny_net", None)
+
+
+def files():
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``main`` as the installed script does: exit code, standard output, standard error."""
+
+    def run(line):
+        monkeypatch.setattr(sys, "argv", ["convcircuits", *shlex.split(line)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def good(run):
+    """Run, expect success, and give what was printed: parsed where it is JSON."""
+
+    def good(line):
+        code, out, err = run(line)
+        assert (code, err) == (0, "")
+        return json.loads(out, parse_constant=pytest.fail) if "--json" in line else out
+
+    return good
+
+
+def process(line, **options):
+    given = [sys.executable, "-m", "convcircuits.cli", *shlex.split(line)]
+    return subprocess.run(given, capture_output=True, text=True, timeout=100, **options)
+
+
+# --- models
+
+
+def test_models_lists_every_spec_and_whether_it_is_installed(good):
+    rows = good("models --json")
+    assert [row["name"] for row in rows[:2]] == ["vgg16_hed", "efficientnet_lite0"]
+    assert all(row["available"] is True for row in rows)
+    assert set(rows[0]) == {"name", "source", "available", "note"}
+
+
+@pytest.mark.parametrize("model", ["vgg16_hed", "efficientnet_lite0"])
+def test_models_with_a_model_lists_its_layers_with_their_channels(model, good):
+    rows = {row["name"]: row for row in good(f"models {model} --json")}
+    modules = dict(load_model(model).model.named_modules())
+    convs = {name: m.out_channels for name, m in modules.items() if isinstance(m, torch.nn.Conv2d)}
+    assert {name: rows[name]["channels"] for name in convs} == convs
+    assert len(rows) > len(convs) > 10
+    assert all(rows[name]["map"] and rows[name]["calls"] == 1 for name in convs)
+
+
+@pytest.mark.parametrize("line", ["models", "models vgg16_hed", "models efficientnet_lite0"])
+def test_the_printed_table_has_every_name_in_full(line, good):
+    """A name that is cut off cannot be copied into --feature."""
+    text = good(line)
+    words = text.split()
+    names = [row["name"] for row in good(f"{line} --json")]
+    assert [name for name in names if name not in words] == []
+    assert "…" not in text
+
+
+# --- find, evaluate, show
+
+TRIPS = {
+    "default": "--density 0.3",
+    "kernels": "--kernels 11 --criterion snip --seed 3",
+    "options": "--density 0.4 --criterion actgrad --option signed=true --option collapse=sum --size 16",
+    "force": "--density 0.2 --criterion force --option steps=2 --held-out 0.5",
+    "random": "--density 0.5 --criterion random --seed 5",
+    "weights": "--density 0.5 --criterion magnitude --weights 'my weights.pt'",
+    "position": "--density 0.5 --criterion snip --feature 4:1@max",
+}
+
+
+@pytest.mark.parametrize("options", TRIPS.values(), ids=TRIPS)
+def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good):
+    torch.save({k: v + 0.01 for k, v in load_model("tiny_net:net").model.state_dict().items()}, "my weights.pt")
+    said = good(f"{FIND} {options} --json")
+    made = cc.load("a.safetensors")
+    assert said["kernels"] == len(made) == made.provenance["kernels"]
+    again = good("show a.safetensors --json")["again"]
+    assert again in good("show a.safetensors")
+    program, *words = shlex.split(again)
+    assert program == "convcircuits"
+    Path("a.safetensors").rename("first.safetensors")
+    good(shlex.join(words))
+    other = cc.load(words[words.index("--out") + 1])
+    assert other == cc.load("first.safetensors") == made
+    assert other.provenance == made.provenance
+    assert all(torch.equal(a.nan_to_num(), made.saliency[k].nan_to_num()) for k, a in other.saliency.items())
+
+
+@pytest.mark.parametrize("options", ["", "--weights w.pt", "--size 16 --seed 2 --held-out 0.3"])
+def test_evaluate_says_again_what_find_said(options, folder, good):
+    torch.save(load_model("tiny_net:net").model.state_dict(), "w.pt")
+    said = good(f"{FIND} --density 0.3 --json {options}")
+    again = good("evaluate a.safetensors --json")
+    assert said.pop("file") == "a.safetensors"
+    assert {key: again[key] for key in FIGURES} == pytest.approx({key: said[key] for key in FIGURES})
+    assert said.pop("unreadable") == []
+    assert again.keys() == said.keys()
+
+
+def test_evaluate_options_reach_the_measurement(folder, good):
+    good(f"{FIND} --density 0.1 --criterion random")
+    usual = good("evaluate a.safetensors --json")
+    assert good("evaluate a.safetensors --published --json")["provenance"]["effective"] is False
+    assert good("evaluate a.safetensors --count 3 --json")["images"] == 3
+    own = good("evaluate a.safetensors --images pictures --count 6 --json")
+    assert own["images"] == 6
+    assert own["r2_readout"] is None
+    assert own["r2"] != usual["r2"]
+
+
+def test_photographs_are_split_never_shared(folder, good):
+    text = good(f"{FIND} --density 0.3")
+    found, measured = (set(re.findall(r"\b[a-f]\.png", line)) for line in text.splitlines()[:2])
+    assert found | measured == {f"{name}.png" for name in "abcdef"}
+    assert not found & measured
+    assert cc.load("a.safetensors").provenance["photographs"]["found_on"] == sorted(found)
+
+
+def test_only_the_photographs_that_were_cropped_are_named(folder, good):
+    """Two crops come from two photographs, however many the folder holds."""
+    text = good(FIND.replace("--count 4", "--count 1") + " --density 0.3")
+    named = [re.findall(r"\b[a-f]\.png", line) for line in text.splitlines()[:2]]
+    assert [len(names) for names in named] == [1, 1]
+
+
+def test_lite_makes_the_round_trip(folder, good):
+    given = "--model efficientnet_lite0 --feature _blocks.1._project_conv:3 --images pictures --count 2 --size 64"
+    said = good(f"find {given} --criterion snip --density 0.2 --out lite.safetensors --json")
+    assert said["kernels"] == round(0.2 * said["relevant"])
+    assert -1 <= said["pearson"] <= 1
+    assert good("evaluate lite.safetensors --json")["r2"] == pytest.approx(said["r2"])
+    shown = good("show lite.safetensors --json")
+    assert shown["kind"] == "Circuit"
+    assert shown["layers"]["_blocks.1._project_conv"] == [24, 96]
+    assert shown["again"].startswith("convcircuits find --model efficientnet_lite0 ")
+
+
+def test_show_reads_scores_and_circuits_of_the_library(folder, good):
+    model = load_model("tiny_net:net").model
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    feature = cc.Feature("4", 2, position="max")
+    scores = cc.score(model, feature, images, criterion="actgrad", signed=True)
+    cc.save(scores, "s.safetensors")
+    cc.save(cc.prune(scores, kernels=9), "c.safetensors")
+    cc.save(cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)}), "m.safetensors")
+    scope = {"cc": cc, "model": model, "images": images}
+    for name, value in (("s", scores), ("c", cc.prune(scores, kernels=9))):
+        again = good(f"show {name}.safetensors --json")["again"]
+        assert again in good(f"show {name}.safetensors")
+        assert eval(again, scope) == value
+    assert "made by from_masks" in good("show m.safetensors")
+
+
+def test_the_call_of_a_layer_is_part_of_how_it_is_made_again(folder, good):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = torch.nn.Conv2d(3, 3, 3), torch.nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.conv(self.relu(self.conv(x))))
+
+    model, images = Twice(), torch.randn(2, 3, 12, 12)
+    made = cc.find(model, cc.Feature("relu", 1, call=0), images, kernels=2)
+    cc.save(made, "a.safetensors")
+    again = good("show a.safetensors --json")["again"]
+    assert eval(again, {"cc": cc, "model": model, "images": images}) == made
+
+
+def test_options_reach_the_criterion(folder, good, monkeypatch):
+    good(f"{FIND} --density 0.3 --criterion force --option steps=2 --json")
+    assert cc.load("a.safetensors").provenance["options"] == {"steps": 2}
+    passes = []
+    real = cc.find
+
+    def find(*args, **options):
+        return real(*args, **options | {"progress": lambda done, total: passes.append(total)})
+
+    monkeypatch.setattr(cc, "find", find)
+    for steps in (2, 5):
+        passes.clear()
+        good(f"{FIND} --density 0.3 --criterion force --option steps={steps}")
+        assert len(passes) >= steps
+    assert len(passes) > 4
+
+
+def test_unreadable_files_are_named_with_a_count(folder, run):
+    Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
+    Path("pictures/words.jpg").write_text("no picture")
+    code, out, _ = run(f"{FIND} --density 0.3")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "torn.png" in line]
+    assert line.startswith("not readable and left out (2)")
+    assert "words.jpg" in line
+    assert "torn.png" not in str(cc.load("a.safetensors").provenance["photographs"])
+    code, out, _ = run(f"{FIND} --density 0.3 --json")
+    assert code == 0
+    json.loads(out)
+
+
+def test_a_file_of_that_name_is_replaced_and_nothing_else_is_written(folder, good):
+    before = files()
+    Path("a.safetensors").write_text("old")
+    good(f"{FIND} --density 0.3")
+    assert isinstance(cc.load("a.safetensors"), cc.Circuit)
+    assert files() == sorted([*before, "a.safetensors"])
+
+
+def test_the_runner_of_typer_sees_the_same(folder, good):
+    result = CliRunner().invoke(cli.app, shlex.split(f"{FIND} --density 0.3 --json"))
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == good(f"{FIND} --density 0.3 --json")
+    bad = CliRunner().invoke(cli.app, shlex.split(f"{FIND} --density 3"))
+    assert isinstance(bad.exception, cc.ConvCircuitsError)
+    assert CliRunner().invoke(cli.app, ["find"]).exit_code == 2
+
+
+# --- mistakes
+
+F = f"{FIND} --density 0.3"
+BAD = {
+    "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
+    "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),
+    "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "'net'"),
+    "unknown layer": (
+        F.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature feature.14:2"),
+        "Near names: features.14",
+    ),
+    "unknown unit": (F.replace("4:2", "4:99"), "99"),
+    "no unit": (F.replace("4:2", "4"), "layer:unit"),
+    "position outside": (F.replace("4:2", "4:2@99,0"), "99,0"),
+    "unknown criterion": (f"{F} --criterion snap", "snip"),
+    "density 0": (f"{FIND} --density 0", "0.0"),
+    "density above 1": (f"{FIND} --density 1.5", "1.5"),
+    "density nan": (f"{FIND} --density nan", "nan"),
+    "no density": (FIND, "density"),
+    "density and kernels": (f"{F} --kernels 3", "kernels"),
+    "too many kernels": (f"{FIND} --kernels 100000", "100000"),
+    "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
+    "folder without pictures": (F.replace("pictures", "empty"), "empty"),
+    "one picture": (F.replace("pictures", "one"), "photographs"),
+    "missing out folder": (F.replace("a.safetensors", "nowhere/a.safetensors"), "nowhere"),
+    "other suffix": (F.replace("a.safetensors", "a.txt"), ".safetensors"),
+    "out is a folder": (F.replace("a.safetensors", "folder.safetensors"), "folder.safetensors"),
+    "missing weights": (f"{F} --weights no.pt", "no.pt"),
+    "unknown device": (f"{F} --device tpu", "tpu"),
+    "no CUDA": (f"{F} --device cuda", "CUDA"),
+    "images too small": (f"{F} --size 3", "larger"),
+    "held-out": (f"{F} --held-out 1.5", "1.5"),
+    "seed": (f"{F} --seed 99999999999", "99999999999"),
+    "option without value": (f"{F} --option steps", "steps"),
+    "unknown option": (f"{F} --criterion force --option steeps=2", "steps"),
+    "option of another type": (f"{F} --criterion force --option steps=abc", "abc"),
+    "option criterion": (f"{F} --option criterion=snip", "criterion"),
+    "option seed": (f"{F} --option seed=1", "seed"),
+    "option images": (f"{F} --option images=1", "images"),
+    "option progress": (f"{F} --option progress=1", "progress"),
+    "show: no file": ("show no.safetensors", "no.safetensors"),
+    "show: no circuit": ("show text.safetensors", "text.safetensors"),
+    "show: foreign": ("show foreign.safetensors", "foreign.safetensors"),
+    "evaluate: no circuit": ("evaluate text.safetensors", "text.safetensors"),
+    "evaluate: scores": ("evaluate scores.safetensors", "scores"),
+    "evaluate: no model": ("evaluate hand.safetensors", "--model"),
+    "evaluate: no images": ("evaluate hand.safetensors --model tiny_net:net", "--images"),
+    "evaluate: other model": ("evaluate hand.safetensors --model efficientnet_lite0 --images pictures", "EfficientNet"),
+    "models: unknown": ("models vgg16_head", "vgg16_hed"),
+    "demo: out is a file": ("demo --count 1 --out text.safetensors", "text.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), BAD.values(), ids=BAD)
+def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("empty", "one", "folder.safetensors"):
+        Path(name).mkdir()
+    Path("one/a.png").write_bytes(Path("pictures/a.png").read_bytes())
+    Path("text.safetensors").write_text("no circuit")
+    save_file({"x": torch.zeros(2)}, "foreign.safetensors")
+    model, feature = load_model("tiny_net:net").model, cc.Feature("4", 2)
+    cc.save(cc.score(model, feature, torch.ones(1, 3, 12, 12), criterion="magnitude"), "scores.safetensors")
+    cc.save(cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)}), "hand.safetensors")
+    before = files()
+    code, out, err = run(line)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nonsense",
+        "find",
+        "show",
+        f"{FIND} --density abc",
+        f"{FIND} --nonsense",
+        F.replace("--count 4", "--count 0"),
+    ],
+)
+def test_a_usage_error_is_exit_code_2(line, folder, run):
+    before = files()
+    code, _, err = run(line)
+    assert code == 2
+    assert not line or "Usage" in err
+    assert files() == before
+
+
+PROCESSES = {
+    "success": (f"{F} --json", 0),
+    "mistake": (F.replace("4:2", "4:99"), 1),
+    "usage": ("find", 2),
+}
+
+
+@pytest.mark.parametrize(("line", "code"), PROCESSES.values(), ids=PROCESSES)
+def test_exit_codes_reach_the_shell(line, code, folder):
+    ended = process(line)
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr
+    if code == 0:
+        assert json.loads(ended.stdout)["file"] == "a.safetensors"
+        assert ended.stderr == ""
+    else:
+        assert ended.stdout == ""
+    assert Path("a.safetensors").exists() == (code == 0)
+
+
+@pytest.mark.parametrize("criterion", ["force", "snip"])
+def test_ctrl_c_is_exit_code_130_and_leaves_nothing(criterion, folder):
+    before = files()
+    sign = folder.parent / f"{folder.name}-running"
+    line = FIND.replace("tiny_net:net --feature 4:2", "tiny_net:Slow --feature net.4:2").replace("4 --out", "999 --out")
+    code = (  # a parent that runs in the background may have had the signal ignored
+        "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "runpy.run_module('convcircuits.cli', run_name='__main__', alter_sys=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *shlex.split(f"{line} --density 0.3 --criterion {criterion} --batch-size 1")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "SIGN_OF_LIFE": str(sign)},
+    ) as running:
+        limit = time.monotonic() + 60
+        while not sign.exists() and running.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert sign.exists(), err
+    assert running.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert files() == before
+
+
+# --- the demo, on real weights and photographs
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    result = CliRunner().invoke(cli.app, ["demo", "--out", str(folder), "--count", "7"], catch_exceptions=False)
+    assert result.exit_code == 0
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = {
+        (row["criterion"], float(row["density"])): {
+            key: float(value) if value else math.nan for key, value in row.items() if key != "criterion"
+        }
+        for row in rows
+    }
+    circuit = cc.load(folder / "circuit.safetensors")
+    return SimpleNamespace(
+        folder=folder, text=result.stdout, rows=rows, table=table, circuit=circuit, err=result.stderr
+    )
+
+
+def test_the_demo_writes_three_files_and_nothing_on_standard_error(demo):
+    assert {file.name for file in demo.folder.iterdir()} == {"comparison.csv", "comparison.png", "circuit.safetensors"}
+    assert demo.err == ""
+    with Image.open(demo.folder / "comparison.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 1000
+
+
+def test_the_demo_has_a_row_for_every_criterion_and_density(demo):
+    assert list(demo.table) == [(c, d) for c in cli.DEMO_CRITERIA for d in cli.DEMO_DENSITIES]
+    assert len(demo.rows) == len(demo.table)
+    evaluation = cc.evaluate(*tiny())
+    assert list(demo.rows[0]) == list(comparison.Row("snip", 0.5, evaluation, tiny()[1]).as_dict())
+
+
+def tiny():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))
+    circuit = cc.Circuit.from_masks(model, cc.Feature("0", 0), {"0": torch.ones(2, 3)})
+    return model, circuit, torch.ones(1, 3, 5, 5)
+
+
+def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
+    for word in [*cli.DEMO_CRITERIA, "comparison.csv", "comparison.png", "circuit.safetensors", cli.DEMO_FEATURE]:
+        assert word in demo.text
+    found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
+    assert not set(found.split(", ")) & set(measured.split(", "))
+
+
+def test_the_demo_counts_add_up(demo):
+    for (_, density), row in demo.table.items():
+        assert row["kernels"] == round(density * row["relevant"])
+        assert 0 <= row["effective_kernels"] <= row["kernels"]
+        assert 0 <= row["effective_filters"] <= row["filters"]
+        assert row["images"] == 7
+        assert row["r2"] <= 1
+        assert row["r2_readout"] <= 1
+        assert math.isnan(row["pearson"]) or -1 <= row["pearson"] <= 1
+
+
+def test_the_demo_tells_good_criteria_from_chance(demo):
+    largest = max(cli.DEMO_DENSITIES)
+    top = {criterion: demo.table[criterion, largest] for criterion in cli.DEMO_CRITERIA}
+    assert top["snip"]["pearson"] > 0.9
+    assert top["snip"]["r2"] > 0.8
+    assert top["random"]["r2"] < 0.3
+    assert {c: top[c]["r2"] for c in ("actgrad", "force", "gauss_newton") if not top[c]["r2"] > 0.7} == {}
+    for criterion in ("actgrad", "force", "gauss_newton", "snip"):
+        assert top[criterion]["r2"] > demo.table[criterion, min(cli.DEMO_DENSITIES)]["r2"]
+
+
+def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
+    circuit, said = demo.circuit, demo.circuit.provenance
+    assert isinstance(circuit, cc.Circuit)
+    assert str(circuit.feature) == "features.14:54"
+    assert circuit.density == pytest.approx(0.05, abs=1e-5)
+    assert said["recipe"]["model"] == "vgg16_hed"
+    assert said["recipe"]["count"] == 7
+    at = {criterion: demo.table[criterion, 0.05]["r2"] for criterion in cli.DEMO_CRITERIA}
+    assert said["criterion"] == max(at, key=at.get)
+    assert len(circuit) == demo.table[said["criterion"], 0.05]["kernels"]
+
+
+def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
+    again = good(f"evaluate {shlex.quote(str(demo.folder / 'circuit.safetensors'))} --json")
+    row = demo.table[demo.circuit.provenance["criterion"], 0.05]
+    names = [*FIGURES, "kernels", "effective_kernels", "filters", "effective_filters", "images", "relevant"]
+    assert {name: again[name] for name in names} == pytest.approx({name: row[name] for name in names}, abs=1e-4)
+
+
+def test_the_command_in_the_demos_circuit_makes_it_again(demo, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, *words = shlex.split(demo.circuit.provenance["command"])
+    good(shlex.join(words))
+    assert cc.load("features.14-54.safetensors") == demo.circuit

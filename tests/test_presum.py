@@ -1,0 +1,176 @@
+"""The sums of |z g|: the compiled loop, the matrix products and a slow explicit loop agree."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from convcircuits import presum
+
+PATHS = ["compiled", "products"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+SHAPES = {  # groups, filters, channels, kernel elements, positions
+    "1x1": (1, 5, 7, 1, 12),
+    "3x3": (1, 6, 4, 9, 20),
+    "5x5": (2, 3, 2, 25, 6),
+    "largest unrolled": (1, 3, 4, presum.LARGEST_UNROLLED, 5),
+    "one above it": (1, 3, 4, presum.LARGEST_UNROLLED + 1, 5),
+    "7x7": (1, 4, 3, 49, 8),
+    "groups": (3, 4, 2, 9, 10),
+    "depthwise": (8, 1, 1, 9, 16),
+    "one position": (1, 4, 6, 1, 1),
+    "one kernel": (1, 1, 1, 9, 5),
+}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Take one path, and see that it is the one that is taken."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        return "_add_compiled"
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else real(name, *rest))
+    return "_add_products"
+
+
+def drawn(shape, *, dtype=torch.float64, images=3, calls=1, gradient=1.0, seed=0):
+    """Kernels, and for every image its calls; `gradient` is the share of filters and positions with one."""
+    g, o, i, k, p = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=dtype)
+
+    def slopes():
+        kept = torch.rand(g, o, p, generator=generator) < gradient
+        return normal(g, o, p) * kept
+
+    return normal(g, o, i, k), [[(normal(g, i, k, p), slopes()) for _ in range(calls)] for _ in range(images)]
+
+
+def slow(images, kernels):
+    """Five loops, in float64."""
+    g, o, i, k = kernels.shape
+    total = torch.zeros(g, o, i, dtype=torch.float64)
+    for calls in images:
+        for group in range(g):
+            for out in range(o):
+                for channel in range(i):
+                    for p in range(calls[0][1].shape[2]):
+                        whole = 0.0
+                        for columns, gradient in calls:
+                            z = sum(
+                                float(kernels[group, out, channel, e]) * float(columns[group, channel, e, p])
+                                for e in range(k)
+                            )
+                            whole += z * float(gradient[group, out, p])
+                        total[group, out, channel] += abs(whole)
+    return total
+
+
+def check(images, kernels, memory=2**20):
+    before = [kernels.clone(), *(t.clone() for calls in images for pair in calls for t in pair)]
+    sums = presum.absolute_sums(iter(images), kernels, memory)
+    after = [kernels, *(t for calls in images for pair in calls for t in pair)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the arguments were written to"
+    assert sums.dtype == kernels.dtype
+    assert sums.shape == kernels.shape[:3]
+    expected, tolerance = slow(images, kernels), TOLERANCE[kernels.dtype]
+    torch.testing.assert_close(sums.double(), expected, rtol=tolerance, atol=tolerance * (1 + float(expected.max())))
+
+
+def watch(monkeypatch):
+    """Note which path is taken."""
+    taken = []
+    for name in ("_add_compiled", "_add_products"):
+        real = getattr(presum, name)
+        monkeypatch.setattr(presum, name, lambda *a, name=name, real=real: (taken.append(name), real(*a)))
+    return taken
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_both_paths_are_the_slow_loop(shape, dtype, path, monkeypatch):
+    kernels, images = drawn(shape, dtype=dtype)
+    taken = watch(monkeypatch)
+    check(images, kernels)
+    assert set(taken) == {path if shape[3] <= presum.LARGEST_UNROLLED else "_add_products"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("shape", ["1x1", "groups", "7x7"])
+def test_zero_gradients_add_nothing_and_hide_nothing(shape, share, path):
+    kernels, images = drawn(SHAPES[shape], gradient=share, images=4)
+    check(images, kernels)
+
+
+def test_filters_without_a_gradient_sum_to_exactly_zero(path):
+    kernels, images = drawn(SHAPES["3x3"])
+    for ((_, gradient),) in images:
+        gradient[:, 2] = 0
+        gradient[:, :, 3:] = 0  # and most positions too, so that they are left out
+    check(images, kernels)
+    assert (presum.absolute_sums(images, kernels, 2**20)[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+@pytest.mark.parametrize("shape", ["1x1", "groups", "7x7"])
+def test_calls_are_added_before_the_absolute_value(shape, share, path):
+    kernels, images = drawn(SHAPES[shape], calls=3, gradient=share)
+    check(images, kernels)
+    opposite = [[(columns, gradient), (columns, -gradient)] for ((columns, gradient), *_) in images]
+    assert presum.absolute_sums(opposite, kernels, 2**20).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("shape", ["3x3", "groups", "7x7"])
+def test_memory_changes_only_the_chunks(shape, calls, path):
+    kernels, images = drawn(SHAPES[shape], calls=calls)
+    for memory in (1, 1000, 2**40):
+        check(images, kernels, memory)
+
+
+def test_no_images_sum_to_zero(path):
+    kernels, _ = drawn(SHAPES["3x3"])
+    check([], kernels)
+
+
+def test_more_threads_than_rows_change_nothing(path):
+    threads = torch.get_num_threads()
+    try:
+        for some in (1, 2, 5):
+            torch.set_num_threads(some)
+            for shape in ("one kernel", "groups"):
+                kernels, images = drawn(SHAPES[shape])
+                check(images, kernels)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_tensors_need_not_be_contiguous(path):
+    kernels, images = drawn(SHAPES["groups"])
+    images = [
+        [(c.transpose(2, 3).contiguous().transpose(2, 3), g.transpose(0, 2).contiguous().transpose(0, 2))]
+        for ((c, g),) in images
+    ]
+    check(images, kernels.transpose(0, 3).contiguous().transpose(0, 3))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(bad, path):
+    kernels, images = drawn(SHAPES["3x3"], images=1)
+    images[0][0][0][0, 1, 4, 7] = bad
+    finite = presum.absolute_sums(images, kernels, 2**20).isfinite()
+    assert not finite[:, :, 1].any()
+    assert finite[:, :, [0, 2, 3]].all()
+
+
+def test_half_precision_and_its_kind_take_the_products(monkeypatch):
+    kernels, images = drawn(SHAPES["3x3"])
+    taken = watch(monkeypatch)
+    low = [[(c.bfloat16(), g.bfloat16()) for c, g in calls] for calls in images]
+    sums = presum.absolute_sums(low, kernels.bfloat16(), 2**20)
+    assert set(taken) == {"_add_products"}
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.double(), slow(images, kernels), rtol=0.05, atol=0.5)
