@@ -651,3 +651,39 @@ def test_models_of_models_and_lists_of_modules_keep_their_names():
         "0.stage.1.body.second",
         "0.head",
     ]
+
+
+class Multiplying(nn.Module):
+    """Uses a weight where it cannot be followed."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.weight, self.how = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 5)), how
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        y = self.conv(x).mean((2, 3))
+        if self.how == "@":
+            y = y @ self.weight
+        elif self.how == "einsum":
+            y = torch.einsum("nc,cd->nd", y, self.weight)
+        else:
+            y = torch.addmm(torch.zeros(5, dtype=y.dtype), y, self.weight)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("how", ["@", "einsum", "addmm"])
+def test_a_weight_that_is_used_elsewhere_is_an_error_that_says_so(how):
+    model, images = Multiplying(how).double().eval(), NETS["plain"].images(2)
+    with pytest.raises(cc.ConvCircuitsError, match=r"multiplies by a weight with .*nn\.Linear"):
+        cc.score(model, cc.Feature("last", 0), images)
+
+
+def test_reading_a_circuit_gives_copies():
+    case = NETS["plain"]
+    circuit = cc.find(case.build(), cc.Feature("features.3", 1), case.images(2), density=0.5)
+    kept = len(circuit)
+    circuit["features.0"][:] = False
+    for mask in circuit.kernels.values():
+        mask[:] = False
+    assert len(circuit) == kept

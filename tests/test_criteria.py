@@ -609,3 +609,22 @@ def test_calls_on_maps_of_different_sizes_are_all_counted():
         for layer, values in scores.kernels.items():
             kept = ~values.isnan()
             torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad", "gauss_newton"])
+def test_bfloat16_does_not_lose_images_in_large_batches(criterion):
+    case = NETS["plain"]
+    model, images = case.build().bfloat16(), case.images(12).bfloat16()
+    one, all_at_once = (
+        cc.score(model, cc.Feature("features.3", 1), images, criterion=criterion, batch_size=size) for size in (1, 12)
+    )
+    for layer in one.kernels:
+        a, b = one[layer].nan_to_num(), all_at_once[layer].nan_to_num()
+        assert float((a - b).abs().mean()) < 2e-3 * float(a.abs().mean())
+
+
+@pytest.mark.parametrize("value", ["False", 1, None])
+def test_a_switch_is_true_or_false(value):
+    case = NETS["plain"]
+    with pytest.raises(cc.ConvCircuitsError, match="is True or False"):
+        cc.score(case.build(), cc.Feature("features.3", 1), case.images(2), centred=value)

@@ -507,3 +507,22 @@ def test_the_summary_and_the_repr_are_short_and_say_the_notes():
     assert "provenance" not in repr(report)
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.pearson = 1.0
+
+
+def test_maps_that_overflow_are_no_perfect_correlation():
+    case = NETS["plain"]
+    model, images, feature = case.build(), case.images(3), cc.Feature("features.3", 1)
+    whole = cc.prune(cc.score(model, feature, images, criterion="random"), density=1.0)
+    huge = {layer: torch.full((len(mask),), 1e200, dtype=torch.float64) for layer, mask in whole.kernels.items()}
+    report = cc.evaluate(model, dataclasses.replace(whole, gain=LayerTable(huge)), case.images(3, 1))
+    assert math.isnan(report.pearson)
+    assert any("NaN or Inf" in note for note in report.notes)
+
+
+def test_a_readout_fitted_on_the_measured_images_is_noted():
+    case = NETS["plain"]
+    model, feature, others = case.build(), cc.Feature("features.3", 1), case.images(3, 1)
+    circuit = cc.find(model, feature, case.images(3), density=0.5)
+    fitted = [n for n in cc.evaluate(model, circuit, others, fit=others).notes if "fitted on the very images" in n]
+    assert len(fitted) == 1
+    assert not cc.evaluate(model, circuit, others, fit=case.images(3)).notes

@@ -344,3 +344,36 @@ def test_a_feature_on_a_blocks_computed_output_runs_as_the_oracle_says(name, lay
             feature = cc.Feature(node, unit)
             circuit = cc.Circuit.from_masks(net_, feature, masks, input_shape=NETS[name].input_shape)
             close(cc.activations(net_, feature, images, circuit=circuit), expected)
+
+
+class Gated(nn.Module):
+    """A squeeze-excitation whose gate may be of its data's size: the map is pooled to `side`."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.data, self.gate, self.how = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), how
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = F.relu(self.data(x))
+        if self.how == "one position":
+            y = F.adaptive_avg_pool2d(y, 1)
+        gate = self.gate(F.adaptive_avg_pool2d(y, 1) if self.how == "pooled" else y)
+        return self.head(y / (1 + torch.exp(-gate)) if self.how == "divided" else y * torch.sigmoid(gate))
+
+
+@pytest.mark.parametrize("how", ["pooled", "full size", "one position", "divided"])
+def test_a_dead_gate_stays_its_constant_whatever_its_size(how):
+    torch.manual_seed(3)
+    model, images = Gated(how).double().eval(), NETS["plain"].images(2)
+    feature = cc.Feature("head", 1)
+    full = cc.prune(cc.score(model, feature, images, criterion="random"), density=1.0)
+    masks = {layer: mask.clone() for layer, mask in full.kernels.items()}
+    masks["gate"][2] = False
+    gated = Gated(how).double().eval()
+    gated.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        gated.gate.weight[2] = 0
+        expected = gated(images)[:, 1]
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=tuple(images.shape[1:]))
+    close(cc.activations(model, feature, images, circuit=circuit), expected)
