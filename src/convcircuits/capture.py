@@ -38,7 +38,7 @@ _UNSUPPORTED = {
     F.scaled_dot_product_attention: "attention",
 }
 
-_PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "mv", "einsum", "tensordot"}
+_PRODUCTS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "einsum", "tensordot"}
 
 
 class _Reached(BaseException):
@@ -206,7 +206,7 @@ class _Interception(TorchFunctionMode):
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
-        if func.__name__.strip("_") in _PRODUCTS and any(isinstance(x, nn.Parameter) for x in tensors_in(args)):
+        if base_name(func) in _PRODUCTS and any(isinstance(x, nn.Parameter) for x in tensors_in(args)):
             raise ConvCircuitsError(
                 f"{self._network.running()} multiplies by a weight with {func.__name__}; convcircuits follows "
                 "weights in conv2d and linear. Write it as nn.Linear, or choose a feature before it."
@@ -265,6 +265,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [x for part in value for x in tensors_in(part)] if isinstance(value, (tuple, list)) else []
+
+
+def base_name(function: Any) -> str:
+    """Name what a function, method or operator does, in place or reflected too: ``add`` for ``__iadd__``."""
+    name: str = function.__name__
+    core = name.strip("_")
+    operators = ("add", "sub", "mul", "truediv", "matmul", "pow")
+    return core[1:] if name.startswith("__") and core[:1] in "ir" and core[1:] in operators else core
 
 
 def writes_to_first(function: Any) -> bool:

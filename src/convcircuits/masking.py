@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from convcircuits.calls import KernelCall
-from convcircuits.capture import Network, tensors_in, writes_to_first
+from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.feature import Feature
 from convcircuits.reach import Survey, survey
+from convcircuits.silence import follow, mark_of, set_mark, silenced
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Masks:
             return call.compute()
         mask = self.kernels[call.layer]
         mask = mask if call.rows is None else mask[call.rows]
-        mark = _mark_of(call.x)
+        mark = mark_of(call.x)
         if self.silent and mark is not None:
             # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
             mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
@@ -59,127 +59,8 @@ class Masks:
                 values = _along(values if call.rows is None else values[call.rows], output, call.channel_dim)
                 output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
         if self.silent:
-            _set_mark(output, _along(live, output, call.channel_dim).expand_as(output))
+            set_mark(output, _along(live, output, call.channel_dim).expand_as(output))
         return output
-
-    def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Compute any other function, and follow which values are a dead filter's.
-
-        Functions that only move values move their marks alike. Where maps meet (additions above all), what dead filters
-        hold becomes zero; a gate, the smaller factor of a product, keeps it.
-        """
-        into = {"out": kwargs["out"]} if "out" in kwargs else {}
-        named = {key: value for key, value in kwargs.items() if key != "out"}
-        maps = [x for x in tensors_in((args, tuple(named.values()))) if x.dim() > 1]
-        if all(_mark_of(x) is None for x in maps):
-            return function(*args, **kwargs)
-        name: str = function.__name__
-        if name in _MOVES:
-            moved = function(
-                *_with(args, _full_mark), **{key: _with(value, _full_mark) for key, value in named.items()}
-            )
-            result = _marked_like(function(*args, **kwargs), moved)
-            if isinstance(result, Tensor):
-                result._convcircuits_gate = getattr(maps[0], "_convcircuits_gate", False)  # type: ignore[attr-defined]
-            return result
-        if len(maps) == 1 and name not in _REDUCES:
-            result = function(*args, **kwargs)
-            if isinstance(result, Tensor):
-                _set_mark(result, _passed_on(_full_mark(maps[0]), result))
-                result._convcircuits_gate = name.strip("_") in _GATES  # type: ignore[attr-defined]
-            return result
-        if name.strip("_") in _SCALINGS and len(maps) == 2:
-            data = maps[0] if "div" in name else _data_of_product(*maps)
-        else:
-            data = None
-        if data is not None:
-            mark = _full_mark(data)
-            result = function(*args, **kwargs)
-            _set_mark(result, mark if result.shape == mark.shape else None)
-            return result
-        marks = [_mark_of(x) for x in maps]
-        if writes_to_first(function) and marks[0] is not None:
-            maps[0].mul_(marks[0])
-            _set_mark(maps[0], None)
-        silent = {key: _with(value, _silenced) for key, value in named.items()}
-        result = function(*_with(args, _silenced), **silent, **into)
-        if isinstance(result, Tensor):
-            same = [mark for mark in marks if mark is not None and mark.shape == result.shape]
-            _set_mark(result, torch.stack(same).any(0) if len(same) == len(maps) else None)
-        return result
-
-
-# Functions that move values and compute nothing: views, cuts, joins.
-_MOVES = {"cat", "concat", "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select"}
-_MOVES |= {"__getitem__", "index_select", "flip", "roll", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"}
-_MOVES |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze"}
-_MOVES |= {"unsqueeze", "contiguous", "clone", "expand", "expand_as"}
-# Functions of one map in which its values meet. (Pooling is none: it stays within a channel.)
-_REDUCES = {"sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "logsumexp", "einsum", "matmul", "bmm"}
-
-
-_SCALINGS = {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"}
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
-
-
-def _data_of_product(a: Tensor, b: Tensor) -> Tensor | None:
-    """Tell which factor is data and not a gate: the other comes from a sigmoid, or is smaller; None if neither."""
-    for data, gate in ((a, b), (b, a)):
-        if getattr(gate, "_convcircuits_gate", False) and not getattr(data, "_convcircuits_gate", False):
-            return data
-    return None if a.numel() == b.numel() else max(a, b, key=Tensor.numel)
-
-
-def _mark_of(maps: Tensor) -> Tensor | None:
-    """Give which values of a map are those of live filters (bool, same shape), where that is followed."""
-    return getattr(maps, "_convcircuits_live", None)
-
-
-def _full_mark(maps: Tensor) -> Tensor:
-    mark = _mark_of(maps)
-    return torch.ones_like(maps, dtype=torch.bool) if mark is None else mark.contiguous()
-
-
-def _set_mark(maps: Tensor, mark: Tensor | None) -> None:
-    maps._convcircuits_live = mark  # type: ignore[attr-defined]
-
-
-def _marked_like(result: Any, moved: Any) -> Any:
-    """Mark one result, or each of several, by what became of the marks."""
-    if isinstance(result, Tensor):
-        _set_mark(result, moved)
-    elif isinstance(result, (tuple, list)):
-        for one, mark in zip(result, moved, strict=True):
-            _set_mark(one, mark)
-    return result
-
-
-def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
-    """Give the mark after an element-wise function or a pooling."""
-    if result.shape == mark.shape:
-        return mark
-    if result.shape[:2] != mark.shape[:2]:
-        return None
-    channels = mark.flatten(2).any(2)
-    return channels.reshape(*channels.shape, *[1] * (result.dim() - 2)).expand_as(result)
-
-
-def _with(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change the maps among a function's arguments."""
-    if isinstance(value, Tensor):
-        return change(value) if value.dim() > 1 else value
-    return type(value)(_with(part, change) for part in value) if type(value) in (tuple, list) else value
-
-
-def _silenced(maps: Tensor) -> Tensor:
-    mark = _mark_of(maps)
-    return maps if mark is None else maps * mark
-
-
-def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
-    shape = [1] * maps.dim()
-    shape[dim] = -1
-    return values.reshape(shape)
 
 
 class Subject:
@@ -218,11 +99,11 @@ class Subject:
             self.feature,
             images,
             kernel,
-            other=None if masks is None else masks.other,
+            other=follow if masks is not None and masks.silent else None,
             rows=self._rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
-        output = _silenced(output)
+        output = silenced(output)
         if not self.survey.direct:
             output = output.index_select(1, self._rows)
         if len(self._rows) == 1:
@@ -239,6 +120,12 @@ class Subject:
         kernels = self.effective(circuit.kernels, input_shape) if effective else dict(circuit.kernels)
         masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective)
         return masks.to(self.network.device, self.network.dtype)
+
+
+def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
+    shape = [1] * maps.dim()
+    shape[dim] = -1
+    return values.reshape(shape)
 
 
 def _in_full(call: KernelCall) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.capture import Network, checked_output, tensors_in, writes_to_first
+from convcircuits.capture import Network, base_name, checked_output, tensors_in, writes_to_first
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 
@@ -140,13 +140,11 @@ class _Probe:
         Values are positive and small, so most functions run as they are. Those that could bring them to zero by a
         sign, a threshold or a choice do not: they pass one map on, and add two.
         """
-        name = function.__name__
-        short = name.strip("_").removesuffix("_")
-        short = short[1:] if name.startswith(("__i", "__r")) else short
+        name = base_name(function)
         maps = [x for x in tensors_in((args, tuple(kwargs.values()))) if x.requires_grad]
         if function in (F.layer_norm, F.group_norm):
             return _mixed_statistics(function, args, kwargs)
-        neutral = short in _SIGNED or (short in _SCALES and len(maps) == 1) or function in _CHANNELWISE_NORMS
+        neutral = name in _SIGNED or (name in _SCALES and len(maps) == 1) or function in _CHANNELWISE_NORMS
         if not neutral or not maps:
             return function(*args, **kwargs)
         in_place = writes_to_first(function) or kwargs.get("inplace") is True or True in [a is True for a in args[1:]]
