@@ -68,7 +68,7 @@ def follow(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
 
 
 def _data_of_scaling(name: str, maps: list[Tensor]) -> Tensor | None:
-    """Tell what a product or quotient scales: not the divisor, nor the gate, which comes from a sigmoid or is smaller."""
+    """Tell what a product or quotient scales: not the divisor, nor the gate (from a sigmoid, or the smaller factor)."""
     if name not in _SCALINGS or len(maps) != 2:
         return None
     a, b = maps
