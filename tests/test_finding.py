@@ -345,3 +345,20 @@ def test_everything_after_the_first_arguments_is_keyword_only(function):
     positional = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert len(positional) <= 3
     assert all(p.default is inspect.Parameter.empty for p in positional)
+
+
+def test_progress_of_force_goes_once_from_nothing_to_all_passes():
+    case, seen = NETS["plain"], []
+    cc.find(
+        case.build(),
+        cc.Feature("features.3", 1),
+        case.images(3),
+        criterion="force",
+        density=0.5,
+        steps=4,
+        batch_size=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (15, 15)
+    assert {total for _, total in seen} == {15}

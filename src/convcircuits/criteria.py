@@ -211,6 +211,7 @@ def force(
     steps = whole_number("steps", steps, 1)
     options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    trace.passes = steps + 1
     # Inside a circuit all steps run under one semantics, that of the masked network.
     scores = snip(trace if trace.masks is None else trace.masked(trace.relevant), **options)
     for step in range(1, steps + 1):
@@ -218,7 +219,7 @@ def force(
         count = math.ceil(math.exp(share * math.log(kernels) + (1 - share) * math.log(relevant)))
         count = kernels if step == steps else min(max(count, kernels), relevant)
         mask = top(in_order(scores, trace.relevant), count)
-        rescored = snip(trace.masked(mask), **options)
+        rescored = snip(trace.masked(mask, passed=step), **options)
         dead = [
             layer
             for layer, on_path in trace.relevant.items()

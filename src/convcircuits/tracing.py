@@ -166,6 +166,7 @@ class Trace:
         masks: The network that is scored: None for the full model.
         seed: For criteria that draw.
         notes: Sentences that a criterion leaves for the reader of the result.
+        passes: How many passes over the images a criterion means to make, so that progress can tell.
     """
 
     def __init__(
@@ -183,10 +184,11 @@ class Trace:
         self.relevant = relevant
         self.shapes = {layer: (mask.shape[0], mask.shape[1]) for layer, mask in relevant.items()}
         self.notes: list[str] = []
+        self.passes, self._passed = 1, 0
         self._batches, self._progress = batches, progress
 
-    def masked(self, kernels: dict[str, Tensor]) -> "Trace":
-        """See the network with only those kernels, every bias left (the published semantics)."""
+    def masked(self, kernels: dict[str, Tensor], *, passed: int = 0) -> "Trace":
+        """See the network with only those kernels, every bias left (the published semantics), after some passes."""
         network = self.subject.network
         trace = Trace(
             self.subject,
@@ -197,7 +199,7 @@ class Trace:
             memory=self.memory,
             progress=self._progress,
         )
-        trace.notes = self.notes
+        trace.notes, trace.passes, trace._passed = self.notes, self.passes, passed
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
@@ -219,5 +221,8 @@ class Trace:
                 totals[name] = totals[name] + value if name in totals else value
             done += batch.size
             if self._progress is not None:
-                self._progress(done, self._batches.total)
+                total = self._batches.total
+                before = 0 if total is None else self._passed * total
+                self._progress(before + done, None if total is None else self.passes * total)
+        self._passed += 1
         return {name: total / done for name, total in totals.items()}
