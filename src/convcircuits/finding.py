@@ -54,7 +54,7 @@ def score(
         batch_size: The most images that run at once.
         seed: For criteria that draw.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
-        progress: Called with images done and images in all (or None).
+        progress: Called with images done and images in all, over all passes (or None).
         **options: The criterion's own, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
 
     Returns:
@@ -132,7 +132,7 @@ def find(
         batch_size: The most images that run at once.
         seed: For criteria that draw.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
-        progress: Called with images done and images in all (or None).
+        progress: Called with images done and images in all, over all passes (or None).
         **options: The criterion's own, such as ``steps=10`` for FORCE.
 
     Raises:
