@@ -16,6 +16,9 @@ Images = Tensor | Iterable[Any]
 """A tensor (N, C, H, W), or a re-iterable of such tensors or of (tensor, label) batches, as a DataLoader is."""
 
 
+NO_IMAGES = "There are no images; give at least one."
+
+
 class Batches:
     """Images in batches of at most ``batch_size``, checked, on the model's device and in its dtype.
 
@@ -50,23 +53,27 @@ class Batches:
 
     def first_shape(self) -> tuple[int, ...]:
         """Give (C, H, W) of the first image."""
-        return tuple(next(iter(self)).shape[1:])
+        for part in self._parts():
+            return tuple(part.shape[1:])
+        raise ConvCircuitsError(NO_IMAGES)
 
     def __iter__(self) -> Iterator[Tensor]:
         count, digest = 0, 0
+        for part in self._parts():
+            count += len(part)
+            digest += sum(_image_hash(image) for image in part)
+            yield part.to(self._device, self._dtype)
+        if count == 0:
+            raise ConvCircuitsError(NO_IMAGES)
+        self.count, self._digest = count, digest % 2**64
+
+    def _parts(self) -> Iterator[Tensor]:
         given = [self._images] if isinstance(self._images, Tensor) else self._images
         for batch in given:
             images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
             for part in torch.split(images, self._batch_size):
-                if len(part) == 0:
-                    continue
-                count += len(part)
-                digest += sum(_image_hash(image) for image in part)
-                part = part.clone() if part.is_inference() else part.detach()
-                yield part.to(self._device, self._dtype)
-        if count == 0:
-            raise ConvCircuitsError("There are no images; give at least one.")
-        self.count, self._digest = count, digest % 2**64
+                if len(part):
+                    yield part.clone() if part.is_inference() else part.detach()
 
     def describe(self) -> dict[str, Any]:
         """Number the images and give their order-free hash, after a whole pass."""
@@ -89,4 +96,4 @@ def _checked(images: Any) -> Tensor:
 
 def _image_hash(image: Tensor) -> int:
     raw = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "little")

@@ -14,7 +14,7 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 _FIGURES = {
     "pearson": "Pearson r",
     "r2": "R² (cut off below -0.5)",
-    "r2_readout": "R² after a two-number readout (cut off below -0.5)",
+    "r2_readout": "R² after a two-number readout",
 }
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 
