@@ -27,7 +27,6 @@ SHAPES = {  # groups, filters, channels, kernel elements, positions
 def path(request, monkeypatch):
     """Take one path, and see that it is the one that is taken."""
     if request.param == "compiled":
-        pytest.importorskip("numba")
         return "_add_compiled"
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else real(name, *rest))
