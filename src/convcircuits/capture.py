@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.functions import base_name, of_image, set_of_image, tensors_in
 from convcircuits.tables import suggest
 
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -150,8 +151,10 @@ class Network:
         self._running.clear()
         self._on_exit = on_exit
         try:
+            images = images.clone()  # which a model may overwrite
+            set_of_image(images)
             with _Interception(self, kernel, other or _as_it_is):
-                self.module(images.clone())  # which a model may overwrite
+                self.module(images)
         finally:
             self._on_exit = lambda module, output: None
 
@@ -198,9 +201,13 @@ class _Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _CONV:
-            return self._kernel(self._conv(*args, **kwargs))
+            output = self._kernel(self._conv(*args, **kwargs))
+            set_of_image(output)
+            return output
         if func in _LINEAR:
-            return self._kernel(self._linear(*args, **kwargs))
+            output = self._kernel(self._linear(*args, **kwargs))
+            set_of_image(output)
+            return output
         if func in _UNSUPPORTED:
             raise ConvCircuitsError(
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
@@ -213,6 +220,8 @@ class _Interception(TorchFunctionMode):
             )
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
+        if any(of_image(x) for x in tensors_in((args, kwargs))):
+            set_of_image(result)
         return result
 
     def _conv(
@@ -241,7 +250,8 @@ class _Interception(TorchFunctionMode):
             rest = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
             left = [r // 2 for r in rest]
             if any(2 * a != r for a, r in zip(left, rest, strict=True)):
-                input = F.pad(input, (left[1], rest[1] - left[1], left[0], rest[0] - left[0]))
+                pads = (left[1], rest[1] - left[1], left[0], rest[0] - left[0])
+                input = self.__torch_function__(F.pad, (), (input, pads))
                 padding = 0
             else:
                 padding = tuple(left)
@@ -258,27 +268,6 @@ class _Interception(TorchFunctionMode):
         blocks = getattr(input, "_convcircuits_blocks", input.shape[-1])
         bias = None if bias is None else bias.detach()
         return LinearCall(layer, input, weight.detach(), bias, blocks)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """List the tensors among a function's arguments."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [x for part in value for x in tensors_in(part)] if isinstance(value, (tuple, list)) else []
-
-
-def base_name(function: Any) -> str:
-    """Name what a function, method or operator does, in place or reflected too: ``add`` for ``__iadd__``."""
-    name: str = function.__name__
-    core = name.strip("_")
-    operators = ("add", "sub", "mul", "truediv", "matmul", "pow")
-    return core[1:] if name.startswith("__") and core[:1] in "ir" and core[1:] in operators else core
-
-
-def writes_to_first(function: Any) -> bool:
-    """Tell by its name whether a function works in place."""
-    name: str = function.__name__
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _as_it_is(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.capture import Network, base_name, checked_output, tensors_in, writes_to_first
+from convcircuits.capture import Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.functions import base_name, tensors_in, writes_to_first
 
 _CHANNELWISE_NORMS = {F.batch_norm, F.instance_norm}
 # By name, whether function, method or operator, in place or not.

@@ -4,25 +4,28 @@ A dead filter has no kept kernel; what it holds is its bias, and the shift of a 
 mark: a bool tensor of its shape, False where a value is a dead filter's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from convcircuits.capture import base_name, tensors_in, writes_to_first
+from convcircuits.functions import (
+    Kind,
+    Rule,
+    argument,
+    base_name,
+    is_product,
+    of_image,
+    rule_of,
+    set_gate,
+    tensors_in,
+    with_maps,
+    writes_to_first,
+)
 
-# Functions that move values and compute nothing: views, cuts, joins.
-_MOVES = {"cat", "concat", "concatenate", "stack", "chunk", "split", "tensor_split", "unbind", "narrow", "select"}
-_MOVES |= {"getitem", "index_select", "flip", "roll", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"}
-_MOVES |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze"}
-_MOVES |= {"unsqueeze", "contiguous", "clone", "expand", "expand_as"}
-# Functions of one map in which its values meet. (Pooling is none: it stays within a channel.)
-_REDUCES = {"sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "logsumexp", "einsum", "matmul", "bmm"}
-
-
-_SCALINGS = {"mul", "multiply", "div", "truediv", "divide", "true_divide"}
-_GATES = {"sigmoid", "hardsigmoid", "softmax"}
+_MEETINGS = (Kind.JOIN, Kind.MIX, Kind.OTHER)
 
 
 def follow(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -33,51 +36,76 @@ def follow(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
     """
     into = {"out": kwargs["out"]} if "out" in kwargs else {}
     named = {key: value for key, value in kwargs.items() if key != "out"}
-    maps = [x for x in tensors_in((args, tuple(named.values()))) if x.dim() > 1]
+    maps = [x for x in tensors_in((args, named)) if _is_map(x)]
     if all(mark_of(x) is None for x in maps):
         return function(*args, **kwargs)
-    name = base_name(function)
-    if name in _MOVES:
-        moved = function(*_with(args, _full_mark), **{key: _with(value, _full_mark) for key, value in named.items()})
-        result = _marked_like(function(*args, **kwargs), moved)
-        if isinstance(result, Tensor):
-            result._convcircuits_gate = getattr(maps[0], "_convcircuits_gate", False)  # type: ignore[attr-defined]
-        return result
-    if len(maps) == 1 and name not in _REDUCES:
+    rule, marks = rule_of(function, args, named, maps), [_full_mark(x) for x in maps]
+    if not meets(rule, marks):
         result = function(*args, **kwargs)
-        if isinstance(result, Tensor):
-            set_mark(result, _passed_on(_full_mark(maps[0]), result))
-            result._convcircuits_gate = name in _GATES  # type: ignore[attr-defined]
-        return result
-    data = _data_of_scaling(name, maps)
-    if data is not None:
-        mark = _full_mark(data)
-        result = function(*args, **kwargs)
-        set_mark(result, mark if result.shape == mark.shape else None)
-        return result
-    marks = [mark_of(x) for x in maps]
-    if writes_to_first(function) and marks[0] is not None:
-        maps[0].mul_(marks[0])
-        set_mark(maps[0], None)
-    silent = {key: _with(value, silenced) for key, value in named.items()}
-    result = function(*_with(args, silenced), **silent, **into)
-    if isinstance(result, Tensor):
-        same = [mark for mark in marks if mark is not None and mark.shape == result.shape]
-        set_mark(result, torch.stack(same).any(0) if len(same) == len(maps) else None)
+    else:
+        if writes_to_first(function):
+            maps[0].mul_(marks[0])
+            set_mark(maps[0], None)
+        silent = with_maps((args, named), lambda x: silenced(x) if _is_map(x) else x)
+        result = function(*silent[0], **silent[1], **into)
+
+    def again(others: Sequence[Tensor]) -> Any:
+        rest = iter(others)
+        moved = with_maps((args, named), lambda x: next(rest) if _is_map(x) else x)
+        return function(*moved[0], **moved[1])
+
+    after = marks_after(rule, function, (args, named), again, marks, result)
+    for one, mark in zip(tensors_in(result), tensors_in(after), strict=False):
+        set_mark(one, mark)
+    if after is None:
+        for one in tensors_in(result):
+            set_mark(one, None)
+    set_gate(result, rule.gate)
     return result
 
 
-def _data_of_scaling(name: str, maps: list[Tensor]) -> Tensor | None:
-    """Tell what a product or quotient scales: not the divisor, nor the gate (from a sigmoid, or the smaller factor)."""
-    if name not in _SCALINGS or len(maps) != 2:
+def meets(rule: Rule, marks: Sequence[Tensor]) -> bool:
+    """Tell whether what dead filters hold would be added to live ones, so that it must be zero."""
+    if rule.kind is Kind.REDUCE:
+        least, most = marks[0].amin(rule.dims), marks[0].amax(rule.dims)
+        return bool((least != most).any())
+    return rule.kind in _MEETINGS
+
+
+def marks_after(
+    rule: Rule,
+    function: Any,
+    given: tuple[Sequence[Any], Mapping[str, Any]],
+    again: Callable[[Sequence[Tensor]], Any],
+    marks: Sequence[Tensor],
+    result: Any,
+) -> Any:
+    """Give the marks of a call's results: for each a bool tensor of its shape, or None where all of it is live.
+
+    Args:
+        rule: What the call does.
+        function: The function.
+        given: Its arguments and keyword arguments.
+        again: Calls it once more with other tensors in place of its maps.
+        marks: The marks of its maps.
+        result: What it gave.
+    """
+    if rule.kind is Kind.MOVE:
+        return again(marks)
+    if not isinstance(result, Tensor) or rule.kind is Kind.OTHER:
         return None
-    a, b = maps
-    if "div" in name:
-        return a
-    for data, gate in ((a, b), (b, a)):
-        if getattr(gate, "_convcircuits_gate", False) and not getattr(data, "_convcircuits_gate", False):
-            return data
-    return None if a.numel() == b.numel() else max(a, b, key=Tensor.numel)
+    if rule.kind is Kind.REDUCE:
+        moved = marks[0].any(rule.dims, keepdim=True) if rule.dims else marks[0]
+        return moved.reshape(result.shape) if moved.numel() == result.numel() else None
+    if rule.kind is Kind.MIX:
+        return _mixed(function, given, marks[0])
+    if rule.kind is Kind.SCALE:
+        data = marks[rule.data]
+        return data if data.shape == result.shape else None
+    if rule.kind is Kind.JOIN:
+        spread = torch.stack([mark.expand(result.shape) for mark in marks])
+        return spread.all(0) if is_product(function) else spread.any(0)
+    return _passed_on(marks[0], result)
 
 
 def mark_of(maps: Tensor) -> Tensor | None:
@@ -85,28 +113,28 @@ def mark_of(maps: Tensor) -> Tensor | None:
     return getattr(maps, "_convcircuits_live", None)
 
 
-def _full_mark(maps: Tensor) -> Tensor:
-    mark = mark_of(maps)
-    return torch.ones_like(maps, dtype=torch.bool) if mark is None else mark.contiguous()
-
-
 def set_mark(maps: Tensor, mark: Tensor | None) -> None:
     """Mark which values of a map are those of live filters."""
     maps._convcircuits_live = mark  # type: ignore[attr-defined]
 
 
-def _marked_like(result: Any, moved: Any) -> Any:
-    """Mark one result, or each of several, by what became of the marks."""
-    if isinstance(result, Tensor):
-        set_mark(result, moved)
-    elif isinstance(result, (tuple, list)):
-        for one, mark in zip(result, moved, strict=True):
-            set_mark(one, mark)
-    return result
+def silenced(maps: Tensor) -> Tensor:
+    """Set what dead filters hold to zero."""
+    mark = mark_of(maps)
+    return maps if mark is None else maps * mark
+
+
+def _is_map(x: Tensor) -> bool:
+    return of_image(x) and x.dim() > 1
+
+
+def _full_mark(maps: Tensor) -> Tensor:
+    mark = mark_of(maps)
+    return torch.ones_like(maps, dtype=torch.bool) if mark is None else mark.contiguous()
 
 
 def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
-    """Give the mark after an element-wise function or a pooling."""
+    """Give the mark after a function that stays within channels: element-wise, or a pooling."""
     if result.shape == mark.shape:
         return mark
     if result.shape[:2] != mark.shape[:2]:
@@ -115,14 +143,15 @@ def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
     return channels.reshape(*channels.shape, *[1] * (result.dim() - 2)).expand_as(result)
 
 
-def _with(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change the maps among a function's arguments."""
-    if isinstance(value, Tensor):
-        return change(value) if value.dim() > 1 else value
-    return type(value)(_with(part, change) for part in value) if type(value) in (tuple, list) else value
+def _mixed(function: Any, given: tuple[Sequence[Any], Mapping[str, Any]], mark: Tensor) -> Tensor:
+    """Give the mark after a normalisation over channels.
 
-
-def silenced(maps: Tensor) -> Tensor:
-    """Set what dead filters hold to zero."""
-    mark = mark_of(maps)
-    return maps if mark is None else maps * mark
+    Where a mean is subtracted, a dead channel holds that of the live ones. Where only a norm divides, it stays zero.
+    """
+    if base_name(function) == "layer_norm":
+        over = len(argument(function, *given, "normalized_shape"))
+        return mark.any(tuple(range(-over, 0)), keepdim=True).expand_as(mark)
+    if base_name(function) == "group_norm":
+        groups = mark.reshape(len(mark), argument(F.group_norm, *given, "num_groups"), -1)
+        return groups.any(2, keepdim=True).expand_as(groups).reshape(mark.shape)
+    return mark
