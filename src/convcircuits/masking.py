@@ -74,8 +74,8 @@ class Subject:
 
     def __init__(self, network: Network, feature: Feature, found: Survey) -> None:
         self.network, self.feature, self.survey = network, feature, found
-        self._rows = found.rows.to(network.device)
-        self._coefficients = found.coefficients.to(network.device, network.dtype)
+        self.rows = found.rows.to(network.device)
+        self.coefficients = found.coefficients.to(network.device, network.dtype)
 
     def maps(
         self,
@@ -100,15 +100,15 @@ class Subject:
             images,
             kernel,
             other=follow if masks is not None and masks.silent else None,
-            rows=self._rows if self.survey.direct else None,
+            rows=self.rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
         output = silenced(output)
         if not self.survey.direct:
-            output = output.index_select(1, self._rows)
-        if len(self._rows) == 1:
-            return output[:, 0] * self._coefficients[0]
-        return torch.einsum("nc...,c->n...", output, self._coefficients)
+            output = output.index_select(1, self.rows)
+        if len(self.rows) == 1:
+            return output[:, 0] * self.coefficients[0]
+        return torch.einsum("nc...,c->n...", output, self.coefficients)
 
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Keep of some masks the kernels on a complete path image -> feature inside them."""
