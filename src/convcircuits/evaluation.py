@@ -77,11 +77,7 @@ class Evaluation:
             f"{self.feature}: {self.kernels:,} of {self.relevant:,} kernels kept ({self.density:.3%}), "
             f"{self.effective_kernels:,} effective; {self.filters:,} filters, {self.effective_filters:,} effective",
             f"on {self.images:,} image{'s' * (self.images != 1)}: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}"
-            + (
-                ""
-                if math.isnan(self.readout[0]) and math.isnan(self.r2_readout)
-                else f", R2 after readout {self.r2_readout:.3f}"
-            ),
+            + (f", R2 after readout {self.r2_readout:.3f}" if fitted else ""),
             f"relative error {self.error:.3f}, at each image's maximum {self.error_at_max:.3f}"
             + ("" if math.isnan(self.pearson_max) else f"; r of the maxima {self.pearson_max:.3f}"),
         ]

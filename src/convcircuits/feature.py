@@ -16,7 +16,7 @@ Position = Literal["all", "max", "center"] | tuple[int, int]
 
 Unit = int | tuple[int, ...] | Tensor
 
-_TEXT = re.compile(r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>.+?)(@(?P<position>max|center|all|\d+,\d+))?")
+_TEXT = re.compile(r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>[^@]+)(@(?P<position>max|center|all|\d+,\d+))?")
 _UNITS = re.compile(r"\d+(,\d+)*,?")
 _DIRECTION = re.compile(r"direction(-[0-9a-f]{8})?")
 _MOST_IN_FILE_NAME = 6  # units that a file name spells out

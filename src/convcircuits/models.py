@@ -466,7 +466,7 @@ def _factory(module_name: str, name: str) -> _Built:
 def _checked_categories(categories: Any, spec: str) -> tuple[str, ...] | None:
     if categories is None:
         return None
-    if isinstance(categories, str) or not all(isinstance(name, str) for name in categories):
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
         raise ConvCircuitsError(
             f"The categories of {spec!r} are {categories!r}; give a list of strings, one per output."
         )
