@@ -9,7 +9,8 @@ deep copies. Two independent machines are used:
 
 Common arguments: `blocks` {Linear layer: C} for a Linear that reads a flattened (C, H, W) map; `masks`
 {layer: (out, in)}, where a layer left out is kept whole; `call` (from 0) if the feature's layer runs several
-times; `unit` an int, or a direction: a 1-D tensor over the layer's channels.
+times; `unit` an int, a direction (a 1-D tensor over the layer's channels), or several units (a tuple of
+ints), whose maps get an axis of units after that of images.
 """
 
 import contextlib
@@ -184,9 +185,11 @@ def _layer_output(clone, layer, image, call):
 
 
 def _unit_map(out, unit):
-    """(1, C, ...) -> the feature's map (H, W) or ()."""
+    """(1, C, ...) -> the feature's map (H, W) or (); (U, H, W) or (U,) of several units."""
     if isinstance(unit, int):
         return out[0, unit]
+    if isinstance(unit, tuple):
+        return torch.stack([out[0, one] for one in unit])
     return sum(float(unit[c]) * out[0, c] for c in range(out.shape[1]))
 
 
@@ -214,9 +217,14 @@ def masked_map(model, masks, layer, unit, images, *, blocks=None, call=None):
 
 
 def _place(full, position):
-    """Where the collapse looks: None (everywhere) or an index; "max" is the full network's argmax."""
-    if position == "all" or full.ndim == 0:
+    """Where the collapse looks: None (everywhere) or an index; "max" is the full network's argmax.
+
+    Several units have a list of places.
+    """
+    if position == "all" or full.ndim < 2:
         return None
+    if full.ndim == 3:
+        return [_place(one, position) for one in full]
     if position == "max":
         best = max((float(full[h, w]), -h, -w) for h in range(full.shape[0]) for w in range(full.shape[1]))
         return -best[1], -best[2]
@@ -225,8 +233,14 @@ def _place(full, position):
     return position
 
 
+def _counted(feature_map, place):
+    if isinstance(place, list):
+        return torch.stack([one[where] for one, where in zip(feature_map, place, strict=True)])
+    return feature_map if place is None else feature_map[place]
+
+
 def _collapse(feature_map, place, collapse):
-    values = feature_map if place is None else feature_map[place]
+    values = _counted(feature_map, place)
     if collapse == "abs":
         return values.abs().sum()
     if collapse == "square":
@@ -242,7 +256,7 @@ class _Run:
 
     layers: list
     map: Tensor
-    place: tuple | None
+    place: tuple | list | None
 
     def gradients(self, scalar, tensors):
         if not scalar.requires_grad:
@@ -409,14 +423,14 @@ def gauss_newton(
 ):
     """mean over draws and images of ( sum_p e_p df_p/dm )^2; centred: with z - zbar in place of z.
 
-    `signs` holds one (H, W) tensor per draw, () for a Linear, the same for all images.
+    `signs` holds one (H, W) tensor per draw, () for a Linear, the same for all images; with an axis of several units.
     """
     zbar = mean_products(model, layer, unit, images, masks=masks, blocks=blocks, call=call) if centred else {}
     scores = []
     for sign in signs:
         for run in _runs(model, layer, unit, images, masks, blocks, position, call):
             projected = sign.to(run.map) * run.map
-            scalar = projected.sum() if run.place is None else projected[run.place]
+            scalar = _counted(projected, run.place).sum()
             one = {}
             if centred:
                 for name, calls in _products_of_run(run, scalar).items():
@@ -542,6 +556,17 @@ def force(
 
 
 class _Tracer(fx.Tracer):
+    """Remembers which node every module, a leaf or a block of others, gave out, call by call."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs = {}
+
+    def call_module(self, module, forward, args, kwargs):
+        out = super().call_module(module, forward, args, kwargs)
+        self.outputs.setdefault(self.path_of_module(module), []).append(out.node)
+        return out
+
     def is_leaf_module(self, module, qualified_name):
         return is_kernel_layer(module) or super().is_leaf_module(module, qualified_name)
 
@@ -656,7 +681,9 @@ def _through_views(node):
 def trace(model, input_shape):
     """A deep copy as an fx GraphModule, every node with its shape."""
     clone = copy.deepcopy(model).requires_grad_(False)
-    graph_module = fx.GraphModule(clone, _Tracer().trace(clone))
+    tracer = _Tracer()
+    graph_module = fx.GraphModule(clone, tracer.trace(clone))
+    graph_module.outputs = tracer.outputs
     dtype = next(model.parameters()).dtype
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
@@ -671,7 +698,7 @@ def trace(model, input_shape):
 
 
 def _feature_node(graph_module, layer, call):
-    nodes = [n for n in graph_module.graph.nodes if n.op == "call_module" and n.target == layer]
+    nodes = graph_module.outputs.get(layer)
     if not nodes:
         raise ValueError(f"no call of {layer} in the graph")
     if len(nodes) > 1 and call is None:
@@ -752,9 +779,10 @@ def reachable(model, layer, unit, input_shape, masks=None, *, blocks=None, call=
             live[node] = _live_forward(node, kinds[node], live, graph_module)
 
     need = {node: torch.zeros(len(live[node]), dtype=torch.bool) for node in nodes}
-    need[feature] = (
-        torch.arange(len(live[feature])) == unit if isinstance(unit, int) else unit.to(need[feature].device) != 0
-    )
+    if isinstance(unit, Tensor):
+        need[feature] = unit != 0
+    else:
+        need[feature][list(unit) if isinstance(unit, tuple) else unit] = True
     for node in reversed(nodes):
         wanted, kind = need[node], kinds[node]
         if kind == "image" or not wanted.any():

@@ -58,6 +58,8 @@ FEATURES = {
     "unit": cc.Feature("a", 3),
     "large unit": cc.Feature("a", 10**12),
     "direction": cc.Feature("a", torch.tensor([0.1, -2.0, 0.0])),
+    "several units": cc.Feature("a", [9, 3, 40], position="max"),
+    "a set of one": cc.Feature("a", [3]),
     "pair": cc.Feature("a", 1, position=(3, 5)),
     "max": cc.Feature("a", 1, position="max"),
     "center of a call": cc.Feature("größe.層", 1, position="center", call=2),
@@ -443,7 +445,7 @@ def places(value, path=()):
 HEADERS = {
     (kind, name): parts(made(kind, feature=FEATURES[name]))
     for kind in ("scores", "circuit")
-    for name in ("direction", "pair")
+    for name in ("direction", "pair", "several units")
 }
 
 

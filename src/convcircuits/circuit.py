@@ -171,7 +171,7 @@ class Circuit:
         if not isinstance(other, Circuit):
             raise ConvCircuitsError(f"A circuit combines and compares with a Circuit; got {type(other).__name__}.")
         for what, mine, theirs in (
-            ("features", str(self.feature), str(other.feature)),
+            ("features", self.feature, other.feature),
             ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
             ("layers", list(self.kernels), list(other.kernels)),
         ):
@@ -180,8 +180,6 @@ class Circuit:
                     f"The two circuits have different {what} ({mine} and {theirs}); "
                     "only circuits of one feature of one model combine and compare."
                 )
-        if self.feature != other.feature:
-            raise ConvCircuitsError("The two circuits preserve different directions; they do not combine.")
 
     def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
         """Give kernels in both / kernels in either, from 0 to 1, per layer; 1 where neither keeps any."""

@@ -23,7 +23,7 @@ import convcircuits as cc
 from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
 from convcircuits.images import Photograph, crops, photographs, split_photographs
-from convcircuits.models import LoadedModel, list_layers, list_models, load_model
+from convcircuits.models import LoadedModel, list_models, load_model
 from convcircuits.storage import write_whole
 
 app = typer.Typer(
@@ -49,7 +49,8 @@ FeatureOption = Annotated[
     typer.Option(
         "--feature",
         "-f",
-        help="layer:unit, for example features.14:54; @max, @center or @row,column says which positions count.",
+        help="layer:unit, for example features.14:54; layer:3,9,40 is several units, fc:golden retriever a class by "
+        "name; @max, @center or @row,column says which positions count.",
     ),
 ]
 WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safetensors, .pt) to load.")]
@@ -125,13 +126,13 @@ def find(
     as_json: JsonOption = False,
 ) -> None:
     """Find a circuit on training photographs and measure it on the others."""
-    wanted = cc.Feature.parse(feature)
     if out.suffix != ".safetensors":
         raise cc.ConvCircuitsError(f"--out {out} should end in .safetensors.")
     if not out.parent.is_dir():
         raise cc.ConvCircuitsError(f"There is no folder {out.parent} to write {out.name} to.")
     options = _criterion_options(option or [])
     setup = _set_up(model, weights, images, count, size, held_out, seed, device)
+    wanted = setup.loaded.feature(feature)
     with _progress(f"scoring with {criterion}", quiet=as_json) as progress:
         circuit = cc.find(
             setup.loaded.model,
@@ -300,7 +301,7 @@ def models(
         found = [dataclasses.asdict(info) for info in list_models()]
     else:
         loaded = _loaded(model, weights, "cpu")
-        found = [dataclasses.asdict(info) for info in list_layers(loaded.model, loaded.size)]
+        found = [dataclasses.asdict(info) for info in loaded.layers()]
     if as_json:
         _print_json(found)
         return
@@ -511,7 +512,7 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"
     where += "" if feature.call is None else f", call={feature.call}"
-    unit = feature.unit if isinstance(feature.unit, int) else "cc.load(FILE).feature.unit"
+    unit = "cc.load(FILE).feature.unit" if isinstance(feature.unit, torch.Tensor) else feature.unit
     call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
     call += f", seed={said['seed']}{options}"
     return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"

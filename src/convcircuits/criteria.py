@@ -23,7 +23,7 @@ Criterion = Callable[..., Mapping[str, Tensor]]
 Collapse = Literal["abs", "sum", "square"]
 Normalizer = Literal["published", "sum", "layer_l2"]
 
-# dL/df of the scalar L that a map is collapsed to: the sum over positions of |f|, f or f^2.
+# dL/df of the scalar L that a map is collapsed to: the sum over units and positions of |f|, f or f^2.
 _COLLAPSE: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.sign,
     "sum": torch.ones_like,
@@ -96,6 +96,7 @@ def gauss_newton(
 
     With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
     orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
+    p runs over the positions that count, of all units where there are several.
 
     Args:
         trace: The feature's images.
@@ -107,7 +108,9 @@ def gauss_newton(
     draws = whole_number("draws", draws, 1)
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        fields = _signs(batch.maps, 1 if batch.indices is not None else draws, trace.seed)
+        # Where one position of each unit's map counts, a field needs one sign per unit.
+        single = batch.indices is not None and batch.maps.dim() > 2
+        fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
         for draw, signs in enumerate(fields):
             for layer in batch.backward(signs.expand_as(batch.maps)):
                 sums = torch.stack([product.sum(3) for product in layer.weight_products()]).double()
@@ -262,9 +265,9 @@ def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
 
 
 def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Give random fields of signs shaped as one map, orthogonal to each other in blocks of positions.
+    """Give random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
 
-    On a single position all draws say the same, so one is given.
+    On a single value all draws say the same, so one is given.
     """
     shape, count = maps.shape[1:], maps[0].numel()
     size = 1 << (min(draws, count) - 1).bit_length()

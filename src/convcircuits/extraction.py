@@ -33,8 +33,7 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
 
     Returns:
         An ordinary `torch.fx.GraphModule` in eval mode, on the model's device, of weights of its own: images
-        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear. Other sizes of images work where the model's
-        own code does not depend on them; else an error says so.
+        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U).
 
     Raises:
         ConvCircuitsError: If the circuit is of other weights, no kernel of it lies on a complete path, or the model
@@ -86,6 +85,8 @@ def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -
     else:
         whole = emitter.whole(n, last.number, silent=True)
         maps = emitter.call(torch.index_select, whole, 1, emitter.constant("rows", rows))
+    if isinstance(subject.feature.unit, tuple):
+        return maps
     coefficients = subject.survey.coefficients.to(subject.network.dtype)
     if not bool((coefficients == 1).all()):
         weights = coefficients.reshape(-1, *[1] * (len(last.shape) - 1))

@@ -85,6 +85,8 @@ class Subject:
     ) -> Tensor:
         """Run the full model, or the masked one; give the feature's maps, (N, H, W) or (N,).
 
+        Those of several units have an axis of units: (N, U, H, W) or (N, U).
+
         ``watch`` is told of every kernel call and its output.
         """
         compute = _in_full if masks is None else masks.kernel
@@ -106,6 +108,8 @@ class Subject:
         output = silenced(output)
         if not self.survey.direct:
             output = output.index_select(1, self.rows)
+        if isinstance(self.feature.unit, tuple):
+            return output
         if len(self.rows) == 1:
             return output[:, 0] * self.coefficients[0]
         return torch.einsum("nc...,c->n...", output, self.coefficients)

@@ -10,7 +10,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import KernelCall
-from convcircuits.feature import at
+from convcircuits.feature import at, flattened
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
 
@@ -100,8 +100,8 @@ class Batch:
     """One batch, run forward to the feature, with what every kernel call read.
 
     Attributes:
-        maps: The feature's maps, (N, H, W) or (N,).
-        indices: The flat position that counts in each map, (N,), or None where all count.
+        maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
+        indices: The flat position that counts in each map, (N,) or (N, U), or None where all count.
     """
 
     def __init__(self, trace: "Trace", images: Tensor) -> None:
@@ -128,9 +128,9 @@ class Batch:
             gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
         """
         if self.indices is not None:
-            counted = torch.zeros_like(gradient).flatten(1) if gradient.dim() == 3 else gradient[:, None]
-            kept = counted.scatter(1, self.indices[:, None], at(gradient, self.indices))
-            gradient = kept.reshape(gradient.shape)
+            none = torch.zeros_like(flattened(gradient))
+            counted = none.scatter(-1, self.indices[..., None], at(gradient, self.indices))
+            gradient = counted.reshape(gradient.shape)
         gradients = torch.autograd.grad(
             self._graph,
             [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
