@@ -236,11 +236,25 @@ def _read(
             source = recording.values[n]
             how = reading(recording, value, source)
             if how.aligned:
-                need[n] = need[n] | (need[value.number] & live[n] if how.silent else need[value.number])
+                wanted = need[value.number] & live[n] if how.silent else need[value.number]
+                if not bool(wanted.any()) and not zero_of_others(recording, value, source, need[value.number], live):
+                    wanted = need[value.number].nonzero()[0] == torch.arange(source.channels)
+                need[n] = need[n] | wanted
             elif source.axis is not None and how.silent:
                 need[n] = need[n] | live[n]
             else:
                 need[n] = torch.ones_like(need[n])
+
+
+def zero_of_others(recording: Recording, value: Value, source: Value, wanted: Tensor, live: Sequence[Tensor]) -> bool:
+    """Tell whether an input that is dead where it is wanted can be had as zeros of another input's shape."""
+    others = [recording.values[n] for n in value.inputs if n != source.number]
+    return any(
+        other.shape == value.shape
+        and reading(recording, value, other).aligned
+        and bool((wanted & live[other.number]).any())
+        for other in others
+    )
 
 
 def read_by(value: Value, rows: Tensor, conducting: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.cutting import Cut, full, read_by, reading
+from convcircuits.cutting import Cut, read_by, reading
 from convcircuits.functions import Kind, argument, base_name, with_maps
 from convcircuits.masking import Masks
 from convcircuits.recording import Recording, Ref, Value
@@ -412,7 +412,7 @@ class Emitter:
         need = self._cuts[n].need[value.number]
         sources = [self._recording.values[k] for k in value.inputs]
         how = {s.number: reading(self._recording, value, s) for s in sources}
-        aligned = [s.number for s in sources if how[s.number].aligned]
+        aligned = [s.number for s in sources if how[s.number].aligned and s.number in self._found[n]]
         if not aligned:
             nodes = {s.number: self.whole(n, s.number, silent=how[s.number].silent) for s in sources}
             place = None if value.axis is None else torch.arange(value.channels)
@@ -421,20 +421,24 @@ class Emitter:
         wanted, place = self._common_place(n, aligned, need, how[aligned[0]].silent)
         nodes = {}
         for s in sources:
+            if s.number not in self._found[n]:
+                continue  # all that is wanted of it is dead
             if not how[s.number].aligned:
                 nodes[s.number] = self.whole(n, s.number, silent=how[s.number].silent)
             elif place is not None:
                 nodes[s.number] = self._found[n][s.number].node
             else:
                 nodes[s.number] = self.take(n, s.number, wanted, silent=how[s.number].silent)
+        for s in sources:
+            if s.number not in nodes:
+                like = next(nodes[k] for k in aligned if self._recording.values[k].shape == value.shape)
+                nodes[s.number] = self.call(torch.zeros_like, like)
         if place is None:
             place = torch.full((value.channels,), -1)
             place[wanted] = torch.arange(len(wanted))
         return _Found(self._applied(value, nodes, wanted), place)
 
-    def _common_place(
-        self, n: int, numbers: Sequence[int], need: Tensor, silent: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _common_place(self, n: int, numbers: Sequence[int], need: Tensor, silent: bool) -> tuple[Tensor, Tensor | None]:
         """Give the channels to compute, and their common place in all inputs if these can be read as they are."""
         wanted = need.nonzero()[:, 0]
         first = self._found[n][numbers[0]]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -58,9 +58,7 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
     return module
 
 
-def _written(
-    subject: Subject, recording: Recording, all_masks: Sequence[Masks | None]
-) -> fx.GraphModule | None:
+def _written(subject: Subject, recording: Recording, all_masks: Sequence[Masks | None]) -> fx.GraphModule | None:
     rows = None if subject.survey.direct else subject.survey.rows
     cuts = [cut(recording, masks, rows) for masks in all_masks]
     if not all(_alive(c) for c in cuts):

@@ -191,7 +191,9 @@ class _Probe:
             raise ConvCircuitsError(
                 f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
-        return Survey(kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules), tuple(images.shape[1:]))
+        return Survey(
+            kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules), tuple(images.shape[1:])
+        )
 
 
 def _mixed_statistics(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -24,7 +24,6 @@ from convcircuits.functions import (
     set_gate,
     tensors_in,
     with_maps,
-    writes_to_first,
 )
 from convcircuits.masking import Subject
 
@@ -259,6 +258,8 @@ class _Recorder:
         part, elements = value.part, self._moved_elements(value, maps)
         one = tensors_in(elements)[part or 0] if part is not None else elements
         sources, elements = self._to_sources(value, one)
+        if any(self.values[s].axis is None for s in sources):
+            return replace(value, move=Move(sources, None, None))
         offsets = _offsets([self.values[s].shape for s in sources])
         channel = torch.full_like(elements, -1)
         first = 0
