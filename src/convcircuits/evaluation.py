@@ -13,6 +13,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
 from convcircuits.masking import Masks, Subject
@@ -318,13 +319,14 @@ def _compare(
 ) -> list[_Comparison]:
     eps, done = torch.finfo(subject.network.dtype).eps, 0
     results = [_Comparison(subject.feature, eps) for _ in masks]
+    sweep = Sweep(subject, masks)
     for images in batches:
         with torch.no_grad():
-            maps = subject.maps(images)
-            indices = subject.feature.indices(maps)
-            full = at(maps, indices).double().cpu()
-            for mask, result in zip(masks, results, strict=True):
-                result.add(full, at(subject.maps(images, mask), indices).double().cpu())
+            full, *others = sweep.maps(images)
+            indices = subject.feature.indices(full)
+            values = at(full, indices).double().cpu()
+            for maps, result in zip(others, results, strict=True):
+                result.add(values, at(maps, indices).double().cpu())
         done += len(images)
         if progress is not None:
             progress(done, batches.total)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -15,7 +15,7 @@ from convcircuits.finding import check_circuit
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
-from convcircuits.recording import Recording, record
+from convcircuits.recording import Recording, UnextractableError, record
 
 
 def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, int] | None = None) -> fx.GraphModule:
@@ -48,26 +48,73 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
     check_circuit(circuit, circuit.feature, describe(network, circuit.feature, found))
     shape = found.input_shape
     masks = subject.masks(circuit, shape, effective=True)
-    module = _written(subject, record(subject, shape), [masks])
-    if module is None:
+    recording = record(subject, shape)
+    kept = cut(recording, masks, _rows(subject))
+    if not _alive(kept):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
+    module = _written(subject, recording, [kept], [masks])
     _check(subject, module, masks, shape)
     return module
 
 
-def _written(subject: Subject, recording: Recording, all_masks: Sequence[Masks | None]) -> fx.GraphModule | None:
-    rows = None if subject.survey.direct else subject.survey.rows
-    cuts = [cut(recording, masks, rows) for masks in all_masks]
-    if not all(_alive(c) for c in cuts):
-        return None
+class Sweep:
+    """A feature in the full model and in several circuits, run together as one small network.
 
+    What circuits share is computed once, and a small circuit is a small network: the figures are those of masked runs
+    at a part of their cost. Where the model cannot be extracted, masked runs do the work.
+
+    Args:
+        subject: The feature of the model.
+        masks: The circuits, as ``Subject.masks`` gives them.
+    """
+
+    def __init__(self, subject: Subject, masks: Sequence[Masks]) -> None:
+        self._subject, self._masks = subject, masks
+        self._written: dict[tuple[int, ...], tuple[nn.Module, list[int]] | None] = {}
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Give the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
+        shape = tuple(images.shape[1:])
+        if shape not in self._written:
+            self._written[shape] = self._write(shape)
+        written = self._written[shape]
+        if written is None:
+            return [self._subject.maps(images), *(self._subject.maps(images, masks) for masks in self._masks)]
+        module, alive = written
+        maps = module(images)
+        full, *others = maps if isinstance(maps, tuple) else (maps,)
+        found = dict(zip(alive, others, strict=True))
+        return [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
+
+    def _write(self, shape: tuple[int, ...]) -> tuple[nn.Module, list[int]] | None:
+        """Write the network for images of a size, with the numbers of the circuits that are not dead."""
+        try:
+            recording = record(self._subject, shape)
+        except UnextractableError:
+            return None
+        rows = _rows(self._subject)
+        cuts = [cut(recording, masks, rows) for masks in self._masks]
+        alive = [n for n, c in enumerate(cuts) if _alive(c)]
+        full = cut(recording, None, rows)
+        return _written(
+            self._subject, recording, [full, *(cuts[n] for n in alive)], [None, *(self._masks[n] for n in alive)]
+        ), alive
+
+
+def _written(
+    subject: Subject, recording: Recording, cuts: Sequence[Cut], masks: Sequence[Masks | None]
+) -> fx.GraphModule:
     def finish(emitter: Emitter, n: int) -> fx.Node:
         return _feature(emitter, n, recording, subject)
 
-    return Emitter(recording, cuts, all_masks).emit(finish)
+    return Emitter(recording, cuts, masks).emit(finish)
+
+
+def _rows(subject: Subject) -> Tensor | None:
+    return None if subject.survey.direct else subject.survey.rows
 
 
 def _alive(c: Cut) -> bool:
