@@ -33,13 +33,15 @@ class Evaluation:
         error: mean |f_c - f| / mean |f|; 0 is perfect.
         error_at_max: The same, at each image's argmax in the full model.
         pearson_max: Pearson r between the maxima of f_c and f, over images.
-        kernels: Kernels kept.
+        kernels: Kernels kept, whole or in part.
         effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
         filters: Filters with a kept kernel.
         effective_filters: Filters with an effective kernel.
-        relevant: Kernels on a path in the full model.
-        density: kernels / relevant.
+        relevant: Units (filters, kernels or weights, as the granularity says) on a path in the full model.
+        density: units / relevant.
         images: How many images were measured on.
+        units: Units kept.
+        granularity: What the circuit keeps or drops as one unit.
         notes: What the reader must know to read the figures rightly.
         provenance: How the figures came about, as JSON values.
     """
@@ -59,6 +61,8 @@ class Evaluation:
     relevant: int
     density: float
     images: int
+    units: int
+    granularity: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -68,8 +72,10 @@ class Evaluation:
 
     def summary(self) -> str:
         """Say all figures in a few lines."""
+        share = f"{self.granularity}s kept ({self.density:.3%})"
+        kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
         lines = [
-            f"{self.feature}: {self.kernels:,} of {self.relevant:,} kernels kept ({self.density:.3%}), "
+            f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}"
             f"{self.effective_kernels:,} effective; {self.filters:,} filters, {self.effective_filters:,} effective",
             f"on {self.images:,} image{'s' * (self.images != 1)}: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}"
             + ("" if math.isnan(self.readout[0]) else f", R2 after readout {self.r2_readout:.3f}"),
@@ -155,7 +161,8 @@ def evaluate_all(
     return [
         _evaluation(
             circuit,
-            subject.effective(circuit.kernels, shape),
+            subject.masks(circuit, shape, effective=False).kernels,
+            subject.masks(circuit, shape, effective=True).kernels,
             comparison,
             fitted[i].values.line() if fitted else (math.nan, math.nan),
             batches,
@@ -304,6 +311,7 @@ def _compare(
 
 def _evaluation(
     circuit: Circuit,
+    kernels: Mapping[str, Tensor],
     effective: Mapping[str, Tensor],
     measured: _Comparison,
     readout: tuple[float, float],
@@ -319,13 +327,15 @@ def _evaluation(
         error=_ratio(measured.error, measured.size),
         error_at_max=_ratio(measured.error_at_max, measured.size_at_max),
         pearson_max=measured.maxima.pearson(),
-        kernels=len(circuit),
+        kernels=sum(int(mask.sum()) for mask in kernels.values()),
         effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
-        filters=sum(int(mask.any(1).sum()) for mask in circuit.kernels.values()),
+        filters=sum(int(mask.any(1).sum()) for mask in kernels.values()),
         effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
         relevant=circuit.relevant,
         density=circuit.density,
         images=batches.count,
+        units=len(circuit),
+        granularity=circuit.granularity,
         notes=_notes(circuit, measured, provenance["images"], provenance["fitted_on"]),
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )
