@@ -148,6 +148,8 @@ TRIPS = {
     "random": "--density 0.5 --criterion random --seed 5",
     "weights": "--density 0.5 --criterion magnitude --weights 'my weights.pt'",
     "position": "--density 0.5 --criterion snip --feature 4:1@max",
+    "filters": "--density 0.5 --granularity filter",
+    "single weights": "--kernels 31 --criterion snip --granularity weight",
 }
 
 

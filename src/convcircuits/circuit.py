@@ -108,6 +108,7 @@ class Circuit:
         """
         from convcircuits.masking import relevant_units  # the one step from values to the model
 
+        check_granularity(granularity)
         relevant, provenance = relevant_units(model, feature, granularity, input_shape)
         table = LayerTable(relevant)
         if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from convcircuits.calls import KernelCall
@@ -12,7 +13,7 @@ from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.granularity import check_granularity, masks_of, units_with
+from convcircuits.granularity import masks_of, units_with
 from convcircuits.provenance import describe
 from convcircuits.reach import Survey, guessed_input_shapes, survey, survey_of_unknown_size
 from convcircuits.silence import follow, mark_of, set_mark, silenced
@@ -49,15 +50,20 @@ class Masks:
             {layer: mask.to(device) for layer, mask in self.weights.items()},
         )
 
-    def kernel(self, call: KernelCall) -> Tensor:
-        """Compute a kernel call with the kept kernels alone."""
-        if call.layer not in self.kernels:
-            return call.compute()
+    def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
+        """Tell which of the computed filters' kernels run in a call."""
         mask = _computed(self.kernels[call.layer], call)
         mark = mark_of(call.x)
         if self.silent and mark is not None:
             # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
             mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
+        return mask
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        """Compute a kernel call with the kept kernels alone."""
+        if call.layer not in self.kernels:
+            return call.compute()
+        mask = self.running(call)
         kept = call.per_kernel(mask)
         if call.layer in self.weights:
             kept = kept & _computed(self.weights[call.layer], call)
@@ -183,9 +189,8 @@ def relevant_units(
     """Give the relevant units of a model without images, and where they come from.
 
     Raises:
-        ConvCircuitsError: If the granularity is none, the feature does not fit the model, or no input shape does.
+        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
     """
-    check_granularity(granularity)
     network = Network(model)
     found = survey_of_unknown_size(network, feature, input_shape)
     return Subject(network, feature, found).relevant(granularity, input_shape), describe(network, feature, found)

@@ -14,7 +14,6 @@ from convcircuits.feature import at
 from convcircuits.granularity import by_unit
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
-from convcircuits.silence import mark_of
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,11 @@ class Batch:
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
-            x, mark = call.x.detach(), mark_of(call.x)
-            if mark is not None:  # inside a circuit nothing reads a dead channel
-                x = x * call.spread(call.marked(mark).flatten().to(x).expand(len(x), -1))
+            x, masks = call.x.detach(), self._trace.masks
+            if masks is not None and masks.silent:  # nothing reads a dead channel, whatever bias it holds
+                running = masks.running(call)
+                read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
+                x = x * call.spread(read.to(x).expand(len(x), -1))
             self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
