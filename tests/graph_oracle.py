@@ -204,7 +204,8 @@ class Graph:
                 known = dict(zip(sources, values, strict=True))
                 constant = lambda n: known[n] if n in known else torch.zeros(_shape(n))  # noqa: E731
                 kwargs = {k: v for k, v in node.kwargs.items() if k not in ("dtype", "device", "memory_format")}
-                return node.target(*fx.node.map_arg(args, constant), **fx.node.map_arg(kwargs, constant))
+                function = torch.reshape if "view" in name else node.target  # a float's strides may be others
+                return function(*fx.node.map_arg(args, constant), **fx.node.map_arg(kwargs, constant))
 
             return moved
         if name in PRODUCTS and len(sources) == 2:
