@@ -27,7 +27,7 @@ from convcircuits.functions import Kind, argument, base_name, rule_of, set_gate,
 _NEUTRAL = {"add", "sub", "subtract", "rsub", "neg", "negative", "maximum", "minimum", "max", "min", "clamp", "clip"}
 _NEUTRAL |= {"clamp_min", "clamp_max", "threshold", "hardshrink", "softshrink", "relu6", "hardtanh", "sign", "sgn"}
 _NEUTRAL |= {"round", "floor", "ceil", "trunc", "frac", "fmod", "remainder", "log", "reciprocal", "rsqrt", "pow"}
-_NEUTRAL |= {"where", "addcmul", "addcdiv", "lerp", "detach"}
+_NEUTRAL |= {"where", "addcmul", "addcdiv", "lerp", "masked_fill"}
 _NORMS = {"batch_norm", "instance_norm"}  # within each channel
 _SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv"}
 _CHOICES = {"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"}
@@ -38,8 +38,11 @@ _MIXTURES = {"matmul", "mm", "bmm", "mv", "einsum", "tensordot", "baddbmm", "add
 _MIXTURES |= {"grid_sample", "cumprod", "argsort", "msort"}
 # What tells only a tensor's form.
 _SHAPES = {"get", "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "len", "is_contiguous"}
+# Comparisons have no gradient, but what they choose by is known.
+_COMPARES = {"gt", "greater", "lt", "less", "ge", "greater_equal", "le", "less_equal", "eq", "ne", "not_equal"}
 # Functions that bring a map's values to Python, where they may decide what runs.
-_DECIDES = {"bool", "item", "float", "int", "index", "tolist", "nonzero", "equal", "allclose", "numpy"}
+_DECIDES: set[Any] = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist}
+_DECIDES |= {Tensor.numpy, Tensor.nonzero, torch.nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose}
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class _Probe:
             mask = self.masks[call.layer].to(call.x.device)
         else:
             mask = torch.zeros(out, inputs, dtype=torch.bool, device=call.x.device)
+        if len(call.x) != 2 and self.total is None:
+            raise self.undecided("reads what is no longer one map per image (windows or tokens, cut along the batch)")
         if _is_untold(call.x) and self.total is None:
             raise self.undecided("reads values that were compared, chosen or cut off from a map")
         if self.total is None:
@@ -155,23 +160,31 @@ class _Probe:
         Values are positive and small, so most functions run as they are. What could bring them to zero has a stand-in.
         """
         given = tensors_in((args, kwargs))
-        maps = [x for x in given if x.requires_grad]
-        if not maps and not any(map(_is_untold, given)):
+        if not any(x.requires_grad or _is_untold(x) for x in given):
             return function(*args, **kwargs)
         name = base_name(function)
-        if any(map(_is_untold, given)) and name not in _SHAPES | _NEW:
-            raise self.undecided(f"uses values that were compared, chosen or cut off from the map, in {name}")
-        if name in _DECIDES:
+        if function in _DECIDES:
             raise self.undecided(f"decides by a map's values ({name})")
+        if name in ("where", "masked_fill"):
+            given = [getattr(x, "_convcircuits_source", x) for x in given]
+        elif name in _SHAPES | _NEW:
+            return function(*args, **kwargs)
+        if any(map(_is_untold, given)):
+            raise self.undecided(f"uses values that were compared, chosen or cut off from a map ({name})")
         result = self.stand_in(function, args, kwargs, given)
         for one in tensors_in(result):
-            one._convcircuits_untold = not one.requires_grad and name not in _NEW  # type: ignore[attr-defined]
+            one._convcircuits_untold = not one.requires_grad  # type: ignore[attr-defined]
+            if name in _COMPARES:
+                source = sum(x for x in given if x.requires_grad)
+                one._convcircuits_source = source  # type: ignore[attr-defined]
         return result
 
     def undecided(self, what: str) -> ConvCircuitsError:
-        where = self.network.running() or self.network.name
+        where = self.network.running()
+        if _is_quantised(self.network.layer(where)):
+            what = "is quantised (give the model from before that)"
         return ConvCircuitsError(
-            f"{where} {what}, so it cannot be told which kernels reach {self.feature.layer}. "
+            f"{where or self.network.name} {what}, so it cannot be told which kernels reach {self.feature.layer}. "
             "Choose a feature before it."
         )
 
@@ -195,7 +208,7 @@ class _Probe:
         elif name in _CHOICES:
             return _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
         elif name in _NEUTRAL | _NORMS or (name in _SCALES and len(maps) == 1):
-            shape = maps[0].shape if name in _NORMS else torch.broadcast_shapes(*(x.shape for x in given))
+            shape = maps[0].shape if name in _NORMS else torch.broadcast_shapes(*(x.shape for x in given))  # type: ignore[no-untyped-call]
             result = maps[0].mul_(1) if in_place else maps[0].expand(shape).clone()  # not itself: no call's output
             for x in maps[1:]:
                 result = result.add_(x) if in_place else result + x
@@ -207,6 +220,8 @@ class _Probe:
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.total is None:
             self.modules[self.network.running()] = None
+            if _is_quantised(module):
+                raise self.undecided("")
         if module is not self.target:
             return
         self.calls += 1
@@ -214,6 +229,8 @@ class _Probe:
         if self.calls - 1 != (self.feature.call or 0):
             return
         output = checked_output(self.feature, output)
+        if _is_untold(output):
+            raise self.undecided("gives values that were compared, chosen or cut off from a map")
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0
@@ -241,6 +258,10 @@ class _Probe:
                 f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
         return Survey(kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules))
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return ".quantized" in type(module).__module__
 
 
 def _is_untold(x: Tensor) -> bool:
