@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.cutting import Cut, read_by, reading
@@ -50,19 +52,31 @@ class Emitter:
         self._origin: dict[fx.Node, Tensor] = {}  # the channel of the value that each place holds
         self._made: dict[Any, fx.Node] = {}
         image = self._graph.placeholder("x")
+        if self._device.type == "cpu":
+            # Convolutions of few channels are much faster there with the channels last in memory.
+            image = self._graph.call_method("contiguous", (image,), {"memory_format": torch.channels_last})
         self._origin[image] = torch.arange(recording.values[0].channels)
         for found in self._found:
             found[0] = _Found(image, self._origin[image])
-        self._image = image
 
-    def emit(self, finish: Callable[["Emitter", int], fx.Node], *, always_tuple: bool) -> fx.GraphModule:
-        """Write all values that are needed, then what ``finish`` makes of each circuit's last one; in eval mode."""
+    def emit(
+        self, finish: Callable[["Emitter", int], fx.Node], *, fold: bool, always_tuple: bool = False
+    ) -> fx.GraphModule:
+        """Write all values that are needed, then what ``finish`` makes of each circuit's last one; in eval mode.
+
+        Args:
+            finish: Writes a circuit's output: ``finish(emitter, number of the circuit)``.
+            fold: Make one layer of a convolution and the BatchNorm that follows it.
+            always_tuple: Return a tuple of one where there is one circuit.
+        """
         for value in self._recording.values[1:]:
             users = [n for n, cut in enumerate(self._cuts) if bool(cut.need[value.number].any())]
             if users:
                 self._emit(value, users)
         outputs = [finish(self, n) for n in range(len(self._cuts))]
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
+        if fold:
+            self._fold()
         self._overwrite()
         module = fx.GraphModule(self._root, _by_output(self._graph, outputs), "Circuit")
         module.graph.lint()
@@ -97,6 +111,23 @@ class Emitter:
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """Write a constant, kept as a buffer."""
         return self._constant(name, value)
+
+    def _fold(self) -> None:
+        """Make one layer of a convolution and the BatchNorm that alone reads it."""
+        for node in list(self._graph.nodes):
+            norm = self._root.get_submodule(node.target) if node.op == "call_module" else None
+            if not isinstance(norm, _BatchNorm) or norm.running_mean.dtype not in (torch.float32, torch.float64):
+                continue
+            source = node.args[0]
+            layer = self._root.get_submodule(source.target) if source.op == "call_module" else None
+            if not isinstance(layer, nn.Conv2d) or len(source.users) > 1:
+                continue
+            folded = fuse_conv_bn_eval(layer.eval(), norm.eval())
+            self._root.delete_submodule(source.target)
+            self._root.add_submodule(source.target, folded)
+            node.replace_all_uses_with(source)
+            self._graph.erase_node(node)
+            self._root.delete_submodule(node.target)
 
     def _overwrite(self) -> None:
         """Let functions that wrote into their map in the model do so where nobody else reads it."""

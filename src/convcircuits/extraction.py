@@ -20,7 +20,13 @@ from convcircuits.reach import survey_of_unknown_size
 from convcircuits.recording import Recording, UnextractableError, record
 
 
-def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, int] | None = None) -> fx.GraphModule:
+def extract(
+    model: nn.Module,
+    circuit: Circuit,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    fold: bool = True,
+) -> fx.GraphModule:
     """Make of a circuit a small module that computes the feature's map, and nothing else.
 
     Dead filters are gone: from weights, from BatchNorms, from residual and concatenated streams. Layers keep their
@@ -32,6 +38,8 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
         model: The model that the circuit belongs to.
         circuit: The circuit.
         input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
+        fold: Make one layer of a convolution and the BatchNorm that follows it, which is faster. False keeps each
+            layer's own weights.
 
     Returns:
         An ordinary `torch.fx.GraphModule` in eval mode, on the model's device, of weights of its own: images
@@ -59,7 +67,7 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
-    module = _written(subject, recording, [kept], [masks])
+    module = _written(subject, recording, [kept], [masks], fold=fold)
     if not _takes_any_size(subject, recording):
         _insist_on_size(module, shape)
     module.meta["circuit"] = _about(circuit, network, shape)
@@ -135,6 +143,7 @@ class Sweep:
             recording,
             [cut(recording, None, rows), *(cuts[n] for n in alive)],
             [None, *(self._masks[n] for n in alive)],
+            fold=True,
             always_tuple=True,
         )
         effective = [c.effective(recording, kept) for kept, c in zip(self.kept, cuts, strict=True)]
@@ -161,12 +170,13 @@ def _written(
     cuts: Sequence[Cut],
     masks: Sequence[Masks | None],
     *,
+    fold: bool,
     always_tuple: bool = False,
 ) -> fx.GraphModule:
     def finish(emitter: Emitter, n: int) -> fx.Node:
         return _feature(emitter, n, recording, subject)
 
-    return Emitter(recording, cuts, masks).emit(finish, always_tuple=always_tuple)
+    return Emitter(recording, cuts, masks).emit(finish, fold=fold, always_tuple=always_tuple)
 
 
 def _rows(subject: Subject) -> Tensor | None:
