@@ -24,8 +24,8 @@ abs add addcdiv addcmul atan ceil clamp clamp_max clamp_min clip cos cosh div di
 log log10 log1p log2 maximum minimum mul multiply nan_to_num neg negative pow reciprocal remainder round rsqrt rsub sign
 sin sinh sqrt square sub subtract tan tanh true_divide truediv trunc where
 
-celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu relu
-relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanhshrink threshold
+celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu
+relu relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanhshrink threshold
 dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
 
 adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d lp_pool2d
@@ -44,7 +44,7 @@ swapdims tile transpose tril triu unflatten unsqueeze view view_as
 
 eq ge gt le logical_and logical_not logical_or lt ne
 bfloat16 double float full_like half ones_like to type_as zeros_like
-""".split()
+""".split()  # noqa: SIM905 (a list of 190 strings would be no list to read)
 _SPACES = {"torch.nn.functional": F, "torch.linalg": torch.linalg, "operator": operator, "torch": torch}
 _FUNCTIONS = {
     f"{space}.{name}": function
@@ -55,14 +55,23 @@ _FUNCTIONS = {
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _METHODS = {name for name in _NAMES if hasattr(Tensor, name)}
 
-_LAYERS: dict[str, tuple[type[nn.Module], list[str]]] = {
-    "Conv2d": (
-        nn.Conv2d,
-        "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode".split(),
-    ),
-    "Linear": (nn.Linear, "in_features out_features bias".split()),
-    "BatchNorm1d": (nn.BatchNorm1d, "num_features eps momentum affine track_running_stats".split()),
-    "BatchNorm2d": (nn.BatchNorm2d, "num_features eps momentum affine track_running_stats".split()),
+_CONV = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "bias",
+    "padding_mode",
+)
+_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "Conv2d": (nn.Conv2d, _CHANNELS + _WINDOW),
+    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "BatchNorm1d": (nn.BatchNorm1d, _NORM),
+    "BatchNorm2d": (nn.BatchNorm2d, _NORM),
 }
 _CONSTANTS: dict[str, Any] = {
     str(value): value
@@ -239,6 +248,6 @@ def _parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _unsavable(why: str) -> ConvCircuitsError:
     return ConvCircuitsError(
-        f"This module cannot be saved as .safetensors: {why}. torch.export.save(torch.export.export(module, (images,)), "
-        "FILE) can save it."
+        f"This module cannot be saved as .safetensors: {why}. "
+        "torch.export.save(torch.export.export(module, (images,)), FILE) can save it."
     )
