@@ -148,6 +148,8 @@ TRIPS = {
     "random": "--density 0.5 --criterion random --seed 5",
     "weights": "--density 0.5 --criterion magnitude --weights 'my weights.pt'",
     "position": "--density 0.5 --criterion snip --feature 4:1@max",
+    "filters": "--density 0.5 --granularity filter",
+    "single weights": "--kernels 31 --criterion snip --granularity weight",
 }
 
 
@@ -156,7 +158,7 @@ def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good
     torch.save({k: v + 0.01 for k, v in load_model("tiny_net:net").model.state_dict().items()}, "my weights.pt")
     said = good(f"{FIND} {options} --json")
     made = cc.load("a.safetensors")
-    assert said["kernels"] == len(made) == made.provenance["kernels"]
+    assert said["units"] == len(made) == made.provenance["kernels"]
     again = good("show a.safetensors --json")["again"]
     assert again in good("show a.safetensors")
     program, *words = shlex.split(again)

@@ -5,7 +5,7 @@ channel is *needed* where the feature reads it: a dead one only as a constant ga
 zero.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,19 +35,16 @@ class Cut:
     need: tuple[Tensor, ...]
     conducting: dict[int, Tensor]
 
-    def effective(self, recording: Recording) -> dict[str, Tensor]:
-        """Give the kernels on a complete path, by layer: in any call of it."""
-        found: dict[str, Tensor] = {}
-        for number, kernels in self.conducting.items():
+    def effective(self, recording: Recording, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give of kept kernels, layer name -> (out, in), those on a complete path, in any call of their layer."""
+        found = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
+        for number, conducting in self.conducting.items():
             call = recording.values[number].call
             assert call is not None
-            kernels = kernels & self.need[number][:, None]
-            if call.rows is not None:
-                whole = kernels.new_zeros(int(call.rows.max()) + 1, kernels.shape[1])
-                whole[call.rows.cpu()] = kernels
-                kernels = whole
-            found[call.layer] = found[call.layer] | kernels if call.layer in found else kernels
-        return found
+            if call.layer in found:
+                rows = slice(None) if call.rows is None else call.rows.cpu()
+                found[call.layer][rows] |= conducting & self.need[number][:, None]
+        return {layer: mask & kept[layer] for layer, mask in found.items()}
 
 
 @dataclass(frozen=True)

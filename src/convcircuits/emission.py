@@ -55,14 +55,14 @@ class Emitter:
             found[0] = _Found(image, self._origin[image])
         self._image = image
 
-    def emit(self, finish: Callable[["Emitter", int], fx.Node]) -> fx.GraphModule:
+    def emit(self, finish: Callable[["Emitter", int], fx.Node], *, always_tuple: bool) -> fx.GraphModule:
         """Write all values that are needed, then what ``finish`` makes of each circuit's last one; in eval mode."""
         for value in self._recording.values[1:]:
             users = [n for n, cut in enumerate(self._cuts) if bool(cut.need[value.number].any())]
             if users:
                 self._emit(value, users)
         outputs = [finish(self, n) for n in range(len(self._cuts))]
-        self._graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
+        self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         module = fx.GraphModule(self._root, _by_output(self._graph, outputs), "Circuit")
         module.graph.lint()
         return module.eval()
@@ -130,13 +130,13 @@ class Emitter:
     def _rows(self, value: Value, n: int, node: fx.Node) -> tuple[Tensor, Tensor] | None:
         """Give a circuit's filters and, for each, which places of the tensor it reads; None where rows are not shared.
 
-        A calibration changes what a filter computes, and groups tie filters together.
+        A calibration or single weights change what a filter computes, and groups tie filters together.
         """
         call, masks, source = value.call, self._masks[n], self._input(value)
         assert call is not None
         if not isinstance(call, ConvCall) or call.groups > 1 or source.axis != 0:
             return None
-        if masks is not None and (call.layer in masks.gain or call.layer in masks.offset):
+        if masks is not None and any(call.layer in table for table in (masks.gain, masks.offset, masks.weights)):
             return None
         place = self._found[n][source.number].place
         assert place is not None
@@ -193,6 +193,9 @@ class Emitter:
         weight = weight * call.per_kernel(conducting.to(weight.device))
         if masks is None:
             return weight, bias
+        if call.layer in masks.weights:
+            kept = masks.weights[call.layer]
+            weight = weight * (kept if call.rows is None else kept[call.rows])
         live = conducting.any(1).to(weight.device)
         for table, rule in ((masks.gain, torch.mul), (masks.offset, torch.add)):
             if call.layer not in table:
@@ -615,7 +618,7 @@ def _free_name(name: str, taken: Callable[[str], bool]) -> str:
 
 def _key(value: Any) -> Any:
     if isinstance(value, Tensor):
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = value.detach().cpu().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
         return (tuple(value.shape), value.dtype, hashlib.blake2b(raw.data, digest_size=16).digest())
     if isinstance(value, Mapping):
         return tuple((k, _key(v)) for k, v in sorted(value.items()))

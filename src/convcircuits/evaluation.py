@@ -13,6 +13,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
 from convcircuits.masking import Masks, Subject
@@ -37,13 +38,15 @@ class Evaluation:
         error: mean |f_c - f| / mean |f|; 0 is perfect.
         error_at_max: The same, at each image's (and unit's) argmax in the full model.
         pearson_max: Pearson r between the maxima of f_c and f, over images.
-        kernels: Kernels kept.
+        kernels: Kernels kept, whole or in part.
         effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
         filters: Filters with a kept kernel.
         effective_filters: Filters with an effective kernel.
-        relevant: Kernels on a path in the full model.
-        density: kernels / relevant.
+        relevant: Units (filters, kernels or weights, as the granularity says) on a path in the full model.
+        density: units / relevant.
         images: How many images were measured on.
+        units: Units kept.
+        granularity: What the circuit keeps or drops as one unit.
         notes: What the reader must know to read the figures rightly.
         provenance: How the figures came about, as JSON values.
     """
@@ -63,6 +66,8 @@ class Evaluation:
     relevant: int
     density: float
     images: int
+    units: int
+    granularity: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -73,8 +78,10 @@ class Evaluation:
     def summary(self) -> str:
         """Say all figures in a few lines."""
         fitted = not (math.isnan(self.readout[0]) and math.isnan(self.r2_readout))
+        share = f"{self.granularity}s kept ({self.density:.3%})"
+        kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
         lines = [
-            f"{self.feature}: {self.kernels:,} of {self.relevant:,} kernels kept ({self.density:.3%}), "
+            f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}"
             f"{self.effective_kernels:,} effective; {self.filters:,} filters, {self.effective_filters:,} effective",
             f"on {self.images:,} image{'s' * (self.images != 1)}: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}"
             + (f", R2 after readout {self.r2_readout:.3f}" if fitted else ""),
@@ -146,12 +153,12 @@ def evaluate_all(
     described = describe(network, feature, subject.survey)
     for circuit in circuits:
         check_circuit(circuit, feature, described)
-    masks = [subject.masks(circuit, shape, effective=effective) for circuit in circuits]
+    sweep = Sweep(subject, circuits, effective=effective)
     fitted = None
     if fit is not None:
         fit_batches = _batches(fit, network, batch_size)
-        fitted = _compare(subject, masks, fit_batches, None)
-    measured = _compare(subject, masks, batches, progress)
+        fitted = _compare(sweep, fit_batches, None)
+    measured = _compare(sweep, batches, progress)
     provenance = described | {
         "images": batches.describe(),
         "fitted_on": None if fit is None else fit_batches.describe(),
@@ -160,7 +167,8 @@ def evaluate_all(
     return [
         _evaluation(
             circuit,
-            subject.effective(circuit.kernels, shape),
+            sweep.kept[i],
+            sweep.effective(shape)[i],
             comparison,
             fitted[i] if fitted else None,
             batches,
@@ -313,18 +321,17 @@ def _mean(moments: Sequence[_Moments], figures: Sequence[float]) -> float:
     return sum(telling) / len(telling) if telling else math.nan
 
 
-def _compare(
-    subject: Subject, masks: Sequence[Masks], batches: Batches, progress: Progress | None
-) -> list[_Comparison]:
-    eps, done = torch.finfo(subject.network.dtype).eps, 0
-    results = [_Comparison(subject.feature, eps) for _ in masks]
+def _compare(sweep: Sweep, batches: Batches, progress: Progress | None) -> list[_Comparison]:
+    subject, done = sweep.subject, 0
+    eps = torch.finfo(subject.network.dtype).eps
+    results = [_Comparison(subject.feature, eps) for _ in sweep.kept]
     for images in batches:
         with torch.no_grad():
-            maps = subject.maps(images)
-            indices = subject.feature.indices(maps)
-            full = at(maps, indices).double().cpu()
-            for mask, result in zip(masks, results, strict=True):
-                result.add(full, at(subject.maps(images, mask), indices).double().cpu())
+            full, *others = sweep.maps(images)
+            indices = subject.feature.indices(full)
+            values = at(full, indices).double().cpu()
+            for maps, result in zip(others, results, strict=True):
+                result.add(values, at(maps, indices).double().cpu())
         done += len(images)
         if progress is not None:
             progress(done, batches.total)
@@ -333,6 +340,7 @@ def _compare(
 
 def _evaluation(
     circuit: Circuit,
+    kernels: Mapping[str, Tensor],
     effective: Mapping[str, Tensor],
     measured: _Comparison,
     fitted: _Comparison | None,
@@ -349,13 +357,15 @@ def _evaluation(
         error=_ratio(measured.error, measured.size),
         error_at_max=_ratio(measured.error_at_max, measured.size_at_max),
         pearson_max=measured.pearson(measured.maxima),
-        kernels=len(circuit),
+        kernels=sum(int(mask.sum()) for mask in kernels.values()),
         effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
-        filters=sum(int(mask.any(1).sum()) for mask in circuit.kernels.values()),
+        filters=sum(int(mask.any(1).sum()) for mask in kernels.values()),
         effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
         relevant=circuit.relevant,
         density=circuit.density,
         images=batches.count,
+        units=len(circuit),
+        granularity=circuit.granularity,
         notes=_notes(circuit, measured, provenance["images"], provenance["fitted_on"]),
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )

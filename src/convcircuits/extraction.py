@@ -1,10 +1,10 @@
 """A circuit as a small network of its own."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -15,7 +15,7 @@ from convcircuits.finding import check_circuit
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
-from convcircuits.recording import Recording, record
+from convcircuits.recording import Recording, UnextractableError, record
 
 
 def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, int] | None = None) -> fx.GraphModule:
@@ -47,27 +47,123 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
     subject = Subject(network, circuit.feature, found)
     check_circuit(circuit, circuit.feature, describe(network, circuit.feature, found))
     shape = found.input_shape
-    masks = subject.masks(circuit, shape, effective=True)
-    module = _written(subject, record(subject, shape), [masks])
-    if module is None:
+    masks = _masks(subject, circuit, effective=True)
+    recording = record(subject, shape)
+    kept = cut(recording, masks, _rows(subject))
+    if not _alive(kept):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
-    _check(subject, module, masks, shape)
+    module = _written(subject, recording, [kept], [masks])
+    _check(subject, module, subject.masks(circuit, shape, effective=True), shape)
     return module
 
 
-def _written(subject: Subject, recording: Recording, all_masks: Sequence[Masks | None]) -> fx.GraphModule | None:
-    rows = None if subject.survey.direct else subject.survey.rows
-    cuts = [cut(recording, masks, rows) for masks in all_masks]
-    if not all(_alive(c) for c in cuts):
-        return None
+class Sweep:
+    """A feature in the full model and in several circuits, run together as one small network.
 
+    What circuits share is computed once, and a small circuit is a small network: the figures are those of masked runs
+    at a part of their cost. Where the model cannot be extracted, masked runs do the work.
+
+    Args:
+        subject: The feature of the model.
+        circuits: Circuits of that feature.
+        effective: As for ``evaluate``.
+
+    Attributes:
+        subject: The feature of the model.
+        kept: For each circuit, layer name -> bool (out, in per group), kernels that it keeps.
+    """
+
+    def __init__(self, subject: Subject, circuits: Sequence[Circuit], *, effective: bool) -> None:
+        self.subject, self._circuits, self._effective = subject, circuits, effective
+        self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
+        self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
+        self._written: dict[tuple[int, ...], _Written | None] = {}
+        self._checked: set[tuple[int, ...]] = set()
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Give the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
+        shape = tuple(images.shape[1:])
+        written = self._network(shape)
+        if written is not None:
+            full, *others = written.module(images)
+            if shape not in self._checked:
+                self._checked.add(shape)
+                # The network was written from one run on other images; here are two of these.
+                if not _close(full[:2], self.subject.maps(images[:2])):
+                    self._written[shape] = written = None
+        if written is None:
+            masks = [self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits]
+            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in masks)]
+        found = dict(zip(written.alive, others, strict=True))
+        return [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
+
+    def effective(self, shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
+        """Give for each circuit the kernels on a complete path, on images (C, H, W)."""
+        written = self._network(shape)
+        if written is None or not self._effective:
+            masks = [self.subject.masks(circuit, shape, effective=True) for circuit in self._circuits]
+            return [{layer: mask.cpu() for layer, mask in one.kernels.items()} for one in masks]
+        return written.effective
+
+    def _network(self, shape: tuple[int, ...]) -> "_Written | None":
+        """Write the network for images of a size; None where the model cannot be extracted."""
+        if shape not in self._written:
+            try:
+                recording = record(self.subject, shape)
+            except UnextractableError:
+                self._written[shape] = None
+            else:
+                self._written[shape] = self._write(recording)
+        return self._written[shape]
+
+    def _write(self, recording: Recording) -> "_Written":
+        rows = _rows(self.subject)
+        cuts = [cut(recording, masks, rows) for masks in self._masks]
+        alive = [n for n, c in enumerate(cuts) if _alive(c)]
+        module = _written(
+            self.subject,
+            recording,
+            [cut(recording, None, rows), *(cuts[n] for n in alive)],
+            [None, *(self._masks[n] for n in alive)],
+            always_tuple=True,
+        )
+        effective = [c.effective(recording, kept) for kept, c in zip(self.kept, cuts, strict=True)]
+        return _Written(module, alive, effective)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A sweep's network for one size of images, the circuits in it, and all circuits' effective kernels."""
+
+    module: nn.Module
+    alive: list[int]
+    effective: list[dict[str, Tensor]]
+
+
+def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
+    """Give a circuit's masks without a probe of what is effective: the cut finds that anyway."""
+    return replace(subject.masks(circuit, (), effective=False), silent=effective)
+
+
+def _written(
+    subject: Subject,
+    recording: Recording,
+    cuts: Sequence[Cut],
+    masks: Sequence[Masks | None],
+    *,
+    always_tuple: bool = False,
+) -> fx.GraphModule:
     def finish(emitter: Emitter, n: int) -> fx.Node:
         return _feature(emitter, n, recording, subject)
 
-    return Emitter(recording, cuts, all_masks).emit(finish)
+    return Emitter(recording, cuts, masks).emit(finish, always_tuple=always_tuple)
+
+
+def _rows(subject: Subject) -> Tensor | None:
+    return None if subject.survey.direct else subject.survey.rows
 
 
 def _alive(c: Cut) -> bool:
@@ -92,6 +188,12 @@ def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -
     return emitter.call(torch.select, maps, 1, 0) if len(rows) == 1 else emitter.call(torch.sum, maps, 1)
 
 
+def _close(got: Tensor, expected: Tensor) -> bool:
+    """Tell whether two runs of one computation agree, up to what the order of sums can do."""
+    allowed = 1000 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    return bool(((got - expected).abs() <= allowed).all())
+
+
 def _check(subject: Subject, module: nn.Module, masks: Masks, shape: tuple[int, ...]) -> None:
     """Compare the module with the masked run on three random images."""
     generator = torch.Generator().manual_seed(1)
@@ -99,9 +201,8 @@ def _check(subject: Subject, module: nn.Module, masks: Masks, shape: tuple[int, 
     images = torch.randn(3, *shape, generator=generator).to(network.device, network.dtype)
     with torch.no_grad():
         expected, got = subject.maps(images, masks), module(images)
-    eps = torch.finfo(network.dtype).eps
-    worst = float((got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(network.dtype).tiny))
-    if not math.isfinite(worst) or worst > 1000 * eps:
+    if not _close(got, expected):
+        worst = float((got - expected).abs().max() / expected.abs().max())
         raise ConvCircuitsError(
             f"The module extracted from {network.name} differs from the circuit's masked run by {worst:.1e} of its "
             "largest value; please report this model. evaluate and activations still work."

@@ -103,7 +103,7 @@ class Value:
         return values.reshape(shape)
 
 
-class Unextractable(ConvCircuitsError):
+class UnextractableError(ConvCircuitsError):
     """A model does something that a recording cannot say; a masked run still can."""
 
 
@@ -123,7 +123,7 @@ def record(subject: Subject, input_shape: Sequence[int]) -> Recording:
         input_shape: (C, H, W) of an image.
 
     Raises:
-        Unextractable: If what the model does depends on the image's values, goes across images, or is written through
+        UnextractableError: If what the model does depends on the image's values, goes across images, or is written through
             views.
     """
     network = subject.network
@@ -218,8 +218,8 @@ class _Recorder:
         if x.dim() < 2 or len(x) != _IMAGES:
             raise self._problem(f"makes a tensor of shape {tuple(x.shape)} of {_IMAGES} images, one across images")
 
-    def _problem(self, what: str) -> Unextractable:
-        return Unextractable(
+    def _problem(self, what: str) -> UnextractableError:
+        return UnextractableError(
             f"{self._running() or 'The model'} {what}, so no module can be extracted; masked runs (evaluate, "
             "activations) still work."
         )

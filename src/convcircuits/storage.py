@@ -154,6 +154,7 @@ def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tenso
             "call": feature.call,
         },
         "layers": {name: list(table) for name, table in tables.items()},  # safetensors sorts its keys
+        "granularity": value.granularity,
         "relevant": value.relevant if isinstance(value, Circuit) else value.relevant_in_model,
         "provenance": dict(value.provenance),
     }
@@ -177,8 +178,9 @@ def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     if expected != len(tensors):
         raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
     relevant, provenance = header["relevant"], header["provenance"]
+    granularity = header.get("granularity", "kernel")  # files of before there were others do not say
     if isinstance(relevant, bool) or not isinstance(relevant, int) or not isinstance(provenance, dict):
         raise ConvCircuitsError("its header has values of another type")
     if kind == "circuit":
-        return Circuit(feature, relevant=relevant, provenance=provenance, **tables)
-    return Scores(feature, tables["kernels"], relevant, provenance)
+        return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)
+    return Scores(feature, tables["kernels"], relevant, provenance, granularity)
