@@ -55,17 +55,8 @@ _FUNCTIONS = {
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _METHODS = {name for name in _NAMES if hasattr(Tensor, name)}
 
-_CONV = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "bias",
-    "padding_mode",
-)
+_CHANNELS = ("in_channels", "out_channels", "groups", "bias")
+_WINDOW = ("kernel_size", "stride", "padding", "padding_mode", "dilation")
 _NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Conv2d": (nn.Conv2d, _CHANNELS + _WINDOW),
