@@ -192,7 +192,12 @@ def _decoded(value: Any, nodes: Sequence[fx.Node]) -> Any:
         return float(what)
     if kind == "constant":
         return _CONSTANTS[what]
-    return {"tuple": tuple, "slice": lambda parts: slice(*parts)}[kind]([_decoded(part, nodes) for part in what])
+    parts = [_decoded(part, nodes) for part in what]
+    if kind == "slice":
+        return slice(*parts)
+    if kind == "tuple":
+        return tuple(parts)
+    raise ConvCircuitsError(f"an argument is a {kind!r}")
 
 
 # ---------------------------------------- layers

@@ -24,8 +24,7 @@ def onnx_bytes(module: fx.GraphModule) -> bytes:
         ConvCircuitsError: If the extra `onnx` is not installed, the module does not say the shape of an image or
             cannot be exported, or onnxruntime cannot run it or computes something else.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        _require(package)
+    check_onnx_installed()
     module = copy.deepcopy(module).eval().cpu()
     content = _exported(module, _images(module, 2))
     for count in (1, 3):
@@ -34,6 +33,16 @@ def onnx_bytes(module: fx.GraphModule) -> bytes:
             expected = module(images)
         _check(_run(content, images), expected)
     return content
+
+
+def check_onnx_installed() -> None:
+    """Refuse to begin without the packages that an export needs.
+
+    Raises:
+        ConvCircuitsError: If one of them cannot be imported.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _require(package)
 
 
 def _images(module: fx.GraphModule, count: int) -> Tensor:
