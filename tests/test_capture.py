@@ -693,3 +693,63 @@ def test_reading_a_circuit_gives_copies():
     for mask in circuit.kernels.values():
         mask[:] = False
     assert len(circuit) == kept
+
+
+# ---------------------------------------- wrapped and converted models
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
+
+
+def test_a_compiled_or_scripted_part_is_entered_or_refused():
+    images = torch.randn(2, 3, 10, 10)
+    expected = cc.score(small(), cc.Feature("2", 1), images).kernels
+    model = small()
+    compiled = nn.Sequential(torch.compile(model[:2]), model[2])
+    found = cc.score(compiled, cc.Feature("1", 1), images).kernels
+    assert [torch.equal(a, b) for a, b in zip(found.values(), expected.values(), strict=True)] == [True, True]
+    assert type(compiled[0]).__name__ == "OptimizedModule"
+    model = small()
+    model.compile()
+    assert cc.score(model, cc.Feature("2", 1), images).kernels == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model[1] = torch.jit.script(nn.ReLU())
+    with pytest.raises(cc.ConvCircuitsError, match="scripted"):
+        cc.score(model, cc.Feature("2", 1), images)
+
+
+def test_data_parallel_models_work_by_their_own_names():
+    images = torch.randn(2, 3, 10, 10)
+    found = cc.score(nn.DataParallel(small()), cc.Feature("module.2", 1), images).kernels
+    expected = cc.score(small(), cc.Feature("2", 1), images).kernels
+    assert list(found) == ["module.0", "module.2"]
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), expected.values(), strict=True))
+
+
+def test_quantised_models_are_refused_from_the_quantised_layer_on():
+    images = torch.randn(2, 3, 10, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dynamic = torch.ao.quantization.quantize_dynamic(small(), {nn.Linear})
+        stubs = nn.Sequential(torch.ao.quantization.QuantStub(), *small(), torch.ao.quantization.DeQuantStub()).eval()
+        stubs.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+        prepared = torch.ao.quantization.prepare(stubs)
+        prepared(images)
+        static = torch.ao.quantization.convert(prepared)
+    with pytest.raises(cc.ConvCircuitsError, match="5 is quantised"):
+        cc.score(dynamic, cc.Feature("5", 1), images)
+    assert cc.score(dynamic, cc.Feature("2", 1), images).relevant == 16
+    with pytest.raises(cc.ConvCircuitsError, match="0 is quantised"):
+        cc.score(static, cc.Feature("3", 1), images)
+
+
+@pytest.mark.parametrize(("conv", "shape"), [(nn.Conv1d, (2, 3, 10)), (nn.Conv3d, (2, 3, 8, 8, 8))])
+def test_images_of_other_dimensions_are_refused(conv, shape):
+    model = nn.Sequential(conv(3, 4, 3), nn.ReLU(), conv(4, 4, 3)).eval()
+    with pytest.raises(cc.ConvCircuitsError, match=r"\(N, C, H, W\)"):
+        cc.score(model, cc.Feature("2", 1), torch.randn(shape))

@@ -157,6 +157,24 @@ MEETINGS = {
     "softplus": lambda net, a, b: F.softplus(a) + F.elu(b),
     "maxpool": lambda net, a, b: F.max_pool2d(a, 2) + F.avg_pool2d(b, 2),
     "norm": lambda net, a, b: a + F.normalize(b, dim=1),
+    "local response norm": lambda net, a, b: a + F.local_response_norm(b, 3),
+    "written-out layer norm": lambda net, a, b: a + (b - b.mean(1, keepdim=True)) / (b.std(1, keepdim=True) + 1e-5),
+    "global response norm": lambda net, a, b: (
+        a + b * (b.norm(dim=(2, 3), keepdim=True) / b.norm(dim=(1, 2, 3), keepdim=True))
+    ),
+    "variance": lambda net, a, b: a + b.var((2, 3), keepdim=True),
+    "softmax over space": lambda net, a, b: a * torch.softmax(b.flatten(2), -1).view_as(b),
+    "maximum over channels": lambda net, a, b: a + b.max(1, keepdim=True)[0],
+    "maximum with a constant": lambda net, a, b: torch.max(a, torch.tensor(1.0)) + b.clamp(min=2),
+    "rounded": lambda net, a, b: a.round() + torch.sign(b),
+    "logarithm": lambda net, a, b: F.relu(torch.log(a)) + b.rsqrt(),
+    "chosen": lambda net, a, b: torch.where(b > 0, a, -a),
+    "filled": lambda net, a, b: a.masked_fill(b < 0, 1.0),
+    "cast": lambda net, a, b: a.float().double() + b.to(torch.float32).type_as(a),
+    "zeros of its shape": lambda net, a, b: a + b + torch.zeros_like(a),
+    "pooled gate, no sigmoid": lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True) - 1),
+    "broadcast": lambda net, a, b: (a.mean((2, 3), keepdim=True) + torch.ones_like(b)) + b,
+    "in place": lambda net, a, b: a.mul_(torch.sigmoid(b)).add_(1).clamp_(0, 1),
     "glu": lambda net, a, b: F.glu(torch.cat([a, b], 1), 1),
     "interpolated": lambda net, a, b: F.interpolate(F.avg_pool2d(a, 2), size=b.shape[2:]) + b,
     "shuffled": lambda net, a, b: F.channel_shuffle(torch.cat([a, b], 1), 2),
@@ -173,6 +191,47 @@ def test_every_kernel_of_two_convolutions_that_meet_is_relevant(meeting):
     assert {k: int(m.sum()) for k, m in found.items() if k != "head"} == {"a": 24, "b": 24}
     assert bool(found["head"][0].all())
     assert not found["head"][1].any()
+
+
+def test_a_dead_gate_of_no_sigmoid_leaves_what_it_scales_live():
+    torch.manual_seed(0)
+    model = Two(lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True)))
+    model(torch.randn(1, 3, 8, 8))
+    network, feature = Network(model.double().eval()), cc.Feature("head", 0)
+    masks = dict(survey(network, feature, (3, 8, 8)).kernels)
+    masks["b"] = torch.zeros_like(masks["b"])
+    found = survey(network, feature, (3, 8, 8), masks).kernels
+    assert int(found["a"].sum()) == 24
+    assert int(found["head"].sum()) == 8
+
+
+UNTOLD = {
+    "control flow": (lambda net, a, b: a if b.mean() > 0 else b, "decides by a map's values"),
+    "a number": (lambda net, a, b: a * b.max().item(), "decides by a map's values"),
+    "cut off": (lambda net, a, b: a + b.detach(), "cut off"),
+    "without gradients": (lambda net, a, b: a + torch.no_grad()(torch.relu)(b), "cut off"),
+    "chosen places": (lambda net, a, b: a + b.argmax(1, keepdim=True), "chosen"),
+    "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps by matmul"),
+    "computed weight": (
+        lambda net, a, b: torch.einsum("nchw,cd->ndhw", a, net.scale[:, :, 0] * torch.ones(8, 8)),
+        "einsum",
+    ),
+    "sorted": (lambda net, a, b: a + b.sort(1)[0], "mixes maps by sort"),
+    "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
+}
+
+
+@pytest.mark.parametrize("meeting", UNTOLD)
+def test_what_cannot_be_told_is_an_error_that_says_why(meeting):
+    torch.manual_seed(0)
+    meet, words = UNTOLD[meeting]
+    model = Two(lambda net, a, b: a + b)
+    model(torch.randn(1, 3, 8, 8))
+    model.meet = meet
+    for feature in (cc.Feature("head", 0), cc.Feature("", 0)):
+        with pytest.raises(cc.ConvCircuitsError, match=words):
+            relevant_in(model.eval(), feature, (3, 8, 8))
+    assert count(relevant_in(model, cc.Feature("b", 0), (3, 8, 8))) == 3
 
 
 # ---------------------------------------- deep nets

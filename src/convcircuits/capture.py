@@ -308,7 +308,7 @@ def _copied(model: nn.Module) -> nn.Module:
     """Copy the module tree; share the weights, as parameters without gradients; copy buffers, which may be written."""
     if not isinstance(model, nn.Module):
         raise ConvCircuitsError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ConvCircuitsError(
             "A scripted model cannot be entered; give the model before torch.jit.script or torch.jit.trace."
         )
@@ -316,12 +316,20 @@ def _copied(model: nn.Module) -> nn.Module:
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     shared |= {id(t): t for t in _loose_tensors(model)}
     try:
-        return copy.deepcopy(model, shared).eval()
+        return _uncompiled(copy.deepcopy(model, shared)).eval()
     except Exception as error:
         raise ConvCircuitsError(
             f"The modules of {type(model).__name__} cannot be copied ({error}); convcircuits works on a copy of the "
             "module tree that shares your weights, so each module must allow copy.deepcopy."
         ) from error
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """Put in place of each module that torch.compile wraps the module itself."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            parent._modules[key] = getattr(child, "_orig_mod", child)
+    return model
 
 
 def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -63,6 +63,7 @@ class Emitter:
                 self._emit(value, users)
         outputs = [finish(self, n) for n in range(len(self._cuts))]
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
+        self._overwrite()
         module = fx.GraphModule(self._root, _by_output(self._graph, outputs), "Circuit")
         module.graph.lint()
         return module.eval()
@@ -96,6 +97,14 @@ class Emitter:
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """Write a constant, kept as a buffer."""
         return self._constant(name, value)
+
+    def _overwrite(self) -> None:
+        """Let functions that wrote into their map in the model do so where nobody else reads it."""
+        for node in self._graph.nodes:
+            source = node.args[0] if node.args else None
+            if node.kwargs.get("inplace") is False and isinstance(source, fx.Node):
+                fresh = source.op == "call_module" or source.target is F.pad
+                node.update_kwarg("inplace", fresh and len(source.users) == 1)
 
     # ------------------------------------------------------------ values
 
@@ -162,7 +171,14 @@ class Emitter:
         origin = self._origin[node]
         weight = call.weight[unique[:, 0]][:, origin[columns]] * reads[:, columns].to(call.weight)[:, :, None, None]
         made = self._conv(
-            value, self._gather(node, 0, 3, columns), weight, unique[:, 0], origin[columns], groups=1, bias=call.bias
+            value,
+            self._gather(node, 0, 3, columns),
+            weight,
+            unique[:, 0],
+            origin[columns],
+            groups=1,
+            bias=call.bias,
+            identity=_key(reads),
         )
         self._origin[made] = unique[:, 0]
         for n, part in zip(rows, inverse.split([len(o) for o, _ in rows.values()]), strict=True):
@@ -210,6 +226,14 @@ class Emitter:
                 bias = torch.where(live, values, 0) + (0 if bias is None else bias)
         return weight, bias
 
+    def _identity(self, value: Value, n: int) -> Any:
+        """Give what tells a circuit's kernels of a call from another circuit's."""
+        call, masks = value.call, self._masks[n]
+        assert call is not None
+        if masks is not None and any(call.layer in table for table in (masks.gain, masks.offset, masks.weights)):
+            return n
+        return _key(self._cuts[n].conducting[value.number])
+
     def _own_conv(
         self,
         value: Value,
@@ -222,15 +246,17 @@ class Emitter:
     ) -> fx.Node:
         call = value.call
         assert isinstance(call, ConvCall)
+        identity = self._identity(value, n)
         if source.axis != 0:
             x = self.whole(n, source.number, silent=False)
-            return self._conv(value, x, weight[rows], rows, None, groups=call.groups, bias=bias)
+            return self._conv(value, x, weight[rows], rows, None, groups=call.groups, bias=bias, identity=identity)
         groups, per_group = read.shape
         filters = len(weight) // groups
         if groups == 1:
             columns = read[0].nonzero()[:, 0] if bool(read.any()) else torch.tensor([0])
             x = self.take(n, source.number, columns, silent=False)
-            return self._conv(value, x, weight[rows][:, columns], rows, columns, groups=1, bias=bias)
+            weight = weight[rows][:, columns]
+            return self._conv(value, x, weight, rows, columns, groups=1, bias=bias, identity=identity)
         # Groups that nobody needs go; the others are brought to one size, with empty kernels where one has fewer.
         kept = [(g, rows[rows // filters == g], read[g].nonzero()[:, 0]) for g in (rows // filters).unique().tolist()]
         height, width = max(len(o) for _, o, _ in kept), max(1, *(len(i) for _, _, i in kept))
@@ -249,7 +275,17 @@ class Emitter:
             places[done : done + len(o)] = torch.arange(at.start, at.stop)
             done += len(o)
         x = self.take(n, source.number, columns.flatten(), silent=False)
-        node = self._conv(value, x, small, origin, columns.flatten(), groups=len(kept), bias=biases, cut_bias=False)
+        node = self._conv(
+            value,
+            x,
+            small,
+            origin,
+            columns.flatten(),
+            groups=len(kept),
+            bias=biases,
+            identity=identity,
+            cut_bias=False,
+        )
         self._origin[node] = origin
         return self._gather(node, 0, 3, places)
 
@@ -278,7 +314,7 @@ class Emitter:
             columns = read.repeat_interleave(size, 1)[0].nonzero()[:, 0] if bool(read.any()) else torch.tensor([0])
             x = self.take(n, source.number, columns, silent=False)
         weight = weight[rows][:, columns]
-        key = ("linear", value.number, x, _key(weight), _key(rows), bias is None or _key(bias[rows]))
+        key = ("kernels", value.number, x, _key(rows), _key(columns), self._identity(value, n))
         if key not in self._made:
             module = nn.utils.skip_init(nn.Linear, len(columns), len(rows), bias=bias is not None)
             _fill(module, weight, None if bias is None else bias[rows])
@@ -295,12 +331,13 @@ class Emitter:
         *,
         groups: int,
         bias: Tensor | None,
+        identity: Any,
         cut_bias: bool = True,
     ) -> fx.Node:
         call = value.call
         assert isinstance(call, ConvCall)
         small = None if bias is None else bias[rows] if cut_bias else bias
-        key = ("conv", value.number, x, _key(weight), _key(rows), small is None or _key(small))
+        key = ("kernels", value.number, x, _key(rows), _key(columns), identity)
         if key not in self._made:
             module = nn.utils.skip_init(
                 nn.Conv2d,

@@ -1,7 +1,9 @@
 """A circuit as a small network of its own."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,7 +35,9 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
 
     Returns:
         An ordinary `torch.fx.GraphModule` in eval mode, on the model's device, of weights of its own: images
-        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U).
+        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U). Images
+        of other sizes work where the model's own code does not depend on the size; else the module refuses them.
+        ``meta["circuit"]`` says what it was made of.
 
     Raises:
         ConvCircuitsError: If the circuit is of other weights, no kernel of it lies on a complete path, or the model
@@ -56,6 +60,9 @@ def extract(model: nn.Module, circuit: Circuit, *, input_shape: tuple[int, int, 
             "there is nothing to extract; prune to a larger density."
         )
     module = _written(subject, recording, [kept], [masks])
+    if not _takes_any_size(subject, recording):
+        _insist_on_size(module, shape)
+    module.meta["circuit"] = _about(circuit, network, shape)
     _check(subject, module, subject.masks(circuit, shape, effective=True), shape)
     return module
 
@@ -186,6 +193,52 @@ def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -
         weights = coefficients.reshape(-1, *[1] * (len(last.shape) - 1))
         maps = emitter.call(torch.mul, maps, emitter.constant("coefficients", weights))
     return emitter.call(torch.select, maps, 1, 0) if len(rows) == 1 else emitter.call(torch.sum, maps, 1)
+
+
+def _takes_any_size(subject: Subject, recording: Recording) -> bool:
+    """Tell whether the model does the same with images of other sizes, of all those that it takes.
+
+    Padding that is computed from the size shows at sizes of other remainders by powers of two, the strides' products.
+    """
+    channels, height, width = recording.input_shape
+    for step in (1, 2, 4, 8, 16, 64):
+        step = -step if min(height, width) > 96 else step
+        try:
+            other = record(subject, (channels, height + step, width + step))
+        except ConvCircuitsError:
+            if abs(step) == 64:
+                return False
+            continue
+        if other.fixed() != recording.fixed():
+            return False
+    return True
+
+
+def _insist_on_size(module: fx.GraphModule, shape: tuple[int, ...]) -> None:
+    """Refuse images of another size: the model's own code made of the size what is now fixed."""
+    image = next(node for node in module.graph.nodes if node.op == "placeholder")
+    message = f"This module was extracted for images of {shape[1]} x {shape[2]}; extract it with another input_shape."
+    with module.graph.inserting_after(image):
+        sizes = [module.graph.call_method("size", (image, dim)) for dim in (3, 2)]
+        for size, wanted in zip(sizes, (shape[2], shape[1]), strict=True):
+            with module.graph.inserting_after(size):
+                same = module.graph.call_function(operator.eq, (size, wanted))
+            with module.graph.inserting_after(same):
+                module.graph.call_function(torch._assert, (same, message))
+    module.recompile()
+
+
+def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Say what a module was made of, as JSON values."""
+    return {
+        "feature": str(circuit.feature),
+        "model": network.name,
+        "weights": circuit.provenance["weights"],
+        "granularity": circuit.granularity,
+        "units": len(circuit),
+        "relevant": circuit.relevant,
+        "input_shape": list(shape),
+    }
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:

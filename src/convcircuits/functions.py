@@ -108,7 +108,7 @@ def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps:
     if name in _MOVES or (name == "pad" and _pads_channels(args, kwargs, maps[0])):
         return Rule(Kind.MOVE, gate=is_gate(maps[0]))
     if len(maps) == 1:
-        if name in _REDUCES:
+        if name in _REDUCES and len(tensors_in((args, kwargs))) == 1:  # and no maximum of a map and a constant
             return Rule(Kind.REDUCE, dims=_reduced(name, args, kwargs, maps[0].dim()))
         if function in _MIXES:
             return Rule(Kind.MIX)

@@ -20,6 +20,7 @@ def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, An
         "model": network.name,
         "weights": weights_hash(network, survey),
         "feature": str(feature),
+        "input_shape": list(survey.input_shape),
         "versions": {
             "convcircuits": __version__,
             "torch": torch.__version__,

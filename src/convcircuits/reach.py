@@ -8,8 +8,7 @@ cancels at an addition. One backward pass from the feature says in the same way 
 values play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
 """
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,29 @@ from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import base_name, tensors_in, writes_to_first
+from convcircuits.functions import Kind, argument, base_name, rule_of, set_gate, tensors_in, writes_to_first
 
-_CHANNELWISE_NORMS = {F.batch_norm, F.instance_norm}
-# By name, whether function, method or operator, in place or not.
-_SIGNED = {"add", "sub", "subtract", "rsub", "neg", "negative", "maximum", "minimum", "max", "min", "clamp", "clip"}
-_SIGNED |= {"threshold", "hardshrink", "softshrink", "relu6", "hardtanh"}
+# By name, whether function, method or operator, in place or not: element-wise functions that could bring a live value
+# to zero or infinity, by a sign, a threshold or a choice; those of several maps among them let each through.
+_NEUTRAL = {"add", "sub", "subtract", "rsub", "neg", "negative", "maximum", "minimum", "max", "min", "clamp", "clip"}
+_NEUTRAL |= {"clamp_min", "clamp_max", "threshold", "hardshrink", "softshrink", "relu6", "hardtanh", "sign", "sgn"}
+_NEUTRAL |= {"round", "floor", "ceil", "trunc", "frac", "fmod", "remainder", "log", "reciprocal", "rsqrt", "pow"}
+_NEUTRAL |= {"where", "addcmul", "addcdiv", "lerp", "masked_fill"}
+_NORMS = {"batch_norm", "instance_norm"}  # within each channel
 _SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv"}
+_CHOICES = {"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"}
+_NEW = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"}
+_NEW |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
+# Functions that mix maps by one another, or in an order that their values tell.
+_MIXTURES = {"matmul", "mm", "bmm", "mv", "einsum", "tensordot", "baddbmm", "addmm", "cdist", "sort", "topk", "cumsum"}
+_MIXTURES |= {"grid_sample", "cumprod", "argsort", "msort"}
+# What tells only a tensor's form.
+_SHAPES = {"get", "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "len", "is_contiguous"}
+# Comparisons have no gradient, but what they choose by is known.
+_COMPARES = {"gt", "greater", "lt", "less", "ge", "greater_equal", "le", "less_equal", "eq", "ne", "not_equal"}
+# Functions that bring a map's values to Python, where they may decide what runs.
+_DECIDES: set[Any] = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist}
+_DECIDES |= {Tensor.numpy, Tensor.nonzero, torch.nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose}
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,10 @@ class _Probe:
             mask = self.masks[call.layer].to(call.x.device)
         else:
             mask = torch.zeros(out, inputs, dtype=torch.bool, device=call.x.device)
+        if len(call.x) != 2 and self.total is None:
+            raise self.undecided("reads what is no longer one map per image (windows or tokens, cut along the batch)")
+        if _is_untold(call.x) and self.total is None:
+            raise self.undecided("reads values that were compared, chosen or cut off from a map")
         if self.total is None:
             found = self.found.setdefault(call.layer, torch.zeros_like(mask))
             if found.shape != mask.shape:
@@ -140,24 +159,71 @@ class _Probe:
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run a function so that what is live stays live, whatever its constants are.
 
-        Values are positive and small, so most functions run as they are. Those that could bring them to zero by a
-        sign, a threshold or a choice do not: they pass one map on, and add two.
+        Values are positive and small, so most functions run as they are. What could bring them to zero has a stand-in.
         """
-        name = base_name(function)
-        maps = [x for x in tensors_in((args, tuple(kwargs.values()))) if x.requires_grad]
-        if function in (F.layer_norm, F.group_norm):
-            return _mixed_statistics(function, args, kwargs)
-        neutral = name in _SIGNED or (name in _SCALES and len(maps) == 1) or function in _CHANNELWISE_NORMS
-        if not neutral or not maps:
+        given = tensors_in((args, kwargs))
+        if not any(x.requires_grad or _is_untold(x) for x in given):
             return function(*args, **kwargs)
+        name = base_name(function)
+        if function in _DECIDES:
+            raise self.undecided(f"decides by a map's values ({name})")
+        if name in ("where", "masked_fill"):
+            given = [getattr(x, "_convcircuits_source", x) for x in given]
+        elif name in _SHAPES | _NEW:
+            return function(*args, **kwargs)
+        if any(map(_is_untold, given)):
+            raise self.undecided(f"uses values that were compared, chosen or cut off from a map ({name})")
+        result = self.stand_in(function, args, kwargs, given)
+        for one in tensors_in(result):
+            one._convcircuits_untold = not one.requires_grad  # type: ignore[attr-defined]
+            if name in _COMPARES:
+                source = sum(x for x in given if x.requires_grad)
+                one._convcircuits_source = source  # type: ignore[attr-defined]
+        return result
+
+    def undecided(self, what: str) -> ConvCircuitsError:
+        where = self.network.running()
+        if _is_quantised(self.network.layer(where)):
+            what = "is quantised (give the model from before that)"
+        return ConvCircuitsError(
+            f"{where or self.network.name} {what}, so it cannot be told which kernels reach {self.feature.layer}. "
+            "Choose a feature before it."
+        )
+
+    def stand_in(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: list[Tensor]) -> Any:
+        """Compute a function of maps, or what lets the same maps through to the same places."""
+        maps = [x for x in given if x.requires_grad]
+        name = base_name(function)
         in_place = writes_to_first(function) or kwargs.get("inplace") is True or True in [a is True for a in args[1:]]
-        if len(maps) == 1:
-            return maps[0].mul_(1) if in_place else maps[0].clone()  # not itself: no kernel call's output
-        return maps[0].add_(maps[1]) if in_place else maps[0] + maps[1]
+        in_place = in_place and maps[0] is args[0]
+        rule = rule_of(function, args, kwargs, maps)
+        if rule.kind is Kind.OTHER and name in _MIXTURES:
+            raise self.undecided(f"mixes maps by {name}")
+        if rule.kind is Kind.MIX or name in ("softmax", "log_softmax"):
+            return _mixed(function, args, kwargs, maps[0])
+        if rule.kind is Kind.REDUCE:
+            return _with_values(function(*args, **kwargs), lambda x: maps[0].mean(rule.dims).reshape(x.shape))
+        if rule.kind is Kind.SCALE:
+            data, gate = maps[rule.data], maps[1 - rule.data]
+            result = data * (1 + gate)
+            result = maps[0].copy_(result) if in_place else result
+        elif name in _CHOICES:
+            return _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
+        elif name in _NEUTRAL | _NORMS or (name in _SCALES and len(maps) == 1):
+            shape = maps[0].shape if name in _NORMS else torch.broadcast_shapes(*(x.shape for x in given))  # type: ignore[no-untyped-call]
+            result = maps[0].mul_(1) if in_place else maps[0].expand(shape).clone()  # not itself: no call's output
+            for x in maps[1:]:
+                result = result.add_(x) if in_place else result + x
+        else:
+            result = function(*args, **kwargs)
+        set_gate(result, rule.gate)
+        return result
 
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.total is None:
             self.modules[self.network.running()] = None
+            if _is_quantised(module):
+                raise self.undecided("")
         if module is not self.target:
             return
         self.calls += 1
@@ -165,6 +231,8 @@ class _Probe:
         if self.calls - 1 != (self.feature.call or 0):
             return
         output = checked_output(self.feature, output)
+        if _is_untold(output):
+            raise self.undecided("gives values that were compared, chosen or cut off from a map")
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0
@@ -196,14 +264,44 @@ class _Probe:
         )
 
 
-def _mixed_statistics(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Stand in for a normalisation whose statistics mix channels: all they are taken over leads to each value."""
-    given = inspect.signature(function).bind(*args, **kwargs).arguments
-    x: Tensor = given["input"]
-    if function is F.layer_norm:
-        return x + x.mean(tuple(range(-len(given["normalized_shape"]), 0)), keepdim=True)
-    grouped = x.reshape(len(x), given["num_groups"], -1)
-    return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
+def _is_quantised(module: nn.Module) -> bool:
+    return ".quantized" in type(module).__module__
+
+
+def _is_untold(x: Tensor) -> bool:
+    """Tell whether a tensor was made from live maps by a function without a gradient: a comparison, an argmax."""
+    return getattr(x, "_convcircuits_untold", False)
+
+
+def _with_values(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change a function's values: all of the result, or the first part of (values, indices)."""
+    if isinstance(result, Tensor):
+        return change(result) if result.is_floating_point() else result
+    return type(result)((change(result[0]), *result[1:]))
+
+
+def _mixed(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
+    """Stand in for a normalisation over channels.
+
+    Where a mean is subtracted, or a sum over all made one, all that it is taken over leads to each value. Where only
+    a norm divides, to each value that is not zero.
+    """
+    name = base_name(function)
+    if name in ("softmax", "log_softmax"):
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+        return x + x.mean(dim, keepdim=True)
+    if name == "group_norm":
+        grouped = x.reshape(len(x), argument(function, args, kwargs, "num_groups"), -1)
+        return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
+    if name in ("layer_norm", "rms_norm"):
+        shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else x.shape[-1:])
+        mean = x.mean(tuple(range(-len(shape), 0)), keepdim=True)
+        return x + mean if name == "layer_norm" else x * (1 + mean)
+    if name == "normalize":
+        dim = argument(function, args, kwargs, "dim")
+        return x * (1 + x.mean(1 if dim is None else dim, keepdim=True))
+    size = argument(function, args, kwargs, "size")
+    return F.local_response_norm(x, size, alpha=1.0, beta=-1.0, k=1.0)  # x * (1 + mean of x squared)
 
 
 class _Link(torch.autograd.Function):

@@ -103,6 +103,10 @@ class Value:
         return values.reshape(shape)
 
 
+# Moves that name the sizes of their result, which are written as the result's shape.
+SIZED = {"view", "reshape", "view_as", "reshape_as", "unflatten", "expand", "expand_as"}
+
+
 class UnextractableError(ConvCircuitsError):
     """A model does something that a recording cannot say; a masked run still can."""
 
@@ -113,6 +117,10 @@ class Recording:
 
     values: tuple[Value, ...]
     input_shape: tuple[int, ...]
+
+    def fixed(self) -> list[Any]:
+        """List all that a module written from this would have fixed; the same for images of another size, or not."""
+        return [(v.layer, getattr(v.function, "__name__", None), *_fixed_in(v)) for v in self.values[1:]]
 
 
 def record(subject: Subject, input_shape: Sequence[int]) -> Recording:
@@ -349,6 +357,18 @@ class _Recorder:
         if _in_order(elements, values[0]):
             return "reshape"
         return "call" if base_name(value.function) in ("expand", "flip", "roll", "movedim", "swapaxes") else None
+
+
+def _fixed_in(value: Value) -> tuple[Any, ...]:
+    if value.call is not None:
+        call = value.call
+        return (call.stride, call.padding, call.dilation) if isinstance(call, ConvCall) else (call.blocks,)
+    if value.move is not None and base_name(value.function) in SIZED:
+        return (value.shape,) if value.move.form != "gather" else ()
+    if value.move is not None and value.move.form == "reshape":
+        return (value.shape,)
+    plain = with_maps((value.args, dict(value.kwargs)), lambda x: (tuple(x.shape), x.flatten().tolist()))
+    return (repr(plain),)
 
 
 def _offsets(shapes: Sequence[Sequence[int]]) -> list[int]:

@@ -1,0 +1,155 @@
+"""Reach and the circuit's masked run on the architectures of torchvision and timm, against a search in their graphs."""
+
+import copy
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import convcircuits as cc
+from architectures import ARCHITECTURES, Architecture
+from convcircuits.capture import Network
+from convcircuits.masking import Masks, Subject
+from convcircuits.reach import survey
+from graph_oracle import Graph
+
+torch.set_num_threads(1)
+
+CASES = [
+    pytest.param((name, layer, unit), id=f"{name}-{layer}-{unit}")
+    for name, architecture in ARCHITECTURES.items()
+    for layer, unit in architecture.features
+    if architecture.error is None
+]
+UNSUPPORTED = [name for name, architecture in ARCHITECTURES.items() if architecture.error is not None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One feature of an architecture; all that tests of it share."""
+
+    architecture: Architecture
+    model: nn.Module
+    layer: str
+    unit: int
+    graph: Graph
+
+    @property
+    def feature(self):
+        return cc.Feature(self.layer, self.unit)
+
+    def survey(self, masks=None):
+        return survey(Network(self.model), self.feature, self.architecture.input_shape, masks)
+
+
+@functools.lru_cache(maxsize=1)
+def built(name):
+    return ARCHITECTURES[name].build()
+
+
+@pytest.fixture(scope="module", params=CASES)  # of a module: pytest runs all tests of one case together
+def case(request):
+    name, layer, unit = request.param
+    architecture, model = ARCHITECTURES[name], built(name)
+    return Case(architecture, model, layer, unit, Graph(model, layer, architecture.input_shape))
+
+
+def thinned(kernels, density, whole):
+    """Random masks that keep `density` of each layer, about 1.5 kernels of each filter at least, one layer whole."""
+    generator = torch.Generator().manual_seed(0)
+    masks = {}
+    for layer, relevant in kernels.items():
+        kept = 1.0 if layer == whole else max(density, min(0.75, 1.5 / relevant.shape[1]))
+        masks[layer] = relevant & (torch.rand(relevant.shape, generator=generator) < kept)
+    return masks
+
+
+def bytes_of(model):
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def condition_of(model):
+    """All that could be left on a model: hooks, modes, flags, gradients, attributes."""
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
+    flags = [(p.requires_grad, p.grad, p._version) for p in model.parameters()]
+    return hooks, flags, [m.training for m in model.modules()], [sorted(vars(m)) for m in model.modules()]
+
+
+def own_map(model, layer, unit, images):
+    """The feature's map in the model itself."""
+    found = []
+
+    def hook(module, args, output):
+        found.append(output[:, unit].clone())
+
+    handle = model.get_submodule(layer).register_forward_hook(hook)
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    return found[0]
+
+
+# ---------------------------------------- supported
+
+
+def test_relevant_and_effective_kernels_are_those_of_a_search_in_the_graph(case):
+    relevant = case.survey().kernels
+    expected = case.graph.reachable(case.unit, blocks=case.architecture.blocks)
+    assert list(relevant) == [layer for layer, mask in expected.items() if mask.any()]
+    for layer, mask in relevant.items():
+        assert torch.equal(mask, expected[layer]), layer
+    for density in (0.4, 0.1):
+        masks = thinned(relevant, density, case.layer)
+        expected, found = case.graph.reachable(case.unit, masks), case.survey(masks).kernels
+        for layer, mask in masks.items():
+            assert torch.equal(found[layer] & mask, expected[layer]), (density, layer)
+        assert density < 0.4 or any(mask.any() for mask in expected.values())
+
+
+def test_the_full_circuit_is_the_model_itself_and_leaves_it_as_it_was(case):
+    model, images = case.model, case.architecture.images()
+    before, condition = bytes_of(model), condition_of(model)
+    circuit = cc.Circuit.from_masks(
+        model, case.feature, case.survey().kernels, input_shape=case.architecture.input_shape
+    )
+    inside = cc.activations(model, case.feature, images, circuit=circuit)
+    full = cc.activations(model, case.feature, images)
+    assert condition_of(model) == condition
+    assert all(torch.equal(tensor, before[key]) for key, tensor in bytes_of(model).items())
+    assert circuit.density == 1
+    expected = own_map(model, case.layer, case.unit, images)
+    assert expected.isfinite().all()
+    assert expected.std() > 1e-3 * expected.abs().max()
+    tolerance = 1e-5 if case.architecture.dtype is torch.float32 else 1e-12
+    for maps in (full, inside):
+        assert float((maps - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
+    model, images = copy.deepcopy(case.model), case.architecture.images()
+    found = case.survey()
+    kept = case.graph.reachable(case.unit, thinned(found.kernels, 0.4, case.layer))
+    masks = Masks({layer: kept[layer] for layer in found.kernels})
+    subject = Subject(Network(model), case.feature, found)
+    with torch.no_grad():
+        before = subject.maps(images, masks)
+        for name, dead in case.graph.dead_constants(masks.kernels).items():
+            model.get_parameter(name).data[dead] += 1.7
+        after = subject.maps(images, masks)
+    assert before.abs().max() > 0
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
+
+
+# ---------------------------------------- not supported: a clear error
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_told_is_said(name):
+    architecture, model = ARCHITECTURES[name], built(name)
+    condition = condition_of(model)
+    for layer, unit in architecture.features:
+        with pytest.raises(cc.ConvCircuitsError, match=architecture.error):
+            survey(Network(model), cc.Feature(layer, unit), architecture.input_shape)
+    assert condition_of(model) == condition
