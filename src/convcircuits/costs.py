@@ -66,7 +66,7 @@ def costs(
     input_shape: tuple[int, int, int],
     *,
     batch_size: int = 16,
-    repeats: int = 7,
+    repeats: int = 5,
 ) -> Costs:
     """Measure a circuit's module and the full model in turns, on the same random images.
 

@@ -43,7 +43,7 @@ pad permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape resha
 swapdims tile transpose tril triu unflatten unsqueeze view view_as
 
 eq ge gt le logical_and logical_not logical_or lt ne
-bfloat16 double float full_like half ones_like to type_as zeros_like
+bfloat16 double float full_like half ones_like size to type_as zeros_like _assert
 """.split()  # noqa: SIM905 (a list of 190 strings would be no list to read)
 _SPACES = {"torch.nn.functional": F, "torch.linalg": torch.linalg, "operator": operator, "torch": torch}
 _FUNCTIONS = {
