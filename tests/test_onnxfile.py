@@ -88,6 +88,12 @@ def test_what_the_runtime_cannot_run_is_an_error_that_says_which_dtype_may(tmp_p
     refused(of_net("plain")[0], tmp_path, r"NOT_IMPLEMENTED : Conv\); in another dtype it may: save module\.float\(\)")
 
 
+def test_half_precision_is_compared_at_its_own_precision(tmp_path):
+    module, x = of_net("plain")
+    path = cc.save(module.half(), tmp_path / "f.onnx")
+    assert run(path, x.half()).dtype == np.float16
+
+
 def test_what_the_exporter_cannot_export_is_an_error_of_ours(tmp_path):
     module, _ = of_net("plain")
     module.meta["circuit"] = {"input_shape": [4, 8, 8]}
