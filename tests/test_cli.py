@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -269,6 +270,62 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
     assert len(passes) > 4
 
 
+# --- extract
+
+
+def test_extract_writes_a_module_and_onnx_that_compute_the_circuit(folder, good):
+    good(f"{FIND} --density 0.5 --criterion snip")
+    said = good("extract a.safetensors --out small.safetensors --onnx small.onnx --json --batch-size 2")
+    assert said["files"] == {name: Path(name).stat().st_size for name in ("small.safetensors", "small.onnx")}
+    assert (said["batch_size"], said["input_shape"]) == (2, [3, 20, 20])
+    assert said["module"]["parameters"] < said["full"]["parameters"]
+    assert said["module"]["macs"] < said["full"]["macs"]
+    assert said["speedup"] == said["full"]["seconds"] / said["module"]["seconds"]
+    assert said["difference"] < 1e-5
+    x = torch.randn(3, 3, 20, 20)
+    circuit, small = cc.load("a.safetensors"), cc.load("small.safetensors")
+    expected = cc.activations(load_model("tiny_net:net").model, circuit.feature, x, circuit=circuit)
+    session = onnxruntime.InferenceSession("small.onnx")
+    for got in (small(x).detach(), torch.from_numpy(session.run(None, {"images": x.numpy()})[0])):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_extract_prints_what_it_measured_and_wrote(folder, good):
+    good(f"{FIND} --density 0.5 --size 16")
+    before = files()
+    text = good("extract a.safetensors --batch-size 1")
+    assert [line.split("  ")[0] for line in text.splitlines()[:4]] == [
+        "4:2",
+        "parameters",
+        "MACs per image",
+        "time of 1 image 3 x 16 x 16",
+    ]
+    assert "times faster" in text
+    assert files() == before
+    text = good("extract a.safetensors --out small.safetensors --size 18 --model tiny_net:net")
+    assert "time of 16 images 3 x 18 x 18" in text
+    assert f"wrote small.safetensors ({Path('small.safetensors').stat().st_size:,} bytes)" in text
+
+
+def test_show_says_what_a_module_is(folder, good):
+    good(f"{FIND} --density 0.5")
+    good("extract a.safetensors --out small.safetensors")
+    module = cc.load("small.safetensors")
+    said = good("show small.safetensors --json")
+    assert said["parameters"] == sum(p.numel() for p in module.parameters())
+    assert said["circuit"] == module.meta["circuit"]
+    text = good("show small.safetensors")
+    assert f"{said['parameters']:,} parameters that computes 4:2" in text
+    assert all(layer in text for layer in said["layers"])
+
+
+def test_extract_without_the_extra_does_no_work(folder, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = run("extract no.safetensors --onnx small.onnx")
+    assert code == 1
+    assert "pip install 'convcircuits[onnx]'" in err
+
+
 def test_unreadable_files_are_named_with_a_count(folder, run):
     Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
     Path("pictures/words.jpg").write_text("no picture")
@@ -389,6 +446,15 @@ BAD = {
     "evaluate: no model": ("evaluate hand.safetensors", "--model"),
     "evaluate: no images": ("evaluate hand.safetensors --model tiny_net:net", "--images"),
     "evaluate: other model": ("evaluate hand.safetensors --model efficientnet_lite0 --images pictures", "EfficientNet"),
+    "extract: no file": ("extract no.safetensors", "no.safetensors"),
+    "extract: scores": ("extract scores.safetensors", "holds scores"),
+    "extract: module": ("extract module.safetensors", "holds a module"),
+    "extract: suffix": ("extract hand.safetensors --out a.onnx", "should end in .safetensors"),
+    "extract: onnx suffix": ("extract hand.safetensors --onnx a.safetensors", "should end in .onnx"),
+    "extract: missing folder": ("extract hand.safetensors --onnx nowhere/a.onnx", "nowhere"),
+    "extract: no model": ("extract hand.safetensors", "--model"),
+    "extract: other model": ("extract hand.safetensors --model efficientnet_lite0", "EfficientNet"),
+    "evaluate: module": ("evaluate module.safetensors", "holds a module"),
     "models: unknown": ("models vgg16_head", "vgg16_hed"),
     "demo: out is a file": ("demo --count 1 --out text.safetensors", "text.safetensors"),
 }
@@ -404,7 +470,10 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     save_file({"x": torch.zeros(2)}, "foreign.safetensors")
     model, feature = load_model("tiny_net:net").model, cc.Feature("4", 2)
     cc.save(cc.score(model, feature, torch.ones(1, 3, 12, 12), criterion="magnitude"), "scores.safetensors")
-    cc.save(cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)}), "hand.safetensors")
+    circuit = cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)})
+    cc.save(circuit, "hand.safetensors")
+    whole = cc.Circuit.from_masks(model, feature, {k: torch.ones_like(t) for k, t in circuit.kernels.items()})
+    cc.save(cc.extract(model, whole, input_shape=(3, 12, 12)), "module.safetensors")
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")

@@ -54,6 +54,16 @@ def made(kind="circuit", **changes):
     return dataclasses.replace(value, **changes)
 
 
+def made_module(name="residual"):
+    """A small extracted module, with notes of where it comes from."""
+    case = NETS[name]
+    model, feature = case.build(), cc.Feature(*case.features[-1])
+    scores = cc.score(model, feature, case.images(), criterion="random")
+    module = cc.extract(model, cc.prune(scores, density=0.9), input_shape=case.input_shape)
+    module.meta["circuit"] = {"feature": str(feature), "input_shape": list(case.input_shape), "notes": ["電路", None]}
+    return module
+
+
 FEATURES = {
     "unit": cc.Feature("a", 3),
     "large unit": cc.Feature("a", 10**12),
@@ -133,6 +143,54 @@ def test_a_result_with_an_infinite_option_can_be_saved(tmp_path):
     same(cc.load(cc.save(scores, tmp_path / "f.safetensors")), scores)
 
 
+def test_a_module_comes_back_without_its_model(tmp_path):
+    module, x = made_module(), NETS["residual"].images()
+    again = cc.load(cc.save(module, tmp_path / "f.safetensors"))
+    assert isinstance(again, torch.fx.GraphModule)
+    assert again.meta["circuit"] == module.meta["circuit"]
+    assert again.state_dict().keys() == module.state_dict().keys()
+    assert not again.training
+    with torch.no_grad():
+        assert torch.equal(again(x), module(x))
+    again.load_state_dict(module.state_dict())
+    assert "stem.weight" in load_file(tmp_path / "f.safetensors")
+
+
+def test_a_module_without_notes_comes_back(tmp_path):
+    module = made_module()
+    del module.meta["circuit"]
+    assert "circuit" not in cc.load(cc.save(module, tmp_path / "f.safetensors")).meta
+
+
+def test_a_module_is_saved_as_it_computes_in_eval_mode_and_stays_as_it_is(tmp_path):
+    module, x = made_module(), NETS["residual"].images()
+    with torch.no_grad():
+        expected = module(x)
+    module.train().requires_grad_(False).to(memory_format=torch.channels_last)
+    again = cc.load(cc.save(module, tmp_path / "f.safetensors"))
+    assert module.training
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), expected)
+
+
+def test_a_loaded_module_does_not_hang_on_its_file(tmp_path):
+    module, x = made_module(), NETS["residual"].images()
+    path = cc.save(module, tmp_path / "f.safetensors")
+    again = cc.load(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with torch.no_grad():
+        assert torch.equal(again(x), module(x))
+
+
+def test_notes_that_json_cannot_say_are_refused(tmp_path):
+    module = made_module()
+    for odd in (math.nan, {1, 2}, torch.tensor(1)):
+        module.meta["circuit"] = {"x": odd}
+        with pytest.raises(cc.ConvCircuitsError, match="JSON cannot say"):
+            cc.save(module, tmp_path / "f.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------- saving
 
 
@@ -204,10 +262,13 @@ def test_a_file_is_replaced(tmp_path):
     same(cc.load(path), made("circuit"))
 
 
-@pytest.mark.parametrize("name", ["f", "f.pt", "f.safetensors.gz", "f.json", ".safetensors"])
+@pytest.mark.parametrize("name", ["f", "f.pt", "f.safetensors.gz", "f.json", ".safetensors", "f.onnx"])
 def test_another_suffix_is_refused(name, tmp_path):
-    with pytest.raises(cc.ConvCircuitsError, match=r"should end in \.safetensors"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"should end in \.safetensors\."):
         cc.save(made(), tmp_path / name)
+    if name != "f.onnx":
+        with pytest.raises(cc.ConvCircuitsError, match=r"should end in \.safetensors or, for ONNX, in \.onnx"):
+            cc.save(made_module(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,9 +289,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.safetensors"]
 
 
-@pytest.mark.parametrize("value", [None, 3, {}, cc.Feature("a", 1), torch.ones(2), made().kernels, cc.Circuit])
-def test_only_scores_and_circuits_are_saved(value, tmp_path):
-    with pytest.raises(cc.ConvCircuitsError, match="Only Scores and a Circuit can be saved; got "):
+@pytest.mark.parametrize(
+    "value", [None, 3, {}, cc.Feature("a", 1), torch.ones(2), made().kernels, cc.Circuit, torch.nn.Conv2d(1, 1, 1)]
+)
+def test_only_results_are_saved(value, tmp_path):
+    with pytest.raises(
+        cc.ConvCircuitsError, match="Only Scores, a Circuit and a module that extract made can be saved"
+    ):
         cc.save(value, tmp_path / "f.safetensors")
 
 
@@ -274,6 +339,26 @@ def test_foreign_safetensors_are_refused(metadata, tmp_path):
 def test_other_files_are_refused(content, tmp_path):
     (tmp_path / "f.safetensors").write_bytes(content)
     refused(tmp_path / "f.safetensors", r"no whole \.safetensors file")
+
+
+def test_a_module_file_cut_or_without_a_part_is_refused(tmp_path):
+    path = cc.save(made_module(), tmp_path / "f.safetensors")
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 997):
+        path.write_bytes(whole[:place])
+        refused(path, "cut off")
+    header, tensors = parts(made_module())
+    for key in header:
+        refused(written(path, {k: v for k, v in header.items() if k != key}, tensors), "damaged")
+    for key in header["graph"]:
+        less = {k: v for k, v in header["graph"].items() if k != key}
+        refused(written(path, header | {"graph": less}, tensors), "damaged")
+    for name in tensors:
+        refused(written(path, header, {k: v for k, v in tensors.items() if k != name}), "damaged")
+        for wrong in (tensors[name][None], tensors[name].to(torch.complex64)):
+            if name.endswith("weight"):
+                refused(written(path, header, tensors | {name: wrong[..., None]}), "damaged")
+    refused(written(path, header, tensors | {"more": torch.ones(1)}), "damaged")
 
 
 @pytest.mark.parametrize("kind", ["scores", "circuit"])
@@ -363,6 +448,7 @@ def test_a_mask_byte_that_is_neither_0_nor_1_counts_as_one_kernel(tmp_path):
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
     paths = [cc.save(made(kind), tmp_path / f"{kind}.safetensors") for kind in ("scores", "circuit")]
+    paths.append(cc.save(made_module(), tmp_path / "module.safetensors"))
     (tmp_path / "bad.safetensors").write_bytes(pickle.dumps({"a": 1}))
     for owner, name in ((pickle, "Unpickler"), (pickle, "load"), (pickle, "loads"), (torch, "load")):
         monkeypatch.setattr(owner, name, interrupt)
@@ -384,7 +470,8 @@ WHOLE = {}
 
 def whole(kind, place):
     if kind not in WHOLE:
-        WHOLE[kind] = cc.save(made(kind, feature=FEATURES["direction"]), place).read_bytes()
+        value = made_module() if kind == "module" else made(kind, feature=FEATURES["direction"])
+        WHOLE[kind] = cc.save(value, place).read_bytes()
     return WHOLE[kind]
 
 
@@ -394,14 +481,14 @@ def value_or_our_error(path):
     except cc.ConvCircuitsError:
         refused(path)
     else:
-        assert type(value) in (cc.Scores, cc.Circuit)
+        assert type(value) in (cc.Scores, cc.Circuit) or isinstance(value, torch.fx.GraphModule)
         assert repr(value)
 
 
 @fuzz
 @given(st.data())
 def test_a_file_of_damaged_bytes_gives_a_value_or_our_error(place, data):
-    content = bytearray(whole(data.draw(st.sampled_from(["scores", "circuit"])), place))
+    content = bytearray(whole(data.draw(st.sampled_from(["scores", "circuit", "module"])), place))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
         match data.draw(st.sampled_from(["flip", "set", "delete", "insert", "text"])):
@@ -446,7 +533,7 @@ HEADERS = {
     (kind, name): parts(made(kind, feature=FEATURES[name]))
     for kind in ("scores", "circuit")
     for name in ("direction", "pair", "several units")
-}
+} | {(kind, "module"): parts(made_module(kind)) for kind in ("residual", "grouped", "dense")}
 
 
 @fuzz

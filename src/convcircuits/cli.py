@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import convcircuits as cc
 from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
+from convcircuits.costs import Costs, costs
 from convcircuits.granularity import SHAPES, check_granularity
-from convcircuits.images import Photograph, crops, photographs, split_photographs
-from convcircuits.models import LoadedModel, list_models, load_model
+from convcircuits.images import crops, photographs
+from convcircuits.models import list_models
+from convcircuits.onnxfile import check_onnx_installed
+from convcircuits.preparing import (
+    Setup,
+    check_writable,
+    loaded_circuit,
+    loaded_model,
+    model_named_in,
+    names,
+    set_up,
+    side,
+)
 from convcircuits.storage import write_whole
 
 app = typer.Typer(
@@ -75,18 +86,6 @@ DEMO_DENSITIES = [0.3, 0.1, 0.05, 0.02, 0.01]
 DEMO_BEST_AT = 0.05
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What the commands' options come to: a model and the two sets of images."""
-
-    loaded: LoadedModel
-    train: torch.Tensor
-    held_out: torch.Tensor
-    train_names: list[str]
-    held_out_names: list[str]
-    unreadable: list[str]
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         _out.print(cc.__version__)
@@ -131,12 +130,9 @@ def find(
 ) -> None:
     """Find a circuit on training photographs and measure it on the others."""
     check_granularity(granularity)
-    if out.suffix != ".safetensors":
-        raise cc.ConvCircuitsError(f"--out {out} should end in .safetensors.")
-    if not out.parent.is_dir():
-        raise cc.ConvCircuitsError(f"There is no folder {out.parent} to write {out.name} to.")
+    check_writable("--out", out, ".safetensors")
     options = _criterion_options(option or [])
-    setup = _set_up(model, weights, images, count, size, held_out, seed, device)
+    setup = set_up(model, weights, images, count, size, held_out, seed, device)
     wanted = setup.loaded.feature(feature)
     with _progress(f"scoring with {criterion}", quiet=as_json) as progress:
         circuit = cc.find(
@@ -212,21 +208,15 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a circuit on held-out photographs."""
-    circuit = cc.load(file)
-    if not isinstance(circuit, cc.Circuit):
-        raise cc.ConvCircuitsError(f"{file} holds scores, not a circuit; prune them first.")
+    circuit = loaded_circuit(file)
+    spec, weights = model_named_in(file, circuit, model, weights)
     recipe = circuit.provenance.get("recipe") or {}
-    spec = model or recipe.get("model")
-    if spec is None:
-        raise cc.ConvCircuitsError(f"{file} does not say which model it belongs to; give --model.")
-    if weights is None and recipe.get("weights") and model is None:
-        weights = Path(recipe["weights"])
-    side = size or recipe.get("size")
+    pixels = size or recipe.get("size")
     crop_count = count or recipe.get("count", 24)
     seed = int(recipe.get("seed", 0))
     if images is not None:
         recipe = {**recipe, "images": images}
-        loaded = _loaded(spec, weights, device)
+        loaded = loaded_model(spec, weights, device)
         pictures, unreadable = photographs(images)
         trained_on = set(circuit.provenance.get("photographs", {}).get("found_on", []))
         fresh = [p for p in pictures if p.name not in trained_on]
@@ -235,7 +225,7 @@ def evaluate(
         setup = Setup(
             loaded,
             torch.empty(0),
-            crops(fresh, loaded.preprocess, count=crop_count, seed=seed + 1, size=_side(side)),
+            crops(fresh, loaded.preprocess, count=crop_count, seed=seed + 1, size=side(pixels)),
             [],
             [p.name for p in fresh][:crop_count],
             unreadable,
@@ -244,9 +234,9 @@ def evaluate(
     else:
         if "images" not in recipe:
             raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
-        names = circuit.provenance["photographs"]
-        setup = _set_up(
-            spec, weights, recipe["images"], crop_count, side, recipe["held_out"], seed, device, by_name=names
+        by_name = circuit.provenance["photographs"]
+        setup = set_up(
+            spec, weights, recipe["images"], crop_count, pixels, recipe["held_out"], seed, device, by_name=by_name
         )
         fit = setup.train
     with _progress("measuring", quiet=as_json) as progress:
@@ -267,12 +257,52 @@ def evaluate(
 
 
 @app.command()
+def extract(
+    file: Annotated[Path, typer.Argument(help="A circuit's .safetensors file.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The .safetensors file to write.")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="The .onnx file to write, compared with torch in onnxruntime.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model; the one in the file if not given.")
+    ] = None,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once when it is timed.")] = 16,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make of a circuit a small module of its own, and measure it beside the full model."""
+    check_writable("--out", out, ".safetensors")
+    check_writable("--onnx", onnx, ".onnx")
+    if onnx is not None:
+        check_onnx_installed()
+    circuit = loaded_circuit(file)
+    spec, weights = model_named_in(file, circuit, model, weights)
+    loaded = loaded_model(spec, weights, device)
+    recipe = circuit.provenance.get("recipe") or {}
+    shape = (3, *(side(size or recipe.get("size")) or loaded.size))
+    module = cc.extract(loaded.model, circuit, input_shape=shape)
+    measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size)
+    written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
+    if as_json:
+        _print_json({"feature": str(circuit.feature), "files": written, **measured.as_dict()})
+        return
+    _out.print(_costs_table(circuit, measured))
+    for path, size_in_bytes in written.items():
+        _out.print(f"wrote {path} ({size_in_bytes:,} bytes)")
+
+
+@app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A .safetensors file of scores or a circuit.")],
+    file: Annotated[Path, typer.Argument(help="A .safetensors file of scores, a circuit or a module.")],
     as_json: JsonOption = False,
 ) -> None:
     """Say what a file holds, and the command that makes it again."""
     value = cc.load(file)
+    if isinstance(value, torch.nn.Module):
+        _show_module(value, as_json=as_json)
+        return
     if as_json:
         _print_json(
             {
@@ -307,7 +337,7 @@ def models(
     if model is None:
         found = [dataclasses.asdict(info) for info in list_models()]
     else:
-        loaded = _loaded(model, weights, "cpu")
+        loaded = loaded_model(model, weights, "cpu")
         found = [dataclasses.asdict(info) for info in loaded.layers()]
     if as_json:
         _print_json(found)
@@ -330,7 +360,7 @@ def demo(
     feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
-    setup = _set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
+    setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -413,63 +443,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _set_up(
-    spec: str,
-    weights: Path | None,
-    source: str,
-    count: int,
-    size: int | None,
-    held_out: float,
-    seed: int,
-    device: str,
-    by_name: dict[str, list[str]] | None = None,
-) -> Setup:
-    loaded = _loaded(spec, weights, device)
-    pictures, unreadable = photographs(source)
-    if by_name is None:
-        train, rest = split_photographs(pictures, held_out=held_out, seed=seed)
-    else:  # as they were split before, whatever has come to the folder since
-        train, rest = (_named(pictures, by_name[role], source) for role in ("found_on", "held_out"))
-
-    def prepared(some: list[Photograph], seed: int) -> torch.Tensor:
-        return crops(some, loaded.preprocess, count=count, seed=seed, size=_side(size))
-
-    return Setup(
-        loaded,
-        prepared(train, seed),
-        prepared(rest, seed + 1),
-        [p.name for p in train][:count],
-        [p.name for p in rest][:count],
-        unreadable,
-    )
-
-
-def _named(pictures: list[Photograph], names: list[str], source: str) -> list[Photograph]:
-    found = {picture.name: picture for picture in pictures}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise cc.ConvCircuitsError(
-            f"{source} no longer holds {_names(missing)}, which the circuit was found or measured on; "
-            "give --images with photographs to measure it on."
-        )
-    return [found[name] for name in names]
-
-
-def _loaded(spec: str, weights: Path | None, device: str) -> LoadedModel:
-    if device not in ("auto", "cpu", "cuda"):
-        raise cc.ConvCircuitsError(f"--device is auto, cpu or cuda; got {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise cc.ConvCircuitsError("--device cuda was given, but torch finds no CUDA device here; use --device cpu.")
-    loaded = load_model(spec, weights=weights)
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        loaded.model.to("cuda")
-    return loaded
-
-
-def _side(size: int | None) -> tuple[int, int] | None:
-    return None if size is None else (size, size)
-
-
 def _criterion_options(given: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for text in given:
@@ -531,17 +504,42 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
 def _say_images(setup: Setup) -> None:
     if setup.train_names:
         _out.print(
-            f"found on {len(setup.train)} crops of {len(setup.train_names)} photographs: {_names(setup.train_names)}"
+            f"found on {len(setup.train)} crops of {len(setup.train_names)} photographs: {names(setup.train_names)}"
         )
     _out.print(
-        f"measured on {len(setup.held_out)} crops of {len(setup.held_out_names)} others: {_names(setup.held_out_names)}"
+        f"measured on {len(setup.held_out)} crops of {len(setup.held_out_names)} others: {names(setup.held_out_names)}"
     )
     if setup.unreadable:
-        _out.print(f"not readable and left out ({len(setup.unreadable)}): {_names(setup.unreadable)}")
+        _out.print(f"not readable and left out ({len(setup.unreadable)}): {names(setup.unreadable)}")
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+def _show_module(module: torch.fx.GraphModule, *, as_json: bool) -> None:
+    layers = {name: list(x.shape) for name, x in module.named_parameters() if name.endswith(".weight")}
+    parameters, circuit = sum(p.numel() for p in module.parameters()), module.meta.get("circuit", {})
+    if as_json:
+        _print_json({"kind": "Module", "parameters": parameters, "layers": layers, "circuit": circuit})
+        return
+    _out.print(f"a module of {parameters:,} parameters that computes {circuit.get('feature', 'a feature')}")
+    _out.print(_aligned([[name, _cell(tuple(shape))] for name, shape in layers.items()]))
+    _out.print(f"extracted from {circuit.get('model', 'unknown')}, weights {circuit.get('weights', 'unknown')}")
+
+
+def _costs_table(circuit: cc.Circuit, measured: Costs) -> str:
+    small, full = measured.module, measured.full
+    count = f"{measured.batch_size} image{'s' * (measured.batch_size != 1)} {_cell(measured.input_shape)}"
+    rows = [
+        [str(circuit.feature), "module", "full model", "ratio"],
+        ["parameters", f"{small.parameters:,}", f"{full.parameters:,}", f"{small.parameters / full.parameters:.2%}"],
+        ["MACs per image", f"{small.macs:,}", f"{full.macs:,}", f"{small.macs / full.macs:.2%}"],
+        [
+            f"time of {count}",
+            f"{1000 * small.seconds:.1f} ms",
+            f"{1000 * full.seconds:.1f} ms",
+            f"{measured.speedup:.1f} times faster",
+        ],
+    ]
+    end = "the full model runs up to the feature; the module differs from the circuit's masked run by at most "
+    return f"{_aligned(rows)}\n{end}{measured.difference:.0e} of the largest value"
 
 
 def _comparison_table(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Scores and circuits as files: one ``.safetensors`` file each, with their provenance as JSON in its header."""
+"""Scores, circuits and extracted modules as files: one each, with provenance as JSON in its header."""
 
 import json
 import os
@@ -9,11 +9,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, fx
 
+from convcircuits import graphs
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.onnxfile import onnx_bytes
 from convcircuits.scores import Scores
 from convcircuits.tables import LayerTable
 
@@ -22,55 +24,45 @@ _KEY = "convcircuits"
 _TABLES = {"scores": ("kernels",), "circuit": ("kernels", "saliency", "gain", "offset")}
 
 
-def save(value: Scores | Circuit, path: str | os.PathLike[str]) -> Path:
-    """Write scores or a circuit to one ``.safetensors`` file, whole or not at all.
+def save(value: Scores | Circuit | fx.GraphModule, path: str | os.PathLike[str]) -> Path:
+    """Write scores, a circuit or an extracted module to one file, whole or not at all.
 
     Args:
-        value: What to write.
-        path: The file; its folder must exist. A file of that name is replaced.
+        value: What to write. A module needs no code of the model it came from to be loaded.
+        path: The file, ``.safetensors``, or for a module also ``.onnx`` (see `convcircuits.onnxfile`); its folder must
+            exist. A file of that name is replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConvCircuitsError: If the value is of another kind, the name does not end in ``.safetensors``, or the folder
-            is not there or not to be written to.
+        ConvCircuitsError: If the value is of another kind, a module calls what a file may not name, the path ends
+            otherwise, or the folder is not there or not to be written to.
     """
     path = Path(path)
-    kind = {Scores: "scores", Circuit: "circuit"}.get(type(value))
-    if kind is None:
-        raise ConvCircuitsError(f"Only Scores and a Circuit can be saved; got {type(value).__name__}.")
+    if not isinstance(value, (Scores, Circuit, fx.GraphModule)):
+        raise ConvCircuitsError(
+            f"Only Scores, a Circuit and a module that extract made can be saved; got {type(value).__name__}."
+        )
+    if path.suffix == ".onnx" and isinstance(value, fx.GraphModule):
+        write_whole(path, onnx_bytes(value))
+        return path
     if path.suffix != ".safetensors":
-        raise ConvCircuitsError(f"{path} should end in .safetensors.")
-    tables = {name: getattr(value, name) for name in _TABLES[kind]}
-    tensors = {f"{name}/{layer}": t for name, table in tables.items() for layer, t in table.items()}
-    feature = value.feature
-    if isinstance(feature.unit, Tensor):
-        tensors["direction"] = feature.unit
-    header = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "feature": {
-            "layer": feature.layer,
-            "unit": None if isinstance(feature.unit, Tensor) else feature.unit,
-            "position": feature.position,
-            "call": feature.call,
-        },
-        "layers": {name: list(table) for name, table in tables.items()},  # safetensors sorts its keys
-        "granularity": value.granularity,
-        "relevant": value.relevant if isinstance(value, Circuit) else value.relevant_in_model,
-        "provenance": dict(value.provenance),
-    }
+        also = " or, for ONNX, in .onnx" if isinstance(value, fx.GraphModule) else ""
+        raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
+    header, tensors = _of_module(value) if isinstance(value, fx.GraphModule) else _of_tables(value)
     try:
-        text = json.dumps(header, allow_nan=False)
+        text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
     write_whole(path, to_bytes(tensors, {_KEY: text}))
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Scores | Circuit:
-    """Read what ``save`` wrote. Nothing in the file is run.
+def load(path: str | os.PathLike[str]) -> Scores | Circuit | fx.GraphModule:
+    """Read what ``save`` wrote to a ``.safetensors`` file. Nothing in the file is run.
+
+    A module comes back in eval mode on the CPU, with the same ``state_dict`` and the same results to the bit.
 
     Raises:
         ConvCircuitsError: If there is no such file, or it is foreign, damaged or of a newer version.
@@ -99,8 +91,8 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit:
             "pip install --upgrade convcircuits."
         )
     try:
-        return _read(header, tensors)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+        return (_read_module if header["kind"] == "module" else _read_tables)(header, tensors)
+    except Exception as error:  # a damaged file makes torch and torch.fx raise nearly anything
         raise ConvCircuitsError(f"{path} is damaged: {error}.") from error
 
 
@@ -127,7 +119,49 @@ def write_whole(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | Circuit:
+def _of_module(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in module.state_dict().items()}
+    graph = graphs.to_json(module)
+    try:
+        graphs.from_json(graph, tensors)
+    except Exception as error:
+        raise ConvCircuitsError(f"This module could not be loaded again: {error}; save what extract made.") from error
+    return {"kind": "module", "graph": graph, "circuit": module.meta.get("circuit")}, tensors
+
+
+def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    # In a file tensors lie at any byte, and torch takes other code, with other rounding, for unaligned weights.
+    module = graphs.from_json(header["graph"], {name: x.clone() for name, x in tensors.items()})
+    circuit = header["circuit"]
+    if circuit is not None:
+        module.meta["circuit"] = dict(circuit)
+    return module
+
+
+def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    kind = "circuit" if isinstance(value, Circuit) else "scores"
+    tables = {name: getattr(value, name) for name in _TABLES[kind]}
+    tensors = {f"{name}/{layer}": t for name, table in tables.items() for layer, t in table.items()}
+    feature = value.feature
+    if isinstance(feature.unit, Tensor):
+        tensors["direction"] = feature.unit
+    header = {
+        "kind": kind,
+        "feature": {
+            "layer": feature.layer,
+            "unit": None if isinstance(feature.unit, Tensor) else feature.unit,
+            "position": feature.position,
+            "call": feature.call,
+        },
+        "layers": {name: list(table) for name, table in tables.items()},  # safetensors sorts its keys
+        "granularity": value.granularity,
+        "relevant": value.relevant if isinstance(value, Circuit) else value.relevant_in_model,
+        "provenance": dict(value.provenance),
+    }
+    return header, tensors
+
+
+def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | Circuit:
     kind, said = header["kind"], header["feature"]
     position = said["position"]
     feature = Feature(
