@@ -203,7 +203,7 @@ class _Probe:
             return _with_values(function(*args, **kwargs), lambda x: maps[0].mean(rule.dims).reshape(x.shape))
         if rule.kind is Kind.SCALE:
             data, gate = maps[rule.data], maps[1 - rule.data]
-            result = data * (1 + gate)
+            result = data.clone() * (1 + gate)  # autograd keeps the clone: the model may overwrite its map
             result = maps[0].copy_(result) if in_place else result
         elif name in _CHOICES:
             return _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
