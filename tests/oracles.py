@@ -8,12 +8,15 @@ deep copies. Two independent machines are used:
 * `trace`: a `torch.fx` graph with a set of channels at every node: reachability, the circuit's function.
 
 Common arguments: `blocks` {Linear layer: C} for a Linear that reads a flattened (C, H, W) map; `masks`
-{layer: (out, in)}, where a layer left out is kept whole; `call` (from 0) if the feature's layer runs several
-times; `unit` an int, or a direction: a 1-D tensor over the layer's channels.
+{layer: (out, in)}, or of the weight's own shape, where a layer left out is kept whole; `granularity` what one
+unit is, "filter", "kernel" or "weight" (tables of (out,), (out, in) or the weight's shape); `call` (from 0) if the
+feature's layer runs several times; `unit` an int, a direction (a 1-D tensor over the layer's channels), or several
+units (a tuple of ints), whose maps get an axis of units after that of images.
 """
 
 import contextlib
 import copy
+import itertools
 import math
 import operator
 import warnings
@@ -91,9 +94,18 @@ class Slow(nn.Module):
         if self.weight.shape[1] % self.channels:
             raise ValueError(f"{name}: {self.weight.shape[1]} inputs are no {self.channels} blocks")
         mask = torch.ones(self.weight.shape[0], self.channels) if mask is None else mask
+        self.keep = torch.ones_like(self.weight)  # of the kept kernels, the kept weights
+        if mask.shape == self.weight.shape != (self.weight.shape[0], self.channels):
+            self.keep = mask.to(self.weight).clone()
+            mask = self.elements(mask.bool()).any(-1)
         if mask.shape != (self.weight.shape[0], self.channels):
             raise ValueError(f"{name}: mask {tuple(mask.shape)}")
         self.mask = mask.detach().to(self.weight).clone().requires_grad_()
+        self.unit_masks = {
+            "filter": torch.ones_like(self.weight[:, 0].reshape(len(self.weight), -1)[:, 0]).requires_grad_(),
+            "kernel": self.mask,
+            "weight": torch.ones_like(self.weight).requires_grad_(),
+        }
         self.delta = torch.zeros_like(self.weight).requires_grad_()  # its gradient is that of w * m
         self.inputs, self.eps = [], []
 
@@ -103,8 +115,12 @@ class Slow(nn.Module):
             return kernels[:, :, None, None].expand_as(self.weight)
         return kernels.repeat_interleave(self.weight.shape[1] // self.channels, dim=1)
 
-    def elements(self, weight_like):
-        """The weight's shape -> (out, in, elements of a kernel)."""
+    def elements(self, weight_like, granularity="kernel"):
+        """The weight's shape -> (*shape of the units, elements of one)."""
+        if granularity == "filter":
+            return weight_like.reshape(weight_like.shape[0], -1)
+        if granularity == "weight":
+            return weight_like[..., None]
         return weight_like.reshape(weight_like.shape[0], self.channels, -1)
 
     def apply_weight(self, x, weight, bias, groups):
@@ -119,7 +135,8 @@ class Slow(nn.Module):
             x = self.pad(self.module[0], x)
         elif x.ndim != 2:
             raise ValueError(f"{self.name}: the oracles know Linear on (N, features) only")
-        used = self.weight * self.spread(self.mask) + self.delta
+        used = self.weight * self.keep * self.spread(self.mask) * self.unit_masks["weight"]
+        used = used * self.unit_masks["filter"].reshape(-1, *[1] * (self.weight.ndim - 1)) + self.delta
         out = self.apply_weight(x, used, self.bias, self.module[0].groups if self.conv else 1)
         eps = torch.zeros_like(out).requires_grad_()
         if not self.inputs:
@@ -184,9 +201,11 @@ def _layer_output(clone, layer, image, call):
 
 
 def _unit_map(out, unit):
-    """(1, C, ...) -> the feature's map (H, W) or ()."""
+    """(1, C, ...) -> the feature's map (H, W) or (); (U, H, W) or (U,) of several units."""
     if isinstance(unit, int):
         return out[0, unit]
+    if isinstance(unit, tuple):
+        return torch.stack([out[0, one] for one in unit])
     return sum(float(unit[c]) * out[0, c] for c in range(out.shape[1]))
 
 
@@ -214,9 +233,14 @@ def masked_map(model, masks, layer, unit, images, *, blocks=None, call=None):
 
 
 def _place(full, position):
-    """Where the collapse looks: None (everywhere) or an index; "max" is the full network's argmax."""
-    if position == "all" or full.ndim == 0:
+    """Where the collapse looks: None (everywhere) or an index; "max" is the full network's argmax.
+
+    Several units have a list of places.
+    """
+    if position == "all" or full.ndim < 2:
         return None
+    if full.ndim == 3:
+        return [_place(one, position) for one in full]
     if position == "max":
         best = max((float(full[h, w]), -h, -w) for h in range(full.shape[0]) for w in range(full.shape[1]))
         return -best[1], -best[2]
@@ -225,8 +249,14 @@ def _place(full, position):
     return position
 
 
+def _counted(feature_map, place):
+    if isinstance(place, list):
+        return torch.stack([one[where] for one, where in zip(feature_map, place, strict=True)])
+    return feature_map if place is None else feature_map[place]
+
+
 def _collapse(feature_map, place, collapse):
-    values = feature_map if place is None else feature_map[place]
+    values = _counted(feature_map, place)
     if collapse == "abs":
         return values.abs().sum()
     if collapse == "square":
@@ -242,7 +272,7 @@ class _Run:
 
     layers: list
     map: Tensor
-    place: tuple | None
+    place: tuple | list | None
 
     def gradients(self, scalar, tensors):
         if not scalar.requires_grad:
@@ -271,8 +301,12 @@ def _mean_over_images(per_image):
 # ---------------------------------------------------------------------- saliencies
 
 
-def _pre_sum_maps(slow, padded):
-    """z (out, in, h, w), or (out, in) for a Linear: one kernel on one channel at a time, unmasked."""
+def _pre_sum_maps(slow, padded, granularity="kernel"):
+    """z (*units, h, w), or (*units) for a Linear: what each unit alone adds to its filter's output, unmasked."""
+    if granularity == "filter":
+        return _pre_sum_maps(slow, padded).sum(1)
+    if granularity == "weight":
+        return _weight_maps(slow, padded)
     per_out = slow.weight.shape[0] // (slow.module[0].groups if slow.conv else 1)
     rows = []
     for o in range(slow.weight.shape[0]):
@@ -290,11 +324,32 @@ def _pre_sum_maps(slow, padded):
     return torch.stack(rows)
 
 
-def _products_of_run(run, scalar):
+def _weight_maps(slow, padded):
+    """z of every single weight: all others of its filter are zero, and no bias."""
+    if not slow.conv:
+        return slow.weight * padded[0]
+    flat = slow.weight.reshape(len(slow.weight), -1)
+    maps = []
+    for e in range(flat.shape[1]):
+        alone = torch.zeros_like(flat)
+        alone[:, e] = flat[:, e]
+        maps.append(slow.apply_weight(padded, alone.reshape(slow.weight.shape), None, slow.module[0].groups)[0])
+    z = torch.stack(maps, 1)
+    return z.reshape(*slow.weight.shape, *z.shape[2:])
+
+
+def _beside(values, units):
+    """A filter's (out, h, w) so that it multiplies (*units, h, w)."""
+    return values.reshape(len(values), *[1] * (units.ndim - values.ndim), *values.shape[1:])
+
+
+def _products_of_run(run, scalar, granularity="kernel"):
     """{layer: [(z, g) of each call]}."""
     eps = [e for slow in run.layers for e in slow.eps]
     grads = iter(run.gradients(scalar, eps))
-    return {slow.name: [(_pre_sum_maps(slow, x), next(grads)[0]) for x in slow.inputs] for slow in run.layers}
+    return {
+        slow.name: [(_pre_sum_maps(slow, x, granularity), next(grads)[0]) for x in slow.inputs] for slow in run.layers
+    }
 
 
 def kernel_products(model, layer, unit, image, *, collapse="abs", position="all", masks=None, blocks=None, call=None):
@@ -304,12 +359,13 @@ def kernel_products(model, layer, unit, image, *, collapse="abs", position="all"
 
 
 def _sum_of_calls(calls):
-    """z.g summed over the calls position by position -> (out, in, positions)."""
-    products = [(z * g[:, None]) for z, g in calls]
+    """z.g summed over the calls position by position -> (*units, positions)."""
+    products = [z * _beside(g, z) for z, g in calls]
     if len({p.shape for p in products}) > 1:
         raise ValueError("calls on maps of different sizes: not defined")
     total = sum(products)
-    return total.reshape(*total.shape[:2], -1)
+    spatial = calls[0][1].ndim - 1
+    return total.reshape(*total.shape[: total.ndim - spatial], -1)
 
 
 def _normalise(values, normalizer):
@@ -326,6 +382,7 @@ def actgrad(
     unit,
     images,
     *,
+    granularity="kernel",
     collapse="abs",
     position="all",
     normalizer="published",
@@ -337,7 +394,7 @@ def actgrad(
     """mean_n mean_hw | z g |; a kernel outside `masks` keeps its weight in z."""
     scores = []
     for run in _runs(model, layer, unit, images, masks, blocks, position, call):
-        products = _products_of_run(run, _collapse(run.map, run.place, collapse))
+        products = _products_of_run(run, _collapse(run.map, run.place, collapse), granularity)
         one = {}
         for name, calls in products.items():
             values = _sum_of_calls(calls)
@@ -352,6 +409,7 @@ def snip(
     unit,
     images,
     *,
+    granularity="kernel",
     collapse="abs",
     position="all",
     normalizer="published",
@@ -367,30 +425,42 @@ def snip(
         grads = run.gradients(scalar, [slow.delta for slow in run.layers])
         one = {}
         for slow, grad in zip(run.layers, grads, strict=True):
-            values = slow.elements(slow.weight * grad)
+            values = slow.elements(slow.weight * grad, granularity)
             one[slow.name] = _normalise(values if signed else values.abs(), normalizer)
         scores.append(one)
     return _mean_over_images(scores)
 
 
-def mask_gradient(model, layer, unit, images, *, collapse="abs", position="all", masks=None, blocks=None, call=None):
+def mask_gradient(
+    model,
+    layer,
+    unit,
+    images,
+    *,
+    granularity="kernel",
+    collapse="abs",
+    position="all",
+    masks=None,
+    blocks=None,
+    call=None,
+):
     """mean_n dL_n/dm at m = masks (all ones): what signed SNIP and signed ActGrad must equal."""
     scores = []
     for run in _runs(model, layer, unit, images, masks, blocks, position, call):
         scalar = _collapse(run.map, run.place, collapse)
-        grads = run.gradients(scalar, [slow.mask for slow in run.layers])
+        grads = run.gradients(scalar, [slow.unit_masks[granularity] for slow in run.layers])
         scores.append({slow.name: grad for slow, grad in zip(run.layers, grads, strict=True)})
     return _mean_over_images(scores)
 
 
-def mean_products(model, layer, unit, images, *, masks=None, blocks=None, call=None):
-    """zbar {layer: (out, in)}: the mean of z over images, output positions and calls up to the feature."""
+def mean_products(model, layer, unit, images, *, granularity="kernel", masks=None, blocks=None, call=None):
+    """zbar {layer: (*units)}: the mean of z over images, output positions and calls up to the feature."""
     values = {}
     for run in _runs(model, layer, unit, images, masks, blocks, "all", call):
         for slow in run.layers:
             for x in slow.inputs:
-                z = _pre_sum_maps(slow, x)
-                values.setdefault(slow.name, []).append(z.reshape(*z.shape[:2], -1))
+                z = _pre_sum_maps(slow, x, granularity)
+                values.setdefault(slow.name, []).append(z.reshape(*slow.unit_masks[granularity].shape, -1))
     return {name: torch.cat(z, dim=-1).mean(-1) for name, z in values.items()}
 
 
@@ -401,6 +471,7 @@ def gauss_newton(
     images,
     *,
     signs,
+    granularity="kernel",
     centred=False,
     position="all",
     masks=None,
@@ -409,22 +480,24 @@ def gauss_newton(
 ):
     """mean over draws and images of ( sum_p e_p df_p/dm )^2; centred: with z - zbar in place of z.
 
-    `signs` holds one (H, W) tensor per draw, () for a Linear, the same for all images.
+    `signs` holds one (H, W) tensor per draw, () for a Linear, the same for all images; with an axis of several units.
     """
-    zbar = mean_products(model, layer, unit, images, masks=masks, blocks=blocks, call=call) if centred else {}
+    options = {"masks": masks, "blocks": blocks, "call": call}
+    zbar = mean_products(model, layer, unit, images, granularity=granularity, **options) if centred else {}
     scores = []
     for sign in signs:
         for run in _runs(model, layer, unit, images, masks, blocks, position, call):
             projected = sign.to(run.map) * run.map
-            scalar = projected.sum() if run.place is None else projected[run.place]
+            scalar = _counted(projected, run.place).sum()
             one = {}
             if centred:
-                for name, calls in _products_of_run(run, scalar).items():
-                    flat = [(z.reshape(*z.shape[:2], -1), g.reshape(g.shape[0], 1, -1)) for z, g in calls]
-                    change = sum(((z - zbar[name][..., None]) * g).sum(-1) for z, g in flat)
+                for name, calls in _products_of_run(run, scalar, granularity).items():
+                    flat = [(z.reshape(*zbar[name].shape, -1), g.reshape(g.shape[0], -1)) for z, g in calls]
+                    varied = [(z - zbar[name][..., None], g) for z, g in flat]
+                    change = sum((z * _beside(g, z)).sum(-1) for z, g in varied)
                     one[name] = change**2
             else:
-                grads = run.gradients(scalar, [slow.mask for slow in run.layers])
+                grads = run.gradients(scalar, [slow.unit_masks[granularity] for slow in run.layers])
                 one = {slow.name: grad**2 for slow, grad in zip(run.layers, grads, strict=True)}
             scores.append(one)
     return _mean_over_images(scores)
@@ -455,18 +528,36 @@ def map_change(model, layer, unit, images, *, masks=None, blocks=None, call=None
 
 
 def topk(scores, k):
-    """The k best: by score, ties by layer (in the order of `scores`), then out, then in; NaN never."""
+    """The k best: by score, ties by layer (in the order of `scores`), then out, in, row and column; NaN never."""
     entries = []
     for position, (name, values) in enumerate(scores.items()):
-        for o, row in enumerate(values.tolist()):
-            for i, value in enumerate(row):
-                if not math.isnan(value):
-                    entries.append((-value, position, o, i, name))
+        for place in itertools.product(*map(range, values.shape)):
+            value = float(values[place])
+            if not math.isnan(value):
+                entries.append((-value, position, place, name))
     entries.sort()
     masks = {name: torch.zeros(values.shape, dtype=torch.bool) for name, values in scores.items()}
-    for _, _, o, i, name in entries[:k]:
-        masks[name][o, i] = True
+    for _, _, place, name in entries[:k]:
+        masks[name][place] = True
     return masks
+
+
+def relevant_units(model, relevant, granularity, blocks=None):
+    """Relevant kernels -> relevant units: a filter if any of its kernels is, a weight if its kernel is."""
+    if granularity == "kernel":
+        return relevant
+    if granularity == "filter":
+        return {name: kept.any(1) for name, kept in relevant.items()}
+    clone, _ = slow_copy(model, blocks=blocks)
+    spread = {m.name: m.spread for m in clone.modules() if isinstance(m, Slow)}
+    return {name: spread[name](kept).clone() for name, kept in relevant.items()}
+
+
+def unit_masks(units, relevant, granularity):
+    """Kept units -> `masks`: a filter keeps all its relevant kernels."""
+    if granularity == "filter":
+        return {name: kept[:, None] & relevant[name] for name, kept in units.items()}
+    return units
 
 
 def nan_outside(scores, relevant):
@@ -507,6 +598,7 @@ def force(
     k,
     steps=10,
     *,
+    granularity="kernel",
     collapse="abs",
     position="all",
     normalizer="published",
@@ -516,7 +608,9 @@ def force(
     """FORCE: from the full set, each step keeps the top k_t by SNIP of the network masked so far."""
     relevant = reachable(model, layer, unit, images.shape[1:], blocks=blocks, call=call)
     relevant = {name: kept for name, kept in relevant.items() if kept.any()}
+    units = relevant_units(model, relevant, granularity, blocks)
     options = {
+        "granularity": granularity,
         "collapse": collapse,
         "position": position,
         "normalizer": normalizer,
@@ -524,11 +618,12 @@ def force(
         "call": call,
     }
 
-    def score(masks):
-        return nan_outside(snip(model, layer, unit, images, masks=masks, **options), relevant)
+    def score(kept):
+        masks = unit_masks(kept, relevant, granularity)
+        return nan_outside(snip(model, layer, unit, images, masks=masks, **options), units)
 
-    counts = force_schedule(count(relevant), k, steps)
-    masks, scores, current = [], [], relevant
+    counts = force_schedule(count(units), k, steps)
+    masks, scores, current = [], [], units
     for kernels in counts:
         scores.append(score(current))
         current = topk(scores[-1], kernels)
@@ -542,6 +637,17 @@ def force(
 
 
 class _Tracer(fx.Tracer):
+    """Remembers which node every module, a leaf or a block of others, gave out, call by call."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs = {}
+
+    def call_module(self, module, forward, args, kwargs):
+        out = super().call_module(module, forward, args, kwargs)
+        self.outputs.setdefault(self.path_of_module(module), []).append(out.node)
+        return out
+
     def is_leaf_module(self, module, qualified_name):
         return is_kernel_layer(module) or super().is_leaf_module(module, qualified_name)
 
@@ -656,7 +762,9 @@ def _through_views(node):
 def trace(model, input_shape):
     """A deep copy as an fx GraphModule, every node with its shape."""
     clone = copy.deepcopy(model).requires_grad_(False)
-    graph_module = fx.GraphModule(clone, _Tracer().trace(clone))
+    tracer = _Tracer()
+    graph_module = fx.GraphModule(clone, tracer.trace(clone))
+    graph_module.outputs = tracer.outputs
     dtype = next(model.parameters()).dtype
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
@@ -671,7 +779,7 @@ def trace(model, input_shape):
 
 
 def _feature_node(graph_module, layer, call):
-    nodes = [n for n in graph_module.graph.nodes if n.op == "call_module" and n.target == layer]
+    nodes = graph_module.outputs.get(layer)
     if not nodes:
         raise ValueError(f"no call of {layer} in the graph")
     if len(nodes) > 1 and call is None:
@@ -752,9 +860,10 @@ def reachable(model, layer, unit, input_shape, masks=None, *, blocks=None, call=
             live[node] = _live_forward(node, kinds[node], live, graph_module)
 
     need = {node: torch.zeros(len(live[node]), dtype=torch.bool) for node in nodes}
-    need[feature] = (
-        torch.arange(len(live[feature])) == unit if isinstance(unit, int) else unit.to(need[feature].device) != 0
-    )
+    if isinstance(unit, Tensor):
+        need[feature] = unit != 0
+    else:
+        need[feature][list(unit) if isinstance(unit, tuple) else unit] = True
     for node in reversed(nodes):
         wanted, kind = need[node], kinds[node]
         if kind == "image" or not wanted.any():
@@ -814,7 +923,7 @@ class _Circuit(fx.Interpreter):
         reads = _reads_live(slow, _input_channel(slow), self.live[node.args[0]])
         if slow.conv:
             x = slow.pad(slow.module[0], x)
-        weight = slow.weight * slow.spread(reads.to(slow.weight))
+        weight = slow.weight * slow.keep * slow.spread(reads.to(slow.weight))
         out = slow.apply_weight(x, weight, slow.bias, slow.module[0].groups if slow.conv else 1)
         alive = self.live[node] = reads.any(1)
         for o in range(out.shape[1]):

@@ -130,7 +130,7 @@ def test_circuits_of_other_layers_or_directions_do_not_combine(combine):
     with pytest.raises(cc.ConvCircuitsError, match="different layers"):
         combine(circuit(), fewer)
     x, y = (circuit(feature=cc.Feature("b", torch.tensor(d))) for d in ([1.0, 0.0], [0.0, 1.0]))
-    with pytest.raises(cc.ConvCircuitsError, match="different directions"):
+    with pytest.raises(cc.ConvCircuitsError, match="different features"):
         combine(x, y)
 
 

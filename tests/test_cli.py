@@ -148,6 +148,8 @@ TRIPS = {
     "random": "--density 0.5 --criterion random --seed 5",
     "weights": "--density 0.5 --criterion magnitude --weights 'my weights.pt'",
     "position": "--density 0.5 --criterion snip --feature 4:1@max",
+    "filters": "--density 0.5 --granularity filter",
+    "single weights": "--kernels 31 --criterion snip --granularity weight",
 }
 
 
@@ -156,7 +158,7 @@ def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good
     torch.save({k: v + 0.01 for k, v in load_model("tiny_net:net").model.state_dict().items()}, "my weights.pt")
     said = good(f"{FIND} {options} --json")
     made = cc.load("a.safetensors")
-    assert said["kernels"] == len(made) == made.provenance["kernels"]
+    assert said["units"] == len(made) == made.provenance["kernels"]
     again = good("show a.safetensors --json")["again"]
     assert again in good("show a.safetensors")
     program, *words = shlex.split(again)
@@ -299,6 +301,43 @@ def test_the_runner_of_typer_sees_the_same(folder, good):
     assert CliRunner().invoke(cli.app, ["find"]).exit_code == 2
 
 
+# --- features of other kinds
+
+
+def test_find_takes_a_class_by_name(folder, good, run):
+    source = SOURCE + "categories = ['tench', 'goldfish', 'golden retriever', 'crane', 'Crane']\n"
+    Path("named_net.py").write_text(source)
+    line = FIND.replace("tiny_net:net --feature 4:2", "named_net:net --feature '4:Golden Retriever'")
+    report = good(f"{line} --density 0.3 --json")
+    assert report["feature"] == "4:2"
+    assert cc.load("a.safetensors").feature == cc.Feature("4", 2)
+    assert "--feature 4:2" in good("show a.safetensors --json")["again"]
+    rows = good("models named_net:net --json")
+    assert [row["name"] for row in rows if row["categories"]] == ["4"]
+    for name, said in {
+        "golden retreiver": "Near names: golden retriever",
+        "CRANE": "4:3 (crane), 4:4 (Crane)",
+    }.items():
+        code, _, err = run(f"{line.replace('Golden Retriever', name)} --density 0.3")
+        assert (code, said in err) == (1, True)
+    code, _, err = run(f"{line.replace('4:G', '2:G')} --density 0.3")
+    assert (code, "2 has 8 channels" in err) == (1, True)
+
+
+def test_find_takes_several_units(folder, good):
+    report = good(f"{FIND.replace('4:2', '4:2,0,3@max')} --density 0.3 --json")
+    assert report["feature"] == "4:2,0,3@max"
+    circuit = cc.load("a.safetensors")
+    assert circuit.feature == cc.Feature("4", [2, 0, 3], position="max")
+    again = good("show a.safetensors --json")["again"]
+    assert again.endswith("--out 4-2+0+3-max.safetensors")
+    good(again.removeprefix("convcircuits "))
+    assert cc.load("4-2+0+3-max.safetensors") == circuit
+    measured = good("evaluate a.safetensors --json")
+    assert {key: measured[key] for key in FIGURES} == {key: report[key] for key in FIGURES}
+    assert measured["readout"] == [None, None]
+
+
 # --- mistakes
 
 F = f"{FIND} --density 0.3"
@@ -311,6 +350,9 @@ BAD = {
         "Near names: features.14",
     ),
     "unknown unit": (F.replace("4:2", "4:99"), "99"),
+    "unit given twice": (F.replace("4:2", "4:2,3,2"), "2 came more than once"),
+    "class name": (F.replace("4:2", "4:dog"), "tiny_net:net comes without class names"),
+    "direction": (F.replace("4:2", "4:direction-01234567"), "directions live in files"),
     "no unit": (F.replace("4:2", "4"), "layer:unit"),
     "position outside": (F.replace("4:2", "4:2@99,0"), "99,0"),
     "unknown criterion": (f"{F} --criterion snap", "snip"),

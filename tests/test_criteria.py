@@ -516,7 +516,7 @@ def test_a_function_is_a_criterion():
         def contribution(batch):
             for layer in batch.backward(torch.ones_like(batch.maps)):
                 products = torch.stack(list(layer.weight_products())).sum(4).abs() ** power
-                yield layer.name, layer.per_kernel(products.sum(0))
+                yield layer.name, layer.per_unit(products.sum(0))
 
         return trace.mean(contribution)
 

@@ -1,8 +1,9 @@
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
 from convcircuits.models import (
+    LoadedModel,
     Preprocess,
     VGG16Features,
     list_layers,
@@ -189,7 +192,7 @@ def test_torchvision_random_is_the_same_each_time_and_leaves_the_callers_random_
     weights = second.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in first.model.state_dict().items())
     assert first.name.endswith("@random")
-    assert first.categories is None
+    assert first.categories[207] == "golden retriever"  # what the outputs are for, trained or not
 
 
 def test_torchvision_pretrained_has_the_downloaded_weights_transforms_and_categories(monkeypatch, tmp_path, picture):
@@ -517,3 +520,104 @@ def test_layers_of_a_real_model_are_modules_of_it(hed):
 def test_an_image_that_the_model_does_not_take():
     with pytest.raises(ConvCircuitsError, match=r"image of shape \(1, 3, 12, 12\)"):
         list_layers(Reused(), (12, 12))
+
+
+# --- class names
+
+FEW = ("tench, Tinca tinca", "crane, machine", "Golden Retriever", "crane", "Cardigan", "cardigan", "jack-o'-lantern")
+
+
+def named(categories=FEW):
+    """Two layers have as many channels as there are categories, one has not."""
+    layers = {"conv": nn.Conv2d(3, 4, 3), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    layers |= {"fc": nn.Linear(4, 7), "softmax": nn.Softmax(1)}
+    return LoadedModel("few", nn.Sequential(OrderedDict(layers)).eval(), Preprocess(), (8, 8), categories)
+
+
+@pytest.mark.parametrize(
+    ("text", "feature"),
+    [
+        ("fc:golden retriever", Feature("fc", 2)),
+        ("fc:GOLDEN RETRIEVER@max", Feature("fc", 2, position="max")),
+        ("fc#0: golden retriever ", Feature("fc", 2, call=0)),
+        ("softmax:jack-o'-lantern", Feature("softmax", 6)),
+        ("fc:tench", Feature("fc", 0)),
+        ("fc:Tinca tinca", Feature("fc", 0)),
+        ("fc:tench, tinca tinca", Feature("fc", 0)),
+        ("fc:Cardigan", Feature("fc", 4)),
+        ("fc:cardigan", Feature("fc", 5)),
+        ("fc:3", Feature("fc", 3)),
+        ("conv:3,1", Feature("conv", [3, 1])),
+        ("nowhere:3", Feature("nowhere", 3)),
+    ],
+)
+def test_a_class_name_stands_for_its_unit(text, feature):
+    assert named().feature(text) == feature
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fc:golden retreiver", "few has no class 'golden retreiver'. Near names: Golden Retriever"),
+        ("fc:CARDIGAN", "'CARDIGAN' names several units; write which is meant: fc:4 (Cardigan), fc:5 (cardigan)."),
+        ("conv:tench", "conv has 4 channels, which the 7 class names of few do not name. What has class names: fc, so"),
+        ("fcc:tench", "few has no layer 'fcc' with a feature. Near names: fc"),
+        ("fc:", "names no feature"),
+        ("fc:tench@top", "names no feature"),
+        ("fc:direction-12345678", "directions live in files"),
+    ],
+)
+def test_a_class_name_that_names_no_unit_is_refused(text, said):
+    with pytest.raises(ConvCircuitsError, match=re.escape(said)):
+        named().feature(text)
+
+
+def test_a_name_that_two_classes_share_lists_both():
+    with pytest.raises(ConvCircuitsError, match=r"fc:0 \(crane\), fc:2 \(crane\)"):
+        named(("crane", "b", "crane", "d", "e", "f", "g")).feature("fc:crane")
+    with pytest.raises(ConvCircuitsError, match=r"fc:1 \(crane, machine\), fc:3 \(Crane\)"):
+        named((*FEW[:3], "Crane", *FEW[4:])).feature("fc:crane")
+
+
+def test_without_class_names_the_error_says_what_to_write():
+    with pytest.raises(ConvCircuitsError, match=r"few comes without class names; write layer:unit, for example fc:9"):
+        named(None).feature("fc:tench")
+
+
+def test_layers_tell_which_of_them_class_names_name():
+    assert [info.name for info in named().layers() if info.categories] == ["fc", "softmax"]
+    assert not any(info.categories for info in named(None).layers())
+
+
+def test_imagenet_names_of_a_torchvision_model():
+    loaded = load_model(f"{SMALL}@random")
+    assert loaded.feature("classifier.1:golden retriever") == Feature("classifier.1", 207)
+    with pytest.raises(ConvCircuitsError, match=r"classifier.1:264 \(Cardigan\), classifier.1:474 \(cardigan\)"):
+        loaded.feature("classifier.1:CARDIGAN")
+
+
+def test_imagenet_names_of_a_timm_model():
+    loaded = load_model("timm:tinynet_e@random")
+    assert loaded.feature("classifier:golden retriever") == Feature("classifier", 207)
+    with pytest.raises(ConvCircuitsError, match=r"classifier:134 \(crane\), classifier:517 \(crane\)"):
+        loaded.feature("classifier:crane")
+
+
+def test_imagenet_names_of_efficientnet_lite0(monkeypatch):
+    loaded = load_model("efficientnet_lite0")
+    assert loaded.feature("_fc:golden retriever") == Feature("_fc", 207)
+    monkeypatch.setitem(sys.modules, "torchvision.models._meta", None)
+    assert load_model("efficientnet_lite0").categories is None
+
+
+@pytest.mark.parametrize("place", ["net.categories", "categories"])
+def test_a_factory_may_name_its_outputs(place, code):
+    module = code(f"def net(): return nn.Conv2d(3, 3, 1)\n{place} = ['a', 'b', 'c']", "named_nets")
+    assert load_model(f"{module}:net").categories == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("categories", ["'abc'", "[1, 2]", "3"])
+def test_a_factorys_categories_are_strings(categories, code):
+    module = code(f"def net(): return nn.Conv2d(3, 4, 3)\ncategories = {categories}", "badly_named_nets")
+    with pytest.raises(ConvCircuitsError, match="give a list of strings, one per output"):
+        load_model(f"{module}:net")

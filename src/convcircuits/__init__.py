@@ -8,6 +8,7 @@ from convcircuits.circuit import Circuit, iou
 from convcircuits.criteria import CRITERIA
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import Evaluation, activations, evaluate
+from convcircuits.extraction import extract
 from convcircuits.feature import Feature
 from convcircuits.finding import find, prune, score
 from convcircuits.scores import Scores
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "activations",
     "evaluate",
+    "extract",
     "find",
     "iou",
     "load",

@@ -121,7 +121,9 @@ class Network:
 
         def on_kernel(call: KernelCall) -> Tensor:
             if call.layer in copied:
-                call = replace(call, x=call.x.clone())
+                copied_x = call.x.clone()
+                vars(copied_x).update(vars(call.x))  # what is known of the map
+                call = replace(call, x=copied_x)
             if rows is not None and self.runs_itself(target):
                 bias = None if call.bias is None else call.bias[rows]
                 call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)

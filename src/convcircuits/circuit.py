@@ -1,4 +1,4 @@
-"""A circuit: which kernels are kept. Only data; other modules run, measure and draw it."""
+"""A circuit: which kernels, filters or weights are kept. Only data; other modules run, measure and draw it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,25 +9,31 @@ from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.scores import SCORE_DTYPES
 from convcircuits.tables import LayerTable
+
+_SHARED = ("model", "weights", "feature", "granularity", "versions")
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """The kernels of a model that are kept for one feature.
+    """The kernels, filters or weights of a model that are kept for one feature.
 
-    Equality means: the same feature of the same weights, the same kernels, the same calibration.
+    Equality means: the same feature of the same weights, the same units, the same calibration.
 
     Attributes:
         feature: The feature that is preserved.
-        kernels: Layer name -> kept or not, bool, shape (out, in per group), in execution order.
-        saliency: Layer name -> the saliency the kernels were pruned by, same shapes; NaN where none was given.
-        relevant: How many kernels lie on a path from the image to the feature in the full model.
+        kernels: Layer name -> kept or not, bool, in execution order; shape (out, in per group), for filters (out,),
+            for weights the weight's own.
+        saliency: Layer name -> the saliency the units were pruned by, same shapes; NaN where none was given.
+        relevant: How many units lie on a path from the image to the feature in the full model.
         gain: Layer name -> shape (out,): a calibration, y' = gain * y + offset on the raw output of the layer,
             before any BatchNorm. Empty where there is none.
         offset: Layer name -> shape (out,), as ``gain``.
         provenance: How the circuit came about, as JSON values.
+        granularity: What is kept or dropped as one unit: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter
+            keeps all its relevant kernels; of a kernel that is kept, single weights may be dropped.
     """
 
     feature: Feature
@@ -37,10 +43,12 @@ class Circuit:
     gain: LayerTable = field(default_factory=LayerTable)
     offset: LayerTable = field(default_factory=LayerTable)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    granularity: str = "kernel"
 
     __hash__ = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        check_granularity(self.granularity)
         for name in ("kernels", "saliency", "gain", "offset"):
             object.__setattr__(self, name, LayerTable(getattr(self, name)))
         for table in (self.saliency, self.gain, self.offset):
@@ -48,10 +56,10 @@ class Circuit:
                 if values.dtype not in SCORE_DTYPES:
                     raise ConvCircuitsError(f"A table of {layer} holds {values.dtype}; expected floating point.")
         for layer, mask in self.kernels.items():
-            if mask.dtype != torch.bool or mask.dim() != 2:
+            if mask.dtype != torch.bool or not fits(mask, self.granularity):
                 raise ConvCircuitsError(
                     f"The mask of {layer} is {mask.dtype} of shape {tuple(mask.shape)}; "
-                    "expected bool of shape (out, in per group)."
+                    f"expected bool of shape {SHAPES[self.granularity]}."
                 )
         shapes = {layer: mask.shape for layer, mask in self.kernels.items()}
         if {layer: s.shape for layer, s in self.saliency.items()} != shapes:
@@ -67,7 +75,7 @@ class Circuit:
                     )
         if len(self) > self.relevant:
             raise ConvCircuitsError(
-                f"The circuit keeps {len(self)} kernels, more than the {self.relevant} that are relevant."
+                f"The circuit keeps {len(self)} {self.granularity}s, more than the {self.relevant} that are relevant."
             )
 
     @classmethod
@@ -77,6 +85,7 @@ class Circuit:
         feature: Feature,
         masks: Mapping[str, Tensor],
         *,
+        granularity: str = "kernel",
         input_shape: tuple[int, int, int] | None = None,
     ) -> "Circuit":
         """Make a circuit from masks of your own.
@@ -84,27 +93,31 @@ class Circuit:
         Args:
             model: The model that the masks belong to.
             feature: The feature.
-            masks: Layer name -> shape (out, in per group); bool, or numbers of which those not zero are kept. A layer
-                that is left out keeps nothing. Kernels on no path to the feature are not counted as kept.
+            masks: Layer name -> shape (out, in per group), for filters (out,), for weights the weight's own; bool,
+                or numbers of which those not zero are kept. A layer that is left out keeps nothing. Units on no path
+                to the feature are not counted as kept.
+            granularity: What one value of a mask stands for: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
             input_shape: (C, H, W) of an image; guessed where not given.
 
         Returns:
-            A circuit whose saliency is 1 for kept kernels and 0 for the others: nothing was scored.
+            A circuit whose saliency is 1 for kept units and 0 for the others: nothing was scored.
 
         Raises:
-            ConvCircuitsError: If a layer is unknown, a mask has another shape, or no input shape fits.
+            ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
+                fits.
         """
-        from convcircuits.provenance import relevant_kernels  # the one step from values to the model
+        from convcircuits.masking import relevant_units  # the one step from values to the model
 
-        relevant, provenance = relevant_kernels(model, feature, input_shape)
+        check_granularity(granularity)
+        relevant, provenance = relevant_units(model, feature, granularity, input_shape)
         table = LayerTable(relevant)
         if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
-            raise ConvCircuitsError("masks maps layer names to tensors of shape (out, in per group).")
+            raise ConvCircuitsError(f"masks maps layer names to tensors of shape {SHAPES[granularity]}.")
         for layer, mask in masks.items():
             if mask.shape != table[layer].shape:
                 raise ConvCircuitsError(
                     f"The mask of {layer} has shape {tuple(mask.shape)}; expected {tuple(table[layer].shape)}, "
-                    "that is (out, in per group)."
+                    f"that is {SHAPES[granularity]} (granularity={granularity!r})."
                 )
         kernels = {
             layer: masks[layer].detach().cpu().bool() & r if layer in masks else torch.zeros_like(r)
@@ -116,7 +129,8 @@ class Circuit:
             LayerTable(kernels),
             LayerTable(saliency),
             relevant=sum(int(r.sum()) for r in table.values()),
-            provenance=provenance | {"made_by": "from_masks"},
+            provenance=provenance | {"granularity": granularity, "made_by": "from_masks"},
+            granularity=granularity,
         )
 
     def __len__(self) -> int:
@@ -127,7 +141,7 @@ class Circuit:
 
     @property
     def density(self) -> float:
-        """Kept kernels / relevant kernels of the full model, from 0 to 1."""
+        """Kept units / relevant units of the full model, from 0 to 1."""
         return len(self) / self.relevant if self.relevant else 0.0
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -138,6 +152,7 @@ class Circuit:
             return NotImplemented
         return (
             self.feature == other.feature
+            and self.granularity == other.granularity
             and self.provenance.get("weights") == other.provenance.get("weights")
             and self.kernels == other.kernels
             and self.gain == other.gain
@@ -156,7 +171,7 @@ class Circuit:
     def _combined(self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str) -> "Circuit":
         self._check_comparable(other)
         # What the two share of their model; how each was found stands under "from".
-        shared = {k: v for k, v in self.provenance.items() if k in ("model", "weights", "feature", "versions")}
+        shared = {k: v for k, v in self.provenance.items() if k in _SHARED}
         if self.provenance.get("images") == other.provenance.get("images") is not None:
             shared["images"] = self.provenance["images"]
         return Circuit(
@@ -165,26 +180,26 @@ class Circuit:
             LayerTable({a: torch.where(s.isnan(), other.saliency[a].to(s), s) for a, s in self.saliency.items()}),
             self.relevant,
             provenance=shared | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
+            granularity=self.granularity,
         )
 
     def _check_comparable(self, other: "Circuit") -> None:
         if not isinstance(other, Circuit):
             raise ConvCircuitsError(f"A circuit combines and compares with a Circuit; got {type(other).__name__}.")
         for what, mine, theirs in (
-            ("features", str(self.feature), str(other.feature)),
+            ("features", self.feature, other.feature),
             ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
+            ("granularities", self.granularity, other.granularity),
             ("layers", list(self.kernels), list(other.kernels)),
         ):
             if mine != theirs:
                 raise ConvCircuitsError(
                     f"The two circuits have different {what} ({mine} and {theirs}); "
-                    "only circuits of one feature of one model combine and compare."
+                    "only circuits of one feature of one model, of one granularity, combine and compare."
                 )
-        if self.feature != other.feature:
-            raise ConvCircuitsError("The two circuits preserve different directions; they do not combine.")
 
     def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
-        """Give kernels in both / kernels in either, from 0 to 1, per layer; 1 where neither keeps any."""
+        """Give units in both / units in either, from 0 to 1, per layer; 1 where neither keeps any."""
         self._check_comparable(other)
         return {
             layer: _iou(int((mask & other[layer]).sum()), int((mask | other[layer]).sum()))
@@ -194,27 +209,28 @@ class Circuit:
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion")
         how = (f", {criterion}" if criterion else "") + (", calibrated" if self.gain or self.offset else "")
-        return f"Circuit({self.feature}{how}, {len(self):,} of {self.relevant:,} kernels = {self.density:.3%})"
+        counted = f"{len(self):,} of {self.relevant:,} {self.granularity}s = {self.density:.3%}"
+        return f"Circuit({self.feature}{how}, {counted})"
 
     def summary(self) -> str:
-        """Tabulate the layers: kernels and filters kept."""
+        """Tabulate the layers: units kept, and filters of which any are."""
         width = max([len(layer) for layer in self.kernels] + [5])
-        lines = [repr(self), f"{'layer':<{width}}  {'kernels kept':>21}  {'filters kept':>13}"]
+        lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's kept':>21}  {'filters kept':>13}"]
         for layer, mask in self.kernels.items():
             counted = int((~self.saliency[layer].isnan()).sum())
             lines.append(
                 f"{layer:<{width}}  {int(mask.sum()):>9,} / {counted:>9,}"
-                f"  {int(mask.any(1).sum()):>5,} / {len(mask):>5,}"
+                f"  {int(mask.reshape(len(mask), -1).any(1).sum()):>5,} / {len(mask):>5,}"
             )
         lines += [f"note: {note}" for note in self.provenance.get("notes", ())]
         return "\n".join(lines)
 
 
 def iou(a: Circuit, b: Circuit) -> float:
-    """Give the overlap of two circuits: kernels in both / kernels in either, from 0 to 1.
+    """Give the overlap of two circuits: units in both / units in either, from 0 to 1.
 
     Raises:
-        ConvCircuitsError: If they are circuits of different features or models.
+        ConvCircuitsError: If they are circuits of different features, models or granularities.
     """
     if not isinstance(a, Circuit):
         raise ConvCircuitsError(f"iou compares two Circuits; got {type(a).__name__}.")

@@ -22,8 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import convcircuits as cc
 from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
+from convcircuits.granularity import SHAPES, check_granularity
 from convcircuits.images import Photograph, crops, photographs, split_photographs
-from convcircuits.models import LoadedModel, list_layers, list_models, load_model
+from convcircuits.models import LoadedModel, list_models, load_model
 from convcircuits.storage import write_whole
 
 app = typer.Typer(
@@ -49,7 +50,8 @@ FeatureOption = Annotated[
     typer.Option(
         "--feature",
         "-f",
-        help="layer:unit, for example features.14:54; @max, @center or @row,column says which positions count.",
+        help="layer:unit, for example features.14:54; layer:3,9,40 is several units, fc:golden retriever a class by "
+        "name; @max, @center or @row,column says which positions count.",
     ),
 ]
 WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safetensors, .pt) to load.")]
@@ -105,8 +107,11 @@ def find(
     model: ModelOption,
     feature: FeatureOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    density: Annotated[float | None, typer.Option(help="Share of the relevant kernels to keep, in (0, 1].")] = None,
-    kernels: Annotated[int | None, typer.Option(help="How many kernels to keep, in place of --density.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of the relevant units to keep, in (0, 1].")] = None,
+    kernels: Annotated[int | None, typer.Option(help="How many units to keep, in place of --density.")] = None,
+    granularity: Annotated[
+        str, typer.Option(help=f"What is kept or dropped as one unit: {', '.join(SHAPES)}.")
+    ] = "kernel",
     criterion: Annotated[str, typer.Option("--criterion", "-c", help=f"One of {', '.join(cc.CRITERIA)}.")] = (
         "gauss_newton"
     ),
@@ -125,13 +130,14 @@ def find(
     as_json: JsonOption = False,
 ) -> None:
     """Find a circuit on training photographs and measure it on the others."""
-    wanted = cc.Feature.parse(feature)
+    check_granularity(granularity)
     if out.suffix != ".safetensors":
         raise cc.ConvCircuitsError(f"--out {out} should end in .safetensors.")
     if not out.parent.is_dir():
         raise cc.ConvCircuitsError(f"There is no folder {out.parent} to write {out.name} to.")
     options = _criterion_options(option or [])
     setup = _set_up(model, weights, images, count, size, held_out, seed, device)
+    wanted = setup.loaded.feature(feature)
     with _progress(f"scoring with {criterion}", quiet=as_json) as progress:
         circuit = cc.find(
             setup.loaded.model,
@@ -140,6 +146,7 @@ def find(
             criterion=criterion,
             density=density,
             kernels=kernels,
+            granularity=granularity,
             seed=seed,
             batch_size=batch_size,
             progress=progress,
@@ -160,7 +167,7 @@ def find(
             **circuit.provenance,
             "recipe": recipe,
             "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
-            "command": _find_command(recipe, wanted, criterion, option or [], density, kernels),
+            "command": _find_command(recipe, wanted, criterion, granularity, option or [], density, kernels),
         },
     )
     with _progress("measuring on held-out photographs", quiet=as_json) as progress:
@@ -272,7 +279,8 @@ def show(
                 "kind": type(value).__name__,
                 "feature": str(value.feature),
                 "layers": {layer: list(t.shape) for layer, t in value.kernels.items()},
-                "kernels": len(value) if isinstance(value, cc.Circuit) else value.relevant,
+                "granularity": value.granularity,
+                "units": len(value) if isinstance(value, cc.Circuit) else value.relevant,
                 "again": _again(value),
                 "provenance": dict(value.provenance),
             }
@@ -300,7 +308,7 @@ def models(
         found = [dataclasses.asdict(info) for info in list_models()]
     else:
         loaded = _loaded(model, weights, "cpu")
-        found = [dataclasses.asdict(info) for info in list_layers(loaded.model, loaded.size)]
+        found = [dataclasses.asdict(info) for info in loaded.layers()]
     if as_json:
         _print_json(found)
         return
@@ -361,7 +369,7 @@ def demo(
             **best.circuit.provenance,
             "recipe": recipe,
             "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
-            "command": _find_command(recipe, feature, best.criterion, [], best.density, None),
+            "command": _find_command(recipe, feature, best.criterion, "kernel", [], best.density, None),
         },
     )
     from convcircuits.charts import fidelity_chart
@@ -486,12 +494,14 @@ def _find_command(
     recipe: dict[str, Any],
     feature: cc.Feature,
     criterion: str,
+    granularity: str,
     options: list[str],
     density: float | None,
     kernels: int | None,
 ) -> str:
     words = ["convcircuits", "find", "--model", recipe["model"], "--feature", str(feature)]
     words += ["--criterion", criterion, *(word for text in options for word in ("--option", text))]
+    words += [] if granularity == "kernel" else ["--granularity", granularity]
     words += ["--density", str(density)] if kernels is None else ["--kernels", str(kernels)]
     for name in ("weights", "images", "count", "size", "held_out", "seed"):
         if recipe[name] is not None:
@@ -511,8 +521,9 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"
     where += "" if feature.call is None else f", call={feature.call}"
-    unit = feature.unit if isinstance(feature.unit, int) else "cc.load(FILE).feature.unit"
+    unit = "cc.load(FILE).feature.unit" if isinstance(feature.unit, torch.Tensor) else feature.unit
     call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
+    call += "" if value.granularity == "kernel" else f", granularity={value.granularity!r}"
     call += f", seed={said['seed']}{options}"
     return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
 

@@ -33,7 +33,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Give the row as flat JSON values."""
         figures = self.evaluation.as_dict()
-        for key in ("feature", "density", "readout", "notes", "provenance"):
+        for key in ("feature", "density", "readout", "units", "granularity", "notes", "provenance"):
             del figures[key]
         return {"criterion": self.criterion, "density": self.density, **figures}
 

@@ -1,8 +1,11 @@
-"""Criteria: functions that give every kernel a saliency.
+"""Criteria: functions that give every unit a saliency: every kernel, or every filter or weight.
 
-A one-shot criterion is ``criterion(trace, **options) -> {layer: (out, in per group)}``. One that must know the budget
-takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through ``find`` alone. Options
-are keyword-only and belong to the criterion. ``trace.mean`` is the one loop over images.
+A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, tables of the shapes ``trace.shapes``. One
+that must know the budget takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through
+``find`` alone. Options are keyword-only and belong to the criterion. ``trace.mean`` is the one loop over images.
+
+The formulas are written for units, letter u: kernels by default, and with another granularity whole filters or single
+weights, through ``Layer``'s layout of them. m_u multiplies all weights of a unit.
 """
 
 import math
@@ -23,7 +26,7 @@ Criterion = Callable[..., Mapping[str, Tensor]]
 Collapse = Literal["abs", "sum", "square"]
 Normalizer = Literal["published", "sum", "layer_l2"]
 
-# dL/df of the scalar L that a map is collapsed to: the sum over positions of |f|, f or f^2.
+# dL/df of the scalar L that a map is collapsed to: the sum over units and positions of |f|, f or f^2.
 _COLLAPSE: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.sign,
     "sum": torch.ones_like,
@@ -38,7 +41,9 @@ def actgrad(
     normalizer: Normalizer = "published",
     signed: bool = False,
 ) -> Saliency:
-    """Score |activation x gradient| of each kernel's pre-sum map: mean_n mean_hw |z_oi(h, w) g_o(h, w)|.
+    """Score |activation x gradient| of each unit's pre-sum map: mean_n mean_hw |z_u(h, w) g_o(h, w)|.
+
+    z_u is what the unit's weights add to their filter o; a filter's is its output without the bias.
 
     Args:
         trace: The feature's images.
@@ -52,10 +57,10 @@ def actgrad(
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         for layer in batch.backward(_gradient(batch, collapse)):
-            # Without the absolute value the sum over positions of z g is the sum over the kernel of w dL/dw.
+            # Without the absolute value the sum over positions of z g is the sum over the unit of w dL/dw.
             total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_kernel(total) * scale  # type: ignore[arg-type]
+            yield layer.name, layer.per_unit(total) * scale  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -67,13 +72,13 @@ def snip(
     normalizer: Normalizer = "published",
     signed: bool = False,
 ) -> Saliency:
-    """Score |weight x gradient| per image: mean_n mean_khkw |w dL_n/dw|.
+    """Score |weight x gradient| per image: mean_n mean_e |w dL_n/dw|, e the weights of the unit.
 
     Args:
         trace: The feature's images.
         collapse: The scalar L: the sum over positions of |f|, f or f^2.
-        normalizer: What stands before the sum over kernel elements: 1 / (kh kw) (``"published"``), 1 (``"sum"``), or
-            1 and then each layer divided by its L2 norm (``"layer_l2"``).
+        normalizer: What stands before the sum over the unit's weights: 1 / their number, for a kernel 1 / (kh kw)
+            (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``).
         signed: Leave out the absolute value.
 
     Source: Lee et al., arXiv 1810.02340; for features Hamblin et al., arXiv 2206.01627.
@@ -82,9 +87,9 @@ def snip(
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         for layer in batch.backward(_gradient(batch, collapse)):
             products = (p if signed else p.abs_() for p in layer.weight_products())
-            scale = 1 / layer.kernel_size if normalizer == "published" else 1.0
+            scale = 1 / layer.unit_size if normalizer == "published" else 1.0
             total = sum(product.sum(3) for product in products)
-            yield layer.name, layer.per_kernel(total) * scale  # type: ignore[arg-type]
+            yield layer.name, layer.per_unit(total) * scale  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -92,36 +97,45 @@ def snip(
 def gauss_newton(
     trace: Trace, *, draws: int = 4, centred: bool = False, normalizer: Normalizer = "published"
 ) -> Saliency:
-    """Score the squared change of the map when a kernel alone goes: mean_n sum_p (df_p / dm_oi)^2, estimated.
+    """Score the squared change of the map when a unit alone goes: mean_n sum_p (df_p / dm_u)^2, estimated.
 
     With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
     orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
+    p runs over the positions that count, of all units where there are several.
 
     Args:
         trace: The feature's images.
         draws: How many fields of signs, each one backward pass.
-        centred: Let a kernel that goes be replaced by the mean of its map over images and positions, so that only
+        centred: Let a unit that goes be replaced by the mean of its map over images and positions, so that only
             its variation counts: z - mean z in place of z.
         normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
     """
     draws = whole_number("draws", draws, 1)
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        fields = _signs(batch.maps, 1 if batch.indices is not None else draws, trace.seed)
+        # Where one position of each unit's map counts, a field needs one sign per unit.
+        single = batch.indices is not None and batch.maps.dim() > 2
+        fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
         for draw, signs in enumerate(fields):
             for layer in batch.backward(signs.expand_as(batch.maps)):
-                sums = torch.stack([product.sum(3) for product in layer.weight_products()]).double()
-                yield f"{layer.name} aa", layer.per_kernel((sums**2).sum(0)) / len(fields)
+                # (a - zbar b)^2 opened up, since zbar is known only after the last image.
+                slopes = layer.filter_gradients().double()[..., None]
+                aa = torch.zeros(layer.weights.shape[:3], dtype=torch.float64, device=slopes.device)
+                ab = torch.zeros_like(aa)
+                for product, b in zip(layer.weight_products(), slopes, strict=True):
+                    a = product.sum(3).double()
+                    aa.addcmul_(a, a)
+                    if centred:
+                        ab.addcmul_(a, b)
+                yield f"{layer.name} aa", layer.per_unit(aa) / len(fields)
                 if centred:
-                    # (a - zbar b)^2 opened up, since zbar is known only after the last image.
-                    b = layer.filter_gradients().double()[..., None].expand_as(sums)
-                    yield f"{layer.name} ab", layer.per_kernel((sums * b).sum(0)) / len(fields)
-                    yield f"{layer.name} bb", layer.per_kernel((b**2).sum(0)) / len(fields)
+                    bb = (slopes**2).sum(0).expand_as(aa)
+                    yield f"{layer.name} ab", layer.per_unit(ab) / len(fields)
+                    yield f"{layer.name} bb", layer.per_unit(bb) / len(fields)
                     if draw == 0:
                         read, count = layer.input_sums()
-                        kernels = layer.calls[0][0].kernels.double()
-                        zbar = torch.einsum("goik,gik->goi", kernels, read) / (count / layer.images)
-                        yield f"{layer.name} z", layer.per_kernel(zbar)
+                        zbar = torch.einsum("goue,gue->gou", layer.weights.double(), read) / (count / layer.images)
+                        yield f"{layer.name} z", layer.per_unit(zbar)
 
     means = trace.mean(contribution)
     saliency = {}
@@ -136,18 +150,18 @@ def gauss_newton(
 
 
 def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
-    """Score the size of the weights: mean |w| over the kernel (a baseline that sees no image).
+    """Score the size of the weights: mean |w| over the unit (a baseline that sees no image).
 
     Args:
         trace: The feature's images.
-        normalizer: ``"published"`` is the mean over kernel elements, ``"sum"`` their sum, ``"layer_l2"`` that sum
+        normalizer: ``"published"`` is the mean over the unit's weights, ``"sum"`` their sum, ``"layer_l2"`` that sum
             divided by the layer's L2 norm.
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        for name, kernels, layer in batch.weights():
-            size = kernels.abs().mean(3) if normalizer == "published" else kernels.abs().sum(3)
-            yield name, layer.per_kernel(size) * batch.size
+        for name, weights, layer in batch.weights():
+            size = weights.abs().mean(3) if normalizer == "published" else weights.abs().sum(3)
+            yield name, layer.per_unit(size) * batch.size
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -161,17 +175,22 @@ def random(trace: Trace) -> Saliency:
 
 
 def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
-    """Draw at random, with as many kernels in each layer as another circuit keeps (a baseline).
+    """Draw at random, with as many units in each layer as another circuit keeps (a baseline).
 
-    The kernel at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many kernels as
+    The unit at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many units as
     ``like`` has, each layer keeps exactly its count; pruned to others, a proportional share.
 
     Args:
         trace: The feature's images.
-        like: The circuit whose counts are taken.
+        like: The circuit whose counts are taken, of the same granularity.
     """
     if not isinstance(like, Circuit) or list(like.kernels) != list(trace.relevant):
         raise ConvCircuitsError("like is a Circuit of the same feature and model, whose counts per layer are taken.")
+    if like.granularity != trace.granularity:
+        raise ConvCircuitsError(
+            f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give granularity="
+            f"{like.granularity!r} or another circuit."
+        )
     saliency = {}
     for layer, relevant in trace.relevant.items():
         count = int((like[layer] & relevant).sum())
@@ -189,16 +208,16 @@ def force(
     collapse: Collapse = "abs",
     normalizer: Normalizer = "published",
 ) -> Saliency:
-    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive kernels.
+    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive units.
 
-    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) kernels, the last exactly k. A masked kernel is
-    scored by its unmasked weight and the masked network's gradient. Dead filters keep their biases, else nothing
+    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) units, the last exactly k. A masked unit is
+    scored by its unmasked weights and the masked network's gradient. Dead filters keep their biases, else nothing
     could be revived. The mask that results is scored once more: a layer whose scores are all zero has collapsed.
     Then the loop goes no further: the k best by the last scores that were not collapsed are kept, and a note says so.
 
     Args:
         trace: The feature's images.
-        kernels: k, how many kernels to keep.
+        kernels: k, how many units to keep.
         steps: T.
         collapse: As for ``snip``.
         normalizer: As for ``snip``.
@@ -227,7 +246,7 @@ def force(
         ]
         if dead:
             trace.notes.append(
-                f"FORCE collapsed at step {step} of {steps} ({count} kernels kept): no gradient reaches "
+                f"FORCE collapsed at step {step} of {steps} ({count} {trace.granularity}s kept): no gradient reaches "
                 f"{', '.join(dead)}. The circuit is the {kernels} best by the scores before that step."
             )
             break
@@ -262,9 +281,9 @@ def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
 
 
 def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Give random fields of signs shaped as one map, orthogonal to each other in blocks of positions.
+    """Give random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
 
-    On a single position all draws say the same, so one is given.
+    On a single value all draws say the same, so one is given.
     """
     shape, count = maps.shape[1:], maps[0].numel()
     size = 1 << (min(draws, count) - 1).bit_length()

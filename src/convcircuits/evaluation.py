@@ -13,6 +13,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
 from convcircuits.masking import Masks, Subject
@@ -24,22 +25,28 @@ from convcircuits.reach import survey
 class Evaluation:
     """How well a circuit's feature map f_c follows the full model's f, over all images and counted positions.
 
+    Of several units, r, R2, R2 after a readout and r of the maxima are means over units, each with its own mean and
+    its own readout: pooled, the differences between units would flatter them. A unit that is constant in the full
+    model is left out; one that is constant in the circuit alone counts as r = 0. The errors are pooled over units.
+
     Attributes:
         feature: Text form of the feature.
         pearson: Pearson r between f_c and f; blind to scale and shift.
         r2: 1 - sum (f - f_c)^2 / sum (f - mean f)^2; at most 1, and below 0 where the mean of f would do better.
         r2_readout: R2 of a f_c + d, with the two numbers fitted on other images; NaN where none were given.
-        readout: The two numbers (a, d); NaN where not fitted.
+        readout: The two numbers (a, d); NaN where not fitted, and for several units, as each has its own.
         error: mean |f_c - f| / mean |f|; 0 is perfect.
-        error_at_max: The same, at each image's argmax in the full model.
+        error_at_max: The same, at each image's (and unit's) argmax in the full model.
         pearson_max: Pearson r between the maxima of f_c and f, over images.
-        kernels: Kernels kept.
+        kernels: Kernels kept, whole or in part.
         effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
         filters: Filters with a kept kernel.
         effective_filters: Filters with an effective kernel.
-        relevant: Kernels on a path in the full model.
-        density: kernels / relevant.
+        relevant: Units (filters, kernels or weights, as the granularity says) on a path in the full model.
+        density: units / relevant.
         images: How many images were measured on.
+        units: Units kept.
+        granularity: What the circuit keeps or drops as one unit.
         notes: What the reader must know to read the figures rightly.
         provenance: How the figures came about, as JSON values.
     """
@@ -59,6 +66,8 @@ class Evaluation:
     relevant: int
     density: float
     images: int
+    units: int
+    granularity: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -68,11 +77,14 @@ class Evaluation:
 
     def summary(self) -> str:
         """Say all figures in a few lines."""
+        fitted = not (math.isnan(self.readout[0]) and math.isnan(self.r2_readout))
+        share = f"{self.granularity}s kept ({self.density:.3%})"
+        kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
         lines = [
-            f"{self.feature}: {self.kernels:,} of {self.relevant:,} kernels kept ({self.density:.3%}), "
+            f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}"
             f"{self.effective_kernels:,} effective; {self.filters:,} filters, {self.effective_filters:,} effective",
             f"on {self.images:,} image{'s' * (self.images != 1)}: Pearson r {self.pearson:.3f}, R2 {self.r2:.3f}"
-            + ("" if math.isnan(self.readout[0]) else f", R2 after readout {self.r2_readout:.3f}"),
+            + (f", R2 after readout {self.r2_readout:.3f}" if fitted else ""),
             f"relative error {self.error:.3f}, at each image's maximum {self.error_at_max:.3f}"
             + ("" if math.isnan(self.pearson_max) else f"; r of the maxima {self.pearson_max:.3f}"),
         ]
@@ -141,12 +153,12 @@ def evaluate_all(
     described = describe(network, feature, subject.survey)
     for circuit in circuits:
         check_circuit(circuit, feature, described)
-    masks = [subject.masks(circuit, shape, effective=effective) for circuit in circuits]
+    sweep = Sweep(subject, circuits, effective=effective)
     fitted = None
     if fit is not None:
         fit_batches = _batches(fit, network, batch_size)
-        fitted = _compare(subject, masks, fit_batches, None)
-    measured = _compare(subject, masks, batches, progress)
+        fitted = _compare(sweep, fit_batches, None)
+    measured = _compare(sweep, batches, progress)
     provenance = described | {
         "images": batches.describe(),
         "fitted_on": None if fit is None else fit_batches.describe(),
@@ -155,9 +167,10 @@ def evaluate_all(
     return [
         _evaluation(
             circuit,
-            subject.effective(circuit.kernels, shape),
+            sweep.kept[i],
+            sweep.effective(shape)[i],
             comparison,
-            fitted[i].values.line() if fitted else (math.nan, math.nan),
+            fitted[i] if fitted else None,
             batches,
             provenance,
         )
@@ -187,7 +200,8 @@ def activations(
         progress: Called with images done and images in all (or None).
 
     Returns:
-        (N, H, W), or (N,) where the layer is Linear; on the CPU, in the model's dtype.
+        (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U), in the feature's order;
+        on the CPU, in the model's dtype.
 
     Raises:
         ConvCircuitsError: If the circuit is of other weights, or images do not fit the model or give maps of
@@ -266,36 +280,58 @@ class _Moments:
         return 1 - (left + self.n * (self.full - a * self.circuit - d) ** 2) / self.ff
 
 
-@dataclass
 class _Comparison:
-    values: _Moments
-    maxima: _Moments
-    error: float = 0.0
-    size: float = 0.0
-    error_at_max: float = 0.0
-    size_at_max: float = 0.0
+    """Sums over images of what a circuit's values and the full model's say: moments per unit, errors of all units."""
+
+    def __init__(self, feature: Feature, eps: float) -> None:
+        self.several = isinstance(feature.unit, tuple)
+        self.units = feature.unit if isinstance(feature.unit, tuple) else (feature.unit,)
+        self.values = [_Moments(eps) for _ in self.units]
+        self.maxima = [_Moments(eps) for _ in self.units]
+        self.error = self.size = self.error_at_max = self.size_at_max = 0.0
+
+    def add(self, full: Tensor, circuit: Tensor) -> None:
+        """Add a batch: counted values, (N, P), or (N, U, P) of several units."""
+        gap, best = (circuit - full).abs(), full.argmax(-1, keepdim=True)
+        self.error += float(gap.sum())
+        self.size += float(full.abs().sum())
+        self.error_at_max += float(gap.gather(-1, best).sum())
+        self.size_at_max += float(full.gather(-1, best).abs().sum())
+        pairs = zip(full.unbind(1), circuit.unbind(1), strict=True) if self.several else [(full, circuit)]
+        for (f, c), values, maxima in zip(pairs, self.values, self.maxima, strict=True):
+            values.add(f, c)
+            maxima.add(f.amax(1), c.amax(1))
+
+    def lines(self) -> list[tuple[float, float]]:
+        return [moments.line() for moments in self.values]
+
+    def pearson(self, moments: Sequence[_Moments]) -> float:
+        return _mean(moments, [0.0 if self.several and m.circuit_constant else m.pearson() for m in moments])
+
+    def r2(self) -> float:
+        return _mean(self.values, [m.r2() for m in self.values])
+
+    def r2_of_lines(self, lines: Sequence[tuple[float, float]]) -> float:
+        return _mean(self.values, [m.r2_of_line(*line) for m, line in zip(self.values, lines, strict=True)])
 
 
-def _compare(
-    subject: Subject, masks: Sequence[Masks], batches: Batches, progress: Progress | None
-) -> list[_Comparison]:
-    eps, done = torch.finfo(subject.network.dtype).eps, 0
-    results = [_Comparison(_Moments(eps), _Moments(eps)) for _ in masks]
+def _mean(moments: Sequence[_Moments], figures: Sequence[float]) -> float:
+    """Average a figure over the units that are not constant in the full model."""
+    telling = [figure for m, figure in zip(moments, figures, strict=True) if not m.full_constant]
+    return sum(telling) / len(telling) if telling else math.nan
+
+
+def _compare(sweep: Sweep, batches: Batches, progress: Progress | None) -> list[_Comparison]:
+    subject, done = sweep.subject, 0
+    eps = torch.finfo(subject.network.dtype).eps
+    results = [_Comparison(subject.feature, eps) for _ in sweep.kept]
     for images in batches:
         with torch.no_grad():
-            maps = subject.maps(images)
-            indices = subject.feature.indices(maps)
-            full = at(maps, indices).double().cpu()
-            best = full.argmax(1, keepdim=True)
-            for mask, result in zip(masks, results, strict=True):
-                circuit = at(subject.maps(images, mask), indices).double().cpu()
-                result.values.add(full, circuit)
-                result.maxima.add(full.amax(1), circuit.amax(1))
-                gap = (circuit - full).abs()
-                result.error += float(gap.sum())
-                result.size += float(full.abs().sum())
-                result.error_at_max += float(gap.gather(1, best).sum())
-                result.size_at_max += float(full.gather(1, best).abs().sum())
+            full, *others = sweep.maps(images)
+            indices = subject.feature.indices(full)
+            values = at(full, indices).double().cpu()
+            for maps, result in zip(others, results, strict=True):
+                result.add(values, at(maps, indices).double().cpu())
         done += len(images)
         if progress is not None:
             progress(done, batches.total)
@@ -304,28 +340,32 @@ def _compare(
 
 def _evaluation(
     circuit: Circuit,
+    kernels: Mapping[str, Tensor],
     effective: Mapping[str, Tensor],
     measured: _Comparison,
-    readout: tuple[float, float],
+    fitted: _Comparison | None,
     batches: Batches,
     provenance: Mapping[str, Any],
 ) -> Evaluation:
+    lines = [] if fitted is None else fitted.lines()
     return Evaluation(
         feature=str(circuit.feature),
-        pearson=measured.values.pearson(),
-        r2=measured.values.r2(),
-        r2_readout=measured.values.r2_of_line(*readout),
-        readout=readout,
+        pearson=measured.pearson(measured.values),
+        r2=measured.r2(),
+        r2_readout=measured.r2_of_lines(lines) if lines else math.nan,
+        readout=lines[0] if lines and not measured.several else (math.nan, math.nan),
         error=_ratio(measured.error, measured.size),
         error_at_max=_ratio(measured.error_at_max, measured.size_at_max),
-        pearson_max=measured.maxima.pearson(),
-        kernels=len(circuit),
+        pearson_max=measured.pearson(measured.maxima),
+        kernels=sum(int(mask.sum()) for mask in kernels.values()),
         effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
-        filters=sum(int(mask.any(1).sum()) for mask in circuit.kernels.values()),
+        filters=sum(int(mask.any(1).sum()) for mask in kernels.values()),
         effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
         relevant=circuit.relevant,
         density=circuit.density,
         images=batches.count,
+        units=len(circuit),
+        granularity=circuit.granularity,
         notes=_notes(circuit, measured, provenance["images"], provenance["fitted_on"]),
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )
@@ -339,21 +379,39 @@ def _notes(
         notes.append(
             "These are the very images that the circuit was found on; figures on held-out images may be lower."
         )
-    if not math.isfinite(measured.values.squared_error):
+    if not all(math.isfinite(moments.squared_error) for moments in measured.values):
         notes.append("The circuit's maps or the model's hold NaN or Inf, so r and R2 are not defined (NaN).")
     if fitted_on == images:
         notes.append("The readout was fitted on the very images that it is measured on.")
-    if measured.values.full_constant:
-        notes.append("The feature is constant on these images, so r and R2 are not defined (NaN).")
-    elif measured.values.circuit_constant:
-        notes.append("The circuit's feature is constant on these images, so r is not defined (NaN).")
-    if measured.maxima.n < 2:
+    notes += _notes_on_units(measured) if measured.several else _notes_on_constancy(*measured.values, *measured.maxima)
+    if measured.maxima[0].n < 2:
         notes.append("One image has no correlation of maxima (NaN).")
-    elif not measured.values.full_constant and measured.maxima.full_constant:
-        notes.append("The feature has the same maximum in every image, so r of the maxima is not defined (NaN).")
-    elif not measured.values.circuit_constant and measured.maxima.circuit_constant:
-        notes.append("The circuit has the same maximum in every image, so r of the maxima is not defined (NaN).")
     return tuple(notes)
+
+
+def _notes_on_constancy(values: _Moments, maxima: _Moments) -> list[str]:
+    notes = []
+    if values.full_constant:
+        notes.append("The feature is constant on these images, so r and R2 are not defined (NaN).")
+    elif values.circuit_constant:
+        notes.append("The circuit's feature is constant on these images, so r is not defined (NaN).")
+    if maxima.n > 1 and not values.full_constant and maxima.full_constant:
+        notes.append("The feature has the same maximum in every image, so r of the maxima is not defined (NaN).")
+    elif maxima.n > 1 and not values.circuit_constant and maxima.circuit_constant:
+        notes.append("The circuit has the same maximum in every image, so r of the maxima is not defined (NaN).")
+    return notes
+
+
+def _notes_on_units(measured: _Comparison) -> list[str]:
+    by_unit = list(zip(measured.units, measured.values, strict=True))
+    silent = [str(unit) for unit, m in by_unit if m.full_constant]
+    lost = [str(unit) for unit, m in by_unit if m.circuit_constant and not m.full_constant]
+    notes = []
+    if silent:
+        notes.append(f"Constant on these images, and so left out of r and R2: unit {', '.join(silent)}.")
+    if lost:
+        notes.append(f"Constant in the circuit, and so counted as r = 0: unit {', '.join(lost)}.")
+    return notes
 
 
 def _constant(moment: float, mean: float, n: int, eps: float) -> bool:

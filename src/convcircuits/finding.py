@@ -1,4 +1,4 @@
-"""Find a circuit: score kernels by a criterion and keep the best."""
+"""Find a circuit: score kernels, filters or weights by a criterion and keep the best."""
 
 import inspect
 import math
@@ -16,6 +16,7 @@ from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA, Criterion
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
+from convcircuits.granularity import SHAPES, check_granularity, check_inside, units_with
 from convcircuits.masking import Subject
 from convcircuits.provenance import check_same_model, describe
 from convcircuits.ranking import in_order, top
@@ -34,6 +35,7 @@ def score(
     images: Images,
     *,
     criterion: str | Criterion = "gauss_newton",
+    granularity: str = "kernel",
     circuit: Circuit | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -41,7 +43,7 @@ def score(
     progress: Progress | None = None,
     **options: Any,
 ) -> Scores:
-    """Score every kernel that a feature depends on, in one pass over the images.
+    """Score every kernel, filter or weight that a feature depends on, in one pass over the images.
 
     Scores are means over images: the same for any batch size and order, to rounding. The model is not changed.
 
@@ -50,7 +52,10 @@ def score(
         feature: What is to be preserved.
         images: (N, C, H, W), or a re-iterable of such tensors or (tensor, label) batches, prepared for the model.
         criterion: A name in ``CRITERIA``, or a function of the same shape.
-        circuit: Score inside this circuit, run as ``evaluate`` runs it; kernels outside it get NaN.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter counts as relevant
+            if any of its kernels is, a weight if its kernel is.
+        circuit: Score inside this circuit, run as ``evaluate`` runs it; units outside it get NaN. Its granularity is
+            the same or a coarser one, so that each unit lies wholly inside or outside.
         batch_size: The most images that run at once.
         seed: For criteria that draw.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
@@ -61,36 +66,38 @@ def score(
         Scores on the CPU; float64 for a float64 model, else float32.
 
     Raises:
-        ConvCircuitsError: If feature, images, criterion or an option do not fit, or the criterion is iterative.
+        ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, or the criterion is
+            iterative.
     """
     function = _criterion(criterion)
     if needs_budget(function):
         raise ConvCircuitsError(
-            f"{_name(criterion)} must know how many kernels are to be kept; use "
+            f"{_name(criterion)} must know how many {granularity}s are to be kept; use "
             f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
         )
     _check_options(function, criterion, options)
-    trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
+    trace, batches = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     saliency = function(trace, **options)
     return _scores(trace, batches, saliency, criterion, options, circuit)
 
 
 def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
-    """Keep the kernels with the highest scores: exactly so many, whatever ties there are.
+    """Keep the units (kernels, filters or weights) with the highest scores: exactly so many, whatever ties there are.
 
-    Ties go by layer in execution order, then filter, then input channel; so smaller circuits lie inside larger ones.
+    Ties go by layer in execution order, then filter, then input channel, then place in the kernel; so smaller circuits
+    lie inside larger ones.
 
     Args:
         scores: From ``score``.
-        density: Kept kernels as a share of the kernels that have a score, in (0, 1]; rounded, at least one.
-        kernels: How many to keep, in place of a density.
+        density: Kept units as a share of the units that have a score, in (0, 1]; rounded, at least one.
+        kernels: How many units to keep, in place of a density.
 
     Raises:
         ConvCircuitsError: If neither or both are given, or they are out of range.
     """
     if not isinstance(scores, Scores):
         raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
-    count = _budget(scores.relevant, density, kernels)
+    count = _budget(scores.relevant, density, kernels, scores.granularity)
     provenance = dict(scores.provenance) | {
         "kernels": count,
         "asked": {"density": density} if kernels is None else {"kernels": kernels},
@@ -101,6 +108,7 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
         scores.kernels,
         scores.relevant_in_model,
         provenance=provenance,
+        granularity=scores.granularity,
     )
 
 
@@ -112,6 +120,7 @@ def find(
     criterion: str | Criterion = "gauss_newton",
     density: float | None = None,
     kernels: int | None = None,
+    granularity: str = "kernel",
     circuit: Circuit | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -126,9 +135,10 @@ def find(
         feature: What is to be preserved.
         images: As for ``score``.
         criterion: A name in ``CRITERIA``, or a function of the same shape.
-        density: Kept kernels as a share of the relevant ones, in (0, 1].
-        kernels: How many to keep, in place of a density.
-        circuit: Find inside this circuit.
+        density: Kept units as a share of the relevant ones, in (0, 1].
+        kernels: How many units to keep, in place of a density.
+        granularity: What is kept or dropped as one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        circuit: Find inside this circuit, of the same or a coarser granularity.
         batch_size: The most images that run at once.
         seed: For criteria that draw.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
@@ -140,11 +150,11 @@ def find(
     """
     function = _criterion(criterion)
     _check_options(function, criterion, options)
-    _budget(None, density, kernels)  # before any work is done
-    trace, batches = _trace(model, feature, images, circuit, batch_size, seed, memory, progress)
+    _budget(None, density, kernels, granularity)  # before any work is done
+    trace, batches = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-        saliency = function(trace, _budget(relevant, density, kernels), **options)
+        saliency = function(trace, _budget(relevant, density, kernels, granularity), **options)
     else:
         saliency = function(trace, **options)
     scores = _scores(trace, batches, saliency, criterion, options, circuit)
@@ -155,12 +165,14 @@ def _trace(
     model: nn.Module,
     feature: Feature,
     images: Images,
+    granularity: str,
     circuit: Circuit | None,
     batch_size: int,
     seed: int,
     memory: int,
     progress: Progress | None,
 ) -> tuple[Trace, Batches]:
+    check_granularity(granularity)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)
@@ -168,17 +180,20 @@ def _trace(
     shape = batches.first_shape()
     found = survey(network, feature, shape)
     subject = Subject(network, feature, found)
-    scored, masks = found.kernels, None
+    scored, masks = subject.relevant(granularity, shape), None
     if circuit is not None:
         check_circuit(circuit, feature, describe(network, feature, found))
+        check_inside(circuit.granularity, granularity)
         masks = subject.masks(circuit, shape, effective=True)
-        scored = {layer: mask & circuit[layer] for layer, mask in found.kernels.items()}
+        kept = subject.units(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
+        scored = {layer: mask & kept[layer] for layer, mask in scored.items()}
         if len(circuit) == 0:
             raise ConvCircuitsError("The circuit to score inside keeps no kernel.")
     trace = Trace(
         subject,
         batches,
         relevant=scored,
+        granularity=granularity,
         masks=masks,
         seed=seed,
         memory=memory,
@@ -224,7 +239,7 @@ def _scores(
         if values.shape != trace.shapes[layer]:
             raise ConvCircuitsError(
                 f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
-                f"{trace.shapes[layer]}, that is (out, in per group)."
+                f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
             )
     kernels = in_order(saliency, trace.relevant)
     for layer, values in kernels.items():
@@ -234,6 +249,7 @@ def _scores(
             )
     provenance = describe(subject.network, subject.feature, subject.survey) | {
         "criterion": _name(criterion),
+        "granularity": trace.granularity,
         "options": {key: _as_json(value) for key, value in options.items()},
         "seed": trace.seed,
         "images": batches.describe(),
@@ -241,11 +257,15 @@ def _scores(
     }
     if circuit is not None:
         provenance["inside"] = dict(circuit.provenance)
+    relevant = (
+        units_with(mask, trace.granularity, trace.shapes[layer]) for layer, mask in subject.survey.kernels.items()
+    )
     return Scores(
         subject.feature,
         LayerTable({layer: values.to(dtype) for layer, values in kernels.items()}),
-        relevant_in_model=sum(int(mask.sum()) for mask in subject.survey.kernels.values()),
+        relevant_in_model=sum(int(units.sum()) for units in relevant),
         provenance=provenance,
+        granularity=trace.granularity,
     )
 
 
@@ -262,7 +282,7 @@ def _name(criterion: str | Criterion) -> str:
 
 
 def needs_budget(function: Criterion) -> bool:
-    """Tell whether a criterion must know how many kernels are to be kept, so that only ``find`` can run it."""
+    """Tell whether a criterion must know how many units are to be kept, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
 
@@ -282,7 +302,7 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
             raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is True or False; got {options[name]!r}.")
 
 
-def _budget(relevant: int | None, density: object, kernels: int | None) -> int:
+def _budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
     if (density is None) == (kernels is None):
         raise ConvCircuitsError("Give either density=, a share in (0, 1], or kernels=, a number.")
     if density is not None:
@@ -293,7 +313,7 @@ def _budget(relevant: int | None, density: object, kernels: int | None) -> int:
         return max(1, round(share * (relevant or 0)))
     count = whole_number("kernels", kernels, 1)
     if relevant is not None and count > relevant:
-        raise ConvCircuitsError(f"{count} kernels were asked for, but only {relevant} have a score.")
+        raise ConvCircuitsError(f"{count} {granularity}s were asked for, but only {relevant} have a score.")
     return count
 
 

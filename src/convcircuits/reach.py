@@ -56,6 +56,7 @@ class Survey:
         direct: The layer's output is that of its one kernel call, so that other filters need not be computed.
         copied: Layers whose input is overwritten in place later in the same pass.
         modules: Names of the modules that run, and of the layers whose weights are used, before the feature is reached.
+        input_shape: (C, H, W) of the image that was probed.
     """
 
     kernels: dict[str, Tensor]
@@ -64,6 +65,7 @@ class Survey:
     direct: bool
     copied: frozenset[str]
     modules: tuple[str, ...]
+    input_shape: tuple[int, ...]
 
 
 def survey(
@@ -257,7 +259,9 @@ class _Probe:
             raise ConvCircuitsError(
                 f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
-        return Survey(kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules))
+        return Survey(
+            kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules), tuple(images.shape[1:])
+        )
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Scores: a saliency for every kernel."""
+"""Scores: a saliency for every unit: every kernel, filter or weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.tables import LayerTable
 
 SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -16,37 +17,41 @@ SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Scores:
-    """A saliency for every kernel that a feature depends on.
+    """A saliency for every kernel, filter or weight that a feature depends on.
 
     Two Scores are equal when feature, layers, values and provenance are.
 
     Attributes:
         feature: The feature that was scored.
-        kernels: Layer name -> saliency, shape (out, in per group), in execution order. NaN where the kernel is on
-            no path from the image to the feature, or outside the circuit that was scored inside.
-        relevant_in_model: How many kernels lie on a path in the full model.
+        kernels: Layer name -> saliency, in execution order; shape (out, in per group), for filters (out,), for
+            weights the weight's own. NaN where the unit is on no path from the image to the feature, or outside the
+            circuit that was scored inside.
+        relevant_in_model: How many units lie on a path in the full model.
         provenance: How the scores came about, as JSON values.
+        granularity: What was scored as one unit: ``"filter"``, ``"kernel"`` or ``"weight"``.
     """
 
     feature: Feature
     kernels: LayerTable
     relevant_in_model: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    granularity: str = "kernel"
 
     __hash__ = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        check_granularity(self.granularity)
         object.__setattr__(self, "kernels", LayerTable(self.kernels))
         for layer, values in self.kernels.items():
-            if values.dim() != 2 or values.dtype not in SCORE_DTYPES:
+            if not fits(values, self.granularity) or values.dtype not in SCORE_DTYPES:
                 raise ConvCircuitsError(
                     f"The scores of {layer} are {values.dtype} of shape {tuple(values.shape)}; "
-                    "expected floating point of shape (out, in per group)."
+                    f"expected floating point of shape {SHAPES[self.granularity]}."
                 )
 
     @property
     def relevant(self) -> int:
-        """How many kernels have a score."""
+        """How many units have a score."""
         return sum(int((~s.isnan()).sum()) for s in self.kernels.values())
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -54,14 +59,15 @@ class Scores:
 
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion", "?")
-        return f"Scores({self.feature}, {criterion}, {self.relevant} kernels in {len(self.kernels)} layers)"
+        counted = f"{self.relevant} {self.granularity}s in {len(self.kernels)} layers"
+        return f"Scores({self.feature}, {criterion}, {counted})"
 
     def summary(self) -> str:
-        """Tabulate the layers: kernels scored, their share of the total saliency, the largest."""
+        """Tabulate the layers: units scored, their share of the total saliency, the largest."""
         totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.kernels.items()}
         whole = sum(totals.values()) or 1.0
         width = max([len(layer) for layer in self.kernels] + [5])
-        lines = [repr(self), f"{'layer':<{width}}  {'kernels':>9}  {'share':>7}  {'largest':>10}"]
+        lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's':>9}  {'share':>7}  {'largest':>10}"]
         lines += [
             f"{layer:<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
             f"  {max(s[~s.isnan()].tolist(), default=0.0):>10.4g}"

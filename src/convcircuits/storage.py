@@ -57,6 +57,7 @@ def save(value: Scores | Circuit, path: str | os.PathLike[str]) -> Path:
             "call": feature.call,
         },
         "layers": {name: list(table) for name, table in tables.items()},  # safetensors sorts its keys
+        "granularity": value.granularity,
         "relevant": value.relevant if isinstance(value, Circuit) else value.relevant_in_model,
         "provenance": dict(value.provenance),
     }
@@ -143,8 +144,9 @@ def _read(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | 
     if expected != len(tensors):
         raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
     relevant, provenance = header["relevant"], header["provenance"]
+    granularity = header.get("granularity", "kernel")  # files of before there were others do not say
     if isinstance(relevant, bool) or not isinstance(relevant, int) or not isinstance(provenance, dict):
         raise ConvCircuitsError("its header has values of another type")
     if kind == "circuit":
-        return Circuit(feature, relevant=relevant, provenance=provenance, **tables)
-    return Scores(feature, tables["kernels"], relevant, provenance)
+        return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)
+    return Scores(feature, tables["kernels"], relevant, provenance, granularity)

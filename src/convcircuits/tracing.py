@@ -1,6 +1,6 @@
-"""What criteria see: for each batch of images, what every kernel read and the gradient of what it wrote."""
+"""What criteria see: for each batch of images, what every unit read and the gradient of what it wrote."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import KernelCall
-from convcircuits.feature import at
+from convcircuits.feature import at, flattened
+from convcircuits.granularity import by_unit
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
 
@@ -19,89 +20,114 @@ from convcircuits.presum import absolute_sums
 class Layer:
     """A layer's kernel calls on one batch, each with the gradient of its output.
 
-    Shape letters: n image, g group, o filter in the group, i channel in the group, k kernel element, p position.
-    A layer that runs several times has several calls; their products are summed before any absolute value.
+    Shape letters: n image, g group, o filter in the group, u unit of the filter, e weight of the unit, p position. The
+    units are what the granularity says: the filter itself, its kernels or its weights; so a formula that sums or
+    averages over e is that of any granularity. A layer that runs several times has several calls; their products are
+    summed before any absolute value.
     """
 
     name: str
     calls: tuple[tuple[KernelCall, Tensor], ...]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     memory: int
+    granularity: str
 
     @property
-    def kernel_size(self) -> int:
-        """Elements of one kernel."""
-        return self.calls[0][0].kernels.shape[3]
+    def weights(self) -> Float[Tensor, "g o u e"]:
+        """The weights that the units are made of."""
+        return by_unit(self.calls[0][0].kernels, self.granularity)
+
+    @property
+    def unit_size(self) -> int:
+        """Weights of one unit."""
+        return self.weights.shape[3]
 
     @property
     def positions(self) -> int:
         """Output positions, of all calls together where their maps differ in size."""
-        return sum(calls[0][1].shape[3] for calls in self._by_map_size())
+        return sum(self._by_map_size())
 
     @property
     def images(self) -> int:
         """Images in the batch."""
         return len(self.calls[0][0].x)
 
-    def weight_products(self) -> Iterator[Float[Tensor, "g o i k"]]:
-        """Give w * dL_n/dw of one image after another, each (g, o, i, k), in float32 at least."""
+    def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
+        """Give w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
         for image in range(self.images):
             gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
             products = torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
-            yield products.to(torch.promote_types(products.dtype, torch.float32))
+            yield by_unit(products.to(torch.promote_types(products.dtype, torch.float32)), self.granularity)
 
-    def absolute_sums(self) -> Float[Tensor, "g o i"]:
-        """Sum |z * g|, each kernel's pre-sum map times its filter's gradient, over images and positions: (g, o, i).
+    def absolute_sums(self) -> Float[Tensor, "g o u"]:
+        """Sum |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions: (g, o, u).
 
         Where calls have maps of one size their products are added position by position, before the absolute value.
         """
-        sums = []
-        for calls in self._by_map_size():
-            images = (
-                [(call.columns(slice(n, n + 1))[0], gradient[n]) for call, gradient in calls]
-                for n in range(self.images)
-            )
-            sums.append(absolute_sums(images, calls[0][0].kernels, self.memory))
-        return torch.stack(sums).sum(0)
+        parts = []
+        for calls in self._by_map_size().values():
+            alone = self.granularity == "weight" and len(calls) == 1
+            parts.append(self._absolute_weight_sums(*calls[0]) if alone else self._absolute_sums(calls))
+        return torch.stack(parts).sum(0)
+
+    def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o u"]:
+        weights = self.weights
+        laid_out = [(call, call.by_position(gradient)) for call, gradient in calls]
+        images = (
+            [
+                (call.columns(slice(n, n + 1)).reshape(len(weights), *weights.shape[2:], -1), gradient[n])
+                for call, gradient in laid_out
+            ]
+            for n in range(self.images)
+        )
+        return absolute_sums(images, weights, self.memory)
+
+    def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o u"]:
+        """Sum |w x g| as |w| sum |x| |g|, which is the weight gradient of |x| and |g|."""
+        sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
+        sums = self.weights.new_zeros(self.weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
+        for image in range(self.images):
+            sums += sizes.weight_gradient(slopes, image).flatten(2)
+        return sums * self.weights[..., 0].abs()
 
     def filter_gradients(self) -> Float[Tensor, "n g o"]:
         """Sum each filter's gradient over its positions: (n, g, o)."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
-    def input_sums(self) -> tuple[Float[Tensor, "g i k"], int]:
-        """Sum what each kernel element read over images and positions: (g, i, k), and how many were summed."""
+    def input_sums(self) -> tuple[Float[Tensor, "g u e"], int]:
+        """Sum what each weight read over images and positions: (g, u, e), and how many were summed."""
         parts = [
             call.columns(slice(image, image + 1)).double().sum((0, 4))
             for call, _ in self.calls
             for image in range(self.images)
         ]
         positions = sum(call.by_position(gradient).shape[3] for call, gradient in self.calls)
-        return torch.stack(parts).sum(0), positions * self.images
+        total = torch.stack(parts).sum(0)
+        return total.reshape(len(total), *self.weights.shape[2:]), positions * self.images
 
-    def per_kernel(self, values: Float[Tensor, "g o i"]) -> Float[Tensor, "out in"]:
-        """Bring (g, o, i) to the layer's (out, in per group), zero for filters that were not computed."""
-        flat = values.reshape(-1, values.shape[-1])
+    def per_unit(self, values: Float[Tensor, "g o u"]) -> Float[Tensor, "out ..."]:
+        """Bring (g, o, u) to the shape of the layer's table, zero for filters that were not computed."""
+        computed = values.reshape(-1, *self.shape[1:])
         rows = self.calls[0][0].rows
         if rows is None:
-            return flat
-        whole = flat.new_zeros(self.shape)
-        whole[rows] = flat
+            return computed
+        whole = computed.new_zeros(self.shape)
+        whole[rows] = computed
         return whole
 
-    def _by_map_size(self) -> list[list[tuple[KernelCall, Tensor]]]:
+    def _by_map_size(self) -> dict[int, list[tuple[KernelCall, Tensor]]]:
         sizes: dict[int, list[tuple[KernelCall, Tensor]]] = {}
         for call, gradient in self.calls:
-            by_position = call.by_position(gradient)
-            sizes.setdefault(by_position.shape[3], []).append((call, by_position))
-        return list(sizes.values())
+            sizes.setdefault(call.by_position(gradient).shape[3], []).append((call, gradient))
+        return sizes
 
 
 class Batch:
     """One batch, run forward to the feature, with what every kernel call read.
 
     Attributes:
-        maps: The feature's maps, (N, H, W) or (N,).
-        indices: The flat position that counts in each map, (N,), or None where all count.
+        maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
+        indices: The flat position that counts in each map, (N,) or (N, U), or None where all count.
     """
 
     def __init__(self, trace: "Trace", images: Tensor) -> None:
@@ -119,7 +145,12 @@ class Batch:
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
-            self._calls.append((replace(call, x=call.x.detach()), get_gradient_edge(output)))
+            x, masks = call.x.detach(), self._trace.masks
+            if masks is not None and masks.silent:  # nothing reads a dead channel, whatever bias it holds
+                running = masks.running(call)
+                read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
+                x = x * call.spread(read.to(x).expand(len(x), -1))
+            self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
         """Send a gradient of the maps back; give the layers, last first.
@@ -128,9 +159,9 @@ class Batch:
             gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
         """
         if self.indices is not None:
-            counted = torch.zeros_like(gradient).flatten(1) if gradient.dim() == 3 else gradient[:, None]
-            kept = counted.scatter(1, self.indices[:, None], at(gradient, self.indices))
-            gradient = kept.reshape(gradient.shape)
+            none = torch.zeros_like(flattened(gradient))
+            counted = none.scatter(-1, self.indices[..., None], at(gradient, self.indices))
+            gradient = counted.reshape(gradient.shape)
         gradients = torch.autograd.grad(
             self._graph,
             [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
@@ -144,16 +175,20 @@ class Batch:
                 by_layer.setdefault(call.layer, []).append((call, g))
         del gradients
         for name in reversed(list(by_layer)):
-            yield Layer(name, tuple(by_layer.pop(name)), self._trace.shapes[name], self._trace.memory)
+            yield self._layer(name, by_layer.pop(name))
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
-        """Give each layer's name and the weight its kernels really used, (g, o, i, k)."""
+        """Give each layer's name and the weights that its units really used, (g, o, u, e)."""
         seen = set()
         for call, _ in self._calls:
             if call.layer not in seen:
                 seen.add(call.layer)
-                layer = Layer(call.layer, ((call, call.x),), self._trace.shapes[call.layer], 0)
-                yield call.layer, call.kernels, layer
+                layer = self._layer(call.layer, [(call, call.x)])
+                yield call.layer, layer.weights, layer
+
+    def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
+        trace = self._trace
+        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
 
 
 class Trace:
@@ -161,8 +196,10 @@ class Trace:
 
     Attributes:
         subject: The feature of the model.
-        shapes: Layer name -> (out, in per group), in execution order.
-        relevant: Layer name -> bool, kernels to be scored.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        shapes: Layer name -> shape of its table of units, in execution order: for filters (out,), for kernels
+            (out, in per group), for weights the weight's own.
+        relevant: Layer name -> bool of that shape, units to be scored.
         masks: The network that is scored: None for the full model.
         seed: For criteria that draw.
         notes: Sentences that a criterion leaves for the reader of the result.
@@ -175,26 +212,27 @@ class Trace:
         batches: Batches,
         *,
         relevant: dict[str, Tensor],
+        granularity: str = "kernel",
         masks: Masks | None = None,
         seed: int = 0,
         memory: int,
         progress: Progress | None = None,
     ) -> None:
         self.subject, self.masks, self.seed, self.memory = subject, masks, seed, memory
-        self.relevant = relevant
-        self.shapes = {layer: (mask.shape[0], mask.shape[1]) for layer, mask in relevant.items()}
+        self.relevant, self.granularity = relevant, granularity
+        self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
         self.notes: list[str] = []
         self.passes, self._passed = 1, 0
         self._batches, self._progress = batches, progress
 
-    def masked(self, kernels: dict[str, Tensor], *, passed: int = 0) -> "Trace":
-        """See the network with only those kernels, every bias left (the published semantics), after some passes."""
-        network = self.subject.network
+    def masked(self, units: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
+        """See the network with only those units, every bias left (the published semantics), after some passes."""
         trace = Trace(
             self.subject,
             self._batches,
             relevant=self.relevant,
-            masks=Masks(kernels, silent=False).to(network.device, network.dtype),
+            granularity=self.granularity,
+            masks=self.subject.kept(units, self.granularity),
             seed=self.seed,
             memory=self.memory,
             progress=self._progress,

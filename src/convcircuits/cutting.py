@@ -1,0 +1,261 @@
+"""Which channels of a recorded model a circuit needs: liveness forward, need backward, channel by channel.
+
+A channel is *live* where a kept kernel on a path from the image writes it; what a dead filter holds is a constant. A
+channel is *needed* where the feature reads it: a dead one only as a constant gate, for where maps meet it counts for
+zero.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convcircuits.calls import ConvCall
+from convcircuits.functions import Kind, base_name, with_maps
+from convcircuits.masking import Masks
+from convcircuits.recording import Recording, Ref, Value
+from convcircuits.silence import marks_after
+
+_SOFTMAX = ("softmax", "log_softmax", "softmin")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a circuit keeps of a recording.
+
+    Attributes:
+        live: For each value which channels are live, (channels,); which elements, where it has no axis.
+        need: For each value which channels are needed, (channels,); whether it is needed, (), where it has no axis.
+        conducting: For each kernel call, by the number of its value, the kept kernels that read a live channel.
+    """
+
+    live: tuple[Tensor, ...]
+    need: tuple[Tensor, ...]
+    conducting: dict[int, Tensor]
+
+    def effective(self, recording: Recording, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give of kept kernels, layer name -> (out, in), those on a complete path, in any call of their layer."""
+        found = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
+        for number, conducting in self.conducting.items():
+            call = recording.values[number].call
+            assert call is not None
+            if call.layer in found:
+                rows = slice(None) if call.rows is None else call.rows.cpu()
+                found[call.layer][rows] |= conducting & self.need[number][:, None]
+        return {layer: mask & kept[layer] for layer, mask in found.items()}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a value reads one of its inputs.
+
+    Attributes:
+        aligned: Each channel is read by the channel of the same number alone; otherwise all are read.
+        silent: What dead filters hold counts for zero.
+    """
+
+    aligned: bool
+    silent: bool
+
+
+def reading(recording: Recording, value: Value, source: Value) -> Reading:
+    """Tell how a value that is no kernel call and no move reads an input."""
+    rule = value.rule
+    assert rule is not None
+    silent = rule.kind in (Kind.JOIN, Kind.MIX, Kind.OTHER)
+    if rule.kind is Kind.REDUCE:
+        silent = source.axis is None or source.axis + 1 in rule.dims
+    if value.axis is None or source.axis is None or rule.kind in (Kind.MIX, Kind.OTHER):
+        return Reading(False, silent)
+    if rule.kind is Kind.REDUCE:
+        return Reading(not silent, silent)
+    place = len(value.shape) - len(source.shape) + source.axis
+    aligned = place == value.axis and source.channels == value.channels and not _over_channels(value)
+    return Reading(aligned, silent)
+
+
+def _over_channels(value: Value) -> bool:
+    """Tell whether a softmax goes over the channels."""
+    if value.axis is None or base_name(value.function) not in _SOFTMAX:
+        return False
+    dim = value.kwargs.get("dim", value.args[1] if len(value.args) > 1 else 1)
+    return dim is None or int(dim) % (len(value.shape) + 1) == value.axis + 1
+
+
+def cut(recording: Recording, masks: Masks | None, rows: Tensor | None) -> Cut:
+    """Find what a circuit keeps.
+
+    Args:
+        recording: What the model does.
+        masks: The circuit's masks; None keeps the full model, in which everything is live.
+        rows: Channels of the last value that the feature reads; None for all.
+    """
+    live: list[Tensor] = []
+    conducting: dict[int, Tensor] = {}
+    for value in recording.values:
+        if value.call is not None:
+            conducting[value.number] = _conducting(recording, value, masks, live)
+            kept = conducting[value.number].any(1)
+            live.append(kept if masks is not None and masks.silent else torch.ones_like(kept))
+        else:
+            live.append(_live(recording, value, live))
+    need = [torch.zeros(v.channels if v.axis is not None else (), dtype=torch.bool) for v in recording.values]
+    last = recording.values[-1]
+    if last.axis == 0:
+        wanted = torch.ones(last.channels, dtype=torch.bool)
+        if rows is not None:
+            wanted = torch.zeros_like(wanted).index_fill(0, rows.cpu(), True)
+        need[-1] = wanted & live[-1]
+    else:
+        need[-1] = torch.ones_like(need[-1])
+    for value in reversed(recording.values):
+        if bool(need[value.number].any()):
+            _read(recording, value, live, need, conducting)
+    return Cut(tuple(live), tuple(need), conducting)
+
+
+def full(value: Value, channels: Tensor) -> Tensor:
+    """Spread one bool per channel over a value's elements, for one image."""
+    return value.along_axis(channels).expand(value.shape)
+
+
+def input_channels(value: Value, source: Value, elements: Tensor) -> Tensor:
+    """Turn bools for a kernel call's input, by channel or element, into bools by (group, channel or block)."""
+    call = value.call
+    assert call is not None
+    if isinstance(call, ConvCall):
+        channels = elements if source.axis == 0 else full(source, elements).flatten(1).any(1)
+        return channels.reshape(call.groups, -1)
+    last = len(source.shape) - 1
+    values = elements if source.axis == last else full(source, elements).reshape(-1, source.shape[-1]).any(0)
+    return values.reshape(1, call.blocks, -1).any(2)
+
+
+def _conducting(recording: Recording, value: Value, masks: Masks | None, live: Sequence[Tensor]) -> Tensor:
+    call, source = value.call, recording.values[value.inputs[0]]
+    assert call is not None
+    g, o, i = call.kernels.shape[:3]
+    mask = None if masks is None else masks.kernels.get(call.layer)
+    if mask is None:
+        mask = torch.ones(g * o, i, dtype=torch.bool)
+    else:
+        mask = (mask if call.rows is None else mask[call.rows]).cpu()
+    if masks is None or not masks.silent:
+        return mask
+    reads = input_channels(value, source, live[source.number])
+    return (mask.reshape(g, o, i) & reads[:, None]).flatten(0, 1)
+
+
+def _live(recording: Recording, value: Value, live: Sequence[Tensor]) -> Tensor:
+    if not value.inputs:
+        return torch.ones(value.channels, dtype=torch.bool)  # the image
+    sources = [recording.values[n] for n in value.inputs]
+    if all(bool(live[s.number].all()) for s in sources) and not (value.move and _has_zeros(value)):
+        return torch.ones(value.channels if value.axis is not None else value.shape, dtype=torch.bool)
+    if value.move is not None and value.move.channels is not None:
+        laid = torch.cat([live[s] for s in value.move.sources])
+        return laid[value.move.channels.clamp_min(0)] & (value.move.channels >= 0)
+    rule = value.rule
+    assert rule is not None
+    if all(reading(recording, value, s).aligned for s in sources) and value.move is None:
+        if rule.kind in (Kind.WITHIN, Kind.REDUCE):
+            return live[sources[0].number]
+        if rule.kind is Kind.SCALE:
+            return live[sources[rule.data].number]
+    marks = [full(s, live[s.number]).expand(2, *s.shape) for s in sources]
+    after = marks_after(
+        rule,
+        value.function,
+        (value.args, value.kwargs),
+        _again(value),
+        marks,
+        torch.empty(2, *value.shape, device="meta"),
+    )
+    if value.part is not None and after is not None:
+        after = after[value.part]
+    mark = torch.ones(value.shape, dtype=torch.bool) if after is None else after[0]
+    if value.axis is None:
+        return mark
+    return mark.movedim(value.axis, 0).flatten(1).any(1)
+
+
+def _has_zeros(value: Value) -> bool:
+    channels = None if value.move is None else value.move.channels
+    return channels is not None and bool((channels < 0).any())
+
+
+def _again(value: Value) -> Callable[[Sequence[Tensor]], Any]:
+    def again(marks: Sequence[Tensor]) -> Any:
+        rest = iter(marks)
+        args = with_maps((value.args, value.kwargs), lambda _: next(rest), Ref)
+        return value.function(*args[0], **args[1])
+
+    return again
+
+
+def _read(
+    recording: Recording,
+    value: Value,
+    live: Sequence[Tensor],
+    need: list[Tensor],
+    conducting: dict[int, Tensor],
+) -> None:
+    """Say what a needed value needs of its inputs."""
+    if value.call is not None:
+        source = recording.values[value.inputs[0]]
+        read = read_by(value, need[value.number], conducting[value.number])
+        channel_dim = 0 if isinstance(value.call, ConvCall) else len(source.shape) - 1
+        if source.axis != channel_dim:
+            need[source.number] = torch.ones_like(need[source.number])
+            return
+        if not bool(read.any()):
+            read[0, 0] = True  # a constant still has the size of a map
+        if not isinstance(value.call, ConvCall):
+            read = read.repeat_interleave(source.channels // read.shape[1], 1)
+        need[source.number] = need[source.number] | read.flatten()
+    elif value.move is not None:
+        sources = value.move.sources
+        if value.move.form is None:
+            for n in value.inputs:
+                need[n] = torch.ones_like(need[n])
+            return
+        assert value.move.channels is not None
+        parts = [need[s] for s in sources]
+        laid = torch.cat([torch.zeros_like(p) for p in parts])
+        wanted = value.move.channels[need[value.number]]
+        laid[wanted[wanted >= 0]] = True
+        for s, part in zip(sources, laid.split([len(p) for p in parts]), strict=True):
+            need[s] = need[s] | part
+    else:
+        for n in value.inputs:
+            source = recording.values[n]
+            how = reading(recording, value, source)
+            if how.aligned:
+                wanted = need[value.number] & live[n] if how.silent else need[value.number]
+                if not bool(wanted.any()) and not zero_of_others(recording, value, source, need[value.number], live):
+                    wanted = need[value.number].nonzero()[0] == torch.arange(source.channels)
+                need[n] = need[n] | wanted
+            elif source.axis is not None and how.silent:
+                need[n] = need[n] | live[n]
+            else:
+                need[n] = torch.ones_like(need[n])
+
+
+def zero_of_others(recording: Recording, value: Value, source: Value, wanted: Tensor, live: Sequence[Tensor]) -> bool:
+    """Tell whether an input that is dead where it is wanted can be had as zeros of another input's shape."""
+    others = [recording.values[n] for n in value.inputs if n != source.number]
+    return any(
+        other.shape == value.shape
+        and reading(recording, value, other).aligned
+        and bool((wanted & live[other.number]).any())
+        for other in others
+    )
+
+
+def read_by(value: Value, rows: Tensor, conducting: Tensor) -> Tensor:
+    """Tell which input channels some rows of a kernel call read: (groups, channels or blocks)."""
+    call = value.call
+    assert call is not None
+    return (conducting & rows[:, None]).reshape(call.groups, -1, conducting.shape[1]).any(1)
