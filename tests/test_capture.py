@@ -747,7 +747,7 @@ def test_quantised_models_are_refused_from_the_quantised_layer_on():
     with pytest.raises(cc.ConvCircuitsError, match="5 is quantised"):
         cc.score(dynamic, cc.Feature("5", 1), images)
     assert cc.score(dynamic, cc.Feature("2", 1), images).relevant == 16
-    with pytest.raises(cc.ConvCircuitsError, match="no floating-point parameters|quantised"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"no floating-point parameters|quantised"):
         cc.score(static, cc.Feature("3", 1), images)
 
 

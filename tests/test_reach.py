@@ -193,9 +193,19 @@ def test_every_kernel_of_two_convolutions_that_meet_is_relevant(meeting):
     assert not found["head"][1].any()
 
 
-def test_a_dead_gate_of_no_sigmoid_leaves_what_it_scales_live():
+GATES = {
+    "no sigmoid": lambda b: F.relu(b.mean((2, 3), keepdim=True)),
+    "sigmoid": torch.sigmoid,
+    "resized": lambda b: F.interpolate(torch.sigmoid(F.avg_pool2d(b, 2)), size=b.shape[2:]),
+    "one minus": lambda b: 1 - torch.sigmoid(b),
+    "softmax": lambda b: torch.softmax(b, 1),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_what_a_dead_gate_scales_stays_live(gate):
     torch.manual_seed(0)
-    model = Two(lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True)))
+    model = Two(lambda net, a, b: a * GATES[gate](b))
     model(torch.randn(1, 3, 8, 8))
     network, feature = Network(model.double().eval()), cc.Feature("head", 0)
     masks = dict(survey(network, feature, (3, 8, 8)).kernels)
