@@ -175,8 +175,9 @@ class Graph:
     # ------------------------------------------------------------ everything else
 
     def is_gate(self, node):
-        """Whether a node is a sigmoid, or a view, a copy or a resized version of one."""
-        while _name(node) in MOVES | CHANNELWISE - {"native_batch_norm"} and len(self._sources(node)) == 1:
+        """Whether a node is a sigmoid, or made of one alone: a view, a resized version, 1 - it."""
+        passing = (MOVES | CHANNELWISE | ELEMENTWISE | PRODUCTS) - GATES
+        while _name(node) in passing and len(self._sources(node)) == 1:
             (node,) = self._sources(node)
         return _name(node) in GATES
 

@@ -160,7 +160,7 @@ MEETINGS = {
     "local response norm": lambda net, a, b: a + F.local_response_norm(b, 3),
     "written-out layer norm": lambda net, a, b: a + (b - b.mean(1, keepdim=True)) / (b.std(1, keepdim=True) + 1e-5),
     "global response norm": lambda net, a, b: (
-        a + b * (b.norm(dim=(2, 3), keepdim=True) / b.norm(dim=(1, 2, 3), keepdim=True))
+        a + b * (b.norm(dim=(2, 3), keepdim=True) / b.norm(dim=(2, 3), keepdim=True).mean(1, keepdim=True))
     ),
     "variance": lambda net, a, b: a + b.var((2, 3), keepdim=True),
     "softmax over space": lambda net, a, b: a * torch.softmax(b.flatten(2), -1).view_as(b),
@@ -170,7 +170,7 @@ MEETINGS = {
     "logarithm": lambda net, a, b: F.relu(torch.log(a)) + b.rsqrt(),
     "chosen": lambda net, a, b: torch.where(b > 0, a, -a),
     "filled": lambda net, a, b: a.masked_fill(b < 0, 1.0),
-    "cast": lambda net, a, b: a.float().double() + b.to(torch.float32).type_as(a),
+    "cast": lambda net, a, b: a.float().type_as(b) + b.to(torch.float32).to(b.dtype),
     "zeros of its shape": lambda net, a, b: a + b + torch.zeros_like(a),
     "pooled gate, no sigmoid": lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True) - 1),
     "broadcast": lambda net, a, b: (a.mean((2, 3), keepdim=True) + torch.ones_like(b)) + b,
@@ -193,9 +193,19 @@ def test_every_kernel_of_two_convolutions_that_meet_is_relevant(meeting):
     assert not found["head"][1].any()
 
 
-def test_a_dead_gate_of_no_sigmoid_leaves_what_it_scales_live():
+GATES = {
+    "no sigmoid": lambda b: F.relu(b.mean((2, 3), keepdim=True)),
+    "sigmoid": torch.sigmoid,
+    "resized": lambda b: F.interpolate(torch.sigmoid(F.avg_pool2d(b, 2)), size=b.shape[2:]),
+    "one minus": lambda b: 1 - torch.sigmoid(b),
+    "softmax": lambda b: torch.softmax(b, 1),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_what_a_dead_gate_scales_stays_live(gate):
     torch.manual_seed(0)
-    model = Two(lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True)))
+    model = Two(lambda net, a, b: a * GATES[gate](b))
     model(torch.randn(1, 3, 8, 8))
     network, feature = Network(model.double().eval()), cc.Feature("head", 0)
     masks = dict(survey(network, feature, (3, 8, 8)).kernels)
@@ -228,9 +238,8 @@ def test_what_cannot_be_told_is_an_error_that_says_why(meeting):
     model = Two(lambda net, a, b: a + b)
     model(torch.randn(1, 3, 8, 8))
     model.meet = meet
-    for feature in (cc.Feature("head", 0), cc.Feature("", 0)):
-        with pytest.raises(cc.ConvCircuitsError, match=words):
-            relevant_in(model.eval(), feature, (3, 8, 8))
+    with pytest.raises(cc.ConvCircuitsError, match=words):
+        relevant_in(model.eval(), cc.Feature("head", 0), (3, 8, 8))
     assert count(relevant_in(model, cc.Feature("b", 0), (3, 8, 8))) == 3
 
 

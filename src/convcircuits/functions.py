@@ -36,7 +36,7 @@ class Rule:
         kind: What it does with channels.
         data: Which map, by number, is scaled; the others are gates. For ``SCALE`` alone.
         dims: The dimensions that are reduced, from 0 (the batch). For ``REDUCE`` alone.
-        gate: Whether the result is a gate: a sigmoid's, or a view of one.
+        gate: Whether the result is a gate: a sigmoid's, or what is made of one alone (a view, a resized one, 1 - it).
     """
 
     kind: Kind
@@ -112,7 +112,7 @@ def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps:
             return Rule(Kind.REDUCE, dims=_reduced(name, args, kwargs, maps[0].dim()))
         if function in _MIXES:
             return Rule(Kind.MIX)
-        return Rule(Kind.OTHER) if name in _UNKNOWN else Rule(Kind.WITHIN, gate=name in _GATES)
+        return Rule(Kind.OTHER) if name in _UNKNOWN else Rule(Kind.WITHIN, gate=name in _GATES or is_gate(maps[0]))
     if name in _SCALINGS and len(maps) == 2:
         data = _data_of_scaling(name, maps)
         return Rule(Kind.JOIN) if data is None else Rule(Kind.SCALE, data=data)
@@ -136,7 +136,7 @@ def set_of_image(result: Any) -> None:
 
 
 def is_gate(maps: Tensor) -> bool:
-    """Tell whether a map is a gate: a sigmoid's result, or a view of one."""
+    """Tell whether a map is a gate: a sigmoid's result, or what is made of one alone."""
     return getattr(maps, "_convcircuits_gate", False)
 
 

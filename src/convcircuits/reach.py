@@ -200,20 +200,17 @@ class _Probe:
         if rule.kind is Kind.OTHER and name in _MIXTURES:
             raise self.undecided(f"mixes maps by {name}")
         if rule.kind is Kind.MIX or name in ("softmax", "log_softmax"):
-            return _mixed(function, args, kwargs, maps[0])
-        if rule.kind is Kind.REDUCE:
-            return _with_values(function(*args, **kwargs), lambda x: maps[0].mean(rule.dims).reshape(x.shape))
-        if rule.kind is Kind.SCALE:
+            result = _mixed(function, args, kwargs, maps[0])
+        elif rule.kind is Kind.REDUCE:
+            result = _with_values(function(*args, **kwargs), lambda x: maps[0].mean(rule.dims).reshape(x.shape))
+        elif rule.kind is Kind.SCALE:
             data, gate = maps[rule.data], maps[1 - rule.data]
-            result = data * (1 + gate)
+            result = data.clone() * (1 + gate)  # autograd keeps the clone: the model may overwrite its map
             result = maps[0].copy_(result) if in_place else result
         elif name in _CHOICES:
-            return _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
+            result = _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
         elif name in _NEUTRAL | _NORMS or (name in _SCALES and len(maps) == 1):
-            shape = maps[0].shape if name in _NORMS else torch.broadcast_shapes(*(x.shape for x in given))  # type: ignore[no-untyped-call]
-            result = maps[0].mul_(1) if in_place else maps[0].expand(shape).clone()  # not itself: no call's output
-            for x in maps[1:]:
-                result = result.add_(x) if in_place else result + x
+            result = _passed(maps, maps[0].shape if name in _NORMS else _together(given), in_place)
         else:
             result = function(*args, **kwargs)
         set_gate(result, rule.gate)
@@ -262,6 +259,19 @@ class _Probe:
         return Survey(
             kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules), tuple(images.shape[1:])
         )
+
+
+def _together(tensors: list[Tensor]) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
+    return shape
+
+
+def _passed(maps: list[Tensor], shape: torch.Size, in_place: bool) -> Tensor:
+    """Add maps up as they are; the result is no kernel call's output, even where there is one map."""
+    result = maps[0].mul_(1) if in_place else maps[0].expand(shape).clone()
+    for x in maps[1:]:
+        result = result.add_(x) if in_place else result + x
+    return result
 
 
 def _is_quantised(module: nn.Module) -> bool:
