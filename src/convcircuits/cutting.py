@@ -226,7 +226,7 @@ def _read(
         laid = torch.cat([torch.zeros_like(p) for p in parts])
         wanted = value.move.channels[need[value.number]]
         laid[wanted[wanted >= 0]] = True
-        for s, part in zip(sources, laid.split([len(p) for p in parts]), strict=True):
+        for s, part in zip(sources, torch.split(laid, [len(p) for p in parts]), strict=True):
             need[s] = need[s] | part
     else:
         for n in value.inputs:

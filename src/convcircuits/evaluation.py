@@ -16,7 +16,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
-from convcircuits.masking import Masks, Subject
+from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey
 

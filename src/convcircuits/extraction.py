@@ -173,10 +173,9 @@ def _written(
     fold: bool,
     always_tuple: bool = False,
 ) -> fx.GraphModule:
-    def finish(emitter: Emitter, n: int) -> fx.Node:
-        return _feature(emitter, n, recording, subject)
-
-    return Emitter(recording, cuts, masks).emit(finish, fold=fold, always_tuple=always_tuple)
+    emitter = Emitter(recording, cuts, masks)
+    outputs = [_feature(emitter, n, recording, subject) for n in range(len(cuts))]
+    return emitter.writer.finish(outputs, fold=fold, always_tuple=always_tuple)
 
 
 def _rows(subject: Subject) -> Tensor | None:
@@ -195,14 +194,14 @@ def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -
         maps = emitter.take(n, last.number, at, silent=True)
     else:
         whole = emitter.whole(n, last.number, silent=True)
-        maps = emitter.call(torch.index_select, whole, 1, emitter.constant("rows", rows))
+        maps = emitter.writer.call(torch.index_select, whole, 1, emitter.writer.constant("rows", rows))
     if isinstance(subject.feature.unit, tuple):
         return maps
     coefficients = subject.survey.coefficients.to(subject.network.dtype)
     if not bool((coefficients == 1).all()):
         weights = coefficients.reshape(-1, *[1] * (len(last.shape) - 1))
-        maps = emitter.call(torch.mul, maps, emitter.constant("coefficients", weights))
-    return emitter.call(torch.select, maps, 1, 0) if len(rows) == 1 else emitter.call(torch.sum, maps, 1)
+        maps = emitter.writer.call(torch.mul, maps, emitter.writer.constant("coefficients", weights))
+    return emitter.writer.call(torch.select, maps, 1, 0) if len(rows) == 1 else emitter.writer.call(torch.sum, maps, 1)
 
 
 def _takes_any_size(subject: Subject, recording: Recording) -> bool:

@@ -6,7 +6,7 @@ which its channels lie, found by following channel numbers from the convolutions
 here depends on a circuit; `extraction` does the cutting.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,6 +65,7 @@ class Value:
         number: Its place in the recording.
         shape: Its shape for one image.
         axis: The dimension of that shape along which channels lie, or None.
+        dtype: Its dtype.
         layer: Name of the module that made it.
         rule: What the function does with channels; None for the image and for kernel calls.
         call: The kernel call that made it, without its input, if one did.
@@ -79,6 +80,7 @@ class Value:
     number: int
     shape: tuple[int, ...]
     axis: int | None
+    dtype: torch.dtype
     layer: str = ""
     rule: Rule | None = None
     call: KernelCall | None = None
@@ -119,7 +121,7 @@ class Recording:
     input_shape: tuple[int, ...]
 
     def fixed(self) -> list[Any]:
-        """List all that a module written from this would have fixed; the same for images of another size, or not."""
+        """List all that a module written from this would have fixed, whatever the size of its images."""
         return [(v.layer, getattr(v.function, "__name__", None), *_fixed_in(v)) for v in self.values[1:]]
 
 
@@ -137,7 +139,7 @@ def record(subject: Subject, input_shape: Sequence[int]) -> Recording:
     network = subject.network
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, *input_shape, generator=generator).to(network.device, network.dtype)
-    recorder = _Recorder(tuple(input_shape), network.running)
+    recorder = _Recorder(tuple(input_shape), network.dtype, network.running)
     with torch.no_grad():
         output = network.run(
             subject.feature,
@@ -151,8 +153,8 @@ def record(subject: Subject, input_shape: Sequence[int]) -> Recording:
 
 
 class _Recorder:
-    def __init__(self, input_shape: tuple[int, ...], running: Any) -> None:
-        self.values = [Value(0, input_shape, axis=0)]
+    def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype, running: Callable[[], str]) -> None:
+        self.values = [Value(0, input_shape, 0, dtype)]
         self._running = running
         self._elements: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
@@ -181,7 +183,7 @@ class _Recorder:
             raise self._problem("reads a property that is a tensor, such as x.T")
         if "out" in kwargs or any(all(x is not y for y in results) for x in written):
             raise self._problem(f"writes into part of a map ({base_name(function)})")
-        if not results or all(any(one is x for x in maps) and one._version == versions[0] for one in results[:1]):
+        if not results or (not written and any(results[0] is x for x in maps)):
             return result  # a shape, or the very same tensor
         set_gate(result, rule.gate)
         for part, one in enumerate(results):
@@ -189,6 +191,7 @@ class _Recorder:
                 len(self.values),
                 tuple(one.shape[1:]),
                 axis=None,
+                dtype=one.dtype,
                 layer=self._running(),
                 rule=rule,
                 function=function,
@@ -215,7 +218,7 @@ class _Recorder:
 
     def _add(self, output: Tensor, axis: int, **fields: Any) -> None:
         self._check(output)
-        self._put(output, Value(len(self.values), tuple(output.shape[1:]), axis=axis, **fields))
+        self._put(output, Value(len(self.values), tuple(output.shape[1:]), axis, output.dtype, **fields))
 
     def _put(self, x: Tensor, value: Value) -> None:
         self.values.append(value)

@@ -1,0 +1,214 @@
+"""Write a graph of small modules: calls that are written once, constants, and the choice of channels."""
+
+import hashlib
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_OPERATORS = ("getitem", "add", "sub", "mul", "truediv", "pow", "neg")
+
+
+class Writer:
+    """A graph that is being written, with the modules and constants that it calls.
+
+    Args:
+        channels: How many channels an image has.
+        device: Of its tensors.
+
+    Attributes:
+        image: The batch of images.
+        width: For tensors whose channels lie along an axis, how many they hold.
+    """
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._graph, self._root, self._device = fx.Graph(), nn.Module(), device
+        self._made: dict[Any, fx.Node] = {}
+        self.image = self._graph.placeholder("x")
+        if device.type == "cpu":
+            # Convolutions of few channels are much faster there with the channels last in memory.
+            kwargs: dict[str, Any] = {"memory_format": torch.channels_last}
+            self.image = self._graph.call_method("contiguous", (self.image,), kwargs)
+        self.width = {self.image: channels}
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Write a call of a function, or of a method by its name; the same call is written once."""
+        key = (function, identity(args), identity(kwargs))
+        if key not in self._made:
+            write = self._graph.call_method if isinstance(function, str) else self._graph.call_function
+            self._made[key] = write(function, args, kwargs)
+        return self._made[key]
+
+    def once(self, key: Any, write: Callable[[], fx.Node]) -> fx.Node:
+        """Give what was written under a key, or write it."""
+        if key not in self._made:
+            self._made[key] = write()
+        return self._made[key]
+
+    def constant(self, name: str, value: Tensor) -> fx.Node:
+        """Write a constant, kept as a buffer of that name or a like one."""
+
+        def write() -> fx.Node:
+            free = _free_name(name, lambda n: hasattr(self._root, n) or hasattr(fx.GraphModule, n))
+            self._root.register_buffer(free, value.detach().clone().to(self._device))
+            return self._graph.get_attr(free)
+
+        return self.once(("constant", identity(value)), write)
+
+    def module(self, layer: str, module: nn.Module, x: fx.Node, **numbers: Tensor) -> fx.Node:
+        """Write a call of a module, under the name of the layer that it is part of; keep its channels' numbers."""
+        *path, own = (layer or "model").split(".")
+        parent = self._root
+        for part in (self._own_name(parent, part) for part in path):
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        own = _free_name(self._own_name(parent, own), lambda n: n in parent._modules)
+        parent.add_module(own, module)
+        for key, value in numbers.items():
+            module.register_buffer(key, value.clone().to(self._device))
+        name = next(n for n, m in self._root.named_modules() if m is module)
+        return self._graph.call_module(name, (x,))
+
+    def choose(self, node: fx.Node, axis: int, rank: int, places: Tensor) -> fx.Node:
+        """Write the choice of some places of a tensor along its axis; -1 is a zero.
+
+        Args:
+            node: The tensor.
+            axis: The dimension of one image's value along which channels lie.
+            rank: How many dimensions one image's value has.
+            places: Which places, in order.
+        """
+        width = self.width[node]
+        if torch.equal(places, torch.arange(width)):
+            return node
+        if bool((places < 0).any()):
+            node = self.call(F.pad, node, (*[0, 0] * (rank - axis - 1), 0, 1))
+            places = torch.where(places < 0, width, places)
+        start = int(places[0])
+        if torch.equal(places, torch.arange(start, start + len(places))):
+            node = self.call(torch.narrow, node, axis + 1, start, len(places))
+        else:
+            node = self.call(torch.index_select, node, axis + 1, self.constant("channels", places))
+        self.width[node] = len(places)
+        return node
+
+    def finish(self, outputs: list[fx.Node], *, fold: bool, always_tuple: bool) -> fx.GraphModule:
+        """Make the module, in eval mode; ``fold`` makes one layer of a convolution and its BatchNorm."""
+        self._graph.output(tuple(outputs) if always_tuple else outputs[0])
+        if fold:
+            self._fold()
+        self._overwrite()
+        module = fx.GraphModule(self._root, _by_output(self._graph, outputs), "Circuit")
+        module.graph.lint()
+        return module.eval()
+
+    def _own_name(self, parent: nn.Module, name: str) -> str:
+        """Change a name that the finished module has another use for."""
+        return f"{name}_" if parent is self._root and hasattr(fx.GraphModule, name) else name
+
+    def _fold(self) -> None:
+        """Make one layer of a convolution and the BatchNorm that alone reads it."""
+        for node in list(self._graph.nodes):
+            norm, source = self._module_of(node), node.args[0] if node.args else None
+            if not isinstance(norm, _BatchNorm) or not isinstance(source, fx.Node) or len(source.users) > 1:
+                continue
+            conv, mean = self._module_of(source), norm.running_mean
+            if not isinstance(conv, nn.Conv2d) or mean is None or mean.dtype not in (torch.float32, torch.float64):
+                continue
+            self._replace(str(source.target), fuse_conv_bn_eval(conv.eval(), norm.eval()))
+            self._replace(str(node.target), None)
+            node.replace_all_uses_with(source)
+            self._graph.erase_node(node)
+
+    def _module_of(self, node: fx.Node) -> nn.Module | None:
+        return self._root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _replace(self, name: str, module: nn.Module | None) -> None:
+        path, _, own = name.rpartition(".")
+        parent = self._root.get_submodule(path)
+        if module is None:
+            del parent._modules[own]
+        else:
+            parent._modules[own] = module
+
+    def _overwrite(self) -> None:
+        """Let functions that can write into their map do so where nobody else reads it."""
+        for node in self._graph.nodes:
+            source = node.args[0] if node.args else None
+            if node.kwargs.get("inplace") is False and isinstance(source, fx.Node):
+                fresh = source.op == "call_module" or source.target is F.pad
+                node.update_kwarg("inplace", fresh and len(source.users) == 1)
+
+
+def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Give a call that computes the same and writes into nothing: a function, or a method's name."""
+    name: str = function.__name__
+    if getattr(torch.Tensor, name, None) is function:
+        core = name.strip("_")
+        if name.startswith("__"):
+            core = core.removeprefix("i") if core[1:] in _OPERATORS else core
+            return (getattr(operator, core) if core in _OPERATORS else name), args, kwargs
+        return name.removesuffix("_"), args, kwargs
+    if name.endswith("_"):
+        return getattr(F, name[:-1], None) or getattr(torch, name[:-1]), args, kwargs
+    if isinstance(function, FunctionType):  # written in Python, as all that have the option are
+        given = inspect.signature(function).bind(*args, **kwargs)
+        if "inplace" in given.arguments:
+            plain = {k: v for k, v in given.arguments.items() if k != "inplace"}
+            first = next(iter(plain))
+            return function, (plain.pop(first),), {**plain, "inplace": False}
+    return function, args, kwargs
+
+
+def identity(value: Any) -> Any:
+    """Give something hashable that is equal for equal arguments, tensors compared by their bytes."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        raw = plain.flatten().view(torch.uint8).numpy()
+        return (tuple(value.shape), value.dtype, hashlib.blake2b(raw.data, digest_size=16).digest())
+    if isinstance(value, Mapping):
+        return tuple((k, identity(v)) for k, v in sorted(value.items()))
+    if isinstance(value, (tuple, list)):
+        return tuple(identity(v) for v in value)
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    return (type(value), value) if isinstance(value, (bool, int, float)) else value
+
+
+def _free_name(name: str, taken: Callable[[str], bool]) -> str:
+    free, k = name, 1
+    while taken(free):
+        free, k = f"{name}_{k}", k + 1
+    return free
+
+
+def _by_output(graph: fx.Graph, outputs: Iterable[fx.Node]) -> fx.Graph:
+    """Order a graph so that each output is finished before the next is begun: fewer tensors live at once."""
+    ordered, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+
+    def copy(node: fx.Node) -> None:
+        copies[node] = ordered.node_copy(node, lambda a: copies[a])
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            copy(node)
+    for output in outputs:
+        stack = [output]
+        while stack:
+            node = stack[-1]
+            waiting = [a for a in node.all_input_nodes if a not in copies]
+            stack.extend(reversed(waiting))
+            if not waiting:
+                stack.pop()
+                if node not in copies:
+                    copy(node)
+    copy(next(node for node in graph.nodes if node.op == "output"))
+    return ordered
