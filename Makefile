@@ -38,6 +38,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 
 clean:
 	rm -rf .venv demo-output

@@ -37,7 +37,7 @@ class Costs:
 
     Attributes:
         module: The module.
-        full: The full model, stopped where the feature has been computed.
+        full: The full model, stopped where the feature's layer has run, with all of its filters.
         batch_size: How many images were timed at once.
         input_shape: (C, H, W) of an image.
         difference: Largest difference between the module and the circuit's masked run, relative to the largest value.
@@ -84,8 +84,12 @@ def costs(
     images = torch.randn(batch_size, *input_shape, generator=generator).to(network.device, network.dtype)
     with torch.no_grad():
         masked, small = subject.maps(images, subject.masks(circuit, input_shape, effective=True)), module(images)
-        times = [(_seconds(module, images), _seconds(subject.maps, images)) for _ in range(repeats)]
-        macs = _macs(module, images[:1]), _macs(subject.maps, images[:1])
+
+        def full(images: Tensor) -> Tensor:
+            return network.run(circuit.feature, images, lambda call: call.compute())
+
+        times = [(_seconds(module, images), _seconds(full, images)) for _ in range(repeats)]
+        macs = _macs(module, images[:1]), _macs(full, images[:1])
     seconds = [statistics.median(column) for column in zip(*times, strict=True)]
     used = network.state(subject.survey.modules)
     parameters = sum(p.numel() for name, p in network.module.named_parameters() if name in used)

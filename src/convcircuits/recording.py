@@ -133,8 +133,8 @@ def record(subject: Subject, input_shape: Sequence[int]) -> Recording:
         input_shape: (C, H, W) of an image.
 
     Raises:
-        UnextractableError: If what the model does depends on the image's values, goes across images, or is written through
-            views.
+        UnextractableError: If what the model does depends on the image's values, goes across images, or is written
+            through views.
     """
     network = subject.network
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,150 @@
+"""Measure how fast circuits run: extracted modules, and the evaluation of a sweep, against one plain forward pass.
+
+The yardstick is a forward pass of the same model cut off after the feature's layer, all of its filters, in the same
+process, run in turn with what is measured, since machines drift; medians are quoted. VGG16 has real weights and real
+photographs; AlexNet and ResNet18 random ones, for want of a hub.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+
+import convcircuits as cc
+from convcircuits.evaluation import evaluate_all
+from convcircuits.images import crops, sample_photographs, split_photographs
+from convcircuits.models import load_model
+
+DENSITIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001]
+BATCH = 16
+
+
+class ResNet18ToLayer3(nn.Module):
+    """ResNet18 up to layer3.1.conv2."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        m, block = model, model.layer3[1]
+        self.before = nn.Sequential(m.conv1, m.bn1, m.relu, m.maxpool, m.layer1, m.layer2, m.layer3[0])
+        self.block = nn.Sequential(block.conv1, block.bn1, block.relu, block.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.before(x))
+
+
+def in_turn(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Time functions one after the other, round after round."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()
+    for _ in range(rounds):
+        for run, taken in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    return times
+
+
+def ratios(numerator: list[float], denominator: list[float]) -> str:
+    each = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return f"**{statistics.median(each):.2f}x** ({min(each):.2f}-{max(each):.2f})"
+
+
+def macs(run: Callable[[Tensor], object], image: Tensor) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(image)
+    return counter.get_total_flops() / 2
+
+
+def extracted(
+    name: str, model: nn.Module, truncated: nn.Module, feature: cc.Feature, images: Tensor, criterion: str, rounds: int
+) -> str:
+    """Time a 5 % circuit's module beside the full model; give a row of the table."""
+    circuit = cc.find(model, feature, images, criterion=criterion, density=0.05)
+    small = cc.extract(model, circuit)
+    last = truncated.eval()
+    with torch.no_grad():
+        full, fast = in_turn([lambda: last(images), lambda: small(images)], rounds)
+        in_last = images.contiguous(memory_format=torch.channels_last)
+        (full_last,) = in_turn([lambda: last(in_last)], rounds)
+    less = macs(last, images[:1]) / macs(small, images[:1])
+    also = statistics.median(full_last) / statistics.median(fast)
+    cells = [name, criterion, f"{statistics.median(full):.2f} s", ratios(full, fast), f"{less:.2f}x", f"{also:.2f}x"]
+    return f"| {' | '.join(cells)} |"
+
+
+def sweep(
+    name: str, model: nn.Module, truncated: nn.Module, feature: cc.Feature, images: Tensor, criterion: str, rounds: int
+) -> str:
+    """Time the evaluation of 13 circuits beside one forward pass; give a row of the table."""
+    scores = cc.score(model, feature, images, criterion=criterion)
+    circuits = [cc.prune(scores, density=density) for density in DENSITIES]
+
+    def masked() -> None:
+        for circuit in circuits:
+            cc.activations(model, feature, images, circuit=circuit)
+
+    with torch.no_grad():
+        one, whole, by_masks = in_turn(
+            [lambda: truncated(images), lambda: evaluate_all(model, circuits, images), masked], rounds
+        )
+    alive = sum(bool(r.effective_kernels) for r in evaluate_all(model, circuits, images[:2]))
+    cells = [name, criterion, f"{statistics.median(one):.2f} s", f"{alive}", ratios(whole, one), ratios(by_masks, one)]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    noise = torch.randn(BATCH, 3, 224, 224)
+    alexnet, resnet18 = models.alexnet(weights=None).eval(), models.resnet18(weights=None).eval()
+    loaded = load_model("vgg16_hed")
+    train, _ = split_photographs(sample_photographs())
+    photographs = crops(train, loaded.preprocess, count=BATCH, seed=0, size=(224, 224))
+    layer3 = ("ResNet18 layer3.1.conv2", resnet18, ResNet18ToLayer3(resnet18), cc.Feature("layer3.1.conv2", 9), noise)
+    conv5 = ("AlexNet features.10", alexnet, alexnet.features[:11], cc.Feature("features.10", 9), noise)
+    vgg16 = loaded.model
+    conv3 = ("VGG16 conv3_3 (real)", vgg16, vgg16.features[:15], cc.Feature("features.14", 54), photographs)
+    lines = [
+        "# How fast circuits run",
+        "",
+        f"Made by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}; medians, and least to most in brackets.",
+        "",
+        "A 5 % circuit as a module of its own, against the full model cut off after the feature's layer:",
+        "",
+        "| model, feature | criterion | full model | module faster by | fewer multiplications by | "
+        "against the full model in channels-last |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, criterion in ((layer3, "gauss_newton"), (conv3, "gauss_newton"), (conv3, "snip"), (conv3, "force")):
+        lines.append(extracted(*case, criterion, options.rounds))
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits, all figures), in forward passes of "
+        "the full model:",
+        "",
+        "| model, feature | criterion | one forward | circuits alive | evaluate_all | as masked runs |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, criterion in ((conv5, "gauss_newton"), (conv5, "snip"), (conv3, "gauss_newton")):
+        lines.append(sweep(*case, criterion, options.rounds))
+        print(lines[-1], flush=True)
+    text = "\n".join(lines) + "\n"
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
