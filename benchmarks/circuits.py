@@ -36,6 +36,7 @@ class ResNet18ToLayer3(nn.Module):
         self.block = nn.Sequential(block.conv1, block.bn1, block.relu, block.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give the layer's maps."""
         return self.block(self.before(x))
 
 
@@ -119,7 +120,8 @@ def main() -> None:
         "# How fast circuits run",
         "",
         f"Made by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}; medians, and least to most in brackets.",
+        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}; medians, and least to "
+        "most in brackets.",
         "",
         "A 5 % circuit as a module of its own, against the full model cut off after the feature's layer:",
         "",
