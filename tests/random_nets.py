@@ -41,7 +41,7 @@ class Kernels(Step):
         ((x, live),), weight = inputs, self.layer.weight
         groups = getattr(self.layer, "groups", 1)
         reads = live.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)  # (out, in per group)
-        mask = masks[f"{name}.layer"]
+        mask = masks.get(f"{name}.layer", torch.zeros(len(weight), reads.shape[1], dtype=torch.bool))
         if mask.shape[1] != reads.shape[1]:  # Linear on a flattened map: a kernel is a block
             reads = reads.reshape(*mask.shape, -1)[..., 0]
         kept = mask & reads
@@ -206,7 +206,9 @@ class RandomNet(nn.Module):
         groups = self.dice.choice([g for g in (1, 1, 2, c) if c % g == 0 and channels % g == 0])
         size = self.dice.choice([1, 3])
         bias = self.dice.random() < 0.7
-        self._add(Kernels(nn.Conv2d(c, channels, size, padding=size // 2, groups=groups, bias=bias)), [source], channels)
+        self._add(
+            Kernels(nn.Conv2d(c, channels, size, padding=size // 2, groups=groups, bias=bias)), [source], channels
+        )
 
     def _grow(self):
         last = len(self.channels) - 1
