@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+KINDS = ["conv"] * 3 + ["bn", "relu", "add"] * 2 + ["cat", "part", "shuffle", "gate", "norm", "pool", "scale"]
+
+
 def silence(x, live):
     """The map with exact zeros in its dead channels."""
     return x * live.to(x).reshape(1, -1, *[1] * (x.dim() - 2))
@@ -215,10 +218,7 @@ class RandomNet(nn.Module):
         source = last if self.dice.random() < 0.75 else self.dice.randrange(1, last + 1)
         c = self.channels[source]
         like = [n for n in range(1, last + 1) if self.channels[n] == c]
-        kind = self.dice.choice(
-            ["conv", "conv", "conv", "bn", "bn", "relu", "relu", "add", "add", "cat", "part", "shuffle"]
-            + ["gate", "norm", "pool", "scale"]
-        )
+        kind = self.dice.choice(KINDS)
         if kind == "conv":
             self._conv(source, self.dice.choice([4, 6]))
         elif kind == "bn":
