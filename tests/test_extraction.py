@@ -300,6 +300,12 @@ def test_what_cannot_be_extracted_is_named_and_still_measured(what, message):
     agree(cc.evaluate(model, circuit, images), closed_form(full, kept))
 
 
+def space_to_depth(x):
+    n, c, h, w = x.shape
+    x = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
+    return F.interpolate(x.reshape(n, 4 * c, h // 2, w // 2)[:, 1:5], scale_factor=2)
+
+
 def constant_beside(x):
     return torch.cat([x[:, :3], torch.zeros(len(x), 1, *x.shape[2:], dtype=x.dtype)], 1)
 
@@ -313,6 +319,7 @@ ALLOWED = {
     ),
     "a unit norm": (F.normalize, "out=None is taken for writing into a map"),
     "a constant of the map's type": (lambda x: x * torch.tensor(2.0).to(x), "it is taken for a map that was cut off"),
+    "space to depth": (space_to_depth, "a reshape that merges channels with what stands before them"),
     "zeros like a part": (lambda x: torch.cat([x[:, :3], torch.zeros_like(x[:, :1])], 1), None),
     "a constant's power": (lambda x: torch.pow(x, 2), None),
     "a reflected difference": (lambda x: 1 - x, None),
