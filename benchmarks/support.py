@@ -1,0 +1,128 @@
+"""Try every architecture of the tests' table and write docs/support.md: what can be scored, evaluated, extracted, exported.
+
+Weights are random and images small: what counts is whether it works and agrees, not what a circuit shows.
+"""
+
+import argparse
+import importlib.util
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import convcircuits as cc
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from architectures import ARCHITECTURES, Architecture  # noqa: E402
+
+COLUMNS = ("score", "evaluate", "extract", "ONNX")
+GENERAL = """
+## What is not supported
+
+| what | score, evaluate | extract |
+| --- | --- | --- |
+| attention, and any product of two maps (`matmul`, `einsum`) before the feature | no | no |
+| maps cut into windows or tokens along the batch | no | no |
+| 1-D, 3-D and transposed convolutions before the feature | no | no |
+| weights that are applied by `matmul`, not by `conv2d` or `linear` | no | no |
+| what runs depends on the image's values (`if x.sum() > 0`, `.item()`, sorting, top-k) before the feature | no | no |
+| scripted and quantised models | no | no |
+| computation across images (batch statistics in eval mode, `x.mean(0)`) | yes | no |
+| writing into part of a map (`x[:, 0] = ...`, in-place writes through a view), `x.T` | yes | no |
+| code that depends on the size of images | yes | for one size: `input_shape` |
+
+Each is an error that names the module and says what it does. What cannot be extracted is measured by masked runs.
+"""
+
+
+def tried(step: Callable[[], object]) -> str:
+    """Run a step; give yes, or the reason why not."""
+    try:
+        step()
+    except cc.ConvCircuitsError as error:
+        return "no: " + re.sub(r"\s+", " ", str(error)).split(", so ")[0].replace("|", "\\|")
+    return "yes"
+
+
+def agree(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise where two runs of one computation differ."""
+    if float((got - expected).abs().max()) > 2e-5 * float(expected.abs().max()):
+        raise cc.ConvCircuitsError("differs from the masked run")
+
+
+def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
+    """Try one feature: a circuit with a map, evaluated, extracted, exported."""
+    model, images = architecture.build(), architecture.images()
+    feature, found = cc.Feature(layer, unit), {}
+
+    def score() -> None:
+        scores = cc.score(model, feature, images[:1], normalizer="layer_l2", draws=1)
+        for density in (0.1, 0.3, 0.6, 1.0):
+            found["circuit"] = cc.prune(scores, density=density)
+            found["maps"] = cc.activations(model, feature, images, circuit=found["circuit"])
+            if found["maps"].any():
+                break
+
+    def extract() -> None:
+        found["small"] = cc.extract(model, found["circuit"])
+        with torch.no_grad():
+            agree(found["small"](images), found["maps"])
+
+    def export() -> None:
+        import onnxruntime
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "circuit.onnx"
+            cc.save(found["small"], path)
+            session = onnxruntime.InferenceSession(str(path))
+            (maps,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        agree(torch.from_numpy(maps), found["maps"])
+
+    steps = {"score": score, "evaluate": lambda: cc.evaluate(model, found["circuit"], images), "extract": extract}
+    if exporter():
+        steps["ONNX"] = export
+    cells: dict[str, str] = {}
+    for column, step in steps.items():
+        cells[column] = tried(step) if all(cell == "yes" for cell in cells.values()) else "-"
+    return [cells.get(column, "not tried") for column in COLUMNS]
+
+
+def exporter() -> bool:
+    """Tell whether circuits can be exported to ONNX and run here."""
+    return all(importlib.util.find_spec(name) for name in ("onnxruntime", "convcircuits.graphs"))
+
+
+def table() -> list[str]:
+    """Write the table's lines."""
+    lines = ["| architecture | feature | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
+    for architecture in ARCHITECTURES.values():
+        for layer, unit in architecture.features:
+            cells = row(architecture, layer, unit)
+            print(architecture.name, layer, *cells, flush=True)
+            lines.append(f"| `{architecture.name}` | `{layer}:{unit}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "support.md")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lines = table()
+    head = "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: " + (
+        "a circuit is found, evaluated,\nextracted and compared with its masked run, and exported. Weights are random.\n"
+    )
+    out.write_text("\n".join([head, *lines, GENERAL]))
+
+
+if __name__ == "__main__":
+    main()
