@@ -20,8 +20,6 @@ CASES = [
 ]
 UNSUPPORTED = [name for name, architecture in ARCHITECTURES.items() if architecture.error is not None]
 
-KNOWN = {"timm:tresnet_m": "space to depth: a reshape that merges channels with what stands before them"}
-
 
 @functools.lru_cache(maxsize=1)
 def built(name):
@@ -50,9 +48,7 @@ def error_of(got, expected):
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
-def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(name, layer, unit, request):
-    if name in KNOWN:
-        request.applymarker(pytest.mark.xfail(reason=KNOWN[name], strict=True))
+def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(name, layer, unit):
     architecture, model, feature = ARCHITECTURES[name], built(name), cc.Feature(layer, unit)
     images = architecture.images()
     tolerance = 2e-5 if architecture.dtype is torch.float32 else 1e-11

@@ -17,16 +17,6 @@ from test_masking import FEATURES, random_masks
 
 torch.set_num_threads(1)
 
-# Where all data of a gate is dead, what leads to the gate alone is not effective; a cut still counts it.
-GATES_OF_DEAD_DATA = {"se_conv:conv2", "se_linear:head", "units of a gated block", 14}
-
-
-def known(request, key):
-    if key in GATES_OF_DEAD_DATA:
-        reason = "a cut keeps what leads to the gate of a dead channel"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-
-
 def opened(model, feature, shape):
     network = Network(model)
     subject = Subject(network, feature, survey(network, feature, shape))
@@ -53,7 +43,6 @@ def as_probed(model, feature, shape):
 
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_effective_kernels_are_those_of_the_probe_and_of_graph_search(name, layer, unit, request):
-    known(request, f"{name}:{layer}")
     case = NETS[name]
     model = case.build()
     for masks, effective in as_probed(model, cc.Feature(layer, unit), case.input_shape):
@@ -63,14 +52,12 @@ def test_effective_kernels_are_those_of_the_probe_and_of_graph_search(name, laye
 
 @pytest.mark.parametrize(("name", "layer", "unit", "call"), KINDS.values(), ids=KINDS)
 def test_effective_kernels_of_every_kind_of_feature_are_those_of_the_probe(name, layer, unit, call, request):
-    known(request, request.node.callspec.id)
     case = NETS[name]
     assert list(as_probed(case.build(), cc.Feature(layer, unit, call=call), case.input_shape))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_effective_kernels_in_random_nets_are_those_of_the_probe(seed, request):
-    known(request, seed)
     model = seeded(lambda: RandomNet(seed), seed)()
     assert list(as_probed(model, cc.Feature(model.layer, seed % 3), (3, 7, 6)))
 

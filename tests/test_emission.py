@@ -15,7 +15,6 @@ from test_masking import FEATURES
 torch.set_num_threads(1)
 
 GATED = ("se.fc1", "se.fc2")  # layers of which a dead filter may be needed, as a constant
-GATES_OF_DEAD_DATA = (("se_conv", "conv2", 0.25), ("se_linear", "head", 0.25))  # see test_cutting
 
 
 def layers_of(small):
@@ -50,13 +49,10 @@ def laid_out(weight, groups, size):
 @pytest.mark.parametrize("density", [0.25, 0.6, 1.0])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_exactly_the_needed_filters_are_left_with_the_models_weights(name, layer, unit, density, request):
-    if (name, layer, density) in GATES_OF_DEAD_DATA:
-        reason = "a cut keeps what leads to the gate of a dead channel"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     case = NETS[name]
     model, feature = case.build(), cc.Feature(layer, unit)
     circuit = circuit_of(model, feature, case.images(), density, seed=5)
-    small = cc.extract(model, circuit)
+    small = cc.extract(model, circuit, fold=False)
     inside = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks)
     slow, modules = oracles.slow_copy(model, blocks=case.blocks)[0], layers_of(small)
     for key, effective in inside.items():
@@ -150,7 +146,7 @@ def test_a_layer_that_runs_twice_has_a_second_name_and_its_own_kernels():
     masks = {"stem": torch.zeros(4, 3), "shared": torch.zeros(4, 4), "head": torch.zeros(3, 4)}
     masks["stem"][0, 0] = masks["shared"][1, 0] = masks["shared"][2, 1] = masks["head"][1, 2] = 1
     circuit = cc.Circuit.from_masks(model, cc.Feature("head", 1), masks, input_shape=case.input_shape)
-    small = cc.extract(model, circuit)
+    small = cc.extract(model, circuit, fold=False)
     assert [key for key, _ in small.named_children()] == ["stem", "shared", "shared_1", "head"]
     kernels = [(m.filters.tolist(), m.channels.tolist()) for m in (small.shared, small.shared_1)]
     assert kernels == [([1], [0]), ([2], [1])]
@@ -197,7 +193,7 @@ class InPlace(nn.Module):
 def test_the_module_overwrites_nothing_that_is_read_again(density):
     model, images = seeded(InPlace, 8)(), NETS["plain"].images(3)
     circuit = circuit_of(model, cc.Feature("head", 1), images.clone(), density)
-    small, given = cc.extract(model, circuit), images.clone()
+    small, given = cc.extract(model, circuit, fold=False), images.clone()
     first = small(images)
     assert torch.equal(images, given)
     assert torch.equal(small(images), first)

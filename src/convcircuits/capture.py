@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import base_name, of_image, set_of_image, tensors_in
+from convcircuits.functions import base_name, depends_on_image, set_of_image, tensors_in
 from convcircuits.tables import suggest
 
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -222,7 +222,7 @@ class _Interception(TorchFunctionMode):
             )
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
-        if any(of_image(x) for x in tensors_in((args, kwargs))):
+        if depends_on_image(func, args, kwargs):
             set_of_image(result)
         return result
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.calls import ConvCall
-from convcircuits.functions import Kind, base_name, with_maps
+from convcircuits.functions import Kind, base_name, in_place_of_maps
 from convcircuits.masking import Masks
 from convcircuits.recording import Recording, Ref, Value
 from convcircuits.silence import marks_after
@@ -28,11 +28,13 @@ class Cut:
     Attributes:
         live: For each value which channels are live, (channels,); which elements, where it has no axis.
         need: For each value which channels are needed, (channels,); whether it is needed, (), where it has no axis.
+        read: As ``need``, without what is needed for the size of a constant map alone.
         conducting: For each kernel call, by the number of its value, the kept kernels that read a live channel.
     """
 
     live: tuple[Tensor, ...]
     need: tuple[Tensor, ...]
+    read: tuple[Tensor, ...]
     conducting: dict[int, Tensor]
 
     def effective(self, recording: Recording, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +45,7 @@ class Cut:
             assert call is not None
             if call.layer in found:
                 rows = slice(None) if call.rows is None else call.rows.cpu()
-                found[call.layer][rows] |= conducting & self.need[number][:, None]
+                found[call.layer][rows] |= conducting & self.read[number][:, None]
         return {layer: mask & kept[layer] for layer, mask in found.items()}
 
 
@@ -101,6 +103,14 @@ def cut(recording: Recording, masks: Masks | None, rows: Tensor | None) -> Cut:
             live.append(kept if masks is not None and masks.silent else torch.ones_like(kept))
         else:
             live.append(_live(recording, value, live))
+    read, need = (_needed(recording, rows, live, conducting, sizes=sizes) for sizes in (False, True))
+    return Cut(tuple(live), tuple(need), tuple(read), conducting)
+
+
+def _needed(
+    recording: Recording, rows: Tensor | None, live: Sequence[Tensor], conducting: dict[int, Tensor], *, sizes: bool
+) -> list[Tensor]:
+    """Find what the feature needs of each value; ``sizes`` adds a channel where a constant needs a map's size."""
     need = [torch.zeros(v.channels if v.axis is not None else (), dtype=torch.bool) for v in recording.values]
     last = recording.values[-1]
     if last.axis == 0:
@@ -112,8 +122,8 @@ def cut(recording: Recording, masks: Masks | None, rows: Tensor | None) -> Cut:
         need[-1] = torch.ones_like(need[-1])
     for value in reversed(recording.values):
         if bool(need[value.number].any()):
-            _read(recording, value, live, need, conducting)
-    return Cut(tuple(live), tuple(need), conducting)
+            _read(recording, value, live, need, conducting, sizes)
+    return need
 
 
 def full(value: Value, channels: Tensor) -> Tensor:
@@ -188,9 +198,8 @@ def _has_zeros(value: Value) -> bool:
 
 def _again(value: Value) -> Callable[[Sequence[Tensor]], Any]:
     def again(marks: Sequence[Tensor]) -> Any:
-        rest = iter(marks)
-        args = with_maps((value.args, value.kwargs), lambda _: next(rest), Ref)
-        return value.function(*args[0], **args[1])
+        given = in_place_of_maps((value.args, value.kwargs), marks, lambda x: isinstance(x, Ref), torch.bool)
+        return value.function(*given[0], **given[1])
 
     return again
 
@@ -201,6 +210,7 @@ def _read(
     live: Sequence[Tensor],
     need: list[Tensor],
     conducting: dict[int, Tensor],
+    sizes: bool,
 ) -> None:
     """Say what a needed value needs of its inputs."""
     if value.call is not None:
@@ -210,7 +220,7 @@ def _read(
         if source.axis != channel_dim:
             need[source.number] = torch.ones_like(need[source.number])
             return
-        if not bool(read.any()):
+        if sizes and not bool(read.any()):
             read[0, 0] = True  # a constant still has the size of a map
         if not isinstance(value.call, ConvCall):
             read = read.repeat_interleave(source.channels // read.shape[1], 1)
@@ -234,7 +244,11 @@ def _read(
             how = reading(recording, value, source)
             if how.aligned:
                 wanted = need[value.number] & live[n] if how.silent else need[value.number]
-                if not bool(wanted.any()) and not zero_of_others(recording, value, source, need[value.number], live):
+                if (
+                    sizes
+                    and not bool(wanted.any())
+                    and not _zero_of_others(recording, value, source, need[value.number], live)
+                ):
                     wanted = need[value.number].nonzero()[0] == torch.arange(source.channels)
                 need[n] = need[n] | wanted
             elif source.axis is not None and how.silent:
@@ -243,7 +257,7 @@ def _read(
                 need[n] = torch.ones_like(need[n])
 
 
-def zero_of_others(recording: Recording, value: Value, source: Value, wanted: Tensor, live: Sequence[Tensor]) -> bool:
+def _zero_of_others(recording: Recording, value: Value, source: Value, wanted: Tensor, live: Sequence[Tensor]) -> bool:
     """Tell whether an input that is dead where it is wanted can be had as zeros of another input's shape."""
     others = [recording.values[n] for n in value.inputs if n != source.number]
     return any(

@@ -124,10 +124,12 @@ class Emitter:
         """Write a kernel call, once for all circuits that read the same tensor where that is less work."""
         if len(circuits) > 1 and all(self._can_share(value, n) for n in circuits):
             rows = {n: self._cuts[n].need[value.number].nonzero()[:, 0] for n in circuits}
-            reads = {n: self._reads(value, node, n, rows[n]) for n in circuits}
-            table = torch.cat([torch.cat([rows[n][:, None], reads[n].long()], 1) for n in circuits])
-            unique, which = torch.unique(table, dim=0, return_inverse=True)
-            alone = sum(len(rows[n]) * int(reads[n].any(0).sum()) for n in circuits)
+            tables = {
+                n: torch.cat([rows[n][:, None], self._reads(value, node, n, rows[n]).long()], 1) for n in circuits
+            }
+            unique, which = torch.unique(torch.cat(list(tables.values())), dim=0, return_inverse=True)
+            different = {identity(table): table for table in tables.values()}.values()
+            alone = sum(len(table) * int(table[:, 1:].any(0).sum()) for table in different)
             if len(unique) * int(unique[:, 1:].any(0).sum()) < alone:
                 made = self._shared(value, node, unique)
                 which = torch.split(which, [len(rows[n]) for n in circuits])
@@ -209,18 +211,19 @@ class Emitter:
         found, wanted = self._found[n][source.number], torch.unique(move.channels[self._cuts[n].need[value.number]])
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[found.node]:
             found = self._holds(self.take(n, source.number, wanted, silent=False), source, wanted)
-        # Each channel of the source has become one or, where a map was laid flat, as many as it has positions.
-        order = torch.argsort(move.channels, stable=True).reshape(source.channels, -1)
-        size = order.shape[1]
+        # Channels of the source are repeated: runs of `inner` of them (a map laid flat) again and again.
+        numbers = torch.arange(value.channels).reshape(-1, source.channels, move.inner)
+        times, width = len(numbers), self.writer.width[found.node]
         if move.form == "call":
             made = self._replayed(value, {value.inputs[0]: found.node})
         else:
             shape = list(value.shape)
-            shape[value.axis or 0] = self.writer.width[found.node] * size
+            shape[value.axis or 0] = times * width * move.inner
             made = self.writer.call("reshape", found.node, (-1, *shape))
-        self.writer.width[made] = self.writer.width[found.node] * size
+        self.writer.width[made] = times * width * move.inner
         places, present = torch.full((value.channels,), -1), found.places >= 0
-        places[order[present]] = found.places[present][:, None] * size + torch.arange(size)
+        held = torch.arange(times * width * move.inner).reshape(times, width, move.inner)
+        places[numbers[:, present].flatten()] = held[:, found.places[present]].flatten()
         return _Found(made, places)
 
     def _gathered(self, value: Value, sources: Sequence[int], channels: Tensor, n: int) -> _Found:

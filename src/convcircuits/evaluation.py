@@ -415,7 +415,7 @@ def _notes_on_units(measured: _Comparison) -> list[str]:
 
 
 def _constant(moment: float, mean: float, n: int, eps: float) -> bool:
-    return moment <= n * (eps * mean) ** 2  # what rounding in the model's dtype alone can make
+    return moment <= n * (8 * eps * mean) ** 2  # what rounding in the model's dtype alone can make
 
 
 def _ratio(error: float, size: float) -> float:

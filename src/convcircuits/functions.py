@@ -86,13 +86,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def with_maps(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
     """Change every tensor (or what stands for one) among a function's arguments."""
-    if isinstance(value, kind):
-        return change(value)
     if isinstance(value, Mapping):
         return {key: with_maps(part, change, kind) for key, part in value.items()}
     if type(value) in (tuple, list, torch.Size):
         return (list if isinstance(value, list) else tuple)(with_maps(part, change, kind) for part in value)
-    return value
+    return change(value) if isinstance(value, kind) else value
 
 
 def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps: Sequence[Tensor]) -> Rule:
@@ -133,6 +131,33 @@ def set_of_image(result: Any) -> None:
     """Remember of a function's results that they were computed from the image."""
     for one in tensors_in(result):
         one._convcircuits_of_image = True  # type: ignore[attr-defined]
+
+
+# Functions of which only the form of the result depends on a map: of all their tensors, or of those after the first.
+_NEW = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
+_NEW |= {"new_tensor", "rand_like", "randn_like"}
+_FORMED_BY = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
+
+
+def depends_on_image(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether what a call gives is computed from the image."""
+    name = base_name(function)
+    if name in _NEW:
+        return False
+    given = args[:1] if name in _FORMED_BY and args else (args, kwargs)
+    return any(of_image(x) for x in tensors_in(given))
+
+
+def in_place_of_maps(given: Any, others: Sequence[Any], is_map: Callable[[Any], bool], zero: torch.dtype) -> Any:
+    """Put other tensors in the place of maps among arguments; zeros in the place of constants that hold values."""
+    rest = iter(others)
+
+    def change(x: Any) -> Any:
+        if is_map(x):
+            return next(rest)
+        return torch.zeros_like(x, dtype=zero) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return with_maps(given, change, object)
 
 
 def is_gate(maps: Tensor) -> bool:

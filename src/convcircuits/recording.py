@@ -19,6 +19,8 @@ from convcircuits.functions import (
     Kind,
     Rule,
     base_name,
+    depends_on_image,
+    in_place_of_maps,
     of_image,
     rule_of,
     set_gate,
@@ -47,6 +49,7 @@ class Move:
         sources: Values that have an axis, of which this one is made.
         channels: For each channel its number in the sources' channels laid end to end; -1 for a zero. None where
             channels do not lie along one dimension.
+        inner: How many channels in a row, of this value, come from each channel of the source, where there is one.
         form: How the value is made of the sources, other channels taken away: ``"gather"`` of channels along the same
             axis, ``"reshape"`` in the same order, or ``"call"``, the function as it is. None where only the whole
             sources will do.
@@ -55,6 +58,7 @@ class Move:
     sources: tuple[int, ...]
     channels: Tensor | None
     form: str | None
+    inner: int = 1
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,12 @@ class _Recorder:
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         maps = [x for x in tensors_in((args, kwargs)) if of_image(x)]
-        if not maps:
+        if not depends_on_image(function, args, kwargs):
             return function(*args, **kwargs)
         inputs = tuple(self.number(x) for x in maps)
         versions = [x._version for x in maps]
         rule = rule_of(function, args, kwargs, maps)
-        before = with_maps((args, kwargs), lambda x: Ref(self.number(x)) if of_image(x) else x.detach().clone())
+        before = with_maps((args, kwargs), lambda x: Ref(self.number(x)) if of_image(x) else _of_one_image(x, maps))
         result = function(*args, **kwargs)
         written = [x for x, version in zip(maps, versions, strict=True) if x._version != version]
         results = tensors_in(result)
@@ -181,7 +185,7 @@ class _Recorder:
             raise self._problem(f"reads a value that depends on the image ({base_name(function)})")
         if results and base_name(function) == "get":
             raise self._problem("reads a property that is a tensor, such as x.T")
-        if "out" in kwargs or any(all(x is not y for y in results) for x in written):
+        if kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
             raise self._problem(f"writes into part of a map ({base_name(function)})")
         if not results or (not written and any(results[0] is x for x in maps)):
             return result  # a shape, or the very same tensor
@@ -287,11 +291,17 @@ class _Recorder:
         index[axis] = slice(None)  # type: ignore[call-overload]
         channels = channel[tuple(index)].clone()
         value = replace(value, axis=axis)
-        return replace(value, move=Move(sources, channels, self._form(value, axis, sources, elements, channels)))
+        form, inner = self._form(value, axis, sources, elements, channels), 1
+        if form in ("reshape", "call"):
+            inner = _run(channels, self.values[sources[0]].channels)
+            form = form if inner else None
+        return replace(value, move=Move(sources, channels, form, inner))
 
     def _joins_channels(self, value: Value) -> bool:
         """Tell the commonest move, a concatenation of channels, which needs no following of elements."""
         axes = {self.values[n].axis for n in value.inputs}
+        if _constants(value.args):
+            return False
         if base_name(value.function) not in ("cat", "concat", "concatenate") or len(axes) > 1 or None in axes:
             return False
         dim = value.kwargs.get("dim", value.kwargs.get("axis", value.args[1] if len(value.args) > 1 else 0))
@@ -303,9 +313,11 @@ class _Recorder:
         for x in maps:
             numbered.append(torch.arange(count, count + x.numel()).reshape(x.shape))
             count += x.numel()
-        rest = iter(numbered)
-        args = with_maps((value.args, value.kwargs), lambda _: next(rest), Ref)
-        return value.function(*args[0], **args[1])
+        if not all(bool((x == 0).all()) for x in _constants(value.args)):
+            raise self._problem(f"joins a map and a constant that is not zero ({base_name(value.function)})")
+        given = in_place_of_maps((value.args, value.kwargs), numbered, lambda x: isinstance(x, Ref), torch.long)
+        given = with_maps(given, lambda x: x.expand(_IMAGES, *x.shape[1:]) if _is_short(x, maps) else x)
+        return value.function(*given[0], **given[1])
 
     def _to_sources(self, value: Value, numbered: Tensor) -> tuple[tuple[int, ...], Tensor]:
         """Turn numbers of elements in the function's maps into numbers in the sources, for one image."""
@@ -362,6 +374,20 @@ class _Recorder:
         return "call" if base_name(value.function) in ("expand", "flip", "roll", "movedim", "swapaxes") else None
 
 
+def _of_one_image(x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Keep a constant; of one that was made as long as the batch, what all images have."""
+    x = x.detach().clone()
+    return x[:1] if x.dim() == maps[0].dim() and len(x) == _IMAGES and torch.equal(x[0], x[1]) else x
+
+
+def _is_short(x: Tensor, maps: Sequence[Tensor]) -> bool:
+    return x.dim() == maps[0].dim() and len(x) == 1
+
+
+def _constants(args: Any) -> list[Tensor]:
+    return [x for x in tensors_in(args) if x.is_floating_point()]
+
+
 def _fixed_in(value: Value) -> tuple[Any, ...]:
     if value.call is not None:
         call = value.call
@@ -384,6 +410,15 @@ def _offsets(shapes: Sequence[Sequence[int]]) -> list[int]:
 
 def _numbered(value: Value, start: int) -> Tensor:
     return torch.arange(start, start + _offsets([value.shape])[1]).reshape(value.shape)
+
+
+def _run(channels: Tensor, count: int) -> int:
+    """Find k such that channels are 0 k times, 1 k times, ..., and so on, again and again; 0 where there is none."""
+    whole = len(channels) // count
+    for k in (k for k in range(1, whole + 1) if whole % k == 0):
+        if torch.equal(channels, torch.arange(count).repeat_interleave(k).repeat(whole // k)):
+            return k
+    return 0
 
 
 def _in_order(elements: Tensor, source: Value) -> bool:

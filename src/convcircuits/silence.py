@@ -16,6 +16,7 @@ from convcircuits.functions import (
     Rule,
     argument,
     base_name,
+    in_place_of_maps,
     is_product,
     of_image,
     rule_of,
@@ -50,8 +51,7 @@ def follow(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
         result = function(*silent[0], **silent[1], **into)
 
     def again(others: Sequence[Tensor]) -> Any:
-        rest = iter(others)
-        moved = with_maps((args, named), lambda x: next(rest) if _is_map(x) else x)
+        moved = in_place_of_maps((args, named), others, _is_map, torch.bool)
         return function(*moved[0], **moved[1])
 
     after = marks_after(rule, function, (args, named), again, marks, result)
@@ -124,8 +124,8 @@ def silenced(maps: Tensor) -> Tensor:
     return maps if mark is None else maps * mark
 
 
-def _is_map(x: Tensor) -> bool:
-    return of_image(x) and x.dim() > 1
+def _is_map(x: Any) -> bool:
+    return isinstance(x, Tensor) and of_image(x) and x.dim() > 1
 
 
 def _full_mark(maps: Tensor) -> Tensor:
