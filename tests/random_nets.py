@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 KINDS = ["conv"] * 3 + ["bn", "relu", "add"] * 2 + ["cat", "part", "shuffle", "gate", "norm", "pool", "scale"]
 
 
