@@ -1,4 +1,6 @@
-"""Try every architecture of the tests' table and write docs/support.md: what can be scored, evaluated, extracted, exported.
+"""Try every architecture of the tests' table and write docs/support.md.
+
+What can be scored, evaluated, extracted and exported is found by doing it.
 
 Weights are random and images small: what counts is whether it works and agrees, not what a circuit shows.
 """
@@ -118,8 +120,9 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lines = table()
-    head = "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: " + (
-        "a circuit is found, evaluated,\nextracted and compared with its masked run, and exported. Weights are random.\n"
+    head = (
+        "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: a circuit is found, "
+        "evaluated,\nextracted and compared with its masked run, and exported. Weights are random.\n"
     )
     out.write_text("\n".join([head, *lines, GENERAL]))
 

@@ -31,7 +31,7 @@ def kept_by(subject, recording, kernels, silent=True):
 def as_probed(model, feature, shape):
     """Two independent ways to count: channel sets over a recording, and a probe run inside the masks."""
     subject, recording = opened(model, feature, shape)
-    for seed, density in enumerate((0.15, 0.3, 0.5, 0.7, 0.9, 1.0)):
+    for seed, density in enumerate((0.15, 0.3, 0.5, 0.7)):
         masks = random_masks(subject.survey.kernels, density, seed)
         effective = kept_by(subject, recording, masks).effective(recording, masks)
         inside = survey(subject.network, feature, shape, masks).kernels
@@ -56,7 +56,7 @@ def test_effective_kernels_of_every_kind_of_feature_are_those_of_the_probe(name,
     assert list(as_probed(case.build(), cc.Feature(layer, unit, call=call), case.input_shape))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_effective_kernels_in_random_nets_are_those_of_the_probe(seed, request):
     model = seeded(lambda: RandomNet(seed), seed)()
     assert list(as_probed(model, cc.Feature(model.layer, seed % 3), (3, 7, 6)))

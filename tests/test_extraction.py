@@ -30,10 +30,10 @@ torch.set_num_threads(1)
 
 def circuit_of(model, feature, images, density, granularity="kernel", seed=0):
     """A random circuit; another where there is no complete path in it."""
-    for one in range(seed, seed + 20):
+    for one in range(seed, seed + 8):
         options = {"criterion": "random", "granularity": granularity, "seed": one}
         circuit = cc.prune(cc.score(model, feature, images[:1], **options), density=density)
-        if cc.evaluate(model, circuit, images[:1]).effective_kernels:
+        if cc.activations(model, feature, images[:1], circuit=circuit).any():
             return circuit
     return cc.prune(cc.score(model, feature, images[:1], **options), density=1.0)
 
@@ -61,7 +61,7 @@ def check(case, model, circuit, tolerance=1e-10, **oracle):
 # ---------------------------------------- the module is the circuit
 
 
-@pytest.mark.parametrize("density", [0.15, 0.4, 0.7, 1.0])
+@pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
 def test_the_module_is_the_circuit(name, layer, unit, density):
     case = NETS[name]
@@ -88,7 +88,7 @@ def test_the_module_of_a_feature_on_any_module_is_the_circuit(name, layer, unit,
 def test_the_module_of_units_and_directions_is_the_circuit(name, layer, unit, call):
     case = NETS[name]
     model, feature = case.build(), cc.Feature(layer, unit, call=call)
-    for density in (0.3, 0.7, 1.0):
+    for density in (0.3, 0.7):
         check(case, model, circuit_of(model, feature, case.images(), density), call=call)
 
 
@@ -126,7 +126,7 @@ def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer,
                 assert {p.dtype for p in check(case, model, circuit, tolerance).parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(40))
 def test_the_module_of_a_random_net_is_the_circuit_by_the_letter(seed):
     model = seeded(lambda: RandomNet(seed), seed)()
     images = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -418,7 +418,7 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
 
 
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_maps_of_a_sweep_of_a_random_net_are_those_of_masked_runs(seed, effective):
     model = seeded(lambda: RandomNet(seed), seed)()
     images = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
