@@ -6,6 +6,7 @@ Weights are random and images small: what counts is whether it works and agrees,
 """
 
 import argparse
+import copy
 import importlib.util
 import re
 import sys
@@ -81,10 +82,11 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "circuit.onnx"
-            cc.save(found["small"], path)
+            small = copy.deepcopy(found["small"]).float()  # onnxruntime has no float64 convolutions on the CPU
+            cc.save(small, path)
             session = onnxruntime.InferenceSession(str(path))
-            (maps,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        agree(torch.from_numpy(maps), found["maps"])
+            (maps,) = session.run(None, {session.get_inputs()[0].name: images.float().numpy()})
+        agree(torch.from_numpy(maps), small(images.float()))
 
     steps = {"score": score, "evaluate": lambda: cc.evaluate(model, found["circuit"], images), "extract": extract}
     if exporter():
@@ -97,7 +99,7 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
 
 def exporter() -> bool:
     """Tell whether circuits can be exported to ONNX and run here."""
-    return all(importlib.util.find_spec(name) for name in ("onnxruntime", "convcircuits.graphs"))
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def table() -> list[str]:

@@ -17,6 +17,7 @@ from test_masking import FEATURES, random_masks
 
 torch.set_num_threads(1)
 
+
 def opened(model, feature, shape):
     network = Network(model)
     subject = Subject(network, feature, survey(network, feature, shape))

@@ -20,7 +20,16 @@ from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import Kind, argument, base_name, rule_of, set_gate, tensors_in, writes_to_first
+from convcircuits.functions import (
+    Kind,
+    argument,
+    base_name,
+    depends_on_image,
+    rule_of,
+    set_gate,
+    tensors_in,
+    writes_to_first,
+)
 
 # By name, whether function, method or operator, in place or not: element-wise functions that could bring a live value
 # to zero or infinity, by a sign, a threshold or a choice; those of several maps among them let each through.
@@ -31,8 +40,6 @@ _NEUTRAL |= {"where", "addcmul", "addcdiv", "lerp", "masked_fill"}
 _NORMS = {"batch_norm", "instance_norm", "prelu"}  # within each channel
 _SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv"}
 _CHOICES = {"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"}
-_NEW = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"}
-_NEW |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
 # Functions that mix maps by one another, or in an order that their values tell.
 _MIXTURES = {"matmul", "mm", "bmm", "mv", "einsum", "tensordot", "baddbmm", "addmm", "cdist", "sort", "topk", "cumsum"}
 _MIXTURES |= {"grid_sample", "cumprod", "argsort", "msort"}
@@ -169,7 +176,7 @@ class _Probe:
             raise self.undecided(f"decides by a map's values ({name})")
         if name in ("where", "masked_fill"):
             given = [getattr(x, "_convcircuits_source", x) for x in given]
-        elif name in _SHAPES | _NEW:
+        elif name in _SHAPES or not depends_on_image(function, args, kwargs):
             return function(*args, **kwargs)
         if any(map(_is_untold, given)):
             raise self.undecided(f"uses values that were compared, chosen or cut off from a map ({name})")
@@ -248,7 +255,12 @@ class _Probe:
                 f"Feature({layer!r}, ..., call=k), or {layer}#k:unit as text, with k from 0 to {self.calls - 1}."
             )
         if self.total.requires_grad:
-            torch.autograd.grad(self.total, [images], allow_unused=True)
+            try:
+                torch.autograd.grad(self.total, [images], allow_unused=True)
+            except RuntimeError as error:  # as training this model would end
+                raise ConvCircuitsError(
+                    f"No gradient can be taken from {layer} back to the image: {error} Choose a feature before it."
+                ) from error
         direct = self.direct and self.calls == 1  # other calls of the layer need all its filters
         overwritten = frozenset(layer for layer, x, version in self.read if x._version != version)
         kernels = {layer: k.cpu() for layer, k in self.found.items() if not full or bool(k.any())}

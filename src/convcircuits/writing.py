@@ -123,7 +123,7 @@ class Writer:
             conv, mean = self._module_of(source), norm.running_mean
             if not isinstance(conv, nn.Conv2d) or mean is None or mean.dtype not in (torch.float32, torch.float64):
                 continue
-            self._replace(str(source.target), fuse_conv_bn_eval(conv.eval(), norm.eval()))
+            self._replace(str(source.target), fuse_conv_bn_eval(conv.eval(), norm.eval()).requires_grad_())
             self._replace(str(node.target), None)
             node.replace_all_uses_with(source)
             self._graph.erase_node(node)
@@ -151,7 +151,10 @@ class Writer:
 def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Give a call that computes the same and writes into nothing: a function, or a method's name."""
     name: str = function.__name__
-    if getattr(torch.Tensor, name, None) is function:
+    wrapped = getattr(function, "__module__", None) == "torch._tensor" and hasattr(
+        torch.Tensor, name
+    )  # operators such as **
+    if wrapped or getattr(torch.Tensor, name, None) is function:
         core = name.strip("_")
         if name.startswith("__"):
             core = core.removeprefix("i") if core[1:] in _OPERATORS else core
