@@ -145,7 +145,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
     if options.out:
-        options.out.write_text(text)
+        notes = options.out.with_name("CIRCUITS_NOTES.md")
+        options.out.write_text(text + ("\n" + notes.read_text() if notes.exists() else ""))
 
 
 if __name__ == "__main__":
