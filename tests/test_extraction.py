@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
 import oracles
+from convcircuits import extraction
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
 from convcircuits.extraction import Sweep
@@ -484,3 +485,24 @@ def test_equal_circuits_cost_as_much_as_one():
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images()
     circuit = cc.find(model, feature, images, criterion="snip", normalizer="layer_l2", density=0.7)
     assert work(model, [circuit] * 4, images) == work(model, [circuit], images)
+
+
+@pytest.mark.parametrize("wrong", ["full", "circuit"])
+def test_a_network_that_computes_something_else_is_not_believed(monkeypatch, wrong):
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(5)
+    circuit = circuit_of(model, feature, images, 0.7)
+    expected = cc.evaluate(model, circuit, images)
+    write = extraction._written
+
+    class Wrong(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x):
+            full, kept = self.module(x)
+            return (1.01 * full, kept) if wrong == "full" else (full, 1.01 * kept)
+
+    monkeypatch.setattr(extraction, "_written", lambda *args, **options: Wrong(write(*args, **options)))
+    agree(cc.evaluate(model, circuit, images), {name: getattr(expected, name) for name in FIGURES})

@@ -106,8 +106,7 @@ class Sweep:
             full, *others = written.module(images)
             if shape not in self._checked:
                 self._checked.add(shape)
-                # The network was written from one run on other images; here are two of these.
-                if not _close(full[:2], self.subject.maps(images[:2])):
+                if not self._holds(written, images[:2], [full[:2], *(maps[:2] for maps in others)]):
                     self._written[shape] = written = None
         if written is None:
             masks = [self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits]
@@ -122,6 +121,18 @@ class Sweep:
             masks = [self.subject.masks(circuit, shape, effective=True) for circuit in self._circuits]
             return [{layer: mask.cpu() for layer, mask in one.kernels.items()} for one in masks]
         return written.effective
+
+    def _holds(self, written: "_Written", images: Tensor, maps: Sequence[Tensor]) -> bool:
+        """Compare the network with the full model, and the circuit that is cut the most with its masked run.
+
+        The network was written from one run on other images.
+        """
+        if not _close(maps[0], self.subject.maps(images)):
+            return False
+        if not written.alive:
+            return True
+        fewest = min(range(len(written.alive)), key=lambda k: len(self._circuits[written.alive[k]]))
+        return _close(maps[1 + fewest], self.subject.maps(images, self._masks[written.alive[fewest]]))
 
     def _network(self, shape: tuple[int, ...]) -> "_Written | None":
         """Write the network for images of a size; None where the model cannot be extracted."""
