@@ -106,13 +106,15 @@ _TABLE = (
     Architecture("torchvision:mobilenet_v3_large", (("features.12", 5),)),
     Architecture("torchvision:mnasnet0_5", (("layers.10", 5), ("classifier.1", 1))),
     Architecture("torchvision:efficientnet_b0", (("features.4", 11), ("features.5.1.block.2.fc2", 9))),
-    Architecture("torchvision:efficientnet_v2_s", (("features.4", 11),)),
+    Architecture("torchvision:efficientnet_v2_s", (("features.4", 11),), dtype=torch.float64),  # rounding grows in it
     Architecture("torchvision:shufflenet_v2_x0_5", (("stage3", 77), ("fc", 2))),
     Architecture("torchvision:convnext_tiny", (("features.3", 11),)),
     Architecture(
         "torchvision:lraspp_mobilenet_v3_large", (("classifier.cbr.0", 3), ("classifier", 2)), options=_SEGMENTATION
     ),
-    Architecture("torchvision:deeplabv3_mobilenet_v3_large", (("classifier.4", 2),), options=_SEGMENTATION),
+    Architecture(
+        "torchvision:deeplabv3_mobilenet_v3_large", (("classifier.4", 2),), options=_SEGMENTATION, dtype=torch.float64
+    ),
     Architecture("torchvision:fcn_resnet50", (("backbone.layer2", 7),), options=_SEGMENTATION),
     Architecture("torchvision:maxvit_t", (("classifier.5", 1),), side=224, error=_ATTENTION),
     Architecture("torchvision:swin_t", (("head", 1),), side=224, error=_ATTENTION),
@@ -143,7 +145,7 @@ _TABLE = (
     Architecture("timm:resnest14d", (("fc", 3),)),
     Architecture("timm:dpn68", (("features.conv4_3.c3x3_b.conv", 5), ("features.conv3_4.c1x1_c", 5))),
     Architecture("timm:mobileone_s0", (("stages.2.3.conv_kxk.0.conv", 6),)),
-    Architecture("timm:starnet_s1", (("stages.2", 5),)),
+    Architecture("timm:starnet_s1", (("stages.2", 5),), dtype=torch.float64),  # products of maps reach 1e12
     Architecture("timm:inception_v4", (("features.6", 5),), side=80),
     Architecture("timm:hardcorenas_a", (("blocks.3", 5),)),
     Architecture("timm:rexnet_100", (("features.8", 5),)),

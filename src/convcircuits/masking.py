@@ -188,7 +188,7 @@ class Subject:
 
 
 def relevant_units(
-    model: nn.Module, feature: Feature, granularity: str, input_shape: tuple[int, int, int] | None
+    model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Give the relevant units of a model without images, and where they come from.
 
