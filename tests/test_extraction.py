@@ -501,3 +501,36 @@ def test_a_network_that_computes_something_else_is_not_believed(monkeypatch, wro
 
     monkeypatch.setattr(extraction, "_written", lambda *args, **options: Wrong(write(*args, **options)))
     agree(cc.evaluate(model, circuit, images), {name: getattr(expected, name) for name in FIGURES})
+
+
+class Chaotic(nn.Module):
+    """Makes of a rounding error, as folding its BatchNorm brings, one a hundred thousand times as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 3)
+
+    def forward(self, x):
+        return self.last(torch.sin(1e5 * self.norm(self.first(x))))
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+def test_growing_rounding_is_told_from_a_wrong_module(monkeypatch, wrong):
+    model = seeded(Chaotic, 7)().float()
+    images, feature = NETS["plain"].images(3).float(), cc.Feature("last", 1)
+    circuit = cc.find(model, feature, images, criterion="random", density=0.9)
+    if wrong:
+        write = extraction._written
+
+        def shifted(*args, **options):
+            module = write(*args, **options)
+            module.get_parameter("last.bias").data.add_(1.0)
+            return module
+
+        monkeypatch.setattr(extraction, "_written", shifted)
+        with pytest.raises(cc.ConvCircuitsError, match="does not compute what the circuit's masked run does"):
+            cc.extract(model, circuit)
+        return
+    masked = cc.activations(model, feature, images, circuit=circuit)
+    found = cc.extract(model, circuit)(images).detach()
+    assert (found - masked).abs().max() > 1000 * torch.finfo(torch.float32).eps * masked.abs().max()

@@ -220,7 +220,7 @@ def _read(
         if source.axis != channel_dim:
             need[source.number] = torch.ones_like(need[source.number])
             return
-        if sizes and not bool(read.any()):
+        if sizes and not bool(read.any()) and not is_point(value):
             read[0, 0] = True  # a constant still has the size of a map
         if not isinstance(value.call, ConvCall):
             read = read.repeat_interleave(source.channels // read.shape[1], 1)
@@ -266,6 +266,11 @@ def _zero_of_others(recording: Recording, value: Value, source: Value, wanted: T
         and bool((wanted & live[other.number]).any())
         for other in others
     )
+
+
+def is_point(value: Value) -> bool:
+    """Tell whether a value has one position, so that a constant in its place needs no map's size."""
+    return value.channels == torch.Size(value.shape).numel()
 
 
 def read_by(value: Value, rows: Tensor, conducting: Tensor) -> Tensor:

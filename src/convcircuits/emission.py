@@ -80,7 +80,10 @@ class Emitter:
 
     def _emit(self, value: Value, users: Sequence[int]) -> None:
         if value.call is not None:
-            for node, circuits in self._by_input(value, users):
+            constant = [n for n in users if value.inputs[0] not in self._found[n]]
+            for n in constant:
+                self._found[n][value.number] = self._constant(value, n)
+            for node, circuits in self._by_input(value, [n for n in users if n not in constant]):
                 self._kernels(value, node, circuits)
         elif value.move is not None:
             for n in users:
@@ -198,6 +201,18 @@ class Emitter:
         )
         self.writer.width[node] = len(part.filters)
         return _Found(node, _places(value.channels, part.filters))
+
+    def _constant(self, value: Value, n: int) -> _Found:
+        """Write what is left of a kernel call that reads nothing live: the biases that a gate needs."""
+        call, conducting = value.call, self._cuts[n].conducting[value.number]
+        assert call is not None
+        rows = self._cuts[n].need[value.number].nonzero()[:, 0]
+        bias = weight_and_bias(call, self._masks[n], conducting)[1]
+        held = call.weight.new_zeros(len(rows)) if bias is None else bias[rows]
+        shape = [len(rows) if d == value.axis else 1 for d in range(len(value.shape))]
+        images = self.writer.call("size", self.writer.image, 0)
+        bias_node = self.writer.constant(f"{value.layer.replace('.', '_')}_bias", held.reshape(1, *shape))
+        return self._holds(self.writer.call("expand", bias_node, (images, *shape)), value, rows)
 
     # ---------------------------------------- moves
 
