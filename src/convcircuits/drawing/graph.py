@@ -1,0 +1,233 @@
+"""The graph that is drawn: circuits laid over a model's wiring, as tables of nodes and edges."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.circuit import Circuit
+from convcircuits.drawing.data import EdgeKind
+from convcircuits.functions import argument, base_name
+from convcircuits.recording import Recording
+from convcircuits.wiring import LinkKind, SiteKind, Sources, Wiring
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One variant's kernels: which are effective, and how salient each is.
+
+    Attributes:
+        effective: Layer name -> bool (out, in per group).
+        saliency: Layer name -> float (out, in per group); of filters or weights, shared out or summed up.
+    """
+
+    effective: Mapping[str, Tensor]
+    saliency: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes and edges of all variants, each in order of the columns.
+
+    Attributes:
+        site: (N,) number of each node's site.
+        channel: (N,) its channel.
+        source: (E,) node that an edge comes from.
+        target: (E,) node that it goes to.
+        kind: (E,) an `EdgeKind`.
+        call: (E,) number of the kernel call in the recording; -1 for connections.
+        out: (E,) filter; -1 for connections.
+        inp: (E,) input channel in its group; -1 for connections.
+        present: For each variant (E,) bool, which kernels it has; connections are in all.
+        saliency: For each variant (E,) float32; NaN where there is none.
+        goal: The target's node.
+    """
+
+    site: np.ndarray
+    channel: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    kind: np.ndarray
+    call: np.ndarray
+    out: np.ndarray
+    inp: np.ndarray
+    present: list[np.ndarray]
+    saliency: list[np.ndarray]
+    goal: int
+
+
+def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> Kernels:
+    """Give a circuit's saliency by kernel.
+
+    Args:
+        circuit: Of any granularity. A filter's saliency is shared out among its relevant kernels; a kernel's is the
+            sum of its kept weights'.
+        effective: Layer name -> bool (out, in per group).
+        relevant: Layer name -> bool (out, in per group).
+    """
+    saliency = {}
+    for layer, mask in effective.items():
+        given = circuit.saliency[layer].float().nan_to_num(0.0).abs()
+        if circuit.granularity == "filter":
+            given = (given / relevant[layer].sum(1).clamp_min(1))[:, None].expand(mask.shape)
+        elif circuit.granularity == "weight":
+            given = (given * circuit.kernels[layer]).reshape(*mask.shape, -1).sum(2)
+        saliency[layer] = given
+    return Kernels({layer: mask.cpu() for layer, mask in effective.items()}, saliency)
+
+
+def graph(recording: Recording, wiring: Wiring, variants: Sequence[Kernels]) -> Graph:
+    """Lay circuits over a model's wiring: a node for each filter that any of them uses, an edge for each kernel."""
+    rows: list[np.ndarray] = []  # (source site, channel, target site, channel, kind, call, out, in)
+    present: list[list[np.ndarray]] = [[] for _ in variants]
+    saliency: list[list[np.ndarray]] = [[] for _ in variants]
+    used = [_used(recording, wiring, variant) for variant in variants]
+    for number in sorted(wiring.sites, key=lambda n: (wiring.columns[n], n)):
+        site = wiring.sites[number]
+        for call_number, kind in [(c, EdgeKind.KERNEL) for c in site.calls] + [(c, EdgeKind.INNER) for c in site.inner]:
+            call = _call(recording, call_number)
+            masks = [one.kernels[call_number] for one in used]
+            out, inp = torch.stack(masks).any(0).nonzero(as_tuple=True)
+            if kind is EdgeKind.INNER:
+                source = Sources(torch.full_like(out, number), out)
+            else:
+                source = _read_by(wiring.reads[call_number], call, out, inp)
+            rows.append(_rows(source.site, source.channel, number, out, kind, call_number, out, inp))
+            for v, mask in enumerate(masks):
+                inside, given = mask[out, inp].numpy(), variants[v].saliency[call.layer][out, inp].numpy()
+                present[v].append(inside)
+                saliency[v].append(np.where(inside, given, np.nan))
+        for n, link in enumerate(site.links):
+            some = torch.stack([one.links[number][n] for one in used]).any(0)
+            sources, targets = link.sources[some], link.targets[some]
+            rows.append(_rows(sources.site, sources.channel, number, targets, EdgeKind[link.kind.name], -1, -1, -1))
+            for v in range(len(variants)):
+                present[v].append(np.ones(len(targets), dtype=bool))
+                saliency[v].append(np.full(len(targets), np.nan))
+    return _numbered(
+        np.concatenate(rows),
+        wiring,
+        [np.concatenate(p) for p in present],
+        [np.concatenate(s).astype(np.float32) for s in saliency],
+    )
+
+
+def excites(recording: Recording, call: int) -> Tensor:
+    """Tell by its sign how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
+    filters = recording.values[call].channels
+    for value in recording.values[call + 1 :]:
+        if value.inputs == (call,) and value.function is not None and base_name(value.function) == "batch_norm":
+            weight = argument(value.function, value.args, value.kwargs, "weight")
+            if isinstance(weight, Tensor):
+                return weight.detach().sign().cpu()
+    return torch.ones(filters)
+
+
+def _call(recording: Recording, number: int) -> KernelCall:
+    call = recording.values[number].call
+    assert call is not None
+    return call
+
+
+def _read_by(reads: Sources, call: KernelCall, out: Tensor, inp: Tensor) -> Sources:
+    """Tell what kernels read, by filter and by input channel in the group."""
+    if not isinstance(call, ConvCall):
+        return reads[inp]
+    group = 0 if call.groups == 1 else out // (len(call.weight) // call.groups)
+    return reads[group * call.weight.shape[1] + inp]
+
+
+def _rows(*columns: int | Tensor) -> np.ndarray:
+    return np.stack(np.broadcast_arrays(*(np.asarray(column) for column in columns)), 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What one variant uses: of each kernel call (filters, in) and of each site's links which channels, bool."""
+
+    kernels: dict[int, Tensor]
+    links: dict[int, list[Tensor]]
+
+
+def _used(recording: Recording, wiring: Wiring, variant: Kernels) -> _Used:
+    """Tell what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call."""
+    live, kernels = _live(recording, wiring, variant)
+    need = {n: torch.zeros(site.channels, dtype=torch.bool) for n, site in wiring.sites.items()}
+    need[wiring.target[0]][wiring.target[1]] = True
+    links: dict[int, list[Tensor]] = {}
+    for number in sorted(wiring.sites, key=lambda n: -wiring.columns[n]):
+        site = wiring.sites[number]
+        wanted = need[number] & live[number]
+        for call_number in (*site.calls, *site.inner):
+            kernels[call_number] &= wanted[:, None]
+        for call_number in site.calls:
+            out, inp = kernels[call_number].nonzero(as_tuple=True)
+            _mark(need, _read_by(wiring.reads[call_number], _call(recording, call_number), out, inp))
+        links[number] = [wanted[link.targets] & _at(live, link.sources) for link in site.links]
+        for link, some in zip(site.links, links[number], strict=True):
+            _mark(need, link.sources[some])
+    return _Used(kernels, links)
+
+
+def _live(recording: Recording, wiring: Wiring, variant: Kernels) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Tell from the image on which channels are live, by site, and which kernels read live ones, by call."""
+    live: dict[int, Tensor] = {}
+    reading: dict[int, Tensor] = {}
+    for number in sorted(wiring.sites, key=lambda n: wiring.columns[n]):
+        site = wiring.sites[number]
+        mine = torch.full((site.channels,), site.kind is SiteKind.IMAGE)
+        for call_number in site.calls:
+            call = _call(recording, call_number)
+            reading[call_number] = variant.effective[call.layer][: site.channels].clone()
+            out, inp = reading[call_number].nonzero(as_tuple=True)
+            reading[call_number][out, inp] = _at(live, _read_by(wiring.reads[call_number], call, out, inp))
+            mine |= reading[call_number].any(1)
+        for link in site.links:
+            if link.kind is not LinkKind.GATE:  # a gate alone lets nothing through
+                mine[link.targets[_at(live, link.sources)]] = True
+        for call_number in site.inner:
+            reading[call_number] = variant.effective[_call(recording, call_number).layer] & mine[:, None]
+            mine = reading[call_number].any(1)
+        live[number] = mine
+    return live, reading
+
+
+def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:
+    """Look up a bool per channel; False for a zero."""
+    found = torch.zeros(len(sources), dtype=torch.bool)
+    for site in sources.site.unique().tolist():
+        if site in tables:
+            here = sources.site == site
+            found[here] = tables[site][sources.channel[here]]
+    return found
+
+
+def _mark(tables: Mapping[int, Tensor], sources: Sources) -> None:
+    for site in sources.site.unique().tolist():
+        if site in tables:
+            tables[site][sources.channel[sources.site == site]] = True
+
+
+def _numbered(table: np.ndarray, wiring: Wiring, present: list[np.ndarray], saliency: list[np.ndarray]) -> Graph:
+    """Number the nodes by column, then site, then channel."""
+    ends = np.concatenate([table[:, 0:2], table[:, 2:4], np.array([wiring.target])])
+    columns = np.array([wiring.columns[int(site)] for site in ends[:, 0]])
+    nodes, inverse = np.unique(np.column_stack([columns, ends]), axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    count = len(table)
+    return Graph(
+        site=nodes[:, 1],
+        channel=nodes[:, 2],
+        source=inverse[:count],
+        target=inverse[count : 2 * count],
+        kind=table[:, 4],
+        call=table[:, 5],
+        out=table[:, 6],
+        inp=table[:, 7],
+        present=present,
+        saliency=saliency,
+        goal=int(inverse[-1]),
+    )

@@ -1,0 +1,172 @@
+"""Who reads whom, against replaying every kernel call but one; and circuits laid over it, against masks."""
+
+import numpy as np
+import pytest
+import torch
+
+import convcircuits as cc
+from convcircuits.calls import ConvCall
+from convcircuits.capture import Network
+from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.graph import excites, graph, kernels_of
+from convcircuits.masking import Subject
+from convcircuits.reach import survey
+from convcircuits.recording import record
+from convcircuits.wiring import LinkKind, SiteKind, wire
+from nets import NETS
+
+CASES = [(name, layer, unit) for name, case in NETS.items() for layer, unit in case.features]
+
+
+def wired(name, layer, unit):
+    case = NETS[name]
+    network, feature = Network(case.build()), cc.Feature(layer, unit)
+    subject = Subject(network, feature, survey(network, feature, case.input_shape))
+    recording = record(subject, case.input_shape)
+    return subject, recording, wire(recording, subject.rows, subject.coefficients)
+
+
+def readers_by_replay(subject, recording, images):
+    """Perturb one filter's map, hold those of all other calls, and see which input channels change."""
+    numbers = [value.number for value in recording.values if value.call is not None]
+    outputs, inputs = [], []
+    count = 0
+
+    def remember(call):
+        inputs.append(call.x.clone())
+        outputs.append(call.compute().clone())
+        return outputs[-1].clone()
+
+    run = {"rows": subject.rows if subject.survey.direct else None}
+    subject.network.run(subject.feature, images, remember, **run)
+    found = {}
+    for n, number in enumerate(numbers):
+        dim = outputs[n].dim() - 1 if recording.values[number].axis != 0 else 1
+        for c in range(outputs[n].shape[dim]):
+            count, changed = 0, set()
+
+            def replay(call, n=n, c=c, dim=dim, changed=changed):
+                nonlocal count
+                k, count = count, count + 1
+                blocks = call.x.shape[1] if isinstance(call, ConvCall) else call.blocks
+                moved = (call.x != inputs[k]).movedim(1 if isinstance(call, ConvCall) else -1, 0).flatten(1).any(1)
+                moved = moved.reshape(blocks, -1).any(1)
+                changed |= {(numbers[k], j) for j in moved.nonzero()[:, 0].tolist()}
+                output = outputs[k].clone()
+                if k == n:
+                    output.select(dim, c).add_(torch.randn_like(output.select(dim, c)))
+                return output
+
+            subject.network.run(subject.feature, images, replay, **run)
+            filters = recording.values[number].call.rows
+            found[number, c if filters is None else int(filters[c])] = changed
+    return found
+
+
+def readers_by_wiring(wiring, number, channel):
+    site = wiring.site_of_call()[number]
+    chain = [*site.inner[site.inner.index(number) + 1 :]] if number in site.inner else site.inner
+    return {(chain[0], channel)} if chain else spread(wiring, site.number, channel)
+
+
+def spread(wiring, site, channel):
+    found = {
+        (call, j)
+        for call, read in wiring.reads.items()
+        for j in range(len(read))
+        if (int(read.site[j]), int(read.channel[j])) == (site, channel)
+    }
+    for other in wiring.sites.values():
+        for link in other.links:
+            here = (link.sources.site == site) & (link.sources.channel == channel)
+            for target in link.targets[here].tolist():
+                found |= {(other.inner[0], target)} if other.inner else spread(wiring, other.number, target)
+    return found
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), CASES)
+def test_a_kernel_reads_what_changes_its_input(name, layer, unit):
+    subject, recording, wiring = wired(name, layer, unit)
+    torch.manual_seed(3)
+    measured = readers_by_replay(subject, recording, NETS[name].images(4))
+    calls = wiring.site_of_call()
+    assert calls
+    for (number, channel), changed in measured.items():
+        if number in calls:
+            assert readers_by_wiring(wiring, number, channel) == {c for c in changed if c[0] in calls}
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), CASES)
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.25])
+def test_edges_are_the_effective_kernels_and_lie_on_complete_paths(name, layer, unit, density):
+    subject, recording, wiring = wired(name, layer, unit)
+    model, images = NETS[name].build(), NETS[name].images(2)
+    circuits = [
+        cc.find(model, cc.Feature(layer, unit), images, criterion="random", density=density, seed=seed)
+        for seed in (0, 1)
+    ]
+    masks = [subject.masks(circuit, NETS[name].input_shape, effective=True).kernels for circuit in circuits]
+    variants = [kernels_of(c, m, subject.survey.kernels) for c, m in zip(circuits, masks, strict=True)]
+    drawn = graph(recording, wiring, variants)
+    layers = [None if call < 0 else recording.values[call].call.layer for call in drawn.call]
+    for n, mask in enumerate(masks):
+        have = {
+            (layers[e], int(drawn.out[e]), int(drawn.inp[e]))
+            for e in range(len(layers))
+            if drawn.call[e] >= 0 and drawn.present[n][e]
+        }
+        assert have == {(name, *index) for name, kept in mask.items() for index in kept.nonzero().tolist()}
+    for e, call in enumerate(drawn.call):
+        site = wiring.sites[int(drawn.site[drawn.target[e]])]
+        if call >= 0:
+            assert call in (site.inner if drawn.kind[e] == EdgeKind.INNER else site.calls)
+            assert drawn.channel[drawn.target[e]] == drawn.out[e]
+    # Every node but the target is read by some edge, and every edge goes to a later column.
+    column = np.array([wiring.columns[int(s)] for s in drawn.site])
+    assert set(range(len(column))) == {*drawn.source.tolist(), drawn.goal}
+    between = drawn.kind != EdgeKind.INNER
+    assert (column[drawn.source[between]] < column[drawn.target[between]]).all()
+    assert (drawn.source[~between] == drawn.target[~between]).all()
+
+
+def test_a_residual_block_is_one_node_with_its_sum_and_a_connection_past_it():
+    _, recording, wiring = wired("residual", "head", 0)
+    block = next(s for s in wiring.sites.values() if s.name == "block1")
+    assert block.kind is SiteKind.ADD
+    assert [recording.values[c].call.layer for c in block.calls] == ["block1.conv2"]
+    assert [link.kind for link in block.links] == [LinkKind.IDENTITY]
+    second = next(s for s in wiring.sites.values() if s.name == "block2")
+    assert {recording.values[c].call.layer for c in second.calls} == {"block2.conv2", "block2.down.0"}
+    assert not second.links
+
+
+def test_a_depthwise_layer_is_one_with_the_layer_that_it_alone_reads():
+    _, recording, wiring = wired("mobile", "head", 1)
+    chains = {
+        recording.values[s.calls[0]].call.layer: [recording.values[c].call.layer for c in s.inner]
+        for s in wiring.sites.values()
+        if s.inner
+    }
+    assert chains == {"expand.0": ["depth.0"]}
+
+
+def test_a_direction_is_a_target_that_reads_filters():
+    case = NETS["plain"]
+    network = Network(case.build())
+    feature = cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
+    subject = Subject(network, feature, survey(network, feature, case.input_shape))
+    wiring = wire(record(subject, case.input_shape), subject.rows, subject.coefficients)
+    target = wiring.sites[wiring.target[0]]
+    assert target.kind is SiteKind.TARGET
+    assert [link.sources.channel.tolist() for link in target.links] == [[1], [3]]
+
+
+def test_a_batchnorm_with_a_negative_factor_turns_a_filter_round():
+    case = NETS["residual"]
+    model, feature = case.build(), cc.Feature("head", 0)
+    model.bn.weight.data[1] = -2.0
+    network = Network(model)
+    recording = record(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
+    stem = next(v.number for v in recording.values if v.call is not None and v.call.layer == "stem")
+    assert excites(recording, stem).tolist() == [1, -1, 1, 1]
+    assert excites(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it
