@@ -1,0 +1,1 @@
+"""The circuit diagram: its document, and the hosts that show it."""

@@ -1,0 +1,473 @@
+"""The circuit diagram's document: what Python writes and every host of the diagram reads.
+
+It mirrors ``frontend/src/core/types.ts``, field by field, with snake_case here and camelCase in JSON, and numpy arrays
+where the browser has typed buffers. Shapes: N nodes, E edges, V variants, I images, K pictures of one node.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+
+from convcircuits.drawing.records import Array, Record, arrays, plain, read, within
+from convcircuits.errors import ConvCircuitsError
+
+SCHEMA = "convcircuits-diagram/1"
+PAGE = 2048  # the most pixels a page of pictures may be wide or high, so that every browser decodes it
+
+
+class NodeKind(IntEnum):
+    """What a node is."""
+
+    FILTER = 0
+    IMAGE = 1  # a channel of the image: never drawn, its kernels show in the first filters' pictures
+    ADD = 2  # what is added or scaled where no filter does it alone
+    GATE = 3
+    MIX = 4  # what mixes channels
+    TARGET = 5  # what reads several filters: a direction
+
+
+class EdgeKind(IntEnum):
+    """What an edge is: one kernel, or a connection without weights."""
+
+    KERNEL = 0
+    INNER = 1  # a kernel inside a node (source = target) that applies to all that comes into it
+    IDENTITY = 2
+    GATE = 3
+    MIX = 4
+    READOUT = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Meta(Record):
+    """What the diagram is of."""
+
+    title: str
+    feature: str  # "features.10:9"
+    model: str
+    criterion: str | None = None
+    granularity: Literal["kernel", "filter", "weight"] = "kernel"
+    notes: tuple[str, ...] = ()  # whole sentences, shown under "about"
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Column(Record):
+    """What stands over a column."""
+
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(Record):
+    """A layer that has kernels, or filters of its own."""
+
+    name: str
+    label: str
+    column: int
+    kernel: tuple[int, int]  # (kh, kw)
+    filters: int
+
+    def _check(self) -> None:
+        if min(self.kernel) < 1 or self.filters < 1:
+            raise ConvCircuitsError(
+                f"Layer {self.name!r} has kernels of {self.kernel} and {self.filters} filters; all are at least 1."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes(Record):
+    """All nodes, one entry each."""
+
+    kind: Annotated[Array, "uint8", "N"]  # NodeKind
+    column: Annotated[Array, "int16", "N"]  # -1 for the image's channels
+    layer: Annotated[Array, "int16", "N"]  # the layer of its last filter; -1 where it has none
+    unit: Annotated[Array, "int32", "N"]  # number of the filter or channel
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)  # of some nodes, such as a class's
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Edges(Record):
+    """All edges, one entry each. A source's column is left of its target's, but for inner kernels."""
+
+    source: Annotated[Array, "int32", "E"]
+    target: Annotated[Array, "int32", "E"]
+    kind: Annotated[Array, "uint8", "E"]  # EdgeKind
+    layer: Annotated[Array, "int16", "E"]  # -1 for connections without weights
+    out: Annotated[Array, "int32", "E"]  # likewise
+    in_: Annotated[Array, "int32", "E"]  # likewise; "in" in JSON
+    sign: Annotated[Array, "int8", "E"]  # 1 excites, -1 inhibits, 0 neither (a connection)
+    weights: Annotated[Array, "int32", "E"]  # where its kh * kw weights begin, row by row; -1 for none
+    scale: Annotated[Array, "float32", "E"]  # a weight is its int8 / 127 * scale
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def weighted(self) -> Array:
+        """Which edges are kernels, as bool (E)."""
+        return np.asarray(self.kind <= EdgeKind.INNER)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn(Record):
+    """What the default view draws, measured as a network of its own."""
+
+    kernels: int
+    r2: float | None
+    path: float  # share of the target's flow that complete drawn paths carry
+
+
+@dataclass(frozen=True, eq=False)
+class Fidelity(Record):
+    """Measured on the held-out images; None where it was not."""
+
+    r2: float | None  # of the whole circuit
+    drawn: Drawn | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Variant(Record):
+    """A circuit over the document's nodes and edges."""
+
+    name: str
+    role: Literal["circuit", "against", "control"]
+    saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
+    rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
+    kernels: int  # effective ones: all that have a rank, inner ones and those of the image included
+    filters: int  # filters that have such kernels
+    kept: int  # kernels the circuit keeps, effective or not
+    relevant: int  # kernels of the full model that lie on a path to the feature
+    nested: bool  # whether the first k kernels by rank are what the criterion would keep at k
+    fidelity: Fidelity | None = None
+
+    def _check(self) -> None:
+        if not 0 <= self.kernels <= self.kept <= self.relevant:
+            raise ConvCircuitsError(
+                f"Variant {self.name!r} has {self.kernels} effective kernels, {self.kept} kept and {self.relevant} "
+                "relevant ones; none of these is more than the next."
+            )
+        if np.isinf(self.saliency).any():
+            raise ConvCircuitsError(f"Variant {self.name!r} has an infinite saliency; it is finite or NaN.")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetPicture(Record):
+    """A picture of the target, shown in its details."""
+
+    label: str
+    tile: int
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSet(Record):
+    """A way to picture the nodes."""
+
+    name: str  # "patches", "features"
+    label: str  # what it shows, for people
+    tiles: Annotated[Array, "int32", "N K"]  # the best first, -1 where there is none
+    target: tuple[TargetPicture, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Page(Record):
+    """One picture that holds ``count`` tiles, row by row, ``columns`` to a row."""
+
+    columns: int
+    count: int
+    src: str  # a data URL
+
+    def _check(self) -> None:
+        _check_data_url("A page of tiles", self.src)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles(Record):
+    """Square pictures, numbered through the pages."""
+
+    size: int  # pixels
+    pages: tuple[Page, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(page.count for page in self.pages)
+
+    def _check(self) -> None:
+        if not 1 <= self.size <= PAGE:
+            raise ConvCircuitsError(f"Tiles are 1 to {PAGE} pixels; got {self.size}.")
+        most = PAGE // self.size
+        for page in self.pages:
+            if not (1 <= page.columns <= most and 1 <= page.count <= page.columns * most):
+                raise ConvCircuitsError(
+                    f"A page of tiles is at most {PAGE} pixels wide and high; got {page.count} tiles of {self.size} "
+                    f"pixels in {page.columns} columns."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Record):
+    """What the circuit does on some images. Maps are int8 / 127 * scale, map after map."""
+
+    names: tuple[str, ...]
+    src: tuple[str, ...]  # thumbnails, as data URLs
+    full: Annotated[Array, "float32", "I"]  # the target's response in the full model, at the positions that count
+    response: Annotated[Array, "float32", "V I"]  # in each variant
+    activation: Annotated[Array, "int8", "*"]  # node after node, each (I, h, w), in the circuit
+    activation_offset: Annotated[Array, "int32", "N"]  # -1 for none
+    activation_shape: Annotated[Array, "int16", "N 2"]
+    activation_scale: Annotated[Array, "float32", "N I"]
+    full_map: Annotated[Array, "int8", "I h w"]  # the target's in the full model, of the shape of the target's
+    full_scale: Annotated[Array, "float32", "I"]
+    effect: Annotated[Array, "float32", "E I"]  # mean over positions of what a kernel adds; NaN: not known
+    presum: Annotated[Array, "int8", "*"]  # edge after edge, each (I, h, w): what a kernel adds, by position
+    presum_offset: Annotated[Array, "int32", "E"]  # -1 for none
+    presum_shape: Annotated[Array, "int16", "E 2"]
+    presum_scale: Annotated[Array, "float32", "E I"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _check(self) -> None:
+        if len(self.src) != len(self.names) or not self.names:
+            raise ConvCircuitsError(
+                f"Each image has a name and a thumbnail; got {len(self.names)} names and {len(self.src)} thumbnails."
+            )
+        for src in self.src:
+            _check_data_url("A thumbnail", src)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut(Record):
+    """What fidelity was measured on."""
+
+    count: int  # images
+
+
+@dataclass(frozen=True)
+class Group(Record):
+    """Nodes of one column, drawn as one."""
+
+    name: str
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class View(Record):
+    """What a reader has chosen. JSON holds only what differs from the defaults."""
+
+    partial = True
+
+    variant: int = 0
+    compare: int | None = None  # a second variant: only this, only that, both
+    kernels: int | None = None  # the first k kernels by rank; None: all
+    nodes_per_column: int = 12
+    kernels_per_node: int = 5
+    root: int | None = None  # a node drawn as the target
+    isolate: int | None = None  # a node whose flow alone is drawn
+    share: float = 0.8  # how much of its flow
+    pins: tuple[int, ...] = ()
+    groups: tuple[Group, ...] = ()
+    pictures: str = "patches"
+    image: int | None = None
+    mode: Literal["diagram", "all", "table"] = "diagram"
+
+    def _check(self) -> None:
+        if self.share not in (0.5, 0.8, 0.95):
+            raise ConvCircuitsError(f"A view isolates a share of 0.5, 0.8 or 0.95; got {self.share}.")
+        if self.nodes_per_column < 1 or self.kernels_per_node < 1 or (self.kernels is not None and self.kernels < 1):
+            raise ConvCircuitsError("A view draws at least one node a column, one kernel a node, and one kernel.")
+
+
+@dataclass(frozen=True, eq=False)
+class Document(Record):
+    """A circuit diagram: everything that any host needs to draw it, and nothing that only Python can read.
+
+    Raises:
+        ConvCircuitsError: If a field has another type, dtype, shape or range, by name.
+    """
+
+    meta: Meta
+    columns: tuple[Column, ...]  # left to right; the target's is the last
+    layers: tuple[Layer, ...]
+    nodes: Nodes
+    edges: Edges
+    weights: Annotated[Array, "int8", "*"]
+    target: int  # the node of the feature
+    variants: tuple[Variant, ...]  # the first is the circuit itself
+    pictures: tuple[PictureSet, ...]  # the first is the default
+    tiles: Tiles
+    images: Images | None = None
+    held_out: HeldOut | None = None  # None: fidelity was not measured
+    view: View = dataclasses.field(default_factory=View)
+
+    def _check(self) -> None:
+        if not self.columns or not self.variants or self.variants[0].role != "circuit":
+            raise ConvCircuitsError("A document has columns, and variants of which the first is the circuit itself.")
+        sizes = {"N": len(self.nodes), "E": len(self.edges), "V": len(self.variants), "2": 2}
+        if self.images is not None:
+            sizes["I"] = len(self.images)
+        for where, array, axes in arrays("", self):
+            expected = tuple(sizes.get(axis, size) for axis, size in zip(axes, array.shape, strict=True))
+            if array.shape != expected:
+                raise ConvCircuitsError(f"{where} has shape {array.shape}; expected ({', '.join(axes)}) = {expected}.")
+        _check_nodes(self)
+        _check_edges(self)
+        for variant in self.variants:
+            _check_variant(self, variant)
+        _check_pictures(self)
+        if self.images is not None:
+            _check_images(self, self.images)
+        check_view(self, self.view)
+
+    def to_json(self) -> str:
+        """Give the document as JSON text, the same for the same document."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the document as what `json` writes."""
+        return {"schema": SCHEMA, **plain(self)}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read what `to_json` gave.
+
+        Raises:
+            ConvCircuitsError: If it is no JSON, of another schema, or no valid document.
+        """
+        try:
+            said = json.loads(text)
+        except ValueError as error:
+            raise ConvCircuitsError(f"This is no JSON: {error}.") from error
+        if not isinstance(said, dict) or said.pop("schema", None) != SCHEMA:
+            raise ConvCircuitsError(f'This is no circuit diagram: its "schema" is not {SCHEMA!r}.')
+        document: Self = read("document", said, cls)
+        return document
+
+
+def view_from_dict(said: Mapping[str, Any]) -> View:
+    """Read a view as the browser writes it, whole or only what differs from the defaults."""
+    view: View = read("view", said, View)
+    return view
+
+
+def view_to_dict(view: View) -> dict[str, Any]:
+    """Give a view as the browser reads it, without what is as by default."""
+    said: dict[str, Any] = plain(view)
+    return said
+
+
+def check_view(document: Document, view: View) -> None:
+    """See that a view speaks of what is in the document.
+
+    Raises:
+        ConvCircuitsError: If it names a node, variant or image that is not there.
+    """
+    nodes, variants = len(document.nodes), len(document.variants)
+    images = 0 if document.images is None else len(document.images)
+    asked = [("variant", view.variant, variants), ("variant", view.compare, variants), ("image", view.image, images)]
+    asked += [("node", node, nodes) for node in (view.root, view.isolate, *view.pins)]
+    asked += [("node", node, nodes) for group in view.groups for node in group.nodes]
+    for what, number, count in asked:
+        if number is not None and not 0 <= number < count:
+            raise ConvCircuitsError(f"The view names {what} {number}; the document has {count}.")
+    for group in view.groups:
+        if len(set(document.nodes.column[list(group.nodes)].tolist())) != 1:
+            raise ConvCircuitsError(f"Group {group.name!r} is not of nodes of one column.")
+
+
+# The laws of a document
+
+
+def _refuse(wrong: Array, what: str) -> None:
+    """Name the first entry that breaks a law."""
+    if wrong.any():
+        raise ConvCircuitsError(what.format(int(np.flatnonzero(wrong)[0])))
+
+
+def _check_nodes(document: Document) -> None:
+    nodes, columns = document.nodes, len(document.columns)
+    for layer in document.layers:
+        if not 0 <= layer.column < columns:
+            raise ConvCircuitsError(f"Layer {layer.name!r} is in column {layer.column}; there are {columns}.")
+    within("nodes.kind", nodes.kind, 0, len(NodeKind))
+    within("nodes.column", nodes.column, -1, columns)
+    within("nodes.layer", nodes.layer, -1, len(document.layers))
+    within("nodes.unit", nodes.unit, -1, 2**31)
+    within("nodes.names", np.array(list(nodes.names), dtype=np.int64), 0, len(nodes))
+    image = nodes.kind == NodeKind.IMAGE
+    _refuse((nodes.column == -1) != image, "Node {} has column -1 but is no channel of the image, or the reverse.")
+    _refuse((nodes.kind == NodeKind.FILTER) & (nodes.layer == -1), "Node {} is a filter without a layer.")
+    if not 0 <= document.target < len(nodes):
+        raise ConvCircuitsError(f"The target is node {document.target}; there are {len(nodes)}.")
+    if nodes.column[document.target] != columns - 1:
+        raise ConvCircuitsError(f"The target is in column {nodes.column[document.target]}; it belongs in the last.")
+
+
+def _check_edges(document: Document) -> None:
+    nodes, edges = document.nodes, document.edges
+    for name in ("source", "target"):
+        within(f"edges.{name}", getattr(edges, name), 0, len(nodes))
+    within("edges.kind", edges.kind, 0, len(EdgeKind))
+    within("edges.layer", edges.layer, -1, len(document.layers))
+    within("edges.sign", edges.sign, -1, 2)
+    for name in ("layer", "out", "in_"):
+        wrong = (getattr(edges, name) >= 0) != edges.weighted
+        _refuse(wrong, f"Edge {{}} is a kernel without {name.rstrip('_')}, or a connection with one; it is -1 then.")
+    inner = edges.kind == EdgeKind.INNER
+    _refuse(inner & (edges.source != edges.target), "Edge {} is inner but leads from one node to another.")
+    leftwards = nodes.column[edges.source] >= nodes.column[edges.target]
+    _refuse(~inner & leftwards, "Edge {} does not lead from a column to one on its right.")
+    sizes = np.array([math.prod(layer.kernel) for layer in document.layers] + [0])  # [-1]: no layer
+    beyond = (edges.weights >= 0) & (edges.weights.astype(np.int64) + sizes[edges.layer] > len(document.weights))
+    _refuse(beyond | (edges.weights < -1), "The weights of edge {} are not all in the document's weights.")
+    _refuse((edges.weights >= 0) & ~edges.weighted, "Edge {} is a connection but has weights.")
+    _refuse(~np.isfinite(edges.scale) | (edges.scale < 0), "The scale of edge {} is not a number of at least 0.")
+
+
+def _check_variant(document: Document, variant: Variant) -> None:
+    weighted = document.edges.weighted
+    _refuse(~weighted & (variant.rank != 0), f"Edge {{}} is a connection; its rank in {variant.name!r} should be 0.")
+    ranks = np.unique(variant.rank[weighted & (variant.rank != -1)])
+    if not np.array_equal(ranks, np.arange(variant.kernels)):
+        raise ConvCircuitsError(
+            f"The ranks of variant {variant.name!r} should be all of 0 to {variant.kernels - 1}, one for each "
+            "effective kernel, and -1."
+        )
+    if variant.fidelity is not None and document.held_out is None:
+        raise ConvCircuitsError(f"Variant {variant.name!r} has a fidelity, but the document names no held-out images.")
+
+
+def _check_pictures(document: Document) -> None:
+    names = [pictures.name for pictures in document.pictures]
+    if len(set(names)) != len(names):
+        raise ConvCircuitsError(f"Picture sets have names of their own; got {', '.join(names)}.")
+    for pictures in document.pictures:
+        shown = np.array([picture.tile for picture in pictures.target], dtype=np.int64)
+        within(f"The tiles of {pictures.name!r}", pictures.tiles, -1, len(document.tiles))
+        within(f"The target's tiles of {pictures.name!r}", shown, 0, len(document.tiles))
+
+
+def _check_images(document: Document, images: Images) -> None:
+    for name in ("activation", "presum"):
+        maps, offset = getattr(images, name), getattr(images, f"{name}_offset").astype(np.int64)
+        shape, scale = getattr(images, f"{name}_shape").astype(np.int64), getattr(images, f"{name}_scale")
+        beyond = (offset >= 0) & (offset + len(images) * shape.prod(axis=1) > len(maps))
+        _refuse(beyond | (offset < -1) | (shape < 0).any(axis=1), f"Map {{}} is not all in images.{name}.")
+        known = np.isfinite(scale) & (scale >= 0)
+        _refuse((offset >= 0) & ~known.all(axis=1), f"images.{name}_scale of {{}} is not a number of at least 0.")
+    shape = tuple(images.activation_shape[document.target].tolist())
+    if images.activation_offset[document.target] >= 0 and images.full_map.shape[1:] != shape:
+        raise ConvCircuitsError(f"images.full_map is of {images.full_map.shape[1:]}, the target's map of {shape}.")
+
+
+def _check_data_url(what: str, src: str) -> None:
+    if not src.startswith("data:image/"):
+        raise ConvCircuitsError(f"{what} is a data URL of a picture, so that nothing is fetched; got {src[:40]!r}.")

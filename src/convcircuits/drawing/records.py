@@ -1,0 +1,185 @@
+"""Values with typed fields that check themselves, and their one mapping to JSON and back.
+
+A record's fields are annotated with the types below; arrays as ``Annotated[Array, dtype, axes]``. Fields are snake_case
+here and camelCase in JSON; an array is there ``{"dtype", "shape", "data"}``, with little-endian bytes in base64.
+"""
+
+import base64
+import binascii
+import dataclasses
+import math
+import numbers
+import operator
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from convcircuits.errors import ConvCircuitsError
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Record:
+    """A frozen dataclass whose fields are of the types that they are annotated with; arrays are read-only copies."""
+
+    partial = False  # whether JSON holds only the fields that differ from their defaults
+
+    def __post_init__(self) -> None:
+        for name, hint in hints(type(self)).items():
+            object.__setattr__(self, name, _fit(f"{type(self).__name__}.{name}", getattr(self, name), hint))
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ConvCircuitsError for what the types alone do not say."""
+
+
+def hints(record: Any) -> dict[str, Any]:
+    """Give the fields of a record and their types."""
+    return get_type_hints(record, include_extras=True)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.rstrip("_").split("_")
+    return first + "".join(map(str.capitalize, rest))
+
+
+def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
+    """Go through all arrays of a value, with the names of their axes."""
+    if isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from arrays(f"{where}[{number}]", item)
+    if isinstance(value, Record):
+        for name, hint in hints(type(value)).items():
+            field = f"{where}.{name}".lstrip(".")
+            if get_origin(hint) is Annotated:
+                yield field, getattr(value, name), hint.__metadata__[1].split()
+            else:
+                yield from arrays(field, getattr(value, name))
+
+
+def plain(value: Any) -> Any:
+    """Give a value as what `json` writes."""
+    if isinstance(value, Record):
+        fields = {name: getattr(value, name) for name in hints(type(value))}
+        if value.partial:
+            default = type(value)()
+            fields = {name: field for name, field in fields.items() if field != getattr(default, name)}
+        return {_camel(name): plain(field) for name, field in fields.items()}
+    if isinstance(value, np.ndarray):
+        data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+        return {
+            "dtype": value.dtype.name,
+            "shape": list(value.shape),
+            "data": base64.b64encode(data).decode("ascii"),
+        }
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    return value
+
+
+def read(where: str, said: Any, hint: Any) -> Any:
+    """Turn what `json` read into records and arrays. What has another form is left to the record to refuse."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Record) and isinstance(said, Mapping):
+        return _read_record(where, said, hint)
+    if origin is Annotated:
+        return _read_array(where, said)
+    if origin is tuple and isinstance(said, list):
+        return tuple(read(f"{where}[{i}]", item, inner[0]) for i, item in enumerate(said))
+    if origin in (Union, types.UnionType) and said is not None:
+        return read(where, said, next(kind for kind in inner if kind is not type(None)))
+    if origin is Mapping and inner[0] is int and isinstance(said, Mapping):
+        return {int(key) if key.isdecimal() else key: item for key, item in said.items()}
+    return said
+
+
+def _read_record(where: str, said: Mapping[str, Any], record: Any) -> Any:
+    names = {_camel(field.name): field for field in dataclasses.fields(record)}
+    if unknown := said.keys() - names.keys():
+        raise ConvCircuitsError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
+    if missing := [] if record.partial else sorted(names.keys() - said.keys()):
+        raise ConvCircuitsError(f"{where} lacks {', '.join(missing)}.")
+    kinds = hints(record)
+    return record(**{names[key].name: read(f"{where}.{key}", said[key], kinds[names[key].name]) for key in said})
+
+
+def _read_array(where: str, said: Any) -> Array:
+    try:
+        data = base64.b64decode(said["data"], validate=True)
+        dtype = np.dtype({"int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}[said["dtype"]])
+        array = np.frombuffer(data, dtype).reshape([operator.index(size) for size in said["shape"]])
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise ConvCircuitsError(f"{where} is no buffer of dtype, shape and data in base64: {error}.") from error
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _fit(where: str, value: Any, hint: Any) -> Any:
+    """Give a value as its field has it: arrays as read-only copies, NumPy's numbers as Python's."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fit_array(where, value, *hint.__metadata__)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _fit(where, value, next(k for k in inner if k is not type(None)))
+    if origin is Literal and value in inner:
+        return inner[inner.index(value)]
+    if origin is tuple and isinstance(value, (tuple, list)) and (inner[-1] is Ellipsis or len(value) == len(inner)):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_fit(f"{where}[{i}]", item, kind) for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+    if origin is Mapping and isinstance(value, Mapping):
+        fitted = {_fit(where, key, inner[0]): _fit(where, item, inner[1]) for key, item in value.items()}
+        return types.MappingProxyType(fitted)
+    if hint is int and not isinstance(value, (bool, np.bool_)) and hasattr(value, "__index__"):
+        return operator.index(value)
+    if hint is float and isinstance(value, numbers.Real) and type(value) is not bool and math.isfinite(value):
+        return float(value)
+    if hint is bool and isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if hint is str and isinstance(value, str) and value == value.encode(errors="ignore").decode():
+        return str(value)
+    if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, hint):
+        return value
+    raise ConvCircuitsError(f"{where} is {_words(hint)}; got {value!r:.80}.")
+
+
+def _fit_array(where: str, value: Any, dtype: str, axes: str) -> Array:
+    given = np.asarray(value)
+    wanted = np.dtype(dtype)
+    dims = len(axes.split())
+    real = given.dtype.kind in ("iuf" if wanted.kind == "f" else "iu") or given.size == 0
+    if not real or given.ndim != dims:
+        raise ConvCircuitsError(
+            f"{where} is an array of {dtype} with {dims} axes ({axes}); got {given.dtype} of shape {given.shape}."
+        )
+    if wanted.kind != "f" and given.size:
+        limits = np.iinfo(wanted)
+        within(where, given, int(limits.min), int(limits.max) + 1)
+    array = np.array(given, dtype=wanted, order="C")
+    array.setflags(write=False)
+    return array
+
+
+def within(where: str, values: Array, low: int, high: int) -> None:
+    """Refuse values outside low to high - 1."""
+    if values.size and (values.min() < low or values.max() >= high):
+        raise ConvCircuitsError(f"{where} holds {values.min()} to {values.max()}; expected {low} to {high - 1}.")
+
+
+def _words(hint: Any) -> str:
+    """Name a type for people."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin is tuple:
+        return f"a sequence of {inner[0].__name__}" if inner[-1] is Ellipsis else f"{len(inner)} whole numbers"
+    if origin is Mapping:
+        return "a mapping"
+    return {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "True or False",
+        str: "a text of whole characters",
+    }.get(hint, f"a {getattr(hint, '__name__', hint)}")
