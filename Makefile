@@ -7,7 +7,7 @@ ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo frontend test lint format bench clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/convcircuits demo --out demo-output
 
-test: setup
+# The diagram's renderer. What it builds is committed, so that only who changes it, or runs all tests, needs node.
+frontend: frontend/node_modules/.package-lock.json
+	cd frontend && npm run --silent check && npm run --silent test && npm run --silent build
+
+frontend/node_modules/.package-lock.json: frontend/package-lock.json
+	cd frontend && npm ci --silent --no-audit --no-fund
+	touch $@
+
+# The tests run the page in Chromium and the renderer in node: both must be there (.ci/run installs them on Debian).
+test: setup frontend/node_modules/.package-lock.json
+	cd frontend && npm run --silent test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
@@ -39,6 +49,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
+	$(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output frontend/node_modules frontend/build

@@ -40,6 +40,7 @@ HOSTILE = (
     "\u202eevil\u202c \u2066x\u2069",
     "a & b \"c\" 'd' ]]> &lt;b&gt;",
     "javascript:alert(1)//${alert(1)}`",
+    "control \x00\x07\x1b\ufffe characters",
 )
 
 
@@ -228,15 +229,15 @@ def residual(**options: Any) -> Document:
 
 def hostile() -> Document:
     """A diagram in which every text that comes from outside is an attack."""
-    a, b, c, d, e, f = HOSTILE
+    a, b, c, d, e, f, g = HOSTILE
     made = plain(images=2, variants=3, measured=True)
     sets, images, variants = made.pictures, made.images, made.variants
     assert images is not None
     return Document(
         **{
             **vars(made),
-            "meta": Meta(a + d, b, c, e, notes=(f, a, b), versions={a: b, d: c}),
-            "columns": [Column(text, more) for text, more in ((a, d), (b, e), (c + d, f))],
+            "meta": Meta(a + d, b, c, e, notes=(f, g, a, b), versions={a: b, d: c}),
+            "columns": [Column(text, more) for text, more in ((a, d), (b, e), (c + d, g))],
             "layers": [
                 Layer(text, text, layer.column, layer.kernel, layer.filters)
                 for layer, text in zip(made.layers, (b, d, a), strict=True)

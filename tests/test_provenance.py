@@ -246,6 +246,9 @@ HEAVY = [
     "h5py",
     "rich",
     "typer",
+    "anywidget",
+    "vl_convert",
+    "quickjs",
 ]
 
 

@@ -132,9 +132,10 @@ def _fit(where: str, value: Any, hint: Any) -> Any:
     if origin is Mapping and isinstance(value, Mapping):
         fitted = {_fit(where, key, inner[0]): _fit(where, item, inner[1]) for key, item in value.items()}
         return types.MappingProxyType(fitted)
-    if hint is int and not isinstance(value, (bool, np.bool_)) and hasattr(value, "__index__"):
+    number = not isinstance(value, (bool, np.bool_))
+    if hint is int and number and hasattr(value, "__index__"):
         return operator.index(value)
-    if hint is float and isinstance(value, numbers.Real) and type(value) is not bool and math.isfinite(value):
+    if hint is float and number and isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
     if hint is bool and isinstance(value, (bool, np.bool_)):
         return bool(value)

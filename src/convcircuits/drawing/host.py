@@ -1,0 +1,188 @@
+"""A diagram in Python's hands: shown in a notebook, opened in a browser, saved to files."""
+
+import dataclasses
+import os
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from convcircuits.drawing import figure
+from convcircuits.drawing.data import Document, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.page import page, read_page
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.storage import write_whole
+
+if TYPE_CHECKING:
+    from convcircuits.drawing.widget import DiagramWidget
+
+
+class Diagram:
+    """A circuit diagram and what its reader has chosen, which in a notebook is what is chosen there.
+
+    Attributes:
+        document: What is drawn; it never changes.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self._view = document.view
+        self._selection: tuple[int, ...] = ()
+        self._widget: DiagramWidget | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a diagram that was saved as ``.json`` or ``.html``, with its view.
+
+        Raises:
+            ConvCircuitsError: If there is no such file, it ends otherwise, or it holds no diagram.
+        """
+        path = Path(path)
+        readers: dict[str, Callable[[str], Document]] = {".json": Document.from_json, ".html": read_page}
+        if path.suffix not in readers:
+            raise ConvCircuitsError(f"{path}: diagrams are read from .json and .html; their figures cannot be.")
+        try:
+            return cls(readers[path.suffix](path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConvCircuitsError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise ConvCircuitsError(f"{path}: {error}") from error
+
+    @property
+    def view(self) -> View:
+        """What is shown of the document, and how."""
+        if self._widget is None:
+            return self._view
+        return view_from_dict({**self._widget.view, "kernels": self._widget.kernels, "image": self._widget.image})
+
+    @view.setter
+    def view(self, view: View) -> None:
+        check_view(self.document, view)
+        self._view = view
+        if self._widget is not None:
+            with self._widget.hold_sync():
+                self._widget.view = view_to_dict(view)
+                self._widget.kernels, self._widget.image = view.kernels, view.image
+
+    @property
+    def selection(self) -> tuple[int, ...]:
+        """Numbers of the nodes that are chosen."""
+        return self._selection if self._widget is None else tuple(self._widget.selection)
+
+    @selection.setter
+    def selection(self, nodes: Sequence[int]) -> None:
+        check_view(self.document, View(pins=tuple(nodes)))
+        self._selection = tuple(int(node) for node in nodes)
+        if self._widget is not None:
+            self._widget.selection = list(self._selection)
+
+    @property
+    def kernels(self) -> int | None:
+        """How many kernels of the circuit are there, the first by rank; None: all. The density slider."""
+        return self.view.kernels
+
+    @kernels.setter
+    def kernels(self, kernels: int | None) -> None:
+        self.view = dataclasses.replace(self.view, kernels=kernels)
+
+    @property
+    def image(self) -> int | None:
+        """The number of the image whose maps are shown, or None."""
+        return self.view.image
+
+    @image.setter
+    def image(self, image: int | None) -> None:
+        self.view = dataclasses.replace(self.view, image=image)
+
+    def save(self, path: str | os.PathLike[str], *, width: figure.Width | None = None) -> Path:
+        """Write the diagram as it is seen now to one file, whole or not at all.
+
+        Args:
+            path: Its suffix says what is written: ``.html``, a page that opens offline; ``.svg``, ``.pdf``, ``.png``, a
+                figure; ``.json``, the document.
+            width: Of a figure: "screen" (the default), "180mm" or "88mm".
+
+        Returns:
+            The path.
+
+        Raises:
+            ConvCircuitsError: If the suffix or the width is another, a page or document is given a width, the folder
+                is not there, or what draws PDF and PNG is not installed.
+        """
+        path = Path(path)
+        plain: dict[str, Callable[[Document], str]] = {".html": page, ".json": Document.to_json}
+        figures: dict[str, Callable[..., str | bytes]] = {".svg": figure.svg, ".pdf": figure.pdf, ".png": figure.png}
+        if path.suffix not in {**plain, **figures}:
+            raise ConvCircuitsError(f"{path}: a diagram is saved as .html, .svg, .pdf, .png or .json.")
+        if width is not None and (path.suffix in plain or width not in get_args(figure.Width)):
+            raise ConvCircuitsError(
+                f"A width is for .svg, .pdf and .png, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
+                f"{path.name}."
+            )
+        seen = self._seen()
+        content = (
+            plain[path.suffix](seen) if path.suffix in plain else figures[path.suffix](seen, width=width or "screen")
+        )
+        write_whole(path, content.encode() if isinstance(content, str) else content)
+        return path
+
+    def open(self) -> Path:
+        """Show the diagram in the web browser, as a page in a new folder for passing files, which is given back."""
+        path = self.save(Path(tempfile.mkdtemp(prefix="convcircuits-")) / "circuit.html")
+        webbrowser.open(path.as_uri())
+        return path
+
+    def widget(self) -> "DiagramWidget":
+        """Give the notebook's widget of this diagram, one for all its places.
+
+        Raises:
+            ConvCircuitsError: If the extra ``notebook`` is not installed.
+        """
+        if self._widget is None:
+            try:
+                from convcircuits.drawing.widget import DiagramWidget
+            except ImportError as error:
+                raise ConvCircuitsError(
+                    "A notebook shows the diagram by anywidget: pip install 'convcircuits[notebook]'."
+                ) from error
+            self._widget = DiagramWidget(
+                document=self.document.to_json(),
+                view=view_to_dict(self._view),
+                selection=list(self._selection),
+                kernels=self._view.kernels,
+                image=self._view.image,
+            )
+        return self._widget
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """Give a notebook the widget, where one can run, and a figure for where the notebook is only read."""
+        bundle = {"text/plain": repr(self), "image/svg+xml": figure.svg(self._seen())}
+        if not _in_kernel():
+            return bundle
+        try:
+            widget = self.widget()
+        except ConvCircuitsError:
+            return bundle
+        shown = widget._repr_mimebundle_(include=include, exclude=exclude)
+        data, metadata = shown if isinstance(shown, tuple) else (shown, {})
+        return {**(data or {}), **bundle}, metadata
+
+    def __repr__(self) -> str:
+        meta, drawn = self.document.meta, self.document.variants[0]
+        return (
+            f"Diagram({meta.feature} of {meta.model}: {drawn.kernels:,} kernels of {drawn.filters:,} filters in "
+            f"{len(self.document.columns)} columns)"
+        )
+
+    def _seen(self) -> Document:
+        """Give the document with the view that is shown now."""
+        view = self.view
+        return self.document if view == self.document.view else dataclasses.replace(self.document, view=view)
+
+
+def _in_kernel() -> bool:
+    """Whether this runs in a notebook's kernel, which a widget can talk to."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")

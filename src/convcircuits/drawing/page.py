@@ -1,0 +1,106 @@
+"""One self-contained HTML file of a diagram: opens offline, asks for nothing."""
+
+import base64
+import hashlib
+import html
+import re
+from importlib.resources import files
+
+from convcircuits.drawing.data import Document, NodeKind
+from convcircuits.errors import ConvCircuitsError
+
+_OPENING = '<script type="application/json" id="circuit">'
+
+# What is seen before the script runs: the title, and where the pictures will be.
+_STYLE = """
+:root { color-scheme: light dark; --ground: #ffffff; --ink: #222220; --soft: #62625d; --empty: #e9e9e5; }
+@media (prefers-color-scheme: dark) { :root { --ground: #15161a; --ink: #ecece8; --soft: #a5a59e; --empty: #2a2c32; } }
+html { background: var(--ground); color: var(--ink);
+  font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+body { margin: 0; }
+.skeleton { padding: 18px 28px; }
+.skeleton h1 { font-size: 17px; font-weight: 640; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
+.skeleton p { margin: 0; color: var(--soft); }
+.skeleton ol { display: flex; justify-content: space-between; gap: 12px; list-style: none; margin: 48px 0 0; padding: 0;
+  overflow: hidden; }
+.skeleton li { flex: none; width: 44px; }
+.skeleton i { display: block; height: 44px; margin-bottom: 14px; border-radius: 2px; background: var(--empty); }
+"""
+
+
+def page(document: Document) -> str:
+    """Write a diagram as one HTML file.
+
+    The document stands in it as JSON, the renderer as a script that the page's own policy names by its hash; the policy
+    lets no other script run and nothing be fetched. The title and a skeleton are seen before the script runs.
+    """
+    script = _inline(_bundle())
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash(script),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    title = html.escape(document.meta.title)
+    data = document.to_json().replace("<", "\\u003c")  # no text of the document can end the element
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{"; ".join(f"{name} {value}" for name, value in policy.items())}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="convcircuits">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main id="diagram">
+<div class="skeleton">
+<h1 dir="auto">{title}</h1>
+<p dir="auto">{html.escape(document.meta.feature)} · {html.escape(document.meta.model)}</p>
+<noscript><p>The diagram is drawn by a script, and scripts are switched off here. Its data is in this file as JSON.</p>
+</noscript>
+<ol aria-hidden="true">{_skeleton(document)}</ol>
+</div>
+</main>
+{_OPENING}{data}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def read_page(text: str) -> Document:
+    """Give back the document of a page.
+
+    Raises:
+        ConvCircuitsError: If the text is no such page.
+    """
+    start = text.find(_OPENING)
+    end = text.find("</script>", start)
+    if start < 0 or end < 0:
+        raise ConvCircuitsError("This HTML holds no circuit diagram.")
+    return Document.from_json(text[start + len(_OPENING) : end])
+
+
+def _bundle() -> str:
+    return (files("convcircuits.drawing") / "static" / "diagram.js").read_text(encoding="utf-8")
+
+
+def _inline(script: str) -> str:
+    """Write a script so that it cannot end its own element: a slash in JavaScript's texts may be escaped."""
+    return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+def _skeleton(document: Document) -> str:
+    """Grey squares, as many to a column as the first view draws at most."""
+    drawn = document.nodes.kind != NodeKind.IMAGE
+    counts = [int((document.nodes.column[drawn] == column).sum()) for column in range(len(document.columns))]
+    return "".join(f"<li>{'<i></i>' * min(count, document.view.nodes_per_column)}</li>" for count in counts)

@@ -1,0 +1,91 @@
+"""Pack pictures of any size into a few pages of square tiles, as data URLs that browsers and the PDF writer read."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from convcircuits.drawing.data import PAGE, Page, Tiles
+from convcircuits.drawing.records import Array
+from convcircuits.errors import ConvCircuitsError
+
+SHARP = 12  # pictures of at most so many pixels a side, such as kernels, are shown pixel by pixel
+_MATT = (236, 236, 232)  # beside pictures that are not square
+
+
+def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
+    """Make one tile of every picture, the small ones with sharp pixels, the others resampled (Lanczos).
+
+    Sharp tiles and photographs go to pages of their own: the first compress without loss, the second as JPEG, whichever
+    is smaller. (WebP would be smaller still, but not every reader of SVG knows it.)
+
+    Args:
+        pictures: RGB pictures, uint8 (h, w, 3), of any sizes. What is not square is centred on a square.
+        size: Pixels of a tile's side; a multiple of 16 keeps a JPEG's blocks from reaching into the next tile.
+
+    Returns:
+        The tiles, and the number of each picture's tile, int32.
+
+    Raises:
+        ConvCircuitsError: If a picture has another dtype or shape, or the size is no multiple of 16 up to 512.
+    """
+    if size % 16 or not 16 <= size <= 512:
+        raise ConvCircuitsError(f"A tile's size is a multiple of 16 from 16 to 512; got {size}.")
+    tiles: dict[bool, list[Array]] = {True: [], False: []}
+    places: list[tuple[bool, int]] = []
+    for number, picture in enumerate(pictures):
+        given = np.asarray(picture)
+        if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or 0 in given.shape:
+            raise ConvCircuitsError(
+                f"Pictures are uint8 of shape (h, w, 3); number {number} is {given.dtype} of shape {given.shape}."
+            )
+        sharp = max(given.shape[:2]) <= SHARP
+        places.append((sharp, len(tiles[sharp])))
+        tiles[sharp].append(_tile(given, size, sharp))
+    pages = (*_pages(tiles[True], size), *_pages(tiles[False], size))
+    numbers = [place if sharp else len(tiles[True]) + place for sharp, place in places]
+    return Tiles(size, pages), np.array(numbers, dtype=np.int32)
+
+
+def data_url(picture: Array) -> str:
+    """Give one picture, uint8 (h, w, 3), as a data URL: PNG or JPEG, whichever is smaller."""
+    kind, content = min((_encoded(picture, kind) for kind in ("png", "jpeg")), key=lambda made: len(made[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _tile(picture: Array, size: int, sharp: bool) -> Array:
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    how = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (size, size), _MATT)
+    square.paste(
+        Image.fromarray(picture).resize(inner, how),
+        ((size - inner[0]) // 2, (size - inner[1]) // 2),
+    )
+    return np.asarray(square)
+
+
+def _pages(tiles: Sequence[Array], size: int) -> list[Page]:
+    most = PAGE // size
+    return [_page(tiles[first : first + most**2], size) for first in range(0, len(tiles), most**2)]
+
+
+def _page(tiles: Sequence[Array], size: int) -> Page:
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    page = np.zeros((rows * columns, size, size, 3), dtype=np.uint8)
+    page[: len(tiles)] = tiles
+    picture = page.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+    return Page(columns, len(tiles), data_url(picture))
+
+
+def _encoded(picture: Array, kind: str) -> tuple[str, bytes]:
+    file = io.BytesIO()
+    # Full colour resolution: the edges of a small picture are its content.
+    options = {"quality": 85, "subsampling": 0, "optimize": True} if kind == "jpeg" else {"optimize": True}
+    Image.fromarray(picture).save(file, kind, **options)
+    return kind, file.getvalue()
