@@ -1,7 +1,7 @@
 """What callers give as images: a tensor, or anything that yields batches again and again."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,12 @@ class Batches:
             for part in torch.split(images, self._batch_size):
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
+
+    def take(self, numbers: Sequence[int]) -> "Batches":
+        """Give some of the images of a tensor, by number."""
+        assert isinstance(self._images, Tensor)
+        some = self._images[list(numbers)]
+        return Batches(some, device=self._device, dtype=self._dtype, batch_size=self._batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Number the images and give their order-free hash, after a whole pass."""

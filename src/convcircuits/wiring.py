@@ -56,6 +56,10 @@ class Sources:
     def __len__(self) -> int:
         return len(self.site)
 
+    def sites(self) -> list[int]:
+        """List the sites that any of them come from."""
+        return sorted(set(self.site.tolist()) - {-1})
+
     def only_site(self) -> int | None:
         """Name the site whose channels these are, all of them in their order."""
         site = int(self.site[0]) if len(self.site) else -1
@@ -227,14 +231,12 @@ class _Wirer:
         """Tell who reads each site: kernel calls, sites with links, the target's reader."""
         readers: dict[int, set[tuple[str, int]]] = {number: set() for number in self.sites}
         for call, read in self.reads.items():
-            for site in read.site.unique().tolist():
-                if site >= 0:
-                    readers[site].add(("call", call))
+            for site in read.sites():
+                readers[site].add(("call", call))
         for site, links in ((s.number, s.links) for s in self.sites.values()):
             for link in links:
-                for source in link.sources.site.unique().tolist():
-                    if source >= 0:
-                        readers[source].add(("link", site))
+                for source in link.sources.sites():
+                    readers[source].add(("link", site))
         readers[target].add(("target", 0))
         return readers
 
@@ -296,7 +298,7 @@ class _Wirer:
     def _inputs(self, number: int) -> set[int]:
         site = self.sites[number]
         reads = [self.reads[call] for call in site.calls] + [link.sources for link in site.links]
-        return {n for read in reads for n in read.site.unique().tolist() if n >= 0}
+        return {n for read in reads for n in read.sites()}
 
     def _order(self, target: int) -> list[int]:
         """List the sites that lead to the target, each after all that read it."""

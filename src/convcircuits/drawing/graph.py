@@ -198,7 +198,7 @@ def _live(recording: Recording, wiring: Wiring, variant: Kernels) -> tuple[dict[
 def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:
     """Look up a bool per channel; False for a zero."""
     found = torch.zeros(len(sources), dtype=torch.bool)
-    for site in sources.site.unique().tolist():
+    for site in sources.sites():
         if site in tables:
             here = sources.site == site
             found[here] = tables[site][sources.channel[here]]
@@ -206,7 +206,7 @@ def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:
 
 
 def _mark(tables: Mapping[int, Tensor], sources: Sources) -> None:
-    for site in sources.site.unique().tolist():
+    for site in sources.sites():
         if site in tables:
             tables[site][sources.channel[sources.site == site]] = True
 

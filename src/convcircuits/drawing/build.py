@@ -1,0 +1,206 @@
+"""Make a circuit's diagram: the one bridge from computation to drawing."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.batches import Batches, Images, Progress
+from convcircuits.capture import Network
+from convcircuits.circuit import Circuit
+from convcircuits.drawing import data, figure
+from convcircuits.drawing.graph import kernels_of
+from convcircuits.drawing.host import Diagram
+from convcircuits.drawing.pictures import LABELS, TILE, Seen, pictured
+from convcircuits.drawing.sheet import (
+    Drawing,
+    columns_of,
+    edges_of,
+    lay_out,
+    layers_of,
+    nodes_of,
+    variants_of,
+)
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.evaluation import evaluate_all
+from convcircuits.granularity import units_with
+from convcircuits.tables import LayerTable
+from convcircuits.version import __version__
+
+MOST_IMAGES = 1000
+"""Images that patches are taken from."""
+
+ROLES = {"circuit": "the circuit", "against": "the other circuit", "control": "a random circuit of equal size"}
+"""What the circuits of a diagram are called."""
+
+
+def diagram(
+    model: nn.Module,
+    circuit: Circuit,
+    *,
+    images: Images | None = None,
+    held_out: Images | None = None,
+    against: Circuit | None = None,
+    title: str | None = None,
+    pictures: str = "patches",
+    primaries: Tensor | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagram:
+    """Draw a circuit: filters as pictures in columns, kernels as edges between them.
+
+    What is not given is not drawn, and the caption says what was not measured. The widths and the density slider are
+    the circuit's own saliency; flow, by which the budget chooses, is a display heuristic made of it. A random circuit
+    with as many kernels in each layer is laid beside, for comparison.
+
+    Args:
+        model: The model that the circuit belongs to.
+        circuit: The circuit, of any granularity; kernels are drawn, those on a complete path.
+        images: As for ``score``: the parts of them (of the first 1,000) that drive filters most picture these, and six
+            of them, from the one that drives the feature most to the median, can be chosen to see every map.
+        held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit.
+        against: A second circuit of the same feature to compare with.
+        title: Over the picture; the feature's name if not given.
+        pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
+            circuit, which takes minutes.
+        primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
+            ``LoadedModel.primaries`` gives; without it, pictures go from the images' least to their highest values.
+        batch_size: The most images that run at once.
+        seed: Of the random circuit and of feature visualisations.
+        progress: Called with images done and images in all (or None), pass by pass.
+
+    Returns:
+        A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
+
+    Raises:
+        ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path,
+            images do not fit the model, or an argument is out of range.
+    """
+    if not isinstance(circuit, Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    if pictures not in LABELS:
+        raise ConvCircuitsError(f"pictures is one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
+    drawing = lay_out(model, circuit, against, _first_shape(model, images, held_out, batch_size), seed)
+    seen = None if images is None else Seen.of(drawing, _kept(drawing, images, batch_size))
+    edges, weights = edges_of(drawing, None if seen is None else seen.effect)
+    document = data.Document(
+        meta=_meta(drawing, title, seen),
+        columns=columns_of(drawing),
+        layers=layers_of(drawing),
+        nodes=nodes_of(drawing),
+        edges=edges,
+        weights=weights,
+        target=drawing.graph.goal,
+        variants=variants_of(drawing, [ROLES[role] for role in drawing.roles]),
+        pictures=(),
+        tiles=data.Tiles(TILE),
+    )
+    if held_out is not None:
+        document = measured(drawing, document, model, held_out, batch_size, progress)
+    shown = figure.drawn(document)
+    document = pictured(
+        drawing,
+        document,
+        shown["nodes"],
+        seen,
+        pictures=pictures,
+        primaries=primaries,
+        seed=seed,
+        progress=progress,
+    )
+    if seen is not None:
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries))
+    return Diagram(document)
+
+
+def _first_shape(model: nn.Module, images: Images | None, held_out: Images | None, batch_size: int) -> Any:
+    given = images if images is not None else held_out
+    if given is None:
+        return None
+    network = Network(model)
+    return Batches(given, device=network.device, dtype=network.dtype, batch_size=batch_size).first_shape()
+
+
+def _kept(drawing: Drawing, images: Images, batch_size: int) -> Batches:
+    """Hold the first images in memory: a shuffling loader would number them anew in each pass."""
+    network, held = drawing.subject.network, []
+    for batch in Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size):
+        held.append(batch.cpu())
+        if sum(map(len, held)) >= MOST_IMAGES:
+            break
+    kept = torch.cat(held)[:MOST_IMAGES]
+    return Batches(kept, device=network.device, dtype=network.dtype, batch_size=batch_size)
+
+
+def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:
+    circuit = drawing.circuits[0]
+    origin = circuit.provenance
+    colours = (
+        "Orange and purple tell the sign of what a kernel adds to its filter, on average over the images shown."
+        if seen is not None
+        else "Orange and purple tell the sign of the sum of a kernel's weights, as no images were given."
+    )
+    return data.Meta(
+        title=title or f"Circuit for {circuit.feature}",
+        feature=str(circuit.feature),
+        model=str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name),
+        criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
+        granularity=circuit.granularity,  # type: ignore[arg-type]
+        notes=(colours, *(str(note) for note in origin.get("notes", ()))),
+        versions={"convcircuits": __version__, "torch": torch.__version__},
+    )
+
+
+def measured(
+    drawing: Drawing,
+    document: data.Document,
+    model: nn.Module,
+    held_out: Images,
+    batch_size: int,
+    progress: Progress | None,
+) -> data.Document:
+    """Measure each circuit on held-out images, and what the default view draws of each as a network of its own."""
+    views = [figure.drawn(document, data.View(variant=n)) for n in range(len(document.variants))]
+    parts = [_part(drawing, n, view["edges"]) for n, view in enumerate(views)]
+    reports = evaluate_all(model, [*drawing.circuits, *parts], held_out, batch_size=batch_size, progress=progress)
+    figures = [None if math.isnan(report.r2) else report.r2 for report in reports]
+    count = len(views)
+    variants = [
+        dataclasses.replace(
+            variant,
+            fidelity=data.Fidelity(
+                r2=figures[n],
+                drawn=data.Drawn(kernels=view["kernels"], r2=figures[count + n], path=view["path"]),
+            ),
+        )
+        for n, (variant, view) in enumerate(zip(document.variants, views, strict=True))
+    ]
+    return dataclasses.replace(document, variants=tuple(variants), held_out=data.HeldOut(reports[0].images))
+
+
+def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:
+    """Make a circuit of the kernels that are drawn of a circuit."""
+    circuit, relevant, g = drawing.circuits[n], drawing.subject.survey.kernels, drawing.graph
+    drawn = {layer: torch.zeros_like(mask, device="cpu") for layer, mask in relevant.items()}
+    for e in edges:
+        if g.call[e] >= 0:
+            drawn[drawing.call(int(g.call[e])).layer][int(g.out[e]), int(g.inp[e])] = True
+    if circuit.granularity == "filter":  # parts of filters are kernels
+        shared = kernels_of(circuit, drawn, relevant).saliency
+        saliency = {layer: shared[layer].masked_fill(~relevant[layer].cpu(), torch.nan) for layer in drawn}
+        return dataclasses.replace(
+            circuit,
+            kernels=LayerTable(drawn),
+            saliency=LayerTable(saliency),
+            relevant=sum(int(mask.sum()) for mask in relevant.values()),
+            granularity="kernel",
+        )
+    units = {
+        layer: mask & units_with(drawn[layer], circuit.granularity, tuple(mask.shape))
+        for layer, mask in circuit.kernels.items()
+    }
+    return dataclasses.replace(circuit, kernels=LayerTable(units))

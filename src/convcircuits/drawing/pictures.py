@@ -1,0 +1,329 @@
+"""What the nodes look like and what images do to them: first kernels, patches, feature visualisations, maps."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convcircuits import visualising
+from convcircuits.batches import Batches, Progress
+from convcircuits.calls import ConvCall
+from convcircuits.drawing import data
+from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.sheet import Drawing
+from convcircuits.drawing.tiles import data_url, pack
+from convcircuits.fields import Field, Reading, receptive_fields
+from convcircuits.patches import (
+    LARGEST_MAP,
+    Best,
+    activation_maps,
+    best_patches,
+    crop,
+    displayable,
+    effects,
+    presum_maps,
+    responses,
+)
+from convcircuits.visualising import visualise
+from convcircuits.wiring import SiteKind
+
+LABELS = {
+    "patches": "parts of images that drive a filter most, at the size that it sees; of the first layer the kernels",
+    "features": "pictures optimised to drive a filter most, inside the circuit",
+}
+"""Ways to picture the nodes, and what they show."""
+
+TILE = 64
+"""Pixels of a picture's side."""
+
+PATCHES = 6  # of a node that is drawn at first; of the others the best one
+MOST_PICTURED = 2500  # nodes
+THUMBNAIL = 112
+MAPS, PRESUMS = 1_200_000, 600_000  # bytes of maps that a page carries
+
+
+def readings_of(drawing: Drawing) -> dict[int, Reading]:
+    """Tell for each node which map shows it: what the first kernel call that reads it reads; of the target its own.
+
+    A node that no kernel reads, as a gate, is not named.
+    """
+    found: dict[tuple[int, int], Reading] = {}
+    turns: Counter[str] = Counter()
+    for value in drawing.recording.values:
+        if value.call is None:
+            continue
+        turn, turns[value.call.layer] = turns[value.call.layer], turns[value.call.layer] + 1
+        if value.number in drawing.wiring.reads:
+            read = drawing.wiring.reads[value.number]
+            for channel, source in enumerate(zip(read.site.tolist(), read.channel.tolist(), strict=True)):
+                found.setdefault(source, (value.call.layer, turn, channel))
+    ends = zip(drawing.graph.site.tolist(), drawing.graph.channel.tolist(), strict=True)
+    image = next(n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE)
+    readings = {n: found[end] for n, end in enumerate(ends) if end in found and end[0] != image}
+    return readings | {drawing.graph.goal: None}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the circuit does on some images, from the one that drives the feature most to the median.
+
+    Attributes:
+        images: All images that were looked at, (N, C, H, W).
+        numbers: Which of them are shown, I of them.
+        full: The feature's response on these in the full model, (I,).
+        response: In each variant, (V, I).
+        effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where there is none.
+        readings: Node -> the map that shows it.
+        fields: That map's receptive fields.
+    """
+
+    images: Batches
+    numbers: tuple[int, ...]
+    full: np.ndarray
+    response: np.ndarray
+    effect: np.ndarray
+    readings: Mapping[int, Reading]
+    fields: Mapping[Reading, Field]
+
+    @classmethod
+    def of(cls, drawing: Drawing, images: Batches) -> Self:
+        """Look at images: at first in the full model alone, to choose some."""
+        subject, g = drawing.subject, drawing.graph
+        every = responses(subject, [None], images)[0]
+        ranked = every.argsort(descending=True, stable=True).tolist()
+        steps = [0, 1, 2, len(ranked) // 8, len(ranked) // 4, len(ranked) // 2]
+        numbers = tuple(dict.fromkeys(ranked[min(step, len(ranked) - 1)] for step in steps))
+        shown = images.take(numbers)
+        full, *others = responses(subject, [None, *drawing.masks], shown).float().numpy()
+        by_layer = effects(subject, drawing.masks[0], shown)
+        effect = np.full((len(g.kind), len(numbers)), np.nan, np.float32)
+        for e in np.flatnonzero(g.present[0] & (g.kind <= EdgeKind.INNER)):
+            effect[e] = by_layer[drawing.call(int(g.call[e])).layer][:, int(g.out[e]), int(g.inp[e])]
+        readings = readings_of(drawing)
+        fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
+        return cls(images, numbers, full, np.stack(others), effect, readings, fields)
+
+    def document(self, drawing: Drawing, shown: Mapping[str, Any], primaries: Tensor | None) -> data.Images:
+        """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
+        images, masks = self.images.take(self.numbers), drawing.masks[0]
+        g, subject = drawing.graph, drawing.subject
+        salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
+        nodes = _first([n for n in shown["nodes"] if n in self.readings], np.argsort(-salience), self.readings)
+        area = max(1, LARGEST_MAP**2 * len(self.numbers))
+        fields = {self.readings[n]: self.fields[self.readings[n]] for n in [g.goal, *nodes[: MAPS // area]]}
+        maps = activation_maps(subject, masks, images, fields)
+        activation = _Maps(len(g.site), len(self.numbers))
+        for n in dict.fromkeys([g.goal, *nodes[: MAPS // area]]):
+            activation.add(n, maps[self.readings[n]])
+        full = _Maps(1, len(self.numbers))
+        full.add(0, activation_maps(subject, None, images, {None: self.fields[None]})[None])
+        kernels = {
+            e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
+            for e in shown["edges"]
+            if g.kind[e] <= EdgeKind.INNER and g.present[0][e]
+        }
+        kernels = dict(list(kernels.items())[: PRESUMS // area])
+        sums = presum_maps(subject, masks, images, list(dict.fromkeys(kernels.values())))
+        presum = _Maps(len(g.kind), len(self.numbers))
+        for e, kernel in kernels.items():
+            presum.add(e, sums[kernel])
+        rgb = displayable(torch.cat(list(images)), primaries)
+        return data.Images(
+            names=tuple(f"image {number}" for number in self.numbers),
+            src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in _pixels(rgb)),
+            full=self.full,
+            response=self.response,
+            activation=activation.values(),
+            activation_offset=activation.offset,
+            activation_shape=activation.shape,
+            activation_scale=activation.scale,
+            full_map=full.values().reshape(len(self.numbers), *full.shape[0]),
+            full_scale=full.scale[0],
+            effect=self.effect,
+            presum=presum.values(),
+            presum_offset=presum.offset,
+            presum_shape=presum.shape,
+            presum_scale=presum.scale,
+        )
+
+
+class _Maps:
+    """Maps of some nodes or edges on each image, one byte a value."""
+
+    def __init__(self, count: int, images: int) -> None:
+        self.offset = np.full(count, -1, np.int32)
+        self.shape = np.zeros((count, 2), np.int16)
+        self.scale = np.zeros((count, images), np.float32)
+        self._parts: list[np.ndarray] = []
+        self._filled = 0
+
+    def add(self, number: int, maps: Tensor) -> None:
+        values = maps.float().numpy()
+        largest = np.abs(values).max((1, 2))
+        bytes_ = np.round(values / np.where(largest > 0, largest, 1)[:, None, None] * 127).astype(np.int8)
+        self.offset[number], self.shape[number], self.scale[number] = self._filled, values.shape[1:], largest
+        self._parts.append(bytes_.reshape(-1))
+        self._filled += bytes_.size
+
+    def values(self) -> np.ndarray:
+        return np.concatenate(self._parts) if self._parts else np.zeros(0, np.int8)
+
+
+# ---------------------------------------- pictures of nodes
+
+
+def pictured(
+    drawing: Drawing,
+    document: data.Document,
+    drawn: Sequence[int],
+    seen: Seen | None,
+    *,
+    pictures: str,
+    primaries: Tensor | None,
+    seed: int,
+    progress: Progress | None,
+) -> data.Document:
+    """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
+    album = _Album(len(drawing.graph.site))
+    for n, picture in first_kernels(drawing, primaries).items():
+        album.add("patches", n, picture)
+    if seen is not None:
+        for n, patches in _patches(drawing, drawn, seen, primaries).items():
+            for patch in patches:
+                album.add("patches", n, patch)
+    target: list[tuple[str, np.ndarray]] = []
+    if pictures == "features":
+        target = _features(drawing, drawn, album, primaries, seed, progress)
+    return album.bound(document, pictures, target)
+
+
+class _Album:
+    """Pictures of nodes, by set, the best first."""
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+        self.sets: dict[str, dict[int, list[np.ndarray]]] = {}
+
+    def add(self, name: str, node: int, picture: np.ndarray) -> None:
+        self.sets.setdefault(name, {}).setdefault(node, []).append(picture)
+
+    def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
+        """Pack all pictures into tiles; the chosen set comes first."""
+        names = sorted(self.sets, key=lambda name: name != first)
+        every = [p for name in names for pictures in self.sets[name].values() for p in pictures]
+        tiles, numbers = pack([*every, *(picture for _, picture in target)], size=TILE)
+        place, sets = 0, []
+        for name in names:
+            widest = max(map(len, self.sets[name].values()))
+            table = np.full((self._nodes, widest), -1, np.int32)
+            for node, pictures in self.sets[name].items():
+                table[node, : len(pictures)] = numbers[place : place + len(pictures)]
+                place += len(pictures)
+            beside = [
+                data.TargetPicture(label, int(number))
+                for (label, _), number in zip(target, numbers[len(every) :], strict=True)
+            ]
+            sets.append(data.PictureSet(name, LABELS[name], table, tuple(beside) if name == "features" else ()))
+        view = replace(document.view, pictures=names[0]) if names else document.view
+        return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
+
+
+def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.ndarray]:
+    """Picture the filters that read the image as the kernels that they are, in the image's colours; zero is grey."""
+    g, found = drawing.graph, {}
+    image = {n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE}
+    from_image = np.isin(g.site[g.source], list(image)) & (g.kind == EdgeKind.KERNEL)
+    for n in np.unique(g.target[from_image]):
+        site = drawing.wiring.sites[int(g.site[n])]
+        call = drawing.call(site.calls[0])
+        if len(site.calls) > 1 or site.inner or site.links or not isinstance(call, ConvCall) or call.groups > 1:
+            continue
+        mine = from_image & (g.target == n)
+        kept = mine & g.present[0] if (mine & g.present[0]).any() else mine
+        channels = torch.from_numpy(g.inp[kept])
+        row = int(g.channel[n]) if call.rows is None else int((call.rows == int(g.channel[n])).nonzero()[0])
+        weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
+        weight[channels] = call.weight[row][channels].detach().cpu().double()
+        if primaries is not None:
+            mixing = (primaries[1:] - primaries[0]).double().cpu()  # what a step of red, green, blue does to channels
+        elif len(weight) == 3:
+            mixing = torch.eye(3, dtype=torch.float64)
+        else:
+            mixing = torch.ones(3, len(weight), dtype=torch.float64)
+        colours = torch.einsum("cyx,rc->yxr", weight, mixing)
+        pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
+        found[int(n)] = _pixels(pixels[None].float())[0]
+    return found
+
+
+def _patches(
+    drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor | None
+) -> dict[int, list[np.ndarray]]:
+    """Cut for each node the parts of images that drive it most, at the size that it sees."""
+    g = drawing.graph
+    salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
+    nodes = _first(drawn, np.argsort(-salience), seen.readings)[:MOST_PICTURED]
+    fields = {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
+    best: Best = best_patches(drawing.subject, drawing.masks[0], seen.images, fields, top=PATCHES)
+    rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
+    wanted = {n: PATCHES if n in shown else 1 for n in nodes}
+    needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
+    rgb = dict(zip(needed, displayable(torch.cat(list(seen.images.take(needed))), primaries), strict=True))
+    found: dict[int, list[np.ndarray]] = {}
+    for n in nodes:
+        r, field = rows[seen.readings[n]], fields[seen.readings[n]]
+        places = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))[: wanted[n]]
+        found[n] = [_pixels(crop(rgb[i], field.box(*position))[None])[0] for i, position in places]
+    return found
+
+
+def _features(
+    drawing: Drawing,
+    drawn: Sequence[int],
+    album: _Album,
+    primaries: Tensor | None,
+    seed: int,
+    progress: Progress | None,
+) -> list[tuple[str, np.ndarray]]:
+    """Optimise pictures of what is drawn inside the circuit, and of the target in the full model too."""
+    subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
+    nodes = [n for n in drawn if n in readings]
+    fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
+
+    def wanted(n: int) -> visualising.Reading:
+        reading = readings[n]
+        assert not isinstance(reading, int)
+        layer, call, channel = (None, 0, 0) if reading is None else reading
+        return visualising.Reading(layer, channel, fields[reading].size, call)
+
+    prepare = visualising.prepared(primaries)
+    found = visualise(subject, [wanted(n) for n in nodes], masks=masks, prepare=prepare, seed=seed, progress=progress)
+    for n, picture in zip(nodes, found, strict=True):
+        if picture is not None:
+            album.add("features", n, picture.pixels.numpy())
+    goal = drawing.graph.goal
+    inside = found[nodes.index(goal)]
+    (full,) = visualise(subject, [wanted(goal)], prepare=prepare, seed=seed)
+    both = [("in the circuit", inside), ("in the full model", full)]
+    return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
+
+
+def _first(some: Sequence[int], rest: np.ndarray, known: Mapping[int, Reading]) -> list[int]:
+    """List nodes that have a map, some before the rest."""
+    return [n for n in dict.fromkeys([*some, *(int(n) for n in rest)]) if n in known]
+
+
+def _pixels(pictures: Tensor) -> list[np.ndarray]:
+    """Turn pictures from 0 to 1 into bytes."""
+    return list((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def _resized(picture: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))

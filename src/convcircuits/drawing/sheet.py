@@ -1,0 +1,300 @@
+"""What is drawn, and the document's tables that say it: columns, layers, nodes, edges, variants."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.capture import Network
+from convcircuits.circuit import Circuit
+from convcircuits.criteria import CRITERIA
+from convcircuits.drawing import data
+from convcircuits.drawing.data import EdgeKind, NodeKind
+from convcircuits.drawing.graph import Graph, Kernels, excites, graph, kernels_of
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.finding import check_circuit, find, needs_budget
+from convcircuits.granularity import masks_of
+from convcircuits.masking import Masks, Subject
+from convcircuits.provenance import describe
+from convcircuits.reach import survey_of_unknown_size
+from convcircuits.recording import Recording, record
+from convcircuits.wiring import Site, Wiring, wire
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What all parts of the document are made from.
+
+    Attributes:
+        subject: The feature of the model.
+        recording: What the model does.
+        wiring: The model as a graph of sites.
+        graph: The circuits as nodes and edges.
+        circuits: The circuit itself, then those it is compared with.
+        roles: What each of them is.
+        masks: Of a run of each of them.
+    """
+
+    subject: Subject
+    recording: Recording
+    wiring: Wiring
+    graph: Graph
+    circuits: tuple[Circuit, ...]
+    roles: tuple[str, ...]
+    masks: tuple[Masks, ...]
+
+    @property
+    def calls(self) -> list[int]:
+        """The kernel calls that are drawn, by number in the recording, in execution order."""
+        return sorted(self.wiring.site_of_call())
+
+    def call(self, number: int) -> KernelCall:
+        """Give a kernel call by its number in the recording."""
+        call = self.recording.values[number].call
+        assert call is not None
+        return call
+
+
+def lay_out(
+    model: nn.Module, circuit: Circuit, against: Circuit | None, shape: Sequence[int] | None, seed: int
+) -> Drawing:
+    """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
+
+    Raises:
+        ConvCircuitsError: If a circuit is of other weights or another feature, or has no complete path.
+    """
+    network = Network(model)
+    given = shape or circuit.provenance.get("input_shape")
+    found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
+    subject = Subject(network, circuit.feature, found)
+    described = describe(network, circuit.feature, found)
+    circuits, roles = [circuit], ["circuit"]
+    if against is not None:
+        circuits.append(against)
+        roles.append("against")
+    for one in circuits:
+        check_circuit(one, circuit.feature, described)
+    circuits.append(_random_like(model, circuit, found.input_shape, seed))
+    roles.append("control")
+    recording = record(subject, found.input_shape)
+    wiring = wire(recording, subject.rows, subject.coefficients)
+    masks = tuple(subject.masks(one, found.input_shape, effective=True) for one in circuits)
+    variants = [_kernels(subject, *one) for one in zip(circuits, masks, strict=True)]
+    if not any(bool(mask.any()) for mask in variants[0].effective.values()):
+        raise ConvCircuitsError(
+            f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
+            "prune to a larger density."
+        )
+    drawn = graph(recording, wiring, variants)
+    return Drawing(subject, recording, wiring, drawn, tuple(circuits), tuple(roles), masks)
+
+
+def _random_like(model: nn.Module, circuit: Circuit, shape: Sequence[int], seed: int) -> Circuit:
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
+    return find(
+        model,
+        circuit.feature,
+        image,
+        criterion="layer_random",
+        kernels=len(circuit),
+        granularity=circuit.granularity,
+        seed=seed,
+        like=circuit,
+    )
+
+
+def _kernels(subject: Subject, circuit: Circuit, masks: Masks) -> Kernels:
+    effective = {layer: mask.cpu() for layer, mask in masks.kernels.items()}
+    return kernels_of(circuit, effective, subject.survey.kernels)
+
+
+# ---------------------------------------- the document's tables
+
+
+def columns_of(drawing: Drawing) -> tuple[data.Column, ...]:
+    """Head each column with what its sites have in common."""
+    columns = []
+    for column in range(drawing.wiring.columns[drawing.wiring.target[0]] + 1):
+        sites = [s for n, s in drawing.wiring.sites.items() if drawing.wiring.columns[n] == column]
+        names = [_name_of(site, drawing) for site in sites]
+        columns.append(data.Column(label=_common(names), detail="; ".join(_about(site, drawing) for site in sites)))
+    return tuple(columns)
+
+
+def _name_of(site: Site, drawing: Drawing) -> str:
+    return site.name or (drawing.call(site.calls[0]).layer if site.calls else str(site.kind.name).lower())
+
+
+def _common(names: Sequence[str]) -> str:
+    """Give the names' common beginning, up to a dot; of names that have none, all."""
+    if len(names) == 1:
+        return names[0]
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    return ".".join(parts[0][:shared]) or " + ".join(names)
+
+
+def _about(site: Site, drawing: Drawing) -> str:
+    """Say in words what a site is."""
+    layers = [drawing.call(c).layer for c in site.calls]
+    text = " + ".join(layers) or _name_of(site, drawing)
+    if site.inner:
+        text += " → " + " → ".join(drawing.call(c).layer for c in site.inner) + " (each filter on its own)"
+    kinds = {"ADD": "added to what passes by" if site.links else "added up", "GATE": "scaled by a gate"}
+    extra = kinds.get(site.kind.name)
+    return f"{text}, {extra}" if extra and (site.links or len(site.calls) > 1) else text
+
+
+def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
+    """Describe the layers that have kernels, in the order of `Drawing.calls`."""
+    sites = drawing.wiring.site_of_call()
+    layers = []
+    for number in drawing.calls:
+        call, column = drawing.call(number), drawing.wiring.columns[sites[number].number]
+        beside = [s for n, s in drawing.wiring.sites.items() if drawing.wiring.columns[n] == column]
+        head = _common([_name_of(s, drawing) for s in beside]) + "."
+        label = call.layer.removeprefix(head) if len(beside) > 1 else call.layer
+        relevant = drawing.subject.survey.kernels[call.layer]
+        layers.append(data.Layer(call.layer, label, column, kernel_shape(call), int(relevant.any(1).sum())))
+    return tuple(layers)
+
+
+def kernel_shape(call: KernelCall) -> tuple[int, int]:
+    """Give (kh, kw); of a linear layer on a flattened map, the map's where that is square, else one row."""
+    if isinstance(call, ConvCall):
+        return int(call.weight.shape[2]), int(call.weight.shape[3])
+    positions = call.weight.shape[1] // call.blocks
+    side = math.isqrt(positions)
+    return (side, side) if side * side == positions else (1, positions)
+
+
+_NODE_KINDS = {name: NodeKind[name] for name in NodeKind.__members__}
+
+
+def nodes_of(drawing: Drawing) -> data.Nodes:
+    """Describe the nodes."""
+    index = {call: n for n, call in enumerate(drawing.calls)}
+    sites = [drawing.wiring.sites[int(s)] for s in drawing.graph.site]
+    # A sum is named by its first layer, a chain by its last.
+    last = [index[(s.inner or s.calls[:1])[-1]] if s.calls else -1 for s in sites]
+    return data.Nodes(
+        kind=np.array([_NODE_KINDS[s.kind.name] for s in sites], dtype=np.uint8),
+        column=np.array([drawing.wiring.columns[s.number] for s in sites], dtype=np.int16),
+        layer=np.array(last, dtype=np.int16),
+        unit=drawing.graph.channel.astype(np.int32),
+    )
+
+
+def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, np.ndarray]:
+    """Describe the edges, and give all their weights.
+
+    Args:
+        drawing: What is drawn.
+        effect: (E, I): the mean of what each kernel adds, on some images, whose sum over images gives its sign. Where
+            it is not known, the sum of the kernel's weights does.
+    """
+    g = drawing.graph
+    index = {call: n for n, call in enumerate(drawing.calls)}
+    weighted = g.kind <= EdgeKind.INNER
+    start, scale = np.full(len(g.kind), -1, np.int32), np.zeros(len(g.kind), np.float32)
+    sign, parts, filled = np.zeros(len(g.kind), np.int8), [], 0
+    for number in drawing.calls:
+        here = np.flatnonzero(g.call == number)
+        values = _weights(drawing, number)[_computed(drawing.call(number), g.out[here]), g.inp[here]]
+        largest = np.abs(values).max(1)
+        scale[here] = largest
+        parts.append(np.round(values / np.where(largest > 0, largest, 1)[:, None] * 127).astype(np.int8))
+        start[here] = filled + np.arange(len(here)) * values.shape[1]
+        filled += values.size
+        added = values.sum(1)
+        if effect is not None:
+            known = ~np.isnan(effect[here]).all(1)
+            added = np.where(known, np.nansum(effect[here], 1), added)
+        turned = excites(drawing.recording, number).numpy()[_computed(drawing.call(number), g.out[here])]
+        sign[here] = np.where(added * turned < 0, -1, 1)
+    edges = data.Edges(
+        source=g.source.astype(np.int32),
+        target=g.target.astype(np.int32),
+        kind=g.kind.astype(np.uint8),
+        layer=np.array([index.get(int(c), -1) for c in g.call], dtype=np.int16),
+        out=np.where(weighted, g.out, -1).astype(np.int32),
+        in_=np.where(weighted, g.inp, -1).astype(np.int32),
+        sign=sign,
+        weights=start,
+        scale=scale,
+    )
+    return edges, np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _computed(call: KernelCall, filters: np.ndarray) -> np.ndarray:
+    """Turn numbers of filters into rows of what a call computes."""
+    return filters if call.rows is None else np.searchsorted(call.rows.cpu().numpy(), filters)
+
+
+def _weights(drawing: Drawing, number: int) -> np.ndarray:
+    """Give the weights of a call, (out, in, kh * kw); those that no circuit keeps are 0."""
+    call = drawing.call(number)
+    weight = call.kernels.flatten(0, 1).detach().float().cpu()
+    if all(circuit.granularity == "weight" for circuit in drawing.circuits):
+        kept = torch.stack([circuit.kernels[call.layer] for circuit in drawing.circuits]).any(0)
+        rows = slice(None) if call.rows is None else call.rows.cpu()
+        weight = weight * kept[rows].reshape(weight.shape)
+    return weight.numpy()
+
+
+def variants_of(drawing: Drawing, names: Sequence[str]) -> tuple[data.Variant, ...]:
+    """Describe the circuits: saliency and rank of each edge."""
+    g, variants = drawing.graph, []
+    weighted = g.kind <= EdgeKind.INNER
+    relevant = drawing.subject.survey.kernels
+    layer = np.array([drawing.call(int(c)).layer if c >= 0 else "" for c in g.call])
+    for n, (circuit, role) in enumerate(zip(drawing.circuits, drawing.roles, strict=True)):
+        inside = g.present[n] & weighted
+        rank = np.where(weighted, -1, 0).astype(np.int32)
+        order = np.flatnonzero(inside)[np.argsort(-g.saliency[n][inside], kind="stable")]
+        rank[order] = np.arange(len(order))
+        kernels = {(layer[e], int(g.out[e]), int(g.inp[e])) for e in order}
+        kept, _ = masks_of(circuit.kernels, circuit.granularity, relevant)
+        variants.append(
+            data.Variant(
+                name=names[n],
+                role=role,  # type: ignore[arg-type]
+                saliency=_with_readout(drawing, g.saliency[n]),
+                rank=rank,
+                kernels=len(kernels),
+                filters=len({(name, out) for name, out, _ in kernels}),
+                kept=sum(int(mask.sum()) for mask in kept.values()),
+                relevant=sum(int(mask.sum()) for mask in relevant.values()),
+                nested=_nested(circuit),
+            )
+        )
+    return tuple(variants)
+
+
+def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
+    """Give the connections of a direction the size of its coefficients as their weight."""
+    g = drawing.graph
+    readout = np.flatnonzero(g.kind == EdgeKind.READOUT)
+    if not len(readout):
+        return saliency
+    site = drawing.wiring.sites[drawing.wiring.target[0]]
+    weight = {
+        (int(link.sources.site[0]), int(link.sources.channel[0])): abs(float(c))
+        for link, c in zip(site.links, drawing.subject.coefficients, strict=True)
+    }
+    saliency = saliency.copy()
+    ends = zip(g.site[g.source[readout]], g.channel[g.source[readout]], strict=True)
+    saliency[readout] = [weight[int(s), int(c)] for s, c in ends]
+    return saliency
+
+
+def _nested(circuit: Circuit) -> bool:
+    criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
+    return criterion is not None and not needs_budget(criterion)
