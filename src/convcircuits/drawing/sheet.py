@@ -249,27 +249,30 @@ def _weights(drawing: Drawing, number: int) -> np.ndarray:
     return weight.numpy()
 
 
-def variants_of(drawing: Drawing, names: Sequence[str]) -> tuple[data.Variant, ...]:
+def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, ...]:
     """Describe the circuits: saliency and rank of each edge."""
     g, variants = drawing.graph, []
     weighted = g.kind <= EdgeKind.INNER
     relevant = drawing.subject.survey.kernels
     layer = np.array([drawing.call(int(c)).layer if c >= 0 else "" for c in g.call])
     for n, (circuit, role) in enumerate(zip(drawing.circuits, drawing.roles, strict=True)):
-        inside = g.present[n] & weighted
+        inside = np.flatnonzero(g.present[n] & weighted)
+        names = [(layer[e], int(g.out[e]), int(g.inp[e])) for e in inside]
+        # A kernel of a layer that runs twice is two edges of one rank.
+        place: dict[tuple[str, int, int], int] = {}
+        for k in np.argsort(-g.saliency[n][inside], kind="stable"):
+            place.setdefault(names[k], len(place))
         rank = np.where(weighted, -1, 0).astype(np.int32)
-        order = np.flatnonzero(inside)[np.argsort(-g.saliency[n][inside], kind="stable")]
-        rank[order] = np.arange(len(order))
-        kernels = {(layer[e], int(g.out[e]), int(g.inp[e])) for e in order}
+        rank[inside] = [place[name] for name in names]
         kept, _ = masks_of(circuit.kernels, circuit.granularity, relevant)
         variants.append(
             data.Variant(
-                name=names[n],
+                name=called[n],
                 role=role,  # type: ignore[arg-type]
                 saliency=_with_readout(drawing, g.saliency[n]),
                 rank=rank,
-                kernels=len(kernels),
-                filters=len({(name, out) for name, out, _ in kernels}),
+                kernels=len(place),
+                filters=len({(name, out) for name, out, _ in place}),
                 kept=sum(int(mask.sum()) for mask in kept.values()),
                 relevant=sum(int(mask.sum()) for mask in relevant.values()),
                 nested=_nested(circuit),

@@ -1,0 +1,133 @@
+"""The document's tables, against the model's own weights and what evaluate counts."""
+
+import numpy as np
+import pytest
+import torch
+from nets import NETS
+
+import convcircuits as cc
+from convcircuits.drawing import data
+from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.sheet import (
+    columns_of,
+    edges_of,
+    kernel_shape,
+    lay_out,
+    layers_of,
+    nodes_of,
+    variants_of,
+)
+
+CASES = [(name, layer, unit) for name, case in NETS.items() for layer, unit in case.features]
+
+
+def laid(name, layer, unit, granularity="kernel", density=0.6):
+    case = NETS[name]
+    model, images = case.build(), case.images(2)
+    feature = cc.Feature(layer, unit)
+    circuit = cc.find(model, feature, images, criterion="random", density=density, granularity=granularity)
+    other = cc.find(model, feature, images, criterion="random", density=density, granularity=granularity, seed=1)
+    return model, images, circuit, other, lay_out(model, circuit, other, case.input_shape, seed=2)
+
+
+def document(drawing):
+    edges, weights = edges_of(drawing, None)
+    return data.Document(
+        meta=data.Meta("t", "f", "m"),
+        columns=columns_of(drawing),
+        layers=layers_of(drawing),
+        nodes=nodes_of(drawing),
+        edges=edges,
+        weights=weights,
+        target=drawing.graph.goal,
+        variants=variants_of(drawing, ["a", "b", "c"]),
+        pictures=(),
+        tiles=data.Tiles(64),
+    )
+
+
+@pytest.mark.parametrize("granularity", ["filter", "kernel", "weight"])
+@pytest.mark.parametrize(("name", "layer", "unit"), CASES)
+def test_a_document_counts_what_evaluate_counts_and_holds_the_models_weights(name, layer, unit, granularity):
+    try:
+        model, images, circuit, other, drawing = laid(name, layer, unit, granularity)
+    except cc.ConvCircuitsError as error:
+        assert "nothing to draw" in str(error)
+        return
+    made = document(drawing)
+    for variant, one in zip(made.variants, drawing.circuits, strict=True):
+        report = cc.evaluate(model, one, images)
+        assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
+        assert variant.kept == report.kernels
+    assert [len(one) for one in drawing.circuits] == [len(circuit)] * 3
+    assert drawing.circuits[1] == other
+    seen = {}
+    drawing.subject.maps(images, watch=lambda call, output: seen.setdefault(call.layer, call.kernels.flatten(0, 1)))
+    edges, dropped = made.edges, granularity == "weight"
+    for e in np.flatnonzero(edges.weighted):
+        layer_ = made.layers[edges.layer[e]]
+        row = 0 if layer_.name == layer and len(seen[layer]) == 1 else edges.out[e]
+        expected = seen[layer_.name][row, edges.in_[e]].numpy()
+        size = layer_.kernel[0] * layer_.kernel[1]
+        found = made.weights[edges.weights[e] : edges.weights[e] + size] / 127 * edges.scale[e]
+        right = np.abs(found - expected) <= np.abs(expected).max() / 127
+        assert (right | ((found == 0) & dropped)).all()
+        assert edges.sign[e] == (-1 if found.sum() * _turned(drawing, e) < -1e-2 else edges.sign[e])
+
+
+def _turned(drawing, e):
+    from convcircuits.drawing.graph import excites
+
+    signs = excites(drawing.recording, int(drawing.graph.call[e]))
+    rows = drawing.call(int(drawing.graph.call[e])).rows
+    return float(signs[int(drawing.graph.out[e])] if rows is None else signs[rows.tolist().index(drawing.graph.out[e])])
+
+
+@pytest.mark.parametrize("granularity", ["filter", "kernel", "weight"])
+def test_ranks_follow_the_saliency_that_the_circuit_was_pruned_by(granularity):
+    *_, circuit, _, drawing = laid("residual", "head", 0, granularity, density=1.0)
+    for variant, one in zip(document(drawing).variants, drawing.circuits, strict=True):
+        inside = np.flatnonzero(drawing.graph.present[drawing.circuits.index(one)] & (drawing.graph.kind <= 1))
+        assert sorted(set(variant.rank[inside])) == list(range(variant.kernels))
+        order = inside[np.argsort(variant.rank[inside])]
+        assert (np.diff(variant.saliency[order]) <= 0).all()
+        for e in inside:
+            call = drawing.call(int(drawing.graph.call[e]))
+            given = one.saliency[call.layer]
+            kept = one.kernels[call.layer]
+            o, i = int(drawing.graph.out[e]), int(drawing.graph.inp[e])
+            expected = {
+                "kernel": lambda given=given, o=o, i=i: given[o, i],
+                "weight": lambda given=given, kept=kept, o=o, i=i: given[o, i][kept[o, i]].abs().sum(),
+                "filter": lambda given=given, o=o, name=call.layer: (
+                    given[o] / drawing.subject.survey.kernels[name][o].sum()
+                ),
+            }[granularity]()
+            assert variant.saliency[e] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_circuit_that_leads_nowhere_is_an_error():
+    case = NETS["plain"]
+    model, feature = case.build(), cc.Feature("features.5", 2)
+    masks = {"features.0": torch.ones(4, 3)}
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
+    with pytest.raises(cc.ConvCircuitsError, match="nothing to draw"):
+        lay_out(model, circuit, None, case.input_shape, 0)
+
+
+def test_columns_are_headed_by_what_their_layers_share():
+    *_, drawing = laid("inception", "last", 2, density=1.0)
+    assert [column.label for column in columns_of(drawing)] == ["stem", "reduce", "one + three + project", "last"]
+    assert [layer.label for layer in layers_of(drawing)][:2] == ["stem", "one"]
+    assert kernel_shape(drawing.call(drawing.calls[0])) == (3, 3)
+
+
+def test_a_direction_weighs_what_it_reads_by_its_coefficients():
+    case = NETS["plain"]
+    model, feature = case.build(), cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
+    circuit = cc.find(model, feature, case.images(2), criterion="magnitude", density=1.0)
+    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    made = document(drawing)
+    readout = made.edges.kind == EdgeKind.READOUT
+    units = made.nodes.unit[made.edges.source[readout]]
+    assert dict(zip(units.tolist(), made.variants[0].saliency[readout].tolist(), strict=True)) == {1: 2.0, 3: 1.0}
