@@ -1,11 +1,14 @@
 """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.
 
 A `Feature` names what to preserve. A criterion scores every kernel for it. `prune` keeps the best: a `Circuit`, which
-is only data. `evaluate` measures it on held-out images. Nothing ever changes your model.
+is only data. `evaluate` measures it on held-out images, `extract` makes it a small
+runnable module, `diagram` draws it. Nothing ever changes your model.
 """
 
 from convcircuits.circuit import Circuit, iou
 from convcircuits.criteria import CRITERIA
+from convcircuits.drawing.build import diagram
+from convcircuits.drawing.host import Diagram
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import Evaluation, activations, evaluate
 from convcircuits.extraction import extract
@@ -19,11 +22,13 @@ __all__ = [
     "CRITERIA",
     "Circuit",
     "ConvCircuitsError",
+    "Diagram",
     "Evaluation",
     "Feature",
     "Scores",
     "__version__",
     "activations",
+    "diagram",
     "evaluate",
     "extract",
     "find",

@@ -22,8 +22,9 @@ import convcircuits as cc
 from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
 from convcircuits.costs import Costs, costs
+from convcircuits.drawing.figure import check_figure
+from convcircuits.drawing.pictures import LABELS
 from convcircuits.granularity import SHAPES, check_granularity
-from convcircuits.images import crops, photographs
 from convcircuits.models import list_models
 from convcircuits.onnxfile import check_onnx_installed
 from convcircuits.preparing import (
@@ -34,12 +35,13 @@ from convcircuits.preparing import (
     model_named_in,
     names,
     set_up,
+    set_up_again,
     side,
 )
 from convcircuits.storage import write_whole
 
 app = typer.Typer(
-    help="Find, measure and run the sparse circuit of kernels that computes one feature of a CNN.",
+    help="Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -78,6 +80,17 @@ HeldOutOption = Annotated[float, typer.Option(help="The share of photographs tha
 SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="The most images that run at once.")]
+ModelAgainOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="The model; the one in the file if not given.")
+]
+ImagesAgainOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder of photographs, all of them held out. If not given: "
+        "those that were held out when the circuit was found."
+    ),
+]
+CountAgainOption = Annotated[int | None, typer.Option(min=1, help="How many crops.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 DEMO_MODEL, DEMO_FEATURE, DEMO_SIZE = "vgg16_hed", "features.14:54", 112
@@ -98,7 +111,7 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find, measure and run the sparse circuit of kernels that computes one feature of a CNN."""
+    """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN."""
 
 
 @app.command()
@@ -187,18 +200,10 @@ def find(
 @app.command()
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A circuit's .safetensors file.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model; the one in the file if not given.")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder of photographs, all of them held out. If not given: "
-            "those that were held out when the circuit was found."
-        ),
-    ] = None,
+    model: ModelAgainOption = None,
+    images: ImagesAgainOption = None,
     weights: WeightsOption = None,
-    count: Annotated[int | None, typer.Option(min=1, help="How many crops.")] = None,
+    count: CountAgainOption = None,
     size: SizeOption = None,
     published: Annotated[
         bool, typer.Option("--published", help="Leave the biases of dead filters, as published.")
@@ -209,42 +214,13 @@ def evaluate(
 ) -> None:
     """Measure a circuit on held-out photographs."""
     circuit = loaded_circuit(file)
-    spec, weights = model_named_in(file, circuit, model, weights)
-    recipe = circuit.provenance.get("recipe") or {}
-    pixels = size or recipe.get("size")
-    crop_count = count or recipe.get("count", 24)
-    seed = int(recipe.get("seed", 0))
-    if images is not None:
-        recipe = {**recipe, "images": images}
-        loaded = loaded_model(spec, weights, device)
-        pictures, unreadable = photographs(images)
-        trained_on = set(circuit.provenance.get("photographs", {}).get("found_on", []))
-        fresh = [p for p in pictures if p.name not in trained_on]
-        if not fresh:
-            raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
-        setup = Setup(
-            loaded,
-            torch.empty(0),
-            crops(fresh, loaded.preprocess, count=crop_count, seed=seed + 1, size=side(pixels)),
-            [],
-            [p.name for p in fresh][:crop_count],
-            unreadable,
-        )
-        fit = None
-    else:
-        if "images" not in recipe:
-            raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
-        by_name = circuit.provenance["photographs"]
-        setup = set_up(
-            spec, weights, recipe["images"], crop_count, pixels, recipe["held_out"], seed, device, by_name=by_name
-        )
-        fit = setup.train
+    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
     with _progress("measuring", quiet=as_json) as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
             setup.held_out,
-            fit=fit,
+            fit=setup.train if len(setup.train) else None,
             effective=not published,
             batch_size=batch_size,
             progress=progress,
@@ -263,9 +239,7 @@ def extract(
     onnx: Annotated[
         Path | None, typer.Option(help="The .onnx file to write, compared with torch in onnxruntime.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model; the one in the file if not given.")
-    ] = None,
+    model: ModelAgainOption = None,
     weights: WeightsOption = None,
     size: SizeOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once when it is timed.")] = 16,
@@ -291,6 +265,61 @@ def extract(
     _out.print(_costs_table(circuit, measured))
     for path, size_in_bytes in written.items():
         _out.print(f"wrote {path} ({size_in_bytes:,} bytes)")
+
+
+@app.command()
+def diagram(
+    file: Annotated[Path, typer.Argument(help="A circuit's .safetensors file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .html, .svg, .pdf, .png or .json file to write; FILE.html if not given."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show the page in the web browser.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Another circuit of the same feature, to compare with.")] = None,
+    pictures: Annotated[
+        str, typer.Option(help=f"What pictures the filters: {' or '.join(LABELS)} (optimised; takes minutes).")
+    ] = "patches",
+    title: Annotated[str | None, typer.Option(help="Over the picture; the feature's name if not given.")] = None,
+    width: Annotated[
+        str | None, typer.Option(help="Of a figure: screen, or for papers 180mm or 88mm.")
+    ] = None,
+    model: ModelAgainOption = None,
+    images: ImagesAgainOption = None,
+    weights: WeightsOption = None,
+    count: CountAgainOption = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw a circuit as an interactive page, or as a figure."""
+    path = file.with_suffix(".html") if out is None else out
+    check_figure(path, width)
+    if open_ and path.suffix != ".html":
+        raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
+    circuit = loaded_circuit(file)
+    other = None if against is None else loaded_circuit(against)
+    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
+    with _progress("drawing", quiet=False) as progress:
+        drawn = cc.diagram(
+            setup.loaded.model,
+            circuit,
+            images=setup.train if len(setup.train) else setup.held_out,
+            held_out=setup.held_out,
+            against=other,
+            title=title,
+            pictures=pictures,
+            primaries=setup.loaded.primaries(),
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    drawn.save(path, width=width)
+    _say_images(setup)
+    _out.print(drawn.caption)
+    _out.print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if open_:
+        typer.launch(path.absolute().as_uri())
 
 
 @app.command()
@@ -355,7 +384,7 @@ def demo(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare criteria on a real network and real photographs; write a table, a chart and the best circuit."""
+    """Compare criteria on a real network and real photographs; write a table, the best circuit and its diagram."""
     start = time.monotonic()
     feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
@@ -412,8 +441,19 @@ def demo(
         f"{len(setup.held_out_names)} photographs they were not found on",
     )
     cc.save(circuit, out / "circuit.safetensors")
+    with _progress("drawing", quiet=as_json) as progress:
+        drawn = cc.diagram(
+            setup.loaded.model,
+            circuit,
+            images=setup.train,
+            held_out=setup.held_out,
+            primaries=setup.loaded.primaries(),
+            seed=seed,
+            progress=progress,
+        )
+    drawn.save(out / "circuit.html")
     if as_json:
-        _print_json({"folder": str(out), "best": best.as_dict(), "rows": table})
+        _print_json({"folder": str(out), "best": best.as_dict(), "rows": table, "caption": drawn.caption})
         return
     _out.print(_comparison_table(rows))
     _out.print(
@@ -422,10 +462,12 @@ def demo(
     )
     _out.print(f"The best at {DEMO_BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
     _out.print(best.evaluation.summary())
+    _out.print(drawn.caption)
     for name, what in (
         ("comparison.csv", "every figure"),
         ("comparison.png", "fidelity against density"),
         ("circuit.safetensors", f"that circuit; try: convcircuits show {out / 'circuit.safetensors'}"),
+        ("circuit.html", "the circuit as a diagram: open it in a web browser"),
     ):
         _out.print(f"wrote {out / name} ({what})")
     _out.print(f"done in {time.monotonic() - start:.0f} s")

@@ -55,6 +55,34 @@ def set_up(
     )
 
 
+def set_up_again(
+    file: Path,
+    circuit: cc.Circuit,
+    model: str | None,
+    weights: Path | None,
+    source: str | None,
+    count: int | None,
+    size: int | None,
+    device: str,
+) -> Setup:
+    """Load the model of a circuit's file, and its photographs, split as before; of another folder all are held out."""
+    spec, weights = model_named_in(file, circuit, model, weights)
+    recipe = circuit.provenance.get("recipe") or {}
+    size, count, seed = size or recipe.get("size"), count or recipe.get("count", 24), int(recipe.get("seed", 0))
+    by_name = circuit.provenance.get("photographs", {})
+    if source is None:
+        if "images" not in recipe:
+            raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
+        return set_up(spec, weights, recipe["images"], count, size, recipe["held_out"], seed, device, by_name=by_name)
+    loaded = loaded_model(spec, weights, device)
+    pictures, unreadable = photographs(source)
+    fresh = [p for p in pictures if p.name not in by_name.get("found_on", [])]
+    if not fresh:
+        raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {source}; give others.")
+    held_out = crops(fresh, loaded.preprocess, count=count, seed=seed + 1, size=side(size))
+    return Setup(loaded, torch.empty(0), held_out, [], [p.name for p in fresh][:count], unreadable)
+
+
 def loaded_model(spec: str, weights: Path | None, device: str) -> LoadedModel:
     """Load a model and move it to the device."""
     if device not in ("auto", "cpu", "cuda"):
