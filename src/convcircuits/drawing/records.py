@@ -111,9 +111,12 @@ def _read_array(where: str, said: Any) -> Array:
     try:
         data = base64.b64decode(said["data"], validate=True)
         dtype = np.dtype({"int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}[said["dtype"]])
-        array = np.frombuffer(data, dtype).reshape([operator.index(size) for size in said["shape"]])
+        shape = tuple(operator.index(size) for size in said["shape"])
+        array = np.ndarray(shape, dtype, data) if math.prod(shape) * dtype.itemsize == len(data) else None
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise ConvCircuitsError(f"{where} is no buffer of dtype, shape and data in base64: {error}.") from error
+    if array is None:
+        raise ConvCircuitsError(f"{where} has {len(data)} bytes, which is not what shape {shape} holds.")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
