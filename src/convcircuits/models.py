@@ -119,6 +119,11 @@ class LoadedModel:
         """List the modules that can carry a feature, as `list_layers` does."""
         return list_layers(self.model, self.size, categories=self.categories)
 
+    def primaries(self) -> torch.Tensor:
+        """Give what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
+        plain = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+        return torch.stack([self.preprocess(Image.new("RGB", (64, 64), colour)).mean((1, 2)) for colour in plain])
+
     def _unit(self, layer: str, name: str) -> int:
         if self.categories is None:
             raise ConvCircuitsError(
