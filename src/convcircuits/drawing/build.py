@@ -105,7 +105,7 @@ def diagram(
     document = pictured(
         drawing,
         document,
-        shown["nodes"],
+        shown.nodes,
         seen,
         pictures=pictures,
         primaries=primaries,
@@ -165,7 +165,7 @@ def measured(
 ) -> data.Document:
     """Measure each circuit on held-out images, and what the default view draws of each as a network of its own."""
     views = [figure.drawn(document, data.View(variant=n)) for n in range(len(document.variants))]
-    parts = [_part(drawing, n, view["edges"]) for n, view in enumerate(views)]
+    parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
     reports = evaluate_all(model, [*drawing.circuits, *parts], held_out, batch_size=batch_size, progress=progress)
     figures = [None if math.isnan(report.r2) else report.r2 for report in reports]
     count = len(views)
@@ -174,7 +174,7 @@ def measured(
             variant,
             fidelity=data.Fidelity(
                 r2=figures[n],
-                drawn=data.Drawn(kernels=view["kernels"], r2=figures[count + n], path=view["path"]),
+                drawn=data.Drawn(kernels=view.kernels, r2=figures[count + n], path=view.path),
             ),
         )
         for n, (variant, view) in enumerate(zip(document.variants, views, strict=True))

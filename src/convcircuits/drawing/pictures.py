@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.fields import Field, Reading, receptive_fields
@@ -108,12 +109,12 @@ class Seen:
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
         return cls(images, numbers, full, np.stack(others), effect, readings, fields)
 
-    def document(self, drawing: Drawing, shown: Mapping[str, Any], primaries: Tensor | None) -> data.Images:
+    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor | None) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
         salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
-        nodes = _first([n for n in shown["nodes"] if n in self.readings], np.argsort(-salience), self.readings)
+        nodes = _first([n for n in shown.nodes if n in self.readings], np.argsort(-salience), self.readings)
         area = max(1, LARGEST_MAP**2 * len(self.numbers))
         fields = {self.readings[n]: self.fields[self.readings[n]] for n in [g.goal, *nodes[: MAPS // area]]}
         maps = activation_maps(subject, masks, images, fields)
@@ -124,7 +125,7 @@ class Seen:
         full.add(0, activation_maps(subject, None, images, {None: self.fields[None]})[None])
         kernels = {
             e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
-            for e in shown["edges"]
+            for e in shown.edges
             if g.kind[e] <= EdgeKind.INNER and g.present[0][e]
         }
         kernels = dict(list(kernels.items())[: PRESUMS // area])
