@@ -372,7 +372,7 @@ export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   return plain(`${name}${from} \u2192 ${to}, ${kind}${many}, saliency ${significant(edge.saliency)}, ${percent(edge.flow)} of the flow`);
 }
 
-/** The point in the middle of an edge's last piece, for a tooltip. */
+/** The point in the middle of an edge's last gap, for a tooltip. */
 export function middle(edge: SceneEdge): { x: number; y: number } {
-  return at(edge.points, 0.5);
+  return at(edge.points, 0.5, edge.gap[0]);
 }

@@ -11,8 +11,8 @@ import { NodeKind } from "./types.js";
 
 const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 
-/** How the two sides of a comparison are dashed, in widths of the line. */
-export const DASHES: Record<Mark, number[]> = { both: [], a: [7, 2.5], b: [2, 2.5] };
+/** How the two sides of a comparison are dashed, in widths of the widest edge. */
+export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4, 0.4] };
 
 const DIM = 0.1;
 
@@ -75,8 +75,8 @@ function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, colour: s
   return `<text x="${short(x)}" y="${short(y)}" font-size="${short(size)}" text-anchor="${anchor}" fill="${colour}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
 }
 
-function dashes(mark: Mark, width: number): string {
-  return mark === "both" ? "" : ` stroke-dasharray="${DASHES[mark].map((part) => short(part * Math.max(width, 0.6))).join(" ")}"`;
+function dashes(mark: Mark, widest: number): string {
+  return mark === "both" ? "" : ` stroke-dasharray="${DASHES[mark].map((part) => short(part * widest)).join(" ")}"`;
 }
 
 function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, palette: Palette): string {
@@ -84,7 +84,7 @@ function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, pale
   const colour = edgeColour(palette, edge);
   const halo = lit ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${short(edge.width + sizes.edge[1] * 0.3)}" opacity="0.7"/>` : "";
   const bar = edge.bar ? `<path d="${edge.bar}" stroke-width="${short(barWidth(sizes))}"/>` : "";
-  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="0.78"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, edge.width)}/>${bar}</g></g>`;
+  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="0.78"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
 }
 
 function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, pages: Set<number>): string {
@@ -96,7 +96,7 @@ function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, pal
   const hair = sizes.edge[1] * 0.11;
   const stack = node.nodes.length > 1 ? [2, 1].map((step) => rect(left + step * hair * 3, top - step * hair * 3, size, size, `fill="${palette.faint}" stroke="${palette.background}" stroke-width="${short(hair)}"`)) : [];
   const strong = isolated || node.pinned || node.mark !== "both";
-  const frame = rect(left, top, size, size, `fill="none" stroke="${strong ? palette.text : palette.faint}" stroke-width="${short(isolated ? hair * 3 : strong ? hair * 2 : hair)}"${dashes(node.mark, hair * 2)}`);
+  const frame = rect(left, top, size, size, `fill="none" stroke="${strong ? palette.text : palette.faint}" stroke-width="${short(isolated ? hair * 3 : strong ? hair * 2 : hair)}"${dashes(node.mark, sizes.edge[1])}`);
   const stub = [node.hiddenIn, node.hiddenOut].map((each) => (each ? `<path d="${each.path}" ${stubStroke(sizes.edge[1], palette)}/>` : ""));
   return `<g opacity="${lit ? 1 : DIM}">${[
     `<title>${escape(node.label.title)}</title>`,
@@ -142,7 +142,7 @@ function glyphSvg(graph: Graph, scene: Scene, { edge, kernel: of, x, y, width, h
   const cell = width / columns;
   const cells = Array.from(weights, (weight, i) => rect(left + (i % columns) * cell, top + Math.floor(i / columns) * (height / rows), cell, height / rows, `fill="${heat(weight / largest)}"`));
   const frame = rect(left, top, width, height, `fill="none" stroke="${edgeColour(palette, scene.edges[edge]!)}" stroke-width="${short(hair)}"`);
-  return `<g shape-rendering="crispEdges">${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}${cells.join("")}${frame}</g>`;
+  return `<g>${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
 }
 
 function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Palette): string {
@@ -150,7 +150,7 @@ function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Pal
   const length = sizes.font * 2.2;
   const middle = y - sizes.font * 0.32;
   const width = sizes.edge[1] * 0.5;
-  const stroke = (colour: string, mark: Mark = "both") => `<path d="M${short(x)} ${short(middle)}h${short(length)}" stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, width)}/>`;
+  const stroke = (colour: string, mark: Mark = "both") => `<path d="M${short(x)} ${short(middle)}h${short(length)}" stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
   const bar = `<path d="M${short(x + length)} ${short(middle - width)}v${short(width * 2)}" stroke="${palette.inhibits}" stroke-width="${short(barWidth(sizes))}"/>`;
   const signs: Record<LegendItem["kind"], () => string> = {
     excites: () => stroke(palette.excites),
