@@ -16,12 +16,20 @@ export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4
 
 const DIM = 0.1;
 
-/** The scene as SVG. `size` is what it should measure on paper, as "180mm"; else its own pixels. */
-export function svg(graph: Graph, scene: Scene, { dark = false, size = null }: { dark?: boolean; size?: string | null } = {}): string {
+export interface SvgOptions {
+  dark?: boolean;
+  size?: string | null; // what it should measure on paper, as "180mm"; null: its own pixels
+  /** Drawn tiles as pictures of their own, by number, where the host can cut them out of their pages. */
+  tiles?: Record<string, string>;
+}
+
+/** The scene as SVG. Tiles that are not given are shown through a pattern, and their whole page is embedded, once:
+ *  right everywhere, but large, and converters to PDF repeat the page for each node. */
+export function svg(graph: Graph, scene: Scene, { dark = false, size = null, tiles = {} }: SvgOptions = {}): string {
   const palette = dark ? DARK : LIGHT;
   const { width, height } = scene;
   const pages = new Set<number>();
-  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, pages));
+  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, tiles, pages));
   const body = [
     `<rect width="${short(width)}" height="${short(height)}" fill="${palette.background}"/>`,
     labelSvg(scene.title, palette.text, 'font-weight="600"'),
@@ -44,7 +52,7 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null }: {
   const defs = [...pages].sort((a, b) => a - b).map((page) => pageSvg(graph, page));
   const measured = size === null ? `width="${short(width)}" height="${short(height)}"` : `width="${size}" height="${scaled(size, height / width)}"`;
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
     `<title>${escape(plain(graph.document.meta.title))}</title>`,
     `<desc>${escape(plain(scene.numbers.text))}</desc>`,
     ...(defs.length ? [`<defs>${defs.join("")}</defs>`] : []),
@@ -87,7 +95,7 @@ function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, pale
   return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="0.78"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
 }
 
-function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, pages: Set<number>): string {
+function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
   const lit = !scene.lit || scene.lit.nodes[index] === 1;
   const isolated = scene.lit !== null && scene.view.isolate !== null && node.nodes.includes(scene.view.isolate);
   const { x, y, size } = node;
@@ -103,7 +111,7 @@ function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, pal
     ...stub,
     rect(left - hair * 2, top - hair * 2, size + hair * 4, size + hair * 4, `fill="${palette.background}"`),
     ...stack,
-    pictureSvg(graph, node, palette, pages),
+    pictureSvg(graph, node, palette, tiles, pages),
     frame,
     labelSvg({ ...node.label, title: "" }, node.target ? palette.text : palette.muted),
   ].join("")}</g>`;
@@ -113,14 +121,18 @@ function stubStroke(widest: number, palette: Palette): string {
   return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" stroke-linecap="round" stroke-dasharray="0 ${short(widest * 0.5)}"`;
 }
 
-/** A node's tile, cut out of its page, which is embedded once; a sign where there is none. */
-function pictureSvg(graph: Graph, { x, y, size, tile, kind }: SceneNode, palette: Palette, pages: Set<number>): string {
+/** A node's tile; a sign where there is none. */
+function pictureSvg(graph: Graph, { unit, x, y, size, tile, kind }: SceneNode, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
   const [left, top] = [x - size / 2, y - size / 2];
+  const box = `x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}"`;
+  const own = tiles[tile];
+  if (own !== undefined) return `<image ${box} preserveAspectRatio="none" href="${escape(own)}"/>`;
   const at = tileAt(graph.document, tile);
   if (at) {
     pages.add(at.page);
     const side = graph.document.tiles.size;
-    return `<svg x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}" viewBox="${at.column * side} ${at.row * side} ${side} ${side}" preserveAspectRatio="none"><use href="#page${at.page}" xlink:href="#page${at.page}"/></svg>`;
+    const pattern = `<pattern id="picture${unit}" patternUnits="userSpaceOnUse" ${box} viewBox="${at.column * side} ${at.row * side} ${side} ${side}" preserveAspectRatio="none"><use href="#page${at.page}"/></pattern>`;
+    return `${pattern}<rect ${box} fill="url(#picture${unit})"/>`;
   }
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
   const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + size * 0.19)}" font-size="${short(size * 0.55)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
@@ -130,8 +142,7 @@ function pictureSvg(graph: Graph, { x, y, size, tile, kind }: SceneNode, palette
 function pageSvg(graph: Graph, page: number): string {
   const { pages, size } = graph.document.tiles;
   const { columns, count, src } = pages[page]!;
-  const source = escape(src);
-  return `<image id="page${page}" width="${columns * size}" height="${Math.ceil(count / columns) * size}" preserveAspectRatio="none" href="${source}"/>`;
+  return `<image id="page${page}" width="${columns * size}" height="${Math.ceil(count / columns) * size}" preserveAspectRatio="none" href="${escape(src)}"/>`;
 }
 
 function glyphSvg(graph: Graph, scene: Scene, { edge, kernel: of, x, y, width, height }: Scene["glyphs"][number], palette: Palette): string {
