@@ -6,6 +6,7 @@ import { flowOf } from "../src/core/flow.js";
 import { count, decimal, percent } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
 import { crossings, order } from "../src/core/order.js";
+import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
@@ -198,6 +199,7 @@ const CANVASES: Canvas[] = [
 /** What must not touch each other, named. */
 function boxes(scene: Scene): [string, Box][] {
   const all: [string, Box][] = [["title", labelBox(scene.title)], ["caption", labelBox(scene.caption)]];
+  if (scene.note.lines.length) all.push(["note", labelBox(scene.note)]);
   for (const item of scene.legend) all.push([`legend ${item.kind}`, labelBox(item.label)]);
   for (const label of scene.headings) all.push([`heading ${label.lines}`, labelBox(label)]);
   for (const { label, x, y, size } of scene.nodes) {
@@ -214,6 +216,7 @@ test("nothing collides and nothing leaves the canvas, at any width", () => {
     for (const canvas of CANVASES)
       for (const isolated of [null, graph.document.target]) {
         const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1 }), canvas);
+        assert.equal(scene.lit !== null, isolated !== null && scene.nodes.length > 0);
         const all = boxes(scene);
         for (const [i, [name, box]] of all.entries()) {
           assert.ok(box.left >= -0.01 && box.top >= -0.01 && box.right <= scene.width + 0.01 && box.bottom <= scene.height + 0.01, `${name} leaves the canvas at ${canvas.width}: ${JSON.stringify(box)} of ${scene.height}`);
@@ -315,6 +318,40 @@ test("numbers and words", () => {
   assert.deepEqual([0, 0.001, 0.553, 0.999, 1].map(percent), ["0 %", "<1 %", "55 %", ">99 %", "100 %"]);
   assert.deepEqual([-0.001, -0.5].map((value) => decimal(value)), ["0.00", "\u22120.50"]);
   for (const line of wrap("a word and some more words that are longer than what fits into one line", 80, 10)) assert.ok(textWidth(line, 10) <= 80);
+});
+
+test("a comparison marks what is alive in one circuit alone", () => {
+  const graph = large(6);
+  const alone = [1, 2].map((variant) => flowOf(graph, view({ variant })));
+  const scene = draw(graph, view({ variant: 1, compare: 2 }), CANVASES[0]!);
+  const bits = (of: "alive" | "aliveNode", all: number[]) => [0, 1].reduce((sum, i) => sum | (all.some((each) => alone[i]![of][each]) ? 1 << i : 0), 0);
+  const marks = ["none", "a", "b", "both"];
+  for (const { nodes, mark } of scene.nodes) assert.equal(mark, marks[bits("aliveNode", nodes)]);
+  for (const { edges, mark } of scene.edges) assert.equal(mark, marks[bits("alive", edges)]);
+  assert.equal(new Set(scene.edges.map(({ mark }) => mark)).size, 3);
+});
+
+test("the overview holds all that is alive, inside the canvas, no node over another", () => {
+  for (const graph of SEEDS.map(large))
+    for (const canvas of CANVASES) {
+      const all = overview(graph, view(), canvas);
+      const { flow } = all;
+      const nodes = [...graph.leftToRight].filter((node) => flow.aliveNode[node] && graph.column[node]! >= 0);
+      assert.equal(all.x.length, nodes.length);
+      const edges = [...flow.alive.keys()].filter((edge) => flow.alive[edge] && graph.edgeKind[edge] !== EdgeKind.inner && graph.kind[graph.source[edge]!] !== NodeKind.image);
+      assert.deepEqual([...all.bundle].flatMap((bundle) => all.parts.edges[bundle]!).sort((a, b) => a - b), edges);
+      const squares = [...all.x.keys()].map((i): Box => ({ left: all.x[i]! - all.size[i]! / 2, right: all.x[i]! + all.size[i]! / 2, top: all.y[i]! - all.size[i]! / 2, bottom: all.y[i]! + all.size[i]! / 2 }));
+      for (const [i, box] of squares.entries()) {
+        assert.ok(box.left >= 0 && box.right <= all.width && box.top >= 0 && box.bottom <= all.height);
+        for (const other of squares.slice(i + 1)) assert.ok(!overlap(box, other));
+      }
+      if (nodes.length) assert.equal(lightAll(all, all.parts.root, 0.95).nodes[all.parts.root], 1);
+    }
+});
+
+test("where nothing is alive, the scene says so and is empty", () => {
+  const scene = draw(large(1), view({ kernels: 0 }), CANVASES[3]!);
+  assert.deepEqual([scene.nodes.length, scene.edges.length, scene.numbers.kernels, scene.numbers.path], [0, 0, 0, 0]);
 });
 
 test("a circuit of real size is drawn in time", () => {

@@ -34,6 +34,7 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
     `<rect width="${short(width)}" height="${short(height)}" fill="${palette.background}"/>`,
     labelSvg(scene.title, palette.text, 'font-weight="600"'),
     labelSvg(scene.caption, palette.muted),
+    labelSvg(scene.note, palette.text),
     ...scene.legend.map((item) => legendSvg(scene, item, palette)),
     ...scene.headings.map((label) => labelSvg(label, palette.muted)),
     '<g fill="none">',
@@ -92,7 +93,7 @@ function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, pale
   const colour = edgeColour(palette, edge);
   const halo = lit ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${short(edge.width + sizes.edge[1] * 0.3)}" opacity="0.7"/>` : "";
   const bar = edge.bar ? `<path d="${edge.bar}" stroke-width="${short(barWidth(sizes))}"/>` : "";
-  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="0.78"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
+  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="${scene.lit ? 0.92 : 0.78}"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
 }
 
 function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
