@@ -1,20 +1,27 @@
 """Static figures of a diagram: SVG by the browser's own renderer, run without a browser; PDF and PNG from that SVG."""
 
+import base64
+import io
 import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+from PIL import Image
+
 from convcircuits.drawing.data import Document, View, check_view, view_to_dict
+from convcircuits.drawing.records import Array
+from convcircuits.drawing.tiles import data_url
 from convcircuits.errors import ConvCircuitsError
 
 Width: TypeAlias = Literal["screen", "180mm", "88mm"]  # the last two: both columns and one column of a journal
 
-_DOTS = {
-    "screen": 2.0,
-    "180mm": 300 / 96,
-    "88mm": 600 / 96,
-}  # pixels of a PNG for one of CSS; print: 300 and 600 a inch
+_SVG = "{http://www.w3.org/2000/svg}"
+_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG an inch, of which SVG counts 96
+_POINTS = 72 / 96  # an inch of the converter's is of 72 units
 
 
 def svg(document: Document, *, width: Width = "screen") -> str:
@@ -32,26 +39,42 @@ def svg(document: Document, *, width: Width = "screen") -> str:
     """
     if width not in _DOTS:
         raise ConvCircuitsError(f"A figure's width is one of {', '.join(get_args(Width))}; got {width!r}.")
-    return str(_call("svg", document, document.view, width))
+    return _call("svg", document, {"preset": width})
 
 
-def drawn(document: Document, view: View | None = None) -> dict[str, Any]:
-    """Say what a view draws, without drawing it.
+@dataclass(frozen=True)
+class Shown:
+    """What a view draws."""
+
+    nodes: tuple[int, ...]  # numbers of nodes
+    edges: tuple[int, ...]  # numbers of edges, with inner kernels and those of the image
+    kernels: int  # of these edges
+    filters: int
+    path: float  # share of the target's flow that complete drawn paths carry
+    caption: str
+
+
+def drawn(document: Document, view: View | None = None) -> Shown:
+    """Say what a view draws, by the code that draws it.
 
     Args:
         document: What is drawn.
-        view: How; the document's own view by default.
-
-    Returns:
-        Numbers of nodes and edges and shares of flow, as ``frontend/src/core/figure.ts`` says.
+        view: How; by default the document's own view.
 
     Raises:
         ConvCircuitsError: If the view names what is not in the document.
     """
     view = document.view if view is None else view
     check_view(document, view)
-    found: dict[str, Any] = json.loads(_call("drawn", document, view))
-    return found
+    said = json.loads(_call("drawn", document, view_to_dict(view)))
+    return Shown(
+        nodes=tuple(said["nodes"]),
+        edges=tuple(said["edges"]),
+        kernels=said["kernels"],
+        filters=said["filters"],
+        path=said["path"],
+        caption=said["caption"]["text"],
+    )
 
 
 def pdf(document: Document, *, width: Width = "screen") -> bytes:
@@ -61,7 +84,7 @@ def pdf(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_pdf(svg(document, width=width)))
+    return bytes(converter.svg_to_pdf(_cut(svg(document, width=width)), scale=_POINTS))
 
 
 def png(document: Document, *, width: Width = "screen") -> bytes:
@@ -71,17 +94,42 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_png(svg(document, width=width), scale=_DOTS[width]))
+    return bytes(converter.svg_to_png(_cut(svg(document, width=width)), scale=_POINTS, ppi=_DOTS[width]))
 
 
-def _call(function: str, document: Document, view: View, *more: str) -> Any:
-    """Call what `figure.js` exports, in a JavaScript engine of its own that can reach nothing outside."""
+def _call(function: str, document: Document, options: dict[str, Any]) -> str:
+    """Call what `figure.js` gives, in a JavaScript engine of its own that can reach nothing outside."""
     import quickjs  # here, so that a library that draws nothing does not load it
 
     engine = quickjs.Context()
     engine.eval((files("convcircuits.drawing") / "static" / "figure.js").read_text(encoding="utf-8"))
     engine.eval(f"globalThis.call = convcircuits.{function}")
-    return engine.get("call")(document.to_json(), json.dumps(view_to_dict(view)), *more)
+    return str(engine.get("call")(document.to_json(), json.dumps(options)))
+
+
+def _cut(text: str) -> str:
+    """Give every tile as a picture of its own: the converter draws the whole page for each that is cut out of one."""
+    root = ElementTree.fromstring(text)
+    pages = {
+        f"#{image.get('id')}": _picture(image.get("href", "")) for image in root.iterfind(f"{_SVG}defs/{_SVG}image")
+    }
+    for tile in root.iter(f"{_SVG}svg"):
+        use = tile.find(f"{_SVG}use")
+        if tile is root or use is None:
+            continue
+        left, top, width, height = map(round, map(float, tile.attrib.pop("viewBox").split()))
+        tile.remove(use)
+        tile.tag = f"{_SVG}image"
+        tile.set("href", data_url(pages[use.get("href", "")][top : top + height, left : left + width], lossless=True))
+    for defs in root.findall(f"{_SVG}defs"):
+        for image in defs.findall(f"{_SVG}image"):
+            defs.remove(image)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _picture(src: str) -> Array:
+    content = base64.b64decode(src.split(",", 1)[1])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def _converter() -> ModuleType:
