@@ -63,9 +63,7 @@ const SIGNS: Record<number, string> = {
 };
 
 interface NodeProps {
-  store: Store;
   node: SceneNode;
-  map: PositionMap | null;
   lit: boolean;
   chosen: boolean;
   isolated: boolean;
@@ -73,7 +71,27 @@ interface NodeProps {
   name: string;
 }
 
-const NodeMark = pure(({ store, node, map, lit, chosen, isolated, current, name }: NodeProps) => {
+/** What a node shows. It lies under the node itself, whose bounds would else be those of the whole atlas. */
+const NodePicture = pure(({ store, node, map, lit }: { store: Store; node: SceneNode; map: PositionMap | null; lit: boolean }) => {
+  const { size } = node;
+  const [x, y] = [node.x - size / 2, node.y - size / 2];
+  return (
+    <g class={`picture ${lit ? "lit" : ""}`}>
+      {node.group !== null && [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
+      {map ? (
+        [
+          <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
+          node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
+        ]
+      ) : (
+        <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
+      )}
+      {node.tile < 0 && !map && SIGNS[node.kind] && <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />}
+    </g>
+  );
+});
+
+const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps) => {
   const { size } = node;
   const [x, y] = [node.x - size / 2, node.y - size / 2];
   const classes = ["node", lit && "lit", (chosen || isolated) && "chosen", node.target && "target", node.mark !== "both" && "marked"].filter(Boolean).join(" ");
@@ -90,16 +108,6 @@ const NodeMark = pure(({ store, node, map, lit, chosen, isolated, current, name 
       data-pinned={node.pinned || undefined}
       data-lit={lit || undefined}
     >
-      {node.group !== null && [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
-      {map ? (
-        [
-          <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
-          node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
-        ]
-      ) : (
-        <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
-      )}
-      {node.tile < 0 && !map && SIGNS[node.kind] && <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />}
       <rect class="frame" x={x} y={y} width={size} height={size} stroke-dasharray={dashes(node.mark, 2)} />
       <rect class="ring" x={x - 3} y={y - 3} width={size + 6} height={size + 6} rx={3} />
       {node.pinned && <circle class="pin" cx={x + size} cy={y} r={4.5} />}
@@ -258,13 +266,16 @@ export function Diagram({ store }: { store: Store }) {
           <GlyphMark key={glyph.kernel} store={store} x={glyph.x} y={glyph.y} width={glyph.width} height={glyph.height} kernel={glyph.kernel} lit={lit?.edges[glyph.edge] === 1} />
         ))}
       </g>
+      <g class="pictures" aria-hidden="true">
+        {scene.nodes.map((node, i) => (
+          <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
+        ))}
+      </g>
       <g class="nodes">
         {scene.nodes.map((node, i) => (
           <NodeMark
             key={node.nodes.join()}
-            store={store}
             node={node}
-            map={image === null ? null : store.maps.activation(node.nodes[0]!, image)}
             lit={lit?.nodes[i] === 1}
             chosen={node.nodes.some((each) => selection.includes(each))}
             isolated={isolate !== null && node.nodes.includes(isolate)}

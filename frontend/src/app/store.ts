@@ -86,6 +86,7 @@ export function createStore(source: Source): Store {
         store.trail.value = before >= 0 ? trail.slice(0, before + 1) : [...trail, next.root];
       }
       view.value = next;
+      drawIsolated();
       store.hover.value = null;
       if (message !== undefined) store.say(message);
     },
@@ -99,6 +100,15 @@ export function createStore(source: Source): Store {
       store.pictures.close();
     },
   };
+
+  // What is isolated must be drawn: it is pinned where it was not, and forgotten where it is dead.
+  const drawIsolated = () => {
+    const { isolate: node, pins } = view.value;
+    if (node === null || scene.value.view.isolate === node) return;
+    view.value = { ...view.value, pins: [...pins, node] };
+    if (scene.value.view.isolate !== node) view.value = { ...view.value, isolate: null, pins };
+  };
+  drawIsolated();
 
   let timer = 0;
   const stops = [

@@ -38,12 +38,12 @@ button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="
 button[aria-checked="true"] { font-weight: 600; }
 button:disabled { opacity: .45; cursor: default; }
 :focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }
-select { appearance: none; padding-right: 8px; max-width: 20ch; text-overflow: ellipsis; color: var(--ink); border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0; }
+select { appearance: none; field-sizing: content; max-width: 22ch; text-overflow: ellipsis; color: var(--ink); border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0; }
 option { background: var(--raised); color: var(--ink); }
 .segments { display: inline-flex; }
 .field { display: inline-flex; align-items: center; gap: 6px; color: var(--soft); white-space: nowrap; }
 .field output { color: var(--ink); min-width: 15ch; }
-input[type="range"] { width: 130px; height: 28px; margin: 0; accent-color: var(--soft); cursor: pointer; }
+input[type="range"] { width: 130px; height: 28px; margin: 0; accent-color: var(--connects); cursor: pointer; }
 input[type="text"] { border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px; min-height: 28px; }
 [part="search"] { width: 17ch; }
 input::placeholder { color: var(--soft); opacity: 1; }
@@ -78,7 +78,7 @@ dt { color: var(--soft); }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
 .stage > svg, .stage > canvas { display: block; margin: 0 auto; }
-.caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 130ch; line-height: 1.5; }
+.caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 1180px; line-height: 1.5; }
 .failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
 .failure p { margin-top: 8px; color: var(--soft); }
 
@@ -89,10 +89,11 @@ svg text { fill: var(--soft); font-family: inherit; }
 .edge.inhibits { stroke: var(--inhibits); }
 .stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
 .node { cursor: pointer; outline: none; }
-.node .frame { fill: none; stroke: var(--ink); stroke-opacity: .16; stroke-width: 1; }
-.node .blank { fill: var(--empty); }
-.node .under { fill: var(--ground); stroke: var(--connects); stroke-width: 1; }
-.node .sign { stroke: var(--soft); stroke-width: 1.6; fill: none; }
+.pictures, .glyphs, .stubs, .over { pointer-events: none; }
+.node .frame { fill: none; pointer-events: all; stroke: var(--ink); stroke-opacity: .16; stroke-width: 1; }
+.blank { fill: var(--empty); }
+.picture .under { fill: var(--ground); stroke: var(--connects); stroke-width: 1; }
+.picture .sign { stroke: var(--soft); stroke-width: 1.6; fill: none; }
 .node .ring { fill: none; stroke: none; }
 .node.marked .frame { stroke-opacity: 1; stroke-width: 2; }
 .node:hover .frame, .node.near .frame { stroke-opacity: .8; stroke-width: 1.5; }
@@ -100,8 +101,8 @@ svg text { fill: var(--soft); font-family: inherit; }
 .node:focus-visible .ring { stroke: var(--focus); stroke-width: 2.5; }
 .node .pin { fill: var(--ink); stroke: var(--ground); stroke-width: 1.5; }
 .node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
-.isolated .node:not(.lit) { opacity: .14; }
-.isolated .node:not(.lit):hover, .isolated .node:not(.lit):focus-visible { opacity: .75; }
+.isolated .picture:not(.lit), .isolated .node:not(.lit) .frame { opacity: .14; }
+.isolated .node:not(.lit) text { opacity: .3; }
 .isolated .edge:not(.lit) { stroke-opacity: .07 !important; }
 .isolated .edge.lit { stroke-opacity: .95 !important; }
 .isolated .stub { opacity: .2; }
@@ -148,6 +149,6 @@ tr:hover td { background: var(--faint); }
   button, select, input { min-height: 40px; }
 }
 @media (prefers-reduced-motion: no-preference) {
-  .node, .edge { transition: opacity .12s, stroke-opacity .12s; }
+  .picture, .edge { transition: opacity .12s, stroke-opacity .12s; }
 }
 `;
