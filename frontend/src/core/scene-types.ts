@@ -1,5 +1,8 @@
 /** A scene: all that a back end (SVG DOM, Canvas, SVG text) needs to draw one view, positions in pixels (points on paper), no colours. */
 
+import type { Caption } from "./caption.js";
+import type { Flow } from "./flow.js";
+import type { Parts, Selection } from "./select.js";
 import type { View } from "./types.js";
 
 /** Where and for what medium to draw. Height follows from what is drawn. */
@@ -24,6 +27,7 @@ export interface Label {
 
 /** A node, or a group of nodes, as a square picture with its label below. */
 export interface SceneNode {
+  unit: number; // of the scene's parts
   nodes: number[]; // of the document; several: a group
   group: string | null;
   kind: number;
@@ -44,6 +48,7 @@ export interface SceneNode {
 
 /** A kernel or a connection, or the parallel ones between two scene nodes as one. */
 export interface SceneEdge {
+  bundle: number; // of the scene's parts
   edges: number[]; // of the document
   source: number; // a scene node
   target: number;
@@ -52,6 +57,7 @@ export interface SceneEdge {
   saliency: number; // summed; what a connection weighs in the flow
   flow: number;
   width: number;
+  gap: [number, number]; // between which columns, as x, its last piece runs
   path: string; // an SVG path, of M, C and L alone
   points: number[]; // the same as numbers: x, y, then six for every cubic piece
   bar: string | null; // the bar at the end of an inhibitory edge
@@ -104,20 +110,9 @@ export interface Scene {
   glyphs: Glyph[];
   more: More[];
   lit: Lit | null; // null: nothing is isolated
+  /** What was computed on the way, for details and the caption's numbers. */
+  flow: Flow;
+  parts: Parts;
+  selection: Selection;
+  numbers: Caption;
 }
-
-/* The functions on it, by module:
- *
- * decode.ts    decode(document: Document): Graph            typed arrays and adjacency; throws DocumentError with a sentence
- *              numbers(buffer: Buffer): typed array         for what is decoded only when asked for (images)
- * flow.ts      flow(graph, view): Flow                      alive edges and flow at a view, over all nodes and edges
- * select.ts    select(graph, flow, view): Selection         what the budget draws; counts for the caption
- *              light(parts, unit, share): Lit
- * scene.ts     draw(graph, view, canvas): Scene             all of it: a full layout
- *              isolate(graph, scene, node | null, share): Scene    the same scene, lit anew: no new layout (hover, click)
- * overview.ts  overview(graph, view, canvas): Overview      all alive nodes and edges as typed arrays, for Canvas
- * caption.ts   caption(...): Caption                        { text, parts }
- * format.ts    count(12345) "12,345", percent(0.553) "55 %", ...
- * svg.ts       svg(graph, scene): string
- * colour.ts    colours, and the heat map's colour of a weight
- */

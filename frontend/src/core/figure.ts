@@ -1,0 +1,39 @@
+/** What Python asks of the core through an embedded engine: JSON text in, text out. */
+
+import { decode } from "./decode.js";
+import { draw } from "./scene.js";
+import { svg as toSvg } from "./svg.js";
+import type { Document, View } from "./types.js";
+import { viewOf } from "./view.js";
+
+/** Widths in points, and a budget that can be read at that width. */
+const PRESETS = {
+  screen: { width: 1440, medium: "screen", size: null, budget: {} },
+  "180mm": { width: 510, medium: "paper", size: "180mm", budget: {} },
+  "88mm": { width: 249, medium: "paper", size: "88mm", budget: { nodesPerColumn: 6, kernelsPerNode: 3 } },
+} as const;
+
+export interface FigureOptions {
+  preset?: keyof typeof PRESETS; // "screen"
+  dark?: boolean;
+  view?: Partial<View>; // beyond the preset's budget and the document's own view
+}
+
+/** The figure of a document as SVG text. */
+export function svg(documentJson: string, optionsJson = "{}"): string {
+  const document = JSON.parse(documentJson) as Document;
+  const { preset = "screen", dark = false, view = {} } = JSON.parse(optionsJson) as FigureOptions;
+  const { width, medium, size, budget } = PRESETS[preset];
+  const graph = decode(document);
+  return toSvg(graph, draw(graph, viewOf(document, { ...budget, ...document.view, ...view }), { width, medium }), { dark, size });
+}
+
+/** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), and the caption's.
+ *  The document's own view plays no part: "{}" is the default view. */
+export function drawn(documentJson: string, viewJson = "{}"): string {
+  const document = JSON.parse(documentJson) as Document;
+  const graph = decode(document);
+  const { nodes, selection, numbers } = draw(graph, viewOf(document, JSON.parse(viewJson) as Partial<View>), { width: 1440, medium: "screen" });
+  const { edges, kernels, filters, path } = selection;
+  return JSON.stringify({ nodes: nodes.flatMap((node) => node.nodes).sort((a, b) => a - b), edges, kernels, filters, path, caption: numbers });
+}

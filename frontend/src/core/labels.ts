@@ -1,0 +1,148 @@
+/** All text of a scene: in the room there is, in full in its title. */
+
+import type { Graph } from "./decode.js";
+import { count, percent } from "./format.js";
+import type { Columns, Measures } from "./place.js";
+import type { Box } from "./route.js";
+import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
+import type { Parts } from "./select.js";
+import { halves, plain, shorten, textWidth } from "./text.js";
+import { NodeKind, type View } from "./types.js";
+
+export function lineHeight(size: number): number {
+  return size * 1.25;
+}
+
+/** A label of these lines; its title only where it says more. */
+export function line(lines: string[], x: number, y: number, size: number, anchor: Label["anchor"], title: string): Label {
+  return { x, y, lines, size, anchor, turned: false, title };
+}
+
+/** The room that a label takes. */
+export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
+  const width = Math.max(0, ...lines.map((each) => textWidth(each, size)));
+  const height = lines.length ? size + (lines.length - 1) * lineHeight(size) : 0;
+  const before = anchor === "start" ? 0 : anchor === "middle" ? width / 2 : width;
+  if (turned) return { left: x - size * 0.8, right: x - size * 0.8 + height, top: y - (width - before), bottom: y + before };
+  return { left: x - before, right: x - before + width, top: y - size * 0.8, bottom: y - size * 0.8 + height };
+}
+
+/** The lines below a node: its name, or its number, with its layer's where the column holds several. */
+export function nodeLines(graph: Graph, parts: Parts, unit: number, several: boolean, room: number, sizes: Measures): string[] {
+  const nodes = parts.members[unit]!;
+  const size = sizes.small;
+  if (parts.groups[unit] !== null) return [shorten(plain(`${parts.groups[unit]} \u00d7${nodes.length}`), room, size)];
+  const node = nodes[0]!;
+  const name = graph.document.nodes.names[node];
+  if (name !== undefined) return halves(plain(name), room, size) ?? [shorten(plain(name), room, size)];
+  const number = unitText(graph, node);
+  if (!several || graph.layer[node]! < 0) return textWidth(number, size) <= room ? [number] : [];
+  const layer = plain(graph.document.layers[graph.layer[node]!]!.label);
+  const whole = `${layer} \u00b7 ${number}`;
+  if (textWidth(whole, size) <= room) return [whole];
+  return textWidth(number, size) <= room ? [shorten(layer, room, size), number].filter(Boolean) : [];
+}
+
+const KINDS: Record<number, string> = { [NodeKind.add]: "sum", [NodeKind.gate]: "gate", [NodeKind.mix]: "mix" };
+
+function unitText(graph: Graph, node: number): string {
+  const kind = KINDS[graph.kind[node]!];
+  if (graph.unit[node]! < 0) return kind ?? "feature";
+  return kind && graph.layer[node]! < 0 ? `${kind} ${graph.unit[node]}` : String(graph.unit[node]);
+}
+
+/** All that a node's label may lack. */
+export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
+  const nodes = parts.members[unit]!;
+  const each = nodes.map((node) => {
+    const layer = graph.layer[node]! >= 0 ? graph.document.layers[graph.layer[node]!]!.name : graph.document.columns[graph.column[node]!]!.label;
+    const name = graph.document.nodes.names[node];
+    return `${layer} \u00b7 ${unitText(graph, node)}${name === undefined ? "" : ` ${name}`}`;
+  });
+  const group = parts.groups[unit] === null ? "" : `${parts.groups[unit]}: `;
+  return plain(`${group}${each.join(", ")}, ${percent(parts.flow[unit]!)} of the flow`);
+}
+
+/** The columns' headings, and where they end: in one line or two, or, where columns are narrow, all turned. */
+export function headings(graph: Graph, shown: number[], columns: Columns, top: number, sizes: Measures): { labels: Label[]; bottom: number } {
+  const size = sizes.small;
+  const texts = shown.map((column) => plain(graph.document.columns[column]!.label));
+  const titles = shown.map((column, c) => plain(`${texts[c]} ${graph.document.columns[column]!.detail}`.trim()));
+  const narrow = columns.room < size * 3.5 && texts.some((text) => !halves(text, columns.room, size));
+  if (narrow) {
+    const most = size * 11;
+    const short = texts.map((text) => shorten(text, most, size));
+    const bottom = top + Math.max(...short.map((text) => textWidth(text, size)));
+    return { labels: short.map((text, c) => ({ ...line([text], columns.x[c]! + size * 0.3, bottom, size, "start", titles[c]!), turned: true })), bottom };
+  }
+  const lines = texts.map((text) => halves(text, columns.room, size) ?? [shorten(text, columns.room, size)]);
+  const bottom = top + Math.max(...lines.map((each) => each.length)) * lineHeight(size);
+  return {
+    labels: lines.map((each, c) => line(each, columns.x[c]!, bottom - (each.length - 0.8) * lineHeight(size) + size * 0.05, size, "middle", titles[c]!)),
+    bottom,
+  };
+}
+
+/** "+88 more · 55 % shown" with its bar below each column that hides something: all in the longest form that fits. */
+export function moreLabels(hidden: { count: number; share: number }[], columns: Columns, top: number, sizes: Measures): More[] {
+  const size = sizes.small;
+  const forms = hidden.map(({ count: n, share }) => {
+    const [more, shown] = [`+${count(n)}`, percent(share)];
+    return [[`${more} more \u00b7 ${shown} shown`], [`${more} more`, `${shown} shown`], [more, shown]];
+  });
+  const fits = [0, 1, 2].find((form) => hidden.every(({ count: n }, c) => !n || forms[c]![form]!.every((text) => textWidth(text, size) <= columns.room)));
+  const thickness = sizes.gap * 0.45;
+  const width = Math.min(columns.room * 0.8, sizes.node[1]);
+  const turnedHeight = Math.max(0, ...hidden.map(({ count: n }, c) => (n ? textWidth(forms[c]![0]![0]!, size) : 0)));
+  return hidden.flatMap(({ count: n, share }, column): More[] => {
+    if (!n) return [];
+    const x = columns.x[column]!;
+    const bar = { x: x - width / 2, y: top, width, height: thickness };
+    const title = forms[column]![0]![0]!;
+    const below = top + thickness + size * 0.4;
+    const label =
+      fits === undefined
+        ? { ...line([title], x + size * 0.3, below + turnedHeight, size, "end", title), turned: true }
+        : line(forms[column]![fits]!, x, below + size * 0.85, size, "middle", title);
+    return [{ column, count: n, shown: share, label: label as Label, bar }];
+  });
+}
+
+/** The legend's items in rows from y = 0; beside the title where there is room, else `beside` is false. */
+export function legend(
+  graph: Graph,
+  view: View,
+  canvas: Canvas,
+  sizes: Measures,
+  title: string,
+  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean },
+): { items: LegendItem[]; beside: boolean } {
+  const entries: [LegendItem["kind"], string][] = [];
+  if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
+  if (what.bundles.some(({ sign }) => sign < 0)) entries.push(["inhibits", "inhibits"]);
+  if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "connection"]);
+  if (what.hides) entries.push(["hidden", "not drawn"]);
+  if (view.compare !== null) {
+    entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
+    entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
+  }
+  entries.push(["text", "width: saliency"], ["text", "score: flow of saliency, a heuristic"]);
+
+  const size = sizes.font;
+  const sign = size * 2.2;
+  const inner = canvas.width - 2 * sizes.margin;
+  const widths = entries.map(([kind, text]) => (kind === "text" ? 0 : sign + size * 0.5) + textWidth(text, size));
+  const space = size * 1.5;
+  const total = widths.reduce((sum, width) => sum + width + space, -space);
+  const beside = total + textWidth(title, sizes.title) + 3 * space <= inner;
+  let x = beside ? canvas.width - sizes.margin - total : sizes.margin;
+  let y = 0;
+  const items = entries.map(([kind, full], i): LegendItem => {
+    if (x > sizes.margin && x + widths[i]! > canvas.width - sizes.margin + 0.01) [x, y] = [sizes.margin, y + lineHeight(size)];
+    const text = shorten(full, inner - sign * 1.5, size);
+    const item = { kind, x, y, label: line([text], kind === "text" ? x : x + sign + size * 0.5, y, size, "start", full) };
+    x += widths[i]! + space;
+    return item;
+  });
+  return { items, beside };
+}

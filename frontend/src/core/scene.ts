@@ -1,0 +1,378 @@
+/** From a document and a view to a scene. */
+
+import { caption } from "./caption.js";
+import type { Graph } from "./decode.js";
+import { flowOf } from "./flow.js";
+import { count, percent, significant } from "./format.js";
+import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle } from "./labels.js";
+import { type Layers, order } from "./order.js";
+import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
+import { type Box, at, placeGlyphs, ports, short, through, toPath } from "./route.js";
+import type { Canvas, Glyph, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
+import { light, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
+import { plain, wrap } from "./text.js";
+import { EdgeKind, type View } from "./types.js";
+
+/** The scene of a view. */
+export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
+  const flow = flowOf(graph, view);
+  const parts = partsOf(graph, flow, view);
+  const selection = select(graph, flow, parts, view);
+  const numbers = caption(graph, flow, selection, view);
+  const sizes = measures(canvas);
+  const shown = [...new Set(parts.column)].sort((a, b) => a - b);
+  if (!shown.length) shown.push(graph.column[flow.root]!);
+  const columns = placeColumns(shown.length, canvas.width, sizes);
+  const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
+
+  const bundles = strengths(graph, flow, parts, selection, sizes, slot);
+  const { layers, lanes } = layersOf(parts, selection, bundles, shown.length, slot);
+  layers.columns = order(layers);
+
+  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.edges.length < numbers.ofKernels });
+  const heads = headings(graph, shown, columns, head.bottom, sizes);
+  const sides = picturesOf(parts, selection, columns);
+  const lines = new Map<number, string[]>();
+  const several = severalLayers(graph, parts, shown.length, slot);
+  const extents = Array.from({ length: parts.members.length + lanes.length }, (_, thing): Extent => {
+    if (thing >= parts.members.length) return { above: sizes.lane / 2, below: sizes.lane / 2, gap: sizes.lane / 2 };
+    if (!selection.units[thing]) return { above: 0, below: 0, gap: 0 };
+    const text = nodeLines(graph, parts, thing, several[slot(thing)]!, columns.room, sizes);
+    lines.set(thing, text);
+    return { above: sides[thing]! / 2, below: sides[thing]! / 2 + text.length * lineHeight(sizes.small) + 2, gap: sizes.gap };
+  });
+  const { y, height } = placeThings(layers, extents, sizes.least);
+  const top = heads.bottom + sizes.gap * 1.4;
+  for (let thing = 0; thing < y.length; thing++) y[thing]! += top;
+
+  const nodes: SceneNode[] = [];
+  const nodeOf = new Map<number, number>();
+  const tiles = graph.tiles.get(view.pictures) ?? [...graph.tiles.values()][0];
+  const pins = pinned(parts, view);
+  for (const [c, column] of layers.columns.entries())
+    for (const unit of column) {
+      if (unit >= parts.members.length) continue;
+      const members = parts.members[unit]!;
+      const best = members.reduce((a, b) => (flow.node[b]! > flow.node[a]! ? b : a));
+      nodeOf.set(unit, nodes.length);
+      nodes.push({
+        unit,
+        nodes: members,
+        group: parts.groups[unit] === null ? null : plain(parts.groups[unit]!),
+        kind: graph.kind[best]!,
+        column: parts.column[unit]!,
+        x: columns.x[c]!,
+        y: y[unit]!,
+        size: sides[unit]!,
+        tile: tiles ? tiles[best]! : -1,
+        flow: parts.flow[unit]!,
+        label: line(lines.get(unit)!, columns.x[c]!, y[unit]! + sides[unit]! / 2 + sizes.small * 1.05, sizes.small, "middle", nodeTitle(graph, parts, unit)),
+        target: unit === parts.root,
+        pinned: pins.has(unit),
+        mark: mark(view, members.reduce((bits, node) => bits | flow.aliveNode[node]!, 0)),
+        hiddenIn: null,
+        hiddenOut: null,
+      });
+    }
+  const edges = route(parts, bundles, nodes, nodeOf, lanes, y, columns, sizes, slot);
+  for (const edge of edges) edge.mark = mark(view, edge.edges.reduce((bits, each) => bits | flow.alive[each]!, 0));
+  stubs(parts, selection, nodes, columns, sizes);
+  const hidden = hiddenOf(parts, selection, shown.length, slot);
+  const more = moreLabels(hidden.map(({ count, shown: share }) => ({ count, share })), columns, top + height + sizes.gap * 1.6, sizes).map(
+    (each): More => ({ ...each, column: shown[each.column]! }),
+  );
+  const bottom = Math.max(top + height, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
+  const scene: Scene = {
+    view,
+    width: canvas.width,
+    height: Math.ceil(bottom + sizes.margin * (canvas.medium === "paper" ? 1 : 0.6)),
+    medium: canvas.medium,
+    title: head.title,
+    caption: head.caption,
+    legend: head.legend,
+    headings: heads.labels,
+    nodes,
+    edges,
+    glyphs: [],
+    more,
+    lit: null,
+    flow,
+    parts,
+    selection,
+    numbers,
+  };
+  return isolate(graph, scene, view.isolate, view.share);
+}
+
+/** The same scene with what carries `share` of a node's flow lit, or with nothing isolated. Nothing moves. */
+export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
+  const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
+  const lit = unit >= 0 && scene.selection.units[unit] ? lightOf(scene, unit, share) : null;
+  return { ...scene, view: { ...scene.view, isolate: lit ? node : null, share: share as View["share"] }, lit, glyphs: glyphs(graph, scene, lit) };
+}
+
+/** What would be lit if a unit of the scene were isolated. */
+export function lightOf(scene: Scene, unit: number, share: number): Lit {
+  const { units, bundles } = light(scene.parts, scene.selection.bundles, unit, share);
+  return { nodes: Uint8Array.from(scene.nodes, (node) => units[node.unit]!), edges: Uint8Array.from(scene.edges, (edge) => bundles[edge.bundle]!) };
+}
+
+interface Bundle {
+  bundle: number;
+  connection: boolean;
+  sign: number;
+  saliency: number;
+  width: number;
+}
+
+/** Signs and widths of the drawn bundles. A width is relative to the largest that ends in the same column. */
+function strengths(graph: Graph, flow: { weight: Float64Array }, parts: Parts, selection: Selection, { edge: [least, most] }: Measures, slot: (unit: number) => number): Bundle[] {
+  const drawn: Bundle[] = [];
+  const largest = new Map<number, number>();
+  for (let bundle = 0; bundle < parts.edges.length; bundle++) {
+    if (!selection.bundles[bundle]) continue;
+    const edges = parts.edges[bundle]!;
+    const saliency = edges.reduce((sum, edge) => sum + flow.weight[edge]!, 0);
+    const connection = edges.every((edge) => graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.readout);
+    const signed = edges.reduce((sum, edge) => sum + (flow.weight[edge]! || 1e-30) * graph.sign[edge]!, 0);
+    drawn.push({ bundle, connection, sign: connection ? 0 : signed < 0 ? -1 : 1, saliency, width: 0 });
+    const end = slot(parts.target[bundle]!);
+    largest.set(end, Math.max(largest.get(end) ?? 0, saliency));
+  }
+  for (const each of drawn) each.width = least + (most - least) * (each.saliency / (largest.get(slot(parts.target[each.bundle]!)) || 1));
+  return drawn;
+}
+
+/** What stands in the columns: units, and lanes where edges pass. Edges of one unit and look share a lane. */
+function layersOf(parts: Parts, selection: Selection, bundles: Bundle[], columnCount: number, slot: (unit: number) => number) {
+  const layers: Layers = { columns: Array.from({ length: columnCount }, () => []), links: Array.from({ length: columnCount - 1 }, () => []) };
+  const drawn = Array.from(selection.units.keys()).filter((unit) => selection.units[unit]);
+  for (const unit of drawn) layers.columns[slot(unit)]!.push(unit);
+  const lanes: { bundles: number[]; width: number }[] = [];
+  const laneOf = new Map<string, number>();
+  const linkOf = new Map<string, Layers["links"][number][number]>();
+  for (const { bundle, sign, width } of bundles) {
+    const [from, to] = [parts.source[bundle]!, parts.target[bundle]!];
+    let last = from;
+    for (let c = slot(from) + 1; c <= slot(to); c++) {
+      let next = to;
+      if (c < slot(to)) {
+        const key = `${from} ${sign} ${c}`;
+        if (!laneOf.has(key)) {
+          laneOf.set(key, parts.members.length + lanes.length);
+          layers.columns[c]!.push(parts.members.length + lanes.length);
+          lanes.push({ bundles: [], width: 0 });
+        }
+        next = laneOf.get(key)!;
+        const lane = lanes[next - parts.members.length]!;
+        lane.bundles.push(bundle);
+        lane.width = Math.max(lane.width, width);
+      }
+      const key = `${last} ${next}`;
+      const link = linkOf.get(key);
+      if (link) link.weight = Math.max(link.weight, width);
+      else {
+        const made = { from: last, to: next, weight: width };
+        linkOf.set(key, made);
+        layers.links[c - 1]!.push(made);
+      }
+      last = next;
+    }
+  }
+  return { layers, lanes };
+}
+
+/** The sides of the pictures: the area grows with the flow within the column; the root's is the largest of all. */
+function picturesOf(parts: Parts, selection: Selection, { node: [least, most], target }: Columns): number[] {
+  const largest = new Map<number, number>();
+  for (let unit = 0; unit < parts.members.length; unit++)
+    if (selection.units[unit]) largest.set(parts.column[unit]!, Math.max(largest.get(parts.column[unit]!) ?? 0, parts.flow[unit]!));
+  return parts.members.map((_, unit) =>
+    unit === parts.root ? target : least + (most - least) * Math.sqrt(parts.flow[unit]! / (largest.get(parts.column[unit]!) || 1)),
+  );
+}
+
+/** For each shown column, whether its filters are of several layers. */
+function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (unit: number) => number): boolean[] {
+  const seen = Array.from({ length: columnCount }, () => new Set<number>());
+  for (const [unit, nodes] of parts.members.entries()) for (const node of nodes) if (graph.layer[node]! >= 0) seen[slot(unit)]!.add(graph.layer[node]!);
+  return seen.map((layers) => layers.size > 1);
+}
+
+function header(graph: Graph, text: string, view: View, canvas: Canvas, sizes: Measures, what: { bundles: Bundle[]; hides: boolean }) {
+  const inner = canvas.width - 2 * sizes.margin;
+  const full = plain(graph.document.meta.title);
+  const { items, beside } = legend(graph, view, canvas, sizes, full, what);
+  const titleLines = wrap(full, inner, sizes.title).slice(0, 3);
+  const title = line(titleLines, sizes.margin, sizes.margin * (canvas.medium === "paper" ? 1 : 0.5) + sizes.title, sizes.title, "start", full);
+  const start = labelBox(title).bottom + sizes.font * 1.3;
+  const caption = line(wrap(plain(text), Math.min(inner, sizes.font * 92), sizes.font), sizes.margin, start, sizes.font, "start", "");
+  let bottom = labelBox(caption).bottom;
+  const shift = beside ? title.y : bottom + sizes.font * 1.6;
+  for (const item of items) {
+    item.y += shift;
+    item.label.y += shift;
+    bottom = Math.max(bottom, labelBox(item.label).bottom);
+  }
+  return { title, caption, legend: items, bottom: bottom + sizes.gap };
+}
+
+function mark(view: View, bits: number): Mark {
+  return view.compare === null || bits === 3 ? "both" : bits === 1 ? "a" : "b";
+}
+
+/** Paths of the drawn bundles, the thin ones first. */
+function route(
+  parts: Parts,
+  bundles: Bundle[],
+  nodes: SceneNode[],
+  nodeOf: Map<number, number>,
+  lanes: { bundles: number[] }[],
+  y: Float64Array,
+  columns: Columns,
+  sizes: Measures,
+  slot: (unit: number) => number,
+): SceneEdge[] {
+  const pad = sizes.gap * 0.4;
+  const reach = columns.x.map(() => 0);
+  for (const node of nodes) {
+    const c = slot(node.unit);
+    const box = labelBox(node.label);
+    reach[c] = Math.max(reach[c]!, node.size / 2 + pad, Math.min((box.right - box.left) / 2, columns.room * 0.34));
+  }
+  const passes = new Map<number, number[]>(); // the lanes of each bundle, from left to right
+  for (const [lane, { bundles: through }] of lanes.entries()) for (const b of through) passes.set(b, [...(passes.get(b) ?? []), parts.members.length + lane]);
+  const stopsOf = (bundle: number) => [parts.source[bundle]!, ...(passes.get(bundle) ?? []), parts.target[bundle]!].map((thing) => y[thing]!);
+
+  // Where each edge leaves and arrives: side by side, by where it goes.
+  const leaves = new Map<number, number>();
+  const arrives = new Map<number, number>();
+  for (const node of nodes) {
+    for (const [side, map, other] of [["source", leaves, 1], ["target", arrives, -2]] as const) {
+      const mine = bundles.filter(({ bundle }) => parts[side][bundle] === node.unit).sort((a, b) => stopsOf(a.bundle).at(other)! - stopsOf(b.bundle).at(other)! || a.bundle - b.bundle);
+      const offsets = ports(mine.map(({ width }) => width), node.size * 0.5);
+      for (const [i, { bundle }] of mine.entries()) map.set(bundle, offsets[i]!);
+    }
+  }
+  const edges = bundles.map((each): SceneEdge => {
+    const { bundle, width } = each;
+    const [from, to] = [nodes[nodeOf.get(parts.source[bundle]!)!]!, nodes[nodeOf.get(parts.target[bundle]!)!]!];
+    const ys = stopsOf(bundle);
+    ys[0]! += leaves.get(bundle)!;
+    ys[ys.length - 1]! += arrives.get(bundle)!;
+    const first = slot(from.unit);
+    const last = slot(to.unit);
+    const inhibits = each.sign < 0;
+    const end = to.x - to.size / 2 - pad - (inhibits ? barWidth(sizes) / 2 : 0);
+    const stops = [{ x: from.x + from.size / 2 + pad, y: ys[0]! }];
+    const add = (x: number, height: number) => x - stops[stops.length - 1]!.x > 0.5 && stops.push({ x, y: height });
+    for (let c = first; c < last; c++) {
+      add(columns.x[c]! + reach[c]!, ys[c - first]!);
+      add(columns.x[c + 1]! - reach[c + 1]!, ys[c + 1 - first]!);
+    }
+    add(end, ys[ys.length - 1]!);
+    const points = through(stops);
+    const bar = width / 2 + sizes.edge[1] * 0.36;
+    return {
+      bundle,
+      edges: parts.edges[bundle]!,
+      source: nodeOf.get(parts.source[bundle]!)!,
+      target: nodeOf.get(parts.target[bundle]!)!,
+      connection: each.connection,
+      sign: each.sign,
+      saliency: each.saliency,
+      flow: parts.bundleFlow[bundle]!,
+      width,
+      gap: [columns.x[last - 1]! + reach[last - 1]!, columns.x[last]! - reach[last]!],
+      path: toPath(points),
+      points,
+      bar: inhibits ? `M${short(end)} ${short(ys[ys.length - 1]! - bar)}V${short(ys[ys.length - 1]! + bar)}` : null,
+      mark: "both",
+    };
+  });
+  return edges.sort((a, b) => a.width - b.width || a.bundle - b.bundle);
+}
+
+export function barWidth({ edge }: Measures): number {
+  return edge[1] * 0.26;
+}
+
+/** Dotted stubs at nodes for the flow that comes and goes by what is not drawn. */
+function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: Columns, sizes: Measures): void {
+  const seenIn = parts.image.slice();
+  const seenOut = new Float64Array(parts.members.length);
+  for (let bundle = 0; bundle < parts.edges.length; bundle++) {
+    if (!selection.bundles[bundle]) continue;
+    seenIn[parts.target[bundle]!]! += parts.share[bundle]!;
+    seenOut[parts.source[bundle]!]! += parts.bundleFlow[bundle]!;
+  }
+  const longest = Math.min(sizes.node[1] * 0.3, columns.room * 0.16);
+  for (const node of nodes) {
+    const stub = (share: number, side: 1 | -1) => {
+      if (share < 0.02) return null;
+      const x = node.x + side * (node.size / 2 + sizes.gap * 0.4);
+      const y = node.y + node.size * 0.36;
+      return { share, path: `M${short(x)} ${short(y)}h${short(side * longest * (0.3 + 0.7 * share))}` };
+    };
+    node.hiddenIn = stub(1 - seenIn[node.unit]!, -1);
+    node.hiddenOut = node.target || !node.flow ? null : stub(1 - seenOut[node.unit]! / node.flow, 1);
+  }
+}
+
+/** For each shown column: how many nodes it hides, and the share of its flow through those it shows. */
+function hiddenOf(parts: Parts, selection: Selection, columnCount: number, slot: (unit: number) => number) {
+  const hidden = Array.from({ length: columnCount }, () => ({ count: 0, all: 0, drawn: 0, shown: 1 }));
+  for (const [unit, nodes] of parts.members.entries()) {
+    const column = hidden[slot(unit)]!;
+    column.all += parts.flow[unit]!;
+    if (selection.units[unit]) column.drawn += parts.flow[unit]!;
+    else column.count += nodes.length;
+  }
+  for (const column of hidden) column.shown = column.all > 0 ? column.drawn / column.all : column.count ? 0 : 1;
+  return hidden;
+}
+
+/** Heat maps on the strongest edges; on all that are lit, if there is room. */
+function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
+  const sizes = measures(scene);
+  const candidates = scene.edges
+    .map((edge, index) => ({ edge, index, kernel: strongest(graph, scene, edge) }))
+    .filter(({ edge, index, kernel }) => kernel >= 0 && (lit ? lit.edges[index] : edge.width > sizes.edge[1] * 0.3))
+    .reverse()
+    .map((each) => {
+      const [height, width] = graph.document.layers[graph.edgeLayer[each.kernel]!]!.kernel;
+      const cell = sizes.glyph / Math.max(3, height, width);
+      return { ...each, height: height * cell, width: width * cell, most: lit ? 14 : 6, gap: [each.edge.gap[0] + 1, each.edge.gap[1] - 1] as [number, number] };
+    });
+  const boxes = scene.nodes.flatMap((node): Box[] => [
+    { left: node.x - node.size / 2, right: node.x + node.size / 2, top: node.y - node.size / 2, bottom: node.y + node.size / 2 },
+    labelBox(node.label),
+  ]);
+  return placeGlyphs(candidates, boxes);
+}
+
+/** The kernel of an edge that weighs most, if it is larger than one weight; -1 for none. */
+function strongest(graph: Graph, scene: Scene, edge: SceneEdge): number {
+  let best = -1;
+  for (const each of edge.edges) {
+    if (graph.weightStart[each]! < 0 || graph.edgeLayer[each]! < 0) continue;
+    const [height, width] = graph.document.layers[graph.edgeLayer[each]!]!.kernel;
+    if (height * width > 1 && (best < 0 || scene.flow.weight[each]! > scene.flow.weight[best]!)) best = each;
+  }
+  return best;
+}
+
+/** One line about an edge: what it is, how strong, between what. */
+export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
+  const [from, to] = [scene.nodes[edge.source]!, scene.nodes[edge.target]!].map((node) => node.label.lines.join(" ") || node.label.title);
+  const kind = edge.connection ? "connection" : edge.sign < 0 ? "inhibitory" : "excitatory";
+  const many = edge.edges.length > 1 ? `, ${count(edge.edges.length)} kernels` : "";
+  const layer = graph.edgeLayer[edge.edges[0]!]!;
+  const name = layer >= 0 ? `${graph.document.layers[layer]!.name}: ` : "";
+  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}, saliency ${significant(edge.saliency)}, ${percent(edge.flow)} of the flow`);
+}
+
+/** The point in the middle of an edge's last piece, for a tooltip. */
+export function middle(edge: SceneEdge): { x: number; y: number } {
+  return at(edge.points, 0.5);
+}
