@@ -130,11 +130,14 @@ def test_any_value_survives_json(values, share, kernels, pins, mode, text):
     assert read.variants[0].saliency.tobytes() == saliency.tobytes()
 
 
-@pytest.mark.parametrize("view", [View(), View(kernels=3), View(mode="all", groups=(Group("g", (1, 2)),), compare=0)])
-def test_a_view_is_written_as_what_differs_from_the_defaults(view):
+@pytest.mark.parametrize("view", [View(), View(kernels=3), View(mode="all", groups=(Group("g", (3, 4)),), compare=0)])
+def test_a_view_is_written_whole_for_a_browser_and_in_a_document_as_what_differs(view):
     said = view_to_dict(view)
     assert view_from_dict(json.loads(json.dumps(said))) == view
-    assert len(said) == sum(getattr(view, f.name) != getattr(View(), f.name) for f in dataclasses.fields(View))
+    assert set(said) == set(SCHEMA["$defs"]["view"]["properties"])
+    saved = json.loads(dataclasses.replace(plain(), view=view).to_json())["view"]
+    assert view_from_dict(saved) == view
+    assert len(saved) == sum(getattr(view, f.name) != getattr(View(), f.name) for f in dataclasses.fields(View))
 
 
 def test_arrays_are_copies_that_nobody_writes_into():

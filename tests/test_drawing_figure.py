@@ -113,16 +113,30 @@ def test_the_figure_fetches_nothing_and_runs_nothing(case):
             assert "url(" not in value
 
 
+def points_of(path):
+    """Go through the points that a path of absolute M, L, C, H and V and of relative h and v names."""
+    at = (0.0, 0.0)
+    assert not set(re.findall("[A-Za-z]", path)) - set("MLCHVhvZz")
+    for command, numbers in re.findall(r"([MLCHVhv])([^A-Za-z]*)", path):
+        given = [float(number) for number in re.findall(r"-?\d*\.?\d+", numbers)]
+        if command in "MLC":
+            points = list(zip(given[::2], given[1::2], strict=True))
+        elif command in "Hh":
+            points = [(x + at[0] * (command == "h"), at[1]) for x in given]
+        else:
+            points = [(at[0], y + at[1] * (command == "v")) for y in given]
+        yield from points
+        at = points[-1]
+
+
 def test_nothing_is_placed_outside_the_canvas(case):
     _, _, text = case
     root = ElementTree.fromstring(text)
     _, _, width, height = map(float, root.get("viewBox").split())
-    absolute = [path.get("d") for path in root.iter(f"{SVG}path") if not re.search("[a-z]", path.get("d"))]
-    assert absolute
-    for path in absolute:
-        numbers = np.array(re.findall(r"-?\d+\.?\d*", path), dtype=float).reshape(-1, 2)
-        assert (numbers >= -0.01).all()
-        assert (numbers <= np.array([width, height]) + 0.01).all()
+    paths = [path.get("d") for path in root.iter(f"{SVG}path")]
+    for across, down in (point for path in paths for point in points_of(path)):
+        assert -0.01 <= across <= width + 0.01
+        assert -0.01 <= down <= height + 0.01
     for element in root.iter():
         if element is not root and element.tag in (f"{SVG}svg", f"{SVG}rect"):
             x, y, w, h = (float(element.get(name, 0)) for name in ("x", "y", "width", "height"))

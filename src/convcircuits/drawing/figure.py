@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,8 +21,8 @@ from convcircuits.errors import ConvCircuitsError
 Width: TypeAlias = Literal["screen", "180mm", "88mm"]  # the last two: both columns and one column of a journal
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG an inch, of which SVG counts 96
-_POINTS = 72 / 96  # an inch of the converter's is of 72 units
+_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG to an inch
+_POINTS = {"mm": 72 / 25.4, "": 72 / 96}  # of a unit of SVG
 
 
 def svg(document: Document, *, width: Width = "screen") -> str:
@@ -84,7 +85,7 @@ def pdf(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_pdf(_cut(svg(document, width=width)), scale=_POINTS))
+    return bytes(converter.svg_to_pdf(_cut(svg(document, width=width))))
 
 
 def png(document: Document, *, width: Width = "screen") -> bytes:
@@ -94,7 +95,7 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_png(_cut(svg(document, width=width)), scale=_POINTS, ppi=_DOTS[width]))
+    return bytes(converter.svg_to_png(_cut(svg(document, width=width)), ppi=_DOTS[width]))
 
 
 def _call(function: str, document: Document, options: dict[str, Any]) -> str:
@@ -108,8 +109,15 @@ def _call(function: str, document: Document, options: dict[str, Any]) -> str:
 
 
 def _cut(text: str) -> str:
-    """Give every tile as a picture of its own: the converter draws the whole page for each that is cut out of one."""
+    """Fit an SVG to the converter.
+
+    Every tile becomes a picture of its own, since the whole page would be drawn for each that is cut out of one; and
+    the size is given in points, since an inch of the converter's has 72 units.
+    """
     root = ElementTree.fromstring(text)
+    for side in ("width", "height"):
+        number, unit = re.fullmatch(r"([\d.]+)(mm|)", root.get(side, "")).groups()  # type: ignore[union-attr]
+        root.set(side, repr(float(number) * _POINTS[unit]))
     pages = {
         f"#{image.get('id')}": _picture(image.get("href", "")) for image in root.iterfind(f"{_SVG}defs/{_SVG}image")
     }

@@ -59,11 +59,11 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
                 yield from arrays(field, getattr(value, name))
 
 
-def plain(value: Any) -> Any:
-    """Give a value as what `json` writes."""
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Give a value as what `json` writes; a partial record only where it differs from its defaults, or `whole`."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
-        if value.partial:
+        if value.partial and not whole:
             default = type(value)()
             fields = {name: field for name, field in fields.items() if field != getattr(default, name)}
         return {_camel(name): plain(field) for name, field in fields.items()}
