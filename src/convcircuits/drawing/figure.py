@@ -52,6 +52,7 @@ class Shown:
     kernels: int  # of these edges
     filters: int
     path: float  # share of the target's flow that complete drawn paths carry
+    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # nodes and edges that stand out where one node is isolated
     caption: str
 
 
@@ -74,6 +75,7 @@ def drawn(document: Document, view: View | None = None) -> Shown:
         kernels=said["kernels"],
         filters=said["filters"],
         path=said["path"],
+        lit=said["lit"] and (tuple(said["lit"]["nodes"]), tuple(said["lit"]["edges"])),
         caption=said["caption"]["text"],
     )
 
