@@ -57,6 +57,11 @@ def data_url(picture: Array, *, lossless: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def read_data_url(src: str) -> Array:
+    """Give the picture of a data URL, uint8 (h, w, 3)."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(src.split(",", 1)[1]))).convert("RGB"))
+
+
 def _tile(picture: Array, size: int, sharp: bool) -> Array:
     height, width = picture.shape[:2]
     scale = size / max(height, width)
