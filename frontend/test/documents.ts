@@ -98,7 +98,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
     const saliency = edges.map(({ layer, source }) => (layer < 0 || (wish.spans && random() < 0.03) ? NaN : strength[source]! * random() ** 3));
     const inside = edges.map(({ layer }, edge) => layer >= 0 && (v === 0 || random() < 0.8) && !Number.isNaN(saliency[edge]));
     const ranked = [...edges.keys()].filter((edge) => inside[edge]).sort((a, b) => saliency[b]! - saliency[a]! || a - b);
-    const rank = edges.map(({ layer }) => (layer < 0 ? 0 : -1));
+    const rank: number[] = edges.map(({ layer }) => (layer < 0 ? 0 : -1));
     ranked.forEach((edge, place) => (rank[edge] = place));
     return {
       name: ["circuit", "random", "other"][v] ?? `variant ${v}`,

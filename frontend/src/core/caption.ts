@@ -77,7 +77,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const random =
     r2Control === null
       ? "a random circuit of equal size was not measured"
-      : `random circuit of equal size, drawn the same way: ${decimal(r2Control)}; its drawn part ${r2ControlDrawn === null ? "was not measured" : decimal(r2ControlDrawn)}`;
+      : `random circuit of equal size, drawn the same way: ${decimal(r2Control)}; its drawn part${measured ? "" : " in the default view"} ${r2ControlDrawn === null ? "was not measured" : decimal(r2ControlDrawn)}`;
   const kept =
     r2 === null || heldOut === null
       ? `how much of the feature ${subject} keeps was not measured on held-out images`

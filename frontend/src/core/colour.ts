@@ -17,7 +17,7 @@ export const LIGHT: Palette = {
   faint: "#e4e2dd",
   excites: "#c2570c",
   inhibits: "#5b3a9e",
-  connects: "#9a9a96",
+  connects: "#b4b4ae",
 };
 
 export const DARK: Palette = {
@@ -27,7 +27,7 @@ export const DARK: Palette = {
   faint: "#3a3a3e",
   excites: "#f0883e",
   inhibits: "#a78bfa",
-  connects: "#85857f",
+  connects: "#66665f",
 };
 
 /** The colour of an edge. */

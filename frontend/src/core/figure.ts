@@ -17,15 +17,27 @@ export interface FigureOptions {
   preset?: keyof typeof PRESETS; // "screen"
   dark?: boolean;
   view?: Partial<View>; // beyond the preset's budget and the document's own view
+  tiles?: Record<string, string>; // drawn tiles as data URLs, each by its number
 }
 
 /** The figure of a document as SVG text. */
 export function svg(documentJson: string, optionsJson = "{}"): string {
+  const { graph, scene, options } = figure(documentJson, optionsJson);
+  return toSvg(graph, scene, { dark: options.dark, size: PRESETS[options.preset ?? "screen"].size, tiles: options.tiles });
+}
+
+/** The numbers of the tiles that `svg` would show, as JSON: what a host should cut out of their pages and hand over. */
+export function tiles(documentJson: string, optionsJson = "{}"): string {
+  const { scene } = figure(documentJson, optionsJson);
+  return JSON.stringify([...new Set(scene.nodes.map(({ tile }) => tile))].filter((tile) => tile >= 0).sort((a, b) => a - b));
+}
+
+function figure(documentJson: string, optionsJson: string) {
   const document = JSON.parse(documentJson) as Document;
-  const { preset = "screen", dark = false, view = {} } = JSON.parse(optionsJson) as FigureOptions;
-  const { width, medium, size, budget } = PRESETS[preset];
+  const options = JSON.parse(optionsJson) as FigureOptions;
+  const { width, medium, budget } = PRESETS[options.preset ?? "screen"];
   const graph = decode(document);
-  return toSvg(graph, draw(graph, viewOf(document, { ...budget, ...document.view, ...view }), { width, medium }), { dark, size });
+  return { graph, options, scene: draw(graph, viewOf(document, { ...budget, ...document.view, ...options.view }), { width, medium }) };
 }
 
 /** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), and the caption's.

@@ -51,16 +51,20 @@ function unitText(graph: Graph, node: number): string {
   return kind && graph.layer[node]! < 0 ? `${kind} ${graph.unit[node]}` : String(graph.unit[node]);
 }
 
-/** All that a node's label may lack. */
-export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
-  const nodes = parts.members[unit]!;
-  const each = nodes.map((node) => {
+/** A node, or a group with its members, in full: the layer, the number, the name. */
+export function nodeName(graph: Graph, parts: Parts, unit: number): string {
+  const each = parts.members[unit]!.map((node) => {
     const layer = graph.layer[node]! >= 0 ? graph.document.layers[graph.layer[node]!]!.name : graph.document.columns[graph.column[node]!]!.label;
     const name = graph.document.nodes.names[node];
     return `${layer} \u00b7 ${unitText(graph, node)}${name === undefined ? "" : ` ${name}`}`;
   });
   const group = parts.groups[unit] === null ? "" : `${parts.groups[unit]}: `;
-  return plain(`${group}${each.join(", ")}, ${percent(parts.flow[unit]!)} of the flow`);
+  return plain(`${group}${each.join(", ")}`);
+}
+
+/** All that a node's label may lack. */
+export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
+  return `${nodeName(graph, parts, unit)}, ${percent(parts.flow[unit]!)} of the flow`;
 }
 
 /** The columns' headings, and where they end: in one line or two, or, where columns are narrow, all turned. */

@@ -30,9 +30,11 @@ export function short(value: number): string {
   return String(Math.round(value * 100) / 100 || 0);
 }
 
-/** The point at `t` of the last cubic piece. */
-export function at(points: number[], t: number): { x: number; y: number } {
-  const piece = points.slice(-8);
+/** The point at `t` of the piece that begins at or right of `left`, first of those. */
+export function at(points: number[], t: number, left: number): { x: number; y: number } {
+  let from = 0;
+  while (points[from]! < left - 0.01 && from + 14 <= points.length) from += 6;
+  const piece = points.slice(from, from + 8);
   const s = 1 - t;
   const [a, b, c, d] = [s * s * s, 3 * s * s * t, 3 * s * t * t, t * t * t];
   return {
@@ -76,7 +78,7 @@ export function placeGlyphs(
   for (const { edge, index, kernel, width, height, most, gap } of edges) {
     if ((placed.get(gap[0]) ?? 0) >= most) continue;
     for (const t of ALONG) {
-      const { x, y } = at(edge.points, t);
+      const { x, y } = at(edge.points, t, edge.gap[0]);
       const box = { left: x - width / 2 - 1, right: x + width / 2 + 1, top: y - height / 2 - 1, bottom: y + height / 2 + 1 };
       if (box.left < gap[0] || box.right > gap[1] || boxes.some((other) => overlap(box, other))) continue;
       boxes.push(box);

@@ -103,6 +103,7 @@ export interface Scene {
   medium: Canvas["medium"];
   title: Label;
   caption: Label;
+  note: Label; // what is lit; without lines where nothing is isolated
   legend: LegendItem[];
   headings: Label[]; // one for every column that has nodes
   nodes: SceneNode[]; // by column, top to bottom: the order of the arrow keys

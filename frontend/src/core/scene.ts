@@ -4,13 +4,13 @@ import { caption } from "./caption.js";
 import type { Graph } from "./decode.js";
 import { flowOf } from "./flow.js";
 import { count, percent, significant } from "./format.js";
-import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle } from "./labels.js";
+import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeName, nodeTitle } from "./labels.js";
 import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
 import { type Box, at, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
-import { light, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
-import { plain, wrap } from "./text.js";
+import { light, of, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
+import { plain, shorten, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
 
 /** The scene of a view. */
@@ -89,6 +89,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     medium: canvas.medium,
     title: head.title,
     caption: head.caption,
+    note: head.note,
     legend: head.legend,
     headings: heads.labels,
     nodes,
@@ -108,7 +109,18 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
   const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
   const lit = unit >= 0 && scene.selection.units[unit] ? lightOf(scene, unit, share) : null;
-  return { ...scene, view: { ...scene.view, isolate: lit ? node : null, share: share as View["share"] }, lit, glyphs: glyphs(graph, scene, lit) };
+  return {
+    ...scene,
+    view: { ...scene.view, isolate: lit ? node : null, share: share as View["share"] },
+    lit,
+    note: { ...scene.note, lines: lit ? [noteOf(graph, scene, unit, share)] : [] },
+    glyphs: glyphs(graph, scene, lit),
+  };
+}
+
+function noteOf(graph: Graph, scene: Scene, unit: number, share: number): string {
+  const text = `Lit: the paths that carry ${percent(share)} of the drawn flow through ${nodeName(graph, scene.parts, unit)}.`;
+  return shorten(text, scene.width - 2 * scene.note.x, scene.note.size);
 }
 
 /** What would be lit if a unit of the scene were isolated. */
@@ -206,15 +218,19 @@ function header(graph: Graph, text: string, view: View, canvas: Canvas, sizes: M
   const titleLines = wrap(full, inner, sizes.title).slice(0, 3);
   const title = line(titleLines, sizes.margin, sizes.margin * (canvas.medium === "paper" ? 1 : 0.5) + sizes.title, sizes.title, "start", full);
   const start = labelBox(title).bottom + sizes.font * 1.3;
-  const caption = line(wrap(plain(text), Math.min(inner, sizes.font * 92), sizes.font), sizes.margin, start, sizes.font, "start", "");
-  let bottom = labelBox(caption).bottom;
+  // A number stays on one line with what it is the number of.
+  const glued = plain(text).replace(/ (=|%) ?/g, (sign) => sign.replace(/^ /, "\u00a0").replace("= ", "=\u00a0"));
+  const caption = line(wrap(glued, Math.min(inner, sizes.font * 92), sizes.font), sizes.margin, start, sizes.font, "start", "");
+  // A line is left for what is lit, so that nothing moves when something is.
+  const note = line([], sizes.margin, start + caption.lines.length * lineHeight(sizes.font), sizes.font, "start", "");
+  let bottom = labelBox({ ...note, lines: [""] }).bottom;
   const shift = beside ? title.y : bottom + sizes.font * 1.6;
   for (const item of items) {
     item.y += shift;
     item.label.y += shift;
     bottom = Math.max(bottom, labelBox(item.label).bottom);
   }
-  return { title, caption, legend: items, bottom: bottom + sizes.gap };
+  return { title, caption, note, legend: items, bottom: bottom + sizes.gap };
 }
 
 function mark(view: View, bits: number): Mark {
@@ -247,9 +263,11 @@ function route(
   // Where each edge leaves and arrives: side by side, by where it goes.
   const leaves = new Map<number, number>();
   const arrives = new Map<number, number>();
+  const byBundle = new Map(bundles.map((each) => [each.bundle, each]));
   for (const node of nodes) {
-    for (const [side, map, other] of [["source", leaves, 1], ["target", arrives, -2]] as const) {
-      const mine = bundles.filter(({ bundle }) => parts[side][bundle] === node.unit).sort((a, b) => stopsOf(a.bundle).at(other)! - stopsOf(b.bundle).at(other)! || a.bundle - b.bundle);
+    for (const [list, map, other] of [[parts.outgoing, leaves, 1], [parts.incoming, arrives, -2]] as const) {
+      const mine = of(list, node.unit).flatMap((bundle) => (byBundle.has(bundle) ? { ...byBundle.get(bundle)!, y: stopsOf(bundle).at(other)! } : []));
+      mine.sort((a, b) => a.y - b.y || a.bundle - b.bundle);
       const offsets = ports(mine.map(({ width }) => width), node.size * 0.5);
       for (const [i, { bundle }] of mine.entries()) map.set(bundle, offsets[i]!);
     }
@@ -372,7 +390,7 @@ export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   return plain(`${name}${from} \u2192 ${to}, ${kind}${many}, saliency ${significant(edge.saliency)}, ${percent(edge.flow)} of the flow`);
 }
 
-/** The point in the middle of an edge's last piece, for a tooltip. */
+/** The point in the middle of an edge's last gap, for a tooltip. */
 export function middle(edge: SceneEdge): { x: number; y: number } {
-  return at(edge.points, 0.5);
+  return at(edge.points, 0.5, edge.gap[0]);
 }

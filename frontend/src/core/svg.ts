@@ -11,21 +11,30 @@ import { NodeKind } from "./types.js";
 
 const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 
-/** How the two sides of a comparison are dashed, in widths of the line. */
-export const DASHES: Record<Mark, number[]> = { both: [], a: [7, 2.5], b: [2, 2.5] };
+/** How the two sides of a comparison are dashed, in widths of the widest edge. */
+export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4, 0.4] };
 
 const DIM = 0.1;
 
-/** The scene as SVG. `size` is what it should measure on paper, as "180mm"; else its own pixels. */
-export function svg(graph: Graph, scene: Scene, { dark = false, size = null }: { dark?: boolean; size?: string | null } = {}): string {
+export interface SvgOptions {
+  dark?: boolean;
+  size?: string | null; // what it should measure on paper, as "180mm"; null: its own pixels
+  /** Drawn tiles as pictures of their own, by number, where the host can cut them out of their pages. */
+  tiles?: Record<string, string>;
+}
+
+/** The scene as SVG. Tiles that are not given are shown through a pattern, and their whole page is embedded, once:
+ *  right everywhere, but large, and converters to PDF repeat the page for each node. */
+export function svg(graph: Graph, scene: Scene, { dark = false, size = null, tiles = {} }: SvgOptions = {}): string {
   const palette = dark ? DARK : LIGHT;
   const { width, height } = scene;
   const pages = new Set<number>();
-  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, pages));
+  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, tiles, pages));
   const body = [
     `<rect width="${short(width)}" height="${short(height)}" fill="${palette.background}"/>`,
     labelSvg(scene.title, palette.text, 'font-weight="600"'),
     labelSvg(scene.caption, palette.muted),
+    labelSvg(scene.note, palette.text),
     ...scene.legend.map((item) => legendSvg(scene, item, palette)),
     ...scene.headings.map((label) => labelSvg(label, palette.muted)),
     '<g fill="none">',
@@ -44,7 +53,7 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null }: {
   const defs = [...pages].sort((a, b) => a - b).map((page) => pageSvg(graph, page));
   const measured = size === null ? `width="${short(width)}" height="${short(height)}"` : `width="${size}" height="${scaled(size, height / width)}"`;
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
     `<title>${escape(plain(graph.document.meta.title))}</title>`,
     `<desc>${escape(plain(scene.numbers.text))}</desc>`,
     ...(defs.length ? [`<defs>${defs.join("")}</defs>`] : []),
@@ -75,8 +84,8 @@ function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, colour: s
   return `<text x="${short(x)}" y="${short(y)}" font-size="${short(size)}" text-anchor="${anchor}" fill="${colour}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
 }
 
-function dashes(mark: Mark, width: number): string {
-  return mark === "both" ? "" : ` stroke-dasharray="${DASHES[mark].map((part) => short(part * Math.max(width, 0.6))).join(" ")}"`;
+function dashes(mark: Mark, widest: number): string {
+  return mark === "both" ? "" : ` stroke-dasharray="${DASHES[mark].map((part) => short(part * widest)).join(" ")}"`;
 }
 
 function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, palette: Palette): string {
@@ -84,10 +93,10 @@ function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, pale
   const colour = edgeColour(palette, edge);
   const halo = lit ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${short(edge.width + sizes.edge[1] * 0.3)}" opacity="0.7"/>` : "";
   const bar = edge.bar ? `<path d="${edge.bar}" stroke-width="${short(barWidth(sizes))}"/>` : "";
-  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="0.78"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, edge.width)}/>${bar}</g></g>`;
+  return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="${scene.lit ? 0.92 : 0.78}"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
 }
 
-function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, pages: Set<number>): string {
+function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
   const lit = !scene.lit || scene.lit.nodes[index] === 1;
   const isolated = scene.lit !== null && scene.view.isolate !== null && node.nodes.includes(scene.view.isolate);
   const { x, y, size } = node;
@@ -96,14 +105,14 @@ function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, pal
   const hair = sizes.edge[1] * 0.11;
   const stack = node.nodes.length > 1 ? [2, 1].map((step) => rect(left + step * hair * 3, top - step * hair * 3, size, size, `fill="${palette.faint}" stroke="${palette.background}" stroke-width="${short(hair)}"`)) : [];
   const strong = isolated || node.pinned || node.mark !== "both";
-  const frame = rect(left, top, size, size, `fill="none" stroke="${strong ? palette.text : palette.faint}" stroke-width="${short(isolated ? hair * 3 : strong ? hair * 2 : hair)}"${dashes(node.mark, hair * 2)}`);
+  const frame = rect(left, top, size, size, `fill="none" stroke="${strong ? palette.text : palette.faint}" stroke-width="${short(isolated ? hair * 3 : strong ? hair * 2 : hair)}"${dashes(node.mark, sizes.edge[1])}`);
   const stub = [node.hiddenIn, node.hiddenOut].map((each) => (each ? `<path d="${each.path}" ${stubStroke(sizes.edge[1], palette)}/>` : ""));
   return `<g opacity="${lit ? 1 : DIM}">${[
     `<title>${escape(node.label.title)}</title>`,
     ...stub,
     rect(left - hair * 2, top - hair * 2, size + hair * 4, size + hair * 4, `fill="${palette.background}"`),
     ...stack,
-    pictureSvg(graph, node, palette, pages),
+    pictureSvg(graph, node, palette, tiles, pages),
     frame,
     labelSvg({ ...node.label, title: "" }, node.target ? palette.text : palette.muted),
   ].join("")}</g>`;
@@ -113,14 +122,18 @@ function stubStroke(widest: number, palette: Palette): string {
   return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" stroke-linecap="round" stroke-dasharray="0 ${short(widest * 0.5)}"`;
 }
 
-/** A node's tile, cut out of its page, which is embedded once; a sign where there is none. */
-function pictureSvg(graph: Graph, { x, y, size, tile, kind }: SceneNode, palette: Palette, pages: Set<number>): string {
+/** A node's tile; a sign where there is none. */
+function pictureSvg(graph: Graph, { unit, x, y, size, tile, kind }: SceneNode, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
   const [left, top] = [x - size / 2, y - size / 2];
+  const box = `x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}"`;
+  const own = tiles[tile];
+  if (own !== undefined) return `<image ${box} preserveAspectRatio="none" href="${escape(own)}"/>`;
   const at = tileAt(graph.document, tile);
   if (at) {
     pages.add(at.page);
     const side = graph.document.tiles.size;
-    return `<svg x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}" viewBox="${at.column * side} ${at.row * side} ${side} ${side}" preserveAspectRatio="none"><use href="#page${at.page}" xlink:href="#page${at.page}"/></svg>`;
+    const pattern = `<pattern id="picture${unit}" patternUnits="userSpaceOnUse" ${box} viewBox="${at.column * side} ${at.row * side} ${side} ${side}" preserveAspectRatio="none"><use href="#page${at.page}"/></pattern>`;
+    return `${pattern}<rect ${box} fill="url(#picture${unit})"/>`;
   }
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
   const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + size * 0.19)}" font-size="${short(size * 0.55)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
@@ -130,8 +143,7 @@ function pictureSvg(graph: Graph, { x, y, size, tile, kind }: SceneNode, palette
 function pageSvg(graph: Graph, page: number): string {
   const { pages, size } = graph.document.tiles;
   const { columns, count, src } = pages[page]!;
-  const source = escape(src);
-  return `<image id="page${page}" width="${columns * size}" height="${Math.ceil(count / columns) * size}" preserveAspectRatio="none" href="${source}"/>`;
+  return `<image id="page${page}" width="${columns * size}" height="${Math.ceil(count / columns) * size}" preserveAspectRatio="none" href="${escape(src)}"/>`;
 }
 
 function glyphSvg(graph: Graph, scene: Scene, { edge, kernel: of, x, y, width, height }: Scene["glyphs"][number], palette: Palette): string {
@@ -142,7 +154,7 @@ function glyphSvg(graph: Graph, scene: Scene, { edge, kernel: of, x, y, width, h
   const cell = width / columns;
   const cells = Array.from(weights, (weight, i) => rect(left + (i % columns) * cell, top + Math.floor(i / columns) * (height / rows), cell, height / rows, `fill="${heat(weight / largest)}"`));
   const frame = rect(left, top, width, height, `fill="none" stroke="${edgeColour(palette, scene.edges[edge]!)}" stroke-width="${short(hair)}"`);
-  return `<g shape-rendering="crispEdges">${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}${cells.join("")}${frame}</g>`;
+  return `<g>${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
 }
 
 function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Palette): string {
@@ -150,7 +162,7 @@ function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Pal
   const length = sizes.font * 2.2;
   const middle = y - sizes.font * 0.32;
   const width = sizes.edge[1] * 0.5;
-  const stroke = (colour: string, mark: Mark = "both") => `<path d="M${short(x)} ${short(middle)}h${short(length)}" stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, width)}/>`;
+  const stroke = (colour: string, mark: Mark = "both") => `<path d="M${short(x)} ${short(middle)}h${short(length)}" stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
   const bar = `<path d="M${short(x + length)} ${short(middle - width)}v${short(width * 2)}" stroke="${palette.inhibits}" stroke-width="${short(barWidth(sizes))}"/>`;
   const signs: Record<LegendItem["kind"], () => string> = {
     excites: () => stroke(palette.excites),

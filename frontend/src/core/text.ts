@@ -9,7 +9,7 @@ const CAPITAL = /[A-Z&]/;
 export function textWidth(text: string, size: number): number {
   let width = 0;
   for (const sign of text) {
-    if (sign === " ") width += 0.31;
+    if (sign === " " || sign === "\u00a0") width += 0.31;
     else if (NARROW.test(sign)) width += 0.38;
     else if (WIDE.test(sign)) width += 0.92;
     else if (CAPITAL.test(sign)) width += 0.72;

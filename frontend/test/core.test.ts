@@ -1,0 +1,365 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { decode, DocumentError, type Graph } from "../src/core/decode.js";
+import { drawn as drawnJson, svg as svgJson } from "../src/core/figure.js";
+import { flowOf } from "../src/core/flow.js";
+import { count, decimal, percent } from "../src/core/format.js";
+import { labelBox } from "../src/core/labels.js";
+import { crossings, order } from "../src/core/order.js";
+import { lightAll, overview } from "../src/core/overview.js";
+import { type Box, overlap } from "../src/core/route.js";
+import { draw, isolate } from "../src/core/scene.js";
+import type { Canvas, Scene } from "../src/core/scene-types.js";
+import { carried, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { textWidth, wrap } from "../src/core/text.js";
+import { DEFAULT_VIEW, type Document, EdgeKind, NodeKind, type View } from "../src/core/types.js";
+import { viewOf, ViewError } from "../src/core/view.js";
+import { pack, randomDocument, randomness, specimen } from "./documents.js";
+import { aliveByPaths, flowByRecursion } from "./oracles.js";
+
+const SEEDS = Array.from({ length: 40 }, (_, seed) => seed);
+const small = (seed: number) => decode(randomDocument(seed, { columns: 4, width: 3, readers: 3, spans: true, variants: 2 }));
+const large = (seed: number) => decode(randomDocument(seed, { columns: 3 + (seed % 10), width: 30, readers: 8, spans: true, variants: 3, pictures: seed % 2 === 0 }));
+const view = (some: Partial<View> = {}): View => ({ ...DEFAULT_VIEW, ...some });
+const near = (a: number, b: number, what = "") => assert.ok(Math.abs(a - b) < 1e-9, `${what} ${a} is not ${b}`);
+
+/** The default view, half the kernels, and another root. */
+function views(graph: Graph): View[] {
+  const middle = graph.leftToRight[Math.floor(graph.nodeCount * 0.7)]!;
+  return [view(), view({ kernels: Math.ceil(graph.document.variants[0]!.kernels / 2) }), view({ root: middle })];
+}
+
+function drawnOf(graph: Graph, at: View) {
+  const flow = flowOf(graph, at);
+  const parts = partsOf(graph, flow, at);
+  return { flow, parts, selection: select(graph, flow, parts, at) };
+}
+
+/** All complete paths image -> end of some bundles, as shares of the end's flow. */
+function paths(parts: Parts, bundles: ArrayLike<number>, end: number): { share: number; bundles: number[] }[] {
+  const found: { share: number; bundles: number[] }[] = [];
+  const walk = (unit: number, share: number, path: number[]): void => {
+    if (parts.seesImage[unit]) found.push({ share: share * parts.image[unit]!, bundles: path });
+    for (let b = 0; b < parts.edges.length; b++) if (bundles[b] && parts.target[b] === unit) walk(parts.source[b]!, share * parts.share[b]!, [...path, b]);
+  };
+  walk(end, 1, []);
+  return found;
+}
+
+test("what is alive lies on a present path from the image to the root", () => {
+  for (const graph of SEEDS.map(small))
+    for (const at of views(graph)) {
+      const { alive } = flowOf(graph, at);
+      const mine = [...alive.keys()].filter((edge) => alive[edge] && graph.edgeKind[edge] !== EdgeKind.inner);
+      assert.deepEqual(mine, [...aliveByPaths(graph, at)].sort((a, b) => a - b));
+    }
+});
+
+test("the flow is that of its definition", () => {
+  for (const graph of SEEDS.map(small))
+    for (const at of views(graph)) {
+      const { edge } = flowOf(graph, at);
+      for (const [each, flow] of flowByRecursion(graph, at, aliveByPaths(graph, at))) near(edge[each]!, flow);
+    }
+});
+
+test("the flow is conserved at every node and sums to 1 at the image, wherever the slider stands, compared or not", () => {
+  for (const graph of SEEDS.map(large))
+    for (const kernels of [null, 300, 40, 3, 0])
+      for (const compare of [null, 2]) {
+        const flow = flowOf(graph, view({ kernels, compare }));
+        const [into, outOf] = [new Float64Array(graph.nodeCount), new Float64Array(graph.nodeCount)];
+        for (let edge = 0; edge < graph.edgeCount; edge++) {
+          if (graph.edgeKind[edge] === EdgeKind.inner) continue;
+          assert.ok(flow.edge[edge]! >= 0);
+          into[graph.target[edge]!]! += flow.edge[edge]!;
+          outOf[graph.source[edge]!]! += flow.edge[edge]!;
+        }
+        let image = 0;
+        for (let node = 0; node < graph.nodeCount; node++) {
+          if (graph.kind[node] === NodeKind.image) image += outOf[node]!;
+          else near(into[node]!, flow.node[node]!, "into a node");
+          if (node !== flow.root) near(outOf[node]!, flow.node[node]!, "out of a node");
+        }
+        near(image, flow.aliveNode[flow.root] ? 1 : 0, "at the image");
+      }
+});
+
+test("what is drawn fits the budget, lies on complete drawn paths, and leaves no part of the circuit without one", () => {
+  for (const graph of SEEDS.map(large))
+    for (const at of [...views(graph), view({ nodesPerColumn: 3, kernelsPerNode: 2 }), view({ compare: 2 })]) {
+      const { parts, selection } = drawnOf(graph, at);
+      const { units, bundles } = selection;
+      const inColumn = new Map<number, number>();
+      const leaving = Array.from(units, () => 0);
+      for (let b = 0; b < bundles.length; b++) if (bundles[b]) leaving[parts.source[b]!]!++;
+      const onPaths = new Set(parts.root < 0 ? [] : [parts.root]);
+      for (let unit = units.length - 1; unit >= 0; unit--) {
+        if (!units[unit]) continue;
+        inColumn.set(parts.column[unit]!, (inColumn.get(parts.column[unit]!) ?? 0) + 1);
+        const into = [...bundles.keys()].filter((b) => bundles[b] && parts.target[b] === unit);
+        assert.ok(parts.seesImage[unit] || into.length, "a drawn node is fed");
+        assert.ok(onPaths.has(unit), "a drawn node leads to the root");
+        for (const b of into) onPaths.add(parts.source[b]!);
+        const only = into.filter((b) => leaving[parts.source[b]!] === 1).length;
+        assert.ok(into.length - only <= at.kernelsPerNode);
+      }
+      for (const drawn of inColumn.values()) assert.ok(drawn <= at.nodesPerColumn);
+      if (parts.root >= 0) assert.ok(inColumn.size > 0 && [...units].some((is, unit) => is && parts.seesImage[unit]));
+    }
+});
+
+test("the path share is the sum over complete drawn paths", () => {
+  for (const graph of SEEDS.map(small))
+    for (const at of [...views(graph), view({ nodesPerColumn: 2, kernelsPerNode: 1 })]) {
+      const { parts, selection } = drawnOf(graph, at);
+      const all = parts.root < 0 ? [] : paths(parts, selection.bundles, parts.root);
+      near(selection.path, all.reduce((sum, { share }) => sum + share, 0));
+    }
+});
+
+test("pins are drawn whatever their flow, groups as one", () => {
+  for (const graph of SEEDS.map(large)) {
+    const at = view({ nodesPerColumn: 2 });
+    const before = drawnOf(graph, at);
+    const left = [...before.selection.units.keys()].filter((unit) => !before.selection.units[unit]);
+    if (left.length < 2) continue;
+    const pin = before.parts.members[left[0]!]![0]!;
+    const pinnedOne = drawnOf(graph, { ...at, pins: [pin] });
+    assert.equal(pinnedOne.selection.units[pinnedOne.parts.unitOf[pin]!], 1);
+    const nodes = left.filter((unit) => parts(unit) === parts(left[0]!)).map((unit) => before.parts.members[unit]![0]!);
+    const grouped = drawnOf(graph, { ...at, groups: [{ name: "some", nodes }] });
+    assert.equal(new Set(nodes.map((node) => grouped.parts.unitOf[node])).size, 1);
+    near(grouped.parts.flow[grouped.parts.unitOf[nodes[0]!]!]!, nodes.reduce((sum, node) => sum + before.flow.node[node]!, 0));
+    function parts(unit: number) {
+      return before.parts.column[unit];
+    }
+  }
+});
+
+test("an isolated node lights complete paths through it that carry the share, and would not without its least edge", () => {
+  for (const graph of SEEDS.map(small)) {
+    const { parts, selection } = drawnOf(graph, view());
+    for (let unit = 0; unit < parts.members.length; unit++) {
+      if (!selection.units[unit]) continue;
+      for (const share of [0.5, 0.8, 0.95]) {
+        const { bundles, units } = light(parts, selection.bundles, unit, share);
+        const up = (kept: ArrayLike<number>) => paths(parts, kept, unit);
+        const through = (kept: ArrayLike<number>) => paths(parts, kept, parts.root).filter(({ bundles: path }) => unit === parts.root || path.some((b) => parts.source[b] === unit));
+        const sum = (all: { share: number }[]) => all.reduce((total, each) => total + each.share, 0);
+        const [allUp, keptUp] = [sum(up(selection.bundles)), sum(up(bundles))];
+        assert.ok(keptUp >= share * allUp - 1e-9, "upstream");
+        // Downstream: paths through the unit, with all of what is above it.
+        const mixed = bundles.map((is, b) => (parts.target[b]! <= unit && selection.bundles[b] ? 1 : is));
+        assert.ok(sum(through(mixed)) >= share * sum(through(selection.bundles)) - 1e-9, "downstream");
+        const onPaths = new Set(through(bundles).flatMap(({ bundles: path }) => path));
+        for (let b = 0; b < bundles.length; b++) if (bundles[b]) assert.ok(onPaths.has(b), "a lit edge lies on a lit path through the node");
+        for (let b = 0; b < bundles.length; b++) if (bundles[b]) assert.ok(units[parts.source[b]!] && units[parts.target[b]!] && selection.bundles[b]);
+        const above = [...bundles.keys()].filter((b) => bundles[b] && parts.target[b]! <= unit);
+        if (above.length && allUp > 0) {
+          const full = carried(parts, selection.bundles);
+          const part = (b: number) => sum(up(selection.bundles).filter(({ bundles: path }) => path.includes(b)));
+          const least = above.reduce((a, b) => (part(b) < part(a) ? b : a));
+          near(sum(up(selection.bundles)), full[unit]!);
+          const without = bundles.map((is, b) => (b === least ? 0 : is));
+          assert.ok(sum(up(without)) < share * allUp + 1e-9, "minimal");
+        }
+      }
+    }
+  }
+});
+
+test("crossings are those of every pair, and the order found is never worse than the one given", () => {
+  const random = randomness(5);
+  for (let round = 0; round < 60; round++) {
+    const columns = [0, 1, 2].map((c) => Array.from({ length: 1 + Math.floor(random() * 8) }, (_, i) => c * 10 + i));
+    const one = <T>(from: T[]) => from[Math.floor(random() * from.length)]!;
+    const links = [0, 1].map((c) => Array.from({ length: 12 }, () => ({ from: one(columns[c]!), to: one(columns[c + 1]!), weight: random() })));
+    const slow = (now: number[][]) =>
+      links.reduce((sum, between, c) => {
+        const place = (thing: number, column: number) => now[column]!.indexOf(thing);
+        for (const [i, a] of between.entries())
+          for (const b of between.slice(i + 1)) if ((place(a.from, c) - place(b.from, c)) * (place(a.to, c + 1) - place(b.to, c + 1)) < 0) sum += a.weight * b.weight;
+        return sum;
+      }, 0);
+    near(crossings(columns, links), slow(columns));
+    const better = order({ columns, links });
+    assert.ok(slow(better) <= slow(columns) + 1e-9);
+    assert.deepEqual(better.map((column) => [...column].sort((a, b) => a - b)), columns);
+  }
+});
+
+const CANVASES: Canvas[] = [
+  { width: 1440, medium: "screen" },
+  { width: 800, medium: "screen" },
+  { width: 510, medium: "paper" },
+  { width: 249, medium: "paper" },
+];
+
+/** What must not touch each other, named. */
+function boxes(scene: Scene): [string, Box][] {
+  const all: [string, Box][] = [["title", labelBox(scene.title)], ["caption", labelBox(scene.caption)]];
+  if (scene.note.lines.length) all.push(["note", labelBox(scene.note)]);
+  for (const item of scene.legend) all.push([`legend ${item.kind}`, labelBox(item.label)]);
+  for (const label of scene.headings) all.push([`heading ${label.lines}`, labelBox(label)]);
+  for (const { label, x, y, size } of scene.nodes) {
+    all.push([`node ${label.title}`, { left: x - size / 2, right: x + size / 2, top: y - size / 2, bottom: y + size / 2 }]);
+    if (label.lines.length) all.push([`label ${label.lines}`, labelBox(label)]);
+  }
+  for (const { label, bar } of scene.more) all.push([`more ${label.lines}`, labelBox(label)], ["bar", { left: bar.x, right: bar.x + bar.width, top: bar.y, bottom: bar.y + bar.height }]);
+  for (const { x, y, width, height } of scene.glyphs) all.push(["glyph", { left: x - width / 2, right: x + width / 2, top: y - height / 2, bottom: y + height / 2 }]);
+  return all;
+}
+
+test("nothing collides and nothing leaves the canvas, at any width", () => {
+  for (const graph of SEEDS.map(large))
+    for (const canvas of CANVASES)
+      for (const isolated of [null, graph.document.target]) {
+        const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1 }), canvas);
+        assert.equal(scene.lit !== null, isolated !== null && scene.nodes.length > 0);
+        const all = boxes(scene);
+        for (const [i, [name, box]] of all.entries()) {
+          assert.ok(box.left >= -0.01 && box.top >= -0.01 && box.right <= scene.width + 0.01 && box.bottom <= scene.height + 0.01, `${name} leaves the canvas at ${canvas.width}: ${JSON.stringify(box)} of ${scene.height}`);
+          const inner = { left: box.left + 0.01, right: box.right - 0.01, top: box.top + 0.01, bottom: box.bottom - 0.01 };
+          for (const [other, that] of all.slice(i + 1)) assert.ok(!overlap(inner, that), `${name} meets ${other} at ${canvas.width}`);
+        }
+        const pictures = scene.nodes.map(({ x, y, size }) => ({ left: x - size / 2, right: x + size / 2, top: y - size / 2, bottom: y + size / 2 }));
+        for (const { points } of scene.edges)
+          for (let i = 0; i + 8 <= points.length; i += 6)
+            for (const t of [0, 0.25, 0.5, 0.75, 1]) {
+              const on = (k: number) => (1 - t) ** 3 * points[i + k]! + 3 * (1 - t) ** 2 * t * points[i + k + 2]! + 3 * (1 - t) * t * t * points[i + k + 4]! + t ** 3 * points[i + k + 6]!;
+              const [x, y] = [on(0), on(1)];
+              assert.ok(x >= 0 && x <= scene.width && y >= 0 && y <= scene.height, "an edge leaves the canvas");
+              assert.ok(!pictures.some((box) => x > box.left && x < box.right && y > box.top && y < box.bottom), "an edge runs over a picture");
+            }
+        for (const { size } of [scene.title, scene.caption, ...scene.headings, ...scene.nodes.map(({ label }) => label)]) assert.ok(size >= 6);
+      }
+});
+
+test("every column that hides something says so", () => {
+  for (const graph of SEEDS.map(large)) {
+    const scene = draw(graph, view({ nodesPerColumn: 4 }), CANVASES[0]!);
+    const { flow } = scene;
+    for (const [column] of graph.document.columns.entries()) {
+      const alive = [...graph.leftToRight].filter((node) => flow.aliveNode[node] && graph.column[node] === column);
+      const shown = scene.nodes.filter((node) => node.column === column).flatMap(({ nodes }) => nodes);
+      const more = scene.more.find((each) => each.column === column);
+      assert.equal(more?.count ?? 0, alive.length - shown.length);
+      if (more) near(more.shown, shown.reduce((sum, node) => sum + flow.node[node]!, 0) / alive.reduce((sum, node) => sum + flow.node[node]!, 0));
+    }
+  }
+});
+
+test("isolation moves nothing, and the same document gives the same text", () => {
+  const graph = large(4);
+  const scene = draw(graph, view(), CANVASES[0]!);
+  const node = scene.nodes[3]!.nodes[0]!;
+  assert.deepEqual(isolate(graph, scene, node, 0.5), draw(graph, view({ isolate: node, share: 0.5 }), CANVASES[0]!));
+  const json = JSON.stringify(graph.document);
+  assert.equal(svgJson(json), svgJson(json));
+  const said = JSON.parse(drawnJson(json));
+  assert.deepEqual(said.edges, scene.selection.edges);
+});
+
+test("what is written by users stays text, and cannot turn other text around", () => {
+  const document = randomDocument(3, { columns: 4, width: 4, readers: 3, spans: true, pictures: true });
+  const evil = `</text><script>alert("1")</script>&'\u202egnp.exe\u2066\u0007\ud800`;
+  document.meta.title = evil;
+  document.columns.forEach((column) => ((column.label = evil), (column.detail = evil)));
+  document.layers.forEach((layer) => ((layer.name = evil), (layer.label = evil)));
+  document.nodes.names = Object.fromEntries(Array.from({ length: document.nodes.kind.shape[0]! }, (_, node) => [node, evil]));
+  document.variants.forEach((variant) => (variant.name = evil));
+  document.tiles.pages.forEach((page) => (page.src = evil));
+  const text = svgJson(JSON.stringify(document), JSON.stringify({ view: { groups: [{ name: evil, nodes: [3, 4] }] } }));
+  const markup = [...text.matchAll(/<\/?([a-zA-Z]+)/g)].map(([, name]) => name!);
+  const known = ["svg", "title", "desc", "defs", "image", "rect", "text", "tspan", "g", "path", "pattern", "use"];
+  assert.deepEqual(markup.filter((name) => !known.includes(name)), []);
+  assert.doesNotMatch(text.replace(/href="[^"]*"/g, ""), /[\u202a-\u202e\u2066-\u2069\u0007]|alert\("/);
+});
+
+test("a document that contradicts itself is refused with a sentence", () => {
+  const wrong = (change: (document: Document) => void, expected: RegExp) => {
+    const document = randomDocument(1, { columns: 3, width: 3, readers: 2 });
+    change(document);
+    assert.throws(() => decode(document), (error) => error instanceof DocumentError && expected.test(error.message));
+  };
+  wrong((document) => ((document as { schema: string }).schema = "other/2"), /schema is "other\/2"/);
+  wrong((document) => (document.edges.sign = pack("int8", [1])), /edges.sign holds 1 numbers, not/);
+  wrong((document) => (document.nodes.kind.dtype = "int8"), /nodes.kind should hold uint8, not int8/);
+  wrong((document) => (document.weights.data = "%%%%"), /weights is not base64/);
+  wrong((document) => (document.nodes.unit.shape = [1]), /nodes.unit holds \d+ bytes, not the 4/);
+  wrong((document) => (document.edges.source = document.edges.target), /an inner kernel, and it alone/);
+  wrong((document) => ([document.edges.source, document.edges.target] = [document.edges.target, document.edges.source]), /does not go to the right/);
+  wrong((document) => (document.target = 999), /target 999 is none/);
+  const document = randomDocument(1, { columns: 3, width: 3, readers: 2 });
+  assert.throws(() => viewOf(document, { variant: 5 }), ViewError);
+  assert.throws(() => viewOf(document, { pins: [-1] }), ViewError);
+});
+
+test("the caption says what was measured, and of what was not that it was not", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
+  const say = (some: Partial<View>) => draw(graph, view(some), CANVASES[0]!).numbers;
+  const { text, filters, ofFilters, kernels, ofKernels, path } = say({});
+  assert.equal(
+    text,
+    `${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score and, run as a network of their own, reach R\u00b2 = 0.41; the whole circuit keeps R\u00b2 = 0.90 of the feature on 40 held-out images (random circuit of equal size, drawn the same way: 0.40; its drawn part \u22120.09).`,
+  );
+  for (const some of [{ kernels: 20 }, { nodesPerColumn: 2 }, { pins: [5] }, { compare: 1 }]) {
+    assert.match(say(some).text, /as a network of their own they were not measured/);
+    assert.equal(say(some).r2Drawn, null);
+  }
+  assert.equal(say({ isolate: graph.document.target }).text, text);
+  graph.document.variants.forEach((variant) => (variant.fidelity = null));
+  assert.match(say({}).text, /not measured\); how much of the feature the whole circuit keeps was not measured/);
+});
+
+test("numbers and words", () => {
+  assert.deepEqual([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
+  assert.deepEqual([0, 0.001, 0.553, 0.999, 1].map(percent), ["0 %", "<1 %", "55 %", ">99 %", "100 %"]);
+  assert.deepEqual([-0.001, -0.5].map((value) => decimal(value)), ["0.00", "\u22120.50"]);
+  for (const line of wrap("a word and some more words that are longer than what fits into one line", 80, 10)) assert.ok(textWidth(line, 10) <= 80);
+});
+
+test("a comparison marks what is alive in one circuit alone", () => {
+  const graph = large(6);
+  const alone = [1, 2].map((variant) => flowOf(graph, view({ variant })));
+  const scene = draw(graph, view({ variant: 1, compare: 2 }), CANVASES[0]!);
+  const bits = (of: "alive" | "aliveNode", all: number[]) => [0, 1].reduce((sum, i) => sum | (all.some((each) => alone[i]![of][each]) ? 1 << i : 0), 0);
+  const marks = ["none", "a", "b", "both"];
+  for (const { nodes, mark } of scene.nodes) assert.equal(mark, marks[bits("aliveNode", nodes)]);
+  for (const { edges, mark } of scene.edges) assert.equal(mark, marks[bits("alive", edges)]);
+  assert.equal(new Set(scene.edges.map(({ mark }) => mark)).size, 3);
+});
+
+test("the overview holds all that is alive, inside the canvas, no node over another", () => {
+  for (const graph of SEEDS.map(large))
+    for (const canvas of CANVASES) {
+      const all = overview(graph, view(), canvas);
+      const { flow } = all;
+      const nodes = [...graph.leftToRight].filter((node) => flow.aliveNode[node] && graph.column[node]! >= 0);
+      assert.equal(all.x.length, nodes.length);
+      const edges = [...flow.alive.keys()].filter((edge) => flow.alive[edge] && graph.edgeKind[edge] !== EdgeKind.inner && graph.kind[graph.source[edge]!] !== NodeKind.image);
+      assert.deepEqual([...all.bundle].flatMap((bundle) => all.parts.edges[bundle]!).sort((a, b) => a - b), edges);
+      const squares = [...all.x.keys()].map((i): Box => ({ left: all.x[i]! - all.size[i]! / 2, right: all.x[i]! + all.size[i]! / 2, top: all.y[i]! - all.size[i]! / 2, bottom: all.y[i]! + all.size[i]! / 2 }));
+      for (const [i, box] of squares.entries()) {
+        assert.ok(box.left >= 0 && box.right <= all.width && box.top >= 0 && box.bottom <= all.height);
+        for (const other of squares.slice(i + 1)) assert.ok(!overlap(box, other));
+      }
+      if (nodes.length) assert.equal(lightAll(all, all.parts.root, 0.95).nodes[all.parts.root], 1);
+    }
+});
+
+test("where nothing is alive, the scene says so and is empty", () => {
+  const scene = draw(large(1), view({ kernels: 0 }), CANVASES[3]!);
+  assert.deepEqual([scene.nodes.length, scene.edges.length, scene.numbers.kernels, scene.numbers.path], [0, 0, 0, 0]);
+});
+
+test("a circuit of real size is drawn in time", () => {
+  const graph = decode(specimen());
+  draw(graph, view(), CANVASES[0]!);
+  const start = performance.now();
+  const scene = draw(graph, view(), CANVASES[0]!);
+  isolate(graph, scene, scene.nodes[20]!.nodes[0]!, 0.8);
+  // Ten times what it takes: only a change of order of growth should fail here.
+  assert.ok(performance.now() - start < 500);
+});
