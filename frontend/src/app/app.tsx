@@ -15,7 +15,7 @@ const NARROWEST = 76; // px for a column; where there is less room, the diagram 
 
 export function App({ store }: { store: Store }) {
   const root = useRef<HTMLDivElement>(null);
-  const stage = useRef<HTMLDivElement>(null);
+  const scrolls = store.width.value > (root.current?.clientWidth ?? Infinity);
   const { host } = store.source;
   const { mode } = store.view.value;
   const theme = store.theme.value;
@@ -24,14 +24,14 @@ export function App({ store }: { store: Store }) {
   useLayoutEffect(() => {
     const fit = () => {
       const columns = new Set(store.graph.column).size;
-      const room = stage.current?.clientWidth ?? 0;
-      if (room > 0) store.width.value = Math.max(Math.round(room), columns * NARROWEST);
+      const room = root.current!.clientWidth;
+      if (room > 0) store.width.value = Math.max(room, columns * NARROWEST);
     };
     fit();
     const observer = new ResizeObserver(fit);
-    observer.observe(stage.current!);
+    observer.observe(root.current!);
     return () => observer.disconnect();
-  }, [mode]);
+  }, [store]);
 
   useEffect(() => {
     const scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -68,14 +68,9 @@ export function App({ store }: { store: Store }) {
       <header>
         <h1>{titleOf(store.graph)}</h1>
         <ul class="legend" aria-label="legend">
-          {scene.legend.map((item) => (
-            <LegendMark item={item} />
-          ))}
-          <li>
-            <Pop label="(i)" name="flow" right aria="what flow is">
-              {() => <FlowText />}
-            </Pop>
-          </li>
+          {scene.legend.map((item) => mode === "diagram" || item.kind !== "hidden" ? (
+            <LegendMark item={item} image={mode === "diagram" && store.view.value.image !== null} />
+          ) : null)}
         </ul>
       </header>
       <Toolbar store={store} />
@@ -84,13 +79,14 @@ export function App({ store }: { store: Store }) {
         {mode === "table" ? (
           <Table store={store} />
         ) : (
-          <div class="stage" ref={stage} role="region" aria-label={mode === "all" ? "all kernels" : "diagram"} tabIndex={stage.current && store.width.value > stage.current.clientWidth ? 0 : undefined}>
+          <div class="stage" role="region" aria-label={mode === "all" ? "all kernels" : "diagram"} tabIndex={scrolls ? 0 : undefined}>
             {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
           </div>
         )}
         <Card store={store} />
       </div>
       <p class="caption" part="caption">
+        {mode !== "diagram" && "Of the diagram: "}
         {scene.numbers.text}
       </p>
       <div class="hidden" role="status" aria-live="polite" part="message">
@@ -100,21 +96,26 @@ export function App({ store }: { store: Store }) {
   );
 }
 
-function LegendMark({ item: { kind, label } }: { item: LegendItem }) {
-  const line = { connects: "connects", excites: "excites", inhibits: "inhibits", hidden: "", onlyA: "", onlyB: "", text: "" }[kind];
+/** A line of the legend. With an image chosen, kernels are painted by what they do on it, and not by what the core's legend says. */
+function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image: boolean }) {
   return (
     <li data-legend={kind}>
       {kind !== "text" && (
-        <svg width="30" height="10" aria-hidden="true">
+        <svg class={kind === "hidden" ? undefined : kind} width="30" height="10" aria-hidden="true">
           {kind === "hidden" ? (
             <path class="stub" d="M2 5H28" />
           ) : (
-            <path class={`edge ${line}`} d="M0 5H28" stroke-width={3.5} stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined} />
+            <path class="edge" d="M0 5H28" stroke-width={3.5} stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined} />
           )}
-          {kind === "inhibits" && <path class="edge inhibits" d="M28 0V10" stroke-width={2} />}
+          {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
         </svg>
       )}
-      {label.title}
+      {image && label.title.startsWith("width") ? "colour and width: effect on the image, grey: not known" : label.title}
+      {label.title.startsWith("score") && (
+        <Pop label="(i)" name="flow" right aria="what flow is">
+          {() => <FlowText />}
+        </Pop>
+      )}
     </li>
   );
 }

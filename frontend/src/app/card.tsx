@@ -30,18 +30,16 @@ export function Card({ store }: { store: Store }) {
   );
 }
 
-/** Beside it, where there is room, and never over it: to the right, to the left, below or above. */
-function place(card: HTMLElement, { box }: Spot): void {
-  const stage = card.offsetParent as HTMLElement;
-  const frame = stage.getBoundingClientRect();
+/** Beside it and its neighbours where there is room, or else beside it alone, or below or above it: never over it. */
+function place(card: HTMLElement, { box, around }: Spot): void {
+  const frame = (card.offsetParent as HTMLElement).getBoundingClientRect();
   const [width, height] = [card.offsetWidth, card.offsetHeight];
   // What is in the window, in the stage's coordinates.
   const [top, bottom] = [Math.max(0, -frame.top) + 6, innerHeight - frame.top - 6];
-  const middle = (box.top + box.bottom) / 2;
-  let left = box.right + AWAY;
-  let y = Math.max(top, Math.min(middle - height / 2, bottom - height));
-  if (left + width > frame.width - 4) left = box.left - AWAY - width;
-  if (left < 4) {
+  const sides = [around.right + AWAY, around.left - AWAY - width, box.right + AWAY, box.left - AWAY - width];
+  let left = sides.find((each) => each >= 4 && each + width <= frame.width - 4);
+  let y = Math.max(top, Math.min((box.top + box.bottom - height) / 2, bottom - height));
+  if (left === undefined) {
     left = Math.max(4, Math.min((box.left + box.right - width) / 2, frame.width - width - 4));
     y = box.bottom + AWAY + height < bottom ? box.bottom + AWAY : box.top - AWAY - height;
   }

@@ -45,16 +45,30 @@ export function dashes(mark: Mark, width: number): string | undefined {
   return mark === "both" ? undefined : DASHES[mark].map((part) => part * Math.max(width, 0.8)).join(" ");
 }
 
-const EdgePath = pure(({ edge, paint, lit, name }: { edge: SceneEdge; paint: Paint; lit: boolean; name: string }) => {
-  const kind = kindOf(paint.sign);
-  const opacity = 0.42 + 0.5 * Math.min(1, paint.width / 5);
-  return (
-    <g class={lit ? "lit" : undefined}>
-      <path class={`edge ${kind} ${lit ? "lit" : ""}`} data-edge={edge.edges[0]} role="img" aria-label={name} data-mark={edge.mark} d={edge.path} stroke-width={paint.width} stroke-opacity={opacity} stroke-dasharray={dashes(edge.mark, paint.width)} />
-      {paint.sign < 0 && edge.bar && <path class={`edge ${kind} ${lit ? "lit" : ""}`} d={edge.bar} stroke-width={Math.max(1.5, paint.width * 0.8)} stroke-opacity={opacity} />}
-    </g>
-  );
-});
+const EdgePath = pure(({ edge, paint, name }: { edge: SceneEdge; paint: Paint; name: string }) => (
+  <g class={kindOf(paint.sign)} stroke-opacity={0.42 + 0.5 * Math.min(1, paint.width / 5)}>
+    <path class="edge" data-edge={edge.edges[0]} data-mark={edge.mark} role="img" aria-label={name} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
+  </g>
+));
+
+/** An edge that is isolated, over the dimmed ones: dimming them as one is what keeps isolation quick. */
+const LitPath = pure(({ edge, paint }: { edge: SceneEdge; paint: Paint }) => (
+  <g class={kindOf(paint.sign)}>
+    <path class="edge" data-lit-edge={edge.edges[0]} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
+  </g>
+));
+
+function Bar({ edge, paint }: { edge: SceneEdge; paint: Paint }) {
+  return <path class="edge" d={edge.bar ?? barOf(edge, paint.width)} stroke-width={Math.max(1.5, paint.width * 0.8)} />;
+}
+
+/** The bar at the end of an edge that inhibits on an image, though it does not by its saliency's sign. */
+function barOf({ points }: SceneEdge, width: number): string {
+  const [x, y] = points.slice(-2) as [number, number];
+  return `M${x} ${y - width / 2 - 2}V${y + width / 2 + 2}`;
+}
 
 const SIGNS: Record<number, string> = {
   [NodeKind.add]: "M-6 0H6M0 -6V6",
@@ -144,7 +158,7 @@ export function Diagram({ store }: { store: Store }) {
   const { graph } = store;
   // What follows from the layout alone, and stays while things are lit.
   const names = useComputed(() => {
-    const { nodes, edges } = store.scene.value;
+    const { nodes, edges } = store.plan.value;
     return {
       nodes: nodes.map((node) =>
         node.group !== null
@@ -170,9 +184,23 @@ export function Diagram({ store }: { store: Store }) {
     if (held?.classList.contains("node")) queueMicrotask(() => focusNode(svg.current, node));
   });
 
-  const spotOf = (box: DOMRect, nodes: number[], edges: number[]) => {
+  const spotOf = (box: DOMRect, nodes: number[], edges: number[], columns: number[]) => {
+    const frame = svg.current!.getBoundingClientRect();
     const stage = svg.current!.parentElement!.parentElement!.getBoundingClientRect();
-    return { nodes, edges, box: { left: box.left - stage.left, top: box.top - stage.top, right: box.right - stage.left, bottom: box.bottom - stage.top } };
+    const near = scene.nodes.filter(({ column }) => columns.includes(column));
+    const shift = frame.left - stage.left;
+    return {
+      nodes,
+      edges,
+      box: { left: box.left - stage.left, top: box.top - stage.top, right: box.right - stage.left, bottom: box.bottom - stage.top },
+      around: { left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift, right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift },
+    };
+  };
+  /** A column and those beside it. */
+  const beside = (column: number) => {
+    const drawn = [...new Set(scene.nodes.map((node) => node.column))].sort((a, b) => a - b);
+    const at = drawn.indexOf(column);
+    return drawn.slice(Math.max(0, at - 1), at + 2);
   };
   const sceneNode = (target: EventTarget | null) => {
     const number = (target as Element | null)?.closest?.("[data-node]")?.getAttribute("data-node");
@@ -180,7 +208,7 @@ export function Diagram({ store }: { store: Store }) {
   };
   const show = (element: Element) => {
     const node = sceneNode(element);
-    if (node) store.hover.value = spotOf(element.querySelector(".frame")!.getBoundingClientRect(), node.nodes, []);
+    if (node) store.hover.value = spotOf(element.querySelector(".frame")!.getBoundingClientRect(), node.nodes, [], beside(node.column));
   };
   const move = (event: PointerEvent) => {
     const held = (event.target as Element).closest?.("[data-node]");
@@ -193,7 +221,11 @@ export function Diagram({ store }: { store: Store }) {
     const glyph = scene.glyphs.find((each) => Math.abs(each.x - x) <= each.width / 2 && Math.abs(each.y - y) <= each.height / 2 && (!lit || lit.edges[each.edge]));
     const found = glyph?.edge ?? nearest(scene.edges, x, y, REACH, (edge) => !lit || lit.edges[edge] === 1);
     if (found < 0) store.hover.value = null;
-    else store.hover.value = spotOf(new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24), [], glyph ? [glyph.kernel] : scene.edges[found]!.edges);
+    else {
+      const edge = scene.edges[found]!;
+      const ends = [scene.nodes[edge.source]!.column, scene.nodes[edge.target]!.column];
+      store.hover.value = spotOf(new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24), [], glyph ? [glyph.kernel] : edge.edges, ends);
+    }
   };
   const click = (event: MouseEvent) => {
     const node = sceneNode(event.target);
@@ -254,8 +286,11 @@ export function Diagram({ store }: { store: Store }) {
       </g>
       <g class="edges">
         {scene.edges.map((edge, i) => (
-          <EdgePath key={`${edge.edges[0]} ${edge.edges.length}`} edge={edge} paint={paints.value[i]!} lit={lit?.edges[i] === 1} name={names.value.edges[i]!} />
+          <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
         ))}
+      </g>
+      <g class="lit-edges" aria-hidden="true">
+        {lit && scene.edges.map((edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />)}
       </g>
       <Over store={store} paints={paints.value} />
       <g class="stubs">
@@ -263,7 +298,7 @@ export function Diagram({ store }: { store: Store }) {
       </g>
       <g class="glyphs">
         {scene.glyphs.map((glyph) => (
-          <GlyphMark key={glyph.kernel} store={store} x={glyph.x} y={glyph.y} width={glyph.width} height={glyph.height} kernel={glyph.kernel} lit={lit?.edges[glyph.edge] === 1} />
+          <GlyphMark key={glyph.kernel} store={store} x={glyph.x} y={glyph.y} width={glyph.width} height={glyph.height} kernel={glyph.kernel} />
         ))}
       </g>
       <g class="pictures" aria-hidden="true">
@@ -297,13 +332,13 @@ export function Diagram({ store }: { store: Store }) {
   );
 }
 
-const GlyphMark = pure(({ store, x, y, width, height, kernel, lit }: { store: Store; x: number; y: number; width: number; height: number; kernel: number; lit: boolean }) => {
+const GlyphMark = pure(({ store, x, y, width, height, kernel }: { store: Store; x: number; y: number; width: number; height: number; kernel: number }) => {
   const { graph } = store;
   const sign = graph.sign[kernel]! < 0 ? "inhibits" : "excites";
   const [rows, columns] = graph.document.layers[graph.edgeLayer[kernel]!]?.kernel ?? [1, 1];
   return (
-    <g class={`glyph ${lit ? "lit" : ""}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
-      <rect class={`sheet edge ${sign}`} x={-1.5} y={-1.5} width={width + 3} height={height + 3} />
+    <g class={`glyph ${sign}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
+      <rect class="sheet edge" x={-1.5} y={-1.5} width={width + 3} height={height + 3} />
       <g transform={`scale(${width / columns} ${height / rows})`}>
         <Kernel graph={graph} edge={kernel} cell={1} numbers={false} />
       </g>
@@ -323,15 +358,19 @@ function Over({ store, paints }: { store: Store; paints: Paint[] }) {
       {edges.map((i) => {
         const edge = scene.edges[i]!;
         const paint = paints[i]!;
-        return <path class={`edge ${kindOf(paint.sign)} lit`} d={edge.path} stroke-width={paint.width + 1} />;
+        return (
+          <g class={kindOf(paint.sign)}>
+            <path class="edge" d={edge.path} stroke-width={paint.width + 1} />
+          </g>
+        );
       })}
     </g>
   );
 }
 
 function paintsOf(store: Store): Paint[] {
-  const { edges, nodes } = store.scene.value;
-  const { image } = store.view.value;
+  const { edges, nodes } = store.plan.value;
+  const image = store.image.value;
   if (image === null || !store.graph.document.images) return edges.map(({ sign, width }) => ({ sign, width }));
   const effects = edges.map((edge) => edge.edges.reduce<number | null>((sum, each) => add(sum, store.maps.effect(each, image)), null));
   const gap = (i: number) => `${nodes[edges[i]!.source]!.column} ${nodes[edges[i]!.target]!.column}`;

@@ -16,6 +16,7 @@ export function mount(el: HTMLElement, source: Source): () => void {
     let failure = "";
     try {
       store = createStore(source);
+      store.scene.value; // what cannot be drawn fails here, where it can be said
     } catch (error) {
       failure = error instanceof SyntaxError ? "The document is no JSON." : String((error as Error)?.message ?? error);
     }

@@ -17,6 +17,8 @@ export interface Spot {
   nodes: number[];
   edges: number[];
   box: { left: number; top: number; right: number; bottom: number };
+  /** From where to where its neighbours are drawn. */
+  around: { left: number; right: number };
 }
 
 export interface Store {
@@ -28,7 +30,10 @@ export interface Store {
   selection: Signal<number[]>;
   /** Of the stage. */
   width: Signal<number>;
+  /** The layout, and the same with what is isolated lit. */
+  plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
+  image: ReadonlySignal<number | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
   /** The node that the Tab key comes to. */
@@ -69,7 +74,9 @@ export function createStore(source: Source): Store {
     view,
     selection,
     width,
+    plan,
     scene,
+    image: computed(() => view.value.image),
     flow,
     hover: signal(null),
     current: signal(graph.document.target),

@@ -78,6 +78,9 @@ dt { color: var(--soft); }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
 .stage > svg, .stage > canvas { display: block; margin: 0 auto; }
+.stage > canvas { touch-action: none; cursor: grab; }
+.stage > canvas:active { cursor: grabbing; }
+.zoom { position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px; box-shadow: 0 0 0 1px var(--line); }
 .caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 1180px; line-height: 1.5; }
 .failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
 .failure p { margin-top: 8px; color: var(--soft); }
@@ -85,11 +88,11 @@ dt { color: var(--soft); }
 svg text { fill: var(--soft); font-family: inherit; }
 .heading text { fill: var(--ink); }
 .edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
-.edge.excites { stroke: var(--excites); }
-.edge.inhibits { stroke: var(--inhibits); }
+.excites > .edge { stroke: var(--excites); }
+.inhibits > .edge { stroke: var(--inhibits); }
 .stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
 .node { cursor: pointer; outline: none; }
-.pictures, .glyphs, .stubs, .over { pointer-events: none; }
+.pictures, .glyphs, .stubs, .over, .lit-edges { pointer-events: none; }
 .node .frame { fill: none; pointer-events: all; stroke: var(--ink); stroke-opacity: .16; stroke-width: 1; }
 .blank { fill: var(--empty); }
 .picture .under { fill: var(--ground); stroke: var(--connects); stroke-width: 1; }
@@ -103,12 +106,8 @@ svg text { fill: var(--soft); font-family: inherit; }
 .node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
 .isolated .picture:not(.lit), .isolated .node:not(.lit) .frame { opacity: .14; }
 .isolated .node:not(.lit) text { opacity: .3; }
-.isolated .edge:not(.lit) { stroke-opacity: .07 !important; }
-.isolated .edge.lit { stroke-opacity: .95 !important; }
-.isolated .stub { opacity: .2; }
-.isolated .glyph:not(.lit) { display: none; }
+.isolated .edges, .isolated .stubs { opacity: .09; }
 .glyph .sheet { fill: var(--ground); stroke-width: 1; }
-.over .edge { stroke-opacity: 1 !important; pointer-events: none; }
 .more rect { fill: var(--empty); }
 .more rect.part { fill: var(--soft); }
 
@@ -117,7 +116,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 .card .soft { color: var(--soft); }
 .card dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 12px; margin-top: 6px; }
 .card .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.card figure { margin: 0; }
+.card figure { margin: 0; width: 116px; }
 .card figcaption { font-size: 11px; color: var(--soft); margin-top: 2px; }
 .card svg, .card img { display: block; border-radius: 3px; }
 .card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
@@ -129,10 +128,12 @@ svg text { fill: var(--soft); font-family: inherit; }
 .map { image-rendering: pixelated; }
 
 .table { padding: 0 28px; }
+.table .bar { padding: 0 0 6px; }
 .table .rows { height: min(68vh, 760px); overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th { position: sticky; top: 0; z-index: 1; background: var(--ground); text-align: right; font-weight: 600; padding: 2px 4px; white-space: nowrap; box-shadow: 0 1px 0 var(--line); }
 th:first-child, td:first-child { text-align: left; }
+th:first-child { padding-left: 4px; }
 th button { color: var(--ink); font-weight: 600; padding: 3px 6px; }
 td { text-align: right; padding: 0 10px; height: 30px; white-space: nowrap; border-bottom: 1px solid var(--faint); }
 td svg { display: inline-block; vertical-align: middle; }
@@ -147,8 +148,5 @@ tr:hover td { background: var(--faint); }
 }
 @media (pointer: coarse) {
   button, select, input { min-height: 40px; }
-}
-@media (prefers-reduced-motion: no-preference) {
-  .picture, .edge { transition: opacity .12s, stroke-opacity .12s; }
 }
 `;

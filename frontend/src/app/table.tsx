@@ -37,7 +37,7 @@ export function Table({ store }: { store: Store }) {
   const edges = useMemo(() => {
     const { alive } = flow;
     const isKernel = (edge: number) => alive[edge] && (graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.inner);
-    const shown = scope.value === "drawn" ? [...new Set(scene.edges.flatMap((each) => each.edges))] : Array.from(alive.keys());
+    const shown = scope.value === "drawn" ? scene.selection.edges : Array.from(alive.keys());
     const { key, down } = order.value;
     const keyed = shown.filter(isKernel).map((edge) => [value[key](edge), edge] as const);
     return keyed.sort((a, b) => (down ? b[0] - a[0] : a[0] - b[0]) || a[1] - b[1]).map(([, edge]) => edge);

@@ -404,12 +404,15 @@ export function State({ store }: { store: Store }) {
       {image !== null && images && (
         <span class="group">
           <img src={images.src[image]!.startsWith("data:image/") ? images.src[image] : ""} alt="" />
-          <b>{plain(images.names[image]!)}</b>: colour and width are each kernel's effect here
-          {response && (
-            <span>
-              ; the target responds with <b>{significant(response.circuit)}</b> in the circuit, <b>{significant(response.full)}</b> in the full model
-            </span>
-          )}
+          <span>
+            on <b>{plain(images.names[image]!)}</b>
+            {response && (
+              <>
+                {" the target responds with "}
+                <b>{significant(response.circuit)}</b> in the circuit, <b>{significant(response.full)}</b> in the full model
+              </>
+            )}
+          </span>
         </span>
       )}
       {mode === "diagram" && isolate === null && root === null && image === null && selection.length === 0 && groups.length === 0 && pins.length === 0 && (
