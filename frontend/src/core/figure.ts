@@ -40,12 +40,17 @@ function figure(documentJson: string, optionsJson: string) {
   return { graph, options, scene: draw(graph, viewOf(document, { ...budget, ...document.view, ...options.view }), { width, medium }) };
 }
 
-/** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), and the caption's.
+/** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), those that are lit, and the caption's.
  *  The document's own view plays no part: "{}" is the default view. */
 export function drawn(documentJson: string, viewJson = "{}"): string {
   const document = JSON.parse(documentJson) as Document;
   const graph = decode(document);
-  const { nodes, selection, numbers } = draw(graph, viewOf(document, JSON.parse(viewJson) as Partial<View>), { width: 1440, medium: "screen" });
+  const { nodes, edges: lines, lit, selection, numbers } = draw(graph, viewOf(document, JSON.parse(viewJson) as Partial<View>), { width: 1440, medium: "screen" });
   const { edges, kernels, filters, path } = selection;
-  return JSON.stringify({ nodes: nodes.flatMap((node) => node.nodes).sort((a, b) => a - b), edges, kernels, filters, path, caption: numbers });
+  const sorted = (lists: number[][]) => lists.flat().sort((a, b) => a - b);
+  const isolated = lit && {
+    nodes: sorted(nodes.filter((_, i) => lit.nodes[i]).map((node) => node.nodes)),
+    edges: sorted(lines.filter((_, i) => lit.edges[i]).map((line) => line.edges)),
+  };
+  return JSON.stringify({ nodes: sorted(nodes.map((node) => node.nodes)), edges, kernels, filters, path, lit: isolated, caption: numbers });
 }

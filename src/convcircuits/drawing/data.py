@@ -359,8 +359,8 @@ def view_from_dict(said: Mapping[str, Any]) -> View:
 
 
 def view_to_dict(view: View) -> dict[str, Any]:
-    """Give a view as the browser reads it, without what is as by default."""
-    said: dict[str, Any] = plain(view)
+    """Give a view, all of it, as the browser reads it."""
+    said: dict[str, Any] = plain(view, whole=True)
     return said
 
 

@@ -1,27 +1,20 @@
 """Static figures of a diagram: SVG by the browser's own renderer, run without a browser; PDF and PNG from that SVG."""
 
-import base64
-import io
 import json
-import xml.etree.ElementTree as ElementTree
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-from PIL import Image
-
-from convcircuits.drawing.data import Document, View, check_view, view_to_dict
-from convcircuits.drawing.records import Array
-from convcircuits.drawing.tiles import data_url
+from convcircuits.drawing.data import Document, Tiles, View, check_view, view_to_dict
+from convcircuits.drawing.tiles import data_url, read_data_url
 from convcircuits.errors import ConvCircuitsError
 
 Width: TypeAlias = Literal["screen", "180mm", "88mm"]  # the last two: both columns and one column of a journal
 
-_SVG = "{http://www.w3.org/2000/svg}"
-_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG an inch, of which SVG counts 96
-_POINTS = 72 / 96  # an inch of the converter's is of 72 units
+_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG to an inch
+_POINTS = {"mm": 72 / 25.4, "": 72 / 96}  # of a unit of SVG
 
 
 def svg(document: Document, *, width: Width = "screen") -> str:
@@ -39,7 +32,9 @@ def svg(document: Document, *, width: Width = "screen") -> str:
     """
     if width not in _DOTS:
         raise ConvCircuitsError(f"A figure's width is one of {', '.join(get_args(Width))}; got {width!r}.")
-    return _call("svg", document, {"preset": width})
+    options: dict[str, Any] = {"preset": width}
+    shown = json.loads(_call("tiles", document, options))
+    return _call("svg", document, options | {"tiles": _cut(document.tiles, shown)})
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Shown:
     kernels: int  # of these edges
     filters: int
     path: float  # share of the target's flow that complete drawn paths carry
+    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # nodes and edges that stand out where one node is isolated
     caption: str
 
 
@@ -73,6 +69,7 @@ def drawn(document: Document, view: View | None = None) -> Shown:
         kernels=said["kernels"],
         filters=said["filters"],
         path=said["path"],
+        lit=said["lit"] and (tuple(said["lit"]["nodes"]), tuple(said["lit"]["edges"])),
         caption=said["caption"]["text"],
     )
 
@@ -84,7 +81,7 @@ def pdf(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_pdf(_cut(svg(document, width=width)), scale=_POINTS))
+    return bytes(converter.svg_to_pdf(_in_points(svg(document, width=width))))
 
 
 def png(document: Document, *, width: Width = "screen") -> bytes:
@@ -94,7 +91,7 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
     converter = _converter()
-    return bytes(converter.svg_to_png(_cut(svg(document, width=width)), scale=_POINTS, ppi=_DOTS[width]))
+    return bytes(converter.svg_to_png(_in_points(svg(document, width=width)), ppi=_DOTS[width]))
 
 
 def _call(function: str, document: Document, options: dict[str, Any]) -> str:
@@ -107,29 +104,29 @@ def _call(function: str, document: Document, options: dict[str, Any]) -> str:
     return str(engine.get("call")(document.to_json(), json.dumps(options)))
 
 
-def _cut(text: str) -> str:
-    """Give every tile as a picture of its own: the converter draws the whole page for each that is cut out of one."""
-    root = ElementTree.fromstring(text)
-    pages = {
-        f"#{image.get('id')}": _picture(image.get("href", "")) for image in root.iterfind(f"{_SVG}defs/{_SVG}image")
-    }
-    for tile in root.iter(f"{_SVG}svg"):
-        use = tile.find(f"{_SVG}use")
-        if tile is root or use is None:
-            continue
-        left, top, width, height = map(round, map(float, tile.attrib.pop("viewBox").split()))
-        tile.remove(use)
-        tile.tag = f"{_SVG}image"
-        tile.set("href", data_url(pages[use.get("href", "")][top : top + height, left : left + width], lossless=True))
-    for defs in root.findall(f"{_SVG}defs"):
-        for image in defs.findall(f"{_SVG}image"):
-            defs.remove(image)
-    return ElementTree.tostring(root, encoding="unicode")
+def _cut(tiles: Tiles, numbers: list[int]) -> dict[int, str]:
+    """Cut some tiles out of their pages, so that a figure holds no picture that it does not show."""
+    found = {}
+    first = 0
+    for page in tiles.pages:
+        here = [number for number in numbers if first <= number < first + page.count]
+        picture = read_data_url(page.src) if here else None
+        for number in here:
+            assert picture is not None
+            top, left = (tiles.size * at for at in divmod(number - first, page.columns))
+            found[number] = data_url(picture[top : top + tiles.size, left : left + tiles.size], lossless=True)
+        first += page.count
+    return found
 
 
-def _picture(src: str) -> Array:
-    content = base64.b64decode(src.split(",", 1)[1])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+def _in_points(text: str) -> str:
+    """Give an SVG's size in points: an inch of the converter's has 72 units."""
+    return re.sub(
+        r'(width|height)="([\d.]+)(mm|)"',
+        lambda found: f'{found[1]}="{float(found[2]) * _POINTS[found[3]]}"',
+        text,
+        count=2,  # of the outermost element, which comes first
+    )
 
 
 def _converter() -> ModuleType:

@@ -59,11 +59,11 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
                 yield from arrays(field, getattr(value, name))
 
 
-def plain(value: Any) -> Any:
-    """Give a value as what `json` writes."""
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Give a value as what `json` writes; a partial record only where it differs from its defaults, or `whole`."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
-        if value.partial:
+        if value.partial and not whole:
             default = type(value)()
             fields = {name: field for name, field in fields.items() if field != getattr(default, name)}
         return {_camel(name): plain(field) for name, field in fields.items()}
@@ -112,12 +112,11 @@ def _read_array(where: str, said: Any) -> Array:
         data = base64.b64decode(said["data"], validate=True)
         dtype = np.dtype({"int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}[said["dtype"]])
         shape = tuple(operator.index(size) for size in said["shape"])
-        array = np.ndarray(shape, dtype, data) if math.prod(shape) * dtype.itemsize == len(data) else None
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise ConvCircuitsError(f"{where} is no buffer of dtype, shape and data in base64: {error}.") from error
-    if array is None:
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise ConvCircuitsError(f"{where} has {len(data)} bytes, which is not what shape {shape} holds.")
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return np.ndarray(shape, dtype, data).astype(dtype.newbyteorder("="), copy=False)
 
 
 def _fit(where: str, value: Any, hint: Any) -> Any:

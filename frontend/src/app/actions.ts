@@ -1,0 +1,69 @@
+/** What a reader does, whether by pointer, key or button; each says what changed to those who cannot see it. */
+
+import { percent } from "../core/format.js";
+import type { Store } from "./store.js";
+
+export function isolateNode(store: Store, node: number): void {
+  if (store.view.value.isolate === node) return clear(store);
+  store.selection.value = [node];
+  store.change({ isolate: node });
+  const { lit, nodes } = store.scene.value;
+  const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
+  store.say(`${store.name(node)} isolated: ${percent(store.view.value.share)} of the flow through it, ${count} filters are lit`);
+}
+
+/** Clears what is isolated and chosen. */
+export function clear(store: Store): void {
+  if (store.view.value.isolate === null && store.selection.value.length === 0) return;
+  store.selection.value = [];
+  store.change({ isolate: null }, "nothing is isolated");
+}
+
+/** Escape: first what is isolated or chosen, then the root, one step back. */
+export function escape(store: Store): void {
+  if (store.view.value.isolate !== null || store.selection.value.length > 0) return clear(store);
+  const trail = store.trail.value;
+  if (trail.length < 2) return;
+  const root = trail[trail.length - 2]!;
+  store.change({ root, isolate: null }, `back to ${store.name(root ?? store.graph.document.target)} as the target`);
+}
+
+export function reroot(store: Store, node: number): void {
+  store.selection.value = [];
+  store.current.value = node;
+  store.change({ root: node, isolate: null }, `${store.name(node)} is drawn as the target; Escape goes back`);
+}
+
+export function pin(store: Store, node: number): void {
+  const { pins } = store.view.value;
+  const pinned = pins.includes(node);
+  store.change({ pins: pinned ? pins.filter((each) => each !== node) : [...pins, node] }, `${store.name(node)} ${pinned ? "is no longer pinned" : "is pinned"}`);
+}
+
+/** Adds nodes to the chosen ones, or takes them away; those of another column are chosen no longer. */
+export function choose(store: Store, nodes: number[]): void {
+  const { column } = store.graph;
+  const held = store.selection.value.filter((node) => column[node] === column[nodes[0]!]);
+  store.selection.value = nodes.every((node) => held.includes(node)) ? held.filter((node) => !nodes.includes(node)) : [...new Set([...held, ...nodes])];
+  if (store.view.value.isolate !== null) store.change({ isolate: null });
+  store.say(`${store.selection.value.length} filters chosen`);
+}
+
+/** The chosen nodes, drawn as one; groups that they belonged to are part of it. */
+export function group(store: Store): void {
+  const nodes = store.selection.value;
+  if (nodes.length < 2) return;
+  const others = store.view.value.groups.filter((each) => !each.nodes.some((node) => nodes.includes(node)));
+  const name = `group ${store.view.value.groups.length + 1}`;
+  store.selection.value = [];
+  store.change({ groups: [...others, { name, nodes }], isolate: null }, `${nodes.length} filters are drawn as one, ${name}`);
+}
+
+export function renameGroup(store: Store, at: number, name: string): void {
+  store.change({ groups: store.view.value.groups.map((each, i) => (i === at ? { ...each, name } : each)) });
+}
+
+export function ungroup(store: Store, at: number): void {
+  const name = store.view.value.groups[at]?.name;
+  store.change({ groups: store.view.value.groups.filter((_, i) => i !== at), isolate: null }, `${name} is drawn as its filters`);
+}

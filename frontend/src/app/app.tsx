@@ -1,0 +1,121 @@
+/** The whole app: controls, what they change, and what it says of itself. */
+
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import type { LegendItem } from "../core/scene-types.js";
+import { escape } from "./actions.js";
+import { AllKernels } from "./all.js";
+import { Card } from "./card.js";
+import { Diagram, dashes } from "./diagram.js";
+import { type Store, titleOf } from "./store.js";
+import { Table } from "./table.js";
+import { FlowText, State, Toolbar } from "./toolbar.js";
+import { Pop } from "./ui.js";
+
+const NARROWEST = 76; // px for a column; where there is less room, the diagram scrolls in a region of its own
+
+export function App({ store }: { store: Store }) {
+  const root = useRef<HTMLDivElement>(null);
+  const scrolls = store.width.value > (root.current?.clientWidth ?? Infinity);
+  const { host } = store.source;
+  const { mode } = store.view.value;
+  const theme = store.theme.value;
+  const scene = store.scene.value;
+
+  useLayoutEffect(() => {
+    const fit = () => {
+      const columns = new Set(store.graph.column).size;
+      const room = root.current!.clientWidth;
+      if (room > 0) store.width.value = Math.max(room, columns * NARROWEST);
+    };
+    fit();
+    const observer = new ResizeObserver(fit);
+    observer.observe(root.current!);
+    return () => observer.disconnect();
+  }, [store]);
+
+  useEffect(() => {
+    const scheme = matchMedia("(prefers-color-scheme: dark)");
+    const changed = () => {
+      store.theme.value = scheme.matches ? "dark" : "light";
+    };
+    scheme.addEventListener("change", changed);
+    const heard: EventTarget = host === "page" ? document : root.current!;
+    const key = (event: Event) => {
+      const { key, ctrlKey, metaKey, altKey } = event as KeyboardEvent;
+      const typing = (event.composedPath()[0] as Element).matches?.("input, select, textarea");
+      if (key === "Escape") escape(store);
+      else if (key === "/" && !typing && !ctrlKey && !metaKey && !altKey) {
+        event.preventDefault();
+        root.current!.querySelector<HTMLInputElement>('[part="search"]')?.focus();
+      }
+    };
+    heard.addEventListener("keydown", key);
+    return () => {
+      scheme.removeEventListener("change", changed);
+      heard.removeEventListener("keydown", key);
+    };
+  }, [store]);
+
+  // The page around the app has the app's ground, so that a toggled theme leaves no border.
+  useEffect(() => {
+    if (host !== "page") return;
+    document.documentElement.style.colorScheme = theme;
+    document.body.style.background = getComputedStyle(root.current!).backgroundColor;
+  }, [theme]);
+
+  return (
+    <div class="app" ref={root} part="app" data-theme={theme} data-host={host} data-mode={mode}>
+      <header>
+        <h1>{titleOf(store.graph)}</h1>
+        <ul class="legend" aria-label="legend">
+          {scene.legend.map((item) => mode === "diagram" || item.kind !== "hidden" ? (
+            <LegendMark item={item} image={mode === "diagram" && store.view.value.image !== null} />
+          ) : null)}
+        </ul>
+      </header>
+      <Toolbar store={store} />
+      <State store={store} />
+      <div class="stage-frame">
+        {mode === "table" ? (
+          <Table store={store} />
+        ) : (
+          <div class="stage" role="region" aria-label={mode === "all" ? "all kernels" : "diagram"} tabIndex={scrolls ? 0 : undefined}>
+            {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
+          </div>
+        )}
+        <Card store={store} />
+      </div>
+      <p class="caption" part="caption">
+        {mode !== "diagram" && "Of the diagram: "}
+        {scene.numbers.text}
+      </p>
+      <div class="hidden" role="status" aria-live="polite" part="message">
+        {store.message.value}
+      </div>
+    </div>
+  );
+}
+
+/** A line of the legend. With an image chosen, kernels are painted by what they do on it, and not by what the core's legend says. */
+function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image: boolean }) {
+  return (
+    <li data-legend={kind}>
+      {kind !== "text" && (
+        <svg class={kind === "hidden" ? undefined : kind} width="30" height="10" aria-hidden="true">
+          {kind === "hidden" ? (
+            <path class="stub" d="M2 5H28" />
+          ) : (
+            <path class="edge" d="M0 5H28" stroke-width={3.5} stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined} />
+          )}
+          {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
+        </svg>
+      )}
+      {image && label.title.startsWith("width") ? "colour and width: effect on the image, grey: not known" : label.title}
+      {label.title.startsWith("score") && (
+        <Pop label="(i)" name="flow" right aria="what flow is">
+          {() => <FlowText />}
+        </Pop>
+      )}
+    </li>
+  );
+}

@@ -1,0 +1,226 @@
+/** The card beside what the pointer or the focus is on: all that the document knows of it. */
+
+import type { ComponentChildren } from "preact";
+import { useLayoutEffect, useRef } from "preact/hooks";
+import { kernel } from "../core/decode.js";
+import { count, percent, plural, significant } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { EdgeKind } from "../core/types.js";
+import { strongest } from "./diagram.js";
+import { edgeName, nodeName, nodeShort, signName } from "./names.js";
+import type { Spot, Store } from "./store.js";
+import { Kernel, MapPicture, Picture } from "./ui.js";
+
+const AWAY = 16; // px between the card and what it is about
+const PICTURE = 116;
+const PATCH = 46;
+const MOST_CELL = 50; // px: a weight's square, where its number is written
+
+export function Card({ store }: { store: Store }) {
+  const spot = store.hover.value;
+  const root = useRef<HTMLDivElement>(null);
+  useLayoutEffect(() => {
+    if (spot && root.current) place(root.current, spot);
+  });
+  if (!spot) return null;
+  return (
+    <div class="card" part="card" ref={root} role="tooltip" data-card={spot.nodes.length ? "node" : "edge"}>
+      {spot.nodes.length > 0 ? <NodeCard store={store} nodes={spot.nodes} /> : <EdgeCard store={store} edges={spot.edges} />}
+    </div>
+  );
+}
+
+/** Beside it and its neighbours where there is room, or else beside it alone, or below or above it: never over it. */
+function place(card: HTMLElement, { box, around }: Spot): void {
+  const frame = (card.offsetParent as HTMLElement).getBoundingClientRect();
+  const [width, height] = [card.offsetWidth, card.offsetHeight];
+  // What is in the window, in the stage's coordinates.
+  const [top, bottom] = [Math.max(0, -frame.top) + 6, innerHeight - frame.top - 6];
+  const sides = [around.right + AWAY, around.left - AWAY - width, box.right + AWAY, box.left - AWAY - width];
+  let left = sides.find((each) => each >= 4 && each + width <= frame.width - 4);
+  let y = Math.max(top, Math.min((box.top + box.bottom - height) / 2, bottom - height));
+  if (left === undefined) {
+    left = Math.max(4, Math.min((box.left + box.right - width) / 2, frame.width - width - 4));
+    y = box.bottom + AWAY + height < bottom ? box.bottom + AWAY : box.top - AWAY - height;
+  }
+  card.style.left = `${left}px`;
+  card.style.top = `${y}px`;
+}
+
+function Fact({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </>
+  );
+}
+
+function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
+  const { graph, flow, maps } = store;
+  const { variant, image } = store.view.value;
+  const edge = edges[0]!;
+  const { saliency, rank } = graph.variants[variant]!;
+  const kernels = graph.document.variants[variant]!.kernels;
+  const connection = graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.inner;
+  const given = kernel(graph, edge);
+  const effect = image === null ? null : maps.effect(edge, image);
+  const presum = image === null || connection ? null : maps.presum(edge, image);
+  return (
+    <>
+      <h2>{edgeName(graph, edge)}</h2>
+      {!connection && (
+        <p class="soft">
+          <span class={`${graph.sign[edge]! < 0 ? "inhibits" : "excites"}-text`}>{signName(graph, edge)}</span>
+          {given && `, ${given.height} \u00d7 ${given.width} kernel`}
+        </p>
+      )}
+      {given && (
+        <div class="pictures">
+          <Kernel graph={graph} edge={edge} cell={Math.min(MOST_CELL, Math.max(26, 300 / given.width))} numbers={true} />
+        </div>
+      )}
+      <dl>
+        {!connection && <Fact name="saliency">{Number.isNaN(saliency[edge]!) ? "not in this circuit" : significant(saliency[edge]!)}</Fact>}
+        {graph.edgeKind[edge] === EdgeKind.readout && <Fact name="weighs">{significant(saliency[edge]!)}</Fact>}
+        {!connection && rank[edge]! >= 0 && (
+          <Fact name="rank">
+            {count(rank[edge]! + 1)} of {count(kernels)}
+          </Fact>
+        )}
+        <Fact name="flow">{percent(flow.value.edge[edge]!)} of the target's</Fact>
+        {image !== null && <Fact name="effect here">{effect === null ? "not known" : significant(effect)}</Fact>}
+      </dl>
+      {image !== null &&
+        !connection &&
+        (presum ? (
+          <div class="pictures">
+            <figure>
+              <MapPicture map={presum} size={PICTURE} label="what it adds, position by position" />
+              <figcaption>what it adds, position by position; full colour = {significant(presum.top)}</figcaption>
+            </figure>
+          </div>
+        ) : (
+          <p class="soft">No map is stored for this kernel.</p>
+        ))}
+      {edges.length > 1 && (
+        <>
+          <h3>{plural(edges.length - 1, "other kernel")} drawn as one with it</h3>
+          <Kernels store={store} edges={edges.slice(1, 6)} by="both" />
+        </>
+      )}
+    </>
+  );
+}
+
+/** A few kernels as lines of text, each with its heat map. */
+function Kernels({ store, edges, by }: { store: Store; edges: number[]; by: "source" | "target" | "both" }) {
+  const { graph, flow } = store;
+  return (
+    <ol>
+      {edges.map((edge) => (
+        <li>
+          <span class={`swatch ${graph.sign[edge]! < 0 ? "inhibits" : graph.sign[edge]! > 0 ? "excites" : ""}`} />
+          <span>{by === "both" ? edgeName(graph, edge) : nodeShort(graph, by === "source" ? graph.source[edge]! : graph.target[edge]!)}</span>
+          <span class="share">{percent(flow.value.edge[edge]!)}</span>
+        </li>
+      ))}
+    </ol>
+  );
+}
+
+function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
+  const { graph, flow, maps, pictures } = store;
+  const { view } = store;
+  const { image, variant } = view.value;
+  const node = nodes[0]!;
+  const target = node === graph.document.target;
+  const set = graph.document.pictures.find(({ name }) => name === view.value.pictures);
+  const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
+  const [best, ...others] = pictures.of(view.value.pictures, node);
+  const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
+  const activation = image === null ? null : maps.activation(node, image);
+  const full = image === null || !target ? null : maps.full(image);
+  const response = image === null || !target ? null : maps.response(variant, image);
+  const named = view.value.groups.find((each) => each.nodes.includes(node));
+  return (
+    <>
+      <h2>{nodes.length > 1 && named ? plain(named.name) : nodeName(graph, node)}</h2>
+      <p class="soft">
+        {percent(share)} of the flow
+        {nodes.length > 1 && `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
+        {view.value.pins.includes(node) && ", pinned"}
+      </p>
+      {nodes.length > 1 ? (
+        <div class="pictures">
+          {nodes.slice(0, 12).map((each) => (
+            <Picture store={store} tile={pictures.of(view.value.pictures, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
+          ))}
+        </div>
+      ) : sides.length > 0 ? (
+        <div class="pictures">
+          {sides.map(({ label, tile }) => (
+            <figure>
+              <Picture store={store} tile={tile} size={PICTURE} label={plain(label)} />
+              <figcaption>{plain(label)}</figcaption>
+            </figure>
+          ))}
+        </div>
+      ) : (
+        best !== undefined && (
+          <div class="pictures">
+            <figure>
+              <Picture store={store} tile={best} size={PICTURE} label={plain(set?.label ?? "picture")} />
+              <figcaption>{plain(set?.label ?? "")}</figcaption>
+            </figure>
+          </div>
+        )
+      )}
+      {nodes.length === 1 && (sides.length > 0 ? best !== undefined : others.length > 0) && (
+        <div class="pictures">
+          {(sides.length > 0 ? [best!, ...others] : others).slice(0, 5).map((tile, i) => (
+            <Picture store={store} tile={tile} size={PATCH} label={`picture ${i + 2}`} />
+          ))}
+        </div>
+      )}
+      {image !== null && nodes.length === 1 && (
+        <>
+          <div class="pictures">
+            {activation && (
+              <figure>
+                <MapPicture map={activation} size={PICTURE} label={target ? "map in the circuit" : "activation map"} />
+                <figcaption>
+                  {target ? "in the circuit" : "on the image"}; full colour = {significant(activation.top)}
+                </figcaption>
+              </figure>
+            )}
+            {full && (
+              <figure>
+                <MapPicture map={full} size={PICTURE} label="map in the full model" />
+                <figcaption>in the full model; full colour = {significant(full.top)}</figcaption>
+              </figure>
+            )}
+          </div>
+          {!activation && <p class="soft">No map is stored for this filter.</p>}
+          {response && (
+            <dl>
+              <Fact name="response in the circuit">{significant(response.circuit)}</Fact>
+              <Fact name="in the full model">{significant(response.full)}</Fact>
+            </dl>
+          )}
+        </>
+      )}
+      {(["incoming", "outgoing"] as const).map((direction) => {
+        const edges = strongest(store, nodes, direction, 4);
+        return (
+          edges.length > 0 && (
+            <>
+              <h3>{direction === "incoming" ? "reads most from" : "is read most by"}</h3>
+              <Kernels store={store} edges={edges} by={direction === "incoming" ? "source" : "target"} />
+            </>
+          )
+        );
+      })}
+    </>
+  );
+}

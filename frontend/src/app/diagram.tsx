@@ -1,0 +1,413 @@
+/** The focus view: the scene as SVG, with the pointer and the keyboard. */
+
+import { useComputed, useSignalEffect } from "@preact/signals";
+import { useRef } from "preact/hooks";
+import type { Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
+import { DASHES } from "../core/svg.js";
+import { plain } from "../core/text.js";
+import { NodeKind } from "../core/types.js";
+import { choose, clear, isolateNode, pin, reroot } from "./actions.js";
+import { nearest } from "./geometry.js";
+import { edgeName, signName, spokenNode } from "./names.js";
+import type { PositionMap } from "./pictures.js";
+import type { Store } from "./store.js";
+import { Kernel, pure, Tile } from "./ui.js";
+
+const REACH = 7; // px from an edge at which the pointer is on it
+const MARGIN = 14; // px around what is drawn
+const WIDEST = 8; // px: an edge of the greatest effect
+
+/** How an edge is painted: by its saliency, or, with an image chosen, by its effect there. */
+interface Paint {
+  sign: number;
+  width: number;
+}
+
+export function LabelText({ label }: { label: Label }) {
+  return (
+    <text font-size={label.size} text-anchor={label.anchor} transform={label.turned ? `rotate(-90 ${label.x} ${label.y})` : undefined}>
+      {label.title !== "" && label.title !== label.lines.join(" ") && <title>{label.title}</title>}
+      {label.lines.map((line, i) => (
+        <tspan x={label.x} y={label.y + i * label.size * 1.25}>
+          {line}
+        </tspan>
+      ))}
+    </text>
+  );
+}
+
+function kindOf(sign: number): string {
+  return sign > 0 ? "excites" : sign < 0 ? "inhibits" : "connects";
+}
+
+/** How the two sides of a comparison are dashed. */
+export function dashes(mark: Mark, width: number): string | undefined {
+  return mark === "both" ? undefined : DASHES[mark].map((part) => part * Math.max(width, 0.8)).join(" ");
+}
+
+const EdgePath = pure(({ edge, paint, name }: { edge: SceneEdge; paint: Paint; name: string }) => (
+  <g class={kindOf(paint.sign)} stroke-opacity={0.42 + 0.5 * Math.min(1, paint.width / 5)}>
+    <path class="edge" data-edge={edge.edges[0]} data-mark={edge.mark} role="img" aria-label={name} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
+  </g>
+));
+
+/** An edge that is isolated, over the dimmed ones: dimming them as one is what keeps isolation quick. */
+const LitPath = pure(({ edge, paint }: { edge: SceneEdge; paint: Paint }) => (
+  <g class={kindOf(paint.sign)}>
+    <path class="edge" data-lit-edge={edge.edges[0]} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
+  </g>
+));
+
+function Bar({ edge, paint }: { edge: SceneEdge; paint: Paint }) {
+  return <path class="edge" d={edge.bar ?? barOf(edge, paint.width)} stroke-width={Math.max(1.5, paint.width * 0.8)} />;
+}
+
+/** The bar at the end of an edge that inhibits on an image, though it does not by its saliency's sign. */
+function barOf({ points }: SceneEdge, width: number): string {
+  const [x, y] = points.slice(-2) as [number, number];
+  return `M${x} ${y - width / 2 - 2}V${y + width / 2 + 2}`;
+}
+
+const SIGNS: Record<number, string> = {
+  [NodeKind.add]: "M-6 0H6M0 -6V6",
+  [NodeKind.gate]: "M-5 -5L5 5M5 -5L-5 5",
+  [NodeKind.mix]: "M-6 -5H-2L2 5H6M-6 5H-2L2 -5H6",
+};
+
+interface NodeProps {
+  node: SceneNode;
+  lit: boolean;
+  chosen: boolean;
+  isolated: boolean;
+  current: boolean;
+  name: string;
+}
+
+/** What a node shows. It lies under the node itself, whose bounds would else be those of the whole atlas. */
+const NodePicture = pure(({ store, node, map, lit }: { store: Store; node: SceneNode; map: PositionMap | null; lit: boolean }) => {
+  const { size } = node;
+  const [x, y] = [node.x - size / 2, node.y - size / 2];
+  return (
+    <g class={`picture ${lit ? "lit" : ""}`}>
+      {node.group !== null && [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
+      {map ? (
+        [
+          <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
+          node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
+        ]
+      ) : (
+        <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
+      )}
+      {node.tile < 0 && !map && SIGNS[node.kind] && <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />}
+    </g>
+  );
+});
+
+const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps) => {
+  const { size } = node;
+  const [x, y] = [node.x - size / 2, node.y - size / 2];
+  const classes = ["node", lit && "lit", (chosen || isolated) && "chosen", node.target && "target", node.mark !== "both" && "marked"].filter(Boolean).join(" ");
+  return (
+    <g
+      class={classes}
+      role="button"
+      aria-label={name}
+      aria-pressed={isolated}
+      tabIndex={current ? 0 : -1}
+      data-node={node.nodes[0]}
+      data-group={node.group ?? undefined}
+      data-mark={node.mark}
+      data-pinned={node.pinned || undefined}
+      data-lit={lit || undefined}
+    >
+      <rect class="frame" x={x} y={y} width={size} height={size} stroke-dasharray={dashes(node.mark, 2)} />
+      <rect class="ring" x={x - 3} y={y - 3} width={size + 6} height={size + 6} rx={3} />
+      {node.pinned && <circle class="pin" cx={x + size} cy={y} r={4.5} />}
+      <LabelText label={node.label} />
+    </g>
+  );
+});
+
+/** Where the scene begins and ends without its title, legend and caption: the page has those as text of its own. */
+export function bodyOf(scene: Scene): { top: number; height: number } {
+  const tops = [...scene.headings.map(({ y, size }) => y - size), ...scene.nodes.map(({ y, size }) => y - size / 2)];
+  const ends = [
+    ...scene.nodes.map(({ label }) => label.y + label.size * 1.25 * label.lines.length),
+    ...scene.more.map(({ label }) => label.y + label.size * 1.25 * label.lines.length),
+  ];
+  const top = Math.min(...tops, scene.height) - MARGIN;
+  return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
+}
+
+/** The strongest edges into a scene node, drawn or not, by flow. */
+export function strongest(store: Store, nodes: number[], direction: "incoming" | "outgoing", most: number): number[] {
+  const { graph, flow } = store;
+  const lists = graph[direction];
+  const edges = nodes.flatMap((node) => [...lists.items.subarray(lists.start[node], lists.start[node + 1])]);
+  const by = flow.value.edge;
+  return edges
+    .filter((edge) => flow.value.alive[edge] && by[edge]! > 0)
+    .sort((a, b) => by[b]! - by[a]!)
+    .slice(0, most);
+}
+
+export function Diagram({ store }: { store: Store }) {
+  const svg = useRef<SVGSVGElement>(null);
+  const { graph } = store;
+  // What follows from the layout alone, and stays while things are lit.
+  const names = useComputed(() => {
+    const { nodes, edges } = store.plan.value;
+    return {
+      nodes: nodes.map((node) =>
+        node.group !== null
+          ? `group ${plain(node.group)}, ${node.nodes.length} filters`
+          : spokenNode(graph, node.nodes[0]!, node.flow, strongest(store, node.nodes, "incoming", 3)),
+      ),
+      edges: edges.map(({ edges: [edge], mark }) => `${edgeName(graph, edge!)}, ${signName(graph, edge!)}${mark === "both" ? "" : `, only in circuit ${mark}`}`),
+    };
+  });
+  const paints = useComputed(() => paintsOf(store));
+  const scene = store.scene.value;
+  const { image, isolate } = store.view.value;
+  const body = bodyOf(scene);
+  const lit = scene.lit;
+  const selection = store.selection.value;
+  const current = scene.nodes.some(({ nodes }) => nodes.includes(store.current.value)) ? store.current.value : graph.document.target;
+
+  // A node that gets the focus by the keyboard's walk may have been drawn only just now.
+  useSignalEffect(() => {
+    const node = store.current.value;
+    store.scene.value;
+    const held = (svg.current?.getRootNode() as ShadowRoot | undefined)?.activeElement;
+    if (held?.classList.contains("node")) queueMicrotask(() => focusNode(svg.current, node));
+  });
+
+  const spotOf = (box: DOMRect, nodes: number[], edges: number[], columns: number[]) => {
+    const frame = svg.current!.getBoundingClientRect();
+    const stage = svg.current!.parentElement!.parentElement!.getBoundingClientRect();
+    const near = scene.nodes.filter(({ column }) => columns.includes(column));
+    const shift = frame.left - stage.left;
+    return {
+      nodes,
+      edges,
+      box: { left: box.left - stage.left, top: box.top - stage.top, right: box.right - stage.left, bottom: box.bottom - stage.top },
+      around: { left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift, right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift },
+    };
+  };
+  /** A column and those beside it. */
+  const beside = (column: number) => {
+    const drawn = [...new Set(scene.nodes.map((node) => node.column))].sort((a, b) => a - b);
+    const at = drawn.indexOf(column);
+    return drawn.slice(Math.max(0, at - 1), at + 2);
+  };
+  const sceneNode = (target: EventTarget | null) => {
+    const number = (target as Element | null)?.closest?.("[data-node]")?.getAttribute("data-node");
+    return number === undefined || number === null ? null : (scene.nodes.find(({ nodes }) => nodes[0] === Number(number)) ?? null);
+  };
+  const show = (element: Element) => {
+    const node = sceneNode(element);
+    if (node) store.hover.value = spotOf(element.querySelector(".frame")!.getBoundingClientRect(), node.nodes, [], beside(node.column));
+  };
+  const move = (event: PointerEvent) => {
+    const held = (event.target as Element).closest?.("[data-node]");
+    if (held) {
+      if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
+      return;
+    }
+    const frame = svg.current!.getBoundingClientRect();
+    const [x, y] = [event.clientX - frame.left, event.clientY - frame.top + body.top];
+    const glyph = scene.glyphs.find((each) => Math.abs(each.x - x) <= each.width / 2 && Math.abs(each.y - y) <= each.height / 2 && (!lit || lit.edges[each.edge]));
+    const found = glyph?.edge ?? nearest(scene.edges, x, y, REACH, (edge) => !lit || lit.edges[edge] === 1);
+    if (found < 0) store.hover.value = null;
+    else {
+      const edge = scene.edges[found]!;
+      const ends = [scene.nodes[edge.source]!.column, scene.nodes[edge.target]!.column];
+      store.hover.value = spotOf(new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24), [], glyph ? [glyph.kernel] : edge.edges, ends);
+    }
+  };
+  const click = (event: MouseEvent) => {
+    const node = sceneNode(event.target);
+    if (!node) clear(store);
+    else if (event.shiftKey) choose(store, node.nodes);
+    else isolateNode(store, node.nodes[0]!);
+    if (node) store.current.value = node.nodes[0]!;
+  };
+  const key = (event: KeyboardEvent) => {
+    const node = sceneNode(event.target);
+    if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
+    const act: Record<string, () => void> = {
+      Enter: () => reroot(store, node.nodes[0]!),
+      " ": () => (event.shiftKey ? choose(store, node.nodes) : isolateNode(store, node.nodes[0]!)),
+      p: () => pin(store, node.nodes[0]!),
+      ArrowLeft: () => walk(store, scene, node, "source"),
+      ArrowRight: () => walk(store, scene, node, "target"),
+      ArrowUp: () => step(store, scene, node, -1),
+      ArrowDown: () => step(store, scene, node, 1),
+      Home: () => to(store, scene.nodes.filter(({ column }) => column === node.column)[0]),
+      End: () => to(store, scene.nodes.filter(({ column }) => column === node.column).at(-1)),
+    };
+    if (!act[event.key]) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act[event.key]!();
+    if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") focusNode(svg.current, store.current.value);
+  };
+
+  return (
+    <svg
+      ref={svg}
+      part="diagram"
+      role="group"
+      aria-label="circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it"
+      width={scene.width}
+      height={body.height}
+      viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
+      class={lit ? "isolated" : undefined}
+      data-isolated={isolate ?? undefined}
+      onPointerMove={move}
+      onPointerLeave={() => {
+        store.hover.value = null;
+      }}
+      onClick={click}
+      onKeyDown={key}
+      onFocusIn={(event) => {
+        if ((event.target as Element).matches(":focus-visible")) show(event.target as Element);
+      }}
+      onFocusOut={() => {
+        store.hover.value = null;
+      }}
+    >
+      <g class="headings" aria-hidden="true">
+        {scene.headings.map((label) => (
+          <LabelText label={label} />
+        ))}
+      </g>
+      <g class="edges">
+        {scene.edges.map((edge, i) => (
+          <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
+        ))}
+      </g>
+      <g class="lit-edges" aria-hidden="true">
+        {lit && scene.edges.map((edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />)}
+      </g>
+      <Over store={store} paints={paints.value} />
+      <g class="stubs">
+        {scene.nodes.map(({ hiddenIn, hiddenOut }) => [hiddenIn && <path class="stub" d={hiddenIn.path} />, hiddenOut && <path class="stub" d={hiddenOut.path} />])}
+      </g>
+      <g class="glyphs">
+        {scene.glyphs.map((glyph) => (
+          <GlyphMark key={glyph.kernel} store={store} x={glyph.x} y={glyph.y} width={glyph.width} height={glyph.height} kernel={glyph.kernel} />
+        ))}
+      </g>
+      <g class="pictures" aria-hidden="true">
+        {scene.nodes.map((node, i) => (
+          <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
+        ))}
+      </g>
+      <g class="nodes">
+        {scene.nodes.map((node, i) => (
+          <NodeMark
+            key={node.nodes.join()}
+            node={node}
+            lit={lit?.nodes[i] === 1}
+            chosen={node.nodes.some((each) => selection.includes(each))}
+            isolated={isolate !== null && node.nodes.includes(isolate)}
+            current={node.nodes.includes(current)}
+            name={names.value.nodes[i]!}
+          />
+        ))}
+      </g>
+      <g class="more">
+        {scene.more.map(({ bar, shown, label }) => (
+          <g>
+            <rect x={bar.x} y={bar.y} width={bar.width} height={bar.height} rx={bar.height / 2} />
+            <rect class="part" x={bar.x} y={bar.y} width={bar.width * shown} height={bar.height} rx={bar.height / 2} />
+            <LabelText label={label} />
+          </g>
+        ))}
+      </g>
+    </svg>
+  );
+}
+
+const GlyphMark = pure(({ store, x, y, width, height, kernel }: { store: Store; x: number; y: number; width: number; height: number; kernel: number }) => {
+  const { graph } = store;
+  const sign = graph.sign[kernel]! < 0 ? "inhibits" : "excites";
+  const [rows, columns] = graph.document.layers[graph.edgeLayer[kernel]!]?.kernel ?? [1, 1];
+  return (
+    <g class={`glyph ${sign}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
+      <rect class="sheet edge" x={-1.5} y={-1.5} width={width + 3} height={height + 3} />
+      <g transform={`scale(${width / columns} ${height / rows})`}>
+        <Kernel graph={graph} edge={kernel} cell={1} numbers={false} />
+      </g>
+    </g>
+  );
+});
+
+/** What the pointer is on, drawn once more above the rest. */
+function Over({ store, paints }: { store: Store; paints: Paint[] }) {
+  const spot = store.hover.value;
+  const scene = store.scene.value;
+  if (!spot) return null;
+  const here = new Set(scene.nodes.flatMap(({ nodes }, i) => (nodes.some((node) => spot.nodes.includes(node)) ? [i] : [])));
+  const edges = scene.edges.flatMap((edge, i) => (here.has(edge.source) || here.has(edge.target) || edge.edges.some((each) => spot.edges.includes(each)) ? [i] : []));
+  return (
+    <g class="over" aria-hidden="true">
+      {edges.map((i) => {
+        const edge = scene.edges[i]!;
+        const paint = paints[i]!;
+        return (
+          <g class={kindOf(paint.sign)}>
+            <path class="edge" d={edge.path} stroke-width={paint.width + 1} />
+          </g>
+        );
+      })}
+    </g>
+  );
+}
+
+function paintsOf(store: Store): Paint[] {
+  const { edges, nodes } = store.plan.value;
+  const image = store.image.value;
+  if (image === null || !store.graph.document.images) return edges.map(({ sign, width }) => ({ sign, width }));
+  const effects = edges.map((edge) => edge.edges.reduce<number | null>((sum, each) => add(sum, store.maps.effect(each, image)), null));
+  const gap = (i: number) => `${nodes[edges[i]!.source]!.column} ${nodes[edges[i]!.target]!.column}`;
+  const top = new Map<string, number>();
+  effects.forEach((effect, i) => top.set(gap(i), Math.max(top.get(gap(i)) ?? 0, Math.abs(effect ?? 0))));
+  return effects.map((effect, i) => (effect === null ? { sign: 0, width: 0.8 } : { sign: Math.sign(effect), width: 0.8 + (WIDEST - 0.8) * (Math.abs(effect) / (top.get(gap(i)) || 1)) }));
+}
+
+function add(sum: number | null, value: number | null): number | null {
+  return value === null ? sum : (sum ?? 0) + value;
+}
+
+function focusNode(svg: SVGSVGElement | null, node: number): void {
+  const found = [...(svg?.querySelectorAll<SVGGElement>(".node") ?? [])].find((each) => each.tabIndex === 0) ?? svg?.querySelector<SVGGElement>(`[data-node="${node}"]`);
+  found?.focus({ preventScroll: false });
+}
+
+function to(store: Store, node: SceneNode | undefined): void {
+  if (node) store.current.value = node.nodes[0]!;
+}
+
+/** Along the strongest lit edge, or else to the nearest node of the next column on that side. */
+function walk(store: Store, scene: Scene, from: SceneNode, side: "source" | "target"): void {
+  const here = scene.nodes.indexOf(from);
+  const other = side === "source" ? "target" : "source";
+  const best = scene.edges.reduce<SceneEdge | null>(
+    (found, edge, i) => (edge[other] === here && (!scene.lit?.nodes[here] || scene.lit.edges[i]) && (!found || edge.flow > found.flow) ? edge : found),
+    null,
+  );
+  if (best) return to(store, scene.nodes[best[side]]);
+  const beyond = scene.nodes.filter(({ column }) => (side === "source" ? column < from.column : column > from.column));
+  const column = side === "source" ? Math.max(...beyond.map((node) => node.column)) : Math.min(...beyond.map((node) => node.column));
+  const distance = (node: SceneNode) => Math.abs(node.y - from.y);
+  to(store, beyond.filter((node) => node.column === column).sort((a, b) => distance(a) - distance(b))[0]);
+}
+
+function step(store: Store, scene: Scene, from: SceneNode, by: 1 | -1): void {
+  const column = scene.nodes.filter((node) => node.column === from.column);
+  to(store, column[column.indexOf(from) + by]);
+}

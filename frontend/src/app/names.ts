@@ -1,0 +1,61 @@
+/** What nodes and edges are called, in whole words. */
+
+import type { Graph } from "../core/decode.js";
+import { percent } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { EdgeKind, NodeKind } from "../core/types.js";
+
+export function layerName(graph: Graph, layer: number): string {
+  return plain(graph.document.layers[layer]?.label ?? "");
+}
+
+/** "filter 37 of conv3_1", and a name where it has one. */
+export function nodeName(graph: Graph, node: number): string {
+  const layer = layerName(graph, graph.layer[node]!) || plain(graph.document.columns[graph.column[node]!]?.label ?? "");
+  const unit = graph.unit[node]!;
+  const given = graph.document.nodes.names[node];
+  const name = {
+    [NodeKind.filter]: `filter ${unit} of ${layer}`,
+    [NodeKind.image]: `channel ${unit} of the image`,
+    [NodeKind.add]: `sum ${unit} in ${layer}`,
+    [NodeKind.gate]: `gated channel ${unit} of ${layer}`,
+    [NodeKind.mix]: `mixture ${unit} in ${layer}`,
+    [NodeKind.target]: unit >= 0 ? `target ${unit} in ${layer}` : `target in ${layer}`,
+  }[graph.kind[node]!];
+  return given === undefined ? name! : `${name}, ${plain(given)}`;
+}
+
+const CONNECTIONS: Record<number, string> = {
+  [EdgeKind.identity]: "handed on as it is",
+  [EdgeKind.gate]: "scaled by a gate",
+  [EdgeKind.mix]: "mixed with other channels",
+  [EdgeKind.readout]: "read by the target",
+};
+
+/** "conv3_1, 12 \u2190 37", or what a connection does. */
+export function edgeName(graph: Graph, edge: number): string {
+  if (graph.out[edge]! < 0) return `${nodeName(graph, graph.source[edge]!)}, ${CONNECTIONS[graph.edgeKind[edge]!] ?? "connected"}`;
+  return `${layerName(graph, graph.edgeLayer[edge]!)}, ${graph.out[edge]} \u2190 ${graph.in[edge]}`;
+}
+
+/** "excites" and the like. */
+export function signName(graph: Graph, edge: number): string {
+  return graph.sign[edge]! > 0 ? "excites" : graph.sign[edge]! < 0 ? "inhibits" : (CONNECTIONS[graph.edgeKind[edge]!] ?? "connected");
+}
+
+/** For readers who hear it: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
+export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[]): string {
+  const by = (sign: number) => strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));
+  const [up, down] = [by(1), by(-1)];
+  return [
+    nodeName(graph, node),
+    `${percent(flow)} of the flow`,
+    ...(up.length ? [`excited by ${up.join(" and ")}`] : []),
+    ...(down.length ? [`inhibited by ${down.join(" and ")}`] : []),
+  ].join(", ");
+}
+
+/** "37 of conv3_1". */
+export function nodeShort(graph: Graph, node: number): string {
+  return graph.kind[node] === NodeKind.image ? `the image's channel ${graph.unit[node]}` : nodeName(graph, node).replace(/^filter /, "");
+}

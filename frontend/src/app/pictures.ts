@@ -1,0 +1,138 @@
+/** Pictures out of the document: tiles of its atlases, and maps over positions as small images. */
+
+import { type Graph, numbers, tileAt } from "../core/decode.js";
+import { heat } from "../core/colour.js";
+import type { Document } from "../core/types.js";
+
+/** The atlases' pages, each behind one short URL, so that a hundred nodes can name it. */
+export class Pictures {
+  readonly size: number;
+  readonly pages: { url: string; columns: number; rows: number; image: HTMLImageElement }[];
+  #document: Document;
+  #tiles = new Map<string, Int32Array>();
+
+  constructor(document: Document) {
+    this.#document = document;
+    this.size = document.tiles.size;
+    this.pages = document.tiles.pages.map(({ src, columns, count }) => {
+      const url = URL.createObjectURL(blob(src));
+      const image = new Image();
+      image.src = url;
+      return { url, columns, rows: Math.ceil(count / columns), image };
+    });
+  }
+
+  /** Where a tile is; null for -1 and for what is in no page. */
+  at(tile: number): { page: number; x: number; y: number } | null {
+    const place = tile < 0 ? null : tileAt(this.#document, tile);
+    return place && { page: place.page, x: place.column * this.size, y: place.row * this.size };
+  }
+
+  /** All tiles of a node in a picture set, the best first. */
+  of(set: string, node: number): number[] {
+    const given = this.#document.pictures.find(({ name }) => name === set);
+    if (!given) return [];
+    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(given.tiles, "int32", `pictures ${set}`));
+    const each = given.tiles.shape[1] ?? 1;
+    return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
+  }
+
+  close(): void {
+    for (const { url } of this.pages) URL.revokeObjectURL(url);
+  }
+}
+
+/** A map over positions, as an image as small as it is, and what its strongest colour stands for. */
+export interface PositionMap {
+  url: string;
+  height: number;
+  width: number;
+  top: number;
+}
+
+/** Maps of nodes and kernels for the document's images, decoded when first asked for. */
+export class Maps {
+  #graph: Graph;
+  #made = new Map<string, PositionMap | null>();
+  #decoded = new Map<string, Int8Array | Int16Array | Int32Array | Float32Array>();
+
+  constructor(graph: Graph) {
+    this.#graph = graph;
+  }
+
+  /** What a node does on an image in the circuit; null: not stored. */
+  activation(node: number, image: number): PositionMap | null {
+    return this.#map("activation", node, image);
+  }
+
+  /** What a kernel adds to its filter, position by position; null: not stored. */
+  presum(edge: number, image: number): PositionMap | null {
+    return this.#map("presum", edge, image);
+  }
+
+  /** The target's map in the full model; null: not stored. */
+  full(image: number): PositionMap | null {
+    const images = this.#graph.document.images;
+    if (!images?.fullMap.shape[0]) return null;
+    const [, height, width] = images.fullMap.shape as [number, number, number];
+    const scale = this.#numbers("fullScale", "float32")[image]!;
+    return this.#paint(`full ${image}`, this.#numbers("fullMap", "int8"), image * height * width, height, width, scale);
+  }
+
+  /** Mean effect of a kernel on an image, signed; null: not known. */
+  effect(edge: number, image: number): number | null {
+    const images = this.#graph.document.images;
+    if (!images) return null;
+    const value = this.#numbers("effect", "float32")[edge * images.names.length + image];
+    return value === undefined || Number.isNaN(value) ? null : value;
+  }
+
+  /** The target's response on an image, in the full model and in a variant. */
+  response(variant: number, image: number): { full: number; circuit: number } | null {
+    const images = this.#graph.document.images;
+    if (!images) return null;
+    return { full: this.#numbers("full", "float32")[image]!, circuit: this.#numbers("response", "float32")[variant * images.names.length + image]! };
+  }
+
+  #map(kind: "activation" | "presum", item: number, image: number): PositionMap | null {
+    const images = this.#graph.document.images;
+    if (!images) return null;
+    const start = this.#numbers(`${kind}Offset`, "int32")[item]!;
+    if (start < 0) return null;
+    const [height, width] = this.#numbers(`${kind}Shape`, "int16").subarray(2 * item, 2 * item + 2) as unknown as [number, number];
+    const scale = this.#numbers(`${kind}Scale`, "float32")[item * images.names.length + image]!;
+    return this.#paint(`${kind} ${item} ${image}`, this.#numbers(kind, "int8"), start + image * height * width, height, width, scale);
+  }
+
+  #paint(key: string, values: ArrayLike<number>, start: number, height: number, width: number, top: number): PositionMap | null {
+    if (this.#made.has(key)) return this.#made.get(key)!;
+    const canvas = document.createElement("canvas");
+    canvas.width = width;
+    canvas.height = height;
+    const context = canvas.getContext("2d")!;
+    const image = context.createImageData(width, height);
+    for (let i = 0; i < height * width; i++) {
+      const colour = Number.parseInt(heat(values[start + i]! / 127).slice(1), 16);
+      image.data.set([colour >> 16, (colour >> 8) & 255, colour & 255, 255], 4 * i);
+    }
+    context.putImageData(image, 0, 0);
+    const map = { url: canvas.toDataURL(), height, width, top };
+    this.#made.set(key, map);
+    return map;
+  }
+
+  #numbers(name: string, dtype: "int8" | "int16" | "int32" | "float32") {
+    if (!this.#decoded.has(name)) {
+      const images = this.#graph.document.images as unknown as Record<string, Parameters<typeof numbers>[0]>;
+      this.#decoded.set(name, numbers(images[name]!, dtype, `images.${name}`));
+    }
+    return this.#decoded.get(name)!;
+  }
+}
+
+/** The bytes of a data URL. */
+function blob(src: string): Blob {
+  const comma = src.indexOf(",");
+  const type = /^data:([^;,]*)/.exec(src)?.[1] ?? "";
+  return new Blob([Uint8Array.from(atob(src.slice(comma + 1)), (sign) => sign.charCodeAt(0))], { type });
+}

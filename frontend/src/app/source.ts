@@ -1,0 +1,97 @@
+/** Where a document and a view come from and go to: a page, or a notebook's widget. */
+
+import type { View } from "../core/types.js";
+import { formatHash, parseHash } from "./hash.js";
+
+export interface Source {
+  /** A page owns the URL, the tab's colours and the "/" key; a widget is a guest among others. */
+  readonly host: "page" | "widget";
+  /** The document, as JSON. */
+  document(): string;
+  /** What the host says of the view, unchecked. */
+  view(): Partial<View>;
+  /** The nodes that are chosen in the host. */
+  selection(): number[];
+  /** Tells the host what the reader sees now. `base` is the document's own view. */
+  write(view: View, base: View, selection: number[]): void;
+  /** Call back when the host has another view, or another document; they return what ends that. */
+  onView(changed: () => void): () => void;
+  onDocument(changed: () => void): () => void;
+}
+
+/** The page's own document, and its URL's hash. */
+export function pageSource(text: string): Source {
+  let written: string | null = null;
+  return {
+    host: "page",
+    document: () => text,
+    view: () => parseHash(location.hash),
+    selection: () => [],
+    write(view, base) {
+      const hash = formatHash(view, base);
+      if (hash === location.hash.replace(/^#/, "")) return;
+      written = hash;
+      // Replaced, not pushed: a slider's every step is no page to go back to. A file that forbids it keeps its old hash.
+      try {
+        history.replaceState(null, "", hash === "" ? location.pathname + location.search : `#${hash}`);
+      } catch {
+        location.hash = hash;
+      }
+    },
+    onView(changed) {
+      const listener = () => {
+        if (location.hash.replace(/^#/, "") !== written) changed();
+        written = null;
+      };
+      addEventListener("hashchange", listener);
+      return () => removeEventListener("hashchange", listener);
+    },
+    onDocument: () => () => {},
+  };
+}
+
+/** What anywidget hands to `render`. */
+export interface Model {
+  get(name: string): unknown;
+  set(name: string, value: unknown): void;
+  save_changes(): void;
+  on(event: string, callback: () => void): void;
+  off(event: string, callback: () => void): void;
+}
+
+/** A notebook's widget. The traits `kernels` and `image` say the same as `view` does, and are read first. */
+export function widgetSource(model: Model): Source {
+  let writing = false;
+  return {
+    host: "widget",
+    document: () => String(model.get("document") ?? ""),
+    view: () => ({
+      ...((model.get("view") as Partial<View> | null) ?? {}),
+      kernels: (model.get("kernels") as number | null) ?? null,
+      image: (model.get("image") as number | null) ?? null,
+    }),
+    selection: () => ((model.get("selection") as number[] | null) ?? []).slice(),
+    write(view, _base, selection) {
+      const now: Record<string, unknown> = { view, kernels: view.kernels, image: view.image, selection };
+      const changed = Object.keys(now).filter((name) => JSON.stringify(model.get(name)) !== JSON.stringify(now[name]));
+      if (changed.length === 0) return;
+      // Setting a trait calls its listeners back at once: what we say ourselves is no news.
+      writing = true;
+      for (const name of changed) model.set(name, now[name]);
+      writing = false;
+      model.save_changes();
+    },
+    onView(changed) {
+      const listener = () => {
+        if (!writing) changed();
+      };
+      const events = ["change:view", "change:kernels", "change:image", "change:selection"];
+      for (const event of events) model.on(event, listener);
+      return () => events.forEach((event) => model.off(event, listener));
+    },
+    onDocument(changed) {
+      model.on("change:document", changed);
+      return () => model.off("change:document", changed);
+    },
+  };
+}

@@ -1,0 +1,142 @@
+/** What the app knows: the document, the reader's view of it, and all that follows from the two. */
+
+import { computed, effect, type ReadonlySignal, type Signal, signal } from "@preact/signals";
+import { decode, type Graph } from "../core/decode.js";
+import type { Flow } from "../core/flow.js";
+import { draw, isolate } from "../core/scene.js";
+import type { Scene } from "../core/scene-types.js";
+import { plain } from "../core/text.js";
+import type { View } from "../core/types.js";
+import { nodeName } from "./names.js";
+import { Maps, Pictures } from "./pictures.js";
+import type { Source } from "./source.js";
+import { checkView, ownView } from "./view.js";
+
+/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document, and where they are drawn on the stage. */
+export interface Spot {
+  nodes: number[];
+  edges: number[];
+  box: { left: number; top: number; right: number; bottom: number };
+  /** From where to where its neighbours are drawn. */
+  around: { left: number; right: number };
+}
+
+export interface Store {
+  graph: Graph;
+  source: Source;
+  base: View;
+  view: Signal<View>;
+  /** Nodes chosen for a group, or for the notebook. */
+  selection: Signal<number[]>;
+  /** Of the stage. */
+  width: Signal<number>;
+  /** The layout, and the same with what is isolated lit. */
+  plan: ReadonlySignal<Scene>;
+  scene: ReadonlySignal<Scene>;
+  image: ReadonlySignal<number | null>;
+  flow: ReadonlySignal<Flow>;
+  hover: Signal<Spot | null>;
+  /** The node that the Tab key comes to. */
+  current: Signal<number>;
+  /** The roots on the way to the one that is drawn, for Esc. */
+  trail: Signal<(number | null)[]>;
+  message: Signal<string>;
+  theme: Signal<"light" | "dark">;
+  pictures: Pictures;
+  maps: Maps;
+  change(part: Partial<View>, message?: string): void;
+  say(message: string): void;
+  name(node: number): string;
+  close(): void;
+}
+
+const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every step of a slider
+
+/** Raises DocumentError for a document that cannot be drawn. */
+export function createStore(source: Source): Store {
+  const graph = decode(JSON.parse(source.document()));
+  const base = ownView(graph);
+  const view = signal(checkView(graph, base, source.view()));
+  const selection = signal(known(graph, source.selection()));
+  const width = signal(1200);
+  // What moves nodes, apart from what only lights or colours them: isolation and images need no new layout.
+  const layout = computed(() => JSON.stringify({ ...view.value, isolate: null, share: base.share, image: null, mode: "diagram" }));
+  const plan = computed(() => draw(graph, JSON.parse(layout.value) as View, { width: width.value, medium: "screen" }));
+  const flow = computed(() => plan.value.flow);
+  const scene = computed(() => {
+    const { isolate: node, share } = view.value;
+    return node === null ? plan.value : isolate(graph, plan.value, node, share);
+  });
+  const store: Store = {
+    graph,
+    source,
+    base,
+    view,
+    selection,
+    width,
+    plan,
+    scene,
+    image: computed(() => view.value.image),
+    flow,
+    hover: signal(null),
+    current: signal(graph.document.target),
+    trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
+    message: signal(""),
+    theme: signal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
+    pictures: new Pictures(graph.document),
+    maps: new Maps(graph),
+    change(part, message) {
+      const next = checkView(graph, view.value, part);
+      if (next.root !== view.value.root) {
+        const trail = store.trail.value;
+        const before = trail.lastIndexOf(next.root);
+        store.trail.value = before >= 0 ? trail.slice(0, before + 1) : [...trail, next.root];
+      }
+      view.value = next;
+      drawIsolated();
+      store.hover.value = null;
+      if (message !== undefined) store.say(message);
+    },
+    say(message) {
+      store.message.value = message;
+    },
+    name: (node) => nodeName(graph, node),
+    close() {
+      clearTimeout(timer);
+      for (const stop of stops) stop();
+      store.pictures.close();
+    },
+  };
+
+  // What is isolated must be drawn: it is pinned where it was not, and forgotten where it is dead.
+  const drawIsolated = () => {
+    const { isolate: node, pins } = view.value;
+    if (node === null || scene.value.view.isolate === node) return;
+    view.value = { ...view.value, pins: [...pins, node] };
+    if (scene.value.view.isolate !== node) view.value = { ...view.value, isolate: null, pins };
+  };
+  drawIsolated();
+
+  let timer = 0;
+  const stops = [
+    effect(() => {
+      const [now, chosen] = [view.value, selection.value];
+      clearTimeout(timer);
+      timer = window.setTimeout(() => source.write(now, base, chosen), WRITE_AFTER);
+    }),
+    source.onView(() => {
+      store.change(checkView(graph, base, source.view()));
+      selection.value = known(graph, source.selection());
+    }),
+  ];
+  return store;
+}
+
+function known(graph: Graph, nodes: number[]): number[] {
+  return nodes.filter((node) => Number.isInteger(node) && node >= 0 && node < graph.nodeCount);
+}
+
+/** The document's title, safe to show. */
+export function titleOf(graph: Graph): string {
+  return plain(graph.document.meta.title);
+}

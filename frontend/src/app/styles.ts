@@ -1,0 +1,152 @@
+/** All the app's styles, in its shadow root. Colours are AA on their ground in both themes. */
+
+import { DARK, LIGHT } from "../core/colour.js";
+
+export const STYLES = `
+:host { display: block; }
+.app {
+  --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7; --faint: #f3f3f0; --empty: #e9e9e5;
+  --excites: ${LIGHT.excites}; --inhibits: ${LIGHT.inhibits}; --connects: ${LIGHT.connects}; --focus: #1a5fb4; --shadow: 0 6px 28px rgba(20, 20, 15, .16), 0 1px 3px rgba(20, 20, 15, .12);
+  position: relative; color: var(--ink); background: var(--ground); color-scheme: light; min-width: 0;
+  font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums;
+}
+.app[data-theme="dark"] {
+  --ground: ${DARK.background}; --raised: #232328; --ink: ${DARK.text}; --soft: ${DARK.muted}; --line: #383a41; --faint: #1e2025; --empty: #2a2c32;
+  --excites: ${DARK.excites}; --inhibits: ${DARK.inhibits}; --connects: ${DARK.connects}; --focus: #78aeff; --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
+  color-scheme: dark;
+}
+.app[data-host="page"] { min-height: 100vh; }
+.app *, .app *::before { box-sizing: border-box; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+h1, h2, h3, p, dl, dd, ul, ol { margin: 0; padding: 0; }
+ul, ol { list-style: none; }
+
+header { display: flex; flex-wrap: wrap; gap: 4px 32px; align-items: baseline; justify-content: space-between; padding: 18px 28px 0; }
+h1 { font-size: 17px; font-weight: 640; letter-spacing: -.005em; line-height: 1.3; overflow-wrap: anywhere; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 12.5px; color: var(--soft); align-items: center; }
+.legend li { display: flex; align-items: center; gap: 7px; }
+.legend svg { display: block; }
+.legend button { padding: 0 5px; min-height: 24px; min-width: 24px; }
+
+.bar { display: flex; flex-wrap: wrap; gap: 2px 4px; align-items: center; padding: 10px 20px 0; font-size: 13px; }
+.bar .rule { width: 1px; height: 16px; background: var(--line); margin: 0 6px; }
+.bar .push { margin-left: auto; }
+button, select, input { font: inherit; color: inherit; }
+button, select { background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer; color: var(--soft); }
+button:hover:not(:disabled), select:hover, summary:hover { background: var(--faint); color: var(--ink); }
+button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="true"] { color: var(--ink); background: var(--faint); }
+button[aria-checked="true"] { font-weight: 600; }
+button:disabled { opacity: .45; cursor: default; }
+:focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }
+select { appearance: none; field-sizing: content; max-width: 22ch; text-overflow: ellipsis; color: var(--ink); border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0; }
+option { background: var(--raised); color: var(--ink); }
+.segments { display: inline-flex; }
+.field { display: inline-flex; align-items: center; gap: 6px; color: var(--soft); white-space: nowrap; }
+.field output { color: var(--ink); min-width: 15ch; }
+input[type="range"] { width: 130px; height: 28px; margin: 0; accent-color: var(--connects); cursor: pointer; }
+input[type="text"] { border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px; min-height: 28px; }
+[part="search"] { width: 17ch; }
+input::placeholder { color: var(--soft); opacity: 1; }
+
+.pop { position: relative; display: inline-block; }
+.panel { position: absolute; z-index: 5; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw); max-height: 70vh; overflow: auto; padding: 10px; background: var(--raised); border-radius: 10px; box-shadow: var(--shadow); }
+.panel.right { left: auto; right: 0; }
+.panel > button, .panel li > button { display: block; width: 100%; text-align: left; color: var(--ink); }
+.panel .row { display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft); }
+.panel small { display: block; color: var(--soft); font-size: 12px; }
+.panel hr { border: 0; border-top: 1px solid var(--line); margin: 8px; }
+.panel p { padding: 4px 8px; }
+.panel h2 { font-size: 13px; font-weight: 640; padding: 4px 8px; }
+.panel.about { width: 420px; font-size: 13px; }
+.panel.about dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; padding: 4px 8px; }
+dt { color: var(--soft); }
+.panel.about dd { overflow-wrap: anywhere; }
+.thumbs { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; width: 380px; max-width: 100%; }
+.thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
+.thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
+.thumbs span { display: block; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ink); }
+.thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
+.results { width: 260px; }
+.results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
+.results li[aria-selected="true"] { background: var(--faint); }
+.results li span { color: var(--soft); }
+
+.state { display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 34px; padding: 3px 28px; font-size: 13px; color: var(--soft); }
+.state b { color: var(--ink); font-weight: 600; }
+.state img { width: 24px; height: 24px; object-fit: cover; border-radius: 4px; }
+.state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
+
+.stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
+.stage > svg, .stage > canvas { display: block; margin: 0 auto; }
+.stage > canvas { touch-action: none; cursor: grab; }
+.stage > canvas:active { cursor: grabbing; }
+.zoom { position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px; box-shadow: 0 0 0 1px var(--line); }
+.caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 1180px; line-height: 1.5; }
+.failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
+.failure p { margin-top: 8px; color: var(--soft); }
+
+svg text { fill: var(--soft); font-family: inherit; }
+.heading text { fill: var(--ink); }
+.edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
+.excites > .edge { stroke: var(--excites); }
+.inhibits > .edge { stroke: var(--inhibits); }
+.stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
+.node { cursor: pointer; outline: none; }
+.pictures, .glyphs, .stubs, .over, .lit-edges { pointer-events: none; }
+.node .frame { fill: none; pointer-events: all; stroke: var(--ink); stroke-opacity: .16; stroke-width: 1; }
+.blank { fill: var(--empty); }
+.picture .under { fill: var(--ground); stroke: var(--connects); stroke-width: 1; }
+.picture .sign { stroke: var(--soft); stroke-width: 1.6; fill: none; }
+.node .ring { fill: none; stroke: none; }
+.node.marked .frame { stroke-opacity: 1; stroke-width: 2; }
+.node:hover .frame, .node.near .frame { stroke-opacity: .8; stroke-width: 1.5; }
+.node.chosen .ring { stroke: var(--ink); stroke-width: 2; }
+.node:focus-visible .ring { stroke: var(--focus); stroke-width: 2.5; }
+.node .pin { fill: var(--ink); stroke: var(--ground); stroke-width: 1.5; }
+.node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
+.isolated .picture:not(.lit), .isolated .node:not(.lit) .frame { opacity: .14; }
+.isolated .node:not(.lit) text { opacity: .3; }
+.isolated .edges, .isolated .stubs { opacity: .09; }
+.glyph .sheet { fill: var(--ground); stroke-width: 1; }
+.more rect { fill: var(--empty); }
+.more rect.part { fill: var(--soft); }
+
+.card { position: absolute; z-index: 4; width: max-content; max-width: 330px; padding: 12px 14px; background: var(--raised); border-radius: 10px; box-shadow: var(--shadow); pointer-events: none; font-size: 12.5px; }
+.card h2 { font-size: 13.5px; font-weight: 640; overflow-wrap: anywhere; }
+.card .soft { color: var(--soft); }
+.card dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 12px; margin-top: 6px; }
+.card .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
+.card figure { margin: 0; width: 116px; }
+.card figcaption { font-size: 11px; color: var(--soft); margin-top: 2px; }
+.card svg, .card img { display: block; border-radius: 3px; }
+.card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
+.card ol li { display: flex; gap: 8px; align-items: center; }
+.card ol li .share { margin-left: auto; color: var(--soft); padding-left: 14px; }
+.swatch { display: inline-block; width: 14px; height: 3px; border-radius: 1px; background: var(--connects); flex: none; }
+.swatch.excites { background: var(--excites); }
+.swatch.inhibits { background: var(--inhibits); }
+.map { image-rendering: pixelated; }
+
+.table { padding: 0 28px; }
+.table .bar { padding: 0 0 6px; }
+.table .rows { height: min(68vh, 760px); overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-size: 13px; }
+th { position: sticky; top: 0; z-index: 1; background: var(--ground); text-align: right; font-weight: 600; padding: 2px 4px; white-space: nowrap; box-shadow: 0 1px 0 var(--line); }
+th:first-child, td:first-child { text-align: left; }
+th:first-child { padding-left: 4px; }
+th button { color: var(--ink); font-weight: 600; padding: 3px 6px; }
+td { text-align: right; padding: 0 10px; height: 30px; white-space: nowrap; border-bottom: 1px solid var(--faint); }
+td svg { display: inline-block; vertical-align: middle; }
+tr:hover td { background: var(--faint); }
+.excites-text { color: var(--excites); }
+.inhibits-text { color: var(--inhibits); }
+
+@media (max-width: 900px) {
+  header, .state, .caption, .table { padding-left: 16px; padding-right: 16px; }
+  .bar { padding-left: 8px; padding-right: 8px; }
+  .field output { min-width: 0; }
+}
+@media (pointer: coarse) {
+  button, select, input { min-height: 40px; }
+}
+`;

@@ -1,0 +1,423 @@
+/** The row of quiet controls, and the row that says what is isolated, chosen, pinned or grouped. */
+
+import { useSignal } from "@preact/signals";
+import { useRef } from "preact/hooks";
+import { count, plural, percent, significant } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { NodeKind, type View } from "../core/types.js";
+import { clear, escape, group, renameGroup, ungroup } from "./actions.js";
+import { download, exportPng, exportSvg, saved } from "./exports.js";
+import { nodeName } from "./names.js";
+import type { Store } from "./store.js";
+import { Pop } from "./ui.js";
+
+const MODES: { mode: View["mode"]; label: string }[] = [
+  { mode: "diagram", label: "diagram" },
+  { mode: "all", label: "all kernels" },
+  { mode: "table", label: "table" },
+];
+const NODES = [4, 6, 8, 12, 16, 24, 40];
+const KERNELS = [1, 2, 3, 5, 8, 12, 20];
+const SHARES = [0.5, 0.8, 0.95] as const;
+const STEPS = 200; // of the slider
+
+export function Toolbar({ store }: { store: Store }) {
+  const { graph, view } = store;
+  const { variants, pictures, images } = graph.document;
+  const now = view.value;
+  return (
+    <div class="bar" role="toolbar" aria-label="view">
+      <div class="segments" role="group" aria-label="mode">
+        {MODES.map(({ mode, label }) => (
+          <button type="button" data-mode-button={mode} aria-pressed={now.mode === mode} onClick={() => store.change({ mode }, `${label} shown`)}>
+            {label}
+          </button>
+        ))}
+      </div>
+      <span class="rule" />
+      {variants.length > 1 && (
+        <>
+          <label class="field">
+            <span class="hidden">circuit</span>
+            <select part="variant" value={now.variant} onChange={(event) => store.change({ variant: Number(event.currentTarget.value), isolate: null }, `${variants[Number(event.currentTarget.value)]!.name} is drawn`)}>
+              {variants.map(({ name }, i) => (
+                <option value={i}>{plain(name)}</option>
+              ))}
+            </select>
+          </label>
+          <label class="field">
+            against
+            <select part="compare" value={now.compare ?? ""} onChange={(event) => store.change({ compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value), isolate: null }, "comparison changed")}>
+              <option value="">nothing</option>
+              {variants.map(({ name }, i) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
+            </select>
+          </label>
+        </>
+      )}
+      <Density store={store} />
+      <span class="rule" />
+      {images && (
+        <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
+          {(close) => (
+            <div class="thumbs">
+              {images.src.map((src, i) => (
+                <button
+                  type="button"
+                  aria-pressed={now.image === i}
+                  data-image={i}
+                  onClick={() => {
+                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(images.names[i]!)} chosen: maps and effects are those on it`);
+                    close();
+                  }}
+                >
+                  <img src={src.startsWith("data:image/") ? src : ""} alt="" />
+                  <span>{plain(images.names[i]!)}</span>
+                </button>
+              ))}
+              {now.image !== null && (
+                <button type="button" onClick={() => (store.change({ image: null }, "no image is chosen"), close())}>
+                  none
+                </button>
+              )}
+            </div>
+          )}
+        </Pop>
+      )}
+      <Pop label="drawn" name="budget">
+        {() => (
+          <>
+            {pictures.length > 1 && (
+              <label class="row">
+                pictures
+                <select part="pictures" value={now.pictures} onChange={(event) => store.change({ pictures: event.currentTarget.value }, "other pictures are shown")}>
+                  {pictures.map(({ name, label }) => (
+                    <option value={name}>{plain(label)}</option>
+                  ))}
+                </select>
+              </label>
+            )}
+            <Choice label="filters in a column" part="nodes-per-column" of={NODES} value={now.nodesPerColumn} change={(nodesPerColumn) => store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters in a column`)} />
+            <Choice label="kernels into a filter" part="kernels-per-node" of={KERNELS} value={now.kernelsPerNode} change={(kernelsPerNode) => store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into a filter`)} />
+            <div class="row">
+              <span>a click isolates</span>
+              <Shares store={store} />
+            </div>
+          </>
+        )}
+      </Pop>
+      <span class="push" />
+      <Search store={store} />
+      <Pop label="export" name="export" right>
+        {(close) => (
+          <>
+            <button type="button" data-export="svg" onClick={() => (exportSvg(store, "screen"), close())}>
+              SVG
+            </button>
+            <button type="button" data-export="svg-180" onClick={() => (exportSvg(store, 180), close())}>
+              SVG for papers, 180 mm
+            </button>
+            <button type="button" data-export="svg-88" onClick={() => (exportSvg(store, 88), close())}>
+              SVG for papers, 88 mm
+            </button>
+            <button type="button" data-export="png" onClick={() => (void exportPng(store), close())}>
+              PNG, twice the size
+            </button>
+            <button type="button" data-export="json" onClick={() => (download(saved(store), "json", "application/json"), close())}>
+              JSON, with this view
+            </button>
+          </>
+        )}
+      </Pop>
+      <About store={store} />
+      <button
+        type="button"
+        part="theme"
+        aria-label={store.theme.value === "dark" ? "light colours" : "dark colours"}
+        onClick={() => {
+          store.theme.value = store.theme.value === "dark" ? "light" : "dark";
+        }}
+      >
+        {store.theme.value === "dark" ? "light" : "dark"}
+      </button>
+    </div>
+  );
+}
+
+function Choice({ label, part, of, value, change }: { label: string; part: string; of: number[]; value: number; change: (value: number) => void }) {
+  return (
+    <label class="row">
+      {label}
+      <select part={part} value={value} onChange={(event) => change(Number(event.currentTarget.value))}>
+        {[...new Set([...of, value])]
+          .sort((a, b) => a - b)
+          .map((each) => (
+            <option value={each}>{each}</option>
+          ))}
+      </select>
+    </label>
+  );
+}
+
+function Shares({ store }: { store: Store }) {
+  return (
+    <span class="segments" role="group" aria-label="share of the flow that is isolated">
+      {SHARES.map((share) => (
+        <button type="button" data-share={share} aria-pressed={store.view.value.share === share} onClick={() => store.change({ share }, `${percent(share)} of the flow is isolated`)}>
+          {percent(share)}
+        </button>
+      ))}
+    </span>
+  );
+}
+
+/** The density slider: kernels kept, by rank, on a logarithmic scale. */
+function Density({ store }: { store: Store }) {
+  const { variant, kernels } = store.view.value;
+  const { kernels: most, relevant, nested } = store.graph.document.variants[variant]!;
+  if (most < 2) return null;
+  const kept = Math.min(kernels ?? most, most);
+  const density = (100 * kept) / relevant;
+  return (
+    <label class="field" title={nested ? undefined : "The criterion itself might keep other kernels at a smaller size: its rankings are not nested."}>
+      kernels
+      <input
+        type="range"
+        part="density"
+        min={0}
+        max={STEPS}
+        value={Math.round((STEPS * Math.log(kept)) / Math.log(most))}
+        aria-label="kernels kept"
+        aria-valuetext={`${count(kept)} kernels, density ${significant(density)} %`}
+        onInput={(event) => {
+          const k = Math.round(most ** (Number(event.currentTarget.value) / STEPS));
+          store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
+        }}
+      />
+      <output part="kept">
+        {count(kept)} ({significant(density)} %)
+      </output>
+    </label>
+  );
+}
+
+/** Filters by layer, number and name. One that is not drawn is pinned, so that it is. */
+function Search({ store }: { store: Store }) {
+  const { graph } = store;
+  const text = useSignal("");
+  const at = useSignal(0);
+  const input = useRef<HTMLInputElement>(null);
+  const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found: number[] = [];
+  if (words.length)
+    for (let node = 0; node < graph.nodeCount && found.length < 12; node++) {
+      if (graph.kind[node] === NodeKind.image || !store.flow.value.aliveNode[node]) continue;
+      const tokens = `${nodeName(graph, node)} ${graph.layer[node]! < 0 ? "" : plain(graph.document.layers[graph.layer[node]!]!.name)}`.toLowerCase();
+      const hit = words.every((word) => (/^\d+$/.test(word) ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens) : tokens.includes(word)));
+      if (hit) found.push(node);
+    }
+  const choose = (node: number) => {
+    const drawn = store.scene.value.nodes.some(({ nodes }) => nodes.includes(node));
+    text.value = "";
+    store.current.value = node;
+    store.selection.value = [node];
+    store.change({ mode: "diagram", isolate: null, ...(drawn ? {} : { pins: [...store.view.value.pins, node] }) }, `${store.name(node)} ${drawn ? "found" : "found and pinned"}`);
+    const root = input.current!.getRootNode() as ShadowRoot;
+    setTimeout(() => root.querySelector<SVGGElement>('.node[tabindex="0"]')?.focus(), 0);
+  };
+  return (
+    <div class="pop">
+      <input
+        ref={input}
+        type="text"
+        part="search"
+        placeholder="find a filter  /"
+        aria-label="find a filter by layer, number or name"
+        role="combobox"
+        aria-expanded={found.length > 0}
+        aria-controls="results"
+        aria-autocomplete="list"
+        aria-activedescendant={found.length ? `result-${found[Math.min(at.value, found.length - 1)]}` : undefined}
+        value={text.value}
+        onInput={(event) => {
+          text.value = event.currentTarget.value;
+          at.value = 0;
+        }}
+        onBlur={() => {
+          text.value = "";
+        }}
+        onKeyDown={(event) => {
+          if (event.key === "ArrowDown") at.value = Math.min(found.length - 1, at.value + 1);
+          else if (event.key === "ArrowUp") at.value = Math.max(0, at.value - 1);
+          else if (event.key === "Enter" && found.length) choose(found[Math.min(at.value, found.length - 1)]!);
+          else if (event.key === "Escape" && text.value) text.value = "";
+          else return;
+          event.preventDefault();
+          event.stopPropagation();
+        }}
+      />
+      <ul class={found.length ? "panel right results" : "hidden"} id="results" role="listbox" aria-label="filters found">
+        {found.map((node, i) => (
+          // The pointer's press would take the focus, and with it the list.
+          <li id={`result-${node}`} role="option" aria-selected={i === at.value} onPointerDown={(event) => event.preventDefault()} onClick={() => choose(node)}>
+            {nodeName(graph, node)} <span>{percent(store.flow.value.node[node]!)}</span>
+          </li>
+        ))}
+      </ul>
+    </div>
+  );
+}
+
+function About({ store }: { store: Store }) {
+  const { meta, heldOut } = store.graph.document;
+  return (
+    <Pop label="about" name="about" right class="about">
+      {() => (
+        <>
+          <h2>{plain(meta.title)}</h2>
+          <dl>
+            <dt>feature</dt>
+            <dd>{plain(meta.feature)}</dd>
+            <dt>model</dt>
+            <dd>{plain(meta.model)}</dd>
+            {meta.criterion !== null && (
+              <>
+                <dt>criterion</dt>
+                <dd>
+                  {plain(meta.criterion)}, by {meta.granularity}
+                </dd>
+              </>
+            )}
+            <dt>held out</dt>
+            <dd>{heldOut ? plural(heldOut.count, "image") : "nothing was measured"}</dd>
+            {Object.entries(meta.versions).map(([name, version]) => (
+              <>
+                <dt>{plain(name)}</dt>
+                <dd>{plain(version)}</dd>
+              </>
+            ))}
+          </dl>
+          {meta.notes.map((note) => (
+            <p>{plain(note)}</p>
+          ))}
+          <hr />
+          <h2>What flow is</h2>
+          <FlowText />
+          <hr />
+          <h2>Keys</h2>
+          <dl>
+            <dt>arrows</dt>
+            <dd>walk: left and right along the strongest kernel, up and down in a column</dd>
+            <dt>Enter</dt>
+            <dd>draw a filter as the target</dd>
+            <dt>Space</dt>
+            <dd>isolate it; with Shift, choose it for a group</dd>
+            <dt>p</dt>
+            <dd>pin it</dd>
+            <dt>/</dt>
+            <dd>find a filter</dd>
+            <dt>Esc</dt>
+            <dd>clear, then go back</dd>
+          </dl>
+        </>
+      )}
+    </Pop>
+  );
+}
+
+export function FlowText() {
+  return (
+    <p>
+      The target's score is sent back layer by layer: each filter's share is split among the kernels that come into it, in proportion to their saliency. It adds up to the whole in every layer. It decides what is drawn and lit, and it is only that: a heuristic for display, not a
+      measurement. What was measured stands in the caption.
+    </p>
+  );
+}
+
+/** What is isolated, chosen, pinned, grouped, rooted: and how to undo it. */
+export function State({ store }: { store: Store }) {
+  const { graph, maps } = store;
+  const { isolate, root, pins, groups, image, variant, mode } = store.view.value;
+  const selection = store.selection.value;
+  const images = graph.document.images;
+  const response = image === null ? null : maps.response(variant, image);
+  return (
+    <div class="state" part="state">
+      {root !== null && (
+        <nav class="group" aria-label="roots">
+          {store.trail.value.map((each, i, all) =>
+            i === all.length - 1 ? (
+              <b aria-current="page">{nodeName(graph, each ?? graph.document.target)}</b>
+            ) : (
+              <>
+                <button type="button" onClick={() => store.change({ root: each, isolate: null }, "back")}>
+                  {nodeName(graph, each ?? graph.document.target)}
+                </button>
+                {" \u203a "}
+              </>
+            ),
+          )}
+          <button type="button" onClick={() => escape(store)}>
+            back (Esc)
+          </button>
+        </nav>
+      )}
+      {isolate !== null && (
+        <span class="group">
+          what flows through <b>{nodeName(graph, isolate)}</b>
+          <Shares store={store} />
+          <button type="button" part="clear" onClick={() => clear(store)}>
+            clear (Esc)
+          </button>
+        </span>
+      )}
+      {isolate === null && selection.length > 0 && (
+        <span class="group">
+          <b>{selection.length === 1 ? nodeName(graph, selection[0]!) : plural(selection.length, "filter")}</b> chosen
+          {selection.length > 1 ? (
+            <button type="button" part="group" onClick={() => group(store)}>
+              group
+            </button>
+          ) : (
+            <span>(shift-click others of its column to group them)</span>
+          )}
+          <button type="button" onClick={() => clear(store)}>
+            clear (Esc)
+          </button>
+        </span>
+      )}
+      {groups.map(({ name, nodes }, i) => (
+        <span class="group">
+          <input type="text" aria-label={`name of the group of ${nodes.length} filters`} value={name} size={Math.max(8, name.length)} maxLength={80} onChange={(event) => renameGroup(store, i, event.currentTarget.value)} />
+          <button type="button" data-ungroup={i} onClick={() => ungroup(store, i)}>
+            ungroup
+          </button>
+        </span>
+      ))}
+      {pins.length > 0 && (
+        <span class="group">
+          {plural(pins.length, "pin")}
+          <button type="button" onClick={() => store.change({ pins: [] }, "nothing is pinned")}>
+            unpin all
+          </button>
+        </span>
+      )}
+      {image !== null && images && (
+        <span class="group">
+          <img src={images.src[image]!.startsWith("data:image/") ? images.src[image] : ""} alt="" />
+          <span>
+            on <b>{plain(images.names[image]!)}</b>
+            {response && (
+              <>
+                {" the target responds with "}
+                <b>{significant(response.circuit)}</b> in the circuit, <b>{significant(response.full)}</b> in the full model
+              </>
+            )}
+          </span>
+        </span>
+      )}
+      {mode === "diagram" && isolate === null && root === null && image === null && selection.length === 0 && groups.length === 0 && pins.length === 0 && (
+        <span>Point at a filter or a kernel for its details; click a filter to see what flows through it.</span>
+      )}
+    </div>
+  );
+}

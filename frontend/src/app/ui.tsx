@@ -1,0 +1,123 @@
+/** Small parts that several others are made of. */
+
+import { Component, type ComponentChildren, createRef } from "preact";
+import { heat } from "../core/colour.js";
+import { type Graph, kernel } from "../core/decode.js";
+import { significant } from "../core/format.js";
+import type { PositionMap } from "./pictures.js";
+import type { Store } from "./store.js";
+
+/** A component that is drawn again only when one of its properties is another object. */
+export function pure<P extends object>(render: (props: P) => ComponentChildren) {
+  return class extends Component<P> {
+    override shouldComponentUpdate(next: P) {
+      return (Object.keys(next) as (keyof P)[]).some((name) => next[name] !== this.props[name]);
+    }
+    override render() {
+      return render(this.props as P);
+    }
+  };
+}
+
+/** A tile of an atlas, inside another SVG. */
+export function Tile({ store, tile, x, y, size }: { store: Store; tile: number; x: number; y: number; size: number }) {
+  const at = store.pictures.at(tile);
+  if (!at) return <rect class="blank" x={x} y={y} width={size} height={size} />;
+  const side = store.pictures.size;
+  const page = store.pictures.pages[at.page]!;
+  return (
+    <svg x={x} y={y} width={size} height={size} viewBox={`${at.x} ${at.y} ${side} ${side}`} preserveAspectRatio="none">
+      <image href={page.url} width={page.columns * side} height={page.rows * side} />
+    </svg>
+  );
+}
+
+/** A tile as a picture of its own. */
+export function Picture({ store, tile, size, label }: { store: Store; tile: number; size: number; label: string }) {
+  return (
+    <svg width={size} height={size} role="img" aria-label={label}>
+      <Tile store={store} tile={tile} x={0} y={0} size={size} />
+    </svg>
+  );
+}
+
+/** A map over positions, its pixels as squares. */
+export function MapPicture({ map, size, label }: { map: PositionMap; size: number; label: string }) {
+  const scale = size / Math.max(map.height, map.width, 1);
+  return <img class="map" src={map.url} alt={label} width={map.width * scale} height={map.height * scale} />;
+}
+
+/** A kernel's weights as squares, with their numbers where there is room: right way up, zero neutral. */
+export function Kernel({ graph, edge, cell, numbers }: { graph: Graph; edge: number; cell: number; numbers: boolean }) {
+  const given = kernel(graph, edge);
+  if (!given) return null;
+  const { height, width, weights } = given;
+  const top = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
+  const tall = numbers ? cell * 0.72 : cell;
+  return (
+    <svg class="kernel" width={width * cell} height={height * tall} role="img" aria-label={numbers ? `weights ${[...weights].map(significant).join(" ")}` : "weights"}>
+      {[...weights].map((weight, i) => {
+        const [x, y] = [(i % width) * cell, Math.floor(i / width) * tall];
+        const share = Math.abs(weight) / top;
+        return [
+          <rect x={x} y={y} width={cell} height={tall} fill={heat(weight / top)} />,
+          numbers && (
+            <text x={x + cell / 2} y={y + tall / 2 + 3.5} text-anchor="middle" font-size={Math.min(10.5, cell / 3.9)} style={{ fill: share > 0.55 ? "#fff" : "#222" }}>
+              {significant(weight)}
+            </text>
+          ),
+        ];
+      })}
+    </svg>
+  );
+}
+
+/** A button that opens a panel under it. Escape, a click elsewhere and the focus leaving close it. */
+export class Pop extends Component<{ label: ComponentChildren; name: string; aria?: string; right?: boolean; class?: string; children: (close: () => void) => ComponentChildren }, { open: boolean }> {
+  override state = { open: false };
+  #root = createRef<HTMLDivElement>();
+  #button = createRef<HTMLButtonElement>();
+
+  #close = () => {
+    this.setState({ open: false });
+    this.#button.current?.focus();
+  };
+
+  override render() {
+    const { label, name, right, children } = this.props;
+    const { open } = this.state;
+    return (
+      <div
+        class="pop"
+        ref={this.#root}
+        onKeyDown={(event) => {
+          if (event.key !== "Escape" || !open) return;
+          event.stopPropagation();
+          this.#close();
+        }}
+        onFocusOut={(event) => {
+          if (open && event.relatedTarget && !this.#root.current?.contains(event.relatedTarget as Node)) this.setState({ open: false });
+        }}
+      >
+        <button ref={this.#button} type="button" part={name} aria-label={this.props.aria} aria-expanded={open} onClick={() => this.setState({ open: !open })}>
+          {label}
+        </button>
+        {open && (
+          <div class={`panel ${right ? "right" : ""} ${this.props.class ?? ""}`} part={`${name}-panel`} tabIndex={-1}>
+            {children(this.#close)}
+          </div>
+        )}
+      </div>
+    );
+  }
+
+  #outside = (event: Event) => {
+    if (this.state.open && !event.composedPath().includes(this.#root.current!)) this.setState({ open: false });
+  };
+  override componentDidMount() {
+    addEventListener("pointerdown", this.#outside);
+  }
+  override componentWillUnmount() {
+    removeEventListener("pointerdown", this.#outside);
+  }
+}

@@ -1,0 +1,315 @@
+"""The page in a real browser. What it must draw is asked of the core, run without one."""
+
+import dataclasses
+import io
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from convcircuits.drawing import figure
+from convcircuits.drawing.data import Document, EdgeKind, NodeKind
+from convcircuits.drawing.host import Diagram
+from diagrams import DOCUMENTS, HOSTILE, hostile, plain
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
+BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
+DRAWINGS = [name for name in DOCUMENTS if name != "hostile"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert path, "These tests need Chromium: apt-get install chromium, or put a Chromium or Chrome on the PATH."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open a document's page, as a file, offline; whatever a test does, nothing may be said, asked or fetched."""
+    contexts, said, fetched = [], [], []
+
+    def opened(document, fragment="", **options):
+        path = Diagram(document).save(tmp_path / "circuit.html")
+        options = {"viewport": {"width": 1440, "height": 1000}, **options}
+        contexts.append(browser.new_context(offline=True, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto(path.as_uri() + fragment)
+        if options.get("java_script_enabled", True):
+            page.locator("html[data-ready=true]").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    page = (tmp_path / "circuit.html").as_uri()
+    assert {url.split("#")[0] for url in fetched if not url.startswith("blob:")} == {page}
+
+
+def numbers(page, selector, name):
+    """The numbers that elements carry in a data attribute, sorted."""
+    return sorted(int(x) for x in page.locator(selector).evaluate_all(f"all => all.map(each => each.dataset.{name})"))
+
+
+def lines(document, edges):
+    """The edges that are lines: not the kernels inside a node, nor those that read the image."""
+    kind, source = document.edges.kind, document.edges.source
+    return sorted(e for e in edges if kind[e] != EdgeKind.INNER and document.nodes.kind[source[e]] != NodeKind.IMAGE)
+
+
+def middle(document):
+    """The drawn node of the second column through which most is drawn."""
+    shown = figure.drawn(document)
+    degree = np.bincount(document.edges.target[list(shown.edges)], minlength=len(document.nodes))
+    return max((n for n in shown.nodes if document.nodes.column[n] == 1), key=lambda n: (degree[n], -n))
+
+
+def focused(page):
+    """The number of the node that has the focus, or None."""
+    found = page.evaluate("document.getElementById('diagram').shadowRoot.activeElement?.dataset.node")
+    return None if found is None else int(found)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_the_page_draws_what_the_core_selects(show, name):
+    document = DOCUMENTS[name]()
+    page = show(document)
+    shown = figure.drawn(document)
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    assert numbers(page, ".edges [data-edge]", "edge") == lines(document, shown.edges)
+    expect(page.locator("#diagram h1")).to_have_text(document.meta.title)
+    expect(page.locator("[part=caption]")).to_have_text(shown.caption)
+
+
+def test_a_click_isolates_what_the_core_isolates_and_escape_clears_it(show):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    nodes, edges = figure.drawn(document, dataclasses.replace(document.view, isolate=node)).lit
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    assert numbers(page, "[data-node].lit", "node") == list(nodes)
+    assert numbers(page, ".edges path.lit[data-edge]", "edge") == list(edges)
+    assert node in nodes
+    assert document.target in nodes
+    assert len(nodes) < page.locator("[data-node]").count()
+    page.keyboard.press("Escape")
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    assert page.locator("[data-node].lit").count() == 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_the_url_holds_the_view(show, share):
+    document = DOCUMENTS["wide"]()
+    node = middle(document)
+    page = show(document, f"#isolate={node}&share={share}&nodesPerColumn=5")
+    view = dataclasses.replace(document.view, isolate=node, share=share, nodes_per_column=5)
+    shown = figure.drawn(document, view)
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    assert numbers(page, "[data-node].lit", "node") == list(shown.lit[0])
+    page.keyboard.press("Escape")
+    page.locator("[data-mode-button=table]").click()
+    page.wait_for_function("location.hash.includes('mode=table')")
+    fragment = page.evaluate("location.hash")
+    assert "isolate" not in fragment
+    again = show(document, fragment)
+    expect(again.locator("[data-mode-button=table]")).to_have_attribute("aria-pressed", "true")
+    again.locator("[data-mode-button=diagram]").click()
+    view = dataclasses.replace(view, isolate=None)
+    assert numbers(again, "[data-node]", "node") == sorted(figure.drawn(document, view).nodes)
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#isolate=9999", "#root=x&pins=1,-4,zz&mode=evil", "#%E0%A4%A", "#variant=7&image=3"]
+)
+def test_a_url_that_says_what_is_not_there_is_passed_over(show, fragment):
+    document = DOCUMENTS["wide"]()
+    page = show(document, fragment)
+    assert set(numbers(page, "[data-node]", "node")) >= {document.target}
+
+
+def test_the_keyboard_walks_reroots_and_goes_back(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if focused(page) is not None:
+            break
+    assert focused(page) == document.target
+    edges, shown = document.edges, figure.drawn(document)
+    walked = [document.target]
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+        walked.append(focused(page))
+    steps = set(zip(edges.source.tolist(), edges.target.tolist(), strict=True))
+    assert all((source, target) in steps for target, source in itertools.pairwise(walked))
+    column = [n for n in shown.nodes if document.nodes.column[n] == document.nodes.column[walked[-1]]]
+    page.keyboard.press("Home")
+    seen = [focused(page)]
+    for _ in column[1:]:
+        page.keyboard.press("ArrowDown")
+        seen.append(focused(page))
+    assert sorted(seen) == sorted(column)
+    page.keyboard.press("ArrowUp")
+    assert focused(page) == seen[-2]
+    page.keyboard.press("ArrowRight")
+    root = focused(page)
+    assert (seen[-2], root) in steps
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"location.hash.includes('root={root}')")
+    rooted = figure.drawn(document, dataclasses.replace(document.view, root=root))
+    assert numbers(page, "[data-node]", "node") == sorted(rooted.nodes)
+    assert root in rooted.nodes
+    assert document.target not in rooted.nodes
+    page.keyboard.press("Escape")
+    page.wait_for_function("!location.hash.includes('root=')")
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+
+
+def test_the_density_slider_draws_the_first_kernels_by_rank(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document)
+    page.locator("[part=density]").evaluate(
+        "slider => { slider.value = 160; slider.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    page.wait_for_function("location.hash.includes('kernels=')")
+    kernels = int(re.search(r"kernels=(\d+)", page.evaluate("location.hash"))[1])
+    assert 1 < kernels < document.variants[0].kernels
+    shown = figure.drawn(document, dataclasses.replace(document.view, kernels=kernels))
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    assert (document.variants[0].rank[list(shown.edges)] < kernels).all()
+
+
+def test_two_circuits_are_compared_and_an_image_is_chosen(show):
+    document = DOCUMENTS["plain"]()
+    page = show(document, "#compare=1")
+    marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
+    assert marks <= {"both", "a", "b"}
+    assert {"both", "a"} <= marks
+    page = show(document, "#image=1")
+    assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
+
+
+def saved(page, kind):
+    page.locator("[part~=export], button:text-is('export')").first.click()
+    with page.expect_download() as waiting:
+        page.locator(f"[data-export='{kind}']").click()
+    return Path(waiting.value.path()).read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "width"), [("svg-180", "180mm"), ("svg-88", "88mm")])
+def test_the_svg_of_a_page_is_the_svg_of_python(show, kind, width):
+    document = DOCUMENTS["plain"]()
+    assert saved(show(document), kind).decode() == figure.svg(document, width=width)
+
+
+def test_the_files_of_a_page_can_be_read(show):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    read = Document.from_json(saved(page, "json"))
+    assert read.view == dataclasses.replace(document.view, isolate=node)
+    assert dataclasses.replace(read, view=document.view).to_json() == document.to_json()
+    image = Image.open(io.BytesIO(saved(page, "png")))
+    assert image.width > 2000
+    assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    text = saved(page, "svg").decode()
+    assert text.startswith("<svg ")
+    assert text.count("<svg ") == 1 + page.locator("[data-node]").count()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("mode", ["diagram", "all", "table"])
+def test_axe_finds_nothing_to_complain_of(show, mode, theme):
+    assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
+    page = show(DOCUMENTS["plain"](), f"#mode={mode}", color_scheme=theme)
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_of_where_a_node_is_isolated_and_panels_are_open(show, theme):
+    document = DOCUMENTS["wide"]()
+    page = show(document, f"#isolate={middle(document)}", color_scheme=theme)
+    page.get_by_role("button", name="about").click()
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
+
+
+@pytest.mark.parametrize("mode", ["diagram", "all", "table"])
+def test_hostile_text_appears_as_text(show, mode):
+    document = hostile()
+    page = show(document, f"#mode={mode}&image=0")
+    for name in ("about", "export", "drawn"):
+        page.get_by_role("button", name=name, exact=True).click()
+        page.keyboard.press("Escape")
+    title = page.locator("#diagram h1")
+    assert BIDI.sub("", HOSTILE[0]) in title.inner_text()
+    text = page.locator("#diagram .app").inner_text()
+    assert not BIDI.search(text)
+    assert page.locator("script").count() == 2
+    assert page.locator("img[src=x], [onerror], iframe, object, embed, a[href^=javascript]").count() == 0
+    assert page.title() == document.meta.title
+
+
+def test_before_the_script_runs_the_title_and_a_skeleton_are_there(show):
+    document = plain()
+    page = show(document, java_script_enabled=False)
+    expect(page.locator("h1")).to_be_visible()
+    expect(page.locator("h1")).to_have_text(document.meta.title)
+    assert page.locator(".skeleton i").count() == (document.nodes.kind != NodeKind.IMAGE).sum()
+    expect(page.locator(".skeleton i").first).to_be_visible()
+    expect(page.locator("noscript")).to_contain_text("scripts are switched off")
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_the_pages_policy_lets_no_other_script_run_and_nothing_out(browser, tmp_path):
+    path = Diagram(plain()).save(tmp_path / "circuit.html")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.locator("html[data-ready=true]").wait_for()
+    refused = page.evaluate(
+        """async () => {
+            const refused = [];
+            document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.body.append(script);
+            const image = document.createElement("img");
+            image.src = "https://example.org/a.png";
+            document.body.append(image);
+            document.body.setAttribute("onclick", "window.ran = true");
+            document.body.click();
+            await fetch("https://example.org/").catch(() => {});
+            await new Promise(done => setTimeout(done, 200));
+            return refused;
+        }"""
+    )
+    assert {"script-src-elem", "script-src-attr", "img-src", "connect-src"} <= set(refused)
+    assert page.evaluate("window.ran") is None
+    page.close()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_narrow_and_a_dark_page_draw_the_same(show, name):
+    document = DOCUMENTS[name]()
+    page = show(document, viewport={"width": 800, "height": 700}, color_scheme="dark")
+    groups = sum(len(group.nodes) - 1 for group in document.view.groups)
+    assert page.locator("[data-node]").count() == len(figure.drawn(document).nodes) - groups
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
