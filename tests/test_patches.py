@@ -160,6 +160,28 @@ def test_what_reaches_all_positions_alike_can_be_left_out():
     assert {field.box(4, 5) for field in far.values()} == {(0, 0, 20, 20)}
 
 
+class Split(nn.Module):
+    """Two branches, each scaled by a gate of its own and added: split attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.Conv2d(3, 8, 3)
+        self.gate = nn.Conv2d(4, 8, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.branches(x).unflatten(1, (2, 4))
+        gate = self.gate(F.adaptive_avg_pool2d(x.sum(1), 1)).unflatten(1, (2, 4)).softmax(1)
+        return self.head((x * gate).sum(1))
+
+
+def test_gates_of_several_branches_can_be_left_out_too():
+    subject = subject_of(seeded(Split, 2)(), cc.Feature("head", 0), (3, 12, 12))
+    for local, size in ((True, (3, 3)), (False, (12, 12))):
+        (field,) = fields.receptive_fields(subject, [("head", 0, 1)], local=local).values()
+        assert field.box(3, 4)[2:] == size
+
+
 def chain(*steps):
     """Size, stride and offset of a chain of (kernel, stride, padding)."""
     size, stride, offset = 1, 1, 0
@@ -184,20 +206,21 @@ CONV, POOL = (3, 1, 1), (2, 2, 0)
 
 
 def test_fields_of_vgg16_follow_the_chain_rule():
-    subject = geometry("torchvision:vgg16@random", "features.28")
+    subject = geometry("torchvision:vgg16@random", "features.28", size=160)
     steps = [[CONV] * 2, [CONV] * 2, [CONV] * 3, [CONV] * 3, [CONV] * 3]
-    before, index = [], 0
-    known = {"features.14": 32, "features.28": 164}
+    before, index, rules = [], 0, {}
     for block in steps:
         for conv in block:
-            (field,) = fields.receptive_fields(subject, [(f"features.{index}", 0, 0)]).values()
-            is_affine(field, chain(*before))
-            assert field.size[0] == known.get(f"features.{index}", field.size[0])
+            rules[f"features.{index}", 0, 0] = chain(*before)
             before.append(conv)
             index += 2
         before.append(POOL)
         index += 1
-    (own,) = fields.receptive_fields(subject, [None]).values()
+    *found, own = fields.receptive_fields(subject, [*rules, None]).values()
+    for field, rule in zip(found, rules.values(), strict=True):
+        is_affine(field, rule)
+    assert rules["features.14", 0, 0][0] == 32
+    assert rules["features.28", 0, 0][0] == 164
     is_affine(own, chain(*before[:-1]))
     assert own.size == (196, 196)
 

@@ -246,7 +246,7 @@ class _Run:
 
     def together(self, maps: list[Tensor], like: Tensor) -> Tensor:
         """Join maps element by element."""
-        spread = [x for x in maps if x.dim() == 4 and x[0, 0].numel() > 1]
+        spread = [x for x in maps if x.dim() > 3 and x.shape[-2:].numel() > 1]
         chosen = spread if self.local and spread else maps
         return torch.stack([x.expand(like.shape) for x in chosen]).amax(0)
 
@@ -265,7 +265,8 @@ def _joined(
         reach = dilation[axis] * (kernel[axis] - 1)
         count = out[axis] if out else (length + 2 * padding[axis] - reach - 1) // stride[axis] + 1
         pads.append((padding[axis], (count - 1) * stride[axis] - padding[axis] + reach - (length - 1)))
-    return F.max_pool2d(_extended(x, pads), kernel, stride, 0, dilation)
+    x = F.max_pool2d(_extended(x, pads), (kernel[0], 1), (stride[0], 1), 0, (dilation[0], 1))
+    return F.max_pool2d(x, (1, kernel[1]), (1, stride[1]), 0, (1, dilation[1]))
 
 
 def _extended(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:

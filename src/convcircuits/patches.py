@@ -165,9 +165,8 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
         def watch(call: KernelCall, number: int, totals: Mapping[str, Tensor] = totals) -> None:
             if call.layer in totals:
                 # The mean of a convolution is the convolution of means: of what each weight reads.
-                reads = torch.cat([call.columns(slice(n, n + 1)).mean(4) for n in range(len(call.x))])
                 weights = replace(call, weight=_used(call, masks)).kernels
-                effect = torch.einsum("goik,ngik->ngoi", weights, reads).flatten(1, 2).cpu()
+                effect = torch.einsum("goik,ngik->ngoi", weights, _mean_reads(call)).flatten(1, 2).cpu()
                 rows = slice(None) if call.rows is None else call.rows.cpu()
                 totals[call.layer][:, rows] += effect
 
@@ -187,9 +186,10 @@ def responses(subject: Subject, runs: Sequence[Masks | None], batches: Batches) 
     parts = []
     for images in batches:
         with torch.no_grad():
-            indices = subject.feature.indices(subject.maps(images))
-            counted = [at(subject.maps(images, masks), indices).double().flatten(1).mean(1) for masks in runs]
-        parts.append(torch.stack(counted).cpu())
+            full = subject.maps(images)
+            indices = subject.feature.indices(full)
+            maps = [full if masks is None else subject.maps(images, masks) for masks in runs]
+        parts.append(torch.stack([at(one, indices).double().flatten(1).mean(1) for one in maps]).cpu())
     return torch.cat(parts, 1)
 
 
@@ -297,6 +297,20 @@ def _used(call: KernelCall, masks: Masks | None) -> Tensor:
     if masks is None or call.layer not in masks.kernels:
         return call.weight
     return weight_and_bias(call, masks, masks.running(call))[0]
+
+
+def _mean_reads(call: KernelCall) -> Float[Tensor, "n g i k"]:
+    """Average over positions what each weight of a kernel reads."""
+    if not isinstance(call, ConvCall):
+        return call.columns(slice(None)).mean(4)
+    height, width = call.padding
+    x = F.pad(call.x, (width, width, height, height))
+    for axis in (1, 0):  # columns, then rows: the axis that is averaged is the last, and becomes the kernel's
+        kernel, stride, dilation = call.weight.shape[2 + axis], call.stride[axis], call.dilation[axis]
+        last = x.shape[3] - 1 - dilation * (kernel - 1)  # where the first weight can stand
+        parts = [x[..., t * dilation : t * dilation + last + 1 : stride].mean(3) for t in range(kernel)]
+        x = torch.stack(parts, 3).transpose(2, 3)
+    return x.reshape(len(x), call.groups, x.shape[1] // call.groups, -1)
 
 
 def _presums(call: KernelCall, masks: Masks | None, kernels: Sequence[Kernel]) -> Float[Tensor, "n r h w"]:
