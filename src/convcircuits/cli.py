@@ -22,7 +22,8 @@ import convcircuits as cc
 from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
 from convcircuits.costs import Costs, costs
-from convcircuits.drawing.figure import check_figure
+from convcircuits.drawing.figure import Width
+from convcircuits.drawing.host import check_file
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.granularity import SHAPES, check_granularity
 from convcircuits.models import list_models
@@ -280,9 +281,7 @@ def diagram(
         str, typer.Option(help=f"What pictures the filters: {' or '.join(LABELS)} (optimised; takes minutes).")
     ] = "patches",
     title: Annotated[str | None, typer.Option(help="Over the picture; the feature's name if not given.")] = None,
-    width: Annotated[
-        str | None, typer.Option(help="Of a figure: screen, or for papers 180mm or 88mm.")
-    ] = None,
+    width: Annotated[Width | None, typer.Option(help="Of a figure; the last two are for papers.")] = None,
     model: ModelAgainOption = None,
     images: ImagesAgainOption = None,
     weights: WeightsOption = None,
@@ -294,7 +293,7 @@ def diagram(
 ) -> None:
     """Draw a circuit as an interactive page, or as a figure."""
     path = file.with_suffix(".html") if out is None else out
-    check_figure(path, width)
+    check_file(path, width)
     if open_ and path.suffix != ".html":
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
     circuit = loaded_circuit(file)

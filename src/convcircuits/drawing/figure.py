@@ -80,8 +80,7 @@ def pdf(document: Document, *, width: Width = "screen") -> bytes:
     Raises:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
-    converter = _converter()
-    return bytes(converter.svg_to_pdf(_in_points(svg(document, width=width))))
+    return bytes(converter().svg_to_pdf(_in_points(svg(document, width=width))))
 
 
 def png(document: Document, *, width: Width = "screen") -> bytes:
@@ -90,8 +89,7 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
     Raises:
         ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
     """
-    converter = _converter()
-    return bytes(converter.svg_to_png(_in_points(svg(document, width=width)), ppi=_DOTS[width]))
+    return bytes(converter().svg_to_png(_in_points(svg(document, width=width)), ppi=_DOTS[width]))
 
 
 def _call(function: str, document: Document, options: dict[str, Any]) -> str:
@@ -129,7 +127,12 @@ def _in_points(text: str) -> str:
     )
 
 
-def _converter() -> ModuleType:
+def converter() -> ModuleType:
+    """Give what turns SVG into PDF and PNG.
+
+    Raises:
+        ConvCircuitsError: If the extra ``figure`` is not installed.
+    """
     try:
         import vl_convert
     except ImportError as error:

@@ -19,6 +19,30 @@ if TYPE_CHECKING:
     from convcircuits.drawing.widget import DiagramWidget
 
 
+_PAGES: dict[str, Callable[[Document], str]] = {".html": page, ".json": Document.to_json}
+_FIGURES: dict[str, Callable[..., str | bytes]] = {".svg": figure.svg, ".pdf": figure.pdf, ".png": figure.png}
+
+
+def check_file(path: Path, width: str | None = None) -> None:
+    """Refuse a file that no diagram can be written to, before one is made.
+
+    Raises:
+        ConvCircuitsError: If the suffix or the width is another, a page or document is given a width, the folder is
+            not there, or what draws PDF and PNG is not installed.
+    """
+    if path.suffix not in {**_PAGES, **_FIGURES}:
+        raise ConvCircuitsError(f"{path}: a diagram is saved as .html, .svg, .pdf, .png or .json.")
+    if width is not None and (path.suffix in _PAGES or width not in get_args(figure.Width)):
+        raise ConvCircuitsError(
+            f"A width is for .svg, .pdf and .png, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
+            f"{path.name}."
+        )
+    if not path.parent.is_dir():
+        raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
+    if path.suffix in (".pdf", ".png"):
+        figure.converter()
+
+
 class Diagram:
     """A circuit diagram and what its reader has chosen, which in a notebook is what is chosen there.
 
@@ -67,6 +91,11 @@ class Diagram:
                 self._widget.kernels, self._widget.image = view.kernels, view.image
 
     @property
+    def caption(self) -> str:
+        """What the figure says of itself: how much is drawn, and how much of the feature that keeps."""
+        return figure.drawn(self.document, self.view).caption
+
+    @property
     def selection(self) -> tuple[int, ...]:
         """Numbers of the nodes that are chosen."""
         return self._selection if self._widget is None else tuple(self._widget.selection)
@@ -112,19 +141,12 @@ class Diagram:
                 is not there, or what draws PDF and PNG is not installed.
         """
         path = Path(path)
-        plain: dict[str, Callable[[Document], str]] = {".html": page, ".json": Document.to_json}
-        figures: dict[str, Callable[..., str | bytes]] = {".svg": figure.svg, ".pdf": figure.pdf, ".png": figure.png}
-        if path.suffix not in {**plain, **figures}:
-            raise ConvCircuitsError(f"{path}: a diagram is saved as .html, .svg, .pdf, .png or .json.")
-        if width is not None and (path.suffix in plain or width not in get_args(figure.Width)):
-            raise ConvCircuitsError(
-                f"A width is for .svg, .pdf and .png, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
-                f"{path.name}."
-            )
+        check_file(path, width)
         seen = self._seen()
-        content = (
-            plain[path.suffix](seen) if path.suffix in plain else figures[path.suffix](seen, width=width or "screen")
-        )
+        if path.suffix in _PAGES:
+            content: str | bytes = _PAGES[path.suffix](seen)
+        else:
+            content = _FIGURES[path.suffix](seen, width=width or "screen")
         write_whole(path, content.encode() if isinstance(content, str) else content)
         return path
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convcircuits import visualising
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall
 from convcircuits.drawing import data
@@ -295,22 +294,13 @@ def _features(
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in drawn if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
-
-    def wanted(n: int) -> visualising.Reading:
-        reading = readings[n]
-        assert not isinstance(reading, int)
-        layer, call, channel = (None, 0, 0) if reading is None else reading
-        return visualising.Reading(layer, channel, fields[reading].size, call)
-
-    prepare = visualising.prepared(primaries)
-    found = visualise(subject, [wanted(n) for n in nodes], masks=masks, prepare=prepare, seed=seed, progress=progress)
-    for n, picture in zip(nodes, found, strict=True):
+    found = visualise(subject, fields, masks=masks, primaries=primaries, seed=seed, progress=progress)
+    for n in nodes:
+        picture = found[readings[n]]
         if picture is not None:
             album.add("features", n, picture.pixels.numpy())
-    goal = drawing.graph.goal
-    inside = found[nodes.index(goal)]
-    (full,) = visualise(subject, [wanted(goal)], prepare=prepare, seed=seed)
-    both = [("in the circuit", inside), ("in the full model", full)]
+    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed)[None]
+    both = [("in the circuit", found[None]), ("in the full model", full)]
     return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
 
 

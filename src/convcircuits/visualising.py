@@ -1,0 +1,306 @@
+"""Pictures that drive maps most, found by gradient ascent, in the full model or inside a circuit.
+
+Olah, Mordvintsev and Schubert, Feature Visualization (Distill 2017): a picture is a Fourier spectrum in decorrelated
+colours, so that the ascent goes through natural pictures, and it jitters meanwhile. The contrast of a picture is fixed
+here: it says what drives a map most among pictures of one contrast, and where it is grey nothing matters to the map.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from convcircuits.batches import Progress
+from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.feature import Feature
+from convcircuits.fields import Field, Reading, no_such_map
+from convcircuits.functions import base_name, writes_to_first
+from convcircuits.masking import Masks, Subject
+from convcircuits.silence import follow
+
+# The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is
+# a measured fact. Divided by the length of its longest column.
+_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
+_CONTRAST = 2.0  # root mean square of a picture before the sigmoid, in decorrelated colours
+_FALL = 1.5  # amplitudes fall with this power of the frequency
+_RATE = 0.1
+_SLOPE = 0.1  # of a ReLU that is shut, in the first quarter of the steps
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that drives a map.
+
+    Attributes:
+        pixels: Red, green and blue, (h, w, 3), on the CPU: as large as the map's receptive field.
+        value: What the map is on it, in the middle.
+        start: What it was on the noise that the picture was made of.
+    """
+
+    pixels: UInt8[Tensor, "h w rgb"]
+    value: float
+    start: float
+
+
+def visualise(
+    subject: Subject,
+    fields: Mapping[Reading, Field],
+    *,
+    masks: Masks | None = None,
+    primaries: Tensor | None = None,
+    steps: int = 128,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> dict[Reading, Picture | None]:
+    """Find the picture that drives each map most at one place, in the full model or inside a circuit.
+
+    Pictures depend neither on each other nor on the batch size, to rounding; all begin with the same noise. A filter
+    that noise leaves silent has no gradient: so in the first quarter of the steps some of it passes the ReLUs that are
+    shut, and those that stay silent begin again, with other noise, three times in all.
+
+    Args:
+        subject: The feature.
+        fields: The maps with their fields, as ``receptive_fields`` gives.
+        masks: The circuit that runs; None for the full model.
+        primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
+            ``LoadedModel.primaries`` gives. Where it keeps no colour, pictures are grey. Without it the model gets
+            values from 0 to 1: red, green and blue, or of any other number of channels the same grey in each.
+        steps: Of gradient ascent.
+        seed: Of noise and jitter.
+        batch_size: The most pictures that are made at once.
+        progress: Called with maps done and maps in all.
+
+    Returns:
+        A picture of each map, in their order. None where none was found on which the map is higher than on noise.
+
+    Raises:
+        ConvCircuitsError: If there is no such map, the primaries are not those of as many channels, or a number is out
+            of range.
+    """
+    steps, seed = whole_number("steps", steps, 1), whole_number("seed", seed, 0)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    mixing, black = _mixing(primaries, subject.survey.input_shape[0])
+    found: dict[Reading, Picture | None] = dict.fromkeys(fields)
+    for attempt in range(_TRIES):
+        silent = {reading: fields[reading] for reading, picture in found.items() if picture is None}
+        done = len(fields) - len(silent)
+        for readings in _together(silent, batch_size):
+            ascent = _Ascent(subject, masks, readings, fields[readings[0]], mixing, black)
+            found |= zip(readings, ascent.run(steps, seed * _TRIES + attempt), strict=True)
+            done += len(readings)
+            if progress is not None and attempt == 0:
+                progress(done, len(fields))
+    return found
+
+
+class _Read(BaseException):
+    """Stop a forward pass: the kernels have read. Not an `Exception`, so that no model swallows it."""
+
+    def __init__(self, call: KernelCall) -> None:
+        self.call = call
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Along one axis: a position of the map, the part of the image it sees, and how much of the image must run."""
+
+    position: int
+    seen: slice
+    length: int
+
+    @classmethod
+    def inside(cls, spans: Sequence[tuple[int, int]], image: int) -> "_Place":
+        """Choose the first position that sees no padding, and no more of the image than it needs.
+
+        The rest is a multiple of the map's stride, so that padding that is computed from the size stays what it is.
+        """
+        for position, (begin, end) in enumerate(spans):
+            if begin >= 0 and end <= image and end - begin < image:
+                stride = max(1, spans[position + 1][0] - begin) if position + 1 < len(spans) else 1
+                return cls(position, slice(begin, end), end + (image - end) % stride)
+        return cls.middle(spans, image)
+
+    @classmethod
+    def middle(cls, spans: Sequence[tuple[int, int]], image: int) -> "_Place":
+        """Choose the position in the middle of the whole image."""
+        begin, end = spans[len(spans) // 2]
+        return cls(len(spans) // 2, slice(max(0, begin), min(image, end)), image)
+
+
+class _Ascent:
+    """Gradient ascent of one picture for each of some maps, which one call reads at places of one kind."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        masks: Masks | None,
+        readings: Sequence[Reading],
+        field: Field,
+        mixing: Tensor,
+        black: Tensor,
+    ) -> None:
+        self.subject, self.masks = subject, Masks({}, silent=False) if masks is None else masks
+        self.readings, self.field = readings, field
+        device, dtype = subject.network.device, subject.network.dtype
+        self.mixing, self.black = mixing.to(device, dtype), black.to(device, dtype)
+        self.colours = (_COLOURS if len(mixing) == 3 else torch.ones(1, 1)).to(device, dtype)
+        axes = list(zip((field.rows, field.columns), field.image, strict=True))
+        self.places = [_Place.inside(*axis) for axis in axes]
+        try:
+            self.read(self.grey())
+        except ConvCircuitsError:  # of a model that takes images of one size alone, or none so small
+            self.places = [_Place.middle(*axis) for axis in axes]
+            self.read(self.grey())
+
+    def run(self, steps: int, seed: int) -> list[Picture | None]:
+        """Begin with noise and climb."""
+        generator = torch.Generator().manual_seed(seed)
+        play = [min(8, (place.seen.stop - place.seen.start) // 8) for place in self.places]
+        size = [place.length + 2 * room for place, room in zip(self.places, play, strict=True)]
+        scale = _scale(size).to(self.mixing)
+        noise = torch.randn(1, len(self.colours), *scale.shape, 2, generator=generator, dtype=torch.float64)
+        spectrum = noise.to(scale).repeat(len(self.readings), 1, 1, 1, 1).requires_grad_()
+        optimiser = torch.optim.Adam([spectrum], lr=_RATE)
+
+        def pictures(offsets: Sequence[int]) -> Tensor:
+            top, left = (slice(n, n + place.length) for n, place in zip(offsets, self.places, strict=True))
+            return _pictures(spectrum, scale, self.colours, size)[..., top, left]
+
+        with torch.no_grad():
+            start = self.read(pictures(play))
+        for step in range(steps):
+            offsets = [int(torch.randint(2 * room + 1, (), generator=generator)) for room in play]
+            with torch.enable_grad(), _Leaky(step < steps / 4):
+                values = self.read(pictures(offsets))
+                if not values.requires_grad:  # of constants
+                    break
+                (spectrum.grad,) = torch.autograd.grad(-values.sum(), spectrum)
+            optimiser.step()
+        with torch.no_grad():
+            final = (pictures(play) * 255).round()
+            values = self.read(final / 255)
+        shown = final[..., self.places[0].seen, self.places[1].seen].to("cpu", torch.uint8).movedim(1, -1)
+        return [
+            Picture(pixels.expand(-1, -1, 3).contiguous(), value, begun) if value > begun + 1e-6 * abs(begun) else None
+            for pixels, value, begun in zip(shown, values.tolist(), start.tolist(), strict=True)
+        ]
+
+    def grey(self) -> Tensor:
+        """Give grey pictures of the size that runs."""
+        size = [place.length for place in self.places]
+        return self.mixing.new_full((len(self.readings), len(self.colours), *size), 0.5)
+
+    def read(self, pictures: Tensor) -> Tensor:
+        """Give what each map is on its picture, (n,)."""
+        images = torch.einsum("nrhw,rc->nchw", pictures, self.mixing) + self.black[:, None, None]
+        maps, channels, (row, column) = self.maps(images)
+        if max(channels) >= maps.shape[1]:
+            raise no_such_map(self.readings[channels.index(max(channels))])
+        return maps[list(range(len(maps))), channels, row, column]
+
+    def maps(self, images: Tensor) -> tuple[Tensor, list[int], tuple[int, int]]:
+        """Give maps (n, c, h, w), which of them each reading means, and where."""
+        row, column = (place.position for place in self.places)
+        first = self.readings[0]
+        if isinstance(first, tuple):
+            call = self.call(images, *first[:2])
+            channels = [reading[2] for reading in self.readings if isinstance(reading, tuple)]
+            if isinstance(call, ConvCall):
+                return call.x, channels, (row + self.field.padding[0], column + self.field.padding[2])
+            if call.x.dim() == 2:
+                return call.x.reshape(len(images), call.blocks, *self.field.shape), channels, (row, column)
+            return call.x.movedim(-1, 1)[..., None].flatten(3), channels, (row, column)
+        rows = self.subject.rows.tolist()
+        missing = [reading for reading in self.readings if reading is not None and reading not in rows]
+        if missing:
+            raise no_such_map(missing[0])
+        feature = Feature(self.subject.feature.layer, tuple(rows), call=self.subject.feature.call)
+        output = Subject(self.subject.network, feature, self.subject.survey).maps(images, self.masks)
+        output = output if output.dim() == 4 else output[..., None, None]
+        if first is not None:
+            return output, [rows.index(reading) for reading in self.readings], (row, column)
+        several = isinstance(self.subject.feature.unit, tuple)
+        maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, self.subject.coefficients)
+        return maps[:, None], [0], (row, column)
+
+    def call(self, images: Tensor, layer: str, number: int) -> KernelCall:
+        """Give a call of a layer; nothing after it runs."""
+        calls = 0
+
+        def kernel(call: KernelCall) -> Tensor:
+            nonlocal calls
+            if call.layer == layer:
+                if calls == number:
+                    raise _Read(call)
+                calls += 1
+            return self.masks.kernel(call)
+
+        survey, other = self.subject.survey, follow if self.masks.silent else None
+        try:
+            self.subject.network.run(self.subject.feature, images, kernel, other=other, copied=survey.copied)
+        except _Read as read:
+            return read.call
+        raise no_such_map(self.readings[0])
+
+
+class _Leaky(TorchFunctionMode):
+    """Let ReLUs that are shut pass a little, if wanted."""
+
+    def __init__(self, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._wanted or base_name(func) not in ("relu", "relu6"):
+            return func(*args, **kwargs)
+        x, *inplace = (*args, *kwargs.values())
+        passed: Tensor = F.leaky_relu(x, _SLOPE, inplace=writes_to_first(func) or any(inplace))
+        return passed
+
+
+def _scale(size: Sequence[int]) -> Tensor:
+    """Give the amplitudes of a natural picture's spectrum, (h, w // 2 + 1)."""
+    rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
+    return 1 / (rows**2 + columns**2).sqrt().clamp_min(1 / max(size)) ** _FALL
+
+
+def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[int]) -> Tensor:
+    """Turn spectra (n, c, h, w // 2 + 1, 2) into pictures (n, c, h, w) from 0 to 1, all of one contrast."""
+    waves = torch.fft.irfft2(torch.view_as_complex(spectrum) * scale, s=tuple(size))
+    waves = waves * (_CONTRAST / waves.square().mean((1, 2, 3), keepdim=True).sqrt())
+    return torch.einsum("rc,nchw->nrhw", colours, waves).sigmoid()
+
+
+def _mixing(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,)."""
+    if primaries is None:
+        return (torch.eye(3) if channels == 3 else torch.ones(1, channels)), torch.zeros(channels)
+    if primaries.shape != (4, channels):
+        raise ConvCircuitsError(
+            f"The primaries are of shape {tuple(primaries.shape)}; for images of {channels} channels give "
+            f"(4, {channels}): what black, red, green and blue become."
+        )
+    black, *colours = primaries.double()
+    mixing = torch.stack(colours) - black
+    return (mixing if int(torch.linalg.matrix_rank(mixing)) == 3 else mixing.sum(0, keepdim=True)), black
+
+
+def _together(fields: Mapping[Reading, Field], batch_size: int) -> Iterator[list[Reading]]:
+    """Give the maps that run at once, at most ``batch_size``: of one call and with one field, or the feature's."""
+    groups: dict[Any, list[Reading]] = {}
+    for reading, field in fields.items():
+        kind = reading[:2] if isinstance(reading, tuple) else type(reading)
+        groups.setdefault((kind, field), []).append(reading)
+    for group in groups.values():
+        yield from (group[n : n + batch_size] for n in range(0, len(group), batch_size))
