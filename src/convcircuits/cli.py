@@ -280,7 +280,9 @@ def diagram(
     pictures: Annotated[
         str, typer.Option(help=f"What pictures the filters: {' or '.join(LABELS)} (optimised; takes minutes).")
     ] = "patches",
-    title: Annotated[str | None, typer.Option(help="Over the picture; the feature's name if not given.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Over the picture; the feature's and the model's name if not given.")
+    ] = None,
     width: Annotated[Width | None, typer.Option(help="Of a figure; the last two are for papers.")] = None,
     model: ModelAgainOption = None,
     images: ImagesAgainOption = None,
@@ -303,7 +305,7 @@ def diagram(
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
-            images=setup.train if len(setup.train) else setup.held_out,
+            images=setup.pictured(),
             held_out=setup.held_out,
             against=other,
             title=title,
@@ -444,7 +446,7 @@ def demo(
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
-            images=setup.train,
+            images=setup.pictured(),
             held_out=setup.held_out,
             primaries=setup.loaded.primaries(),
             seed=seed,

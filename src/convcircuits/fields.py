@@ -80,6 +80,14 @@ class Field:
         """(height, width) of a position's field, in pixels; the largest where they differ."""
         return _longest(self.rows), _longest(self.columns)
 
+    def unpadded(self) -> tuple[Tensor, Tensor]:
+        """Tell which rows and which columns of the map see the image alone, bool (h,) and (w,).
+
+        These are at least a quarter of each, for which those count that see the least padding; all, along an axis
+        where fields are as long as the image.
+        """
+        return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
+
     def box(self, row: int, column: int) -> Box:
         """Give the field of a position: as it is, or along an axis where fields are as long as the image, all of it."""
         spans = [
@@ -369,6 +377,13 @@ def _field(boxes: Tensor, image: tuple[int, int], padding: tuple[int, int, int, 
         columns = tuple(zip(ends[2 * height : -width], ends[-width:], strict=True))
         known[key] = Field(rows, columns, image, padding)
     return known[key]
+
+
+def _unpadded(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
+    if _longest(spans) >= length:
+        return torch.ones(len(spans), dtype=torch.bool)
+    outside = torch.tensor([max(0, -first) + max(0, end - length) for first, end in spans])
+    return outside <= outside.sort().values[(len(spans) - 1) // 4]
 
 
 def _longest(spans: Sequence[tuple[int, int]]) -> int:

@@ -33,7 +33,8 @@ class Best:
 
     Attributes:
         image: Number of the image, (R, K).
-        position: Row and column of its highest value in the map, (R, K, 2); the first where several are as high.
+        position: Row and column of its highest value in the map, away from the border, (R, K, 2); the first where
+            several are as high.
         value: That value, (R, K), float64.
     """
 
@@ -46,6 +47,9 @@ def best_patches(
     subject: Subject, masks: Masks | None, batches: Batches, fields: Mapping[Reading, Field], top: int = 6
 ) -> Best:
     """Find the images on which maps are highest, one place in each, in one pass.
+
+    Places whose fields lie inside the image are chosen among (``Field.unpadded``): at the border it is often the
+    padding that drives a map, and a patch cannot show that.
 
     Args:
         subject: The feature.
@@ -62,6 +66,7 @@ def best_patches(
     widths = torch.tensor([field.shape[1] for field in fields.values()])[:, None]
     value = torch.empty(len(fields), 0, dtype=torch.float64)
     image, flat = value.long(), value.long()
+    insides = {field: _inside(field) for field in set(fields.values())}
     done = 0
     for images in batches:
         highest = torch.empty(len(fields), len(images), dtype=torch.float64)
@@ -69,7 +74,8 @@ def best_patches(
 
         def see(readings: list[Reading], maps: Tensor, highest: Tensor = highest, where: Tensor = where) -> None:
             rows = [places[reading] for reading in readings]
-            values, indices = maps.flatten(2).max(2)
+            inside = torch.stack([insides[fields[reading]] for reading in readings]).to(maps.device)
+            values, indices = maps.masked_fill(~inside, -torch.inf).flatten(2).max(2)
             highest[rows], where[rows] = values.T.to("cpu", torch.float64), indices.T.cpu()
 
         _read(subject, masks, images, fields, see)
@@ -80,6 +86,11 @@ def best_patches(
         flat = torch.cat([flat, where], 1).gather(1, kept)
         done += len(images)
     return Best(image, torch.stack([flat // widths, flat % widths], 2), value)
+
+
+def _inside(field: Field) -> Tensor:
+    rows, columns = field.unpadded()
+    return rows[:, None] & columns
 
 
 def activation_maps(

@@ -1,6 +1,6 @@
 """What the commands' options come to: a model, photographs, a circuit with the model it belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,24 @@ from convcircuits.images import Photograph, crops, photographs, split_photograph
 from convcircuits.models import LoadedModel, load_model
 
 
+PICTURED = 120
+"""Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
+
+
 @dataclass(frozen=True)
 class Setup:
-    """A model and the two sets of images."""
+    """A model and the two sets of images.
+
+    Attributes:
+        loaded: The model.
+        train: Crops that the circuit is found on; none where all photographs are held out.
+        held_out: Crops that it is measured on.
+        train_names: Photographs of the first.
+        held_out_names: Photographs of the second.
+        unreadable: Files that could not be read.
+        pictured: Makes more crops of the photographs that the circuit was found on (where there are none, of those
+            that are held out), for pictures.
+    """
 
     loaded: LoadedModel
     train: torch.Tensor
@@ -21,6 +36,7 @@ class Setup:
     train_names: list[str]
     held_out_names: list[str]
     unreadable: list[str]
+    pictured: Callable[[], torch.Tensor]
 
 
 def set_up(
@@ -42,7 +58,7 @@ def set_up(
     else:  # as they were split before, whatever has come to the folder since
         train, rest = (_named(pictures, by_name[role], source) for role in ("found_on", "held_out"))
 
-    def prepared(some: list[Photograph], seed: int) -> torch.Tensor:
+    def prepared(some: list[Photograph], seed: int, count: int = count) -> torch.Tensor:
         return crops(some, loaded.preprocess, count=count, seed=seed, size=side(size))
 
     return Setup(
@@ -52,6 +68,7 @@ def set_up(
         [p.name for p in train][:count],
         [p.name for p in rest][:count],
         unreadable,
+        lambda: prepared(train, seed, max(count, PICTURED)),
     )
 
 
@@ -79,8 +96,19 @@ def set_up_again(
     fresh = [p for p in pictures if p.name not in by_name.get("found_on", [])]
     if not fresh:
         raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {source}; give others.")
-    held_out = crops(fresh, loaded.preprocess, count=count, seed=seed + 1, size=side(size))
-    return Setup(loaded, torch.empty(0), held_out, [], [p.name for p in fresh][:count], unreadable)
+
+    def prepared(count: int) -> torch.Tensor:
+        return crops(fresh, loaded.preprocess, count=count, seed=seed + 1, size=side(size))
+
+    return Setup(
+        loaded,
+        torch.empty(0),
+        prepared(count),
+        [],
+        [p.name for p in fresh][:count],
+        unreadable,
+        lambda: prepared(max(count, PICTURED)),
+    )
 
 
 def loaded_model(spec: str, weights: Path | None, device: str) -> LoadedModel:

@@ -3,7 +3,7 @@
 A *site* is a set of channels that one thing makes: a layer's filters, an addition, a gate. What lies between a site and
 the kernels that read it (BatchNorm, ReLU, pooling, views, concatenation) is followed through. Where it loses nothing,
 neighbours are one site: the last convolutions of a residual block with the sum that they are added to, and a chain of a
-layer and the depthwise layer that alone reads it.
+layer and the depthwise layer that alone reads it (but of the first layer, whose kernels are pictures).
 """
 
 from collections.abc import Iterator, Mapping
@@ -259,7 +259,10 @@ class _Wirer:
             site.links = links
 
     def merge_depthwise(self, target: int) -> None:
-        """Let a layer and the depthwise layer that alone reads it be one."""
+        """Let a layer and the depthwise layer that alone reads it be one, unless it reads the image.
+
+        Filters that read the image are best seen as the kernels that they are.
+        """
         readers = self._readers(target)
         for site in list(self.sites.values()):
             if site.kind is not SiteKind.FILTER or len(site.calls) != 1 or site.inner or site.links:
@@ -273,6 +276,8 @@ class _Wirer:
                 continue
             before = self.sites[source]
             if before.kind not in (SiteKind.FILTER, SiteKind.ADD) or before.channels != site.channels:
+                continue
+            if any(self.sites[n].kind is SiteKind.IMAGE for c in before.calls for n in self.reads[c].sites()):
                 continue
             site.kind, site.calls, site.links = before.kind, before.calls, before.links
             site.inner = [*before.inner, number]

@@ -61,10 +61,11 @@ def diagram(
         model: The model that the circuit belongs to.
         circuit: The circuit, of any granularity; kernels are drawn, those on a complete path.
         images: As for ``score``: the parts of them (of the first 1,000) that drive filters most picture these, and six
-            of them, from the one that drives the feature most to the median, can be chosen to see every map.
+            of them, from the one that drives the feature most to the one that drives it least, can be chosen to see
+            every map.
         held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit.
         against: A second circuit of the same feature to compare with.
-        title: Over the picture; the feature's name if not given.
+        title: Over the picture; the feature's and the model's name if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
             circuit, which takes minutes.
         primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
@@ -144,10 +145,11 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:
         if seen is not None
         else "Orange and purple tell the sign of the sum of a kernel's weights, as no images were given."
     )
+    model = str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name)
     return data.Meta(
-        title=title or f"Circuit for {circuit.feature}",
+        title=title or f"Circuit for {circuit.feature} of {model}",
         feature=str(circuit.feature),
-        model=str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name),
+        model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
         notes=(colours, *(str(note) for note in origin.get("notes", ()))),

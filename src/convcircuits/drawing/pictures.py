@@ -70,7 +70,7 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the circuit does on some images, from the one that drives the feature most to the median.
+    """What the circuit does on some images, from the one that drives the feature most to the one that drives it least.
 
     Attributes:
         images: All images that were looked at, (N, C, H, W).
@@ -96,8 +96,9 @@ class Seen:
         subject, g = drawing.subject, drawing.graph
         every = responses(subject, [None], images)[0]
         ranked = every.argsort(descending=True, stable=True).tolist()
-        steps = [0, 1, 2, len(ranked) // 8, len(ranked) // 4, len(ranked) // 2]
-        numbers = tuple(dict.fromkeys(ranked[min(step, len(ranked) - 1)] for step in steps))
+        count = len(ranked)
+        steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
+        numbers = tuple(dict.fromkeys(ranked[step] for step in steps))
         shown = images.take(numbers)
         full, *others = responses(subject, [None, *drawing.masks], shown).float().numpy()
         by_layer = effects(subject, drawing.masks[0], shown)
