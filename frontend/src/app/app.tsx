@@ -11,7 +11,7 @@ import { Table } from "./table.js";
 import { FlowText, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
-const NARROWEST = 76; // px for a column; where there is less room, the diagram scrolls in a region of its own
+const NARROWEST = 42; // px for a column; where there is less room, the diagram scrolls in a region of its own
 
 export function App({ store }: { store: Store }) {
   const root = useRef<HTMLDivElement>(null);
@@ -23,7 +23,7 @@ export function App({ store }: { store: Store }) {
 
   useLayoutEffect(() => {
     const fit = () => {
-      const columns = new Set(store.graph.column).size;
+      const columns = store.graph.document.columns.length;
       const room = root.current!.clientWidth;
       if (room > 0) store.width.value = Math.max(room, columns * NARROWEST);
     };

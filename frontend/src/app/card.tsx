@@ -4,6 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { kernel } from "../core/decode.js";
 import { count, percent, plural, significant } from "../core/format.js";
+import { of } from "../core/select.js";
 import { plain } from "../core/text.js";
 import { EdgeKind } from "../core/types.js";
 import { strongest } from "./diagram.js";
@@ -129,6 +130,11 @@ function Kernels({ store, edges, by }: { store: Store; edges: number[]; by: "sou
   );
 }
 
+/** The kernels inside a node. */
+function inner({ graph, flow }: Store, node: number): number[] {
+  return of(graph.inner, node).filter((edge) => flow.value.alive[edge] && kernel(graph, edge));
+}
+
 function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
   const { view } = store;
@@ -183,9 +189,22 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           ))}
         </div>
       )}
+      {nodes.length === 1 &&
+        inner(store, node).map((edge) => (
+          <>
+            <h3>its own kernel, {edgeName(graph, edge)}</h3>
+            <div class="pictures">
+              <Kernel graph={graph} edge={edge} cell={Math.min(MOST_CELL, Math.max(26, 300 / kernel(graph, edge)!.width))} numbers={true} />
+            </div>
+          </>
+        ))}
       {image !== null && nodes.length === 1 && (
         <>
           <div class="pictures">
+            <figure>
+              <img class="whole" src={pictures.thumbnail(image)} alt="" width={PICTURE} />
+              <figcaption>{plain(graph.document.images!.names[image]!)}</figcaption>
+            </figure>
             {activation && (
               <figure>
                 <MapPicture map={activation} size={PICTURE} label={target ? "map in the circuit" : "activation map"} />

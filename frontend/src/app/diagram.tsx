@@ -2,7 +2,8 @@
 
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import type { Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
+import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
+import { labelBox } from "../core/labels.js";
 import { DASHES } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
@@ -132,11 +133,8 @@ const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps
 
 /** Where the scene begins and ends without its title, legend and caption: the page has those as text of its own. */
 export function bodyOf(scene: Scene): { top: number; height: number } {
-  const tops = [...scene.headings.map(({ y, size }) => y - size), ...scene.nodes.map(({ y, size }) => y - size / 2)];
-  const ends = [
-    ...scene.nodes.map(({ label }) => label.y + label.size * 1.25 * label.lines.length),
-    ...scene.more.map(({ label }) => label.y + label.size * 1.25 * label.lines.length),
-  ];
+  const tops = [...scene.headings.map((label) => labelBox(label).top), ...scene.nodes.map(({ y, size }) => y - size / 2)];
+  const ends = [...scene.nodes, ...scene.more].map(({ label }) => labelBox(label).bottom + label.size);
   const top = Math.min(...tops, scene.height) - MARGIN;
   return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
 }
@@ -186,7 +184,7 @@ export function Diagram({ store }: { store: Store }) {
 
   const spotOf = (box: DOMRect, nodes: number[], edges: number[], columns: number[]) => {
     const frame = svg.current!.getBoundingClientRect();
-    const stage = svg.current!.parentElement!.parentElement!.getBoundingClientRect();
+    const stage = svg.current!.closest(".stage-frame")!.getBoundingClientRect();
     const near = scene.nodes.filter(({ column }) => columns.includes(column));
     const shift = frame.left - stage.left;
     return {
@@ -256,16 +254,9 @@ export function Diagram({ store }: { store: Store }) {
   };
 
   return (
-    <svg
-      ref={svg}
-      part="diagram"
-      role="group"
-      aria-label="circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it"
-      width={scene.width}
-      height={body.height}
-      viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
-      class={lit ? "isolated" : undefined}
-      data-isolated={isolate ?? undefined}
+    // The listeners are not the SVG's own: one with a listener for the focus takes the focus itself.
+    <div
+      class="drawing"
       onPointerMove={move}
       onPointerLeave={() => {
         store.hover.value = null;
@@ -279,65 +270,80 @@ export function Diagram({ store }: { store: Store }) {
         store.hover.value = null;
       }}
     >
-      <g class="headings" aria-hidden="true">
-        {scene.headings.map((label) => (
-          <LabelText label={label} />
-        ))}
-      </g>
-      <g class="edges">
-        {scene.edges.map((edge, i) => (
-          <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
-        ))}
-      </g>
-      <g class="lit-edges" aria-hidden="true">
-        {lit && scene.edges.map((edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />)}
-      </g>
-      <Over store={store} paints={paints.value} />
-      <g class="stubs">
-        {scene.nodes.map(({ hiddenIn, hiddenOut }) => [hiddenIn && <path class="stub" d={hiddenIn.path} />, hiddenOut && <path class="stub" d={hiddenOut.path} />])}
-      </g>
-      <g class="glyphs">
-        {scene.glyphs.map((glyph) => (
-          <GlyphMark key={glyph.kernel} store={store} x={glyph.x} y={glyph.y} width={glyph.width} height={glyph.height} kernel={glyph.kernel} />
-        ))}
-      </g>
-      <g class="pictures" aria-hidden="true">
-        {scene.nodes.map((node, i) => (
-          <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
-        ))}
-      </g>
-      <g class="nodes">
-        {scene.nodes.map((node, i) => (
-          <NodeMark
-            key={node.nodes.join()}
-            node={node}
-            lit={lit?.nodes[i] === 1}
-            chosen={node.nodes.some((each) => selection.includes(each))}
-            isolated={isolate !== null && node.nodes.includes(isolate)}
-            current={node.nodes.includes(current)}
-            name={names.value.nodes[i]!}
-          />
-        ))}
-      </g>
-      <g class="more">
-        {scene.more.map(({ bar, shown, label }) => (
-          <g>
-            <rect x={bar.x} y={bar.y} width={bar.width} height={bar.height} rx={bar.height / 2} />
-            <rect class="part" x={bar.x} y={bar.y} width={bar.width * shown} height={bar.height} rx={bar.height / 2} />
+      <svg
+        ref={svg}
+        part="diagram"
+        role="group"
+        aria-label="circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it"
+        width={scene.width}
+        height={body.height}
+        viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
+        class={lit ? "isolated" : undefined}
+        data-isolated={isolate ?? undefined}
+      >
+        <g class="headings" aria-hidden="true">
+          {scene.headings.map((label) => (
             <LabelText label={label} />
-          </g>
-        ))}
-      </g>
-    </svg>
+          ))}
+        </g>
+        <g class="edges">
+          {scene.edges.map((edge, i) => (
+            <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
+          ))}
+        </g>
+        <g class="lit-edges" aria-hidden="true">
+          {lit && scene.edges.map((edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />)}
+        </g>
+        <Over store={store} paints={paints.value} />
+        <g class="stubs">
+          {scene.nodes.map(({ hiddenIn, hiddenOut }) => [hiddenIn && <path class="stub" d={hiddenIn.path} />, hiddenOut && <path class="stub" d={hiddenOut.path} />])}
+        </g>
+        <g class="glyphs">
+          {scene.glyphs.map((glyph) => (
+            <GlyphMark key={glyph.kernel} store={store} kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"} {...glyph} />
+          ))}
+        </g>
+        <g class="pictures" aria-hidden="true">
+          {scene.nodes.map((node, i) => (
+            <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
+          ))}
+        </g>
+        <g class="nodes">
+          {scene.nodes.map((node, i) => (
+            <NodeMark
+              key={node.nodes.join()}
+              node={node}
+              lit={lit?.nodes[i] === 1}
+              chosen={node.nodes.some((each) => selection.includes(each))}
+              isolated={isolate !== null && node.nodes.includes(isolate)}
+              current={node.nodes.includes(current)}
+              name={names.value.nodes[i]!}
+            />
+          ))}
+        </g>
+        <g class="inner" aria-hidden="true">
+          {scene.nodes.map(({ inner }, i) => inner.map((map) => <GlyphMark key={map.kernel} store={store} kind={lit && !lit.nodes[i] ? "unlit" : ""} {...map} />))}
+        </g>
+        <g class="more">
+          {scene.more.map(({ bar, shown, label }) => (
+            <g>
+              <rect x={bar.x} y={bar.y} width={bar.width} height={bar.height} rx={bar.height / 2} />
+              <rect class="part" x={bar.x} y={bar.y} width={bar.width * shown} height={bar.height} rx={bar.height / 2} />
+              <LabelText label={label} />
+            </g>
+          ))}
+        </g>
+      </svg>
+    </div>
   );
 }
 
-const GlyphMark = pure(({ store, x, y, width, height, kernel }: { store: Store; x: number; y: number; width: number; height: number; kernel: number }) => {
+/** A kernel's heat map in a frame. */
+const GlyphMark = pure(({ store, kind, x, y, width, height, kernel }: KernelMap & { store: Store; kind: string }) => {
   const { graph } = store;
-  const sign = graph.sign[kernel]! < 0 ? "inhibits" : "excites";
   const [rows, columns] = graph.document.layers[graph.edgeLayer[kernel]!]?.kernel ?? [1, 1];
   return (
-    <g class={`glyph ${sign}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
+    <g class={`glyph ${kind}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
       <rect class="sheet edge" x={-1.5} y={-1.5} width={width + 3} height={height + 3} />
       <g transform={`scale(${width / columns} ${height / rows})`}>
         <Kernel graph={graph} edge={kernel} cell={1} numbers={false} />

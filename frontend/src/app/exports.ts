@@ -12,22 +12,23 @@ const PAPERS = {
 } as const;
 
 /** The view as SVG text: as wide as on the screen, or so many millimetres for a paper. */
-function svgText(store: Store, width: "screen" | keyof typeof PAPERS): string {
+async function svgText(store: Store, width: "screen" | keyof typeof PAPERS): Promise<string> {
   const { graph } = store;
   const view = store.view.value;
-  if (width === "screen") return svg(graph, draw(graph, view, { width: store.width.value, medium: "screen" }), { dark: store.theme.value === "dark" });
-  const { width: points, size, nodes, kernels } = PAPERS[width];
-  const budget = { nodesPerColumn: Math.min(nodes, view.nodesPerColumn), kernelsPerNode: Math.min(kernels, view.kernelsPerNode) };
-  return svg(graph, draw(graph, { ...view, ...budget }, { width: points, medium: "paper" }), { size });
+  const paper = width === "screen" ? null : PAPERS[width];
+  const budget = paper && { nodesPerColumn: Math.min(paper.nodes, view.nodesPerColumn), kernelsPerNode: Math.min(paper.kernels, view.kernelsPerNode) };
+  const scene = draw(graph, { ...view, ...budget }, paper ? { width: paper.width, medium: "paper" } : { width: store.width.value, medium: "screen" });
+  const tiles = await store.pictures.cut(scene.nodes.map(({ tile }) => tile));
+  return svg(graph, scene, { tiles, size: paper?.size, dark: !paper && store.theme.value === "dark" });
 }
 
-export function exportSvg(store: Store, width: "screen" | keyof typeof PAPERS): void {
-  download(svgText(store, width), "svg", "image/svg+xml");
+export async function exportSvg(store: Store, width: "screen" | keyof typeof PAPERS): Promise<void> {
+  download(await svgText(store, width), "svg", "image/svg+xml");
 }
 
 /** The screen's SVG in pixels, at twice its size. */
 export async function exportPng(store: Store): Promise<void> {
-  const url = URL.createObjectURL(new Blob([svgText(store, "screen")], { type: "image/svg+xml" }));
+  const url = URL.createObjectURL(new Blob([await svgText(store, "screen")], { type: "image/svg+xml" }));
   const image = new Image();
   image.src = url;
   await image.decode();

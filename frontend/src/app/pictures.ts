@@ -37,6 +37,27 @@ export class Pictures {
     return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
   }
 
+  /** An image's thumbnail; nothing that would have to be fetched. */
+  thumbnail(image: number): string {
+    const src = this.#document.images?.src[image] ?? "";
+    return src.startsWith("data:image/") ? src : "";
+  }
+
+  /** Tiles as pictures of their own, data URLs by number. */
+  async cut(tiles: number[]): Promise<Record<string, string>> {
+    await Promise.all(this.pages.map(({ image }) => image.decode()));
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = this.size;
+    const cut: Record<string, string> = {};
+    for (const tile of new Set(tiles)) {
+      const at = this.at(tile);
+      if (!at) continue;
+      canvas.getContext("2d")!.drawImage(this.pages[at.page]!.image, at.x, at.y, this.size, this.size, 0, 0, this.size, this.size);
+      cut[tile] = canvas.toDataURL("image/png");
+    }
+    return cut;
+  }
+
   close(): void {
     for (const { url } of this.pages) URL.revokeObjectURL(url);
   }

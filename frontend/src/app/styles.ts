@@ -77,7 +77,7 @@ dt { color: var(--soft); }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
-.stage > svg, .stage > canvas { display: block; margin: 0 auto; }
+.drawing > svg, .stage > canvas { display: block; margin: 0 auto; }
 .stage > canvas { touch-action: none; cursor: grab; }
 .stage > canvas:active { cursor: grabbing; }
 .zoom { position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px; box-shadow: 0 0 0 1px var(--line); }
@@ -92,7 +92,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 .inhibits > .edge { stroke: var(--inhibits); }
 .stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
 .node { cursor: pointer; outline: none; }
-.pictures, .glyphs, .stubs, .over, .lit-edges { pointer-events: none; }
+.pictures, .glyphs, .inner, .stubs, .over, .lit-edges { pointer-events: none; }
 .node .frame { fill: none; pointer-events: all; stroke: var(--ink); stroke-opacity: .16; stroke-width: 1; }
 .blank { fill: var(--empty); }
 .picture .under { fill: var(--ground); stroke: var(--connects); stroke-width: 1; }
@@ -107,6 +107,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 .isolated .picture:not(.lit), .isolated .node:not(.lit) .frame { opacity: .14; }
 .isolated .node:not(.lit) text { opacity: .3; }
 .isolated .edges, .isolated .stubs { opacity: .09; }
+.glyph.unlit { opacity: .14; }
 .glyph .sheet { fill: var(--ground); stroke-width: 1; }
 .more rect { fill: var(--empty); }
 .more rect.part { fill: var(--soft); }

@@ -60,18 +60,18 @@ export function Toolbar({ store }: { store: Store }) {
         <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
           {(close) => (
             <div class="thumbs">
-              {images.src.map((src, i) => (
+              {images.names.map((name, i) => (
                 <button
                   type="button"
                   aria-pressed={now.image === i}
                   data-image={i}
                   onClick={() => {
-                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(images.names[i]!)} chosen: maps and effects are those on it`);
+                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(name)} chosen: maps and effects are those on it`);
                     close();
                   }}
                 >
-                  <img src={src.startsWith("data:image/") ? src : ""} alt="" />
-                  <span>{plain(images.names[i]!)}</span>
+                  <img src={store.pictures.thumbnail(i)} alt="" />
+                  <span>{plain(name)}</span>
                 </button>
               ))}
               {now.image !== null && (
@@ -110,13 +110,13 @@ export function Toolbar({ store }: { store: Store }) {
       <Pop label="export" name="export" right>
         {(close) => (
           <>
-            <button type="button" data-export="svg" onClick={() => (exportSvg(store, "screen"), close())}>
+            <button type="button" data-export="svg" onClick={() => (void exportSvg(store, "screen"), close())}>
               SVG
             </button>
-            <button type="button" data-export="svg-180" onClick={() => (exportSvg(store, 180), close())}>
+            <button type="button" data-export="svg-180" onClick={() => (void exportSvg(store, 180), close())}>
               SVG for papers, 180 mm
             </button>
-            <button type="button" data-export="svg-88" onClick={() => (exportSvg(store, 88), close())}>
+            <button type="button" data-export="svg-88" onClick={() => (void exportSvg(store, 88), close())}>
               SVG for papers, 88 mm
             </button>
             <button type="button" data-export="png" onClick={() => (void exportPng(store), close())}>
@@ -403,7 +403,7 @@ export function State({ store }: { store: Store }) {
       )}
       {image !== null && images && (
         <span class="group">
-          <img src={images.src[image]!.startsWith("data:image/") ? images.src[image] : ""} alt="" />
+          <img src={store.pictures.thumbnail(image)} alt="" />
           <span>
             on <b>{plain(images.names[image]!)}</b>
             {response && (

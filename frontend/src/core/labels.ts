@@ -6,7 +6,7 @@ import type { Columns, Measures } from "./place.js";
 import type { Box } from "./route.js";
 import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
 import type { Parts } from "./select.js";
-import { halves, plain, shorten, textWidth } from "./text.js";
+import { broken, plain, shorten, textWidth } from "./text.js";
 import { NodeKind, type View } from "./types.js";
 
 export function lineHeight(size: number): number {
@@ -34,7 +34,7 @@ export function nodeLines(graph: Graph, parts: Parts, unit: number, several: boo
   if (parts.groups[unit] !== null) return [shorten(plain(`${parts.groups[unit]} \u00d7${nodes.length}`), room, size)];
   const node = nodes[0]!;
   const name = graph.document.nodes.names[node];
-  if (name !== undefined) return halves(plain(name), room, size) ?? [shorten(plain(name), room, size)];
+  if (name !== undefined) return broken(plain(name), room, size, 2) ?? [shorten(plain(name), room, size)];
   const number = unitText(graph, node);
   if (!several || graph.layer[node]! < 0) return textWidth(number, size) <= room ? [number] : [];
   const layer = plain(graph.document.layers[graph.layer[node]!]!.label);
@@ -67,19 +67,21 @@ export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
   return `${nodeName(graph, parts, unit)}, ${percent(parts.flow[unit]!)} of the flow`;
 }
 
-/** The columns' headings, and where they end: in one line or two, or, where columns are narrow, all turned. */
+const HEADING = 3; // lines
+
+/** The columns' headings, and where they end: in up to three lines, or, where columns are narrow, all turned. */
 export function headings(graph: Graph, shown: number[], columns: Columns, top: number, sizes: Measures): { labels: Label[]; bottom: number } {
   const size = sizes.small;
   const texts = shown.map((column) => plain(graph.document.columns[column]!.label));
   const titles = shown.map((column, c) => plain(`${texts[c]} ${graph.document.columns[column]!.detail}`.trim()));
-  const narrow = columns.room < size * 3.5 && texts.some((text) => !halves(text, columns.room, size));
+  const narrow = columns.room < size * 3.5 && texts.some((text) => !broken(text, columns.room, size, HEADING));
   if (narrow) {
     const most = size * 11;
     const short = texts.map((text) => shorten(text, most, size));
     const bottom = top + Math.max(...short.map((text) => textWidth(text, size)));
     return { labels: short.map((text, c) => ({ ...line([text], columns.x[c]! + size * 0.3, bottom, size, "start", titles[c]!), turned: true })), bottom };
   }
-  const lines = texts.map((text) => halves(text, columns.room, size) ?? [shorten(text, columns.room, size)]);
+  const lines = texts.map((text) => broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]);
   const bottom = top + Math.max(...lines.map((each) => each.length)) * lineHeight(size);
   return {
     labels: lines.map((each, c) => line(each, columns.x[c]!, bottom - (each.length - 0.8) * lineHeight(size) + size * 0.05, size, "middle", titles[c]!)),
@@ -119,7 +121,7 @@ export function legend(
   canvas: Canvas,
   sizes: Measures,
   title: string,
-  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean },
+  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean },
 ): { items: LegendItem[]; beside: boolean } {
   const entries: [LegendItem["kind"], string][] = [];
   if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
@@ -130,7 +132,8 @@ export function legend(
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
-  entries.push(["text", "width: saliency"], ["text", "score: flow of saliency, a heuristic"]);
+  if (what.inner) entries.push(["text", "map by a number: its depthwise kernel"]);
+  entries.push(["text", "width: square root of saliency"], ["text", "score: flow of saliency, a heuristic"]);
 
   const size = sizes.font;
   const sign = size * 2.2;

@@ -77,7 +77,7 @@ function lines(graph: Graph, flow: Flow, parts: Parts, x: Float32Array, y: Float
     const column = parts.column[parts.target[b]!]!;
     largest.set(column, Math.max(largest.get(column) ?? 0, weight));
   }
-  const width = weights.map((weight, b) => 0.3 + 2.7 * (weight / (largest.get(parts.column[parts.target[b]!]!) || 1)));
+  const width = weights.map((weight, b) => 0.3 + 2.7 * Math.sqrt(weight / (largest.get(parts.column[parts.target[b]!]!) || 1)));
   const bundle = Int32Array.from(width.keys()).sort((a, b) => width[a]! - width[b]! || a - b);
   const source = bundle.map((b) => parts.source[b]!);
   const target = bundle.map((b) => parts.target[b]!);

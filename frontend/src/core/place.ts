@@ -24,15 +24,16 @@ export function measures({ width, medium }: Canvas): Measures {
   return { margin: width < 900 ? 20 : 36, title: 19, font: 12, small: 11, node: [28, 54], target: 84, gap: 9, lane: 7, edge: [0.5, 7], glyph: 17, least: 360 };
 }
 
-/** Columns side by side: their centres, how wide what stands in one may be, and the sides of pictures at that. */
+/** Columns side by side: their centres, how wide what stands in one may be, and the sides of pictures and widths of edges at that. */
 export interface Columns {
   x: number[];
   room: number;
   node: [number, number];
   target: number;
+  edge: [number, number];
 }
 
-export function placeColumns(count: number, width: number, { margin, node, target }: Measures): Columns {
+export function placeColumns(count: number, width: number, { margin, node, target, edge }: Measures): Columns {
   const inner = width - 2 * margin;
   // Outer columns need less room to their outer side, unless all are narrow.
   const half = Math.min(inner / (2 * count), node[1] * 1.2);
@@ -44,6 +45,7 @@ export function placeColumns(count: number, width: number, { margin, node, targe
     x: Array.from({ length: count }, (_, c) => first + c * pitch),
     room,
     node: [Math.min(node[0], largest * 0.6), largest],
+    edge: [edge[0], Math.min(edge[1], Math.max(edge[0], pitch * 0.05))],
     target: Math.min(target, room * 0.8, Math.max(largest * 1.2, pitch * 0.5)),
   };
 }

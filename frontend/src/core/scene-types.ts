@@ -38,6 +38,8 @@ export interface SceneNode {
   tile: number; // -1: it has no picture
   flow: number; // share of the target's
   label: Label;
+  /** The kernels inside it, as small heat maps beside its label. */
+  inner: KernelMap[];
   target: boolean;
   pinned: boolean;
   mark: Mark;
@@ -64,14 +66,18 @@ export interface SceneEdge {
   mark: Mark;
 }
 
-/** A kernel's weights as a small heat map on its edge. */
-export interface Glyph {
-  edge: number; // a scene edge
+/** A kernel's weights as a small heat map. */
+export interface KernelMap {
   kernel: number; // an edge of the document
   x: number; // of its centre
   y: number;
   width: number;
   height: number;
+}
+
+/** One on its edge. */
+export interface Glyph extends KernelMap {
+  edge: number; // a scene edge
 }
 
 /** What a column hides: "+88 more · 55 % shown" and its bar. */

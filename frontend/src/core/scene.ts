@@ -8,9 +8,9 @@ import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, no
 import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
 import { type Box, at, placeGlyphs, ports, short, through, toPath } from "./route.js";
-import type { Canvas, Glyph, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
+import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
 import { light, of, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
-import { plain, shorten, wrap } from "./text.js";
+import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
 
 /** The scene of a view. */
@@ -25,11 +25,12 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const columns = placeColumns(shown.length, canvas.width, sizes);
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
 
-  const bundles = strengths(graph, flow, parts, selection, sizes, slot);
+  const bundles = strengths(graph, flow, parts, selection, columns.edge, slot);
   const { layers, lanes } = layersOf(parts, selection, bundles, shown.length, slot);
   layers.columns = order(layers);
 
-  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.edges.length < numbers.ofKernels });
+  const inner = innerOf(graph, flow, parts, selection, columns, sizes);
+  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.edges.length < numbers.ofKernels, inner: inner.size > 0 });
   const heads = headings(graph, shown, columns, head.bottom, sizes);
   const sides = picturesOf(parts, selection, columns);
   const lines = new Map<number, string[]>();
@@ -37,9 +38,11 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const extents = Array.from({ length: parts.members.length + lanes.length }, (_, thing): Extent => {
     if (thing >= parts.members.length) return { above: sizes.lane / 2, below: sizes.lane / 2, gap: sizes.lane / 2 };
     if (!selection.units[thing]) return { above: 0, below: 0, gap: 0 };
-    const text = nodeLines(graph, parts, thing, several[slot(thing)]!, columns.room, sizes);
+    const maps = innerWidth(inner.get(thing), sizes);
+    const text = nodeLines(graph, parts, thing, several[slot(thing)]!, columns.room - maps, sizes);
     lines.set(thing, text);
-    return { above: sides[thing]! / 2, below: sides[thing]! / 2 + text.length * lineHeight(sizes.small) + 2, gap: sizes.gap };
+    const below = Math.max(text.length * lineHeight(sizes.small), maps ? innerSide(sizes) + sizes.small * 0.2 : 0) + 2;
+    return { above: sides[thing]! / 2, below: sides[thing]! / 2 + below, gap: sizes.gap };
   });
   const { y, height } = placeThings(layers, extents, sizes.least);
   const top = heads.bottom + sizes.gap * 1.4;
@@ -66,7 +69,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         size: sides[unit]!,
         tile: tiles ? tiles[best]! : -1,
         flow: parts.flow[unit]!,
-        label: line(lines.get(unit)!, columns.x[c]!, y[unit]! + sides[unit]! / 2 + sizes.small * 1.05, sizes.small, "middle", nodeTitle(graph, parts, unit)),
+        ...labelled(graph, lines.get(unit)!, inner.get(unit) ?? [], columns.x[c]!, y[unit]! + sides[unit]! / 2, sizes, nodeTitle(graph, parts, unit)),
         target: unit === parts.root,
         pinned: pins.has(unit),
         mark: mark(view, members.reduce((bits, node) => bits | flow.aliveNode[node]!, 0)),
@@ -105,6 +108,46 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   return isolate(graph, scene, view.isolate, view.share);
 }
 
+/** The kernels inside single drawn units that are larger than one weight, such as the depthwise ones of chains; none where they and the units' numbers are too wide. */
+function innerOf(graph: Graph, flow: { alive: Uint8Array }, parts: Parts, selection: Selection, { room }: Columns, sizes: Measures): Map<number, number[]> {
+  const found = new Map<number, number[]>();
+  for (const [unit, nodes] of parts.members.entries()) {
+    if (!selection.units[unit] || nodes.length > 1) continue;
+    const kernels = of(graph.inner, nodes[0]!).filter((edge) => flow.alive[edge] && weightsOf(graph, edge) > 1);
+    if (kernels.length) found.set(unit, kernels);
+  }
+  const fits = [...found].every(([unit, kernels]) => innerWidth(kernels, sizes) + textWidth(String(graph.unit[parts.members[unit]![0]!]), sizes.small) <= room);
+  return fits ? found : new Map();
+}
+
+/** How many weights a kernel has; 0 where they are not known. */
+function weightsOf(graph: Graph, edge: number): number {
+  if (graph.weightStart[edge]! < 0 || graph.edgeLayer[edge]! < 0) return 0;
+  const [height, width] = graph.document.layers[graph.edgeLayer[edge]!]!.kernel;
+  return height * width;
+}
+
+/** The side of a heat map beside a label, and how much room these take of a line. */
+function innerSide({ small }: Measures): number {
+  return small * 1.2;
+}
+function innerWidth(kernels: number[] | undefined, sizes: Measures): number {
+  return kernels ? kernels.length * (innerSide(sizes) + sizes.small * 0.35) : 0;
+}
+
+/** A node's label below its picture, the heat maps of the kernels inside it before its first line. */
+function labelled(graph: Graph, lines: string[], kernels: number[], x: number, below: number, sizes: Measures, title: string): { label: Label; inner: KernelMap[] } {
+  const [side, shift] = [innerSide(sizes), innerWidth(kernels, sizes) / 2];
+  const label = line(lines, x + shift, below + sizes.small * 1.05, sizes.small, "middle", title);
+  const left = x - shift - (lines.length ? textWidth(lines[0]!, sizes.small) / 2 : 0);
+  const inner = kernels.map((kernel, i): KernelMap => {
+    const [height, width] = graph.document.layers[graph.edgeLayer[kernel]!]!.kernel;
+    const cell = side / Math.max(height, width);
+    return { kernel, x: left + side / 2 + i * (side + sizes.small * 0.35), y: below + side / 2 + sizes.small * 0.2, width: width * cell, height: height * cell };
+  });
+  return { label, inner };
+}
+
 /** The same scene with what carries `share` of a node's flow lit, or with nothing isolated. Nothing moves. */
 export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
   const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
@@ -137,8 +180,8 @@ interface Bundle {
   width: number;
 }
 
-/** Signs and widths of the drawn bundles. A width is relative to the largest that ends in the same column. */
-function strengths(graph: Graph, flow: { weight: Float64Array }, parts: Parts, selection: Selection, { edge: [least, most] }: Measures, slot: (unit: number) => number): Bundle[] {
+/** Signs and widths of the drawn bundles. A width grows with the square root of the saliency, relative to the largest that ends in the same column: saliencies span so many orders that all but the largest would be hairlines. */
+function strengths(graph: Graph, flow: { weight: Float64Array }, parts: Parts, selection: Selection, [least, most]: [number, number], slot: (unit: number) => number): Bundle[] {
   const drawn: Bundle[] = [];
   const largest = new Map<number, number>();
   for (let bundle = 0; bundle < parts.edges.length; bundle++) {
@@ -151,7 +194,7 @@ function strengths(graph: Graph, flow: { weight: Float64Array }, parts: Parts, s
     const end = slot(parts.target[bundle]!);
     largest.set(end, Math.max(largest.get(end) ?? 0, saliency));
   }
-  for (const each of drawn) each.width = least + (most - least) * (each.saliency / (largest.get(slot(parts.target[each.bundle]!)) || 1));
+  for (const each of drawn) each.width = least + (most - least) * Math.sqrt(each.saliency / (largest.get(slot(parts.target[each.bundle]!)) || 1));
   return drawn;
 }
 
@@ -211,7 +254,7 @@ function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (u
   return seen.map((layers) => layers.size > 1);
 }
 
-function header(graph: Graph, text: string, view: View, canvas: Canvas, sizes: Measures, what: { bundles: Bundle[]; hides: boolean }) {
+function header(graph: Graph, text: string, view: View, canvas: Canvas, sizes: Measures, what: { bundles: Bundle[]; hides: boolean; inner: boolean }) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);
   const { items, beside } = legend(graph, view, canvas, sizes, full, what);
@@ -373,9 +416,7 @@ function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
 function strongest(graph: Graph, scene: Scene, edge: SceneEdge): number {
   let best = -1;
   for (const each of edge.edges) {
-    if (graph.weightStart[each]! < 0 || graph.edgeLayer[each]! < 0) continue;
-    const [height, width] = graph.document.layers[graph.edgeLayer[each]!]!.kernel;
-    if (height * width > 1 && (best < 0 || scene.flow.weight[each]! > scene.flow.weight[best]!)) best = each;
+    if (weightsOf(graph, each) > 1 && (best < 0 || scene.flow.weight[each]! > scene.flow.weight[best]!)) best = each;
   }
   return best;
 }

@@ -1,11 +1,11 @@
 /** A scene as SVG text that stands alone: for papers, for the export, the same from every engine. */
 
 import { DARK, edgeColour, heat, LIGHT, type Palette } from "./colour.js";
-import { type Graph, kernel, tileAt } from "./decode.js";
+import { type Graph, kernel } from "./decode.js";
 import { measures } from "./place.js";
 import { short } from "./route.js";
 import { barWidth, edgeTitle } from "./scene.js";
-import type { Label, LegendItem, Mark, Scene, SceneEdge, SceneNode } from "./scene-types.js";
+import type { KernelMap, Label, LegendItem, Mark, Scene, SceneEdge, SceneNode } from "./scene-types.js";
 import { plain } from "./text.js";
 import { NodeKind } from "./types.js";
 
@@ -19,17 +19,15 @@ const DIM = 0.1;
 export interface SvgOptions {
   dark?: boolean;
   size?: string | null; // what it should measure on paper, as "180mm"; null: its own pixels
-  /** Drawn tiles as pictures of their own, by number, where the host can cut them out of their pages. */
+  /** Drawn tiles as pictures of their own, by number: data URLs that the host cut out of their pages. */
   tiles?: Record<string, string>;
 }
 
-/** The scene as SVG. Tiles that are not given are shown through a pattern, and their whole page is embedded, once:
- *  right everywhere, but large, and converters to PDF repeat the page for each node. */
+/** The scene as SVG. A node whose tile is not given has a sign in place of its picture. */
 export function svg(graph: Graph, scene: Scene, { dark = false, size = null, tiles = {} }: SvgOptions = {}): string {
   const palette = dark ? DARK : LIGHT;
   const { width, height } = scene;
-  const pages = new Set<number>();
-  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, tiles, pages));
+  const nodes = scene.nodes.map((node, i) => nodeSvg(graph, scene, node, i, palette, tiles));
   const body = [
     `<rect width="${short(width)}" height="${short(height)}" fill="${palette.background}"/>`,
     labelSvg(scene.title, palette.text, 'font-weight="600"'),
@@ -41,7 +39,7 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
     ...scene.edges.map((edge, i) => edgeSvg(graph, scene, edge, !scene.lit || scene.lit.edges[i] === 1, palette)),
     "</g>",
     ...nodes,
-    ...scene.glyphs.map((glyph) => glyphSvg(graph, scene, glyph, palette)),
+    ...scene.glyphs.map((glyph) => mapSvg(graph, scene, glyph, edgeColour(palette, scene.edges[glyph.edge]!), palette)),
     ...scene.more.map(({ bar, shown, label }) =>
       [
         rect(bar.x, bar.y, bar.width, bar.height, `rx="${short(bar.height / 2)}" fill="${palette.faint}"`),
@@ -50,13 +48,11 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
       ].join(""),
     ),
   ];
-  const defs = [...pages].sort((a, b) => a - b).map((page) => pageSvg(graph, page));
   const measured = size === null ? `width="${short(width)}" height="${short(height)}"` : `width="${size}" height="${scaled(size, height / width)}"`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
     `<title>${escape(plain(graph.document.meta.title))}</title>`,
     `<desc>${escape(plain(scene.numbers.text))}</desc>`,
-    ...(defs.length ? [`<defs>${defs.join("")}</defs>`] : []),
     ...body,
     "</svg>\n",
   ].join("\n");
@@ -96,7 +92,7 @@ function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, pale
   return `<g opacity="${lit ? 1 : DIM}"><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" opacity="${scene.lit ? 0.92 : 0.78}"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
 }
 
-function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
+function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>): string {
   const lit = !scene.lit || scene.lit.nodes[index] === 1;
   const isolated = scene.lit !== null && scene.view.isolate !== null && node.nodes.includes(scene.view.isolate);
   const { x, y, size } = node;
@@ -112,8 +108,9 @@ function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, pal
     ...stub,
     rect(left - hair * 2, top - hair * 2, size + hair * 4, size + hair * 4, `fill="${palette.background}"`),
     ...stack,
-    pictureSvg(graph, node, palette, tiles, pages),
+    pictureSvg(node, palette, tiles),
     frame,
+    ...node.inner.map((map) => mapSvg(graph, scene, map, palette.connects, palette)),
     labelSvg({ ...node.label, title: "" }, node.target ? palette.text : palette.muted),
   ].join("")}</g>`;
 }
@@ -123,37 +120,24 @@ function stubStroke(widest: number, palette: Palette): string {
 }
 
 /** A node's tile; a sign where there is none. */
-function pictureSvg(graph: Graph, { unit, x, y, size, tile, kind }: SceneNode, palette: Palette, tiles: Record<string, string>, pages: Set<number>): string {
+function pictureSvg({ x, y, size, tile, kind }: SceneNode, palette: Palette, tiles: Record<string, string>): string {
   const [left, top] = [x - size / 2, y - size / 2];
-  const box = `x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}"`;
   const own = tiles[tile];
-  if (own !== undefined) return `<image ${box} preserveAspectRatio="none" href="${escape(own)}"/>`;
-  const at = tileAt(graph.document, tile);
-  if (at) {
-    pages.add(at.page);
-    const side = graph.document.tiles.size;
-    const pattern = `<pattern id="picture${unit}" patternUnits="userSpaceOnUse" ${box} viewBox="${at.column * side} ${at.row * side} ${side} ${side}" preserveAspectRatio="none"><use href="#page${at.page}"/></pattern>`;
-    return `${pattern}<rect ${box} fill="url(#picture${unit})"/>`;
-  }
+  if (own !== undefined) return `<image x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}" preserveAspectRatio="none" href="${escape(own)}"/>`;
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
   const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + size * 0.19)}" font-size="${short(size * 0.55)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
   return `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
 }
 
-function pageSvg(graph: Graph, page: number): string {
-  const { pages, size } = graph.document.tiles;
-  const { columns, count, src } = pages[page]!;
-  return `<image id="page${page}" width="${columns * size}" height="${Math.ceil(count / columns) * size}" preserveAspectRatio="none" href="${escape(src)}"/>`;
-}
-
-function glyphSvg(graph: Graph, scene: Scene, { edge, kernel: of, x, y, width, height }: Scene["glyphs"][number], palette: Palette): string {
+/** A kernel's heat map in a frame. */
+function mapSvg(graph: Graph, scene: Scene, { kernel: of, x, y, width, height }: KernelMap, colour: string, palette: Palette): string {
   const { weights, width: columns, height: rows } = kernel(graph, of)!;
   const hair = measures(scene).edge[1] * 0.12;
   const largest = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
   const [left, top] = [x - width / 2, y - height / 2];
   const cell = width / columns;
   const cells = Array.from(weights, (weight, i) => rect(left + (i % columns) * cell, top + Math.floor(i / columns) * (height / rows), cell, height / rows, `fill="${heat(weight / largest)}"`));
-  const frame = rect(left, top, width, height, `fill="none" stroke="${edgeColour(palette, scene.edges[edge]!)}" stroke-width="${short(hair)}"`);
+  const frame = rect(left, top, width, height, `fill="none" stroke="${colour}" stroke-width="${short(hair)}"`);
   return `<g>${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
 }
 

@@ -52,13 +52,13 @@ export function wrap(text: string, room: number, size: number): string[] {
   return [...lines, line].map((each) => shorten(each, room, size));
 }
 
-/** A name in one line, or in two broken where names break (dots, dashes, spaces); null if that does not fit. */
-export function halves(text: string, room: number, size: number): string[] | null {
-  if (textWidth(text, size) <= room) return [text];
-  const parts = text.split(/(?<=[._/\- ])/);
-  for (let head = parts.length - 1; head > 0; head--) {
-    const lines = [parts.slice(0, head).join("").trim(), parts.slice(head).join("").trim()];
-    if (lines.every((line) => textWidth(line, size) <= room)) return lines;
+/** A name in as few lines as it needs, at most so many, broken where names break (dots, dashes, spaces); null if that does not fit. */
+export function broken(text: string, room: number, size: number, most: number): string[] | null {
+  const lines = [""];
+  for (const part of text.split(/(?<=[._/\- ])/)) {
+    if (lines.at(-1) !== "" && textWidth((lines.at(-1) + part).trim(), size) > room) lines.push("");
+    lines[lines.length - 1] += part;
   }
-  return null;
+  const trimmed = lines.map((line) => line.trim());
+  return trimmed.length <= most && trimmed.every((line) => textWidth(line, size) <= room) ? trimmed : null;
 }
