@@ -10,7 +10,6 @@ import convcircuits as cc
 from convcircuits.images import Photograph, crops, photographs, split_photographs
 from convcircuits.models import LoadedModel, load_model
 
-
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
 
