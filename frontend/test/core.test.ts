@@ -309,6 +309,8 @@ test("the caption says what was measured, and of what was not that it was not", 
     assert.equal(say(some).r2Drawn, null);
   }
   assert.equal(say({ isolate: graph.document.target }).text, text);
+  graph.document.variants[1]!.kept--;
+  assert.match(say({}).text, /\(a random circuit of equal size was not measured\)/);
   graph.document.variants.forEach((variant) => (variant.fidelity = null));
   assert.match(say({}).text, /not measured\); how much of the feature the whole circuit keeps was not measured/);
 });

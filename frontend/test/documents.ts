@@ -107,7 +107,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       rank: pack("int32", rank),
       kernels: ranked.length,
       filters: new Set(ranked.map((edge) => edges[edge]!.layer * 1000 + edges[edge]!.out)).size,
-      kept: ranked.length,
+      kept: kernels,
       relevant: kernels,
       nested: true,
       fidelity: { r2: 0.9 - 0.5 * v, drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 } },

@@ -272,7 +272,8 @@ class _Leaky(TorchFunctionMode):
 def _scale(size: Sequence[int]) -> Tensor:
     """Give the amplitudes of a natural picture's spectrum, (h, w // 2 + 1)."""
     rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
-    return 1 / (rows**2 + columns**2).sqrt().clamp_min(1 / max(size)) ** _FALL
+    frequency: Tensor = (rows**2 + columns**2).sqrt()
+    return frequency.clamp_min(1 / max(size)).pow(-_FALL)
 
 
 def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[int]) -> Tensor:

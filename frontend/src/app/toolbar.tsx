@@ -25,6 +25,8 @@ export function Toolbar({ store }: { store: Store }) {
   const { graph, view } = store;
   const { variants, pictures, images } = graph.document;
   const now = view.value;
+  // The circuit at other sizes is reached by the slider.
+  const rivals = variants.flatMap(({ role, name }, i) => (role === "level" ? [] : { name, i }));
   return (
     <div class="bar" role="toolbar" aria-label="view">
       <div class="segments" role="group" aria-label="mode">
@@ -35,12 +37,12 @@ export function Toolbar({ store }: { store: Store }) {
         ))}
       </div>
       <span class="rule" />
-      {variants.length > 1 && (
+      {rivals.length > 1 && (
         <>
           <label class="field">
             <span class="hidden">circuit</span>
-            <select part="variant" value={now.variant} onChange={(event) => store.change({ variant: Number(event.currentTarget.value), isolate: null }, `${variants[Number(event.currentTarget.value)]!.name} is drawn`)}>
-              {variants.map(({ name }, i) => (
+            <select part="variant" value={variants[now.variant]!.role === "level" ? 0 : now.variant} onChange={(event) => store.change({ variant: Number(event.currentTarget.value), isolate: null }, `${variants[Number(event.currentTarget.value)]!.name} is drawn`)}>
+              {rivals.map(({ name, i }) => (
                 <option value={i}>{plain(name)}</option>
               ))}
             </select>
@@ -49,7 +51,7 @@ export function Toolbar({ store }: { store: Store }) {
             against
             <select part="compare" value={now.compare ?? ""} onChange={(event) => store.change({ compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value), isolate: null }, "comparison changed")}>
               <option value="">nothing</option>
-              {variants.map(({ name }, i) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
+              {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
             </select>
           </label>
         </>
@@ -170,28 +172,38 @@ function Shares({ store }: { store: Store }) {
   );
 }
 
-/** The density slider: kernels kept, by rank, on a logarithmic scale. */
+/** The density slider: kernels kept, by rank, on a logarithmic scale; or the sizes at which the circuit was found anew. */
 function Density({ store }: { store: Store }) {
+  const { variants } = store.graph.document;
   const { variant, kernels } = store.view.value;
-  const { kernels: most, relevant, nested } = store.graph.document.variants[variant]!;
+  const { kernels: most, relevant, role, nested } = variants[variant]!;
   if (most < 2) return null;
+  const levels = variants.flatMap((each, i) => (each.role === "level" ? i : [])).sort((a, b) => variants[a]!.kernels - variants[b]!.kernels);
+  const anew = levels.length > 0 && (role === "level" || variant === 0) ? [...levels, 0] : null;
   const kept = Math.min(kernels ?? most, most);
   const density = (100 * kept) / relevant;
+  const slide = (to: number) => {
+    if (anew) return store.change({ variant: anew[to]!, kernels: null }, `${plural(variants[anew[to]!]!.kernels, "kernel")}, found anew`);
+    const k = Math.round(most ** (to / STEPS));
+    store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
+  };
+  const hint = anew
+    ? "Its criterion finds other kernels at each size: these are the sizes at which it was run."
+    : nested
+      ? undefined
+      : "The criterion itself might keep other kernels at a smaller size: its rankings are not nested.";
   return (
-    <label class="field" title={nested ? undefined : "The criterion itself might keep other kernels at a smaller size: its rankings are not nested."}>
+    <label class="field" title={hint}>
       kernels
       <input
         type="range"
         part="density"
         min={0}
-        max={STEPS}
-        value={Math.round((STEPS * Math.log(kept)) / Math.log(most))}
+        max={anew ? anew.length - 1 : STEPS}
+        value={anew ? anew.indexOf(variant) : Math.round((STEPS * Math.log(kept)) / Math.log(most))}
         aria-label="kernels kept"
         aria-valuetext={`${count(kept)} kernels, density ${significant(density)} %`}
-        onInput={(event) => {
-          const k = Math.round(most ** (Number(event.currentTarget.value) / STEPS));
-          store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
-        }}
+        onInput={(event) => slide(Number(event.currentTarget.value))}
       />
       <output part="kept">
         {count(kept)} ({significant(density)} %)

@@ -54,7 +54,9 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
     ? ` of "${variant.name}" and "${other.name}" together`
     : variant.role === "circuit"
       ? " of the circuit"
-      : ` of "${variant.name}"`;
+      : variant.role === "level"
+        ? ` of ${variant.name}`
+        : ` of "${variant.name}"`;
   const sliced = isWhole(graph, view) ? "" : ` at its ${plural(view.kernels!, "most salient kernel")}`;
   const within = `${of}${sliced}${rooted ? " that lead to the chosen filter" : ""}`;
   const scored = rooted ? "chosen filter's" : "target's";
@@ -63,7 +65,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
 
   const r2Drawn = measured ? (variant.fidelity?.drawn?.r2 ?? null) : null;
   const r2 = variant.fidelity?.r2 ?? null;
-  const control = variant.role === "control" ? undefined : variants.find(({ role }) => role === "control");
+  const control = variant.role === "control" ? undefined : variants.find(({ role, kept }) => role === "control" && kept === variant.kept);
   const r2Control = control?.fidelity?.r2 ?? null;
   const r2ControlDrawn = control?.fidelity?.drawn?.r2 ?? null;
 
@@ -73,7 +75,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
       : variant.fidelity?.drawn?.r2 != null && !other
         ? ` (as a network of their own they were not measured; those of the default view reach R\u00b2 = ${decimal(variant.fidelity.drawn.r2)})`
         : " (as a network of their own they were not measured)";
-  const subject = other ? `"${variant.name}"` : variant.role === "circuit" ? "the whole circuit" : `the whole of "${variant.name}"`;
+  const subject = other ? `"${variant.name}"` : variant.role === "circuit" ? "the whole circuit" : variant.role === "level" ? "all of it" : `the whole of "${variant.name}"`;
   const random =
     r2Control === null
       ? "a random circuit of equal size was not measured"
@@ -81,7 +83,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const kept =
     r2 === null || heldOut === null
       ? `how much of the feature ${subject} keeps was not measured on held-out images`
-      : `${subject} keeps R\u00b2 = ${decimal(r2)} of the feature on ${plural(heldOut.count, "held-out image")}${control || variant.role === "circuit" ? ` (${random})` : ""}`;
+      : `${subject} keeps R\u00b2 = ${decimal(r2)} of the feature on ${plural(heldOut.count, "held-out image")}${variant.role === "control" ? "" : ` (${random})`}`;
   const compared =
     other && other.fidelity?.r2 != null && heldOut ? `; "${other.name}" keeps R\u00b2 = ${decimal(other.fidelity.r2)}` : other ? `; "${other.name}" was not measured` : "";
   const nested = sliced && !variant.nested ? " The criterion itself might keep other kernels at this size: its rankings are not nested." : "";

@@ -68,7 +68,7 @@ export interface Document {
 
 export interface Variant {
   name: string;
-  role: "circuit" | "against" | "control";
+  role: "circuit" | "against" | "control" | "level"; // level: the circuit found anew with fewer kernels
   saliency: Buffer; // float32 (E); NaN for connections and for kernels that are not in it
   /** The place of each kernel by saliency, 0 the highest; -1 for those that are not in it; 0 for connections. */
   rank: Buffer; // int32 (E)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,13 @@ from convcircuits.version import __version__
 MOST_IMAGES = 1000
 """Images that patches are taken from."""
 
-ROLES = {"circuit": "the circuit", "against": "the other circuit", "control": "a random circuit of equal size"}
-"""What the circuits of a diagram are called."""
+ROLES = {
+    "circuit": "the circuit",
+    "against": "the other circuit",
+    "control": "a random circuit of equal size",
+    "level": "the circuit found anew with {:,} kernels",
+}
+"""What the circuits of a diagram are called, by the number of kernels that they keep."""
 
 
 def diagram(
@@ -55,7 +59,9 @@ def diagram(
 
     What is not given is not drawn, and the caption says what was not measured. The widths and the density slider are
     the circuit's own saliency; flow, by which the budget chooses, is a display heuristic made of it. A random circuit
-    with as many kernels in each layer is laid beside, for comparison.
+    with as many kernels in each layer is laid beside, for comparison. Where an iterative criterion found the circuit,
+    the slider has the sizes at which that criterion finds it anew, on as many of the images: a half, a quarter and an
+    eighth.
 
     Args:
         model: The model that the circuit belongs to.
@@ -85,8 +91,15 @@ def diagram(
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     if pictures not in LABELS:
         raise ConvCircuitsError(f"pictures is one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
-    drawing = lay_out(model, circuit, against, _first_shape(model, images, held_out, batch_size), seed)
-    seen = None if images is None else Seen.of(drawing, _kept(drawing, images, batch_size))
+    network = Network(model)
+
+    def batches(images: Images) -> Batches:
+        return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+
+    kept = None if images is None else _first(batches(images))
+    shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
+    drawing = lay_out(model, circuit, against, shape, seed, kept)
+    seen = None if kept is None else Seen.of(drawing, batches(kept))
     edges, weights = edges_of(drawing, None if seen is None else seen.effect)
     document = data.Document(
         meta=_meta(drawing, title, seen),
@@ -96,7 +109,10 @@ def diagram(
         edges=edges,
         weights=weights,
         target=drawing.graph.goal,
-        variants=variants_of(drawing, [ROLES[role] for role in drawing.roles]),
+        variants=variants_of(
+            drawing,
+            [ROLES[role].format(len(one)) for role, one in zip(drawing.roles, drawing.circuits, strict=True)],
+        ),
         pictures=(),
         tiles=data.Tiles(TILE),
     )
@@ -118,23 +134,14 @@ def diagram(
     return Diagram(document)
 
 
-def _first_shape(model: nn.Module, images: Images | None, held_out: Images | None, batch_size: int) -> Any:
-    given = images if images is not None else held_out
-    if given is None:
-        return None
-    network = Network(model)
-    return Batches(given, device=network.device, dtype=network.dtype, batch_size=batch_size).first_shape()
-
-
-def _kept(drawing: Drawing, images: Images, batch_size: int) -> Batches:
-    """Hold the first images in memory: a shuffling loader would number them anew in each pass."""
-    network, held = drawing.subject.network, []
-    for batch in Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size):
+def _first(batches: Batches) -> Tensor:
+    """Hold the first images in memory, on the CPU: a shuffling loader would number them anew in each pass."""
+    held: list[Tensor] = []
+    for batch in batches:
         held.append(batch.cpu())
         if sum(map(len, held)) >= MOST_IMAGES:
             break
-    kept = torch.cat(held)[:MOST_IMAGES]
-    return Batches(kept, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    return torch.cat(held)[:MOST_IMAGES]
 
 
 def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:

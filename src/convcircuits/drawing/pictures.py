@@ -34,7 +34,7 @@ from convcircuits.wiring import SiteKind
 
 LABELS = {
     "patches": "parts of images that drive a filter most, at the size that it sees; of the first layer the kernels",
-    "features": "pictures optimised to drive a filter most, inside the circuit",
+    "features": "pictures optimised to drive a filter most, inside the circuit; of the first layer the kernels",
 }
 """Ways to picture the nodes, and what they show."""
 
@@ -191,7 +191,8 @@ def pictured(
 ) -> data.Document:
     """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
     album = _Album(len(drawing.graph.site))
-    for n, picture in first_kernels(drawing, primaries).items():
+    kernels = first_kernels(drawing, primaries)
+    for n, picture in kernels.items():
         album.add("patches", n, picture)
     if seen is not None:
         for n, patches in _patches(drawing, drawn, seen, primaries).items():
@@ -199,7 +200,9 @@ def pictured(
                 album.add("patches", n, patch)
     target: list[tuple[str, np.ndarray]] = []
     if pictures == "features":
-        target = _features(drawing, drawn, album, primaries, seed, progress)
+        for n, picture in kernels.items():
+            album.add("features", n, picture)
+        target = _features(drawing, [n for n in drawn if n not in kernels], album, primaries, seed, progress)
     return album.bound(document, pictures, target)
 
 
@@ -285,15 +288,15 @@ def _patches(
 
 def _features(
     drawing: Drawing,
-    drawn: Sequence[int],
+    some: Sequence[int],
     album: _Album,
     primaries: Tensor | None,
     seed: int,
     progress: Progress | None,
 ) -> list[tuple[str, np.ndarray]]:
-    """Optimise pictures of what is drawn inside the circuit, and of the target in the full model too."""
+    """Optimise pictures of some nodes inside the circuit, and of the target in the full model too."""
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
-    nodes = [n for n in drawn if n in readings]
+    nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
     found = visualise(subject, fields, masks=masks, primaries=primaries, seed=seed, progress=progress)
     for n in nodes:

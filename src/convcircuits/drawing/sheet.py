@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
-from convcircuits.criteria import CRITERIA
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, excites, graph, kernels_of
+from convcircuits.drawing.siblings import nested, random_like, smaller
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.finding import check_circuit, find, needs_budget
+from convcircuits.finding import check_circuit
 from convcircuits.granularity import masks_of
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
@@ -60,9 +60,16 @@ class Drawing:
 
 
 def lay_out(
-    model: nn.Module, circuit: Circuit, against: Circuit | None, shape: Sequence[int] | None, seed: int
+    model: nn.Module,
+    circuit: Circuit,
+    against: Circuit | None,
+    shape: Sequence[int] | None,
+    seed: int,
+    images: Tensor | None = None,
 ) -> Drawing:
     """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
+
+    With images, also the smaller circuits that an iterative criterion finds anew on them, as far as they are alive.
 
     Raises:
         ConvCircuitsError: If a circuit is of other weights or another feature, or has no complete path.
@@ -72,39 +79,29 @@ def lay_out(
     found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
     subject = Subject(network, circuit.feature, found)
     described = describe(network, circuit.feature, found)
-    circuits, roles = [circuit], ["circuit"]
-    if against is not None:
-        circuits.append(against)
-        roles.append("against")
-    for one in circuits:
+    laid = [("circuit", circuit)] + ([] if against is None else [("against", against)])
+    for _, one in laid:
         check_circuit(one, circuit.feature, described)
-    circuits.append(_random_like(model, circuit, found.input_shape, seed))
-    roles.append("control")
-    recording = record(subject, found.input_shape)
-    wiring = wire(recording, subject.rows, subject.coefficients)
-    masks = tuple(subject.masks(one, found.input_shape, effective=True) for one in circuits)
-    variants = [_kernels(subject, *one) for one in zip(circuits, masks, strict=True)]
-    if not any(bool(mask.any()) for mask in variants[0].effective.values()):
+    laid.append(("control", random_like(model, circuit, found.input_shape, seed)))
+    laid += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
+    masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
+    alive = [any(bool(mask.any()) for mask in one.kernels.values()) for one in masks]
+    if not alive[0]:
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
             "prune to a larger density."
         )
-    drawn = graph(recording, wiring, variants)
-    return Drawing(subject, recording, wiring, drawn, tuple(circuits), tuple(roles), masks)
-
-
-def _random_like(model: nn.Module, circuit: Circuit, shape: Sequence[int], seed: int) -> Circuit:
-    parameter = next(model.parameters())
-    image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-    return find(
-        model,
-        circuit.feature,
-        image,
-        criterion="layer_random",
-        kernels=len(circuit),
-        granularity=circuit.granularity,
-        seed=seed,
-        like=circuit,
+    kept = [n for n, (role, _) in enumerate(laid) if alive[n] or role != "level"]
+    recording = record(subject, found.input_shape)
+    wiring = wire(recording, subject.rows, subject.coefficients)
+    return Drawing(
+        subject,
+        recording,
+        wiring,
+        graph(recording, wiring, [_kernels(subject, laid[n][1], masks[n]) for n in kept]),
+        circuits=tuple(laid[n][1] for n in kept),
+        roles=tuple(laid[n][0] for n in kept),
+        masks=tuple(masks[n] for n in kept),
     )
 
 
@@ -275,7 +272,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
                 filters=len({(name, out) for name, out, _ in place}),
                 kept=sum(int(mask.sum()) for mask in kept.values()),
                 relevant=sum(int(mask.sum()) for mask in relevant.values()),
-                nested=_nested(circuit),
+                nested=nested(circuit),
             )
         )
     return tuple(variants)
@@ -296,8 +293,3 @@ def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
     ends = zip(g.site[g.source[readout]], g.channel[g.source[readout]], strict=True)
     saliency[readout] = [weight[int(s), int(c)] for s, c in ends]
     return saliency
-
-
-def _nested(circuit: Circuit) -> bool:
-    criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
-    return criterion is not None and not needs_budget(criterion)
