@@ -1,0 +1,312 @@
+"""The diagram as a whole: what it says it measured, against circuits made and measured by themselves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import convcircuits as cc
+from convcircuits.drawing import build, figure
+from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
+from convcircuits.version import __version__
+from nets import NETS, seeded
+
+SHAPE = (3, 12, 12)
+
+
+class Broad(nn.Module):
+    """More filters in a layer, and kernels into a filter, than the default view draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 15, 3)
+        self.conv2 = nn.Conv2d(15, 16, 3)
+        self.head = nn.Conv2d(16, 3, 3)
+
+    def forward(self, x):
+        return self.head(self.conv2(self.conv1(x).relu()).relu())
+
+
+FEATURE = cc.Feature("head", 1)
+
+
+def images(count, seed=0):
+    return torch.randn(count, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model():
+    return seeded(Broad, 5)()
+
+
+def found(model, granularity="kernel", seed=0, density=0.6, criterion="random"):
+    """A circuit that is alive: by a random criterion the first one from a seed on."""
+    options = {"criterion": criterion, "density": density, "granularity": granularity}
+    tried = (cc.find(model, FEATURE, images(3), seed=seed + step, **options) for step in range(0, 40, 2))
+    return next(circuit for circuit in tried if cc.evaluate(model, circuit, images(1)).effective_kernels)
+
+
+def part_of(model, document, variant, circuit):
+    """A circuit of what the default view draws of one variant, put together by layer, filter and channel."""
+    edges, shown = document.edges, figure.drawn(document, View(variant=variant))
+    masks = {}
+    for layer in document.layers:
+        weight = model.get_submodule(layer.name).weight
+        masks[layer.name] = torch.zeros(weight.shape[:2], dtype=torch.bool)
+    for e in shown.edges:
+        masks[document.layers[edges.layer[e]].name][edges.out[e], edges.in_[e]] = True
+    if circuit.granularity == "weight":
+        masks = {layer: mask[:, :, None, None] & circuit.kernels[layer] for layer, mask in masks.items()}
+    granularity = "weight" if circuit.granularity == "weight" else "kernel"
+    return shown, cc.Circuit.from_masks(model, FEATURE, masks, granularity=granularity, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
+def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_each_drawn_part(model, granularity):
+    circuit, other = found(model, granularity), found(model, granularity, seed=1)
+    held_out = images(6, seed=1)
+    diagram = cc.diagram(model, circuit, held_out=held_out, against=other, batch_size=4)
+    document = diagram.document
+    assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
+    assert document.held_out.count == 6
+    control = cc.find(
+        model,
+        FEATURE,
+        images(1),
+        criterion="layer_random",
+        kernels=len(circuit),
+        granularity=granularity,
+        like=circuit,
+        seed=0,
+    )
+    for n, (variant, whole) in enumerate(zip(document.variants, (circuit, other, control), strict=True)):
+        report = cc.evaluate(model, whole, held_out)
+        assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
+        assert variant.fidelity.r2 == pytest.approx(report.r2, rel=1e-9)
+        shown, part = part_of(model, document, n, whole)
+        assert 0 < shown.kernels < variant.kernels
+        measured = cc.evaluate(model, part, held_out)
+        assert variant.fidelity.drawn.r2 == pytest.approx(measured.r2, rel=1e-9)
+        assert variant.fidelity.drawn.kernels == shown.kernels == measured.effective_kernels
+        assert variant.fidelity.drawn.path == pytest.approx(shown.path)
+    assert diagram.caption == figure.drawn(document).caption
+    for number in (document.variants[0].fidelity.r2, document.variants[2].fidelity.r2):
+        assert f"{number:.2f}".replace("-", "\N{MINUS SIGN}") in diagram.caption.replace("-", "\N{MINUS SIGN}")
+    assert "6 held-out images" in diagram.caption
+    assert "not measured" not in diagram.caption
+
+
+def test_without_held_out_images_the_caption_says_that_nothing_was_measured(model):
+    diagram = cc.diagram(model, found(model), images=images(4))
+    assert diagram.document.held_out is None
+    assert {variant.fidelity for variant in diagram.document.variants} == {None}
+    assert "keeps was not measured on held-out images" in diagram.caption
+    assert "as a network of their own they were not measured" in diagram.caption
+    assert "R²" not in diagram.caption
+
+
+def test_without_images_there_are_the_first_kernels_and_nothing_that_images_would_tell(model):
+    circuit = found(model)
+    diagram = cc.diagram(model, circuit)
+    document = diagram.document
+    assert document.images is None
+    assert [pictures.name for pictures in document.pictures] == ["patches"]
+    pictured = document.pictures[0].tiles[:, 0] >= 0
+    first = (document.nodes.kind == NodeKind.FILTER) & (document.nodes.column == 0)
+    assert np.array_equal(pictured, first)
+    assert any("no images were given" in note for note in document.meta.notes)
+    assert "sum" in document.meta.notes[0]
+    figure.svg(document)
+    same = cc.diagram(model, circuit, held_out=images(2)).document
+    assert same.images is None
+    assert np.array_equal(same.edges.sign, document.edges.sign)
+
+
+def test_a_feature_that_is_constant_on_the_held_out_images_has_no_r2(model):
+    model.head.bias.data[:] = -1e6
+    relu = nn.Sequential(*model.children())
+    relu.add_module("3", nn.ReLU())
+    feature = cc.Feature("3", 1)
+    circuit = cc.find(relu, feature, images(2), criterion="magnitude", density=0.5)
+    diagram = cc.diagram(relu, circuit, held_out=images(3))
+    assert all(variant.fidelity.r2 is variant.fidelity.drawn.r2 is None for variant in diagram.document.variants)
+    assert "not measured" in diagram.caption
+    assert Document.from_json(diagram.document.to_json()).variants[0].fidelity.r2 is None
+
+
+def test_colours_follow_what_kernels_add_on_the_images(model):
+    """On images of the opposite sign, a first kernel adds the opposite."""
+    circuit, positive = found(model, density=1.0), images(4).abs()
+    some, others = (cc.diagram(model, circuit, images=x).document for x in (positive, -positive))
+    first = some.edges.weighted & (some.nodes.kind[some.edges.source] == NodeKind.IMAGE)
+    total = model.conv1.weight.detach().sum((2, 3)).numpy()
+    for document, sign in ((some, 1), (others, -1)):
+        # The mean of a convolution without padding is near the sum of weights times the mean: where that is not small.
+        clear = first & (np.abs(total[document.edges.out % 15, document.edges.in_ % 3]) > 0.5)
+        assert clear.sum() > 5
+        expected = sign * np.sign(total[document.edges.out[clear], document.edges.in_[clear]])
+        assert np.array_equal(document.edges.sign[clear], expected)
+    assert any("on average over the images" in note for note in some.meta.notes)
+
+
+def test_what_it_is_of_is_said(model):
+    circuit = found(model, criterion="snip")
+    meta = cc.diagram(model, circuit).document.meta
+    assert (meta.feature, meta.criterion, meta.granularity) == ("head:1", "snip", "kernel")
+    assert "head:1" in meta.title
+    assert meta.model in meta.title
+    assert meta.versions == {"convcircuits": __version__, "torch": torch.__version__}
+    assert cc.diagram(model, circuit, title="Mine").document.meta.title == "Mine"
+    masks = {layer: kept.clone() for layer, kept in circuit.kernels.items()}
+    by_hand = cc.Circuit.from_masks(model, FEATURE, masks, input_shape=SHAPE)
+    assert cc.diagram(model, by_hand).document.meta.criterion is None
+
+
+def test_the_same_input_gives_the_same_document_and_the_seed_another_random_circuit(model):
+    circuit = found(model)
+    options = {"images": images(5), "held_out": images(3, seed=1)}
+    first = cc.diagram(model, circuit, **options).document
+    assert cc.diagram(model, circuit, **options).document.to_json() == first.to_json()
+    other = cc.diagram(model, circuit, seed=3, **options).document
+    assert [v.kept for v in other.variants] == [v.kept for v in first.variants]
+    kept = [
+        {
+            (d.edges.layer[e], d.edges.out[e], d.edges.in_[e])
+            for e in np.flatnonzero(d.edges.weighted & (d.variants[n].rank >= 0))
+        }
+        for d in (first, other)
+        for n in (0, 1)
+    ]
+    assert kept[0] == kept[2]
+    assert kept[1] != kept[3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_plays_no_part(model, batch_size):
+    circuit, options = found(model), {"images": images(5), "held_out": images(3, seed=1)}
+    one = cc.diagram(model, circuit, **options).document
+    other = cc.diagram(model, circuit, batch_size=batch_size, **options).document
+    assert one.images.names == other.images.names
+    assert np.array_equal(one.pictures[0].tiles, other.pictures[0].tiles)
+    np.testing.assert_allclose(one.images.effect, other.images.effect, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        [v.fidelity.r2 for v in one.variants], [v.fidelity.r2 for v in other.variants], rtol=1e-9
+    )
+
+
+def test_a_shuffling_loader_will_do_and_only_so_many_images_are_looked_at(model, monkeypatch):
+    monkeypatch.setattr(build, "MOST_IMAGES", 6)
+    given = images(20)
+    loader = DataLoader(
+        TensorDataset(given, torch.zeros(20)),
+        batch_size=4,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    document = cc.diagram(model, found(model), images=loader).document
+    assert {int(name.split()[1]) for name in document.images.names} <= set(range(6))
+    # Each image that is shown is one of those given, with its own response in the full model.
+    full = cc.activations(model, FEATURE, given).flatten(1).mean(1).numpy()
+    for response in document.images.full:
+        assert np.abs(full - response).min() < 1e-5
+    assert len(set(document.images.names)) == len(document.images.names) > 3
+
+
+def test_it_works_without_gradients_with_frozen_parameters_and_leaves_the_model_as_it_was(model):
+    circuit = found(model)
+    model.requires_grad_(False).train()
+    before = {name: (value.clone(), value._version) for name, value in model.state_dict(keep_vars=True).items()}
+    with torch.no_grad():
+        cc.diagram(model, circuit, images=images(3), held_out=images(2, seed=1))
+    assert model.training
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert torch.equal(value, before[name][0])
+        assert (value._version, value.requires_grad, value.grad) == (before[name][1], False, None)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_progress_is_told_of_images_and_of_visualisations(model):
+    told = []
+    options = {"held_out": images(3), "progress": lambda *progress: told.append(progress)}
+    cc.diagram(model, found(model, density=0.2, criterion="actgrad"), pictures="features", **options)
+    totals = list(dict.fromkeys(total for _, total in told))
+    assert totals[0] == 3
+    assert len(totals) > 1
+    assert all(0 <= done <= total for done, total in told)
+
+
+@pytest.mark.parametrize("name", ["residual", "mobile", "se_conv", "flat_head", "dense", "twice"])
+def test_every_kind_of_net_makes_a_document_that_comes_back_from_json(name):
+    case = NETS[name]
+    model, (layer, unit) = case.build(), case.features[-1]
+    circuit = cc.find(model, cc.Feature(layer, unit), case.images(2), criterion="actgrad", density=0.8)
+    document = cc.diagram(model, circuit, images=case.images(4), held_out=case.images(3, seed=1)).document
+    assert Document.from_json(document.to_json()).to_json() == document.to_json()
+    json.loads(document.to_json(), parse_constant=pytest.fail)
+    shown = figure.drawn(document)
+    assert document.target in shown.nodes
+    assert document.variants[0].fidelity.r2 is not None
+    kernels = document.edges.kind == EdgeKind.KERNEL
+    read = {document.target, *document.edges.source[kernels].tolist()}  # what a gate alone reads has no map
+    assert set(shown.nodes) & read
+    assert (document.pictures[0].tiles[sorted(set(shown.nodes) & read), 0] >= 0).all()
+    assert "<svg " in figure.svg(document)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_what_is_no_circuit_is_refused(model):
+    scores = cc.score(model, FEATURE, images(2), criterion="snip")
+    for wrong in (scores, scores.kernels, "f.safetensors", None):
+        with pytest.raises(cc.ConvCircuitsError, match=f"Expected a Circuit, got {type(wrong).__name__}"):
+            cc.diagram(model, wrong)
+    with pytest.raises(cc.ConvCircuitsError, match="Expected a Circuit, got Scores"):
+        cc.diagram(model, found(model), against=scores)
+
+
+def test_a_circuit_of_other_weights_or_of_another_feature_is_refused(model):
+    circuit = found(model)
+    with pytest.raises(cc.ConvCircuitsError, match="weights"):
+        cc.diagram(seeded(Broad, 6)(), circuit)
+    other = cc.find(model, cc.Feature("head", 2), images(2), criterion="random", density=0.5)
+    with pytest.raises(cc.ConvCircuitsError, match="head:2"):
+        cc.diagram(model, circuit, against=other)
+
+
+def test_other_pictures_and_primaries_of_other_channels_are_refused(model):
+    with pytest.raises(cc.ConvCircuitsError, match="'patches', 'features'; got 'patch'"):
+        cc.diagram(model, found(model), pictures="patch")
+    with pytest.raises(cc.ConvCircuitsError, match="primaries"):
+        cc.diagram(model, found(model), primaries=torch.zeros(4, 1))
+
+
+def test_images_that_do_not_fit_are_refused(model):
+    circuit = found(model)
+    with pytest.raises(cc.ConvCircuitsError):
+        cc.diagram(model, circuit, images=torch.zeros(2, 1, 12, 12, dtype=torch.float64))
+    with pytest.raises(cc.ConvCircuitsError, match="iterator"):
+        cc.diagram(model, circuit, images=iter([images(2)]))
+    with pytest.raises(cc.ConvCircuitsError):
+        cc.diagram(model, circuit, images=images(0))
+
+
+def test_a_circuit_that_leads_nowhere_is_refused_before_images_are_run(model):
+    circuit = cc.Circuit.from_masks(model, FEATURE, {"conv1": torch.ones(15, 3)}, input_shape=SHAPE)
+    with pytest.raises(cc.ConvCircuitsError, match="nothing to draw"):
+        cc.diagram(model, circuit, held_out=images(2))
+
+
+def test_gain_and_offset_of_a_circuit_are_measured_too(model):
+    plain = found(model)
+    gain = {layer: torch.full((len(kept),), 1.5, dtype=torch.float64) for layer, kept in plain.kernels.items()}
+    offset = {layer: torch.zeros(len(kept), dtype=torch.float64) for layer, kept in plain.kernels.items()}
+    circuit = dataclasses.replace(plain, gain=gain, offset=offset)
+    held_out = images(4, seed=2)
+    (variant, _) = cc.diagram(model, circuit, held_out=held_out).document.variants
+    assert variant.fidelity.r2 == pytest.approx(cc.evaluate(model, circuit, held_out).r2, rel=1e-9)
+    assert variant.fidelity.r2 != pytest.approx(cc.evaluate(model, plain, held_out).r2, rel=1e-3)
