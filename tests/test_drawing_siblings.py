@@ -1,0 +1,102 @@
+"""Circuits that are laid beside: random ones of equal size, and smaller ones as their criterion finds them."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+import convcircuits as cc
+from convcircuits.drawing.siblings import nested, random_like, smaller
+from nets import NETS
+
+CASE = NETS["plain"]
+FEATURE = cc.Feature("features.5", 2)
+
+
+def found(model, criterion="random", density=0.5, granularity="kernel", **options):
+    return cc.find(
+        model, FEATURE, CASE.images(5), criterion=criterion, density=density, granularity=granularity, **options
+    )
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
+def test_a_random_circuit_keeps_as_many_units_of_each_layer_and_no_others_than_are_relevant(granularity):
+    model = CASE.build()
+    circuit = found(model, granularity=granularity)
+    made = [random_like(model, circuit, CASE.input_shape, seed) for seed in range(3)]
+    for other in made:
+        assert other.granularity == granularity
+        assert other.feature == circuit.feature
+        for layer, kept in circuit.kernels.items():
+            assert other.kernels[layer].sum() == kept.sum()
+            assert not (other.kernels[layer] & circuit.saliency[layer].isnan()).any()
+    assert random_like(model, circuit, CASE.input_shape, 1) == made[1]
+    tables = {tuple(torch.cat([kept.flatten() for kept in other.kernels.values()]).tolist()) for other in made}
+    assert len(tables) > 1
+
+
+def test_a_model_of_another_dtype_will_do():
+    model = CASE.build().float()
+    circuit = cc.find(model, FEATURE, CASE.images(2).float(), criterion="random", density=0.5)
+    assert len(random_like(model, circuit, CASE.input_shape, 0)) == len(circuit)
+
+
+@pytest.mark.parametrize("criterion", sorted(set(cc.CRITERIA) - {"layer_random"}))
+def test_rankings_are_nested_where_fewer_kernels_are_the_first_of_more(criterion):
+    """As the criterion itself says, asked for fewer."""
+    model = CASE.build()
+    more, fewer = found(model, criterion), found(model, criterion, density=0.2)
+    inside = all((more.kernels[layer] | ~kept).all() for layer, kept in fewer.kernels.items())
+    same = all(torch.allclose(s, fewer.saliency[layer], 0, 0, equal_nan=True) for layer, s in more.saliency.items())
+    assert nested(more) == nested(fewer) == same
+    assert inside or not same
+
+
+def test_of_circuits_without_a_known_criterion_nothing_is_promised():
+    model = CASE.build()
+    circuit = found(model)
+    by_hand = cc.Circuit.from_masks(model, FEATURE, circuit.kernels, input_shape=CASE.input_shape)
+    assert not nested(by_hand)
+    assert smaller(model, by_hand, CASE.images(3)) == []
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "filter"])
+def test_smaller_circuits_are_those_that_an_iterative_criterion_finds_when_asked_for_them(granularity):
+    model = CASE.build()
+    before = copy.deepcopy(model.state_dict())
+    circuit = found(model, "force", density=0.8, granularity=granularity, steps=4, seed=3)
+    images = torch.cat([CASE.images(5), CASE.images(9, seed=2)])
+    made = smaller(model, circuit, images)
+    sizes = [len(circuit) // part for part in (2, 4, 8)]
+    assert [len(one) for one in made] == [size for size in sizes if size]
+    for one in made:
+        # On the five images that the circuit was found on, with its own options and seed.
+        again = cc.find(
+            model,
+            FEATURE,
+            CASE.images(5),
+            criterion="force",
+            kernels=len(one),
+            granularity=granularity,
+            steps=4,
+            seed=3,
+        )
+        assert one.kernels == again.kernels
+        assert one.granularity == granularity
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():
+    model = CASE.build()
+    images = CASE.images(5)
+    force = found(model, "force", steps=3)
+    assert len(smaller(model, force, images)) == 3
+    assert smaller(model, found(model, "snip"), images) == []
+    of_three = cc.find(model, FEATURE, images, criterion="force", kernels=3, steps=2)
+    assert [len(one) for one in smaller(model, of_three, images)] == [1]
+    inside = cc.find(model, FEATURE, images, criterion="force", density=0.2, circuit=force, steps=3)
+    assert smaller(model, inside, images) == []
+    for changes in ({"criterion": "mine"}, {"options": {"steps": [1, 2]}}):
+        odd = dataclasses.replace(force, provenance={**force.provenance, **changes})
+        assert smaller(model, odd, images) == []
