@@ -1,5 +1,7 @@
 import base64
+import dataclasses
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -14,19 +16,39 @@ from PIL import Image
 
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import EdgeKind, NodeKind, View
+from convcircuits.drawing.data import EdgeKind, NodeKind, View, view_to_dict
+from convcircuits.drawing.tiles import data_url, read_data_url
 from diagrams import DOCUMENTS, HOSTILE, hostile, plain
 
 WIDTHS = ("screen", "180mm", "88mm")
 SVG = "{http://www.w3.org/2000/svg}"
 
-# What figure.js is called with in Python, called in node.
+# What figure.js gives, called in node with what it is called with in Python.
 IN_NODE = """
-const [script, preset] = process.argv.slice(1);
-const text = require("fs").readFileSync(0, "utf8");
+const { script, calls } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 require("vm").runInThisContext(require("fs").readFileSync(script, "utf8"));
-process.stdout.write(convcircuits.svg(text, JSON.stringify({ preset })));
+process.stdout.write(JSON.stringify(calls.map(([name, document, options]) => convcircuits[name](document, options))));
 """
+
+
+def in_node(node, *calls):
+    """Call functions of figure.js, each (name, document, options), in node."""
+    script = files("convcircuits.drawing") / "static" / "figure.js"
+    given = {"script": str(script), "calls": [(name, d.to_json(), json.dumps(o)) for name, d, o in calls]}
+    run = subprocess.run(
+        [node, "-e", IN_NODE], input=json.dumps(given).encode(), capture_output=True, check=True, timeout=60
+    )
+    return json.loads(run.stdout)
+
+
+def tiles_of(document):
+    """Every tile, cut out of its page: number -> pixels."""
+    size, found = document.tiles.size, []
+    for page in document.tiles.pages:
+        picture = read_data_url(page.src)
+        places = [divmod(n, page.columns) for n in range(page.count)]
+        found += [picture[row * size : (row + 1) * size, col * size : (col + 1) * size] for row, col in places]
+    return dict(enumerate(found))
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +67,37 @@ def case(request):
 
 def test_the_figure_is_the_same_from_node_and_from_python(case, node):
     document, width, text = case
-    script = files("convcircuits.drawing") / "static" / "figure.js"
-    given = document.to_json().encode()
-    run = subprocess.run(
-        [node, "-e", IN_NODE, str(script), width], input=given, capture_output=True, check=True, timeout=60
-    )
-    assert run.stdout.decode() == text
+    options = {"preset": width}
+    # As `svg` does: ask which tiles are drawn, cut them, draw with them. Anyone may cut: losslessly it is the same.
+    (shown,) = in_node(node, ("tiles", document, options))
+    every = tiles_of(document)
+    cut = {number: data_url(every[number], lossless=True) for number in json.loads(shown)}
+    assert cut
+    assert in_node(node, ("svg", document, options | {"tiles": cut})) == [text]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_a_view_draws_is_said_alike_by_node_and_by_python(name, node):
+    document = DOCUMENTS[name]()
+    for view in (View(), document.view, View(nodes_per_column=2, kernels_per_node=1, isolate=document.target)):
+        (said,) = in_node(node, ("drawn", document, view_to_dict(view)))
+        said, shown = json.loads(said), figure.drawn(document, view)
+        assert (said["nodes"], said["edges"]) == (list(shown.nodes), list(shown.edges))
+        assert (said["path"], said["caption"]["text"]) == (shown.path, shown.caption)
+
+
+def test_a_figure_holds_the_tiles_of_what_is_drawn_and_no_others(case):
+    """Each of the pictures in the SVG is one node's tile, pixel by pixel."""
+    document, width, text = case
+    pictures = [element.get("href") for element in ElementTree.fromstring(text).iter(f"{SVG}image")]
+    every = {pixels.tobytes(): number for number, pixels in tiles_of(document).items()}
+    held = sorted(every[read_data_url(src).tobytes()] for src in pictures)
+    budget = {"88mm": {"nodes_per_column": 6, "kernels_per_node": 3}}.get(width, {})
+    default = {field.name for field in dataclasses.fields(View) if getattr(document.view, field.name) == field.default}
+    view = dataclasses.replace(document.view, **{name: value for name, value in budget.items() if name in default})
+    named = {pictures.name: pictures for pictures in document.pictures}
+    shown = [node for node in figure.drawn(document, view).nodes if not any(node in g.nodes[1:] for g in view.groups)]
+    assert held == sorted(named[view.pictures].tiles[shown, 0].tolist())
 
 
 def test_the_figure_is_of_the_width_that_was_asked_for(case):

@@ -87,7 +87,7 @@ def visualise(
     """
     steps, seed = whole_number("steps", steps, 1), whole_number("seed", seed, 0)
     batch_size = whole_number("batch_size", batch_size, 1)
-    mixing, black = _mixing(primaries, subject.survey.input_shape[0])
+    mixing, black = mixing_of(primaries, subject.survey.input_shape[0])
     found: dict[Reading, Picture | None] = dict.fromkeys(fields)
     for attempt in range(_TRIES):
         silent = {reading: fields[reading] for reading, picture in found.items() if picture is None}
@@ -283,8 +283,12 @@ def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[i
     return torch.einsum("rc,nchw->nrhw", colours, waves).sigmoid()
 
 
-def _mixing(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,)."""
+def mixing_of(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
+
+    Raises:
+        ConvCircuitsError: If the primaries are not those of as many channels.
+    """
     if primaries is None:
         return (torch.eye(3) if channels == 3 else torch.ones(1, channels)), torch.zeros(channels)
     if primaries.shape != (4, channels):

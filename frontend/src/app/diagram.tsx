@@ -116,7 +116,7 @@ const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps
       role="button"
       aria-label={name}
       aria-pressed={isolated}
-      tabIndex={current ? 0 : -1}
+      tabindex={current ? 0 : -1}
       data-node={node.nodes[0]}
       data-group={node.group ?? undefined}
       data-mark={node.mark}
@@ -390,7 +390,8 @@ function add(sum: number | null, value: number | null): number | null {
 }
 
 function focusNode(svg: SVGSVGElement | null, node: number): void {
-  const found = [...(svg?.querySelectorAll<SVGGElement>(".node") ?? [])].find((each) => each.tabIndex === 0) ?? svg?.querySelector<SVGGElement>(`[data-node="${node}"]`);
+  // What Tab comes to is an old place until all is drawn again; but a node in a group has none of its own.
+  const found = svg?.querySelector<SVGGElement>(`[data-node="${node}"]`) ?? svg?.querySelector<SVGGElement>('.node[tabindex="0"]');
   found?.focus({ preventScroll: false });
 }
 

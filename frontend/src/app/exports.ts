@@ -1,29 +1,24 @@
 /** Files of the view: SVG, PNG, and the document itself with the view saved in it. */
 
+import { PRESETS } from "../core/figure.js";
 import { draw } from "../core/scene.js";
 import { svg } from "../core/svg.js";
 import type { Document } from "../core/types.js";
+import { onPaper } from "../core/view.js";
 import type { Store } from "./store.js";
 
-/** On paper: its width, in points and as it is written, and the most that can be read at that width. */
-const PAPERS = {
-  180: { width: 510, size: "180mm", nodes: Infinity, kernels: Infinity },
-  88: { width: 249, size: "88mm", nodes: 6, kernels: 3 },
-} as const;
-
-/** The view as SVG text: as wide as on the screen, or so many millimetres for a paper. */
-async function svgText(store: Store, width: "screen" | keyof typeof PAPERS): Promise<string> {
+/** The view as SVG text: as wide as on the screen, or, as Python would write it, for a paper. */
+async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<string> {
   const { graph } = store;
-  const view = store.view.value;
-  const paper = width === "screen" ? null : PAPERS[width];
-  const budget = paper && { nodesPerColumn: Math.min(paper.nodes, view.nodesPerColumn), kernelsPerNode: Math.min(paper.kernels, view.kernelsPerNode) };
-  const scene = draw(graph, { ...view, ...budget }, paper ? { width: paper.width, medium: "paper" } : { width: store.width.value, medium: "screen" });
+  const { medium, size, budget, width } = PRESETS[preset];
+  const screen = preset === "screen";
+  const scene = draw(graph, onPaper(store.view.value, budget), { width: screen ? store.width.value : width, medium });
   const tiles = await store.pictures.cut(scene.nodes.map(({ tile }) => tile));
-  return svg(graph, scene, { tiles, size: paper?.size, dark: !paper && store.theme.value === "dark" });
+  return svg(graph, scene, { tiles, size, dark: screen && store.theme.value === "dark" });
 }
 
-export async function exportSvg(store: Store, width: "screen" | keyof typeof PAPERS): Promise<void> {
-  download(await svgText(store, width), "svg", "image/svg+xml");
+export async function exportSvg(store: Store, preset: keyof typeof PRESETS): Promise<void> {
+  download(await svgText(store, preset), "svg", "image/svg+xml");
 }
 
 /** The screen's SVG in pixels, at twice its size. */

@@ -115,10 +115,10 @@ export function Toolbar({ store }: { store: Store }) {
             <button type="button" data-export="svg" onClick={() => (void exportSvg(store, "screen"), close())}>
               SVG
             </button>
-            <button type="button" data-export="svg-180" onClick={() => (void exportSvg(store, 180), close())}>
+            <button type="button" data-export="svg-180" onClick={() => (void exportSvg(store, "180mm"), close())}>
               SVG for papers, 180 mm
             </button>
-            <button type="button" data-export="svg-88" onClick={() => (void exportSvg(store, 88), close())}>
+            <button type="button" data-export="svg-88" onClick={() => (void exportSvg(store, "88mm"), close())}>
               SVG for papers, 88 mm
             </button>
             <button type="button" data-export="png" onClick={() => (void exportPng(store), close())}>

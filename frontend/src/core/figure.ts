@@ -4,10 +4,10 @@ import { decode } from "./decode.js";
 import { draw } from "./scene.js";
 import { svg as toSvg } from "./svg.js";
 import type { Document, View } from "./types.js";
-import { viewOf } from "./view.js";
+import { onPaper, viewOf } from "./view.js";
 
 /** Widths in points, and a budget that can be read at that width. */
-const PRESETS = {
+export const PRESETS = {
   screen: { width: 1440, medium: "screen", size: null, budget: {} },
   "180mm": { width: 510, medium: "paper", size: "180mm", budget: {} },
   "88mm": { width: 249, medium: "paper", size: "88mm", budget: { nodesPerColumn: 6, kernelsPerNode: 3 } },
@@ -37,7 +37,7 @@ function figure(documentJson: string, optionsJson: string) {
   const options = JSON.parse(optionsJson) as FigureOptions;
   const { width, medium, budget } = PRESETS[options.preset ?? "screen"];
   const graph = decode(document);
-  return { graph, options, scene: draw(graph, viewOf(document, { ...budget, ...document.view, ...options.view }), { width, medium }) };
+  return { graph, options, scene: draw(graph, onPaper(viewOf(document, { ...document.view, ...options.view }), budget), { width, medium }) };
 }
 
 /** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), those that are lit, and the caption's.

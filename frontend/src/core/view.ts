@@ -24,3 +24,13 @@ export function viewOf(document: Document, given: Partial<View>): View {
   expect(view.groups.every((group) => group.nodes.every((node) => whole(node, 0, nodes))), "groups", `numbers of ${nodes} nodes`);
   return view;
 }
+
+/** The view with a width's budget in place of the usual one; another budget was chosen, and stays. */
+export function onPaper(view: View, budget: { readonly nodesPerColumn?: number; readonly kernelsPerNode?: number }): View {
+  const { nodesPerColumn, kernelsPerNode } = DEFAULT_VIEW;
+  return {
+    ...view,
+    nodesPerColumn: view.nodesPerColumn === nodesPerColumn ? (budget.nodesPerColumn ?? nodesPerColumn) : view.nodesPerColumn,
+    kernelsPerNode: view.kernelsPerNode === kernelsPerNode ? (budget.kernelsPerNode ?? kernelsPerNode) : view.kernelsPerNode,
+  };
+}

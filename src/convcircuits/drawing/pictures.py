@@ -29,7 +29,7 @@ from convcircuits.patches import (
     presum_maps,
     responses,
 )
-from convcircuits.visualising import visualise
+from convcircuits.visualising import mixing_of, visualise
 from convcircuits.wiring import SiteKind
 
 LABELS = {
@@ -253,13 +253,8 @@ def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.nd
         row = int(g.channel[n]) if call.rows is None else int((call.rows == int(g.channel[n])).nonzero()[0])
         weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
         weight[channels] = call.weight[row][channels].detach().cpu().double()
-        if primaries is not None:
-            mixing = (primaries[1:] - primaries[0]).double().cpu()  # what a step of red, green, blue does to channels
-        elif len(weight) == 3:
-            mixing = torch.eye(3, dtype=torch.float64)
-        else:
-            mixing = torch.ones(3, len(weight), dtype=torch.float64)
-        colours = torch.einsum("cyx,rc->yxr", weight, mixing)
+        mixing, _ = mixing_of(primaries, len(weight))  # what a step of red, green, blue, or of grey, does to channels
+        colours = torch.einsum("cyx,rc->yxr", weight, mixing.double().cpu()).expand(-1, -1, 3)
         pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
         found[int(n)] = _pixels(pixels[None].float())[0]
     return found

@@ -1,0 +1,408 @@
+"""What nodes look like and what images do to them, against kernels made by hand and slow loops over the images."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convcircuits as cc
+import oracles
+from convcircuits.batches import Batches
+from convcircuits.calls import ConvCall
+from convcircuits.drawing import pictures
+from convcircuits.drawing.data import EdgeKind, NodeKind
+from convcircuits.drawing.figure import Shown
+from convcircuits.drawing.pictures import PATCHES, Seen, first_kernels, pictured, readings_of
+from convcircuits.drawing.sheet import lay_out
+from convcircuits.drawing.tiles import read_data_url
+from convcircuits.fields import receptive_fields
+from convcircuits.visualising import visualise
+from nets import NETS
+
+# Red, green and blue from 0 to 1 are what the model gets.
+PRIMARIES = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def everything(drawing):
+    """What a view without a budget draws."""
+    nodes = np.flatnonzero([drawing.wiring.sites[int(s)].kind.name != "IMAGE" for s in drawing.graph.site])
+    edges = range(len(drawing.graph.kind))
+    return Shown(tuple(nodes.tolist()), tuple(edges), kernels=1, filters=1, path=1.0, lit=None, caption="")
+
+
+def batches_of(drawing, images, batch_size=3):
+    network = drawing.subject.network
+    return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+
+
+# ---------------------------------------------------------------------- kernels of the first filters
+
+
+def first_layer(channels, feature="2", **options):
+    """Two filters that read an image, and one that reads them."""
+    model = nn.Sequential(nn.Conv2d(channels, 2, 3, **options), nn.ReLU(), nn.Conv2d(2, 1, 1)).double()
+    model[0].weight.data[:] = 0
+    return model, cc.Feature(feature, 0 if feature == "2" else 1)
+
+
+def kernels_of(model, feature, channels, primaries=None, drop=()):
+    """Filter -> its picture, in a circuit of all kernels but some."""
+    full = cc.find(model, feature, torch.randn(1, channels, 8, 8).double(), criterion="magnitude", density=1.0)
+    masks = {layer: kept.clone() for layer, kept in full.kernels.items()}
+    for layer, out, in_ in drop:
+        masks[layer][out, in_] = False
+    circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(channels, 8, 8))
+    drawing = lay_out(model, circuit, None, (channels, 8, 8), 0)
+    return {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, primaries).items()}
+
+
+GREY = [128, 128, 128]
+
+
+def expected(**cells):
+    picture = np.tile(np.array(GREY, np.uint8), (3, 3, 1))
+    for cell, colour in cells.items():
+        picture[int(cell[1]), int(cell[2])] = colour
+    return picture
+
+
+def test_first_kernels_are_shown_the_right_way_up_in_the_images_colours():
+    model, feature = first_layer(3)
+    weight = model[0].weight.data
+    weight[0, 0, 0, 0], weight[0, 2, 2, 1] = 2.0, -2.0  # red at the top left, no blue in the middle of the last row
+    weight[1, 1, 0, 2], weight[1, 0, 2, 0] = 0.5, -0.25  # green at the top right, half as much less red below left
+    shown = kernels_of(model, feature, 3)
+    np.testing.assert_array_equal(shown[0], expected(_00=[255, 128, 128], _21=[128, 128, 0]))
+    np.testing.assert_array_equal(shown[1], expected(_02=[128, 255, 128], _20=[64, 128, 128]))
+
+
+def test_where_the_model_wants_blue_first_its_kernels_show_blue_for_the_first_channel():
+    model, feature = first_layer(3)
+    model[0].weight.data[0, 0, 1, 0] = 1.0
+    model[0].weight.data[1, 2, 1, 2] = -1.0
+    bgr = torch.tensor([[-1.0, -2, -3], [-1, -2, 97], [-1, 98, -3], [99, -2, -3]])
+    shown = kernels_of(model, feature, 3, bgr)
+    np.testing.assert_array_equal(shown[0], expected(_10=[128, 128, 255]))
+    np.testing.assert_array_equal(shown[1], expected(_12=[0, 128, 128]))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_kernels_on_images_of_other_channels_are_grey(channels):
+    model, feature = first_layer(channels)
+    model[0].weight.data[0, -1, 0, 1] = 3.0
+    model[0].weight.data[0, 0, 1, 1] -= 1.5
+    shown = kernels_of(model, feature, channels)[0]
+    np.testing.assert_array_equal(shown, expected(_01=[255, 255, 255], _11=[64, 64, 64]))
+
+
+def test_kernels_behind_a_preparation_without_colour_are_grey():
+    model, feature = first_layer(1)
+    model[0].weight.data[0, 0, 0, 1] = 3.0
+    luminance = torch.tensor([[-1.0], [-1 + 2 * 0.299], [-1 + 2 * 0.587], [-1 + 2 * 0.114]])
+    np.testing.assert_array_equal(kernels_of(model, feature, 1, luminance)[0], expected(_01=[255, 255, 255]))
+
+
+def test_kernels_that_the_circuit_drops_are_not_in_the_picture():
+    model, feature = first_layer(3)
+    model[0].weight.data[0, 0, 0, 0], model[0].weight.data[0, 1, 1, 1] = 1.0, 1.0
+    shown = kernels_of(model, feature, 3, drop=[("0", 0, 1)])
+    np.testing.assert_array_equal(shown[0], expected(_00=[255, 128, 128]))
+
+
+def test_the_feature_itself_may_be_a_first_kernel_whatever_its_number():
+    model, feature = first_layer(3, feature="0")
+    model[0].weight.data[1, 1, 2, 2] = -1.0
+    assert feature.unit == 1
+    shown = kernels_of(model, feature, 3)
+    assert list(shown) == [1]
+    np.testing.assert_array_equal(shown[1], expected(_22=[128, 0, 128]))
+
+
+def test_a_kernel_of_zeros_is_grey_and_grouped_ones_have_no_colours():
+    model, feature = first_layer(3)
+    np.testing.assert_array_equal(kernels_of(model, feature, 3)[0], expected())
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.ReLU(), nn.Conv2d(2, 1, 1)).double()
+    assert kernels_of(model, feature, 2) == {}
+
+
+# ---------------------------------------------------------------------- maps, patches
+
+SIZE = 20
+# Of the plain net: what reads a filter's map, and the map's fields: (size, stride, first pixel) of each position.
+SHOWN = {
+    "features.0": ("features.3", (4, 2, -1)),
+    "features.3": ("features.5", (8, 2, -3)),
+    "features.5": (None, (12, 2, -3)),
+}
+
+
+def plain_drawing(images, unit=2, density=0.7):
+    model = NETS["plain"].build()
+    feature = cc.Feature("features.5", unit)
+    circuit = cc.find(model, feature, images, criterion="random", density=density, seed=1)
+    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    return model, circuit, drawing
+
+
+def photographs(count, seed=0):
+    return torch.rand(count, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_reads(model, drawing, images):
+    """Layer -> what it reads in the circuit (N, C, H, W); None -> the feature's maps."""
+    kernels = drawing.masks[0].kernels
+    clone, _ = oracles.slow_copy(model, kernels)
+    seen = {}
+    for layer in kernels:
+        hook = lambda _, args, layer=layer: seen.setdefault(layer, args[0].clone())  # noqa: E731
+        clone.get_submodule(layer).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        clone(images)
+    feature = drawing.subject.feature
+    return seen | {None: oracles.masked_map(model, kernels, feature.layer, feature.unit, images)[:, None]}
+
+
+def layer_of(document, node):
+    return document.layers[document.nodes.layer[node]].name
+
+
+def map_of(document, reads, node):
+    reader, _ = SHOWN[layer_of(document, node)]
+    return reads[reader][:, 0 if reader is None else document.nodes.unit[node]]
+
+
+@pytest.mark.parametrize("count", [9, 4])
+def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
+    images = photographs(count)
+    model, circuit, drawing = plain_drawing(images)
+    document = cc.diagram(model, circuit).document
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    nodes = everything(drawing).nodes
+    drawn = nodes[::2]
+    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "progress": None}
+    made = pictured(drawing, document, drawn, seen, **options)
+    reads, table = slow_reads(model, drawing, images), made.pictures[0].tiles
+    kernels = first_kernels(drawing, PRIMARIES)
+    assert len(nodes) > 6
+    for node in nodes:
+        size, stride, first = SHOWN[layer_of(document, node)][1]
+        maps = map_of(document, reads, node)
+        places = {
+            (y, x): (first + stride * y, first + stride * x)
+            for y in range(maps.shape[1])
+            for x in range(maps.shape[2])
+            if all(first + stride * n >= 0 and first + stride * n + size <= SIZE for n in (y, x))
+        }
+        best = [max(places, key=lambda place, m=m: float(m[place])) for m in maps]
+        ranked = sorted(range(count), key=lambda n: -float(maps[n][best[n]]))
+        ranked = ranked[: min(PATCHES, count) if node in drawn else 1]
+        tiles = [number for number in table[node].tolist() if number >= 0]
+        if node in kernels:
+            own = cells(made, tiles.pop(0), 3)
+            assert np.abs(own - kernels[node]).max() <= 8
+        assert len(tiles) == len(ranked)
+        for number, image in zip(tiles, ranked, strict=True):
+            top, left = places[best[image]]
+            crop = images[image, :, top : top + size, left : left + size].movedim(0, -1) * 255
+            assert np.abs(cells(made, number, size) - crop.numpy()).max() <= 10
+
+
+def cells(document, number, side):
+    """A tile, averaged over as many cells a side as its picture had pixels, without their blurred borders."""
+    for page in document.tiles.pages:
+        if number < page.count:
+            row, column = divmod(number, page.columns)
+            tile = read_data_url(page.src)[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64].astype(float)
+            break
+        number -= page.count
+    middles = np.round((np.arange(side) + 0.5) * 64 / side - 0.5).astype(int)
+    near = [tile[np.ix_(middles + dy, middles + dx)] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return np.mean(near, axis=0)
+
+
+def test_as_many_nodes_have_patches_as_there_is_room_for_the_drawn_ones_first(monkeypatch):
+    images = photographs(3)
+    model, circuit, drawing = plain_drawing(images)
+    document = cc.diagram(model, circuit).document
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    nodes = [n for n in everything(drawing).nodes if n not in first_kernels(drawing, None)]
+    drawn = nodes[1:3]
+    monkeypatch.setattr(pictures, "MOST_PICTURED", 3)
+    options = {"pictures": "patches", "primaries": None, "seed": 0, "progress": None}
+    table = pictured(drawing, document, drawn, seen, **options).pictures[0].tiles
+    have = {node for node in nodes if table[node, 0] >= 0}
+    assert have >= set(drawn)
+    assert len(have) <= 3
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_map_of_a_node_is_what_the_first_kernel_that_reads_it_reads(name):
+    case = NETS[name]
+    model, (layer, unit) = case.build(), case.features[-1]
+    feature = cc.Feature(layer, unit)
+    circuit = cc.find(model, feature, case.images(1), criterion="magnitude", density=1.0)
+    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    g, readings = drawing.graph, readings_of(drawing)
+    image = [n for n, site in enumerate(g.site) if drawing.wiring.sites[int(site)].kind.name == "IMAGE"]
+    assert readings[g.goal] is None
+    assert not set(image) & set(readings)
+    for node in set(range(len(g.site))) - {*image, g.goal}:
+        edges = np.flatnonzero((g.source == node) & (g.kind == EdgeKind.KERNEL))
+        assert (node in readings) == (len(edges) > 0)
+        if len(edges):
+            first = int(g.call[edges].min())
+            call = drawing.call(first)
+            turn = sum(
+                value.call is not None and value.call.layer == call.layer for value in drawing.recording.values[:first]
+            )
+            channels = set()
+            for e in edges[g.call[edges] == first]:
+                group = int(g.out[e]) // (len(call.weight) // call.groups) if call.groups > 1 else 0
+                per_group = call.weight.shape[1] if isinstance(call, ConvCall) else 0
+                channels.add(group * per_group + int(g.inp[e]))
+            assert readings[node][:2] == (call.layer, turn)
+            assert readings[node][2] == min(channels)
+
+
+# ---------------------------------------------------------------------- what images do
+
+
+def near(bytes_, scale, exact):
+    """Whether a map of bytes is as near to the exact one as a byte can be."""
+    exact = exact.numpy()
+    assert bytes_.shape == exact.shape
+    assert scale == pytest.approx(np.abs(exact).max(), rel=1e-5)
+    return np.abs(bytes_ / 127 * scale - exact).max() <= scale / 254 * (1 + 1e-4)
+
+
+def test_maps_effects_and_responses_are_those_of_slow_runs():
+    images = photographs(40, seed=3)
+    model, circuit, drawing = plain_drawing(images)
+    document = cc.diagram(model, circuit).document
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    shown = everything(drawing)
+    made = seen.document(drawing, shown, PRIMARIES)
+    full = cc.activations(model, drawing.subject.feature, images)
+    inside = cc.activations(model, drawing.subject.feature, images, circuit=circuit)
+    # From the image that drives the feature most to the one that does least, as the full model has it.
+    numbers = [int(name.split()[1]) for name in made.names]
+    means = full.flatten(1).mean(1)
+    assert numbers[0] == means.argmax()
+    assert numbers[-1] == means.argmin()
+    assert len(numbers) == 6
+    assert (means[numbers].diff() < 0).all()
+    np.testing.assert_allclose(made.full, means[numbers], rtol=1e-5)
+    np.testing.assert_allclose(made.response[0], inside.flatten(1).mean(1)[numbers], rtol=1e-5)
+    control = cc.activations(model, drawing.subject.feature, images, circuit=drawing.circuits[-1])
+    np.testing.assert_allclose(made.response[-1], control.flatten(1).mean(1)[numbers], rtol=1e-5, atol=1e-12)
+    for i, number in enumerate(numbers):
+        assert near(made.full_map[i], made.full_scale[i], full[number])
+    reads = slow_reads(model, drawing, images[numbers])
+    for node in shown.nodes:
+        maps = map_of(document, reads, node)
+        start, (height, width) = made.activation_offset[node], made.activation_shape[node]
+        stored = made.activation[start : start + len(numbers) * height * width].reshape(-1, height, width)
+        for i in range(len(numbers)):
+            assert near(stored[i], made.activation_scale[node, i], maps[i])
+    weighted = 0
+    for e in np.flatnonzero(document.edges.weighted & (document.variants[0].rank >= 0)):
+        layer, out, in_ = layer_of(document, document.edges.target[e]), document.edges.out[e], document.edges.in_[e]
+        module = model.get_submodule(layer)
+        kernel = module.weight.detach()[out : out + 1, in_ : in_ + 1]
+        maps = F.conv2d(reads[layer][:, in_ : in_ + 1], kernel, padding=module.padding)[:, 0]
+        np.testing.assert_allclose(made.effect[e], maps.mean((1, 2)), rtol=1e-5, atol=1e-9)
+        start, (height, width) = made.presum_offset[e], made.presum_shape[e]
+        stored = made.presum[start : start + len(numbers) * height * width].reshape(-1, height, width)
+        small = F.adaptive_avg_pool2d(maps, (min(14, maps.shape[1]), min(14, maps.shape[2])))
+        for i in range(len(numbers)):
+            assert near(stored[i], made.presum_scale[e, i], small[i])
+        weighted += 1
+    assert weighted == document.variants[0].kernels
+    out_of_it = document.edges.weighted & (document.variants[0].rank < 0)
+    assert np.isnan(made.effect[out_of_it]).all()
+    assert (made.presum_offset[out_of_it] == -1).all()
+    for i, number in enumerate(numbers):
+        thumbnail = read_data_url(made.src[i]).astype(float)
+        assert max(thumbnail.shape[:2]) == 112
+        coarse = F.adaptive_avg_pool2d(torch.from_numpy(thumbnail).movedim(-1, 0), SIZE // 4)
+        expected = F.adaptive_avg_pool2d(images[number] * 255, SIZE // 4)
+        assert (coarse - expected).abs().max() < 8
+
+
+def test_few_images_are_all_shown_once():
+    images = photographs(2)
+    model, circuit, drawing = plain_drawing(images)
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    assert sorted(seen.numbers) == [0, 1]
+    made = seen.document(drawing, everything(drawing), None)
+    assert len(made) == 2
+    full = cc.activations(model, circuit.feature, images).flatten(1).mean(1)
+    assert list(seen.numbers) == full.argsort(descending=True).tolist()
+
+
+def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
+    images = photographs(5)
+    _, _, drawing = plain_drawing(images)
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    every = everything(drawing)
+    area = 14 * 14 * len(seen.numbers)
+    inside = [e for e in every.edges if drawing.graph.present[0][e]]
+    monkeypatch.setattr(pictures, "MAPS", 3 * area)
+    monkeypatch.setattr(pictures, "PRESUMS", 4 * area)
+    some = Shown(every.nodes[3:5], tuple(inside[-9:]), kernels=1, filters=1, path=1.0, lit=None, caption="")
+    made = seen.document(drawing, some, None)
+    have = set(np.flatnonzero(made.activation_offset >= 0).tolist())
+    assert have >= {*some.nodes, drawing.graph.goal}
+    assert len(have) <= 4
+    assert made.activation.size <= pictures.MAPS + area
+    assert set(np.flatnonzero(made.presum_offset >= 0).tolist()) == set(inside[-9:-5])
+    assert made.presum.size <= pictures.PRESUMS
+    monkeypatch.setattr(pictures, "MAPS", 0)
+    monkeypatch.setattr(pictures, "PRESUMS", 0)
+    made = seen.document(drawing, some, None)
+    assert np.flatnonzero(made.activation_offset >= 0).tolist() == [drawing.graph.goal]
+    assert made.presum.size == 0
+
+
+# ---------------------------------------------------------------------- feature visualisations
+
+
+def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_models():
+    images = photographs(2)
+    model, circuit, drawing = plain_drawing(images)
+    document = cc.diagram(model, circuit).document
+    nodes = everything(drawing).nodes
+    drawn = nodes[::2]
+    told = []
+    made = pictured(
+        drawing,
+        document,
+        drawn,
+        None,
+        pictures="features",
+        primaries=None,
+        seed=4,
+        progress=lambda *progress: told.append(progress),
+    )
+    assert [given.name for given in made.pictures] == ["features", "patches"]
+    assert made.view.pictures == "features"
+    table = made.pictures[0].tiles[:, 0]
+    kernels, readings = first_kernels(drawing, None), readings_of(drawing)
+    goal = drawing.graph.goal
+    wanted = {n for n in (*drawn, goal) if n not in kernels}
+    fields = receptive_fields(drawing.subject, [readings[n] for n in wanted], local=True)
+    found = visualise(drawing.subject, fields, masks=drawing.masks[0], seed=4)
+    assert told[-1] == (len(wanted), len(wanted))
+    for node in nodes:
+        picture = kernels.get(node)
+        if node in wanted and found[readings[node]] is not None:
+            picture = found[readings[node]].pixels.numpy()
+        assert (table[node] >= 0) == (picture is not None)
+        if picture is not None:
+            assert np.abs(cells(made, table[node], len(picture)) - picture).max() <= 12
+    assert [beside.label for beside in made.pictures[0].target] == ["in the circuit", "in the full model"]
+    full = visualise(drawing.subject, {None: fields[None]}, seed=4)[None]
+    for beside, picture in zip(made.pictures[0].target, (found[None], full), strict=True):
+        assert np.abs(cells(made, beside.tile, 12) - picture.pixels.numpy()).max() <= 12
+    assert document.nodes.kind[goal] == NodeKind.FILTER
