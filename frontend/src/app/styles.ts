@@ -78,7 +78,7 @@ dt { color: var(--soft); }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
 .drawing { display: grid; justify-content: center; }
-.drawing > svg { grid-area: 1 / 1; }
+.drawing > svg { grid-area: 1 / 1; position: relative; }
 .drawing > .edges { will-change: opacity; }
 .stage > canvas { display: block; margin: 0 auto; }
 .stage > canvas { touch-action: none; cursor: grab; }
