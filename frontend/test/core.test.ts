@@ -315,6 +315,20 @@ test("the caption says what was measured, and of what was not that it was not", 
   assert.match(say({}).text, /not measured\); how much of the feature the whole circuit keeps was not measured/);
 });
 
+test("a column of which nothing is drawn takes no room", () => {
+  let left = 0;
+  for (const graph of SEEDS.map(large))
+    for (const canvas of CANVASES) {
+      const scene = draw(graph, view({ nodesPerColumn: 1, kernelsPerNode: 1 }), canvas);
+      const drawn = [...new Set(scene.nodes.map(({ column }) => column))];
+      left += new Set(scene.parts.column).size - drawn.length;
+      assert.equal(scene.headings.length, drawn.length);
+      assert.equal(new Set(scene.nodes.map(({ x }) => x)).size, drawn.length);
+      for (const { column } of scene.more) assert.ok(drawn.includes(column));
+    }
+  assert.ok(left > 0);
+});
+
 test("numbers and words", () => {
   assert.deepEqual([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
   assert.deepEqual([0, 0.001, 0.553, 0.999, 1].map(percent), ["0 %", "<1 %", "55 %", ">99 %", "100 %"]);

@@ -173,14 +173,17 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           ))}
         </div>
       ) : (
-        best !== undefined && (
+        set &&
+        (best === undefined ? (
+          <p class="soft">There is no such picture of it ({plain(set.label)}).</p>
+        ) : (
           <div class="pictures">
             <figure>
-              <Picture store={store} tile={best} size={PICTURE} label={plain(set?.label ?? "picture")} />
-              <figcaption>{plain(set?.label ?? "")}</figcaption>
+              <Picture store={store} tile={best} size={PICTURE} label={plain(set.label)} />
+              <figcaption>{plain(set.label)}</figcaption>
             </figure>
           </div>
-        )
+        ))
       )}
       {nodes.length === 1 && (sides.length > 0 ? best !== undefined : others.length > 0) && (
         <div class="pictures">

@@ -256,7 +256,7 @@ export function Diagram({ store }: { store: Store }) {
   return (
     // The listeners are not the SVG's own: one with a listener for the focus takes the focus itself.
     <div
-      class="drawing"
+      class={lit ? "drawing isolated" : "drawing"}
       onPointerMove={move}
       onPointerLeave={() => {
         store.hover.value = null;
@@ -270,6 +270,12 @@ export function Diagram({ store }: { store: Store }) {
         store.hover.value = null;
       }}
     >
+      {/* A layer of its own, so that to dim it or to draw over it is not to paint it anew. */}
+      <svg class="edges" role="group" aria-label="kernels" width={scene.width} height={body.height} viewBox={`0 ${body.top} ${scene.width} ${body.height}`}>
+        {scene.edges.map((edge, i) => (
+            <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
+          ))}
+      </svg>
       <svg
         ref={svg}
         part="diagram"
@@ -278,17 +284,11 @@ export function Diagram({ store }: { store: Store }) {
         width={scene.width}
         height={body.height}
         viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
-        class={lit ? "isolated" : undefined}
         data-isolated={isolate ?? undefined}
       >
         <g class="headings" aria-hidden="true">
           {scene.headings.map((label) => (
             <LabelText label={label} />
-          ))}
-        </g>
-        <g class="edges">
-          {scene.edges.map((edge, i) => (
-            <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
           ))}
         </g>
         <g class="lit-edges" aria-hidden="true">

@@ -77,7 +77,10 @@ dt { color: var(--soft); }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
-.drawing > svg, .stage > canvas { display: block; margin: 0 auto; }
+.drawing { display: grid; justify-content: center; }
+.drawing > svg { grid-area: 1 / 1; position: relative; }
+.drawing > .edges { will-change: opacity; }
+.stage > canvas { display: block; margin: 0 auto; }
 .stage > canvas { touch-action: none; cursor: grab; }
 .stage > canvas:active { cursor: grabbing; }
 .zoom { position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px; box-shadow: 0 0 0 1px var(--line); }
@@ -104,7 +107,8 @@ svg text { fill: var(--soft); font-family: inherit; }
 .node:focus-visible .ring { stroke: var(--focus); stroke-width: 2.5; }
 .node .pin { fill: var(--ink); stroke: var(--ground); stroke-width: 1.5; }
 .node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
-.isolated .picture:not(.lit), .isolated .node:not(.lit) .frame { opacity: .14; }
+/* Shapes, not groups: a group that is dimmed is drawn apart first. */
+.isolated .picture:not(.lit) :is(image, rect, path), .isolated .node:not(.lit) .frame { opacity: .14; }
 .isolated .node:not(.lit) text { opacity: .3; }
 .isolated .edges, .isolated .stubs { opacity: .09; }
 .glyph.unlit { opacity: .14; }

@@ -20,7 +20,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const selection = select(graph, flow, parts, view);
   const numbers = caption(graph, flow, selection, view);
   const sizes = measures(canvas);
-  const shown = [...new Set(parts.column)].sort((a, b) => a - b);
+  const shown = [...new Set(parts.column.filter((_, unit) => selection.units[unit]))].sort((a, b) => a - b);
   if (!shown.length) shown.push(graph.column[flow.root]!);
   const columns = placeColumns(shown.length, canvas.width, sizes);
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
@@ -247,10 +247,10 @@ function picturesOf(parts: Parts, selection: Selection, { node: [least, most], t
   );
 }
 
-/** For each shown column, whether its filters are of several layers. */
+/** For each shown column (one of which something is drawn), whether its filters are of several layers. */
 function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (unit: number) => number): boolean[] {
   const seen = Array.from({ length: columnCount }, () => new Set<number>());
-  for (const [unit, nodes] of parts.members.entries()) for (const node of nodes) if (graph.layer[node]! >= 0) seen[slot(unit)]!.add(graph.layer[node]!);
+  for (const [unit, nodes] of parts.members.entries()) for (const node of nodes) if (graph.layer[node]! >= 0) seen[slot(unit)]?.add(graph.layer[node]!);
   return seen.map((layers) => layers.size > 1);
 }
 
@@ -384,7 +384,8 @@ function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: 
 function hiddenOf(parts: Parts, selection: Selection, columnCount: number, slot: (unit: number) => number) {
   const hidden = Array.from({ length: columnCount }, () => ({ count: 0, all: 0, drawn: 0, shown: 1 }));
   for (const [unit, nodes] of parts.members.entries()) {
-    const column = hidden[slot(unit)]!;
+    const column = hidden[slot(unit)];
+    if (!column) continue;
     column.all += parts.flow[unit]!;
     if (selection.units[unit]) column.drawn += parts.flow[unit]!;
     else column.count += nodes.length;
