@@ -395,6 +395,89 @@ def test_find_takes_several_units(folder, good):
     assert measured["readout"] == [None, None]
 
 
+# --- diagram
+
+
+@pytest.fixture
+def drawable(folder, good):
+    """Two circuits of one feature in files, and the first one itself."""
+    good(f"{FIND} --density 0.6 --seed 1 --criterion snip")
+    good(f"{FIND.replace('a.safetensors', 'b.safetensors')} --density 0.4 --seed 1 --criterion random")
+    return cc.load("a.safetensors")
+
+
+def test_diagram_writes_a_page_beside_the_circuit_and_says_what_it_says(drawable, good):
+    text = good("diagram a.safetensors")
+    drawn = cc.Diagram.load("a.html")
+    assert [variant.role for variant in drawn.document.variants] == ["circuit", "control"]
+    assert drawn.document.meta.feature == str(drawable.feature)
+    assert drawn.document.meta.model == "tiny_net:net"
+    printed = re.sub(r"\s+", " ", text)
+    assert drawn.caption in printed
+    assert f"wrote a.html ({Path('a.html').stat().st_size:,} bytes)" in printed
+    # It measures on the photographs that the circuit was not found on, and shows those that it was found on.
+    again = good("evaluate a.safetensors --json")
+    variant = drawn.document.variants[0]
+    assert drawn.document.held_out.count == again["images"] == 4
+    assert variant.fidelity.r2 == pytest.approx(again["r2"], abs=1e-6)
+    assert (variant.kernels, variant.filters) == (again["effective_kernels"], again["effective_filters"])
+    assert len(drawn.document.images) > 3
+    assert drawn.document.pictures[0].tiles[drawn.document.target, 0] >= 0
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".pdf", ".png", ".json", ".html"])
+def test_diagram_writes_what_the_suffix_says(suffix, drawable, good):
+    before = set(files())
+    assert f"wrote x{suffix} (" in good(f"diagram a.safetensors --out x{suffix}")
+    assert set(files()) - before == {f"x{suffix}"}
+    begins = {".svg": b"<svg ", ".pdf": b"%PDF", ".png": b"\x89PNG", ".json": b'{"schema"', ".html": b"<!doctype html>"}
+    assert Path(f"x{suffix}").read_bytes().startswith(begins[suffix])
+
+
+def test_diagram_takes_a_width_a_title_and_a_circuit_to_compare_with(drawable, good):
+    good("diagram a.safetensors -o x.svg --width 88mm --title 'of mine' --against b.safetensors")
+    text = Path("x.svg").read_text()
+    assert 'width="88mm"' in text
+    assert "of mine" in text
+    good("diagram a.safetensors -o x.json --against b.safetensors")
+    document = cc.Diagram.load("x.json").document
+    assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
+    assert document.variants[1].kept == len(cc.load("b.safetensors"))
+    assert all(variant.fidelity is not None for variant in document.variants)
+
+
+def test_diagram_shows_feature_visualisations_where_they_are_wanted(drawable, good):
+    good("diagram a.safetensors -o x.json --pictures features")
+    features, patches = cc.Diagram.load("x.json").document.pictures
+    assert (features.name, patches.name) == ("features", "patches")
+    assert len(features.target) == 2
+
+
+def test_diagram_opens_the_page_in_the_browser(drawable, good, monkeypatch):
+    opened = []
+    monkeypatch.setattr(cli.typer, "launch", opened.append)
+    good("diagram a.safetensors")
+    assert opened == []
+    good("diagram a.safetensors --open")
+    assert opened == [Path("a.html").absolute().as_uri()]
+
+
+def test_diagram_draws_on_other_photographs(drawable, good):
+    Path("others").mkdir()
+    for name in "gh":
+        Image.effect_mandelbrot((30, 30), (-2, -1, 1, 1), ord(name)).convert("RGB").save(f"others/{name}.png")
+    good("diagram a.safetensors -o x.json --images others --count 3")
+    assert cc.Diagram.load("x.json").document.held_out.count == 3
+
+
+def test_diagram_refuses_to_compare_with_a_circuit_of_another_feature(drawable, good, run):
+    good(f"{FIND.replace('4:2', '4:1').replace('a.safe', 'c.safe')} --density 0.4")
+    code, out, err = run("diagram a.safetensors --against c.safetensors")
+    assert (code, out) == (1, "")
+    assert "4:1" in err
+    assert not Path("a.html").exists()
+
+
 # --- mistakes
 
 F = f"{FIND} --density 0.3"
@@ -455,6 +538,22 @@ BAD = {
     "extract: no model": ("extract hand.safetensors", "--model"),
     "extract: other model": ("extract hand.safetensors --model efficientnet_lite0", "EfficientNet"),
     "evaluate: module": ("evaluate module.safetensors", "holds a module"),
+    "diagram: no file": ("diagram no.safetensors", "no.safetensors"),
+    "diagram: suffix": ("diagram hand.safetensors --out a.gif", "a.gif: a diagram is saved as .html, .svg, .pdf, .png or .json"),
+    "diagram: missing folder": ("diagram hand.safetensors --out nowhere/a.svg", "nowhere"),
+    "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "width is for .svg, .pdf and .png"),
+    "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
+    "diagram: scores": ("diagram scores.safetensors", "holds scores"),
+    "diagram: module": ("diagram module.safetensors", "holds a module"),
+    "diagram: against a module": ("diagram hand.safetensors --against module.safetensors", "holds a module"),
+    "diagram: no model": ("diagram hand.safetensors", "--model"),
+    "diagram: no images": ("diagram hand.safetensors --model tiny_net:net", "--images"),
+    "diagram: other model": ("diagram hand.safetensors --model efficientnet_lite0 --images pictures", "EfficientNet"),
+    "diagram: other pictures": (
+        "diagram hand.safetensors --model tiny_net:net --images pictures --pictures patch",
+        "'patches', 'features'",
+    ),
+    "diagram: nothing to draw": ("diagram hand.safetensors --model tiny_net:net --images pictures", "nothing to draw"),
     "models: unknown": ("models vgg16_head", "vgg16_hed"),
     "demo: out is a file": ("demo --count 1 --out text.safetensors", "text.safetensors"),
 }
@@ -493,6 +592,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
         f"{FIND} --density abc",
         f"{FIND} --nonsense",
         F.replace("--count 4", "--count 0"),
+        "diagram",
+        "diagram a.safetensors --out a.svg --width 10cm",
     ],
 )
 def test_a_usage_error_is_exit_code_2(line, folder, run):
@@ -574,8 +675,9 @@ def demo(tmp_path_factory):
     )
 
 
-def test_the_demo_writes_three_files_and_nothing_on_standard_error(demo):
-    assert {file.name for file in demo.folder.iterdir()} == {"comparison.csv", "comparison.png", "circuit.safetensors"}
+def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):
+    names = {"comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"}
+    assert {file.name for file in demo.folder.iterdir()} == names
     assert demo.err == ""
     with Image.open(demo.folder / "comparison.png") as image:
         assert image.format == "PNG"
@@ -596,7 +698,8 @@ def tiny():
 
 
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
-    for word in [*cli.DEMO_CRITERIA, "comparison.csv", "comparison.png", "circuit.safetensors", cli.DEMO_FEATURE]:
+    names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
+    for word in [*cli.DEMO_CRITERIA, *names, cli.DEMO_FEATURE]:
         assert word in demo.text
     found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
     assert not set(found.split(", ")) & set(measured.split(", "))
@@ -634,6 +737,16 @@ def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
     at = {criterion: demo.table[criterion, 0.05]["r2"] for criterion in cli.DEMO_CRITERIA}
     assert said["criterion"] == max(at, key=at.get)
     assert len(circuit) == demo.table[said["criterion"], 0.05]["kernels"]
+
+
+def test_the_demos_page_draws_the_best_circuit_as_it_was_measured(demo):
+    drawn = cc.Diagram.load(demo.folder / "circuit.html")
+    row = demo.table[demo.circuit.provenance["criterion"], 0.05]
+    variant = drawn.document.variants[0]
+    assert variant.fidelity.r2 == pytest.approx(row["r2"], abs=1e-4)
+    assert (variant.kernels, variant.kept) == (row["effective_kernels"], row["kernels"])
+    assert drawn.document.held_out.count == 7
+    assert re.sub(r"\s+", " ", drawn.caption) in re.sub(r"\s+", " ", demo.text)
 
 
 def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
