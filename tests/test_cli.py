@@ -539,7 +539,7 @@ BAD = {
     "extract: other model": ("extract hand.safetensors --model efficientnet_lite0", "EfficientNet"),
     "evaluate: module": ("evaluate module.safetensors", "holds a module"),
     "diagram: no file": ("diagram no.safetensors", "no.safetensors"),
-    "diagram: suffix": ("diagram hand.safetensors --out a.gif", "a.gif: a diagram is saved as .html, .svg, .pdf, .png or .json"),
+    "diagram: suffix": ("diagram hand.safetensors --out a.gif", "a.gif: a diagram is saved as .html"),
     "diagram: missing folder": ("diagram hand.safetensors --out nowhere/a.svg", "nowhere"),
     "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "width is for .svg, .pdf and .png"),
     "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
