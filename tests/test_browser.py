@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -326,6 +327,74 @@ def test_the_pages_policy_lets_no_other_script_run_and_nothing_out(browser, tmp_
     assert {"script-src-elem", "script-src-attr", "img-src", "connect-src"} <= set(refused)
     assert page.evaluate("window.ran") is None
     page.close()
+
+
+# What a notebook's kernel and anywidget's front end are to the bundle: traits that both sides set and hear of.
+NOTEBOOK = """async ([code, state]) => {
+    const heard = {};
+    window.model = {
+        state, saved: 0,
+        get: name => window.model.state[name],
+        set(name, value) {
+            window.model.state[name] = value;
+            for (const call of heard["change:" + name] ?? []) call();
+        },
+        on(event, call) { (heard[event] ??= []).push(call); },
+        off(event, call) { heard[event] = (heard[event] ?? []).filter(each => each !== call); },
+        save_changes() { window.model.saved++; },
+    };
+    window.listeners = () => Object.values(heard).flat().length;
+    const bundle = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+    const el = document.body.appendChild(document.createElement("div"));
+    el.id = "diagram";
+    window.close_ = await bundle.default.render({ model: window.model, el });
+}"""
+TRAITS = ["document", "view", "selection", "kernels", "image"]
+
+
+def test_a_notebooks_widget_and_python_choose_for_each_other(browser):
+    document = DOCUMENTS["wide"]()
+    diagram, node = Diagram(document), middle(document)
+    widget, said = diagram.widget(), []
+    page = browser.new_context(offline=True, viewport={"width": 1440, "height": 1000}).new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto("about:blank")
+    page.evaluate(NOTEBOOK, [str(widget._esm), json.loads(json.dumps(widget.get_state(TRAITS)))])
+    assert numbers(page, "[data-node]", "node") == sorted(figure.drawn(document).nodes)
+    assert page.evaluate("model.saved") == 0  # nothing was chosen yet
+    # The reader chooses: a message comes, and Python sees it.
+    page.locator(f"[data-node='{node}'] .frame").click()
+    for _ in range(100):
+        if page.evaluate("model.saved"):
+            break
+        page.wait_for_timeout(30)
+    state = page.evaluate("model.state")
+    widget.set_state({name: state[name] for name in TRAITS[1:]})
+    assert diagram.view == dataclasses.replace(document.view, isolate=node)
+    assert diagram.selection == (node,)
+    # Python chooses: what is drawn follows, and no message comes back.
+    messages = page.evaluate("model.saved")
+    diagram.view = dataclasses.replace(document.view, nodes_per_column=4)
+    diagram.kernels = 40
+    for name in ("view", "kernels", "image", "selection"):
+        page.evaluate("([name, value]) => model.set(name, value)", [name, widget.get_state([name])[name]])
+    shown = figure.drawn(document, diagram.view)
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    assert page.locator("[data-node].lit").count() == 0
+    expect(page.locator("[part=caption]")).to_have_text(shown.caption)
+    page.wait_for_timeout(400)
+    assert page.evaluate("model.saved") == messages
+    # Another document in the same widget, and the end of it.
+    other = DOCUMENTS["residual"]()
+    page.evaluate("Object.assign(model.state, { view: {}, kernels: null })")
+    page.evaluate("text => model.set('document', text)", other.to_json())
+    assert numbers(page, "[data-node]", "node") == sorted(figure.drawn(other).nodes)
+    page.evaluate("close_()")
+    assert page.locator("[data-node]").count() == 0
+    assert page.evaluate("listeners()") == 0
+    assert said == []
+    page.context.close()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
