@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
+from convcircuits.drawing import figure
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from architectures import ARCHITECTURES, Architecture  # noqa: E402
 
-COLUMNS = ("score", "evaluate", "extract", "ONNX")
+COLUMNS = ("score", "evaluate", "extract", "ONNX", "diagram")
 GENERAL = """
 ## What is not supported
 
@@ -88,12 +89,26 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
             (maps,) = session.run(None, {session.get_inputs()[0].name: images.float().numpy()})
         agree(torch.from_numpy(maps), small(images.float()))
 
+    def draw() -> None:
+        drawn = cc.diagram(model, found["circuit"], images=images, held_out=images)
+        report = cc.evaluate(model, found["circuit"], images)
+        counted = drawn.document.variants[0]
+        if (counted.kernels, counted.filters) != (report.effective_kernels, report.effective_filters):
+            raise cc.ConvCircuitsError(
+                f"the diagram counts {counted.kernels} kernels of {counted.filters} filters, evaluate "
+                f"{report.effective_kernels} of {report.effective_filters}"
+            )
+        figure.svg(drawn.document)
+
     steps = {"score": score, "evaluate": lambda: cc.evaluate(model, found["circuit"], images), "extract": extract}
     if exporter():
         steps["ONNX"] = export
+    steps["diagram"] = draw
+    needs = {"diagram": ["score"]}  # of the steps before; the others need all of them
     cells: dict[str, str] = {}
     for column, step in steps.items():
-        cells[column] = tried(step) if all(cell == "yes" for cell in cells.values()) else "-"
+        before = [cells[name] for name in needs.get(column, cells)]
+        cells[column] = tried(step) if all(cell == "yes" for cell in before) else "-"
     return [cells.get(column, "not tried") for column in COLUMNS]
 
 
@@ -124,7 +139,7 @@ def main() -> None:
         lines = table()
     head = (
         "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: a circuit is found, "
-        "evaluated,\nextracted and compared with its masked run, and exported. Weights are random.\n"
+        "evaluated,\nextracted and compared with its masked run, exported, and drawn. Weights are random.\n"
     )
     out.write_text("\n".join([head, *lines, GENERAL]))
 
