@@ -19,6 +19,7 @@ import torch
 
 import convcircuits as cc
 from convcircuits.drawing import figure
+from convcircuits.drawing.sheet import MOST_KERNELS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -66,7 +67,7 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
     feature, found = cc.Feature(layer, unit), {}
 
     def score() -> None:
-        scores = cc.score(model, feature, images[:1], normalizer="layer_l2", draws=1)
+        scores = found["scores"] = cc.score(model, feature, images[:1], normalizer="layer_l2", draws=1)
         for density in (0.1, 0.3, 0.6, 1.0):
             found["circuit"] = cc.prune(scores, density=density)
             found["maps"] = cc.activations(model, feature, images, circuit=found["circuit"])
@@ -90,8 +91,10 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
         agree(torch.from_numpy(maps), small(images.float()))
 
     def draw() -> None:
-        drawn = cc.diagram(model, found["circuit"], images=images, held_out=images)
-        report = cc.evaluate(model, found["circuit"], images)
+        few = min(len(found["circuit"]), MOST_KERNELS)
+        circuit = cc.prune(found["scores"], kernels=few)
+        drawn = cc.diagram(model, circuit, images=images, held_out=images)
+        report = cc.evaluate(model, circuit, images)
         counted = drawn.document.variants[0]
         if (counted.kernels, counted.filters) != (report.effective_kernels, report.effective_filters):
             raise cc.ConvCircuitsError(

@@ -103,7 +103,7 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
 
 
 class _Figures:
-    """What `figure.js` gives, in a JavaScript engine of its own that can reach nothing outside; a document read once."""
+    """What `figure.js` gives, in an engine of its own that can reach nothing outside. It reads the document once."""
 
     def __init__(self, document: Document) -> None:
         import quickjs  # here, so that a library that draws nothing does not load it

@@ -24,7 +24,6 @@ from convcircuits.reach import survey_of_unknown_size
 from convcircuits.recording import Recording, record
 from convcircuits.wiring import Site, Wiring, wire
 
-
 MOST_KERNELS = 250_000
 """Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
 
@@ -91,12 +90,12 @@ def lay_out(
     laid += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
     alive = [sum(int(mask.sum()) for mask in one.kernels.values()) for one in masks]
-    if max(alive) > MOST_KERNELS:
-        role, one = laid[alive.index(max(alive))]
-        raise ConvCircuitsError(
-            f"The circuit ({role}) has {max(alive):,} effective kernels; at most {MOST_KERNELS:,} can be drawn. Prune "
-            f"it to fewer, for example kernels={MOST_KERNELS * len(one) // max(alive):,}."
-        )
+    for (role, one), effective in zip(laid, alive, strict=True):
+        if role in ("circuit", "against") and effective > MOST_KERNELS:
+            raise ConvCircuitsError(
+                f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
+                f"Prune it to fewer, for example kernels={MOST_KERNELS * len(one) // effective:,}."
+            )
     if not alive[0]:
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
