@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
+from convcircuits.drawing import figure
+from convcircuits.drawing.sheet import MOST_KERNELS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from architectures import ARCHITECTURES, Architecture  # noqa: E402
 
-COLUMNS = ("score", "evaluate", "extract", "ONNX")
+COLUMNS = ("score", "evaluate", "extract", "ONNX", "diagram")
 GENERAL = """
 ## What is not supported
 
@@ -65,7 +67,7 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
     feature, found = cc.Feature(layer, unit), {}
 
     def score() -> None:
-        scores = cc.score(model, feature, images[:1], normalizer="layer_l2", draws=1)
+        scores = found["scores"] = cc.score(model, feature, images[:1], normalizer="layer_l2", draws=1)
         for density in (0.1, 0.3, 0.6, 1.0):
             found["circuit"] = cc.prune(scores, density=density)
             found["maps"] = cc.activations(model, feature, images, circuit=found["circuit"])
@@ -88,12 +90,28 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
             (maps,) = session.run(None, {session.get_inputs()[0].name: images.float().numpy()})
         agree(torch.from_numpy(maps), small(images.float()))
 
+    def draw() -> None:
+        few = min(len(found["circuit"]), MOST_KERNELS)
+        circuit = cc.prune(found["scores"], kernels=few)
+        drawn = cc.diagram(model, circuit, images=images, held_out=images)
+        report = cc.evaluate(model, circuit, images)
+        counted = drawn.document.variants[0]
+        if (counted.kernels, counted.filters) != (report.effective_kernels, report.effective_filters):
+            raise cc.ConvCircuitsError(
+                f"the diagram counts {counted.kernels} kernels of {counted.filters} filters, evaluate "
+                f"{report.effective_kernels} of {report.effective_filters}"
+            )
+        figure.svg(drawn.document)
+
     steps = {"score": score, "evaluate": lambda: cc.evaluate(model, found["circuit"], images), "extract": extract}
     if exporter():
         steps["ONNX"] = export
+    steps["diagram"] = draw
+    needs = {"diagram": ["score"]}  # of the steps before; the others need all of them
     cells: dict[str, str] = {}
     for column, step in steps.items():
-        cells[column] = tried(step) if all(cell == "yes" for cell in cells.values()) else "-"
+        before = [cells[name] for name in needs.get(column, cells)]
+        cells[column] = tried(step) if all(cell == "yes" for cell in before) else "-"
     return [cells.get(column, "not tried") for column in COLUMNS]
 
 
@@ -124,7 +142,7 @@ def main() -> None:
         lines = table()
     head = (
         "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: a circuit is found, "
-        "evaluated,\nextracted and compared with its masked run, and exported. Weights are random.\n"
+        "evaluated,\nextracted and compared with its masked run, exported, and drawn. Weights are random.\n"
     )
     out.write_text("\n".join([head, *lines, GENERAL]))
 

@@ -27,14 +27,15 @@ SVG = "{http://www.w3.org/2000/svg}"
 IN_NODE = """
 const { script, calls } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 require("vm").runInThisContext(require("fs").readFileSync(script, "utf8"));
-process.stdout.write(JSON.stringify(calls.map(([name, document, options]) => convcircuits[name](document, options))));
+const given = calls.map(([document, name, ...texts]) => convcircuits.figures(document)[name](...texts));
+process.stdout.write(JSON.stringify(given));
 """
 
 
 def in_node(node, *calls):
-    """Call functions of figure.js, each (name, document, options), in node."""
+    """Call functions of figure.js, each (document, name, its texts), in node."""
     script = files("convcircuits.drawing") / "static" / "figure.js"
-    given = {"script": str(script), "calls": [(name, d.to_json(), json.dumps(o)) for name, d, o in calls]}
+    given = {"script": str(script), "calls": [(document.to_json(), *call) for document, *call in calls]}
     run = subprocess.run(
         [node, "-e", IN_NODE], input=json.dumps(given).encode(), capture_output=True, check=True, timeout=60
     )
@@ -67,20 +68,19 @@ def case(request):
 
 def test_the_figure_is_the_same_from_node_and_from_python(case, node):
     document, width, text = case
-    options = {"preset": width}
     # As `svg` does: ask which tiles are drawn, cut them, draw with them. Anyone may cut: losslessly it is the same.
-    (shown,) = in_node(node, ("tiles", document, options))
+    (shown,) = in_node(node, (document, "tiles", width))
     every = tiles_of(document)
     cut = {number: data_url(every[number], lossless=True) for number in json.loads(shown)}
     assert cut
-    assert in_node(node, ("svg", document, options | {"tiles": cut})) == [text]
+    assert in_node(node, (document, "svg", width, json.dumps(cut))) == [text]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_what_a_view_draws_is_said_alike_by_node_and_by_python(name, node):
     document = DOCUMENTS[name]()
     for view in (View(), document.view, View(nodes_per_column=2, kernels_per_node=1, isolate=document.target)):
-        (said,) = in_node(node, ("drawn", document, view_to_dict(view)))
+        (said,) = in_node(node, (document, "drawn", json.dumps(view_to_dict(view))))
         said, shown = json.loads(said), figure.drawn(document, view)
         assert (said["nodes"], said["edges"]) == (list(shown.nodes), list(shown.edges))
         assert (said["path"], said["caption"]["text"]) == (shown.path, shown.caption)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.drawing import data
+from convcircuits.drawing import data, sheet
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.sheet import (
     columns_of,
@@ -120,6 +120,17 @@ def test_a_circuit_that_leads_nowhere_is_an_error():
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
     with pytest.raises(cc.ConvCircuitsError, match="nothing to draw"):
         lay_out(model, circuit, None, case.input_shape, 0)
+
+
+def test_a_circuit_of_too_many_kernels_is_refused_with_a_size_that_fits(monkeypatch):
+    model, _, circuit, _, drawing = laid("plain", "features.5", 2)
+    effective = sum(int(mask.sum()) for mask in drawing.masks[0].kernels.values())
+    shape = NETS["plain"].input_shape
+    monkeypatch.setattr(sheet, "MOST_KERNELS", effective - 1)
+    with pytest.raises(cc.ConvCircuitsError, match=f"^{effective} kernels .* at most {effective - 1} can"):
+        lay_out(model, circuit, None, shape, seed=2)
+    monkeypatch.setattr(sheet, "MOST_KERNELS", effective)
+    assert lay_out(model, circuit, None, shape, seed=2).circuits[0] is circuit
 
 
 def test_columns_are_headed_by_what_their_layers_share():

@@ -84,8 +84,8 @@ def diagram(
         A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
 
     Raises:
-        ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path,
-            images do not fit the model, or an argument is out of range.
+        ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path or
+            more than 250,000 do, images do not fit the model, or an argument is out of range.
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -173,7 +173,7 @@ def measured(
     progress: Progress | None,
 ) -> data.Document:
     """Measure each circuit on held-out images, and what the default view draws of each as a network of its own."""
-    views = [figure.drawn(document, data.View(variant=n)) for n in range(len(document.variants))]
+    views = figure.drawn_by_each(document, [data.View(variant=n) for n in range(len(document.variants))])
     parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
     reports = evaluate_all(model, [*drawing.circuits, *parts], held_out, batch_size=batch_size, progress=progress)
     figures = [None if math.isnan(report.r2) else report.r2 for report in reports]

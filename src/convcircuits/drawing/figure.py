@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
@@ -32,9 +33,9 @@ def svg(document: Document, *, width: Width = "screen") -> str:
     """
     if width not in _DOTS:
         raise ConvCircuitsError(f"A figure's width is one of {', '.join(get_args(Width))}; got {width!r}.")
-    options: dict[str, Any] = {"preset": width}
-    shown = json.loads(_call("tiles", document, options))
-    return _call("svg", document, options | {"tiles": _cut(document.tiles, shown)})
+    figures = _Figures(document)
+    shown = json.loads(figures.call("tiles", width))
+    return figures.call("svg", width, json.dumps(_cut(document.tiles, shown)))
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,18 @@ def drawn(document: Document, view: View | None = None) -> Shown:
     Raises:
         ConvCircuitsError: If the view names what is not in the document.
     """
-    view = document.view if view is None else view
-    check_view(document, view)
-    said = json.loads(_call("drawn", document, view_to_dict(view)))
+    return drawn_by_each(document, [document.view if view is None else view])[0]
+
+
+def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
+    """Say what each of some views draws, as `drawn` does; the document is read once."""
+    for view in views:
+        check_view(document, view)
+    figures = _Figures(document)
+    return [_shown(json.loads(figures.call("drawn", json.dumps(view_to_dict(view))))) for view in views]
+
+
+def _shown(said: dict[str, Any]) -> Shown:
     return Shown(
         nodes=tuple(said["nodes"]),
         edges=tuple(said["edges"]),
@@ -92,14 +102,24 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
     return bytes(converter().svg_to_png(_in_points(svg(document, width=width)), ppi=_DOTS[width]))
 
 
-def _call(function: str, document: Document, options: dict[str, Any]) -> str:
-    """Call what `figure.js` gives, in a JavaScript engine of its own that can reach nothing outside."""
-    import quickjs  # here, so that a library that draws nothing does not load it
+class _Figures:
+    """What `figure.js` gives, in an engine of its own that can reach nothing outside. It reads the document once."""
 
-    engine = quickjs.Context()
-    engine.eval((files("convcircuits.drawing") / "static" / "figure.js").read_text(encoding="utf-8"))
-    engine.eval(f"globalThis.call = convcircuits.{function}")
-    return str(engine.get("call")(document.to_json(), json.dumps(options)))
+    def __init__(self, document: Document) -> None:
+        import quickjs  # here, so that a library that draws nothing does not load it
+
+        said = document.to_dict() | {"images": None}  # what no figure shows is most of it
+        for page in said["tiles"]["pages"]:
+            page["src"] = ""
+        self._engine = quickjs.Context()
+        self._engine.eval((files("convcircuits.drawing") / "static" / "figure.js").read_text(encoding="utf-8"))
+        self._engine.eval("function open(text) { globalThis.figures = convcircuits.figures(text); }")
+        self._engine.get("open")(json.dumps(said))
+        self._engine.eval("function call(name, ...texts) { return figures[name](...texts); }")
+
+    def call(self, function: str, *texts: str) -> str:
+        """Call one of them."""
+        return str(self._engine.get("call")(function, *texts))
 
 
 def _cut(tiles: Tiles, numbers: list[int]) -> dict[int, str]:

@@ -24,6 +24,9 @@ from convcircuits.reach import survey_of_unknown_size
 from convcircuits.recording import Recording, record
 from convcircuits.wiring import Site, Wiring, wire
 
+MOST_KERNELS = 250_000
+"""Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -72,7 +75,8 @@ def lay_out(
     With images, also the smaller circuits that an iterative criterion finds anew on them, as far as they are alive.
 
     Raises:
-        ConvCircuitsError: If a circuit is of other weights or another feature, or has no complete path.
+        ConvCircuitsError: If a circuit is of other weights or another feature, has no complete path or too many
+            kernels.
     """
     network = Network(model)
     given = shape or circuit.provenance.get("input_shape")
@@ -85,7 +89,13 @@ def lay_out(
     laid.append(("control", random_like(model, circuit, found.input_shape, seed)))
     laid += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
-    alive = [any(bool(mask.any()) for mask in one.kernels.values()) for one in masks]
+    alive = [sum(int(mask.sum()) for mask in one.kernels.values()) for one in masks]
+    for (role, one), effective in zip(laid, alive, strict=True):
+        if role in ("circuit", "against") and effective > MOST_KERNELS:
+            raise ConvCircuitsError(
+                f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
+                f"Prune it to fewer, for example kernels={MOST_KERNELS * len(one) // effective:,}."
+            )
     if not alive[0]:
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
