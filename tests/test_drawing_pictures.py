@@ -221,6 +221,23 @@ def cells(document, number, side):
     return np.mean(near, axis=0)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_without_primaries_all_pictures_are_on_one_scale_that_of_all_images(channels):
+    """Each channel from its least to its highest value in all images that were given, shown or not."""
+    images = torch.rand(12, channels, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = images * torch.tensor([0.5, 3.0, 0.0, 2.0])[:channels, None, None] - 7
+    images[6] += 4 * images[6].mean()  # far from the others
+    model = nn.Sequential(nn.Conv2d(channels, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3)).double()
+    circuit = cc.find(model, cc.Feature("2", 0), images[:2], criterion="magnitude", density=1.0)
+    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    scaled = torch.where(high > low, (images - low) / (high - low), 0.5)
+    scaled = scaled if channels == 3 else scaled.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    for numbers in ([0, 1, 2], [5], [6, 3]):
+        torch.testing.assert_close(seen.pictures(numbers, None), scaled[numbers].movedim(1, -1).float())
+
+
 def test_as_many_nodes_have_patches_as_there_is_room_for_the_drawn_ones_first(monkeypatch):
     images = photographs(3)
     model, circuit, drawing = plain_drawing(images)

@@ -109,6 +109,11 @@ class Seen:
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
         return cls(images, numbers, full, np.stack(others), effect, readings, fields)
 
+    def pictures(self, numbers: Sequence[int], primaries: Tensor | None) -> Tensor:
+        """Show some of all images, red, green and blue from 0 to 1, (n, h, w, 3): on one scale, whichever they are."""
+        scale = _scale(self.images) if primaries is None else primaries
+        return displayable(torch.cat(list(self.images.take(numbers))), scale)
+
     def document(self, drawing: Drawing, shown: Shown, primaries: Tensor | None) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
@@ -133,7 +138,7 @@ class Seen:
         presum = _Maps(len(g.kind), len(self.numbers))
         for e, kernel in kernels.items():
             presum.add(e, sums[kernel])
-        rgb = displayable(torch.cat(list(images)), primaries)
+        rgb = self.pictures(self.numbers, primaries)
         return data.Images(
             names=tuple(f"image {number}" for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in _pixels(rgb)),
@@ -272,7 +277,7 @@ def _patches(
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
     wanted = {n: PATCHES if n in shown else 1 for n in nodes}
     needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
-    rgb = dict(zip(needed, displayable(torch.cat(list(seen.images.take(needed))), primaries), strict=True))
+    rgb = dict(zip(needed, seen.pictures(needed, primaries), strict=True))
     found: dict[int, list[np.ndarray]] = {}
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
@@ -306,6 +311,19 @@ def _features(
 def _first(some: Sequence[int], rest: np.ndarray, known: Mapping[int, Reading]) -> list[int]:
     """List nodes that have a map, some before the rest."""
     return [n for n in dict.fromkeys([*some, *(int(n) for n in rest)]) if n in known]
+
+
+def _scale(images: Batches) -> Tensor:
+    """Make up black, red, green and blue, (4, C): each channel goes from its least to its highest value in images.
+
+    Three channels are red, green and blue; of any other number all are grey. A constant one is half of its way.
+    """
+    ends = [torch.aminmax(batch.cpu().double().movedim(1, 0).flatten(1), dim=1) for batch in images]
+    low = torch.stack([end.min for end in ends]).amin(0)
+    span = torch.stack([end.max for end in ends]).amax(0) - low
+    low, span = torch.where(span > 0, low, low - 0.5), torch.where(span > 0, span, 1)
+    steps = span.diag() if len(low) == 3 else (span / 3).expand(3, -1)
+    return low + torch.cat([torch.zeros_like(steps[:1]), steps])
 
 
 def _pixels(pictures: Tensor) -> list[np.ndarray]:
