@@ -144,6 +144,7 @@ class Sketch:
             saliency,
             rank,
             kernels=effective,
+            effective=effective,
             filters=len({(int(edge[3, e]), int(edge[4, e])) for e in np.flatnonzero(kept)}),
             kept=effective + 1,
             relevant=len(kind) * 4 + 1,

@@ -311,7 +311,7 @@ def test_a_document_that_breaks_a_law_is_refused_by_its_name(law):
         (lambda: Tiles(64, (Page(2, 65, "data:image/png;base64,"),)), "at most 2048 pixels"),
         (lambda: Tiles(0), "1 to 2048 pixels"),
         (lambda: PictureSet("a", "b", [1, 2]), "with 2 axes"),
-        (lambda: Variant("a", "best", [], [], 0, 0, 0, 0, True), "Variant.role is one of"),
+        (lambda: Variant("a", "best", [], [], 0, 0, 0, 0, 0, True), "Variant.role is one of"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_name(make, words):

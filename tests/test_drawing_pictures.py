@@ -10,6 +10,7 @@ import convcircuits as cc
 import oracles
 from convcircuits.batches import Batches
 from convcircuits.calls import ConvCall
+from convcircuits.colours import displayable, primaries_of
 from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
@@ -222,20 +223,24 @@ def cells(document, number, side):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_without_primaries_all_pictures_are_on_one_scale_that_of_all_images(channels):
+def test_without_primaries_all_pictures_are_on_one_scale_that_of_all_images(channels, monkeypatch):
     """Each channel from its least to its highest value in all images that were given, shown or not."""
     images = torch.rand(12, channels, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     images = images * torch.tensor([0.5, 3.0, 0.0, 2.0])[:channels, None, None] - 7
     images[6] += 4 * images[6].mean()  # far from the others
     model = nn.Sequential(nn.Conv2d(channels, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3)).double()
     circuit = cc.find(model, cc.Feature("2", 0), images[:2], criterion="magnitude", density=1.0)
-    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
-    seen = Seen.of(drawing, batches_of(drawing, images))
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    scaled = torch.where(high > low, (images - low) / (high - low), 0.5)
-    scaled = scaled if channels == 3 else scaled.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    for numbers in ([0, 1, 2], [5], [6, 3]):
-        torch.testing.assert_close(seen.pictures(numbers, None), scaled[numbers].movedim(1, -1).float())
+    used = []
+
+    def noted(some, primaries):
+        used.append(primaries)
+        return displayable(some, primaries)
+
+    monkeypatch.setattr(pictures, "displayable", noted)
+    cc.diagram(model, circuit, images=images)
+    assert len(used) > 1
+    for primaries in used:
+        assert torch.equal(primaries, primaries_of(images.split(5)))
 
 
 def test_as_many_nodes_have_patches_as_there_is_room_for_the_drawn_ones_first(monkeypatch):
@@ -246,7 +251,7 @@ def test_as_many_nodes_have_patches_as_there_is_room_for_the_drawn_ones_first(mo
     nodes = [n for n in everything(drawing).nodes if n not in first_kernels(drawing, None)]
     drawn = nodes[1:3]
     monkeypatch.setattr(pictures, "MOST_PICTURED", 3)
-    options = {"pictures": "patches", "primaries": None, "seed": 0, "progress": None}
+    options = {"pictures": "patches", "primaries": primaries_of([images]), "seed": 0, "progress": None}
     table = pictured(drawing, document, drawn, seen, **options).pictures[0].tiles
     have = {node for node in nodes if table[node, 0] >= 0}
     assert have >= set(drawn)

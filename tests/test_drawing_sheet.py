@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import convcircuits as cc
 from convcircuits.drawing import data, sheet
@@ -65,6 +66,7 @@ def test_a_document_counts_what_evaluate_counts_and_holds_the_models_weights(nam
     for variant, one in zip(made.variants, drawing.circuits, strict=True):
         report = cc.evaluate(model, one, images)
         assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
+        assert variant.effective == variant.kernels
         assert variant.kept == report.kernels
     assert [len(one) for one in drawing.circuits] == [len(circuit)] * 3
     assert drawing.circuits[1] == other
@@ -120,6 +122,28 @@ def test_a_circuit_that_leads_nowhere_is_an_error():
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
     with pytest.raises(cc.ConvCircuitsError, match="nothing to draw"):
         lay_out(model, circuit, None, case.input_shape, 0)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each position: every channel is read for the mean and the spread of all."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x):
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_kernels_that_act_through_a_normalisation_alone_are_counted_though_they_are_not_drawn():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), ChannelNorm(4), nn.Conv2d(4, 2, 1)).double().eval()
+    masks = {"0": torch.ones(4, 3, dtype=torch.bool), "2": torch.tensor([[False, True, False, False]] * 2)}
+    circuit = cc.Circuit.from_masks(model, cc.Feature("2", 0), masks, input_shape=(3, 6, 6))
+    report = cc.evaluate(model, circuit, torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    drawing = lay_out(model, circuit, None, (3, 6, 6), seed=0)
+    (variant, _) = variants_of(drawing, ["a", "b"])
+    assert (variant.effective, variant.filters) == (report.effective_kernels, report.effective_filters) == (13, 5)
+    assert variant.kernels == 4  # filter 1's, and the one that reads it
 
 
 def test_a_circuit_of_too_many_kernels_is_refused_with_a_size_that_fits(monkeypatch):

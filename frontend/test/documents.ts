@@ -106,6 +106,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       saliency: pack("float32", saliency),
       rank: pack("int32", rank),
       kernels: ranked.length,
+      effective: ranked.length,
       filters: new Set(ranked.map((edge) => edges[edge]!.layer * 1000 + edges[edge]!.out)).size,
       kept: kernels,
       relevant: kernels,

@@ -204,41 +204,6 @@ def responses(subject: Subject, runs: Sequence[Masks | None], batches: Batches) 
     return torch.cat(parts, 1)
 
 
-def displayable(images: Float[Tensor, "n c h w"], primaries: Tensor | None = None) -> Float[Tensor, "n h w rgb"]:
-    """Turn a model's inputs back into pictures: float32 RGB from 0 to 1, on the CPU.
-
-    Args:
-        images: Inputs, normalised as the model wants them.
-        primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
-            ``LoadedModel.primaries`` gives; it is inverted exactly. (Where it keeps no colour, the picture is grey.)
-            Without it each channel goes from 0 at its least to 1 at its highest value in these images (0.5 where it
-            is constant); three channels are red, green and blue, of any other number the mean is shown as grey.
-
-    Raises:
-        ConvCircuitsError: If the primaries are not those of as many channels.
-    """
-    pixels = images.detach().to("cpu", torch.float64).movedim(1, -1)
-    channels = pixels.shape[-1]
-    if primaries is not None:
-        if primaries.shape != (4, channels):
-            raise ConvCircuitsError(
-                f"The primaries are of shape {tuple(primaries.shape)}; for images of {channels} channels give "
-                f"(4, {channels}): what black, red, green and blue become."
-            )
-        black, *colours = primaries.to("cpu", torch.float64)
-        mixing = torch.stack(colours) - black  # (3, C)
-        if int(torch.linalg.matrix_rank(mixing)) == 3:
-            pixels = (pixels - black) @ torch.linalg.pinv(mixing)
-        else:
-            pixels = ((pixels - black) / mixing.sum(0)).mean(-1, keepdim=True)
-    else:
-        low, high = pixels.amin((0, 1, 2)), pixels.amax((0, 1, 2))
-        span = high - low
-        pixels = torch.where(span > 0, (pixels - low) / torch.where(span > 0, span, 1), 0.5)
-        pixels = pixels if channels == 3 else pixels.mean(-1, keepdim=True)
-    return pixels.clamp(0, 1).float().expand(*pixels.shape[:-1], 3).contiguous()
-
-
 def crop(picture: Float[Tensor, "h w rgb"], box: Box) -> Float[Tensor, "height width rgb"]:
     """Cut a box out of a picture; what lies outside the picture is mid grey, for nothing is there."""
     height, width = picture.shape[:2]

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from convcircuits.batches import Progress
 from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.colours import mixing_of
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
 from convcircuits.fields import Field, Reading, no_such_map
@@ -281,24 +282,6 @@ def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[i
     waves = torch.fft.irfft2(torch.view_as_complex(spectrum) * scale, s=tuple(size))
     waves = waves * (_CONTRAST / waves.square().mean((1, 2, 3), keepdim=True).sqrt())
     return torch.einsum("rc,nchw->nrhw", colours, waves).sigmoid()
-
-
-def mixing_of(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
-
-    Raises:
-        ConvCircuitsError: If the primaries are not those of as many channels.
-    """
-    if primaries is None:
-        return (torch.eye(3) if channels == 3 else torch.ones(1, channels)), torch.zeros(channels)
-    if primaries.shape != (4, channels):
-        raise ConvCircuitsError(
-            f"The primaries are of shape {tuple(primaries.shape)}; for images of {channels} channels give "
-            f"(4, {channels}): what black, red, green and blue become."
-        )
-    black, *colours = primaries.double()
-    mixing = torch.stack(colours) - black
-    return (mixing if int(torch.linalg.matrix_rank(mixing)) == 3 else mixing.sum(0, keepdim=True)), black
 
 
 def _together(fields: Mapping[Reading, Field], batch_size: int) -> Iterator[list[Reading]]:

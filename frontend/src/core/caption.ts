@@ -47,7 +47,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const rooted = view.root !== null && view.root !== target;
   const whole = isWhole(graph, view) && !other && !rooted;
   const alive = whole ? [] : aliveKernels(graph, flow);
-  const [ofFilters, ofKernels] = whole ? [variant.filters, variant.kernels] : [filtersOf(graph, alive), alive.length];
+  const [ofFilters, ofKernels] = whole ? [variant.filters, variant.effective] : [filtersOf(graph, alive), alive.length];
 
   const measured = isMeasured(graph, view);
   const of = other

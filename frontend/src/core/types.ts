@@ -72,8 +72,9 @@ export interface Variant {
   saliency: Buffer; // float32 (E); NaN for connections and for kernels that are not in it
   /** The place of each kernel by saliency, 0 the highest; -1 for those that are not in it; 0 for connections. */
   rank: Buffer; // int32 (E)
-  kernels: number; // effective kernels, all that have a rank; inner ones and those of the image included
-  filters: number; // filters that have such kernels
+  kernels: number; // all that have a rank; inner ones and those of the image included
+  effective: number; // on a complete path; more than these where some act through a normalisation over channels alone
+  filters: number; // filters that have effective kernels
   kept: number; // kernels the circuit keeps, effective or not
   relevant: number; // kernels of the full model that lie on a path to the feature
   nested: boolean; // whether the first k kernels by rank are what the criterion would keep at k

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
+from convcircuits.colours import primaries_of
 from convcircuits.drawing import data, figure
 from convcircuits.drawing.graph import kernels_of
 from convcircuits.drawing.host import Diagram
@@ -100,6 +101,8 @@ def diagram(
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, kept)
     seen = None if kept is None else Seen.of(drawing, batches(kept))
+    if primaries is None and kept is not None:
+        primaries = primaries_of([kept])
     edges, weights = edges_of(drawing, None if seen is None else seen.effect)
     document = data.Document(
         meta=_meta(drawing, title, seen),
@@ -129,7 +132,7 @@ def diagram(
         seed=seed,
         progress=progress,
     )
-    if seen is not None:
+    if seen is not None and primaries is not None:
         document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries))
     return Diagram(document)
 

@@ -143,18 +143,19 @@ class Variant(Record):
     role: Literal["circuit", "against", "control", "level"]  # level: the circuit found anew with fewer kernels
     saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
     rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
-    kernels: int  # effective ones: all that have a rank, inner ones and those of the image included
-    filters: int  # filters that have such kernels
+    kernels: int  # all that have a rank, inner ones and those of the image included
+    effective: int  # on a complete path; more than these where some act through statistics over channels alone
+    filters: int  # filters that have effective kernels
     kept: int  # kernels the circuit keeps, effective or not
     relevant: int  # kernels of the full model that lie on a path to the feature
     nested: bool  # whether the first k kernels by rank are what the criterion would keep at k
     fidelity: Fidelity | None = None
 
     def _check(self) -> None:
-        if not 0 <= self.kernels <= self.kept <= self.relevant:
+        if not 0 <= self.kernels <= self.effective <= self.kept <= self.relevant:
             raise ConvCircuitsError(
-                f"Variant {self.name!r} has {self.kernels} effective kernels, {self.kept} kept and {self.relevant} "
-                "relevant ones; none of these is more than the next."
+                f"Variant {self.name!r} has {self.kernels} ranked kernels, {self.effective} effective, {self.kept} kept "
+                f"and {self.relevant} relevant ones; none of these is more than the next."
             )
         if np.isinf(self.saliency).any():
             raise ConvCircuitsError(f"Variant {self.name!r} has an infinite saliency; it is finite or NaN.")
@@ -439,7 +440,7 @@ def _check_variant(document: Document, variant: Variant) -> None:
     if not np.array_equal(ranks, np.arange(variant.kernels)):
         raise ConvCircuitsError(
             f"The ranks of variant {variant.name!r} should be all of 0 to {variant.kernels - 1}, one for each "
-            "effective kernel, and -1."
+            "of its kernels, and -1."
         )
     if variant.fidelity is not None and document.held_out is None:
         raise ConvCircuitsError(f"Variant {variant.name!r} has a fidelity, but the document names no held-out images.")

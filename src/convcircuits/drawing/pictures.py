@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall
+from convcircuits.colours import displayable, mixing_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
@@ -24,12 +25,11 @@ from convcircuits.patches import (
     activation_maps,
     best_patches,
     crop,
-    displayable,
     effects,
     presum_maps,
     responses,
 )
-from convcircuits.visualising import mixing_of, visualise
+from convcircuits.visualising import visualise
 from convcircuits.wiring import SiteKind
 
 LABELS = {
@@ -109,12 +109,7 @@ class Seen:
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
         return cls(images, numbers, full, np.stack(others), effect, readings, fields)
 
-    def pictures(self, numbers: Sequence[int], primaries: Tensor | None) -> Tensor:
-        """Show some of all images, red, green and blue from 0 to 1, (n, h, w, 3): on one scale, whichever they are."""
-        scale = _scale(self.images) if primaries is None else primaries
-        return displayable(torch.cat(list(self.images.take(numbers))), scale)
-
-    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor | None) -> data.Images:
+    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
@@ -138,7 +133,7 @@ class Seen:
         presum = _Maps(len(g.kind), len(self.numbers))
         for e, kernel in kernels.items():
             presum.add(e, sums[kernel])
-        rgb = self.pictures(self.numbers, primaries)
+        rgb = displayable(torch.cat(list(images)), primaries)
         return data.Images(
             names=tuple(f"image {number}" for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in _pixels(rgb)),
@@ -199,7 +194,7 @@ def pictured(
     kernels = first_kernels(drawing, primaries)
     for n, picture in kernels.items():
         album.add("patches", n, picture)
-    if seen is not None:
+    if seen is not None and primaries is not None:
         for n, patches in _patches(drawing, drawn, seen, primaries).items():
             for patch in patches:
                 album.add("patches", n, patch)
@@ -259,15 +254,13 @@ def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.nd
         weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
         weight[channels] = call.weight[row][channels].detach().cpu().double()
         mixing, _ = mixing_of(primaries, len(weight))  # what a step of red, green, blue, or of grey, does to channels
-        colours = torch.einsum("cyx,rc->yxr", weight, mixing.double().cpu()).expand(-1, -1, 3)
+        colours = torch.einsum("cyx,rc->yxr", weight, mixing).expand(-1, -1, 3)
         pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
         found[int(n)] = _pixels(pixels[None].float())[0]
     return found
 
 
-def _patches(
-    drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor | None
-) -> dict[int, list[np.ndarray]]:
+def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
     """Cut for each node the parts of images that drive it most, at the size that it sees."""
     g = drawing.graph
     salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
@@ -277,7 +270,7 @@ def _patches(
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
     wanted = {n: PATCHES if n in shown else 1 for n in nodes}
     needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
-    rgb = dict(zip(needed, seen.pictures(needed, primaries), strict=True))
+    rgb = {i: displayable(torch.cat(list(seen.images.take([i]))), primaries)[0] for i in needed}
     found: dict[int, list[np.ndarray]] = {}
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
@@ -311,19 +304,6 @@ def _features(
 def _first(some: Sequence[int], rest: np.ndarray, known: Mapping[int, Reading]) -> list[int]:
     """List nodes that have a map, some before the rest."""
     return [n for n in dict.fromkeys([*some, *(int(n) for n in rest)]) if n in known]
-
-
-def _scale(images: Batches) -> Tensor:
-    """Make up black, red, green and blue, (4, C): each channel goes from its least to its highest value in images.
-
-    Three channels are red, green and blue; of any other number all are grey. A constant one is half of its way.
-    """
-    ends = [torch.aminmax(batch.cpu().double().movedim(1, 0).flatten(1), dim=1) for batch in images]
-    low = torch.stack([end.min for end in ends]).amin(0)
-    span = torch.stack([end.max for end in ends]).amax(0) - low
-    low, span = torch.where(span > 0, low, low - 0.5), torch.where(span > 0, span, 1)
-    steps = span.diag() if len(low) == 3 else (span / 3).expand(3, -1)
-    return low + torch.cat([torch.zeros_like(steps[:1]), steps])
 
 
 def _pixels(pictures: Tensor) -> list[np.ndarray]:

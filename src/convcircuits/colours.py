@@ -1,0 +1,73 @@
+"""From a model's inputs to colours and back.
+
+*Primaries*, (4, C), are what the model's preparation makes of plain black, red, green and blue. As a preparation is
+linear in the colours, they say all of it.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+
+
+def primaries_of(images: Iterable[Tensor]) -> Float[Tensor, "4 c"]:
+    """Make up primaries for images whose preparation is not known: each channel from its least to its highest value.
+
+    Three channels are red, green and blue; of any other number all are grey. A constant one is half of its way.
+
+    Args:
+        images: Batches of inputs, (N, C, H, W), at least one.
+    """
+    ends = [torch.aminmax(batch.cpu().double().movedim(1, 0).flatten(1), dim=1) for batch in images]
+    low = torch.stack([end.min for end in ends]).amin(0)
+    span = torch.stack([end.max for end in ends]).amax(0) - low
+    low, span = torch.where(span > 0, low, low - 0.5), torch.where(span > 0, span, 1)
+    steps = span.diag() if len(low) == 3 else (span / 3).expand(3, -1)
+    return low + torch.cat([torch.zeros_like(steps[:1]), steps])
+
+
+def mixing_of(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
+
+    Args:
+        primaries: (4, C). Where they keep no colour, there is grey alone. None: values from 0 to 1 are the model's
+            inputs, red, green and blue or, of another number of channels, the same grey in each.
+        channels: C.
+
+    Returns:
+        Both float64, on the CPU.
+
+    Raises:
+        ConvCircuitsError: If the primaries are not those of as many channels.
+    """
+    if primaries is None:
+        mixing = torch.eye(3) if channels == 3 else torch.ones(1, channels)
+        return mixing.double(), torch.zeros(channels).double()
+    if primaries.shape != (4, channels):
+        raise ConvCircuitsError(
+            f"The primaries are of shape {tuple(primaries.shape)}; for images of {channels} channels give "
+            f"(4, {channels}): what black, red, green and blue become."
+        )
+    black, *colours = primaries.detach().to("cpu", torch.float64)
+    mixing = torch.stack(colours) - black
+    return (mixing if int(torch.linalg.matrix_rank(mixing)) == 3 else mixing.sum(0, keepdim=True)), black
+
+
+def displayable(images: Float[Tensor, "n c h w"], primaries: Float[Tensor, "4 c"]) -> Float[Tensor, "n h w rgb"]:
+    """Turn a model's inputs back into pictures: float32 RGB from 0 to 1, on the CPU.
+
+    Args:
+        images: Inputs, as the model wants them.
+        primaries: As above; the preparation is inverted exactly. Where it keeps no colour, the picture is grey.
+
+    Raises:
+        ConvCircuitsError: If the primaries are not those of as many channels.
+    """
+    pixels = images.detach().to("cpu", torch.float64).movedim(1, -1)
+    mixing, black = mixing_of(primaries, pixels.shape[-1])
+    pixels = pixels - black
+    shown = pixels @ torch.linalg.pinv(mixing) if len(mixing) == 3 else (pixels / mixing[0]).mean(-1, keepdim=True)
+    return shown.clamp(0, 1).float().expand(*shown.shape[:-1], 3).contiguous()
