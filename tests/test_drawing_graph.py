@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import convcircuits as cc
@@ -24,7 +25,7 @@ def wired(name, layer, unit):
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
     recording = record(subject, case.input_shape)
-    return subject, recording, wire(recording, subject.rows, subject.coefficients)
+    return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
@@ -164,3 +165,25 @@ def test_a_batchnorm_with_a_negative_factor_turns_a_filter_round():
     stem = next(v.number for v in recording.values if v.call is not None and v.call.layer == "stem")
     assert excites(recording, stem).tolist() == [1, -1, 1, 1]
     assert excites(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it
+
+
+class Beside(nn.Module):
+    """Two layers side by side, added to what comes in; a feature of the sum reads one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + torch.cat([self.left(x), self.right(x)], 1)
+
+
+def test_layers_beside_the_path_are_left_out():
+    model = Beside().double().eval()
+    images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    whole = nn.Sequential(model)
+    circuit = cc.find(whole, cc.Feature("0", 1), images, criterion="magnitude", density=1.0)
+    document = cc.diagram(whole, circuit, images=images).document
+    assert "right" not in {layer.name.split(".")[-1] for layer in document.layers}
+    assert document.variants[0].kernels == cc.evaluate(whole, circuit, images).effective_kernels == 12 + 4

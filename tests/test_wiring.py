@@ -20,7 +20,7 @@ def wired(name, layer, unit):
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
     recording = record(subject, case.input_shape)
-    return subject, recording, wire(recording, subject.rows, subject.coefficients)
+    return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
 def readers_by_replay(subject, recording, images):
@@ -119,7 +119,7 @@ def test_a_direction_is_a_target_that_reads_filters():
     network = Network(case.build())
     feature = cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    wiring = wire(record(subject, case.input_shape), subject.rows, subject.coefficients)
+    wiring = wire(record(subject, case.input_shape), subject.survey.kernels, subject.rows, subject.coefficients)
     target = wiring.sites[wiring.target[0]]
     assert target.kind is SiteKind.TARGET
     assert [link.sources.channel.tolist() for link in target.links] == [[1], [3]]

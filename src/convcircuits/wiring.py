@@ -6,7 +6,7 @@ neighbours are one site: the last convolutions of a residual block with the sum 
 layer and the depthwise layer that alone reads it (but of the first layer, whose kernels are pictures).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -121,11 +121,12 @@ class Wiring:
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
 
 
-def wire(recording: Recording, rows: Tensor, coefficients: Tensor) -> Wiring:
+def wire(recording: Recording, layers: Collection[str], rows: Tensor, coefficients: Tensor) -> Wiring:
     """Find which filters each kernel reads.
 
     Args:
         recording: What the model does up to the feature.
+        layers: Those with kernels on a path to the feature; others are computed beside it, and left out.
         rows: The channels that the feature reads, int64.
         coefficients: Its coefficient on each. One channel with coefficient 1 is the target itself; else a site of one
             channel is, which reads several.
@@ -144,6 +145,7 @@ def wire(recording: Recording, rows: Tensor, coefficients: Tensor) -> Wiring:
         target = (site.number, 0)
     wirer.merge_sums(target[0])
     wirer.merge_depthwise(target[0])
+    wirer.leave_out_all_but(layers)
     return wirer.wiring(target)
 
 
@@ -282,6 +284,16 @@ class _Wirer:
             site.kind, site.calls, site.links = before.kind, before.calls, before.links
             site.inner = [*before.inner, number]
             del self.sites[source], self.reads[number]
+
+    def leave_out_all_but(self, layers: Collection[str]) -> None:
+        """Forget calls of other layers."""
+        for site in self.sites.values():
+            site.calls = [number for number in site.calls if self._layer(number) in layers]
+
+    def _layer(self, number: int) -> str:
+        call = self.recording.values[number].call
+        assert call is not None
+        return call.layer
 
     # ---------------------------------------- columns
 

@@ -140,11 +140,11 @@ class Variant(Record):
     """A circuit over the document's nodes and edges."""
 
     name: str
-    role: Literal["circuit", "against", "control", "level"]  # level: the circuit found anew with fewer kernels
+    role: Literal["circuit", "against", "control", "level"]  # level: found anew with fewer kernels
     saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
     rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
     kernels: int  # all that have a rank, inner ones and those of the image included
-    effective: int  # on a complete path; more than these where some act through statistics over channels alone
+    effective: int  # on a complete path; more, where some act through statistics of channels alone
     filters: int  # filters that have effective kernels
     kept: int  # kernels the circuit keeps, effective or not
     relevant: int  # kernels of the full model that lie on a path to the feature
@@ -154,8 +154,8 @@ class Variant(Record):
     def _check(self) -> None:
         if not 0 <= self.kernels <= self.effective <= self.kept <= self.relevant:
             raise ConvCircuitsError(
-                f"Variant {self.name!r} has {self.kernels} ranked kernels, {self.effective} effective, {self.kept} kept "
-                f"and {self.relevant} relevant ones; none of these is more than the next."
+                f"Variant {self.name!r} has {self.kernels} ranked kernels, {self.effective} effective, {self.kept} "
+                f"kept and {self.relevant} relevant ones; none of these is more than the next."
             )
         if np.isinf(self.saliency).any():
             raise ConvCircuitsError(f"Variant {self.name!r} has an infinite saliency; it is finite or NaN.")

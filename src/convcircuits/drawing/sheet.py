@@ -103,7 +103,7 @@ def lay_out(
         )
     kept = [n for n, (role, _) in enumerate(laid) if alive[n] or role != "level"]
     recording = record(subject, found.input_shape)
-    wiring = wire(recording, subject.rows, subject.coefficients)
+    wiring = wire(recording, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
         subject,
         recording,
