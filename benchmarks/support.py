@@ -96,9 +96,9 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
         drawn = cc.diagram(model, circuit, images=images, held_out=images)
         report = cc.evaluate(model, circuit, images)
         counted = drawn.document.variants[0]
-        if (counted.kernels, counted.filters) != (report.effective_kernels, report.effective_filters):
+        if (counted.effective, counted.filters) != (report.effective_kernels, report.effective_filters):
             raise cc.ConvCircuitsError(
-                f"the diagram counts {counted.kernels} kernels of {counted.filters} filters, evaluate "
+                f"the diagram counts {counted.effective} kernels of {counted.filters} filters, evaluate "
                 f"{report.effective_kernels} of {report.effective_filters}"
             )
         figure.svg(drawn.document)
