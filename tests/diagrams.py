@@ -138,6 +138,7 @@ class Sketch:
         rank = np.where(weighted, -1, 0)
         rank[kept] = (-saliency[kept]).argsort(kind="stable").argsort(kind="stable")
         effective = int(kept.sum())
+        drawn = Drawn(max(1, effective // 2), 0.6, 0.8)
         return Variant(
             ("the circuit", "another circuit", "a random circuit")[number],
             ("circuit", "against", "control")[number],
@@ -149,7 +150,7 @@ class Sketch:
             kept=effective + 1,
             relevant=len(kind) * 4 + 1,
             nested=number == 0,
-            fidelity=Fidelity(0.9 - number / 3, Drawn(max(1, effective // 2), 0.6, 0.8)) if measured else None,
+            fidelity=Fidelity(0.9 - number / 3, number == 1, drawn) if measured else None,
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> Images:

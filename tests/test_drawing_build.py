@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
+from convcircuits.drawing.siblings import random_like
 from convcircuits.version import __version__
 from nets import NETS, seeded
 
@@ -73,16 +74,7 @@ def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_e
     document = diagram.document
     assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
     assert document.held_out.count == 6
-    control = cc.find(
-        model,
-        FEATURE,
-        images(1),
-        criterion="layer_random",
-        kernels=len(circuit),
-        granularity=granularity,
-        like=circuit,
-        seed=0,
-    )
+    control = random_like(model, circuit, images(1).shape[1:], 0)
     for n, (variant, whole) in enumerate(zip(document.variants, (circuit, other, control), strict=True)):
         report = cc.evaluate(model, whole, held_out)
         assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
@@ -126,6 +118,17 @@ def test_without_images_there_are_the_first_kernels_and_nothing_that_images_woul
     assert np.array_equal(same.edges.sign, document.edges.sign)
 
 
+def test_images_that_a_circuit_was_found_on_are_not_called_held_out(model):
+    circuit = found(model)
+    seen = circuit.provenance["images"]["count"]
+    for given, said in ((images(seen), "on the very"), (images(seen, seed=1), "held-out images")):
+        diagram = cc.diagram(model, circuit, held_out=given)
+        same = circuit.provenance["images"] == cc.evaluate(model, circuit, given).provenance["images"]
+        assert diagram.document.variants[0].fidelity.found_on == same == (said == "on the very")
+        assert said in diagram.caption
+    assert "held-out" not in cc.diagram(model, circuit, held_out=images(seen)).caption
+
+
 def test_a_feature_that_is_constant_on_the_held_out_images_has_no_r2(model):
     model.head.bias.data[:] = -1e6
     relu = nn.Sequential(*model.children())
@@ -134,7 +137,7 @@ def test_a_feature_that_is_constant_on_the_held_out_images_has_no_r2(model):
     circuit = cc.find(relu, feature, images(2), criterion="magnitude", density=0.5)
     diagram = cc.diagram(relu, circuit, held_out=images(3))
     assert all(variant.fidelity.r2 is variant.fidelity.drawn.r2 is None for variant in diagram.document.variants)
-    assert "not measured" in diagram.caption
+    assert "has no R\u00b2, as the feature is constant" in diagram.caption
     assert Document.from_json(diagram.document.to_json()).variants[0].fidelity.r2 is None
 
 

@@ -10,7 +10,7 @@ from torch import nn
 import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.drawing.data import EdgeKind
-from convcircuits.drawing.graph import excites, graph, kernels_of
+from convcircuits.drawing.graph import graph, kernels_of, turns
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 from convcircuits.recording import record
@@ -163,8 +163,8 @@ def test_a_batchnorm_with_a_negative_factor_turns_a_filter_round():
     network = Network(model)
     recording = record(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
     stem = next(v.number for v in recording.values if v.call is not None and v.call.layer == "stem")
-    assert excites(recording, stem).tolist() == [1, -1, 1, 1]
-    assert excites(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it
+    assert turns(recording, stem).tolist() == [1, -1, 1, 1]
+    assert turns(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it
 
 
 class Beside(nn.Module):

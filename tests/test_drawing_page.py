@@ -13,7 +13,7 @@ import pytest
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing import page as module
 from convcircuits.drawing.data import NodeKind, View
-from convcircuits.drawing.page import page, read_page
+from convcircuits.drawing.page import page, plain_text, read_page
 from diagrams import DOCUMENTS, hostile, plain
 
 
@@ -61,7 +61,8 @@ def test_a_page_has_two_scripts_the_data_and_the_renderer_whatever_its_texts(doc
     assert json.loads(data) == document.to_dict()
     bundle = (files("convcircuits.drawing") / "static" / "diagram.js").read_text(encoding="utf-8")
     assert script.replace("<\\/script", "</script") == bundle
-    assert found.text("title") == [document.meta.title] == found.text("h1")
+    assert found.text("title") == [plain_text(document.meta.title)] == found.text("h1")
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", page(document).split("<script", 1)[0])
     names = {tag for tag, _ in found.elements}
     assert names == {
         *("html", "head", "meta", "link", "title", "style", "body", "main", "div", "h1", "p", "noscript", "ol", "li"),

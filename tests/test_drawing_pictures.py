@@ -181,7 +181,7 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
     seen = Seen.of(drawing, batches_of(drawing, images))
     nodes = everything(drawing).nodes
     drawn = nodes[::2]
-    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "progress": None}
+    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
     made = pictured(drawing, document, drawn, seen, **options)
     reads, table = slow_reads(model, drawing, images), made.pictures[0].tiles
     kernels = first_kernels(drawing, PRIMARIES)
@@ -251,7 +251,7 @@ def test_as_many_nodes_have_patches_as_there_is_room_for_the_drawn_ones_first(mo
     nodes = [n for n in everything(drawing).nodes if n not in first_kernels(drawing, None)]
     drawn = nodes[1:3]
     monkeypatch.setattr(pictures, "MOST_PICTURED", 3)
-    options = {"pictures": "patches", "primaries": primaries_of([images]), "seed": 0, "progress": None}
+    options = {"pictures": "patches", "primaries": primaries_of([images]), "seed": 0, "batch_size": 4, "progress": None}
     table = pictured(drawing, document, drawn, seen, **options).pictures[0].tiles
     have = {node for node in nodes if table[node, 0] >= 0}
     assert have >= set(drawn)
@@ -304,7 +304,7 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     document = cc.diagram(model, circuit).document
     seen = Seen.of(drawing, batches_of(drawing, images))
     shown = everything(drawing)
-    made = seen.document(drawing, shown, PRIMARIES)
+    made = seen.document(drawing, shown, PRIMARIES, np.ones(len(drawing.graph.kind)))
     full = cc.activations(model, drawing.subject.feature, images)
     inside = cc.activations(model, drawing.subject.feature, images, circuit=circuit)
     # From the image that drives the feature most to the one that does least, as the full model has it.
@@ -357,7 +357,7 @@ def test_few_images_are_all_shown_once():
     model, circuit, drawing = plain_drawing(images)
     seen = Seen.of(drawing, batches_of(drawing, images))
     assert sorted(seen.numbers) == [0, 1]
-    made = seen.document(drawing, everything(drawing), None)
+    made = seen.document(drawing, everything(drawing), PRIMARIES, np.ones(len(drawing.graph.kind)))
     assert len(made) == 2
     full = cc.activations(model, circuit.feature, images).flatten(1).mean(1)
     assert list(seen.numbers) == full.argsort(descending=True).tolist()
@@ -373,7 +373,7 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
     monkeypatch.setattr(pictures, "MAPS", 3 * area)
     monkeypatch.setattr(pictures, "PRESUMS", 4 * area)
     some = Shown(every.nodes[3:5], tuple(inside[-9:]), kernels=1, filters=1, path=1.0, lit=None, caption="")
-    made = seen.document(drawing, some, None)
+    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)))
     have = set(np.flatnonzero(made.activation_offset >= 0).tolist())
     assert have >= {*some.nodes, drawing.graph.goal}
     assert len(have) <= 4
@@ -382,7 +382,7 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
     assert made.presum.size <= pictures.PRESUMS
     monkeypatch.setattr(pictures, "MAPS", 0)
     monkeypatch.setattr(pictures, "PRESUMS", 0)
-    made = seen.document(drawing, some, None)
+    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)))
     assert np.flatnonzero(made.activation_offset >= 0).tolist() == [drawing.graph.goal]
     assert made.presum.size == 0
 
@@ -405,6 +405,7 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
         pictures="features",
         primaries=None,
         seed=4,
+        batch_size=8,
         progress=lambda *progress: told.append(progress),
     )
     assert [given.name for given in made.pictures] == ["features", "patches"]

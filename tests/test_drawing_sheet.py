@@ -8,9 +8,10 @@ from torch import nn
 import convcircuits as cc
 from convcircuits.drawing import data, sheet
 from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.edges import edges_of
+from convcircuits.drawing.graph import turns
 from convcircuits.drawing.sheet import (
     columns_of,
-    edges_of,
     kernel_shape,
     lay_out,
     layers_of,
@@ -43,7 +44,7 @@ def laid(name, layer, unit, granularity="kernel", density=0.6):
 
 
 def document(drawing):
-    edges, weights = edges_of(drawing, None)
+    edges, weights, _ = edges_of(drawing, None)
     return data.Document(
         meta=data.Meta("t", "f", "m"),
         columns=columns_of(drawing),
@@ -85,11 +86,37 @@ def test_a_document_counts_what_evaluate_counts_and_holds_the_models_weights(nam
 
 
 def _turned(drawing, e):
-    from convcircuits.drawing.graph import excites
+    """1, or -1 where the BatchNorm after a kernel, or what follows in a chain of layers, turns what it adds round."""
+    g = drawing.graph
+    signs = turns(drawing.recording, int(g.call[e]))
+    rows = drawing.call(int(g.call[e])).rows
+    turned = float(signs[int(g.out[e])] if rows is None else signs[rows.tolist().index(g.out[e])])
+    later = [i for i in np.flatnonzero((g.kind == EdgeKind.INNER) & (g.target == g.target[e])) if g.call[i] > g.call[e]]
+    if not later:
+        return turned
+    following = min(later, key=lambda i: g.call[i])
+    weights = drawing.call(int(g.call[following])).kernels.flatten(0, 1)[int(g.out[following]), 0]
+    kept = torch.stack([circuit.kernels[drawing.call(int(g.call[following])).layer] for circuit in drawing.circuits])
+    if all(circuit.granularity == "weight" for circuit in drawing.circuits):
+        weights = weights * kept.any(0)[int(g.out[following])].reshape(-1)
+    return turned * (-1 if float(weights.sum()) * _turned(drawing, following) < 0 else 1)
 
-    signs = excites(drawing.recording, int(drawing.graph.call[e]))
-    rows = drawing.call(int(drawing.graph.call[e])).rows
-    return float(signs[int(drawing.graph.out[e])] if rows is None else signs[rows.tolist().index(drawing.graph.out[e])])
+
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile", "twice"])
+def test_the_first_kernels_by_rank_are_those_that_prune_keeps(name):
+    case = NETS[name]
+    model, (layer, unit) = case.build(), case.features[-1]
+    scores = cc.score(model, cc.Feature(layer, unit), case.images(2), criterion="snip")
+    circuit = cc.prune(scores, density=0.8)
+    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    made = document(drawing)
+    variant, edges = made.variants[0], made.edges
+    assert variant.nested
+    for k in range(1, len(circuit) + 1):
+        fewer = cc.prune(scores, kernels=k).kernels
+        for e in np.flatnonzero(drawing.graph.present[0] & edges.weighted):
+            kept = bool(fewer[made.layers[edges.layer[e]].name][int(edges.out[e]), int(edges.in_[e])])
+            assert (variant.rank[e] < k) == kept
 
 
 @pytest.mark.parametrize("granularity", ["filter", "kernel", "weight"])
@@ -97,7 +124,8 @@ def test_ranks_follow_the_saliency_that_the_circuit_was_pruned_by(granularity):
     *_, drawing = laid("residual", "head", 0, granularity, density=1.0)
     for variant, one in zip(document(drawing).variants, drawing.circuits, strict=True):
         inside = np.flatnonzero(drawing.graph.present[drawing.circuits.index(one)] & (drawing.graph.kind <= 1))
-        assert sorted(set(variant.rank[inside])) == list(range(variant.kernels))
+        assert len(set(variant.rank[inside])) == variant.kernels
+        assert 0 <= min(variant.rank[inside]) <= max(variant.rank[inside]) < variant.kept
         order = inside[np.argsort(variant.rank[inside])]
         assert (np.diff(variant.saliency[order]) <= 0).all()
         for e in inside:
@@ -161,7 +189,7 @@ def test_columns_are_headed_by_what_their_layers_share():
     *_, drawing = laid("inception", "last", 2, density=1.0)
     assert [column.label for column in columns_of(drawing)] == ["stem", "reduce", "one + three + project", "last"]
     assert [layer.label for layer in layers_of(drawing)][:2] == ["stem", "one"]
-    assert kernel_shape(drawing.call(drawing.calls[0])) == (3, 3)
+    assert kernel_shape(drawing, drawing.calls[0]) == (3, 3)
 
 
 def test_a_direction_weighs_what_it_reads_by_its_coefficients():
@@ -173,3 +201,51 @@ def test_a_direction_weighs_what_it_reads_by_its_coefficients():
     readout = made.edges.kind == EdgeKind.READOUT
     units = made.nodes.unit[made.edges.source[readout]]
     assert dict(zip(units.tolist(), made.variants[0].saliency[readout].tolist(), strict=True)) == {1: 2.0, 3: 1.0}
+    signs = {int(made.nodes.unit[made.edges.source[e]]): int(made.edges.sign[e]) for e in np.flatnonzero(readout)}
+    assert signs == {1: 1, 3: -1}
+    assert made.nodes.unit[made.target] == -1
+
+
+class Chain(nn.Module):
+    """A layer, the depthwise layer that alone reads it, and a reader."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.expand, self.depth = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, groups=2)
+        self.norm, self.project = nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        return self.project(self.norm(self.depth(self.expand(self.stem(x).relu()).relu())))
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_kernels_before_a_depthwise_one_in_their_node_work_as_it_lets_them(with_images):
+    model = Chain().double().eval()
+    for layer in (model.stem, model.expand, model.depth, model.project):
+        layer.weight.data.abs_()
+        layer.bias.data.zero_()
+    model.depth.weight.data[1] *= -1
+    images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for scale, expected in ((1.0, {0: 1, 1: -1}), (-1.0, {0: 1, 1: 1})):
+        model.norm.weight.data[1] = scale
+        circuit = cc.find(model, cc.Feature("project", 0), images, criterion="magnitude", density=1.0)
+        made = cc.diagram(model, circuit, images=images if with_images else None).document
+        names = [made.layers[n].name if n >= 0 else "" for n in made.edges.layer]
+        signs = {
+            (names[e], int(made.edges.out[e])): int(made.edges.sign[e]) for e in np.flatnonzero(made.edges.weighted)
+        }
+        assert {out: signs["expand", out] for out in (0, 1)} == expected
+        assert {out: signs["depth", out] for out in (0, 1)} == expected
+        assert signs["stem", 0] == 1
+
+
+def test_a_kernel_of_a_flattened_map_has_the_maps_shape():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 8, 3)).double().eval()
+    images = torch.randn(2, 3, 4, 10, dtype=torch.float64)
+    circuit = cc.find(model, cc.Feature("3", 1), images, criterion="magnitude", density=1.0)
+    made = cc.diagram(model, circuit, images=images).document
+    assert [layer.kernel for layer in made.layers] == [(3, 3), (2, 8)]
+    edge = int(np.flatnonzero(made.edges.layer == 1)[2])
+    weights = made.weights[made.edges.weights[edge] :][:16] / 127 * made.edges.scale[edge]
+    expected = model[3].weight[1].reshape(4, 16)[made.edges.in_[edge]].detach().numpy()
+    np.testing.assert_allclose(weights, expected, atol=made.edges.scale[edge] / 250)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import convcircuits as cc
+from convcircuits.batches import Batches
 from convcircuits.drawing.siblings import nested, random_like, smaller
 from nets import NETS
 
@@ -18,6 +19,10 @@ def found(model, criterion="random", density=0.5, granularity="kernel", **option
     return cc.find(
         model, FEATURE, CASE.images(5), criterion=criterion, density=density, granularity=granularity, **options
     )
+
+
+def held(images):
+    return Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=2)
 
 
 @pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
@@ -53,12 +58,23 @@ def test_rankings_are_nested_where_fewer_kernels_are_the_first_of_more(criterion
     assert inside or not same
 
 
-def test_of_circuits_without_a_known_criterion_nothing_is_promised():
+def test_of_circuits_without_a_criterion_the_first_by_saliency_are_all_that_can_be_meant():
     model = CASE.build()
-    circuit = found(model)
-    by_hand = cc.Circuit.from_masks(model, FEATURE, circuit.kernels, input_shape=CASE.input_shape)
-    assert not nested(by_hand)
-    assert smaller(model, by_hand, CASE.images(3)) == []
+    by_hand = cc.Circuit.from_masks(model, FEATURE, found(model).kernels, input_shape=CASE.input_shape)
+    assert nested(by_hand)
+    assert smaller(model, by_hand, held(CASE.images(3))) == []
+
+
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+def test_parts_of_filters_and_kernels_full_of_weights_are_not_what_a_criterion_keeps(granularity):
+    assert not nested(found(CASE.build(), granularity=granularity))
+
+
+def test_a_random_circuit_has_a_control_of_its_own():
+    model = CASE.build()
+    like = found(model, "random", density=0.5)
+    circuit = cc.find(model, FEATURE, CASE.images(1), criterion="layer_random", kernels=len(like), like=like, seed=0)
+    assert random_like(model, circuit, CASE.input_shape, 0).kernels != circuit.kernels
 
 
 @pytest.mark.parametrize("granularity", ["kernel", "filter"])
@@ -67,7 +83,8 @@ def test_smaller_circuits_are_those_that_an_iterative_criterion_finds_when_asked
     before = copy.deepcopy(model.state_dict())
     circuit = found(model, "force", density=0.8, granularity=granularity, steps=4, seed=3)
     images = torch.cat([CASE.images(5), CASE.images(9, seed=2)])
-    made = smaller(model, circuit, images)
+    made = smaller(model, circuit, held(images))
+    assert smaller(model, circuit, held(images[1:])) == smaller(model, circuit, held(images[:3])) == []
     sizes = [len(circuit) // part for part in (2, 4, 8)]
     assert [len(one) for one in made] == [size for size in sizes if size]
     for one in made:
@@ -91,12 +108,12 @@ def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():
     model = CASE.build()
     images = CASE.images(5)
     force = found(model, "force", steps=3)
-    assert len(smaller(model, force, images)) == 3
-    assert smaller(model, found(model, "snip"), images) == []
+    assert len(smaller(model, force, held(images))) == 3
+    assert smaller(model, found(model, "snip"), held(images)) == []
     of_three = cc.find(model, FEATURE, images, criterion="force", kernels=3, steps=2)
-    assert [len(one) for one in smaller(model, of_three, images)] == [1]
+    assert [len(one) for one in smaller(model, of_three, held(images))] == [1]
     inside = cc.find(model, FEATURE, images, criterion="force", density=0.2, circuit=force, steps=3)
-    assert smaller(model, inside, images) == []
+    assert smaller(model, inside, held(images)) == []
     for changes in ({"criterion": "mine"}, {"options": {"steps": [1, 2]}}):
         odd = dataclasses.replace(force, provenance={**force.provenance, **changes})
-        assert smaller(model, odd, images) == []
+        assert smaller(model, odd, held(images)) == []

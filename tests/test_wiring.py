@@ -123,3 +123,27 @@ def test_a_direction_is_a_target_that_reads_filters():
     target = wiring.sites[wiring.target[0]]
     assert target.kind is SiteKind.TARGET
     assert [link.sources.channel.tolist() for link in target.links] == [[1], [3]]
+
+
+class Sums(nn.Module):
+    """A layer's output added to something made of itself."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.stem, self.head, self.add = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1), add
+
+    def forward(self, x):
+        return self.head(self.add(self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [lambda y: y + y, lambda y: y + y.relu(), lambda y: y + y.flip(-1), lambda y: torch.maximum(y, -y)],
+    ids=["twice", "relu", "mirrored", "absolute"],
+)
+def test_what_is_added_to_itself_is_a_sum_of_its_own(add):
+    model = Sums(add).double().eval()
+    images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="magnitude", density=1.0)
+    variant = cc.diagram(model, circuit, images=images).document.variants[0]
+    assert variant.kernels == cc.evaluate(model, circuit, images).effective_kernels == 16

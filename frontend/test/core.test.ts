@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
+import { Ajv2020 } from "ajv/dist/2020.js";
 import { decode, DocumentError, type Graph } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { flowOf } from "../src/core/flow.js";
@@ -10,7 +12,7 @@ import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
-import { carried, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, NodeKind, type View } from "../src/core/types.js";
 import { viewOf, ViewError } from "../src/core/view.js";
@@ -304,14 +306,18 @@ test("the caption says what was measured, and of what was not that it was not", 
   const { text, filters, ofFilters, kernels, ofKernels, path } = say({});
   assert.equal(
     text,
-    `${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score and, run as a network of their own, reach R\u00b2 = 0.41; the whole circuit keeps R\u00b2 = 0.90 of the feature on 40 held-out images (random circuit of equal size, drawn the same way: 0.40; its drawn part \u22120.09).`,
+    `${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score by flow, a heuristic and, run as a network of their own, reach R\u00b2 = 0.41; the whole circuit keeps R\u00b2 = 0.90 of the feature on 40 held-out images (random circuit of equal size, drawn the same way: 0.40; its drawn part \u22120.09).`,
   );
   for (const some of [{ kernels: 20 }, { nodesPerColumn: 2 }, { pins: [5] }, { compare: 1 }]) {
     assert.match(say(some).text, /as a network of their own they were not measured/);
     assert.equal(say(some).r2Drawn, null);
   }
   assert.equal(say({ isolate: graph.document.target }).text, text);
-  graph.document.variants[1]!.kept--;
+  graph.document.variants[0]!.fidelity!.foundOn = true;
+  assert.match(say({}).text, /keeps R\u00b2 = 0\.90 of the feature on the very 40 images that it was found on/);
+  graph.document.variants[0]!.fidelity!.r2 = null;
+  assert.match(say({}).text, /the whole circuit has no R\u00b2, as the feature is constant, on/);
+  graph.document.variants[1]!.fidelity = null;
   assert.match(say({}).text, /\(a random circuit of equal size was not measured\)/);
   graph.document.variants.forEach((variant) => (variant.fidelity = null));
   assert.match(say({}).text, /not measured\); how much of the feature the whole circuit keeps was not measured/);
@@ -331,9 +337,37 @@ test("a column of which nothing is drawn takes no room", () => {
   assert.ok(left > 0);
 });
 
+test("a kernel of a layer that runs twice is one kernel, and its filter one filter", () => {
+  const document = randomDocument(4, { columns: 4, width: 3, readers: 3, exact: true });
+  const graph = decode(document);
+  const edges = [...graph.source.keys()].filter((edge) => graph.edgeLayer[edge]! >= 0);
+  const seen = (name: (layer: number) => string) => {
+    const names = edges.map((edge) => [`${name(graph.edgeLayer[edge]!)} ${graph.out[edge]}`, `${graph.in[edge]}`]);
+    return { kernels: new Set(names.map((each) => each.join(" "))).size, filters: new Set(names.map(([filter]) => filter)).size };
+  };
+  assert.deepEqual(countOf(graph, edges), seen(String));
+  document.layers[2]!.name = document.layers[1]!.name;
+  document.layers[3]!.name = document.layers[1]!.name;
+  assert.deepEqual(countOf(decode(document), edges), seen((layer) => document.layers[layer]!.name));
+});
+
+test("the fixtures that Python writes are of the schema that ships, and are drawn", () => {
+  const folder = "../tests/fixtures/diagram";
+  const schema = JSON.parse(readFileSync("../src/convcircuits/drawing/static/convcircuits-diagram-1.schema.json", "utf8"));
+  const valid = new Ajv2020({ strict: false }).compile(schema);
+  const names = readdirSync(folder).filter((name) => name.endsWith(".json"));
+  assert.ok(names.length > 3);
+  for (const name of names) {
+    const document = JSON.parse(readFileSync(`${folder}/${name}`, "utf8")) as Document;
+    assert.ok(valid(document), `${name}: ${JSON.stringify(valid.errors?.[0])}`);
+    const scene = draw(decode(document), viewOf(document, document.view), CANVASES[0]!);
+    assert.ok(scene.nodes.some(({ target }) => target));
+  }
+});
+
 test("numbers and words", () => {
   assert.deepEqual([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
-  assert.deepEqual([0, 0.001, 0.553, 0.999, 1].map(percent), ["0 %", "<1 %", "55 %", ">99 %", "100 %"]);
+  assert.deepEqual([0, 0.001, 0.553, 0.999, 1 - 1e-16, 1].map(percent), ["0 %", "<1 %", "55 %", ">99 %", "100 %", "100 %"]);
   assert.deepEqual([-0.001, -0.5].map((value) => decimal(value)), ["0.00", "\u22120.50"]);
   for (const line of wrap("a word and some more words that are longer than what fits into one line", 80, 10)) assert.ok(textWidth(line, 10) <= 80);
 });

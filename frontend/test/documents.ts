@@ -111,7 +111,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       kept: kernels,
       relevant: kernels,
       nested: true,
-      fidelity: { r2: 0.9 - 0.5 * v, drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 } },
+      fidelity: { r2: 0.9 - 0.5 * v, foundOn: false, drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 } },
     };
   });
   const names = wish.spans ? { [target]: "golden retriever" } : ({} as Record<string, string>);

@@ -41,7 +41,7 @@ class Batches:
                     f"images is a one-shot iterator ({type(images).__name__}), and several passes may be needed; "
                     "give a tensor, a list of batches or a DataLoader."
                 )
-        self._images, self._batch_size = images, batch_size
+        self._images, self.batch_size = images, batch_size
         self._device, self._dtype = device, dtype
         self.count = 0
         self._digest = 0
@@ -71,7 +71,7 @@ class Batches:
         given = [self._images] if isinstance(self._images, Tensor) else self._images
         for batch in given:
             images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
-            for part in torch.split(images, self._batch_size):
+            for part in torch.split(images, self.batch_size):
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
 
@@ -79,7 +79,7 @@ class Batches:
         """Give some of the images of a tensor, by number."""
         assert isinstance(self._images, Tensor)
         some = self._images[list(numbers)]
-        return Batches(some, device=self._device, dtype=self._dtype, batch_size=self._batch_size)
+        return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Number the images and give their order-free hash, after a whole pass."""

@@ -320,5 +320,7 @@ def _budget(relevant: int | None, density: object, kernels: int | None, granular
 def _as_json(value: Any) -> Any:
     if isinstance(value, Circuit):
         return dict(value.provenance)
+    if hasattr(value, "item") and not isinstance(value, torch.Tensor):  # a NumPy number
+        value = value.item()
     plain = isinstance(value, (str, int, type(None))) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else repr(value)

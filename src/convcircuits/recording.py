@@ -235,8 +235,8 @@ class _Recorder:
 
     def _problem(self, what: str) -> UnextractableError:
         return UnextractableError(
-            f"{self._running() or 'The model'} {what}, so no module can be extracted; masked runs (evaluate, "
-            "activations) still work."
+            f"{self._running() or 'The model'} {what}, so no module can be extracted and no diagram drawn; masked runs "
+            "(evaluate, activations) still work."
         )
 
     def _axis(self, value: Value) -> int | None:

@@ -6,6 +6,7 @@ neighbours are one site: the last convolutions of a residual block with the sum 
 layer and the depthwise layer that alone reads it (but of the first layer, whose kernels are pictures).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -202,7 +203,7 @@ class _Wirer:
         else:
             count = call.blocks
         if source.axis is None or source.axis != (0 if isinstance(call, ConvCall) else len(source.shape) - 1):
-            read = read[torch.zeros(count, dtype=torch.long)] if len(read) == 1 else self._mixed(value, [read])
+            read = read if len(read) == 1 else self._mixed(value, [read])
             read = read[torch.zeros(count, dtype=torch.long)]
         elif len(read) != count:  # a block of a flattened map: all its positions are of one channel
             read = read[torch.arange(count) * (len(read) // count)]
@@ -248,9 +249,10 @@ class _Wirer:
             if site.kind is not SiteKind.ADD:
                 continue
             readers, links = self._readers(target), []
+            named = Counter(source for link in site.links for source in link.sources.sites())
             for link in site.links:
                 source = link.sources.only_site()
-                other = None if source is None else self.sites[source]
+                other = None if source is None or named[source] > 1 else self.sites[source]
                 alone = other is not None and other.channels == site.channels and len(readers[other.number]) == 1
                 if other is None or not alone or other.kind not in (SiteKind.FILTER, SiteKind.ADD) or other.inner:
                     links.append(link)

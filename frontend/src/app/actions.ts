@@ -9,7 +9,7 @@ export function isolateNode(store: Store, node: number): void {
   store.change({ isolate: node });
   const { lit, nodes } = store.scene.value;
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
-  store.say(`${store.name(node)} isolated: ${percent(store.view.value.share)} of the flow through it, ${count} filters are lit`);
+  store.say(`${store.name(node)} isolated: ${percent(store.view.value.share)} of the drawn flow through it, ${count} filters are lit`);
 }
 
 /** Clears what is isolated and chosen. */

@@ -69,7 +69,7 @@ export function App({ store }: { store: Store }) {
         <h1>{titleOf(store.graph)}</h1>
         <ul class="legend" aria-label="legend">
           {scene.legend.map((item) => mode === "diagram" || item.kind !== "hidden" ? (
-            <LegendMark item={item} image={mode === "diagram" && store.view.value.image !== null} />
+            <LegendMark item={item} image={mode === "diagram" && store.image.value !== null} />
           ) : null)}
         </ul>
       </header>

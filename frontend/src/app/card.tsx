@@ -59,10 +59,11 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
 
 function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
   const { graph, flow, maps } = store;
-  const { variant, image } = store.view.value;
+  const { variant } = store.view.value;
+  const image = store.image.value;
   const edge = edges[0]!;
   const { saliency, rank } = graph.variants[variant]!;
-  const kernels = graph.document.variants[variant]!.kernels;
+  const kernels = graph.document.variants[variant]!.kept;
   const connection = graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.inner;
   const given = kernel(graph, edge);
   const effect = image === null ? null : maps.effect(edge, image);
@@ -138,7 +139,8 @@ function inner({ graph, flow }: Store, node: number): number[] {
 function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
   const { view } = store;
-  const { image, variant } = view.value;
+  const { variant } = view.value;
+  const image = store.image.value;
   const node = nodes[0]!;
   const target = node === graph.document.target;
   const set = graph.document.pictures.find(({ name }) => name === view.value.pictures);

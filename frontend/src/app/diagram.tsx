@@ -168,7 +168,8 @@ export function Diagram({ store }: { store: Store }) {
   });
   const paints = useComputed(() => paintsOf(store));
   const scene = store.scene.value;
-  const { image, isolate } = store.view.value;
+  const { isolate } = store.view.value;
+  const image = store.image.value;
   const body = bodyOf(scene);
   const lit = scene.lit;
   const selection = store.selection.value;
@@ -305,7 +306,7 @@ export function Diagram({ store }: { store: Store }) {
         </g>
         <g class="pictures" aria-hidden="true">
           {scene.nodes.map((node, i) => (
-            <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
+            <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null || node.nodes.length > 1 ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
           ))}
         </g>
         <g class="nodes">

@@ -33,6 +33,7 @@ export interface Store {
   /** The layout, and the same with what is isolated lit. */
   plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
+  /** The image whose maps and effects are shown: they are the first circuit's, and shown with no other. */
   image: ReadonlySignal<number | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
@@ -76,7 +77,7 @@ export function createStore(source: Source): Store {
     width,
     plan,
     scene,
-    image: computed(() => view.value.image),
+    image: computed(() => (view.value.variant === 0 && view.value.compare === null ? view.value.image : null)),
     flow,
     hover: signal(null),
     current: signal(graph.document.target),
@@ -91,6 +92,11 @@ export function createStore(source: Source): Store {
         const trail = store.trail.value;
         const before = trail.lastIndexOf(next.root);
         store.trail.value = before >= 0 ? trail.slice(0, before + 1) : [...trail, next.root];
+      }
+      // What was pinned only to be isolated is so no longer.
+      if (lent !== null && next.isolate !== lent) {
+        next.pins = next.pins.filter((node) => node !== lent);
+        lent = null;
       }
       view.value = next;
       drawIsolated();
@@ -108,12 +114,16 @@ export function createStore(source: Source): Store {
     },
   };
 
+  let lent: number | null = null;
   // What is isolated must be drawn: it is pinned where it was not, and forgotten where it is dead.
   const drawIsolated = () => {
     const { isolate: node, pins } = view.value;
     if (node === null || scene.value.view.isolate === node) return;
     view.value = { ...view.value, pins: [...pins, node] };
-    if (scene.value.view.isolate !== node) view.value = { ...view.value, isolate: null, pins };
+    lent = node;
+    if (scene.value.view.isolate === node) return;
+    view.value = { ...view.value, isolate: null, pins };
+    lent = null;
   };
   drawIsolated();
 

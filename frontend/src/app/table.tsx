@@ -20,7 +20,7 @@ export function Table({ store }: { store: Store }) {
   const top = useSignal(0);
   const height = useSignal(700);
   const rows = useRef<HTMLDivElement>(null);
-  const image = store.view.value.image;
+  const image = store.image.value;
   const { saliency, rank } = graph.variants[store.view.value.variant]!;
   const flow = store.flow.value;
   const value: Record<Key, (edge: number) => number> = {

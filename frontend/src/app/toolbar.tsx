@@ -162,9 +162,9 @@ function Choice({ label, part, of, value, change }: { label: string; part: strin
 
 function Shares({ store }: { store: Store }) {
   return (
-    <span class="segments" role="group" aria-label="share of the flow that is isolated">
+    <span class="segments" role="group" aria-label="share of the drawn flow that is isolated">
       {SHARES.map((share) => (
-        <button type="button" data-share={share} aria-pressed={store.view.value.share === share} onClick={() => store.change({ share }, `${percent(share)} of the flow is isolated`)}>
+        <button type="button" data-share={share} aria-pressed={store.view.value.share === share} onClick={() => store.change({ share }, `${percent(share)} of the drawn flow is isolated`)}>
           {percent(share)}
         </button>
       ))}
@@ -176,14 +176,14 @@ function Shares({ store }: { store: Store }) {
 function Density({ store }: { store: Store }) {
   const { variants } = store.graph.document;
   const { variant, kernels } = store.view.value;
-  const { kernels: most, relevant, role, nested } = variants[variant]!;
+  const { kept: most, relevant, role, nested } = variants[variant]!;
   if (most < 2) return null;
-  const levels = variants.flatMap((each, i) => (each.role === "level" ? i : [])).sort((a, b) => variants[a]!.kernels - variants[b]!.kernels);
+  const levels = variants.flatMap((each, i) => (each.role === "level" ? i : [])).sort((a, b) => variants[a]!.kept - variants[b]!.kept);
   const anew = levels.length > 0 && (role === "level" || variant === 0) ? [...levels, 0] : null;
   const kept = Math.min(kernels ?? most, most);
   const density = (100 * kept) / relevant;
   const slide = (to: number) => {
-    if (anew) return store.change({ variant: anew[to]!, kernels: null }, `${plural(variants[anew[to]!]!.kernels, "kernel")}, found anew`);
+    if (anew) return store.change({ variant: anew[to]!, kernels: null }, `${plural(variants[anew[to]!]!.kept, "kernel")}, found anew`);
     const k = Math.round(most ** (to / STEPS));
     store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
   };
@@ -375,7 +375,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate !== null && (
         <span class="group">
-          what flows through <b>{nodeName(graph, isolate)}</b>
+          the drawn flow through <b>{nodeName(graph, isolate)}</b>
           <Shares store={store} />
           <button type="button" part="clear" onClick={() => clear(store)}>
             clear (Esc)
@@ -421,7 +421,8 @@ export function State({ store }: { store: Store }) {
             {response && (
               <>
                 {" the target responds with "}
-                <b>{significant(response.circuit)}</b> in the circuit, <b>{significant(response.full)}</b> in the full model
+                <b>{significant(response.circuit)}</b> in {variant === 0 ? "the circuit" : plain(graph.document.variants[variant]!.name)}, <b>{significant(response.full)}</b> in the full model
+                {store.image.value === null && "; maps and effects are known of the circuit alone"}
               </>
             )}
           </span>

@@ -32,6 +32,8 @@ export interface Graph {
   target: Int32Array;
   edgeKind: Uint8Array;
   edgeLayer: Int16Array;
+  /** The first of the layers that have the same name: one that runs several times is listed as often, and its kernels are the same. */
+  sameLayer: number[];
   out: Int32Array;
   in: Int32Array;
   sign: Int8Array;
@@ -74,6 +76,7 @@ export function decode(document: Document): Graph {
     target,
     edgeKind,
     edgeLayer: ofEdges(edges.layer, "int16", "layer"),
+    sameLayer: document.layers.map(({ name }) => document.layers.findIndex((other) => other.name === name)),
     out: ofEdges(edges.out, "int32", "out"),
     in: ofEdges(edges.in, "int32", "in"),
     sign: ofEdges(edges.sign, "int8", "sign"),

@@ -8,7 +8,7 @@ export function count(value: number): string {
 /** 0.553 as "55 %". What is there but would round to nothing, or to all, says so. */
 export function percent(share: number): string {
   if (share > 0 && share < 0.005) return "<1 %";
-  if (share < 1 && share > 0.995) return ">99 %";
+  if (share < 1 - 1e-9 && share > 0.995) return ">99 %";
   return `${Math.round(share * 100)} %`;
 }
 

@@ -30,7 +30,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   layers.columns = order(layers);
 
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
-  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.edges.length < numbers.ofKernels, inner: inner.size > 0 });
+  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.kernels < numbers.ofKernels, inner: inner.size > 0 });
   const heads = headings(graph, shown, columns, head.bottom, sizes);
   const sides = picturesOf(parts, selection, columns);
   const lines = new Map<number, string[]>();
@@ -429,7 +429,7 @@ export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   const many = edge.edges.length > 1 ? `, ${count(edge.edges.length)} kernels` : "";
   const layer = graph.edgeLayer[edge.edges[0]!]!;
   const name = layer >= 0 ? `${graph.document.layers[layer]!.name}: ` : "";
-  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}, saliency ${significant(edge.saliency)}, ${percent(edge.flow)} of the flow`);
+  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${edge.connection ? "" : `, saliency ${significant(edge.saliency)}`}, ${percent(edge.flow)} of the flow`);
 }
 
 /** The point in the middle of an edge's last gap, for a tooltip. */

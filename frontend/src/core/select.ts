@@ -119,15 +119,20 @@ export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Sele
   const bundles = chooseBundles(parts, units, view.kernelsPerNode);
   dropDeadEnds(parts, units, bundles, pinned(parts, view));
   const edges = edgesOf(graph, flow, parts, units, bundles);
-  const kernels = edges.filter((edge) => graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.inner);
-  return { units, bundles, edges, kernels: kernels.length, filters: filtersOf(graph, kernels), path: carried(parts, bundles)[parts.root] ?? 0 };
+  return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
 }
 
-/** How many filters have some of these kernels. */
-export function filtersOf(graph: Graph, kernels: Iterable<number>): number {
+/** How many kernels are among some edges, and of how many filters. A kernel of a layer that runs several times is one. */
+export function countOf(graph: Graph, edges: Iterable<number>): { kernels: number; filters: number } {
+  const kernels = new Set<number>();
   const filters = new Set<number>();
-  for (const edge of kernels) filters.add(graph.edgeLayer[edge]! * 2 ** 31 + graph.out[edge]!);
-  return filters.size;
+  for (const edge of edges) {
+    if (graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.inner) continue;
+    const filter = graph.sameLayer[graph.edgeLayer[edge]!]! * 2 ** 20 + graph.out[edge]!;
+    filters.add(filter);
+    kernels.add(filter * 2 ** 20 + graph.in[edge]!);
+  }
+  return { kernels: kernels.size, filters: filters.size };
 }
 
 /** The units that are pinned and alive. */

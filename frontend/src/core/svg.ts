@@ -121,12 +121,13 @@ function stubStroke(widest: number, palette: Palette): string {
 }
 
 /** A node's tile; a sign where there is none. */
-function pictureSvg({ x, y, size, tile, kind }: SceneNode, palette: Palette, tiles: Record<string, string>): string {
+function pictureSvg({ x, y, size, tile, kind, label }: SceneNode, palette: Palette, tiles: Record<string, string>): string {
   const [left, top] = [x - size / 2, y - size / 2];
   const own = tiles[tile];
   if (own !== undefined) return `<image x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}" preserveAspectRatio="none" href="${escape(own)}"/>`;
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
-  const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + size * 0.19)}" font-size="${short(size * 0.55)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
+  const font = Math.max(size * 0.55, label.size); // no text is smaller than a label
+  const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + font * 0.35)}" font-size="${short(font)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
   return `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
 }
 

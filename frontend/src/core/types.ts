@@ -70,17 +70,18 @@ export interface Variant {
   name: string;
   role: "circuit" | "against" | "control" | "level"; // level: the circuit found anew with fewer kernels
   saliency: Buffer; // float32 (E); NaN for connections and for kernels that are not in it
-  /** The place of each kernel by saliency, 0 the highest; -1 for those that are not in it; 0 for connections. */
+  /** The place of each kernel by saliency among all that are kept, 0 the highest; -1 for those that are not in it; 0 for connections. */
   rank: Buffer; // int32 (E)
-  kernels: number; // all that have a rank; inner ones and those of the image included
+  kernels: number; // those that have a rank; inner ones and those of the image included
   effective: number; // on a complete path; more than these where some act through a normalisation over channels alone
   filters: number; // filters that have effective kernels
   kept: number; // kernels the circuit keeps, effective or not
   relevant: number; // kernels of the full model that lie on a path to the feature
   nested: boolean; // whether the first k kernels by rank are what the criterion would keep at k
-  /** Measured on the held-out images; null where it was not. */
+  /** Measured on the held-out images; null where it was not. An R\u00b2 is null where it is not defined, as the feature is constant there. */
   fidelity: {
     r2: number | null; // of the whole circuit
+    foundOn: boolean; // whether these are the very images that it was found on
     drawn: { kernels: number; r2: number | null; path: number } | null; // of what the default view draws, run alone
   } | null;
 }
@@ -107,7 +108,7 @@ export interface Images {
   /** The target's map in the full model, likewise, of the shape of the target's. */
   fullMap: Buffer; // int8 (I, h, w)
   fullScale: Buffer; // float32 (I)
-  /** The mean over positions of what each kernel adds to its filter, on each image, in the circuit. NaN: not known. */
+  /** The mean over positions of what each kernel adds to its filter, on each image, in the circuit, turned round where what follows it in its node does that. NaN: not known. */
   effect: Buffer; // float32 (E, I)
   /** Pre-sum maps of some kernels, what each adds to its filter position by position. */
   presum: Buffer; // int8, edge after edge, each (I, h, w)
@@ -120,7 +121,7 @@ export interface Images {
 export interface View {
   variant: number;
   compare: number | null; // a second variant: only this, only that, both
-  kernels: number | null; // the first k kernels by rank; null for the whole circuit
+  kernels: number | null; // the first k kept kernels by rank; null for the whole circuit
   nodesPerColumn: number; // 12
   kernelsPerNode: number; // 5
   root: number | null; // a node drawn as the target

@@ -1,4 +1,4 @@
-"""Make a circuit's diagram: the one bridge from computation to drawing."""
+"""Make a circuit's diagram: what is drawn, pictured and measured of it, as one document."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.colours import primaries_of
 from convcircuits.drawing import data, figure
+from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.pictures import LABELS, TILE, Seen, pictured
 from convcircuits.drawing.sheet import (
     Drawing,
     columns_of,
-    edges_of,
     lay_out,
     layers_of,
     nodes_of,
@@ -37,9 +37,9 @@ ROLES = {
     "circuit": "the circuit",
     "against": "the other circuit",
     "control": "a random circuit of equal size",
-    "level": "the circuit found anew with {:,} kernels",
+    "level": "the circuit found anew with {:,} {}s",
 }
-"""What the circuits of a diagram are called, by the number of kernels that they keep."""
+"""What the circuits of a diagram are called, by the number of units that they keep."""
 
 
 def diagram(
@@ -61,8 +61,8 @@ def diagram(
     What is not given is not drawn, and the caption says what was not measured. The widths and the density slider are
     the circuit's own saliency; flow, by which the budget chooses, is a display heuristic made of it. A random circuit
     with as many kernels in each layer is laid beside, for comparison. Where an iterative criterion found the circuit,
-    the slider has the sizes at which that criterion finds it anew, on as many of the images: a half, a quarter and an
-    eighth.
+    and the images begin with those that it was found on, the slider has the sizes at which that criterion finds it
+    anew: a half, a quarter and an eighth.
 
     Args:
         model: The model that the circuit belongs to.
@@ -99,11 +99,11 @@ def diagram(
 
     kept = None if images is None else _first(batches(images))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
-    drawing = lay_out(model, circuit, against, shape, seed, kept)
+    drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept))
     seen = None if kept is None else Seen.of(drawing, batches(kept))
     if primaries is None and kept is not None:
-        primaries = primaries_of([kept])
-    edges, weights = edges_of(drawing, None if seen is None else seen.effect)
+        primaries = primaries_of(torch.split(kept, 64))
+    edges, weights, turned = edges_of(drawing, None if seen is None else seen.effect)
     document = data.Document(
         meta=_meta(drawing, title, seen),
         columns=columns_of(drawing),
@@ -114,7 +114,10 @@ def diagram(
         target=drawing.graph.goal,
         variants=variants_of(
             drawing,
-            [ROLES[role].format(len(one)) for role, one in zip(drawing.roles, drawing.circuits, strict=True)],
+            [
+                ROLES[role].format(len(one), one.granularity)
+                for role, one in zip(drawing.roles, drawing.circuits, strict=True)
+            ],
         ),
         pictures=(),
         tiles=data.Tiles(TILE),
@@ -130,10 +133,11 @@ def diagram(
         pictures=pictures,
         primaries=primaries,
         seed=seed,
+        batch_size=batch_size,
         progress=progress,
     )
     if seen is not None and primaries is not None:
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries))
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned))
     return Diagram(document)
 
 
@@ -151,7 +155,9 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:
     circuit = drawing.circuits[0]
     origin = circuit.provenance
     colours = (
-        "Orange and purple tell the sign of what a kernel adds to its filter, on average over the images shown."
+        "Orange and purple tell the sign of what a kernel adds to its filter, on average over the images shown (of "
+        "kernels that the circuit lacks, of the sum of their weights), as seen after the filter's BatchNorm and its "
+        "depthwise kernel."
         if seen is not None
         else "Orange and purple tell the sign of the sum of a kernel's weights, as no images were given."
     )
@@ -186,10 +192,11 @@ def measured(
             variant,
             fidelity=data.Fidelity(
                 r2=figures[n],
+                found_on=circuit.provenance.get("images") == reports[0].provenance["images"],
                 drawn=data.Drawn(kernels=view.kernels, r2=figures[count + n], path=view.path),
             ),
         )
-        for n, (variant, view) in enumerate(zip(document.variants, views, strict=True))
+        for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
     ]
     return dataclasses.replace(document, variants=tuple(variants), held_out=data.HeldOut(reports[0].images))
 

@@ -129,9 +129,10 @@ class Drawn(Record):
 
 @dataclass(frozen=True, eq=False)
 class Fidelity(Record):
-    """Measured on the held-out images; None where it was not."""
+    """Measured on the held-out images; None where it is not defined, as the feature is constant there."""
 
     r2: float | None  # of the whole circuit
+    found_on: bool = False  # whether these are the very images that it was found on
     drawn: Drawn | None = None
 
 
@@ -142,8 +143,8 @@ class Variant(Record):
     name: str
     role: Literal["circuit", "against", "control", "level"]  # level: found anew with fewer kernels
     saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
-    rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
-    kernels: int  # all that have a rank, inner ones and those of the image included
+    rank: Annotated[Array, "int32", "E"]  # place by saliency among all kept; -1: not in it; 0 for connections
+    kernels: int  # those that have a rank, inner ones and those of the image included
     effective: int  # on a complete path; more, where some act through statistics of channels alone
     filters: int  # filters that have effective kernels
     kept: int  # kernels the circuit keeps, effective or not
@@ -437,10 +438,10 @@ def _check_variant(document: Document, variant: Variant) -> None:
     weighted = document.edges.weighted
     _refuse(~weighted & (variant.rank != 0), f"Edge {{}} is a connection; its rank in {variant.name!r} should be 0.")
     ranks = np.unique(variant.rank[weighted & (variant.rank != -1)])
-    if not np.array_equal(ranks, np.arange(variant.kernels)):
+    if len(ranks) != variant.kernels or (len(ranks) and not 0 <= ranks[0] <= ranks[-1] < variant.kept):
         raise ConvCircuitsError(
-            f"The ranks of variant {variant.name!r} should be all of 0 to {variant.kernels - 1}, one for each "
-            "of its kernels, and -1."
+            f"The ranks of variant {variant.name!r} should be {variant.kernels} of 0 to {variant.kept - 1}, one for "
+            "each of its kernels, and -1."
         )
     if variant.fidelity is not None and document.held_out is None:
         raise ConvCircuitsError(f"Variant {variant.name!r} has a fidelity, but the document names no held-out images.")

@@ -115,7 +115,7 @@ def graph(recording: Recording, wiring: Wiring, variants: Sequence[Kernels]) -> 
     )
 
 
-def excites(recording: Recording, call: int) -> Tensor:
+def turns(recording: Recording, call: int) -> Tensor:
     """Tell by its sign how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
     filters = recording.values[call].channels
     for value in recording.values[call + 1 :]:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from convcircuits.drawing.data import Document, NodeKind
 from convcircuits.errors import ConvCircuitsError
 
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _OPENING = '<script type="application/json" id="circuit">'
 
 # What is seen before the script runs: the title, and where the pictures will be.
@@ -43,7 +44,7 @@ def page(document: Document) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    title = html.escape(document.meta.title)
+    title = html.escape(plain_text(document.meta.title))
     data = document.to_json().replace("<", "\\u003c")  # no text of the document can end the element
     return f"""<!doctype html>
 <html lang="en">
@@ -60,7 +61,7 @@ def page(document: Document) -> str:
 <main id="diagram">
 <div class="skeleton">
 <h1 dir="auto">{title}</h1>
-<p dir="auto">{html.escape(document.meta.feature)} · {html.escape(document.meta.model)}</p>
+<p dir="auto">{html.escape(plain_text(document.meta.feature))} · {html.escape(plain_text(document.meta.model))}</p>
 <noscript><p>The diagram is drawn by a script, and scripts are switched off here. Its data is in this file as JSON.</p>
 </noscript>
 <ol aria-hidden="true">{_skeleton(document)}</ol>
@@ -71,6 +72,11 @@ def page(document: Document) -> str:
 </body>
 </html>
 """
+
+
+def plain_text(text: str) -> str:
+    """Give text without what would change how other text is read, as the renderer does: bidi and control characters."""
+    return _UNSEEN.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text))
 
 
 def read_page(text: str) -> Document:

@@ -68,6 +68,12 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
     return readings | {drawing.graph.goal: None}
 
 
+def once_called(drawing: Drawing) -> set[str]:
+    """Name the layers that run once: what a kernel does in one of several calls is not told apart."""
+    times = Counter(value.call.layer for value in drawing.recording.values if value.call is not None)
+    return {layer for layer, count in times.items() if count == 1}
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the circuit does on some images, from the one that drives the feature most to the one that drives it least.
@@ -77,7 +83,8 @@ class Seen:
         numbers: Which of them are shown, I of them.
         full: The feature's response on these in the full model, (I,).
         response: In each variant, (V, I).
-        effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where there is none.
+        effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known: of
+            kernels that the circuit lacks, and of layers that run several times.
         readings: Node -> the map that shows it.
         fields: That map's receptive fields.
     """
@@ -103,18 +110,21 @@ class Seen:
         full, *others = responses(subject, [None, *drawing.masks], shown).float().numpy()
         by_layer = effects(subject, drawing.masks[0], shown)
         effect = np.full((len(g.kind), len(numbers)), np.nan, np.float32)
-        for e in np.flatnonzero(g.present[0] & (g.kind <= EdgeKind.INNER)):
-            effect[e] = by_layer[drawing.call(int(g.call[e])).layer][:, int(g.out[e]), int(g.inp[e])]
+        once = once_called(drawing)
+        for call in drawing.calls:
+            here = np.flatnonzero(g.present[0] & (g.call == call))
+            layer = drawing.call(call).layer
+            if layer in once:
+                effect[here] = by_layer[layer][:, g.out[here], g.inp[here]].T
         readings = readings_of(drawing)
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
         return cls(images, numbers, full, np.stack(others), effect, readings, fields)
 
-    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor) -> data.Images:
+    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
-        salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
-        nodes = _first([n for n in shown.nodes if n in self.readings], np.argsort(-salience), self.readings)
+        nodes = _with_maps(drawing, [n for n in shown.nodes if n in self.readings], self.readings)
         area = max(1, LARGEST_MAP**2 * len(self.numbers))
         fields = {self.readings[n]: self.fields[self.readings[n]] for n in [g.goal, *nodes[: MAPS // area]]}
         maps = activation_maps(subject, masks, images, fields)
@@ -123,10 +133,11 @@ class Seen:
             activation.add(n, maps[self.readings[n]])
         full = _Maps(1, len(self.numbers))
         full.add(0, activation_maps(subject, None, images, {None: self.fields[None]})[None])
+        once = once_called(drawing)
         kernels = {
             e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
             for e in shown.edges
-            if g.kind[e] <= EdgeKind.INNER and g.present[0][e]
+            if g.kind[e] <= EdgeKind.INNER and g.present[0][e] and drawing.call(int(g.call[e])).layer in once
         }
         kernels = dict(list(kernels.items())[: PRESUMS // area])
         sums = presum_maps(subject, masks, images, list(dict.fromkeys(kernels.values())))
@@ -145,7 +156,7 @@ class Seen:
             activation_scale=activation.scale,
             full_map=full.values().reshape(len(self.numbers), *full.shape[0]),
             full_scale=full.scale[0],
-            effect=self.effect,
+            effect=self.effect * turned[:, None],
             presum=presum.values(),
             presum_offset=presum.offset,
             presum_shape=presum.shape,
@@ -187,6 +198,7 @@ def pictured(
     pictures: str,
     primaries: Tensor | None,
     seed: int,
+    batch_size: int,
     progress: Progress | None,
 ) -> data.Document:
     """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
@@ -202,7 +214,8 @@ def pictured(
     if pictures == "features":
         for n, picture in kernels.items():
             album.add("features", n, picture)
-        target = _features(drawing, [n for n in drawn if n not in kernels], album, primaries, seed, progress)
+        others = [n for n in drawn if n not in kernels]
+        target = _features(drawing, others, album, primaries, seed, batch_size, progress)
     return album.bound(document, pictures, target)
 
 
@@ -262,9 +275,7 @@ def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.nd
 
 def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
     """Cut for each node the parts of images that drive it most, at the size that it sees."""
-    g = drawing.graph
-    salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
-    nodes = _first(drawn, np.argsort(-salience), seen.readings)[:MOST_PICTURED]
+    nodes = _with_maps(drawing, drawn, seen.readings)[:MOST_PICTURED]
     fields = {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
     best: Best = best_patches(drawing.subject, drawing.masks[0], seen.images, fields, top=PATCHES)
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
@@ -275,7 +286,7 @@ def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tens
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
         places = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))[: wanted[n]]
-        found[n] = [_pixels(crop(rgb[i], field.box(*position))[None])[0] for i, position in places]
+        found[n] = [_small(_pixels(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
     return found
 
 
@@ -285,13 +296,16 @@ def _features(
     album: _Album,
     primaries: Tensor | None,
     seed: int,
+    batch_size: int,
     progress: Progress | None,
 ) -> list[tuple[str, np.ndarray]]:
     """Optimise pictures of some nodes inside the circuit, and of the target in the full model too."""
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
-    found = visualise(subject, fields, masks=masks, primaries=primaries, seed=seed, progress=progress)
+    found = visualise(
+        subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
+    )
     for n in nodes:
         picture = found[readings[n]]
         if picture is not None:
@@ -301,14 +315,21 @@ def _features(
     return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
 
 
-def _first(some: Sequence[int], rest: np.ndarray, known: Mapping[int, Reading]) -> list[int]:
-    """List nodes that have a map, some before the rest."""
-    return [n for n in dict.fromkeys([*some, *(int(n) for n in rest)]) if n in known]
+def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading]) -> list[int]:
+    """List nodes that have a map: some, then the rest, the most salient first."""
+    g = drawing.graph
+    salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
+    return [n for n in dict.fromkeys([*some, *np.argsort(-salience).tolist()]) if n in known]
 
 
 def _pixels(pictures: Tensor) -> list[np.ndarray]:
     """Turn pictures from 0 to 1 into bytes."""
     return list((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    """Give a picture no larger than a tile: thousands of whole ones are not held."""
+    return picture if max(picture.shape[:2]) <= TILE else _resized(picture, TILE)
 
 
 def _resized(picture: np.ndarray, side: int) -> np.ndarray:

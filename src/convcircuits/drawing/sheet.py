@@ -1,19 +1,20 @@
 """What is drawn, and the document's tables that say it: columns, layers, nodes, edges, variants."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convcircuits.batches import Batches
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
-from convcircuits.drawing.graph import Graph, Kernels, excites, graph, kernels_of
+from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, random_like, smaller
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
@@ -22,7 +23,7 @@ from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
 from convcircuits.recording import Recording, record
-from convcircuits.wiring import Site, Wiring, wire
+from convcircuits.wiring import Site, SiteKind, Wiring, wire
 
 MOST_KERNELS = 250_000
 """Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
@@ -68,11 +69,11 @@ def lay_out(
     against: Circuit | None,
     shape: Sequence[int] | None,
     seed: int,
-    images: Tensor | None = None,
+    images: Batches | None = None,
 ) -> Drawing:
     """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
 
-    With images, also the smaller circuits that an iterative criterion finds anew on them, as far as they are alive.
+    With images, in memory, also the smaller circuits that an iterative criterion finds anew, as far as they are alive.
 
     Raises:
         ConvCircuitsError: If a circuit is of other weights or another feature, has no complete path or too many
@@ -86,33 +87,41 @@ def lay_out(
     laid = [("circuit", circuit)] + ([] if against is None else [("against", against)])
     for _, one in laid:
         check_circuit(one, circuit.feature, described)
-    laid.append(("control", random_like(model, circuit, found.input_shape, seed)))
-    laid += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
-    alive = [sum(int(mask.sum()) for mask in one.kernels.values()) for one in masks]
-    for (role, one), effective in zip(laid, alive, strict=True):
-        if role in ("circuit", "against") and effective > MOST_KERNELS:
+    for (_, one), its in zip(laid, masks, strict=True):
+        effective = _count(its)
+        if effective > MOST_KERNELS:
             raise ConvCircuitsError(
                 f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
                 f"Prune it to fewer, for example kernels={MOST_KERNELS * len(one) // effective:,}."
             )
-    if not alive[0]:
+    if not _count(masks[0]):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
             "prune to a larger density."
         )
-    kept = [n for n, (role, _) in enumerate(laid) if alive[n] or role != "level"]
+    beside = [("control", random_like(model, circuit, found.input_shape, seed))]
+    beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
+    for role, one in beside:
+        its = subject.masks(one, found.input_shape, effective=True)
+        if _count(its) or role == "control":
+            laid.append((role, one))
+            masks.append(its)
     recording = record(subject, found.input_shape)
     wiring = wire(recording, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
         subject,
         recording,
         wiring,
-        graph(recording, wiring, [_kernels(subject, laid[n][1], masks[n]) for n in kept]),
-        circuits=tuple(laid[n][1] for n in kept),
-        roles=tuple(laid[n][0] for n in kept),
-        masks=tuple(masks[n] for n in kept),
+        graph(recording, wiring, [_kernels(subject, one, its) for (_, one), its in zip(laid, masks, strict=True)]),
+        circuits=tuple(one for _, one in laid),
+        roles=tuple(role for role, _ in laid),
+        masks=tuple(masks),
     )
+
+
+def _count(masks: Masks) -> int:
+    return sum(int(mask.sum()) for mask in masks.kernels.values())
 
 
 def _kernels(subject: Subject, circuit: Circuit, masks: Masks) -> Kernels:
@@ -169,20 +178,23 @@ def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
         head = _common([_name_of(s, drawing) for s in beside]) + "."
         label = call.layer.removeprefix(head) if len(beside) > 1 else call.layer
         relevant = drawing.subject.survey.kernels[call.layer]
-        layers.append(data.Layer(call.layer, label, column, kernel_shape(call), int(relevant.any(1).sum())))
+        layers.append(data.Layer(call.layer, label, column, kernel_shape(drawing, number), int(relevant.any(1).sum())))
     return tuple(layers)
 
 
-def kernel_shape(call: KernelCall) -> tuple[int, int]:
-    """Give (kh, kw); of a linear layer on a flattened map, the map's where that is square, else one row."""
+def kernel_shape(drawing: Drawing, number: int) -> tuple[int, int]:
+    """Give (kh, kw) of a call; of a linear layer on a flattened map, the map's, where it is known, else one row."""
+    call = drawing.call(number)
     if isinstance(call, ConvCall):
         return int(call.weight.shape[2]), int(call.weight.shape[3])
     positions = call.weight.shape[1] // call.blocks
-    side = math.isqrt(positions)
-    return (side, side) if side * side == positions else (1, positions)
-
-
-_NODE_KINDS = {name: NodeKind[name] for name in NodeKind.__members__}
+    value = drawing.recording.values[drawing.recording.values[number].inputs[0]]
+    while value.call is None and value.inputs:  # back to the map that was flattened
+        sides = [size for dim, size in enumerate(value.shape) if dim != value.axis]
+        if len(sides) == 2 and value.axis is not None and math.prod(sides) == positions:
+            return sides[0], sides[1]
+        value = drawing.recording.values[value.inputs[0]]
+    return 1, positions
 
 
 def nodes_of(drawing: Drawing) -> data.Nodes:
@@ -192,68 +204,11 @@ def nodes_of(drawing: Drawing) -> data.Nodes:
     # A sum is named by its first layer, a chain by its last.
     last = [index[(s.inner or s.calls[:1])[-1]] if s.calls else -1 for s in sites]
     return data.Nodes(
-        kind=np.array([_NODE_KINDS[s.kind.name] for s in sites], dtype=np.uint8),
+        kind=np.array([NodeKind[s.kind.name] for s in sites], dtype=np.uint8),
         column=np.array([drawing.wiring.columns[s.number] for s in sites], dtype=np.int16),
         layer=np.array(last, dtype=np.int16),
-        unit=drawing.graph.channel.astype(np.int32),
+        unit=np.where([s.kind is SiteKind.TARGET for s in sites], -1, drawing.graph.channel).astype(np.int32),
     )
-
-
-def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, np.ndarray]:
-    """Describe the edges, and give all their weights.
-
-    Args:
-        drawing: What is drawn.
-        effect: (E, I): the mean of what each kernel adds, on some images, whose sum over images gives its sign. Where
-            it is not known, the sum of the kernel's weights does.
-    """
-    g = drawing.graph
-    index = {call: n for n, call in enumerate(drawing.calls)}
-    weighted = g.kind <= EdgeKind.INNER
-    start, scale = np.full(len(g.kind), -1, np.int32), np.zeros(len(g.kind), np.float32)
-    sign, parts, filled = np.zeros(len(g.kind), np.int8), [], 0
-    for number in drawing.calls:
-        here = np.flatnonzero(g.call == number)
-        values = _weights(drawing, number)[_computed(drawing.call(number), g.out[here]), g.inp[here]]
-        largest = np.abs(values).max(1)
-        scale[here] = largest
-        parts.append(np.round(values / np.where(largest > 0, largest, 1)[:, None] * 127).astype(np.int8))
-        start[here] = filled + np.arange(len(here)) * values.shape[1]
-        filled += values.size
-        added = values.sum(1)
-        if effect is not None:
-            known = ~np.isnan(effect[here]).all(1)
-            added = np.where(known, np.nansum(effect[here], 1), added)
-        turned = excites(drawing.recording, number).numpy()[_computed(drawing.call(number), g.out[here])]
-        sign[here] = np.where(added * turned < 0, -1, 1)
-    edges = data.Edges(
-        source=g.source.astype(np.int32),
-        target=g.target.astype(np.int32),
-        kind=g.kind.astype(np.uint8),
-        layer=np.array([index.get(int(c), -1) for c in g.call], dtype=np.int16),
-        out=np.where(weighted, g.out, -1).astype(np.int32),
-        in_=np.where(weighted, g.inp, -1).astype(np.int32),
-        sign=sign,
-        weights=start,
-        scale=scale,
-    )
-    return edges, np.concatenate([part.reshape(-1) for part in parts])
-
-
-def _computed(call: KernelCall, filters: np.ndarray) -> np.ndarray:
-    """Turn numbers of filters into rows of what a call computes."""
-    return filters if call.rows is None else np.searchsorted(call.rows.cpu().numpy(), filters)
-
-
-def _weights(drawing: Drawing, number: int) -> np.ndarray:
-    """Give the weights of a call, (out, in, kh * kw); those that no circuit keeps are 0."""
-    call = drawing.call(number)
-    weight = call.kernels.flatten(0, 1).detach().float().cpu()
-    if all(circuit.granularity == "weight" for circuit in drawing.circuits):
-        kept = torch.stack([circuit.kernels[call.layer] for circuit in drawing.circuits]).any(0)
-        rows = slice(None) if call.rows is None else call.rows.cpu()
-        weight = weight * kept[rows].reshape(weight.shape)
-    return weight.numpy()
 
 
 def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, ...]:
@@ -261,25 +216,21 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
     g, variants = drawing.graph, []
     weighted = g.kind <= EdgeKind.INNER
     relevant = drawing.subject.survey.kernels
-    layer = np.array([drawing.call(int(c)).layer if c >= 0 else "" for c in g.call])
     for n, (circuit, role) in enumerate(zip(drawing.circuits, drawing.roles, strict=True)):
-        inside = np.flatnonzero(g.present[n] & weighted)
-        names = [(layer[e], int(g.out[e]), int(g.inp[e])) for e in inside]
-        # A kernel of a layer that runs twice is two edges of one rank.
-        place: dict[tuple[str, int, int], int] = {}
-        for k in np.argsort(-g.saliency[n][inside], kind="stable"):
-            place.setdefault(names[k], len(place))
-        rank = np.where(weighted, -1, 0).astype(np.int32)
-        rank[inside] = [place[name] for name in names]
         kept, _ = masks_of(circuit.kernels, circuit.granularity, relevant)
+        places = _places(circuit, kept, relevant)
+        rank = np.where(weighted, -1, 0).astype(np.int32)
+        for number in drawing.calls:
+            here = np.flatnonzero(g.present[n] & (g.call == number))
+            rank[here] = places[drawing.call(number).layer][g.out[here], g.inp[here]]
         variants.append(
             data.Variant(
                 name=called[n],
                 role=role,  # type: ignore[arg-type]
                 saliency=_with_readout(drawing, g.saliency[n]),
                 rank=rank,
-                kernels=len(place),
-                effective=sum(int(mask.sum()) for mask in drawing.masks[n].kernels.values()),
+                kernels=len(np.unique(rank[g.present[n] & weighted])),
+                effective=_count(drawing.masks[n]),
                 filters=sum(int(mask.any(1).sum()) for mask in drawing.masks[n].kernels.values()),
                 kept=sum(int(mask.sum()) for mask in kept.values()),
                 relevant=sum(int(mask.sum()) for mask in relevant.values()),
@@ -287,6 +238,23 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
             )
         )
     return tuple(variants)
+
+
+def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Give each kept kernel its place by saliency, 0 the highest, in `prune`'s order; -1 to others."""
+    if circuit.granularity == "kernel":
+        saliency: Mapping[str, Tensor] = circuit.saliency
+    else:
+        saliency = kernels_of(circuit, kept, relevant).saliency
+    masks = [kept[layer].cpu() for layer in circuit.kernels]
+    values = torch.cat([saliency[layer][mask] for layer, mask in zip(circuit.kernels, masks, strict=True)])
+    places = values.nan_to_num(-torch.inf).argsort(descending=True, stable=True).argsort()
+    tables = {}
+    for layer, mask in zip(circuit.kernels, masks, strict=True):
+        table = torch.full(mask.shape, -1)
+        table[mask], places = places[: int(mask.sum())], places[int(mask.sum()) :]
+        tables[layer] = table.numpy()
+    return tables
 
 
 def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:

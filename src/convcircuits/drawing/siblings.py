@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from convcircuits.batches import Batches
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
 from convcircuits.finding import find, needs_budget
 
 PARTS = (2, 4, 8)
-"""The smaller circuits keep a half, a quarter and an eighth of the kernels."""
+"""The smaller circuits keep a half, a quarter and an eighth of the units."""
+
+_APART = 1_000_003  # from the seed of a circuit that was itself drawn at random
 
 
 def random_like(model: nn.Module, circuit: Circuit, shape: Sequence[int], seed: int) -> Circuit:
@@ -24,37 +27,42 @@ def random_like(model: nn.Module, circuit: Circuit, shape: Sequence[int], seed: 
         criterion="layer_random",
         kernels=len(circuit),
         granularity=circuit.granularity,
-        seed=seed,
+        seed=seed + _APART,
         like=circuit,
     )
 
 
 def nested(circuit: Circuit) -> bool:
-    """Tell whether the first kernels by saliency are those that its criterion would keep, were it asked for fewer."""
+    """Tell whether the first kernels by saliency are those that would be kept, were fewer asked for."""
     criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
-    return criterion is not None and not needs_budget(criterion)
+    return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
 
 
-def smaller(model: nn.Module, circuit: Circuit, images: Tensor) -> list[Circuit]:
+def smaller(model: nn.Module, circuit: Circuit, images: Batches) -> list[Circuit]:
     """Find smaller circuits anew where an iterative criterion found this one: its rankings are not nested.
 
-    On as many of the images as it was found on. None where its criterion, or what that was given, is not known by name
-    and number, and none that keep less than one kernel.
+    On the images that it was found on, if images (in memory) begin with these. None otherwise, where its criterion or
+    what that was given is not known by name and number, and none that keep less than one unit.
     """
     said = circuit.provenance
-    options = said.get("options", {})
+    criterion = CRITERIA.get(str(said.get("criterion")))
+    options, found_on = said.get("options", {}), said.get("images", {})
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
-    if said.get("criterion") not in CRITERIA or nested(circuit) or not plain or "inside" in said:
+    if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
         return []
-    count = int(said.get("images", {}).get("count", len(images)))
+    first = images.take(range(min(int(found_on.get("count", 0)), images.total or 0)))
+    held = list(first) if first.total else []
+    if first.describe() != found_on:
+        return []
     return [
         find(
             model,
             circuit.feature,
-            images[:count],
+            torch.cat(held),
             criterion=str(said["criterion"]),
             kernels=len(circuit) // part,
             granularity=circuit.granularity,
+            batch_size=images.batch_size,
             seed=int(said.get("seed", 0)),
             **options,
         )
