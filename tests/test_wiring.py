@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import convcircuits as cc
 from convcircuits.calls import ConvCall

@@ -306,7 +306,7 @@ test("the caption says what was measured, and of what was not that it was not", 
   const { text, filters, ofFilters, kernels, ofKernels, path } = say({});
   assert.equal(
     text,
-    `${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score by flow, a heuristic and, run as a network of their own, reach R\u00b2 = 0.41; the whole circuit keeps R\u00b2 = 0.90 of the feature on 40 held-out images (random circuit of equal size, drawn the same way: 0.40; its drawn part \u22120.09).`,
+    `${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score (flow, a heuristic) and, run as a network of their own, reach R\u00b2 = 0.41; the whole circuit keeps R\u00b2 = 0.90 of the feature on 40 held-out images (random circuit of equal size, drawn the same way: 0.40; its drawn part \u22120.09).`,
   );
   for (const some of [{ kernels: 20 }, { nodesPerColumn: 2 }, { pins: [5] }, { compare: 1 }]) {
     assert.match(say(some).text, /as a network of their own they were not measured/);

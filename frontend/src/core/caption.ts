@@ -69,7 +69,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const within = `${of}${sliced}${rooted ? " that lead to the chosen filter" : ""}`;
   const scored = rooted ? "chosen filter's" : "target's";
   const drawn = `${count(selection.filters)} of ${plural(ofFilters, "filter")}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
-  const paths = `complete drawn paths carry ${percent(selection.path)} of the ${scored} score by flow, a heuristic`;
+  const paths = `complete drawn paths carry ${percent(selection.path)} of the ${scored} score (flow, a heuristic)`;
 
   const { fidelity } = variant;
   const drawnPart = fidelity?.drawn ?? null;
