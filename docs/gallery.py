@@ -80,7 +80,7 @@ def drawn(entry: Entry) -> cc.Diagram:
 def shown_part(document: Document) -> int:
     """Choose what to isolate: of the filters drawn halfway, the one through which most flows."""
     column = len(document.columns) // 2
-    nodes = figure.drawn(document).nodes
+    nodes = [n for n in figure.drawn(document).nodes if n != document.target]
     incoming = np.bincount(
         document.edges.target, np.nan_to_num(document.variants[0].saliency), minlength=len(document.nodes)
     )
