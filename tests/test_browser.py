@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document, EdgeKind, NodeKind
+from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
@@ -201,6 +201,57 @@ def test_the_density_slider_draws_the_first_kernels_by_rank(show):
     shown = figure.drawn(document, dataclasses.replace(document.view, kernels=kernels))
     assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
     assert (document.variants[0].rank[list(shown.edges)] < kernels).all()
+
+
+def with_level(document):
+    """The same with the second circuit as the first one found anew, and keeping fewer kernels."""
+    first, second, *others = document.variants
+    level = dataclasses.replace(second, role="level", nested=False)
+    return dataclasses.replace(document, variants=(dataclasses.replace(first, nested=False), level, *others))
+
+
+def test_of_an_iterative_criterion_the_slider_has_the_sizes_at_which_it_was_run(show):
+    document = with_level(plain(widths=(4, 5, 1), variants=3, measured=True))
+    page = show(document)
+    slider, kept = page.locator("[part=density]"), page.locator("[part=kept]")
+    assert [option.inner_text() for option in page.locator("[part=variant] option").all()] == [
+        document.variants[n].name for n in (0, 2)
+    ]
+    expect(kept).to_contain_text(f"{document.variants[0].kept} ")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(kept).to_contain_text(f"{document.variants[1].kept} ")
+    assert "variant=1" in fragment_of(page, "variant=1")
+    shown = figure.drawn(document, View(variant=1))
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    expect(page.locator("[part=caption]")).to_have_text(shown.caption)
+    page.keyboard.press("End")
+    expect(kept).to_contain_text(f"{document.variants[0].kept} ")
+
+
+def test_maps_of_the_circuit_are_shown_with_no_other(show):
+    document = plain(images=2, variants=2, measured=True)
+    page = show(document, "#image=1")
+    assert page.locator("image.map").count() > 0
+    page.locator("[part=variant]").select_option("1")
+    expect(page.locator("image.map")).to_have_count(0)
+    expect(page.locator("[part=state]")).to_contain_text("known of the circuit alone")
+    page.locator("[part=variant]").select_option("0")
+    assert page.locator("image.map").count() > 0
+
+
+def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
+    document = DOCUMENTS["wide"]()
+    drawn = figure.drawn(document, View(nodes_per_column=2)).nodes
+    kind, column = document.nodes.kind, document.nodes.column
+    alive = figure.drawn(document, View(nodes_per_column=40, kernels_per_node=40)).nodes
+    hidden = next(n for n in alive if n not in drawn and kind[n] == NodeKind.FILTER and column[n] == 1)
+    page = show(document, f"#nodesPerColumn=2&isolate={hidden}")
+    expect(page.locator(f"[data-node='{hidden}'][data-pinned]")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(f"[data-node='{hidden}']")).to_have_count(0)
+    expect(page.locator("[data-pinned]")).to_have_count(0)
+    assert numbers(page, "[data-node]", "node") == sorted(drawn)
 
 
 def test_two_circuits_are_compared_and_an_image_is_chosen(show):
