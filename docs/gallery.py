@@ -40,11 +40,21 @@ class Entry:
     density: float
     size: int
     say: str
+    pictures: str = "patches"
 
 
 ENTRIES = [
     Entry("vgg16-conv2_2", "vgg16_hed", "features.7:35", 0.1, 112, "VGG16, conv2_2"),
     Entry("vgg16-conv3_3", "vgg16_hed", "features.14:54", 0.05, 112, "VGG16, conv3_3"),
+    Entry(
+        "vgg16-conv3_3-features",
+        "vgg16_hed",
+        "features.14:54",
+        0.05,
+        112,
+        "VGG16, conv3_3, the same circuit with feature visualisations of each filter inside it",
+        "features",
+    ),
     Entry("vgg16-conv4_2", "vgg16_hed", "features.19:231", 0.1, 112, "VGG16, conv4_2"),
     Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv:12", 0.3, 224, "EfficientNet-Lite0, block 3"),
     Entry("lite0-block8", "efficientnet_lite0", "_blocks.8._project_conv:4", 0.3, 224, "EfficientNet-Lite0, block 8"),
@@ -72,6 +82,7 @@ def drawn(entry: Entry) -> cc.Diagram:
         circuit,
         images=crops(train, loaded.preprocess, count=120, seed=0, size=side),
         held_out=crops(others, loaded.preprocess, count=24, seed=1, size=side),
+        pictures=entry.pictures,
         primaries=loaded.primaries(),
         title=f"{entry.model} {entry.feature}",
     )

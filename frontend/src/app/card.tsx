@@ -146,6 +146,8 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const set = graph.document.pictures.find(({ name }) => name === view.value.pictures);
   const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
   const [best, ...others] = pictures.of(view.value.pictures, node);
+  // Of the set whose pictures of the target stand side by side, the best is one of these.
+  const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
   const full = image === null || !target ? null : maps.full(image);
@@ -187,9 +189,9 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           </div>
         ))
       )}
-      {nodes.length === 1 && (sides.length > 0 ? best !== undefined : others.length > 0) && (
+      {nodes.length === 1 && smaller.length > 0 && (
         <div class="pictures">
-          {(sides.length > 0 ? [best!, ...others] : others).slice(0, 5).map((tile, i) => (
+          {smaller.slice(0, 5).map((tile, i) => (
             <Picture store={store} tile={tile} size={PATCH} label={`picture ${i + 2}`} />
           ))}
         </div>
