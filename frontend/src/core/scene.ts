@@ -7,7 +7,7 @@ import { count, percent, significant } from "./format.js";
 import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeName, nodeTitle } from "./labels.js";
 import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
-import { type Box, at, placeGlyphs, ports, short, through, toPath } from "./route.js";
+import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
 import { light, of, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
@@ -430,9 +430,4 @@ export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   const layer = graph.edgeLayer[edge.edges[0]!]!;
   const name = layer >= 0 ? `${graph.document.layers[layer]!.name}: ` : "";
   return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${edge.connection ? "" : `, saliency ${significant(edge.saliency)}`}, ${percent(edge.flow)} of the flow`);
-}
-
-/** The point in the middle of an edge's last gap, for a tooltip. */
-export function middle(edge: SceneEdge): { x: number; y: number } {
-  return at(edge.points, 0.5, edge.gap[0]);
 }

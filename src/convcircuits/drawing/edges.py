@@ -1,7 +1,5 @@
 """The document's edges: which way each kernel works, and its weights."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -9,7 +7,7 @@ from convcircuits.calls import KernelCall
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import turns
-from convcircuits.drawing.sheet import Drawing
+from convcircuits.drawing.sheet import Drawing, readout_of
 
 
 def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, np.ndarray, np.ndarray]:
@@ -43,6 +41,9 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
         known = ~np.isnan(effect).all(1)
         added[known] = np.nansum(effect[known], 1)
     turned = _through_chains(drawing, added, turned)
+    sign = np.where(weighted, np.where(added * turned < 0, -1, 1), 0)
+    readout, coefficients = readout_of(drawing)
+    sign[readout] = np.sign(coefficients)
     edges = data.Edges(
         source=g.source.astype(np.int32),
         target=g.target.astype(np.int32),
@@ -50,7 +51,7 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
         layer=np.array([index.get(int(c), -1) for c in g.call], dtype=np.int16),
         out=np.where(weighted, g.out, -1).astype(np.int32),
         in_=np.where(weighted, g.inp, -1).astype(np.int32),
-        sign=np.where(weighted, np.where(added * turned < 0, -1, 1), _readout_signs(drawing)).astype(np.int8),
+        sign=sign.astype(np.int8),
         weights=start,
         scale=scale,
     )
@@ -65,21 +66,6 @@ def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> 
         before = (g.target == g.target[e]) & (g.call < g.call[e]) & (g.kind <= EdgeKind.INNER)
         turned[before] *= -1 if added[e] * turned[e] < 0 else 1
     return turned
-
-
-def _readout_signs(drawing: Drawing) -> np.ndarray:
-    """Give the signs of a direction's coefficients to its connections; 0 to all other edges."""
-    g, signs = drawing.graph, np.zeros(len(drawing.graph.kind))
-    ends = {end: n for n, end in enumerate(zip(g.site.tolist(), g.channel.tolist(), strict=True))}
-    links = drawing.wiring.sites[drawing.wiring.target[0]].links
-    readout = {int(e): int(g.source[e]) for e in np.flatnonzero(g.kind == EdgeKind.READOUT)}
-    if readout:
-        sign = {
-            ends.get((int(link.sources.site[0]), int(link.sources.channel[0])), -1): math.copysign(1, float(c))
-            for link, c in zip(links, drawing.subject.coefficients, strict=True)
-        }
-        signs[list(readout)] = [sign[source] for source in readout.values()]
-    return signs
 
 
 def _gain(drawing: Drawing, number: int, filters: np.ndarray) -> np.ndarray:

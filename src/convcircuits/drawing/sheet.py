@@ -257,18 +257,22 @@ def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str,
     return tables
 
 
-def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
-    """Give the connections of a direction the size of its coefficients as their weight."""
+def readout_of(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
+    """Give the connections by which a direction, or several units, are read, and the coefficient of each."""
     g = drawing.graph
     readout = np.flatnonzero(g.kind == EdgeKind.READOUT)
-    if not len(readout):
-        return saliency
-    site = drawing.wiring.sites[drawing.wiring.target[0]]
-    weight = {
-        (int(link.sources.site[0]), int(link.sources.channel[0])): abs(float(c))
-        for link, c in zip(site.links, drawing.subject.coefficients, strict=True)
+    links = drawing.wiring.sites[drawing.wiring.target[0]].links if len(readout) else []
+    coefficients = {
+        (int(link.sources.site[0]), int(link.sources.channel[0])): float(drawing.subject.coefficients[n])
+        for n, link in enumerate(links)
     }
-    saliency = saliency.copy()
     ends = zip(g.site[g.source[readout]], g.channel[g.source[readout]], strict=True)
-    saliency[readout] = [weight[int(s), int(c)] for s, c in ends]
+    return readout, np.array([coefficients[int(site), int(channel)] for site, channel in ends])
+
+
+def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
+    """Give the connections of a direction the size of its coefficients as their weight."""
+    readout, coefficients = readout_of(drawing)
+    saliency = saliency.copy()
+    saliency[readout] = np.abs(coefficients)
     return saliency
