@@ -179,18 +179,16 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(at, training):
     assert state_of(model) == before
     model.log.at = 0
     circuit = cc.find(model, feature, images, density=0.5)
-
-    def evaluating():
-        cc.evaluate(model, circuit, images, batch_size=2)
-
     for call in (
         lambda: cc.score(model, feature, images, circuit=circuit, batch_size=2),
-        evaluating,
+        lambda: cc.evaluate(model, circuit, images, batch_size=2),
         lambda: cc.activations(model, feature, images, circuit=circuit, batch_size=2),
         lambda: cc.find(model, feature, images, criterion="force", density=0.5),
     ):
-        if at == 4 and call is evaluating:
-            continue  # which enters the model three times: a probe, a recording, a check
+        model.log.at, model.log.calls = 0, 0
+        call()
+        if model.log.calls < at:
+            continue  # which enters the model less often: a masked run is one of its graph
         model.log.at, model.log.calls = at, 0
         with World(), pytest.raises((MemoryError, cc.ConvCircuitsError), match="out of everything"):
             call()
@@ -380,7 +378,7 @@ def test_another_thread_sees_the_unmasked_model_in_the_middle_of_a_masked_run(wh
         assert state_of(model) == before
         go.put(None)
     thread.join()
-    assert stops >= 2
+    assert stops >= (2 if what == "force" else 1)  # a silent masked run is one of the model's graph
     (result,) = results
     assert torch.equal(result, alone) if what == "activations" else result == alone
 

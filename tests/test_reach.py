@@ -60,7 +60,7 @@ def test_effective_kernels_are_those_of_a_graph_search_inside_the_masks(name, la
     for density in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
         masks = {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
         expected = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
-        inside = survey(network, feature, case.input_shape, masks).kernels
+        inside = survey(network, feature, case.input_shape).inside(masks)
         assert_same_masks({k: inside[k] & masks[k] for k in masks}, {k: expected[k] for k in masks})
 
 
@@ -210,7 +210,7 @@ def test_what_a_dead_gate_scales_stays_live(gate):
     network, feature = Network(model.double().eval()), cc.Feature("head", 0)
     masks = dict(survey(network, feature, (3, 8, 8)).kernels)
     masks["b"] = torch.zeros_like(masks["b"])
-    found = survey(network, feature, (3, 8, 8), masks).kernels
+    found = survey(network, feature, (3, 8, 8)).inside(masks)
     assert int(found["a"].sum()) == 24
     assert int(found["head"].sum()) == 8
 

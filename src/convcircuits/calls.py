@@ -15,7 +15,8 @@ from torch import Tensor
 class ConvCall:
     """One call of ``conv2d``: what the kernels read and the weight they are.
 
-    ``rows`` numbers the filters that are computed, where not all are.
+    ``rows`` numbers the filters that are computed, where not all are. ``live`` tells which input channels are live, in
+    the run of a circuit: (g, i), bool; None where all are.
     """
 
     layer: str
@@ -27,6 +28,7 @@ class ConvCall:
     dilation: tuple[int, int]
     groups: int
     rows: Tensor | None = None
+    live: Tensor | None = None
 
     channel_dim = 1
 
@@ -45,14 +47,6 @@ class ConvCall:
         if weight is None:
             weight, bias = self.weight, self.bias
         return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def alive(self) -> Bool[Tensor, "g i"]:
-        """Tell which input channels differ between the first two images: (g, i), bool."""
-        return self.marked((self.x[0] != self.x[1])[None])
-
-    def marked(self, mark: Bool[Tensor, "n ..."]) -> Bool[Tensor, "g i"]:
-        """Tell which input channels have a value that is marked, in a map (n, c, h, w): (g, i), bool."""
-        return mark[0].flatten(1).any(1).reshape(self.groups, -1)
 
     def spread(self, channels: Float[Tensor, "n c"]) -> Float[Tensor, "n ..."]:
         """Fill a map of the input's shape with one value per channel, shape (n, c)."""
@@ -101,6 +95,7 @@ class LinearCall:
     bias: Tensor | None
     blocks: int
     rows: Tensor | None = None
+    live: Tensor | None = None
 
     channel_dim = -1
     groups = 1
@@ -119,14 +114,6 @@ class LinearCall:
         if weight is None:
             weight, bias = self.weight, self.bias
         return F.linear(self.x, weight, bias)
-
-    def alive(self) -> Bool[Tensor, "g i"]:
-        """Tell which blocks differ between the first two images: (1, i), bool."""
-        return self.marked((self.x[0] != self.x[1])[None])
-
-    def marked(self, mark: Bool[Tensor, "n ..."]) -> Bool[Tensor, "g i"]:
-        """Tell which blocks have a value that is marked, in a map (n, ..., f): (1, i), bool."""
-        return mark[0].reshape(-1, mark.shape[-1]).any(0).reshape(1, self.blocks, -1).any(2)
 
     def spread(self, channels: Float[Tensor, "n c"]) -> Float[Tensor, "n ..."]:
         """Fill a map of the input's shape with one value per block, shape (n, blocks)."""

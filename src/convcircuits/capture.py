@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import base_name, depends_on_image, set_of_image, tensors_in
+from convcircuits.functions import depends_on_image, set_of_image
 from convcircuits.tables import suggest
 
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -38,8 +38,6 @@ _UNSUPPORTED = {
     F.multi_head_attention_forward: "attention",
     F.scaled_dot_product_attention: "attention",
 }
-
-_PRODUCTS = {"matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "einsum", "tensordot"}
 
 
 class _Reached(BaseException):
@@ -215,11 +213,6 @@ class _Interception(TorchFunctionMode):
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
-        if base_name(func) in _PRODUCTS and any(isinstance(x, nn.Parameter) for x in tensors_in(args)):
-            raise ConvCircuitsError(
-                f"{self._network.running()} multiplies by a weight with {func.__name__}; convcircuits follows "
-                "weights in conv2d and linear. Write it as nn.Linear, or choose a feature before it."
-            )
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
         if depends_on_image(func, args, kwargs):
@@ -257,6 +250,10 @@ class _Interception(TorchFunctionMode):
                 padding = 0
             else:
                 padding = tuple(left)
+        spans = zip(input.shape[2:], weight.shape[2:], _pair(padding), dilation, strict=True)
+        if any(n + 2 * p < d * (k - 1) + 1 for n, k, p, d in spans):
+            size = f"{input.shape[2]} x {input.shape[3]}"
+            raise ConvCircuitsError(f"A map of {size} is too small for {layer}; give larger images.")
         bias = None if bias is None else bias.detach()
         return ConvCall(layer, input, weight.detach(), bias, stride, _pair(padding), dilation, groups)
 

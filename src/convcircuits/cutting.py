@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convcircuits.calls import ConvCall
-from convcircuits.functions import Kind, base_name, in_place_of_maps
+from convcircuits.functions import Kind, Rule, argument, base_name, in_place_of_maps, is_product
 from convcircuits.masking import Masks
 from convcircuits.recording import Recording, Ref, Value
-from convcircuits.silence import marks_after
 
 _SOFTMAX = ("softmax", "log_softmax", "softmin")
 
@@ -278,3 +278,66 @@ def read_by(value: Value, rows: Tensor, conducting: Tensor) -> Tensor:
     call = value.call
     assert call is not None
     return (conducting & rows[:, None]).reshape(call.groups, -1, conducting.shape[1]).any(1)
+
+
+# ---------------------------------------- marks of elements
+
+
+def marks_after(
+    rule: Rule,
+    function: Any,
+    given: tuple[Sequence[Any], Mapping[str, Any]],
+    again: Callable[[Sequence[Tensor]], Any],
+    marks: Sequence[Tensor],
+    result: Any,
+) -> Any:
+    """Give the marks of a call's results: for each a bool tensor of its shape, or None where all of it is live.
+
+    Args:
+        rule: What the call does.
+        function: The function.
+        given: Its arguments and keyword arguments.
+        again: Calls it once more with other tensors in place of its maps.
+        marks: The marks of its maps.
+        result: What it gave.
+    """
+    if rule.kind is Kind.MOVE:
+        return again(marks)
+    if not isinstance(result, Tensor) or rule.kind is Kind.OTHER:
+        return None
+    if rule.kind is Kind.REDUCE:
+        moved = marks[0].any(rule.dims, keepdim=True) if rule.dims else marks[0]
+        return moved.reshape(result.shape) if moved.numel() == result.numel() else None
+    if rule.kind is Kind.MIX:
+        return _mixed(function, given, marks[0])
+    if rule.kind is Kind.SCALE:
+        data = marks[rule.data]
+        return data if data.shape == result.shape else None
+    if rule.kind is Kind.JOIN:
+        spread = torch.stack([mark.expand(result.shape) for mark in marks])
+        return spread.all(0) if is_product(function) else spread.any(0)
+    return _passed_on(marks[0], result)
+
+
+def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
+    """Give the mark after a function that stays within channels: element-wise, or a pooling."""
+    if result.shape == mark.shape:
+        return mark
+    if result.shape[:2] != mark.shape[:2]:
+        return None
+    channels = mark.flatten(2).any(2)
+    return channels.reshape(*channels.shape, *[1] * (result.dim() - 2)).expand_as(result)
+
+
+def _mixed(function: Any, given: tuple[Sequence[Any], Mapping[str, Any]], mark: Tensor) -> Tensor:
+    """Give the mark after a normalisation over channels.
+
+    Where a mean is subtracted, a dead channel holds that of the live ones. Where only a norm divides, it stays zero.
+    """
+    if base_name(function) == "layer_norm":
+        over = len(argument(function, *given, "normalized_shape"))
+        return mark.any(tuple(range(-over, 0)), keepdim=True).expand_as(mark)
+    if base_name(function) == "group_norm":
+        groups = mark.reshape(len(mark), argument(F.group_norm, *given, "num_groups"), -1)
+        return groups.any(2, keepdim=True).expand_as(groups).reshape(mark.shape)
+    return mark

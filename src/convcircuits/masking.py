@@ -14,9 +14,12 @@ from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.granularity import masks_of, units_with
+from convcircuits.graph import record_graph
+from convcircuits.operations import Plan
 from convcircuits.provenance import describe
-from convcircuits.reach import Survey, guessed_input_shapes, survey, survey_of_unknown_size
-from convcircuits.silence import follow, mark_of, set_mark, silenced
+from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
+
+_GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Masks:
             stays the constant it is. Without ``silent`` every bias stays (the published semantics).
         weights: Layer name -> bool in the weight's shape: of the kept kernels, the weights that are kept. All are
             where a layer is not named.
+        constant: Layer name -> bool (out, in per group): kernels that only ever read constants, as the survey tells.
+            They are part of their filter's bias, and go with it.
     """
 
     kernels: Mapping[str, Tensor]
@@ -39,6 +44,7 @@ class Masks:
     offset: Mapping[str, Tensor] = field(default_factory=dict)
     silent: bool = True
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    constant: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Masks":
         """Move to the device; gain and offset also to the dtype."""
@@ -48,15 +54,15 @@ class Masks:
             {layer: offset.to(device, dtype) for layer, offset in self.offset.items()},
             self.silent,
             {layer: mask.to(device) for layer, mask in self.weights.items()},
+            {layer: mask.to(device) for layer, mask in self.constant.items()},
         )
 
     def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
-        """Tell which of the computed filters' kernels run in a call."""
+        """Return which of the computed filters' kernels run in a call."""
         mask = _computed(self.kernels[call.layer], call)
-        mark = mark_of(call.x)
-        if self.silent and mark is not None:
+        if self.silent and call.live is not None:
             # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
-            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.marked(mark)[:, None]).flatten(0, 1)
+            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.live[:, None]).flatten(0, 1)
         return mask
 
     def kernel(self, call: KernelCall) -> Tensor:
@@ -64,17 +70,17 @@ class Masks:
         if call.layer not in self.kernels:
             return call.compute()
         mask = self.running(call)
-        kept = call.per_kernel(mask)
+        kept, live = call.per_kernel(mask), mask.any(1)
         if call.layer in self.weights:
             kept = kept & _computed(self.weights[call.layer], call)
+        if call.layer in self.constant:
+            constant = _computed(self.constant[call.layer], call)
+            kept = kept | call.per_kernel(constant & live[:, None] if self.silent else constant)
         output = call.compute(call.weight * kept, call.bias)
-        live = mask.any(1)
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
             if call.layer in table:
                 values = _along(_computed(table[call.layer], call), output, call.channel_dim)
                 output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
-        if self.silent:
-            set_mark(output, _along(live, output, call.channel_dim).expand_as(output))
         return output
 
 
@@ -91,6 +97,8 @@ class Subject:
         self.network, self.feature, self.survey = network, feature, found
         self.rows = found.rows.to(network.device)
         self.coefficients = found.coefficients.to(network.device, network.dtype)
+        self._paths: dict[torch.Size, Paths] = {found.paths.graph.shapes[0]: found.paths}
+        self._plans: dict[tuple[int, torch.Size], tuple[Masks, Plan]] = {}
 
     def maps(
         self,
@@ -112,15 +120,7 @@ class Subject:
                 watch(call, output)
             return output
 
-        output = self.network.run(
-            self.feature,
-            images,
-            kernel,
-            other=follow if masks is not None and masks.silent else None,
-            rows=self.rows if self.survey.direct else None,
-            copied=self.survey.copied,
-        )
-        output = silenced(output)
+        output = self.output(images, kernel, masks)
         if not self.survey.direct:
             output = output.index_select(1, self.rows)
         if isinstance(self.feature.unit, tuple):
@@ -129,21 +129,58 @@ class Subject:
             return output[:, 0] * self.coefficients[0]
         return torch.einsum("nc...,c->n...", output, self.coefficients)
 
+    def output(self, images: Tensor, kernel: Callable[[KernelCall], Tensor], masks: Masks | None) -> Tensor:
+        """Run up to the feature, every kernel call computed by ``kernel``; return the output of the feature's layer.
+
+        The model's own code runs, but for masks in which dead filters are silent: there its graph does, in which what
+        is dead is told from what is live.
+        """
+        rows = self.rows if self.survey.direct else None
+        if masks is None or not masks.silent:
+            return self.network.run(self.feature, images, kernel, rows=rows, copied=self.survey.copied)
+        paths = self._paths_on(images)
+        return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
+
+    def _paths_on(self, images: Tensor) -> Paths:
+        """Return the graph of batches of this shape."""
+        if images.shape not in self._paths:
+            if len(self._paths) >= _GRAPHS:
+                del self._paths[next(iter(self._paths))]
+            self._paths[images.shape] = Paths(record_graph(self.network, self.feature, images.detach()))
+        return self._paths[images.shape]
+
+    def _plan(self, paths: Paths, masks: Masks) -> Plan:
+        key = (id(masks), paths.graph.shapes[0])
+        if key not in self._plans:
+            if len(self._plans) >= 4 * _GRAPHS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = masks, paths.plan(masks.kernels, self.network.device)  # which keeps the id taken
+        return self._plans[key][1]
+
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Keep of some masks the kernels on a complete path image -> feature inside them."""
-        inside = survey(self.network, self.feature, input_shape, kernels).kernels
-        return {layer: inside[layer] & kernels[layer] for layer in kernels}
+        """Return of some masks the kernels on a complete path image -> feature inside them."""
+        if tuple(input_shape) == self.survey.input_shape:
+            return self.survey.inside(kernels)
+        return survey(self.network, self.feature, input_shape).inside(kernels)
 
     def kept(self, units: Mapping[str, Tensor], granularity: str) -> Masks:
         """Turn kept units into masks of a run in which every bias stays."""
         kernels, weights = masks_of(units, granularity, self.survey.kernels)
-        return Masks(kernels, silent=False, weights=weights).to(self.network.device, self.network.dtype)
+        masks = Masks(kernels, silent=False, weights=weights, constant=self.survey.constant)
+        return masks.to(self.network.device, self.network.dtype)
 
     def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
         """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
         kernels, weights = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
         kernels = self.effective(kernels, input_shape) if effective else kernels
-        masks = Masks(kernels, dict(circuit.gain), dict(circuit.offset), silent=effective, weights=weights)
+        masks = Masks(
+            kernels,
+            dict(circuit.gain),
+            dict(circuit.offset),
+            silent=effective,
+            weights=weights,
+            constant=self.survey.constant,
+        )
         return masks.to(self.network.device, self.network.dtype)
 
     def relevant(self, granularity: str, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:

@@ -1,233 +1,328 @@
 """Which kernels reach a feature: on some path image -> feature, in the full model or inside a circuit.
 
-One probe answers: the model runs once on two images, with each kernel call replaced by a link that only asks which
-channels are live. A channel is live when it differs between the two images: constants (a bias, the sigmoid of a dead
-filter) do not. A filter is live when a kept kernel of it reads a live channel; its map is then made up afresh, so
-that nothing underflows however deep the net is, and the second image's is larger than the first's, so that nothing
-cancels at an addition. One backward pass from the feature says in the same way which filters lead to it. The weights'
-values play no part. Residual additions, concatenations, pooling, gates and flattening run as they are.
+The model is run once on two random images and recorded as a graph of operations (`graph`). Marks are followed through
+it by the rules of `operations`: a value is live if it is computed from the image by kernels that are kept, and a kernel
+is on a path if it reads a live channel and writes one that the feature needs. Weights' values play no part. What is
+computed from constants alone is never live: a kernel that reads a constant channel has no path from the image, and its
+term is part of its filter's bias.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import (
-    Kind,
-    argument,
-    base_name,
-    depends_on_image,
-    rule_of,
-    set_gate,
-    tensors_in,
-    writes_to_first,
-)
-
-# By name, whether function, method or operator, in place or not: element-wise functions that could bring a live value
-# to zero or infinity, by a sign, a threshold or a choice; those of several maps among them let each through.
-_NEUTRAL = {"add", "sub", "subtract", "rsub", "neg", "negative", "maximum", "minimum", "max", "min", "clamp", "clip"}
-_NEUTRAL |= {"clamp_min", "clamp_max", "threshold", "hardshrink", "softshrink", "relu6", "hardtanh", "sign", "sgn"}
-_NEUTRAL |= {"round", "floor", "ceil", "trunc", "frac", "fmod", "remainder", "log", "reciprocal", "rsqrt", "pow"}
-_NEUTRAL |= {"where", "addcmul", "addcdiv", "lerp", "masked_fill"}
-_NORMS = {"batch_norm", "instance_norm", "prelu"}  # within each channel
-_SCALES = {"mul", "multiply", "div", "divide", "true_divide", "truediv"}
-_CHOICES = {"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"}
-# Functions that mix maps by one another, or in an order that their values tell.
-_MIXTURES = {"matmul", "mm", "bmm", "mv", "einsum", "tensordot", "baddbmm", "addmm", "cdist", "sort", "topk", "cumsum"}
-_MIXTURES |= {"grid_sample", "cumprod", "argsort", "msort"}
-# What tells only a tensor's form.
-_SHAPES = {"get", "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "len", "is_contiguous"}
-# Comparisons have no gradient, but what they choose by is known.
-_COMPARES = {"gt", "greater", "lt", "less", "ge", "greater_equal", "le", "less_equal", "eq", "ne", "not_equal"}
-# Functions that bring a map's values to Python, where they may decide what runs.
-_DECIDES: set[Any] = {Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.item, Tensor.tolist}
-_DECIDES |= {Tensor.numpy, Tensor.nonzero, torch.nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose}
+from convcircuits.graph import Graph, Recorder
+from convcircuits.operations import Operation, Plan, operation_of
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one probe of a model tells about a feature.
+    """What one recording of a model tells about a feature.
 
     Attributes:
         kernels: Layer name -> bool (out, in per group), in execution order: kernels on a path image -> feature.
+        constant: Layer name -> bool (out, in per group), for these layers: kernels that only ever read constants. They
+            are part of their filter's bias.
         rows: Channels that the feature reads in its layer.
         coefficients: The feature's coefficient on each of them.
         direct: The layer's output is that of its one kernel call, so that other filters need not be computed.
         copied: Layers whose input is overwritten in place later in the same pass.
         modules: Names of the modules that run, and of the layers whose weights are used, before the feature is reached.
-        input_shape: (C, H, W) of the image that was probed.
+        input_shape: (C, H, W) of the image.
+        paths: The graph of two images, with what its operations do.
     """
 
     kernels: dict[str, Tensor]
+    constant: dict[str, Tensor]
     rows: Tensor
     coefficients: Tensor
     direct: bool
     copied: frozenset[str]
     modules: tuple[str, ...]
     input_shape: tuple[int, ...]
+    paths: "Paths"
+
+    def inside(self, kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return of some kernels those on a complete path image -> feature among them: layer name -> (out, in)."""
+        found = self.paths.found(self.paths.live(kernels), self.rows)
+        return {layer: found[layer] & mask.cpu() for layer, mask in kernels.items()}
 
 
-def survey(
-    network: Network,
-    feature: Feature,
-    input_shape: tuple[int, ...],
-    masks: Mapping[str, Tensor] | None = None,
-) -> Survey:
-    """Probe which kernels are on a path from the image to the feature, in the full model or inside masks.
+@dataclass(frozen=True)
+class Live:
+    """What is live in a circuit.
+
+    Attributes:
+        marks: By number of the value, a bool tensor that broadcasts to its shape.
+        reads: By place of a kernel call's node, which channels it reads live, (groups, channels or blocks).
+        conducting: Likewise the kept kernels that read a live channel, (out, in per group).
+    """
+
+    marks: dict[int, Tensor]
+    reads: dict[int, Tensor]
+    conducting: dict[int, Tensor]
+
+
+class Paths:
+    """A graph of operations, with what each does to channels.
+
+    Args:
+        graph: The graph.
+
+    Raises:
+        ConvCircuitsError: If an operation is unknown and cannot be measured.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._operations: list[Operation | None] = []
+        gates = {0: False}
+        for node in graph.nodes:
+            operation = None if node.call is not None else operation_of(graph, node, gates)
+            self._operations.append(operation)
+            gates |= {n: operation is not None and operation.gate for n in node.outputs if n is not None}
+
+    def live(self, kernels: Mapping[str, Tensor] | None, images: Tensor | None = None) -> Live:
+        """Follow what is live from the images on.
+
+        Args:
+            kernels: Layer name -> bool (out, in per group): kernels that are kept; all are of a layer that is not
+                named. None for the full model.
+            images: Which of the images are live, (n,) bool; None for all.
+        """
+        shape = self.graph.shapes[0]
+        image = torch.ones(1, dtype=torch.bool) if images is None else images
+        marks, reads, conducting = {0: image.reshape(-1, *[1] * (len(shape) - 1))}, {}, {}
+        for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
+            given = [marks[n] for n in dict.fromkeys(node.inputs)]
+            if node.call is not None:
+                mask = None if kernels is None else kernels.get(node.call.layer)
+                reads[place] = _channels_read(node.call, given[0], self.graph.shapes[node.inputs[0]])
+                conducting[place] = _conducting(node.call, mask, reads[place])
+                out = _along_channels(node.call, conducting[place].any(1), self.graph.shapes_of(node)[0])
+                if images is not None:
+                    out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
+                results = [out]
+            else:
+                assert operation is not None
+                results = [mark > 0 for mark in self._through(place, operation, [mark.float() for mark in given])]
+            marks |= dict(zip((n for n in node.outputs if n is not None), results, strict=True))
+        return Live(marks, reads, conducting)
+
+    def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
+        """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
+        graph = self.graph
+        output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
+        need = {graph.output: output.reshape(1, -1, *[1] * (len(graph.shapes[graph.output]) - 2))}
+        found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
+        for place, node in reversed(list(enumerate(graph.nodes))):
+            numbers = [n for n in node.outputs if n is not None]
+            if not any(n in need for n in numbers):
+                continue
+            if node.call is not None:
+                shape = graph.shapes[node.inputs[0]]
+                on_path = live.conducting[place] & _rows(node.call, need[numbers[0]], graph.shapes_of(node)[0])[:, None]
+                found[node.call.layer] |= on_path
+                back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
+                _add(need, node.inputs[0], _along_inputs(node.call, back, shape))
+                continue
+            operation = self._operations[place]
+            assert operation is not None
+            distinct = list(dict.fromkeys(node.inputs))
+            values = [live.marks[n].float().requires_grad_() for n in distinct]
+            with torch.enable_grad():
+                results = self._through(place, operation, values)
+            wanted = [
+                (result, _as_wide(need[n], result.shape))
+                for n, result in zip(numbers, results, strict=True)
+                if n in need and result.requires_grad
+            ]
+            if wanted:
+                gradients = torch.autograd.grad(
+                    [result for result, _ in wanted], values, [mark for _, mark in wanted], allow_unused=True
+                )
+                for number, gradient in zip(distinct, gradients, strict=True):
+                    if gradient is not None:
+                        _add(need, number, gradient > 0)
+        return found
+
+    def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
+        """Say what is dead in a circuit, and where it must count for zero."""
+        live, silent = self.live(kernels), {}
+        for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
+            marks = {n: live.marks[n] for n in node.inputs}
+            partly = {n: mark.to(device) for n, mark in marks.items() if not bool(mark.all())}
+            if operation is not None and partly and operation.meets([mark.float() for mark in marks.values()]):
+                silent[place] = partly
+        output = live.marks[self.graph.output]
+        reads = {place: read.to(device) for place, read in live.reads.items()}
+        return Plan(reads, silent, None if bool(output.all()) else output.to(device))
+
+    def check_images_apart(self, layer: str) -> None:
+        """Refuse a model in which one image changes what is computed of another.
+
+        Raises:
+            ConvCircuitsError: If one does, naming the first layer that reads it.
+        """
+        count = self.graph.shapes[0][0]
+        live = self.live(None, torch.arange(count) == 0)
+        places = [(n.call.layer, n.inputs[0]) for n in self.graph.nodes if n.call is not None]
+        for where, number in [*places, (layer, self.graph.output)]:
+            mark = live.marks[number]
+            if (len(mark) != 1 and bool(mark[1:].any())) or (len(mark) == 1 and bool(mark.any())):
+                raise ConvCircuitsError(
+                    f"What {where} computes of one image depends on the other images of the batch, so it is no feature "
+                    "of an image. Choose a feature before it."
+                )
+
+    def _through(self, place: int, operation: Operation, marks: list[Tensor]) -> list[Tensor]:
+        """Apply a rule; return one mark for each result."""
+        result = operation.rule(*marks)
+        shapes = self.graph.shapes_of(self.graph.nodes[place])
+        parts = list(result) if isinstance(result, (tuple, list)) else [result] * len(shapes)
+        return [_fitted(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _fitted(mark: Tensor, shape: torch.Size) -> Tensor:
+    """Return a mark that broadcasts to a shape; of a result of another form, one for all of it."""
+    if mark.dim() == len(shape) and all(m in (1, n) for m, n in zip(mark.shape, shape, strict=True)):
+        return mark
+    return mark.sum().reshape((1,) * len(shape))
+
+
+def _add(need: dict[int, Tensor], number: int, mark: Tensor) -> None:
+    need[number] = need[number] | mark if number in need else mark
+
+
+def _as_wide(mark: Tensor, shape: torch.Size) -> Tensor:
+    """Bring a mark to the shape of another that it broadcasts with."""
+    both = [max(m, n) for m, n in zip(mark.shape, shape, strict=True)]
+    return mark.float().expand(both).sum_to_size(shape)
+
+
+def _table(call: KernelCall) -> tuple[int, int]:
+    groups, out, inputs = call.kernels.shape[:3]
+    return groups * out, inputs
+
+
+def _channel_dim(call: KernelCall, rank: int) -> int:
+    return call.channel_dim % rank
+
+
+def _per_channel(mark: Tensor, dim: int, channels: int) -> Tensor:
+    """Return for each channel whether any of it is marked, (channels,)."""
+    return mark.movedim(dim, 0).flatten(1).any(1).expand(channels)
+
+
+def _channels_read(call: KernelCall, mark: Tensor, shape: torch.Size) -> Tensor:
+    dim = _channel_dim(call, len(shape))
+    channels = _per_channel(mark, dim, shape[dim])
+    if isinstance(call, ConvCall):
+        return channels.reshape(call.groups, -1)
+    return channels.reshape(1, call.blocks, -1).any(2)
+
+
+def _conducting(call: KernelCall, mask: Tensor | None, reads: Tensor) -> Tensor:
+    kept = torch.ones(_table(call), dtype=torch.bool) if mask is None else mask.cpu()
+    return (kept.reshape(call.groups, -1, kept.shape[1]) & reads[:, None]).flatten(0, 1)
+
+
+def _along_channels(call: KernelCall, values: Tensor, shape: torch.Size) -> Tensor:
+    form = [1] * len(shape)
+    form[_channel_dim(call, len(shape))] = -1
+    return values.reshape(form)
+
+
+def _rows(call: KernelCall, mark: Tensor, shape: torch.Size) -> Tensor:
+    dim = _channel_dim(call, len(shape))
+    return _per_channel(mark, dim, shape[dim])
+
+
+def _along_inputs(call: KernelCall, values: Tensor, shape: torch.Size) -> Tensor:
+    """Spread one bool for each channel or block that a call reads along its input."""
+    spread = values.repeat_interleave(shape[_channel_dim(call, len(shape))] // len(values))
+    return _along_channels(call, spread, shape)
+
+
+# ---------------------------------------- surveys
+
+
+def survey(network: Network, feature: Feature, input_shape: tuple[int, ...]) -> Survey:
+    """Find which kernels are on a path from the image to the feature.
 
     Args:
         network: The model.
         feature: The feature.
         input_shape: (C, H, W) of an image.
-        masks: Layer name -> bool (out, in per group); only kept kernels conduct. A layer that is not named conducts
-            nothing.
 
     Raises:
         ConvCircuitsError: If the layer, the call or the unit does not exist, if the layer runs several times and
-            the feature does not say which call, or if no kernel lies on a path (in the full model).
+            the feature does not say which call, if no kernel lies on a path, or if what the model does cannot be
+            followed.
     """
     if not isinstance(feature, Feature):
         raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
-    probe = _Probe(network, feature, masks)
     generator = torch.Generator().manual_seed(0)
-    images = (_made_up(generator, input_shape[0]))[:, :, None, None].expand(2, *input_shape)
-    images = images.to(network.device).contiguous().requires_grad_()
-    with torch.enable_grad():
+    images = torch.randn(2, *input_shape, generator=generator).to(network.device, network.dtype)
+    watcher = _Watcher(network, feature, images)
+    with torch.no_grad(), watcher.recorder:
         try:
-            network.forward(images, probe.kernel, probe.other, probe.on_exit)
+            network.forward(images, watcher.kernel, None, watcher.on_exit)
         except ConvCircuitsError:
-            if probe.total is None:
+            if watcher.output is None:
                 raise
         except Exception as error:
             # What comes after the feature need not run: a head may want another image size.
-            if probe.total is None:
+            if watcher.output is None:
                 raise ConvCircuitsError(
                     f"{network.name} cannot run on images of shape {tuple(input_shape)}: {error}"
                 ) from error
-        return probe.finish(images, full=masks is None)
+    return watcher.finish(tuple(input_shape))
 
 
-def _made_up(generator: torch.Generator, channels: int) -> Tensor:
-    """Make one value per image and channel, small and positive, the second image's the larger: (2, channels)."""
-    return 0.1 + 0.04 * torch.rand(2, channels, generator=generator) + torch.tensor([[0.0], [0.05]])
+class _Watcher:
+    """Watches a run of the whole model, which is recorded up to the feature."""
 
-
-class _Probe:
-    def __init__(self, network: Network, feature: Feature, masks: Mapping[str, Tensor] | None) -> None:
-        self.network, self.feature, self.masks = network, feature, masks
+    def __init__(self, network: Network, feature: Feature, images: Tensor) -> None:
+        self.network, self.feature = network, feature
+        self.recorder = Recorder(network, feature, images)
         self.target = network.layer(feature.layer)
-        self.generator = torch.Generator().manual_seed(1)
-        self.found: dict[str, Tensor] = {}
+        self.shapes: dict[str, tuple[int, int]] = {}
         self.read: list[tuple[str, Tensor, int]] = []
         self.modules: dict[str, None] = {}
-        self.calls = 0
-        self.own_calls = 0
-        self.total: Tensor | None = None
+        self.calls = self.own_calls = 0
+        self.output: Tensor | None = None
         self.direct = False
         self.last: tuple[Any, KernelCall | None] = (None, None)
 
     def kernel(self, call: KernelCall) -> Tensor:
-        out, inputs = call.kernels.shape[0] * call.kernels.shape[1], call.kernels.shape[2]
-        if self.masks is None:
-            mask = torch.ones(out, inputs, dtype=torch.bool, device=call.x.device)
-        elif call.layer in self.masks:
-            mask = self.masks[call.layer].to(call.x.device)
-        else:
-            mask = torch.zeros(out, inputs, dtype=torch.bool, device=call.x.device)
-        if len(call.x) != 2 and self.total is None:
-            raise self.undecided("reads what is no longer one map per image (windows or tokens, cut along the batch)")
-        if _is_untold(call.x) and self.total is None:
-            raise self.undecided("reads values that were compared, chosen or cut off from a map")
-        if self.total is None:
-            found = self.found.setdefault(call.layer, torch.zeros_like(mask))
-            if found.shape != mask.shape:
+        if self.output is None:
+            shape = _table(call)
+            if self.shapes.setdefault(call.layer, shape) != shape:
                 raise ConvCircuitsError(
-                    f"Two kernel calls of different shape, {tuple(found.shape)} and {tuple(mask.shape)}, go by the "
+                    f"Two kernel calls of different shape, {self.shapes[call.layer]} and {shape}, go by the "
                     f"name {call.layer!r}: their weights are computed in one module's forward. Give each its own "
                     "nn.Conv2d or nn.Linear."
                 )
             self.read.append((call.layer, call.x, call.x._version))
             self.modules[call.layer] = None  # its weight may be registered with a module that does not run
-        else:
-            found = torch.zeros_like(mask)  # after the feature: of no interest
-        result: Tensor = _Link.apply(call.x, call, mask, found, self.generator)
+        result = self.recorder.kernel(call)
         self.last = (result, call)
         self.own_calls += self.network.runs_itself(self.target)
         return result
 
-    def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run a function so that what is live stays live, whatever its constants are.
-
-        Values are positive and small, so most functions run as they are. What could bring them to zero has a stand-in.
-        """
-        given = tensors_in((args, kwargs))
-        if not any(x.requires_grad or _is_untold(x) for x in given):
-            return function(*args, **kwargs)
-        name = base_name(function)
-        if function in _DECIDES:
-            raise self.undecided(f"decides by a map's values ({name})")
-        if name in ("where", "masked_fill"):
-            given = [getattr(x, "_convcircuits_source", x) for x in given]
-        elif name in _SHAPES or not depends_on_image(function, args, kwargs):
-            return function(*args, **kwargs)
-        if any(map(_is_untold, given)):
-            raise self.undecided(f"uses values that were compared, chosen or cut off from a map ({name})")
-        result = self.stand_in(function, args, kwargs, given)
-        for one in tensors_in(result):
-            one._convcircuits_untold = not one.requires_grad  # type: ignore[attr-defined]
-            if name in _COMPARES:
-                source = sum(x for x in given if x.requires_grad)
-                one._convcircuits_source = source  # type: ignore[attr-defined]
-        return result
-
-    def undecided(self, what: str) -> ConvCircuitsError:
-        where = self.network.running()
-        if _is_quantised(self.network.layer(where)):
-            what = "is quantised (give the model from before that)"
-        return ConvCircuitsError(
-            f"{where or self.network.name} {what}, so it cannot be told which kernels reach {self.feature.layer}. "
-            "Choose a feature before it."
-        )
-
-    def stand_in(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: list[Tensor]) -> Any:
-        """Compute a function of maps, or what lets the same maps through to the same places."""
-        maps = [x for x in given if x.requires_grad]
-        name = base_name(function)
-        in_place = writes_to_first(function) or kwargs.get("inplace") is True or True in [a is True for a in args[1:]]
-        in_place = in_place and maps[0] is args[0]
-        rule = rule_of(function, args, kwargs, maps)
-        if rule.kind is Kind.OTHER and name in _MIXTURES:
-            raise self.undecided(f"mixes maps by {name}")
-        if rule.kind is Kind.MIX or name in ("softmax", "log_softmax"):
-            result = _mixed(function, args, kwargs, maps[0])
-        elif rule.kind is Kind.REDUCE:
-            result = _with_values(function(*args, **kwargs), lambda x: maps[0].mean(rule.dims).reshape(x.shape))
-        elif rule.kind is Kind.SCALE:
-            data, gate = maps[rule.data], maps[1 - rule.data]
-            result = data.clone() * (1 + gate)  # autograd keeps the clone: the model may overwrite its map
-            result = maps[0].copy_(result) if in_place else result
-        elif name in _CHOICES:
-            result = _with_values(function(*args, **kwargs), lambda x: x + maps[0].mean((-2, -1), keepdim=True))
-        elif name in _NEUTRAL | _NORMS or (name in _SCALES and len(maps) == 1):
-            result = _passed(maps, maps[0].shape if name in _NORMS else _together(given), in_place)
-        else:
-            result = function(*args, **kwargs)
-        set_gate(result, rule.gate)
-        return result
-
     def on_exit(self, module: nn.Module, output: Any) -> None:
-        if self.total is None:
+        if self.output is None:
             self.modules[self.network.running()] = None
             if _is_quantised(module):
-                raise self.undecided("")
+                raise self.recorder.undecided("is quantised (give the model from before that)")
         if module is not self.target:
             return
         self.calls += 1
@@ -235,18 +330,17 @@ class _Probe:
         if self.calls - 1 != (self.feature.call or 0):
             return
         output = checked_output(self.feature, output)
-        if _is_untold(output):
-            raise self.undecided("gives values that were compared, chosen or cut off from a map")
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0
         self.direct = untouched and own_calls == 1 and call is not None and call.groups == 1
         self.modules.update(dict.fromkeys(self.network.all_running()))
-        self.total = output.index_select(1, self.rows.to(output.device)).sum()
+        self.recorder.stop(output)
+        self.output = output
 
-    def finish(self, images: Tensor, *, full: bool) -> Survey:
+    def finish(self, input_shape: tuple[int, ...]) -> Survey:
         name, layer = self.network.name, self.feature.layer
-        if self.total is None:
+        if self.output is None:
             count = "never runs" if self.calls == 0 else f"runs only {self.calls} times"
             raise ConvCircuitsError(f"{layer} {count} when {name} is called, so it carries no such feature.")
         if self.calls > 1 and self.feature.call is None:
@@ -254,119 +348,34 @@ class _Probe:
                 f"{layer} runs {self.calls} times in one forward pass of {name}; say which call is meant: "
                 f"Feature({layer!r}, ..., call=k), or {layer}#k:unit as text, with k from 0 to {self.calls - 1}."
             )
-        if self.total.requires_grad:
-            try:
-                torch.autograd.grad(self.total, [images], allow_unused=True)
-            except RuntimeError as error:  # as training this model would end
-                raise ConvCircuitsError(
-                    f"No gradient can be taken from {layer} back to the image: {error} Choose a feature before it."
-                ) from error
-        direct = self.direct and self.calls == 1  # other calls of the layer need all its filters
-        overwritten = frozenset(layer for layer, x, version in self.read if x._version != version)
-        kernels = {layer: k.cpu() for layer, k in self.found.items() if not full or bool(k.any())}
-        if full and not kernels:
+        paths = Paths(self.recorder.graph())
+        paths.check_images_apart(layer)
+        live = paths.live(None)
+        kernels = {layer: mask for layer, mask in paths.found(live, self.rows).items() if bool(mask.any())}
+        if not kernels:
             raise ConvCircuitsError(
                 f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
             )
+        read = {name: torch.zeros_like(mask) for name, mask in kernels.items()}
+        for place, conducting in live.conducting.items():
+            call = paths.graph.nodes[place].call
+            if call is not None and call.layer in read:
+                read[call.layer] |= conducting
         return Survey(
-            kernels, self.rows, self.coefficients, direct, overwritten, tuple(self.modules), tuple(images.shape[1:])
+            kernels,
+            {name: ~mask for name, mask in read.items()},
+            self.rows,
+            self.coefficients,
+            self.direct and self.calls == 1,  # other calls of the layer need all its filters
+            frozenset(layer for layer, x, version in self.read if x._version != version),
+            tuple(self.modules),
+            input_shape,
+            paths,
         )
-
-
-def _together(tensors: list[Tensor]) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
-    return shape
-
-
-def _passed(maps: list[Tensor], shape: torch.Size, in_place: bool) -> Tensor:
-    """Add maps up as they are; the result is no kernel call's output, even where there is one map."""
-    result = maps[0].mul_(1) if in_place else maps[0].expand(shape).clone()
-    for x in maps[1:]:
-        result = result.add_(x) if in_place else result + x
-    return result
 
 
 def _is_quantised(module: nn.Module) -> bool:
     return ".quantized" in type(module).__module__
-
-
-def _is_untold(x: Tensor) -> bool:
-    """Tell whether a tensor was made from live maps by a function without a gradient: a comparison, an argmax."""
-    return getattr(x, "_convcircuits_untold", False)
-
-
-def _with_values(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change a function's values: all of the result, or the first part of (values, indices)."""
-    if isinstance(result, Tensor):
-        return change(result) if result.is_floating_point() else result
-    return type(result)((change(result[0]), *result[1:]))
-
-
-def _mixed(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
-    """Stand in for a normalisation over channels.
-
-    Where a mean is subtracted, or a sum over all made one, all that it is taken over leads to each value. Where only
-    a norm divides, to each value that is not zero.
-    """
-    name = base_name(function)
-    if name in ("softmax", "log_softmax"):
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-        return x + x.mean(dim, keepdim=True)
-    if name == "group_norm":
-        grouped = x.reshape(len(x), argument(function, args, kwargs, "num_groups"), -1)
-        return x + grouped.mean(2, keepdim=True).expand_as(grouped).reshape(x.shape)
-    if name in ("layer_norm", "rms_norm"):
-        shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else x.shape[-1:])
-        mean = x.mean(tuple(range(-len(shape), 0)), keepdim=True)
-        return x + mean if name == "layer_norm" else x * (1 + mean)
-    if name == "normalize":
-        dim = argument(function, args, kwargs, "dim")
-        return x * (1 + x.mean(1 if dim is None else dim, keepdim=True))
-    size = argument(function, args, kwargs, "size")
-    return F.local_response_norm(x, size, alpha=1.0, beta=-1.0, k=1.0)  # x * (1 + mean of x squared)
-
-
-class _Link(torch.autograd.Function):
-    """Conduct liveness through one kernel call, forward to its filters and back to what it reads."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, call: KernelCall, mask: Tensor, found: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        groups = call.groups
-        conducting = mask.reshape(groups, -1, mask.shape[1]) & call.alive()[:, None]
-        live = conducting.any(2).flatten()
-        ctx.call, ctx.conducting, ctx.found, ctx.generator = call, conducting, found, generator
-        values = _made_up(generator, len(live)).to(x.device) * live
-        return _filled_output(call, values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        call, conducting = ctx.call, ctx.conducting
-        leads = (call.by_position(gradients[0]) != 0).any(3).any(0)
-        on_path = conducting & leads[:, :, None]
-        ctx.found |= on_path.reshape(ctx.found.shape)
-        leads_in = on_path.any(1).flatten()
-        values = _made_up(ctx.generator, len(leads_in)).to(leads_in.device) * leads_in
-        return call.spread(values), None, None, None, None
-
-
-def _filled_output(call: KernelCall, values: Tensor) -> Tensor:
-    """Make a map of the call's output shape from one value per image and filter."""
-    if isinstance(call, ConvCall):
-        spans = zip(call.x.shape[2:], call.weight.shape[2:], call.stride, call.padding, call.dilation, strict=True)
-        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in spans]
-        if min(size) < 1:
-            raise ConvCircuitsError(
-                f"A map of {call.x.shape[2]} x {call.x.shape[3]} is too small for {call.layer}; give larger images."
-            )
-        return values[:, :, None, None].expand(-1, -1, *size).clone(memory_format=torch.contiguous_format)
-    between = call.x.dim() - 2
-    return (
-        values.reshape(2, *[1] * between, -1)
-        .expand(*call.x.shape[:-1], -1)
-        .clone(memory_format=torch.contiguous_format)
-    )
 
 
 def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:

@@ -23,7 +23,6 @@ from convcircuits.feature import Feature
 from convcircuits.fields import Field, Reading, no_such_map
 from convcircuits.functions import base_name, writes_to_first
 from convcircuits.masking import Masks, Subject
-from convcircuits.silence import follow
 
 # The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is
 # a measured fact. Divided by the length of its longest column.
@@ -244,9 +243,8 @@ class _Ascent:
                 calls += 1
             return self.masks.kernel(call)
 
-        survey, other = self.subject.survey, follow if self.masks.silent else None
         try:
-            self.subject.network.run(self.subject.feature, images, kernel, other=other, copied=survey.copied)
+            self.subject.output(images, kernel, self.masks)
         except _Read as read:
             return read.call
         raise no_such_map(self.readings[0])

@@ -1,0 +1,458 @@
+"""A model up to a feature as a list of ATen operations, recorded by running it once, and run again from that list.
+
+Below functions, methods, operators, in-place spellings and custom autograd functions lies one closed vocabulary: the
+ATen operations that tensors dispatch to. Calls of ``conv2d`` and ``linear`` are kept whole, as kernel calls; everything
+else is recorded as it is dispatched. What a write into a tensor does to the views of it is recorded as a value of its
+own, so that each value is computed once from the values before it.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from convcircuits.calls import KernelCall
+from convcircuits.capture import Network
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature
+from convcircuits.functions import tensors_in
+from convcircuits.operations import (
+    Plan,
+    is_constant,
+    is_contraction,
+    is_known,
+    name_of,
+    part_of_storage,
+    written_into_storage,
+)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a value among an operation's arguments."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        op: The ATen operation, or one of our own that moves values; None for a kernel call.
+        args: Its arguments, with `Ref` in place of values of the image; everything else is a constant.
+        kwargs: Its keyword arguments, likewise.
+        call: The kernel call, without its input, for which ``args`` is the one `Ref` to it.
+        outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
+        written: Positions in ``args`` of the tensors that it overwrites; these are its results.
+        layer: Name of the innermost module that ran.
+        autocast: The dtype that autocast gave kernel calls there, None where it was off.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    call: KernelCall | None
+    outputs: tuple[int | None, ...]
+    written: tuple[int, ...]
+    layer: str
+    autocast: torch.dtype | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the operation, without overload: ``"add"``."""
+        return "kernels" if self.op is None else name_of(self.op)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Numbers of the values that it reads, in their order, with repeats."""
+        return tuple(_numbers_in((self.args, self.kwargs)))
+
+    def number_of(self, argument: Any) -> int | None:
+        """Return the number of the value that an argument stands for; None for a constant."""
+        return argument.number if isinstance(argument, Ref) else None
+
+    def arguments(
+        self, value: Callable[[int], Any], constant: Callable[[Tensor], Any] = lambda x: x
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return its arguments and keyword arguments with tensors in place of its values, and of constant tensors."""
+
+        def change(x: Any) -> Any:
+            if isinstance(x, Ref):
+                return value(x.number)
+            if isinstance(x, Tensor):
+                return constant(x)
+            return type(x)(change(part) for part in x) if type(x) in (tuple, list) else x
+
+        return tuple(change(x) for x in self.args), {name: change(x) for name, x in self.kwargs.items()}
+
+    def compute(self, value: Callable[[int], Tensor]) -> Sequence[Any]:
+        """Compute its results from its values; nothing that is given is written to."""
+        args, kwargs = self.arguments(value)
+        if self.written:
+            args = tuple(a.clone() if k in self.written else a for k, a in enumerate(args))
+            self.op(*args, **kwargs)
+            return [args[k] for k in self.written]
+        result = self.op(*args, **kwargs)
+        return result if isinstance(result, (tuple, list)) else (result,)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All operations from a batch of images to the output of the feature's layer.
+
+    Attributes:
+        nodes: In order.
+        shapes: Of each value by number; the batch is value 0.
+        dtypes: Of each value.
+        output: Number of the layer's output.
+    """
+
+    nodes: tuple[Node, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    output: int
+
+    def run(
+        self,
+        images: Tensor,
+        kernel: Callable[[KernelCall], Tensor],
+        plan: "Plan | None" = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the output of the feature's layer.
+
+        Args:
+            images: Of the shape that was recorded.
+            kernel: Computes each kernel call.
+            plan: What is dead in a circuit, which counts for zero where it meets what is live; None for nothing.
+            rows: The only filters that are wanted of the last kernel call, where the output is its result.
+        """
+        if images.shape != self.shapes[0]:
+            raise ConvCircuitsError(f"The graph is of images {tuple(self.shapes[0])}; got {tuple(images.shape)}.")
+        values: dict[int, Tensor] = {0: images}
+        last = self._last_uses()
+        with torch.autocast(images.device.type, enabled=False):
+            for place, node in enumerate(self.nodes):
+                if node.call is not None:
+                    call = replace(node.call, x=values[node.inputs[0]])
+                    if plan is not None:
+                        call = replace(call, live=plan.reads[place])
+                    if rows is not None and node.outputs[0] == self.output:
+                        bias = None if call.bias is None else call.bias[rows]
+                        call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
+                    with _autocast(images.device.type, node.autocast):
+                        results: Sequence[Any] = (kernel(call),)
+                else:
+                    results = node.compute(_silenced(values, {} if plan is None else plan.silent.get(place, {})))
+                for number, result in zip(node.outputs, results, strict=True):
+                    if number is not None:
+                        values[number] = result
+                for number in last[place]:
+                    del values[number]
+        output = values[self.output]
+        if plan is None or plan.output is None:
+            return output
+        live = plan.output
+        if rows is not None and output.shape[1] != self.shapes[self.output][1]:
+            live = live.expand(-1, self.shapes[self.output][1], *live.shape[2:]).index_select(1, rows)
+        return output * live
+
+    def shapes_of(self, node: Node) -> list[torch.Size]:
+        """Return the shapes of a node's results."""
+        return [self.shapes[n] for n in node.outputs if n is not None]
+
+    def _last_uses(self) -> list[list[int]]:
+        """List for each node the values that nothing after it reads."""
+        last: dict[int, int] = {}
+        for place, node in enumerate(self.nodes):
+            last |= dict.fromkeys((n for n in node.outputs if n is not None), place)
+            last |= dict.fromkeys(node.inputs, place)
+        uses: list[list[int]] = [[] for _ in self.nodes]
+        for number, place in last.items():
+            if number != self.output:
+                uses[place].append(number)
+        return uses
+
+
+def _silenced(values: Mapping[int, Tensor], silent: Mapping[int, Tensor]) -> Callable[[int], Tensor]:
+    """Return what gives a value by its number, what is dead of it as zero."""
+    return lambda n: values[n] * silent[n] if n in silent else values[n]
+
+
+def _numbers_in(value: Any) -> Iterator[int]:
+    if isinstance(value, Ref):
+        yield value.number
+    elif isinstance(value, (tuple, list, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers_in(part)
+
+
+@contextmanager
+def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    if dtype is None:
+        yield
+    else:
+        with torch.autocast(device, dtype=dtype):
+            yield
+
+
+# ---------------------------------------- recording
+
+
+def record_graph(network: Network, feature: Feature, images: Tensor) -> Graph:
+    """Run a model up to the feature and record what it does.
+
+    Args:
+        network: The model.
+        feature: Names the layer, and the call where it runs several times.
+        images: The batch to run on; the graph is of batches of this shape.
+
+    Raises:
+        ConvCircuitsError: If what the model does depends on the images' values, is random, or multiplies by weights
+            other than by ``conv2d`` and ``linear``.
+    """
+    recorder = Recorder(network, feature, images)
+    with torch.no_grad(), recorder:
+        output = network.run(feature, images, recorder.kernel)
+        recorder.stop(output)
+    return recorder.graph()
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records what is dispatched while it is active, from the images on until it is stopped.
+
+    Args:
+        network: The model that runs.
+        feature: The feature, for messages.
+        images: The batch that the model is run on.
+    """
+
+    def __init__(self, network: Network, feature: Feature, images: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._network, self._feature, self._images = network, feature, images
+        self._nodes: list[Node] = []
+        self._values: list[tuple[torch.Size, torch.dtype]] = []
+        self._numbers: Any = WeakIdKeyDictionary()  # tensor -> number of its value
+        self._learned: Any = WeakIdKeyDictionary()  # constants that were computed from parameters
+        self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
+        self._output: int | None = None
+        self._recording = True
+        self._put(images)
+
+    def graph(self) -> Graph:
+        """Return what was recorded."""
+        assert self._output is not None
+        shapes, dtypes = zip(*self._values, strict=True)
+        return Graph(tuple(self._nodes), shapes, dtypes, self._output)
+
+    def stop(self, output: Tensor) -> None:
+        """Record no more; ``output`` is the output of the feature's layer."""
+        with self._paused():
+            if not self._is_of_image(output):
+                raise ConvCircuitsError(
+                    f"The output of {self._feature.layer} does not depend on the image, so it carries no feature."
+                )
+            self._output = self._number(output)
+        self._recording = False  # for good
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        """Compute a kernel call, and record it as one node."""
+        if not self._recording:
+            return call.compute()
+        with self._paused():
+            output = call.compute()
+            for name, tensor in (("weights", call.weight), ("biases", call.bias)):
+                if tensor is not None and self._is_of_image(tensor):
+                    raise self.undecided(f"computes its {name} from the image")
+            if not self._is_of_image(call.x):
+                self._learned[output] = True
+                return output
+            if len(call.x) != len(self._images):
+                raise self.undecided(
+                    "reads what is no longer one map per image (windows or tokens, cut along the batch)"
+                )
+            args = (Ref(self._number(call.x)),)
+            kind = call.x.device.type
+            cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), (), call.layer, cast))
+            return output
+
+    def undecided(self, what: str) -> ConvCircuitsError:
+        """Return the error of a model that does what cannot be followed."""
+        where = self._network.running() or self._network.name
+        return ConvCircuitsError(
+            f"{where} {what}, so it cannot be told which kernels reach {self._feature.layer}. Choose a feature before it."
+        )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if not self._recording:
+            return func(*args, **kwargs)
+        given = tensors_in((args, kwargs))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise self.undecided(f"draws random numbers ({name_of(func)})")
+        if not any(map(self._is_of_image, given)):
+            result = func(*args, **kwargs)
+            if any(isinstance(x, nn.Parameter) or x in self._learned for x in given):
+                for x in tensors_in(result):
+                    self._learned[x] = True
+            return result
+        self._check(func, given)
+        if is_constant(func):
+            return func(*args, **kwargs)
+        return self._record(func, args, kwargs)
+
+    def _check(self, func: Any, given: Sequence[Tensor]) -> None:
+        """Refuse what depends on the image's values, and weights that are met by other products than kernel calls."""
+        name = name_of(func)
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
+        constants = [x for x in given if not self._is_of_image(x)]
+        weights = [x for x in constants if x.dim() > 1 and (isinstance(x, nn.Parameter) or x in self._learned)]
+        if weights and (is_contraction(func) or not is_known(func)):
+            raise ConvCircuitsError(
+                f"{self._network.running() or self._network.name} multiplies by a weight with {name}; convcircuits "
+                "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before it."
+            )
+        if is_contraction(func) and len(given) - len(constants) > 1:
+            raise self.undecided(f"mixes maps by {name}")
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        schema = func._schema.arguments
+        written = tuple(
+            place for place, known in enumerate(schema) if known.alias_info is not None and known.alias_info.is_write
+        )
+        if any(place >= len(args) or not isinstance(args[place], Tensor) for place in written):
+            raise self.undecided(f"writes into tensors that are given by name or in a list ({func})")
+        before = [self._before_write(args[place]) for place in written]
+        encoded = self._encoded(args), self._encoded(kwargs)
+        result = func(*args, **kwargs)
+        made = [args[place] for place in written] if written else _results(result)
+        outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in made)
+        self._add(Node(func, *encoded, None, outputs, written, self._network.running()))
+        for place, old in zip(written, before, strict=True):
+            self._after_write(args[place], *old)
+        return result
+
+    def _encoded(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if self._is_of_image(value):
+                return Ref(self._number(value))
+            return value if isinstance(value, nn.Parameter) else value.detach().clone()
+        if isinstance(value, Mapping):
+            return {key: self._encoded(part) for key, part in value.items()}
+        return type(value)(self._encoded(part) for part in value) if type(value) in (tuple, list) else value
+
+    def _add(self, node: Node) -> None:
+        self._nodes.append(node)
+
+    def _put(self, x: Tensor) -> int:
+        """Give a tensor a new value, and return its number."""
+        number = len(self._values)
+        self._values.append((x.shape, x.dtype))
+        self._numbers[x] = number
+        self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
+        return number
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        self._recording = False
+        try:
+            yield
+        finally:
+            self._recording = True
+
+    # ---------------------------------------- tensors that share memory
+
+    def _is_of_image(self, x: Tensor) -> bool:
+        return x in self._numbers or _storage(x) in self._roots or self._alias(x) is not None
+
+    def _alias(self, x: Tensor) -> Tensor | None:
+        """Return a tensor whose value is known and whose memory is that of ``x``."""
+        key = _storage(x)
+        if not key:
+            return None
+        for reference in self._of_storage.get(key, []):
+            known = reference()
+            if known is not None and known in self._numbers and _storage(known) == key:
+                return known
+        return None
+
+    def _number(self, x: Tensor) -> int:
+        """Return the number of a tensor's value; one that shares another's memory is a part of it."""
+        if x in self._numbers:
+            return int(self._numbers[x])
+        whole = self._roots.get(_storage(x), self._alias(x))
+        assert whole is not None
+        if _geometry(x) == _geometry(whole):
+            self._numbers[x] = self._numbers[whole]
+        else:
+            args = (Ref(self._number(whole)), self._places(x, whole))
+            self._add(Node(part_of_storage, args, {}, None, (self._put(x),), (), self._network.running()))
+        return int(self._numbers[x])
+
+    def _places(self, part: Tensor, whole: Tensor) -> Tensor:
+        """Return where the elements of a tensor lie in another one of the same memory, laid flat."""
+        size = whole.untyped_storage().nbytes() // whole.element_size()
+        memory = torch.full((size,), -1)
+        memory[_elements(whole, size).flatten()] = torch.arange(whole.numel())
+        places = memory[_elements(part, size)]
+        if part.dtype != whole.dtype or bool((places < 0).any()):
+            raise self.undecided("reads the memory of a map in another form")
+        return places
+
+    def _before_write(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return the tensor that other views of the memory of ``x`` are read from, and its value before the write."""
+        root = self._roots.get(_storage(x), x if x._base is None else x._base)
+        if _geometry(root) == _geometry(x):
+            return root, None
+        return root, self._encoded(root)
+
+    def _after_write(self, x: Tensor, root: Tensor, old: Any) -> None:
+        """Give the memory's root its new value, and forget what views of it held."""
+        number = int(self._numbers[x])
+        if old is None:
+            self._numbers[root] = number
+        else:
+            args = (old, Ref(number), self._places(x, root))
+            node = Node(written_into_storage, args, {}, None, (self._put(root),), (), self._network.running())
+            self._add(node)
+        key = _storage(x)
+        self._roots[key] = root
+        for reference in self._of_storage.get(key, []):
+            other = reference()
+            if other is not None and other is not x and other is not root:
+                self._numbers.pop(other, None)
+
+
+_SPOKEN = {"_local_scalar_dense": "item"}
+
+
+def _results(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def _without_input(call: KernelCall) -> KernelCall:
+    return replace(call, x=call.x.new_empty(0))
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr() if x.layout is torch.strided else 0
+
+
+def _geometry(x: Tensor) -> tuple[Any, ...]:
+    return (x.shape, x.stride(), x.storage_offset(), x.dtype)
+
+
+def _elements(x: Tensor, size: int) -> Tensor:
+    return torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset())

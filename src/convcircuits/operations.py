@@ -1,0 +1,581 @@
+"""What each ATen operation does with channels: the one table.
+
+A rule is a non-negative function of marks, tensors that are positive where a value is live (computed from the image by
+filters that are not dead): its result is positive where a value of the result depends on a live one. Run forwards it
+says what is live; its transpose, by autograd, what is needed. A rule also says whether dead values would meet live ones,
+so that they have to count for zero. Marks may have size 1 along dimensions in which they do not vary.
+
+An operation that is in no list is measured: it is tried on random values, slice by slice. What cannot be tried is
+refused.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+
+if TYPE_CHECKING:
+    from convcircuits.graph import Graph, Node
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Only the form of the result depends on the tensors that are given.
+_CONSTANTS = _names("""
+zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_stride
+sym_numel
+""")
+# Values are moved, repeated or left out; the operation itself runs on the marks.
+_MOVES = _names("""
+view _unsafe_view reshape _reshape_alias permute transpose t slice select squeeze unsqueeze expand clone alias detach
+contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind flip roll rot90
+repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d constant_pad_nd
+index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col col2im tril triu lift_fresh
+lift_fresh_copy narrow take part_of_storage written_into_storage
+""")
+# Moves that keep or only turn dimensions, so that a mark need not be spread over all elements first.
+_TURNS = _names("permute transpose t unsqueeze clone alias detach contiguous lift_fresh lift_fresh_copy")
+_CASTS = _names("_to_copy to type_as")
+# Each value is computed from those at the same place.
+_EACH = _names("""
+abs add sub rsub neg pow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan
+atan2 erf erfc erfinv reciprocal sign sgn round floor ceil trunc frac fmod remainder floor_divide maximum minimum fmax fmin
+clamp clamp_min clamp_max clip addcmul addcdiv lerp where masked_fill nan_to_num relu relu6 hardtanh silu gelu elu celu selu
+leaky_relu hardswish mish softplus sigmoid hardsigmoid _prelu_kernel prelu log_sigmoid_forward threshold hardshrink
+softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne lt le gt ge isnan isinf isfinite logical_and logical_or
+logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit logit sinc deg2rad rad2deg
+angle conj _conj conj_physical _conj_physical resolve_conj resolve_neg complex polar heaviside digamma lgamma special_entr
+special_erfcx i0 special_i0e special_i1 float_power
+""")
+_PRODUCTS = _names("mul div true_divide")
+_GATES = _names("sigmoid hardsigmoid _softmax")
+# Each channel by itself, over its last dimensions, as many as the name says.
+_AVERAGES = _names("avg_pool1d avg_pool2d avg_pool3d")
+_WINDOWS = _names("""
+max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
+_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d upsample_nearest1d upsample_nearest2d
+upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d
+upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+""")
+_BATCH_NORMS = _names("""
+native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
+_batch_norm_no_update
+""")
+# One value of all along some dimensions.
+_REDUCTIONS = _names("""
+mean sum nansum nanmean amax amin max min aminmax argmax argmin median nanmedian kthvalue mode prod norm
+linalg_vector_norm var std var_mean std_mean logsumexp any all count_nonzero
+""")
+# Along a dimension each value is computed from those before it, or from all.
+_SCANS = _names("cumsum cumprod cummax cummin logcumsumexp _cummax_helper _cummin_helper")
+_ORDERS = _names("sort topk argsort msort")
+_FOURIER = _names("_fft_r2c _fft_c2r _fft_c2c")
+# Sums of products over a dimension of both factors.
+_CONTRACTIONS = _names("""
+mm addmm bmm baddbmm addbmm mv addmv dot vdot matmul linear convolution _convolution convolution_overrideable
+mkldnn_convolution cudnn_convolution conv2d _cdist_forward cdist _trilinear einsum _scaled_dot_product_flash_attention
+_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math
+_scaled_dot_product_cudnn_attention
+""")
+
+Rule = Callable[..., Any]
+
+
+def name_of(op: Any) -> str:
+    """Return the name of an operation, without overload and the underscore of in-place spellings."""
+    name: str = getattr(op, "_opname", None) or op.__name__
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def is_constant(op: Any) -> bool:
+    """Return whether only the form of an operation's result depends on its tensors, and no value."""
+    return name_of(op) in _CONSTANTS
+
+
+def is_contraction(op: Any) -> bool:
+    """Return whether an operation sums products of two tensors."""
+    return name_of(op) in _CONTRACTIONS
+
+
+def is_known(op: Any) -> bool:
+    """Return whether the table has a rule for an operation, so that it need not be measured."""
+    return name_of(op) in _KNOWN
+
+
+def part_of_storage(x: Tensor, places: Tensor) -> Tensor:
+    """Return the elements of a tensor at places of the tensor laid flat, in the shape of ``places``."""
+    return x.flatten()[places]
+
+
+def written_into_storage(x: Tensor, part: Tensor, places: Tensor) -> Tensor:
+    """Return a tensor with some of its elements replaced, at places of the tensor laid flat."""
+    return x.flatten().index_copy(0, places.flatten(), part.flatten().to(x.dtype)).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one recorded operation does with channels.
+
+    Attributes:
+        rule: Marks of its inputs, in their order -> mark of its result, or one for each of several.
+        meets: Marks of its inputs -> whether dead values would meet live ones, so that they must be zero.
+        gate: Whether the result is a gate: a sigmoid's, or what is made of one alone (a view, a resized one, 1 - it).
+    """
+
+    rule: Rule
+    meets: Callable[[Sequence[Tensor]], bool]
+    gate: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is dead in a circuit, for a run of its graph.
+
+    Attributes:
+        reads: Node -> which of the channels that a kernel call reads are live, (groups, channels or blocks).
+        silent: Node -> value -> mark by which the value is multiplied before the node reads it.
+        output: The mark of the output; None where all of it is live.
+    """
+
+    reads: Mapping[int, Tensor]
+    silent: Mapping[int, Mapping[int, Tensor]]
+    output: Tensor | None
+
+
+def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Operation:
+    """Return what an operation that is no kernel call does with channels.
+
+    Args:
+        graph: The graph, for the shapes of its values.
+        node: The operation.
+        gates: For the values before it, whether each is a gate.
+
+    Raises:
+        ConvCircuitsError: If the operation is unknown and cannot be measured.
+    """
+    name = node.name
+    distinct = list(dict.fromkeys(node.inputs))
+    shapes = [graph.shapes[n] for n in distinct]
+    passing = len(distinct) == 1 and gates[distinct[0]]
+    if name in _CASTS:
+        return Operation(lambda x: x, _never, passing)
+    if name in _TURNS or (name in _MOVES and all(graph.dtypes[n].is_floating_point for n in distinct)):
+        return Operation(_move(graph, node, distinct), _never, passing)
+    if name in _REWRITES:
+        return Operation(_REWRITES[name](graph, node), _never, passing)
+    if name in _PRODUCTS and len(distinct) == 2:
+        return _product(node, [(n, graph.shapes[n], gates[n]) for n in distinct])
+    if name in _EACH or name in _PRODUCTS:
+        return Operation(_each(graph, node), _several, passing or name in _GATES)
+    for names, make in _TABLE:
+        if name in names:
+            return make(graph, node, passing or name in _GATES)
+    return _measured(graph, node, distinct, shapes)
+
+
+def _never(marks: Sequence[Tensor]) -> bool:
+    return False
+
+
+def _several(marks: Sequence[Tensor]) -> bool:
+    return len(marks) > 1
+
+
+def _always(marks: Sequence[Tensor]) -> bool:
+    return True
+
+
+def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], bool]:
+    """Return whether the first mark has both dead and live values along some dimensions."""
+
+    def varies(marks: Sequence[Tensor]) -> bool:
+        within = [dim for dim in dims if marks[0].shape[dim] > 1]
+        return bool(within) and bool((marks[0].amin(within) != marks[0].amax(within)).any())
+
+    return varies
+
+
+def argument(node: "Node", name: str) -> Any:
+    """Return an argument of a recorded operation by its name; its default, or None, where it was not given."""
+    for place, known in enumerate(node.op._schema.arguments):
+        if known.name == name:
+            if place < len(node.args):
+                return node.args[place]
+            return node.kwargs.get(name, known.default_value)
+    return None
+
+
+# ---------------------------------------- moves
+
+
+def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
+    name = node.name
+    plain = name == "cat" and not any(isinstance(x, Tensor) for x in node.args[0])
+
+    def move(*marks: Tensor) -> Any:
+        if plain:
+            marks = _alike(marks, [graph.shapes[n] for n in distinct], int(argument(node, "dim") or 0))
+        elif name not in _TURNS:
+            marks = tuple(mark.expand(graph.shapes[n]) for mark, n in zip(marks, distinct, strict=True))
+        elif name not in ("permute", "transpose", "t", "unsqueeze"):
+            return marks[0]
+        args, kwargs = node.arguments(dict(zip(distinct, marks, strict=True)).__getitem__, _empty_of_values)
+        if node.written:
+            args = tuple(a.clone() if k in node.written else a for k, a in enumerate(args))
+            node.op(*args, **kwargs)
+            return args[node.written[0]]
+        if "view" in name or name == "_reshape_alias":  # a mark's strides may be others
+            return args[0].reshape(args[1])
+        return node.op(*args, **{k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")})
+
+    return move
+
+
+def _alike(marks: Sequence[Tensor], shapes: Sequence[torch.Size], dim: int) -> tuple[Tensor, ...]:
+    """Spread marks along the dimension of a concatenation, and along others as far as any of them varies."""
+    rank = marks[0].dim()
+    shape = [max(mark.shape[d] for mark in marks) for d in range(rank)]
+    spread = []
+    for mark, whole in zip(marks, shapes, strict=True):
+        shape[dim % rank] = whole[dim]
+        spread.append(mark.expand(shape))
+    return tuple(spread)
+
+
+def _empty_of_values(x: Tensor) -> Tensor:
+    """Return zeros in place of a constant, which no live value is in; numbers of places stay."""
+    return torch.zeros(x.shape) if x.is_floating_point() or x.is_complex() else x.cpu()
+
+
+def _copied(graph: "Graph", node: "Node") -> Rule:
+    """Copying into a tensor: all of it comes from the source."""
+    source, rank = node.number_of(node.args[1]), len(graph.shapes_of(node)[0])
+    distinct = list(dict.fromkeys(node.inputs))
+    if source is None:
+        return _emptied(graph, node)
+    return lambda *marks: _of_rank(marks[distinct.index(source)], rank)
+
+
+def _emptied(graph: "Graph", node: "Node") -> Rule:
+    """Filling a tensor: nothing live is left in it."""
+    return lambda *marks: marks[0] * 0
+
+
+def _as_complex(graph: "Graph", node: "Node") -> Rule:
+    return lambda x: x.expand(*x.shape[:-1], 2).sum(-1)
+
+
+_REWRITES = {
+    "copy": _copied,
+    "fill": _emptied,
+    "zero": _emptied,
+    "view_as_real": lambda graph, node: lambda x: x.unsqueeze(-1),
+    "view_as_complex": _as_complex,
+}
+
+
+# ---------------------------------------- element by element
+
+
+def _summed(marks: Sequence[Tensor]) -> Tensor:
+    total = marks[0]
+    for mark in marks[1:]:
+        total = total + mark
+    return total
+
+
+def _each(graph: "Graph", node: "Node") -> Rule:
+    rank = len(graph.shapes_of(node)[0])
+    return lambda *marks: _of_rank(_summed(marks), rank)
+
+
+def _of_rank(mark: Tensor, rank: int) -> Tensor:
+    return mark.reshape((1,) * (rank - mark.dim()) + mark.shape)
+
+
+def _product(node: "Node", factors: Sequence[tuple[int, torch.Size, bool]]) -> Operation:
+    """Tell a product of two maps from a map that is scaled by a gate: a sigmoid's, a divisor, or the smaller factor."""
+    (_, a_shape, a_gate), (_, b_shape, b_gate) = factors
+    rank = max(len(a_shape), len(b_shape))
+    if node.name != "mul":
+        data = 0 if node.number_of(node.args[0]) == factors[0][0] else 1
+    elif a_gate != b_gate:
+        data = int(a_gate)
+    elif math.prod(a_shape) == math.prod(b_shape):
+        return Operation(lambda a, b: _of_rank(a * b, rank), _several)
+    else:
+        data = int(math.prod(a_shape) < math.prod(b_shape))
+    if data:
+        return Operation(lambda a, b: _of_rank(b * (1 + a), rank), _never, a_gate and b_gate)
+    return Operation(lambda a, b: _of_rank(a * (1 + b), rank), _never, a_gate and b_gate)
+
+
+# ---------------------------------------- along some dimensions
+
+
+def _dims(value: Any, rank: int) -> tuple[int, ...]:
+    if value is None or value == []:
+        return tuple(range(rank))
+    return tuple(int(d) % rank for d in (value if isinstance(value, (tuple, list)) else (value,)))
+
+
+def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    rank = len(graph.shapes[node.inputs[0]])
+    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), gate)
+
+
+def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    """Averages over windows: exactly those live that have a live value in their window."""
+    rank, shape = len(graph.shapes[node.inputs[0]]), graph.shapes[node.inputs[0]]
+    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+
+    def average(x: Tensor) -> Tensor:
+        if all(x.shape[dim] == 1 for dim in dims):
+            return x
+        result: Tensor = node.op(x.expand(shape).contiguous(), *node.args[1:], **node.kwargs)
+        return result
+
+    return Operation(average, _varies(dims), gate)
+
+
+def _reduction(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    rank, shapes = len(graph.shapes[node.inputs[0]]), graph.shapes_of(node)
+    if len(set(node.inputs)) > 1:  # the maximum of two maps
+        return Operation(_each(graph, node), _several)
+    if node.name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], Tensor):
+        return Operation(_each(graph, node), _several, gate)
+    dims = _dims(argument(node, "dim"), rank)
+    keeps = all(len(shape) == rank for shape in shapes)
+
+    def reduce(x: Tensor) -> Tensor:
+        total = x.sum(dims, keepdim=True)
+        return total if keeps else total.reshape([n for d, n in enumerate(total.shape) if d not in dims])
+
+    return Operation(reduce, _varies(dims))
+
+
+def _scan(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    shape = graph.shapes[node.inputs[0]]
+    dim = int(argument(node, "dim")) % len(shape)
+
+    def scan(x: Tensor) -> Tensor:
+        spread = list(x.shape)
+        spread[dim] = shape[dim]
+        return x.expand(spread).cumsum(dim)
+
+    return Operation(scan, _varies((dim,)))
+
+
+def _order(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    rank = len(graph.shapes[node.inputs[0]])
+    dim = argument(node, "dim")
+    dims = _dims(-1 if dim is None else dim, rank)
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims))
+
+
+def _softmax(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate)
+
+
+def _layer_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = tuple(range(-len(node.args[1]), 0))
+    if "rms" in node.name:  # only a norm divides: what is zero stays zero
+        return Operation(lambda x: x * (1 + x.sum(dims, keepdim=True)), _always)
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _always)
+
+
+def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    shape, groups = graph.shapes[node.inputs[0]], int(argument(node, "group"))
+
+    def norm(x: Tensor) -> Tensor:
+        channels = x.expand(x.shape[0], shape[1], *x.shape[2:])
+        sums = channels.reshape(len(x), groups, -1).sum(2)
+        spread = sums.repeat_interleave(shape[1] // groups, 1)
+        return x + spread.reshape(*spread.shape, *[1] * (len(shape) - 2))
+
+    return Operation(norm, _always)
+
+
+def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    if not argument(node, "training"):
+        return Operation(lambda x: x, _never, gate)
+    dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # an instance's own statistics, images laid into channels
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims))
+
+
+def _fourier(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims))
+
+
+def _glu(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    shape = graph.shapes[node.inputs[0]]
+    dim = _dims(argument(node, "dim"), len(shape))[0]
+
+    def gated(x: Tensor) -> Tensor:
+        spread = list(x.shape)
+        spread[dim] = shape[dim]
+        data, by = x.expand(spread).chunk(2, dim)
+        return data * (1 + by)
+
+    return Operation(gated, _never, gate)
+
+
+def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    """Values of a map at places that a grid says."""
+    distinct = list(dict.fromkeys(node.inputs))
+    kinds = [n == node.number_of(node.args[0]) for n in distinct]
+    rank = len(graph.shapes_of(node)[0])
+    over = [tuple(range(2, rank)) if is_map else tuple(range(1, rank)) for is_map in kinds]
+    return Operation(
+        lambda *marks: _summed([m.sum(dims, keepdim=True) for m, dims in zip(marks, over, strict=True)]), _several
+    )
+
+
+def _contraction(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    """Sums of products with constants, which all values along the summed dimension go into."""
+    if node.name not in ("mm", "bmm", "mv", "addmm", "baddbmm") or len(set(node.inputs)) > 1:
+        raise ConvCircuitsError(f"{node.layer or 'The model'} computes {node.name} of maps, which is not followed.")
+    (number,) = set(node.inputs)
+    place = [node.number_of(arg) for arg in node.args].index(number)
+    rank = len(graph.shapes_of(node)[0])
+    if node.name.startswith("add") or node.name.startswith("badd"):
+        if place == 0:
+            return Operation(lambda x: _of_rank(x, rank), _never)
+        place -= 1
+    dim = -1 if place == 0 else -2
+    if node.name == "mv":
+        return Operation(lambda x: x.sum(-1), _always)
+    return Operation(lambda x: x.sum(dim, keepdim=True), _always)
+
+
+_TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation]], ...] = (
+    (_AVERAGES, _average),
+    (_WINDOWS, _window),
+    (_BATCH_NORMS, _batch_norm),
+    (_REDUCTIONS, _reduction),
+    (_SCANS, _scan),
+    (_ORDERS, _order),
+    (("_softmax", "_log_softmax"), _softmax),
+    (("native_layer_norm", "_fused_rms_norm", "rms_norm"), _layer_norm),
+    (("native_group_norm",), _group_norm),
+    (_FOURIER, _fourier),
+    (("glu",), _glu),
+    (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
+    (_CONTRACTIONS, _contraction),
+)
+_KNOWN = {
+    *_CONSTANTS, *_MOVES, *_CASTS, *_EACH, *_PRODUCTS, *_REWRITES, *(name for names, _ in _TABLE for name in names)
+}  # fmt: skip
+
+
+# ---------------------------------------- what is not known
+
+
+_DRAWS = 2
+
+
+def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Try an unknown operation on random values: which slices of its result change when one slice of an input does.
+
+    Slices lie along the second dimension (channels), and along the last where channels lie there; a mark that varies
+    along others counts as live wherever any of it is.
+    """
+    patterns = [
+        {dim: _pattern(graph, node, distinct, k, dim) for dim in {1, len(shape) - 1} if 1 <= dim < len(shape)}
+        for k, shape in enumerate(shapes)
+    ]
+    results = graph.shapes_of(node)
+
+    def spread(*marks: Tensor) -> Any:
+        parts: list[list[Tensor]] = [[] for _ in results]
+        for mark, known in zip(marks, patterns, strict=True):
+            varying = [d for d in range(1, mark.dim()) if mark.shape[d] > 1]
+            dim = varying[0] if len(varying) == 1 and varying[0] in known else 1
+            for place, shape in enumerate(results):
+                parts[place].append(_through(mark, known.get(dim), place, dim, shape))
+        return tuple(_summed(part) for part in parts)
+
+    return Operation(spread, _always)
+
+
+def _through(mark: Tensor, pattern: Sequence[Tensor] | None, place: int, dim: int, shape: torch.Size) -> Tensor:
+    """Bring a mark through a measured pattern (slices of the result, slices of the input)."""
+    rank = len(shape)
+    if pattern is None or rank < 2 or dim >= rank:
+        return mark.sum() * torch.ones((1,) * rank)
+    slices = mark.movedim(dim, 0).flatten(1).sum(1)
+    wide = slices.expand(pattern[place].shape[1])
+    out = [1] * rank
+    out[dim] = -1
+    return (pattern[place].to(mark.dtype) @ wide).reshape(out)
+
+
+def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, dim: int) -> list[Tensor]:
+    """Return for each result which of its slices change with which slices of an input: bool (result's, input's)."""
+    generator = torch.Generator().manual_seed(0)
+    count = graph.shapes[distinct[which]][dim]
+    found: list[Tensor] | None = None
+    for draw in range(_DRAWS):
+        given = {n: _drawn(graph, n, generator, positive=draw % 2 == 1) for n in distinct}
+        base = _tried(node, given)
+        if not all(_same(a, b) for a, b in zip(base, _tried(node, given), strict=True)):
+            raise _untried(node, "it gives other values each time")
+        for c in range(count):
+            changed = given[distinct[which]].clone()
+            fresh = _drawn(graph, distinct[which], generator, positive=draw % 2 == 1)
+            changed.select(dim, c).copy_(fresh.select(dim, c))
+            results = _tried(node, given | {distinct[which]: changed})
+            moved = [_changed(a, b, dim) for a, b in zip(base, results, strict=True)]
+            if found is None:
+                found = [torch.zeros(len(m), count, dtype=torch.bool) for m in moved]
+            for table, column in zip(found, moved, strict=True):
+                table[:, c] |= column
+    assert found is not None
+    return found
+
+
+def _drawn(graph: "Graph", number: int, generator: torch.Generator, *, positive: bool) -> Tensor:
+    if not graph.dtypes[number].is_floating_point:
+        raise ConvCircuitsError(
+            f"an operation that is not known reads values of type {graph.dtypes[number]}, which were chosen or counted"
+        )
+    values = torch.randn(graph.shapes[number], generator=generator, dtype=torch.float64)
+    return (values.abs() if positive else values).to(graph.dtypes[number])
+
+
+def _tried(node: "Node", given: Mapping[int, Tensor]) -> list[Tensor]:
+    try:
+        results = node.compute({n: x.clone() for n, x in given.items()}.__getitem__)
+    except Exception as error:
+        raise _untried(node, str(error)) from error
+    return [result for result in results if isinstance(result, Tensor)]
+
+
+def _untried(node: "Node", why: str) -> ConvCircuitsError:
+    return ConvCircuitsError(
+        f"{node.layer or 'The model'} computes {node.op}, which convcircuits does not know and could not try out "
+        f"({why}). Choose a feature before it, or report the operation."
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(a.to(torch.complex128)), torch.nan_to_num(b.to(torch.complex128)))
+
+
+def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Return which slices of a result differ along ``dim``; where it has no such dimension, whether any value does."""
+    different = (a != b) & ~((a != a) & (b != b))
+    if a.dim() < 2 or dim >= a.dim():
+        return different.any().reshape(1)
+    return different.movedim(dim, 0).flatten(1).any(1)
