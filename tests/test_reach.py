@@ -13,6 +13,7 @@ import convcircuits as cc
 import oracles
 from convcircuits.capture import Network
 from convcircuits.reach import survey
+from meetings import MEETINGS, Two
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -131,57 +132,6 @@ def test_a_written_out_normalisation_hides_no_kernel(name):
     assert_same_masks(relevant_in(frozen_norms(case.build()), feature, case.input_shape), expected)
 
 
-class Two(nn.Module):
-    """Two convolutions that meet, and a head."""
-
-    def __init__(self, meet):
-        super().__init__()
-        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.LazyConv2d(2, 1)
-        self.meet = meet
-        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
-
-    def forward(self, x):
-        return self.head(self.meet(self, self.a(x), self.b(x)))
-
-
-MEETINGS = {
-    "concatenated relu": lambda net, a, b: torch.cat([F.relu(a), F.relu(-a), F.relu(b)], 1),
-    "maximum": lambda net, a, b: torch.maximum(a, b),
-    "difference": lambda net, a, b: F.relu(a - b) + F.relu(b - a),
-    "relu of a difference": lambda net, a, b: F.relu(a - b),
-    "product": lambda net, a, b: a * b,
-    "gated": lambda net, a, b: a * torch.sigmoid(b),
-    "layer scale of zero": lambda net, a, b: a + net.scale * b,
-    "subtracted mean": lambda net, a, b: a + (b - b.mean((2, 3), keepdim=True)),
-    "threshold": lambda net, a, b: a + F.relu(b - 0.5),
-    "softplus": lambda net, a, b: F.softplus(a) + F.elu(b),
-    "maxpool": lambda net, a, b: F.max_pool2d(a, 2) + F.avg_pool2d(b, 2),
-    "norm": lambda net, a, b: a + F.normalize(b, dim=1),
-    "local response norm": lambda net, a, b: a + F.local_response_norm(b, 3),
-    "written-out layer norm": lambda net, a, b: a + (b - b.mean(1, keepdim=True)) / (b.std(1, keepdim=True) + 1e-5),
-    "global response norm": lambda net, a, b: (
-        a + b * (b.norm(dim=(2, 3), keepdim=True) / b.norm(dim=(2, 3), keepdim=True).mean(1, keepdim=True))
-    ),
-    "variance": lambda net, a, b: a + b.var((2, 3), keepdim=True),
-    "softmax over space": lambda net, a, b: a * torch.softmax(b.flatten(2), -1).view_as(b),
-    "maximum over channels": lambda net, a, b: a + b.max(1, keepdim=True)[0],
-    "maximum with a constant": lambda net, a, b: torch.max(a, torch.tensor(1.0)) + b.clamp(min=2),
-    "rounded": lambda net, a, b: a.round() + torch.sign(b),
-    "logarithm": lambda net, a, b: F.relu(torch.log(a)) + b.rsqrt(),
-    "chosen": lambda net, a, b: torch.where(b > 0, a, -a),
-    "filled": lambda net, a, b: a.masked_fill(b < 0, 1.0),
-    "cast": lambda net, a, b: a.float().type_as(b) + b.to(torch.float32).to(b.dtype),
-    "zeros of its shape": lambda net, a, b: a + b + torch.zeros_like(a),
-    "pooled gate, no sigmoid": lambda net, a, b: a * F.relu(b.mean((2, 3), keepdim=True) - 1),
-    "broadcast": lambda net, a, b: (a.mean((2, 3), keepdim=True) + torch.ones_like(b)) + b,
-    "in place": lambda net, a, b: a.mul_(torch.sigmoid(b)).add_(1).clamp_(0, 1),
-    "glu": lambda net, a, b: F.glu(torch.cat([a, b], 1), 1),
-    "interpolated": lambda net, a, b: F.interpolate(F.avg_pool2d(a, 2), size=b.shape[2:]) + b,
-    "shuffled": lambda net, a, b: F.channel_shuffle(torch.cat([a, b], 1), 2),
-    "pixel shuffled": lambda net, a, b: torch.cat([F.pixel_shuffle(a, 2), F.pixel_shuffle(b, 2)], 1),
-}
-
-
 @pytest.mark.parametrize("meeting", MEETINGS)
 def test_every_kernel_of_two_convolutions_that_meet_is_relevant(meeting):
     torch.manual_seed(0)
@@ -216,18 +166,19 @@ def test_what_a_dead_gate_scales_stays_live(gate):
 
 
 UNTOLD = {
-    "control flow": (lambda net, a, b: a if b.mean() > 0 else b, "decides by a map's values"),
-    "a number": (lambda net, a, b: a * b.max().item(), "decides by a map's values"),
-    "cut off": (lambda net, a, b: a + b.detach(), "cut off"),
-    "without gradients": (lambda net, a, b: a + torch.no_grad()(torch.relu)(b), "cut off"),
-    "chosen places": (lambda net, a, b: a + b.argmax(1, keepdim=True), "chosen"),
-    "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps by matmul"),
+    "control flow": (lambda net, a, b: a if b.mean() > 0 else b, r"decides by a map's values \(item\)"),
+    "a number": (lambda net, a, b: a * b.max().item(), r"decides by a map's values \(item\)"),
+    "chosen values": (lambda net, a, b: a + a[a > 0].sum(), "decides by a map's values"),
+    "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps by bmm"),
     "computed weight": (
         lambda net, a, b: torch.einsum("nchw,cd->ndhw", a, net.scale[:, :, 0] * torch.ones(8, 8)),
-        "einsum",
+        "multiplies by a weight with",
     ),
-    "sorted": (lambda net, a, b: a + b.sort(1)[0], "mixes maps by sort"),
     "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
+    "other images": (lambda net, a, b: a - b.mean(0), "depends on the other images"),
+    "statistics of the batch": (lambda net, a, b: F.batch_norm(a, None, None, training=True), "other images"),
+    "dropout": (lambda net, a, b: F.dropout(a + b), r"draws random numbers \(bernoulli\)"),
+    "noise": (lambda net, a, b: a + torch.randn_like(b), r"draws random numbers \(randn_like\)"),
 }
 
 

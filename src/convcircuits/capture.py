@@ -37,6 +37,8 @@ _UNSUPPORTED = {
     F.bilinear: "a bilinear layer",
     F.multi_head_attention_forward: "attention",
     F.scaled_dot_product_attention: "attention",
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), "a recurrent layer"),
+    **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), "a recurrent layer"),
 }
 
 

@@ -188,7 +188,7 @@ def _live(recording: Recording, value: Value, live: Sequence[Tensor]) -> Tensor:
     mark = torch.ones(value.shape, dtype=torch.bool) if after is None else after[0]
     if value.axis is None:
         return mark
-    return mark.movedim(value.axis, 0).flatten(1).any(1)
+    return mark.movedim(value.axis, 0).reshape(value.channels, -1).any(1)
 
 
 def _has_zeros(value: Value) -> bool:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convcircuits.operations import EACH
+
 
 class Kind(Enum):
     """What a function does with the channels of the maps it is given."""
@@ -58,7 +60,12 @@ _REDUCES = {"mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "min": 1, "prod
 _REDUCES |= {"logsumexp": 1, "argmax": 1}
 _MIXES: set[Callable[..., Any]] = {F.layer_norm, F.group_norm, F.local_response_norm, F.normalize}
 _MIXES |= {function for function in (getattr(F, "rms_norm", None), torch.rms_norm) if function is not None}
-_UNKNOWN = {"einsum", "matmul", "mm", "bmm", "cdist", "cumsum", "sort", "topk"}
+# Computed within each channel of maps of any form; and of maps (N, C, H, W) alone.
+_WITHIN = EACH | _SCALINGS | _GATES | {"log_softmax", "softmin", "batch_norm", "instance_norm", "to", "type", "type_as"}
+_WITHIN |= {"float", "double", "half", "bfloat16", "detach", "logsigmoid", "tanhshrink", "softsign", "cpu", "cuda"}
+_WITHIN |= {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+_WINDOWS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "interpolate", "pad"}
+_WINDOWS |= {"upsample", "max_pool2d_with_indices"}
 
 
 def base_name(function: Any) -> str:
@@ -110,7 +117,8 @@ def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps:
             return Rule(Kind.REDUCE, dims=_reduced(name, args, kwargs, maps[0].dim()))
         if function in _MIXES:
             return Rule(Kind.MIX)
-        return Rule(Kind.OTHER) if name in _UNKNOWN else Rule(Kind.WITHIN, gate=name in _GATES or is_gate(maps[0]))
+        within = name in _WITHIN or (name in _WINDOWS and maps[0].dim() == 4)
+        return Rule(Kind.WITHIN, gate=name in _GATES or is_gate(maps[0])) if within else Rule(Kind.OTHER)
     if name in _SCALINGS and len(maps) == 2:
         data = _data_of_scaling(name, maps)
         return Rule(Kind.JOIN) if data is None else Rule(Kind.SCALE, data=data)

@@ -50,7 +50,7 @@ class Node:
         kwargs: Its keyword arguments, likewise.
         call: The kernel call, without its input, for which ``args`` is the one `Ref` to it.
         outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
-        written: Positions in ``args`` of the tensors that it overwrites; these are its results.
+        written: Which arguments it overwrites, by place or name; these are its results.
         layer: Name of the innermost module that ran.
         autocast: The dtype that autocast gave kernel calls there, None where it was off.
     """
@@ -60,7 +60,7 @@ class Node:
     kwargs: Mapping[str, Any]
     call: KernelCall | None
     outputs: tuple[int | None, ...]
-    written: tuple[int, ...]
+    written: tuple[int | str, ...]
     layer: str
     autocast: torch.dtype | None = None
 
@@ -92,13 +92,19 @@ class Node:
 
         return tuple(change(x) for x in self.args), {name: change(x) for name, x in self.kwargs.items()}
 
+    def write(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Overwrite copies of the arguments that it overwrites; return these."""
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)
+        given |= {key: given[key].clone() for key in self.written}
+        self.op(*(given[k] for k in range(len(args))), **{k: v for k, v in given.items() if isinstance(k, str)})
+        return [given[key] for key in self.written]
+
     def compute(self, value: Callable[[int], Tensor]) -> Sequence[Any]:
         """Compute its results from its values; nothing that is given is written to."""
         args, kwargs = self.arguments(value)
         if self.written:
-            args = tuple(a.clone() if k in self.written else a for k, a in enumerate(args))
-            self.op(*args, **kwargs)
-            return [args[k] for k in self.written]
+            return self.write(args, kwargs)
         result = self.op(*args, **kwargs)
         return result if isinstance(result, (tuple, list)) else (result,)
 
@@ -140,8 +146,9 @@ class Graph:
         last = self._last_uses()
         with torch.autocast(images.device.type, enabled=False):
             for place, node in enumerate(self.nodes):
+                value = _silenced(values, {} if plan is None else plan.silent.get(place, {}))
                 if node.call is not None:
-                    call = replace(node.call, x=values[node.inputs[0]])
+                    call = replace(node.call, x=value(node.inputs[0]))
                     if plan is not None:
                         call = replace(call, live=plan.reads[place])
                     if rows is not None and node.outputs[0] == self.output:
@@ -150,10 +157,8 @@ class Graph:
                     with _autocast(images.device.type, node.autocast):
                         results: Sequence[Any] = (kernel(call),)
                 else:
-                    results = node.compute(_silenced(values, {} if plan is None else plan.silent.get(place, {})))
-                for number, result in zip(node.outputs, results, strict=True):
-                    if number is not None:
-                        values[number] = result
+                    results = node.compute(value)
+                values |= {n: x for n, x in zip(node.outputs, results, strict=True) if n is not None}
                 for number in last[place]:
                     del values[number]
         output = values[self.output]
@@ -162,7 +167,7 @@ class Graph:
         live = plan.output
         if rows is not None and output.shape[1] != self.shapes[self.output][1]:
             live = live.expand(-1, self.shapes[self.output][1], *live.shape[2:]).index_select(1, rows)
-        return output * live
+        return output.masked_fill(~live, 0)
 
     def shapes_of(self, node: Node) -> list[torch.Size]:
         """Return the shapes of a node's results."""
@@ -182,8 +187,8 @@ class Graph:
 
 
 def _silenced(values: Mapping[int, Tensor], silent: Mapping[int, Tensor]) -> Callable[[int], Tensor]:
-    """Return what gives a value by its number, what is dead of it as zero."""
-    return lambda n: values[n] * silent[n] if n in silent else values[n]
+    """Return what gives a value by its number, with zeros for what is dead of it, even where that is not finite."""
+    return lambda n: values[n].masked_fill(~silent[n], 0) if n in silent else values[n]
 
 
 def _numbers_in(value: Any) -> Iterator[int]:
@@ -287,9 +292,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def undecided(self, what: str) -> ConvCircuitsError:
         """Return the error of a model that does what cannot be followed."""
-        where = self._network.running() or self._network.name
+        where, layer = self._network.running() or self._network.name, self._feature.layer
         return ConvCircuitsError(
-            f"{where} {what}, so it cannot be told which kernels reach {self._feature.layer}. Choose a feature before it."
+            f"{where} {what}, so it cannot be told which kernels reach {layer}. Choose a feature before it."
         )
 
     def __torch_dispatch__(
@@ -300,7 +305,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise self.undecided(f"draws random numbers ({name_of(func)})")
+            raise self._random(func)
         if not any(map(self._is_of_image, given)):
             result = func(*args, **kwargs)
             if any(isinstance(x, nn.Parameter) or x in self._learned for x in given):
@@ -312,36 +317,44 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         return self._record(func, args, kwargs)
 
+    def _random(self, func: Any) -> ConvCircuitsError:
+        return ConvCircuitsError(
+            f"{self._network.running() or self._network.name} draws random numbers ({name_of(func)}) in eval mode: its "
+            "map is another at every run, and no figure would mean anything. Make it deterministic (functional dropout "
+            "needs training=self.training), or choose a feature before it."
+        )
+
     def _check(self, func: Any, given: Sequence[Tensor]) -> None:
         """Refuse what depends on the image's values, and weights that are met by other products than kernel calls."""
         name = name_of(func)
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+        indexed = name in ("index", "masked_select") and not any(map(self._is_of_image, given[1:]))
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags) and not indexed:
             raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
         constants = [x for x in given if not self._is_of_image(x)]
         weights = [x for x in constants if x.dim() > 1 and (isinstance(x, nn.Parameter) or x in self._learned)]
         if weights and (is_contraction(func) or not is_known(func)):
             raise ConvCircuitsError(
                 f"{self._network.running() or self._network.name} multiplies by a weight with {name}; convcircuits "
-                "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before it."
+                "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before "
+                "it."
             )
         if is_contraction(func) and len(given) - len(constants) > 1:
             raise self.undecided(f"mixes maps by {name}")
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        schema = func._schema.arguments
-        written = tuple(
-            place for place, known in enumerate(schema) if known.alias_info is not None and known.alias_info.is_write
-        )
-        if any(place >= len(args) or not isinstance(args[place], Tensor) for place in written):
-            raise self.undecided(f"writes into tensors that are given by name or in a list ({func})")
-        before = [self._before_write(args[place]) for place in written]
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)
+        written = _written(func, len(args))
+        if any(not isinstance(given.get(key), Tensor) for key in written):
+            raise self.undecided(f"writes into a list of tensors ({func})")
+        before = [self._before_write(given[key]) for key in written]
         encoded = self._encoded(args), self._encoded(kwargs)
         result = func(*args, **kwargs)
-        made = [args[place] for place in written] if written else _results(result)
+        made = [given[key] for key in written] if written else _results(result)
         outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in made)
         self._add(Node(func, *encoded, None, outputs, written, self._network.running()))
-        for place, old in zip(written, before, strict=True):
-            self._after_write(args[place], *old)
+        for key, old in zip(written, before, strict=True):
+            self._after_write(given[key], *old)
         return result
 
     def _encoded(self, value: Any) -> Any:
@@ -436,6 +449,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 _SPOKEN = {"_local_scalar_dense": "item"}
+
+
+def _written(func: Any, positional: int) -> tuple[int | str, ...]:
+    """Return which arguments an operation overwrites, by place or, where they are given by name, by name."""
+    schema = enumerate(func._schema.arguments)
+    written = [(place, known.name) for place, known in schema if known.alias_info and known.alias_info.is_write]
+    return tuple(place if place < positional else name for place, name in written)
 
 
 def _results(result: Any) -> list[Any]:

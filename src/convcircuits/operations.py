@@ -2,8 +2,8 @@
 
 A rule is a non-negative function of marks, tensors that are positive where a value is live (computed from the image by
 filters that are not dead): its result is positive where a value of the result depends on a live one. Run forwards it
-says what is live; its transpose, by autograd, what is needed. A rule also says whether dead values would meet live ones,
-so that they have to count for zero. Marks may have size 1 along dimensions in which they do not vary.
+says what is live; its transpose, by autograd, what is needed. A rule also says whether dead values would meet live
+ones, so that they have to count for zero. Marks may have size 1 along dimensions in which they do not vary.
 
 An operation that is in no list is measured: it is tried on random values, slice by slice. What cannot be tried is
 refused.
@@ -35,25 +35,27 @@ sym_numel
 # Values are moved, repeated or left out; the operation itself runs on the marks.
 _MOVES = _names("""
 view _unsafe_view reshape _reshape_alias permute transpose t slice select squeeze unsqueeze expand clone alias detach
-contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind flip roll rot90
-repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind flip roll
+rot90 repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d constant_pad_nd
-index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col col2im tril triu lift_fresh
-lift_fresh_copy narrow take part_of_storage written_into_storage
+index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col tril triu
+lift_fresh lift_fresh_copy narrow take part_of_storage written_into_storage
 """)
+# Moves that add up what lands at one place.
+_GATHERS = _names("index_add scatter_add col2im")
 # Moves that keep or only turn dimensions, so that a mark need not be spread over all elements first.
 _TURNS = _names("permute transpose t unsqueeze clone alias detach contiguous lift_fresh lift_fresh_copy")
 _CASTS = _names("_to_copy to type_as")
 # Each value is computed from those at the same place.
-_EACH = _names("""
-abs add sub rsub neg pow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan
-atan2 erf erfc erfinv reciprocal sign sgn round floor ceil trunc frac fmod remainder floor_divide maximum minimum fmax fmin
-clamp clamp_min clamp_max clip addcmul addcdiv lerp where masked_fill nan_to_num relu relu6 hardtanh silu gelu elu celu selu
-leaky_relu hardswish mish softplus sigmoid hardsigmoid _prelu_kernel prelu log_sigmoid_forward threshold hardshrink
-softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne lt le gt ge isnan isinf isfinite logical_and logical_or
-logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit logit sinc deg2rad rad2deg
-angle conj _conj conj_physical _conj_physical resolve_conj resolve_neg complex polar heaviside digamma lgamma special_entr
-special_erfcx i0 special_i0e special_i1 float_power
+EACH = _names("""
+abs add sub rsub neg pow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos
+atan atan2 erf erfc erfinv reciprocal sign sgn round floor ceil trunc frac fmod remainder floor_divide maximum minimum
+fmax fmin clamp clamp_min clamp_max clip addcmul addcdiv lerp where masked_fill nan_to_num relu relu6 hardtanh silu
+gelu elu celu selu leaky_relu hardswish mish softplus sigmoid hardsigmoid _prelu_kernel prelu log_sigmoid_forward
+threshold hardshrink softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne lt le gt ge isnan isinf isfinite
+logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit
+logit sinc deg2rad rad2deg angle conj _conj conj_physical _conj_physical resolve_conj resolve_neg complex polar
+heaviside digamma lgamma special_entr special_erfcx i0 special_i0e special_i1 float_power
 """)
 _PRODUCTS = _names("mul div true_divide")
 _GATES = _names("sigmoid hardsigmoid _softmax")
@@ -169,11 +171,13 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Ope
         return Operation(lambda x: x, _never, passing)
     if name in _TURNS or (name in _MOVES and all(graph.dtypes[n].is_floating_point for n in distinct)):
         return Operation(_move(graph, node, distinct), _never, passing)
+    if name in _GATHERS and all(graph.dtypes[n].is_floating_point for n in distinct):
+        return Operation(_move(graph, node, distinct), _always)
     if name in _REWRITES:
         return Operation(_REWRITES[name](graph, node), _never, passing)
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(node, [(n, graph.shapes[n], gates[n]) for n in distinct])
-    if name in _EACH or name in _PRODUCTS:
+    if name in EACH or name in _PRODUCTS:
         return Operation(_each(graph, node), _several, passing or name in _GATES)
     for names, make in _TABLE:
         if name in names:
@@ -219,6 +223,16 @@ def argument(node: "Node", name: str) -> Any:
 def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
     name = node.name
     plain = name == "cat" and not any(isinstance(x, Tensor) for x in node.args[0])
+    schema = getattr(node.op, "_schema", None)
+    filled = (
+        []
+        if schema is None
+        else [
+            k
+            for k, known in enumerate(schema.arguments)
+            if known.name == "value" and k < len(node.args) and isinstance(node.args[k], (int, float))
+        ]
+    )
 
     def move(*marks: Tensor) -> Any:
         if plain:
@@ -228,10 +242,10 @@ def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
         elif name not in ("permute", "transpose", "t", "unsqueeze"):
             return marks[0]
         args, kwargs = node.arguments(dict(zip(distinct, marks, strict=True)).__getitem__, _empty_of_values)
+        args = tuple(0 if k in filled else a for k, a in enumerate(args))
+        kwargs |= dict.fromkeys(kwargs.keys() & {"value"}, 0)
         if node.written:
-            args = tuple(a.clone() if k in node.written else a for k, a in enumerate(args))
-            node.op(*args, **kwargs)
-            return args[node.written[0]]
+            return tuple(node.write(args, kwargs))
         if "view" in name or name == "_reshape_alias":  # a mark's strides may be others
             return args[0].reshape(args[1])
         return node.op(*args, **{k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")})
@@ -474,9 +488,8 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),
 )
-_KNOWN = {
-    *_CONSTANTS, *_MOVES, *_CASTS, *_EACH, *_PRODUCTS, *_REWRITES, *(name for names, _ in _TABLE for name in names)
-}  # fmt: skip
+_KNOWN = _CONSTANTS | _MOVES | _GATHERS | _CASTS | EACH | _PRODUCTS | _REWRITES.keys()
+_KNOWN |= {name for names, _ in _TABLE for name in names}
 
 
 # ---------------------------------------- what is not known
@@ -489,10 +502,10 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
     """Try an unknown operation on random values: which slices of its result change when one slice of an input does.
 
     Slices lie along the second dimension (channels), and along the last where channels lie there; a mark that varies
-    along others counts as live wherever any of it is.
+    along others counts as live wherever any of it is. Slices along the first tell whether images stay apart.
     """
     patterns = [
-        {dim: _pattern(graph, node, distinct, k, dim) for dim in {1, len(shape) - 1} if 1 <= dim < len(shape)}
+        {dim: _pattern(graph, node, distinct, k, dim) for dim in {0, 1, len(shape) - 1} if dim < len(shape)}
         for k, shape in enumerate(shapes)
     ]
     results = graph.shapes_of(node)
@@ -503,22 +516,22 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
             varying = [d for d in range(1, mark.dim()) if mark.shape[d] > 1]
             dim = varying[0] if len(varying) == 1 and varying[0] in known else 1
             for place, shape in enumerate(results):
-                parts[place].append(_through(mark, known.get(dim), place, dim, shape))
+                by_image = _through(mark, known[0][place], 0, shape)
+                by_channel = _through(mark, known[dim][place], dim, shape) if dim in known else by_image
+                parts[place].append(by_image * by_channel)
         return tuple(_summed(part) for part in parts)
 
     return Operation(spread, _always)
 
 
-def _through(mark: Tensor, pattern: Sequence[Tensor] | None, place: int, dim: int, shape: torch.Size) -> Tensor:
-    """Bring a mark through a measured pattern (slices of the result, slices of the input)."""
-    rank = len(shape)
-    if pattern is None or rank < 2 or dim >= rank:
-        return mark.sum() * torch.ones((1,) * rank)
-    slices = mark.movedim(dim, 0).flatten(1).sum(1)
-    wide = slices.expand(pattern[place].shape[1])
-    out = [1] * rank
-    out[dim] = -1
-    return (pattern[place].to(mark.dtype) @ wide).reshape(out)
+def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tensor:
+    """Bring a mark along one dimension through a measured pattern (slices of the result, slices of the input)."""
+    slices = mark.movedim(dim, 0).flatten(1).sum(1).expand(pattern.shape[1])
+    reached = pattern.to(mark.dtype) @ slices
+    form = [1] * len(shape)
+    if dim < len(shape):
+        form[dim] = -1
+    return reached.reshape(form)
 
 
 def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, dim: int) -> list[Tensor]:
@@ -576,6 +589,4 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Return which slices of a result differ along ``dim``; where it has no such dimension, whether any value does."""
     different = (a != b) & ~((a != a) & (b != b))
-    if a.dim() < 2 or dim >= a.dim():
-        return different.any().reshape(1)
-    return different.movedim(dim, 0).flatten(1).any(1)
+    return different.movedim(dim, 0).flatten(1).any(1) if dim < a.dim() else different.any().reshape(1)

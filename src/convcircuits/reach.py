@@ -100,7 +100,7 @@ class Paths:
         shape = self.graph.shapes[0]
         image = torch.ones(1, dtype=torch.bool) if images is None else images
         marks, reads, conducting = {0: image.reshape(-1, *[1] * (len(shape) - 1))}, {}, {}
-        for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
+        for place, node in enumerate(self.graph.nodes):
             given = [marks[n] for n in dict.fromkeys(node.inputs)]
             if node.call is not None:
                 mask = None if kernels is None else kernels.get(node.call.layer)
@@ -111,8 +111,7 @@ class Paths:
                     out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
                 results = [out]
             else:
-                assert operation is not None
-                results = [mark > 0 for mark in self._through(place, operation, [mark.float() for mark in given])]
+                results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
             marks |= dict(zip((n for n in node.outputs if n is not None), results, strict=True))
         return Live(marks, reads, conducting)
 
@@ -133,12 +132,10 @@ class Paths:
                 back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
                 _add(need, node.inputs[0], _along_inputs(node.call, back, shape))
                 continue
-            operation = self._operations[place]
-            assert operation is not None
             distinct = list(dict.fromkeys(node.inputs))
             values = [live.marks[n].float().requires_grad_() for n in distinct]
             with torch.enable_grad():
-                results = self._through(place, operation, values)
+                results = self.through(place, values)
             wanted = [
                 (result, _as_wide(need[n], result.shape))
                 for n, result in zip(numbers, results, strict=True)
@@ -159,7 +156,8 @@ class Paths:
         for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
             marks = {n: live.marks[n] for n in node.inputs}
             partly = {n: mark.to(device) for n, mark in marks.items() if not bool(mark.all())}
-            if operation is not None and partly and operation.meets([mark.float() for mark in marks.values()]):
+            given = [mark.float() for mark in marks.values()]
+            if partly and (_within_channels(node.call, given[0]) if operation is None else operation.meets(given)):
                 silent[place] = partly
         output = live.marks[self.graph.output]
         reads = {place: read.to(device) for place, read in live.reads.items()}
@@ -182,8 +180,10 @@ class Paths:
                     "of an image. Choose a feature before it."
                 )
 
-    def _through(self, place: int, operation: Operation, marks: list[Tensor]) -> list[Tensor]:
-        """Apply a rule; return one mark for each result."""
+    def through(self, place: int, marks: list[Tensor]) -> list[Tensor]:
+        """Bring marks of what an operation reads, one for each value in order, through it; one for each result."""
+        operation = self._operations[place]
+        assert operation is not None
         result = operation.rule(*marks)
         shapes = self.graph.shapes_of(self.graph.nodes[place])
         parts = list(result) if isinstance(result, (tuple, list)) else [result] * len(shapes)
@@ -219,6 +219,13 @@ def _channel_dim(call: KernelCall, rank: int) -> int:
 def _per_channel(mark: Tensor, dim: int, channels: int) -> Tensor:
     """Return for each channel whether any of it is marked, (channels,)."""
     return mark.movedim(dim, 0).flatten(1).any(1).expand(channels)
+
+
+def _within_channels(call: KernelCall | None, mark: Tensor) -> bool:
+    """Return whether a kernel call reads channels that are live at some places and dead at others."""
+    assert call is not None
+    by_channel = mark.movedim(_channel_dim(call, mark.dim()), 0).flatten(1)
+    return bool((by_channel.amin(1) != by_channel.amax(1)).any())
 
 
 def _channels_read(call: KernelCall, mark: Tensor, shape: torch.Size) -> Tensor:

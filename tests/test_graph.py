@@ -1,0 +1,252 @@
+"""A model as a graph of operations: run again it is the model, and what is dead in a circuit cannot matter."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import DeformConv2d
+
+import convcircuits as cc
+from convcircuits.capture import Network
+from convcircuits.graph import record_graph
+from convcircuits.reach import survey
+from meetings import MEETINGS, Two
+from nets import NETS
+
+FEATURE = cc.Feature("head", 0)
+
+
+def two(meet):
+    torch.manual_seed(0)
+    model = Two(meet)
+    model(torch.randn(1, 3, 8, 8))
+    return model.double().eval()
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, equal_nan=True)
+
+
+def images(n=2, shape=(3, 8, 8), seed=1):
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------- the graph is the model
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_a_graph_run_again_is_the_model(meeting):
+    model, x = two(MEETINGS[meeting]), images()
+    graph = record_graph(Network(model), FEATURE, images(seed=2))
+    with torch.no_grad():
+        close(graph.run(x, lambda call: call.compute()), model(x))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_graph_of_a_net_is_the_net_whatever_the_number_of_images(name):
+    case = NETS[name]
+    model, network = case.build(), Network(case.build())
+    layer, unit = case.features[-1]
+    for n in (1, 3):
+        x = case.images(n)
+        graph = record_graph(network, cc.Feature(layer, unit, call=0), case.images(n, seed=1))
+        outputs = []
+        handle = model.get_submodule(layer).register_forward_hook(lambda m, a, out, to=outputs: to.append(out.clone()))
+        with torch.no_grad():
+            model(x)
+            close(graph.run(x, lambda call: call.compute()), outputs[0])
+        handle.remove()
+
+
+def half(x):
+    x[:, :4] = x[:, 4:] * 2
+    return x
+
+
+def overlapping(x):
+    first, whole = x[:, :6], x.view(len(x), -1)
+    first.mul_(2)
+    x[:, 4:].add_(first[:, :4])
+    return whole.view_as(x)
+
+
+def through_data(x):
+    x.data.clamp_(0)
+    return x
+
+
+def filled(x):
+    out = torch.empty(len(x), 8, *x.shape[2:], dtype=x.dtype)
+    views = out[:, :4], out[:, 4:]
+    views[0].copy_(x[:, 4:])
+    views[1].zero_().add_(x[:, :4])
+    return out
+
+
+def strided(x):
+    return x.as_strided((len(x), 8, 3, 3), (x.stride(0), x.stride(1), x.stride(2), 1)).mul_(x[:, :, 3:, 3:])
+
+
+WRITES = {
+    "half": half,
+    "overlapping": overlapping,
+    "through data": through_data,
+    "filled": filled,
+    "in a chain": lambda x: x.relu_().mul_(2).sub_(1).sigmoid_(),
+    "index put": lambda x: x.index_put_((torch.tensor([0, 1]), torch.tensor([2, 3])), torch.zeros((), dtype=x.dtype)),
+    "a list of maps": lambda x: torch.stack([m.mul_(k + 1) for k, m in enumerate(x.unbind(1))], 1),
+    "split and written": lambda x: torch.cat([m.add_(1) for m in x.split(2, 1)] + [x], 1)[:, ::2],
+    "transposed": lambda x: x.transpose(2, 3).mul_(2).transpose(2, 3) + x,
+    "out": lambda x: torch.add(x, 1, out=torch.empty_like(x)),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_writes_into_maps_and_views_of_them_are_followed(how):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+
+        def forward(self, x):
+            return self.head(WRITES[how](self.a(x)))
+
+    torch.manual_seed(0)
+    model = Writing().double().eval()
+    x = images()
+    graph = record_graph(Network(model), FEATURE, images(seed=2))
+    with torch.no_grad():
+        close(graph.run(x, lambda call: call.compute()), model(x.clone()))
+
+
+# ---------------------------------------- circuits
+
+
+def circuit_of(model, kernels):
+    return cc.Circuit.from_masks(model, FEATURE, kernels, input_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_all_relevant_kernels_together_are_the_model(meeting):
+    model, x = two(MEETINGS[meeting]), images(3)
+    everything = circuit_of(model, survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    assert everything.density == 1
+    with torch.no_grad():
+        close(cc.activations(model, FEATURE, x, circuit=everything), model(x)[:, 0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_what_a_dead_filter_holds_cannot_matter(meeting, seed):
+    """Another bias on dead filters changes nothing, but where a dead filter is a gate: its constant scales."""
+    model, x = two(MEETINGS[meeting]), images()
+    generator = torch.Generator().manual_seed(seed)
+    relevant = survey(Network(model), FEATURE, (3, 8, 8)).kernels
+    kernels = {layer: r & (torch.rand(r.shape, generator=generator) < 0.6) for layer, r in relevant.items()}
+    gated = any(word in meeting for word in ("gate", "softmax", "norm", "response", "glu", "cosine", "in place"))
+    dead = {"a": torch.tensor([0, 3, 4])} | ({} if gated else {"b": torch.tensor([1, 3])})
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, rows in dead.items():
+            kernels[layer][rows] = False
+            other.get_submodule(layer).bias[rows] += 3.0
+    runs = [cc.activations(m, FEATURE, x, circuit=circuit_of(m, kernels)) for m in (model, other)]
+    close(*runs)
+
+
+CONSTANTS = {
+    "coordinates": lambda net, a, b: torch.cat([a + b, torch.linspace(-1, 1, 6).to(a).expand(len(a), 2, 6, 6)], 1),
+    "ones": lambda net, a, b: torch.cat([torch.ones_like(a[:, :3]), a, b], 1),
+    "padded with ones": lambda net, a, b: F.pad(a + b, (0, 0, 0, 0, 1, 2), value=1.0),
+    "a learned map": lambda net, a, b: torch.cat([a * b, net.scale.expand(len(a), -1, 6, 6) + 1], 1),
+    "one-hot": lambda net, a, b: torch.cat([a, b, F.one_hot(torch.arange(6), 6).to(a).expand(len(a), 1, 6, 6)], 1),
+}
+
+
+@pytest.mark.parametrize("how", CONSTANTS)
+def test_a_kernel_that_reads_a_constant_is_part_of_its_filters_bias(how):
+    """It has no path from the image: it is not counted, runs with its filter, and goes with it."""
+    model, x = two(CONSTANTS[how]), images()
+    channels = model.head.weight.shape[1]
+    found = survey(Network(model), FEATURE, (3, 8, 8))
+    constant = channels - (16 if how in ("ones", "one-hot") else 8)
+    assert int(found.kernels["head"].sum()) == channels - constant
+    assert int(found.constant["head"][0].sum()) == constant
+    everything = circuit_of(model, found.kernels)
+    with torch.no_grad():
+        close(cc.activations(model, FEATURE, x, circuit=everything), model(x)[:, 0])
+        close(cc.activations(model, FEATURE, x, circuit=everything, effective=False), model(x)[:, 0])
+    nothing = circuit_of(model, {})
+    assert not cc.activations(model, FEATURE, x, circuit=nothing).any()
+
+
+# ---------------------------------------- weights that are no kernels
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.conv, self.rnn = nn.Conv2d(3, 8, 3), kind(8, 6, batch_first=True, **options)
+        self.last = nn.Linear(12 if options.get("bidirectional") else 6, 4)
+
+    def forward(self, x):
+        return self.last(self.rnn(self.conv(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_is_refused_and_carries_features_before_it(kind, options):
+    model = Recurrent(kind, **options).double().eval()
+    with pytest.raises(cc.ConvCircuitsError, match="rnn is a recurrent layer"):
+        cc.score(model, cc.Feature("last", 0), images())
+    assert cc.score(model, cc.Feature("conv", 0), images()).relevant == 3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_deformable_convolution_is_refused(masked):
+
+    class Deformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.deformed = nn.Conv2d(3, 8, 3), DeformConv2d(8, 4, 3, padding=1)
+            self.offset, self.by = nn.Conv2d(8, 18, 3, padding=1), nn.Conv2d(8, 9, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.deformed(y, self.offset(y), torch.sigmoid(self.by(y)) if masked else None)
+
+    model = Deformed().double().eval()
+    with pytest.raises(cc.ConvCircuitsError, match="deformed multiplies by a weight with deform_conv2d"):
+        cc.score(model, cc.Feature("deformed", 0), images())
+    assert cc.score(model, cc.Feature("offset", 0), images()).relevant == 32
+
+
+WEIGHTS = {
+    "tensordot": lambda y, w: torch.tensordot(y, w, dims=([1], [0])).movedim(-1, 1),
+    "inner": lambda y, w: torch.inner(y.movedim(1, -1), w).movedim(-1, 1),
+    "transposed": lambda y, w: (y.movedim(1, -1) @ w.t()).movedim(-1, 1),
+    "unfolded": lambda y, w: (w.repeat(1, 9) @ F.unfold(y, 3)).reshape(len(y), 8, 4, 4),
+    "convolved by torch.ops": lambda y, w: torch.ops.aten.convolution(
+        y, w[:, :, None, None], None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WEIGHTS)
+def test_a_product_with_a_weight_that_is_no_kernel_call_is_refused(how):
+    model = two(lambda net, a, b: WEIGHTS[how](a + b, net.scale[:, :, 0] * torch.ones(8, 8, dtype=a.dtype)))
+    with pytest.raises(cc.ConvCircuitsError, match="multiplies by a weight with"):
+        survey(Network(model), FEATURE, (3, 8, 8))
+
+
+@pytest.mark.parametrize("dynamic", ["weight", "bias"])
+def test_weights_that_are_computed_from_the_image_are_refused(dynamic):
+    def meet(net, a, b):
+        weight, bias = torch.ones(4, 8, 1, 1, dtype=a.dtype), torch.zeros(4, dtype=a.dtype)
+        by = b.mean()
+        return F.conv2d(a, weight * by, bias) if dynamic == "weight" else F.conv2d(a, weight, bias + by)
+
+    with pytest.raises(cc.ConvCircuitsError, match="from the image"):
+        survey(Network(two(meet)), FEATURE, (3, 8, 8))
