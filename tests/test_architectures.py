@@ -40,8 +40,8 @@ class Case:
     def feature(self):
         return cc.Feature(self.layer, self.unit)
 
-    def survey(self, masks=None):
-        return survey(Network(self.model), self.feature, self.architecture.input_shape, masks)
+    def survey(self):
+        return survey(Network(self.model), self.feature, self.architecture.input_shape)
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,14 +95,15 @@ def own_map(model, layer, unit, images):
 
 
 def test_relevant_and_effective_kernels_are_those_of_a_search_in_the_graph(case):
-    relevant = case.survey().kernels
+    surveyed = case.survey()
+    relevant = surveyed.kernels
     expected = case.graph.reachable(case.unit, blocks=case.architecture.blocks)
     assert list(relevant) == [layer for layer, mask in expected.items() if mask.any()]
     for layer, mask in relevant.items():
         assert torch.equal(mask, expected[layer]), layer
     for density in (0.4, 0.1):
         masks = thinned(relevant, density, case.layer)
-        expected, found = case.graph.reachable(case.unit, masks), case.survey(masks).kernels
+        expected, found = case.graph.reachable(case.unit, masks), surveyed.inside(masks)
         for layer, mask in masks.items():
             assert torch.equal(found[layer] & mask, expected[layer]), (density, layer)
         assert density < 0.4 or any(mask.any() for mask in expected.values())

@@ -35,7 +35,7 @@ def as_probed(model, feature, shape):
     for seed, density in enumerate((0.15, 0.3, 0.5, 0.7)):
         masks = random_masks(subject.survey.kernels, density, seed)
         effective = kept_by(subject, recording, masks).effective(recording, masks)
-        inside = survey(subject.network, feature, shape, masks).kernels
+        inside = subject.survey.inside(masks)
         assert list(effective) == list(masks)
         for layer, mask in masks.items():
             assert torch.equal(effective[layer], inside[layer] & mask), (layer, density)
