@@ -253,10 +253,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._put(images)
 
     def graph(self) -> Graph:
-        """Return what was recorded."""
+        """Return what was recorded of all that the output is computed from."""
         assert self._output is not None
         shapes, dtypes = zip(*self._values, strict=True)
-        return Graph(tuple(self._nodes), shapes, dtypes, self._output)
+        wanted, nodes = {self._output}, []
+        for node in reversed(self._nodes):
+            if wanted & set(node.outputs):
+                wanted |= set(node.inputs)
+                nodes.append(node)
+        return Graph(tuple(reversed(nodes)), shapes, dtypes, self._output)
 
     def stop(self, output: Tensor) -> None:
         """Record no more; ``output`` is the output of the feature's layer."""
