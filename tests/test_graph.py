@@ -12,6 +12,7 @@ import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.graph import record_graph
 from convcircuits.reach import survey
+from convcircuits.recording import UnextractableError
 from meetings import MEETINGS, Two
 from nets import NETS
 
@@ -154,6 +155,36 @@ def test_what_a_dead_filter_holds_cannot_matter(meeting, seed):
             other.get_submodule(layer).bias[rows] += 3.0
     runs = [cc.activations(m, FEATURE, x, circuit=circuit_of(m, kernels)) for m in (model, other)]
     close(*runs)
+
+
+@pytest.mark.parametrize("meeting", MEETINGS.keys() - {"logarithm"})  # NaN
+def test_an_extracted_module_is_the_masked_run_or_is_refused(meeting):
+    model, x = two(MEETINGS[meeting]), images()
+    relevant = survey(Network(model), FEATURE, (3, 8, 8)).kernels
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        kernels = {layer: r & (torch.rand(r.shape, generator=generator) < 0.5) for layer, r in relevant.items()}
+        for layer in "ab":
+            kernels[layer][torch.randperm(8, generator=generator)[:3]] = False
+        circuit = circuit_of(model, kernels)
+        if not any(mask.any() for mask in survey(Network(model), FEATURE, (3, 8, 8)).inside(kernels).values()):
+            continue
+        try:
+            module = cc.extract(model, circuit)
+        except UnextractableError as error:
+            assert str(error).endswith("masked runs (evaluate, activations) still work.")  # noqa: PT017
+            assert meeting in REFUSED
+            continue
+        assert meeting not in REFUSED
+        with torch.no_grad():
+            close(module(x), cc.activations(model, FEATURE, x, circuit=circuit))
+
+
+REFUSED = {
+    "spectrum",  # x.real is a property
+    "spectrum of channels",
+    "written into",
+}
 
 
 CONSTANTS = {

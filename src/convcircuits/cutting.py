@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convcircuits.calls import ConvCall
-from convcircuits.functions import Kind, Rule, argument, base_name, in_place_of_maps, is_product
+from convcircuits.functions import Kind, Rule, argument, base_name, in_place_of_maps, is_product, with_maps
 from convcircuits.masking import Masks
 from convcircuits.recording import Recording, Ref, Value
 
@@ -66,7 +66,7 @@ def reading(recording: Recording, value: Value, source: Value) -> Reading:
     """Tell how a value that is no kernel call and no move reads an input."""
     rule = value.rule
     assert rule is not None
-    silent = rule.kind in (Kind.JOIN, Kind.MIX, Kind.OTHER)
+    silent = rule.kind in (Kind.JOIN, Kind.MIX, Kind.OTHER) or _over_channels(value)
     if rule.kind is Kind.REDUCE:
         silent = source.axis is None or source.axis + 1 in rule.dims
     if value.axis is None or source.axis is None or rule.kind in (Kind.MIX, Kind.OTHER):
@@ -79,9 +79,11 @@ def reading(recording: Recording, value: Value, source: Value) -> Reading:
 
 
 def _over_channels(value: Value) -> bool:
-    """Tell whether a softmax goes over the channels."""
-    if value.axis is None or base_name(value.function) not in _SOFTMAX:
+    """Return whether a softmax goes over the channels, or over what they are mixed with."""
+    if base_name(value.function) not in _SOFTMAX:
         return False
+    if value.axis is None:
+        return True
     dim = value.kwargs.get("dim", value.args[1] if len(value.args) > 1 else 1)
     return dim is None or int(dim) % (len(value.shape) + 1) == value.axis + 1
 
@@ -175,6 +177,9 @@ def _live(recording: Recording, value: Value, live: Sequence[Tensor]) -> Tensor:
         if rule.kind is Kind.SCALE:
             return live[sources[rule.data].number]
     marks = [full(s, live[s.number]).expand(2, *s.shape) for s in sources]
+    if rule.kind is Kind.OTHER and value.move is None:
+        mark = _measured(value, sources, marks)
+        return mark if value.axis is None else mark.movedim(value.axis, 0).reshape(value.channels, -1).any(1)
     after = marks_after(
         rule,
         value.function,
@@ -189,6 +194,29 @@ def _live(recording: Recording, value: Value, live: Sequence[Tensor]) -> Tensor:
     if value.axis is None:
         return mark
     return mark.movedim(value.axis, 0).reshape(value.channels, -1).any(1)
+
+
+def _measured(value: Value, sources: Sequence[Value], marks: Sequence[Tensor]) -> Tensor:
+    """Try a function that is not known: which slices of its result, along channels, change when live filters do."""
+    generator, results = torch.Generator().manual_seed(0), []
+    for _ in range(4):
+        drawn = []
+        for source, mark in zip(sources, marks, strict=True):
+            values = torch.randn(mark.shape, generator=generator) * mark
+            drawn.append(values > 0 if source.dtype is torch.bool else values.to(source.dtype))
+        args, kwargs = with_maps((value.args, dict(value.kwargs)), _in_turn(drawn), Ref)
+        result = value.function(*args, **kwargs)
+        results.append(result if value.part is None else result[value.part])
+    moved = torch.zeros(results[0].shape, dtype=torch.bool)
+    for result in results[1:]:
+        moved |= (result != results[0]) & ~(result.isnan() & results[0].isnan())
+    slices = moved.movedim(1, 0).flatten(1).any(1) if moved.dim() > 1 else moved.any()
+    return slices.reshape(-1, *[1] * (moved.dim() - 2)).expand(moved.shape[1:])
+
+
+def _in_turn(values: Sequence[Tensor]) -> Callable[[Any], Tensor]:
+    rest = iter(values)
+    return lambda _: next(rest)
 
 
 def _has_zeros(value: Value) -> bool:
@@ -310,6 +338,10 @@ def marks_after(
         return moved.reshape(result.shape) if moved.numel() == result.numel() else None
     if rule.kind is Kind.MIX:
         return _mixed(function, given, marks[0])
+    if base_name(function) in _SOFTMAX:
+        return (
+            marks[0].any(given[1].get("dim", given[0][1] if len(given[0]) > 1 else 1), keepdim=True).expand_as(marks[0])
+        )
     if rule.kind is Kind.SCALE:
         data = marks[rule.data]
         return data if data.shape == result.shape else None

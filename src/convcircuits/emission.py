@@ -192,7 +192,7 @@ class Emitter:
         if at_channels:
             x = self.take(n, source.number, part.channels, silent=False)
         else:
-            x = self.whole(n, source.number, silent=False)
+            x = self.whole(n, source.number, silent=True)
         key = ("kernels", value.number, x, identity(rows), n if self._is_special(value, n) else identity(conducting))
         filters = _numbers(value, part.filters)
         node = self.writer.once(
@@ -295,7 +295,11 @@ class Emitter:
             every = torch.arange(value.channels)
             return self._holds(self._applied(value, nodes, every), value, every)
         wanted = self._cuts[n].need[value.number].nonzero()[:, 0]
-        as_it_is = self._readable_as_it_is(n, aligned, wanted, how[aligned[0]].silent)
+        wide = [k for k in nodes if self._has_channels_of(value, k)]
+        as_it_is = not wide and self._readable_as_it_is(n, aligned, wanted, how[aligned[0]].silent)
+        for k in wide:
+            dim = (value.axis or 0) - len(value.shape)
+            nodes[k] = self.writer.call(torch.index_select, nodes[k], dim, self.writer.constant("channels", wanted))
         for k in aligned:
             found = self._found[n][k]
             nodes[k] = found.node if as_it_is else self.take(n, k, wanted, silent=how[k].silent)
@@ -308,6 +312,11 @@ class Emitter:
         first = self._found[n][aligned[0]]
         made = self._applied(value, nodes, self._origin(self._values[aligned[0]], first.node))
         return _Found(made, first.places)
+
+    def _has_channels_of(self, value: Value, number: int) -> bool:
+        """Return whether an input without an axis has as many values along the result's axis as that has channels."""
+        shape, back = self._values[number].shape, len(value.shape) - (value.axis or 0)
+        return value.axis is not None and back <= len(shape) and shape[-back] == value.channels > 1
 
     def _readable_as_it_is(self, n: int, numbers: Sequence[int], wanted: Tensor, silent: bool) -> bool:
         """Tell whether inputs hold the wanted channels at the same places, all live where they have to be."""

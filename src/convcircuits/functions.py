@@ -117,7 +117,8 @@ def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps:
             return Rule(Kind.REDUCE, dims=_reduced(name, args, kwargs, maps[0].dim()))
         if function in _MIXES:
             return Rule(Kind.MIX)
-        within = name in _WITHIN or (name in _WINDOWS and maps[0].dim() == 4)
+        clipped = name in ("max", "min") and len(tensors_in((args, kwargs))) > 1  # by a constant
+        within = clipped or name in _WITHIN or (name in _WINDOWS and maps[0].dim() == 4)
         return Rule(Kind.WITHIN, gate=name in _GATES or is_gate(maps[0])) if within else Rule(Kind.OTHER)
     if name in _SCALINGS and len(maps) == 2:
         data = _data_of_scaling(name, maps)

@@ -24,8 +24,10 @@ from convcircuits.functions import (
     of_image,
     rule_of,
     set_gate,
+    set_of_image,
     tensors_in,
     with_maps,
+    writes_to_first,
 )
 from convcircuits.masking import Subject
 
@@ -171,6 +173,8 @@ class _Recorder:
         return output
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if base_name(function) == "glu":
+            return self._gated(*args, **kwargs)
         maps = [x for x in tensors_in((args, kwargs)) if of_image(x)]
         if not depends_on_image(function, args, kwargs):
             return function(*args, **kwargs)
@@ -185,7 +189,8 @@ class _Recorder:
             raise self._problem(f"reads a value that depends on the image ({base_name(function)})")
         if results and base_name(function) == "get":
             raise self._problem("reads a property that is a tensor, such as x.T")
-        if kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
+        into_constant = writes_to_first(function) and not of_image(args[0])
+        if into_constant or kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
             raise self._problem(f"writes into part of a map ({base_name(function)})")
         if not results or (not written and any(results[0] is x for x in maps)):
             return result  # a shape, or the very same tensor
@@ -208,6 +213,17 @@ class _Recorder:
             made = self._moved(made, one, maps) if rule.kind is Kind.MOVE else replace(made, axis=self._axis(made))
             self._put(one, made)
         return result
+
+    def _gated(self, input: Tensor, dim: int = -1) -> Any:
+        """Record a gated linear unit as what it is: one half scaled by the sigmoid of the other."""
+
+        def then(function: Any, *args: Any) -> Any:
+            result = self.other(function, args, {})
+            set_of_image(result)
+            return result
+
+        data, gate = then(torch.chunk, input, 2, dim)
+        return then(torch.mul, data, then(torch.sigmoid, gate))
 
     def number(self, x: Tensor) -> int:
         number: int = getattr(x, "_convcircuits_value", 0)
