@@ -178,6 +178,7 @@ MEETINGS = {
     "glu": lambda net, a, b: F.glu(torch.cat([a, b], 1), 1),
     "interpolated": lambda net, a, b: F.interpolate(F.avg_pool2d(a, 2), size=b.shape[2:]) + b,
     "shuffled": lambda net, a, b: F.channel_shuffle(torch.cat([a, b], 1), 2),
+    "without gradients": lambda net, a, b: a + torch.no_grad()(torch.relu)(b),
     "pixel shuffled": lambda net, a, b: torch.cat([F.pixel_shuffle(a, 2), F.pixel_shuffle(b, 2)], 1),
 }
 
@@ -219,7 +220,6 @@ UNTOLD = {
     "control flow": (lambda net, a, b: a if b.mean() > 0 else b, "decides by a map's values"),
     "a number": (lambda net, a, b: a * b.max().item(), "decides by a map's values"),
     "cut off": (lambda net, a, b: a + b.detach(), "cut off"),
-    "without gradients": (lambda net, a, b: a + torch.no_grad()(torch.relu)(b), "cut off"),
     "chosen places": (lambda net, a, b: a + b.argmax(1, keepdim=True), "chosen"),
     "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps by matmul"),
     "computed weight": (

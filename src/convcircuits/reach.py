@@ -99,7 +99,7 @@ def survey(
     probe = _Probe(network, feature, masks)
     generator = torch.Generator().manual_seed(0)
     images = (_made_up(generator, input_shape[0]))[:, :, None, None].expand(2, *input_shape)
-    images = images.to(network.device).contiguous().requires_grad_()
+    images = _precise(images.to(network.device, network.dtype)).contiguous().requires_grad_()
     with torch.enable_grad():
         try:
             network.forward(images, probe.kernel, probe.other, probe.on_exit)
@@ -118,6 +118,11 @@ def survey(
 def _made_up(generator: torch.Generator, channels: int) -> Tensor:
     """Make one value per image and channel, small and positive, the second image's the larger: (2, channels)."""
     return 0.1 + 0.04 * torch.rand(2, channels, generator=generator) + torch.tensor([[0.0], [0.05]])
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Bring a map to the model's precision, float32 at least: half of it could make the two images equal."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Probe:
@@ -178,6 +183,11 @@ class _Probe:
             given = [getattr(x, "_convcircuits_source", x) for x in given]
         elif name in _SHAPES or not depends_on_image(function, args, kwargs):
             return function(*args, **kwargs)
+        if any(map(_is_untold, given)) and not any(x.requires_grad for x in given):
+            result = function(*args, **kwargs)  # a counter, a range: it matters only where it meets a map again
+            for one in tensors_in(result):
+                one._convcircuits_untold = True  # type: ignore[attr-defined]
+            return result
         if any(map(_is_untold, given)):
             raise self.undecided(f"uses values that were compared, chosen or cut off from a map ({name})")
         result = self.stand_in(function, args, kwargs, given)
@@ -337,7 +347,7 @@ class _Link(torch.autograd.Function):
         conducting = mask.reshape(groups, -1, mask.shape[1]) & call.alive()[:, None]
         live = conducting.any(2).flatten()
         ctx.call, ctx.conducting, ctx.found, ctx.generator = call, conducting, found, generator
-        values = _made_up(generator, len(live)).to(x.device) * live
+        values = _made_up(generator, len(live)).to(_precise(x)) * live
         return _filled_output(call, values)
 
     @staticmethod
@@ -347,7 +357,7 @@ class _Link(torch.autograd.Function):
         on_path = conducting & leads[:, :, None]
         ctx.found |= on_path.reshape(ctx.found.shape)
         leads_in = on_path.any(1).flatten()
-        values = _made_up(ctx.generator, len(leads_in)).to(leads_in.device) * leads_in
+        values = _made_up(ctx.generator, len(leads_in)).to(call.x) * leads_in
         return call.spread(values), None, None, None, None
 
 
