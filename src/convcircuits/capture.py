@@ -149,10 +149,13 @@ class Network:
         try:
             self.forward(images, on_kernel, other, on_exit)
         except _Reached:
-            return checked_output(feature, found)
+            try:
+                return checked_output(feature, found, len(images))
+            except ConvCircuitsError as error:
+                raise ConvCircuitsError(f"{self._if_alone(images)}{error}") from error
         except (RuntimeError, TypeError, IndexError) as error:
             raise ConvCircuitsError(
-                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
+                f"{self._if_alone(images)}{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
             ) from error
         count = "never runs" if calls == 0 else f"runs only {calls} times"
         raise ConvCircuitsError(
@@ -233,6 +236,14 @@ class Network:
                 if buffer is not buffers.get(name) or differs(buffer, self._given[name])
             }
             self._changing = guard.written | changed
+
+    def _if_alone(self, images: Tensor) -> str:
+        if len(images) != 1:
+            return ""
+        return (
+            f"{self.name} does not take one image as it takes several: a squeeze() may remove the dimension of a batch "
+            "of one. Choose a batch_size that leaves no image alone, or give more images. "
+        )
 
     def _restore(self) -> None:
         """Undo what the last run changed of weights and buffers, and let go of its gradients."""
@@ -390,12 +401,12 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1]))
 
 
-def checked_output(feature: Feature, output: Any) -> Tensor:
-    """Refuse a layer whose output is not maps of channels."""
-    if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+def checked_output(feature: Feature, output: Any, images: int) -> Tensor:
+    """Refuse a layer whose output is not maps of channels, for so many images."""
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != images:
         what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ConvCircuitsError(
-            f"The output of {feature.layer} is {what}; a feature needs (N, C, H, W) or (N, C). "
-            "Choose a layer inside it or after it."
+            f"The output of {feature.layer} for {images} image{'s' * (images != 1)} is {what}; a feature needs "
+            "(N, C, H, W) or (N, C). Choose a layer inside it or after it."
         )
     return output

@@ -14,7 +14,7 @@ from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.surroundings import environment_kept
+from convcircuits.surroundings import environment_kept, outside_autocast
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Costs:
         return {**asdict(self), "input_shape": list(self.input_shape), "speedup": self.speedup}
 
 
+@outside_autocast
 def costs(
     model: nn.Module,
     circuit: Circuit,

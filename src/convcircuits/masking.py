@@ -17,6 +17,7 @@ from convcircuits.granularity import masks_of, units_with
 from convcircuits.provenance import describe
 from convcircuits.reach import Survey, guessed_input_shapes, survey, survey_of_unknown_size
 from convcircuits.silence import follow, mark_of, set_mark, silenced
+from convcircuits.surroundings import outside_autocast
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Subject:
             rows=self.rows if self.survey.direct else None,
             copied=self.survey.copied,
         )
-        output = silenced(output)
+        output = silenced(output).to(self.network.dtype)  # autocast inside a model may end in another
         if not self.survey.direct:
             output = output.index_select(1, self.rows)
         if isinstance(self.feature.unit, tuple):
@@ -172,7 +173,12 @@ class Subject:
 
         def watch(call: KernelCall, output: Tensor) -> None:
             if call.layer in self.survey.kernels:
-                shapes[call.layer] = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+                shape = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+                if shapes.setdefault(call.layer, shape) != shape:
+                    raise ConvCircuitsError(
+                        f"{call.layer} uses its weight in two shapes, {shapes[call.layer]} and {shape}, so single "
+                        "weights of it cannot be told; choose kernels or filters."
+                    )
 
         for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
             image = torch.zeros(1, *shape, device=self.network.device, dtype=self.network.dtype)
@@ -187,6 +193,7 @@ class Subject:
         return shapes
 
 
+@outside_autocast
 def relevant_units(
     model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -244,7 +244,7 @@ class _Probe:
         own_calls, self.own_calls = self.own_calls, 0
         if self.calls - 1 != (self.feature.call or 0):
             return
-        output = checked_output(self.feature, output)
+        output = checked_output(self.feature, output, 2)
         if _is_untold(output):
             raise self.undecided("gives values that were compared, chosen or cut off from a map")
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
