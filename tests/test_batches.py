@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import convcircuits as cc
 from convcircuits.batches import Batches
@@ -122,6 +122,45 @@ def test_the_first_shape_of_no_images_is_an_error_of_ours(images):
 def test_an_iterable_that_hands_out_one_iterator_is_refused_too():
     with pytest.raises(cc.ConvCircuitsError, match="one-shot"):
         batches(OneShot(X[:3], X[3:]))
+
+
+def test_a_loader_that_keeps_its_workers_is_no_one_shot_iterator():
+    loader = DataLoader(TensorDataset(X), batch_size=2, num_workers=1, persistent_workers=True)
+    found = batches(loader)
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(found)), X)
+
+
+class Stream(IterableDataset):
+    """Hands out one and the same iterator."""
+
+    def __init__(self):
+        self.iterator = iter(X)
+
+    def __iter__(self):
+        return self.iterator
+
+
+def test_a_loader_of_a_stream_is_a_one_shot_iterator():
+    with pytest.raises(cc.ConvCircuitsError, match=r"one-shot iterator .DataLoader"):
+        batches(DataLoader(Stream(), batch_size=2))
+
+
+class Dwindling:
+    """Yields fewer images at every pass."""
+
+    left = 7
+
+    def __iter__(self):
+        self.left -= 1
+        return iter([X[: self.left]])
+
+
+def test_images_that_are_not_the_same_in_every_pass_are_refused():
+    found = batches(Dwindling())
+    list(found)
+    with pytest.raises(cc.ConvCircuitsError, match=r"in one pass and .* in the next"):
+        list(found)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, None, "4", math.nan])

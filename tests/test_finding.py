@@ -208,8 +208,18 @@ def test_a_criterion_that_gives_nonsense_is_named(values, said):
         cc.score(MODEL, FEATURE, X, criterion=bad)
 
 
-@pytest.mark.parametrize("keep", [{"features.5"}, set()], ids=["one layer", "none"])
-def test_a_layer_without_scores_counts_as_zero_in_any_mapping(keep):
+@pytest.mark.parametrize("given", ["none", "zeros"])
+def test_scores_that_are_all_zero_are_no_scores(given):
+    def nothing(trace):
+        return {layer: torch.zeros(shape) for layer, shape in trace.shapes.items() if given == "zeros"}
+
+    with pytest.raises(cc.ConvCircuitsError, match="nothing scored every kernel 0, so there is nothing to choose by"):
+        cc.score(MODEL, FEATURE, X, criterion=nothing)
+
+
+def test_a_layer_without_scores_counts_as_zero_in_any_mapping():
+    keep = {"features.5"}
+
     def some(trace):
         return LayerTable({layer: torch.ones(s) for layer, s in trace.shapes.items() if layer in keep})
 

@@ -1,5 +1,6 @@
 """ONNX: what is exported computes the same in onnxruntime, for any number of images, or is not written."""
 
+import os
 import sys
 
 import numpy as np
@@ -42,8 +43,11 @@ def check(module, x, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["residual", "flat_head"])
-def test_nets_run_in_onnxruntime(name, tmp_path):
+def test_nets_run_in_onnxruntime(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    environment = dict(os.environ)
     check(*of_net(name), tmp_path)
+    assert dict(os.environ) == environment
 
 
 @pytest.mark.parametrize(("spec", "layer"), [("torchvision:resnet18", "layer2"), ("timm:convnextv2_atto", "stages.1")])

@@ -70,7 +70,7 @@ def slow(images, kernels):
 
 def check(images, kernels, memory=2**20):
     before = [kernels.clone(), *(t.clone() for calls in images for pair in calls for t in pair)]
-    sums = presum.absolute_sums(iter(images), kernels, memory)
+    sums = presum.absolute_sums(iter(images), [kernels] * max(1, *map(len, images), 1), memory)
     after = [kernels, *(t for calls in images for pair in calls for t in pair)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the arguments were written to"
     assert sums.dtype == kernels.dtype
@@ -110,7 +110,23 @@ def test_filters_without_a_gradient_sum_to_exactly_zero(path):
         gradient[:, 2] = 0
         gradient[:, :, 3:] = 0  # and most positions too, so that they are left out
     check(images, kernels)
-    assert (presum.absolute_sums(images, kernels, 2**20)[:, 2] == 0).all()
+    assert (presum.absolute_sums(images, [kernels], 2**20)[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("memory", [1, 2**20])
+def test_calls_of_kernels_of_different_size_are_added_too(memory):
+    """A kernel of fewer elements is one of more, of which the rest is zero."""
+    small, large = drawn((2, 3, 4, 1, 6), seed=1), drawn((2, 3, 4, 9, 6), seed=2)
+    calls = [[*a, *b] for a, b in zip(small[1], large[1], strict=True)]
+    sums = presum.absolute_sums(calls, [small[0], large[0]], memory)
+    padded = torch.cat([small[0], torch.zeros(2, 3, 4, 8, dtype=torch.float64)], 3)
+    wide = [[(columns.expand(-1, -1, 9, -1), gradient) for columns, gradient in a] for a in small[1]]
+    pairs = [[*a, *b] for a, b in zip(wide, large[1], strict=True)]
+    expected = torch.zeros(2, 3, 4, dtype=torch.float64)
+    for (x1, g1), (x2, g2) in pairs:
+        z1, z2 = torch.einsum("goik,gikp->goip", padded, x1), torch.einsum("goik,gikp->goip", large[0], x2)
+        expected += (z1 * g1[:, :, None] + z2 * g2[:, :, None]).abs().sum(3)
+    torch.testing.assert_close(sums, expected)
 
 
 @pytest.mark.parametrize("share", [0.05, 1.0])
@@ -119,7 +135,7 @@ def test_calls_are_added_before_the_absolute_value(shape, share, path):
     kernels, images = drawn(SHAPES[shape], calls=3, gradient=share)
     check(images, kernels)
     opposite = [[(columns, gradient), (columns, -gradient)] for ((columns, gradient), *_) in images]
-    assert presum.absolute_sums(opposite, kernels, 2**20).abs().max() < 1e-12
+    assert presum.absolute_sums(opposite, [kernels] * 2, 2**20).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -160,7 +176,7 @@ def test_tensors_need_not_be_contiguous(path):
 def test_what_is_not_finite_is_not_hidden(bad, path):
     kernels, images = drawn(SHAPES["3x3"], images=1)
     images[0][0][0][0, 1, 4, 7] = bad
-    finite = presum.absolute_sums(images, kernels, 2**20).isfinite()
+    finite = presum.absolute_sums(images, [kernels], 2**20).isfinite()
     assert not finite[:, :, 1].any()
     assert finite[:, :, [0, 2, 3]].all()
 
@@ -169,7 +185,7 @@ def test_half_precision_and_its_kind_take_the_products(monkeypatch):
     kernels, images = drawn(SHAPES["3x3"])
     taken = watch(monkeypatch)
     low = [[(c.bfloat16(), g.bfloat16()) for c, g in calls] for calls in images]
-    sums = presum.absolute_sums(low, kernels.bfloat16(), 2**20)
+    sums = presum.absolute_sums(low, [kernels.bfloat16()], 2**20)
     assert set(taken) == {"_add_products"}
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums.double(), slow(images, kernels), rtol=0.05, atol=0.5)

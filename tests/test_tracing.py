@@ -302,7 +302,7 @@ def test_a_module_that_calls_conv2d_twice_itself_is_followed():
         ("twice", "relu", 2, 1, None),
         ("flat_head", "classifier", 2, None, ("classifier.4", None)),
         ("flat_head", "classifier.2", 2, None, None),
-        ("pooled_head", "flat", 3, None, None),
+        ("pooled_head", "flat", 2, None, None),
         ("se_conv", "se.sigmoid", 1, None, None),
         ("dense", "layer2.norm", 4, None, None),
         ("nested", "stage.0", 1, None, ("relu", 1)),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from convcircuits.errors import ConvCircuitsError, whole_number
 
@@ -36,7 +37,7 @@ class Batches:
                     "images are a tensor (N, C, H, W), or an iterable of such tensors or (tensor, label) batches; "
                     f"got {type(images).__name__}."
                 )
-            if iter(images) is iter(images):
+            if _is_one_shot(images):
                 raise ConvCircuitsError(
                     f"images is a one-shot iterator ({type(images).__name__}), and several passes may be needed; "
                     "give a tensor, a list of batches or a DataLoader."
@@ -65,6 +66,11 @@ class Batches:
             yield part.to(self._device, self._dtype)
         if count == 0:
             raise ConvCircuitsError(NO_IMAGES)
+        if self.count not in (0, count):
+            raise ConvCircuitsError(
+                f"images gave {self.count} images in one pass and {count} in the next; give what yields the same ones "
+                "again and again: a tensor, a list of batches or a DataLoader of a fixed data set."
+            )
         self.count, self._digest = count, digest % 2**64
 
     def _parts(self) -> Iterator[Tensor]:
@@ -84,6 +90,14 @@ class Batches:
     def describe(self) -> dict[str, Any]:
         """Number the images and give their order-free hash, after a whole pass."""
         return {"count": self.count, "hash": f"{self._digest:016x}"}
+
+
+def _is_one_shot(images: Iterable[Any]) -> bool:
+    """Tell whether a second pass would find nothing left."""
+    if isinstance(images, DataLoader):  # which may keep one iterator with its workers, and starts it again
+        dataset: Any = images.dataset
+        return isinstance(dataset, IterableDataset) and iter(dataset) is iter(dataset)
+    return iter(images) is iter(images)
 
 
 def _checked(images: Any) -> Tensor:

@@ -1,13 +1,14 @@
 """The only place where a model is entered: run it up to a feature and meet every kernel call on the way.
 
-The user's model is never touched. A `Network` is a private copy of its module tree that shares all weights; hooks
-that tell which module runs sit on the copy, and calls of ``conv2d`` and ``linear`` are met by a
+The user's model is never touched. A `Network` is a private copy of its module tree that shares all weights; what
+tells which module runs sits on the copy, and calls of ``conv2d`` and ``linear`` are met by a
 `torch.overrides.TorchFunctionMode`, which sees the input and the weight that are really used and is local to the
-thread.
+thread. A model that writes to its weights as it runs gets weights of its own.
 """
 
-import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
+from convcircuits.copying import WriteGuard, WrittenError, differs, private_copy, storage, tensors_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import depends_on_image, set_of_image
+from convcircuits.functions import depends_on_image, set_of_image, writes_to_first
 from convcircuits.tables import suggest
 
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -41,6 +43,9 @@ _UNSUPPORTED = {
     **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), "a recurrent layer"),
 }
 
+# Hooks on what autograd saves, which torch.utils.checkpoint uses to save nothing and run the model again instead.
+_hooks: Any = torch._C._autograd
+
 
 class _Reached(BaseException):
     """Stop a forward pass: the feature's layer has run. Not an `Exception`, so that no model swallows it."""
@@ -53,7 +58,8 @@ class Network:
         model: The model; it is not changed, and not looked at again.
 
     Raises:
-        ConvCircuitsError: If the model cannot be entered (not a module, scripted, or in inference mode).
+        ConvCircuitsError: If the model cannot be entered: not a module, scripted, in inference mode, or of weights that
+            have no values yet.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,8 +68,10 @@ class Network:
                 "convcircuits cannot run inside torch.inference_mode(), which forbids gradients; "
                 "use torch.no_grad() or nothing."
             )
-        self.module = _copied(model)
+        self.module = private_copy(model)
         self.name = type(model).__name__
+        self._given = dict(tensors_of(model))
+        self._changing: set[str] | None = None
         self.names = dict(self.module.named_modules(remove_duplicate=False))
         self._first_name = {module: name for name, module in self.module.named_modules()}
         self._layer_of_weight = {
@@ -76,9 +84,18 @@ class Network:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._running: list[nn.Module] = []
         self._on_exit: Callable[[nn.Module, Any], None] = lambda module, output: None
+        self.shared = frozenset(map(storage, self.module.parameters()))
+        self._counters = [
+            (vars(module), key)
+            for module in self._first_name
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor)
+        ]
+        self._called: nn.Module | None = None
         for module in self._first_name:
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._exit)
+            module.forward = functools.partial(self._forward, module, module.forward)
 
     def layer(self, name: str) -> nn.Module:
         """Find a module by any of its names, or say which names are near."""
@@ -132,10 +149,13 @@ class Network:
         try:
             self.forward(images, on_kernel, other, on_exit)
         except _Reached:
-            return checked_output(feature, found)
+            try:
+                return checked_output(feature, found, len(images))
+            except ConvCircuitsError as error:
+                raise ConvCircuitsError(f"{self._if_alone(images)}{error}") from error
         except (RuntimeError, TypeError, IndexError) as error:
             raise ConvCircuitsError(
-                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
+                f"{self._if_alone(images)}{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
             ) from error
         count = "never runs" if calls == 0 else f"runs only {calls} times"
         raise ConvCircuitsError(
@@ -149,24 +169,37 @@ class Network:
         other: Other | None,
         on_exit: Callable[[nn.Module, Any], None],
     ) -> None:
-        """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output."""
+        """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output.
+
+        Whatever the model changes of itself as it runs, each run begins with it as it was given.
+        """
+        self._restore()
         self._running.clear()
         self._on_exit = on_exit
         try:
-            images = images.clone()  # which a model may overwrite
-            set_of_image(images)
-            with _Interception(self, kernel, other or _as_it_is):
-                self.module(images)
+            own = images.clone()  # which a model may overwrite
+            set_of_image(own)
+            with self._watched(), _Interception(self, kernel, other or _as_it_is):
+                self.module(own)
+        except WrittenError:
+            self.shared, self._changing = frozenset(), None
+            self.forward(images, kernel, other, on_exit)
         finally:
             self._on_exit = lambda module, output: None
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Give the floating-point parameters and buffers of those names, or owned by modules of those names."""
+        """Give the floating-point parameters and buffers of those names, or owned by modules of those names.
+
+        They are the given model's. Buffers that the model writes to as it runs are left out: they are what it has
+        seen (counters, ranges), and no weights.
+        """
         wanted = set(names)
         return {
             name: tensor
-            for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers())
-            if {name, name.rpartition(".")[0]} & wanted and tensor.is_floating_point()
+            for name, tensor in self._given.items()
+            if {name, name.rpartition(".")[0]} & wanted
+            and tensor.is_floating_point()
+            and name not in (self._changing or ())
         }
 
     def running(self) -> str:
@@ -185,8 +218,57 @@ class Network:
         """Name the layer that a weight belongs to; a computed weight belongs to the module that runs."""
         return self._layer_of_weight.get(id(weight), self.running())
 
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Find out in the first run, below all that Python can spell, what the model writes to."""
+        if self._changing is not None:
+            yield
+            return
+        buffers = dict(self.module.named_buffers())
+        guard = WriteGuard(self.shared, buffers)
+        try:
+            with guard:
+                yield
+        finally:
+            changed = {
+                name
+                for name, buffer in self.module.named_buffers()
+                if buffer is not buffers.get(name) or differs(buffer, self._given[name])
+            }
+            self._changing = guard.written | changed
+
+    def _if_alone(self, images: Tensor) -> str:
+        if len(images) != 1:
+            return ""
+        return (
+            f"{self.name} does not take one image as it takes several: a squeeze() may remove the dimension of a batch "
+            "of one. Choose a batch_size that leaves no image alone, or give more images. "
+        )
+
+    def _restore(self) -> None:
+        """Undo what the last run changed of weights and buffers, and let go of its gradients."""
+        for name in self._changing or ():
+            prefix, _, key = name.rpartition(".")
+            self.names[prefix]._buffers[key] = self._given[name].clone()
+        for owner, key in self._counters:
+            owner[key] = owner[key].detach()
+        if not self.shared:
+            for name, parameter in self.module.named_parameters():
+                parameter.data = self._given[name].clone()
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._running.append(module)
+        self._called = module
+
+    def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a module's ``forward``, which a model may also call as such: then no hook tells that it runs."""
+        called, self._called = self._called is module, None
+        if called:
+            return forward(*args, **kwargs)
+        self._running.append(module)
+        output = forward(*args, **kwargs)
+        self._exit(module, args, output)
+        return output
 
     def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
         self._on_exit(module, output)
@@ -197,17 +279,27 @@ class _Interception(TorchFunctionMode):
     def __init__(self, network: Network, kernel: Callable[[KernelCall], Tensor], other: Other) -> None:
         super().__init__()
         self._network, self._kernel, self._other = network, kernel, other
+        self._with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func in _CONV:
-            output = self._kernel(self._conv(*args, **kwargs))
-            set_of_image(output)
-            return output
-        if func in _LINEAR:
-            output = self._kernel(self._linear(*args, **kwargs))
+        if func is torch._C._set_grad_enabled and self._with_gradients:
+            return None  # no_grad in a forward changes no value, and whether kernels lead to the feature neither
+        hooks = _hooks._top_saved_tensors_default_hooks(True)
+        if hooks is None:
+            return self._call(func, args, kwargs or {})
+        _hooks._pop_saved_tensors_default_hooks()
+        try:
+            return self._call(func, args, kwargs or {})
+        finally:
+            _hooks._push_saved_tensors_default_hooks(*hooks)
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if func in _CONV or func in _LINEAR:
+            self._check_modes()
+            call = self._conv(*args, **kwargs) if func in _CONV else self._linear(*args, **kwargs)
+            output = self._kernel(call)
             set_of_image(output)
             return output
         if func in _UNSUPPORTED:
@@ -215,11 +307,27 @@ class _Interception(TorchFunctionMode):
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
+        if writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
+            raise WrittenError
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
         if depends_on_image(func, args, kwargs):
             set_of_image(result)
         return result
+
+    def _check_modes(self) -> None:
+        """Refuse a kernel call in a place where autograd is shut out, whoever asks for gradients."""
+        if torch.is_inference_mode_enabled():
+            raise ConvCircuitsError(
+                f"{self._network.running()} runs inside torch.inference_mode(), which forbids gradients; "
+                "write torch.no_grad() in the model's forward, or neither."
+            )
+        if self._with_gradients and not torch.is_grad_enabled():
+            raise ConvCircuitsError(
+                f"{self._network.running()} runs inside a torch.autograd.Function, as torch.utils.checkpoint with "
+                "use_reentrant=True does, and gradients inside it cannot be followed; turn checkpointing off, or use "
+                "use_reentrant=False."
+            )
 
     def _conv(
         self,
@@ -292,46 +400,12 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1]))
 
 
-def checked_output(feature: Feature, output: Any) -> Tensor:
-    """Refuse a layer whose output is not maps of channels."""
-    if not isinstance(output, Tensor) or output.dim() not in (2, 4):
+def checked_output(feature: Feature, output: Any, images: int) -> Tensor:
+    """Refuse a layer whose output is not maps of channels, for so many images."""
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != images:
         what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ConvCircuitsError(
-            f"The output of {feature.layer} is {what}; a feature needs (N, C, H, W) or (N, C). "
-            "Choose a layer inside it or after it."
+            f"The output of {feature.layer} for {images} image{'s' * (images != 1)} is {what}; a feature needs "
+            "(N, C, H, W) or (N, C). Choose a layer inside it or after it."
         )
     return output
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Copy the module tree; share the weights, as parameters without gradients; copy buffers, which may be written."""
-    if not isinstance(model, nn.Module):
-        raise ConvCircuitsError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ConvCircuitsError(
-            "A scripted model cannot be entered; give the model before torch.jit.script or torch.jit.trace."
-        )
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    shared |= {id(t): t for t in _loose_tensors(model)}
-    try:
-        return _uncompiled(copy.deepcopy(model, shared)).eval()
-    except Exception as error:
-        raise ConvCircuitsError(
-            f"The modules of {type(model).__name__} cannot be copied ({error}); convcircuits works on a copy of the "
-            "module tree that shares your weights, so each module must allow copy.deepcopy."
-        ) from error
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """Put in place of each module that torch.compile wraps the module itself."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            parent._modules[key] = getattr(child, "_orig_mod", child)
-    return model
-
-
-def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Give tensors that modules hold without naming them parameters or buffers."""
-    for module in model.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))

@@ -14,6 +14,7 @@ from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
+from convcircuits.surroundings import environment_kept, outside_autocast
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Costs:
         return {**asdict(self), "input_shape": list(self.input_shape), "speedup": self.speedup}
 
 
+@outside_autocast
 def costs(
     model: nn.Module,
     circuit: Circuit,
@@ -111,6 +113,6 @@ def _seconds(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def _macs(run: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with environment_kept(), FlopCounterMode(display=False) as counter:
         run(image)
     return int(counter.get_total_flops()) // 2

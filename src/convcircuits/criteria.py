@@ -26,11 +26,11 @@ Criterion = Callable[..., Mapping[str, Tensor]]
 Collapse = Literal["abs", "sum", "square"]
 Normalizer = Literal["published", "sum", "layer_l2"]
 
-# dL/df of the scalar L that a map is collapsed to: the sum over units and positions of |f|, f or f^2.
-_COLLAPSE: dict[str, Callable[[Tensor], Tensor]] = {
-    "abs": torch.sign,
-    "sum": torch.ones_like,
-    "square": lambda f: 2 * f,
+# dL/df of the scalar L that a map is collapsed to, the sum over units and positions of |f|, f or f^2; and that power.
+_COLLAPSE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "abs": (torch.sign, 1),
+    "sum": (torch.ones_like, 1),
+    "square": (lambda f: 2 * f, 2),
 }
 
 
@@ -56,11 +56,12 @@ def actgrad(
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        for layer in batch.backward(_gradient(batch, collapse)):
+        gradient, unit = _gradient(batch, collapse)
+        for layer in batch.backward(gradient):
             # Without the absolute value the sum over positions of z g is the sum over the unit of w dL/dw.
             total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_unit(total) * scale  # type: ignore[arg-type]
+            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -78,18 +79,20 @@ def snip(
         trace: The feature's images.
         collapse: The scalar L: the sum over positions of |f|, f or f^2.
         normalizer: What stands before the sum over the unit's weights: 1 / their number, for a kernel 1 / (kh kw)
-            (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``).
+            (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``). Where
+            a layer uses its weight in several sizes, as 3x3 and, summed, as 1x1, the weights of all count.
         signed: Leave out the absolute value.
 
     Source: Lee et al., arXiv 1810.02340; for features Hamblin et al., arXiv 2206.01627.
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        for layer in batch.backward(_gradient(batch, collapse)):
+        gradient, unit = _gradient(batch, collapse)
+        for layer in batch.backward(gradient):
             products = (p if signed else p.abs_() for p in layer.weight_products())
             scale = 1 / layer.unit_size if normalizer == "published" else 1.0
             total = sum(product.sum(3) for product in products)
-            yield layer.name, layer.per_unit(total) * scale  # type: ignore[arg-type]
+            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -117,13 +120,13 @@ def gauss_newton(
         single = batch.indices is not None and batch.maps.dim() > 2
         fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
         for draw, signs in enumerate(fields):
-            for layer in batch.backward(signs.expand_as(batch.maps)):
+            for layer in batch.backward(signs.expand_as(batch.maps) / batch.scale):
                 # (a - zbar b)^2 opened up, since zbar is known only after the last image.
-                slopes = layer.filter_gradients().double()[..., None]
+                slopes = layer.filter_gradients().double()[..., None] * batch.scale
                 aa = torch.zeros(layer.weights.shape[:3], dtype=torch.float64, device=slopes.device)
                 ab = torch.zeros_like(aa)
                 for product, b in zip(layer.weight_products(), slopes, strict=True):
-                    a = product.sum(3).double()
+                    a = product.sum(3).double() * batch.scale
                     aa.addcmul_(a, a)
                     if centred:
                         ab.addcmul_(a, b)
@@ -133,9 +136,8 @@ def gauss_newton(
                     yield f"{layer.name} ab", layer.per_unit(ab) / len(fields)
                     yield f"{layer.name} bb", layer.per_unit(bb) / len(fields)
                     if draw == 0:
-                        read, count = layer.input_sums()
-                        zbar = torch.einsum("goue,gue->gou", layer.weights.double(), read) / (count / layer.images)
-                        yield f"{layer.name} z", layer.per_unit(zbar)
+                        total, count = layer.presum_totals()
+                        yield f"{layer.name} z", layer.per_unit(total / (count / layer.images))
 
     means = trace.mean(contribution)
     saliency = {}
@@ -266,10 +268,12 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def _gradient(batch: Batch, collapse: Collapse) -> Tensor:
+def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:
+    """Give dL/df in such a unit of L that f dL/df is about one, and that unit, a power of two."""
     if collapse not in _COLLAPSE:
         raise ConvCircuitsError(f"collapse is one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
-    return _COLLAPSE[collapse](batch.maps)
+    gradient, power = _COLLAPSE[collapse]
+    return gradient(batch.maps / batch.scale) / batch.scale, batch.scale**power
 
 
 def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:

@@ -19,6 +19,7 @@ from convcircuits.finding import check_circuit
 from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey
+from convcircuits.surroundings import outside_autocast
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def evaluate(
     )[0]
 
 
+@outside_autocast
 def evaluate_all(
     model: nn.Module,
     circuits: Sequence[Circuit],
@@ -178,6 +180,7 @@ def evaluate_all(
     ]
 
 
+@outside_autocast
 def activations(
     model: nn.Module,
     feature: Feature,

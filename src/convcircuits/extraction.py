@@ -19,8 +19,10 @@ from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey, survey_of_unknown_size
 from convcircuits.recording import Recording, UnextractableError, record
+from convcircuits.surroundings import outside_autocast
 
 
+@outside_autocast
 def extract(
     model: nn.Module,
     circuit: Circuit,

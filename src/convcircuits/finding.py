@@ -22,6 +22,7 @@ from convcircuits.provenance import check_same_model, describe
 from convcircuits.ranking import in_order, top
 from convcircuits.reach import survey
 from convcircuits.scores import Scores
+from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable, suggest
 from convcircuits.tracing import Trace
 
@@ -29,6 +30,11 @@ MEMORY = 4 * 2**20
 """Bytes of working memory for one chunk of pre-sum maps where nothing is said: about what a core's cache holds."""
 
 
+_RANGE = 100
+"""float32 holds scores up to 2 to this power, and down to its inverse, with room for those far below the largest."""
+
+
+@outside_autocast
 def score(
     model: nn.Module,
     feature: Feature,
@@ -63,11 +69,12 @@ def score(
         **options: The criterion's own, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
 
     Returns:
-        Scores on the CPU; float64 for a float64 model, else float32.
+        Scores on the CPU; float64 for a float64 model, else float32. Where float32 cannot hold them they are in units
+        of a power of two, ``provenance["scale"]``.
 
     Raises:
-        ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, or the criterion is
-            iterative.
+        ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, the criterion is
+            iterative, or scores are not finite or all zero.
     """
     function = _criterion(criterion)
     if needs_budget(function):
@@ -112,6 +119,7 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
     )
 
 
+@outside_autocast
 def find(
     model: nn.Module,
     feature: Feature,
@@ -241,12 +249,18 @@ def _scores(
                 f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
                 f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
             )
-    kernels = in_order(saliency, trace.relevant)
+    kernels, scale = _in_range(in_order(saliency, trace.relevant), dtype)
     for layer, values in kernels.items():
         if not bool(values[trace.relevant[layer]].isfinite().all()):
             raise ConvCircuitsError(
                 f"{_name(criterion)} gave NaN or Inf in {layer}; are the model's weights and images of sane size?"
             )
+    if not any(bool(values.nan_to_num().any()) for values in kernels.values()):
+        raise ConvCircuitsError(
+            f"{_name(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. A unit that is "
+            f"dead, or silent on these images, gives that: no gradient of {subject.feature} reaches a kernel. Give "
+            "other images or another unit."
+        )
     provenance = describe(subject.network, subject.feature, subject.survey) | {
         "criterion": _name(criterion),
         "granularity": trace.granularity,
@@ -255,6 +269,8 @@ def _scores(
         "images": batches.describe(),
         "notes": list(trace.notes),
     }
+    if scale != 1:
+        provenance["scale"] = scale
     if circuit is not None:
         provenance["inside"] = dict(circuit.provenance)
     relevant = (
@@ -262,11 +278,20 @@ def _scores(
     )
     return Scores(
         subject.feature,
-        LayerTable({layer: values.to(dtype) for layer, values in kernels.items()}),
+        LayerTable(kernels),
         relevant_in_model=sum(int(units.sum()) for units in relevant),
         provenance=provenance,
         granularity=trace.granularity,
     )
+
+
+def _in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+    """Bring scores to a dtype, in units of a power of two where float32 could not hold them; give that unit too."""
+    largest = max(float(values.double().nan_to_num(0, math.inf, math.inf).abs().max()) for values in kernels.values())
+    scale = 1.0
+    if dtype == torch.float32 and 0 < largest < math.inf and not 2.0**-_RANGE < largest < 2.0**_RANGE:
+        scale = 2.0 ** math.frexp(largest)[1]
+    return {layer: (values.double() / scale).to(dtype) for layer, values in kernels.items()}, scale
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:

@@ -79,7 +79,7 @@ def base_name(function: Any) -> str:
 def writes_to_first(function: Any) -> bool:
     """Tell by its name whether a function works in place."""
     name: str = function.__name__
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -292,6 +292,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args = (Ref(self._number(call.x)),)
             kind = call.x.device.type
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            if not self._network.shared:  # the model writes to its weights
+                call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
             self._add(Node(None, args, {}, _without_input(call), (self._put(output),), (), call.layer, cast))
             return output
 
@@ -366,7 +368,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Tensor):
             if self._is_of_image(value):
                 return Ref(self._number(value))
-            return value if isinstance(value, nn.Parameter) else value.detach().clone()
+            shared = isinstance(value, nn.Parameter) and self._network.shared
+            return value if shared else value.detach().clone()
         if isinstance(value, Mapping):
             return {key: self._encoded(part) for key, part in value.items()}
         return type(value)(self._encoded(part) for part in value) if type(value) in (tuple, list) else value

@@ -18,6 +18,7 @@ from convcircuits.graph import record_graph
 from convcircuits.operations import Plan
 from convcircuits.provenance import describe
 from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
+from convcircuits.surroundings import outside_autocast
 
 _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
@@ -120,7 +121,7 @@ class Subject:
                 watch(call, output)
             return output
 
-        output = self.output(images, kernel, masks)
+        output = self.output(images, kernel, masks).to(self.network.dtype)  # autocast inside a model may end in another
         if not self.survey.direct:
             output = output.index_select(1, self.rows)
         if isinstance(self.feature.unit, tuple):
@@ -209,7 +210,12 @@ class Subject:
 
         def watch(call: KernelCall, output: Tensor) -> None:
             if call.layer in self.survey.kernels:
-                shapes[call.layer] = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+                shape = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+                if shapes.setdefault(call.layer, shape) != shape:
+                    raise ConvCircuitsError(
+                        f"{call.layer} uses its weight in two shapes, {shapes[call.layer]} and {shape}, so single "
+                        "weights of it cannot be told; choose kernels or filters."
+                    )
 
         for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
             image = torch.zeros(1, *shape, device=self.network.device, dtype=self.network.dtype)
@@ -224,6 +230,7 @@ class Subject:
         return shapes
 
 
+@outside_autocast
 def relevant_units(
     model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

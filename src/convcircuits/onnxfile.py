@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.surroundings import environment_kept
 
 TOLERANCE = 1e-4  # of the largest value; another runtime sums in another order
 _OPSET = 18
@@ -58,7 +59,7 @@ def _images(module: fx.GraphModule, count: int) -> Tensor:
 
 def _exported(module: fx.GraphModule, images: Tensor) -> bytes:
     try:
-        with warnings.catch_warnings():
+        with environment_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own making
             program: Any = torch.onnx.export(
                 module,

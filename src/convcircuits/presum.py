@@ -7,7 +7,7 @@ the convolution itself; matrix products in chunks take five to ten times as long
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -22,23 +22,26 @@ Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 """For each call of a layer on one image: what the kernels read, (g, i, k, p), and the filters' gradients, (g, o, p)."""
 
 
-def absolute_sums(images: Iterable[Reads], kernels: Float[Tensor, "g o i k"], memory: int) -> Float[Tensor, "g o i"]:
+def absolute_sums(
+    images: Iterable[Reads], kernels: Sequence[Float[Tensor, "g o i _"]], memory: int
+) -> Float[Tensor, "g o i"]:
     """Sum |z g| over images and positions; where a layer runs several times, |sum over calls of z g|.
 
     Args:
         images: One after another.
-        kernels: The weights, (g, o, i, k).
+        kernels: The weights of each call, (g, o, i, k); k may differ from call to call.
         memory: Bytes that a chunk of z may take where matrix products are used.
 
     Returns:
         (g, o, i), in the dtype of the kernels, float32 at least.
     """
-    groups, out, inputs, size = kernels.shape
-    total = kernels.new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels.dtype, torch.float32))
-    by_input = kernels.transpose(1, 2).contiguous()
+    groups, out, inputs, size = kernels[0].shape
+    total = kernels[0].new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels[0].dtype, torch.float32))
+    by_input = [one.transpose(1, 2).contiguous() for one in kernels]
     compiled = (
-        kernels.device.type == "cpu"
-        and kernels.dtype in (torch.float32, torch.float64)
+        len(kernels) == 1
+        and kernels[0].device.type == "cpu"
+        and kernels[0].dtype in (torch.float32, torch.float64)
         and size <= LARGEST_UNROLLED
         and importlib.util.find_spec("numba") is not None
     )
@@ -48,21 +51,24 @@ def absolute_sums(images: Iterable[Reads], kernels: Float[Tensor, "g o i k"], me
             active = torch.stack([(gradient != 0).flatten(0, 1).any(0) for _, gradient in reads]).any(0)
             if int(active.sum()) < active.numel() // 2:  # where no filter has a gradient there is nothing to sum
                 reads = [(columns[..., active], gradient[..., active]) for columns, gradient in reads]
-            if compiled and len(reads) == 1:
-                _add_compiled(total, *reads[0], by_input, pool, threads)
+            if compiled:
+                _add_compiled(total, *reads[0], by_input[0], pool, threads)
             else:
                 _add_products(total, reads, by_input, memory)
     return total.transpose(1, 2)
 
 
-def _add_products(total: Float[Tensor, "g i o"], reads: Reads, by_input: Float[Tensor, "g i o k"], memory: int) -> None:
-    groups, inputs, out, _ = by_input.shape
-    bytes_per_channel = groups * out * reads[0][1].shape[2] * by_input.element_size()
+def _add_products(
+    total: Float[Tensor, "g i o"], reads: Reads, by_input: Sequence[Float[Tensor, "g i o _"]], memory: int
+) -> None:
+    groups, inputs, out = total.shape
+    bytes_per_channel = groups * out * reads[0][1].shape[2] * by_input[0].element_size()
     step = max(1, memory // max(1, bytes_per_channel * len(reads)))
     for first in range(0, inputs, step):
         some = slice(first, first + step)
         products = [
-            torch.matmul(by_input[:, some], columns[:, some]).mul_(gradient[:, None]) for columns, gradient in reads
+            torch.matmul(weights[:, some], columns[:, some]).mul_(gradient[:, None])
+            for weights, (columns, gradient) in zip(by_input, reads, strict=True)
         ]
         whole = products[0] if len(products) == 1 else torch.stack(products).sum(0)
         total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3, dtype=total.dtype)

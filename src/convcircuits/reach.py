@@ -278,6 +278,15 @@ def survey(network: Network, feature: Feature, input_shape: tuple[int, ...]) -> 
         raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape, generator=generator).to(network.device, network.dtype)
+    sharing = network.shared
+    watcher = _watched(network, feature, images)
+    if network.shared != sharing:  # the model writes to its weights, and was begun again with its own
+        watcher = _watched(network, feature, images)
+    return watcher.finish(tuple(input_shape))
+
+
+def _watched(network: Network, feature: Feature, images: Tensor) -> "_Watcher":
+    """Run the whole model, and record it up to the feature."""
     watcher = _Watcher(network, feature, images)
     with torch.no_grad(), watcher.recorder:
         try:
@@ -289,9 +298,9 @@ def survey(network: Network, feature: Feature, input_shape: tuple[int, ...]) -> 
             # What comes after the feature need not run: a head may want another image size.
             if watcher.output is None:
                 raise ConvCircuitsError(
-                    f"{network.name} cannot run on images of shape {tuple(input_shape)}: {error}"
+                    f"{network.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
                 ) from error
-    return watcher.finish(tuple(input_shape))
+    return watcher
 
 
 class _Watcher:
@@ -336,7 +345,7 @@ class _Watcher:
         own_calls, self.own_calls = self.own_calls, 0
         if self.calls - 1 != (self.feature.call or 0):
             return
-        output = checked_output(self.feature, output)
+        output = checked_output(self.feature, output, 2)
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0

@@ -165,6 +165,8 @@ class _Recorder:
         self._elements: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     def kernel(self, call: KernelCall) -> Tensor:
+        if torch.is_autocast_enabled(call.x.device.type):
+            raise self._problem("runs under an autocast of the model's own")
         output = call.compute()
         axis = 0 if isinstance(call, ConvCall) else output.dim() - 2
         number = self.number(call.x)
@@ -247,7 +249,9 @@ class _Recorder:
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or len(x) != _IMAGES:
-            raise self._problem(f"makes a tensor of shape {tuple(x.shape)} of {_IMAGES} images, one across images")
+            raise self._problem(
+                f"makes a tensor of shape {tuple(x.shape)} of {_IMAGES} images, across images or not along them first"
+            )
 
     def _problem(self, what: str) -> UnextractableError:
         return UnextractableError(

@@ -1,5 +1,7 @@
 """What criteria see: for each batch of images, what every unit read and the gradient of what it wrote."""
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import KernelCall
-from convcircuits.feature import at, flattened
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.feature import Feature, at, flattened
 from convcircuits.granularity import by_unit
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
@@ -23,7 +26,7 @@ class Layer:
     Shape letters: n image, g group, o filter in the group, u unit of the filter, e weight of the unit, p position. The
     units are what the granularity says: the filter itself, its kernels or its weights; so a formula that sums or
     averages over e is that of any granularity. A layer that runs several times has several calls; their products are
-    summed before any absolute value.
+    summed before any absolute value. Where the calls' kernels differ in size, a unit's elements are those of all sizes.
     """
 
     name: str
@@ -34,18 +37,23 @@ class Layer:
 
     @property
     def weights(self) -> Float[Tensor, "g o u e"]:
-        """The weights that the units are made of."""
-        return by_unit(self.calls[0][0].kernels, self.granularity)
+        """The weights that the units are made of; where calls use different ones, all of them."""
+        used: list[Tensor] = []
+        for call, _ in self.calls:
+            if not any(torch.equal(call.kernels, one) for one in used):
+                used.append(call.kernels)
+        return by_unit(torch.cat(used, 3), self.granularity)
 
     @property
     def unit_size(self) -> int:
-        """Weights of one unit."""
-        return self.weights.shape[3]
+        """Weights of one unit: the elements of ``weight_products``."""
+        kernels = [calls[0][0].kernels for calls in self._by(_kernel_size)]
+        return by_unit(torch.cat(kernels, 3), self.granularity).shape[3]
 
     @property
     def positions(self) -> int:
         """Output positions, of all calls together where their maps differ in size."""
-        return sum(self._by_map_size())
+        return sum(_map_size(*calls[0]) for calls in self._by(_map_size))
 
     @property
     def images(self) -> int:
@@ -55,9 +63,14 @@ class Layer:
     def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
         """Give w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
         for image in range(self.images):
-            gradients = [call.weight_gradient(gradient, image) for call, gradient in self.calls]
-            products = torch.stack(gradients).sum(0).mul_(self.calls[0][0].kernels)
-            yield by_unit(products.to(torch.promote_types(products.dtype, torch.float32)), self.granularity)
+            products = [
+                torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
+                    0
+                )
+                for calls in self._by(_kernel_size)
+            ]
+            whole = torch.cat(products, 3)
+            yield by_unit(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
     def absolute_sums(self) -> Float[Tensor, "g o u"]:
         """Sum |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions: (g, o, u).
@@ -65,45 +78,53 @@ class Layer:
         Where calls have maps of one size their products are added position by position, before the absolute value.
         """
         parts = []
-        for calls in self._by_map_size().values():
+        for calls in self._by(_map_size):
             alone = self.granularity == "weight" and len(calls) == 1
             parts.append(self._absolute_weight_sums(*calls[0]) if alone else self._absolute_sums(calls))
         return torch.stack(parts).sum(0)
 
     def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o u"]:
-        weights = self.weights
-        laid_out = [(call, call.by_position(gradient)) for call, gradient in calls]
+        kernels = [by_unit(call.kernels, self.granularity) for call, _ in calls]
+        laid_out = [
+            (call, call.by_position(gradient), (len(weights), *weights.shape[2:], -1))
+            for (call, gradient), weights in zip(calls, kernels, strict=True)
+        ]
         images = (
-            [
-                (call.columns(slice(n, n + 1)).reshape(len(weights), *weights.shape[2:], -1), gradient[n])
-                for call, gradient in laid_out
-            ]
+            [(call.columns(slice(n, n + 1)).reshape(shape), gradient[n]) for call, gradient, shape in laid_out]
             for n in range(self.images)
         )
-        return absolute_sums(images, weights, self.memory)
+        return absolute_sums(images, kernels, self.memory)
 
     def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o u"]:
         """Sum |w x g| as |w| sum |x| |g|, which is the weight gradient of |x| and |g|."""
         sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
-        sums = self.weights.new_zeros(self.weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
+        weights = by_unit(call.kernels, self.granularity)
+        sums = weights.new_zeros(weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
         for image in range(self.images):
             sums += sizes.weight_gradient(slopes, image).flatten(2)
-        return sums * self.weights[..., 0].abs()
+        return sums * weights[..., 0].abs()
 
     def filter_gradients(self) -> Float[Tensor, "n g o"]:
         """Sum each filter's gradient over its positions: (n, g, o)."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
-    def input_sums(self) -> tuple[Float[Tensor, "g u e"], int]:
-        """Sum what each weight read over images and positions: (g, u, e), and how many were summed."""
-        parts = [
-            call.columns(slice(image, image + 1)).double().sum((0, 4))
-            for call, _ in self.calls
-            for image in range(self.images)
-        ]
-        positions = sum(call.by_position(gradient).shape[3] for call, gradient in self.calls)
-        total = torch.stack(parts).sum(0)
-        return total.reshape(len(total), *self.weights.shape[2:]), positions * self.images
+    def presum_totals(self) -> tuple[Float[Tensor, "g o u"], int]:
+        """Sum each unit's pre-sum map over images, positions and calls: (g, o, u), and how many values were summed.
+
+        Raises:
+            ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no mean in common.
+        """
+        if len(self._by(_kernel_size)) > 1:
+            raise ConvCircuitsError(
+                f"{self.name} uses its weight in several sizes, and their maps have no mean in common; leave out "
+                "centred=True."
+            )
+        parts = []
+        for call, _ in self.calls:
+            read = sum(call.columns(slice(image, image + 1)).double().sum((0, 4)) for image in range(self.images))
+            parts.append(by_unit(call.kernels.double() * read[:, None], self.granularity).sum(3))  # type: ignore[index]
+        positions = sum(_map_size(call, gradient) for call, gradient in self.calls)
+        return torch.stack(parts).sum(0), positions * self.images
 
     def per_unit(self, values: Float[Tensor, "g o u"]) -> Float[Tensor, "out ..."]:
         """Bring (g, o, u) to the shape of the layer's table, zero for filters that were not computed."""
@@ -115,11 +136,20 @@ class Layer:
         whole[rows] = computed
         return whole
 
-    def _by_map_size(self) -> dict[int, list[tuple[KernelCall, Tensor]]]:
-        sizes: dict[int, list[tuple[KernelCall, Tensor]]] = {}
+    def _by(self, size: Callable[[KernelCall, Tensor], int]) -> list[list[tuple[KernelCall, Tensor]]]:
+        """Group the calls by a size."""
+        groups: dict[int, list[tuple[KernelCall, Tensor]]] = {}
         for call, gradient in self.calls:
-            sizes.setdefault(call.by_position(gradient).shape[3], []).append((call, gradient))
-        return sizes
+            groups.setdefault(size(call, gradient), []).append((call, gradient))
+        return list(groups.values())
+
+
+def _map_size(call: KernelCall, gradient: Tensor) -> int:
+    return call.by_position(gradient).shape[3]
+
+
+def _kernel_size(call: KernelCall, gradient: Tensor) -> int:
+    return call.kernels.shape[3]
 
 
 class Batch:
@@ -127,6 +157,8 @@ class Batch:
 
     Attributes:
         maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
+        scale: A power of two near the maps' largest value. Gradients of maps that are measured in it neither overflow
+            nor vanish, however large or small the maps are, and no rounding changes.
         indices: The flat position that counts in each map, (N,) or (N, U), or None where all count.
     """
 
@@ -142,6 +174,7 @@ class Batch:
                 full = subject.maps(images)
         self.indices = subject.feature.indices(full)
         self._graph, self.maps = maps, maps.detach()
+        self.scale = _power_of_two(self.maps, subject.feature)
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
@@ -172,23 +205,42 @@ class Batch:
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
-                by_layer.setdefault(call.layer, []).append((call, g))
+                by_layer.setdefault(call.layer, []).append(_in_one_dtype(call, g))
         del gradients
         for name in reversed(list(by_layer)):
             yield self._layer(name, by_layer.pop(name))
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
         """Give each layer's name and the weights that its units really used, (g, o, u, e)."""
-        seen = set()
+        by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for call, _ in self._calls:
-            if call.layer not in seen:
-                seen.add(call.layer)
-                layer = self._layer(call.layer, [(call, call.x)])
-                yield call.layer, layer.weights, layer
+            by_layer.setdefault(call.layer, []).append((call, call.x))
+        for name, calls in by_layer.items():
+            layer = self._layer(name, calls)
+            yield name, layer.weights, layer
 
     def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
         trace = self._trace
         return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
+
+
+def _power_of_two(maps: Tensor, feature: Feature) -> float:
+    largest = float(maps.abs().max())
+    if not math.isfinite(largest):
+        raise ConvCircuitsError(
+            f"The maps of {feature} hold NaN or Inf; look at the model's weights and at how images are prepared."
+        )
+    most = math.frexp(torch.finfo(maps.dtype).max)[1] * 4 // 5
+    return 2.0 ** max(-most, min(most, math.frexp(largest)[1]))
+
+
+def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
+    """Under autocast a call reads, multiplies and writes in different dtypes; give all in the widest of them."""
+    dtypes = {call.x.dtype, call.weight.dtype, gradient.dtype}
+    if len(dtypes) == 1:
+        return call, gradient
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return replace(call, x=call.x.to(dtype), weight=call.weight.to(dtype)), gradient.to(dtype)
 
 
 class Trace:

@@ -23,6 +23,7 @@ from convcircuits.feature import Feature
 from convcircuits.fields import Field, Reading, no_such_map
 from convcircuits.functions import base_name, writes_to_first
 from convcircuits.masking import Masks, Subject
+from convcircuits.surroundings import outside_autocast
 
 # The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is
 # a measured fact. Divided by the length of its longest column.
@@ -49,6 +50,7 @@ class Picture:
     start: float
 
 
+@outside_autocast
 def visualise(
     subject: Subject,
     fields: Mapping[Reading, Field],

@@ -27,6 +27,7 @@ from convcircuits.drawing.sheet import (
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
+from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable
 from convcircuits.version import __version__
 
@@ -42,6 +43,7 @@ ROLES = {
 """What the circuits of a diagram are called, by the number of units that they keep."""
 
 
+@outside_autocast
 def diagram(
     model: nn.Module,
     circuit: Circuit,
