@@ -322,6 +322,9 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad"
+)  # of torch.utils.checkpoint without gradients
 @pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_entered_says_why(make, said):
     with pytest.raises(cc.ConvCircuitsError, match=said):

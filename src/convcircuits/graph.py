@@ -252,6 +252,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._recording = True
         self._put(images)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which is slow and leaves an environment variable
+
     def graph(self) -> Graph:
         """Return what was recorded of all that the output is computed from."""
         assert self._output is not None
