@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from convcircuits.calls import KernelCall
 from convcircuits.capture import Network
@@ -14,8 +13,7 @@ from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.granularity import masks_of, units_with
-from convcircuits.provenance import describe
-from convcircuits.reach import Survey, guessed_input_shapes, survey, survey_of_unknown_size
+from convcircuits.reach import Survey, guessed_input_shapes, survey
 from convcircuits.silence import follow, mark_of, set_mark, silenced
 
 
@@ -185,19 +183,6 @@ class Subject:
         else:
             raise problem
         return shapes
-
-
-def relevant_units(
-    model: nn.Module, feature: Feature, granularity: str, input_shape: Any
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the relevant units of a model without images, and where they come from.
-
-    Raises:
-        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
-    """
-    network = Network(model)
-    found = survey_of_unknown_size(network, feature, input_shape)
-    return Subject(network, feature, found).relevant(granularity, input_shape), describe(network, feature, found)
 
 
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
