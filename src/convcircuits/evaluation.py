@@ -162,16 +162,12 @@ def evaluate_all(
         fit_batches = _batches(fit, network, batch_size)
         fitted = _compare(sweep, fit_batches, None)
     measured = _compare(sweep, batches, progress)
-    provenance = (
-        described
-        | sweep.about()
-        | {
-            "laws": described["laws"] | sweep.laws,
-            "images": batches.describe(),
-            "fitted_on": None if fit is None else fit_batches.describe(),
-            "effective": effective,
-        }
-    )
+    provenance = described | {
+        **sweep.about(),
+        "images": batches.describe(),
+        "fitted_on": None if fit is None else fit_batches.describe(),
+        "effective": effective,
+    }
     effective_kernels = sweep.effective(shape)
     return [
         _evaluation(
@@ -181,7 +177,7 @@ def evaluate_all(
             comparison,
             fitted[i] if fitted else None,
             batches,
-            provenance,
+            {**provenance, "laws": {**described["laws"], **sweep.laws(i)}},
         )
         for i, (circuit, comparison) in enumerate(zip(circuits, measured, strict=True))
     ]

@@ -100,7 +100,7 @@ class Sweep:
         self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
         self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
         self._written: dict[tuple[int, ...], _Written | None] = {}
-        self._errors: dict[tuple[int, ...], float] = {}
+        self._errors: dict[tuple[int, ...], list[float]] = {}
         self._reason: str | None = None
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -120,10 +120,10 @@ class Sweep:
         """Say, as JSON values, whether the network ran or masked runs did, and why."""
         return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
 
-    @property
-    def laws(self) -> dict[str, Any]:
-        """The largest difference found between the network and the masked runs, relative to the largest value."""
-        return {"network": max(self._errors.values())} if self._errors else {}
+    def laws(self, n: int) -> dict[str, float]:
+        """Give the largest difference found between the network and masked runs, in the full model or circuit n."""
+        errors = [error for by_run in self._errors.values() for error in (by_run[0], by_run[1 + n])]
+        return {"network": shown(max(errors))} if errors else {}
 
     def effective(self, shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
         """Give for each circuit the kernels on a complete path, on images (C, H, W)."""
@@ -133,21 +133,21 @@ class Sweep:
             return [{layer: mask.cpu() for layer, mask in one.kernels.items()} for one in masks]
         return written.effective
 
-    def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> float:
-        """Compare the full model and every circuit with their masked runs; give the largest difference.
+    def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
+        """Compare the full model and every circuit with their masked runs; give the difference of each.
 
         Raises:
             ConvCircuitsError: If one differs by more than rounding.
         """
-        errors = [0.0]
+        errors = []
         for n, (masks, got) in enumerate(zip([None, *self._masks], maps, strict=True)):
-            expected = self.subject.maps(images, masks)
-            if bool(expected.isfinite().all()):
+            expected, error = self.subject.maps(images, masks), 0.0
+            if bool(expected.isfinite().all()):  # else the evaluation has a note
                 error, allowed = agreement(self.subject, masks, images, got, expected)
                 if error > allowed:
                     raise self._wrong(n, images, error, allowed)
-                errors.append(error)
-        return shown(max(errors))
+            errors.append(error)
+        return errors
 
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
         """Write the one circuit alone, to see where it parts from its masked run."""
