@@ -83,6 +83,13 @@ def test_dead_filters_are_checked_in_nets_that_have_several():
     assert unchecked == []
 
 
+def test_equal_images_will_do():
+    for name, case in NETS.items():
+        images = torch.zeros(2, *case.input_shape, dtype=torch.float64)
+        scores = cc.score(case.build(), cc.Feature(*case.features[-1]), images, criterion="random")
+        assert scores.provenance["laws"]["dead_filters"] < 1e-13, name
+
+
 def test_scores_circuits_evaluations_modules_say_what_was_checked():
     model = net()
     scores = cc.score(model, FEATURE, IMAGES)
@@ -159,29 +166,57 @@ def test_kernels_that_are_missed_are_noticed(monkeypatch):
     assert "first at head" in str(error.value)
 
 
+def loudly(real):
+    def maps(self, images, masks=None, watch=None):
+        return real(self, images, masks if masks is None else dataclasses.replace(masks, silent=False), watch)
+
+    return maps
+
+
 def test_a_dead_filter_that_leaks_is_noticed(monkeypatch):
     """Masked runs in which a dead filter's constant is added to live maps."""
-
-    def loud(self, images, masks=None, watch=None):
-        return real(self, images, masks if masks is None else dataclasses.replace(masks, silent=False), watch)
 
     def between(x):
         return x + x.flip(1)
 
-    real = masking.Subject.maps
     assert cc.score(net(between), FEATURE, IMAGES).provenance["laws"]["dead_filters"] == 0
-    monkeypatch.setattr(masking.Subject, "maps", loud)
+    monkeypatch.setattr(masking.Subject, "maps", loudly(masking.Subject.maps))
     laws._passed.clear()
     with pytest.raises(cc.ConvCircuitsError, match="what dead filters hold changes the map") as error:
         cc.score(net(between), FEATURE, IMAGES)
     assert "first at head" in str(error.value)
 
 
-def test_a_dead_gate_stays_the_constant_it_is():
-    """Its constant matters, as is meant; other dead filters are checked all the same."""
-    case = NETS["se_conv"]
-    scores = cc.score(case.build(), cc.Feature("head", 2), case.images(), criterion="random")
-    assert scores.provenance["laws"]["dead_filters"] == 0
+class Gated(nn.Module):
+    """A map times a gate that a layer of its own computes, whose filters may be dead."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first, self.gate, self.head, self.how = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1), gate
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.head(self.how(x, self.gate))
+
+
+GATES = {
+    "pooled": lambda x, gate: x * gate(x.mean((2, 3), keepdim=True)).sigmoid(),
+    "pooled and spread": lambda x, gate: x * gate(x.mean((2, 3), keepdim=True)).sigmoid().expand_as(x),
+    "at every position": lambda x, gate: x * gate(x).sigmoid(),
+    "in place": lambda x, gate: (x + 1).mul_(F.hardsigmoid(gate(x.mean((2, 3), keepdim=True)))),
+    "a divisor": lambda x, gate: x / (1 + gate(x).square()),
+}
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_a_dead_gate_stays_the_constant_it_is(gate, monkeypatch):
+    """Its constant matters, as is meant; all other uses are found out, even beside it."""
+    model = seeded(lambda: Gated(gate), 4)()
+    assert cc.score(model, FEATURE, IMAGES, criterion="random").provenance["laws"]["dead_filters"] < 1e-14
+    monkeypatch.setattr(masking.Subject, "maps", loudly(masking.Subject.maps))
+    leaks = seeded(lambda: Gated(lambda x, layer: gate(x + x.flip(1), layer)), 4)()
+    with pytest.raises(cc.ConvCircuitsError, match="what dead filters hold changes the map"):
+        cc.score(leaks, FEATURE, IMAGES, criterion="random")
 
 
 def test_a_map_of_nan_is_no_law_broken_and_is_checked_anew():

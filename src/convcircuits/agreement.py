@@ -21,10 +21,19 @@ Watch = Callable[[KernelCall, Tensor], None]
 Run = Callable[[Watch], object]
 """Runs a model and tells a watch of every kernel call and its output."""
 
+IMAGES = 2
+"""Images that are run to compare."""
+
 _UNITS = 8  # of rounding, up to which two runs agree without a measurement
 _GROWTH = 4  # times the measured move of the map: so much passes as rounding
 _MOST = 0.25  # of the largest value; a comparison that lets more pass tells nothing
 _TF32 = 2.0**-11  # the unit of cuDNN's convolutions of float32, unless the caller switched TF32 off
+
+
+def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
+    """Make the same normal images at every call, for where the caller gives none."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(IMAGES, *shape, generator=generator).to(subject.network.device, subject.network.dtype)
 
 
 def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convcircuits.agreement import IMAGES
 from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -16,7 +17,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
-from convcircuits.laws import IMAGES, checked
+from convcircuits.laws import checked
 from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey

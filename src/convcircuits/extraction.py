@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from convcircuits.agreement import agreement, parting_of_module, shown
+from convcircuits.agreement import IMAGES, agreement, parting_of_module, random_images, shown
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.cutting import Cut, cut
 from convcircuits.emission import Emitter
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
-from convcircuits.laws import IMAGES, checked, random_images
+from convcircuits.laws import checked
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size

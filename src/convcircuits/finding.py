@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convcircuits.agreement import IMAGES
 from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -17,7 +18,7 @@ from convcircuits.criteria import CRITERIA, Criterion
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, check_inside, units_with
-from convcircuits.laws import IMAGES, checked
+from convcircuits.laws import checked
 from convcircuits.masking import Subject
 from convcircuits.provenance import check_same_model, describe
 from convcircuits.ranking import in_order, top

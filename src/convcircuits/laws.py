@@ -14,21 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convcircuits.agreement import Watch, agreement, difference, parting, shown, units
-from convcircuits.calls import KernelCall
+from convcircuits.agreement import IMAGES, Watch, agreement, difference, parting, random_images, shown, units
 from convcircuits.capture import Network
-from convcircuits.cutting import cut
+from convcircuits.deadfilters import LeakError, change_by_dead_filters
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
-from convcircuits.recording import UnextractableError, record
 
-IMAGES = 2
-"""Images that laws are checked on."""
-
-_TRIES = 8  # random circuits to look for one with dead and live filters
 _CACHED = 64
 
 _passed: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
@@ -82,12 +76,6 @@ def relevant_units(
     return subject.relevant(granularity, input_shape), checked(subject, describe(network, feature, found))
 
 
-def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
-    """Make the same normal images at every call, for checks where the caller gives none."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(IMAGES, *shape, generator=generator).to(subject.network.device, subject.network.dtype)
-
-
 def sentence(laws: Mapping[str, Any]) -> str:
     """Say what was checked, for a reader."""
     errors = [value for value in laws.values() if isinstance(value, float)]
@@ -109,7 +97,7 @@ def _check(subject: Subject, images: Tensor) -> tuple[dict[str, Any], bool]:
         "all_relevant": _all_relevant(subject, images, model),
     }
     found["dead_filters"], unchecked = _dead_filters(subject, images)
-    return (found if unchecked is None else found | {"unchecked": unchecked}), True
+    return (found | {"unchecked": unchecked} if unchecked else found), True
 
 
 def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
@@ -143,91 +131,14 @@ def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
     return shown(error)
 
 
-def _dead_filters(subject: Subject, images: Tensor) -> tuple[float | None, str | None]:
-    """Run a random circuit with other values in dead filters; give the error, or None and why there is none."""
-    shape = tuple(images.shape[1:])
-    masks = _some_dead(subject, shape)
-    if masks is None:
-        return None, "what dead filters hold, as no random circuit had both dead and live ones."
-    expected = subject.maps(images, masks)
-    if not bool(expected.isfinite().all()):
-        return None, "what dead filters hold, as the map of a random circuit holds NaN or Inf on these images."
-    error, _ = difference(subject.maps(images, masks, _Other(masks, {})), expected)
-    if error <= units(expected.dtype):
-        return shown(error), None
+def _dead_filters(subject: Subject, images: Tensor) -> tuple[float | None, str]:
+    """Give the error, or None and why there is none."""
     try:
-        gates = _gates(subject, masks, shape)
-    except UnextractableError as problem:
-        return None, f"what dead filters hold, as it may leak or be a gate: {problem}"
-    other = subject.maps(images, masks, _Other(masks, gates))
-    error, allowed = agreement(subject, masks, images, other, expected)
-    if error > allowed:
-        where = parting(
-            lambda watch: subject.maps(images, masks, watch),
-            lambda watch: subject.maps(images, masks, _Other(masks, gates, watch)),
-            masks.kernels,
-            allowed,
-        )
-        raise _broken(subject, "what dead filters hold changes the map of a circuit", error, allowed, where)
-    return shown(error), None
-
-
-class _Other:
-    """Puts other constants, as large as the layer's values, into filters of which no kernel is kept, but gates."""
-
-    def __init__(self, masks: Masks, gates: Mapping[str, Tensor], then: Watch | None = None) -> None:
-        self._masks, self._gates, self._then = masks, gates, then
-        self._generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, call: KernelCall, output: Tensor) -> None:
-        if call.layer in self._masks.kernels:
-            self._put(call, output)
-        if self._then is not None:
-            self._then(call, output)
-
-    def _put(self, call: KernelCall, output: Tensor) -> None:
-        dead = ~self._masks.kernels[call.layer].any(1)
-        if call.layer in self._gates:
-            dead = dead & ~self._gates[call.layer].to(dead.device)
-        dead = dead if call.rows is None else dead[call.rows]
-        size = float(output.abs().max()) or 1.0
-        values = torch.randn(len(dead), generator=self._generator).to(output) * size * dead
-        shape = [1] * output.dim()
-        shape[call.channel_dim] = -1
-        output.add_(values.reshape(shape))
-
-
-def _some_dead(subject: Subject, shape: tuple[int, ...]) -> Masks | None:
-    """Draw a circuit of about half of the kernels that has dead filters in it, and a path to the feature."""
-    relevant = subject.survey.kernels
-    for seed in range(_TRIES):
-        generator = torch.Generator().manual_seed(seed)
-        share = 0.7 + 0.25 * seed / _TRIES
-        kernels = {}
-        for layer, mask in relevant.items():
-            filters = torch.rand(len(mask), 1, generator=generator) < share
-            if int(mask.any(1).sum()) == 1:
-                filters[:] = True
-            kernels[layer] = mask & filters & (torch.rand(mask.shape, generator=generator) < share)
-        kept = subject.effective(kernels, shape)
-        dead = any(bool((relevant[layer].any(1) & ~mask.cpu().any(1)).any()) for layer, mask in kept.items())
-        if dead and any(bool(mask.any()) for mask in kept.values()):
-            return Masks(kept).to(subject.network.device, subject.network.dtype)
-    return None
-
-
-def _gates(subject: Subject, masks: Masks, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Find the dead filters whose constants multiply what is live, as a gate's do: layer name -> bool (out,)."""
-    recording = record(subject, shape)
-    kept = cut(recording, masks, None if subject.survey.direct else subject.survey.rows)
-    gates: dict[str, Tensor] = {}
-    for number in kept.conducting:
-        call = recording.values[number].call
-        if call is None or call.layer not in masks.kernels:
-            continue
-        found = gates.setdefault(call.layer, torch.zeros(len(masks.kernels[call.layer]), dtype=torch.bool))
-        found[slice(None) if call.rows is None else call.rows.cpu()] |= kept.read[number] & ~kept.live[number]
-    return gates
+        error, unchecked = change_by_dead_filters(subject, images)
+    except LeakError as leak:
+        what = "what dead filters hold changes the map of a circuit"
+        raise _broken(subject, what, leak.error, leak.allowed, leak.where) from leak
+    return None if error is None else shown(error), unchecked
 
 
 def _broken(subject: Subject, what: str, error: float, allowed: float, where: str) -> ConvCircuitsError:
