@@ -436,3 +436,10 @@ def test_the_yardstick_is_the_most_that_rounding_does():
             moved = agreement._rounding(subject, None, images)
         error = float((single - double).abs().max())
         assert moved / 100 < error < moved
+
+
+def test_without_images_gates_are_told_from_leaks_too():
+    for name in ("se_conv", "se_linear"):
+        for layer, unit in NETS[name].features:
+            circuit = cc.Circuit.from_masks(NETS[name].build(), cc.Feature(layer, unit), {}, input_shape=(3, 9, 9))
+            assert circuit.provenance["laws"]["dead_filters"] < 1e-13

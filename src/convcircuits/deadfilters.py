@@ -56,7 +56,7 @@ def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | No
     if error <= units(expected.dtype):
         return error, ""
     # The images may be equal, but what is no constant must differ to be told from a gate.
-    images = torch.cat([images[:1], random_images(subject, tuple(images.shape[1:]))[:1]])
+    images = torch.cat([images[:1], random_images(subject, tuple(images.shape[1:]))[1:]])
     gates = _Gates()
     with gates:
         expected = subject.maps(images, masks, _Other(masks, size=0.0))
