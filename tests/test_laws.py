@@ -14,6 +14,7 @@ from convcircuits import agreement, evaluation, extraction, finding, laws, maski
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
 from convcircuits.reach import survey
+from convcircuits.recording import UnextractableError
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -112,34 +113,43 @@ def test_without_images_random_ones_are_run():
 
 # ---------------------------------------- what breaks them gets no result
 
-RANDOM = {
-    "functional dropout": (F.dropout, "draws random numbers"),
-    "noise": (lambda x: x + torch.randn_like(x), r"head: Net draws random numbers \(randn_like"),
-    "noise that torch does not see": (
-        lambda x: x + np.random.default_rng().random(),
-        "draws numbers that torch does not see",
-    ),
-}
+
+def unseen(x):
+    """Noise that torch does not see."""
+    return x + np.random.default_rng().random()
 
 
-@pytest.mark.parametrize(("between", "message"), RANDOM.values(), ids=RANDOM)
-def test_a_model_that_is_random_in_eval_mode_is_refused(between, message):
+RANDOM = {"functional dropout": F.dropout, "noise": lambda x: x + torch.randn_like(x), "unseen noise": unseen}
+
+
+@pytest.mark.parametrize("between", RANDOM.values(), ids=RANDOM)
+def test_a_model_that_is_random_in_eval_mode_is_refused(between):
     model = net(between)
     for give in (
         lambda: cc.score(model, FEATURE, IMAGES),
         lambda: cc.find(model, FEATURE, IMAGES, density=0.5),
         lambda: cc.Circuit.from_masks(model, FEATURE, {}, input_shape=(3, 8, 8)),
     ):
-        with pytest.raises(cc.ConvCircuitsError, match=message) as error:
+        with pytest.raises(cc.ConvCircuitsError, match=r"draws (random )?numbers .*self\.training"):
             give()
-        assert "first at head" in str(error.value)
-        assert "self.training" in str(error.value)
+
+
+def test_where_a_model_is_random_is_said():
+    with pytest.raises(cc.ConvCircuitsError, match=r"different maps of head:1 .* first at head: it draws numbers that"):
+        cc.score(net(unseen), FEATURE, IMAGES)
+
+
+def test_the_operation_that_draws_is_named():
+    network = Network(net(F.dropout))
+    subject = masking.Subject(Network(net()), FEATURE, survey(Network(net()), FEATURE, (3, 8, 8)))
+    subject.network = network
+    assert laws._draws(subject, IMAGES) == "Net draws random numbers (bernoulli_)"
 
 
 def test_a_circuit_of_a_model_that_became_random_is_not_measured():
     model = net()
     circuit = cc.find(model, FEATURE, IMAGES, density=0.8)
-    model.between = F.dropout
+    model.between = unseen
     for give in (
         lambda: cc.evaluate(model, circuit, IMAGES),
         lambda: cc.activations(model, FEATURE, IMAGES, circuit=circuit),
@@ -257,7 +267,7 @@ def test_laws_are_checked_once_for_the_same_weights_feature_and_shape(checks):
 
 
 def test_only_what_passed_is_remembered(checks):
-    model = net(F.dropout)
+    model = net(unseen)
     for _ in range(2):
         with pytest.raises(cc.ConvCircuitsError, match="different maps"):
             cc.score(model, FEATURE, IMAGES)
@@ -379,27 +389,40 @@ def test_where_rounding_is_all_there_is_nothing_is_handed_out():
 # ---------------------------------------- the run is said, and nothing is done twice
 
 
-def across(x):
-    return x - x.mean(0, keepdim=True)
+@pytest.fixture
+def unwritable(monkeypatch):
+    """No network can be written of any model."""
+
+    def refuse(*given):
+        raise UnextractableError("It does what cannot be written.")
+
+    return lambda: monkeypatch.setattr(extraction, "record", refuse)
 
 
-def test_an_evaluation_says_how_it_was_run():
-    for between, run in ((lambda x: x, "network"), (across, "masked")):
-        model = net(between)
-        circuit = cc.find(model, FEATURE, IMAGES, density=0.8)
-        report = cc.evaluate(model, circuit, IMAGES)
-        assert report.provenance["run"] == run
-        assert any("masked runs" in note for note in report.notes) is (run == "masked")
-        assert ("run_reason" in report.provenance) is (run == "masked")
-    assert "over images" in report.provenance["run_reason"] or "across images" in report.provenance["run_reason"]
-    assert any(report.provenance["run_reason"] in note for note in report.notes)
+def test_an_evaluation_says_how_it_was_run(unwritable):
+    model = net()
+    circuit = cc.find(model, FEATURE, IMAGES, density=0.8)
+    report = cc.evaluate(model, circuit, IMAGES)
+    assert report.provenance["run"] == "network"
+    assert "run_reason" not in report.provenance
+    assert not any("masked runs" in note for note in report.notes)
+    unwritable()
+    other = cc.evaluate(model, circuit, IMAGES)
+    assert other.provenance["run"] == "masked"
+    assert other.provenance["run_reason"] == "It does what cannot be written."
+    assert any("masked runs" in note and "It does what cannot be written." in note for note in other.notes)
+    assert "network" not in other.provenance["laws"]
+    assert other.r2 == pytest.approx(report.r2, abs=1e-12)
+    assert other.effective_kernels == report.effective_kernels
 
 
-@pytest.mark.parametrize("between", [lambda x: x, across], ids=["network", "masked"])
-def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, between):
-    model = net(between)
+@pytest.mark.parametrize("run", ["network", "masked"])
+def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, run):
+    model = net()
     scores = cc.score(model, FEATURE, IMAGES)
     circuits = [cc.prune(scores, kernels=k) for k in range(20, 33)]
+    if run == "masked":
+        unwritable()
     counts = {"survey": 0, "record": 0, "effective": 0}
 
     def counted(name, real):
@@ -413,13 +436,11 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, between):
         monkeypatch.setattr(module, "survey", counted("survey", module.survey))
     monkeypatch.setattr(extraction, "record", counted("record", extraction.record))
     monkeypatch.setattr(masking.Subject, "effective", counted("effective", masking.Subject.effective))
-    images = NETS["plain"].images(10)
-    reports = evaluate_all(model, circuits, images, batch_size=2)
-    assert len(reports) == 13
-    masked = between is across
+    reports = evaluate_all(model, circuits, NETS["plain"].images(10), batch_size=2)
+    assert [report.provenance["run"] for report in reports] == [run] * 13
     assert counts["record"] == 1
-    assert counts["effective"] == (13 if masked else 0)  # once for each circuit's count of effective kernels
-    assert counts["survey"] == 1 + counts["effective"]
+    assert counts["effective"] == (13 if run == "masked" else 0)  # for each circuit's count of effective kernels
+    assert counts["survey"] <= 1 + counts["effective"]
 
 
 def test_the_yardstick_is_the_most_that_rounding_does():

@@ -7,6 +7,7 @@ which a map is multiplied that is not.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,9 +58,10 @@ def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | No
         return error, ""
     # The images may be equal, but what is no constant must differ to be told from a gate.
     images = torch.cat([images[:1], random_images(subject, tuple(images.shape[1:]))[1:]])
+    expected = subject.maps(images, masks)
     gates = _Gates()
     with gates:
-        expected = subject.maps(images, masks, _Other(masks, size=0.0))
+        subject.maps(images, masks, _Other(masks, size=0.0))
 
     def other(watch: Watch | None = None) -> Tensor:
         with gates.again():
@@ -89,7 +91,7 @@ def circuit_with_dead_filters(subject: Subject, shape: tuple[int, ...]) -> Masks
         kept = subject.effective(kernels, shape)
         dead = any(bool((relevant[layer].any(1) & ~mask.cpu().any(1)).any()) for layer, mask in kept.items())
         if dead and any(bool(mask.any()) for mask in kept.values()):
-            return Masks(kept).to(subject.network.device, subject.network.dtype)
+            return replace(subject.kept(kept, "kernel"), silent=True)
     return None
 
 

@@ -7,6 +7,7 @@ not matter to a circuit. `extraction` adds: a module computes what the circuit's
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -19,7 +20,7 @@ from convcircuits.capture import Network
 from convcircuits.deadfilters import LeakError, change_by_dead_filters
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.masking import Masks, Subject
+from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
 
@@ -117,7 +118,7 @@ def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
 
 
 def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
-    masks = Masks(subject.survey.kernels).to(subject.network.device, subject.network.dtype)
+    masks = replace(subject.kept(subject.survey.kernels, "kernel"), silent=True)
     error, allowed = agreement(subject, masks, images, subject.maps(images, masks), model)
     if error > allowed:
         where = parting(
