@@ -58,6 +58,12 @@ class Batches:
             return tuple(part.shape[1:])
         raise ConvCircuitsError(NO_IMAGES)
 
+    def first(self, count: int) -> Tensor:
+        """Give the first images, at most so many and of one batch, on the device and in the dtype."""
+        for part in self._parts():
+            return part[:count].to(self._device, self._dtype)
+        raise ConvCircuitsError(NO_IMAGES)
+
     def __iter__(self) -> Iterator[Tensor]:
         count, digest = 0, 0
         for part in self._parts():

@@ -106,7 +106,7 @@ class Circuit:
             ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
                 fits.
         """
-        from convcircuits.masking import relevant_units  # the one step from values to the model
+        from convcircuits.laws import relevant_units  # the one step from values to the model
 
         check_granularity(granularity)
         relevant, provenance = relevant_units(model, feature, granularity, input_shape)

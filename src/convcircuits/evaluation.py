@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convcircuits.agreement import IMAGES
 from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -16,6 +17,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
+from convcircuits.laws import checked
 from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey
@@ -150,11 +152,13 @@ def evaluate_all(
         raise ConvCircuitsError("The circuits preserve different features; measure them one by one.")
     network = Network(model)
     batches = _batches(images, network, batch_size)
-    shape = batches.first_shape()
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
     subject = Subject(network, feature, survey(network, feature, shape))
     described = describe(network, feature, subject.survey)
     for circuit in circuits:
         check_circuit(circuit, feature, described)
+    described = checked(subject, described, first)
     sweep = Sweep(subject, circuits, effective=effective)
     fitted = None
     if fit is not None:
@@ -162,19 +166,21 @@ def evaluate_all(
         fitted = _compare(sweep, fit_batches, None)
     measured = _compare(sweep, batches, progress)
     provenance = described | {
+        **sweep.about(),
         "images": batches.describe(),
         "fitted_on": None if fit is None else fit_batches.describe(),
         "effective": effective,
     }
+    effective_kernels = sweep.effective(shape)
     return [
         _evaluation(
             circuit,
             sweep.kept[i],
-            sweep.effective(shape)[i],
+            effective_kernels[i],
             comparison,
             fitted[i] if fitted else None,
             batches,
-            provenance,
+            {**provenance, "laws": {**described["laws"], **sweep.laws(i)}},
         )
         for i, (circuit, comparison) in enumerate(zip(circuits, measured, strict=True))
     ]
@@ -212,11 +218,14 @@ def activations(
     """
     network = Network(model)
     batches = _batches(images, network, batch_size)
-    shape = batches.first_shape()
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
     subject = Subject(network, feature, survey(network, feature, shape))
     masks = None
     if circuit is not None:
-        check_circuit(circuit, feature, describe(network, feature, subject.survey))
+        described = describe(network, feature, subject.survey)
+        check_circuit(circuit, feature, described)
+        checked(subject, described, first)
         masks = subject.masks(circuit, shape, effective=effective)
     maps: list[Tensor] = []
     with torch.no_grad():
@@ -369,7 +378,7 @@ def _evaluation(
         images=batches.count,
         units=len(circuit),
         granularity=circuit.granularity,
-        notes=_notes(circuit, measured, provenance["images"], provenance["fitted_on"]),
+        notes=(*_notes(circuit, measured, provenance["images"], provenance["fitted_on"]), *_notes_on_run(provenance)),
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )
 
@@ -390,6 +399,15 @@ def _notes(
     if measured.maxima[0].n < 2:
         notes.append("One image has no correlation of maxima (NaN).")
     return tuple(notes)
+
+
+def _notes_on_run(provenance: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if provenance["run"] == "masked":
+        notes.append(f"Measured by masked runs of the whole model, which are slower: {provenance['run_reason']}")
+    if "unchecked" in provenance["laws"]:
+        notes.append(f"Not all could be checked: {provenance['laws']['unchecked']}")
+    return notes
 
 
 def _notes_on_constancy(values: _Moments, maxima: _Moments) -> list[str]:

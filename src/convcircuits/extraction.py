@@ -1,6 +1,5 @@
 """A circuit as a small network of its own."""
 
-import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from convcircuits.agreement import IMAGES, agreement, parting_of_module, random_images, shown
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.cutting import Cut, cut
 from convcircuits.emission import Emitter
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
+from convcircuits.laws import checked
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
-from convcircuits.reach import survey, survey_of_unknown_size
+from convcircuits.reach import survey_of_unknown_size
 from convcircuits.recording import Recording, UnextractableError, record
 from convcircuits.surroundings import outside_autocast
 
@@ -60,7 +61,9 @@ def extract(
     shape = input_shape or circuit.provenance.get("input_shape")
     found = survey_of_unknown_size(network, circuit.feature, None if shape is None else tuple(shape))
     subject = Subject(network, circuit.feature, found)
-    check_circuit(circuit, circuit.feature, describe(network, circuit.feature, found))
+    described = describe(network, circuit.feature, found)
+    check_circuit(circuit, circuit.feature, described)
+    laws = checked(subject, described)["laws"]
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
     recording = record(subject, shape)
@@ -73,13 +76,8 @@ def extract(
     module = _written(subject, recording, [kept], [masks], fold=fold)
     if not _takes_any_size(subject, recording):
         _insist_on_size(module, shape)
-    module.meta["circuit"] = _about(circuit, network, shape)
-    masked = subject.masks(circuit, shape, effective=True)
-    if not _agrees(subject, module, masked) and not _agrees_in_double(model, subject, masked, fold=fold):
-        raise ConvCircuitsError(
-            f"The module extracted from {network.name} does not compute what the circuit's masked run does; please "
-            "report this model. evaluate and activations still work."
-        )
+    error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
+    module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
     return module
 
 
@@ -104,23 +102,30 @@ class Sweep:
         self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
         self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
         self._written: dict[tuple[int, ...], _Written | None] = {}
-        self._checked: set[tuple[int, ...]] = set()
+        self._errors: dict[tuple[int, ...], list[float]] = {}
+        self._reason: str | None = None
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Give the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
         shape = tuple(images.shape[1:])
         written = self._network(shape)
-        if written is not None:
-            full, *others = written.module(images)
-            if shape not in self._checked:
-                self._checked.add(shape)
-                if not self._holds(written, images[:2], [full[:2], *(maps[:2] for maps in others)]):
-                    self._written[shape] = written = None
         if written is None:
-            masks = [self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits]
-            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in masks)]
+            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._masks)]
+        full, *others = written.module(images)
         found = dict(zip(written.alive, others, strict=True))
-        return [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
+        maps = [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
+        if shape not in self._errors:
+            self._errors[shape] = self._checked(images[:IMAGES], [one[:IMAGES] for one in maps])
+        return maps
+
+    def about(self) -> dict[str, Any]:
+        """Say, as JSON values, whether the network ran or masked runs did, and why."""
+        return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
+
+    def laws(self, n: int) -> dict[str, float]:
+        """Give the largest difference found between the network and masked runs, in the full model or circuit n."""
+        errors = [error for by_run in self._errors.values() for error in (by_run[0], by_run[1 + n])]
+        return {"network": shown(max(errors))} if errors else {}
 
     def effective(self, shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
         """Give for each circuit the kernels on a complete path, on images (C, H, W)."""
@@ -130,25 +135,38 @@ class Sweep:
             return [{layer: mask.cpu() for layer, mask in one.kernels.items()} for one in masks]
         return written.effective
 
-    def _holds(self, written: "_Written", images: Tensor, maps: Sequence[Tensor]) -> bool:
-        """Compare the network with the full model, and the circuit that is cut the most with its masked run.
+    def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
+        """Compare the full model and every circuit with their masked runs; give the difference of each.
 
-        The network was written from one run on other images.
+        Raises:
+            ConvCircuitsError: If one differs by more than rounding.
         """
-        if not _close(maps[0], self.subject.maps(images)):
-            return False
-        if not written.alive:
-            return True
-        fewest = min(range(len(written.alive)), key=lambda k: len(self._circuits[written.alive[k]]))
-        return _close(maps[1 + fewest], self.subject.maps(images, self._masks[written.alive[fewest]]))
+        errors = []
+        for n, (masks, got) in enumerate(zip([None, *self._masks], maps, strict=True)):
+            expected, error = self.subject.maps(images, masks), 0.0
+            if bool(expected.isfinite().all()):  # else the evaluation has a note
+                error, allowed = agreement(self.subject, masks, images, got, expected)
+                if error > allowed:
+                    raise self._wrong(n, images, error, allowed)
+            errors.append(error)
+        return errors
+
+    def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
+        """Write the one circuit alone, to see where it parts from its masked run."""
+        masks, rows = [None, *self._masks][n], _rows(self.subject)
+        recording = record(self.subject, images.shape[1:])
+        alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
+        where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
+        what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
+        return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
 
     def _network(self, shape: tuple[int, ...]) -> "_Written | None":
         """Write the network for images of a size; None where the model cannot be extracted."""
         if shape not in self._written:
             try:
                 recording = record(self.subject, shape)
-            except UnextractableError:
-                self._written[shape] = None
+            except UnextractableError as problem:
+                self._written[shape], self._reason = None, str(problem)
             else:
                 self._written[shape] = self._write(recording)
         return self._written[shape]
@@ -269,28 +287,25 @@ def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[s
     }
 
 
-def _close(got: Tensor, expected: Tensor) -> bool:
-    """Tell whether two runs of one computation agree, up to what the order of sums can do."""
-    share = 1e-10 if expected.dtype is torch.float64 else 1000 * torch.finfo(expected.dtype).eps
-    allowed = share * float(expected.abs().max())
-    return bool(((got - expected).abs() <= allowed).all())
+def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
+    """Compare a module as it is handed out with the circuit's masked run, on random images; give the difference.
 
-
-def _agrees(subject: Subject, module: nn.Module, masks: Masks) -> bool:
-    """Compare a module with the masked run on three random images."""
-    network, shape = subject.network, subject.survey.input_shape
-    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).to(network.device, network.dtype)
+    Raises:
+        ConvCircuitsError: If they differ by more than rounding.
+    """
+    images = random_images(subject, subject.survey.input_shape)
     with torch.no_grad():
-        return _close(module(images), subject.maps(images, masks))
+        expected = subject.maps(images, masks)
+        error, allowed = agreement(subject, masks, images, module(images), expected)
+        if error > allowed:
+            where = parting_of_module(module, lambda watch: subject.maps(images, masks, watch), images, allowed)
+            raise _not_the_same(subject, "The module extracted", error, allowed, where)
+    return shown(error)
 
 
-def _agrees_in_double(model: nn.Module, subject: Subject, masks: Masks, *, fold: bool) -> bool:
-    """Tell a wrong module from a network in which rounding grows: in float64 the second agrees."""
-    if subject.network.dtype == torch.float64:
-        return False
-    shape = subject.survey.input_shape
-    network = Network(copy.deepcopy(model).double())
-    double = Subject(network, subject.feature, survey(network, subject.feature, shape))
-    recording, masks = record(double, shape), masks.to(network.device, network.dtype)
-    kept = cut(recording, masks, _rows(double))
-    return _agrees(double, _written(double, recording, [kept], [masks], fold=fold), masks)
+def _not_the_same(subject: Subject, what: str, error: float, allowed: float, where: str) -> ConvCircuitsError:
+    return ConvCircuitsError(
+        f"{what} from {subject.network.name} does not compute what the circuit's masked run does: their maps of "
+        f"{subject.feature} differ by {error:.2g} of the largest value (rounding explains {allowed:.1g}), first at "
+        f"{where}. Please report this model; activations still works."
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convcircuits.agreement import IMAGES
 from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -17,6 +18,7 @@ from convcircuits.criteria import CRITERIA, Criterion
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, check_inside, units_with
+from convcircuits.laws import checked
 from convcircuits.masking import Subject
 from convcircuits.provenance import check_same_model, describe
 from convcircuits.ranking import in_order, top
@@ -83,9 +85,9 @@ def score(
             f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
         )
     _check_options(function, criterion, options)
-    trace, batches = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     saliency = function(trace, **options)
-    return _scores(trace, batches, saliency, criterion, options, circuit)
+    return _scores(trace, batches, about, saliency, criterion, options, circuit)
 
 
 def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
@@ -159,13 +161,13 @@ def find(
     function = _criterion(criterion)
     _check_options(function, criterion, options)
     _budget(None, density, kernels, granularity)  # before any work is done
-    trace, batches = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
         saliency = function(trace, _budget(relevant, density, kernels, granularity), **options)
     else:
         saliency = function(trace, **options)
-    scores = _scores(trace, batches, saliency, criterion, options, circuit)
+    scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
     return prune(scores, density=density, kernels=kernels)
 
 
@@ -179,18 +181,20 @@ def _trace(
     seed: int,
     memory: int,
     progress: Progress | None,
-) -> tuple[Trace, Batches]:
+) -> tuple[Trace, Batches, dict[str, Any]]:
     check_granularity(granularity)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    shape = batches.first_shape()
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
     found = survey(network, feature, shape)
     subject = Subject(network, feature, found)
+    about = checked(subject, describe(network, feature, found), first)
     scored, masks = subject.relevant(granularity, shape), None
     if circuit is not None:
-        check_circuit(circuit, feature, describe(network, feature, found))
+        check_circuit(circuit, feature, about)
         check_inside(circuit.granularity, granularity)
         masks = subject.masks(circuit, shape, effective=True)
         kept = subject.units(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
@@ -207,7 +211,7 @@ def _trace(
         memory=memory,
         progress=progress,
     )
-    return trace, batches
+    return trace, batches, about
 
 
 def check_circuit(circuit: Circuit, feature: Feature, described: Mapping[str, Any]) -> None:
@@ -228,6 +232,7 @@ def check_circuit(circuit: Circuit, feature: Feature, described: Mapping[str, An
 def _scores(
     trace: Trace,
     batches: Batches,
+    about: Mapping[str, Any],
     saliency: Mapping[str, Tensor],
     criterion: str | Criterion,
     options: Mapping[str, Any],
@@ -261,7 +266,7 @@ def _scores(
             f"dead, or silent on these images, gives that: no gradient of {subject.feature} reaches a kernel. Give "
             "other images or another unit."
         )
-    provenance = describe(subject.network, subject.feature, subject.survey) | {
+    provenance = dict(about) | {
         "criterion": _name(criterion),
         "granularity": trace.granularity,
         "options": {key: _as_json(value) for key, value in options.items()},

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from convcircuits.calls import KernelCall
 from convcircuits.capture import Network
@@ -16,9 +15,7 @@ from convcircuits.feature import Feature
 from convcircuits.granularity import masks_of, units_with
 from convcircuits.graph import record_graph
 from convcircuits.operations import Plan
-from convcircuits.provenance import describe
-from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
-from convcircuits.surroundings import outside_autocast
+from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey
 
 _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
@@ -142,6 +139,10 @@ class Subject:
         paths = self._paths_on(images)
         return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
 
+    def unread_filters(self, masks: Masks, images: Tensor) -> list[Tensor]:
+        """Return for each kernel call in order which filters are dead in a circuit and read by no gate, (out,) bool."""
+        return self._paths_on(images).unread_filters(masks.kernels, self.survey.rows)
+
     def _paths_on(self, images: Tensor) -> Paths:
         """Return the graph of batches of this shape."""
         if images.shape not in self._paths:
@@ -228,20 +229,6 @@ class Subject:
         else:
             raise problem
         return shapes
-
-
-@outside_autocast
-def relevant_units(
-    model: nn.Module, feature: Feature, granularity: str, input_shape: Any
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the relevant units of a model without images, and where they come from.
-
-    Raises:
-        ConvCircuitsError: If the feature does not fit the model, or no input shape does.
-    """
-    network = Network(model)
-    found = survey_of_unknown_size(network, feature, input_shape)
-    return Subject(network, feature, found).relevant(granularity, input_shape), describe(network, feature, found)
 
 
 def _computed(values: Tensor, call: KernelCall) -> Tensor:

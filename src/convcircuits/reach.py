@@ -117,22 +117,45 @@ class Paths:
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
         """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
+        graph, need = self.graph, self._needed(live, rows)
+        found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
+        for place, node in enumerate(graph.nodes):
+            if node.call is not None:
+                found[node.call.layer] |= live.conducting[place] & self._rows_needed(place, need)[:, None]
+        return found
+
+    def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
+        """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""
+        live = self.live(kernels)
+        need = self._needed(live, rows)
+        return [~conducting.any(1) & ~self._rows_needed(place, need) for place, conducting in live.conducting.items()]
+
+    def _rows_needed(self, place: int, need: Mapping[int, Tensor]) -> Tensor:
+        """Return which filters of a kernel call are needed, (out,)."""
+        node = self.graph.nodes[place]
+        (shape,), (number,) = self.graph.shapes_of(node), node.outputs
+        assert node.call is not None
+        if number is None or number not in need:
+            return torch.zeros(len(node.call.weight), dtype=torch.bool)
+        dim = _channel_dim(node.call, len(shape))
+        return _per_channel(need[number], dim, shape[dim])
+
+    def _needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
+        """Follow back what the feature needs, by number of the value: what is dead and counts for zero is not."""
         graph = self.graph
         output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
         need = {graph.output: output.reshape(1, -1, *[1] * (len(graph.shapes[graph.output]) - 2))}
-        found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
+        need[graph.output] = need[graph.output] & live.marks[graph.output]
         for place, node in reversed(list(enumerate(graph.nodes))):
             numbers = [n for n in node.outputs if n is not None]
             if not any(n in need for n in numbers):
                 continue
-            if node.call is not None:
-                shape = graph.shapes[node.inputs[0]]
-                on_path = live.conducting[place] & _rows(node.call, need[numbers[0]], graph.shapes_of(node)[0])[:, None]
-                found[node.call.layer] |= on_path
-                back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
-                _add(need, node.inputs[0], _along_inputs(node.call, back, shape))
-                continue
             distinct = list(dict.fromkeys(node.inputs))
+            if node.call is not None:
+                on_path = live.conducting[place] & self._rows_needed(place, need)[:, None]
+                back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
+                _add(need, distinct[0], _along_inputs(node.call, back, graph.shapes[distinct[0]]))
+                continue
             values = [live.marks[n].float().requires_grad_() for n in distinct]
             with torch.enable_grad():
                 results = self.through(place, values)
@@ -142,13 +165,15 @@ class Paths:
                 if n in need and result.requires_grad
             ]
             if wanted:
+                operation = self._operations[place]
+                silent = operation is not None and operation.meets(values)
                 gradients = torch.autograd.grad(
                     [result for result, _ in wanted], values, [mark for _, mark in wanted], allow_unused=True
                 )
                 for number, gradient in zip(distinct, gradients, strict=True):
                     if gradient is not None:
-                        _add(need, number, gradient > 0)
-        return found
+                        _add(need, number, (gradient > 0) & live.marks[number] if silent else gradient > 0)
+        return need
 
     def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
         """Say what is dead in a circuit, and where it must count for zero."""
@@ -245,11 +270,6 @@ def _along_channels(call: KernelCall, values: Tensor, shape: torch.Size) -> Tens
     form = [1] * len(shape)
     form[_channel_dim(call, len(shape))] = -1
     return values.reshape(form)
-
-
-def _rows(call: KernelCall, mark: Tensor, shape: torch.Size) -> Tensor:
-    dim = _channel_dim(call, len(shape))
-    return _per_channel(mark, dim, shape[dim])
 
 
 def _along_inputs(call: KernelCall, values: Tensor, shape: torch.Size) -> Tensor:

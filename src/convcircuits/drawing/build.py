@@ -27,6 +27,8 @@ from convcircuits.drawing.sheet import (
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
+from convcircuits.laws import checked, sentence
+from convcircuits.provenance import describe
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable
 from convcircuits.version import __version__
@@ -102,12 +104,13 @@ def diagram(
     kept = None if images is None else _first(batches(images))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept))
+    laws = checked(drawing.subject, describe(network, circuit.feature, drawing.subject.survey), kept)["laws"]
     seen = None if kept is None else Seen.of(drawing, batches(kept))
     if primaries is None and kept is not None:
         primaries = primaries_of(torch.split(kept, 64))
     edges, weights, turned = edges_of(drawing, None if seen is None else seen.effect)
     document = data.Document(
-        meta=_meta(drawing, title, seen),
+        meta=_meta(drawing, title, seen, sentence(laws)),
         columns=columns_of(drawing),
         layers=layers_of(drawing),
         nodes=nodes_of(drawing),
@@ -153,7 +156,7 @@ def _first(batches: Batches) -> Tensor:
     return torch.cat(held)[:MOST_IMAGES]
 
 
-def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:
+def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -> data.Meta:
     circuit = drawing.circuits[0]
     origin = circuit.provenance
     colours = (
@@ -170,7 +173,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None) -> data.Meta:
         model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
-        notes=(colours, *(str(note) for note in origin.get("notes", ()))),
+        notes=(colours, *(str(note) for note in origin.get("notes", ())), checks),
         versions={"convcircuits": __version__, "torch": torch.__version__},
     )
 
