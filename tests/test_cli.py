@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import convcircuits as cc
-from convcircuits import cli, comparison
+from convcircuits import cli, comparison, preparing
 from convcircuits.models import load_model
 
 SOURCE = """
@@ -338,6 +338,41 @@ def test_unreadable_files_are_named_with_a_count(folder, run):
     code, out, _ = run(f"{FIND} --density 0.3 --json")
     assert code == 0
     json.loads(out)
+
+
+def test_a_photograph_that_is_torn_since_is_missed_by_name(folder, good, run):
+    good(f"{FIND} --density 0.3")
+    name = cc.load("a.safetensors").provenance["photographs"]["held_out"][0]
+    whole = Path("pictures", name).read_bytes()
+    Path("pictures", name).write_bytes(whole[:60])
+    code, _, err = run("evaluate a.safetensors")
+    assert (code, f"no longer holds {name}" in err) == (1, True)
+
+
+def test_class_folders_and_names_of_any_bytes_make_the_round_trip(folder, good):
+    os.mkdir(b"p\xff")  # noqa: PTH102
+    for number, path in enumerate(sorted(Path("pictures").iterdir())):
+        place = Path(os.fsdecode(b"p\xff"), "odd" if number % 2 else "even")
+        place.mkdir(exist_ok=True)
+        path.rename(place / os.fsdecode(b"\xe9 %d.png" % number))
+    line = ["find", *shlex.split(f"{FIND} --density 0.3 --json")[1:]]
+    line[line.index("pictures")] = os.fsdecode(b"p\xff")
+    good(shlex.join(line))
+    said = cc.load("a.safetensors").provenance["photographs"]
+    assert sorted(said["found_on"] + said["held_out"])[0] == r"even/\xe9 0.png"
+    assert len(said["found_on"] + said["held_out"]) == 6
+    assert good("evaluate a.safetensors --json")["images"] == 4
+
+
+def test_crops_that_do_not_fit_into_memory_give_the_same_circuit(folder, good, monkeypatch):
+    said = good(f"{FIND} --density 0.3 --json")
+    kept = Path("a.safetensors").read_bytes()
+    monkeypatch.setattr(preparing, "KEPT", 0)
+    assert good(f"{FIND} --density 0.3 --json") == said
+    assert Path("a.safetensors").read_bytes() == kept
+    evaluated = good("evaluate a.safetensors --json")
+    assert {key: evaluated[key] for key in FIGURES} == {key: said[key] for key in FIGURES}
+    good("diagram a.safetensors -o x.json")
 
 
 def test_a_file_of_that_name_is_replaced_and_nothing_else_is_written(folder, good):
