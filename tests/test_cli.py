@@ -513,6 +513,29 @@ def test_diagram_refuses_to_compare_with_a_circuit_of_another_feature(drawable, 
     assert not Path("a.html").exists()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_models_of_one_and_of_four_channels_go_all_the_way(channels, folder, good):
+    source = SOURCE.replace("nn.Conv2d(3, 6, 3)", f"nn.Conv2d({channels}, 6, 3)").replace(
+        "preprocess = Preprocess(size=(20, 20), resize=(22, 22))",
+        "preprocess = Preprocess(size=(20, 20), resize=(22, 22))\ncategories = list('abcde')"
+        if channels == 1
+        else "import torch\n\ndef preprocess(image):\n    three = Preprocess(size=(20, 20), resize=(22, 22))(image)\n"
+        "    return torch.cat([three, three[:1]])",
+    )
+    Path(f"net_of_{channels}.py").write_text(source)
+    rows = good(f"models net_of_{channels}:net --json")
+    assert {row["name"]: row["channels"] for row in rows if row["kind"] == "Conv2d"} == {"0": 6, "2": 8, "4": 5}
+    again = f"--model net_of_{channels}:net"
+    feature = "4:c" if channels == 1 else "4:2"
+    good(f"{FIND.replace('tiny_net', f'net_of_{channels}').replace('4:2', feature)} --density 0.5")
+    assert cc.load("a.safetensors").kernels["0"].shape == (6, channels)
+    assert good(f"evaluate a.safetensors --json {again}")["images"] == 4
+    said = good(f"extract a.safetensors --out small.safetensors --json {again}")
+    assert said["input_shape"] == [channels, 20, 20]
+    good(f"diagram a.safetensors -o x.json {again}")
+    assert cc.Diagram.load("x.json").document.pictures
+
+
 # --- mistakes
 
 F = f"{FIND} --density 0.3"

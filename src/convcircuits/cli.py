@@ -256,7 +256,7 @@ def extract(
     spec, weights = model_named_in(file, circuit, model, weights)
     loaded = loaded_model(spec, weights, device)
     recipe = circuit.provenance.get("recipe") or {}
-    shape = (3, *(side(size or recipe.get("size")) or loaded.size))
+    shape = (loaded.channels, *(side(size or recipe.get("size")) or loaded.size))
     module = cc.extract(loaded.model, circuit, input_shape=shape)
     measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size)
     written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}

@@ -127,7 +127,7 @@ class _Cutter:
                 self._unreadable.append(name)
         self.failed += bad
         height, width = self._size or self._loaded.size
-        few = 4 * 3 * height * width * count <= KEPT
+        few = 4 * self._loaded.channels * height * width * count <= KEPT
         images = (crops if few else Crops)(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
         return images, [photograph.name for photograph in good]
 
