@@ -8,19 +8,17 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import convcircuits as cc
-from convcircuits.batches import Progress as Callback
 from convcircuits.comparison import Row, compare
+from convcircuits.console import progress as _progress
+from convcircuits.console import run
 from convcircuits.costs import Costs, costs
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.host import check_file
@@ -48,8 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out = Console(soft_wrap=True, highlight=False, markup=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+_LOADING = "loading the model and photographs"
+_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 ModelOption = Annotated[
     str,
@@ -146,9 +144,10 @@ def find(
     check_granularity(granularity)
     check_writable("--out", out, ".safetensors")
     options = _criterion_options(option or [])
-    setup = set_up(model, weights, images, count, size, held_out, seed, device)
+    with _progress(_LOADING):
+        setup = set_up(model, weights, images, count, size, held_out, seed, device)
     wanted = setup.loaded.feature(feature)
-    with _progress(f"scoring with {criterion}", quiet=as_json) as progress:
+    with _progress(f"scoring with {criterion}") as progress:
         circuit = cc.find(
             setup.loaded.model,
             wanted,
@@ -180,7 +179,7 @@ def find(
             "command": _find_command(recipe, wanted, criterion, granularity, option or [], density, kernels),
         },
     )
-    with _progress("measuring on held-out photographs", quiet=as_json) as progress:
+    with _progress("measuring on held-out photographs") as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
@@ -215,8 +214,9 @@ def evaluate(
 ) -> None:
     """Measure a circuit on held-out photographs."""
     circuit = loaded_circuit(file)
-    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
-    with _progress("measuring", quiet=as_json) as progress:
+    with _progress(_LOADING):
+        setup = set_up_again(file, circuit, model, weights, images, count, size, device)
+    with _progress("measuring") as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
@@ -300,8 +300,9 @@ def diagram(
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
     circuit = loaded_circuit(file)
     other = None if against is None else loaded_circuit(against)
-    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
-    with _progress("drawing", quiet=False) as progress:
+    with _progress(_LOADING):
+        setup = set_up_again(file, circuit, model, weights, images, count, size, device)
+    with _progress("drawing") as progress:
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
@@ -390,7 +391,8 @@ def demo(
     feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
-    setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
+    with _progress(_LOADING):
+        setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -401,7 +403,7 @@ def demo(
             "sample photographs."
         )
         _say_images(setup)
-    with _progress("finding and measuring circuits", quiet=as_json) as progress:
+    with _progress("finding and measuring circuits") as progress:
         rows = compare(
             setup.loaded.model,
             feature,
@@ -442,7 +444,7 @@ def demo(
         f"{len(setup.held_out_names)} photographs they were not found on",
     )
     cc.save(circuit, out / "circuit.safetensors")
-    with _progress("drawing", quiet=as_json) as progress:
+    with _progress("drawing") as progress:
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
@@ -475,15 +477,8 @@ def demo(
 
 
 def main() -> None:
-    """Run the command; mistakes end in one sentence and exit code 1, Ctrl-C in 130."""
-    try:
-        app(prog_name="convcircuits")
-    except cc.ConvCircuitsError as error:
-        _err.print(f"error: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _err.print("interrupted; nothing was left half written")
-        sys.exit(130)
+    """Run the command, its modules imported already; see `convcircuits.console`."""
+    run(lambda: app)
 
 
 def _criterion_options(given: list[str]) -> dict[str, Any]:
@@ -615,23 +610,6 @@ def _cell(value: Any) -> str:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def _progress(description: str, *, quiet: bool) -> Iterator[Callback | None]:
-    if quiet or not _err.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":
