@@ -579,6 +579,7 @@ BAD = {
     "images too small": (f"{F} --size 3", "larger"),
     "held-out": (f"{F} --held-out 1.5", "1.5"),
     "seed": (f"{F} --seed 99999999999", "99999999999"),
+    "batch size": (f"{F} --batch-size {2**70}", f"batch_size is a whole number from 1 to {2**63 - 1}"),
     "option without value": (f"{F} --option steps", "steps"),
     "unknown option": (f"{F} --criterion force --option steeps=2", "steps"),
     "option of another type": (f"{F} --criterion force --option steps=abc", "abc"),
@@ -657,6 +658,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
         f"{FIND} --density abc",
         f"{FIND} --nonsense",
         F.replace("--count 4", "--count 0"),
+        F.replace("--count 4", f"--count {2**70}"),
+        f"{F} --size 100000",
         "diagram",
         "diagram a.safetensors --out a.svg --width 10cm",
     ],
@@ -737,6 +740,15 @@ def demo(tmp_path_factory):
     return SimpleNamespace(
         folder=folder, text=result.stdout, rows=rows, table=table, circuit=circuit, err=result.stderr
     )
+
+
+def test_the_demo_without_matplotlib_does_no_work(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(cli, "set_up", lambda *_: pytest.fail("work was done"))
+    code, out, err = run(f"demo --out {tmp_path / 'new'}")
+    assert (code, out) == (1, "")
+    assert "pip install 'convcircuits[charts]'" in err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 import convcircuits as cc
+from convcircuits.charts import check_charts_installed, fidelity_chart
 from convcircuits.comparison import Row, compare
 from convcircuits.console import progress as _progress
 from convcircuits.console import run
@@ -70,10 +71,14 @@ WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safeten
 ImagesOption = Annotated[str, typer.Option(help="A folder of photographs, or 'sample' for built-in ones.")]
 CountOption = Annotated[
     int,
-    typer.Option(min=1, help="How many crops of the training photographs to use, and as many of the held-out ones."),
+    typer.Option(
+        min=1,
+        max=1_000_000,
+        help="How many crops of the training photographs to use, and as many of the held-out ones.",
+    ),
 ]
 SizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of the crops in pixels; the model's own if not given.")
+    int | None, typer.Option(min=1, max=4096, help="Side of the crops in pixels; the model's own if not given.")
 ]
 HeldOutOption = Annotated[float, typer.Option(help="The share of photographs that is held out.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")]
@@ -89,7 +94,7 @@ ImagesAgainOption = Annotated[
         "those that were held out when the circuit was found."
     ),
 ]
-CountAgainOption = Annotated[int | None, typer.Option(min=1, help="How many crops.")]
+CountAgainOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="How many crops.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 DEMO_MODEL, DEMO_FEATURE, DEMO_SIZE = "vgg16_hed", "features.14:54", 112
@@ -254,11 +259,14 @@ def extract(
         check_onnx_installed()
     circuit = loaded_circuit(file)
     spec, weights = model_named_in(file, circuit, model, weights)
-    loaded = loaded_model(spec, weights, device)
+    with _progress(f"loading {spec}"):
+        loaded = loaded_model(spec, weights, device)
     recipe = circuit.provenance.get("recipe") or {}
     shape = (loaded.channels, *(side(size or recipe.get("size")) or loaded.size))
-    module = cc.extract(loaded.model, circuit, input_shape=shape)
-    measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size)
+    with _progress("extracting the circuit, in steps") as progress:
+        module = cc.extract(loaded.model, circuit, input_shape=shape, progress=progress)
+    with _progress("timing it beside the full model") as progress:
+        measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size, progress=progress)
     written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
     if as_json:
         _print_json({"feature": str(circuit.feature), "files": written, **measured.as_dict()})
@@ -368,7 +376,8 @@ def models(
     if model is None:
         found = [dataclasses.asdict(info) for info in list_models()]
     else:
-        loaded = loaded_model(model, weights, "cpu")
+        with _progress(f"loading {model}"):
+            loaded = loaded_model(model, weights, "cpu")
         found = [dataclasses.asdict(info) for info in loaded.layers()]
     if as_json:
         _print_json(found)
@@ -391,6 +400,7 @@ def demo(
     feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    check_charts_installed()
     with _progress(_LOADING):
         setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
     try:
@@ -434,8 +444,6 @@ def demo(
             "command": _find_command(recipe, feature, best.criterion, "kernel", [], best.density, None),
         },
     )
-    from convcircuits.charts import fidelity_chart
-
     write_whole(out / "comparison.csv", _csv(table).encode())
     fidelity_chart(
         table,

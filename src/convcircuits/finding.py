@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Images, Progress
+from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA, Criterion
@@ -173,6 +173,7 @@ def _trace(
     progress: Progress | None,
 ) -> tuple[Trace, Batches]:
     check_granularity(granularity)
+    check_progress(progress)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)

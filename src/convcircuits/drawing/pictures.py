@@ -310,7 +310,7 @@ def _features(
         picture = found[readings[n]]
         if picture is not None:
             album.add("features", n, picture.pixels.numpy())
-    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed)[None]
+    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
     both = [("in the circuit", found[None]), ("in the full model", full)]
     return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
 
