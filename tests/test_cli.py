@@ -342,6 +342,8 @@ def test_unreadable_files_are_named_with_a_count(folder, run):
     assert line.startswith("not readable and left out (2)")
     assert "words.jpg" in line
     assert "torn.png" not in str(cc.load("a.safetensors").provenance["photographs"])
+    assert "note: left out of the folder of photographs (2): words.jpg, torn.png" in run("show a.safetensors")[1]
+    assert cc.load("a.safetensors").provenance["notes"][-1].startswith("left out")
     code, out, _ = run(f"{FIND} --density 0.3 --json")
     assert code == 0
     json.loads(out)

@@ -1,5 +1,7 @@
 """The terminal: how far work is, and how Ctrl-C, a mistake, a full disk and a closed pipe end."""
 
+import importlib
+import json
 import os
 import re
 import shlex
@@ -165,6 +167,14 @@ def test_the_command_needs_no_more_than_ascii(line, folder):
     assert ended.stdout.isascii()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize(("line", "code"), [("nonsense", 2), ("show no.safetensors", 1), ("--version", 0)])
+def test_a_full_standard_error_changes_no_exit_code(line, code):
+    with Path("/dev/full").open("w") as full:
+        ended = command(line, capture_output=False, stdout=subprocess.PIPE, stderr=full)
+    assert ended.returncode == code
+
+
 def test_a_closed_standard_output_is_no_error():
     program = shlex.join([sys.executable, "-m", "convcircuits", "models"])
     ended = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, text=True, timeout=100)
@@ -245,12 +255,23 @@ def test_long_work_says_every_few_seconds_what_it_does(capsys, monkeypatch):
     assert 6 <= len(lines) <= 20
 
 
+def test_progress_of_a_command_in_a_pipe(folder):
+    """On standard error it is said from the start on how far it is; the result is as ever."""
+    program = START.format(wanted=None).replace("main()", "import convcircuits.console as c; c.EVERY = 0.2; main()")
+    line = [sys.executable, "-c", program, *shlex.split(f"{FIND} --criterion force --json")]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, told(ended.stderr)) == (0, "")
+    assert ended.stderr.startswith("starting (0 s)\n")
+    assert json.loads(ended.stdout)["file"] == "a.safetensors"
+
+
 def test_short_work_says_nothing(capsys):
     assert ending(lambda prog_name: None, capsys) == (0, "", "")
 
 
 def test_a_terminal_shows_a_bar_in_place_of_lines(capsys, monkeypatch):
-    monkeypatch.setattr(console, "EVERY", 0.01)
+    importlib.import_module("rich.progress")  # which takes longer than the time between lines
+    monkeypatch.setattr(console, "EVERY", 0.1)
     monkeypatch.setattr(console, "_is_terminal", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
@@ -258,7 +279,7 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(capsys, monkeypatch):
     def application(prog_name):
         with console.progress("scoring") as progress:
             progress(3, 12)
-            time.sleep(0.3)
+            time.sleep(0.5)
 
     code, _, err = ending(application, capsys)
     assert code == 0

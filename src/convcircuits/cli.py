@@ -193,7 +193,7 @@ def find(
             batch_size=batch_size,
             progress=progress,
         )
-    cc.save(circuit, out)
+    cc.save(_noted(circuit, setup), out)
     if as_json:
         _print_json({"file": str(out), "unreadable": setup.unreadable, **report.as_dict()})
         return
@@ -267,7 +267,8 @@ def extract(
         module = cc.extract(loaded.model, circuit, input_shape=shape, progress=progress)
     with _progress("timing it beside the full model") as progress:
         measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size, progress=progress)
-    written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
+    with _progress("writing"):
+        written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
     if as_json:
         _print_json({"feature": str(circuit.feature), "files": written, **measured.as_dict()})
         return
@@ -324,7 +325,8 @@ def diagram(
             seed=seed,
             progress=progress,
         )
-    drawn.save(path, width=width)
+    with _progress(f"writing {path}"):
+        drawn.save(path, width=width)
     _say_images(setup)
     _out.print(drawn.caption)
     _out.print(f"wrote {path} ({path.stat().st_size:,} bytes)")
@@ -557,6 +559,15 @@ def _say_images(setup: Setup) -> None:
     )
     if setup.unreadable:
         _out.print(f"not readable and left out ({len(setup.unreadable)}): {names(setup.unreadable)}")
+
+
+def _noted(circuit: cc.Circuit, setup: Setup) -> cc.Circuit:
+    """Note in a circuit what was left out of the photographs that it was found on."""
+    if not setup.unreadable:
+        return circuit
+    note = f"left out of the folder of photographs ({len(setup.unreadable)}): {names(setup.unreadable)}"
+    notes = [*circuit.provenance.get("notes", ()), note]
+    return dataclasses.replace(circuit, provenance={**circuit.provenance, "notes": notes})
 
 
 def _show_module(module: torch.fx.GraphModule, *, as_json: bool) -> None:

@@ -49,7 +49,13 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         _write_what_the_encoding_lacks(getattr(sys, name))
     given, ending = sys.stdout, _Ending()
-    with _errors_as_lines(ending), _TICKER.running(), contextlib.redirect_stdout(cast(TextIO, _Output(given))):
+    output, messages = cast(TextIO, _Output(given)), cast(TextIO, _Output(sys.stderr, needed=False))
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(messages),
+        _errors_as_lines(ending),
+        _TICKER.running(),
+    ):
         try:
             application = load()
             with _interruptible():
@@ -57,7 +63,7 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
         except SystemExit as end:
             ending.code = end.code
     with _errors_as_lines(ending):
-        _Output(given).flush()
+        output.flush()
     sys.exit(ending.code)
 
 
@@ -90,7 +96,7 @@ def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with _TICKER.silent(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(description, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     finally:
@@ -98,11 +104,11 @@ def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 class _Ticker:
-    """Says on standard error every few seconds what is being done, from a thread of its own."""
+    """Says on standard error every few seconds what is being done, from a thread of its own, where no bar shows it."""
 
     def __init__(self) -> None:
         self._doing, self._done = "starting", ""
-        self._stop = threading.Event()
+        self._stop, self._silent = threading.Event(), False
 
     def begin(self, description: str) -> None:
         self._doing, self._done = description, ""
@@ -111,10 +117,16 @@ class _Ticker:
         self._done = f": {done:,}" + ("" if total is None else f" of {total:,}")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        if _is_terminal():
+    def silent(self) -> Iterator[None]:
+        self._silent = True
+        try:
             yield
-            return
+        finally:
+            self._silent = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.begin("starting")
         self._stop.clear()
         thread = threading.Thread(target=self._tick, daemon=True)
         thread.start()
@@ -127,6 +139,8 @@ class _Ticker:
     def _tick(self) -> None:
         start = time.monotonic()
         while not self._stop.wait(EVERY):
+            if self._silent:
+                continue
             try:
                 sys.stderr.write(f"{self._doing}{self._done} ({time.monotonic() - start:.0f} s)\n")
                 sys.stderr.flush()
@@ -153,10 +167,10 @@ class _Unwritable(BaseException):
 
 
 class _Output:
-    """Standard output, the errors of which are told from those of any other file."""
+    """A standard stream: what it cannot take ends the command or, where it is not needed, is dropped."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, needed: bool = True) -> None:
+        self._stream, self._needed = stream, needed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -174,7 +188,9 @@ class _Output:
             # What is left in the buffer has no place to go: else the interpreter fails on it when it ends.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            raise _Unwritable from error
+            if self._needed:
+                raise _Unwritable from error
+            return act()
 
 
 class _Ending:

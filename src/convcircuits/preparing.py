@@ -181,8 +181,9 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
 
 
 def names(of: list[str]) -> str:
-    """List names, the first twelve of many."""
-    return ", ".join(of[:12]) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
+    """List names, the first twelve of many, what cannot be printed in them as escapes."""
+    shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in of[:12])
+    return ", ".join(shown) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
 
 
 def _named(pictures: list[Photograph], wanted: list[str], source: str) -> list[Photograph]:
