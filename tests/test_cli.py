@@ -363,12 +363,13 @@ def test_class_folders_and_names_of_any_bytes_make_the_round_trip(folder, good):
     for number, path in enumerate(sorted(Path("pictures").iterdir())):
         place = Path(os.fsdecode(b"p\xff"), "odd" if number % 2 else "even")
         place.mkdir(exist_ok=True)
-        path.rename(place / os.fsdecode(b"\xe9 %d.png" % number))
+        with Image.open(path) as image:
+            image.save(place / os.fsdecode(b"\xe9 %d.jfif" % number), "JPEG")
     line = ["find", *shlex.split(f"{FIND} --density 0.3 --json")[1:]]
     line[line.index("pictures")] = os.fsdecode(b"p\xff")
     good(shlex.join(line))
     said = cc.load("a.safetensors").provenance["photographs"]
-    assert sorted(said["found_on"] + said["held_out"])[0] == r"even/\xe9 0.png"
+    assert sorted(said["found_on"] + said["held_out"])[0] == r"even/\xe9 0.jfif"
     assert len(said["found_on"] + said["held_out"]) == 6
     assert good("evaluate a.safetensors --json")["images"] == 4
 

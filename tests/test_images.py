@@ -141,6 +141,23 @@ def test_folders_that_link_to_each_other_are_seen_once(tmp_path):
     assert [name.rpartition("/")[2] for name in bad] == ["dead.png"]
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        noise("x").image.save(tmp_path / name / "1.png")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    good, bad = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == ["open/1.png"]
+    assert bad == ["closed"]
+
+
 @pytest.mark.parametrize("suffix", ["jfif", "JPE", "tga", "jp2", "avif", "qoi", "pcx"])
 def test_folder_takes_every_kind_that_pillow_decodes(tmp_path, suffix):
     if suffix == "avif" and not features.check("avif"):

@@ -357,18 +357,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder and in the folders in it, hidden ones left out."""
+    """Yield the files in a folder and all folders in it, none hidden, and those folders that cannot be read."""
     seen: set[str] = set()
-
-    def fail(error: OSError) -> None:
-        _log.warning("%s is left out: %s", os.fsencode(error.filename).decode("utf-8", "replace"), error.strerror)
-
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             yield from (Path(place, name) for name in files if not name.startswith("."))
         seen.add(real)
+    yield from (Path(error.filename) for error in closed)
 
 
 def _left_out(name: str, error: BaseException) -> None:
