@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import importlib
 import os
 
 import torch
@@ -13,4 +14,5 @@ torch.set_num_threads(1)
 # compiles presum.)
 INSIDE = ["calls", "masking", "ranking", "tracing"]
 with install_import_hook([f"convcircuits.{module}" for module in INSIDE], "beartype.beartype"):
-    import convcircuits  # noqa: F401
+    for module in INSIDE:
+        importlib.import_module(f"convcircuits.{module}")

@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import convcircuits as cc
 from convcircuits.batches import Batches
+from convcircuits.comparison import compare
+from convcircuits.costs import costs
+from convcircuits.visualising import visualise
 
 X = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -167,6 +170,67 @@ def test_images_that_are_not_the_same_in_every_pass_are_refused():
 def test_a_bad_batch_size_is_refused(batch_size):
     with pytest.raises(cc.ConvCircuitsError, match="batch_size is a whole number"):
         batches(X, batch_size)
+
+
+def test_a_batch_size_that_torch_cannot_count_to_is_refused_and_any_other_is_taken():
+    with pytest.raises(cc.ConvCircuitsError, match=f"batch_size is a whole number from 1 to {2**63 - 1}; got {2**70}"):
+        batches(X, 2**70)
+    for size in (2**31, 2**63 - 1):
+        assert [len(part) for part in batches(X, size)] == [7]
+
+
+@pytest.mark.parametrize("images", [X, [X[:5], X[5:]]], ids=["tensor", "list"])
+def test_progress_is_told_after_each_batch_of_every_pass(images):
+    told, seen, given = [], [], 0
+
+    def tell(*progress):
+        told.append(progress)
+        seen.append(given)
+
+    found = Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=3, progress=tell)
+    for _ in range(2):
+        for number, _ in enumerate(found):
+            given = number + 1
+    total = 7 if isinstance(images, torch.Tensor) else None
+    ends = [3, 6, 7] if total else [3, 5, 7]
+    assert told == [(done, total) for done in ends] * 2
+    assert seen == [1, 2, 3] * 2
+
+
+class Unrun(torch.nn.Module):
+    """A model that may not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 2, 3)
+
+    def forward(self, x):
+        raise AssertionError
+
+
+FEATURE = cc.Feature("conv", 0)
+CIRCUIT = cc.Circuit.from_masks(
+    torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), cc.Feature("0", 0), {"0": torch.ones(2, 3)}
+)
+CALLS = {
+    "score": lambda progress: cc.score(Unrun(), FEATURE, X, progress=progress),
+    "find": lambda progress: cc.find(Unrun(), FEATURE, X, density=0.5, progress=progress),
+    "evaluate": lambda progress: cc.evaluate(Unrun(), CIRCUIT, X, progress=progress),
+    "activations": lambda progress: cc.activations(Unrun(), FEATURE, X, progress=progress),
+    "extract": lambda progress: cc.extract(Unrun(), CIRCUIT, input_shape=(3, 4, 5), progress=progress),
+    "diagram": lambda progress: cc.diagram(Unrun(), CIRCUIT, images=X, progress=progress),
+    "compare": lambda progress: compare(Unrun(), FEATURE, X, X, criteria=["snip"], densities=[0.5], progress=progress),
+    "costs": lambda progress: costs(Unrun(), CIRCUIT, torch.nn.Identity(), (3, 4, 5), progress=progress),
+    "visualise": lambda progress: visualise(None, {}, progress=progress),
+    "batches": lambda progress: Batches(X, device="cpu", dtype=X.dtype, batch_size=1, progress=progress),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("progress", ["x", 3, True])
+def test_a_progress_that_cannot_be_called_is_refused_before_the_work(call, progress):
+    with pytest.raises(cc.ConvCircuitsError, match=f"progress is a function .*; got {progress!r}"):
+        call(progress)
 
 
 def test_a_pass_that_breaks_off_describes_nothing():

@@ -19,6 +19,19 @@ def measured():
     return module, costs(model, circuit, module, case.input_shape, batch_size=2, repeats=3)
 
 
+def test_progress_is_told_of_steps_and_of_timed_runs():
+    case, told = NETS["plain"], []
+    model = case.build()
+    circuit = cc.find(model, cc.Feature("features.3", 1), case.images(), criterion="random", density=0.9)
+    module = cc.extract(model, circuit, input_shape=case.input_shape, progress=lambda *n: told.append(n))
+    assert told == [(step, 4) for step in (1, 2, 3, 4)]
+    told.clear()
+    costs(model, circuit, module, case.input_shape, batch_size=1, repeats=3, progress=lambda *n: told.append(n))
+    assert told == [(run, 3) for run in (1, 2, 3)]
+    with pytest.raises(cc.ConvCircuitsError, match="batch_size is a whole number from 1 to 65536"):
+        costs(model, circuit, module, case.input_shape, batch_size=2**70)
+
+
 def test_the_full_models_figures_are_those_of_its_layers_up_to_the_feature(measured):
     full = measured[1].full
     assert full.parameters == (4 * 3 * 9 + 4) + (5 * 4 * 9 + 5)

@@ -242,6 +242,17 @@ def test_progress_is_told_of_images_and_of_visualisations(model):
     assert all(0 <= done <= total for done, total in told)
 
 
+def test_progress_is_told_while_smaller_circuits_are_found_anew_and_patches_are_sought(model, monkeypatch):
+    """FORCE runs again on the 5 images that it was found on; all 9 are looked at, and no map is drawn from them yet."""
+    circuit = cc.find(model, FEATURE, images(5), criterion="force", density=0.6, steps=3)
+    both = torch.cat([images(5), images(4, seed=1)])
+    told = []
+    cc.diagram(model, circuit, images=both, batch_size=2, progress=lambda *progress: told.append(progress))
+    assert {total for _, total in told} == {9, 4 * 5}  # FORCE is three steps and what begins them
+    assert sum(progress == (20, 20) for progress in told) == 3
+    assert sum(progress == (9, 9) for progress in told) >= 3  # held in memory, ranked, patches
+
+
 @pytest.mark.parametrize("name", ["residual", "mobile", "se_conv", "flat_head", "dense", "twice"])
 def test_every_kind_of_net_makes_a_document_that_comes_back_from_json(name):
     case = NETS[name]

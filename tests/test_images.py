@@ -1,23 +1,28 @@
 import importlib.util
 import logging
+import os
 import random
 import subprocess
 import sys
 import warnings
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.images import (
+    Crops,
     Photograph,
     _crop_size,
+    _read,
     crops,
     load_folder,
     photographs,
+    readable,
     sample_photographs,
     split_photographs,
 )
@@ -82,13 +87,11 @@ def test_photographs_takes_sample_or_a_folder(tmp_path):
 # --- folders
 
 
-def test_folder_is_sorted_as_people_count_and_skips_what_is_no_picture(tmp_path):
+def test_folder_is_sorted_as_people_count_and_names_what_is_no_picture(tmp_path):
     for name in ("img10.png", "img2.PNG", "Img1.jpg", "b.webp", "02.bmp", "10.gif"):
         noise("x").image.save(tmp_path / name)
     noise("x").image.save(tmp_path / ".hidden.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "folder.png").mkdir()
-    noise("x").image.save(tmp_path / "folder.png" / "inside.png")
     good, bad = load_folder(str(tmp_path))
     assert [photograph.name for photograph in good] == [
         "02.bmp",
@@ -99,7 +102,102 @@ def test_folder_is_sorted_as_people_count_and_skips_what_is_no_picture(tmp_path)
         "img10.png",
     ]
     assert {photograph.image.mode for photograph in good} == {"RGB"}
-    assert bad == []
+    assert bad == ["notes.txt"]
+
+
+def test_folders_in_a_folder_are_classes(tmp_path):
+    for name in ("class 10/1.png", "class 2/10.png", "class 2/9.png", "class 2/deep/1.png", "1.png", ".git/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise("x").image.save(tmp_path / name)
+    (tmp_path / "class 2" / "labels.csv").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    good, bad = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == [
+        "1.png",
+        "class 2/9.png",
+        "class 2/10.png",
+        "class 2/deep/1.png",
+        "class 10/1.png",
+    ]
+    assert bad == ["class 2/labels.csv"]
+    kept, held = split_photographs(good, held_out=0.4)
+    assert len({photograph.name for photograph in kept + held}) == 5
+
+
+def test_folders_that_link_to_each_other_are_seen_once(tmp_path):
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        noise("x").image.save(tmp_path / "in" / name / "1.png")
+    (tmp_path / "in" / "a" / "to b").symlink_to(tmp_path / "in" / "b")
+    (tmp_path / "in" / "b" / "to a").symlink_to(tmp_path / "in" / "a")
+    (tmp_path / "in" / "b" / "up").symlink_to(tmp_path)
+    noise("x").image.save(tmp_path / "elsewhere.png")
+    (tmp_path / "in" / "b" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "in" / "b" / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    good, bad = load_folder(tmp_path / "in")
+    real = sorted((tmp_path / "in" / photograph.name).resolve() for photograph in good)
+    assert [p for p in real if p.name == "1.png"] == [tmp_path / "in" / name / "1.png" for name in "ab"]
+    assert any(photograph.name.endswith("link.png") for photograph in good)
+    assert [name.rpartition("/")[2] for name in bad] == ["dead.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        noise("x").image.save(tmp_path / name / "1.png")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    good, bad = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == ["open/1.png"]
+    assert bad == ["closed"]
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "tga", "jp2", "avif", "qoi", "pcx"])
+def test_folder_takes_every_kind_that_pillow_decodes(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow decodes no AVIF")
+    if suffix == "qoi":  # which not every Pillow writes
+        (tmp_path / "p.qoi").write_bytes(b"qoif" + bytes([0, 0, 0, 1, 0, 0, 0, 1, 3, 0, 254, 9, 9, 9] + [0] * 7 + [1]))
+    else:
+        kinds = {"jfif": "JPEG", "JPE": "JPEG", "jp2": "JPEG2000"}
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"p.{suffix}", kinds.get(suffix, suffix.upper()))
+    assert pixel(tmp_path) == pytest.approx((9, 9, 9), abs=3)
+
+
+def test_folder_runs_no_program_in_a_file(tmp_path):
+    """Ghostscript runs what an .eps holds, whatever the file is called."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.eps")
+    (tmp_path / "q.jpg").write_bytes((tmp_path / "p.eps").read_bytes())
+    (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    noise("x").image.save(tmp_path / "a.png")
+    good, bad = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == ["a.png"]
+    assert bad == ["q.jpg", "p.eps", "weights.h5"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_written_in_ascii(tmp_path):
+    noise("x").image.save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")  # noqa: PTH104
+    (photograph,), bad = load_folder(tmp_path)
+    assert (photograph.name, bad) == (r"caf\xe9.png", [])
+    assert np.array_equal(np.asarray(photograph.image), np.asarray(noise("x").image))
+
+
+def test_a_pipe_and_a_thin_picture_are_left_out(tmp_path):
+    """A pipe would never end; a picture of 1 x 10,000 would be resized to cover a model's input, and that is huge."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, size in {"thin": (1, 65), "wide": (65, 1), "strip": (64, 1)}.items():
+        noise("x", size).image.save(tmp_path / f"{name}.png")
+    good, bad = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == ["strip.png"]
+    assert bad == ["thin.png", "wide.png", "pipe.png"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -173,9 +271,25 @@ def test_folder_names_and_logs_the_unreadable(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     with caplog.at_level(logging.WARNING, "convcircuits.images"):
         good, bad = load_folder(tmp_path)
-    assert [photograph.name for photograph in good] == ["good.png"]
-    assert bad == ["bomb.png", "cut.png", "float.tif", "large.png", "nothing.png", "text.jpg"]
-    assert all(name in caplog.text for name in bad)
+        assert bad == ["bomb.png", "float.tif", "large.png", "nothing.png", "text.jpg"]
+        assert [photograph.name for photograph in good] == ["cut.png", "good.png"]
+        with pytest.raises(ConvCircuitsError, match=r"cut\.png cannot be read: "):
+            _ = good[0].image
+        assert readable(good, 9) == (good[1:], ["cut.png"])
+    assert all(name in caplog.text for name in [*bad, "cut.png"])
+
+
+def test_readable_looks_no_further_than_it_needs_to(tmp_path):
+    for name in "bdf":
+        noise("x").image.save(tmp_path / f"{name}.png")
+    for name in "aceg":
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "b.png").read_bytes()[:-30])
+    listed, _ = load_folder(tmp_path)
+    by_name = {photograph.name[0]: photograph for photograph in listed}
+    for count, good, bad in ((1, "b", "a"), (2, "bd", "ac"), (3, "bdf", "ace"), (4, "bdf", "aceg")):
+        assert readable(listed, count) == ([by_name[name] for name in good], [f"{name}.png" for name in bad])
+    with pytest.raises(ConvCircuitsError, match=r"None of these .*: a\.png, c\.png"):
+        readable([by_name["a"], by_name["c"]], 3)
 
 
 def test_folder_leaves_the_warning_filters_alone(tmp_path):
@@ -188,6 +302,9 @@ def test_folder_leaves_the_warning_filters_alone(tmp_path):
 def test_folder_without_pictures(tmp_path):
     with pytest.raises(ConvCircuitsError, match="is not a folder"):
         load_folder(tmp_path / "absent")
+    with pytest.raises(ConvCircuitsError, match="holds no pictures"):
+        load_folder(tmp_path)
+    (tmp_path / "a.txt").write_text("no picture")
     with pytest.raises(ConvCircuitsError, match="holds no pictures"):
         load_folder(tmp_path)
     (tmp_path / "a.png").write_bytes(b"broken")
@@ -311,6 +428,51 @@ def test_crops_leave_global_random_state_alone():
     crops([noise("a")], small, count=4, seed=0)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 17])
+@pytest.mark.parametrize("size", [None, (9, 7)])
+def test_crops_batch_by_batch_are_the_same_in_every_pass(count, size):
+    pictures = [noise(name) for name in "abcde"]
+    whole = crops(pictures, small, count=count, seed=3, size=size)
+    for batch_size in (1, 3, 5, 7, 99):
+        streamed = Crops(pictures, small, count=count, seed=3, size=size, batch_size=batch_size)
+        assert len(streamed) == count
+        for _ in range(2):
+            batches = list(streamed)
+            assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+            assert torch.equal(torch.cat(batches), whole)
+
+
+def test_one_decoded_photograph_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    for number in range(30):
+        noise(f"{number}").image.save(tmp_path / f"{number}.png")
+    alive, most, decoded = 0, 0, []
+
+    def end():
+        nonlocal alive
+        alive -= 1
+
+    def spy(path):
+        nonlocal alive, most
+        picture = _read(path)
+        alive, most = alive + 1, max(most, alive + 1)
+        decoded.append(path)
+        weakref.finalize(picture, end)
+        return picture
+
+    monkeypatch.setattr("convcircuits.images._read", spy)
+    listed, _ = load_folder(tmp_path)
+    assert decoded == []
+    listed, _ = readable(listed, 10)
+    assert (len(decoded), alive) == (10, 0)
+    sizes = [len(batch) for batch in Crops(listed, small, count=25, seed=0, batch_size=4)]
+    assert sizes == [4] * 6 + [1]
+    assert len(decoded) == 10 + 25
+    crops(listed, small, count=25, seed=0)
+    assert len(decoded) == 10 + 25 + 10
+    assert most <= 2  # the one before goes when the next one takes its name
+    assert alive == 0
 
 
 def test_crops_of_nothing():

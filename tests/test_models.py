@@ -621,3 +621,76 @@ def test_a_factorys_categories_are_strings(categories, code):
     module = code(f"def net(): return nn.Conv2d(3, 4, 3)\ncategories = {categories}", "badly_named_nets")
     with pytest.raises(ConvCircuitsError, match="give a list of strings, one per output"):
         load_model(f"{module}:net")
+
+
+# --- models of one channel, and of four
+
+NETS = """
+from convcircuits.models import Preprocess
+import torch.nn.functional as F
+
+def conv(channels):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(320, 3))
+
+class Repeat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = conv(3)
+    def forward(self, x):
+        return self.net(x.repeat(1, 3, 1, 1))
+
+def colour():
+    return conv(3)
+def grey():
+    return conv(1)
+def repeated():
+    return Repeat()
+def odd():
+    return conv(4)
+def four():
+    return conv(4)
+def strict():
+    return conv(2)
+four.preprocess = lambda image: F.pad(Preprocess(size=(10, 12))(image), (0, 0, 0, 0, 0, 1), value=1.0)
+strict.preprocess = Preprocess(size=(10, 12))
+preprocess = Preprocess(size=(10, 12))
+categories = ["cat", "dog", "owl"]
+"""
+
+
+@pytest.mark.parametrize(("name", "channels"), [("colour", 3), ("grey", 1), ("repeated", 1), ("four", 4)])
+def test_a_model_of_any_number_of_channels_is_shown_that_many(name, channels, code, picture):
+    code(NETS, "nets")
+    loaded = load_model(f"nets:{name}")
+    image = loaded.preprocess(picture)
+    assert (loaded.channels, loaded.size) == (channels, (10, 12))
+    assert image.shape == (channels, 10, 12)
+    infos = {info.name: info.channels for info in loaded.layers() if info.map}
+    assert set(infos.values()) == {4}
+    head = next(info.name for info in loaded.layers() if info.categories)
+    assert loaded.feature(f"{head}:dog") == Feature(head, 1)
+    assert loaded.primaries().shape == (4, channels)
+
+
+def test_a_model_of_one_channel_gets_grey_pictures(code, picture):
+    code(NETS, "nets")
+    got = load_model("nets:grey").preprocess(picture.resize((256, 256)))
+    grey = picture.resize((256, 256)).convert("L").crop((122, 123, 134, 133))
+    mean, std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
+    expected = (torch.from_numpy(np.array(grey)).float() / 255 - mean) / std
+    torch.testing.assert_close(got[0], expected, rtol=1e-5, atol=1e-5)
+    plain = Preprocess(mean=(0.0,), std=(1.0,), size=(10, 12))
+    torch.testing.assert_close(plain(picture.resize((256, 256)))[0], torch.from_numpy(np.array(grey)).float())
+
+
+@pytest.mark.parametrize(("name", "channels"), [("odd", 4), ("strict", 2)])
+def test_channels_that_no_photograph_has_need_a_preprocessing_of_ones_own(name, channels, code):
+    code(NETS, "nets")
+    with pytest.raises(ConvCircuitsError, match=rf"takes images of {channels} channels.*\({channels}, H, W\)"):
+        load_model(f"nets:{name}")
+
+
+@pytest.mark.parametrize(("mean", "std"), [((1.0, 2.0), (1.0, 1.0)), ((1.0,), (1.0, 1.0, 1.0)), ((), ())])
+def test_a_preprocess_is_of_three_colours_or_grey(mean, std):
+    with pytest.raises(ConvCircuitsError, match="three colours, or of grey alone"):
+        Preprocess(mean=mean, std=std)

@@ -5,18 +5,23 @@ is only data. `evaluate` measures it on held-out images, `extract` makes it a sm
 runnable module, `diagram` draws it. Nothing ever changes your model.
 """
 
-from convcircuits.circuit import Circuit, iou
-from convcircuits.criteria import CRITERIA
-from convcircuits.drawing.build import diagram
-from convcircuits.drawing.host import Diagram
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.evaluation import Evaluation, activations, evaluate
-from convcircuits.extraction import extract
-from convcircuits.feature import Feature
-from convcircuits.finding import find, prune, score
-from convcircuits.scores import Scores
-from convcircuits.storage import load, save
 from convcircuits.version import __version__
+
+if TYPE_CHECKING:
+    from convcircuits.circuit import Circuit, iou
+    from convcircuits.criteria import CRITERIA
+    from convcircuits.drawing.build import diagram
+    from convcircuits.drawing.host import Diagram
+    from convcircuits.evaluation import Evaluation, activations, evaluate
+    from convcircuits.extraction import extract
+    from convcircuits.feature import Feature
+    from convcircuits.finding import find, prune, score
+    from convcircuits.scores import Scores
+    from convcircuits.storage import load, save
 
 __all__ = [
     "CRITERIA",
@@ -38,3 +43,35 @@ __all__ = [
     "save",
     "score",
 ]
+
+# Imported when they are first asked for: the command answers Ctrl-C before torch is there.
+_MODULES = {
+    "CRITERIA": "criteria",
+    "Circuit": "circuit",
+    "Diagram": "drawing.host",
+    "Evaluation": "evaluation",
+    "Feature": "feature",
+    "Scores": "scores",
+    "activations": "evaluation",
+    "diagram": "drawing.build",
+    "evaluate": "evaluation",
+    "extract": "extraction",
+    "find": "finding",
+    "iou": "circuit",
+    "load": "storage",
+    "prune": "finding",
+    "save": "storage",
+    "score": "finding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

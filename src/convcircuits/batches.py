@@ -17,6 +17,18 @@ Images = Tensor | Iterable[Any]
 """A tensor (N, C, H, W), or a re-iterable of such tensors or of (tensor, label) batches, as a DataLoader is."""
 
 
+def check_progress(progress: Any) -> None:
+    """Refuse what cannot be called, before any work is done.
+
+    Raises:
+        ConvCircuitsError: If it is neither None nor a function.
+    """
+    if progress is not None and not callable(progress):
+        raise ConvCircuitsError(
+            f"progress is a function that is called with what is done and what there is, or None; got {progress!r}."
+        )
+
+
 NO_IMAGES = "There are no images; give at least one."
 
 
@@ -25,11 +37,27 @@ class Batches:
 
     Iterating may be repeated. After a whole pass `count` and `digest` describe the images, whatever their order.
 
+    Args:
+        images: What a caller gave.
+        device: The model's.
+        dtype: The model's.
+        batch_size: The most images in a batch.
+        progress: Called in every pass, after each batch, with images done and images in all (or None).
+
     Raises:
         ConvCircuitsError: If there are no images, or they are of another form, not finite, or yielded only once.
     """
 
-    def __init__(self, images: Images, *, device: torch.device, dtype: torch.dtype, batch_size: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> None:
+        check_progress(progress)
         batch_size = whole_number("batch_size", batch_size, 1)
         if not isinstance(images, Tensor):
             if not isinstance(images, Iterable):
@@ -43,7 +71,7 @@ class Batches:
                     "give a tensor, a list of batches or a DataLoader."
                 )
         self._images, self.batch_size = images, batch_size
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._progress = device, dtype, progress
         self.count = 0
         self._digest = 0
 
@@ -70,6 +98,8 @@ class Batches:
             count += len(part)
             digest += sum(_image_hash(image) for image in part)
             yield part.to(self._device, self._dtype)
+            if self._progress is not None:
+                self._progress(count, self.total)
         if count == 0:
             raise ConvCircuitsError(NO_IMAGES)
         if self.count not in (0, count):
@@ -83,7 +113,7 @@ class Batches:
         given = [self._images] if isinstance(self._images, Tensor) else self._images
         for batch in given:
             images = _checked(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
-            for part in torch.split(images, self.batch_size):
+            for part in torch.split(images, min(self.batch_size, max(1, len(images)))):
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
 

@@ -1,5 +1,6 @@
 """Charts, drawn from tables."""
 
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,18 @@ _FIGURES = {
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 
 
+def check_charts_installed() -> None:
+    """Refuse to begin without the package that charts need.
+
+    Raises:
+        ConvCircuitsError: If it cannot be imported.
+    """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ConvCircuitsError("Charts need matplotlib: pip install 'convcircuits[charts]'.") from error
+
+
 def fidelity_chart(
     rows: Sequence[Mapping[str, Any]],
     path: Path,
@@ -35,11 +48,9 @@ def fidelity_chart(
     Raises:
         ConvCircuitsError: If matplotlib is not installed, or the file has another ending or cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, NullLocator
-    except ImportError as error:
-        raise ConvCircuitsError("Charts need matplotlib: pip install 'convcircuits[charts]'.") from error
+    check_charts_installed()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     kind = path.suffix.lstrip(".")
     if kind not in ("png", "svg", "pdf"):

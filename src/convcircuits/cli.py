@@ -8,19 +8,18 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import convcircuits as cc
-from convcircuits.batches import Progress as Callback
+from convcircuits.charts import check_charts_installed, fidelity_chart
 from convcircuits.comparison import Row, compare
+from convcircuits.console import progress as _progress
+from convcircuits.console import run
 from convcircuits.costs import Costs, costs
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.host import check_file
@@ -48,8 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out = Console(soft_wrap=True, highlight=False, markup=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+_LOADING = "loading the model and photographs"
+_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 ModelOption = Annotated[
     str,
@@ -72,10 +71,14 @@ WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safeten
 ImagesOption = Annotated[str, typer.Option(help="A folder of photographs, or 'sample' for built-in ones.")]
 CountOption = Annotated[
     int,
-    typer.Option(min=1, help="How many crops of the training photographs to use, and as many of the held-out ones."),
+    typer.Option(
+        min=1,
+        max=1_000_000,
+        help="How many crops of the training photographs to use, and as many of the held-out ones.",
+    ),
 ]
 SizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of the crops in pixels; the model's own if not given.")
+    int | None, typer.Option(min=1, max=4096, help="Side of the crops in pixels; the model's own if not given.")
 ]
 HeldOutOption = Annotated[float, typer.Option(help="The share of photographs that is held out.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")]
@@ -91,7 +94,7 @@ ImagesAgainOption = Annotated[
         "those that were held out when the circuit was found."
     ),
 ]
-CountAgainOption = Annotated[int | None, typer.Option(min=1, help="How many crops.")]
+CountAgainOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="How many crops.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 DEMO_MODEL, DEMO_FEATURE, DEMO_SIZE = "vgg16_hed", "features.14:54", 112
@@ -146,9 +149,10 @@ def find(
     check_granularity(granularity)
     check_writable("--out", out, ".safetensors")
     options = _criterion_options(option or [])
-    setup = set_up(model, weights, images, count, size, held_out, seed, device)
+    with _progress(_LOADING):
+        setup = set_up(model, weights, images, count, size, held_out, seed, device)
     wanted = setup.loaded.feature(feature)
-    with _progress(f"scoring with {criterion}", quiet=as_json) as progress:
+    with _progress(f"scoring with {criterion}") as progress:
         circuit = cc.find(
             setup.loaded.model,
             wanted,
@@ -180,7 +184,7 @@ def find(
             "command": _find_command(recipe, wanted, criterion, granularity, option or [], density, kernels),
         },
     )
-    with _progress("measuring on held-out photographs", quiet=as_json) as progress:
+    with _progress("measuring on held-out photographs") as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
@@ -189,7 +193,7 @@ def find(
             batch_size=batch_size,
             progress=progress,
         )
-    cc.save(circuit, out)
+    cc.save(_noted(circuit, setup), out)
     if as_json:
         _print_json({"file": str(out), "unreadable": setup.unreadable, **report.as_dict()})
         return
@@ -215,8 +219,9 @@ def evaluate(
 ) -> None:
     """Measure a circuit on held-out photographs."""
     circuit = loaded_circuit(file)
-    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
-    with _progress("measuring", quiet=as_json) as progress:
+    with _progress(_LOADING):
+        setup = set_up_again(file, circuit, model, weights, images, count, size, device)
+    with _progress("measuring") as progress:
         report = cc.evaluate(
             setup.loaded.model,
             circuit,
@@ -254,12 +259,16 @@ def extract(
         check_onnx_installed()
     circuit = loaded_circuit(file)
     spec, weights = model_named_in(file, circuit, model, weights)
-    loaded = loaded_model(spec, weights, device)
+    with _progress(f"loading {spec}"):
+        loaded = loaded_model(spec, weights, device)
     recipe = circuit.provenance.get("recipe") or {}
-    shape = (3, *(side(size or recipe.get("size")) or loaded.size))
-    module = cc.extract(loaded.model, circuit, input_shape=shape)
-    measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size)
-    written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
+    shape = (loaded.channels, *(side(size or recipe.get("size")) or loaded.size))
+    with _progress("extracting the circuit, in steps") as progress:
+        module = cc.extract(loaded.model, circuit, input_shape=shape, progress=progress)
+    with _progress("timing it beside the full model") as progress:
+        measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size, progress=progress)
+    with _progress("writing"):
+        written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
     if as_json:
         _print_json({"feature": str(circuit.feature), "files": written, **measured.as_dict()})
         return
@@ -300,8 +309,9 @@ def diagram(
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
     circuit = loaded_circuit(file)
     other = None if against is None else loaded_circuit(against)
-    setup = set_up_again(file, circuit, model, weights, images, count, size, device)
-    with _progress("drawing", quiet=False) as progress:
+    with _progress(_LOADING):
+        setup = set_up_again(file, circuit, model, weights, images, count, size, device)
+    with _progress("drawing") as progress:
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
@@ -315,7 +325,8 @@ def diagram(
             seed=seed,
             progress=progress,
         )
-    drawn.save(path, width=width)
+    with _progress(f"writing {path}"):
+        drawn.save(path, width=width)
     _say_images(setup)
     _out.print(drawn.caption)
     _out.print(f"wrote {path} ({path.stat().st_size:,} bytes)")
@@ -367,7 +378,8 @@ def models(
     if model is None:
         found = [dataclasses.asdict(info) for info in list_models()]
     else:
-        loaded = loaded_model(model, weights, "cpu")
+        with _progress(f"loading {model}"):
+            loaded = loaded_model(model, weights, "cpu")
         found = [dataclasses.asdict(info) for info in loaded.layers()]
     if as_json:
         _print_json(found)
@@ -390,7 +402,9 @@ def demo(
     feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
-    setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
+    check_charts_installed()
+    with _progress(_LOADING):
+        setup = set_up(DEMO_MODEL, None, "sample", count, DEMO_SIZE, 0.4, seed, device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -401,7 +415,7 @@ def demo(
             "sample photographs."
         )
         _say_images(setup)
-    with _progress("finding and measuring circuits", quiet=as_json) as progress:
+    with _progress("finding and measuring circuits") as progress:
         rows = compare(
             setup.loaded.model,
             feature,
@@ -432,8 +446,6 @@ def demo(
             "command": _find_command(recipe, feature, best.criterion, "kernel", [], best.density, None),
         },
     )
-    from convcircuits.charts import fidelity_chart
-
     write_whole(out / "comparison.csv", _csv(table).encode())
     fidelity_chart(
         table,
@@ -442,7 +454,7 @@ def demo(
         f"{len(setup.held_out_names)} photographs they were not found on",
     )
     cc.save(circuit, out / "circuit.safetensors")
-    with _progress("drawing", quiet=as_json) as progress:
+    with _progress("drawing") as progress:
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
@@ -475,15 +487,8 @@ def demo(
 
 
 def main() -> None:
-    """Run the command; mistakes end in one sentence and exit code 1, Ctrl-C in 130."""
-    try:
-        app(prog_name="convcircuits")
-    except cc.ConvCircuitsError as error:
-        _err.print(f"error: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _err.print("interrupted; nothing was left half written")
-        sys.exit(130)
+    """Run the command, its modules imported already; see `convcircuits.console`."""
+    run(lambda: app)
 
 
 def _criterion_options(given: list[str]) -> dict[str, Any]:
@@ -556,6 +561,15 @@ def _say_images(setup: Setup) -> None:
         _out.print(f"not readable and left out ({len(setup.unreadable)}): {names(setup.unreadable)}")
 
 
+def _noted(circuit: cc.Circuit, setup: Setup) -> cc.Circuit:
+    """Note in a circuit what was left out of the photographs that it was found on."""
+    if not setup.unreadable:
+        return circuit
+    note = f"left out of the folder of photographs ({len(setup.unreadable)}): {names(setup.unreadable)}"
+    notes = [*circuit.provenance.get("notes", ()), note]
+    return dataclasses.replace(circuit, provenance={**circuit.provenance, "notes": notes})
+
+
 def _show_module(module: torch.fx.GraphModule, *, as_json: bool) -> None:
     layers = {name: list(x.shape) for name, x in module.named_parameters() if name.endswith(".weight")}
     parameters, circuit = sum(p.numel() for p in module.parameters()), module.meta.get("circuit", {})
@@ -615,23 +629,6 @@ def _cell(value: Any) -> str:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def _progress(description: str, *, quiet: bool) -> Iterator[Callback | None]:
-    if quiet or not _err.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

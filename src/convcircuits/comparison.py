@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from convcircuits.batches import Images, Progress
+from convcircuits.batches import Images, Progress, check_progress
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
 from convcircuits.evaluation import Evaluation, evaluate_all
@@ -104,6 +104,7 @@ def compare(
 
 class _Work:
     def __init__(self, total: int, progress: Progress | None) -> None:
+        check_progress(progress)
         self._done, self._total, self._progress = 0, total, progress
         if progress is not None:
             progress(0, total)

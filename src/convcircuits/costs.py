@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from convcircuits.batches import Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
+from convcircuits.errors import whole_number
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 from convcircuits.surroundings import environment_kept, outside_autocast
@@ -69,6 +71,7 @@ def costs(
     *,
     batch_size: int = 16,
     repeats: int = 5,
+    progress: Progress | None = None,
 ) -> Costs:
     """Measure a circuit's module and the full model in turns, on the same random images.
 
@@ -79,7 +82,13 @@ def costs(
         input_shape: (C, H, W) of an image.
         batch_size: How many images run at once.
         repeats: How often each is timed.
+        progress: Called with timed pairs of runs done and how many there are.
+
+    Raises:
+        ConvCircuitsError: If a number is out of range.
     """
+    check_progress(progress)
+    batch_size, repeats = whole_number("batch_size", batch_size, 1, 2**16), whole_number("repeats", repeats, 1)
     network = Network(model)
     subject = Subject(network, circuit.feature, survey(network, circuit.feature, input_shape))
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +99,11 @@ def costs(
         def full(images: Tensor) -> Tensor:
             return network.run(circuit.feature, images, lambda call: call.compute())
 
-        times = [(_seconds(module, images), _seconds(full, images)) for _ in range(repeats)]
+        times = []
+        for done in range(1, repeats + 1):
+            times.append((_seconds(module, images), _seconds(full, images)))
+            if progress is not None:
+                progress(done, repeats)
         macs = _macs(module, images[:1]), _macs(full, images[:1])
     seconds = [statistics.median(column) for column in zip(*times, strict=True)]
     used = network.state(subject.survey.modules)

@@ -8,7 +8,11 @@ class ConvCircuitsError(ValueError):
     """Say what was given, what was expected and what to do, in one message."""
 
 
-def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
+LARGEST = 2**63 - 1
+"""The largest number that torch counts with."""
+
+
+def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """Give a whole number of any kind (NumPy's too) as an int.
 
     Raises:
@@ -18,7 +22,7 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or number < low or (high is not None and number > high):
-        span = f"from {low}" if high is None else f"from {low} to {high}"
+    if number is None or not low <= number <= high:
+        span = f"from {low}" if high == LARGEST and (number is None or number < low) else f"from {low} to {high}"
         raise ConvCircuitsError(f"{name} is a whole number {span}; got {value!r}.")
     return number

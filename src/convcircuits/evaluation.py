@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.agreement import IMAGES
-from convcircuits.batches import Batches, Images, Progress
+from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
@@ -144,6 +144,7 @@ def evaluate_all(
     """
     if not circuits:
         raise ConvCircuitsError("There are no circuits to measure; give at least one.")
+    check_progress(progress)
     for circuit in circuits:
         if not isinstance(circuit, Circuit):
             raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -216,6 +217,7 @@ def activations(
         ConvCircuitsError: If the circuit is of other weights, or images do not fit the model or give maps of
             different size.
     """
+    check_progress(progress)
     network = Network(model)
     batches = _batches(images, network, batch_size)
     first = batches.first(IMAGES)

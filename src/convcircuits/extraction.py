@@ -1,7 +1,8 @@
 """A circuit as a small network of its own."""
 
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convcircuits.agreement import IMAGES, agreement, parting_of_module, random_images, shown
+from convcircuits.batches import Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.cutting import Cut, cut
@@ -30,6 +32,7 @@ def extract(
     *,
     input_shape: tuple[int, int, int] | None = None,
     fold: bool = True,
+    progress: Progress | None = None,
 ) -> fx.GraphModule:
     """Make of a circuit a small module that computes the feature's map, and nothing else.
 
@@ -44,6 +47,7 @@ def extract(
         input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
         fold: Make one layer of a convolution and the BatchNorm that follows it, which is faster. False keeps each
             layer's own weights.
+        progress: Called with steps done and steps in all: the survey of the model, the cut, the module, its test.
 
     Returns:
         An ordinary `torch.fx.GraphModule` in eval mode, on the model's device, of weights of its own: images
@@ -57,13 +61,16 @@ def extract(
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    check_progress(progress)
     network = Network(model)
     shape = input_shape or circuit.provenance.get("input_shape")
     found = survey_of_unknown_size(network, circuit.feature, None if shape is None else tuple(shape))
     subject = Subject(network, circuit.feature, found)
     described = describe(network, circuit.feature, found)
     check_circuit(circuit, circuit.feature, described)
+    done = _steps(progress)
     laws = checked(subject, described)["laws"]
+    done()
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
     recording = record(subject, shape)
@@ -73,12 +80,21 @@ def extract(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
+    done()
     module = _written(subject, recording, [kept], [masks], fold=fold)
     if not _takes_any_size(subject, recording):
         _insist_on_size(module, shape)
+    done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
+    done()
     return module
+
+
+def _steps(progress: Progress | None) -> Callable[[], None]:
+    """Count the steps of an extraction."""
+    numbers = itertools.count(1)
+    return lambda: None if progress is None else progress(next(numbers), 4)
 
 
 class Sweep:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.agreement import IMAGES
-from convcircuits.batches import Batches, Images, Progress
+from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA, Criterion
@@ -183,6 +183,7 @@ def _trace(
     progress: Progress | None,
 ) -> tuple[Trace, Batches, dict[str, Any]]:
     check_granularity(granularity)
+    check_progress(progress)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     network = Network(model)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import math
+import os
 import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, whole_number
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+_LONGEST = 64
+"""The most times that a picture is longer than wide: resized to cover a model's input, a thinner one is huge."""
+_NO_PICTURES = {"EPS", "MPEG"}  # the one runs a program in the file (in Ghostscript), the other is never decoded
 _SAMPLES = {  # name -> (package, path inside it)
     "astronaut": ("skimage", "data/astronaut.png"),
     "brick": ("skimage", "data/brick.png"),
@@ -44,22 +49,37 @@ class Photograph:
     """A picture with a name.
 
     Attributes:
-        name: of the file, or of the built-in photograph; unique within a set of photographs.
-        image: in mode RGB, upright, in memory.
+        name: of the file, with the folders that it is in below the one that was loaded, or of the built-in photograph;
+            unique within a set of photographs.
+        source: the file, or a picture in memory.
     """
 
     name: str
-    image: Image.Image
+    source: Path | Image.Image
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture in mode RGB, upright; a file is decoded each time, and nothing of it is kept.
+
+        Raises:
+            ConvCircuitsError: the file cannot be read.
+        """
+        if isinstance(self.source, Image.Image):
+            return self.source
+        try:
+            return _read(self.source)
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Take it out, or put it right.") from error
 
 
 def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
-    """Load `sample`, the built-in photographs, or a folder of one's own.
+    """List `sample`, the built-in photographs, or a folder of one's own.
 
     Args:
         source: `sample`, or a folder (`./sample` for one of that name).
 
     Returns:
-        The photographs, sorted by name, and the names of the files that could not be read.
+        The photographs, sorted by name, and the names of the files that are left out.
 
     Raises:
         ConvCircuitsError: as `sample_photographs` and `load_folder`.
@@ -83,20 +103,24 @@ def sample_photographs() -> list[Photograph]:
                 f"The photograph {name!r} is missing: the installed {package} has no {inside}. "
                 "Reinstall it: pip install --force-reinstall scikit-image scikit-learn"
             )
-        found.append(Photograph(name, _read(path)))
+        found.append(Photograph(name, path))
     return found
 
 
 def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
-    """Read the pictures of a folder: upright, in RGB, sorted as people count (2 before 10).
+    r"""List the pictures of a folder and of all folders in it, sorted as people count (2 before 10).
 
-    The camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits,
-    of animations the first frame is taken. Sub-folders, hidden files and other kinds of files are ignored.
+    Files of every kind that Pillow decodes here are pictures (.jpg, .jfif, .png, .webp, .tif, .avif and more, but for
+    .eps, which is a program). Of each only the beginning is read; it is decoded when its `image` is asked for: the
+    camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits, of
+    animations the first frame is taken. Hidden files and folders are ignored; a folder that links lead to again is
+    seen once.
 
     Returns:
-        The photographs, named by their files, and the names of the files that could not be read, which are
-        logged too: damaged or cut off ones, floating-point ones, and those with more pixels than
-        `PIL.Image.MAX_IMAGE_PIXELS`.
+        The photographs, named by their files (`cat/1.jpg` in a folder of classes), and the names of all other files:
+        those of other kinds, and those whose beginning says that they cannot be used, which are logged with the
+        reason: damaged or floating-point ones, those with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, and those
+        that are more than 64 times as long as wide. Bytes of a name that are not UTF-8 are written as `\xff`.
 
     Raises:
         ConvCircuitsError: no such folder, or no readable picture in it.
@@ -104,20 +128,51 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
     folder = Path(path)
     if not folder.is_dir():
         raise ConvCircuitsError(f"{str(path)!r} is not a folder. Give a folder of pictures, or 'sample'.")
-    files = [file for file in folder.iterdir() if _is_picture(file)]
     good: list[Photograph] = []
     bad: list[str] = []
-    for file in sorted(files, key=lambda file: _natural(file.name)):
+    others: list[str] = []
+    for file in sorted(_files(folder), key=lambda file: [_natural(part) for part in file.relative_to(folder).parts]):
+        name = os.fsencode(file.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
+        if file.suffix.lower() not in _suffixes() or not file.is_file():
+            others.append(name)
+            continue
         try:
-            good.append(Photograph(file.name, _read(file)))
+            with _opened(file):
+                good.append(Photograph(name, file))
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            _log.warning("%s cannot be read and is left out: %s", file.name, error)
-            bad.append(file.name)
+            _left_out(name, error)
+            bad.append(name)
     if not good:
         problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it holds no pictures"
         raise ConvCircuitsError(
-            f"Nothing to load from {str(path)!r}: {problem}. Give a folder with {', '.join(sorted(_SUFFIXES))} files."
+            f"Nothing to load from {str(path)!r}: {problem}. Give a folder with .jpg, .png or other picture files."
         )
+    return good, bad + others
+
+
+def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photograph], list[str]]:
+    """Find those photographs that `count` crops are cut from: the first ones that can be decoded, one after another.
+
+    Returns:
+        At most `count` photographs, and the names of those among them that could not be read, which are logged.
+
+    Raises:
+        ConvCircuitsError: none can be read.
+    """
+    good: list[Photograph] = []
+    bad: list[str] = []
+    for photograph in photographs:
+        if len(good) == count:
+            break
+        try:
+            _ = photograph.image
+        except ConvCircuitsError as error:
+            _left_out(photograph.name, error.__cause__ or error)
+            bad.append(photograph.name)
+        else:
+            good.append(photograph)
+    if bad and not good:
+        raise ConvCircuitsError(f"None of these photographs can be read: {', '.join(bad[:3])}. Give others.")
     return good, bad
 
 
@@ -159,6 +214,75 @@ def split_photographs(
     return kept, [photograph for photograph in by_name if photograph.name in chosen]
 
 
+class Crops:
+    """A model's inputs cut from photographs: each one whole, then random parts of it.
+
+    Image i is crop i // P of photograph i % P, for P photographs: so a smaller count yields the beginning of
+    a larger one, and with a count below P only the first photographs are used. Crop 0 is the whole
+    picture. Every other one has proportions of 3/4 to 4/3, covers from 0.2 of the picture's area up to all
+    that fits (of a thin strip: what fits), and is mirrored half of the time. Crops depend on the name of
+    their photograph and on the seed, on no other photograph and not on the batch size.
+
+    Iterating gives batches, (N, C, H, W) on the CPU, the same in every pass. Memory holds one batch and one decoded
+    photograph at a time. `len()` is the number of images.
+
+    Args:
+        photographs: at least one.
+        preprocess: a picture -> float (C, H, W).
+        count: of images, at least 1.
+        seed: of the crops.
+        size: (H, W) to resize the images to after preprocessing; default: as preprocessing yields them.
+        batch_size: the most images in a batch.
+
+    Raises:
+        ConvCircuitsError: no photographs, or a number below 1; when iterated, a file that cannot be read.
+
+    Source of the crops: Szegedy et al., Going Deeper with Convolutions (2015).
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Photograph],
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        *,
+        count: int,
+        seed: int,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if not photographs:
+            raise ConvCircuitsError("There are no photographs to crop. Give at least one.")
+        if count < 1:
+            raise ConvCircuitsError(f"count={count} asks for no images. Give 1 or more.")
+        self._photographs, self._preprocess = list(photographs[:count]), preprocess
+        self._count, self._seed, self._size = count, seed, size
+        self._batch_size = whole_number("batch_size", batch_size, 1)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
+        for start in range(0, self._count, self._batch_size):
+            batch = self._batch(range(start, min(start + self._batch_size, self._count)), generators)
+            yield (
+                batch
+                if self._size is None
+                else F.interpolate(batch, size=self._size, mode="bilinear", antialias=True, align_corners=False)
+            )
+
+    def _batch(self, numbers: range, generators: Sequence[random.Random]) -> torch.Tensor:
+        images: dict[int, torch.Tensor] = {}
+        among = len(self._photographs)
+        for first in numbers[:among]:  # a photograph is decoded once for all of its crops in the batch
+            which = first % among
+            picture = self._photographs[which].image
+            for number in range(first, numbers.stop, among):
+                crop = _random_crop(picture, generators[which]) if number >= among else picture
+                images[number] = self._preprocess(crop)
+        return torch.stack([images[number] for number in numbers])
+
+
 def crops(
     photographs: Sequence[Photograph],
     preprocess: Callable[[Image.Image], torch.Tensor],
@@ -167,43 +291,12 @@ def crops(
     seed: int,
     size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Cut photographs into a model's inputs: each one whole, then random parts of it.
+    """Cut photographs into a model's inputs, all in one tensor: (count, C, H, W), on the CPU.
 
-    Image i is crop i // P of photograph i % P, for P photographs: so a smaller count yields the beginning of
-    a larger one, and with a count below P only the first photographs are used. Crop 0 is the whole
-    picture. Every other one has proportions of 3/4 to 4/3, covers from 0.2 of the picture's area up to all
-    that fits (of a thin strip: what fits), and is mirrored half of the time. Crops depend on the name of
-    their photograph and on the seed, on no other photograph.
-
-    Args:
-        photographs: at least one.
-        preprocess: a picture -> float (C, H, W).
-        count: of images, at least 1.
-        seed: of the crops.
-        size: (H, W) to resize the images to after preprocessing; default: as preprocessing yields them.
-
-    Returns:
-        Images (count, C, H, W), on the CPU.
-
-    Raises:
-        ConvCircuitsError: no photographs, or a count below 1.
-
-    Source of the crops: Szegedy et al., Going Deeper with Convolutions (2015).
+    The images, arguments and errors are those of `Crops`, which yields them batch by batch.
     """
-    if not photographs:
-        raise ConvCircuitsError("There are no photographs to crop. Give at least one.")
-    if count < 1:
-        raise ConvCircuitsError(f"count={count} asks for no images. Give 1 or more.")
-    generators = [random.Random(f"{seed}:{photograph.name}") for photograph in photographs]
-    images = []
-    for index in range(count):
-        turn, which = divmod(index, len(photographs))
-        picture = photographs[which].image
-        images.append(preprocess(_random_crop(picture, generators[which]) if turn else picture))
-    batch = torch.stack(images)
-    if size is None:
-        return batch
-    return F.interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)
+    (images,) = Crops(photographs, preprocess, count=count, seed=seed, size=size, batch_size=count)
+    return images
 
 
 def _random_crop(picture: Image.Image, generator: random.Random) -> Image.Image:
@@ -224,15 +317,37 @@ def _crop_size(size: tuple[int, int], generator: random.Random) -> tuple[int, in
 
 
 def _read(path: Path) -> Image.Image:
+    with _opened(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a file, whose size and kind are known then; its pixels are not read yet."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged metadata, which no crop depends on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(path, formats=sorted(set(_suffixes().values()))) as image:
+            if image.mode == "F":
+                raise ValueError("floating-point pixels have no fixed range")
+            if max(image.size) > _LONGEST * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels are too thin")
+            yield image
+
+
+@functools.cache
+def _suffixes() -> dict[str, str]:
+    """Map the suffixes of the files that Pillow decodes here to their formats."""
+    suffixes = Image.registered_extensions()
+    decoded = {
+        name
+        for name, (reader, _) in Image.OPEN.items()
+        if not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+    }
+    return {suffix: name for suffix, name in suffixes.items() if name in decoded - _NO_PICTURES}
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):  # 16 bits; some readers hand them out as 32
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -241,8 +356,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and all folders in it, none hidden, and those folders that cannot be read."""
+    seen: set[str] = set()
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(place, name) for name in files if not name.startswith("."))
+        seen.add(real)
+    yield from (Path(error.filename) for error in closed)
+
+
+def _left_out(name: str, error: BaseException) -> None:
+    _log.warning("%s cannot be read and is left out: %s", name, error)
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

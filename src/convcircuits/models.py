@@ -51,7 +51,8 @@ class Preprocess:
     becomes (pixel - mean) / std.
 
     Attributes:
-        mean: per channel, in pixel units (0 to 255), in the order of the model's channels.
+        mean: per channel, in pixel units (0 to 255), in the order of the model's channels; of one channel the picture
+            is made grey.
         std: per channel, in pixel units (0 to 255).
         size: (H, W) of the result.
         resize: (H, W) to cover before the crop, at least `size`.
@@ -66,8 +67,20 @@ class Preprocess:
     bgr: bool = False
     resample: Image.Resampling = Image.Resampling.BILINEAR
 
+    def __post_init__(self) -> None:
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ConvCircuitsError(
+                f"The mean {self.mean} and std {self.std} have to be of three colours, or of grey alone. For other "
+                "channels write a function that makes (C, H, W) of a picture."
+            )
+
+    def grey(self) -> Preprocess:
+        """Return the same for a model of one channel: grey pictures, normalised by the averages of mean and std."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return the float32 (3, H, W) input for one picture, on the CPU."""
+        """Return the float32 (3, H, W) or, in grey, (1, H, W) input for one picture, on the CPU."""
         width, height = image.size
         rows, columns = self.resize
         if rows * width >= columns * height:
@@ -75,9 +88,9 @@ class Preprocess:
         else:
             resized = (columns, columns * height // width)
         left, top = round((resized[0] - self.size[1]) / 2), round((resized[1] - self.size[0]) / 2)
-        picture = image.convert("RGB").resize(resized, self.resample)
+        picture = image.convert("L" if len(self.mean) == 1 else "RGB").resize(resized, self.resample)
         picture = picture.crop((left, top, left + self.size[1], top + self.size[0]))
-        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).reshape(*self.size, -1).permute(2, 0, 1)
         if self.bgr:
             pixels = pixels.flip(0)
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
@@ -95,6 +108,7 @@ class LoadedModel:
         size: (H, W) that `preprocess` yields.
         categories: the names of the outputs (of its default weights, whichever it has), or None where they are not
             known.
+        channels: C that `preprocess` yields.
     """
 
     name: str
@@ -102,6 +116,7 @@ class LoadedModel:
     preprocess: Callable[[Image.Image], torch.Tensor] = field(repr=False)
     size: tuple[int, int]
     categories: tuple[str, ...] | None = field(repr=False)
+    channels: int = field(default=3, repr=False)
 
     def feature(self, text: str) -> Feature:
         """Read the text form of a feature, in which a class name may stand for its unit: `fc:golden retriever`.
@@ -117,7 +132,7 @@ class LoadedModel:
 
     def layers(self) -> list[LayerInfo]:
         """List the modules that can carry a feature, as `list_layers` does."""
-        return list_layers(self.model, self.size, categories=self.categories)
+        return list_layers(self.model, self.size, channels=self.channels, categories=self.categories)
 
     def primaries(self) -> torch.Tensor:
         """Give what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
@@ -227,7 +242,9 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             - `package.module:factory`: a function without arguments that returns the model, found in the
               working directory too. Its preprocessing is the attribute `preprocess` of the function or of
               its module, else what the model's `pretrained_cfg` or `default_cfg` says (as in timm), else
-              that of ImageNet classifiers at 224 x 224. The names of its outputs are the attribute
+              that of ImageNet classifiers at 224 x 224. To a model that takes one channel a `Preprocess` shows
+              grey pictures; of other numbers of channels (an alpha channel, which photographs lack) only a
+              preprocessing of one's own can tell what they are. The names of its outputs are the attribute
               `categories`, in the same two places.
         weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key `state_dict`
             or `model` and one saved from a data-parallel model are understood. Nothing is downloaded
@@ -265,7 +282,11 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             raise ConvCircuitsError(_unknown_spec(spec))
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), categories)
+    model = model.eval()
+    if name not in _OFFLINE and prefix not in ("torchvision", "timm"):
+        preprocess = _fitting(model, preprocess, spec)
+    channels, *size = _measure(preprocess, spec)
+    return LoadedModel(spec, model, preprocess, (size[0], size[1]), categories, channels)
 
 
 def list_models() -> list[ModelInfo]:
@@ -508,15 +529,44 @@ def _configured(model: nn.Module) -> Preprocess:
     )
 
 
-def _measure(preprocess: Callable[[Image.Image], torch.Tensor], spec: str) -> tuple[int, int]:
-    """Return the (H, W) that the preprocessing yields for a wide and for a tall picture alike."""
+def _fitting(
+    model: nn.Module, preprocess: Callable[[Image.Image], torch.Tensor], spec: str
+) -> Callable[[Image.Image], torch.Tensor]:
+    """Make a `Preprocess` of three colours grey where the model takes one channel; refuse where it takes others."""
+    if not isinstance(preprocess, Preprocess) or len(preprocess.mean) == 1 or _takes(model, 3, preprocess.size):
+        return preprocess
+    if _takes(model, 1, preprocess.size):
+        return preprocess.grey()
+    first = next((module.in_channels for module in _convs(model)), 3)
+    if first not in (1, 3) and _takes(model, first, preprocess.size):
+        raise ConvCircuitsError(
+            f"{spec!r} takes images of {first} channels, and a photograph has three, or one in grey. Give the "
+            f"factory, or its module, a function `preprocess` that makes ({first}, H, W) of a picture."
+        )
+    return preprocess  # what is the matter shows when it runs on images
+
+
+def _takes(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Tell whether a copy of a model runs on an image of zeros."""
+    twin = copy.deepcopy(model)
+    like = next(iter(twin.parameters()), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            twin(torch.zeros(1, channels, *size, dtype=like.dtype, device=like.device))
+    except Exception:  # a model may refuse an image in any way
+        return False
+    return True
+
+
+def _measure(preprocess: Callable[[Image.Image], torch.Tensor], spec: str) -> tuple[int, ...]:
+    """Return the (C, H, W) that the preprocessing yields for a wide and for a tall picture alike."""
     shapes = [tuple(preprocess(Image.new("RGB", size)).shape) for size in ((640, 480), (480, 640))]
     if shapes[0] != shapes[1] or len(shapes[0]) != 3:
         raise ConvCircuitsError(
             f"The preprocessing of {spec!r} yields shapes {shapes[0]} and {shapes[1]} for a wide and a tall "
             "picture; it has to yield one shape (C, H, W) for every picture. Let it crop the centre."
         )
-    return shapes[0][1], shapes[0][2]
+    return shapes[0]
 
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
-from convcircuits.images import Photograph, crops, photographs, split_photographs
+from convcircuits.images import Crops, Photograph, crops, photographs, readable, split_photographs
 from convcircuits.models import LoadedModel, load_model
 
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
+KEPT = 2**27
+"""Bytes of crops that are kept in memory; more are cut anew, batch by batch, in each pass."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,18 @@ class Setup:
         held_out: Crops that it is measured on.
         train_names: Photographs of the first.
         held_out_names: Photographs of the second.
-        unreadable: Files that could not be read.
+        unreadable: Files that were left out, as they are no pictures or could not be read.
         pictured: Makes more crops of the photographs that the circuit was found on (where there are none, of those
             that are held out), for pictures.
     """
 
     loaded: LoadedModel
-    train: torch.Tensor
-    held_out: torch.Tensor
+    train: torch.Tensor | Crops
+    held_out: torch.Tensor | Crops
     train_names: list[str]
     held_out_names: list[str]
     unreadable: list[str]
-    pictured: Callable[[], torch.Tensor]
+    pictured: Callable[[], torch.Tensor | Crops]
 
 
 def set_up(
@@ -56,18 +58,19 @@ def set_up(
         train, rest = split_photographs(pictures, held_out=held_out, seed=seed)
     else:  # as they were split before, whatever has come to the folder since
         train, rest = (_named(pictures, by_name[role], source) for role in ("found_on", "held_out"))
-
-    def prepared(some: list[Photograph], seed: int, count: int = count) -> torch.Tensor:
-        return crops(some, loaded.preprocess, count=count, seed=seed, size=side(size))
-
+    cut = _Cutter(loaded, size, unreadable)
+    train_crops, train_names = cut(train, seed, count)
+    held_out_crops, held_out_names = cut(rest, seed + 1, count)
+    if by_name is not None and cut.failed:
+        raise _gone(source, cut.failed)
     return Setup(
         loaded,
-        prepared(train, seed),
-        prepared(rest, seed + 1),
-        [p.name for p in train][:count],
-        [p.name for p in rest][:count],
+        train_crops,
+        held_out_crops,
+        train_names,
+        held_out_names,
         unreadable,
-        lambda: prepared(train, seed, max(count, PICTURED)),
+        lambda: cut(train, seed, max(count, PICTURED))[0],
     )
 
 
@@ -96,18 +99,37 @@ def set_up_again(
     if not fresh:
         raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {source}; give others.")
 
-    def prepared(count: int) -> torch.Tensor:
-        return crops(fresh, loaded.preprocess, count=count, seed=seed + 1, size=side(size))
-
+    cut = _Cutter(loaded, size, unreadable)
+    held_out, held_out_names = cut(fresh, seed + 1, count)
     return Setup(
         loaded,
         torch.empty(0),
-        prepared(count),
+        held_out,
         [],
-        [p.name for p in fresh][:count],
+        held_out_names,
         unreadable,
-        lambda: prepared(max(count, PICTURED)),
+        lambda: cut(fresh, seed + 1, max(count, PICTURED))[0],
     )
+
+
+class _Cutter:
+    """Cuts photographs into crops for a model, and notes the files that turn out not to be readable."""
+
+    def __init__(self, loaded: LoadedModel, size: int | None, unreadable: list[str]) -> None:
+        self._loaded, self._size, self._unreadable = loaded, side(size), unreadable
+        self.failed: list[str] = []
+
+    def __call__(self, some: list[Photograph], seed: int, count: int) -> tuple[torch.Tensor | Crops, list[str]]:
+        """Give crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
+        good, bad = readable(some, count)
+        for name in bad:
+            if name not in self._unreadable:
+                self._unreadable.append(name)
+        self.failed += bad
+        height, width = self._size or self._loaded.size
+        few = 4 * self._loaded.channels * height * width * count <= KEPT
+        images = (crops if few else Crops)(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
+        return images, [photograph.name for photograph in good]
 
 
 def loaded_model(spec: str, weights: Path | None, device: str) -> LoadedModel:
@@ -159,16 +181,21 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
 
 
 def names(of: list[str]) -> str:
-    """List names, the first twelve of many."""
-    return ", ".join(of[:12]) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
+    """List names, the first twelve of many, what cannot be printed in them as escapes."""
+    shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in of[:12])
+    return ", ".join(shown) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
 
 
 def _named(pictures: list[Photograph], wanted: list[str], source: str) -> list[Photograph]:
     found = {picture.name: picture for picture in pictures}
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise cc.ConvCircuitsError(
-            f"{source} no longer holds {names(missing)}, which the circuit was found or measured on; "
-            "give --images with photographs to measure it on."
-        )
+        raise _gone(source, missing)
     return [found[name] for name in wanted]
+
+
+def _gone(source: str, missing: list[str]) -> cc.ConvCircuitsError:
+    return cc.ConvCircuitsError(
+        f"{source} no longer holds {names(missing)}, which the circuit was found or measured on; "
+        "give --images with photographs to measure it on."
+    )

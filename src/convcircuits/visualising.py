@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from convcircuits.batches import Progress
+from convcircuits.batches import Progress, check_progress
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.colours import mixing_of
 from convcircuits.errors import ConvCircuitsError, whole_number
@@ -87,6 +87,7 @@ def visualise(
         ConvCircuitsError: If there is no such map, the primaries are not those of as many channels, or a number is out
             of range.
     """
+    check_progress(progress)
     steps, seed = whole_number("steps", steps, 1), whole_number("seed", seed, 0)
     batch_size = whole_number("batch_size", batch_size, 1)
     mixing, black = mixing_of(primaries, subject.survey.input_shape[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Images, Progress
+from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.colours import primaries_of
@@ -83,7 +83,8 @@ def diagram(
             ``LoadedModel.primaries`` gives; without it, pictures go from the images' least to their highest values.
         batch_size: The most images that run at once.
         seed: Of the random circuit and of feature visualisations.
-        progress: Called with images done and images in all (or None), pass by pass.
+        progress: Called with images done and images in all (or None), pass by pass; of feature visualisations with maps
+            done and maps in all.
 
     Returns:
         A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
@@ -96,14 +97,15 @@ def diagram(
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     if pictures not in LABELS:
         raise ConvCircuitsError(f"pictures is one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
+    check_progress(progress)
     network = Network(model)
 
     def batches(images: Images) -> Batches:
-        return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+        return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
 
     kept = None if images is None else _first(batches(images))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
-    drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept))
+    drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
     laws = checked(drawing.subject, describe(network, circuit.feature, drawing.subject.survey), kept)["laws"]
     seen = None if kept is None else Seen.of(drawing, batches(kept))
     if primaries is None and kept is not None:

@@ -303,6 +303,7 @@ def _features(
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
+    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
     found = visualise(
         subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
     )
@@ -310,7 +311,6 @@ def _features(
         picture = found[readings[n]]
         if picture is not None:
             album.add("features", n, picture.pixels.numpy())
-    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed)[None]
     both = [("in the circuit", found[None]), ("in the full model", full)]
     return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches
+from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
@@ -70,6 +70,7 @@ def lay_out(
     shape: Sequence[int] | None,
     seed: int,
     images: Batches | None = None,
+    progress: Progress | None = None,
 ) -> Drawing:
     """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
 
@@ -101,7 +102,7 @@ def lay_out(
             "prune to a larger density."
         )
     beside = [("control", random_like(model, circuit, found.input_shape, seed))]
-    beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images))]
+    beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images, progress))]
     for role, one in beside:
         its = subject.masks(one, found.input_shape, effective=True)
         if _count(its) or role == "control":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from convcircuits.batches import Batches
+from convcircuits.batches import Batches, Progress
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
 from convcircuits.finding import find, needs_budget
@@ -38,7 +38,7 @@ def nested(circuit: Circuit) -> bool:
     return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
 
 
-def smaller(model: nn.Module, circuit: Circuit, images: Batches) -> list[Circuit]:
+def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progress | None = None) -> list[Circuit]:
     """Find smaller circuits anew where an iterative criterion found this one: its rankings are not nested.
 
     On the images that it was found on, if images (in memory) begin with these. None otherwise, where its criterion or
@@ -64,6 +64,7 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches) -> list[Circuit
             granularity=circuit.granularity,
             batch_size=images.batch_size,
             seed=int(said.get("seed", 0)),
+            progress=progress,
             **options,
         )
         for part in PARTS

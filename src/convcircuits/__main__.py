@@ -1,0 +1,5 @@
+"""``python -m convcircuits``: the command."""
+
+from convcircuits.console import main
+
+main()
