@@ -28,25 +28,12 @@ class Cut:
     Attributes:
         live: For each value which channels are live, (channels,); which elements, where it has no axis.
         need: For each value which channels are needed, (channels,); whether it is needed, (), where it has no axis.
-        read: As ``need``, without what is needed for the size of a constant map alone.
         conducting: For each kernel call, by the number of its value, the kept kernels that read a live channel.
     """
 
     live: tuple[Tensor, ...]
     need: tuple[Tensor, ...]
-    read: tuple[Tensor, ...]
     conducting: dict[int, Tensor]
-
-    def effective(self, recording: Recording, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give of kept kernels, layer name -> (out, in), those on a complete path, in any call of their layer."""
-        found = {layer: torch.zeros_like(mask) for layer, mask in kept.items()}
-        for number, conducting in self.conducting.items():
-            call = recording.values[number].call
-            assert call is not None
-            if call.layer in found:
-                rows = slice(None) if call.rows is None else call.rows.cpu()
-                found[call.layer][rows] |= conducting & self.read[number][:, None]
-        return {layer: mask & kept[layer] for layer, mask in found.items()}
 
 
 @dataclass(frozen=True)
@@ -105,14 +92,13 @@ def cut(recording: Recording, masks: Masks | None, rows: Tensor | None) -> Cut:
             live.append(kept if masks is not None and masks.silent else torch.ones_like(kept))
         else:
             live.append(_live(recording, value, live))
-    read, need = (_needed(recording, rows, live, conducting, sizes=sizes) for sizes in (False, True))
-    return Cut(tuple(live), tuple(need), tuple(read), conducting)
+    return Cut(tuple(live), tuple(_needed(recording, rows, live, conducting)), conducting)
 
 
 def _needed(
-    recording: Recording, rows: Tensor | None, live: Sequence[Tensor], conducting: dict[int, Tensor], *, sizes: bool
+    recording: Recording, rows: Tensor | None, live: Sequence[Tensor], conducting: dict[int, Tensor]
 ) -> list[Tensor]:
-    """Find what the feature needs of each value; ``sizes`` adds a channel where a constant needs a map's size."""
+    """Find what the feature needs of each value, with one channel where a constant needs a map's size."""
     need = [torch.zeros(v.channels if v.axis is not None else (), dtype=torch.bool) for v in recording.values]
     last = recording.values[-1]
     if last.axis == 0:
@@ -124,7 +110,7 @@ def _needed(
         need[-1] = torch.ones_like(need[-1])
     for value in reversed(recording.values):
         if bool(need[value.number].any()):
-            _read(recording, value, live, need, conducting, sizes)
+            _read(recording, value, live, need, conducting)
     return need
 
 
@@ -238,7 +224,6 @@ def _read(
     live: Sequence[Tensor],
     need: list[Tensor],
     conducting: dict[int, Tensor],
-    sizes: bool,
 ) -> None:
     """Say what a needed value needs of its inputs."""
     if value.call is not None:
@@ -248,7 +233,7 @@ def _read(
         if source.axis != channel_dim:
             need[source.number] = torch.ones_like(need[source.number])
             return
-        if sizes and not bool(read.any()) and not is_point(value):
+        if not bool(read.any()) and not is_point(value):
             read[0, 0] = True  # a constant still has the size of a map
         if not isinstance(value.call, ConvCall):
             read = read.repeat_interleave(source.channels // read.shape[1], 1)
@@ -272,11 +257,7 @@ def _read(
             how = reading(recording, value, source)
             if how.aligned:
                 wanted = need[value.number] & live[n] if how.silent else need[value.number]
-                if (
-                    sizes
-                    and not bool(wanted.any())
-                    and not _zero_of_others(recording, value, source, need[value.number], live)
-                ):
+                if not bool(wanted.any()) and not _zero_of_others(recording, value, source, need[value.number], live):
                     wanted = need[value.number].nonzero()[0] == torch.arange(source.channels)
                 need[n] = need[n] | wanted
             elif source.axis is not None and how.silent:

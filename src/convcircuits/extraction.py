@@ -144,12 +144,8 @@ class Sweep:
         return {"network": shown(max(errors))} if errors else {}
 
     def effective(self, shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
-        """Give for each circuit the kernels on a complete path, on images (C, H, W)."""
-        written = self._network(shape)
-        if written is None or not self._effective:
-            masks = [self.subject.masks(circuit, shape, effective=True) for circuit in self._circuits]
-            return [{layer: mask.cpu() for layer, mask in one.kernels.items()} for one in masks]
-        return written.effective
+        """Return for each circuit the kernels on a complete path, on images (C, H, W)."""
+        return [self.subject.effective(kept, shape) for kept in self.kept]
 
     def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
         """Compare the full model and every circuit with their masked runs; give the difference of each.
@@ -199,17 +195,15 @@ class Sweep:
             fold=True,
             always_tuple=True,
         )
-        effective = [c.effective(recording, kept) for kept, c in zip(self.kept, cuts, strict=True)]
-        return _Written(module, alive, effective)
+        return _Written(module, alive)
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A sweep's network for one size of images, the circuits in it, and all circuits' effective kernels."""
+    """A sweep's network for one size of images, and the numbers of the circuits in it."""
 
     module: nn.Module
     alive: list[int]
-    effective: list[dict[str, Tensor]]
 
 
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
