@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import convcircuits as cc
+from convcircuits.models import list_layers
 from convcircuits.surroundings import environment_kept
 from nets import NETS, seeded
 from test_capture import World, everything, state_of
@@ -340,3 +341,17 @@ def test_what_torch_sets_in_the_environment_is_taken_back(before, monkeypatch):
     with environment_kept():
         os.environ.setdefault(name, "/elsewhere")
     assert os.environ.get(name) == before
+
+
+# ---------------------------------------- the list of layers
+
+
+@pytest.mark.parametrize("kind", [Net, Moody, Locked, Keeping, Gradientless], ids=lambda kind: kind.__name__)
+def test_layers_are_listed_of_models_of_any_make(kind):
+    model = net(lambda: Editing(4, 4, 3), kind=kind)
+    model(X.clone().requires_grad_())
+    before, weight = state_of(model), model.between.weight.detach().clone()
+    layers = [info.name for info in list_layers(model, (8, 8))]
+    assert layers == (["conv", "head"] if kind is Keeping else ["conv", "between", "head"])
+    assert state_of(model) == before
+    assert torch.equal(model.between.weight, weight)

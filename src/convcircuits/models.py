@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import importlib.util
@@ -22,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from convcircuits.copying import private_copy
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.tables import suggest
@@ -265,7 +265,8 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             raise ConvCircuitsError(_unknown_spec(spec))
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), categories)
+    model.eval()  # of which a class of one's own may give nothing back
+    return LoadedModel(spec, model, preprocess, _measure(preprocess, spec), categories)
 
 
 def list_models() -> list[ModelInfo]:
@@ -300,7 +301,9 @@ def list_layers(
     Raises:
         ConvCircuitsError: the model cannot run on such an image.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = private_copy(model)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.clone()  # a forward may write to it
     found: dict[str, LayerInfo] = {}
     kernels_ran: list[bool] = []  # before the first kernel no module carries a feature
 
