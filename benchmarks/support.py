@@ -40,9 +40,17 @@ GENERAL = """
 | scripted and quantised models | no | no |
 | computation across images (batch statistics in eval mode, `x.mean(0)`) | yes | no |
 | writing into part of a map (`x[:, 0] = ...`, in-place writes through a view), `x.T` | yes | no |
+| an autocast of the model's own, in its `forward` | yes | no |
+| `torch.inference_mode()` and reentrant `checkpoint` in a `forward` | no | no |
+| lazy layers that have not run, the meta device | no | no |
+| single weights (`granularity="weight"`) of a weight that is used in two shapes | no | - |
 | code that depends on the size of images | yes | for one size: `input_shape` |
 
 Each is an error that names the module and says what it does. What cannot be extracted is measured by masked runs.
+
+A model may count, keep maps, edit its weights as it runs, use `torch.no_grad()` or `checkpoint(use_reentrant=False)`,
+call `.forward()` of its modules, or override `train` and `eval`: it runs in eval mode on a private copy, each time as
+it was given, and nothing of it shows in yours. `torch.autocast` around a call changes no result.
 """
 
 

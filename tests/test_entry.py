@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import convcircuits as cc
+from convcircuits.models import list_layers
 from convcircuits.surroundings import environment_kept
 from nets import NETS, seeded
 from test_capture import World, everything, state_of
@@ -303,6 +304,18 @@ class Reentrant(Net):
         return self.head(F.relu(checkpoint(self.conv, x, use_reentrant=True)))
 
 
+class Squeezing(Net):
+    """Drops every dimension of size one, that of a single image too."""
+
+    def forward(self, x):
+        return super().forward(x).mean((2, 3), keepdim=True).squeeze()
+
+
+class Averaging(Net):
+    def forward(self, x):
+        return super().forward(x).mean((2, 3))
+
+
 class Inference(Net):
     @torch.inference_mode()
     def forward(self, x):
@@ -343,3 +356,37 @@ def test_what_torch_sets_in_the_environment_is_taken_back(before, monkeypatch):
     with environment_kept():
         os.environ.setdefault(name, "/elsewhere")
     assert os.environ.get(name) == before
+
+
+# ---------------------------------------- the list of layers
+
+
+@pytest.mark.parametrize("kind", [Net, Moody, Locked, Keeping, Gradientless], ids=lambda kind: kind.__name__)
+def test_layers_are_listed_of_models_of_any_make(kind):
+    model = net(lambda: Editing(4, 4, 3), kind=kind)
+    model(X.clone().requires_grad_())
+    before, weight = state_of(model), model.between.weight.detach().clone()
+    layers = [info.name for info in list_layers(model, (8, 8))]
+    assert layers == (["conv", "head"] if kind is Keeping else ["conv", "between", "head"])
+    assert state_of(model) == before
+    assert torch.equal(model.between.weight, weight)
+
+
+def test_a_single_image_that_loses_its_dimension_is_told_as_such():
+    model, plain = (
+        seeded(lambda: nn.Sequential(net(kind=kind), nn.Linear(3, 2)), 1)()  # noqa: B023
+        for kind in (Squeezing, Averaging)
+    )
+    feature = cc.Feature("1", 1)
+    with pytest.raises(cc.ConvCircuitsError, match=r"^This was a batch of one image, .* leaves no image alone"):
+        cc.score(model, feature, X[:3], batch_size=2)
+    assert_same_results(model, plain, feature, feature)
+
+
+def test_a_traced_graph_is_a_model_like_others():
+    assert_same_results(torch.fx.symbolic_trace(net()), net())
+    circuit = cc.find(net(), HEAD, X, density=0.7)
+    module = cc.extract(net(), circuit)
+    scores = cc.score(module, cc.Feature("head", 0), X)
+    torch.testing.assert_close(cc.activations(module, cc.Feature("head", 0), X), module(X))
+    assert scores.relevant > 0

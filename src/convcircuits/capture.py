@@ -152,10 +152,10 @@ class Network:
             try:
                 return checked_output(feature, found, len(images))
             except ConvCircuitsError as error:
-                raise ConvCircuitsError(f"{self._if_alone(images)}{error}") from error
+                raise ConvCircuitsError(f"{_if_alone(images)}{error}") from error
         except (RuntimeError, TypeError, IndexError) as error:
             raise ConvCircuitsError(
-                f"{self._if_alone(images)}{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
+                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error} {_if_alone(images)}"
             ) from error
         count = "never runs" if calls == 0 else f"runs only {calls} times"
         raise ConvCircuitsError(
@@ -175,6 +175,7 @@ class Network:
         """
         self._restore()
         self._running.clear()
+        self._called = None
         self._on_exit = on_exit
         try:
             own = images.clone()  # which a model may overwrite
@@ -236,14 +237,6 @@ class Network:
                 if buffer is not buffers.get(name) or differs(buffer, self._given[name])
             }
             self._changing = guard.written | changed
-
-    def _if_alone(self, images: Tensor) -> str:
-        if len(images) != 1:
-            return ""
-        return (
-            f"{self.name} does not take one image as it takes several: a squeeze() may remove the dimension of a batch "
-            "of one. Choose a batch_size that leaves no image alone, or give more images. "
-        )
 
     def _restore(self) -> None:
         """Undo what the last run changed of weights and buffers, and let go of its gradients."""
@@ -398,6 +391,15 @@ def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return (value, value)
     return (int(value[0]), int(value[-1]))
+
+
+def _if_alone(images: Tensor) -> str:
+    if len(images) != 1:
+        return ""
+    return (
+        "This was a batch of one image, whose first dimension a squeeze() in a model removes; if it does, choose a "
+        "batch_size that leaves no image alone. "
+    )
 
 
 def checked_output(feature: Feature, output: Any, images: int) -> Tensor:

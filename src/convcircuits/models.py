@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import importlib.util
@@ -22,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from convcircuits.copying import private_copy
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.tables import suggest
@@ -282,7 +282,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
             raise ConvCircuitsError(_unknown_spec(spec))
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    model = model.eval()
+    model.eval()  # of which a class of one's own may give nothing back
     if name not in _OFFLINE and prefix not in ("torchvision", "timm"):
         preprocess = _fitting(model, preprocess, spec)
     channels, *size = _measure(preprocess, spec)
@@ -321,7 +321,7 @@ def list_layers(
     Raises:
         ConvCircuitsError: the model cannot run on such an image.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = _twin(model)
     found: dict[str, LayerInfo] = {}
     kernels_ran: list[bool] = []  # before the first kernel no module carries a feature
 
@@ -546,9 +546,17 @@ def _fitting(
     return preprocess  # what is the matter shows when it runs on images
 
 
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in eval mode, of weights of its own, which its forward may write to."""
+    twin = private_copy(model)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.clone()
+    return twin
+
+
 def _takes(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
     """Tell whether a copy of a model runs on an image of zeros."""
-    twin = copy.deepcopy(model)
+    twin = _twin(model)
     like = next(iter(twin.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():

@@ -25,7 +25,7 @@ class Scores:
         feature: The feature that was scored.
         kernels: Layer name -> saliency, in execution order; shape (out, in per group), for filters (out,), for
             weights the weight's own. NaN where the unit is on no path from the image to the feature, or outside the
-            circuit that was scored inside.
+            circuit that was scored inside. Where ``provenance["scale"]`` is given they are in units of it.
         relevant_in_model: How many units lie on a path in the full model.
         provenance: How the scores came about, as JSON values.
         granularity: What was scored as one unit: ``"filter"``, ``"kernel"`` or ``"weight"``.
