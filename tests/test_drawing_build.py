@@ -10,9 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
+from convcircuits.capture import Network
+from convcircuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
-from convcircuits.drawing.siblings import random_like
+from convcircuits.masking import Subject
+from convcircuits.reach import survey
 from convcircuits.version import __version__
 from nets import NETS, seeded
 
@@ -51,6 +54,11 @@ def found(model, granularity="kernel", seed=0, density=0.6, criterion="random"):
     return next(circuit for circuit in tried if cc.evaluate(model, circuit, images(1)).effective_kernels)
 
 
+def control_of(model, circuit):
+    network = Network(model)
+    return random_like(Subject(network, FEATURE, survey(network, FEATURE, SHAPE)), circuit, seed=0)
+
+
 def part_of(model, document, variant, circuit):
     """A circuit of what the default view draws of one variant, put together by layer, filter and channel."""
     edges, shown = document.edges, figure.drawn(document, View(variant=variant))
@@ -74,7 +82,7 @@ def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_e
     document = diagram.document
     assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
     assert document.held_out.count == 6
-    control = random_like(model, circuit, images(1).shape[1:], 0)
+    control = control_of(model, circuit)
     for n, (variant, whole) in enumerate(zip(document.variants, (circuit, other, control), strict=True)):
         report = cc.evaluate(model, whole, held_out)
         assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)

@@ -10,10 +10,11 @@ from convcircuits.criteria import CRITERIA
 from convcircuits.drawing.build import diagram
 from convcircuits.drawing.host import Diagram
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.evaluation import Evaluation, activations, evaluate
+from convcircuits.evaluation import activations, evaluate
 from convcircuits.extraction import extract
 from convcircuits.feature import Feature
 from convcircuits.finding import find, prune, score
+from convcircuits.report import Evaluation
 from convcircuits.scores import Scores
 from convcircuits.storage import load, save
 from convcircuits.version import __version__
