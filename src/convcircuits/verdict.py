@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 
 Word = Literal["keeps", "keeps in part", "does not keep", "not decided"]
 
+ENOUGH: dict[str, tuple[Word, ...]] = {"keeps": ("keeps",), "part": ("keeps", "keeps in part")}
+"""What can be required of a circuit, and the verdicts that will do."""
+
 _ROUNDING = 1e-6  # of R2: a circuit of all kernels beside a random one of all kernels
 
 
