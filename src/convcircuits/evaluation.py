@@ -71,13 +71,15 @@ def evaluate_all(
     fit: Images | None = None,
     effective: bool = True,
     controls: Sequence[Circuit | None] | None = None,
+    readout: bool = True,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure circuits of one feature as ``evaluate`` does, with one run of the full model for all of them.
 
-    ``controls`` are the circuits that each is compared with in place of ones drawn here; None for none.
+    ``controls`` are the circuits that each is compared with in place of ones drawn here; None for none. Without
+    ``readout`` the full model alone runs on the images of ``fit``.
 
     Raises:
         ConvCircuitsError: As ``evaluate``, or if there are no circuits or their features differ.
@@ -105,7 +107,7 @@ def evaluate_all(
     fitted = None
     if fit is not None:
         fit_batches = _batches(fit, network, batch_size)
-        fitted = _measure(sweep, positions, fit_batches)
+        fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit_batches)
     averages = None if fitted is None else fitted.averages
     measured = _measure(sweep, positions, batches, averages=averages, progress=progress)
     provenance = described | {
@@ -254,7 +256,7 @@ def _evaluation(
 ) -> Evaluation:
     """Give the figures of a circuit: its place in the sweep, and that of its control."""
     own, census, interior = measured.comparisons[place], measured.census, measured.census.interior
-    lines = [] if fitted is None else fitted.comparisons[place].lines()
+    lines = fitted.comparisons[place].lines() if fitted is not None and fitted.comparisons else []
     kernels, effective = counts
     random = None if control is None else measured.comparisons[control]
     r2, average_map, of_random = (_r2(one, interior) for one in (own, measured.average_map, random))
