@@ -54,7 +54,13 @@ def test_a_png_opens_and_is_not_blank(tmp_path):
 def test_an_svg_is_xml_that_names_every_criterion_the_title_and_the_densities(tmp_path):
     fidelity_chart(table(), tmp_path / "a.svg", title="What it shows")
     text = svg_text(tmp_path / "a.svg")
-    for name in [*CRITERIA, "What it shows", "Pearson r", "30 %", "10 %", "1 %"]:
+    titles = [
+        "R² (cut off below -0.5)",
+        "R² on the interior, away from padding",
+        "R² of the rectified map",
+        "Pearson r",
+    ]
+    for name in [*CRITERIA, *titles, "What it shows", "30 %", "10 %", "1 %"]:
         assert name in text, name
 
 

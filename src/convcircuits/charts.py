@@ -58,7 +58,7 @@ def fidelity_chart(
     figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
     axes = figure.subplots(1, len(_FIGURES), squeeze=False)[0]
     lines: list[Any] = []
-    for axis, (column, label) in zip(axes, _FIGURES.items(), strict=True):
+    for axis, (column, heading) in zip(axes, _FIGURES.items(), strict=True):
         coloured = iter(zip(_COLOURS * len(criteria), _MARKERS * len(criteria), strict=False))
         lines = []
         for criterion in criteria:
@@ -89,7 +89,7 @@ def fidelity_chart(
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(-0.55, 1.04)  # an R2 far below 0 says no more than one a little below
         axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
-        axis.set_title(label, fontsize=10)
+        axis.set_title(heading, fontsize=10)
         axis.set_xlabel("kernels kept / relevant kernels", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
