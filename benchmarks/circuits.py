@@ -94,7 +94,12 @@ def sweep(
 
     with torch.no_grad():
         one, whole, by_masks = in_turn(
-            [lambda: truncated(images), lambda: evaluate_all(model, circuits, images), masked], rounds
+            [
+                lambda: truncated(images),
+                lambda: evaluate_all(model, circuits, images, controls=[None] * len(circuits)),
+                masked,
+            ],
+            rounds,
         )
     alive = sum(bool(r.effective_kernels) for r in evaluate_all(model, circuits, images[:2]))
     cells = [name, criterion, f"{statistics.median(one):.2f} s", f"{alive}", ratios(whole, one), ratios(by_masks, one)]
@@ -134,8 +139,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits, all figures), in forward passes of "
-        "the full model:",
+        f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits, all figures; no random circuits), in "
+        "forward passes of the full model:",
         "",
         "| model, feature | criterion | one forward | circuits alive | evaluate_all | as masked runs |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -150,7 +150,24 @@ class Sketch:
             kept=effective + 1,
             relevant=len(kind) * 4 + 1,
             nested=number == 0,
-            fidelity=Fidelity(0.9 - number / 3, number == 1, drawn) if measured else None,
+            fidelity=self._fidelity(number, drawn) if measured else None,
+        )
+
+    def _fidelity(self, number: int, drawn: Drawn) -> Fidelity:
+        word = ("keeps", "does not keep", "not decided")[number]
+        return Fidelity(
+            0.9 - number / 3,
+            r2_interior=None if number == 2 else 0.8 - number,
+            r2_rectified=0.85,
+            r2_average_map=0.3,
+            r2_average_map_interior=-0.1,
+            r2_random=None if number == 2 else 0.1,
+            r2_random_interior=None if number == 2 else -0.4,
+            interior=("inside", "central", "unknown")[number],
+            verdict=word,
+            sentence=("keeps the feature: R2 is 0.90.", "does not keep the feature: R2 is 0.23.", f"{word}.")[number],
+            found_on=number == 1,
+            drawn=drawn,
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> Images:

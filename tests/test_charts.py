@@ -12,12 +12,13 @@ from convcircuits import charts
 from convcircuits.charts import fidelity_chart
 
 CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
-COLUMNS = ("pearson", "r2", "r2_readout")
+COLUMNS = ("r2", "r2_interior", "r2_rectified", "pearson")
+BESIDE = ("r2_average_map", "r2_average_map_interior", "r2_random", "r2_random_interior")
 
 
 def table(criteria=CRITERIA, densities=(0.3, 0.01, 0.1), **figures):
     return [
-        {"criterion": c, "density": d} | dict.fromkeys(COLUMNS, d - 0.1 * i) | figures
+        {"criterion": c, "density": d} | dict.fromkeys(COLUMNS + BESIDE, d - 0.1 * i) | figures
         for i, c in enumerate(criteria)
         for d in densities
     ]
@@ -53,7 +54,13 @@ def test_a_png_opens_and_is_not_blank(tmp_path):
 def test_an_svg_is_xml_that_names_every_criterion_the_title_and_the_densities(tmp_path):
     fidelity_chart(table(), tmp_path / "a.svg", title="What it shows")
     text = svg_text(tmp_path / "a.svg")
-    for name in [*CRITERIA, "What it shows", "Pearson r", "30 %", "10 %", "1 %"]:
+    titles = [
+        "R² (cut off below -0.5)",
+        "R² on the interior, away from padding",
+        "R² of the rectified map",
+        "Pearson r",
+    ]
+    for name in [*CRITERIA, *titles, "What it shows", "30 %", "10 %", "1 %"]:
         assert name in text, name
 
 
@@ -68,7 +75,7 @@ def test_each_panel_draws_its_column_sorted_by_density(tmp_path, drawn):
     rows = table()
     fidelity_chart(rows, tmp_path / "a.png", title="T")
     (figure,) = drawn
-    for axis, column in zip(figure.axes, ("pearson", "r2", "r2_readout"), strict=True):
+    for axis, column in zip(figure.axes, COLUMNS, strict=True):
         lines = {line.get_label(): line for line in axis.get_lines()}
         for criterion in CRITERIA:
             points = sorted((row["density"], row[column]) for row in rows if row["criterion"] == criterion)
@@ -80,7 +87,32 @@ def test_criteria_are_told_apart(count, tmp_path, drawn):
     fidelity_chart(table([*map(str, range(count)), "magnitude", "random"]), tmp_path / "a.png", title="T")
     named = [line for line in drawn[0].axes[0].get_lines() if not line.get_label().startswith("_")]
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in named}
-    assert len(looks) == len(named) == count + 2
+    assert len(looks) == len(named) == count + 2 + 2  # and two baselines
+
+
+def test_baselines_stand_beside_r2_over_all_and_on_the_interior(tmp_path, drawn):
+    rows = table()
+    for i, row in enumerate(rows):
+        row |= {"r2_average_map": 0.5, "r2_average_map_interior": 0.25}
+        row |= {"r2_random": 0.01 * i, "r2_random_interior": None if row["density"] == 0.1 else -0.01 * i}
+    fidelity_chart(rows, tmp_path / "a.svg", title="T")
+    lines = [{ln.get_label(): ln for ln in axis.get_lines()} for axis in drawn[0].axes]
+    for panel, average, end in ((0, 0.5, ""), (1, 0.25, "_interior")):
+        assert list(lines[panel]["average training map"].get_ydata()) == [average] * 3
+        points = {}
+        for row in rows:
+            if row[f"r2_random{end}"] is not None:
+                points.setdefault(row["density"], []).append(row[f"r2_random{end}"])
+        highest = sorted((density, max(values)) for density, values in points.items())
+        shown = lines[panel]["best random circuit of equal size"].get_data()
+        assert list(zip(*shown, strict=True)) == highest
+    assert not {"average training map", "best random circuit of equal size"} & (set(lines[2]) | set(lines[3]))
+    assert {"average training map", "best random circuit of equal size"} <= set(svg_text(tmp_path / "a.svg"))
+
+
+def test_a_baseline_that_was_not_measured_is_not_drawn(tmp_path, drawn):
+    fidelity_chart(table(r2_average_map=None, r2_average_map_interior=None), tmp_path / "a.svg", title="T")
+    assert "average training map" not in svg_text(tmp_path / "a.svg")
 
 
 def test_undefined_figures_leave_gaps(tmp_path, drawn):
@@ -91,7 +123,7 @@ def test_undefined_figures_leave_gaps(tmp_path, drawn):
         if row["criterion"] == "random":
             row["r2"] = None
     fidelity_chart(rows, tmp_path / "a.svg", title="T")
-    pearson, r2, _ = ({ln.get_label(): list(ln.get_xdata()) for ln in axis.get_lines()} for axis in drawn[0].axes)
+    r2, _, _, pearson = ({ln.get_label(): list(ln.get_xdata()) for ln in axis.get_lines()} for axis in drawn[0].axes)
     assert all(pearson[c] == [0.1, 0.3] for c in CRITERIA)
     assert r2["random"] == []
     assert r2["snip"] == [0.01, 0.1, 0.3]
@@ -99,7 +131,7 @@ def test_undefined_figures_leave_gaps(tmp_path, drawn):
 
 
 def test_a_chart_of_nothing_but_undefined_figures_is_drawn(tmp_path):
-    fidelity_chart(table(pearson=None, r2=None, r2_readout=None), tmp_path / "a.svg", title="T")
+    fidelity_chart(table(**dict.fromkeys(COLUMNS + BESIDE)), tmp_path / "a.svg", title="T")
     assert set(CRITERIA) <= set(svg_text(tmp_path / "a.svg"))
 
 

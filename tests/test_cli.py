@@ -52,7 +52,8 @@ def net():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
 """
 FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --out a.safetensors"
-FIGURES = ["pearson", "r2", "r2_readout", "error", "error_at_max", "pearson_max"]
+FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
+FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
 
 
 @pytest.fixture
@@ -156,6 +157,7 @@ TRIPS = {
     "random": "--density 0.5 --criterion random --seed 5",
     "weights": "--density 0.5 --criterion magnitude --weights 'my weights.pt'",
     "position": "--density 0.5 --criterion snip --feature 4:1@max",
+    "interior": "--density 0.5 --criterion snip --feature 4:1@interior",
     "filters": "--density 0.5 --granularity filter",
     "single weights": "--kernels 31 --criterion snip --granularity weight",
 }
@@ -198,7 +200,25 @@ def test_evaluate_options_reach_the_measurement(folder, good):
     own = good("evaluate a.safetensors --images pictures --count 6 --json")
     assert own["images"] == 6
     assert own["r2_readout"] is None
+    assert own["r2_average_map"] is None
     assert own["r2"] != usual["r2"]
+
+
+@pytest.mark.parametrize("require", ["", "--require part", "--require keeps"])
+@pytest.mark.parametrize("density", [1.0, 0.02])
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_a_circuit_that_does_not_keep_the_feature_says_so_and_exits_with_3_if_it_has_to(
+    require, density, form, folder, run
+):
+    code, out, err = run(f"{FIND} --density {density} --criterion random {require} {form}")
+    keeps = density == 1
+    again = run(f"evaluate a.safetensors {require} {form}")
+    assert again[0] == code == (3 if require and not keeps else 0)
+    assert Path("a.safetensors").exists()
+    for text in (out, again[1]):
+        sentence = json.loads(text)["verdict_sentence"] if form else text
+        assert ("keeps the feature: R2 is 1.00" if keeps else "does not keep the feature: R2 is") in sentence
+    assert err == (f"{require}: the verdict is 'does not keep'\n" if code else "")
 
 
 def test_photographs_are_split_never_shared(folder, good):
@@ -735,7 +755,9 @@ def demo(tmp_path_factory):
         rows = list(csv.DictReader(file))
     table = {
         (row["criterion"], float(row["density"])): {
-            key: float(value) if value else math.nan for key, value in row.items() if key != "criterion"
+            key: value if key in ("verdict", "interior") else float(value) if value else math.nan
+            for key, value in row.items()
+            if key != "criterion"
         }
         for row in rows
     }
@@ -778,8 +800,10 @@ def tiny():
 
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
-    for word in [*cli.DEMO_CRITERIA, *names, cli.DEMO_FEATURE]:
+    for word in [*cli.DEMO_CRITERIA, *names, cli.DEMO_FEATURE, "(average map)", "(random circuit)", "R2, interior"]:
         assert word in demo.text
+    row = demo.table["snip", 0.3]
+    assert f"{row['r2']:6.2f} {row['r2_interior']:5.2f}" in demo.text
     found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
     assert not set(found.split(", ")) & set(measured.split(", "))
 

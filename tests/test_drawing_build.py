@@ -10,9 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
+from convcircuits.capture import Network
+from convcircuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
-from convcircuits.drawing.siblings import random_like
+from convcircuits.masking import Subject
+from convcircuits.reach import survey
 from convcircuits.version import __version__
 from nets import NETS, seeded
 
@@ -33,6 +36,8 @@ class Broad(nn.Module):
 
 
 FEATURE = cc.Feature("head", 1)
+FIGURES = ["r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior"]
+FIGURES += ["r2_random", "r2_random_interior"]
 
 
 def images(count, seed=0):
@@ -49,6 +54,11 @@ def found(model, granularity="kernel", seed=0, density=0.6, criterion="random"):
     options = {"criterion": criterion, "density": density, "granularity": granularity}
     tried = (cc.find(model, FEATURE, images(3), seed=seed + step, **options) for step in range(0, 40, 2))
     return next(circuit for circuit in tried if cc.evaluate(model, circuit, images(1)).effective_kernels)
+
+
+def control_of(model, circuit):
+    network = Network(model)
+    return random_like(Subject(network, FEATURE, survey(network, FEATURE, SHAPE)), circuit, seed=0)
 
 
 def part_of(model, document, variant, circuit):
@@ -69,16 +79,23 @@ def part_of(model, document, variant, circuit):
 @pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
 def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_each_drawn_part(model, granularity):
     circuit, other = found(model, granularity), found(model, granularity, seed=1)
-    held_out = images(6, seed=1)
-    diagram = cc.diagram(model, circuit, held_out=held_out, against=other, batch_size=4)
+    held_out, fit = images(6, seed=1), images(8, seed=2)
+    diagram = cc.diagram(model, circuit, images=fit, held_out=held_out, against=other, batch_size=4)
     document = diagram.document
     assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
     assert document.held_out.count == 6
-    control = random_like(model, circuit, images(1).shape[1:], 0)
+    control = control_of(model, circuit)
     for n, (variant, whole) in enumerate(zip(document.variants, (circuit, other, control), strict=True)):
-        report = cc.evaluate(model, whole, held_out)
+        report = cc.evaluate(model, whole, held_out, fit=fit)
+        for name in FIGURES if variant.role != "control" else FIGURES[:5]:
+            assert getattr(variant.fidelity, name) == pytest.approx(getattr(report, name), rel=1e-9), name
+        assert variant.fidelity.interior == report.interior
+        if variant.role == "control":
+            assert variant.fidelity.r2_random is None
+        else:
+            assert variant.fidelity.verdict == report.verdict
+            assert variant.fidelity.sentence == report.verdict_sentence
         assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
-        assert variant.fidelity.r2 == pytest.approx(report.r2, rel=1e-9)
         shown, part = part_of(model, document, n, whole)
         assert 0 < shown.kernels < variant.kernels
         measured = cc.evaluate(model, part, held_out)
@@ -86,8 +103,15 @@ def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_e
         assert variant.fidelity.drawn.kernels == shown.kernels == measured.effective_kernels
         assert variant.fidelity.drawn.path == pytest.approx(shown.path)
     assert diagram.caption == figure.drawn(document).caption
-    for number in (document.variants[0].fidelity.r2, document.variants[2].fidelity.r2):
-        assert f"{number:.2f}".replace("-", "\N{MINUS SIGN}") in diagram.caption.replace("-", "\N{MINUS SIGN}")
+    fidelity = document.variants[0].fidelity
+    assert fidelity.r2_random == document.variants[2].fidelity.r2
+    for name in FIGURES:
+        number = f"{getattr(fidelity, name):.2f}".replace("-0.00", "0.00")
+        assert number.replace("-", "\N{MINUS SIGN}") in diagram.caption, name
+    assert diagram.caption.startswith(("The circuit keeps", "The circuit does not keep"))
+    report = cc.evaluate(model, circuit, held_out, fit=fit)
+    assert set(report.notes) <= set(document.meta.notes)
+    assert len(set(document.meta.notes)) == len(document.meta.notes)
     assert "6 held-out images" in diagram.caption
     assert "not measured" not in diagram.caption
 
@@ -125,7 +149,7 @@ def test_images_that_a_circuit_was_found_on_are_not_called_held_out(model):
         diagram = cc.diagram(model, circuit, held_out=given)
         same = circuit.provenance["images"] == cc.evaluate(model, circuit, given).provenance["images"]
         assert diagram.document.variants[0].fidelity.found_on == same == (said == "on the very")
-        assert said in diagram.caption
+        assert said in diagram.caption.lower()
     assert "held-out" not in cc.diagram(model, circuit, held_out=images(seen)).caption
 
 
@@ -137,6 +161,7 @@ def test_a_feature_that_is_constant_on_the_held_out_images_has_no_r2(model):
     circuit = cc.find(relu, feature, images(2), criterion="magnitude", density=0.5)
     diagram = cc.diagram(relu, circuit, held_out=images(3))
     assert all(variant.fidelity.r2 is variant.fidelity.drawn.r2 is None for variant in diagram.document.variants)
+    assert "Whether the circuit keeps the feature is not decided" in diagram.caption
     assert "has no R\u00b2, as the feature is constant" in diagram.caption
     assert Document.from_json(diagram.document.to_json()).variants[0].fidelity.r2 is None
 

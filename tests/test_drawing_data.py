@@ -301,7 +301,7 @@ def test_a_document_that_breaks_a_law_is_refused_by_its_name(law):
         (lambda: Nodes([0], [40000], [0], [0]), "Nodes.column holds"),
         (lambda: Nodes([0], [0], [0], [0], {"a": "b"}), "Nodes.names is a whole number"),
         (lambda: Fidelity(float("nan")), "Fidelity.r2 is a finite number"),
-        (lambda: Fidelity(0.5, False, (1, 2)), "Fidelity.drawn is a Drawn"),
+        (lambda: Fidelity(0.5, drawn=(1, 2)), "Fidelity.drawn is a Drawn"),
         (lambda: View(share=0.7), "0.5, 0.8 or 0.95"),
         (lambda: View(mode="list"), "View.mode is one of 'diagram', 'all', 'table'"),
         (lambda: View(kernels=0), "at least one"),

@@ -125,7 +125,7 @@ def test_text_is_text_and_no_smaller_than_six_points(case):
     assert len(texts) > 3
     assert not [element.get("transform") for element in root.iter() if "scale" in element.get("transform", "")]
     assert min(sizes) >= 6 - 1e-6
-    words = " ".join("".join(element.itertext()) for element in texts)
+    words = " ".join(" ".join(element.itertext()) for element in texts)
     if document.meta.title.isprintable():
         assert document.meta.title in words
     assert "of the target's score" in re.sub(r"\s+", " ", words)

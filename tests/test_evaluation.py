@@ -501,9 +501,13 @@ def test_as_dict_is_strict_json_with_every_figure():
 def test_the_summary_and_the_repr_are_short_and_say_the_notes():
     case, model, *_ = subject("plain")
     report = cc.evaluate(model, found("plain", 0.5), case.images(4, seed=1))
-    assert f"Pearson r {report.pearson:.3f}" in report.summary()
+    rows = {line[:30].strip(): line[30:].split() for line in report.summary().splitlines()[2:10]}
+    assert rows["R2"] == [f"{report.r2:.3f}", "-", f"{report.r2_random:.3f}"]
+    assert rows["R2, rectified"] == [f"{report.r2_rectified:.3f}"]
+    assert rows["Pearson r"] == [f"{report.pearson:.3f}"]
+    assert report.verdict_sentence in report.summary().splitlines()
     assert OWN in report.summary()
-    assert len(report.summary().splitlines()) <= 5
+    assert len(report.summary().splitlines()) == 11 + len(report.notes)
     assert "provenance" not in repr(report)
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.pearson = 1.0
@@ -525,4 +529,4 @@ def test_a_readout_fitted_on_the_measured_images_is_noted():
     circuit = cc.find(model, feature, case.images(3), density=0.5)
     fitted = [n for n in cc.evaluate(model, circuit, others, fit=others).notes if "fitted on the very images" in n]
     assert len(fitted) == 1
-    assert not cc.evaluate(model, circuit, others, fit=case.images(3)).notes
+    assert not said(cc.evaluate(model, circuit, others, fit=case.images(3)), "fitted on the very images")

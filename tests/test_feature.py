@@ -17,7 +17,7 @@ from convcircuits.feature import at
 
 LAYERS = st.text("abz019._-é/\\ \t'\"*?<>|~$", min_size=1, max_size=20)
 NAMES = st.from_regex(r"[A-Za-z_0-9\-é]+(\.[A-Za-z_0-9\-é]+)*", fullmatch=True)
-POSITIONS = st.sampled_from(["all", "max", "center"]) | st.tuples(st.integers(0, 999), st.integers(0, 999))
+POSITIONS = st.sampled_from(["all", "max", "center", "interior"]) | st.tuples(st.integers(0, 999), st.integers(0, 999))
 CALLS = st.none() | st.integers(0, 99)
 UNITS = st.integers(0, 10**6)
 SEVERAL = st.lists(UNITS, min_size=1, max_size=12, unique=True).map(tuple)
@@ -42,6 +42,7 @@ def test_text_form_comes_back_as_the_same_feature(layer, unit, position, call):
         ("features.10:9@all", cc.Feature("features.10", 9)),
         ("features.10:9@max", cc.Feature("features.10", 9, position="max")),
         ("features.10:9@center", cc.Feature("features.10", 9, position="center")),
+        ("features.10:9@interior", cc.Feature("features.10", 9, position="interior")),
         ("features.10:9@3,5", cc.Feature("features.10", 9, position=(3, 5))),
         ("relu#2:9@3,5", cc.Feature("relu", 9, position=(3, 5), call=2)),
         ("features.10:3,9,40", cc.Feature("features.10", [3, 9, 40])),
@@ -212,15 +213,15 @@ def test_any_whole_number_is_a_unit(number):
         ({"unit": torch.tensor([])}, "finite coefficients"),
         ({"unit": torch.tensor([1.0, math.nan])}, "finite coefficients"),
         ({"unit": torch.tensor([1.0, math.inf])}, "finite coefficients"),
-        ({"position": "middle"}, "^position is .all., .max., .center. or"),
-        ({"position": None}, "^position is .all., .max., .center. or"),
-        ({"position": 3}, "^position is .all., .max., .center. or"),
-        ({"position": (1,)}, "^position is .all., .max., .center. or"),
-        ({"position": (1, 2, 3)}, "^position is .all., .max., .center. or"),
+        ({"position": "middle"}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": None}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": 3}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": (1,)}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": (1, 2, 3)}, "^position is .all., .max., .center., .interior. or"),
         ({"position": (-1, 2)}, "^A position.s row is a whole number from 0; got"),
         ({"position": (1.0, 2)}, "^A position.s row is a whole number from 0; got"),
         ({"position": (True, 2)}, "^A position.s row is a whole number from 0; got"),
-        ({"position": np.array([1, 2])}, "^position is .all., .max., .center. or"),
+        ({"position": np.array([1, 2])}, "^position is .all., .max., .center., .interior. or"),
         ({"call": -1}, "call is a whole number"),
         ({"call": 1.0}, "call is a whole number"),
         ({"call": True}, "call is a whole number"),
@@ -339,7 +340,7 @@ MAPS = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=to
 )
 def test_indices_are_flat_positions(position, flat):
     found = cc.Feature("a", 0, position=position).indices(MAPS)
-    assert found.tolist() == flat
+    assert found[:, 0].tolist() == flat
     assert found.dtype == torch.int64
     assert at(MAPS, found)[:, 0].tolist() == [MAPS[n].flatten()[p].item() for n, p in enumerate(flat)]
 
@@ -356,8 +357,8 @@ def test_each_of_several_units_has_its_own_index(position):
 
 @pytest.mark.parametrize("position", ["max", "center", (0, 0)])
 def test_a_linear_layer_has_one_position(position):
-    assert cc.Feature("a", 0, position=position).indices(torch.randn(5)).tolist() == [0] * 5
-    assert cc.Feature("a", [0, 1], position=position).indices(torch.randn(5, 2)).tolist() == [[0, 0]] * 5
+    assert cc.Feature("a", 0, position=position).indices(torch.randn(5)).tolist() == [[0]] * 5
+    assert cc.Feature("a", [0, 1], position=position).indices(torch.randn(5, 2)).tolist() == [[[0], [0]]] * 5
 
 
 def test_all_positions_have_no_index():

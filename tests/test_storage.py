@@ -72,6 +72,7 @@ FEATURES = {
     "a set of one": cc.Feature("a", [3]),
     "pair": cc.Feature("a", 1, position=(3, 5)),
     "max": cc.Feature("a", 1, position="max"),
+    "interior": cc.Feature("a", [3, 1], position="interior"),
     "center of a call": cc.Feature("größe.層", 1, position="center", call=2),
 }
 

@@ -111,7 +111,20 @@ export function randomDocument(seed: number, wish: Wish): Document {
       kept: kernels,
       relevant: kernels,
       nested: true,
-      fidelity: { r2: 0.9 - 0.5 * v, foundOn: false, drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 } },
+      fidelity: {
+        r2: 0.9 - 0.5 * v,
+        r2Interior: 0.75 - 0.5 * v,
+        r2Rectified: 0.88 - 0.5 * v,
+        r2AverageMap: 0.35,
+        r2AverageMapInterior: -0.02,
+        r2Random: v ? null : 0.4,
+        r2RandomInterior: v ? null : 0.25,
+        interior: "inside",
+        verdict: v ? "not decided" : "keeps",
+        sentence: v ? "not decided: a random circuit was not measured." : "keeps the feature: R2 is 0.90.",
+        foundOn: false,
+        drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 },
+      },
     };
   });
   const names = wish.spans ? { [target]: "golden retriever" } : ({} as Record<string, string>);

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from convcircuits.criteria import CRITERIA
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
-    from convcircuits.evaluation import Evaluation, activations, evaluate
+    from convcircuits.evaluation import activations, evaluate
     from convcircuits.extraction import extract
     from convcircuits.feature import Feature
     from convcircuits.finding import find, prune, score
+    from convcircuits.report import Evaluation
     from convcircuits.scores import Scores
     from convcircuits.storage import load, save
 
@@ -49,7 +50,7 @@ _MODULES = {
     "CRITERIA": "criteria",
     "Circuit": "circuit",
     "Diagram": "drawing.host",
-    "Evaluation": "evaluation",
+    "Evaluation": "report",
     "Feature": "feature",
     "Scores": "scores",
     "activations": "evaluation",

@@ -13,9 +13,15 @@ from convcircuits.storage import write_whole
 _COLOURS = ["#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#cc79a7", "#56b4e9", "#e69f00"]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 _FIGURES = {
-    "pearson": "Pearson r",
     "r2": "R² (cut off below -0.5)",
-    "r2_readout": "R² after a two-number readout",
+    "r2_interior": "R² on the interior, away from padding",
+    "r2_rectified": "R² of the rectified map",
+    "pearson": "Pearson r",
+}
+_BESIDE = ("r2", "r2_interior")  # the figures that baselines without a criterion stand beside
+_BESIDE_STYLE: dict[str, dict[str, Any]] = {
+    "average training map": {"color": "#111111", "linestyle": "--", "linewidth": 1.1},
+    "best random circuit of equal size": {"color": "#999999", "linestyle": (0, (1, 3)), "linewidth": 1.6},
 }
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 
@@ -40,8 +46,11 @@ def fidelity_chart(
 ) -> None:
     """Draw fidelity against density, on a log axis, with one line per criterion.
 
+    Beside R2 and R2 on the interior stand those of the average training map, and at each density those of the best of
+    the random circuits that keep as many units of each layer as one of the circuits.
+
     Args:
-        rows: Mappings with ``criterion``, ``density`` and the figures; None where a figure is not defined.
+        rows: Mappings as ``Row.as_dict`` gives; None where a figure is not defined.
         path: A ``.png``, ``.svg`` or ``.pdf`` file.
         title: Stands above.
 
@@ -57,10 +66,10 @@ def fidelity_chart(
         raise ConvCircuitsError(f"A chart is a .png, .svg or .pdf file; got {path}.")
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
-    figure = Figure(figsize=(3.9 * len(_FIGURES), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
     axes = figure.subplots(1, len(_FIGURES), squeeze=False)[0]
     lines: list[Any] = []
-    for axis, (column, label) in zip(axes, _FIGURES.items(), strict=True):
+    for axis, (column, heading) in zip(axes, _FIGURES.items(), strict=True):
         coloured = iter(zip(_COLOURS * len(criteria), _MARKERS * len(criteria), strict=False))
         lines = []
         for criterion in criteria:
@@ -83,18 +92,37 @@ def fidelity_chart(
                 linewidth=1.6,
                 label=criterion,
             )
+        for label, points in _beside(rows, column).items():
+            axis.plot(*zip(*points, strict=True), label=label, **_BESIDE_STYLE[label])
         axis.set_xscale("log")
         axis.set_xticks(densities)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{100 * d:g} %"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(-0.55, 1.04)  # an R2 far below 0 says no more than one a little below
         axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
-        axis.set_title(label, fontsize=10)
+        axis.set_title(heading, fontsize=10)
         axis.set_xlabel("kernels kept / relevant kernels", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    lines += [line for line in axes[0].get_lines() if line.get_label() in _BESIDE_STYLE]
     figure.suptitle(title, fontsize=11)
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(criteria), frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=150)
     write_whole(path, content.getvalue())
+
+
+def _beside(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[tuple[float, float]]]:
+    """Give the lines of baselines that stand beside a figure, where they were measured: at each density the highest."""
+    if column not in _BESIDE:
+        return {}
+    end = column.removeprefix("r2")
+    lines = {}
+    for label, baseline in zip(_BESIDE_STYLE, (f"r2_average_map{end}", f"r2_random{end}"), strict=True):
+        highest: dict[float, float] = {}
+        for row in rows:
+            if row[baseline] is not None:
+                highest[row["density"]] = max(row[baseline], highest.get(row["density"], row[baseline]))
+        if highest:
+            lines[label] = sorted(highest.items())
+    return lines

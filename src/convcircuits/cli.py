@@ -5,11 +5,12 @@ import dataclasses
 import inspect
 import io
 import json
+import math
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -39,6 +40,7 @@ from convcircuits.preparing import (
     side,
 )
 from convcircuits.storage import write_whole
+from convcircuits.verdict import ENOUGH
 
 app = typer.Typer(
     help="Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.",
@@ -64,7 +66,7 @@ FeatureOption = Annotated[
         "--feature",
         "-f",
         help="layer:unit, for example features.14:54; layer:3,9,40 is several units, fc:golden retriever a class by "
-        "name; @max, @center or @row,column says which positions count.",
+        "name; @max, @center, @interior (no padding reaches it) or @row,column says which positions count.",
     ),
 ]
 WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safetensors, .pt) to load.")]
@@ -95,12 +97,20 @@ ImagesAgainOption = Annotated[
     ),
 ]
 CountAgainOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="How many crops.")]
+RequireOption = Annotated[
+    Literal["keeps", "part"] | None,
+    typer.Option(
+        help="Exit with 3 unless the verdict is 'keeps', or for 'part' at least 'keeps in part'; what was found is "
+        "written and printed all the same."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 DEMO_MODEL, DEMO_FEATURE, DEMO_SIZE = "vgg16_hed", "features.14:54", 112
 DEMO_CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random"]
 DEMO_DENSITIES = [0.3, 0.1, 0.05, 0.02, 0.01]
 DEMO_BEST_AT = 0.05
+_SHORT = {"keeps": "yes", "keeps in part": "part", "does not keep": "no", "not decided": "?"}
 
 
 def _print_version(wanted: bool) -> None:
@@ -143,6 +153,7 @@ def find(
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
+    require: RequireOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find a circuit on training photographs and measure it on the others."""
@@ -196,10 +207,11 @@ def find(
     cc.save(_noted(circuit, setup), out)
     if as_json:
         _print_json({"file": str(out), "unreadable": setup.unreadable, **report.as_dict()})
-        return
-    _say_images(setup)
-    _out.print(report.summary())
-    _out.print(f"wrote {out}")
+    else:
+        _say_images(setup)
+        _out.print(report.summary())
+        _out.print(f"wrote {out}")
+    _insist(require, report)
 
 
 @app.command()
@@ -215,6 +227,7 @@ def evaluate(
     ] = False,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
+    require: RequireOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a circuit on held-out photographs."""
@@ -236,6 +249,7 @@ def evaluate(
     else:
         _say_images(setup)
         _out.print(report.summary())
+    _insist(require, report)
 
 
 @app.command()
@@ -470,8 +484,9 @@ def demo(
         return
     _out.print(_comparison_table(rows))
     _out.print(
-        "R2 is 1 for a perfect copy of the feature's map and below 0 where its mean alone would do better; r ignores "
-        "scale and shift.\n"
+        "R2 is 1 for a perfect copy of the feature's map and below 0 where its mean alone would do better; the "
+        "interior\nis where padding plays no part. The average map is that of the training images, for which no "
+        "network is needed;\nrandom circuits keep as many kernels of each layer, and the best is shown.\n"
     )
     _out.print(f"The best at {DEMO_BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
     _out.print(best.evaluation.summary())
@@ -549,6 +564,13 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
     return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
 
 
+def _insist(require: str | None, report: cc.Evaluation) -> None:
+    """Exit with 3 where a circuit's verdict is not what is required."""
+    if require is not None and report.verdict not in ENOUGH[require]:
+        print(f"--require {require}: the verdict is {report.verdict!r}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
 def _say_images(setup: Setup) -> None:
     if setup.train_names:
         _out.print(
@@ -600,11 +622,21 @@ def _costs_table(circuit: cc.Circuit, measured: Costs) -> str:
 
 
 def _comparison_table(rows: list[Row]) -> str:
+    """Tabulate R2, R2 on the interior and the verdict by criterion and density, with what they stand beside."""
     densities = sorted({row.density for row in rows}, reverse=True)
-    cells = {(r.criterion, r.density): f"{r.evaluation.pearson:.2f} {r.evaluation.r2:6.2f}" for r in rows}
-    head = ["(r, R2)", *(f"{density:.0%} kept".rjust(11) for density in densities)]
-    criteria = dict.fromkeys(row.criterion for row in rows)
-    return _aligned([head, *([c, *(cells[c, density] for density in densities)] for c in criteria)])
+    found = {(row.criterion, row.density): row.evaluation for row in rows}
+    table = [["R2, interior, keeps?", *(f"{density:.0%} kept".rjust(12) for density in densities)]]
+    for criterion in dict.fromkeys(row.criterion for row in rows):
+        reports = [found[criterion, density] for density in densities]
+        table.append([criterion, *(f"{e.r2:6.2f} {e.r2_interior:5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
+    for name, figure in (("(average map)", "r2_average_map"), ("(random circuit)", "r2_random")):
+        cells = [name]
+        for density in densities:
+            beside = [row.evaluation.as_dict() for row in rows if row.density == density]
+            known = [[e[key] for e in beside if e[key] is not None] for key in (figure, f"{figure}_interior")]
+            cells.append("{:6.2f} {:5.2f}".format(*(max(some, default=math.nan) for some in known)))
+        table.append(cells)
+    return _aligned(table)
 
 
 def _aligned(lines: list[list[str]]) -> str:

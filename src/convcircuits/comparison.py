@@ -9,9 +9,10 @@ from torch import nn
 from convcircuits.batches import Images, Progress, check_progress
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
-from convcircuits.evaluation import Evaluation, evaluate_all
+from convcircuits.evaluation import evaluate_all
 from convcircuits.feature import Feature
 from convcircuits.finding import MEMORY, find, needs_budget, prune, score
+from convcircuits.report import Evaluation
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Give the row as flat JSON values."""
         figures = self.evaluation.as_dict()
-        for key in ("feature", "density", "readout", "units", "granularity", "notes", "provenance"):
+        for key in ("feature", "density", "verdict_sentence", "readout", "units", "granularity", "notes", "provenance"):
             del figures[key]
         return {"criterion": self.criterion, "density": self.density, **figures}
 

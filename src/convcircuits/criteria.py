@@ -117,7 +117,7 @@ def gauss_newton(
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         # Where one position of each unit's map counts, a field needs one sign per unit.
-        single = batch.indices is not None and batch.maps.dim() > 2
+        single = batch.indices is not None and batch.indices.shape[-1] == 1 and batch.maps.dim() > 2
         fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
         for draw, signs in enumerate(fields):
             for layer in batch.backward(signs.expand_as(batch.maps) / batch.scale):
@@ -193,12 +193,17 @@ def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
             f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give granularity="
             f"{like.granularity!r} or another circuit."
         )
+    return drawn_like(trace.relevant, like, trace.seed)
+
+
+def drawn_like(relevant: Mapping[str, Tensor], like: Circuit, seed: int) -> Saliency:
+    """Draw what ``layer_random`` gives, of the units that are relevant: layer name -> bool."""
     saliency = {}
-    for layer, relevant in trace.relevant.items():
-        count = int((like[layer] & relevant).sum())
-        order = torch.randperm(int(relevant.sum()), generator=_generator(trace.seed, layer))
-        saliency[layer] = torch.zeros(relevant.shape, dtype=torch.float64)
-        saliency[layer][relevant] = count / (order.double() + 0.5)
+    for layer, units in relevant.items():
+        count = int((like[layer] & units).sum())
+        order = torch.randperm(int(units.sum()), generator=_generator(seed, layer))
+        saliency[layer] = torch.zeros(units.shape, dtype=torch.float64)
+        saliency[layer][units] = count / (order.double() + 0.5)
     return saliency
 
 

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError, whole_number
 
-Position = Literal["all", "max", "center"] | tuple[int, int]
+Position = Literal["all", "max", "center", "interior"] | tuple[int, int]
 
 Unit = int | tuple[int, ...] | Tensor
 
-_TEXT = re.compile(r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>[^@]+)(@(?P<position>max|center|all|\d+,\d+))?")
+_TEXT = re.compile(
+    r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>[^@]+)(@(?P<position>max|center|interior|all|\d+,\d+))?"
+)
 _UNITS = re.compile(r"\d+(,\d+)*,?")
 _DIRECTION = re.compile(r"direction(-[0-9a-f]{8})?")
 _MOST_IN_FILE_NAME = 6  # units that a file name spells out
@@ -32,7 +34,8 @@ class Feature:
             is to preserve; or a direction, one coefficient per channel (a 1-D tensor, array or list of floats).
             Several units keep their order, and their maps an axis of units, (N, U, H, W), even where it is one unit.
         position: Which positions of the map count: ``"all"``; ``"max"``, the argmax of each image and unit in the
-            *full* model; ``"center"``; or ``(h, w)``, from 0.
+            *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (where there
+            are none, the central ones: ``Field.interior``); or ``(h, w)``, from 0.
         call: Which call of the layer, from 0, where it runs several times in one forward pass.
 
     Raises:
@@ -55,7 +58,9 @@ class Feature:
 
     @classmethod
     def parse(cls, text: str, *, names: Callable[[str, str], int] | None = None) -> "Feature":
-        """Read the text form ``layer:unit`` or ``layer:3,9,40``, with ``@max``, ``@center`` or ``@h,w`` after it.
+        """Read the text form ``layer:unit`` or ``layer:3,9,40``, followed by a position unless all of them count.
+
+        A position is ``@max``, ``@center``, ``@interior`` or ``@h,w``.
 
         ``layer#k:unit`` names call k of a layer that runs several times; ``layer:3,`` is a set of one unit.
 
@@ -72,8 +77,8 @@ class Feature:
         if match is None or unit is None:
             raise ConvCircuitsError(
                 f"{text!r} names no feature; write layer:unit, for example features.10:9, "
-                "features.10:9@max, features.10:9@center or features.10:9@3,5 (features.10:3,9,40 is several units, "
-                "relu#1:9 call 1 of a layer that runs several times)."
+                "features.10:9@max, features.10:9@center, features.10:9@interior or features.10:9@3,5 "
+                "(features.10:3,9,40 is several units, relu#1:9 call 1 of a layer that runs several times)."
             )
         where = match["position"] or "all"
         position: Position = where  # type: ignore[assignment]
@@ -143,14 +148,16 @@ class Feature:
             )
         return torch.tensor(units), torch.ones(len(units), dtype=torch.float64)
 
-    def indices(self, maps: Tensor) -> Tensor | None:
-        """Give the flat position that counts in each map of the *full* model; None where all count.
+    def indices(self, maps: Tensor, *, interior: Tensor | None = None) -> Tensor | None:
+        """Give the flat positions that count in each map of the *full* model; None where all count.
 
         Args:
             maps: The feature's maps, shape (N, H, W) or (N,), or (N, U, H, W) or (N, U) of several units.
+            interior: Flat positions of the interior, (K,), which only a model can tell; needed where the position is
+                ``"interior"``.
 
         Returns:
-            Shape (N,), or (N, U) of several units, int64; or None.
+            Shape (N, K), or (N, U, K) of several units, int64; or None. K is 1 but for the interior.
 
         Raises:
             ConvCircuitsError: If ``(h, w)`` lies outside the map.
@@ -159,7 +166,10 @@ class Feature:
             return None
         flat = flattened(maps.detach())
         if self.position == "max":
-            return flat.argmax(-1)
+            return flat.argmax(-1, keepdim=True)
+        if self.position == "interior":
+            assert interior is not None
+            return interior.to(maps.device).expand(*flat.shape[:-1], len(interior))
         height, width = maps.shape[-2:] if maps.dim() > 2 else (1, 1)
         row, column = (height // 2, width // 2) if self.position == "center" else self.position
         if row >= height or column >= width:
@@ -167,7 +177,7 @@ class Feature:
                 f"Position {row},{column} lies outside the {height} x {width} map of {self.layer}; "
                 f"rows go from 0 to {height - 1}, columns from 0 to {width - 1}."
             )
-        return torch.full(flat.shape[:-1], int(row) * width + int(column), device=maps.device)
+        return torch.full((*flat.shape[:-1], 1), int(row) * width + int(column), device=maps.device)
 
 
 def flattened(maps: Tensor) -> Tensor:
@@ -180,9 +190,9 @@ def flattened(maps: Tensor) -> Tensor:
 
 
 def at(maps: Tensor, indices: Tensor | None) -> Tensor:
-    """Take each map's values at its flat position, or all of them, laid out as by ``flattened``."""
+    """Take each map's values at its flat positions, or all of them, laid out as by ``flattened``."""
     flat = flattened(maps)
-    return flat if indices is None else flat.gather(-1, indices[..., None])
+    return flat if indices is None else flat.gather(-1, indices)
 
 
 def _read_unit(layer: str, what: str, names: Callable[[str, str], int] | None) -> int | tuple[int, ...] | None:
@@ -247,8 +257,8 @@ def _direction(values: Tensor) -> Tensor:
 
 
 def _checked_position(position: object) -> Position:
-    if isinstance(position, str) and position in ("all", "max", "center"):
+    if isinstance(position, str) and position in ("all", "max", "center", "interior"):
         return position  # type: ignore[return-value]
     if isinstance(position, (tuple, list)) and len(position) == 2:
         return (whole_number("A position's row", position[0], 0), whole_number("Its column", position[1], 0))
-    raise ConvCircuitsError(f"position is 'all', 'max', 'center' or (h, w) from 0; got {position!r}.")
+    raise ConvCircuitsError(f"position is 'all', 'max', 'center', 'interior' or (h, w) from 0; got {position!r}.")

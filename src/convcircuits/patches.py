@@ -14,6 +14,7 @@ from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature, at
 from convcircuits.fields import Box, Field, Reading, channels_of, maps_read, no_such_map
+from convcircuits.interior import Positions
 from convcircuits.layers import weight_and_bias
 from convcircuits.masking import Masks, Subject
 
@@ -194,11 +195,11 @@ def responses(subject: Subject, runs: Sequence[Masks | None], batches: Batches) 
         The mean of its values at the positions that count (where the position is ``"max"``, at the full model's), and
         over its units; (runs, images), float64, on the CPU.
     """
-    parts = []
+    parts, positions = [], Positions(subject)
     for images in batches:
         with torch.no_grad():
             full = subject.maps(images)
-            indices = subject.feature.indices(full)
+            indices = positions.counted(full, tuple(images.shape[1:]))
             maps = [full if masks is None else subject.maps(images, masks) for masks in runs]
         parts.append(torch.stack([at(one, indices).double().flatten(1).mean(1) for one in maps]).cpu())
     return torch.cat(parts, 1)

@@ -15,6 +15,7 @@ from convcircuits.calls import KernelCall
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature, at, flattened
 from convcircuits.granularity import by_unit
+from convcircuits.interior import Positions
 from convcircuits.masking import Masks, Subject
 from convcircuits.presum import absolute_sums
 
@@ -159,7 +160,7 @@ class Batch:
         maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
         scale: A power of two near the maps' largest value. Gradients of maps that are measured in it neither overflow
             nor vanish, however large or small the maps are, and no rounding changes.
-        indices: The flat position that counts in each map, (N,) or (N, U), or None where all count.
+        indices: The flat positions that count in each map, (N, K) or (N, U, K), or None where all count.
     """
 
     def __init__(self, trace: "Trace", images: Tensor) -> None:
@@ -172,7 +173,7 @@ class Batch:
         if subject.feature.position == "max" and trace.masks is not None:
             with torch.no_grad():
                 full = subject.maps(images)
-        self.indices = subject.feature.indices(full)
+        self.indices = trace.positions.counted(full, tuple(images.shape[1:]))
         self._graph, self.maps = maps, maps.detach()
         self.scale = _power_of_two(self.maps, subject.feature)
 
@@ -193,7 +194,7 @@ class Batch:
         """
         if self.indices is not None:
             none = torch.zeros_like(flattened(gradient))
-            counted = none.scatter(-1, self.indices[..., None], at(gradient, self.indices))
+            counted = none.scatter(-1, self.indices, at(gradient, self.indices))
             gradient = counted.reshape(gradient.shape)
         gradients = torch.autograd.grad(
             self._graph,
@@ -253,6 +254,7 @@ class Trace:
             (out, in per group), for weights the weight's own.
         relevant: Layer name -> bool of that shape, units to be scored.
         masks: The network that is scored: None for the full model.
+        positions: Which positions of the feature's map count.
         seed: For criteria that draw.
         notes: Sentences that a criterion leaves for the reader of the result.
         passes: How many passes over the images a criterion means to make, so that progress can tell.
@@ -271,7 +273,7 @@ class Trace:
         progress: Progress | None = None,
     ) -> None:
         self.subject, self.masks, self.seed, self.memory = subject, masks, seed, memory
-        self.relevant, self.granularity = relevant, granularity
+        self.relevant, self.granularity, self.positions = relevant, granularity, Positions(subject)
         self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
         self.notes: list[str] = []
         self.passes, self._passed = 1, 0
@@ -289,7 +291,7 @@ class Trace:
             memory=self.memory,
             progress=self._progress,
         )
-        trace.notes, trace.passes, trace._passed = self.notes, self.passes, passed
+        trace.notes, trace.passes, trace._passed, trace.positions = self.notes, self.passes, passed, self.positions
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import type { Graph } from "./decode.js";
 import type { Flow } from "./flow.js";
 import { count, decimal, percent, plural } from "./format.js";
 import { countOf, type Selection } from "./select.js";
-import { DEFAULT_VIEW, type View } from "./types.js";
+import { DEFAULT_VIEW, type Fidelity, type Variant, type View } from "./types.js";
 
 export interface Caption {
   text: string;
@@ -47,6 +47,24 @@ function reach(r2: number | null): string {
   return r2 === null ? "have no R\u00b2, as the feature is constant" : `reach R\u00b2 = ${decimal(r2)}`;
 }
 
+/** The verdict on a circuit, and why it is no better. */
+function verdict(subject: string, { verdict, sentence }: Fidelity): string {
+  const said = sentence.replace(/\.$/, "").replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212");
+  const found = verdict === "keeps" ? `${subject} keeps the feature` : verdict === "not decided" ? `whether ${subject} keeps the feature is ${said}` : `${subject} ${said}`;
+  return found[0]!.toUpperCase() + found.slice(1);
+}
+
+/** R\u00b2 of a circuit, and of what it stands beside. */
+function figures(of: Fidelity): string {
+  const where = of.interior === "central" ? "the central positions" : "the interior";
+  const beside = [
+    ["the average map, which takes no network,", of.r2AverageMap, of.r2AverageMapInterior],
+    ["a random circuit of equal size", of.r2Random, of.r2RandomInterior],
+  ].flatMap(([name, all, interior]) => (all === null ? [] : [`${name} reaches ${value(all as number)}, there ${value(interior as number | null)}`]));
+  if (of.r2 === null) return "no R\u00b2, as the feature is constant";
+  return [`R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`, ...beside].join("; ");
+}
+
 /** The caption of a selection. */
 export function caption(graph: Graph, flow: Flow, selection: Selection, view: View): Caption {
   const { variants, heldOut, target } = graph.document;
@@ -73,35 +91,35 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
 
   const { fidelity } = variant;
   const drawnPart = fidelity?.drawn ?? null;
-  const r2Drawn = measured ? (drawnPart?.r2 ?? null) : null;
-  const r2 = fidelity?.r2 ?? null;
-  const control = variants.find((each) => each.role === "control" && (variant.role === "circuit" || (variant.role !== "control" && each.kept === variant.kept)));
-  const r2Control = control?.fidelity?.r2 ?? null;
+  const control = variant.role === "circuit" ? variants.find((each) => each.role === "control") : undefined;
   const r2ControlDrawn = control?.fidelity?.drawn?.r2 ?? null;
+  const random = control?.fidelity?.drawn ? ` (a random circuit of equal size, drawn the same way: ${value(r2ControlDrawn)})` : "";
+  const alone = !drawnPart || other
+    ? " (as a network of their own they were not measured)"
+    : measured
+      ? ` and, run as a network of their own, ${reach(drawnPart.r2)}${random}`
+      : ` (as a network of their own they were not measured; those of the default view ${reach(drawnPart.r2)}${random})`;
 
-  const alone = drawnPart && !other ? (measured ? ` and, run as a network of their own, ${reach(drawnPart.r2)}` : ` (as a network of their own they were not measured; those of the default view ${reach(drawnPart.r2)})`) : " (as a network of their own they were not measured)";
-  const subject = other ? `"${variant.name}"` : variant.role === "circuit" ? "the whole circuit" : variant.role === "level" ? "all of it" : `the whole of "${variant.name}"`;
-  const random = control?.fidelity
-    ? `random circuit of equal size, drawn the same way: ${value(r2Control)}; its drawn part${measured ? "" : " in the default view"} ${control.fidelity.drawn ? value(r2ControlDrawn) : "was not measured"}`
-    : "a random circuit of equal size was not measured";
-  const images = heldOut && (fidelity?.foundOn ? `the very ${plural(heldOut.count, "image")} that it was found on` : plural(heldOut.count, "held-out image"));
-  const kept =
-    !fidelity || !heldOut
-      ? `how much of the feature ${subject} keeps was not measured on held-out images`
-      : `${subject} ${r2 === null ? "has no R\u00b2, as the feature is constant," : `keeps R\u00b2 = ${decimal(r2)} of the feature`} on ${images}${variant.role === "control" ? "" : ` (${random})`}`;
-  const compared = !other ? "" : other.fidelity && heldOut ? `; "${other.name}" keeps R\u00b2 = ${value(other.fidelity.r2)}${other.fidelity.foundOn && !fidelity?.foundOn ? " on the very images that it was found on" : ""}` : `; "${other.name}" was not measured`;
+  const named = (each: Variant) => (each.role === "circuit" && !other ? "the circuit" : each.role === "level" ? each.name : `"${each.name}"`);
+  const on = (each: Fidelity) => (each.foundOn ? `the very ${plural(heldOut!.count, "image")} that it was found on` : plural(heldOut!.count, "held-out image"));
+  const kept = (each: Variant) =>
+    each.role === "control" && each.fidelity && heldOut
+      ? `On ${on(each.fidelity)} ${named(each)} has ${figures(each.fidelity)}.`
+      : each.fidelity && heldOut
+      ? `${verdict(named(each), each.fidelity)}. On ${on(each.fidelity)} it has ${figures(each.fidelity)}.`
+      : `How much of the feature ${named(each)} keeps was not measured on held-out images.`;
   const nested = sliced && !variant.nested ? " The criterion itself might keep other kernels at this size: its rankings are not nested." : "";
   return {
-    text: `${drawn}; ${paths}${alone}; ${kept}${compared}.${nested}`,
+    text: `${kept(variant)} ${other ? `${kept(other)} ` : ""}${drawn}; ${paths}${alone}.${nested}`,
     filters: selection.filters,
     ofFilters,
     kernels: selection.kernels,
     ofKernels,
     path: selection.path,
-    r2Drawn,
-    r2,
+    r2Drawn: measured ? (drawnPart?.r2 ?? null) : null,
+    r2: fidelity?.r2 ?? null,
     heldOut: heldOut?.count ?? null,
-    r2Control,
+    r2Control: fidelity?.r2Random ?? null,
     r2ControlDrawn,
   };
 }

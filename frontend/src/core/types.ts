@@ -78,12 +78,23 @@ export interface Variant {
   kept: number; // kernels the circuit keeps, effective or not
   relevant: number; // kernels of the full model that lie on a path to the feature
   nested: boolean; // whether the first k kernels by rank are what the criterion would keep at k
-  /** Measured on the held-out images; null where it was not. An R\u00b2 is null where it is not defined, as the feature is constant there. */
-  fidelity: {
-    r2: number | null; // of the whole circuit
-    foundOn: boolean; // whether these are the very images that it was found on
-    drawn: { kernels: number; r2: number | null; path: number } | null; // of what the default view draws, run alone
-  } | null;
+  fidelity: Fidelity | null; // measured on the held-out images; null where it was not
+}
+
+/** Of the whole circuit. An R\u00b2 is null where it is not defined, as the feature is constant there, or was not measured. */
+export interface Fidelity {
+  r2: number | null;
+  r2Interior: number | null;
+  r2Rectified: number | null;
+  r2AverageMap: number | null; // of the average map of other images, which no network is needed for
+  r2AverageMapInterior: number | null;
+  r2Random: number | null; // of a random circuit that keeps as many units of each layer
+  r2RandomInterior: number | null;
+  interior: "inside" | "central" | "unknown"; // central: no receptive field lies inside the image
+  verdict: "keeps" | "keeps in part" | "does not keep" | "not decided";
+  sentence: string; // the verdict and why
+  foundOn: boolean; // whether these are the very images that it was found on
+  drawn: { kernels: number; r2: number | null; path: number } | null; // of what the default view draws, run alone
 }
 
 export interface PictureSet {

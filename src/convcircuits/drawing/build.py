@@ -11,6 +11,7 @@ from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.colours import primaries_of
+from convcircuits.controls import random_like
 from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
@@ -29,6 +30,7 @@ from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
 from convcircuits.laws import checked, sentence
 from convcircuits.provenance import describe
+from convcircuits.report import Evaluation
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable
 from convcircuits.version import __version__
@@ -74,7 +76,8 @@ def diagram(
         images: As for ``score``: the parts of them (of the first 1,000) that drive filters most picture these, and six
             of them, from the one that drives the feature most to the one that drives it least, can be chosen to see
             every map.
-        held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit.
+        held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit; beside
+            them stands the average map of ``images``.
         against: A second circuit of the same feature to compare with.
         title: Over the picture; the feature's and the model's name if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
@@ -130,7 +133,7 @@ def diagram(
         tiles=data.Tiles(TILE),
     )
     if held_out is not None:
-        document = measured(drawing, document, model, held_out, batch_size, progress)
+        document = measured(drawing, document, model, held_out, kept, batch_size, seed, progress)
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -185,27 +188,77 @@ def measured(
     document: data.Document,
     model: nn.Module,
     held_out: Images,
+    fit: Tensor | None,
     batch_size: int,
+    seed: int,
     progress: Progress | None,
 ) -> data.Document:
-    """Measure each circuit on held-out images, and what the default view draws of each as a network of its own."""
+    """Measure each circuit on held-out images, and what the default view draws of each as a network of its own.
+
+    The average map is that of ``fit``.
+    """
     views = figure.drawn_by_each(document, [data.View(variant=n) for n in range(len(document.variants))])
     parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
-    reports = evaluate_all(model, [*drawing.circuits, *parts], held_out, batch_size=batch_size, progress=progress)
-    figures = [None if math.isnan(report.r2) else report.r2 for report in reports]
+    controls = [_control(drawing, n, seed) for n in range(len(views))] + [None] * len(parts)
+    reports = evaluate_all(
+        model,
+        [*drawing.circuits, *parts],
+        held_out,
+        fit=fit,
+        controls=controls,
+        readout=False,
+        batch_size=batch_size,
+        progress=progress,
+    )
     count = len(views)
     variants = [
         dataclasses.replace(
             variant,
-            fidelity=data.Fidelity(
-                r2=figures[n],
+            fidelity=_fidelity(
+                reports[n],
                 found_on=circuit.provenance.get("images") == reports[0].provenance["images"],
-                drawn=data.Drawn(kernels=view.kernels, r2=figures[count + n], path=view.path),
+                drawn=data.Drawn(kernels=view.kernels, r2=_known(reports[count + n].r2), path=view.path),
             ),
         )
         for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
     ]
-    return dataclasses.replace(document, variants=tuple(variants), held_out=data.HeldOut(reports[0].images))
+    meta = dataclasses.replace(document.meta, notes=(*document.meta.notes, *_new(reports[0], document.meta.notes)))
+    held = data.HeldOut(reports[0].images)
+    return dataclasses.replace(document, meta=meta, variants=tuple(variants), held_out=held)
+
+
+def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
+    """Give the random circuit that a circuit is compared with: the one that is laid beside, or one of its own."""
+    if drawing.roles[n] == "control":
+        return None
+    if drawing.roles[n] == "circuit":
+        return drawing.circuits[drawing.roles.index("control")]
+    return random_like(drawing.subject, drawing.circuits[n], seed=seed)
+
+
+def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn) -> data.Fidelity:
+    return data.Fidelity(
+        r2=_known(report.r2),
+        r2_interior=_known(report.r2_interior),
+        r2_rectified=_known(report.r2_rectified),
+        r2_average_map=_known(report.r2_average_map),
+        r2_average_map_interior=_known(report.r2_average_map_interior),
+        r2_random=_known(report.r2_random),
+        r2_random_interior=_known(report.r2_random_interior),
+        interior=report.interior,
+        verdict=report.verdict,
+        sentence=report.verdict_sentence,
+        found_on=found_on,
+        drawn=drawn,
+    )
+
+
+def _known(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
+
+
+def _new(report: Evaluation, said: Sequence[str]) -> list[str]:
+    return [note for note in report.notes if note not in said]
 
 
 def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:

@@ -129,9 +129,18 @@ class Drawn(Record):
 
 @dataclass(frozen=True, eq=False)
 class Fidelity(Record):
-    """Measured on the held-out images; None where it is not defined, as the feature is constant there."""
+    """Measured of the whole circuit on the held-out images; None where it is not defined or was not measured."""
 
-    r2: float | None  # of the whole circuit
+    r2: float | None
+    r2_interior: float | None = None
+    r2_rectified: float | None = None
+    r2_average_map: float | None = None  # of the average map of other images, which no network is needed for
+    r2_average_map_interior: float | None = None
+    r2_random: float | None = None  # of a random circuit that keeps as many units of each layer
+    r2_random_interior: float | None = None
+    interior: Literal["inside", "central", "unknown"] = "unknown"  # central: no receptive field lies inside the image
+    verdict: Literal["keeps", "keeps in part", "does not keep", "not decided"] = "not decided"
+    sentence: str = "not decided."  # the verdict and why
     found_on: bool = False  # whether these are the very images that it was found on
     drawn: Drawn | None = None
 

@@ -12,10 +12,11 @@ from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
+from convcircuits.controls import random_like
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
-from convcircuits.drawing.siblings import nested, random_like, smaller
+from convcircuits.drawing.siblings import nested, smaller
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
 from convcircuits.granularity import masks_of
@@ -101,7 +102,7 @@ def lay_out(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
             "prune to a larger density."
         )
-    beside = [("control", random_like(model, circuit, found.input_shape, seed))]
+    beside = [("control", random_like(subject, circuit, seed=seed))]
     beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images, progress))]
     for role, one in beside:
         its = subject.masks(one, found.input_shape, effective=True)

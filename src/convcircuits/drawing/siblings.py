@@ -1,6 +1,4 @@
-"""Circuits that a diagram lays beside the one that it draws: a random one of its size, and smaller ones found anew."""
-
-from collections.abc import Sequence
+"""Smaller circuits that a diagram lays beside the one that it draws, found anew."""
 
 import torch
 from torch import nn
@@ -12,24 +10,6 @@ from convcircuits.finding import find, needs_budget
 
 PARTS = (2, 4, 8)
 """The smaller circuits keep a half, a quarter and an eighth of the units."""
-
-_APART = 1_000_003  # from the seed of a circuit that was itself drawn at random
-
-
-def random_like(model: nn.Module, circuit: Circuit, shape: Sequence[int], seed: int) -> Circuit:
-    """Draw as many kernels in each layer at random."""
-    parameter = next(model.parameters())
-    image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-    return find(
-        model,
-        circuit.feature,
-        image,
-        criterion="layer_random",
-        kernels=len(circuit),
-        granularity=circuit.granularity,
-        seed=seed + _APART,
-        like=circuit,
-    )
 
 
 def nested(circuit: Circuit) -> bool:

@@ -1,0 +1,88 @@
+"""Which positions of a feature's map count, and which see the image alone."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.fields import receptive_fields
+from convcircuits.masking import Subject
+
+
+@dataclass(frozen=True)
+class Interior:
+    """The positions of a map whose receptive fields lie inside the image, or where there are none, the central ones.
+
+    Attributes:
+        mask: Which positions these are, bool (P,), laid out as by ``flattened``.
+        inside: Whether their fields do lie inside the image; False: these are the central ones.
+        map: (h, w).
+        field: (height, width) of a field, in pixels.
+        image: (H, W).
+    """
+
+    mask: Tensor
+    inside: bool
+    map: tuple[int, int]
+    field: tuple[int, int]
+    image: tuple[int, int]
+
+    @property
+    def positions(self) -> Tensor:
+        """The flat numbers of its positions, int64 (K,)."""
+        return self.mask.nonzero()[:, 0]
+
+
+class Positions:
+    """The positions of a feature's map that count, and its interior, for images of any size.
+
+    What reaches all positions of a map alike, as the gates of squeeze-excitation, is no part of a receptive field
+    here: it does not tell the border from the rest. Of several units, and of the channels that a direction reads, the
+    largest field counts.
+
+    Args:
+        subject: The feature of the model.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._found: dict[tuple[int, ...], Interior | ConvCircuitsError] = {}
+
+    def interior(self, shape: tuple[int, ...]) -> Interior:
+        """Give the interior of the map on images of shape (C, H, W).
+
+        Raises:
+            ConvCircuitsError: If the receptive fields cannot be told.
+        """
+        if shape not in self._found:
+            try:
+                self._found[shape] = self._told(shape)
+            except ConvCircuitsError as error:
+                self._found[shape] = error
+        found = self._found[shape]
+        if isinstance(found, ConvCircuitsError):
+            raise found
+        return found
+
+    def _told(self, shape: tuple[int, ...]) -> Interior:
+        subject = self._subject
+        sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
+        field = receptive_fields(sized, [None], local=True)[None]
+        rows, columns, inside = field.interior()
+        return Interior((rows[:, None] & columns).flatten(), inside, field.shape, field.size, field.image)
+
+    def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """Give the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
+
+        Raises:
+            ConvCircuitsError: As ``Feature.indices``, or if the interior counts and cannot be told.
+        """
+        feature = self._subject.feature
+        if feature.position != "interior":
+            return feature.indices(full)
+        try:
+            return feature.indices(full, interior=self.interior(shape).positions)
+        except ConvCircuitsError as error:
+            raise ConvCircuitsError(
+                f"The interior of {feature} cannot be told: {error} Give the feature another position."
+            ) from error

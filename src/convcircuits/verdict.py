@@ -1,0 +1,82 @@
+"""Whether a circuit keeps its feature: one word and one sentence, from rules that are stated here alone."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Word = Literal["keeps", "keeps in part", "does not keep", "not decided"]
+
+ENOUGH: dict[str, tuple[Word, ...]] = {"keeps": ("keeps",), "part": ("keeps", "keeps in part")}
+"""What can be required of a circuit, and the verdicts that will do."""
+
+_ROUNDING = 1e-6  # of R2: a circuit of all kernels beside a random one of all kernels
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a verdict asks for, of all counted positions and of those on the interior.
+
+    Attributes:
+        r2: The least R2.
+        r2_interior: The least R2 on the interior.
+        left: The squared error that the circuit may leave at most, as a share of what the average training map leaves
+            there, and of what a random circuit of equal size leaves. (A margin of R2 would be out of reach beside a
+            baseline of .95.)
+    """
+
+    r2: float
+    r2_interior: float
+    left: float
+
+
+KEEPS = Rule(r2=0.8, r2_interior=0.7, left=0.5)
+KEEPS_IN_PART = Rule(r2=0.4, r2_interior=0.3, left=0.9)
+
+
+class R2(NamedTuple):
+    """R2 over all counted positions, and on the interior; NaN where it is not defined or was not measured."""
+
+    all: float
+    interior: float
+
+
+def decide(circuit: R2, average_map: R2, random: R2) -> tuple[Word, str]:
+    """Give the verdict on a circuit, and a sentence that begins with it and says why.
+
+    A circuit *keeps* the feature if all that ``KEEPS`` asks for holds, *keeps* it *in part* if all that
+    ``KEEPS_IN_PART`` asks for does, and *does not keep* it if any of that fails, whatever else is known. Where what was
+    not measured would tell, it is *not decided*.
+    """
+    wanting = list(_wanting(KEEPS, circuit, average_map, random))
+    if not wanting:
+        return "keeps", (
+            f"keeps the feature: R2 is {circuit.all:.2f}, on the interior {circuit.interior:.2f}, where the average "
+            f"training map reaches {average_map.all:.2f} and {average_map.interior:.2f}, a random circuit of equal "
+            f"size {random.all:.2f} and {random.interior:.2f}."
+        )
+    lost = list(_wanting(KEEPS_IN_PART, circuit, average_map, random))
+    failed = [reason for known, reason in lost if known]
+    if failed:
+        return "does not keep", f"does not keep the feature: {'; '.join(failed)}."
+    if not lost:
+        return "keeps in part", f"keeps the feature in part: {'; '.join(reason for _, reason in wanting)}."
+    return "not decided", f"not decided: {'; '.join(dict.fromkeys(reason for _, reason in lost))}."
+
+
+def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2) -> Iterator[tuple[bool, str]]:
+    """Give what of a rule does not hold (True), or is not known to hold (False), each with its reason."""
+    for at, asked, where in ((0, rule.r2, "R2"), (1, rule.r2_interior, "R2 on the interior")):
+        value = circuit[at]
+        if math.isnan(value):
+            yield False, f"{where} is not defined"
+            continue
+        if value < asked:
+            yield True, f"{where} is {value:.2f}, below {asked:g}"
+            continue
+        for baseline, name in ((average_map[at], "the average training map"), (random[at], "a random circuit")):
+            if math.isnan(baseline):
+                yield False, f"{name} was not measured"
+            elif 1 - value > rule.left * (1 - baseline) + _ROUNDING:
+                left = f"more than {rule.left:.0%} of its squared error is left"
+                yield True, f"{where} is {value:.2f} where {name} reaches {baseline:.2f}, so {left}"

@@ -1,0 +1,187 @@
+"""The interior: positions that no padding reaches, found by changing the padding; and features that count there."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import convcircuits as cc
+from convcircuits.capture import Network
+from convcircuits.feature import at, flattened
+from convcircuits.fields import Field
+from convcircuits.interior import Positions
+from convcircuits.masking import Subject
+from convcircuits.reach import survey
+from nets import seeded
+
+
+def positions_of(model, feature, shape):
+    network = Network(model)
+    return Positions(Subject(network, feature, survey(network, feature, shape)))
+
+
+def seen_alone(model, feature, images):
+    """Where a map is the same whatever the convolutions pad with: (h, w)."""
+    maps = [cc.activations(model, feature, images)]
+    for mode in ("replicate", "circular"):
+        other = copy.deepcopy(model)
+        for module in other.modules():
+            if isinstance(module, nn.Conv2d) and any(module.padding):
+                module.padding_mode = mode
+                module._reversed_padding_repeated_twice = [p for p in reversed(module.padding) for _ in range(2)]
+        maps.append(cc.activations(other, feature, images))
+    return torch.stack([(m - maps[0]).abs().amax(0) <= 1e-12 for m in maps[1:]]).all(0)
+
+
+class Squeezed(nn.Module):
+    """A gate that sees the whole image scales every position alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.gate = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1))))
+
+
+NETS = {
+    "3x3 twice": lambda: (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)),
+    "stride": lambda: (nn.Conv2d(3, 4, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)),
+    "pooled": lambda: (nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3, padding=1)),
+    "dilated, not square": lambda: (
+        nn.Conv2d(3, 4, (3, 1), padding=(2, 0), dilation=2),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, (1, 5), padding=(0, 2)),
+    ),
+    "no padding": lambda: (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+    "one-sided": lambda: (nn.ZeroPad2d((2, 0, 0, 1)), nn.Conv2d(3, 2, 3)),
+    "deep": lambda: [nn.Conv2d(3, 3, 5, padding=2) for _ in range(4)],
+}
+
+
+def net(name):
+    return seeded(lambda: nn.Sequential(*NETS[name]()), 0)()
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in ("one-sided", "deep")])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 13, 18)], ids=str)
+def test_the_interior_is_where_padding_changes_nothing(name, shape):
+    model = net(name)
+    feature = cc.Feature(str(len(model) - 1), 1)
+    images = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    interior = positions_of(model, feature, shape).interior(shape)
+    expected = seen_alone(model, feature, images)
+    assert interior.inside
+    assert interior.map == expected.shape
+    assert interior.mask.tolist() == expected.flatten().tolist()
+    assert interior.positions.tolist() == expected.flatten().nonzero()[:, 0].tolist()
+
+
+def test_padding_on_one_side_is_outside_on_that_side():
+    mask = positions_of(net("one-sided"), cc.Feature("1", 0), (3, 8, 8)).interior((3, 8, 8)).mask.reshape(7, 8)
+    assert mask.any(1).tolist() == [True] * 6 + [False]
+    assert mask.any(0).tolist() == [False] * 2 + [True] * 6
+
+
+def test_a_gate_that_scales_all_positions_alike_is_no_part_of_a_field():
+    interior = positions_of(seeded(Squeezed, 0)(), cc.Feature("head", 0), (3, 10, 10)).interior((3, 10, 10))
+    assert interior.inside
+    assert interior.mask.reshape(10, 10)[2:8, 2:8].all()
+    assert interior.mask.sum() == 36
+
+
+@pytest.mark.parametrize(
+    ("spans", "length", "expected"),
+    [
+        ([(-4 + i, 6 + i) for i in range(7)], 8, [2, 3, 4]),  # one is the most central, its two neighbours tie
+        ([(-5 + i, 7 + i) for i in range(8)], 9, [3, 4]),
+        ([(-9, 9)], 9, [0]),
+        ([(-3, 5), (-1, 7)], 6, [1]),
+        ([(-3, 5), (-1, 7), (0, 6), (1, 8)], 6, [2]),  # one is inside, and that alone
+    ],
+)
+def test_without_a_field_inside_the_central_ones_stand_for_it(spans, length, expected):
+    rows, columns, inside = Field(tuple(spans), ((0, 3), (1, 4)), (length, 4)).interior()
+    assert rows.nonzero()[:, 0].tolist() == expected
+    assert columns.tolist() == [True, True]
+    assert inside == any(first >= 0 and end <= length for first, end in spans)
+
+
+def test_deep_nets_have_a_centre():
+    model = net("deep")
+    interior = positions_of(model, cc.Feature("3", 0), (3, 8, 8)).interior((3, 8, 8))
+    assert not interior.inside
+    assert interior.field == (17, 17)
+    assert interior.mask.reshape(8, 8).nonzero().tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
+
+
+# ---------------------------------------- the position "interior"
+
+
+@pytest.mark.parametrize("unit", [1, [1, 0], torch.tensor([1.0, -2.0])], ids=str)
+def test_interior_positions_count(unit):
+    model, shape = net("3x3 twice"), (3, 10, 9)
+    feature = cc.Feature("2", unit, position="interior")
+    maps = cc.activations(model, feature, torch.randn(4, *shape).double())
+    counted = positions_of(model, feature, shape).counted(maps, shape)
+    expected = maps[..., 2:8, 2:7].flatten(-2)
+    assert torch.equal(at(maps, counted), expected)
+    assert at(maps, None).shape == flattened(maps).shape
+
+
+@pytest.mark.parametrize("criterion", ["snip", "actgrad", "gauss_newton"])
+def test_scores_of_the_interior_are_those_of_the_map_without_its_border(criterion):
+    """The same net, with the border cut off by a module of its own."""
+    model = net("3x3 twice")
+    cropped = nn.Sequential(*model, nn.ZeroPad2d(-2))
+    images = torch.randn(5, 3, 9, 9, generator=torch.Generator().manual_seed(1)).double()
+    options = {"draws": 64} if criterion == "gauss_newton" else {"normalizer": "sum"}
+    inner = cc.score(model, cc.Feature("2", 1, position="interior"), images, criterion=criterion, **options)
+    whole = cc.score(model, cc.Feature("2", 1), images, criterion=criterion, **options)
+    other = cc.score(cropped, cc.Feature("3", 1), images, criterion=criterion, **options)
+    for layer, saliency in other.kernels.items():
+        if criterion == "gauss_newton":  # drawn signs: near, and nearer than the whole map is
+            gap, apart = ((one.kernels[layer] / saliency - 1).abs().nanmean() for one in (inner, whole))
+            assert gap < 0.2 * apart
+        else:
+            torch.testing.assert_close(inner.kernels[layer], saliency, equal_nan=True)
+
+
+def test_a_circuit_of_the_interior_is_found_saved_and_measured_there(tmp_path):
+    model = net("3x3 twice")
+    images = torch.randn(12, 3, 9, 9, generator=torch.Generator().manual_seed(1)).double()
+    feature = cc.Feature.parse("2:1@interior")
+    circuit = cc.find(model, feature, images, density=0.6)
+    assert circuit.feature == feature
+    cc.save(circuit, tmp_path / "c.safetensors")
+    report = cc.evaluate(model, cc.load(tmp_path / "c.safetensors"), images[:5] + 0.1)
+    whole = cc.evaluate(model, cc.Circuit.from_masks(model, cc.Feature("2", 1), circuit.kernels), images[:5] + 0.1)
+    assert report.feature == "2:1@interior"
+    assert report.r2 == pytest.approx(report.r2_interior)
+    assert report.r2 == pytest.approx(whole.r2_interior)
+    assert report.interior_share == 1.0
+    assert whole.interior_share == pytest.approx(25 / 81)
+
+
+def test_where_receptive_fields_are_refused_interior_features_are_and_others_have_no_figure(monkeypatch):
+    def refuse(*_, **__):
+        raise cc.ConvCircuitsError("No receptive fields here.")
+
+    monkeypatch.setattr("convcircuits.interior.receptive_fields", refuse)
+    model, images = net("3x3 twice"), torch.randn(12, 3, 9, 9).double()
+    with pytest.raises(cc.ConvCircuitsError, match=r"interior of 2:1@interior cannot be told: No receptive.*position"):
+        cc.find(model, cc.Feature("2", 1, position="interior"), images, density=0.5)
+    circuit = cc.find(model, cc.Feature("2", 1), images, density=0.9)
+    report = cc.evaluate(model, circuit, images + 0.1, fit=images)
+    for name in ("r2_interior", "r2_average_map_interior", "r2_random_interior", "interior_share", "maxima_at_border"):
+        assert math.isnan(getattr(report, name)), name
+    assert report.interior == "unknown"
+    assert any(
+        "Receptive fields are not known" in note and "No receptive fields here." in note for note in report.notes
+    )
+    assert report.verdict in ("not decided", "does not keep")
