@@ -567,7 +567,7 @@ def _again(value: cc.Circuit | cc.Scores) -> str:
 def _insist(require: str | None, report: cc.Evaluation) -> None:
     """Exit with 3 where a circuit's verdict is not what is required."""
     if require is not None and report.verdict not in ENOUGH[require]:
-        print(f"--require {require}: the verdict is {report.verdict!r}", file=sys.stderr)
+        typer.echo(f"--require {require}: the verdict is {report.verdict!r}", err=True)
         raise typer.Exit(3)
 
 
