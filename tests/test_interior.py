@@ -168,13 +168,14 @@ def test_a_circuit_of_the_interior_is_found_saved_and_measured_there(tmp_path):
     assert whole.interior_share == pytest.approx(25 / 81)
 
 
-def test_where_receptive_fields_are_refused_interior_features_are_and_others_have_no_figure(monkeypatch):
+@pytest.mark.parametrize("error", [cc.ConvCircuitsError, KeyError])
+def test_where_receptive_fields_are_refused_interior_features_are_and_others_have_no_figure(monkeypatch, error):
     def refuse(*_, **__):
-        raise cc.ConvCircuitsError("No receptive fields here.")
+        raise error("No receptive fields here.")
 
     monkeypatch.setattr("convcircuits.interior.receptive_fields", refuse)
     model, images = net("3x3 twice"), torch.randn(12, 3, 9, 9).double()
-    with pytest.raises(cc.ConvCircuitsError, match=r"interior of 2:1@interior cannot be told: No receptive.*position"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"interior of 2:1@interior .*No receptive.*position"):
         cc.find(model, cc.Feature("2", 1, position="interior"), images, density=0.5)
     circuit = cc.find(model, cc.Feature("2", 1), images, density=0.9)
     report = cc.evaluate(model, circuit, images + 0.1, fit=images)

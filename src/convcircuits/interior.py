@@ -67,7 +67,14 @@ class Positions:
     def _told(self, shape: tuple[int, ...]) -> Interior:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
-        field = receptive_fields(sized, [None], local=True)[None]
+        try:
+            field = receptive_fields(sized, [None], local=True)[None]
+        except ConvCircuitsError:
+            raise
+        except Exception as error:  # the model's own code met boxes in place of values, and may fail on them anyhow
+            raise ConvCircuitsError(
+                f"{subject.network.name} cannot compute receptive fields: {type(error).__name__}: {error}"
+            ) from error
         rows, columns, inside = field.interior()
         return Interior((rows[:, None] & columns).flatten(), inside, field.shape, field.size, field.image)
 
