@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
 
 import convcircuits as cc
+from convcircuits.interpreter import CircuitModule
+from convcircuits.storage import sealed
 from convcircuits.tables import LayerTable
 from nets import NETS
 
@@ -146,7 +149,7 @@ def test_a_result_with_an_infinite_option_can_be_saved(tmp_path):
 def test_a_module_comes_back_without_its_model(tmp_path):
     module, x = made_module(), NETS["residual"].images()
     again = cc.load(cc.save(module, tmp_path / "f.safetensors"))
-    assert isinstance(again, torch.fx.GraphModule)
+    assert isinstance(again, CircuitModule)
     assert again.meta["circuit"] == module.meta["circuit"]
     assert again.state_dict().keys() == module.state_dict().keys()
     assert not again.training
@@ -311,7 +314,10 @@ def refused(path, match=None):
 def written(path, header, tensors=None, text=None):
     """A file with that JSON in its header."""
     tensors = tensors if tensors is not None else parts(made())[1]
-    save_file(tensors, path, {"convcircuits": json.dumps(header) if text is None else text})
+    if text is None:
+        path.write_bytes(sealed(json.dumps(header), tensors))
+    else:
+        save_file(tensors, path, {"convcircuits": text})
     return path
 
 
@@ -321,7 +327,9 @@ def parts(value):
         raw = cc.save(value, Path(folder) / "f.safetensors").read_bytes()
     tensors = from_bytes(raw)
     size = int.from_bytes(raw[:8], "little")
-    return json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"]), tensors
+    header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"])
+    del header["checksum"]
+    return header, tensors
 
 
 def test_no_file_is_an_error_of_ours(tmp_path):
@@ -376,10 +384,16 @@ def test_a_file_cut_anywhere_is_refused(kind, tmp_path):
     same(cc.load(path), made(kind))
 
 
-@pytest.mark.parametrize("schema", ["convcircuits/2", "convcircuits/10", "other/1", 1, None])
+@pytest.mark.parametrize("schema", ["convcircuits/3", "convcircuits/10", "other/1", 1, None])
 def test_another_schema_asks_for_an_upgrade(schema, tmp_path):
     header, tensors = parts(made())
     refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "pip install --upgrade")
+
+
+def test_a_file_of_the_first_format_is_to_be_made_again(tmp_path):
+    header, tensors = parts(made())
+    path = written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/1"}, tensors)
+    refused(path, "had no checksum, .* make the file again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"x"', "{}", "NaN", "[" * 100_000, "1" * 5000])
@@ -430,20 +444,26 @@ def test_masks_that_are_not_bool_are_refused(tmp_path):
         refused(written(tmp_path / "f.safetensors", header, wrong))
 
 
-def test_a_mask_byte_that_is_neither_0_nor_1_counts_as_one_kernel(tmp_path):
-    path = cc.save(made(), tmp_path / "f.safetensors")
-    raw = bytearray(path.read_bytes())
-    size = int.from_bytes(raw[:8], "little")
-    start = 8 + size + json.loads(raw[8 : 8 + size])["kernels/z.1"]["data_offsets"][0]
-    assert raw[start] == 1
-    raw[start] = 2
-    path.write_bytes(raw)
-    try:
-        again = cc.load(path)
-    except cc.ConvCircuitsError:
-        return
-    assert len(again) == len(made())
-    assert again == made()
+@pytest.mark.parametrize("kind", ["scores", "circuit", "module"])
+def test_every_flipped_bit_is_noticed(kind, tmp_path):
+    path = cc.save(made_module() if kind == "module" else made(kind), tmp_path / "f.safetensors")
+    whole, rng = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    bits = {rng.randrange(8 * len(whole)) for _ in range(300)} | {rng.randrange(8 * header) for _ in range(300)}
+    for bit in bits | set(range(64)) | set(range(8 * header - 64, 8 * header + 64)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        refused(path)
+    path.write_bytes(whole)
+    cc.load(path)
+
+
+def test_a_checksum_is_taken_at_its_place_alone(tmp_path):
+    """The word before the checksum may stand in the provenance too, or in the name of a layer."""
+    word = '{"checksum": "' + "0" * 64 + '"'
+    value = made(provenance={"notes": [word, json.dumps(word)]})
+    same(cc.load(cc.save(value, tmp_path / "f.safetensors")), value)
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
@@ -481,7 +501,7 @@ def value_or_our_error(path):
     except cc.ConvCircuitsError:
         refused(path)
     else:
-        assert type(value) in (cc.Scores, cc.Circuit) or isinstance(value, torch.fx.GraphModule)
+        assert type(value) in (cc.Scores, cc.Circuit) or isinstance(value, CircuitModule)
         assert repr(value)
 
 

@@ -25,7 +25,9 @@ from convcircuits.costs import Costs, costs
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.host import check_file
 from convcircuits.drawing.pictures import LABELS
+from convcircuits.files import write_whole
 from convcircuits.granularity import SHAPES, check_granularity
+from convcircuits.interpreter import CircuitModule
 from convcircuits.models import list_models
 from convcircuits.onnxfile import check_onnx_installed
 from convcircuits.preparing import (
@@ -39,7 +41,6 @@ from convcircuits.preparing import (
     set_up_again,
     side,
 )
-from convcircuits.storage import write_whole
 
 app = typer.Typer(
     help="Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.",
@@ -556,7 +557,7 @@ def _say_images(setup: Setup) -> None:
         _out.print(f"not readable and left out ({len(setup.unreadable)}): {names(setup.unreadable)}")
 
 
-def _show_module(module: torch.fx.GraphModule, *, as_json: bool) -> None:
+def _show_module(module: CircuitModule, *, as_json: bool) -> None:
     layers = {name: list(x.shape) for name, x in module.named_parameters() if name.endswith(".weight")}
     parameters, circuit = sum(p.numel() for p in module.parameters()), module.meta.get("circuit", {})
     if as_json:

@@ -24,6 +24,7 @@ from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.files import is_file
 from convcircuits.tables import suggest
 
 _RANDOM = "@random"
@@ -521,7 +522,7 @@ def _measure(preprocess: Callable[[Image.Image], torch.Tensor], spec: str) -> tu
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict, unwrapped, on the CPU; pickled code is never run."""
-    if not path.is_file():
+    if not is_file(path):
         raise ConvCircuitsError(f"There is no file {str(path)!r}. Give the path of a state dict.")
     if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
         raise ConvCircuitsError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
+from convcircuits.files import is_folder
 from convcircuits.images import Photograph, crops, photographs, split_photographs
 from convcircuits.models import LoadedModel, load_model
 
@@ -154,7 +155,7 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
         return
     if path.suffix != suffix:
         raise cc.ConvCircuitsError(f"{option} {path} should end in {suffix}.")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise cc.ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
 
 

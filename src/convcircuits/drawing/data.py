@@ -346,7 +346,7 @@ class Document(Record):
         """
         try:
             said = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConvCircuitsError(f"This is no JSON: {error}.") from error
         if not isinstance(said, dict) or said.pop("schema", None) != SCHEMA:
             raise ConvCircuitsError(f'This is no circuit diagram: its "schema" is not {SCHEMA!r}.')
