@@ -1,9 +1,11 @@
 """Extracted modules as JSON: what goes out comes back to the bit, and no word of a file is run."""
 
+import contextlib
 import copy
 import json
 import math
 import operator
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import fx, nn
 
 import convcircuits as cc
@@ -446,3 +450,164 @@ def test_a_copy_is_made_of_nothing_that_changes_later():
     again = graphs.from_json(said, tensors)
     assert said == before
     check_same(again, module, x)
+
+
+NAMES = ["global", "class", "in", "None", "self", "meta", "conv/1", 'a"b', "a'b", "back\\slash", "ﬁ", "new\nline", "x"]
+NAMES += ["__import__", "output", "shape", "steps", "run", "filters", "é 電", "{x}", "%s"]
+
+
+class Named(nn.Module):
+    """A net with layers of one name, at the top and further down."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.add_module(name, nn.Conv2d(3, 4, 3))
+        self.inner = nn.ModuleDict({name: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))})
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self._modules[self.name](x))
+        return self.last(F.relu(self.inner[self.name](x)))
+
+
+def exported(module, x):
+    return torch.export.export(module, (x,)).module()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_keep_any_name_that_torch_allows(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = Named(name).eval(), torch.randn(3, 3, 8, 8)
+    for layer in ("last", name, f"inner.{name}.0"):
+        circuit = cc.find(model, cc.Feature(layer, 1), x, density=0.8)
+        assert cc.evaluate(model, circuit, x).kernels == len(circuit)
+        module = cc.extract(model, circuit)
+        torch.testing.assert_close(module(x), cc.activations(model, circuit.feature, x, circuit=circuit))
+        assert module.get_submodule(name).filters.tolist() == module.state_dict()[f"{name}.filters"].tolist()
+        assert module.meta["circuit"]["feature"] == str(circuit.feature)
+        check_same(cc.load(cc.save(module, tmp_path / "f.safetensors")), module, x)
+        check_same(copy.deepcopy(module), module, x)
+        again = cc.load(cc.save(circuit, tmp_path / "c.safetensors"))
+        assert (again, again.feature) == (circuit, circuit.feature)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
+    torch._dynamo.reset()
+    try:
+        exported(model, x)(x)
+    except Exception:  # of some names torch itself makes no module again
+        return
+    torch.testing.assert_close(exported(module, x)(x), module(x))
+
+
+@pytest.mark.parametrize("part", ['stem"); Path("harm").touch(); ("', "stem\\", 'a", 1) or Path("harm").touch(); ("\\'])
+def test_no_name_of_a_file_gets_into_the_code_that_torch_makes(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.Path", Path, raising=False)
+    module = cc.load(hostile_file(rename_layer(part), tmp_path / "f.safetensors"))
+    x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    module(x)
+    with pytest.raises(cc.ConvCircuitsError, match="torch makes code of the names"):
+        exported(module, x)
+    for made in (fx.symbolic_trace, torch.compile(module, backend="eager")):
+        with contextlib.suppress(Exception):
+            made(module if made is fx.symbolic_trace else x)
+    torch._dynamo.reset()
+    assert [path.name for path in tmp_path.iterdir()] == ["f.safetensors"]
+
+
+# ---------------------------------------- an attacker
+
+WORDS = ["self", "eval", "exec", "__class__", "__globals__", "__builtins__", "backward.__globals__", "__import__('os')"]
+WORDS += ["forward", "stem", "stem.weight", "key", "out", "x", "getattr", "numpy", "inf", "same", "fro", "a,b->ab", ""]
+ANY = st.recursive(
+    st.sampled_from([None, True, 0, 1, -1, 2, 3, 8, 1 << 20, 1 << 60, 0.5, *WORDS])
+    | st.integers(-1, 8).map(lambda n: {"result": n})
+    | st.builds(lambda n, p: {"result": n, "part": p}, st.integers(0, 8), st.integers(-1, 3))
+    | st.sampled_from(WORDS).map(lambda word: {"constant": word})
+    | st.sampled_from([{"dtype": "torch.float32"}, {"dtype": "eval"}, {"ellipsis": True}, {"float": "inf"}]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(lambda parts: {"tuple": parts})
+        | st.lists(inner, min_size=3, max_size=3).map(lambda parts: {"slice": parts})
+    ),
+    max_leaves=6,
+)
+LIKELY = {  # so that many of the attacker's steps are taken
+    "tensor": st.integers(0, 4).map(lambda n: {"result": n}),
+    "tensors": st.lists(st.integers(0, 4).map(lambda n: {"result": n}), min_size=1, max_size=3),
+    "value": st.integers(0, 4).map(lambda n: {"result": n}) | st.floats(-2, 2),
+    "int": st.integers(-2, 9),
+    "ints": st.lists(st.integers(-1, 64), min_size=1, max_size=5),
+    "bool": st.booleans(),
+    "number": st.floats(-2, 2),
+}
+
+
+@st.composite
+def attacks(draw):
+    operation = OPERATIONS[draw(st.sampled_from(sorted(OPERATIONS)))]
+    given = {
+        name: draw(LIKELY.get(kind.removesuffix("?"), ANY) if draw(st.integers(0, 9)) else ANY)
+        for place, (name, kind) in enumerate(operation.kinds.items())
+        if place < 2 or draw(st.booleans())
+    }
+    if not draw(st.integers(0, 9)):
+        given[draw(st.sampled_from(WORDS))] = draw(ANY)
+    name = draw(st.sampled_from(WORDS)) if not draw(st.integers(0, 19)) else operation.name
+    return {"call": name, "given": given}
+
+
+EVENTS = ("compile", "exec", "open", "os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pickle.", "marshal.")
+EVENTS += ("import",)
+HEARD, WATCH = [], {"on": False}
+
+
+def canary(event, args):
+    if WATCH["on"] and event.startswith(EVENTS):
+        HEARD.append((event, args))
+
+
+@contextlib.contextmanager
+def watching():
+    HEARD.clear()
+    WATCH["on"] = True
+    try:
+        yield
+    finally:
+        WATCH["on"] = False
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """An audit hook, which cannot be removed again but switched off, and a module that an attacker changes."""
+    sys.addaudithook(canary)
+    with watching():
+        eval("1")
+    assert [event for event, _ in HEARD] == ["compile", "exec"]
+    module, x = of_net("residual")
+    return said_by(module), dict(module.state_dict()), x
+
+
+TAKEN = {"refused": 0, "run": 0}
+
+
+@settings(deadline=None, database=None, max_examples=600, suppress_health_check=list(HealthCheck))
+@given(st.lists(attacks(), min_size=1, max_size=4))
+def test_an_attacker_reaches_nothing_but_tensors(watched, steps):
+    said, tensors, x = watched
+    said = said | {"steps": said["steps"] + steps, "output": {"result": len(said["steps"]) + len(steps)}}
+    with watching():
+        try:
+            maps = graphs.from_json(said, tensors)(x)
+        except Exception:  # as cc.load has it, an error of any kind is one of ours
+            maps = None
+    assert not HEARD
+    TAKEN["refused" if maps is None else "run"] += 1
+    if maps is not None:
+        assert isinstance(maps, torch.Tensor)
+        assert maps.numel() < 1 << 25
+
+
+def test_the_attacker_is_heard_and_refused():
+    assert min(TAKEN.values()) > 20, TAKEN

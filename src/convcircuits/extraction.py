@@ -68,9 +68,7 @@ def extract(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
-    module = _written(subject, recording, [kept], [masks], fold=fold)
-    if not _takes_any_size(subject, recording):
-        module.fix_size()
+    module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
     module.meta["circuit"] = _about(circuit, network, shape)
     masked = subject.masks(circuit, shape, effective=True)
     if not _agrees(subject, module, masked) and not _agrees_in_double(model, subject, masked, fold=fold):
@@ -188,11 +186,12 @@ def _written(
     masks: Sequence[Masks | None],
     *,
     fold: bool,
+    any_size: bool = True,
     always_tuple: bool = False,
 ) -> CircuitModule:
     emitter = Emitter(recording, cuts, masks)
     outputs = [_feature(emitter, n, recording, subject) for n in range(len(cuts))]
-    return emitter.writer.finish(outputs, fold=fold, always_tuple=always_tuple)
+    return emitter.writer.finish(outputs, fold=fold, any_size=any_size, always_tuple=always_tuple)
 
 
 def _rows(subject: Subject) -> Tensor | None:

@@ -9,6 +9,7 @@ before anything is computed.
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.instructions import LONGEST, OPERATIONS, Constant, Ref, is_of_kind, operation_of
-from convcircuits.interpreter import Bounds, CircuitModule, Step, standing_in
+from convcircuits.interpreter import Bounds, CircuitModule, Program, Step, program_of, standing_in, tidy
 
 _MOST = 1 << 14  # steps, layers or tensors of one file
 _LONGEST_NAME = 1000
@@ -44,15 +45,16 @@ def to_json(module: CircuitModule) -> dict[str, Any]:
     Raises:
         ConvCircuitsError: If it calls a function or holds a layer that a file cannot name.
     """
-    called = {step.layer for step in module.steps if step.function is None}
+    program = program_of(module)
+    called = {step.layer for step in program.steps if step.function is None}
     layers = {name: _described(name, layer) for name, layer in module.named_modules() if name in called}
     return {
-        "images": list(module.shape),
-        "any_size": module.any_size,
+        "images": list(program.shape),
+        "any_size": program.any_size,
         "layers": layers,
         "tensors": list(module.state_dict()),  # safetensors sorts its keys
-        "steps": [_said(step) for step in module.steps],
-        "output": _encoded(module.output),
+        "steps": [_said(step) for step in program.steps],
+        "output": _encoded(program.output),
     }
 
 
@@ -82,12 +84,13 @@ def from_json(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Circuit
     read = [_step(step, number, layers, constants) for number, step in enumerate(steps, 1)]
     output = _output(_decoded(said["output"]), len(read))
     _check_used(read, layers, constants)
-    module = CircuitModule(root, read, output, shape=shape, any_size=any_size).eval()
-    module.load_state_dict({name: x.to("meta") for name, x in tensors.items()}, assign=True)
-    bounds = Bounds(copy.deepcopy(module))
+    program = Program(tidy(read, output), output, shape, any_size)
+    without_memory = CircuitModule(root, program).eval()
+    without_memory.load_state_dict({name: x.to("meta") for name, x in tensors.items()}, assign=True)
+    bounds = Bounds(without_memory)
     bounds.check(torch.empty((2, *shape), device="meta"))
+    module = CircuitModule(copy.deepcopy(root), replace(program, bounds=bounds)).eval()
     module.load_state_dict(dict(tensors), assign=True)
-    module.bound(bounds)
     return module
 
 

@@ -26,6 +26,8 @@ class Step:
         kwargs: Its keyword arguments, likewise.
         layer: The name of the layer that is called on the first argument.
         last: Numbers of results that no later step reads.
+        path: The parts of the layer's name.
+        tensors_by_name: Whether a keyword argument holds a tensor.
     """
 
     function: Callable[..., Any] | None
@@ -33,109 +35,116 @@ class Step:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     layer: str = ""
     last: tuple[int, ...] = ()
+    path: tuple[str, ...] = ()
+    tensors_by_name: bool = False
 
 
-class CircuitModule(nn.Module):
-    """A circuit as a small network: images (N, C, H, W) -> the feature's map.
-
-    Its layers have the names that they have in the model, any that `torch.nn.Module` allows.
-
-    Args:
-        root: Has the layers and, as buffers, the constants.
-        steps: What to do with the images, in order.
-        output: What to give, a `Ref` or a tuple of them.
-        shape: (C, H, W) of the images that it was written for.
-        any_size: Whether it takes images of another height and width.
+@dataclass(frozen=True)
+class Program:
+    """What a module does with a batch of images.
 
     Attributes:
-        meta: What the module was made of, under ``"circuit"``.
+        steps: The calls, in order.
+        output: What is given, a `Ref` or a tuple of them.
+        shape: (C, H, W) of the images that it was written for.
+        any_size: Whether it takes images of another height and width.
+        bounds: Finds the sizes of all results before images of a new shape are run; of a module from a file.
     """
 
-    def __init__(
-        self, root: nn.Module, steps: Sequence[Step], output: Any, *, shape: tuple[int, int, int], any_size: bool = True
-    ) -> None:
-        super().__init__()
-        self.meta: dict[str, Any] = {}
-        self._steps, self._output = _tidy(steps, output), output
-        self._shape, self._any_size = shape, any_size
-        self._bounds: Bounds | None = None
-        # Past the checks of add_module: a model may have layers that are called as something is here.
-        self._modules.update(root._modules)
-        self._buffers.update(root._buffers)
+    steps: tuple[Step, ...]
+    output: Any
+    shape: tuple[int, int, int]
+    any_size: bool = True
+    bounds: "Bounds | None" = None
 
-    def forward(self, images: Tensor) -> Any:
-        """Compute the feature's map."""
-        if not self._any_size and images.shape[2:] != self._shape[1:]:
-            raise ConvCircuitsError(
-                f"This module was extracted for images of {self._shape[1]} x {self._shape[2]}; got "
-                f"{' x '.join(map(str, images.shape[2:]))}. Extract it with another input_shape."
-            )
-        if self._bounds is not None and not torch.compiler.is_compiling():
-            self._bounds.check(images)
-        return self.run(images)
-
-    def run(self, images: Tensor, before: Callable[[Any, Mapping[int, Any]], None] | None = None) -> Any:
+    def run(
+        self, module: nn.Module, images: Tensor, before: Callable[[Any, Mapping[int, Any]], None] | None = None
+    ) -> Any:
         """Carry out the steps; ``before`` each, and the output, is shown its arguments and all results still held."""
         results: dict[int, Any] = {0: images}
-        for number, step in enumerate(self._steps, 1):
+        constants = module._buffers
+        for number, step in enumerate(self.steps, 1):
             if before is not None:
                 before((step.args, step.kwargs), results)
             if step.function is None:
-                results[number] = self.get_submodule(step.layer)(self._given(step.args[0], results))
+                layer = module
+                for part in step.path:
+                    layer = layer._modules[part]  # type: ignore[assignment]
+                results[number] = layer(_given(step.args[0], results, constants))
             else:
-                args = [self._given(value, results) for value in step.args]
-                kwargs = {name: self._given(value, results) for name, value in step.kwargs.items()}
+                args = [_given(value, results, constants) for value in step.args]
+                kwargs = step.kwargs
+                if step.tensors_by_name:
+                    kwargs = {name: _given(value, results, constants) for name, value in kwargs.items()}
                 results[number] = step.function(*args, **kwargs)
                 del args, kwargs  # so that nothing holds a tensor longer than it is needed
             for dead in step.last:
                 del results[dead]
         if before is not None:
-            before(self._output, results)
-        return self._given(self._output, results)
+            before(self.output, results)
+        return _given(self.output, results, constants)
+
+
+class CircuitModule(nn.Module):
+    """A circuit as a small network: images (N, C, H, W) -> the feature's map.
+
+    Its layers have the names that they have in the model, any that `torch.nn.Module` allows; so it has hardly a name
+    of its own.
+
+    Args:
+        root: Has the layers and, as buffers, the constants.
+        program: What to do with them.
+
+    Attributes:
+        meta: What the module was made of, under ``"circuit"``.
+    """
+
+    def __init__(self, root: nn.Module, program: Program) -> None:
+        super().__init__()
+        self.meta: dict[str, Any] = {}
+        self._program = program
+        # Past the checks of add_module: a model may have a layer that is called meta.
+        self._modules.update(root._modules)
+        self._buffers.update(root._buffers)
+
+    def forward(self, images: Tensor) -> Any:
+        """Compute the feature's map."""
+        program = program_of(self)
+        if not program.any_size and images.shape[2:] != program.shape[1:]:
+            raise ConvCircuitsError(
+                f"This module was extracted for images of {program.shape[1]} x {program.shape[2]}; got "
+                f"{' x '.join(map(str, images.shape[2:]))}. Extract it with another input_shape."
+            )
+        if program.bounds is not None:
+            if torch.compiler.is_compiling():
+                program.bounds.check_names()
+            else:
+                program.bounds.check(images)
+        return program.run(self, images)
 
     def get_submodule(self, target: str) -> nn.Module:
         """Give a layer by its name, whatever else this module has under that name."""
         return submodule(self, target)
 
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """What is done with the images, in order."""
-        return self._steps
 
-    @property
-    def output(self) -> Any:
-        """What is given: a `Ref` or a tuple of them."""
-        return self._output
+def program_of(module: CircuitModule) -> Program:
+    """Give what a module does."""
+    program: Program = module.__dict__["_program"]
+    return program
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that it was written for."""
-        return self._shape
 
-    @property
-    def any_size(self) -> bool:
-        """Whether it takes images of another height and width."""
-        return self._any_size
-
-    def bound(self, bounds: "Bounds") -> None:
-        """Let the sizes of all results be found, and checked, before images of a new shape are run."""
-        self._bounds = bounds
-
-    def fix_size(self) -> None:
-        """Refuse images of another size: the model's own code made of the size what is now fixed."""
-        self._any_size = False
-
-    def _given(self, value: Any, results: Mapping[int, Any]) -> Any:
-        """Put tensors in the place of what stands for them."""
-        if isinstance(value, Ref):
-            return results[value.number] if value.part is None else results[value.number][value.part]
-        if isinstance(value, Constant):
-            return self._buffers[value.name]
-        if type(value) is tuple:
-            return tuple([self._given(part, results) for part in value])
-        if type(value) is list:
-            return [self._given(part, results) for part in value]
-        return value
+def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any]) -> Any:
+    """Put tensors in the place of what stands for them."""
+    kind = type(value)
+    if kind is Ref:
+        return results[value.number] if value.part is None else results[value.number][value.part]
+    if kind is Constant:
+        return constants[value.name]
+    if kind is tuple:
+        return tuple([_given(part, results, constants) for part in value])
+    if kind is list:
+        return [_given(part, results, constants) for part in value]
+    return value
 
 
 def submodule(root: nn.Module, target: str) -> nn.Module:
@@ -153,7 +162,7 @@ def submodule(root: nn.Module, target: str) -> nn.Module:
 
 
 class Bounds:
-    """Finds on tensors without memory how large the results of a module are, and refuses what is far too large.
+    """Finds on tensors without memory how large the results of a module from a file are, and refuses what is too large.
 
     Args:
         module: The module, its tensors on the device ``meta``.
@@ -164,6 +173,19 @@ class Bounds:
         floating = (x.dtype for x in module.state_dict().values() if x.is_floating_point())
         self._dtype = next(floating, torch.float32)
         self._fitting: set[tuple[int, ...]] = set()
+        self._unquotable = [name for name in module.state_dict() if set('"\\') & {*name} or not name.isprintable()]
+
+    def check_names(self) -> None:
+        """Refuse names that would be more than names in the code that torch makes of them when it exports a module.
+
+        Raises:
+            ConvCircuitsError: If there is one.
+        """
+        if self._unquotable:
+            raise ConvCircuitsError(
+                f"torch makes code of the names of a module that it compiles or exports, and {self._unquotable[0]!r} "
+                "comes from a file; extract the circuit from its model and export that."
+            )
 
     def check(self, images: Tensor) -> None:
         """Refuse images of a shape for which a result would be too large.
@@ -183,7 +205,7 @@ class Bounds:
                     raise ConvCircuitsError("one of its steps reads something other than a tensor")
 
         with torch.no_grad(), _EachResult(limit):
-            self._module.run(torch.empty(shape, dtype=self._dtype, device="meta"), before)
+            program_of(self._module).run(self._module, torch.empty(shape, dtype=self._dtype, device="meta"), before)
         self._fitting.add(shape)
 
 
@@ -224,7 +246,7 @@ def standing_in(value: Any) -> list[Ref | Constant]:
     return [one for part in value for one in standing_in(part)] if isinstance(value, (tuple, list)) else []
 
 
-def _tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
+def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
     """Say of each step what dies with it, and let it write into its map where it can and nobody else reads that."""
     read = [_numbers((step.args, step.kwargs)) for step in steps]
     users, kept = Counter(n for numbers in [*read, _numbers(output)] for n in numbers), set(_numbers(output))
@@ -242,7 +264,9 @@ def _tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
             source = steps[args[0].number - 1].function if args[0].number else torch.clone
             fresh = (source is None or source is F.pad) and args[0].part is None
             kwargs["inplace"] = fresh and users[args[0].number] == 1
-        tidied.append(replace(step, args=args, kwargs=kwargs, last=tuple(dead.get(number, ()))))
+        path, by_name = tuple(step.layer.split(".")), bool(standing_in(kwargs))
+        last_read = tuple(dead.get(number, ()))
+        tidied.append(replace(step, args=args, kwargs=kwargs, last=last_read, path=path, tensors_by_name=by_name))
     return tuple(tidied)
 
 
@@ -258,7 +282,9 @@ def one_of(result: Any, number: int) -> Any:
     return result[number]
 
 
-def from_graph(root: nn.Module, graph: fx.Graph, shape: tuple[int, int, int]) -> CircuitModule:
+def from_graph(
+    root: nn.Module, graph: fx.Graph, shape: tuple[int, int, int], *, any_size: bool = True
+) -> CircuitModule:
     """Make the module of a graph and of the layers and constants that it names, in eval mode.
 
     The graph is only read: `torch.fx` would make Python code of it, and of every name in it.
@@ -279,7 +305,7 @@ def from_graph(root: nn.Module, graph: fx.Graph, shape: tuple[int, int, int]) ->
         else:
             steps.append(_step(node, args, kwargs))
             places[node] = Ref(len(steps))
-    return CircuitModule(root, steps, output, shape=shape).eval()
+    return CircuitModule(root, Program(tidy(steps, output), output, shape, any_size)).eval()
 
 
 def _step(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:

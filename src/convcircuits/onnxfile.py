@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.interpreter import CircuitModule
+from convcircuits.interpreter import CircuitModule, program_of
 
 TOLERANCE = 1e-4  # of the largest value; another runtime sums in another order
 _OPSET = 18
@@ -48,7 +48,7 @@ def check_onnx_installed() -> None:
 
 def _images(module: CircuitModule, count: int) -> Tensor:
     dtype = next((x.dtype for x in module.state_dict().values() if x.is_floating_point()), torch.float32)
-    return torch.randn(count, *module.shape, generator=torch.Generator().manual_seed(count)).to(dtype)
+    return torch.randn(count, *program_of(module).shape, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
 def _exported(module: CircuitModule, images: Tensor) -> bytes:

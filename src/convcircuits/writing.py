@@ -102,12 +102,12 @@ class Writer:
         self.width[node] = len(places)
         return node
 
-    def finish(self, outputs: list[fx.Node], *, fold: bool, always_tuple: bool) -> CircuitModule:
+    def finish(self, outputs: list[fx.Node], *, fold: bool, any_size: bool, always_tuple: bool) -> CircuitModule:
         """Make the module, in eval mode; ``fold`` makes one layer of a convolution and its BatchNorm."""
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         if fold:
             self._fold()
-        return from_graph(self._root, _by_output(self._graph, outputs), self._shape)
+        return from_graph(self._root, _by_output(self._graph, outputs), self._shape, any_size=any_size)
 
     def _fold(self) -> None:
         """Make one layer of a convolution and the BatchNorm that alone reads it."""
