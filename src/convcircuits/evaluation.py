@@ -19,6 +19,7 @@ from convcircuits.finding import check_circuit
 from convcircuits.masking import Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey
+from convcircuits.texts import printable
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Evaluation:
             f"relative error {self.error:.3f}, at each image's maximum {self.error_at_max:.3f}"
             + ("" if math.isnan(self.pearson_max) else f"; r of the maxima {self.pearson_max:.3f}"),
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
 
 
 def evaluate(

@@ -269,6 +269,12 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     return LoadedModel(spec, model.eval(), preprocess, _measure(preprocess, spec), categories)
 
 
+def is_plain_name(spec: str) -> bool:
+    """Tell whether a spec names a model of a library, so that no code of anybody else is run for it."""
+    prefix, _, name = spec.removesuffix(_RANDOM).partition(":")
+    return spec in _OFFLINE or (prefix in ("torchvision", "timm") and re.fullmatch(r"[\w.-]+", name) is not None)
+
+
 def list_models() -> list[ModelInfo]:
     """List what `load_model` understands, and which of it is installed."""
     return [

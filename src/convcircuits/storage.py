@@ -22,6 +22,7 @@ from convcircuits.feature import Feature
 from convcircuits.files import is_file, write_whole
 from convcircuits.interpreter import CircuitModule
 from convcircuits.onnxfile import onnx_bytes
+from convcircuits.origins import check_provenance
 from convcircuits.scores import Scores
 from convcircuits.tables import LayerTable
 
@@ -58,6 +59,10 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
         also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
         raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
     header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
+    try:
+        check_provenance(header.get("provenance") or header.get("circuit") or {})
+    except ConvCircuitsError as error:
+        raise ConvCircuitsError(f"{path} is not written: {error}.") from error
     try:
         text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -157,7 +162,8 @@ def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ci
     module = graphs.from_json(header["graph"], {name: x.clone() for name, x in tensors.items()})
     circuit = header["circuit"]
     if circuit is not None:
-        module.meta["circuit"] = dict(circuit)
+        check_provenance(circuit)
+        module.meta["circuit"] = circuit
     return module
 
 
@@ -201,9 +207,10 @@ def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     if expected != len(tensors):
         raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
     relevant, provenance = header["relevant"], header["provenance"]
-    granularity = header.get("granularity", "kernel")  # files of before there were others do not say
-    if isinstance(relevant, bool) or not isinstance(relevant, int) or not isinstance(provenance, dict):
+    granularity = header["granularity"]
+    if type(relevant) is not int or type(granularity) is not str:
         raise ConvCircuitsError("its header has values of another type")
+    check_provenance(provenance)
     if kind == "circuit":
         return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)
     return Scores(feature, tables["kernels"], relevant, provenance, granularity)
