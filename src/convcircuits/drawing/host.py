@@ -67,7 +67,7 @@ class Diagram:
         readers: dict[str, Callable[[str], Document]] = {".json": Document.from_json, ".html": read_page}
         if path.suffix not in readers:
             raise ConvCircuitsError(f"{path}: diagrams are read from .json and .html; their figures cannot be.")
-        if path.exists() and not is_file(path):
+        if not is_file(path) and os.path.lexists(path):
             raise ConvCircuitsError(f"{path} cannot be read: it is no ordinary file.")
         try:
             return cls(readers[path.suffix](path.read_text(encoding="utf-8")))
