@@ -11,7 +11,7 @@ import torch
 import convcircuits as cc
 from convcircuits import onnxfile
 from nets import NETS
-from test_graphs import real, small
+from test_graphs import Named, real, small
 
 
 def of_net(name):
@@ -50,6 +50,17 @@ def test_real_networks_run_in_onnxruntime(spec, layer, tmp_path):
     x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     module = small(real(spec), cc.Feature(layer, 1), x, 0.3)
     check(module, x, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["global", "meta", 'a"b', "new\nline", "ﬁ", "conv/1", "graph"])
+def test_layers_of_any_name_run_in_onnxruntime(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = Named(name).eval(), torch.randn(3, 3, 8, 8)
+    circuit = cc.find(model, cc.Feature(f"inner.{name}.0", 1), x, density=0.8)
+    module = cc.extract(model, circuit)
+    names = [*module.state_dict()]
+    check(module, x, tmp_path)
+    assert [*module.state_dict()] == names
 
 
 def refused(module, tmp_path, match):

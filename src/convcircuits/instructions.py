@@ -162,7 +162,7 @@ _GROUPS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
         (F.batch_norm,),
     ),
     (
-        "input:tensor running_mean:none? running_var:none? weight:tensor? bias:tensor? use_input_stats:true "
+        "input:tensor running_mean:nothing running_var:nothing weight:tensor? bias:tensor? use_input_stats:true "
         "momentum:number eps:number",
         (F.instance_norm,),
     ),
@@ -198,8 +198,8 @@ _GROUPS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
     ("input:tensor index:index", (torch.Tensor.__getitem__,)),
     ("input:tensor mask:tensor value:value", (torch.masked_fill,)),
     ("input:tensor size:ints", (torch.broadcast_to, torch.Tensor.expand, torch.Tensor.view, torch.Tensor.repeat)),
-    ("input:tensor shape:ints", (torch.reshape,)),
-    ("input:tensor dims:ints", (torch.permute, torch.flip, torch.tile)),
+    ("input:tensor shape:ints", (torch.Tensor.reshape,)),
+    ("input:tensor dims:ints", (torch.Tensor.permute, torch.Tensor.flip, torch.Tensor.tile)),
     ("input:tensor groups:int", (torch.channel_shuffle,)),
     ("input:tensor *memory_format:format", (torch.Tensor.contiguous,)),
     ("input:tensor start_dim:int end_dim:int", (torch.flatten,)),
@@ -271,11 +271,14 @@ def _by_name(
 ) -> dict[str, Any] | None:
     """Give a call's arguments under the names that the table has for them."""
     names = list(operation.kinds)
-    if base_name(function) == "pow" and "rpow" in function.__name__:
+    operator = getattr(function, "__name__", "").startswith("__")
+    if function is Tensor.__rpow__:
         args = args[::-1]
-    if len(names) == 2 and len(args) > 2 and operation.kinds[names[1]] == "ints":
+    if function is Tensor.where:
+        args = (args[1], args[0], args[2]) if len(args) == 3 else ()
+    if len(names) == 2 and len(args) > 2 and operation.kinds[names[1]] in ("ints", "tensors"):
         args = (args[0], tuple(args[1:]))  # x.view(2, 3)
-    if isinstance(function, FunctionType) and function is not operation.function:
+    if isinstance(function, FunctionType) and function is not operation.function and not operator:
         try:
             kwargs = inspect.signature(function).bind(*args, **kwargs).arguments
         except TypeError:
@@ -285,7 +288,7 @@ def _by_name(
             args, kwargs = (kwargs[first],), {k: v for k, v in kwargs.items() if k != first}
         else:
             args, kwargs = kwargs["args"], kwargs.get("kwargs", {})
-    if len(args) > len(names) or not args:
+    if len(args) > len(names):
         return None
     given = dict(zip(names, args, strict=False))
     given |= {_PARAMETERS.get(k, k): v for k, v in kwargs.items() if k != "_stacklevel" and (v or k not in _UNUSED)}
@@ -335,7 +338,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "bool": lambda v: type(v) is bool,
     "true": lambda v: v is True,
     "false": lambda v: v is False,
-    "none": lambda v: v is None,
+    "nothing": lambda v: v is None,
     "number": _is_number,
     "ints": lambda v: _is_int(v) or _is_sequence(v, _is_int, 4096),
     "sizes": lambda v: _is_int(v) or _is_sequence(v, lambda size: size is None or _is_int(size)),

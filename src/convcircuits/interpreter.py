@@ -1,5 +1,6 @@
 """The module that an extracted circuit is: it carries out a list of steps, and no code is ever made of it."""
 
+import keyword
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.instructions import Constant, Ref, in_table, operation_of
 
+_OF_GRAPHS = frozenset([*dir(fx.GraphModule), "graph", "meta"])
 _ROOM, _RATIO = 1 << 24, 1 << 12  # values that a module may hold: so many, and so many for each value of its images
 
 
@@ -272,6 +274,28 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
 
 def _numbers(value: Any) -> list[int]:
     return [one.number for one in standing_in(value) if isinstance(one, Ref)]
+
+
+def with_plain_names(module: CircuitModule) -> CircuitModule:
+    """Give a module of the same layers in which those of names that torch cannot export have others."""
+    program, root = program_of(module), nn.Module()
+    root._buffers.update(module._buffers)
+    names: dict[str, str] = {}
+    for step in program.steps:
+        if step.function is None and step.layer not in names:
+            path = step.path if all(map(_is_plain, step.path)) else (f"layer_{len(names)}",)
+            names[step.layer], place = ".".join(path), root
+            for part in path[:-1]:
+                place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            place._modules[path[-1]] = module.get_submodule(step.layer)
+    steps = [replace(step, layer=names.get(step.layer, "")) for step in program.steps]
+    return CircuitModule(root, replace(program, steps=tidy(steps, program.output), bounds=None))
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a name can be that of an attribute in the code that torch makes when it exports."""
+    word = name.isascii() and name.replace("_", "").isalnum()
+    return word and not keyword.iskeyword(name) and name not in _OF_GRAPHS
 
 
 # ---------------------------------------- from a graph that was written

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.interpreter import CircuitModule, program_of
+from convcircuits.interpreter import CircuitModule, program_of, with_plain_names
 
 TOLERANCE = 1e-4  # of the largest value; another runtime sums in another order
 _OPSET = 18
@@ -26,7 +26,7 @@ def onnx_bytes(module: CircuitModule) -> bytes:
             run it or computes something else.
     """
     check_onnx_installed()
-    module = copy.deepcopy(module).eval().cpu()
+    module = with_plain_names(copy.deepcopy(module)).eval().cpu()
     content = _exported(module, _images(module, 2))
     for count in (1, 3):
         images = _images(module, count)
