@@ -185,7 +185,7 @@ def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good
 def test_evaluate_says_again_what_find_said(options, folder, good):
     torch.save(load_model("tiny_net:net").model.state_dict(), "w.pt")
     said = good(f"{FIND} --density 0.3 --json {options}")
-    again = good("evaluate a.safetensors --json")
+    again = good("evaluate a.safetensors --model tiny_net:net --json")
     assert said.pop("file") == "a.safetensors"
     assert {key: again[key] for key in FIGURES} == pytest.approx({key: said[key] for key in FIGURES})
     assert said.pop("unreadable") == []
@@ -194,10 +194,10 @@ def test_evaluate_says_again_what_find_said(options, folder, good):
 
 def test_evaluate_options_reach_the_measurement(folder, good):
     good(f"{FIND} --density 0.1 --criterion random")
-    usual = good("evaluate a.safetensors --json")
-    assert good("evaluate a.safetensors --published --json")["provenance"]["effective"] is False
-    assert good("evaluate a.safetensors --count 3 --json")["images"] == 3
-    own = good("evaluate a.safetensors --images pictures --count 6 --json")
+    usual = good("evaluate a.safetensors --model tiny_net:net --json")
+    assert good("evaluate a.safetensors --model tiny_net:net --published --json")["provenance"]["effective"] is False
+    assert good("evaluate a.safetensors --model tiny_net:net --count 3 --json")["images"] == 3
+    own = good("evaluate a.safetensors --model tiny_net:net --images pictures --count 6 --json")
     assert own["images"] == 6
     assert own["r2_readout"] is None
     assert own["r2_average_map"] is None
@@ -302,7 +302,9 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
 
 def test_extract_writes_a_module_and_onnx_that_compute_the_circuit(folder, good):
     good(f"{FIND} --density 0.5 --criterion snip")
-    said = good("extract a.safetensors --out small.safetensors --onnx small.onnx --json --batch-size 2")
+    said = good(
+        "extract a.safetensors --model tiny_net:net --out small.safetensors --onnx small.onnx --json --batch-size 2"
+    )
     assert said["files"] == {name: Path(name).stat().st_size for name in ("small.safetensors", "small.onnx")}
     assert (said["batch_size"], said["input_shape"]) == (2, [3, 20, 20])
     assert said["module"]["parameters"] < said["full"]["parameters"]
@@ -320,7 +322,7 @@ def test_extract_writes_a_module_and_onnx_that_compute_the_circuit(folder, good)
 def test_extract_prints_what_it_measured_and_wrote(folder, good):
     good(f"{FIND} --density 0.5 --size 16")
     before = files()
-    text = good("extract a.safetensors --batch-size 1")
+    text = good("extract a.safetensors --model tiny_net:net --batch-size 1")
     assert [line.split("  ")[0] for line in text.splitlines()[:4]] == [
         "4:2",
         "parameters",
@@ -336,7 +338,7 @@ def test_extract_prints_what_it_measured_and_wrote(folder, good):
 
 def test_show_says_what_a_module_is(folder, good):
     good(f"{FIND} --density 0.5")
-    good("extract a.safetensors --out small.safetensors")
+    good("extract a.safetensors --model tiny_net:net --out small.safetensors")
     module = cc.load("small.safetensors")
     said = good("show small.safetensors --json")
     assert said["parameters"] == sum(p.numel() for p in module.parameters())
@@ -455,7 +457,7 @@ def test_find_takes_several_units(folder, good):
     assert again.endswith("--out 4-2+0+3-max.safetensors")
     good(again.removeprefix("convcircuits "))
     assert cc.load("4-2+0+3-max.safetensors") == circuit
-    measured = good("evaluate a.safetensors --json")
+    measured = good("evaluate a.safetensors --model tiny_net:net --json")
     assert {key: measured[key] for key in FIGURES} == {key: report[key] for key in FIGURES}
     assert measured["readout"] == [None, None]
 
@@ -472,7 +474,7 @@ def drawable(folder, good):
 
 
 def test_diagram_writes_a_page_beside_the_circuit_and_says_what_it_says(drawable, good):
-    text = good("diagram a.safetensors")
+    text = good("diagram a.safetensors --model tiny_net:net")
     drawn = cc.Diagram.load("a.html")
     assert [variant.role for variant in drawn.document.variants] == ["circuit", "control"]
     assert drawn.document.meta.feature == str(drawable.feature)
@@ -481,7 +483,7 @@ def test_diagram_writes_a_page_beside_the_circuit_and_says_what_it_says(drawable
     assert drawn.caption in printed
     assert f"wrote a.html ({Path('a.html').stat().st_size:,} bytes)" in printed
     # It measures on the photographs that the circuit was not found on, and shows those that it was found on.
-    again = good("evaluate a.safetensors --json")
+    again = good("evaluate a.safetensors --model tiny_net:net --json")
     variant = drawn.document.variants[0]
     assert drawn.document.held_out.count == again["images"] == 4
     assert variant.fidelity.r2 == pytest.approx(again["r2"], abs=1e-6)
@@ -493,18 +495,18 @@ def test_diagram_writes_a_page_beside_the_circuit_and_says_what_it_says(drawable
 @pytest.mark.parametrize("suffix", [".svg", ".pdf", ".png", ".json", ".html"])
 def test_diagram_writes_what_the_suffix_says(suffix, drawable, good):
     before = set(files())
-    assert f"wrote x{suffix} (" in good(f"diagram a.safetensors --out x{suffix}")
+    assert f"wrote x{suffix} (" in good(f"diagram a.safetensors --model tiny_net:net --out x{suffix}")
     assert set(files()) - before == {f"x{suffix}"}
     begins = {".svg": b"<svg ", ".pdf": b"%PDF", ".png": b"\x89PNG", ".json": b'{"schema"', ".html": b"<!doctype html>"}
     assert Path(f"x{suffix}").read_bytes().startswith(begins[suffix])
 
 
 def test_diagram_takes_a_width_a_title_and_a_circuit_to_compare_with(drawable, good):
-    good("diagram a.safetensors -o x.svg --width 88mm --title 'of mine' --against b.safetensors")
+    good("diagram a.safetensors --model tiny_net:net -o x.svg --width 88mm --title 'of mine' --against b.safetensors")
     text = Path("x.svg").read_text()
     assert 'width="88mm"' in text
     assert "of mine" in text
-    good("diagram a.safetensors -o x.json --against b.safetensors")
+    good("diagram a.safetensors --model tiny_net:net -o x.json --against b.safetensors")
     document = cc.Diagram.load("x.json").document
     assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
     assert document.variants[1].kept == len(cc.load("b.safetensors"))
@@ -512,7 +514,7 @@ def test_diagram_takes_a_width_a_title_and_a_circuit_to_compare_with(drawable, g
 
 
 def test_diagram_shows_feature_visualisations_where_they_are_wanted(drawable, good):
-    good("diagram a.safetensors -o x.json --pictures features")
+    good("diagram a.safetensors --model tiny_net:net -o x.json --pictures features")
     features, patches = cc.Diagram.load("x.json").document.pictures
     assert (features.name, patches.name) == ("features", "patches")
     assert len(features.target) == 2
@@ -521,9 +523,9 @@ def test_diagram_shows_feature_visualisations_where_they_are_wanted(drawable, go
 def test_diagram_opens_the_page_in_the_browser(drawable, good, monkeypatch):
     opened = []
     monkeypatch.setattr(cli.typer, "launch", opened.append)
-    good("diagram a.safetensors")
+    good("diagram a.safetensors --model tiny_net:net")
     assert opened == []
-    good("diagram a.safetensors --open")
+    good("diagram a.safetensors --model tiny_net:net --open")
     assert opened == [Path("a.html").absolute().as_uri()]
 
 
@@ -531,13 +533,13 @@ def test_diagram_draws_on_other_photographs(drawable, good):
     Path("others").mkdir()
     for name in "gh":
         Image.effect_mandelbrot((30, 30), (-2, -1, 1, 1), ord(name)).convert("RGB").save(f"others/{name}.png")
-    good("diagram a.safetensors -o x.json --images others --count 3")
+    good("diagram a.safetensors --model tiny_net:net -o x.json --images others --count 3")
     assert cc.Diagram.load("x.json").document.held_out.count == 3
 
 
 def test_diagram_refuses_to_compare_with_a_circuit_of_another_feature(drawable, good, run):
     good(f"{FIND.replace('4:2', '4:1').replace('a.safe', 'c.safe')} --density 0.4")
-    code, out, err = run("diagram a.safetensors --against c.safetensors")
+    code, out, err = run("diagram a.safetensors --model tiny_net:net --against c.safetensors")
     assert (code, out) == (1, "")
     assert "4:1" in err
     assert not Path("a.html").exists()
@@ -861,6 +863,6 @@ def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
 
 def test_the_command_in_the_demos_circuit_makes_it_again(demo, good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, *words = shlex.split(demo.circuit.provenance["command"])
+    _, *words = shlex.split(good(f"show {demo.folder}/circuit.safetensors --json")["again"])
     good(shlex.join(words))
     assert cc.load("features.14-54.safetensors") == demo.circuit

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import sys
 import tempfile
 import webbrowser
@@ -171,6 +172,8 @@ def test_figures_show_what_was_chosen(diagram, tmp_path, view):
         ("x.html", '<script type="application/json" id="circuit">{"schema": 1}</script>', "no circuit diagram"),
         ("x.html", '<script type="application/json" id="circuit">{}', "holds no circuit diagram"),
         ("x.json", b"\xff\xfe\x00", "x.json: "),
+        ("x.json", "[" * 100_000, "x.json: This is no circuit diagram: its JSON is nested too deep"),
+        ("x" * 300 + ".json", None, "cannot be read: File name too long"),
     ],
 )
 def test_what_is_no_diagram_is_refused_by_its_name(tmp_path, name, content, words):
@@ -183,8 +186,21 @@ def test_what_is_no_diagram_is_refused_by_its_name(tmp_path, name, content, word
 
 def test_a_folder_is_no_diagram(tmp_path):
     (tmp_path / "x.json").mkdir()
-    with pytest.raises(ConvCircuitsError, match="cannot be read"):
-        Diagram.load(str(tmp_path / "x.json"))
+    os.mkfifo(tmp_path / "x.html")
+    for name in ("x.json", "x.html"):
+        with pytest.raises(ConvCircuitsError, match="cannot be read: it is no ordinary file"):
+            Diagram.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("depth", [50, 400, 900, 990, 3000])
+def test_json_nested_at_any_place_and_depth_is_refused_in_a_sentence(diagram, tmp_path, depth):
+    said = json.loads(diagram.document.to_json())
+    for key in said:
+        path = tmp_path / "x.json"
+        others = json.dumps({k: v for k, v in said.items() if k != key})
+        path.write_text(f'{others[:-1]}, "{key}": {"[" * depth}{"]" * depth}}}')
+        with pytest.raises(ConvCircuitsError, match=r"x\.json: "):
+            Diagram.load(path)
 
 
 # ---------------------------------------------------------------------- what is chosen

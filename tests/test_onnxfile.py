@@ -12,14 +12,13 @@ import torch
 import convcircuits as cc
 from convcircuits import onnxfile
 from nets import NETS
-from test_graphs import real, small
+from test_graphs import Named, real, small
 
 
 def of_net(name):
     case = NETS[name]
     x = case.images(5).float()
     module = small(case.build().float(), cc.Feature(*case.features[-1]), x, 0.9)
-    module.meta["circuit"] = {"input_shape": list(case.input_shape)}
     return module, x
 
 
@@ -54,20 +53,24 @@ def test_nets_run_in_onnxruntime(name, tmp_path, monkeypatch):
 def test_real_networks_run_in_onnxruntime(spec, layer, tmp_path):
     x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     module = small(real(spec), cc.Feature(layer, 1), x, 0.3)
-    module.meta["circuit"] = {"input_shape": [3, 64, 64]}
     check(module, x, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["global", "meta", 'a"b', "new\nline", "ﬁ", "conv/1", "graph"])
+def test_layers_of_any_name_run_in_onnxruntime(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = Named(name).eval(), torch.randn(3, 3, 8, 8)
+    circuit = cc.find(model, cc.Feature(f"inner.{name}.0", 1), x, density=0.8)
+    module = cc.extract(model, circuit)
+    names = [*module.state_dict()]
+    check(module, x, tmp_path)
+    assert [*module.state_dict()] == names
 
 
 def refused(module, tmp_path, match):
     with pytest.raises(cc.ConvCircuitsError, match=match):
         cc.save(module, tmp_path / "f.onnx")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_module_that_does_not_say_the_shape_of_an_image_is_told_how(tmp_path):
-    module, _ = of_net("plain")
-    del module.meta["circuit"]
-    refused(module, tmp_path, r'set module\.meta\["circuit"\] = \{"input_shape": \(C, H, W\)\}')
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -98,7 +101,7 @@ def test_half_precision_is_compared_at_its_own_precision(tmp_path):
     assert run(path, x.half()).dtype == np.float16
 
 
-def test_what_the_exporter_cannot_export_is_an_error_of_ours(tmp_path):
+def test_what_the_exporter_cannot_export_is_an_error_of_ours(tmp_path, monkeypatch):
     module, _ = of_net("plain")
-    module.meta["circuit"] = {"input_shape": [4, 8, 8]}
+    monkeypatch.setattr("torch.onnx.export", lambda *args, **kwargs: 1 / 0)
     refused(module, tmp_path, r"torch\.onnx cannot export this module")

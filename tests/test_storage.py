@@ -7,6 +7,10 @@ import json
 import math
 import os
 import pickle
+import random
+import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +22,9 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
 
 import convcircuits as cc
+from convcircuits import files
+from convcircuits.interpreter import CircuitModule
+from convcircuits.storage import sealed
 from convcircuits.tables import LayerTable
 from nets import NETS
 
@@ -60,7 +67,7 @@ def made_module(name="residual"):
     model, feature = case.build(), cc.Feature(*case.features[-1])
     scores = cc.score(model, feature, case.images(), criterion="random")
     module = cc.extract(model, cc.prune(scores, density=0.9), input_shape=case.input_shape)
-    module.meta["circuit"] = {"feature": str(feature), "input_shape": list(case.input_shape), "notes": ["電路", None]}
+    module.meta["circuit"] = {"feature": str(feature), "input_shape": list(case.input_shape), "notes": ["電路", ""]}
     return module
 
 
@@ -147,7 +154,7 @@ def test_a_result_with_an_infinite_option_can_be_saved(tmp_path):
 def test_a_module_comes_back_without_its_model(tmp_path):
     module, x = made_module(), NETS["residual"].images()
     again = cc.load(cc.save(module, tmp_path / "f.safetensors"))
-    assert isinstance(again, torch.fx.GraphModule)
+    assert isinstance(again, CircuitModule)
     assert again.meta["circuit"] == module.meta["circuit"]
     assert again.state_dict().keys() == module.state_dict().keys()
     assert not again.training
@@ -187,7 +194,7 @@ def test_notes_that_json_cannot_say_are_refused(tmp_path):
     module = made_module()
     for odd in (math.nan, {1, 2}, torch.tensor(1)):
         module.meta["circuit"] = {"x": odd}
-        with pytest.raises(cc.ConvCircuitsError, match="JSON cannot say"):
+        with pytest.raises(cc.ConvCircuitsError, match=r"JSON cannot say|its provenance holds"):
             cc.save(module, tmp_path / "f.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -300,6 +307,115 @@ def test_only_results_are_saved(value, tmp_path):
         cc.save(value, tmp_path / "f.safetensors")
 
 
+# ---------------------------------------- what there is at the place already
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    for mode in (0o600, 0o640, 0o444):
+        path = tmp_path / f"{mode}.safetensors"
+        path.write_text("old")
+        path.chmod(mode)
+        cc.save(made(), path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        same(cc.load(path), made())
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a file", "nothing yet"])
+def test_a_symbolic_link_is_written_through(there, tmp_path):
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "target", tmp_path / "f.safetensors"
+    if there:
+        target.write_text("old")
+        target.chmod(0o600)
+    link.symlink_to(Path("far") / "target")
+    assert cc.save(made(), link) == link
+    assert link.is_symlink()
+    same(cc.load(target), made())
+    assert not there or stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["f.safetensors", "far", "target"]
+
+
+def test_only_ordinary_files_are_written_to_and_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    (tmp_path / "null.safetensors").symlink_to(os.devnull)
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    before = {p.name: p.lstat().st_mode for p in tmp_path.iterdir()}
+    for name, said in (("fifo", "a FIFO of"), ("null", "a device of"), ("folder", "a folder of"), ("loop", "symbolic")):
+        path = tmp_path / f"{name}.safetensors"
+        with pytest.raises(cc.ConvCircuitsError, match=f"cannot be written: .*{said}"):
+            cc.save(made(), path)
+        refused(path, "There is no file")
+    assert {p.name: p.lstat().st_mode for p in tmp_path.iterdir()} == before
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+def test_a_name_that_is_too_long_is_an_error_of_ours(tmp_path):
+    for path in (tmp_path / ("x" * 300 + ".safetensors"), tmp_path / ("x" * 300) / "f.safetensors"):
+        refused(path, "There is no file")
+        with pytest.raises(cc.ConvCircuitsError, match="cannot be written: File name too long"):
+            cc.save(made(), path)
+    longest = tmp_path / ("x" * 243 + ".safetensors")
+    same(cc.load(cc.save(made(), longest)), made())
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from convcircuits.files import write_whole
+
+def stop(*args):
+    print("ready", flush=True)
+    time.sleep(100)
+
+Path.replace = stop
+write_whole(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
+    runs = [
+        subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / f"{n}.txt"], stdout=subprocess.PIPE) for n in (0, 1)
+    ]
+    try:
+        for run in runs:
+            assert run.stdout.readline() == b"ready\n"
+        others = [tmp_path / ".convcircuits-notes", tmp_path / "x.part", tmp_path / ".f.safetensors.abc"]
+        for other in others:
+            other.write_text("of somebody else")
+        assert len(list(tmp_path.iterdir())) == 5
+        runs[0].kill()
+        runs[0].wait()
+        cc.save(made(), tmp_path / "f.safetensors")
+        left = {p.name for p in tmp_path.iterdir()} - {"f.safetensors", *(p.name for p in others)}
+        assert len(left) == 1
+        runs[1].kill()
+        runs[1].wait()
+        cc.save(made(), tmp_path / "f.safetensors")
+        assert {p.name for p in tmp_path.iterdir()} == {"f.safetensors", *(p.name for p in others)}
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+            run.stdout.close()
+
+
+def test_a_file_that_was_taken_for_abandoned_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    real, made_files = tempfile.mkstemp, []
+
+    def mkstemp(**options):
+        handle, name = real(**options)
+        if not made_files:
+            files._remove_abandoned(tmp_path)  # as another run may, just then
+        made_files.append(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    cc.save(made(), tmp_path / "f.safetensors")
+    assert len(made_files) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["f.safetensors"]
+
+
 # ---------------------------------------- loading what is not right
 
 
@@ -312,7 +428,10 @@ def refused(path, match=None):
 def written(path, header, tensors=None, text=None):
     """A file with that JSON in its header."""
     tensors = tensors if tensors is not None else parts(made())[1]
-    save_file(tensors, path, {"convcircuits": json.dumps(header) if text is None else text})
+    if text is None:
+        path.write_bytes(sealed(json.dumps(header), tensors))
+    else:
+        save_file(tensors, path, {"convcircuits": text})
     return path
 
 
@@ -322,7 +441,9 @@ def parts(value):
         raw = cc.save(value, Path(folder) / "f.safetensors").read_bytes()
     tensors = from_bytes(raw)
     size = int.from_bytes(raw[:8], "little")
-    return json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"]), tensors
+    header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"])
+    del header["checksum"]
+    return header, tensors
 
 
 def test_no_file_is_an_error_of_ours(tmp_path):
@@ -377,10 +498,16 @@ def test_a_file_cut_anywhere_is_refused(kind, tmp_path):
     same(cc.load(path), made(kind))
 
 
-@pytest.mark.parametrize("schema", ["convcircuits/2", "convcircuits/10", "other/1", 1, None])
+@pytest.mark.parametrize("schema", ["convcircuits/3", "convcircuits/10", "other/1", 1, None])
 def test_another_schema_asks_for_an_upgrade(schema, tmp_path):
     header, tensors = parts(made())
     refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "pip install --upgrade")
+
+
+def test_a_file_of_the_first_format_is_to_be_made_again(tmp_path):
+    header, tensors = parts(made())
+    path = written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/1"}, tensors)
+    refused(path, "had no checksum, .* make the file again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"x"', "{}", "NaN", "[" * 100_000, "1" * 5000])
@@ -392,7 +519,7 @@ def test_a_header_that_is_no_header_is_refused(text, tmp_path):
 def test_a_header_without_one_of_its_keys_is_refused(kind, tmp_path):
     header, tensors = parts(made(kind))
     path = tmp_path / "f.safetensors"
-    for key in set(header) - {"granularity"}:
+    for key in header:
         refused(written(path, {k: v for k, v in header.items() if k != key}, tensors), "damaged")
     for group in ("feature", "layers"):
         for key in header[group]:
@@ -431,20 +558,26 @@ def test_masks_that_are_not_bool_are_refused(tmp_path):
         refused(written(tmp_path / "f.safetensors", header, wrong))
 
 
-def test_a_mask_byte_that_is_neither_0_nor_1_counts_as_one_kernel(tmp_path):
-    path = cc.save(made(), tmp_path / "f.safetensors")
-    raw = bytearray(path.read_bytes())
-    size = int.from_bytes(raw[:8], "little")
-    start = 8 + size + json.loads(raw[8 : 8 + size])["kernels/z.1"]["data_offsets"][0]
-    assert raw[start] == 1
-    raw[start] = 2
-    path.write_bytes(raw)
-    try:
-        again = cc.load(path)
-    except cc.ConvCircuitsError:
-        return
-    assert len(again) == len(made())
-    assert again == made()
+@pytest.mark.parametrize("kind", ["scores", "circuit", "module"])
+def test_every_flipped_bit_is_noticed(kind, tmp_path):
+    path = cc.save(made_module() if kind == "module" else made(kind), tmp_path / "f.safetensors")
+    whole, rng = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    bits = {rng.randrange(8 * len(whole)) for _ in range(300)} | {rng.randrange(8 * header) for _ in range(300)}
+    for bit in bits | set(range(64)) | set(range(8 * header - 64, 8 * header + 64)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        refused(path)
+    path.write_bytes(whole)
+    cc.load(path)
+
+
+def test_a_checksum_is_taken_at_its_place_alone(tmp_path):
+    """The word before the checksum may stand in the provenance too, or in the name of a layer."""
+    word = '{"checksum": "' + "0" * 64 + '"'
+    value = made(provenance={"notes": [word, json.dumps(word)]})
+    same(cc.load(cc.save(value, tmp_path / "f.safetensors")), value)
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
@@ -482,7 +615,7 @@ def value_or_our_error(path):
     except cc.ConvCircuitsError:
         refused(path)
     else:
-        assert type(value) in (cc.Scores, cc.Circuit) or isinstance(value, torch.fx.GraphModule)
+        assert type(value) in (cc.Scores, cc.Circuit) or isinstance(value, CircuitModule)
         assert repr(value)
 
 

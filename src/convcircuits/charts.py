@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.storage import write_whole
+from convcircuits.files import write_whole
 
 # Okabe and Ito's colours, which the colour-blind tell apart; baselines are grey.
 _COLOURS = ["#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#cc79a7", "#56b4e9", "#e69f00"]

@@ -12,6 +12,7 @@ from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.scores import SCORE_DTYPES
 from convcircuits.tables import LayerTable
+from convcircuits.texts import printable
 
 _SHARED = ("model", "weights", "feature", "granularity", "versions")
 
@@ -210,19 +211,19 @@ class Circuit:
         criterion = self.provenance.get("criterion")
         how = (f", {criterion}" if criterion else "") + (", calibrated" if self.gain or self.offset else "")
         counted = f"{len(self):,} of {self.relevant:,} {self.granularity}s = {self.density:.3%}"
-        return f"Circuit({self.feature}{how}, {counted})"
+        return printable(f"Circuit({self.feature}{how}, {counted})")
 
     def summary(self) -> str:
         """Tabulate the layers: units kept, and filters of which any are."""
-        width = max([len(layer) for layer in self.kernels] + [5])
+        width = max([len(printable(layer)) for layer in self.kernels] + [5])
         lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's kept':>21}  {'filters kept':>13}"]
         for layer, mask in self.kernels.items():
             counted = int((~self.saliency[layer].isnan()).sum())
             lines.append(
-                f"{layer:<{width}}  {int(mask.sum()):>9,} / {counted:>9,}"
+                f"{printable(layer):<{width}}  {int(mask.sum()):>9,} / {counted:>9,}"
                 f"  {int(mask.reshape(len(mask), -1).any(1).sum()):>5,} / {len(mask):>5,}"
             )
-        lines += [f"note: {note}" for note in self.provenance.get("notes", ())]
+        lines += [f"note: {printable(note)}" for note in self.provenance.get("notes", ())]
         return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ import inspect
 import io
 import json
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,9 +24,12 @@ from convcircuits.costs import Costs, costs
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.host import check_file
 from convcircuits.drawing.pictures import LABELS
+from convcircuits.files import write_whole
 from convcircuits.granularity import SHAPES, check_granularity
+from convcircuits.interpreter import CircuitModule
 from convcircuits.models import list_models
 from convcircuits.onnxfile import check_onnx_installed
+from convcircuits.origins import Recipe
 from convcircuits.preparing import (
     Setup,
     check_writable,
@@ -35,11 +37,12 @@ from convcircuits.preparing import (
     loaded_model,
     model_named_in,
     names,
+    recipe_of,
     set_up,
     set_up_again,
     side,
 )
-from convcircuits.storage import write_whole
+from convcircuits.texts import printable, printable_lines
 from convcircuits.verdict import ENOUGH
 
 app = typer.Typer(
@@ -50,7 +53,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _LOADING = "loading the model and photographs"
-_out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+class _Terminal(Console):
+    """A console on which text moves nothing, wherever it comes from."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with what is not to be seen in text as escapes."""
+        super().print(*(printable_lines(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+_out = _Terminal(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 ModelOption = Annotated[
     str,
@@ -177,22 +190,26 @@ def find(
             progress=progress,
             **options,
         )
-    recipe = {
-        "model": model,
-        "weights": None if weights is None else str(weights),
-        "images": images,
-        "count": count,
-        "size": size,
-        "held_out": held_out,
-        "seed": seed,
-    }
+    recipe = Recipe(
+        model=model,
+        weights=None if weights is None else str(weights),
+        images=images,
+        count=count,
+        size=size,
+        held_out=held_out,
+        seed=seed,
+        criterion=criterion,
+        granularity=granularity,
+        options=tuple(option or ()),
+        density=density,
+        kernels=kernels,
+    )
     circuit = dataclasses.replace(
         circuit,
         provenance={
             **circuit.provenance,
-            "recipe": recipe,
+            "recipe": recipe.to_json(),
             "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
-            "command": _find_command(recipe, wanted, criterion, granularity, option or [], density, kernels),
         },
     )
     with _progress("measuring on held-out photographs") as progress:
@@ -275,8 +292,8 @@ def extract(
     spec, weights = model_named_in(file, circuit, model, weights)
     with _progress(f"loading {spec}"):
         loaded = loaded_model(spec, weights, device)
-    recipe = circuit.provenance.get("recipe") or {}
-    shape = (loaded.channels, *(side(size or recipe.get("size")) or loaded.size))
+    recipe = recipe_of(circuit)
+    shape = (loaded.channels, *(side(size or (None if recipe is None else recipe.size)) or loaded.size))
     with _progress("extracting the circuit, in steps") as progress:
         module = cc.extract(loaded.model, circuit, input_shape=shape, progress=progress)
     with _progress("timing it beside the full model") as progress:
@@ -374,12 +391,17 @@ def show(
     said = value.provenance
     _out.print(value.summary())
     images = said.get("images", {})
-    _out.print(
-        f"\nmodel {said.get('model', 'unknown')}, weights {said.get('weights', 'unknown')}"
-        f"\nimages: {images.get('count', 'unknown')}, hash {images.get('hash', 'unknown')}"
-        f"\nmade with: {', '.join(f'{k} {v}' for k, v in said.get('versions', {}).items()) or 'unknown'}"
-        f"\n\nto make it again:\n  {_again(value)}"
-    )
+    versions = ", ".join(f"{k} {v}" for k, v in said.get("versions", {}).items())
+    _out.print()
+    for line in (
+        f"model {said.get('model', 'unknown')}, weights {said.get('weights', 'unknown')}",
+        f"images: {images.get('count', 'unknown')}, hash {images.get('hash', 'unknown')}",
+        f"made with: {versions or 'unknown'}",
+        "",
+        "to make it again:",
+        f"  {_again(value)}",
+    ):
+        _out.print(printable(line))
 
 
 @app.command()
@@ -442,22 +464,26 @@ def demo(
         )
     table = [row.as_dict() for row in rows]
     best = max((row for row in rows if row.density == DEMO_BEST_AT), key=lambda row: row.evaluation.r2)
-    recipe = {
-        "model": DEMO_MODEL,
-        "weights": None,
-        "images": "sample",
-        "count": count,
-        "size": DEMO_SIZE,
-        "held_out": 0.4,
-        "seed": seed,
-    }
+    recipe = Recipe(
+        model=DEMO_MODEL,
+        weights=None,
+        images="sample",
+        count=count,
+        size=DEMO_SIZE,
+        held_out=0.4,
+        seed=seed,
+        criterion=best.criterion,
+        granularity="kernel",
+        options=(),
+        density=best.density,
+        kernels=None,
+    )
     circuit = dataclasses.replace(
         best.circuit,
         provenance={
             **best.circuit.provenance,
-            "recipe": recipe,
+            "recipe": recipe.to_json(),
             "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
-            "command": _find_command(recipe, feature, best.criterion, "kernel", [], best.density, None),
         },
     )
     write_whole(out / "comparison.csv", _csv(table).encode())
@@ -526,41 +552,23 @@ def _criterion_options(given: list[str]) -> dict[str, Any]:
     return options
 
 
-def _find_command(
-    recipe: dict[str, Any],
-    feature: cc.Feature,
-    criterion: str,
-    granularity: str,
-    options: list[str],
-    density: float | None,
-    kernels: int | None,
-) -> str:
-    words = ["convcircuits", "find", "--model", recipe["model"], "--feature", str(feature)]
-    words += ["--criterion", criterion, *(word for text in options for word in ("--option", text))]
-    words += [] if granularity == "kernel" else ["--granularity", granularity]
-    words += ["--density", str(density)] if kernels is None else ["--kernels", str(kernels)]
-    for name in ("weights", "images", "count", "size", "held_out", "seed"):
-        if recipe[name] is not None:
-            words += [f"--{name.replace('_', '-')}", str(recipe[name])]
-    return shlex.join([*words, "--out", f"{feature.slug}.safetensors"])
-
-
 def _again(value: cc.Circuit | cc.Scores) -> str:
-    said = value.provenance
-    if "command" in said:
-        return str(said["command"])
+    said, recipe = value.provenance, recipe_of(value)
+    if recipe is not None:
+        return recipe.command(value.feature) or "(its words cannot be shown on a line; there is no one command)"
     if "criterion" not in said:
         return f"(made by {said.get('made_by', 'hand')}; there is no one command)"
-    if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in said["options"].values()):
+    given = said.get("options", {})
+    if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in given.values()):
         return "(found with the help of another circuit; there is no one command)"
-    options = "".join(f", {k}={v!r}" for k, v in said["options"].items())
+    options = "".join(f", {k}={v!r}" for k, v in given.items() if k.isidentifier())
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"
     where += "" if feature.call is None else f", call={feature.call}"
     unit = "cc.load(FILE).feature.unit" if isinstance(feature.unit, torch.Tensor) else feature.unit
     call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
     call += "" if value.granularity == "kernel" else f", granularity={value.granularity!r}"
-    call += f", seed={said['seed']}{options}"
+    call += f", seed={said.get('seed', 0)}{options}"
     return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
 
 
@@ -592,15 +600,16 @@ def _noted(circuit: cc.Circuit, setup: Setup) -> cc.Circuit:
     return dataclasses.replace(circuit, provenance={**circuit.provenance, "notes": notes})
 
 
-def _show_module(module: torch.fx.GraphModule, *, as_json: bool) -> None:
+def _show_module(module: CircuitModule, *, as_json: bool) -> None:
     layers = {name: list(x.shape) for name, x in module.named_parameters() if name.endswith(".weight")}
     parameters, circuit = sum(p.numel() for p in module.parameters()), module.meta.get("circuit", {})
     if as_json:
         _print_json({"kind": "Module", "parameters": parameters, "layers": layers, "circuit": circuit})
         return
-    _out.print(f"a module of {parameters:,} parameters that computes {circuit.get('feature', 'a feature')}")
+    _out.print(printable(f"a module of {parameters:,} parameters that computes {circuit.get('feature', 'a feature')}"))
     _out.print(_aligned([[name, _cell(tuple(shape))] for name, shape in layers.items()]))
-    _out.print(f"extracted from {circuit.get('model', 'unknown')}, weights {circuit.get('weights', 'unknown')}")
+    origin = f"extracted from {circuit.get('model', 'unknown')}, weights {circuit.get('weights', 'unknown')}"
+    _out.print(printable(origin))
 
 
 def _costs_table(circuit: cc.Circuit, measured: Costs) -> str:
@@ -641,6 +650,7 @@ def _comparison_table(rows: list[Row]) -> str:
 
 def _aligned(lines: list[list[str]]) -> str:
     """Set cells in columns, whole at any width of the terminal: names in them are there to be copied."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

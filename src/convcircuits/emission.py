@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from convcircuits.calls import ConvCall
 from convcircuits.cutting import Cut, read_by, reading
 from convcircuits.functions import Kind, base_name, with_maps
+from convcircuits.instructions import repeat_for
+from convcircuits.interpreter import one_of
 from convcircuits.layers import conv, norm, part_of, weight_and_bias
 from convcircuits.masking import Masks
 from convcircuits.recording import SIZED, Move, Recording, Ref, Value
@@ -52,7 +54,8 @@ class Emitter:
     def __init__(self, recording: Recording, cuts: Sequence[Cut], masks: Sequence[Masks | None]) -> None:
         self._values, self._recording, self._cuts, self._masks = recording.values, recording, cuts, masks
         image, weight = self._values[0], next(v.call.weight for v in self._values if v.call is not None)
-        self._dtype, self.writer = weight.dtype, Writer(image.channels, weight.device)
+        channels, height, width = recording.input_shape
+        self._dtype, self.writer = weight.dtype, Writer((channels, height, width), weight.device)
         whole = _Found(self.writer.image, torch.arange(image.channels))
         self._found: list[dict[int, _Found]] = [{0: whole} for _ in cuts]
         for value in self._values[1:]:
@@ -210,9 +213,8 @@ class Emitter:
         bias = weight_and_bias(call, self._masks[n], conducting)[1]
         held = call.weight.new_zeros(len(rows)) if bias is None else bias[rows]
         shape = [len(rows) if d == value.axis else 1 for d in range(len(value.shape))]
-        images = self.writer.call("size", self.writer.image, 0)
         bias_node = self.writer.constant(f"{value.layer.replace('.', '_')}_bias", held.reshape(1, *shape))
-        return self._holds(self.writer.call("expand", bias_node, (images, *shape)), value, rows)
+        return self._holds(self.writer.call(repeat_for, bias_node, self.writer.image), value, rows)
 
     # ---------------------------------------- moves
 
@@ -350,7 +352,7 @@ class Emitter:
         args, kwargs = with_maps((args, dict(kwargs)), lambda ref: nodes[ref.number], Ref)
         function, args, kwargs = functional(value.function, args, kwargs)
         node = self.writer.call(function, *args, **kwargs)
-        return node if value.part is None else self.writer.call(operator.getitem, node, value.part)
+        return node if value.part is None else self.writer.call(one_of, node, value.part)
 
     def _cut_constant(self, value: Value, x: Tensor, origin: Tensor) -> fx.Node:
         """Write a constant of a function, of as many channels as the tensors that it meets."""

@@ -1,7 +1,6 @@
 """A circuit as a small network of its own."""
 
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from convcircuits.cutting import Cut, cut
 from convcircuits.emission import Emitter
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
+from convcircuits.interpreter import CircuitModule
 from convcircuits.laws import checked
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
@@ -33,7 +33,7 @@ def extract(
     input_shape: tuple[int, int, int] | None = None,
     fold: bool = True,
     progress: Progress | None = None,
-) -> fx.GraphModule:
+) -> CircuitModule:
     """Make of a circuit a small module that computes the feature's map, and nothing else.
 
     Dead filters are gone: from weights, from BatchNorms, from residual and concatenated streams. Layers keep their
@@ -50,7 +50,7 @@ def extract(
         progress: Called with steps done and steps in all: the survey of the model, the cut, the module, its test.
 
     Returns:
-        An ordinary `torch.fx.GraphModule` in eval mode, on the model's device, of weights of its own: images
+        An ordinary `torch.nn.Module` in eval mode, on the model's device, of weights of its own: images
         (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U). Images
         of other sizes work where the model's own code does not depend on the size; else the module refuses them.
         ``meta["circuit"]`` says what it was made of.
@@ -81,9 +81,7 @@ def extract(
             "there is nothing to extract; prune to a larger density."
         )
     done()
-    module = _written(subject, recording, [kept], [masks], fold=fold)
-    if not _takes_any_size(subject, recording):
-        _insist_on_size(module, shape)
+    module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
@@ -218,11 +216,12 @@ def _written(
     masks: Sequence[Masks | None],
     *,
     fold: bool,
+    any_size: bool = True,
     always_tuple: bool = False,
-) -> fx.GraphModule:
+) -> CircuitModule:
     emitter = Emitter(recording, cuts, masks)
     outputs = [_feature(emitter, n, recording, subject) for n in range(len(cuts))]
-    return emitter.writer.finish(outputs, fold=fold, always_tuple=always_tuple)
+    return emitter.writer.finish(outputs, fold=fold, any_size=any_size, always_tuple=always_tuple)
 
 
 def _rows(subject: Subject) -> Tensor | None:
@@ -268,20 +267,6 @@ def _takes_any_size(subject: Subject, recording: Recording) -> bool:
         if other.fixed() != recording.fixed():
             return False
     return True
-
-
-def _insist_on_size(module: fx.GraphModule, shape: tuple[int, ...]) -> None:
-    """Refuse images of another size: the model's own code made of the size what is now fixed."""
-    image = next(node for node in module.graph.nodes if node.op == "placeholder")
-    message = f"This module was extracted for images of {shape[1]} x {shape[2]}; extract it with another input_shape."
-    with module.graph.inserting_after(image):
-        sizes = [module.graph.call_method("size", (image, dim)) for dim in (3, 2)]
-        for size, wanted in zip(sizes, (shape[2], shape[1]), strict=True):
-            with module.graph.inserting_after(size):
-                same = module.graph.call_function(operator.eq, (size, wanted))
-            with module.graph.inserting_after(same):
-                module.graph.call_function(torch._assert, (same, message))
-    module.recompile()
 
 
 def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:

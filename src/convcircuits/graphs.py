@@ -1,210 +1,215 @@
 """An extracted module as JSON and tensors, and back, without the code of the model it came from.
 
-A graph is a list of calls on one image batch. Functions and layers go by name, and only names of the lists below are
-ever looked up: what they name reads and makes tensors and touches nothing else. `torch.fx` writes Python code of a
-graph, so every word of a file that would get into that code is checked first.
+A file names operations of the table in `convcircuits.instructions`, small layers of four kinds, and its own results by
+their numbers. No word of it is ever looked up elsewhere or made into code: names of layers are keys of dictionaries,
+every argument has to be of the kind that the table says, and how large all results are is found without memory
+before anything is computed.
 """
 
-import keyword
+import copy
 import math
-import operator
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.instructions import LONGEST, OPERATIONS, Constant, Ref, is_of_kind, operation_of
+from convcircuits.interpreter import Bounds, CircuitModule, Program, Step, program_of, standing_in, tidy
 
-# Of torch, torch.nn.functional, torch.linalg, operator and of tensors' methods; a name need not be in all of them.
-_NAMES = """
-abs add addcdiv addcmul atan ceil clamp clamp_max clamp_min clip cos cosh div divide erf exp exp2 expm1 floor frac lerp
-log log10 log1p log2 maximum minimum mul multiply nan_to_num neg negative pow reciprocal remainder round rsqrt rsub sign
-sin sinh sqrt square sub subtract tan tanh true_divide truediv trunc where
+_MOST = 1 << 14  # steps, layers or tensors of one file
+_LONGEST_NAME = 1000
+_NUMBERS = ("filters", "channels")  # buffers that a layer may have beside its own
 
-celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu
-relu relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanhshrink threshold
-dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
-
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d lp_pool2d
-max_pool1d max_pool2d interpolate upsample fold unfold
-batch_norm group_norm instance_norm layer_norm local_response_norm normalize rms_norm
-
-all amax amin any argmax argmin cumsum logsumexp max mean median min norm prod sort std std_mean sum topk var var_mean
-vector_norm
-
-bmm cat chunk concat concatenate dstack einsum gather hstack index_select matmul mm narrow select split stack
-take_along_dim tensor_split unbind vstack
-
-broadcast_to channel_shuffle clone contiguous detach expand expand_as flatten flip getitem masked_fill moveaxis movedim
-pad permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape reshape_as roll rot90 squeeze swapaxes
-swapdims tile transpose tril triu unflatten unsqueeze view view_as
-
-eq ge gt le logical_and logical_not logical_or lt ne
-bfloat16 double float full_like half ones_like size to type_as zeros_like _assert
-""".split()  # noqa: SIM905 (a list of 190 strings would be no list to read)
-_SPACES = {"torch.nn.functional": F, "torch.linalg": torch.linalg, "operator": operator, "torch": torch}
-_FUNCTIONS = {
-    f"{space}.{name}": function
-    for space, module in _SPACES.items()
-    for name in _NAMES
-    if callable(function := getattr(module, name, None))
-}
-_FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_METHODS = {name for name in _NAMES if hasattr(Tensor, name)}
-
-_CHANNELS = ("in_channels", "out_channels", "groups", "bias")
-_WINDOW = ("kernel_size", "stride", "padding", "padding_mode", "dilation")
-_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-_LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "Conv2d": (nn.Conv2d, _CHANNELS + _WINDOW),
-    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+_CHANNELS = {"in_channels": "int", "out_channels": "int", "groups": "int", "bias": "bool"}
+_WINDOW = {"kernel_size": "ints", "stride": "ints", "padding": "ints|same|valid", "dilation": "ints"}
+_NORM = {"num_features": "int", "eps": "number", "momentum": "number?", "affine": "bool", "track_running_stats": "bool"}
+_LAYERS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
+    "Conv2d": (nn.Conv2d, _CHANNELS | _WINDOW | {"padding_mode": "zeros|reflect|replicate|circular"}),
+    "Linear": (nn.Linear, {"in_features": "int", "out_features": "int", "bias": "bool"}),
     "BatchNorm1d": (nn.BatchNorm1d, _NORM),
     "BatchNorm2d": (nn.BatchNorm2d, _NORM),
 }
-_CONSTANTS: dict[str, Any] = {
-    str(value): value
-    for value in (Ellipsis, *vars(torch).values())
-    if value is Ellipsis or isinstance(value, (torch.dtype, torch.memory_format))
+_WORDS: dict[str, dict[str, Any]] = {
+    kind.__name__: {str(value): value for value in vars(torch).values() if isinstance(value, kind)}
+    for kind in (torch.dtype, torch.memory_format)
 }
-_SAFE_NAME = re.compile(r"[\w -]+(\.[\w -]+)*")
+_OF_MODULES = frozenset(dir(nn.Module()))  # that torch does not let a layer be called either
 
 
-def to_json(module: fx.GraphModule) -> dict[str, Any]:
+def to_json(module: CircuitModule) -> dict[str, Any]:
     """Say in JSON values what a module computes; its state dict is not among them.
 
     Raises:
-        ConvCircuitsError: If it calls a function or holds a layer that is not in the lists.
+        ConvCircuitsError: If it calls a function or holds a layer that a file cannot name.
     """
-    numbers: dict[fx.Node, int] = {}
-    calls, output = [], None
-    for node in module.graph.nodes:
-        if node.op == "output":
-            output = _encoded(node.args[0], numbers)
-            continue
-        if (node.op == "placeholder") != (not numbers):
-            raise _unsavable("it takes something other than one batch of images")
-        if node.op != "placeholder":
-            calls.append(
-                {
-                    "op": node.op,
-                    "target": _target_name(node),
-                    "args": [_encoded(value, numbers) for value in node.args],
-                    "kwargs": {name: _encoded(value, numbers) for name, value in node.kwargs.items()},
-                }
-            )
-        numbers[node] = len(calls)
-    layers = {name: _described(name, layer) for name, layer in module.named_modules() if name and _is_layer(layer)}
-    # safetensors sorts its keys
-    return {"layers": layers, "tensors": list(module.state_dict()), "calls": calls, "output": output}
+    program = program_of(module)
+    called = {step.layer for step in program.steps if step.function is None}
+    layers = {name: _described(name, layer) for name, layer in module.named_modules() if name in called}
+    return {
+        "images": list(program.shape),
+        "any_size": program.any_size,
+        "layers": layers,
+        "tensors": list(module.state_dict()),  # safetensors sorts its keys
+        "steps": [_said(step) for step in program.steps],
+        "output": _encoded(program.output),
+    }
 
 
-def from_json(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def from_json(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CircuitModule:
     """Make the module of what ``to_json`` said and of its state dict, in eval mode; nothing of it is run.
 
+    Before images of a new shape are run, the module finds how large all results will be.
+
     Raises:
-        ConvCircuitsError: If a function, a layer or a name is none that a file may hold, or tensors are missing or
-            too many. What is wrong in other ways raises an exception of another type.
+        ConvCircuitsError: If an operation, an argument, a layer or a name is none that a file may hold, tensors are
+            missing or too many, or a result would be far too large. What is wrong in other ways raises an exception
+            of another type.
     """
-    root = fx.GraphModule(nn.Module(), fx.Graph())  # whose own attributes no name may take
-    for name, layer in said["layers"].items():
-        parent, own = _parent(root, name)
-        parent.add_module(own, _layer(layer))
-    of_layers = root.state_dict()
-    for name in said["tensors"]:
-        if name not in of_layers:
-            parent, own = _parent(root, name)
-            parent.register_buffer(own, tensors[name])
-    root.load_state_dict(dict(tensors), assign=True)
-    graph = fx.Graph()
-    nodes = [graph.placeholder("x")]
-    for call in said["calls"]:
-        nodes.append(_written(graph, call, nodes, said["layers"].keys(), tensors.keys()))
-    graph.output(_decoded(said["output"], nodes))
-    module = fx.GraphModule(root, graph, "Circuit")
-    graph.lint()
-    unused = sorted(tensors.keys() ^ module.state_dict().keys())
+    layers, steps, any_size = said["layers"], said["steps"], said["any_size"]
+    shape = _checked_shape(said["images"])
+    if type(any_size) is not bool or type(layers) is not dict or type(steps) is not list:
+        raise ConvCircuitsError("its graph has values of another type")
+    if max(len(layers), len(steps), len(tensors)) > _MOST:
+        raise ConvCircuitsError(f"it has more than {_MOST} steps, layers or tensors")
+    root = nn.Module()
+    for name, layer in layers.items():
+        _put(root, name, _layer(layer))
+    own = root.state_dict()
+    constants = [name for name in _listed(said["tensors"], tensors) if name not in own]
+    for name in constants:
+        _put_buffer(root, name, tensors[name].to("meta"), layers)
+    read = [_step(step, number, layers, constants) for number, step in enumerate(steps, 1)]
+    output = _output(_decoded(said["output"]), len(read))
+    _check_used(read, layers, constants)
+    program = Program(tidy(read, output), output, shape, any_size)
+    without_memory = CircuitModule(root, program).eval()
+    without_memory.load_state_dict({name: x.to("meta") for name, x in tensors.items()}, assign=True)
+    bounds = Bounds(without_memory)
+    bounds.check(torch.empty((2, *shape), device="meta"))
+    module = CircuitModule(copy.deepcopy(root), replace(program, bounds=bounds)).eval()
+    module.load_state_dict(dict(tensors), assign=True)
+    return module
+
+
+# ---------------------------------------- steps
+
+
+def _said(step: Step) -> dict[str, Any]:
+    if step.function is None:
+        return {"layer": step.layer, "of": _encoded(step.args[0])}
+    operation = operation_of(step.function)
+    if operation is None:
+        function: Any = step.function
+        called = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', function)}"
+        raise _unsavable(f"it calls {called}, which is not among the operations that a file may name")
+    given = dict(zip(operation.kinds, step.args, strict=False)) | dict(step.kwargs)
+    given.pop("inplace", None)
+    wrong = operation.wrong(given)
+    if wrong is not None:
+        raise _unsavable(f"it calls {operation.name}, and {wrong}")
+    return {"call": operation.name, "given": {name: _encoded(value) for name, value in given.items()}}
+
+
+def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], constants: list[str]) -> Step:
+    """Read one step, if it is one that a file may hold and reads only what was made before it."""
+    if said.keys() == {"layer", "of"}:
+        name, x = said["layer"], _decoded(said["of"])
+        if type(name) is not str or name not in layers or not isinstance(x, Ref):
+            raise ConvCircuitsError(f"step {number} calls no layer of the file on a result")
+        step = Step(None, (x,), layer=name)
+    elif said.keys() == {"call", "given"}:
+        name = said["call"]
+        operation = OPERATIONS.get(name) if type(name) is str else None
+        if operation is None:
+            raise ConvCircuitsError(f"{name!r:.80} is not among the operations that a file may name")
+        given = {key: _decoded(value) for key, value in said["given"].items()}
+        wrong = "a file does not say what is written in place" if "inplace" in given else operation.wrong(given)
+        if wrong is not None:
+            raise ConvCircuitsError(f"step {number} calls {name}, and {wrong}")
+        step = Step(operation.function, *operation.call(given))
+    else:
+        raise ConvCircuitsError(f"step {number} is neither a call of an operation nor of a layer")
+    for one in standing_in((step.args, step.kwargs)):
+        if isinstance(one, Ref) and not 0 <= one.number < number:
+            raise ConvCircuitsError(f"step {number} reads result {one.number}")
+        if isinstance(one, Constant) and one.name not in constants:
+            raise ConvCircuitsError(f"step {number} reads {one.name!r:.80}, which is no constant")
+    return step
+
+
+def _output(output: Any, steps: int) -> Any:
+    parts = output if isinstance(output, tuple) else (output,)
+    if not parts or not all(isinstance(one, Ref) and 0 <= one.number <= steps for one in parts):
+        raise ConvCircuitsError("its output is none of its results")
+    return output
+
+
+def _check_used(steps: list[Step], layers: Mapping[str, Any], constants: list[str]) -> None:
+    read = {one.name for step in steps for one in standing_in((step.args, step.kwargs)) if isinstance(one, Constant)}
+    called = {step.layer for step in steps}
+    unused = [name for name in constants if "." not in name and name not in read]
+    unused += [name for name in layers if name not in called]
     if unused:
-        raise ConvCircuitsError(f"no call uses {', '.join(unused[:3])}")
-    return module.eval()
+        raise ConvCircuitsError(f"no step uses {', '.join(map(repr, unused[:3]))}")
 
 
-# ---------------------------------------- calls
-
-
-def _target_name(node: fx.Node) -> str:
-    name = node.target if isinstance(node.target, str) else _FUNCTION_NAMES.get(node.target)
-    if name is None or (node.op == "call_method" and name not in _METHODS):
-        called = name or f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', node.target)}"
-        raise _unsavable(f"it calls {called}, which is not among the functions that a file may name")
-    return name
-
-
-def _written(graph: fx.Graph, call: Mapping[str, Any], nodes: Sequence[fx.Node], layers: Any, tensors: Any) -> fx.Node:
-    """Write one call into a graph, if it is one that a file may hold."""
-    op, target = call["op"], call["target"]
-    args = tuple(_decoded(value, nodes) for value in call["args"])
-    kwargs = {name: _decoded(value, nodes) for name, value in call["kwargs"].items()}
-    for name in kwargs:
-        if not name.isidentifier() or keyword.iskeyword(name) or name == "out":
-            raise ConvCircuitsError(f"{target!r} cannot be called with {name!r}")
-    on_node = bool(args) and isinstance(args[0], fx.Node)
-    if op == "call_function" and target in _FUNCTIONS:
-        return graph.call_function(_FUNCTIONS[target], args, kwargs)
-    if op == "call_method" and target in _METHODS and on_node:
-        return graph.call_method(target, args, kwargs)
-    if op == "call_module" and target in layers and on_node and len(args) == 1 and not kwargs:
-        return graph.call_module(target, args)
-    if op == "get_attr" and target in tensors and not args and not kwargs:
-        return graph.create_node("get_attr", target)
-    raise ConvCircuitsError(f"{op!r} of {target!r} is not among the calls that a file may hold")
-
-
-def _encoded(value: Any, numbers: Mapping[fx.Node, int]) -> Any:
-    """Say an argument in JSON; whatever JSON has no word for becomes an object of one key."""
-    if isinstance(value, fx.Node):
-        return {"node": numbers[value]}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if isinstance(value, slice):
-        return {"slice": [_encoded(part, numbers) for part in (value.start, value.stop, value.step)]}
-    if isinstance(value, (tuple, list)):
-        parts = [_encoded(part, numbers) for part in value]
-        return parts if isinstance(value, list) else {"tuple": parts}
-    if isinstance(value, (torch.dtype, torch.memory_format)) or value is Ellipsis:
-        return {"constant": str(value)}
+def _encoded(value: Any) -> Any:
+    """Say an argument in JSON; whatever JSON has no word for becomes an object."""
+    match value:
+        case Ref(number, part):
+            return {"result": number} if part is None else {"result": number, "part": part}
+        case Constant(name):
+            return {"constant": name}
+        case float():
+            return value if math.isfinite(value) else {"float": str(value)}
+        case None | bool() | int() | str():
+            return value
+        case slice():
+            return {"slice": [value.start, value.stop, value.step]}
+        case tuple():
+            return {"tuple": [_encoded(part) for part in value]}
+        case list():
+            return [_encoded(part) for part in value]
+        case torch.dtype() | torch.memory_format():
+            return {type(value).__name__: str(value)}
+        case _ if value is Ellipsis:
+            return {"ellipsis": True}
     raise _unsavable(f"an argument in it is {value!r}, of type {type(value).__name__}")
 
 
-def _decoded(value: Any, nodes: Sequence[fx.Node]) -> Any:
+def _decoded(value: Any, depth: int = 0) -> Any:
+    if depth > 4:
+        raise ConvCircuitsError("an argument is nested too deep")
     if isinstance(value, list):
-        return [_decoded(part, nodes) for part in value]
+        if len(value) > LONGEST:
+            raise ConvCircuitsError("an argument is too long")
+        return [_decoded(part, depth + 1) for part in value]
     if not isinstance(value, dict):
         return value
-    ((kind, what),) = value.items()
-    if kind == "node":
-        return nodes[what]
-    if kind == "float":
-        return float(what)
-    if kind == "constant":
-        return _CONSTANTS[what]
-    parts = [_decoded(part, nodes) for part in what]
-    if kind == "slice":
-        return slice(*parts)
-    if kind == "tuple":
-        return tuple(parts)
-    raise ConvCircuitsError(f"an argument is a {kind!r}")
+    match value:
+        case {"result": number, "part": part} if len(value) == 2 and type(number) is type(part) is int and part >= 0:
+            return Ref(number, part)
+        case {"result": number} if len(value) == 1 and type(number) is int:
+            return Ref(number)
+        case {"constant": str(name)} if len(value) == 1:
+            return Constant(name)
+        case {"float": "inf" | "-inf" | "nan" as text} if len(value) == 1:
+            return float(text)
+        case {"slice": [start, stop, step]} if len(value) == 1:
+            return slice(start, stop, step)
+        case {"tuple": list(parts)} if len(value) == 1:
+            return tuple(_decoded(parts, depth + 1))
+        case {"dtype": str(text)} | {"memory_format": str(text)} if len(value) == 1:
+            return _WORDS[next(iter(value))][text]
+        case {"ellipsis": True} if len(value) == 1:
+            return Ellipsis
+    raise ConvCircuitsError(f"an argument is {value!r:.80}")
 
 
-# ---------------------------------------- layers
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return type(module) is not nn.Module  # a bare one only holds others
+# ---------------------------------------- layers and tensors
 
 
 def _described(name: str, layer: nn.Module) -> dict[str, Any]:
@@ -215,31 +220,75 @@ def _described(name: str, layer: nn.Module) -> dict[str, Any]:
     options = {option: getattr(layer, option) for option in _LAYERS[kind][1]}
     if "bias" in options:
         options["bias"] = options["bias"] is not None
-    return {"kind": kind, "options": {option: _encoded(value, {}) for option, value in options.items()}}
+    return {"kind": kind, "options": {option: _encoded(value) for option, value in options.items()}}
 
 
 def _layer(said: Mapping[str, Any]) -> nn.Module:
     """Make a layer without memory for its weights, which the file has to bring."""
-    kind, names = _LAYERS[said["kind"]]
-    options = {name: _decoded(value, ()) for name, value in said["options"].items()}
-    if sorted(options) != sorted(names):
-        raise ConvCircuitsError(f"a {said['kind']} needs {', '.join(names)}; given were {', '.join(options)}")
+    kind, kinds = _LAYERS[said["kind"]]
+    options = {name: _decoded(value) for name, value in said["options"].items()}
+    if options.keys() != kinds.keys():
+        raise ConvCircuitsError(f"a {said['kind']} needs {', '.join(kinds)}; given were {', '.join(options)}")
+    for name, value in options.items():
+        if not is_of_kind(kinds[name], value):
+            raise ConvCircuitsError(f"the {name} of a {said['kind']} is {value!r:.80}, which is no {kinds[name]}")
     sizes = (value for name, value in options.items() if name.endswith(("_channels", "_features", "_size")))
     if any(size < 1 for value in sizes for size in (value if isinstance(value, tuple) else (value,))):
         raise ConvCircuitsError(f"a {said['kind']} has a size below 1")
     return kind(**options, device="meta")
 
 
-def _parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Find the module that holds what has that name, making those on the way; give it and the last part of the name."""
-    if not _SAFE_NAME.fullmatch(name):
-        raise ConvCircuitsError(f"{name!r} is no name for a layer or tensor in a file")
-    *path, own = name.split(".")
-    for part in path:
+def _put(root: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer into its place, and modules that only hold others on the way to it."""
+    parts = name.split(".")
+    if len(name) > _LONGEST_NAME or not all(parts) or not _OF_MODULES.isdisjoint(parts):
+        raise ConvCircuitsError(f"{name!r:.80} is no name for a layer")
+    for part in parts[:-1]:
+        _check_free(root, part)
         if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    return root, own
+            root._modules[part] = nn.Module()
+        root = root._modules[part]  # type: ignore[assignment]
+    _check_free(root, parts[-1])
+    children = root._modules.get(parts[-1])
+    if children is not None:
+        if type(children) is not nn.Module:  # a bare one only holds others
+            raise ConvCircuitsError(f"it has two layers {name!r:.80}")
+        layer._modules.update(children._modules)
+    root._modules[parts[-1]] = layer
+
+
+def _put_buffer(root: nn.Module, name: str, value: Tensor, layers: Mapping[str, Any]) -> None:
+    """Put a constant into its place, or numbers of a layer's channels."""
+    layer, _, own = name.rpartition(".")
+    if layer:
+        if layer not in layers or own not in _NUMBERS:
+            raise ConvCircuitsError(f"{name!r:.80} is no tensor of a layer")
+        for part in layer.split("."):
+            root = root._modules[part]  # type: ignore[assignment]
+    elif not own or len(own) > _LONGEST_NAME or own in root._modules or hasattr(CircuitModule, own):
+        raise ConvCircuitsError(f"{name!r:.80} is no name for a constant")
+    root._buffers[own] = value
+
+
+def _check_free(parent: nn.Module, name: str) -> None:
+    if name in parent._parameters or name in parent._buffers:
+        raise ConvCircuitsError(f"{name!r:.80} is a layer and a tensor at once")
+
+
+def _listed(names: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    if type(names) is not list or not all(type(name) is str for name in names) or len({*names}) != len(names):
+        raise ConvCircuitsError("its list of tensors is no list of different names")
+    differing = tensors.keys() ^ {*names}
+    if differing:
+        raise ConvCircuitsError(f"its header and its tensors differ in {min(differing)!r:.80}")
+    return names
+
+
+def _checked_shape(shape: Any) -> tuple[int, int, int]:
+    whole = type(shape) is list and len(shape) == 3 and all(type(n) is int and 0 < n < 1 << 16 for n in shape)
+    if not whole:
+        raise ConvCircuitsError("the shape of its images is no (C, H, W)")
+    return (shape[0], shape[1], shape[2])
 
 
 def _unsavable(why: str) -> ConvCircuitsError:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps
 
 from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.files import is_folder
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
         ConvCircuitsError: no such folder, or no readable picture in it.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConvCircuitsError(f"{str(path)!r} is not a folder. Give a folder of pictures, or 'sample'.")
     good: list[Photograph] = []
     bad: list[str] = []

@@ -24,6 +24,7 @@ from torch import nn
 from convcircuits.copying import private_copy
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.files import is_file
 from convcircuits.tables import suggest
 
 _RANDOM = "@random"
@@ -287,6 +288,12 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
         preprocess = _fitting(model, preprocess, spec)
     channels, *size = _measure(preprocess, spec)
     return LoadedModel(spec, model, preprocess, (size[0], size[1]), categories, channels)
+
+
+def is_plain_name(spec: str) -> bool:
+    """Tell whether a spec names a model of a library, so that no code of anybody else is run for it."""
+    prefix, _, name = spec.removesuffix(_RANDOM).partition(":")
+    return spec in _OFFLINE or (prefix in ("torchvision", "timm") and re.fullmatch(r"[\w.-]+", name) is not None)
 
 
 def list_models() -> list[ModelInfo]:
@@ -579,7 +586,7 @@ def _measure(preprocess: Callable[[Image.Image], torch.Tensor], spec: str) -> tu
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict, unwrapped, on the CPU; pickled code is never run."""
-    if not path.is_file():
+    if not is_file(path):
         raise ConvCircuitsError(f"There is no file {str(path)!r}. Give the path of a state dict.")
     if path.suffix.lower() not in (".safetensors", ".pt", ".pth"):
         raise ConvCircuitsError(

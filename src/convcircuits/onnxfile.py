@@ -6,27 +6,28 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.interpreter import CircuitModule, program_of, with_plain_names
 from convcircuits.surroundings import environment_kept
 
 TOLERANCE = 1e-4  # of the largest value; another runtime sums in another order
 _OPSET = 18
 
 
-def onnx_bytes(module: fx.GraphModule) -> bytes:
+def onnx_bytes(module: CircuitModule) -> bytes:
     """Export a module with a free number of images, and compare it with torch in onnxruntime for two such numbers.
 
     The input is called ``images``, the output ``maps``. The size of an image is that which the circuit was extracted
-    for, `module.meta["circuit"]["input_shape"]`.
+    for.
 
     Raises:
-        ConvCircuitsError: If the extra `onnx` is not installed, the module does not say the shape of an image or
-            cannot be exported, or onnxruntime cannot run it or computes something else.
+        ConvCircuitsError: If the extra `onnx` is not installed, the module cannot be exported, or onnxruntime cannot
+            run it or computes something else.
     """
     check_onnx_installed()
-    module = copy.deepcopy(module).eval().cpu()
+    module = with_plain_names(copy.deepcopy(module)).eval().cpu()
     content = _exported(module, _images(module, 2))
     for count in (1, 3):
         images = _images(module, count)
@@ -46,18 +47,12 @@ def check_onnx_installed() -> None:
         _require(package)
 
 
-def _images(module: fx.GraphModule, count: int) -> Tensor:
-    shape = (module.meta.get("circuit") or {}).get("input_shape")
-    if shape is None:
-        raise ConvCircuitsError(
-            "ONNX export needs the shape of an image, and this module does not say it; "
-            'set module.meta["circuit"] = {"input_shape": (C, H, W)}.'
-        )
+def _images(module: CircuitModule, count: int) -> Tensor:
     dtype = next((x.dtype for x in module.state_dict().values() if x.is_floating_point()), torch.float32)
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count)).to(dtype)
+    return torch.randn(count, *program_of(module).shape, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
-def _exported(module: fx.GraphModule, images: Tensor) -> bytes:
+def _exported(module: CircuitModule, images: Tensor) -> bytes:
     try:
         with environment_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own making

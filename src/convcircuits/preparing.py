@@ -1,5 +1,6 @@
 """What the commands' options come to: a model, photographs, a circuit with the model it belongs to."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
+from convcircuits.files import is_folder
 from convcircuits.images import Crops, Photograph, crops, photographs, readable, split_photographs
-from convcircuits.models import LoadedModel, load_model
+from convcircuits.models import LoadedModel, is_plain_name, load_model
+from convcircuits.origins import Recipe
+from convcircuits.texts import printable
 
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
@@ -86,16 +90,17 @@ def set_up_again(
 ) -> Setup:
     """Load the model of a circuit's file, and its photographs, split as before; of another folder all are held out."""
     spec, weights = model_named_in(file, circuit, model, weights)
-    recipe = circuit.provenance.get("recipe") or {}
-    size, count, seed = size or recipe.get("size"), count or recipe.get("count", 24), int(recipe.get("seed", 0))
-    by_name = circuit.provenance.get("photographs", {})
+    recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
+    seed = 0 if recipe is None else recipe.seed
+    count = count or (24 if recipe is None else recipe.count)
+    size = size or (None if recipe is None else recipe.size)
     if source is None:
-        if "images" not in recipe:
+        if recipe is None or by_name is None:
             raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
-        return set_up(spec, weights, recipe["images"], count, size, recipe["held_out"], seed, device, by_name=by_name)
+        return set_up(spec, weights, recipe.images, count, size, recipe.held_out, seed, device, by_name=by_name)
     loaded = loaded_model(spec, weights, device)
     pictures, unreadable = photographs(source)
-    fresh = [p for p in pictures if p.name not in by_name.get("found_on", [])]
+    fresh = [p for p in pictures if p.name not in (by_name or {}).get("found_on", [])]
     if not fresh:
         raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {source}; give others.")
 
@@ -155,14 +160,28 @@ def loaded_circuit(file: Path) -> cc.Circuit:
 
 
 def model_named_in(file: Path, circuit: cc.Circuit, model: str | None, weights: Path | None) -> tuple[str, Path | None]:
-    """Tell the model and weights that a circuit belongs to: those given, or else those that its file names."""
-    recipe = circuit.provenance.get("recipe") or {}
-    spec = model or recipe.get("model")
-    if spec is None:
+    """Tell the model and weights that a circuit belongs to: those given, or else those that its file names.
+
+    Raises:
+        ConvCircuitsError: If there is none, or the file names code: that only runs where it is asked for.
+    """
+    recipe = recipe_of(circuit)
+    if model is None and recipe is None:
         raise cc.ConvCircuitsError(f"{file} does not say which model it belongs to; give --model.")
-    if weights is None and recipe.get("weights") and model is None:
-        weights = Path(recipe["weights"])
-    return spec, weights
+    if model is None and recipe is not None and not is_plain_name(recipe.model):
+        raise cc.ConvCircuitsError(
+            f"{file} belongs to a model that code of its own makes, and code that a file names is not run unasked. "
+            f"If it is yours or you trust it, add: --model {shlex.quote(recipe.model)}"
+        )
+    if weights is None and recipe is not None and recipe.weights is not None and model in (None, recipe.model):
+        weights = Path(recipe.weights)
+    return model or recipe.model, weights  # type: ignore[union-attr]
+
+
+def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
+    """Give what the command was told when it made a circuit, if it did."""
+    said = circuit.provenance.get("recipe")
+    return None if said is None else Recipe.from_json(said)
 
 
 def side(size: int | None) -> tuple[int, int] | None:
@@ -176,14 +195,13 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
         return
     if path.suffix != suffix:
         raise cc.ConvCircuitsError(f"{option} {path} should end in {suffix}.")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise cc.ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
 
 
 def names(of: list[str]) -> str:
-    """List names, the first twelve of many, what cannot be printed in them as escapes."""
-    shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in of[:12])
-    return ", ".join(shown) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
+    """List names, the first twelve of many."""
+    return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
 
 
 def _named(pictures: list[Photograph], wanted: list[str], source: str) -> list[Photograph]:

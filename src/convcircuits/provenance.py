@@ -23,7 +23,7 @@ def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, An
         "input_shape": list(survey.input_shape),
         "versions": {
             "convcircuits": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
     }

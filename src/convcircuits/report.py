@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from convcircuits.texts import printable
 from convcircuits.verdict import Word
 
 
@@ -121,7 +122,7 @@ class Evaluation:
                 f"effective; {self.filters:,} filters, {self.effective_filters:,} effective",
                 *_table(f"on {self.images:,} image{'s' * (self.images != 1)}", rows),
                 self.verdict_sentence,
-                *(f"note: {note}" for note in self.notes),
+                *(f"note: {printable(note)}" for note in self.notes),
             ]
         )
 

@@ -11,6 +11,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.tables import LayerTable
+from convcircuits.texts import printable
 
 SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -60,16 +61,16 @@ class Scores:
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion", "?")
         counted = f"{self.relevant} {self.granularity}s in {len(self.kernels)} layers"
-        return f"Scores({self.feature}, {criterion}, {counted})"
+        return printable(f"Scores({self.feature}, {criterion}, {counted})")
 
     def summary(self) -> str:
         """Tabulate the layers: units scored, their share of the total saliency, the largest."""
         totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.kernels.items()}
         whole = sum(totals.values()) or 1.0
-        width = max([len(layer) for layer in self.kernels] + [5])
+        width = max([len(printable(layer)) for layer in self.kernels] + [5])
         lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's':>9}  {'share':>7}  {'largest':>10}"]
         lines += [
-            f"{layer:<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
+            f"{printable(layer):<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
             f"  {max(s[~s.isnan()].tolist(), default=0.0):>10.4g}"
             for layer, s in self.kernels.items()
         ]

@@ -1,30 +1,38 @@
-"""Scores, circuits and extracted modules as files: one each, with provenance as JSON in its header."""
+"""Scores, circuits and extracted modules as files: one each, with provenance as JSON in its header.
 
+A file is one of safetensors. Its first word of ours is a checksum over all of its bytes, in which the place of the
+checksum itself counts as zeros: no bit of a file can change unnoticed.
+"""
+
+import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import Tensor, fx
+from torch import Tensor
 
 from convcircuits import graphs
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.files import is_file, write_whole
+from convcircuits.interpreter import CircuitModule
 from convcircuits.onnxfile import onnx_bytes
+from convcircuits.origins import check_provenance
 from convcircuits.scores import Scores
 from convcircuits.tables import LayerTable
 
-SCHEMA = "convcircuits/1"
+SCHEMA = "convcircuits/2"
 _KEY = "convcircuits"
+_NO_SUM = "0" * 64
 _TABLES = {"scores": ("kernels",), "circuit": ("kernels", "saliency", "gain", "offset")}
 
 
-def save(value: Scores | Circuit | fx.GraphModule, path: str | os.PathLike[str]) -> Path:
+def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) -> Path:
     """Write scores, a circuit or an extracted module to one file, whole or not at all.
 
     Args:
@@ -40,26 +48,30 @@ def save(value: Scores | Circuit | fx.GraphModule, path: str | os.PathLike[str])
             otherwise, or the folder is not there or not to be written to.
     """
     path = Path(path)
-    if not isinstance(value, (Scores, Circuit, fx.GraphModule)):
+    if not isinstance(value, (Scores, Circuit, CircuitModule)):
         raise ConvCircuitsError(
             f"Only Scores, a Circuit and a module that extract made can be saved; got {type(value).__name__}."
         )
-    if path.suffix == ".onnx" and isinstance(value, fx.GraphModule):
+    if path.suffix == ".onnx" and isinstance(value, CircuitModule):
         write_whole(path, onnx_bytes(value))
         return path
     if path.suffix != ".safetensors":
-        also = " or, for ONNX, in .onnx" if isinstance(value, fx.GraphModule) else ""
+        also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
         raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
-    header, tensors = _of_module(value) if isinstance(value, fx.GraphModule) else _of_tables(value)
+    header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
+    try:
+        check_provenance(header.get("provenance") or header.get("circuit") or {})
+    except ConvCircuitsError as error:
+        raise ConvCircuitsError(f"{path} is not written: {error}.") from error
     try:
         text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
-    write_whole(path, to_bytes(tensors, {_KEY: text}))
+    write_whole(path, sealed(text, tensors))
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Scores | Circuit | fx.GraphModule:
+def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
     """Read what ``save`` wrote to a ``.safetensors`` file. Nothing in the file is run.
 
     A module comes back in eval mode on the CPU, with the same ``state_dict`` and the same results to the bit.
@@ -68,13 +80,13 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | fx.GraphModule:
         ConvCircuitsError: If there is no such file, or it is foreign, damaged or of a newer version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ConvCircuitsError(f"There is no file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        content = path.read_bytes()
+        tensors = from_bytes(content)
+        metadata = json.loads(content[8 : _end_of_header(content)]).get("__metadata__", {})
+    except Exception as error:  # safetensors raises many kinds
         raise ConvCircuitsError(
             f"{path} is no whole .safetensors file ({error}); was it cut off while it was copied?"
         ) from error
@@ -86,40 +98,56 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | fx.GraphModule:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConvCircuitsError(f"The header of {path} is damaged: {error!r}.") from error
     if schema != SCHEMA:
-        raise ConvCircuitsError(
-            f"{path} has the format {schema!r}, and this version of convcircuits reads {SCHEMA!r}; "
-            "pip install --upgrade convcircuits."
-        )
+        raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema)}")
+    if not _is_sealed(content, header):
+        raise ConvCircuitsError(f"{path} is damaged: its bytes are not those of its checksum. Copy or make it again.")
     try:
         return (_read_module if header["kind"] == "module" else _read_tables)(header, tensors)
-    except Exception as error:  # a damaged file makes torch and torch.fx raise nearly anything
-        raise ConvCircuitsError(f"{path} is damaged: {error}.") from error
+    except Exception as error:  # a file that was made to harm makes torch raise nearly anything
+        raise ConvCircuitsError(f"{path} is damaged: {' '.join(str(error).split()):.500}.") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is never half written.
-
-    Raises:
-        ConvCircuitsError: If the folder is not there or not to be written to.
-    """
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise ConvCircuitsError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+def sealed(text: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Give the bytes of a file, with its checksum, of the JSON text of a header and of tensors."""
+    content = to_bytes(dict(tensors), {_KEY: f'{{"checksum": "{_NO_SUM}", {text[1:]}'})
+    start, end = _place_of(_NO_SUM, content)
+    return content[:start] + _checksum(content, start, end).encode() + content[end:]
 
 
-def _of_module(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _is_sealed(content: bytes, header: Mapping[str, Any]) -> bool:
+    said = str(header.get("checksum"))
+    start, end = _place_of(said, content)
+    return start >= 0 and said == _checksum(content, start, end)
+
+
+def _place_of(said: str, content: bytes) -> tuple[int, int]:
+    """Find a checksum in a file's header: at the beginning of our text; -1 where it is not there, or twice."""
+    before = json.dumps('{"checksum": "')[:-1].encode()
+    word = before + said.encode(errors="replace")
+    header = content[: _end_of_header(content)]
+    start = header.find(word) if header.count(word) == 1 and len(said) == len(_NO_SUM) else -1
+    return (start + len(before), start + len(word)) if start >= 0 else (-1, -1)
+
+
+def _checksum(content: bytes, start: int, end: int) -> str:
+    whole = memoryview(content)
+    found = hashlib.sha256(whole[:start])
+    found.update(_NO_SUM.encode())
+    found.update(whole[end:])
+    return found.hexdigest()
+
+
+def _end_of_header(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def _what_to_do(schema: str) -> str:
+    if schema == "convcircuits/1":
+        return f"which had no checksum, and this version reads {SCHEMA!r} alone; make the file again."
+    return f"and this version of convcircuits reads {SCHEMA!r}; pip install --upgrade convcircuits."
+
+
+def _of_module(module: CircuitModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in module.state_dict().items()}
     graph = graphs.to_json(module)
     try:
@@ -129,12 +157,13 @@ def _of_module(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor
     return {"kind": "module", "graph": graph, "circuit": module.meta.get("circuit")}, tensors
 
 
-def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CircuitModule:
     # In a file tensors lie at any byte, and torch takes other code, with other rounding, for unaligned weights.
     module = graphs.from_json(header["graph"], {name: x.clone() for name, x in tensors.items()})
     circuit = header["circuit"]
     if circuit is not None:
-        module.meta["circuit"] = dict(circuit)
+        check_provenance(circuit)
+        module.meta["circuit"] = circuit
     return module
 
 
@@ -178,9 +207,10 @@ def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     if expected != len(tensors):
         raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
     relevant, provenance = header["relevant"], header["provenance"]
-    granularity = header.get("granularity", "kernel")  # files of before there were others do not say
-    if isinstance(relevant, bool) or not isinstance(relevant, int) or not isinstance(provenance, dict):
+    granularity = header["granularity"]
+    if type(relevant) is not int or type(granularity) is not str:
         raise ConvCircuitsError("its header has values of another type")
+    check_provenance(provenance)
     if kind == "circuit":
         return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)
     return Scores(feature, tables["kernels"], relevant, provenance, granularity)

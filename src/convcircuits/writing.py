@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from convcircuits.interpreter import CircuitModule, from_graph, submodule
+
 _OPERATORS = ("getitem", "add", "sub", "mul", "truediv", "pow", "neg")
 
 
@@ -20,7 +22,7 @@ class Writer:
     """A graph that is being written, with the modules and constants that it calls.
 
     Args:
-        channels: How many channels an image has.
+        shape: (C, H, W) of an image.
         device: Of its tensors.
 
     Attributes:
@@ -28,15 +30,15 @@ class Writer:
         width: For tensors whose channels lie along an axis, how many they hold.
     """
 
-    def __init__(self, channels: int, device: torch.device) -> None:
-        self._graph, self._root, self._device = fx.Graph(), nn.Module(), device
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        self._graph, self._root, self._shape, self._device = fx.Graph(), nn.Module(), shape, device
         self._made: dict[Any, fx.Node] = {}
         self.image = self._graph.placeholder("x")
         if device.type == "cpu":
             # Convolutions of few channels are much faster there with the channels last in memory.
             kwargs: dict[str, Any] = {"memory_format": torch.channels_last}
             self.image = self._graph.call_method("contiguous", (self.image,), kwargs)
-        self.width = {self.image: channels}
+        self.width = {self.image: shape[0]}
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Write a call of a function, or of a method by its name; the same call is written once."""
@@ -56,8 +58,9 @@ class Writer:
         """Write a constant, kept as a buffer of that name or a like one."""
 
         def write() -> fx.Node:
-            free = _free_name(name, lambda n: hasattr(self._root, n) or hasattr(fx.GraphModule, n))
-            self._root.register_buffer(free, value.detach().clone().to(self._device))
+            taken = {*self._root._modules, *self._root._buffers}
+            free = _free_name(name, lambda n: n in taken or hasattr(CircuitModule, n))
+            self._root._buffers[free] = value.detach().clone().to(self._device)
             return self._graph.get_attr(free)
 
         return self.once(("constant", identity(value)), write)
@@ -66,16 +69,15 @@ class Writer:
         """Write a call of a module, under the name of the layer that it is part of; keep its channels' numbers."""
         *path, own = (layer or "model").split(".")
         parent = self._root
-        for part in (self._own_name(parent, part) for part in path):
-            if part not in parent._modules:
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        own = _free_name(self._own_name(parent, own), lambda n: n in parent._modules)
-        parent.add_module(own, module)
+        for part in path:
+            found = parent._modules.setdefault(part, nn.Module())
+            assert found is not None
+            parent = found
+        own = _free_name(own, lambda n: n in parent._modules or n in parent._buffers)
+        parent._modules[own] = module
         for key, value in numbers.items():
             module.register_buffer(key, value.clone().to(self._device))
-        name = next(n for n, m in self._root.named_modules() if m is module)
-        return self._graph.call_module(name, (x,))
+        return self._graph.call_module(".".join([*path, own]), (x,))
 
     def choose(self, node: fx.Node, axis: int, rank: int, places: Tensor) -> fx.Node:
         """Write the choice of some places of a tensor along its axis; -1 is a zero.
@@ -100,19 +102,12 @@ class Writer:
         self.width[node] = len(places)
         return node
 
-    def finish(self, outputs: list[fx.Node], *, fold: bool, always_tuple: bool) -> fx.GraphModule:
+    def finish(self, outputs: list[fx.Node], *, fold: bool, any_size: bool, always_tuple: bool) -> CircuitModule:
         """Make the module, in eval mode; ``fold`` makes one layer of a convolution and its BatchNorm."""
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         if fold:
             self._fold()
-        self._overwrite()
-        module = fx.GraphModule(self._root, _by_output(self._graph, outputs), "Circuit")
-        module.graph.lint()
-        return module.eval()
-
-    def _own_name(self, parent: nn.Module, name: str) -> str:
-        """Change a name that the finished module has another use for."""
-        return f"{name}_" if parent is self._root and hasattr(fx.GraphModule, name) else name
+        return from_graph(self._root, _by_output(self._graph, outputs), self._shape, any_size=any_size)
 
     def _fold(self) -> None:
         """Make one layer of a convolution and the BatchNorm that alone reads it."""
@@ -129,23 +124,15 @@ class Writer:
             self._graph.erase_node(node)
 
     def _module_of(self, node: fx.Node) -> nn.Module | None:
-        return self._root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return submodule(self._root, str(node.target)) if node.op == "call_module" else None
 
     def _replace(self, name: str, module: nn.Module | None) -> None:
         path, _, own = name.rpartition(".")
-        parent = self._root.get_submodule(path)
+        parent = submodule(self._root, path)
         if module is None:
             del parent._modules[own]
         else:
             parent._modules[own] = module
-
-    def _overwrite(self) -> None:
-        """Let functions that can write into their map do so where nobody else reads it."""
-        for node in self._graph.nodes:
-            source = node.args[0] if node.args else None
-            if node.kwargs.get("inplace") is False and isinstance(source, fx.Node):
-                fresh = source.op == "call_module" or source.target is F.pad
-                node.update_kwarg("inplace", fresh and len(source.users) == 1)
 
 
 def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:

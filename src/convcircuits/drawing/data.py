@@ -355,11 +355,15 @@ class Document(Record):
         """
         try:
             said = json.loads(text)
+            if not isinstance(said, dict) or said.pop("schema", None) != SCHEMA:
+                raise ConvCircuitsError(f'This is no circuit diagram: its "schema" is not {SCHEMA!r}.')
+            document: Self = read("document", said, cls)
+        except ConvCircuitsError:
+            raise
         except ValueError as error:
             raise ConvCircuitsError(f"This is no JSON: {error}.") from error
-        if not isinstance(said, dict) or said.pop("schema", None) != SCHEMA:
-            raise ConvCircuitsError(f'This is no circuit diagram: its "schema" is not {SCHEMA!r}.')
-        document: Self = read("document", said, cls)
+        except RecursionError as error:
+            raise ConvCircuitsError("This is no circuit diagram: its JSON is nested too deep.") from error
         return document
 
 

@@ -13,7 +13,7 @@ from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document, View, check_view, view_from_dict, view_to_dict
 from convcircuits.drawing.page import page, read_page
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.storage import write_whole
+from convcircuits.files import is_file, is_folder, write_whole
 
 if TYPE_CHECKING:
     from convcircuits.drawing.widget import DiagramWidget
@@ -37,7 +37,7 @@ def check_file(path: Path, width: str | None = None) -> None:
             f"A width is for .svg, .pdf and .png, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
             f"{path.name}."
         )
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
     if path.suffix in (".pdf", ".png"):
         figure.converter()
@@ -67,6 +67,8 @@ class Diagram:
         readers: dict[str, Callable[[str], Document]] = {".json": Document.from_json, ".html": read_page}
         if path.suffix not in readers:
             raise ConvCircuitsError(f"{path}: diagrams are read from .json and .html; their figures cannot be.")
+        if not is_file(path) and os.path.lexists(path):
+            raise ConvCircuitsError(f"{path} cannot be read: it is no ordinary file.")
         try:
             return cls(readers[path.suffix](path.read_text(encoding="utf-8")))
         except OSError as error:

@@ -1,5 +1,7 @@
 """Smaller circuits that a diagram lays beside the one that it draws, found anew."""
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -30,6 +32,8 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
     if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
         return []
+    if options.keys() & inspect.signature(find).parameters.keys():
+        return []  # of a criterion by another maker, or of a file that was changed
     first = images.take(range(min(int(found_on.get("count", 0)), images.total or 0)))
     held = list(first) if first.total else []
     if first.describe() != found_on:
