@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from convcircuits.batches import Batches, Progress
-from convcircuits.calls import ConvCall
-from convcircuits.colours import displayable, mixing_of
+from convcircuits.colours import displayable
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
+from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.fields import Field, Reading, receptive_fields
@@ -147,7 +147,7 @@ class Seen:
         rgb = displayable(torch.cat(list(images)), primaries)
         return data.Images(
             names=tuple(f"image {number}" for number in self.numbers),
-            src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in _pixels(rgb)),
+            src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
             full=self.full,
             response=self.response,
             activation=activation.values(),
@@ -203,7 +203,11 @@ def pictured(
 ) -> data.Document:
     """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
     album = _Album(len(drawing.graph.site))
-    kernels = first_kernels(drawing, primaries)
+    firsts = first_kernels(drawing, primaries)
+    kernels = {n: picture.pixels for n, picture in firsts.items()}
+    if not all(picture.in_colour for picture in firsts.values()):
+        meta = replace(document.meta, notes=(*document.meta.notes, NOT_IN_COLOUR))
+        document = replace(document, meta=meta)
     for n, picture in kernels.items():
         album.add("patches", n, picture)
     if seen is not None and primaries is not None:
@@ -250,29 +254,6 @@ class _Album:
         return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
 
 
-def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.ndarray]:
-    """Picture the filters that read the image as the kernels that they are, in the image's colours; zero is grey."""
-    g, found = drawing.graph, {}
-    image = {n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE}
-    from_image = np.isin(g.site[g.source], list(image)) & (g.kind == EdgeKind.KERNEL)
-    for n in np.unique(g.target[from_image]):
-        site = drawing.wiring.sites[int(g.site[n])]
-        call = drawing.call(site.calls[0])
-        if len(site.calls) > 1 or site.inner or site.links or not isinstance(call, ConvCall) or call.groups > 1:
-            continue
-        mine = from_image & (g.target == n)
-        kept = mine & g.present[0] if (mine & g.present[0]).any() else mine
-        channels = torch.from_numpy(g.inp[kept])
-        row = int(g.channel[n]) if call.rows is None else int((call.rows == int(g.channel[n])).nonzero()[0])
-        weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
-        weight[channels] = call.weight[row][channels].detach().cpu().double()
-        mixing, _ = mixing_of(primaries, len(weight))  # what a step of red, green, blue, or of grey, does to channels
-        colours = torch.einsum("cyx,rc->yxr", weight, mixing).expand(-1, -1, 3)
-        pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
-        found[int(n)] = _pixels(pixels[None].float())[0]
-    return found
-
-
 def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
     """Cut for each node the parts of images that drive it most, at the size that it sees."""
     nodes = _with_maps(drawing, drawn, seen.readings)[:MOST_PICTURED]
@@ -286,7 +267,7 @@ def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tens
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
         places = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))[: wanted[n]]
-        found[n] = [_small(_pixels(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
+        found[n] = [_small(to_bytes(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
     return found
 
 
@@ -320,11 +301,6 @@ def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Readin
     g = drawing.graph
     salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
     return [n for n in dict.fromkeys([*some, *np.argsort(-salience).tolist()]) if n in known]
-
-
-def _pixels(pictures: Tensor) -> list[np.ndarray]:
-    """Turn pictures from 0 to 1 into bytes."""
-    return list((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
