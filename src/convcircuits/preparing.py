@@ -25,8 +25,8 @@ class Setup:
         train_names: Photographs of the first.
         held_out_names: Photographs of the second.
         unreadable: Files that could not be read.
-        pictured: Makes more crops of the photographs that the circuit was found on (where there are none, of those
-            that are held out), for pictures.
+        photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
+        pictured: Makes more crops of these, for pictures: number i of photograph i modulo their count.
     """
 
     loaded: LoadedModel
@@ -35,6 +35,7 @@ class Setup:
     train_names: list[str]
     held_out_names: list[str]
     unreadable: list[str]
+    photographs: list[str]
     pictured: Callable[[], torch.Tensor]
 
 
@@ -67,6 +68,7 @@ def set_up(
         [p.name for p in train][:count],
         [p.name for p in rest][:count],
         unreadable,
+        [p.name for p in train],
         lambda: prepared(train, seed, max(count, PICTURED)),
     )
 
@@ -106,6 +108,7 @@ def set_up_again(
         [],
         [p.name for p in fresh][:count],
         unreadable,
+        [p.name for p in fresh],
         lambda: prepared(max(count, PICTURED)),
     )
 
