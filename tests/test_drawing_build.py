@@ -239,7 +239,7 @@ def test_a_shuffling_loader_will_do_and_only_so_many_images_are_looked_at(model,
     assert {int(name.split()[1]) for name in document.images.names} <= set(range(6))
     # Each image that is shown is one of those given, with its own response in the full model.
     full = cc.activations(model, FEATURE, given).flatten(1).mean(1).numpy()
-    for response in document.images.full:
+    for response in document.images.target.full_mean:
         assert np.abs(full - response).min() < 1e-5
     assert len(set(document.images.names)) == len(document.images.names) > 3
 

@@ -403,7 +403,6 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     shown = everything(drawing)
     made = seen.document(drawing, shown, PRIMARIES, np.ones(len(drawing.graph.kind)))
     full = cc.activations(model, drawing.subject.feature, images)
-    inside = cc.activations(model, drawing.subject.feature, images, circuit=circuit)
     # From the image that drives the feature most to the one that does least, as the full model has it.
     numbers = [int(name.split()[1]) for name in made.names]
     means = full.flatten(1).mean(1)
@@ -411,12 +410,20 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     assert numbers[-1] == means.argmin()
     assert len(numbers) == 6
     assert (means[numbers].diff() < 0).all()
-    np.testing.assert_allclose(made.full, means[numbers], rtol=1e-5)
-    np.testing.assert_allclose(made.response[0], inside.flatten(1).mean(1)[numbers], rtol=1e-5)
-    control = cc.activations(model, drawing.subject.feature, images, circuit=drawing.circuits[-1])
-    np.testing.assert_allclose(made.response[-1], control.flatten(1).mean(1)[numbers], rtol=1e-5, atol=1e-12)
-    for i, number in enumerate(numbers):
-        assert near(made.full_map[i], made.full_scale[i], full[number])
+    target = made.target
+    np.testing.assert_allclose(target.full_mean, means[numbers], rtol=1e-5)
+    np.testing.assert_allclose(target.full_maximum, full.amax((1, 2))[numbers], rtol=1e-5)
+    assert target.positions == "all {} \u00d7 {} positions".format(*target.shape)
+    for v, circuit_ in enumerate(drawing.circuits):
+        maps = cc.activations(model, drawing.subject.feature, images, circuit=circuit_)[numbers]
+        np.testing.assert_allclose(target.mean[v], maps.mean((1, 2)), rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(target.maximum[v], maps.amax((1, 2)), rtol=1e-5, atol=1e-9)
+        for i, number in enumerate(numbers):
+            report = cc.evaluate(model, circuit_, images[number : number + 1])
+            assert target.r2[v, i] == pytest.approx(report.r2, rel=1e-5)
+            assert target.r2_inside[v, i] == pytest.approx(report.r2_interior, rel=1e-5)
+            assert near(target.map[v, i], target.scale[v, i], maps[i])
+            assert near(target.full_map[i], target.full_scale[i], full[number])
     reads = slow_reads(model, drawing, images[numbers])
     for node in shown.nodes:
         maps = map_of(document, reads, node)
@@ -447,6 +454,36 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
         coarse = F.adaptive_avg_pool2d(torch.from_numpy(thumbnail).movedim(-1, 0), SIZE // 4)
         expected = F.adaptive_avg_pool2d(images[number] * 255, SIZE // 4)
         assert (coarse - expected).abs().max() < 8
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        ("max", "the one where the full model is highest"),
+        ("center", "the central one of 2 \u00d7 2 positions"),
+        ((1, 0), "row 1, column 0 of 2 \u00d7 2 positions"),
+        ("interior", "4 interior positions"),
+    ],
+)
+def test_which_positions_of_the_target_count_is_said(position, words):
+    case = NETS["plain"]
+    model, images = case.build(), case.images(2)
+    circuit = cc.find(model, cc.Feature("features.5", [0, 2], position=position), images, density=0.8)
+    target = cc.diagram(model, circuit, images=images).document.images.target
+    assert target.positions == f"{words} of each of 2 units"
+    one = cc.find(model, cc.Feature("features.5", 1, position=position), images, density=0.8)
+    assert cc.diagram(model, one, images=images).document.images.target.positions == words
+
+
+def test_the_targets_map_is_larger_than_others_and_its_inside_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1)).double()
+    images = torch.rand(2, 3, 28, 40, dtype=torch.float64)
+    circuit = cc.find(model, cc.Feature("2", 0), images, density=1.0)
+    target = cc.diagram(model, circuit, images=images).document.images.target
+    assert (target.shape, target.full_map.shape, target.map.shape[1:]) == ((28, 40), (2, 28, 32), (2, 28, 32))
+    assert (target.inside.rows, target.inside.columns, target.inside.exact) == ((2, 26), (2, 38), True)
+    np.testing.assert_allclose(target.r2[0], 1)
 
 
 def test_few_images_are_all_shown_once():

@@ -15,7 +15,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.fields import receptive_fields
+from convcircuits.interior import Positions
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 
@@ -109,8 +109,7 @@ def unit_statistics(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     shape = batches.first_shape()
     subject = _all_units(network, layer, shape)
-    rows, columns, _ = receptive_fields(subject, [None], local=True)[None].interior()
-    sums, done = _Sums((rows[:, None] & columns).flatten()), 0
+    sums, done = _Sums(Positions(subject).interior(shape).mask), 0
     for batch in batches:
         if tuple(batch.shape[1:]) != shape:
             raise ConvCircuitsError(f"Images are {shape} and {tuple(batch.shape[1:])}; give images of one size.")

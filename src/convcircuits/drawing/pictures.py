@@ -17,6 +17,7 @@ from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
+from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.fields import Field, Reading, receptive_fields
 from convcircuits.patches import (
@@ -27,8 +28,8 @@ from convcircuits.patches import (
     crop,
     effects,
     presum_maps,
-    responses,
 )
+from convcircuits.responses import responses
 from convcircuits.visualising import visualise
 from convcircuits.wiring import SiteKind
 
@@ -81,8 +82,7 @@ class Seen:
     Attributes:
         images: All images that were looked at, (N, C, H, W).
         numbers: Which of them are shown, I of them.
-        full: The feature's response on these in the full model, (I,).
-        response: In each variant, (V, I).
+        target: What the feature does on these.
         effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known: of
             kernels that the circuit lacks, and of layers that run several times.
         readings: Node -> the map that shows it.
@@ -91,8 +91,7 @@ class Seen:
 
     images: Batches
     numbers: tuple[int, ...]
-    full: np.ndarray
-    response: np.ndarray
+    target: data.TargetMaps
     effect: np.ndarray
     readings: Mapping[int, Reading]
     fields: Mapping[Reading, Field]
@@ -101,13 +100,12 @@ class Seen:
     def of(cls, drawing: Drawing, images: Batches) -> Self:
         """Look at images: at first in the full model alone, to choose some."""
         subject, g = drawing.subject, drawing.graph
-        every = responses(subject, [None], images)[0]
+        every = responses(subject, [], images).mean[0]
         ranked = every.argsort(descending=True, stable=True).tolist()
         count = len(ranked)
         steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
         numbers = tuple(dict.fromkeys(ranked[step] for step in steps))
         shown = images.take(numbers)
-        full, *others = responses(subject, [None, *drawing.masks], shown).float().numpy()
         by_layer = effects(subject, drawing.masks[0], shown)
         effect = np.full((len(g.kind), len(numbers)), np.nan, np.float32)
         once = once_called(drawing)
@@ -118,7 +116,8 @@ class Seen:
                 effect[here] = by_layer[layer][:, g.out[here], g.inp[here]].T
         readings = readings_of(drawing)
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
-        return cls(images, numbers, full, np.stack(others), effect, readings, fields)
+        target = target_maps(subject, drawing.masks, shown, fields[None])
+        return cls(images, numbers, target, effect, readings, fields)
 
     def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
@@ -131,8 +130,6 @@ class Seen:
         activation = _Maps(len(g.site), len(self.numbers))
         for n in dict.fromkeys([g.goal, *nodes[: MAPS // area]]):
             activation.add(n, maps[self.readings[n]])
-        full = _Maps(1, len(self.numbers))
-        full.add(0, activation_maps(subject, None, images, {None: self.fields[None]})[None])
         once = once_called(drawing)
         kernels = {
             e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
@@ -148,14 +145,11 @@ class Seen:
         return data.Images(
             names=tuple(f"image {number}" for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
-            full=self.full,
-            response=self.response,
+            target=self.target,
             activation=activation.values(),
             activation_offset=activation.offset,
             activation_shape=activation.shape,
             activation_scale=activation.scale,
-            full_map=full.values().reshape(len(self.numbers), *full.shape[0]),
-            full_scale=full.scale[0],
             effect=self.effect * turned[:, None],
             presum=presum.values(),
             presum_offset=presum.offset,
@@ -175,10 +169,8 @@ class _Maps:
         self._filled = 0
 
     def add(self, number: int, maps: Tensor) -> None:
-        values = maps.float().numpy()
-        largest = np.abs(values).max((1, 2))
-        bytes_ = np.round(values / np.where(largest > 0, largest, 1)[:, None, None] * 127).astype(np.int8)
-        self.offset[number], self.shape[number], self.scale[number] = self._filled, values.shape[1:], largest
+        bytes_, scale = in_bytes(maps)
+        self.offset[number], self.shape[number], self.scale[number] = self._filled, bytes_.shape[1:], scale
         self._parts.append(bytes_.reshape(-1))
         self._filled += bytes_.size
 
