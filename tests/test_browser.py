@@ -385,7 +385,7 @@ def test_the_files_of_a_page_can_be_read(show):
 @pytest.mark.parametrize("mode", ["diagram", "all", "table"])
 def test_axe_finds_nothing_to_complain_of(show, mode, theme):
     assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
-    page = show(DOCUMENTS["plain"](), f"#mode={mode}", color_scheme=theme)
+    page = show(DOCUMENTS["plain"](), f"#mode={mode}&image=0", color_scheme=theme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document).then(result => result.violations)")
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []

@@ -145,7 +145,10 @@ svg text { fill: var(--soft); font-family: inherit; }
 .card .scale { margin-right: 26px; }
 .card svg { display: block; border-radius: 3px; }
 .card .figures { margin-top: 8px; }
-.card .figures :is(th, td) { padding-right: 10px; }
+.card .figures :is(th, td) { padding-right: 10px; min-width: 0; }
+.card .figures thead th { max-width: 9ch; }
+.card .figures tbody th { max-width: 15ch; }
+.card .figures tr > :last-child { padding-right: 0; }
 .card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
 .card ol li { display: flex; gap: 8px; align-items: center; }
 .card ol li .share { margin-left: auto; color: var(--soft); padding-left: 14px; }
