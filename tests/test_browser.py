@@ -296,6 +296,21 @@ def test_an_image_without_an_r2_says_so_and_the_frame_is_where_the_inside_is(sho
         assert frame[length] == pytest.approx((span[1] - span[0]) / count * box[length], abs=1)
 
 
+def test_a_target_of_one_value_has_a_value_and_neither_map_nor_r2(show):
+    document = plain(images=2, variants=2)
+    target = document.images.target
+    one = {"positions": "the only position", "shape": (1, 1), "inside": None}
+    maps = {name: getattr(target, name)[..., :1, :1] for name in ("full_map", "map")}
+    images = dataclasses.replace(document.images, target=dataclasses.replace(target, **one, **maps))
+    page = show(dataclasses.replace(document, images=images), "#image=0&compare=1")
+    assert [[row[0], float(row[1])] for row in cells_of(page, "[part=target]")] == [
+        ["the full model", pytest.approx(target.full_maximum[0], abs=0.0051)],
+        *[[document.variants[v].name, pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
+    ]
+    assert page.locator("[part=target] .map, [part=target] .scale").count() == 0
+    assert "R²" not in page.locator("[part=target]").inner_text()
+
+
 def test_what_is_seen_of_the_target_is_said_too(show):
     document = plain(images=2, variants=2)
     target = document.images.target

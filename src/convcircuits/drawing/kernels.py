@@ -53,6 +53,8 @@ def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, Kerne
         Node -> picture, for filters of a convolution in one group that reads the image.
     """
     weights = _weights(drawing)
+    if not weights:
+        return {}
     found: dict[int, KernelPicture] = {}
     for number, slopes in _slopes(drawing, weights, primaries).items():
         for n, weight in weights[number].items():
