@@ -10,7 +10,7 @@ from torch import Tensor
 from convcircuits.batches import Batches
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature, at
-from convcircuits.interior import Positions
+from convcircuits.interior import Interior, Positions
 from convcircuits.masking import Masks, Subject
 from convcircuits.moments import Comparison
 
@@ -45,7 +45,8 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
             indices = positions.counted(full, shape)
             maps = [full, *(subject.maps(images, masks) for masks in circuits)]
         parts.append(torch.stack([at(one, indices).double().cpu() for one in maps]))
-        insides.append(_inside(positions, shape, parts[-1][0], indices))
+        interior = _interior(positions, shape)
+        insides.append(None if interior is None else interior.among(parts[-1][0], indices))
     values = torch.cat(parts, 1)
     known = [one for one in insides if one is not None]
     inside = torch.cat(known) if len(known) == len(insides) else None
@@ -62,13 +63,12 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
     return Responses(flat.mean(2), flat.amax(2), both[..., 0], both[..., 1])
 
 
-def _inside(positions: Positions, shape: tuple[int, ...], values: Tensor, indices: Tensor | None) -> Tensor | None:
-    """Tell which counted values are on the interior, where it can be told."""
+def _interior(positions: Positions, shape: tuple[int, ...]) -> Interior | None:
+    """Give the interior, where it can be told."""
     try:
-        mask = positions.interior(shape).mask
+        return positions.interior(shape)
     except ConvCircuitsError:
         return None
-    return mask.expand_as(values) if indices is None else mask[indices.cpu()]
 
 
 def _r2(feature: Feature, eps: float, full: Tensor, other: Tensor, inside: Tensor | None) -> tuple[float, float]:
