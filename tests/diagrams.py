@@ -19,12 +19,14 @@ from convcircuits.drawing.data import (
     Group,
     HeldOut,
     Images,
+    Inside,
     Layer,
     Meta,
     NodeKind,
     Nodes,
     Page,
     PictureSet,
+    TargetMaps,
     TargetPicture,
     Tiles,
     Variant,
@@ -177,19 +179,35 @@ class Sketch:
         return Images(
             names=[f"photograph {i}" for i in range(images)],
             src=[picture(16, i) for i in range(images)],
-            full=rng.random(images),
-            response=rng.random((variants, images)),
+            target=self._target(rng, images, variants),
             activation=rng.integers(0, 128, int(filters.sum()) * images * h * w),
             activation_offset=np.where(filters, (np.cumsum(filters) - filters) * images * h * w, -1),
             activation_shape=np.tile([h, w], (n, 1)),
             activation_scale=rng.random((n, images)),
-            full_map=rng.integers(0, 128, (images, h, w)),
-            full_scale=rng.random(images),
             effect=np.where(kernels[:, None], rng.normal(size=(e, images)), np.nan),
             presum=rng.integers(-127, 128, int(kernels.sum()) * images * h * w),
             presum_offset=np.where(kernels, (np.cumsum(kernels) - kernels) * images * h * w, -1),
             presum_shape=np.tile([h, w], (e, 1)),
             presum_scale=rng.random((e, images)),
+        )
+
+    def _target(self, rng: np.random.Generator, images: int, variants: int) -> TargetMaps:
+        h, w = 6, 7
+        r2 = np.where(np.arange(images) == 1, np.nan, rng.uniform(-0.5, 1, (variants, images)))
+        return TargetMaps(
+            positions=f"all {h} x {w} positions",
+            shape=(h, w),
+            inside=Inside((1, h - 1), (2, w - 1), exact=True),
+            full_mean=rng.random(images),
+            full_maximum=1 + rng.random(images),
+            mean=rng.random((variants, images)),
+            maximum=1 + rng.random((variants, images)),
+            r2=r2,
+            r2_inside=r2 - 0.1,
+            full_map=rng.integers(-40, 128, (images, h, w)),
+            full_scale=1 + rng.random(images),
+            map=rng.integers(-40, 128, (variants, images, h, w)),
+            scale=1 + rng.random((variants, images)),
         )
 
 

@@ -235,9 +235,99 @@ def test_maps_of_the_circuit_are_shown_with_no_other(show):
     assert page.locator("image.map").count() > 0
     page.locator("[part=variant]").select_option("1")
     expect(page.locator("image.map")).to_have_count(0)
-    expect(page.locator("[part=state]")).to_contain_text("known of the circuit alone")
+    expect(page.locator("[part=target]")).to_contain_text("known of the circuit alone")
     page.locator("[part=variant]").select_option("0")
     assert page.locator("image.map").count() > 0
+
+
+HEAT = np.array([[84, 49, 150], [247, 246, 244], [180, 78, 6]])  # of the least, of zero, of the highest
+
+
+def painted(values, top):
+    """The pixels of a map: its values' shares of what full colour stands for."""
+    share = (values / top)[..., None]
+    return HEAT[1] + (np.where(share < 0, HEAT[0], HEAT[2]) - HEAT[1]) * np.abs(share)
+
+
+def cells_of(page, part):
+    return [
+        [cell.inner_text().replace("\u2212", "-") for cell in row.locator("th, td").all()]
+        for row in page.locator(f"{part} .figures tbody tr").all()
+    ]
+
+
+@pytest.mark.parametrize("networks", [(0,), (1,), (0, 1), (2, 0)])
+def test_the_targets_maps_are_on_one_scale_beside_their_figures(show, networks):
+    document = plain(images=2, variants=3, measured=True)
+    target, image = document.images.target, 0
+    compare = f"&compare={networks[1]}" if len(networks) > 1 else ""
+    page = show(document, f"#image={image}&variant={networks[0]}{compare}")
+    exact = [target.full_map[image] / 127 * target.full_scale[image]]
+    exact += [target.map[v, image] / 127 * target.scale[v, image] for v in networks]
+    top = max([target.full_scale[image], *(target.scale[v, image] for v in networks)])
+    shown = page.locator("[part=target] .map")
+    expect(shown).to_have_count(len(exact))
+    for values, src in zip(exact, shown.evaluate_all("all => all.map(each => each.src)"), strict=True):
+        assert np.abs(read_data_url(src) - painted(values, top)).max() <= 1
+    figures = [("the full model", target.full_maximum[image], target.full_mean[image], None, None)]
+    for v in networks:
+        row = (target.maximum[v, image], target.mean[v, image], target.r2[v, image], target.r2_inside[v, image])
+        figures.append((document.variants[v].name, *row))
+    for expected, row in zip(figures, cells_of(page, "[part=target]"), strict=True):
+        assert row[0] == expected[0]
+        for value, text in zip(expected[1:], row[1:], strict=True):
+            assert (text == "") if value is None else float(text) == pytest.approx(value, abs=0.0051)
+    ends = [0.0, *np.concatenate([values.ravel() for values in exact])]
+    low, high = page.locator("[part=target] .scale").get_attribute("aria-label").replace("\u2212", "-").split()[2:5:2]
+    assert float(low) == pytest.approx(min(ends), abs=0.0051)
+    assert float(high.rstrip(",")) == pytest.approx(max(ends), abs=0.0051)
+    expect(page.locator("[part=target]")).to_contain_text(f"Over {target.positions}.")
+
+
+def test_an_image_without_an_r2_says_so_and_the_frame_is_where_the_inside_is(show):
+    document = plain(images=2, variants=1)
+    page = show(document, "#image=1")
+    assert [row[3:] for row in cells_of(page, "[part=target]")] == [["", ""], ["\u2013", "\u2013"]]
+    expect(page.locator("[part=target]")).to_contain_text("R² is not defined")
+    inside, (height, width) = document.images.target.inside, document.images.target.shape
+    box, frame = (page.locator(f"[part=target] .framed {what}").first.bounding_box() for what in (".map", "i"))
+    for axis, length, span, count in (("y", "height", inside.rows, height), ("x", "width", inside.columns, width)):
+        assert frame[axis] - box[axis] == pytest.approx(span[0] / count * box[length], abs=1)
+        assert frame[length] == pytest.approx((span[1] - span[0]) / count * box[length], abs=1)
+
+
+def test_a_target_of_one_value_has_a_value_and_neither_map_nor_r2(show):
+    document = plain(images=2, variants=2)
+    target = document.images.target
+    one = {"positions": "the only position", "shape": (1, 1), "inside": None}
+    maps = {name: getattr(target, name)[..., :1, :1] for name in ("full_map", "map")}
+    images = dataclasses.replace(document.images, target=dataclasses.replace(target, **one, **maps))
+    page = show(dataclasses.replace(document, images=images), "#image=0&compare=1")
+    assert [[row[0], float(row[1])] for row in cells_of(page, "[part=target]")] == [
+        ["the full model", pytest.approx(target.full_maximum[0], abs=0.0051)],
+        *[[document.variants[v].name, pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
+    ]
+    assert page.locator("[part=target] .map, [part=target] .scale").count() == 0
+    assert "R²" not in page.locator("[part=target]").inner_text()
+
+
+def test_what_is_seen_of_the_target_is_said_too(show):
+    document = plain(images=2, variants=2)
+    target = document.images.target
+    page = show(document)
+    node = page.locator(f"[data-node='{document.target}']")
+    assert "R²" not in node.get_attribute("aria-label")
+    page.get_by_role("button", name="image", exact=True).click()
+    page.locator("[data-image='0']").click()
+    said = page.locator("[part=message]").inner_text()
+    for words in (said, node.get_attribute("aria-label")):
+        plainly = words.replace("\u2212", "-")
+        assert f"in the full model maximum {target.full_maximum[0]:.2f}" in plainly
+        assert f"in the circuit maximum {target.maximum[0, 0]:.2f}" in plainly
+        assert f"R² {target.r2[0, 0]:.2f}, {target.r2_inside[0, 0]:.2f} inside" in plainly
+        assert f"over {target.positions}" in plainly
+    node.hover()
+    assert cells_of(page, "[part=card]") == cells_of(page, "[part=target]")
 
 
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
@@ -310,7 +400,7 @@ def test_the_files_of_a_page_can_be_read(show):
 @pytest.mark.parametrize("mode", ["diagram", "all", "table"])
 def test_axe_finds_nothing_to_complain_of(show, mode, theme):
     assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
-    page = show(DOCUMENTS["plain"](), f"#mode={mode}", color_scheme=theme)
+    page = show(DOCUMENTS["plain"](), f"#mode={mode}&image=0", color_scheme=theme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document).then(result => result.violations)")
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []

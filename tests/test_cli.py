@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 
 import convcircuits as cc
 from convcircuits import cli, comparison, console, preparing
+from convcircuits.images import crops, sample_photographs, split_photographs
 from convcircuits.models import load_model
+from convcircuits.units import RULE, choose_unit, unit_statistics
 
 SOURCE = """
 import os, time
@@ -802,12 +804,23 @@ def tiny():
 
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
-    for word in [*cli.DEMO_CRITERIA, *names, cli.DEMO_FEATURE, "(average map)", "(random circuit)", "R2, interior"]:
+    names += [*cli.DEMO_CRITERIA, str(demo.circuit.feature), RULE]
+    for word in [*names, "(average map)", "(random circuit)", "R2, interior"]:
         assert word in demo.text
     row = demo.table["snip", 0.3]
     assert f"{row['r2']:6.2f} {row['r2_interior']:5.2f}" in demo.text
     found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
     assert not set(found.split(", ")) & set(measured.split(", "))
+
+
+def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photographs(demo):
+    loaded = load_model("vgg16_hed")
+    train, _ = split_photographs(sample_photographs())
+    images = crops(train, loaded.preprocess, count=120, seed=0, size=(112, 112))
+    photographs = [train[i % len(train)].name for i in range(120)]
+    unit = choose_unit(unit_statistics(loaded.model, "features.14", images, photographs=photographs))
+    assert demo.circuit.feature == cc.Feature("features.14", unit.unit)
+    assert unit.summary() in demo.text
 
 
 def test_the_demo_counts_add_up(demo):
@@ -835,7 +848,7 @@ def test_the_demo_tells_good_criteria_from_chance(demo):
 def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
     circuit, said = demo.circuit, demo.circuit.provenance
     assert isinstance(circuit, cc.Circuit)
-    assert str(circuit.feature) == "features.14:54"
+    assert circuit.feature.layer == "features.14"
     assert circuit.density == pytest.approx(0.05, abs=1e-5)
     assert said["recipe"]["model"] == "vgg16_hed"
     assert said["recipe"]["count"] == 7
@@ -865,4 +878,4 @@ def test_the_command_in_the_demos_circuit_makes_it_again(demo, good, tmp_path, m
     monkeypatch.chdir(tmp_path)
     _, *words = shlex.split(good(f"show {demo.folder}/circuit.safetensors --json")["again"])
     good(shlex.join(words))
-    assert cc.load("features.14-54.safetensors") == demo.circuit
+    assert cc.load(f"{demo.circuit.feature.slug}.safetensors") == demo.circuit

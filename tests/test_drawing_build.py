@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,6 +15,7 @@ from convcircuits.capture import Network
 from convcircuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
+from convcircuits.drawing.tiles import read_data_url
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 from convcircuits.version import __version__
@@ -239,7 +241,7 @@ def test_a_shuffling_loader_will_do_and_only_so_many_images_are_looked_at(model,
     assert {int(name.split()[1]) for name in document.images.names} <= set(range(6))
     # Each image that is shown is one of those given, with its own response in the full model.
     full = cc.activations(model, FEATURE, given).flatten(1).mean(1).numpy()
-    for response in document.images.full:
+    for response in document.images.target.full_mean:
         assert np.abs(full - response).min() < 1e-5
     assert len(set(document.images.names)) == len(document.images.names) > 3
 
@@ -349,3 +351,14 @@ def test_gain_and_offset_of_a_circuit_are_measured_too(model):
     (variant, _) = cc.diagram(model, circuit, held_out=held_out).document.variants
     assert variant.fidelity.r2 == pytest.approx(cc.evaluate(model, circuit, held_out).r2, rel=1e-9)
     assert variant.fidelity.r2 != pytest.approx(cc.evaluate(model, plain, held_out).r2, rel=1e-3)
+
+
+def test_grainy_images_are_pictured():
+    """Each tile is noise, whose JPEG takes more than a byte a pixel."""
+    torch.manual_seed(0)
+    model, given = torchvision.models.alexnet().eval(), torch.rand(6, 3, 224, 224)
+    circuit = cc.find(model, cc.Feature("features.6", 5), given, criterion="magnitude", density=0.1)
+    document = cc.diagram(model, circuit, images=given).document
+    assert len(document.tiles) > 300
+    for page in document.tiles.pages:  # whole
+        assert read_data_url(page.src).shape[1] == page.columns * document.tiles.size

@@ -19,6 +19,7 @@ from convcircuits.drawing.data import (
     Edges,
     Fidelity,
     Group,
+    Inside,
     Layer,
     Nodes,
     Page,
@@ -85,6 +86,7 @@ def test_the_schema_has_the_fields_of_the_records_and_of_the_typescript_types():
         "Variant": defs["variant"]["properties"],
         "PictureSet": defs["pictures"]["properties"],
         "Images": defs["images"]["properties"],
+        "TargetMaps": defs["target"]["properties"],
         "View": defs["view"]["properties"],
     }
     text = TYPES.read_text()
@@ -191,6 +193,9 @@ def broken():
     def pictures(**changes):
         return lambda: dataclasses.replace(made, pictures=(dataclasses.replace(made.pictures[0], **changes),))
 
+    def target(**changes):
+        return lambda: changed(made, "images", target=dataclasses.replace(images.target, **changes))
+
     last = len(nodes) - 1
     rank = made.variants[0].rank
     return {
@@ -199,7 +204,7 @@ def broken():
         "first is a control": (variant(role="control"), "the first is the circuit"),
         "another length": (lambda: changed(made, "nodes", unit=nodes.unit[1:]), r"nodes.unit has shape.*\(N\)"),
         "one edge less": (lambda: changed(made, "edges", sign=edges.sign[1:]), r"edges.sign has shape.*\(E\)"),
-        "another axis": (lambda: changed(made, "images", response=images.full[None]), r"images.response.*\(V, I\)"),
+        "another axis": (target(mean=images.target.full_mean[None]), r"images.target.mean.*\(V, I\)"),
         "layer beyond columns": (
             lambda: dataclasses.replace(made, layers=(Layer("x", "x", 9, (3, 3), 2), *made.layers[1:])),
             "'x' is in column 9",
@@ -259,7 +264,11 @@ def broken():
             lambda: changed(made, "images", activation_scale=with_entry(images.activation_scale, (4, 0), np.nan)),
             "activation_scale of 4",
         ),
-        "a map of another size": (lambda: changed(made, "images", full_map=images.full_map[:, 1:]), "full_map is of"),
+        "the target's map of another size": (target(map=images.target.map[:, :, 1:]), r"target.map is of \(5, 7\)"),
+        "maps of too few variants": (target(map=images.target.map[1:]), "images.target.map has shape"),
+        "the target's scale": (target(scale=-images.target.scale), "target.scale holds"),
+        "an inside beyond": (target(inside=Inside((0, 7), (0, 7), exact=True)), "0 to 7 are no rows"),
+        "an inside of nothing": (target(inside=Inside((2, 2), (0, 7), exact=True)), "2 to 2 are no rows"),
         "a thumbnail on the web": (
             lambda: changed(made, "images", src=("https://example.org/a.png", images.src[1])),
             "so that nothing is fetched",

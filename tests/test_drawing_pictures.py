@@ -14,7 +14,8 @@ from convcircuits.colours import displayable, primaries_of
 from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
-from convcircuits.drawing.pictures import PATCHES, Seen, first_kernels, pictured, readings_of
+from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels
+from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.fields import receptive_fields
@@ -55,7 +56,7 @@ def kernels_of(model, feature, channels, primaries=None, drop=()):
         masks[layer][out, in_] = False
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(channels, 8, 8))
     drawing = lay_out(model, circuit, None, (channels, 8, 8), 0)
-    return {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, primaries).items()}
+    return {int(drawing.graph.channel[n]): picture.pixels for n, picture in first_kernels(drawing, primaries).items()}
 
 
 GREY = [128, 128, 128]
@@ -127,6 +128,102 @@ def test_a_kernel_of_zeros_is_grey_and_grouped_ones_have_no_colours():
     assert kernels_of(model, feature, 2) == {}
 
 
+class Prepared(nn.Module):
+    """A model that makes something of the image before its first convolution reads it."""
+
+    def __init__(self, prepare, channels):
+        super().__init__()
+        self.prepare = prepare
+        self.first, self.last = nn.Conv2d(channels, 2, 3), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        return self.last(self.first(self.prepare(x)).relu())
+
+
+def unshuffled(weight):
+    """The kernel on the image that is a kernel on its 2 x 2 blocks."""
+    blocks = weight.reshape(-1, 2, 2, *weight.shape[1:])  # c, dy, dx, ky, kx
+    return blocks.permute(0, 3, 1, 4, 2).flatten(3, 4).flatten(1, 2)
+
+
+# What is made of the image: channels of the image, channels that are read, and the image's kernel that a kernel is.
+PREPARATIONS = {
+    "grey made RGB": (lambda x: x.repeat(1, 3, 1, 1), 1, 3, lambda w: w.sum(0, keepdim=True)),
+    "two channels": (lambda x: x[:, :2], 3, 2, lambda w: torch.cat([w, torch.zeros_like(w[:1])])),
+    "joined to itself": (lambda x: torch.cat([x, x], 1), 3, 6, lambda w: w[:3] + w[3:]),
+    "blocks as channels": (lambda x: F.pixel_unshuffle(x, 2), 3, 12, unshuffled),
+    "grey blocks as channels": (lambda x: F.pixel_unshuffle(x, 2), 1, 4, unshuffled),
+    "joined to its mean": (
+        lambda x: torch.cat([x, x.mean(1, keepdim=True)], 1),
+        3,
+        4,
+        lambda w: w[:3] + w[3:] / 3,
+    ),
+    "blue first": (lambda x: x[:, [2, 1, 0]], 3, 3, lambda w: w.flip(0)),
+    "negative": (lambda x: 1 - x, 3, 3, lambda w: -w),
+    "prepared in place": (lambda x: x.sub_(0.4).div_(0.2), 3, 3, lambda w: w * 5),
+    "padded": (lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), 3, 3, lambda w: w),
+}
+
+
+def prepared_circuit(prepare, channels, reads, side=18, adjust=lambda weight: weight):
+    torch.manual_seed(0)
+    model = Prepared(prepare, reads).double()
+    model.first.weight.data = adjust(model.first.weight.data)
+    images = torch.rand(3, channels, side, side, dtype=torch.float64)
+    return model, cc.find(model, cc.Feature("last", 0), images, criterion="magnitude", density=1.0), images
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_kernels_behind_what_the_model_makes_of_the_image_are_those_of_the_image(name):
+    prepare, channels, reads, of_image = PREPARATIONS[name]
+    model, circuit, images = prepared_circuit(prepare, channels, reads)
+    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    shown = {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, None).items()}
+    assert len(shown) == 2
+    for row, picture in shown.items():
+        kernel = of_image(model.first.weight.detach()[row]).expand(3, -1, -1).movedim(0, -1)
+        exact = 127.5 * (1 + kernel / kernel.abs().max())
+        assert picture.in_colour
+        np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
+    for given in (None, images):
+        document = cc.diagram(model, circuit, images=given).document
+        assert NOT_IN_COLOUR not in document.meta.notes
+        assert (document.pictures[0].tiles[document.nodes.column == 0, 0] >= 0).all()
+
+
+def one_sign_each(weight):
+    """Filter 0 above zero, filter 1 below, both zero in the middle."""
+    weight = weight.abs() * torch.tensor([1, -1])[:, None, None, None]
+    weight[:, :, 1, 1] = 0
+    return weight
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda x: x.square(),
+        F.instance_norm,
+        lambda x: (x * 255).round(),
+        lambda x: F.normalize(x),
+    ],
+    ids=["squared", "of the whole image", "rounded", "normalised"],
+)
+def test_kernels_that_do_not_read_the_images_colours_are_weights_and_that_is_said(prepare):
+    model, circuit, images = prepared_circuit(prepare, 3, 3, adjust=one_sign_each)
+    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    shown = {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, None).items()}
+    for row, (ends, picture) in enumerate(zip(((180, 78, 6), (84, 49, 150)), shown.values(), strict=True)):
+        weight = model.first.weight.detach()[row].sum(0)
+        share = (weight.abs() / weight.abs().max())[..., None].numpy()
+        assert not picture.in_colour
+        exact = (1 - share) * (247, 246, 244) + share * ends
+        np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
+        assert picture.pixels[1, 1].tolist() == [247, 246, 244]
+    document = cc.diagram(model, circuit, images=images).document
+    assert document.meta.notes.count(NOT_IN_COLOUR) == 1
+
+
 # ---------------------------------------------------------------------- maps, patches
 
 SIZE = 20
@@ -184,7 +281,7 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
     options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
     made = pictured(drawing, document, drawn, seen, **options)
     reads, table = slow_reads(model, drawing, images), made.pictures[0].tiles
-    kernels = first_kernels(drawing, PRIMARIES)
+    kernels = {n: picture.pixels for n, picture in first_kernels(drawing, PRIMARIES).items()}
     assert len(nodes) > 6
     for node in nodes:
         size, stride, first = SHOWN[layer_of(document, node)][1]
@@ -306,7 +403,6 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     shown = everything(drawing)
     made = seen.document(drawing, shown, PRIMARIES, np.ones(len(drawing.graph.kind)))
     full = cc.activations(model, drawing.subject.feature, images)
-    inside = cc.activations(model, drawing.subject.feature, images, circuit=circuit)
     # From the image that drives the feature most to the one that does least, as the full model has it.
     numbers = [int(name.split()[1]) for name in made.names]
     means = full.flatten(1).mean(1)
@@ -314,12 +410,20 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     assert numbers[-1] == means.argmin()
     assert len(numbers) == 6
     assert (means[numbers].diff() < 0).all()
-    np.testing.assert_allclose(made.full, means[numbers], rtol=1e-5)
-    np.testing.assert_allclose(made.response[0], inside.flatten(1).mean(1)[numbers], rtol=1e-5)
-    control = cc.activations(model, drawing.subject.feature, images, circuit=drawing.circuits[-1])
-    np.testing.assert_allclose(made.response[-1], control.flatten(1).mean(1)[numbers], rtol=1e-5, atol=1e-12)
-    for i, number in enumerate(numbers):
-        assert near(made.full_map[i], made.full_scale[i], full[number])
+    target = made.target
+    np.testing.assert_allclose(target.full_mean, means[numbers], rtol=1e-5)
+    np.testing.assert_allclose(target.full_maximum, full.amax((1, 2))[numbers], rtol=1e-5)
+    assert target.positions == "all {} \u00d7 {} positions".format(*target.shape)
+    for v, circuit_ in enumerate(drawing.circuits):
+        maps = cc.activations(model, drawing.subject.feature, images, circuit=circuit_)[numbers]
+        np.testing.assert_allclose(target.mean[v], maps.mean((1, 2)), rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(target.maximum[v], maps.amax((1, 2)), rtol=1e-5, atol=1e-9)
+        for i, number in enumerate(numbers):
+            report = cc.evaluate(model, circuit_, images[number : number + 1])
+            assert target.r2[v, i] == pytest.approx(report.r2, rel=1e-5)
+            assert target.r2_inside[v, i] == pytest.approx(report.r2_interior, rel=1e-5)
+            assert near(target.map[v, i], target.scale[v, i], maps[i])
+            assert near(target.full_map[i], target.full_scale[i], full[number])
     reads = slow_reads(model, drawing, images[numbers])
     for node in shown.nodes:
         maps = map_of(document, reads, node)
@@ -350,6 +454,36 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
         coarse = F.adaptive_avg_pool2d(torch.from_numpy(thumbnail).movedim(-1, 0), SIZE // 4)
         expected = F.adaptive_avg_pool2d(images[number] * 255, SIZE // 4)
         assert (coarse - expected).abs().max() < 8
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        ("max", "the one where the full model is highest"),
+        ("center", "the central one of 2 \u00d7 2 positions"),
+        ((1, 0), "row 1, column 0 of 2 \u00d7 2 positions"),
+        ("interior", "4 interior positions"),
+    ],
+)
+def test_which_positions_of_the_target_count_is_said(position, words):
+    case = NETS["plain"]
+    model, images = case.build(), case.images(2)
+    circuit = cc.find(model, cc.Feature("features.5", [0, 2], position=position), images, density=0.8)
+    target = cc.diagram(model, circuit, images=images).document.images.target
+    assert target.positions == f"{words} of each of 2 units"
+    one = cc.find(model, cc.Feature("features.5", 1, position=position), images, density=0.8)
+    assert cc.diagram(model, one, images=images).document.images.target.positions == words
+
+
+def test_the_targets_map_is_larger_than_others_and_its_inside_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1)).double()
+    images = torch.rand(2, 3, 28, 40, dtype=torch.float64)
+    circuit = cc.find(model, cc.Feature("2", 0), images, density=1.0)
+    target = cc.diagram(model, circuit, images=images).document.images.target
+    assert (target.shape, target.full_map.shape, target.map.shape[1:]) == ((28, 40), (2, 28, 32), (2, 28, 32))
+    assert (target.inside.rows, target.inside.columns, target.inside.exact) == ((2, 26), (2, 38), True)
+    np.testing.assert_allclose(target.r2[0], 1)
 
 
 def test_few_images_are_all_shown_once():
@@ -411,7 +545,8 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
     assert [given.name for given in made.pictures] == ["features", "patches"]
     assert made.view.pictures == "features"
     table = made.pictures[0].tiles[:, 0]
-    kernels, readings = first_kernels(drawing, None), readings_of(drawing)
+    kernels = {n: picture.pixels for n, picture in first_kernels(drawing, None).items()}
+    readings = readings_of(drawing)
     goal = drawing.graph.goal
     wanted = {n for n in (*drawn, goal) if n not in kernels}
     fields = receptive_fields(drawing.subject, [readings[n] for n in wanted], local=True)

@@ -100,6 +100,24 @@ def test_a_single_picture_is_its_own_data_url():
     assert data_url(pictures(0, (99, 99))[0]).startswith("data:image/jpeg")
 
 
+@pytest.mark.parametrize("side", [200, 257, 300, 700, 2048])
+@pytest.mark.parametrize("grain", [30, 50, 255])
+def test_grain_of_any_strength_and_size_is_encoded(side, grain):
+    """A JPEG of grain takes more than a byte a pixel."""
+    noise = np.random.default_rng(side).normal(0, grain, (side, side, 3))
+    picture = np.clip(smooth(side, side) + noise, 0, 255).astype(np.uint8)
+    shown = decoded(data_url(picture))
+    assert shown.shape == picture.shape
+    assert np.abs(shown.astype(int) - picture).mean() < 12
+
+
+def test_pages_of_grainy_pictures_are_encoded():
+    given = pictures(1, *[(64, 64)] * 70)
+    tiles, numbers = pack(given, size=64)
+    assert max(len(page.src) for page in tiles.pages) > 70 * 64 * 64  # more than a byte a pixel, in base64
+    assert np.abs(tile(tiles, numbers[-1]).astype(int) - given[-1]).mean() < 12
+
+
 @pytest.mark.parametrize(
     ("picture", "words"),
     [

@@ -603,24 +603,6 @@ def test_a_flattened_map_is_folded_back():
     assert vector.box(0, 0) == (0, 0, 10, 10)
 
 
-@pytest.mark.parametrize("position", ["all", "max", "center", (1, 2)])
-def test_responses_are_means_over_the_positions_that_count_in_the_full_model(position):
-    case = NETS["plain"]
-    model, images = case.build(), case.images(5)
-    feature = cc.Feature("features.3", 1, position=position)
-    circuit = cc.find(model, feature, images, criterion="random", density=0.5)
-    subject = subject_of(model, feature, case.input_shape)
-    masks = subject.masks(circuit, case.input_shape, effective=True)
-    found = patches.responses(subject, [None, masks], batches_of(subject, images))
-    full = cc.activations(model, feature, images)
-    inner = cc.activations(model, feature, images, circuit=circuit)
-    for n in range(5):
-        at = {"max": divmod(int(full[n].argmax()), 4), "center": (2, 2)}.get(position, position)
-        for maps, response in ((full, found[0]), (inner, found[1])):
-            expected = maps[n].mean() if position == "all" else maps[n][at]
-            torch.testing.assert_close(response[n], expected)
-
-
 def test_kernels_that_are_not_there_are_refused():
     case = NETS["plain"]
     subject = subject_of(case.build(), cc.Feature("features.3", 1), case.input_shape)

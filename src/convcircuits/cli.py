@@ -43,6 +43,7 @@ from convcircuits.preparing import (
     side,
 )
 from convcircuits.texts import printable, printable_lines
+from convcircuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.verdict import ENOUGH
 
 app = typer.Typer(
@@ -119,7 +120,7 @@ RequireOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
-DEMO_MODEL, DEMO_FEATURE, DEMO_SIZE = "vgg16_hed", "features.14:54", 112
+DEMO_MODEL, DEMO_LAYER, DEMO_SIZE = "vgg16_hed", "features.14", 112
 DEMO_CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random"]
 DEMO_DENSITIES = [0.3, 0.1, 0.05, 0.02, 0.01]
 DEMO_BEST_AT = 0.05
@@ -435,7 +436,6 @@ def demo(
 ) -> None:
     """Compare criteria on a real network and real photographs; write a table, the best circuit and its diagram."""
     start = time.monotonic()
-    feature = cc.Feature.parse(DEMO_FEATURE)
     if out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
     check_charts_installed()
@@ -445,10 +445,23 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cc.ConvCircuitsError(f"The folder {out} cannot be made: {error.strerror}.") from error
+    pictured = setup.pictured()
+    with _progress("choosing a unit") as progress:
+        cycle = len(setup.photographs)
+        unit = choose_unit(
+            unit_statistics(
+                setup.loaded.model,
+                DEMO_LAYER,
+                pictured,
+                photographs=[setup.photographs[i % cycle] for i in range(len(pictured))],
+                progress=progress,
+            )
+        )
+    feature = cc.Feature(DEMO_LAYER, unit.unit)
     if not as_json:
         _out.print(
-            f"{DEMO_FEATURE} of {DEMO_MODEL}: unit {feature.unit} of conv3_3, whose response varies most over the "
-            "sample photographs."
+            f"{feature} of {DEMO_MODEL}: {RULE}. Chosen on the training photographs, without a look at any circuit.\n"
+            f"{unit.summary()}"
         )
         _say_images(setup)
     with _progress("finding and measuring circuits") as progress:
@@ -490,7 +503,7 @@ def demo(
     fidelity_chart(
         table,
         out / "comparison.png",
-        title=f"{DEMO_MODEL} {DEMO_FEATURE}: circuits measured on {len(setup.held_out)} crops of "
+        title=f"{DEMO_MODEL} {feature}: circuits measured on {len(setup.held_out)} crops of "
         f"{len(setup.held_out_names)} photographs they were not found on",
     )
     cc.save(circuit, out / "circuit.safetensors")
@@ -498,7 +511,7 @@ def demo(
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
-            images=setup.pictured(),
+            images=pictured,
             held_out=setup.held_out,
             primaries=setup.loaded.primaries(),
             seed=seed,
@@ -506,7 +519,15 @@ def demo(
         )
     drawn.save(out / "circuit.html")
     if as_json:
-        _print_json({"folder": str(out), "best": best.as_dict(), "rows": table, "caption": drawn.caption})
+        _print_json(
+            {
+                "folder": str(out),
+                "unit": dataclasses.asdict(unit),
+                "best": best.as_dict(),
+                "rows": table,
+                "caption": drawn.caption,
+            }
+        )
         return
     _out.print(_comparison_table(rows))
     _out.print(

@@ -227,7 +227,7 @@ def _measure(
             indices = positions.counted(full, shape)
             values = at(full, indices).double().cpu()
             interior = _interior(positions, shape, census)
-            inside = None if interior is None else _inside(interior, values, indices)
+            inside = None if interior is None else interior.among(values, indices)
             for maps, comparison in zip(others, comparisons, strict=True):
                 comparison.add(values, at(maps, indices).double().cpu(), inside)
         average = None if averages is None else averages.of(tuple(full.shape[1:]))
@@ -252,11 +252,6 @@ def _interior(positions: Positions, shape: tuple[int, ...], census: Census) -> I
     except ConvCircuitsError as error:
         census.problem = str(error)
         return None
-
-
-def _inside(interior: Interior, values: Tensor, indices: Tensor | None) -> Tensor:
-    """Tell which counted values are on the interior."""
-    return interior.mask.expand_as(values) if indices is None else interior.mask[indices.cpu()]
 
 
 def _evaluation(

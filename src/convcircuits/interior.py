@@ -32,6 +32,10 @@ class Interior:
         """The flat numbers of its positions, int64 (K,)."""
         return self.mask.nonzero()[:, 0]
 
+    def among(self, values: Tensor, indices: Tensor | None) -> Tensor:
+        """Tell which counted values, laid out as by ``at``, are at its positions: bool of their shape."""
+        return self.mask.expand_as(values) if indices is None else self.mask[indices.cpu()]
+
 
 class Positions:
     """The positions of a feature's map that count, and its interior, for images of any size.

@@ -12,9 +12,8 @@ from torch import Tensor
 from convcircuits.batches import Batches
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.errors import ConvCircuitsError, whole_number
-from convcircuits.feature import Feature, at
+from convcircuits.feature import Feature
 from convcircuits.fields import Box, Field, Reading, channels_of, maps_read, no_such_map
-from convcircuits.interior import Positions
 from convcircuits.layers import weight_and_bias
 from convcircuits.masking import Masks, Subject
 
@@ -95,15 +94,20 @@ def _inside(field: Field) -> Tensor:
 
 
 def activation_maps(
-    subject: Subject, masks: Masks | None, batches: Batches, fields: Mapping[Reading, Field]
+    subject: Subject,
+    masks: Masks | None,
+    batches: Batches,
+    fields: Mapping[Reading, Field],
+    largest: int = LARGEST_MAP,
 ) -> dict[Reading, Tensor]:
-    """Give maps on each image, (images, h, w), averaged over areas down to at most 14 x 14.
+    """Give maps on each image, (images, h, w), averaged over areas down to at most so many rows and columns.
 
     Args:
         subject: The feature.
         masks: The circuit that runs; None for the full model.
         batches: The images, as for ``best_patches``.
         fields: The maps with their fields, as for ``best_patches``.
+        largest: Rows and columns of a map, at most.
 
     Raises:
         ConvCircuitsError: As ``best_patches``.
@@ -111,7 +115,7 @@ def activation_maps(
     parts: dict[Reading, list[Tensor]] = {reading: [] for reading in fields}
 
     def see(readings: list[Reading], maps: Tensor) -> None:
-        for reading, one in zip(readings, _small(maps).unbind(1), strict=True):
+        for reading, one in zip(readings, _small(maps, largest).unbind(1), strict=True):
             parts[reading].append(one)
 
     for images in batches:
@@ -186,23 +190,6 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
         for layer, total in totals.items():
             parts[layer].append(total)
     return {layer: torch.cat(totals) for layer, totals in parts.items()}
-
-
-def responses(subject: Subject, runs: Sequence[Masks | None], batches: Batches) -> Float[Tensor, "runs n"]:
-    """Give the feature's response on each image in some circuits (None: the full model).
-
-    Returns:
-        The mean of its values at the positions that count (where the position is ``"max"``, at the full model's), and
-        over its units; (runs, images), float64, on the CPU.
-    """
-    parts, positions = [], Positions(subject)
-    for images in batches:
-        with torch.no_grad():
-            full = subject.maps(images)
-            indices = positions.counted(full, tuple(images.shape[1:]))
-            maps = [full if masks is None else subject.maps(images, masks) for masks in runs]
-        parts.append(torch.stack([at(one, indices).double().flatten(1).mean(1) for one in maps]).cpu())
-    return torch.cat(parts, 1)
 
 
 def crop(picture: Float[Tensor, "h w rgb"], box: Box) -> Float[Tensor, "height width rgb"]:
@@ -310,9 +297,9 @@ def _presums(call: KernelCall, masks: Masks | None, kernels: Sequence[Kernel]) -
     return maps.reshape(*maps.shape[:2], maps.shape[2] if maps.dim() > 2 else 1, -1)
 
 
-def _small(maps: Float[Tensor, "n r h w"]) -> Float[Tensor, "n r h w"]:
+def _small(maps: Float[Tensor, "n r h w"], largest: int = LARGEST_MAP) -> Float[Tensor, "n r h w"]:
     height, width = maps.shape[2:]
-    small = F.adaptive_avg_pool2d(maps, (min(height, LARGEST_MAP), min(width, LARGEST_MAP)))
+    small = F.adaptive_avg_pool2d(maps, (min(height, largest), min(width, largest)))
     return small.cpu()
 
 

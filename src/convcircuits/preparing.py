@@ -31,8 +31,8 @@ class Setup:
         train_names: Photographs of the first.
         held_out_names: Photographs of the second.
         unreadable: Files that were left out, as they are no pictures or could not be read.
-        pictured: Makes more crops of the photographs that the circuit was found on (where there are none, of those
-            that are held out), for pictures.
+        photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
+        pictured: Makes more crops of these, for pictures: number i of photograph i modulo their count.
     """
 
     loaded: LoadedModel
@@ -41,6 +41,7 @@ class Setup:
     train_names: list[str]
     held_out_names: list[str]
     unreadable: list[str]
+    photographs: list[str]
     pictured: Callable[[], torch.Tensor | Crops]
 
 
@@ -74,6 +75,7 @@ def set_up(
         train_names,
         held_out_names,
         unreadable,
+        [p.name for p in train if p.name not in cut.failed],
         lambda: cut(train, seed, max(count, PICTURED))[0],
     )
 
@@ -113,6 +115,7 @@ def set_up_again(
         [],
         held_out_names,
         unreadable,
+        [p.name for p in fresh if p.name not in cut.failed],
         lambda: cut(fresh, seed + 1, max(count, PICTURED))[0],
     )
 

@@ -8,6 +8,7 @@ import { Card } from "./card.js";
 import { Diagram, dashes } from "./diagram.js";
 import { type Store, titleOf } from "./store.js";
 import { Table } from "./table.js";
+import { TargetPanel } from "./target.js";
 import { FlowText, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
@@ -75,6 +76,7 @@ export function App({ store }: { store: Store }) {
       </header>
       <Toolbar store={store} />
       <State store={store} />
+      <TargetPanel store={store} />
       <div class="stage-frame">
         {mode === "table" ? (
           <Table store={store} />

@@ -10,10 +10,12 @@ import { EdgeKind } from "../core/types.js";
 import { strongest } from "./diagram.js";
 import { edgeName, nodeName, nodeShort, signName } from "./names.js";
 import type { Spot, Store } from "./store.js";
+import { onImage, TargetFigures, TargetMaps } from "./target.js";
 import { Kernel, MapPicture, Picture } from "./ui.js";
 
 const AWAY = 16; // px between the card and what it is about
 const PICTURE = 116;
+const BESIDE = 72; // where the image stands beside two maps
 const PATCH = 46;
 const MOST_CELL = 50; // px: a weight's square, where its number is written
 
@@ -139,7 +141,6 @@ function inner({ graph, flow }: Store, node: number): number[] {
 function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
   const { view } = store;
-  const { variant } = view.value;
   const image = store.image.value;
   const node = nodes[0]!;
   const target = node === graph.document.target;
@@ -150,8 +151,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
-  const full = image === null || !target ? null : maps.full(image);
-  const response = image === null || !target ? null : maps.response(variant, image);
+  const beside = image === null || !target ? null : onImage(store, image);
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
@@ -209,31 +209,21 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         <>
           <div class="pictures">
             <figure>
-              <img class="whole" src={pictures.thumbnail(image)} alt="" width={PICTURE} />
+              <img class="whole" src={pictures.thumbnail(image)} alt="" width={beside ? BESIDE : PICTURE} />
               <figcaption>{plain(graph.document.images!.names[image]!)}</figcaption>
             </figure>
-            {activation && (
-              <figure>
-                <MapPicture map={activation} size={PICTURE} label={target ? "map in the circuit" : "activation map"} />
-                <figcaption>
-                  {target ? "in the circuit" : "on the image"}; full colour = {significant(activation.top)}
-                </figcaption>
-              </figure>
-            )}
-            {full && (
-              <figure>
-                <MapPicture map={full} size={PICTURE} label="map in the full model" />
-                <figcaption>in the full model; full colour = {significant(full.top)}</figcaption>
-              </figure>
+            {beside ? (
+              <TargetMaps store={store} found={beside} size={BESIDE} />
+            ) : (
+              activation && (
+                <figure>
+                  <MapPicture map={activation} size={PICTURE} label="activation map" />
+                  <figcaption>on the image; full colour = {significant(activation.top)}</figcaption>
+                </figure>
+              )
             )}
           </div>
-          {!activation && <p class="soft">No map is stored for this filter.</p>}
-          {response && (
-            <dl>
-              <Fact name="response in the circuit">{significant(response.circuit)}</Fact>
-              <Fact name="in the full model">{significant(response.full)}</Fact>
-            </dl>
-          )}
+          {beside ? <TargetFigures store={store} found={beside} /> : !activation && <p class="soft">No map is stored for this filter.</p>}
         </>
       )}
       {(["incoming", "outgoing"] as const).map((direction) => {

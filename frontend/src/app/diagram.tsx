@@ -12,6 +12,7 @@ import { nearest } from "./geometry.js";
 import { edgeName, signName, spokenNode } from "./names.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
+import { spokenTarget } from "./target.js";
 import { Kernel, pure, Tile } from "./ui.js";
 
 const REACH = 7; // px from an edge at which the pointer is on it
@@ -167,6 +168,11 @@ export function Diagram({ store }: { store: Store }) {
     };
   });
   const paints = useComputed(() => paintsOf(store));
+  const onImage = useComputed(() => (store.view.value.image === null ? "" : spokenTarget(store, store.view.value.image)));
+  const named = (i: number) => {
+    const isTarget = scene.nodes[i]!.nodes[0] === graph.document.target;
+    return isTarget && onImage.value ? `${names.value.nodes[i]!}, on the image ${onImage.value}` : names.value.nodes[i]!;
+  };
   const scene = store.scene.value;
   const { isolate } = store.view.value;
   const image = store.image.value;
@@ -318,7 +324,7 @@ export function Diagram({ store }: { store: Store }) {
               chosen={node.nodes.some((each) => selection.includes(each))}
               isolated={isolate !== null && node.nodes.includes(isolate)}
               current={node.nodes.includes(current)}
-              name={names.value.nodes[i]!}
+              name={named(i)}
             />
           ))}
         </g>

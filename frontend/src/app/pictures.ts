@@ -71,6 +71,22 @@ export interface PositionMap {
   top: number;
 }
 
+/** The target on one image in several networks: the full model, and variants. */
+export interface OnImage {
+  networks: {
+    variant: number | null; // null: the full model
+    map: PositionMap | null; // null: there is but one position
+    mean: number;
+    maximum: number;
+    r2: number | null; // null: of the full model itself, and where it is not defined
+    r2Inside: number | null;
+  }[];
+  /** What full colour stands for in all maps, and the least and the highest value in them, or 0. */
+  top: number;
+  low: number;
+  high: number;
+}
+
 /** Maps of nodes and kernels for the document's images, decoded when first asked for. */
 export class Maps {
   #graph: Graph;
@@ -91,13 +107,31 @@ export class Maps {
     return this.#map("presum", edge, image);
   }
 
-  /** The target's map in the full model; null: not stored. */
-  full(image: number): PositionMap | null {
+  /** The target on an image, in the full model and in some variants, their maps on one scale; null: no images. */
+  target(variants: number[], image: number): OnImage | null {
     const images = this.#graph.document.images;
-    if (!images?.fullMap.shape[0]) return null;
-    const [, height, width] = images.fullMap.shape as [number, number, number];
-    const scale = this.#numbers("fullScale", "float32")[image]!;
-    return this.#paint(`full ${image}`, this.#numbers("fullMap", "int8"), image * height * width, height, width, scale);
+    if (!images) return null;
+    const { shape, fullMap } = images.target;
+    const [count, height, width] = fullMap.shape as [number, number, number];
+    const of = (name: string, row: number) => this.#numbers(`target.${name}`, "float32")[row * count + image]!;
+    const all = [
+      { values: this.#numbers("target.fullMap", "int8"), row: 0, scale: of("fullScale", 0), variant: null as number | null },
+      ...variants.map((variant) => ({ values: this.#numbers("target.map", "int8"), row: variant, scale: of("scale", variant), variant: variant as number | null })),
+    ];
+    const top = Math.max(...all.map(({ scale }) => scale));
+    const ends = all.flatMap(({ values, row, scale }) => {
+      const start = (row * count + image) * height * width;
+      return [...values.subarray(start, start + height * width)].map((value) => (value / 127) * scale);
+    });
+    const networks = all.map(({ values, row, scale, variant }) => ({
+      variant,
+      map: shape[0] * shape[1] === 1 ? null : this.#paint(`target ${variant} ${image} ${top}`, values, (row * count + image) * height * width, height, width, scale, top),
+      mean: variant === null ? of("fullMean", 0) : of("mean", variant),
+      maximum: variant === null ? of("fullMaximum", 0) : of("maximum", variant),
+      r2: variant === null ? null : defined(of("r2", variant)),
+      r2Inside: variant === null ? null : defined(of("r2Inside", variant)),
+    }));
+    return { networks, top, low: Math.min(0, ...ends), high: Math.max(0, ...ends) };
   }
 
   /** Mean effect of a kernel on an image, signed; null: not known. */
@@ -106,13 +140,6 @@ export class Maps {
     if (!images) return null;
     const value = this.#numbers("effect", "float32")[edge * images.names.length + image];
     return value === undefined || Number.isNaN(value) ? null : value;
-  }
-
-  /** The target's response on an image, in the full model and in a variant. */
-  response(variant: number, image: number): { full: number; circuit: number } | null {
-    const images = this.#graph.document.images;
-    if (!images) return null;
-    return { full: this.#numbers("full", "float32")[image]!, circuit: this.#numbers("response", "float32")[variant * images.names.length + image]! };
   }
 
   #map(kind: "activation" | "presum", item: number, image: number): PositionMap | null {
@@ -125,7 +152,8 @@ export class Maps {
     return this.#paint(`${kind} ${item} ${image}`, this.#numbers(kind, "int8"), start + image * height * width, height, width, scale);
   }
 
-  #paint(key: string, values: ArrayLike<number>, start: number, height: number, width: number, top: number): PositionMap | null {
+  /** Values of `scale` at 127, full colour at `top`. */
+  #paint(key: string, values: ArrayLike<number>, start: number, height: number, width: number, scale: number, top = scale): PositionMap | null {
     if (this.#made.has(key)) return this.#made.get(key)!;
     const canvas = document.createElement("canvas");
     canvas.width = width;
@@ -133,7 +161,7 @@ export class Maps {
     const context = canvas.getContext("2d")!;
     const image = context.createImageData(width, height);
     for (let i = 0; i < height * width; i++) {
-      const colour = Number.parseInt(heat(values[start + i]! / 127).slice(1), 16);
+      const colour = Number.parseInt(heat(top > 0 ? ((values[start + i]! / 127) * scale) / top : 0).slice(1), 16);
       image.data.set([colour >> 16, (colour >> 8) & 255, colour & 255, 255], 4 * i);
     }
     context.putImageData(image, 0, 0);
@@ -145,10 +173,16 @@ export class Maps {
   #numbers(name: string, dtype: "int8" | "int16" | "int32" | "float32") {
     if (!this.#decoded.has(name)) {
       const images = this.#graph.document.images as unknown as Record<string, Parameters<typeof numbers>[0]>;
-      this.#decoded.set(name, numbers(images[name]!, dtype, `images.${name}`));
+      const [outer, inner] = name.split(".");
+      const buffer = inner === undefined ? images[name] : (images[outer!] as unknown as typeof images)[inner];
+      this.#decoded.set(name, numbers(buffer!, dtype, `images.${name}`));
     }
     return this.#decoded.get(name)!;
   }
+}
+
+function defined(value: number): number | null {
+  return Number.isNaN(value) ? null : value;
 }
 
 /** The bytes of a data URL. */

@@ -72,9 +72,29 @@ dt { color: var(--soft); }
 .results li span { color: var(--soft); }
 
 .state { display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 34px; padding: 3px 28px; font-size: 13px; color: var(--soft); }
+.state:empty { min-height: 10px; padding: 0; }
 .state b { color: var(--ink); font-weight: 600; }
-.state img { width: 24px; height: 24px; object-fit: cover; border-radius: 4px; }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
+
+.target-panel { display: flex; flex-wrap: wrap; gap: 10px 16px; align-items: flex-start; padding: 6px 28px 14px; font-size: 12.5px; }
+.target-panel figure { margin: 0; width: min-content; }
+.target-panel h2 { font-size: 13.5px; font-weight: 640; margin-bottom: 4px; overflow-wrap: anywhere; }
+.target-panel .soft { color: var(--soft); font-size: 12px; max-width: 62ch; margin-top: 6px; }
+.target-panel > div:last-child { flex: 1 1 300px; }
+figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
+.target-panel img, .card img { display: block; border-radius: 3px; }
+.framed { position: relative; width: max-content; }
+.framed i { position: absolute; border: 1px dashed rgba(20, 20, 15, .62); pointer-events: none; }
+.scale { position: relative; width: 12px; margin: 0 34px 0 -6px; }
+.scale i { display: block; height: 100%; border-radius: 3px; box-shadow: 0 0 0 1px var(--line); }
+.scale span { position: absolute; left: 18px; transform: translateY(-50%); font-size: 11px; color: var(--soft); white-space: nowrap; }
+.figures { width: auto; font-size: 12.5px; line-height: 1.3; }
+.figures th, .figures td { position: static; box-shadow: none; background: none; height: auto; padding: 2px 14px 2px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
+.figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; min-width: 7ch; max-width: 12ch; }
+.figures tbody th { text-align: left; white-space: normal; min-width: 12ch; }
+.figures th:first-child { padding-left: 0; }
+.figures tr > :last-child { padding-right: 0; }
+.figures tr:hover td { background: none; }
 
 .stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
 .drawing { display: grid; justify-content: center; }
@@ -121,9 +141,14 @@ svg text { fill: var(--soft); font-family: inherit; }
 .card .soft { color: var(--soft); }
 .card dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 12px; margin-top: 6px; }
 .card .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.card figure { margin: 0; width: 116px; }
-.card figcaption { font-size: 11px; color: var(--soft); margin-top: 2px; }
-.card svg, .card img { display: block; border-radius: 3px; }
+.card figure { margin: 0; width: min-content; min-width: 72px; }
+.card .scale { margin-right: 26px; }
+.card svg { display: block; border-radius: 3px; }
+.card .figures { margin-top: 8px; }
+.card .figures :is(th, td) { padding-right: 10px; min-width: 0; }
+.card .figures thead th { max-width: 9ch; }
+.card .figures tbody th { max-width: 15ch; }
+.card .figures tr > :last-child { padding-right: 0; }
 .card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
 .card ol li { display: flex; gap: 8px; align-items: center; }
 .card ol li .share { margin-left: auto; color: var(--soft); padding-left: 14px; }
@@ -147,7 +172,7 @@ tr:hover td { background: var(--faint); }
 .inhibits-text { color: var(--inhibits); }
 
 @media (max-width: 900px) {
-  header, .state, .caption, .table { padding-left: 16px; padding-right: 16px; }
+  header, .state, .target-panel, .caption, .table { padding-left: 16px; padding-right: 16px; }
   .bar { padding-left: 8px; padding-right: 8px; }
   .field output { min-width: 0; }
 }

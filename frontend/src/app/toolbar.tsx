@@ -9,6 +9,7 @@ import { clear, escape, group, renameGroup, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
 import { nodeName } from "./names.js";
 import type { Store } from "./store.js";
+import { spokenTarget } from "./target.js";
 import { Pop } from "./ui.js";
 
 const MODES: { mode: View["mode"]; label: string }[] = [
@@ -68,7 +69,7 @@ export function Toolbar({ store }: { store: Store }) {
                   aria-pressed={now.image === i}
                   data-image={i}
                   onClick={() => {
-                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(name)} chosen: maps and effects are those on it`);
+                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`);
                     close();
                   }}
                 >
@@ -347,11 +348,9 @@ export function FlowText() {
 
 /** What is isolated, chosen, pinned, grouped, rooted: and how to undo it. */
 export function State({ store }: { store: Store }) {
-  const { graph, maps } = store;
-  const { isolate, root, pins, groups, image, variant, mode } = store.view.value;
+  const { graph } = store;
+  const { isolate, root, pins, groups, image, mode } = store.view.value;
   const selection = store.selection.value;
-  const images = graph.document.images;
-  const response = image === null ? null : maps.response(variant, image);
   return (
     <div class="state" part="state">
       {root !== null && (
@@ -411,21 +410,6 @@ export function State({ store }: { store: Store }) {
           <button type="button" onClick={() => store.change({ pins: [] }, "nothing is pinned")}>
             unpin all
           </button>
-        </span>
-      )}
-      {image !== null && images && (
-        <span class="group">
-          <img src={store.pictures.thumbnail(image)} alt="" />
-          <span>
-            on <b>{plain(images.names[image]!)}</b>
-            {response && (
-              <>
-                {" the target responds with "}
-                <b>{significant(response.circuit)}</b> in {variant === 0 ? "the circuit" : plain(graph.document.variants[variant]!.name)}, <b>{significant(response.full)}</b> in the full model
-                {store.image.value === null && "; maps and effects are known of the circuit alone"}
-              </>
-            )}
-          </span>
         </span>
       )}
       {mode === "diagram" && isolate === null && root === null && image === null && selection.length === 0 && groups.length === 0 && pins.length === 0 && (

@@ -105,20 +105,34 @@ export interface PictureSet {
   target: { label: string; tile: number }[];
 }
 
+/** The target on each image, in the full model and in each variant. Figures are of the positions that count. */
+export interface TargetMaps {
+  positions: string; // which count, for people
+  shape: [number, number]; // of its map; those below may be smaller, averaged
+  /** The part of it whose receptive fields lie inside the image, from the first row to the one after the last; not exact where none do: its middle. */
+  inside: { rows: [number, number]; columns: [number, number]; exact: boolean } | null;
+  fullMean: Buffer; // float32 (I)
+  fullMaximum: Buffer; // float32 (I)
+  mean: Buffer; // float32 (V, I)
+  maximum: Buffer; // float32 (V, I)
+  r2: Buffer; // float32 (V, I), on that image alone; NaN: not defined
+  r2Inside: Buffer; // float32 (V, I), of the positions inside; NaN likewise, or where these are not known
+  /** The maps, int8 / 127 * scale. */
+  fullMap: Buffer; // int8 (I, h, w)
+  fullScale: Buffer; // float32 (I)
+  map: Buffer; // int8 (V, I, h, w)
+  scale: Buffer; // float32 (V, I)
+}
+
 export interface Images {
   names: string[]; // I of them
   src: string[]; // thumbnails, as data URLs
-  /** The target's response on each, at the positions that count. */
-  full: Buffer; // float32 (I)
-  response: Buffer; // float32 (V, I), in each variant
+  target: TargetMaps;
   /** Activation maps in the circuit: for node n and image i, int8 / 127 * activationScale[n, i]. */
   activation: Buffer; // int8, node after node, each (I, h, w)
   activationOffset: Buffer; // int32 (N), -1 for none
   activationShape: Buffer; // int16 (N, 2)
   activationScale: Buffer; // float32 (N, I)
-  /** The target's map in the full model, likewise, of the shape of the target's. */
-  fullMap: Buffer; // int8 (I, h, w)
-  fullScale: Buffer; // float32 (I)
   /** The mean over positions of what each kernel adds to its filter, on each image, in the circuit, turned round where what follows it in its node does that. NaN: not known. */
   effect: Buffer; // float32 (E, I)
   /** Pre-sum maps of some kernels, what each adds to its filter position by position. */

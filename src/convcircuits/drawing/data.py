@@ -223,20 +223,60 @@ class Tiles(Record):
                 )
 
 
+@dataclass(frozen=True)
+class Inside(Record):
+    """The part of a map whose receptive fields lie inside the image; where none do, its middle."""
+
+    rows: tuple[int, int]  # the first, and the one after the last
+    columns: tuple[int, int]
+    exact: bool  # False: no field lies inside, and this is the middle
+
+
+@dataclass(frozen=True, eq=False)
+class TargetMaps(Record):
+    """The target on some images, in the full model and in each variant. Figures are of the positions that count."""
+
+    positions: str  # which count, for people
+    shape: tuple[int, int]  # of its map; those below may be smaller, averaged
+    inside: Inside | None  # None: not known
+    full_mean: Annotated[Array, "float32", "I"]  # in the full model
+    full_maximum: Annotated[Array, "float32", "I"]
+    mean: Annotated[Array, "float32", "V I"]  # in each variant
+    maximum: Annotated[Array, "float32", "V I"]
+    r2: Annotated[Array, "float32", "V I"]  # on that image alone; NaN: not defined
+    r2_inside: Annotated[Array, "float32", "V I"]  # of the positions inside; NaN likewise, or where they are not known
+    full_map: Annotated[Array, "int8", "I h w"]  # / 127 * full_scale
+    full_scale: Annotated[Array, "float32", "I"]
+    map: Annotated[Array, "int8", "V I h w"]
+    scale: Annotated[Array, "float32", "V I"]
+
+    def _check(self) -> None:
+        if self.map.shape[2:] != self.full_map.shape[1:]:
+            raise ConvCircuitsError(
+                f"images.target.map is of {self.map.shape[2:]}, the full model's of {self.full_map.shape[1:]}."
+            )
+        for name in ("full_scale", "scale"):
+            scale = getattr(self, name)
+            if not (np.isfinite(scale) & (scale >= 0)).all():
+                raise ConvCircuitsError(f"images.target.{name} holds what is not a number of at least 0.")
+        if self.inside is None:
+            return
+        for (first, end), length in zip((self.inside.rows, self.inside.columns), self.shape, strict=True):
+            if not 0 <= first < end <= length:
+                raise ConvCircuitsError(f"{first} to {end} are no rows or columns inside a map that has {length}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Images(Record):
     """What the circuit does on some images. Maps are int8 / 127 * scale, map after map."""
 
     names: tuple[str, ...]
     src: tuple[str, ...]  # thumbnails, as data URLs
-    full: Annotated[Array, "float32", "I"]  # the target's response in the full model, at the positions that count
-    response: Annotated[Array, "float32", "V I"]  # in each variant
+    target: TargetMaps
     activation: Annotated[Array, "int8", "*"]  # node after node, each (I, h, w), in the circuit
     activation_offset: Annotated[Array, "int32", "N"]  # -1 for none
     activation_shape: Annotated[Array, "int16", "N 2"]
     activation_scale: Annotated[Array, "float32", "N I"]
-    full_map: Annotated[Array, "int8", "I h w"]  # the target's in the full model, of the shape of the target's
-    full_scale: Annotated[Array, "float32", "I"]
     effect: Annotated[Array, "float32", "E I"]  # mean over positions of what a kernel adds; NaN: not known
     presum: Annotated[Array, "int8", "*"]  # edge after edge, each (I, h, w): what a kernel adds, by position
     presum_offset: Annotated[Array, "int32", "E"]  # -1 for none
@@ -478,9 +518,6 @@ def _check_images(document: Document, images: Images) -> None:
         _refuse(beyond | (offset < -1) | (shape < 0).any(axis=1), f"Map {{}} is not all in images.{name}.")
         known = np.isfinite(scale) & (scale >= 0)
         _refuse((offset >= 0) & ~known.all(axis=1), f"images.{name}_scale of {{}} is not a number of at least 0.")
-    shape = tuple(images.activation_shape[document.target].tolist())
-    if images.activation_offset[document.target] >= 0 and images.full_map.shape[1:] != shape:
-        raise ConvCircuitsError(f"images.full_map is of {images.full_map.shape[1:]}, the target's map of {shape}.")
 
 
 def _check_data_url(what: str, src: str) -> None:

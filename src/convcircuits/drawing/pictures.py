@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from convcircuits.batches import Batches, Progress
-from convcircuits.calls import ConvCall
-from convcircuits.colours import displayable, mixing_of
+from convcircuits.colours import displayable
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
+from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
+from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.fields import Field, Reading, receptive_fields
 from convcircuits.patches import (
@@ -27,8 +28,8 @@ from convcircuits.patches import (
     crop,
     effects,
     presum_maps,
-    responses,
 )
+from convcircuits.responses import responses
 from convcircuits.visualising import visualise
 from convcircuits.wiring import SiteKind
 
@@ -81,8 +82,7 @@ class Seen:
     Attributes:
         images: All images that were looked at, (N, C, H, W).
         numbers: Which of them are shown, I of them.
-        full: The feature's response on these in the full model, (I,).
-        response: In each variant, (V, I).
+        target: What the feature does on these.
         effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known: of
             kernels that the circuit lacks, and of layers that run several times.
         readings: Node -> the map that shows it.
@@ -91,8 +91,7 @@ class Seen:
 
     images: Batches
     numbers: tuple[int, ...]
-    full: np.ndarray
-    response: np.ndarray
+    target: data.TargetMaps
     effect: np.ndarray
     readings: Mapping[int, Reading]
     fields: Mapping[Reading, Field]
@@ -101,13 +100,12 @@ class Seen:
     def of(cls, drawing: Drawing, images: Batches) -> Self:
         """Look at images: at first in the full model alone, to choose some."""
         subject, g = drawing.subject, drawing.graph
-        every = responses(subject, [None], images)[0]
+        every = responses(subject, [], images).mean[0]
         ranked = every.argsort(descending=True, stable=True).tolist()
         count = len(ranked)
         steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
         numbers = tuple(dict.fromkeys(ranked[step] for step in steps))
         shown = images.take(numbers)
-        full, *others = responses(subject, [None, *drawing.masks], shown).float().numpy()
         by_layer = effects(subject, drawing.masks[0], shown)
         effect = np.full((len(g.kind), len(numbers)), np.nan, np.float32)
         once = once_called(drawing)
@@ -118,7 +116,8 @@ class Seen:
                 effect[here] = by_layer[layer][:, g.out[here], g.inp[here]].T
         readings = readings_of(drawing)
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
-        return cls(images, numbers, full, np.stack(others), effect, readings, fields)
+        target = target_maps(subject, drawing.masks, shown, fields[None])
+        return cls(images, numbers, target, effect, readings, fields)
 
     def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
         """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
@@ -131,8 +130,6 @@ class Seen:
         activation = _Maps(len(g.site), len(self.numbers))
         for n in dict.fromkeys([g.goal, *nodes[: MAPS // area]]):
             activation.add(n, maps[self.readings[n]])
-        full = _Maps(1, len(self.numbers))
-        full.add(0, activation_maps(subject, None, images, {None: self.fields[None]})[None])
         once = once_called(drawing)
         kernels = {
             e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
@@ -147,15 +144,12 @@ class Seen:
         rgb = displayable(torch.cat(list(images)), primaries)
         return data.Images(
             names=tuple(f"image {number}" for number in self.numbers),
-            src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in _pixels(rgb)),
-            full=self.full,
-            response=self.response,
+            src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
+            target=self.target,
             activation=activation.values(),
             activation_offset=activation.offset,
             activation_shape=activation.shape,
             activation_scale=activation.scale,
-            full_map=full.values().reshape(len(self.numbers), *full.shape[0]),
-            full_scale=full.scale[0],
             effect=self.effect * turned[:, None],
             presum=presum.values(),
             presum_offset=presum.offset,
@@ -175,10 +169,8 @@ class _Maps:
         self._filled = 0
 
     def add(self, number: int, maps: Tensor) -> None:
-        values = maps.float().numpy()
-        largest = np.abs(values).max((1, 2))
-        bytes_ = np.round(values / np.where(largest > 0, largest, 1)[:, None, None] * 127).astype(np.int8)
-        self.offset[number], self.shape[number], self.scale[number] = self._filled, values.shape[1:], largest
+        bytes_, scale = in_bytes(maps)
+        self.offset[number], self.shape[number], self.scale[number] = self._filled, bytes_.shape[1:], scale
         self._parts.append(bytes_.reshape(-1))
         self._filled += bytes_.size
 
@@ -203,7 +195,11 @@ def pictured(
 ) -> data.Document:
     """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
     album = _Album(len(drawing.graph.site))
-    kernels = first_kernels(drawing, primaries)
+    firsts = first_kernels(drawing, primaries)
+    kernels = {n: picture.pixels for n, picture in firsts.items()}
+    if not all(picture.in_colour for picture in firsts.values()):
+        meta = replace(document.meta, notes=(*document.meta.notes, NOT_IN_COLOUR))
+        document = replace(document, meta=meta)
     for n, picture in kernels.items():
         album.add("patches", n, picture)
     if seen is not None and primaries is not None:
@@ -250,29 +246,6 @@ class _Album:
         return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
 
 
-def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, np.ndarray]:
-    """Picture the filters that read the image as the kernels that they are, in the image's colours; zero is grey."""
-    g, found = drawing.graph, {}
-    image = {n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE}
-    from_image = np.isin(g.site[g.source], list(image)) & (g.kind == EdgeKind.KERNEL)
-    for n in np.unique(g.target[from_image]):
-        site = drawing.wiring.sites[int(g.site[n])]
-        call = drawing.call(site.calls[0])
-        if len(site.calls) > 1 or site.inner or site.links or not isinstance(call, ConvCall) or call.groups > 1:
-            continue
-        mine = from_image & (g.target == n)
-        kept = mine & g.present[0] if (mine & g.present[0]).any() else mine
-        channels = torch.from_numpy(g.inp[kept])
-        row = int(g.channel[n]) if call.rows is None else int((call.rows == int(g.channel[n])).nonzero()[0])
-        weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
-        weight[channels] = call.weight[row][channels].detach().cpu().double()
-        mixing, _ = mixing_of(primaries, len(weight))  # what a step of red, green, blue, or of grey, does to channels
-        colours = torch.einsum("cyx,rc->yxr", weight, mixing).expand(-1, -1, 3)
-        pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
-        found[int(n)] = _pixels(pixels[None].float())[0]
-    return found
-
-
 def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
     """Cut for each node the parts of images that drive it most, at the size that it sees."""
     nodes = _with_maps(drawing, drawn, seen.readings)[:MOST_PICTURED]
@@ -286,7 +259,7 @@ def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tens
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
         places = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))[: wanted[n]]
-        found[n] = [_small(_pixels(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
+        found[n] = [_small(to_bytes(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
     return found
 
 
@@ -320,11 +293,6 @@ def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Readin
     g = drawing.graph
     salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
     return [n for n in dict.fromkeys([*some, *np.argsort(-salience).tolist()]) if n in known]
-
-
-def _pixels(pictures: Tensor) -> list[np.ndarray]:
-    """Turn pictures from 0 to 1 into bytes."""
-    return list((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

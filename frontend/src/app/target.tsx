@@ -1,0 +1,161 @@
+/** The target on the chosen image: its maps in the full model and in what is drawn, on one scale, with their figures. */
+
+import { heat } from "../core/colour.js";
+import { decimal, significant } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { nodeName } from "./names.js";
+import type { OnImage } from "./pictures.js";
+import type { Store } from "./store.js";
+import { MapPicture } from "./ui.js";
+
+const MAP = 112; // px
+const STOPS = 9; // of the scale's colours
+
+export function TargetPanel({ store }: { store: Store }) {
+  const { graph } = store;
+  const { image } = store.view.value;
+  const images = graph.document.images;
+  const found = image === null ? null : onImage(store, image);
+  if (image === null || !images || !found) return null;
+  const name = plain(images.names[image]!);
+  const title = `${nodeName(graph, graph.document.target)} on ${name}`;
+  return (
+    <section class="target-panel" part="target" aria-label={title}>
+      <figure>
+        <img class="whole" src={store.pictures.thumbnail(image)} alt="" height={MAP} />
+        <figcaption>{name}</figcaption>
+      </figure>
+      <TargetMaps store={store} found={found} size={MAP} />
+      <div>
+        <h2>{title}</h2>
+        <TargetFigures store={store} found={found} />
+        <p class="soft">{explained(store, found)}</p>
+        {store.image.value === null && <p class="soft">Maps of other filters and effects of kernels are known of the circuit alone, and not shown now.</p>}
+      </div>
+    </section>
+  );
+}
+
+/** What is drawn of it: the chosen variant, and the one that it is compared with. */
+export function onImage({ maps, view }: Store, image: number): OnImage | null {
+  const { variant, compare } = view.value;
+  return maps.target(compare === null ? [variant] : [variant, compare], image);
+}
+
+/** The maps side by side, and the scale of all. */
+export function TargetMaps({ store, found, size }: { store: Store; found: OnImage; size: number }) {
+  const { shape, inside } = store.graph.document.images!.target;
+  const frame = inside && framed(store) ? inside : null;
+  const at = (value: number, of: number) => `${(100 * value) / of}%`;
+  return (
+    <>
+      {found.networks.map(({ variant, map, mean, maximum }) => {
+        const name = networkName(store, variant);
+        return (
+          map && (
+            <figure>
+              <div class="framed">
+                <MapPicture map={map} size={size} label={`map in ${name}: maximum ${significant(maximum)}, mean ${significant(mean)}`} />
+                {frame && (
+                  <i style={{ top: at(frame.rows[0], shape[0]), bottom: at(shape[0] - frame.rows[1], shape[0]), left: at(frame.columns[0], shape[1]), right: at(shape[1] - frame.columns[1], shape[1]) }} />
+                )}
+              </div>
+              <figcaption>{name}</figcaption>
+            </figure>
+          )
+        );
+      })}
+      {found.networks[0]!.map && <Scale found={found} size={size * Math.min(1, shape[0] / shape[1])} />}
+    </>
+  );
+}
+
+/** The one colour scale of the maps, from the least to the highest value in them. */
+function Scale({ found: { top, low, high }, size }: { found: OnImage; size: number }) {
+  const colours = Array.from({ length: STOPS }, (_, i) => heat(top > 0 ? (high + ((low - high) * i) / (STOPS - 1)) / top : 0));
+  const zero = high > low ? high / (high - low) : 0.5;
+  return (
+    <div class="scale" role="img" aria-label={`colours from ${significant(low)} to ${significant(high)}, the same in all maps`} style={{ height: `${size}px` }}>
+      <i style={{ background: `linear-gradient(${colours.join(", ")})` }} />
+      {high > 0 && <span style={{ top: 0 }}>{significant(high)}</span>}
+      {(low === 0 || (zero > 0.2 && zero < 0.8)) && <span style={{ top: `${100 * zero}%` }}>0</span>}
+      {low < 0 && <span style={{ top: "100%" }}>{significant(low)}</span>}
+    </div>
+  );
+}
+
+/** The figures: what can be compared without a look at colours. */
+export function TargetFigures({ store, found }: { store: Store; found: OnImage }) {
+  const one = found.networks[0]!.map === null;
+  const inside = framed(store);
+  const circuits = found.networks.slice(1);
+  return (
+    <table class="figures">
+      <thead>
+        <tr>
+          <td />
+          <th scope="col">{one ? "value" : "maximum"}</th>
+          {!one && <th scope="col">mean</th>}
+          {!one && <th scope="col">R²</th>}
+          {!one && inside && <th scope="col">R² in the frame</th>}
+        </tr>
+      </thead>
+      <tbody>
+        {[found.networks[0]!, ...circuits].map(({ variant, maximum, mean, r2, r2Inside }) => (
+          <tr>
+            <th scope="row">{networkName(store, variant)}</th>
+            <td>{significant(maximum)}</td>
+            {!one && <td>{significant(mean)}</td>}
+            {!one && <td>{variant === null ? "" : asR2(r2)}</td>}
+            {!one && inside && <td>{variant === null ? "" : asR2(r2Inside)}</td>}
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+/** Over which positions, and what R² means. */
+function explained({ graph }: Store, found: OnImage): string {
+  const { positions, shape, inside, fullMap } = graph.document.images!.target;
+  const where = `Over ${plain(positions)}.`;
+  if (found.networks[0]!.map === null) return where;
+  const [, height, width] = fullMap.shape as [number, number, number];
+  const averaged = height < shape[0] || width < shape[1] ? ` The maps are averaged over areas, to ${height} \u00d7 ${width}.` : "";
+  const frame = !inside || whole(shape, inside) ? "" : inside.exact ? " In the frame, no receptive field reaches the padding." : " No receptive field lies inside the image; the frame is the middle.";
+  const undefined_ = found.networks.slice(1).every(({ r2 }) => r2 === null);
+  return `${where}${frame}${averaged} ${undefined_ ? "R² is not defined where the full model's values do not differ." : "R² is 1 for the full model's own map and 0 for one that knows no more than its mean."}`;
+}
+
+/** All that is seen, for readers who hear it. */
+export function spokenTarget(store: Store, image: number): string {
+  const found = onImage(store, image);
+  if (!found) return "";
+  const { positions } = store.graph.document.images!.target;
+  const said = found.networks.map(({ variant, maximum, mean, r2, r2Inside, map }) => {
+    const values = map === null ? significant(maximum) : `maximum ${significant(maximum)}, mean ${significant(mean)}`;
+    const inside = framed(store) && r2Inside !== null ? `, ${decimal(r2Inside)} inside` : "";
+    return `in ${networkName(store, variant)} ${values}${r2 === null ? "" : `, R² ${decimal(r2)}${inside}`}`;
+  });
+  return `${said.join("; ")}; over ${plain(positions)}`;
+}
+
+function networkName({ graph }: Store, variant: number | null): string {
+  return variant === null ? "the full model" : plain(graph.document.variants[variant]!.name);
+}
+
+function asR2(value: number | null): string {
+  return value === null ? "\u2013" : decimal(value);
+}
+
+type Inside = { rows: [number, number]; columns: [number, number] };
+
+function whole([height, width]: [number, number], { rows, columns }: Inside): boolean {
+  return rows[1] - rows[0] === height && columns[1] - columns[0] === width;
+}
+
+/** Whether some positions are inside and others are not. */
+function framed({ graph }: Store): boolean {
+  const { shape, inside } = graph.document.images!.target;
+  return inside !== null && !whole(shape, inside);
+}
