@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,13 +43,13 @@ class Layer:
         for call, _ in self.calls:
             if not any(torch.equal(call.kernels, one) for one in used):
                 used.append(call.kernels)
-        return by_unit(torch.cat(used, 3), self.granularity)
+        return by_unit(_joined(used), self.granularity)
 
     @property
     def unit_size(self) -> int:
         """Weights of one unit: the elements of ``weight_products``."""
         kernels = [calls[0][0].kernels for calls in self._by(_kernel_size)]
-        return by_unit(torch.cat(kernels, 3), self.granularity).shape[3]
+        return by_unit(_joined(kernels), self.granularity).shape[3]
 
     @property
     def positions(self) -> int:
@@ -143,6 +143,11 @@ class Layer:
         for call, gradient in self.calls:
             groups.setdefault(size(call, gradient), []).append((call, gradient))
         return list(groups.values())
+
+
+def _joined(parts: Sequence[Float[Tensor, "g o i _"]]) -> Float[Tensor, "g o i k"]:
+    """Lay the elements of several forms of one kernel side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 3)
 
 
 def _map_size(call: KernelCall, gradient: Tensor) -> int:
