@@ -589,6 +589,7 @@ def watched():
     return said_by(module), dict(module.state_dict()), x
 
 
+IMAGES = NETS["residual"].images()
 TAKEN = {"refused": 0, "run": 0}
 
 
@@ -603,6 +604,7 @@ def test_an_attacker_reaches_nothing_but_tensors(watched, steps):
         except Exception:  # as cc.load has it, an error of any kind is one of ours
             maps = None
     assert not HEARD
+    assert torch.equal(x, IMAGES)
     TAKEN["refused" if maps is None else "run"] += 1
     if maps is not None:
         assert isinstance(maps, torch.Tensor)

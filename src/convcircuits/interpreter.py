@@ -18,7 +18,7 @@ _OF_GRAPHS = frozenset([*dir(fx.GraphModule), "graph", "meta"])
 _ROOM, _RATIO = 1 << 24, 1 << 12  # values that a module may hold: so many, and so many for each value of its images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One call.
 
@@ -29,7 +29,9 @@ class Step:
         layer: The name of the layer that is called on the first argument.
         last: Numbers of results that no later step reads.
         path: The parts of the layer's name.
-        tensors_by_name: Whether a keyword argument holds a tensor.
+        rest: The arguments after the first.
+        source: The number of the result that its first argument is, where that is its only tensor: the usual case, in
+            which there is little to do beside the call.
     """
 
     function: Callable[..., Any] | None
@@ -38,7 +40,8 @@ class Step:
     layer: str = ""
     last: tuple[int, ...] = ()
     path: tuple[str, ...] = ()
-    tensors_by_name: bool = False
+    source: int | None = None
+    rest: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,17 @@ class Program:
         for number, step in enumerate(self.steps, 1):
             if before is not None:
                 before((step.args, step.kwargs), results)
-            if step.function is None:
-                layer = module
+            function: Any = step.function
+            if function is None:
+                function = module
                 for part in step.path:
-                    layer = layer._modules[part]  # type: ignore[assignment]
-                results[number] = layer(_given(step.args[0], results, constants))
+                    function = function._modules[part]
+            if step.source is not None:
+                results[number] = function(results[step.source], *step.rest, **step.kwargs)
             else:
                 args = [_given(value, results, constants) for value in step.args]
-                kwargs = step.kwargs
-                if step.tensors_by_name:
-                    kwargs = {name: _given(value, results, constants) for name, value in kwargs.items()}
-                results[number] = step.function(*args, **kwargs)
+                kwargs = {name: _given(value, results, constants) for name, value in step.kwargs.items()}
+                results[number] = function(*args, **kwargs)
                 del args, kwargs  # so that nothing holds a tensor longer than it is needed
             for dead in step.last:
                 del results[dead]
@@ -259,17 +262,24 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
             dead.setdefault(last.get(number, max(number, 1)), []).append(number)
     tidied = []
     for number, step in enumerate(steps, 1):
-        args, kwargs = step.args, dict(step.kwargs)
-        operation = operation_of(step.function)
-        if operation is not None and "inplace" in operation.kinds and isinstance(args[0], Ref):
-            args = args[: list(operation.kinds).index("inplace")]
-            source = steps[args[0].number - 1].function if args[0].number else torch.clone
-            fresh = (source is None or source is F.pad) and args[0].part is None
-            kwargs["inplace"] = fresh and users[args[0].number] == 1
-        path, by_name = tuple(step.layer.split(".")), bool(standing_in(kwargs))
-        last_read = tuple(dead.get(number, ()))
-        tidied.append(replace(step, args=args, kwargs=kwargs, last=last_read, path=path, tensors_by_name=by_name))
+        args, kwargs = _in_place(step, steps, users)
+        source = args[0].number if args and isinstance(args[0], Ref) and args[0].part is None else None
+        if standing_in((args[1:], kwargs)):
+            source = None
+        made = replace(step, args=args, kwargs=kwargs, source=source, rest=args[1:])
+        tidied.append(replace(made, last=tuple(dead.get(number, ())), path=tuple(step.layer.split("."))))
     return tuple(tidied)
+
+
+def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Give a step's arguments; a function that can write into its map does so where nobody else reads that."""
+    args, operation = step.args, operation_of(step.function)
+    if operation is None or "inplace" not in operation.kinds or not args or not isinstance(args[0], Ref):
+        return args, step.kwargs
+    read = args[0].number
+    source = steps[read - 1] if read and args[0].part is None else None
+    fresh = source is not None and (source.function is None or source.function is F.pad)
+    return args[: list(operation.kinds).index("inplace")], {**step.kwargs, "inplace": fresh and users[read] == 1}
 
 
 def _numbers(value: Any) -> list[int]:
