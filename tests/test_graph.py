@@ -281,3 +281,14 @@ def test_weights_that_are_computed_from_the_image_are_refused(dynamic):
 
     with pytest.raises(cc.ConvCircuitsError, match="from the image"):
         survey(Network(two(meet)), FEATURE, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "cut_off", [lambda b: b.detach(), lambda b: b.data, lambda b: b.argmax(1, keepdim=True), lambda b: (b > 0).to(b)]
+)
+def test_criteria_that_follow_gradients_do_not_score_what_the_model_cuts_them_off_from(cut_off):
+    model = two(lambda net, a, b: a + cut_off(b))
+    for criterion in ("gauss_newton", "snip", "actgrad"):
+        with pytest.raises(cc.ConvCircuitsError, match=r"No gradient of head:0 reaches b, .* cuts the gradient off"):
+            cc.score(model, FEATURE, images(), criterion=criterion)
+    assert cc.score(model, FEATURE, images(), criterion="magnitude").relevant == 56

@@ -108,16 +108,29 @@ def set_up_again(
 
     cut = _Cutter(loaded, size, unreadable)
     held_out, held_out_names = cut(fresh, seed + 1, count)
+    train, train_names = _found_on(circuit, cut)
     return Setup(
         loaded,
-        torch.empty(0),
+        train,
         held_out,
-        [],
+        train_names,
         held_out_names,
         unreadable,
         [p.name for p in fresh if p.name not in cut.failed],
         lambda: cut(fresh, seed + 1, max(count, PICTURED))[0],
     )
+
+
+def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[torch.Tensor | Crops, list[str]]:
+    """Cut the photographs that a circuit was found on, and name them; none where they are not to be had any more."""
+    recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
+    if recipe is None or by_name is None:
+        return torch.empty(0), []
+    try:
+        pictures, _ = photographs(recipe.images)
+        return cut(_named(pictures, by_name["found_on"], recipe.images), recipe.seed, recipe.count)
+    except cc.ConvCircuitsError:
+        return torch.empty(0), []
 
 
 class _Cutter:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -213,8 +213,20 @@ class Batch:
             if g is not None:
                 by_layer.setdefault(call.layer, []).append(_in_one_dtype(call, g))
         del gradients
+        self._check_reached(by_layer)
         for name in reversed(list(by_layer)):
             yield self._layer(name, by_layer.pop(name))
+
+    def _check_reached(self, layers: Container[str]) -> None:
+        """Refuse to score layers that lead to the feature by ways that have no gradient: their zeros would be wrong."""
+        relevant = (name for name, units in self._trace.relevant.items() if bool(units.any()))
+        lost = next((name for name in relevant if name not in layers), None)
+        if lost is not None:
+            raise ConvCircuitsError(
+                f"No gradient of {self._trace.subject.feature} reaches {lost}, though it is computed from it: the "
+                "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
+                "cannot score that layer; use criterion='magnitude', or choose a feature before."
+            )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
         """Give each layer's name and the weights that its units really used, (g, o, u, e)."""
