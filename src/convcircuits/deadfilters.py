@@ -1,8 +1,8 @@
 """Whether what a dead filter holds matters to a circuit: run one again with other constants in its dead filters.
 
 One use is meant: a dead gate, a constant by which live maps are multiplied, stays the constant it is. Such uses are
-found in the run itself, not by what convcircuits takes the model for: a factor that is the same in all images, by
-which a map is multiplied that is not.
+found in the run itself, not by what convcircuits takes the model for: a factor, or divisor, of a product that is the
+smaller one, or a sigmoid's, and is the same in all images.
 """
 
 import math
@@ -56,7 +56,7 @@ def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | No
     error, _ = difference(subject.maps(images, masks, _Other(masks)), expected)
     if error <= units(expected.dtype):
         return error, ""
-    # The images may be equal, but what is no constant must differ to be told from a gate.
+    # The images may be equal, but what depends on them must differ to be told from a constant.
     images = torch.cat([images[:1], random_images(subject, tuple(images.shape[1:]))[1:]])
     expected = subject.maps(images, masks)
     gates = _Gates()
@@ -157,8 +157,8 @@ class _Gates(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self._kept[self._next]
         self._next += 1
         if divides or _is_gate_of(b, before[1], a):
-            return a, _put_back(b, before[1], before[0])
-        return (_put_back(a, before[0], before[1]), b) if _is_gate_of(a, before[0], b) else (a, b)
+            return a, _put_back(b, before[1])
+        return (_put_back(a, before[0]), b) if _is_gate_of(a, before[0], b) else (a, b)
 
 
 def _is_gate_of(gate: Tensor, before: Tensor, data: Tensor) -> bool:
@@ -170,10 +170,6 @@ def _is_gate_of(gate: Tensor, before: Tensor, data: Tensor) -> bool:
     return within == [True, True, False]
 
 
-def _put_back(gate: Tensor, before: Tensor, data: Tensor) -> Tensor:
-    """Give a gate the values it had where these are the same in all images and meet a map's that are not."""
-    same = (before == before[:1]).all(0, keepdim=True)
-    varies = (data != data[:1]).any(0, keepdim=True)
-    shape = torch.broadcast_shapes(same.shape, varies.shape)  # type: ignore[no-untyped-call]
-    meets = varies.expand(shape).to(torch.int64).sum_to_size(same.shape) > 0
-    return torch.where(same & meets, before, gate)
+def _put_back(gate: Tensor, before: Tensor) -> Tensor:
+    """Give a gate the values it had where these are the same in all images."""
+    return torch.where((before == before[:1]).all(0, keepdim=True), before, gate)
