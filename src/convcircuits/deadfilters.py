@@ -2,7 +2,7 @@
 
 One use is meant: a dead gate, a constant by which live maps are multiplied, stays the constant it is. Such uses are
 found in the run itself, not by what convcircuits takes the model for: a factor, or divisor, of a product that is the
-smaller one, or a sigmoid's, and is the same in all images.
+smaller one, or a sigmoid's, and is the same in all images; a softmax's argument that is the same in all images.
 """
 
 import math
@@ -143,6 +143,8 @@ class _Gates(TorchDispatchMode):  # type: ignore[no-untyped-call]
             data, gate = args[0].chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))
             data, gate = self._factors(data, gate.sigmoid(), divides=False)
             return data * gate
+        if packet is _ATEN._softmax:  # whose branches' logits may be constants, as gates may
+            args = (self._factors(args[0], args[0], divides=True)[1], *args[1:])
         if packet in _PRODUCTS and all(isinstance(x, Tensor) and x.dim() > 1 for x in args[:2]):
             a, b = self._factors(args[0], args[1], divides=packet in (_ATEN.div, _ATEN.div_))
             if packet in (_ATEN.mul_, _ATEN.div_):
