@@ -214,6 +214,10 @@ GATES = {
     "pooled and spread": lambda x, gate: x * gate(x.mean((2, 3), keepdim=True)).sigmoid().expand_as(x),
     "at every position": lambda x, gate: x * gate(x).sigmoid(),
     "in place": lambda x, gate: (x + 1).mul_(F.hardsigmoid(gate(x.mean((2, 3), keepdim=True)))),
+    "of two branches": lambda x, gate: (
+        torch.stack([x, x.flip(2)], 1)
+        * gate(x.mean((2, 3))[:, :, None, None]).view(-1, 2, 3, 1, 1).softmax(1).repeat(1, 1, 2, 1, 1)
+    ).sum(1),
     "a divisor": lambda x, gate: x / (1 + gate(x).square()),
 }
 
