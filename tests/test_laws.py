@@ -347,10 +347,10 @@ def test_every_circuit_of_a_sweep_is_checked(monkeypatch, which):
 
         def forward(self, x):
             maps = self.module(x)
-            return tuple(m * (1 + 1e-9 * (n == which)) for n, m in enumerate(maps)) if len(maps) == 4 else maps
+            return tuple(m * (1 + 1e-9 * (n == which)) for n, m in enumerate(maps)) if len(maps) > 2 else maps
 
     monkeypatch.setattr(extraction, "_written", lambda *given, **options: Wrong(real(*given, **options)))
-    what = "the full model" if which == 0 else f"circuit {which} of 3"
+    what = "the full model" if which == 0 else f"circuit {which} of 6"  # random ones stand beside them
     with pytest.raises(cc.ConvCircuitsError, match=f"is to measure {what} from Net does not compute"):
         evaluate_all(model, circuits, IMAGES)
 
@@ -444,8 +444,8 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
     reports = evaluate_all(model, circuits, NETS["plain"].images(10), batch_size=2)
     assert [report.provenance["run"] for report in reports] == [run] * 13
     assert counts["record"] == 1
-    assert counts["effective"] == (13 if run == "masked" else 0)  # for each circuit's count of effective kernels
-    assert counts["survey"] <= 1 + counts["effective"]
+    assert counts["effective"] == 13  # for each circuit's count of effective kernels
+    assert counts["survey"] == 1
 
 
 def test_the_yardstick_is_the_most_that_rounding_does():

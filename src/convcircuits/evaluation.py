@@ -125,12 +125,13 @@ def evaluate_all(
         "seed": seed,
     }
     place = {key: n for n, key in enumerate(swept)}
-    counts = list(zip(sweep.kept, sweep.effective(shape), strict=True))
     reports = []
     for circuit, control in zip(circuits, controls, strict=True):
         n, other = place[id(circuit)], place.get(id(control))
         about = {**provenance, "laws": {**described["laws"], **sweep.laws(n)}}
-        reports.append(_evaluation(circuit, counts[n], measured, fitted, n, other, about))
+        reports.append(
+            _evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), measured, fitted, n, other, about)
+        )
     return reports
 
 

@@ -141,9 +141,9 @@ class Sweep:
         errors = [error for by_run in self._errors.values() for error in (by_run[0], by_run[1 + n])]
         return {"network": shown(max(errors))} if errors else {}
 
-    def effective(self, shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
-        """Return for each circuit the kernels on a complete path, on images (C, H, W)."""
-        return [self.subject.effective(kept, shape) for kept in self.kept]
+    def effective(self, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the kernels of circuit n on a complete path, on images (C, H, W)."""
+        return self.subject.effective(self.kept[n], shape)
 
     def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
         """Compare the full model and every circuit with their masked runs; give the difference of each.
