@@ -214,7 +214,7 @@ def test_a_circuit_that_does_not_keep_the_feature_says_so_and_exits_with_3_if_it
 ):
     code, out, err = run(f"{FIND} --density {density} --criterion random {require} {form}")
     keeps = density == 1
-    again = run(f"evaluate a.safetensors {require} {form}")
+    again = run(f"evaluate a.safetensors --model tiny_net:net {require} {form}")
     assert again[0] == code == (3 if require and not keeps else 0)
     assert Path("a.safetensors").exists()
     for text in (out, again[1]):
@@ -378,7 +378,7 @@ def test_a_photograph_that_is_torn_since_is_missed_by_name(folder, good, run):
     name = cc.load("a.safetensors").provenance["photographs"]["held_out"][0]
     whole = Path("pictures", name).read_bytes()
     Path("pictures", name).write_bytes(whole[:60])
-    code, _, err = run("evaluate a.safetensors")
+    code, _, err = run("evaluate a.safetensors --model tiny_net:net")
     assert (code, f"no longer holds {name}" in err) == (1, True)
 
 
@@ -395,7 +395,7 @@ def test_class_folders_and_names_of_any_bytes_make_the_round_trip(folder, good):
     said = cc.load("a.safetensors").provenance["photographs"]
     assert sorted(said["found_on"] + said["held_out"])[0] == r"even/\xe9 0.jfif"
     assert len(said["found_on"] + said["held_out"]) == 6
-    assert good("evaluate a.safetensors --json")["images"] == 4
+    assert good("evaluate a.safetensors --model tiny_net:net --json")["images"] == 4
 
 
 def test_crops_that_do_not_fit_into_memory_give_the_same_circuit(folder, good, monkeypatch):
@@ -404,9 +404,9 @@ def test_crops_that_do_not_fit_into_memory_give_the_same_circuit(folder, good, m
     monkeypatch.setattr(preparing, "KEPT", 0)
     assert good(f"{FIND} --density 0.3 --json") == said
     assert Path("a.safetensors").read_bytes() == kept
-    evaluated = good("evaluate a.safetensors --json")
+    evaluated = good("evaluate a.safetensors --model tiny_net:net --json")
     assert {key: evaluated[key] for key in FIGURES} == {key: said[key] for key in FIGURES}
-    good("diagram a.safetensors -o x.json")
+    good("diagram a.safetensors --model tiny_net:net -o x.json")
 
 
 def test_a_file_of_that_name_is_replaced_and_nothing_else_is_written(folder, good):

@@ -281,7 +281,6 @@ def written_through_a_view(x):
 
 
 ODD = {
-    "a batch norm over the batch": (lambda x: x - x.mean(0, keepdim=True), "over images|across images"),
     "images doubled": (lambda x: torch.cat([x, x])[: len(x)], "across images"),
     "images one by one": (lambda x: torch.stack([one * 2 for one in x]), "across images"),
     "a view written": (written_through_a_view, "through a view"),
@@ -471,8 +470,9 @@ def test_what_circuits_share_is_computed_once(name):
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images()
     scores = cc.score(model, feature, images, criterion="snip", normalizer="layer_l2")
     nested = [cc.prune(scores, density=d) for d in (0.5, 0.7, 0.9)]
+    subject = sweep_of(model, nested, tuple(images.shape[1:])).subject
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        cc.activations(model, feature, images)
+        subject.maps(images)
     full = counter.get_total_flops()
     assert work(model, [cc.prune(scores, density=1.0)], images) == full  # it is the full model itself
     own = []

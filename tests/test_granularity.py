@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 import convcircuits as cc
 import oracles
 from convcircuits.granularity import by_unit, check_inside, masks_of, units_with
+from convcircuits.storage import sealed
 from convcircuits.tables import LayerTable
 from nets import NETS, seeded
 from test_criteria import COMBINATIONS, assert_same, assert_scores, is_linear, relevant_of
@@ -447,9 +447,9 @@ def rewritten(path, change):
     """The file with another header."""
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["convcircuits"])
-    tensors = {"kernels/b": torch.ones(2, 3)}
+    del header["checksum"]
     change(header)
-    save_file(tensors, path, {"convcircuits": json.dumps(header)})
+    path.write_bytes(sealed(json.dumps(header), {"kernels/b": torch.ones(2, 3)}))
     return path
 
 
@@ -458,8 +458,10 @@ def file(tmp_path):
     return cc.save(cc.Scores(cc.Feature("b", 1), LayerTable({"b": torch.ones(2, 3)}), 6), tmp_path / "f.safetensors")
 
 
-def test_a_file_that_says_no_granularity_is_of_kernels(file):
-    assert cc.load(rewritten(file, lambda header: header.pop("granularity"))).granularity == "kernel"
+def test_a_file_that_says_no_granularity_is_refused(file):
+    assert cc.load(rewritten(file, lambda header: None)).granularity == "kernel"
+    with pytest.raises(cc.ConvCircuitsError, match=r"damaged: .*granularity"):
+        cc.load(rewritten(file, lambda header: header.pop("granularity")))
 
 
 @pytest.mark.parametrize("bad", ["channel", "", None, 3, [], ["kernel"], {"kernel": 1}, "filter"])

@@ -86,10 +86,6 @@ def filled(x):
     return out
 
 
-def strided(x):
-    return x.as_strided((len(x), 8, 3, 3), (x.stride(0), x.stride(1), x.stride(2), 1)).mul_(x[:, :, 3:, 3:])
-
-
 WRITES = {
     "half": half,
     "overlapping": overlapping,

@@ -177,6 +177,7 @@ UNTOLD = {
     "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
     "other images": (lambda net, a, b: a - b.mean(0), "depends on the other images"),
     "statistics of the batch": (lambda net, a, b: F.batch_norm(a, None, None, training=True), "other images"),
+    "strides": (lambda net, a, b: a.as_strided((2, 8, 3, 3), (288, 36, 6, 1)), "by strides"),
     "dropout": (lambda net, a, b: F.dropout(a + b), r"draws random numbers \(bernoulli\)"),
     "noise": (lambda net, a, b: a + torch.randn_like(b), r"draws random numbers \(randn_like\)"),
 }

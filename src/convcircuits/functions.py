@@ -63,6 +63,7 @@ _MIXES |= {function for function in (getattr(F, "rms_norm", None), torch.rms_nor
 # Computed within each channel of maps of any form; and of maps (N, C, H, W) alone.
 _WITHIN = EACH | _SCALINGS | _GATES | {"log_softmax", "softmin", "batch_norm", "instance_norm", "to", "type", "type_as"}
 _WITHIN |= {"float", "double", "half", "bfloat16", "detach", "logsigmoid", "tanhshrink", "softsign", "cpu", "cuda"}
+_WITHIN |= {"floordiv", "mod", "and", "or", "xor", "invert"}
 _WITHIN |= {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _WINDOWS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "interpolate", "pad"}
 _WINDOWS |= {"upsample", "max_pool2d_with_indices"}
@@ -72,7 +73,7 @@ def base_name(function: Any) -> str:
     """Name what a function, method or operator does, in place or reflected too: ``add`` for ``__iadd__``."""
     name: str = function.__name__
     core = name.strip("_")
-    operators = ("add", "sub", "mul", "truediv", "matmul", "pow")
+    operators = ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "matmul", "pow", "and", "or", "xor")
     return core[1:] if name.startswith("__") and core[:1] in "ir" and core[1:] in operators else core
 
 

@@ -105,6 +105,8 @@ class Node:
         args, kwargs = self.arguments(value)
         if self.written:
             return self.write(args, kwargs)
+        if self.name in ("view", "_unsafe_view", "_reshape_alias"):  # a map's strides may be others than the recorded
+            return (args[0].reshape(args[1]),)
         result = self.op(*args, **kwargs)
         return result if isinstance(result, (tuple, list)) else (result,)
 
@@ -324,6 +326,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._learned[x] = True
             return result
         self._check(func, given)
+        if name_of(func) == "as_strided":
+            return self._restrided(func, args, kwargs)
         if is_constant(func):
             return func(*args, **kwargs)
         return self._record(func, args, kwargs)
@@ -366,6 +370,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(Node(func, *encoded, None, outputs, written, self._network.running()))
         for key, old in zip(written, before, strict=True):
             self._after_write(given[key], *old)
+        return result
+
+    def _restrided(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Follow a view by strides that changes none which matters, as poolings make; refuse others."""
+        x, before = args[0], _steps(args[0])
+        result = func(*args, **kwargs)
+        if _steps(result) != before or result.storage_offset() != x.storage_offset():
+            raise self.undecided("reads the memory of a map by strides")
+        if result is not x:
+            self._numbers[result] = self._number(x)
+            self._of_storage.setdefault(_storage(result), []).append(weakref.ref(result))
         return result
 
     def _encoded(self, value: Any) -> Any:
@@ -480,6 +495,11 @@ def _without_input(call: KernelCall) -> KernelCall:
 
 def _storage(x: Tensor) -> int:
     return x.untyped_storage().data_ptr() if x.layout is torch.strided else 0
+
+
+def _steps(x: Tensor) -> list[tuple[int, int | None]]:
+    """Return the size and the stride along each dimension; along one of size 1 no stride matters."""
+    return [(size, stride if size > 1 else None) for size, stride in zip(x.shape, x.stride(), strict=True)]
 
 
 def _geometry(x: Tensor) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """What provenance may hold: JSON values of known types and sizes, so that whoever reads a file can rely on them."""
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _check_plain(said: Any) -> None:
                     raise ConvCircuitsError("a key in its provenance is no text")
             elif isinstance(value, (list, tuple)):
                 inner += value
-            elif not (value is None or type(value) in (bool, float) or _is_text(value) or _is_whole(value)):
+            elif not (value is None or type(value) is bool or _is_finite(value) or _is_text(value) or _is_whole(value)):
                 raise ConvCircuitsError(f"its provenance holds {value!r:.80}, of type {type(value).__name__}")
         if not inner:
             return
@@ -128,6 +129,10 @@ def _check_plain(said: Any) -> None:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
 
 
 def _is_whole(value: Any, low: int = -(1 << 64), high: int = 1 << 64) -> bool:
