@@ -41,7 +41,7 @@ GENERAL = """
 | computation across images (batch statistics in eval mode, `x.mean(0)`) | yes | no |
 | writing into part of a map (`x[:, 0] = ...`, in-place writes through a view), `x.T` | yes | no |
 | an autocast of the model's own, in its `forward` | yes | no |
-| `torch.inference_mode()` and reentrant `checkpoint` in a `forward` | no | no |
+| inference mode (`torch.inference_mode()`) and reentrant `checkpoint` in a `forward` | no | no |
 | lazy layers that have not run, the meta device | no | no |
 | single weights (`granularity="weight"`) of a weight that is used in two shapes | no | - |
 | code that depends on the size of images | yes | for one size: `input_shape` |

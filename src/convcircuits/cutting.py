@@ -65,14 +65,18 @@ def reading(recording: Recording, value: Value, source: Value) -> Reading:
     return Reading(aligned, silent)
 
 
+def dim_of_softmax(value: Value) -> int | None:
+    """Return the dimension that a softmax goes along, from 0 (the batch); None for other functions."""
+    if base_name(value.function) not in _SOFTMAX:
+        return None
+    dim = value.kwargs.get("dim", value.args[1] if len(value.args) > 1 else 1)
+    return (1 if dim is None else int(dim)) % (len(value.shape) + 1)
+
+
 def _over_channels(value: Value) -> bool:
     """Return whether a softmax goes over the channels, or over what they are mixed with."""
-    if base_name(value.function) not in _SOFTMAX:
-        return False
-    if value.axis is None:
-        return True
-    dim = value.kwargs.get("dim", value.args[1] if len(value.args) > 1 else 1)
-    return dim is None or int(dim) % (len(value.shape) + 1) == value.axis + 1
+    dim = dim_of_softmax(value)
+    return dim is not None and (value.axis is None or dim == value.axis + 1)
 
 
 def cut(recording: Recording, masks: Masks | None, rows: Tensor | None) -> Cut:

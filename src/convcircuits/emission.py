@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from convcircuits.calls import ConvCall
-from convcircuits.cutting import Cut, read_by, reading
+from convcircuits.cutting import Cut, dim_of_softmax, read_by, reading
 from convcircuits.functions import Kind, base_name, with_maps
 from convcircuits.instructions import repeat_for
 from convcircuits.interpreter import one_of
@@ -71,12 +71,18 @@ class Emitter:
             places = torch.where(self._cuts[circuit].live[number][channels], places, -1)
         return self.writer.choose(found.node, value.axis or 0, len(value.shape), places)
 
-    def whole(self, circuit: int, number: int, *, silent: bool) -> fx.Node:
-        """Give a value with all its channels; what dead filters hold as zeros where ``silent``."""
-        value = self._values[number]
+    def whole(self, circuit: int, number: int, *, silent: bool, along: int | None = None) -> fx.Node:
+        """Give a value with all its channels; what dead filters hold as zeros where ``silent``.
+
+        With ``along``, a dimension, that is where they meet live values along it.
+        """
+        value, live = self._values[number], self._cuts[circuit].live[number]
         if value.axis is not None:
+            silent = silent and (along is None or bool(live.any()))
             return self.take(circuit, number, torch.arange(value.channels), silent=silent)
-        node, live = self._found[circuit][number].node, self._cuts[circuit].live[number]
+        node = self._found[circuit][number].node
+        if along is not None:
+            live = live | ~live.any(along - 1 if along > 0 else along, keepdim=True)
         if not silent or bool(live.all()):
             return node
         return self.writer.call(operator.mul, node, self.writer.constant(f"live_{number}", live.to(self._dtype)))
@@ -292,7 +298,8 @@ class Emitter:
         """Write a function of several maps, or one that needs whole maps."""
         how = {k: reading(self._recording, value, self._values[k]) for k in value.inputs}
         aligned = [k for k in value.inputs if how[k].aligned and k in self._found[n]]
-        nodes = {k: self.whole(n, k, silent=how[k].silent) for k in value.inputs if not how[k].aligned}
+        along = dim_of_softmax(value)
+        nodes = {k: self.whole(n, k, silent=how[k].silent, along=along) for k in value.inputs if not how[k].aligned}
         if not aligned:
             every = torch.arange(value.channels)
             return self._holds(self._applied(value, nodes, every), value, every)

@@ -128,13 +128,21 @@ class Operation:
 
     Attributes:
         rule: Marks of its inputs, in their order -> mark of its result, or one for each of several.
-        meets: Marks of its inputs -> whether dead values would meet live ones, so that they must be zero.
+        meets: Marks of its inputs -> whether dead values would meet live ones, so that they must be zero; or where,
+            for the one input that there is.
         gate: Whether the result is a gate: a sigmoid's, or what is made of one alone (a view, a resized one, 1 - it).
     """
 
     rule: Rule
-    meets: Callable[[Sequence[Tensor]], bool]
+    meets: Callable[[Sequence[Tensor]], bool | Tensor]
     gate: bool = False
+
+    def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
+        """Return for each input which values count for what they are: bool, live or where they meet nothing live."""
+        meeting = self.meets(marks)
+        if isinstance(meeting, Tensor):
+            return [(mark > 0) | ~meeting for mark in marks]
+        return [(mark > 0) | (not meeting) for mark in marks]
 
 
 @dataclass(frozen=True)
@@ -197,14 +205,9 @@ def _always(marks: Sequence[Tensor]) -> bool:
     return True
 
 
-def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], bool]:
-    """Return whether the first mark has both dead and live values along some dimensions."""
-
-    def varies(marks: Sequence[Tensor]) -> bool:
-        within = [dim for dim in dims if marks[0].shape[dim] > 1]
-        return bool(within) and bool((marks[0].amin(within) != marks[0].amax(within)).any())
-
-    return varies
+def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Return where the first mark has a live value along some dimensions, which dead ones there meet."""
+    return lambda marks: marks[0].sum(tuple(dims), keepdim=True) > 0
 
 
 def argument(node: "Node", name: str) -> Any:

@@ -166,23 +166,27 @@ class Paths:
             ]
             if wanted:
                 operation = self._operations[place]
-                silent = operation is not None and operation.meets(values)
+                assert operation is not None
+                spared = operation.spared([value.detach() for value in values])
                 gradients = torch.autograd.grad(
                     [result for result, _ in wanted], values, [mark for _, mark in wanted], allow_unused=True
                 )
-                for number, gradient in zip(distinct, gradients, strict=True):
+                for number, gradient, counts in zip(distinct, gradients, spared, strict=True):
                     if gradient is not None:
-                        _add(need, number, (gradient > 0) & live.marks[number] if silent else gradient > 0)
+                        _add(need, number, (gradient > 0) & counts)
         return need
 
     def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
         """Say what is dead in a circuit, and where it must count for zero."""
         live, silent = self.live(kernels), {}
         for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
-            marks = {n: live.marks[n] for n in node.inputs}
-            partly = {n: mark.to(device) for n, mark in marks.items() if not bool(mark.all())}
-            given = [mark.float() for mark in marks.values()]
-            if partly and (_within_channels(node.call, given[0]) if operation is None else operation.meets(given)):
+            given = {n: live.marks[n] for n in node.inputs}
+            if operation is not None:
+                spared = dict(zip(given, operation.spared([mark.float() for mark in given.values()]), strict=True))
+            else:
+                spared = given if _within_channels(node.call, live.marks[node.inputs[0]]) else {}
+            partly = {n: mark.to(device) for n, mark in spared.items() if not bool(mark.all())}
+            if partly:
                 silent[place] = partly
         output = live.marks[self.graph.output]
         reads = {place: read.to(device) for place, read in live.reads.items()}
