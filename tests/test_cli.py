@@ -531,6 +531,31 @@ def test_diagram_opens_the_page_in_the_browser(drawable, good, monkeypatch):
     assert opened == [Path("a.html").absolute().as_uri()]
 
 
+def test_a_diagram_s_caption_has_the_figures_of_evaluate(drawable, good):
+    report = good("evaluate a.safetensors --model tiny_net:net --json")
+    good("diagram a.safetensors --model tiny_net:net -o x.json")
+    fidelity = cc.Diagram.load("x.json").document.variants[0].fidelity
+    for name in ("r2", "r2_interior", "r2_average_map", "r2_average_map_interior", "r2_random", "r2_random_interior"):
+        found = getattr(fidelity, name)
+        assert found == (report[name] if report[name] is None else pytest.approx(report[name], rel=1e-6)), name
+    assert (fidelity.verdict, fidelity.sentence) == (report["verdict"], report["verdict_sentence"])
+
+
+@pytest.mark.parametrize(
+    "line", [f"{FIND} --density 0.3", "extract a.safetensors --out {}", "diagram a.safetensors -o {}"]
+)
+@pytest.mark.parametrize("name", ["a folder", "n" * 300])
+def test_what_cannot_be_written_is_refused_before_the_work(line, name, drawable, run, monkeypatch):
+    path = f"{name}.safetensors" if "diagram" not in line else f"{name}.html"
+    if name == "a folder":
+        Path(path).mkdir()
+    monkeypatch.setattr("convcircuits.cli._progress", None)  # work cannot even begin
+    line = line.replace("a.safetensors", f"'{path}'") if line.startswith("find") else line.format(f"'{path}'")
+    code, out, err = run(line)
+    assert (code, out) == (1, "")
+    assert "cannot be written" in err
+
+
 def test_diagram_draws_on_other_photographs(drawable, good):
     Path("others").mkdir()
     for name in "gh":
@@ -808,7 +833,7 @@ def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     for word in [*names, "(average map)", "(random circuit)", "R2, interior"]:
         assert word in demo.text
     row = demo.table["snip", 0.3]
-    assert f"{row['r2']:6.2f} {row['r2_interior']:5.2f}" in demo.text
+    assert f"{row['r2']:z6.2f} {row['r2_interior']:z5.2f}" in demo.text
     found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
     assert not set(found.split(", ")) & set(measured.split(", "))
 

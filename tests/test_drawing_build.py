@@ -118,6 +118,17 @@ def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_e
     assert "not measured" not in diagram.caption
 
 
+def test_the_average_map_is_that_of_the_images_given_for_it(model):
+    circuit, held_out, fit = found(model), images(6, seed=1), images(5, seed=3)
+    fidelity = (
+        cc.diagram(model, circuit, images=images(8, seed=2), held_out=held_out, fit=fit).document.variants[0].fidelity
+    )
+    report = cc.evaluate(model, circuit, held_out, fit=fit)
+    assert report.r2_average_map != cc.evaluate(model, circuit, held_out, fit=images(8, seed=2)).r2_average_map
+    for name in FIGURES:
+        assert getattr(fidelity, name) == pytest.approx(getattr(report, name), rel=1e-9), name
+
+
 def test_without_held_out_images_the_caption_says_that_nothing_was_measured(model):
     diagram = cc.diagram(model, found(model), images=images(4))
     assert diagram.document.held_out is None

@@ -502,9 +502,9 @@ def test_the_summary_and_the_repr_are_short_and_say_the_notes():
     case, model, *_ = subject("plain")
     report = cc.evaluate(model, found("plain", 0.5), case.images(4, seed=1))
     rows = {line[:30].strip(): line[30:].split() for line in report.summary().splitlines()[2:10]}
-    assert rows["R2"] == [f"{report.r2:.3f}", "-", f"{report.r2_random:.3f}"]
-    assert rows["R2, rectified"] == [f"{report.r2_rectified:.3f}"]
-    assert rows["Pearson r"] == [f"{report.pearson:.3f}"]
+    assert rows["R2"] == [f"{report.r2:z.3f}", "-", f"{report.r2_random:z.3f}"]
+    assert rows["R2, rectified"] == [f"{report.r2_rectified:z.3f}"]
+    assert rows["Pearson r"] == [f"{report.pearson:z.3f}"]
     assert report.verdict_sentence in report.summary().splitlines()
     assert OWN in report.summary()
     assert len(report.summary().splitlines()) == 11 + len(report.notes)

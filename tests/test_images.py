@@ -138,7 +138,17 @@ def test_folders_that_link_to_each_other_are_seen_once(tmp_path):
     real = sorted((tmp_path / "in" / photograph.name).resolve() for photograph in good)
     assert [p for p in real if p.name == "1.png"] == [tmp_path / "in" / name / "1.png" for name in "ab"]
     assert any(photograph.name.endswith("link.png") for photograph in good)
-    assert [name.rpartition("/")[2] for name in bad] == ["dead.png"]
+    assert [name.rpartition("/")[2] for name in bad] == ["dead.png", "elsewhere.png"]
+
+
+def test_two_names_of_one_photograph_are_one_photograph(tmp_path):
+    for name in "abc":
+        noise(name).image.save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "e.png").hardlink_to(tmp_path / "b.png")
+    good, left_out = load_folder(tmp_path)
+    assert [photograph.name for photograph in good] == ["a.png", "b.png", "c.png"]
+    assert left_out == ["d.png", "e.png"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -407,6 +407,10 @@ def test_weights_files_that_are_none(tmp_path):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(ConvCircuitsError, match="cannot be read as weights alone"):
             load_model(SMALL, weights=tmp_path / name)
+    torch.save({"weight": print}, tmp_path / "w.pth")
+    with pytest.raises(ConvCircuitsError, match="other things than tensors, which could run code") as refused:
+        load_model(SMALL, weights=tmp_path / "w.pth")
+    assert "weights_only" not in str(refused.value)
     (tmp_path / "w.bin").write_bytes(b"")
     with pytest.raises(ConvCircuitsError, match=r"'\.bin'"):
         load_model(SMALL, weights=tmp_path / "w.bin")

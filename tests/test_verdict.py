@@ -137,3 +137,9 @@ def test_a_better_circuit_beside_the_same_baselines_has_no_worse_verdict():
 )
 def test_the_sentence_gives_the_figures_that_tell(circuit, average_map, random, said):
     assert decide(R2(*circuit), R2(*average_map), R2(*random))[1] == said
+
+
+def test_no_figure_is_written_as_a_negative_nothing():
+    _, sentence = decide(R2(-0.001, -0.004), R2(-0.001, 0.0), R2(0.0, 0.0))
+    assert "R2 is 0.00" in sentence
+    assert "-0.00" not in sentence

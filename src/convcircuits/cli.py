@@ -349,6 +349,7 @@ def diagram(
             circuit,
             images=setup.pictured(),
             held_out=setup.held_out,
+            fit=setup.train if len(setup.train) else None,
             against=other,
             title=title,
             pictures=pictures,
@@ -513,6 +514,7 @@ def demo(
             circuit,
             images=pictured,
             held_out=setup.held_out,
+            fit=setup.train,
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=progress,
@@ -576,7 +578,7 @@ def _criterion_options(given: list[str]) -> dict[str, Any]:
 def _again(value: cc.Circuit | cc.Scores) -> str:
     said, recipe = value.provenance, recipe_of(value)
     if recipe is not None:
-        return recipe.command(value.feature) or "(its words cannot be shown on a line; there is no one command)"
+        return recipe.command(value.feature) or "(not shown: it holds characters that cannot be printed)"
     if "criterion" not in said:
         return f"(made by {said.get('made_by', 'hand')}; there is no one command)"
     given = said.get("options", {})
@@ -658,13 +660,13 @@ def _comparison_table(rows: list[Row]) -> str:
     table = [["R2, interior, keeps?", *(f"{density:.0%} kept".rjust(12) for density in densities)]]
     for criterion in dict.fromkeys(row.criterion for row in rows):
         reports = [found[criterion, density] for density in densities]
-        table.append([criterion, *(f"{e.r2:6.2f} {e.r2_interior:5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
+        table.append([criterion, *(f"{e.r2:z6.2f} {e.r2_interior:z5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
     for name, figure in (("(average map)", "r2_average_map"), ("(random circuit)", "r2_random")):
         cells = [name]
         for density in densities:
             beside = [row.evaluation.as_dict() for row in rows if row.density == density]
             known = [[e[key] for e in beside if e[key] is not None] for key in (figure, f"{figure}_interior")]
-            cells.append("{:6.2f} {:5.2f}".format(*(max(some, default=math.nan) for some in known)))
+            cells.append("{:z6.2f} {:z5.2f}".format(*(max(some, default=math.nan) for some in known)))
         table.append(cells)
     return _aligned(table)
 

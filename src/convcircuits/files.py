@@ -1,6 +1,7 @@
 """Files on disk: written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -28,6 +29,21 @@ def is_file(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Tell whether a path is that of a folder; any path that there cannot be is not."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that `write_whole` could not write, before there is anything to write.
+
+    Raises:
+        ConvCircuitsError: As of `write_whole`.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        _mode_of(path, place)
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConvCircuitsError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -24,6 +24,8 @@ _LONGEST_NAME = 1000
 _NUMBERS = ("filters", "channels")  # buffers that a layer may have beside its own
 
 _CHANNELS = {"in_channels": "int", "out_channels": "int", "groups": "int", "bias": "bool"}
+_LEAST = {"channels": 1, "features": 1, "size": 1, "stride": 1, "dilation": 1, "groups": 1, "padding": 0}
+"""The least numbers that options may hold, by the ends of their names."""
 _WINDOW = {"kernel_size": "ints", "stride": "ints", "padding": "ints|same|valid", "dilation": "ints"}
 _NORM = {"num_features": "int", "eps": "number", "momentum": "number?", "affine": "bool", "track_running_stats": "bool"}
 _LAYERS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
@@ -232,9 +234,11 @@ def _layer(said: Mapping[str, Any]) -> nn.Module:
     for name, value in options.items():
         if not is_of_kind(kinds[name], value):
             raise ConvCircuitsError(f"the {name} of a {said['kind']} is {value!r:.80}, which is no {kinds[name]}")
-    sizes = (value for name, value in options.items() if name.endswith(("_channels", "_features", "_size")))
-    if any(size < 1 for value in sizes for size in (value if isinstance(value, tuple) else (value,))):
-        raise ConvCircuitsError(f"a {said['kind']} has a size below 1")
+    for name, value in options.items():
+        least = _LEAST.get(name.rpartition("_")[2])
+        numbers = value if isinstance(value, tuple) else (value,)
+        if least is not None and any(isinstance(number, int) and number < least for number in numbers):
+            raise ConvCircuitsError(f"the {name} of a {said['kind']} is {value!r:.80}, below {least}")
     return kind(**options, device="meta")
 
 

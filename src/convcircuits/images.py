@@ -115,13 +115,14 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
     .eps, which is a program). Of each only the beginning is read; it is decoded when its `image` is asked for: the
     camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits, of
     animations the first frame is taken. Hidden files and folders are ignored; a folder that links lead to again is
-    seen once.
+    seen once, and so is a file: two names of one photograph could come to be held out and trained on.
 
     Returns:
         The photographs, named by their files (`cat/1.jpg` in a folder of classes), and the names of all other files:
-        those of other kinds, and those whose beginning says that they cannot be used, which are logged with the
-        reason: damaged or floating-point ones, those with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, and those
-        that are more than 64 times as long as wide. Bytes of a name that are not UTF-8 are written as `\xff`.
+        those of other kinds, further links to one that is listed, and those whose beginning says that they cannot be
+        used, which are logged with the reason: damaged or floating-point ones, those with more pixels than
+        `PIL.Image.MAX_IMAGE_PIXELS`, and those that are more than 64 times as long as wide. Bytes of a name that are
+        not UTF-8 are written as `\xff`.
 
     Raises:
         ConvCircuitsError: no such folder, or no readable picture in it.
@@ -132,11 +133,17 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
     good: list[Photograph] = []
     bad: list[str] = []
     others: list[str] = []
+    seen: set[tuple[int, int]] = set()
     for file in sorted(_files(folder), key=lambda file: [_natural(part) for part in file.relative_to(folder).parts]):
         name = os.fsencode(file.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
         if file.suffix.lower() not in _suffixes() or not file.is_file():
             others.append(name)
             continue
+        found = file.stat()
+        if (found.st_dev, found.st_ino) in seen:
+            others.append(name)
+            continue
+        seen.add((found.st_dev, found.st_ino))
         try:
             with _opened(file):
                 good.append(Photograph(name, file))

@@ -81,10 +81,11 @@ def relevant_units(
 
 def sentence(laws: Mapping[str, Any]) -> str:
     """Say what was checked, for a reader."""
-    errors = [value for value in laws.values() if isinstance(value, float)]
+    error = max((value for value in laws.values() if isinstance(value, float)), default=0.0)
     said = (
-        f"Checked on {laws['images']} images: the model run twice, the circuit of all relevant kernels and other "
-        f"values in dead filters change the map by at most {max(errors, default=0.0):.1g} of its largest value."
+        f"Checked on {laws['images']} images: a second run of the model, the circuit of all relevant kernels and other "
+        "values in dead filters "
+        + (f"change the map by at most {error:.1g} of its largest value." if error else "do not change the map at all.")
     )
     return said if "unchecked" not in laws else f"{said} Not checked: {laws['unchecked']}"
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import pickle
 import re
 import sys
 import warnings
@@ -599,6 +600,8 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the readers raise nearly anything
         reason = str(error).partition("\n")[0] or repr(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in it
+            reason = "it is damaged or holds other things than tensors, which could run code"
         raise ConvCircuitsError(
             f"{path.name!r} cannot be read as weights alone: {reason}. "
             "Save the state dict: torch.save(model.state_dict(), FILE)."

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
-from convcircuits.files import is_folder
+from convcircuits.files import check_place, is_folder
 from convcircuits.images import Crops, Photograph, crops, photographs, readable, split_photographs
 from convcircuits.models import LoadedModel, is_plain_name, load_model
 from convcircuits.origins import Recipe
@@ -206,13 +206,14 @@ def side(size: int | None) -> tuple[int, int] | None:
 
 
 def check_writable(option: str, path: Path | None, suffix: str) -> None:
-    """Refuse a path of another suffix or without a folder before work is done."""
+    """Refuse a path of another suffix, or that cannot be written, before work is done."""
     if path is None:
         return
     if path.suffix != suffix:
         raise cc.ConvCircuitsError(f"{option} {path} should end in {suffix}.")
     if not is_folder(path.parent):
         raise cc.ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
+    check_place(path)
 
 
 def names(of: list[str]) -> str:

@@ -130,7 +130,7 @@ class Evaluation:
 def _table(head: str, rows: Sequence[tuple[str, *tuple[float, ...]]]) -> list[str]:
     """Set figures of the circuit, the average map and a random circuit in columns; NaN is a dash."""
     cells = [[head, "circuit", "average map", "random circuit"]]
-    cells += [[label, *("-" if math.isnan(x) else f"{x:.3f}" for x in figures)] for label, *figures in rows]
+    cells += [[label, *("-" if math.isnan(x) else f"{x:z.3f}" for x in figures)] for label, *figures in rows]
     wide = max(len(row[0]) for row in cells)
     return ["".join([row[0].ljust(wide), *(cell.rjust(16) for cell in row[1:])]) for row in cells]
 

@@ -29,10 +29,11 @@ AVERAGE_MAP = 0.1
 """R2 of the average map, less than this."""
 
 RULE = (
-    f"of the units that are above zero, where a ReLU lets them through, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all "
-    f"positions and on at least {ACTIVE_IMAGES:.0%} of the images; whose map varies inside, where the receptive field "
-    "does not reach the padding, at least as much as over all positions; and of whose map the average of other "
-    f"photographs tells less than {AVERAGE_MAP:.0%} (R2): the one whose rectified map varies most inside"
+    "the unit whose rectified map varies most inside, of those (1) that are above zero, where a ReLU lets them "
+    f"through, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions and on at least {ACTIVE_IMAGES:.0%} of the "
+    "images, (2) whose map varies inside, where the receptive field does not reach the padding, at least as much as "
+    "over all positions, and (3) of whose map the average of other photographs predicts less than "
+    f"{AVERAGE_MAP:.0%} (R2)"
 )
 """How ``choose_unit`` chooses. It looks at no circuit."""
 
@@ -77,7 +78,7 @@ class UnitStatistics:
         return (
             f"unit {self.unit}: above zero at {self.active:.0%} of the positions and on {self.active_images:.0%} of "
             f"the images; {self.inside:.0%} of its variance inside, where {self.interior:.0%} of the positions are; "
-            f"R2 of the average map {self.average_map_r2:.2f}"
+            f"R2 of the average map {self.average_map_r2:z.2f}"
         )
 
 

@@ -51,9 +51,9 @@ def decide(circuit: R2, average_map: R2, random: R2) -> tuple[Word, str]:
     wanting = list(_wanting(KEEPS, circuit, average_map, random))
     if not wanting:
         return "keeps", (
-            f"keeps the feature: R2 is {circuit.all:.2f}, on the interior {circuit.interior:.2f}, where the average "
-            f"training map reaches {average_map.all:.2f} and {average_map.interior:.2f}, a random circuit of equal "
-            f"size {random.all:.2f} and {random.interior:.2f}."
+            f"keeps the feature: R2 is {circuit.all:z.2f}, on the interior {circuit.interior:z.2f}, where the average "
+            f"training map reaches {average_map.all:z.2f} and {average_map.interior:z.2f}, a random circuit of equal "
+            f"size {random.all:z.2f} and {random.interior:z.2f}."
         )
     lost = list(_wanting(KEEPS_IN_PART, circuit, average_map, random))
     failed = [reason for known, reason in lost if known]
@@ -72,11 +72,11 @@ def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2) -> Iterator[t
             yield False, f"{where} is not defined"
             continue
         if value < asked:
-            yield True, f"{where} is {value:.2f}, below {asked:g}"
+            yield True, f"{where} is {value:z.2f}, below {asked:g}"
             continue
         for baseline, name in ((average_map[at], "the average training map"), (random[at], "a random circuit")):
             if math.isnan(baseline):
                 yield False, f"{name} was not measured"
             elif 1 - value > rule.left * (1 - baseline) + _ROUNDING:
                 left = f"more than {rule.left:.0%} of its squared error is left"
-                yield True, f"{where} is {value:.2f} where {name} reaches {baseline:.2f}, so {left}"
+                yield True, f"{where} is {value:z.2f} where {name} reaches {baseline:z.2f}, so {left}"

@@ -54,6 +54,7 @@ def diagram(
     *,
     images: Images | None = None,
     held_out: Images | None = None,
+    fit: Images | None = None,
     against: Circuit | None = None,
     title: str | None = None,
     pictures: str = "patches",
@@ -77,7 +78,8 @@ def diagram(
             of them, from the one that drives the feature most to the one that drives it least, can be chosen to see
             every map.
         held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit; beside
-            them stands the average map of ``images``.
+            them stands the average map of ``fit``.
+        fit: As for ``evaluate``, the images that the circuit was found on; ``images`` if not given.
         against: A second circuit of the same feature to compare with.
         title: Over the picture; the feature's and the model's name if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
@@ -133,7 +135,9 @@ def diagram(
         tiles=data.Tiles(TILE),
     )
     if held_out is not None:
-        document = measured(drawing, document, model, held_out, kept, batch_size, seed, progress)
+        document = measured(
+            drawing, document, model, held_out, kept if fit is None else fit, batch_size, seed, progress
+        )
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -188,7 +192,7 @@ def measured(
     document: data.Document,
     model: nn.Module,
     held_out: Images,
-    fit: Tensor | None,
+    fit: Images | None,
     batch_size: int,
     seed: int,
     progress: Progress | None,

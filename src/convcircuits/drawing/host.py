@@ -13,7 +13,7 @@ from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document, View, check_view, view_from_dict, view_to_dict
 from convcircuits.drawing.page import page, read_page
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.files import is_file, is_folder, write_whole
+from convcircuits.files import check_place, is_file, is_folder, write_whole
 
 if TYPE_CHECKING:
     from convcircuits.drawing.widget import DiagramWidget
@@ -28,7 +28,7 @@ def check_file(path: Path, width: str | None = None) -> None:
 
     Raises:
         ConvCircuitsError: If the suffix or the width is another, a page or document is given a width, the folder is
-            not there, or what draws PDF and PNG is not installed.
+            not there, the path cannot be written, or what draws PDF and PNG is not installed.
     """
     if path.suffix not in {**_PAGES, **_FIGURES}:
         raise ConvCircuitsError(f"{path}: a diagram is saved as .html, .svg, .pdf, .png or .json.")
@@ -39,6 +39,7 @@ def check_file(path: Path, width: str | None = None) -> None:
         )
     if not is_folder(path.parent):
         raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
+    check_place(path)
     if path.suffix in (".pdf", ".png"):
         figure.converter()
 
