@@ -115,6 +115,7 @@ def drawn(entry: Entry) -> cc.Diagram:
         circuit,
         images=pictured,
         held_out=held_out,
+        fit=found_on,
         pictures=entry.pictures,
         primaries=loaded.primaries(),
         title=f"{entry.model} {feature}",

@@ -235,7 +235,7 @@ def test_maps_of_the_circuit_are_shown_with_no_other(show):
     assert page.locator("image.map").count() > 0
     page.locator("[part=variant]").select_option("1")
     expect(page.locator("image.map")).to_have_count(0)
-    expect(page.locator("[part=target]")).to_contain_text("known of the circuit alone")
+    expect(page.locator("[part=target]")).to_contain_text("known for the circuit alone")
     page.locator("[part=variant]").select_option("0")
     assert page.locator("image.map").count() > 0
 

@@ -306,7 +306,7 @@ test("the caption says what was measured, and of what was not that it was not", 
   const { text, filters, ofFilters, kernels, ofKernels, path } = say({});
   assert.equal(
     text,
-    `The circuit keeps the feature. On 40 held-out images it has R\u00b2 = 0.90, on the interior 0.75, of the rectified map 0.88; the average map, which takes no network, reaches 0.35, there \u22120.02; a random circuit of equal size reaches 0.40, there 0.25. ${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score (flow, a heuristic) and, run as a network of their own, reach R\u00b2 = 0.41 (a random circuit of equal size, drawn the same way: \u22120.09).`,
+    `The circuit keeps the feature. On 40 held-out images it has R\u00b2 = 0.90, on the interior 0.75, of the rectified map 0.88; the average map, which needs no network, reaches 0.35 (\u22120.02 on the interior); a random circuit of equal size reaches 0.40 (0.25 on the interior). ${count(filters)} of ${count(ofFilters)} filters, ${count(kernels)} of ${count(ofKernels)} kernels of the circuit are drawn; complete drawn paths carry ${percent(path)} of the target's score (flow, a heuristic) and, run as a network of their own, reach R\u00b2 = 0.41 (a random circuit of equal size, drawn the same way: \u22120.09).`,
   );
   for (const some of [{ kernels: 20 }, { nodesPerColumn: 2 }, { pins: [5] }, { compare: 1 }]) {
     assert.match(say(some).text, /as a network of their own they were not measured/);
@@ -317,12 +317,12 @@ test("the caption says what was measured, and of what was not that it was not", 
   graph.document.variants[1]!.role = "against";
   assert.match(say({ compare: 1 }).text, / Whether "random" keeps the feature is not decided: a random circuit was not measured\. On 40 held-out images it has R\u00b2 = 0\.40/);
   graph.document.variants[1]!.role = "control";
-  assert.match(say({ variant: 1 }).text, /^On 40 held-out images "random" has R\u00b2 = 0\.40, on the interior 0\.25, of the rectified map 0\.38; the average map, which takes no network, reaches 0\.35, there \u22120\.02\. \d/);
+  assert.match(say({ variant: 1 }).text, /^On 40 held-out images "random" has R\u00b2 = 0\.40, on the interior 0\.25, of the rectified map 0\.38; the average map, which needs no network, reaches 0\.35 \(\u22120\.02 on the interior\)\. \d/);
   const { fidelity } = graph.document.variants[0]!;
   Object.assign(fidelity!, { verdict: "does not keep", sentence: "does not keep the feature: R2 on the interior is -0.12, below 0.3." });
   assert.match(say({}).text, /^The circuit does not keep the feature: R\u00b2 on the interior is \u22120\.12, below 0\.3\. On 40/);
   Object.assign(fidelity!, { interior: "central", r2AverageMap: null, r2AverageMapInterior: null, r2RandomInterior: null });
-  assert.match(say({}).text, /, on the central positions 0\.75, of the rectified map 0\.88; a random circuit of equal size reaches 0\.40, there not defined\./);
+  assert.match(say({}).text, /, on the central positions 0\.75, of the rectified map 0\.88; a random circuit of equal size reaches 0\.40 \(not defined on the central positions\)\./);
   fidelity!.foundOn = true;
   assert.match(say({}).text, /On the very 40 images that it was found on it has R\u00b2 = 0\.90/);
   fidelity!.r2 = null;

@@ -120,7 +120,7 @@ def _on_baseline(report: Evaluation) -> Iterator[str]:
         yield "The images of fit= give maps of other sizes, so there is no average map of them to compare with (NaN)."
     elif report.r2 > 0 and report.r2_average_map > report.r2 / 2:
         yield (
-            f"The average training map, which takes no network, reaches R2 {report.r2_average_map:.2f}, more than half "
+            f"The average training map, which needs no network, reaches R2 {report.r2_average_map:.2f}, more than half "
             f"of the circuit's {report.r2:.2f}: much of what varies is alike in every image."
         )
 

@@ -30,7 +30,7 @@ export function TargetPanel({ store }: { store: Store }) {
         <h2>{title}</h2>
         <TargetFigures store={store} found={found} />
         <p class="soft">{explained(store, found)}</p>
-        {store.image.value === null && <p class="soft">Maps of other filters and effects of kernels are known of the circuit alone, and not shown now.</p>}
+        {store.image.value === null && <p class="soft">Maps of other filters and effects of kernels are known for the circuit alone, and are not shown.</p>}
       </div>
     </section>
   );

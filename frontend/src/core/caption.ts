@@ -58,9 +58,9 @@ function verdict(subject: string, { verdict, sentence }: Fidelity): string {
 function figures(of: Fidelity): string {
   const where = of.interior === "central" ? "the central positions" : "the interior";
   const beside = [
-    ["the average map, which takes no network,", of.r2AverageMap, of.r2AverageMapInterior],
+    ["the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior],
     ["a random circuit of equal size", of.r2Random, of.r2RandomInterior],
-  ].flatMap(([name, all, interior]) => (all === null ? [] : [`${name} reaches ${value(all as number)}, there ${value(interior as number | null)}`]));
+  ].flatMap(([name, all, interior]) => (all === null ? [] : [`${name} reaches ${value(all as number)} (${value(interior as number | null)} on ${where})`]));
   if (of.r2 === null) return "no R\u00b2, as the feature is constant";
   return [`R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`, ...beside].join("; ");
 }
