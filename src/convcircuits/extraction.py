@@ -1,7 +1,8 @@
 """A circuit as a small network of its own."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,15 +74,17 @@ def extract(
     done()
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
-    recording = record(subject, shape)
-    kept = cut(recording, masks, _rows(subject))
+    with _writing(subject):
+        recording = record(subject, shape)
+        kept = cut(recording, masks, _rows(subject))
     if not _alive(kept):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
     done()
-    module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
+    with _writing(subject):
+        module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
@@ -125,7 +128,12 @@ class Sweep:
         written = self._network(shape)
         if written is None:
             return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._masks)]
-        full, *others = written.module(images)
+        try:
+            with _writing(self.subject):
+                full, *others = written.module(images)
+        except UnextractableError as problem:  # as of another number of images than the model was recorded on
+            self._written[shape], self._reason = None, str(problem)
+            return self.maps(images)
         found = dict(zip(written.alive, others, strict=True))
         maps = [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
         if shape not in self._errors:
@@ -164,8 +172,9 @@ class Sweep:
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
         """Write the one circuit alone, to see where it parts from its masked run."""
         masks, rows = [None, *self._masks][n], _rows(self.subject)
-        recording = record(self.subject, images.shape[1:])
-        alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
+        with _writing(self.subject):
+            recording = record(self.subject, images.shape[1:])
+            alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
         where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
         what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
         return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
@@ -174,11 +183,10 @@ class Sweep:
         """Write the network for images of a size; None where the model cannot be extracted."""
         if shape not in self._written:
             try:
-                recording = record(self.subject, shape)
+                with _writing(self.subject):
+                    self._written[shape] = self._write(record(self.subject, shape))
             except UnextractableError as problem:
                 self._written[shape], self._reason = None, str(problem)
-            else:
-                self._written[shape] = self._write(recording)
         return self._written[shape]
 
     def _write(self, recording: Recording) -> "_Written":
@@ -207,6 +215,20 @@ class _Written:
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
     """Give a circuit's masks without a probe of what is effective: the cut finds that anyway."""
     return replace(subject.masks(circuit, (), effective=False), silent=effective)
+
+
+@contextmanager
+def _writing(subject: Subject) -> Iterator[None]:
+    """Call a model one that cannot be extracted where its network cannot be written or run, for whatever reason."""
+    try:
+        yield
+    except ConvCircuitsError:
+        raise
+    except Exception as error:
+        raise UnextractableError(
+            f"No module could be written of {subject.network.name} that runs as it does ({type(error).__name__}: "
+            f"{error}), so none can be extracted; masked runs (evaluate, activations) still work."
+        ) from error
 
 
 def _written(
@@ -291,7 +313,9 @@ def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
     images = random_images(subject, subject.survey.input_shape)
     with torch.no_grad():
         expected = subject.maps(images, masks)
-        error, allowed = agreement(subject, masks, images, module(images), expected)
+        with _writing(subject):
+            got = torch.cat([module(images[:1]), module(images)[1:]])
+        error, allowed = agreement(subject, masks, images, got, expected)
         if error > allowed:
             where = parting_of_module(module, lambda watch: subject.maps(images, masks, watch), images, allowed)
             raise _not_the_same(subject, "The module extracted", error, allowed, where)

@@ -32,6 +32,9 @@ from convcircuits.functions import (
 from convcircuits.masking import Subject
 
 _IMAGES = 2  # enough to tell what belongs to an image from what runs across images
+# Functions whose result is a copy of a map with other values at some places.
+_PLACED = {"index_fill", "index_copy", "index_add", "index_put", "index_reduce", "masked_scatter", "put"}
+_PLACED |= {"scatter", "scatter_add", "scatter_reduce", "slice_scatter", "select_scatter", "diagonal_scatter"}
 # Functions whose result is a number that depends on the image: the model's path may depend on it.
 _READINGS = {"item", "bool", "float", "int", "tolist", "numpy", "is_nonzero", "equal", "allclose", "index", "array"}
 
@@ -191,8 +194,8 @@ class _Recorder:
             raise self._problem(f"reads a value that depends on the image ({base_name(function)})")
         if results and base_name(function) == "get":
             raise self._problem("reads a property that is a tensor, such as x.T")
-        into_constant = writes_to_first(function) and not of_image(args[0])
-        if into_constant or kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
+        in_part = base_name(function) in _PLACED or (writes_to_first(function) and not of_image(args[0]))
+        if in_part or kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
             raise self._problem(f"writes into part of a map ({base_name(function)})")
         if not results or (not written and any(results[0] is x for x in maps)):
             return result  # a shape, or the very same tensor
