@@ -381,3 +381,26 @@ def test_scaling_and_adding_at_once_is_scaling_and_adding(how):
     close(*maps)
     close(*modules)
     close(maps[0], modules[0])
+
+
+def test_masked_runs_of_an_evaluation_are_those_of_activations():
+    """A dead gate over a live norm varies with filters that no path counts: both leave them out."""
+    norm = (1, 2, 3)
+    model, x = two(lambda net, a, b: sampled(net, a, a) * torch.sigmoid(b / b.std(norm, keepdim=True))), images(3)
+    kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    kernels["a"], kernels["b"], kernels["head"] = (k.clone() for k in (kernels["a"], kernels["b"], kernels["head"]))
+    kernels["b"][:4], kernels["a"][4:] = False, False
+    circuit = circuit_of(model, kernels)
+    report = cc.evaluate(model, circuit, x)
+    assert report.provenance["run"] == "masked"
+    full, part = cc.activations(model, FEATURE, x), cc.activations(model, FEATURE, x, circuit=circuit)
+    assert report.r2 == pytest.approx(float(1 - (full - part).square().sum() / (full - full.mean()).square().sum()))
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_padding_channels_with_a_number_is_measured_by_masked_runs(value):
+    model, x = two(lambda net, a, b: F.pad(a[:, :6], (0, 0, 0, 0, 1, 1), value=value) + b), images(3)
+    circuit = circuit_of(model, survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    assert cc.evaluate(model, circuit, x).r2 == pytest.approx(1)
+    with pytest.raises(UnextractableError, match=r"a constant that is not zero \(pad\)"):
+        cc.extract(model, circuit)

@@ -119,6 +119,7 @@ class Sweep:
         self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
         self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
         self._written: dict[tuple[int, ...], _Written | None] = {}
+        self._masked: dict[tuple[int, ...], list[Masks]] = {}
         self._errors: dict[tuple[int, ...], list[float]] = {}
         self._reason: str | None = None
 
@@ -127,7 +128,7 @@ class Sweep:
         shape = tuple(images.shape[1:])
         written = self._network(shape)
         if written is None:
-            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._masks)]
+            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._runs(shape))]
         try:
             with _writing(self.subject):
                 full, *others = written.module(images)
@@ -140,6 +141,14 @@ class Sweep:
             self._errors[shape] = self._checked(images[:IMAGES], [one[:IMAGES] for one in maps])
         return maps
 
+    def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
+        """Return the masks of runs on images (C, H, W): those of ``activations``."""
+        if shape not in self._masked:
+            self._masked[shape] = [
+                self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits
+            ]
+        return self._masked[shape]
+
     def about(self) -> dict[str, Any]:
         """Say, as JSON values, whether the network ran or masked runs did, and why."""
         return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
@@ -151,7 +160,9 @@ class Sweep:
 
     def effective(self, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the kernels of circuit n on a complete path, on images (C, H, W)."""
-        return self.subject.effective(self.kept[n], shape)
+        if not self._effective:
+            return self.subject.effective(self.kept[n], shape)
+        return {layer: mask.cpu() for layer, mask in self._runs(shape)[n].kernels.items()}
 
     def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
         """Compare the full model and every circuit with their masked runs; give the difference of each.
@@ -160,7 +171,8 @@ class Sweep:
             ConvCircuitsError: If one differs by more than rounding.
         """
         errors = []
-        for n, (masks, got) in enumerate(zip([None, *self._masks], maps, strict=True)):
+        runs = [None, *self._runs(tuple(images.shape[1:]))]
+        for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
             expected, error = self.subject.maps(images, masks), 0.0
             if bool(expected.isfinite().all()):  # else the evaluation has a note
                 error, allowed = agreement(self.subject, masks, images, got, expected)

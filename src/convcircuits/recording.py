@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convcircuits.calls import ConvCall, KernelCall
@@ -18,6 +19,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.functions import (
     Kind,
     Rule,
+    argument,
     base_name,
     depends_on_image,
     in_place_of_maps,
@@ -336,7 +338,8 @@ class _Recorder:
         for x in maps:
             numbered.append(torch.arange(count, count + x.numel()).reshape(x.shape))
             count += x.numel()
-        if not all(bool((x == 0).all()) for x in _constants(value.args)):
+        fill = argument(F.pad, value.args, value.kwargs, "value") if base_name(value.function) == "pad" else 0
+        if fill or not all(bool((x == 0).all()) for x in _constants(value.args)):
             raise self._problem(f"joins a map and a constant that is not zero ({base_name(value.function)})")
         given = in_place_of_maps((value.args, value.kwargs), numbered, lambda x: isinstance(x, Ref), torch.long)
         given = with_maps(given, lambda x: x.expand(_IMAGES, *x.shape[1:]) if _is_short(x, maps) else x)
