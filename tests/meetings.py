@@ -75,4 +75,15 @@ MEETINGS = {
     "resized channels": lambda net, a, b: a + F.interpolate(b[:, None], size=a.shape[1:], mode="trilinear")[:, 0],
     "written into": lambda net, a, b: torch.zeros_like(a).copy_(a).index_add_(1, torch.arange(8), b),
     "pixel shuffled": lambda net, a, b: torch.cat([F.pixel_shuffle(a, 2), F.pixel_shuffle(b, 2)], 1),
+    "subtracted at places": lambda net, a, b: a.index_add(1, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), b, alpha=-1),
+    "added up at places": lambda net, a, b: (
+        a.transpose(0, 1)
+        .index_put((torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]),), b.transpose(0, 1), accumulate=True)
+        .transpose(0, 1)
+    ),
+    "beside ones": lambda net, a, b: F.pad(a, (0, 0, 0, 0, 1, 1), value=1.0) + torch.cat([b, b[:, :2]], 1),
+    "filled channels": lambda net, a, b: (
+        torch.cat([a, a], 1).index_fill(1, torch.tensor([8, 13]), 2.0) + torch.cat([b, b], 1)
+    ),
+    "rolled spectrum": lambda net, a, b: torch.fft.fftshift(torch.fft.fft2(a), (2, 3)).abs() + b,
 }

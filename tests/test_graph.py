@@ -180,7 +180,57 @@ REFUSED = {
     "spectrum",  # x.real is a property
     "spectrum of channels",
     "written into",
+    "added up at places",
+    "subtracted at places",
+    "beside ones",
+    "filled channels",
 }
+
+
+def sampled(net, a, b):
+    """Samples a map by a grid that is made for so many images."""
+    grid = F.affine_grid(torch.eye(2, 3).to(a).expand(len(a), 2, 3), list(a.shape), align_corners=False)
+    return F.grid_sample(a, grid, align_corners=False) + b
+
+
+def test_what_is_made_for_a_number_of_images_is_measured_by_masked_runs_that_are_said_and_not_extracted():
+    model, x = two(sampled), images(3)
+    kernels = survey(Network(model), FEATURE, (3, 8, 8)).kernels
+    kept = {layer: kernels[layer] & (torch.arange(8) % 3 > 0)[:, None] for layer in "ab"}
+    circuit = circuit_of(model, kernels | kept)
+    report = cc.evaluate(model, circuit, x)
+    assert report.provenance["run"] == "masked"
+    assert "No module could be written" in report.provenance["run_reason"]
+    full, part = cc.activations(model, FEATURE, x), cc.activations(model, FEATURE, x, circuit=circuit)
+    assert report.r2 == pytest.approx(float(1 - (full - part).square().sum() / (full - full.mean()).square().sum()))
+    with pytest.raises(UnextractableError, match="No module could be written"):
+        cc.extract(model, circuit)
+
+
+class ChannelsLast(nn.Module):
+    """Flattens a map whose channels lie last, as ported networks do: a block is of all channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+
+    def forward(self, x):
+        return self.head(self.a(x).permute(0, 2, 3, 1).flatten(1))
+
+
+def test_a_dead_channel_of_a_block_of_several_adds_nothing():
+    torch.manual_seed(0)
+    model, x = ChannelsLast().double().eval(), images()
+    kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    kernels["a"] = kernels["a"] & (torch.arange(8) % 3 > 0)[:, None]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.a.bias[::3] += 3.0
+        runs = [cc.activations(m, FEATURE, x, circuit=circuit_of(m, kernels)) for m in (model, other)]
+        close(*runs)
+        other.a.weight[::3], other.a.bias[::3] = 0, 0
+        close(runs[0], other(x)[:, 0])
+        close(cc.extract(model, circuit_of(model, kernels))(x), runs[0])
 
 
 CONSTANTS = {
@@ -288,3 +338,69 @@ def test_criteria_that_follow_gradients_do_not_score_what_the_model_cuts_them_of
         with pytest.raises(cc.ConvCircuitsError, match=r"No gradient of head:0 reaches b, .* cuts the gradient off"):
             cc.score(model, FEATURE, images(), criterion=criterion)
     assert cc.score(model, FEATURE, images(), criterion="magnitude").relevant == 56
+
+
+AT_ONCE = {
+    "lerp": (
+        lambda net, a, b: torch.lerp(a, F.relu(a), torch.sigmoid(b)),
+        lambda net, a, b: a + (F.relu(a) - a) * torch.sigmoid(b),
+    ),
+    "lerp in place": (
+        lambda net, a, b: a.lerp_(end=F.relu(a), weight=torch.sigmoid(b)),
+        lambda net, a, b: a + (F.relu(a) - a) * torch.sigmoid(b),
+    ),
+    "addcmul": (
+        lambda net, a, b: torch.addcmul(a, a, torch.sigmoid(b), value=2),
+        lambda net, a, b: a + 2 * (a * torch.sigmoid(b)),
+    ),
+    "addcmul in place": (
+        lambda net, a, b: a.addcmul_(a.abs(), torch.sigmoid(b)),
+        lambda net, a, b: a + a.abs() * torch.sigmoid(b),
+    ),
+    "addcdiv": (
+        lambda net, a, b: a.addcdiv(b, b.abs() + 1, value=-2),
+        lambda net, a, b: a - 2 * (b / (b.abs() + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", AT_ONCE)
+def test_scaling_and_adding_at_once_is_scaling_and_adding(how):
+    """A dead gate, or divisor, stays the constant it is, however the sum is spelled."""
+    kernels, x = survey(Network(two(AT_ONCE[how][1])), FEATURE, (3, 8, 8)).kernels, images()
+    kept = {"a": kernels["a"].clone(), "b": kernels["b"].clone()}
+    kept["a"][:2], kept["b"][1:4] = False, False
+    maps, modules = [], []
+    for meet in AT_ONCE[how]:
+        model = two(meet)
+        circuit = circuit_of(model, kernels | kept)
+        maps.append(cc.activations(model, FEATURE, x, circuit=circuit))
+        with torch.no_grad():
+            modules.append(cc.extract(model, circuit)(x))
+    assert bool(maps[1].isfinite().all())
+    close(*maps)
+    close(*modules)
+    close(maps[0], modules[0])
+
+
+def test_masked_runs_of_an_evaluation_are_those_of_activations():
+    """A dead gate over a live norm varies with filters that no path counts: both leave them out."""
+    norm = (1, 2, 3)
+    model, x = two(lambda net, a, b: sampled(net, a, a) * torch.sigmoid(b / b.std(norm, keepdim=True))), images(3)
+    kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    kernels["a"], kernels["b"], kernels["head"] = (k.clone() for k in (kernels["a"], kernels["b"], kernels["head"]))
+    kernels["b"][:4], kernels["a"][4:] = False, False
+    circuit = circuit_of(model, kernels)
+    report = cc.evaluate(model, circuit, x)
+    assert report.provenance["run"] == "masked"
+    full, part = cc.activations(model, FEATURE, x), cc.activations(model, FEATURE, x, circuit=circuit)
+    assert report.r2 == pytest.approx(float(1 - (full - part).square().sum() / (full - full.mean()).square().sum()))
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0])
+def test_padding_channels_with_a_number_is_measured_by_masked_runs(value):
+    model, x = two(lambda net, a, b: F.pad(a[:, :6], (0, 0, 0, 0, 1, 1), value=value) + b), images(3)
+    circuit = circuit_of(model, survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    assert cc.evaluate(model, circuit, x).r2 == pytest.approx(1)
+    with pytest.raises(UnextractableError, match=r"a constant that is not zero \(pad\)"):
+        cc.extract(model, circuit)

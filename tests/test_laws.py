@@ -444,7 +444,7 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
     reports = evaluate_all(model, circuits, NETS["plain"].images(10), batch_size=2)
     assert [report.provenance["run"] for report in reports] == [run] * 13
     assert counts["record"] == 1
-    assert counts["effective"] == 13  # for each circuit's count of effective kernels
+    assert counts["effective"] == 26  # for the masked run of each circuit, and of the control beside it
     assert counts["survey"] == 1
 
 

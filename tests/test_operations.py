@@ -169,6 +169,12 @@ def tripled(x: torch.Tensor) -> torch.Tensor:
     return x * 3
 
 
+@torch.library.custom_op("convcircuits_tests::total", mutates_args=())
+def total(x: torch.Tensor) -> torch.Tensor:
+    """Adds up each image."""
+    return x.flatten(1).sum(1)
+
+
 @torch.library.custom_op("convcircuits_tests::unsteady", mutates_args=())
 def unsteady(x: torch.Tensor) -> torch.Tensor:
     return x + torch.rand(())
@@ -194,6 +200,13 @@ def test_an_unknown_operation_is_measured_channel_by_channel(function):
     assert torch.equal(channels(said), channels(true))
     assert not (true & ~said).any()
     assert not said.reshape(2, -1, 2, images[0].numel())[0, :, 1].any()
+
+
+def test_an_unknown_operation_may_leave_dimensions_out():
+    paths, images = record(lambda x: x + total(x)[:, None, None, None])
+    said = of_rules(paths, images).reshape(2, -1, 2, images[0].numel())
+    assert bool(said[0, :, 0].all() & said[1, :, 1].all())
+    assert not said[0, :, 1].any()
 
 
 @pytest.mark.parametrize(

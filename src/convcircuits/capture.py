@@ -21,7 +21,7 @@ from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.copying import WriteGuard, WrittenError, differs, private_copy, storage, tensors_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import depends_on_image, set_of_image, writes_to_first
+from convcircuits.functions import IN_PARTS, depends_on_image, set_of_image, writes_to_first
 from convcircuits.tables import suggest
 
 Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -302,6 +302,9 @@ class _Interception(TorchFunctionMode):
             )
         if writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
             raise WrittenError
+        if func in IN_PARTS and "out" not in kwargs:
+            with self:
+                return IN_PARTS[func](*args, **kwargs)
         result = self._other(func, args, kwargs)
         _follow_blocks(func, args, result)
         if depends_on_image(func, args, kwargs):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from convcircuits.calls import ConvCall
+from convcircuits.calls import ConvCall, LinearCall
 from convcircuits.cutting import Cut, dim_of_softmax, read_by, reading
 from convcircuits.functions import Kind, base_name, with_maps
 from convcircuits.instructions import repeat_for
@@ -198,8 +198,8 @@ class Emitter:
         if not at_channels:
             read = torch.ones_like(read)
         part = part_of(call, *weight_and_bias(call, self._masks[n], conducting), rows, read)
-        if at_channels:
-            x = self.take(n, source.number, part.channels, silent=False)
+        if at_channels:  # a block of a flattened map may be of channels of which some are dead
+            x = self.take(n, source.number, part.channels, silent=isinstance(call, LinearCall))
         else:
             x = self.whole(n, source.number, silent=True)
         key = ("kernels", value.number, x, identity(rows), n if self._is_special(value, n) else identity(conducting))

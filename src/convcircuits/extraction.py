@@ -1,7 +1,8 @@
 """A circuit as a small network of its own."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,15 +74,17 @@ def extract(
     done()
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
-    recording = record(subject, shape)
-    kept = cut(recording, masks, _rows(subject))
+    with _writing(subject):
+        recording = record(subject, shape)
+        kept = cut(recording, masks, _rows(subject))
     if not _alive(kept):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
     done()
-    module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
+    with _writing(subject):
+        module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
@@ -116,6 +119,7 @@ class Sweep:
         self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
         self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
         self._written: dict[tuple[int, ...], _Written | None] = {}
+        self._masked: dict[tuple[int, ...], list[Masks]] = {}
         self._errors: dict[tuple[int, ...], list[float]] = {}
         self._reason: str | None = None
 
@@ -124,13 +128,26 @@ class Sweep:
         shape = tuple(images.shape[1:])
         written = self._network(shape)
         if written is None:
-            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._masks)]
-        full, *others = written.module(images)
+            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._runs(shape))]
+        try:
+            with _writing(self.subject):
+                full, *others = written.module(images)
+        except UnextractableError as problem:  # as of another number of images than the model was recorded on
+            self._written[shape], self._reason = None, str(problem)
+            return self.maps(images)
         found = dict(zip(written.alive, others, strict=True))
         maps = [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
         if shape not in self._errors:
             self._errors[shape] = self._checked(images[:IMAGES], [one[:IMAGES] for one in maps])
         return maps
+
+    def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
+        """Return the masks of runs on images (C, H, W): those of ``activations``."""
+        if shape not in self._masked:
+            self._masked[shape] = [
+                self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits
+            ]
+        return self._masked[shape]
 
     def about(self) -> dict[str, Any]:
         """Say, as JSON values, whether the network ran or masked runs did, and why."""
@@ -143,7 +160,9 @@ class Sweep:
 
     def effective(self, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the kernels of circuit n on a complete path, on images (C, H, W)."""
-        return self.subject.effective(self.kept[n], shape)
+        if not self._effective:
+            return self.subject.effective(self.kept[n], shape)
+        return {layer: mask.cpu() for layer, mask in self._runs(shape)[n].kernels.items()}
 
     def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
         """Compare the full model and every circuit with their masked runs; give the difference of each.
@@ -152,7 +171,8 @@ class Sweep:
             ConvCircuitsError: If one differs by more than rounding.
         """
         errors = []
-        for n, (masks, got) in enumerate(zip([None, *self._masks], maps, strict=True)):
+        runs = [None, *self._runs(tuple(images.shape[1:]))]
+        for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
             expected, error = self.subject.maps(images, masks), 0.0
             if bool(expected.isfinite().all()):  # else the evaluation has a note
                 error, allowed = agreement(self.subject, masks, images, got, expected)
@@ -164,8 +184,9 @@ class Sweep:
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
         """Write the one circuit alone, to see where it parts from its masked run."""
         masks, rows = [None, *self._masks][n], _rows(self.subject)
-        recording = record(self.subject, images.shape[1:])
-        alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
+        with _writing(self.subject):
+            recording = record(self.subject, images.shape[1:])
+            alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
         where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
         what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
         return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
@@ -174,11 +195,10 @@ class Sweep:
         """Write the network for images of a size; None where the model cannot be extracted."""
         if shape not in self._written:
             try:
-                recording = record(self.subject, shape)
+                with _writing(self.subject):
+                    self._written[shape] = self._write(record(self.subject, shape))
             except UnextractableError as problem:
                 self._written[shape], self._reason = None, str(problem)
-            else:
-                self._written[shape] = self._write(recording)
         return self._written[shape]
 
     def _write(self, recording: Recording) -> "_Written":
@@ -207,6 +227,20 @@ class _Written:
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
     """Give a circuit's masks without a probe of what is effective: the cut finds that anyway."""
     return replace(subject.masks(circuit, (), effective=False), silent=effective)
+
+
+@contextmanager
+def _writing(subject: Subject) -> Iterator[None]:
+    """Call a model one that cannot be extracted where its network cannot be written or run, for whatever reason."""
+    try:
+        yield
+    except ConvCircuitsError:
+        raise
+    except Exception as error:
+        raise UnextractableError(
+            f"No module could be written of {subject.network.name} that runs as it does ({type(error).__name__}: "
+            f"{error}), so none can be extracted; masked runs (evaluate, activations) still work."
+        ) from error
 
 
 def _written(
@@ -291,7 +325,9 @@ def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
     images = random_images(subject, subject.survey.input_shape)
     with torch.no_grad():
         expected = subject.maps(images, masks)
-        error, allowed = agreement(subject, masks, images, module(images), expected)
+        with _writing(subject):
+            got = torch.cat([module(images[:1]), module(images)[1:]])
+        error, allowed = agreement(subject, masks, images, got, expected)
         if error > allowed:
             where = parting_of_module(module, lambda watch: subject.maps(images, masks, watch), images, allowed)
             raise _not_the_same(subject, "The module extracted", error, allowed, where)

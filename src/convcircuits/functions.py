@@ -52,7 +52,7 @@ _MOVES = {"cat", "concat", "concatenate", "stack", "chunk", "split", "tensor_spl
 _MOVES |= {"getitem", "index_select", "flip", "roll", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"}
 _MOVES |= {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze"}
 _MOVES |= {"unsqueeze", "contiguous", "clone", "expand", "expand_as", "view_as", "reshape_as"}
-_JOINS = {"add", "sub", "subtract", "rsub", "maximum", "minimum", "max", "min", "where", "addcmul", "lerp"}
+_JOINS = {"add", "sub", "subtract", "rsub", "maximum", "minimum", "max", "min", "where"}
 _SCALINGS = {"mul", "multiply", "div", "truediv", "divide", "true_divide"}
 _GATES = {"sigmoid", "hardsigmoid", "softmax"}
 # Position of the dimensions among the arguments; where none are given, all are reduced.
@@ -67,6 +67,44 @@ _WITHIN |= {"floordiv", "mod", "and", "or", "xor", "invert"}
 _WITHIN |= {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _WINDOWS = {"max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "interpolate", "pad"}
 _WINDOWS |= {"upsample", "max_pool2d_with_indices"}
+
+
+def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return torch.add(input, torch.mul(torch.sub(end, input), weight))
+
+
+def _lerp_(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return input.add_(torch.mul(torch.sub(end, input), weight))
+
+
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return torch.add(input, torch.mul(tensor1, tensor2), alpha=value)
+
+
+def _addcmul_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return input.add_(torch.mul(tensor1, tensor2), alpha=value)
+
+
+def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return torch.add(input, torch.div(tensor1, tensor2), alpha=value)
+
+
+def _addcdiv_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return input.add_(torch.div(tensor1, tensor2), alpha=value)
+
+
+IN_PARTS: Mapping[Any, Callable[..., Tensor]] = {
+    torch.lerp: _lerp,
+    Tensor.lerp: _lerp,
+    Tensor.lerp_: _lerp_,
+    torch.addcmul: _addcmul,
+    Tensor.addcmul: _addcmul,
+    Tensor.addcmul_: _addcmul_,
+    torch.addcdiv: _addcdiv,
+    Tensor.addcdiv: _addcdiv,
+    Tensor.addcdiv_: _addcdiv_,
+}
+"""Functions that scale and add at once, as the two that they are: so a gate is told from what it scales."""
 
 
 def base_name(function: Any) -> str:

@@ -73,7 +73,8 @@ class Masks:
             kept = kept & _computed(self.weights[call.layer], call)
         if call.layer in self.constant:
             constant = _computed(self.constant[call.layer], call)
-            kept = kept | call.per_kernel(constant & live[:, None] if self.silent else constant)
+            biased = live | constant.all(1) | (not self.silent)  # a filter of constants alone is one itself
+            kept = kept | call.per_kernel(constant & biased[:, None])
         output = call.compute(call.weight * kept, call.bias)
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
             if call.layer in table:

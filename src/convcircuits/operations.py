@@ -177,10 +177,12 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Ope
     passing = len(distinct) == 1 and gates[distinct[0]]
     if name in _CASTS:
         return Operation(lambda x: x, _never, passing)
-    if name in _TURNS or (name in _MOVES and all(graph.dtypes[n].is_floating_point for n in distinct)):
-        return Operation(_move(graph, node, distinct), _never, passing)
-    if name in _GATHERS and all(graph.dtypes[n].is_floating_point for n in distinct):
+    moves = all(graph.dtypes[n].is_floating_point or graph.dtypes[n].is_complex for n in distinct)  # and no places
+    adds = name in _GATHERS or (name == "index_put" and argument(node, "accumulate"))
+    if moves and adds:
         return Operation(_move(graph, node, distinct), _always)
+    if name in _TURNS or (name in _MOVES and moves and argument(node, "reduce") is None):
+        return Operation(_move(graph, node, distinct), _never, passing)
     if name in _REWRITES:
         return Operation(_REWRITES[name](graph, node), _never, passing)
     if name in _PRODUCTS and len(distinct) == 2:
@@ -212,7 +214,8 @@ def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], Tensor]:
 
 def argument(node: "Node", name: str) -> Any:
     """Return an argument of a recorded operation by its name; its default, or None, where it was not given."""
-    for place, known in enumerate(node.op._schema.arguments):
+    schema = getattr(node.op, "_schema", None)  # operations of our own have none
+    for place, known in enumerate(() if schema is None else schema.arguments):
         if known.name == name:
             if place < len(node.args):
                 return node.args[place]
@@ -246,7 +249,7 @@ def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
             return marks[0]
         args, kwargs = node.arguments(dict(zip(distinct, marks, strict=True)).__getitem__, _empty_of_values)
         args = tuple(0 if k in filled else a for k, a in enumerate(args))
-        kwargs |= dict.fromkeys(kwargs.keys() & {"value"}, 0)
+        kwargs |= dict.fromkeys(kwargs.keys() & {"value"}, 0) | dict.fromkeys(kwargs.keys() & {"alpha"}, 1)
         if node.written:
             return tuple(node.write(args, kwargs))
         if "view" in name or name == "_reshape_alias":  # a mark's strides may be others
@@ -529,7 +532,7 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
 
 def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tensor:
     """Bring a mark along one dimension through a measured pattern (slices of the result, slices of the input)."""
-    slices = mark.movedim(dim, 0).flatten(1).sum(1).expand(pattern.shape[1])
+    slices = mark.movedim(dim, 0).reshape(mark.shape[dim], -1).sum(1).expand(pattern.shape[1])
     reached = pattern.to(mark.dtype) @ slices
     form = [1] * len(shape)
     if dim < len(shape):
@@ -592,4 +595,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Return which slices of a result differ along ``dim``; where it has no such dimension, whether any value does."""
     different = (a != b) & ~((a != a) & (b != b))
-    return different.movedim(dim, 0).flatten(1).any(1) if dim < a.dim() else different.any().reshape(1)
+    if dim >= a.dim():
+        return different.any().reshape(1)
+    return different.movedim(dim, 0).reshape(a.shape[dim], -1).any(1)

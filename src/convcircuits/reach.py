@@ -9,12 +9,13 @@ term is part of its filter's bias.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convcircuits.calls import ConvCall, KernelCall
+from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.capture import Network, checked_output
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
@@ -89,6 +90,11 @@ class Paths:
             self._operations.append(operation)
             gates |= {n: operation is not None and operation.gate for n in node.outputs if n is not None}
 
+    @cached_property
+    def full(self) -> Live:
+        """What is live in the full model."""
+        return self.live(None)
+
     def live(self, kernels: Mapping[str, Tensor] | None, images: Tensor | None = None) -> Live:
         """Follow what is live from the images on.
 
@@ -126,9 +132,12 @@ class Paths:
 
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
         """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""
-        live = self.live(kernels)
+        live, full = self.live(kernels), self.full.conducting
         need = self._needed(live, rows)
-        return [~conducting.any(1) & ~self._rows_needed(place, need) for place, conducting in live.conducting.items()]
+        return [
+            full[place].any(1) & ~conducting.any(1) & ~self._rows_needed(place, need)
+            for place, conducting in live.conducting.items()
+        ]
 
     def _rows_needed(self, place: int, need: Mapping[int, Tensor]) -> Tensor:
         """Return which filters of a kernel call are needed, (out,)."""
@@ -177,7 +186,7 @@ class Paths:
         return need
 
     def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
-        """Say what is dead in a circuit, and where it must count for zero."""
+        """Say what is dead in a circuit, and where it must count for zero; the model's constants stay as they are."""
         live, silent = self.live(kernels), {}
         for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
             given = {n: live.marks[n] for n in node.inputs}
@@ -185,10 +194,11 @@ class Paths:
                 spared = dict(zip(given, operation.spared([mark.float() for mark in given.values()]), strict=True))
             else:
                 spared = given if _within_channels(node.call, live.marks[node.inputs[0]]) else {}
+            spared = {n: mark | ~self.full.marks[n] for n, mark in spared.items()}
             partly = {n: mark.to(device) for n, mark in spared.items() if not bool(mark.all())}
             if partly:
                 silent[place] = partly
-        output = live.marks[self.graph.output]
+        output = live.marks[self.graph.output] | ~self.full.marks[self.graph.output]
         reads = {place: read.to(device) for place, read in live.reads.items()}
         return Plan(reads, silent, None if bool(output.all()) else output.to(device))
 
@@ -251,9 +261,11 @@ def _per_channel(mark: Tensor, dim: int, channels: int) -> Tensor:
 
 
 def _within_channels(call: KernelCall | None, mark: Tensor) -> bool:
-    """Return whether a kernel call reads channels that are live at some places and dead at others."""
+    """Return whether a kernel call reads channels, or blocks, that are live at some places and dead at others."""
     assert call is not None
-    by_channel = mark.movedim(_channel_dim(call, mark.dim()), 0).flatten(1)
+    by_channel = mark.movedim(_channel_dim(call, mark.dim()), 0)
+    blocks = call.blocks if isinstance(call, LinearCall) and len(by_channel) > 1 else len(by_channel)
+    by_channel = by_channel.reshape(blocks, -1)
     return bool((by_channel.amin(1) != by_channel.amax(1)).any())
 
 
@@ -390,7 +402,7 @@ class _Watcher:
             )
         paths = Paths(self.recorder.graph())
         paths.check_images_apart(layer)
-        live = paths.live(None)
+        live = paths.full
         kernels = {layer: mask for layer, mask in paths.found(live, self.rows).items() if bool(mask.any())}
         if not kernels:
             raise ConvCircuitsError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convcircuits.calls import ConvCall, KernelCall
@@ -18,6 +19,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.functions import (
     Kind,
     Rule,
+    argument,
     base_name,
     depends_on_image,
     in_place_of_maps,
@@ -32,6 +34,9 @@ from convcircuits.functions import (
 from convcircuits.masking import Subject
 
 _IMAGES = 2  # enough to tell what belongs to an image from what runs across images
+# Functions whose result is a copy of a map with other values at some places.
+_PLACED = {"index_fill", "index_copy", "index_add", "index_put", "index_reduce", "masked_scatter", "put"}
+_PLACED |= {"scatter", "scatter_add", "scatter_reduce", "slice_scatter", "select_scatter", "diagonal_scatter"}
 # Functions whose result is a number that depends on the image: the model's path may depend on it.
 _READINGS = {"item", "bool", "float", "int", "tolist", "numpy", "is_nonzero", "equal", "allclose", "index", "array"}
 
@@ -191,8 +196,8 @@ class _Recorder:
             raise self._problem(f"reads a value that depends on the image ({base_name(function)})")
         if results and base_name(function) == "get":
             raise self._problem("reads a property that is a tensor, such as x.T")
-        into_constant = writes_to_first(function) and not of_image(args[0])
-        if into_constant or kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
+        in_part = base_name(function) in _PLACED or (writes_to_first(function) and not of_image(args[0]))
+        if in_part or kwargs.get("out") is not None or any(all(x is not y for y in results) for x in written):
             raise self._problem(f"writes into part of a map ({base_name(function)})")
         if not results or (not written and any(results[0] is x for x in maps)):
             return result  # a shape, or the very same tensor
@@ -333,7 +338,8 @@ class _Recorder:
         for x in maps:
             numbered.append(torch.arange(count, count + x.numel()).reshape(x.shape))
             count += x.numel()
-        if not all(bool((x == 0).all()) for x in _constants(value.args)):
+        fill = argument(F.pad, value.args, value.kwargs, "value") if base_name(value.function) == "pad" else 0
+        if fill or not all(bool((x == 0).all()) for x in _constants(value.args)):
             raise self._problem(f"joins a map and a constant that is not zero ({base_name(value.function)})")
         given = in_place_of_maps((value.args, value.kwargs), numbered, lambda x: isinstance(x, Ref), torch.long)
         given = with_maps(given, lambda x: x.expand(_IMAGES, *x.shape[1:]) if _is_short(x, maps) else x)
