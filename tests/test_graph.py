@@ -404,3 +404,22 @@ def test_padding_channels_with_a_number_is_measured_by_masked_runs(value):
     assert cc.evaluate(model, circuit, x).r2 == pytest.approx(1)
     with pytest.raises(UnextractableError, match=r"a constant that is not zero \(pad\)"):
         cc.extract(model, circuit)
+
+
+UNSCORED = {
+    "a layer that also reads a constant": (
+        lambda net, a, b: a + b + net.a(torch.ones(1, 3, 8, 8).to(a)),
+        "a runs on what",
+    ),
+    "an operation without a derivative": (
+        lambda net, a, b: a.scatter(1, torch.zeros(len(a), 1, 6, 6, dtype=torch.long), b[:, :1], reduce="add"),
+        "No gradient of head:0 can be taken",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNSCORED)
+def test_what_criteria_cannot_score_is_an_error_that_says_why(what):
+    meet, words = UNSCORED[what]
+    with pytest.raises(cc.ConvCircuitsError, match=words):
+        cc.score(two(meet), FEATURE, images(), criterion="snip")

@@ -189,6 +189,11 @@ class Batch:
                 running = masks.running(call)
                 read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
                 x = x * call.spread(read.to(x).expand(len(x), -1))
+            if not output.requires_grad:
+                raise ConvCircuitsError(
+                    f"{call.layer} runs on what does not depend on the image as well as on maps, and criteria cannot "
+                    "score the first; give such calls a layer of their own, or choose a feature before it."
+                )
             self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
@@ -201,13 +206,19 @@ class Batch:
             none = torch.zeros_like(flattened(gradient))
             counted = none.scatter(-1, self.indices, at(gradient, self.indices))
             gradient = counted.reshape(gradient.shape)
-        gradients = torch.autograd.grad(
-            self._graph,
-            [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
-            gradient,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        try:
+            gradients = torch.autograd.grad(
+                self._graph,
+                [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
+                gradient,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConvCircuitsError(
+                f"No gradient of {self._trace.subject.feature} can be taken: {error} Choose a feature before that "
+                "operation, or criterion='magnitude'."
+            ) from error
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
