@@ -418,6 +418,7 @@ UNSCORED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter")
 @pytest.mark.parametrize("what", UNSCORED)
 def test_what_criteria_cannot_score_is_an_error_that_says_why(what):
     meet, words = UNSCORED[what]
