@@ -37,7 +37,7 @@ def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
 
 
 def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Give the largest difference of two maps, relative to the largest value of either, and that value."""
+    """Return the largest difference of two maps, relative to the largest value of either, and that value."""
     got, expected = got.detach(), expected.detach()
     size = max(float(got.abs().max()), float(expected.abs().max()))
     if not math.isfinite(size):
@@ -46,7 +46,7 @@ def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def units(dtype: torch.dtype) -> float:
-    """Give the difference up to which two maps agree without a measurement, relative to the largest value."""
+    """Return the difference up to which two maps agree without a measurement, relative to the largest value."""
     return _UNITS * torch.finfo(dtype).eps
 
 
@@ -177,7 +177,7 @@ def parting_of_module(module: nn.Module, run: Run, images: Tensor, tolerance: fl
 
 
 def _used(layer: nn.Module) -> Tensor:
-    """Tell which of its input channels a layer has a weight for."""
+    """Return which of its input channels a layer has a weight for."""
     weight = layer.get_parameter("weight")
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return (weight != 0).reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).flatten(3).any(3).any(1).flatten()

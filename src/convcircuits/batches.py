@@ -81,13 +81,13 @@ class Batches:
         return len(self._images) if isinstance(self._images, Tensor) else None
 
     def first_shape(self) -> tuple[int, ...]:
-        """Give (C, H, W) of the first image."""
+        """Return (C, H, W) of the first image."""
         for part in self._parts():
             return tuple(part.shape[1:])
         raise ConvCircuitsError(NO_IMAGES)
 
     def first(self, count: int) -> Tensor:
-        """Give the first images, at most so many and of one batch, on the device and in the dtype."""
+        """Return the first images, at most so many and of one batch, on the device and in the dtype."""
         for part in self._parts():
             return part[:count].to(self._device, self._dtype)
         raise ConvCircuitsError(NO_IMAGES)
@@ -118,7 +118,7 @@ class Batches:
                     yield part.clone() if part.is_inference() else part.detach()
 
     def take(self, numbers: Sequence[int]) -> "Batches":
-        """Give some of the images of a tensor, by number."""
+        """Return some of the images of a tensor, by number."""
         assert isinstance(self._images, Tensor)
         some = self._images[list(numbers)]
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
@@ -129,7 +129,7 @@ class Batches:
 
 
 def _is_one_shot(images: Iterable[Any]) -> bool:
-    """Tell whether a second pass would find nothing left."""
+    """Return whether a second pass would find nothing left."""
     if isinstance(images, DataLoader):  # which may keep one iterator with its workers, and starts it again
         dataset: Any = images.dataset
         return isinstance(dataset, IterableDataset) and iter(dataset) is iter(dataset)

@@ -65,7 +65,7 @@ class ConvCall:
         return gradient.reshape(len(gradient), self.groups, gradient.shape[1] // self.groups, -1)
 
     def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Give dL_n/dw of one image: (g, o, i, k)."""
+        """Return dL_n/dw of one image: (g, o, i, k)."""
         result: Tensor = torch.ops.aten.convolution_backward(
             gradient[image : image + 1],
             self.x[image : image + 1],
@@ -131,7 +131,7 @@ class LinearCall:
         return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
 
     def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Give dL_n/dw of one image: (1, o, i, k)."""
+        """Return dL_n/dw of one image: (1, o, i, k)."""
         g = gradient[image].reshape(-1, gradient.shape[-1])
         return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
 

@@ -189,7 +189,7 @@ class Network:
             self._on_exit = lambda module, output: None
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Give the floating-point parameters and buffers of those names, or owned by modules of those names.
+        """Return the floating-point parameters and buffers of those names, or owned by modules of those names.
 
         They are the given model's. Buffers that the model writes to as it runs are left out: they are what it has
         seen (counters, ranges), and no weights.
@@ -212,7 +212,7 @@ class Network:
         return [self._first_name[module] for module in self._running]
 
     def runs_itself(self, module: nn.Module) -> bool:
-        """Tell whether a module, and none inside it, runs."""
+        """Return whether a module, and none inside it, runs."""
         return bool(self._running) and self._running[-1] is module
 
     def kernel_layer(self, weight: Tensor) -> str:

@@ -113,7 +113,7 @@ def fidelity_chart(
 
 
 def _beside(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[tuple[float, float]]]:
-    """Give the lines of baselines that stand beside a figure, where they were measured: at each density the highest."""
+    """Return the baselines that stand beside a figure, where they were measured: at each density the highest."""
     if column not in _BESIDE:
         return {}
     end = column.removeprefix("r2")

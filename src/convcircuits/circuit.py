@@ -200,7 +200,7 @@ class Circuit:
                 )
 
     def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
-        """Give units in both / units in either, from 0 to 1, per layer; 1 where neither keeps any."""
+        """Return units in both / units in either, from 0 to 1, per layer; 1 where neither keeps any."""
         self._check_comparable(other)
         return {
             layer: _iou(int((mask & other[layer]).sum()), int((mask | other[layer]).sum()))
@@ -228,7 +228,7 @@ class Circuit:
 
 
 def iou(a: Circuit, b: Circuit) -> float:
-    """Give the overlap of two circuits: units in both / units in either, from 0 to 1.
+    """Return the overlap of two circuits: units in both / units in either, from 0 to 1.
 
     Raises:
         ConvCircuitsError: If they are circuits of different features, models or granularities.

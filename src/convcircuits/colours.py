@@ -30,7 +30,7 @@ def primaries_of(images: Iterable[Tensor]) -> Float[Tensor, "4 c"]:
 
 
 def mixing_of(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Tell what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
+    """Return what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
 
     Args:
         primaries: (4, C). Where they keep no colour, there is grey alone. None: values from 0 to 1 are the model's

@@ -32,7 +32,7 @@ class Row:
     circuit: Circuit
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the row as flat JSON values."""
+        """Return the row as flat JSON values."""
         figures = self.evaluation.as_dict()
         for key in ("feature", "density", "verdict_sentence", "readout", "units", "granularity", "notes", "provenance"):
             del figures[key]

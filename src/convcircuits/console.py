@@ -69,7 +69,7 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Tell how far a piece of work is: as a bar in a terminal, else in a line every few seconds.
+    """Report how far a piece of work is: as a bar in a terminal, else in a line every few seconds.
 
     Yields:
         A callback for what is done and what there is (None where nobody knows), as the library takes.

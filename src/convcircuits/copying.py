@@ -55,7 +55,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Give all parameters and buffers by their names in the private copy, without gradients, not copied."""
+    """Return all parameters and buffers by their names in the private copy, without gradients, not copied."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name.replace("_orig_mod.", ""), tensor.detach()
 
@@ -107,7 +107,7 @@ class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def differs(a: Tensor, b: Tensor) -> bool:
-    """Tell whether any value differs; NaN is NaN."""
+    """Return whether any value differs; NaN is NaN."""
     return not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 

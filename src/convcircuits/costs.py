@@ -58,7 +58,7 @@ class Costs:
         return self.full.seconds / self.module.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Give all figures as JSON values."""
+        """Return all figures as JSON values."""
         return {**asdict(self), "input_shape": list(self.input_shape), "speedup": self.speedup}
 
 

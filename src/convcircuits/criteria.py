@@ -274,7 +274,7 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:
-    """Give dL/df in such a unit of L that f dL/df is about one, and that unit, a power of two."""
+    """Return dL/df in such a unit of L that f dL/df is about one, and that unit, a power of two."""
     if collapse not in _COLLAPSE:
         raise ConvCircuitsError(f"collapse is one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
     gradient, power = _COLLAPSE[collapse]
@@ -290,7 +290,7 @@ def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
 
 
 def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Give random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
+    """Return random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
 
     On a single value all draws say the same, so one is given.
     """

@@ -50,7 +50,7 @@ class Reading:
 
 
 def reading(recording: Recording, value: Value, source: Value) -> Reading:
-    """Tell how a value that is no kernel call and no move reads an input."""
+    """Return how a value that is no kernel call and no move reads an input."""
     rule = value.rule
     assert rule is not None
     silent = rule.kind in (Kind.JOIN, Kind.MIX, Kind.OTHER) or _over_channels(value)
@@ -271,7 +271,7 @@ def _read(
 
 
 def _zero_of_others(recording: Recording, value: Value, source: Value, wanted: Tensor, live: Sequence[Tensor]) -> bool:
-    """Tell whether an input that is dead where it is wanted can be had as zeros of another input's shape."""
+    """Return whether an input that is dead where it is wanted can be had as zeros of another input's shape."""
     others = [recording.values[n] for n in value.inputs if n != source.number]
     return any(
         other.shape == value.shape
@@ -282,12 +282,12 @@ def _zero_of_others(recording: Recording, value: Value, source: Value, wanted: T
 
 
 def is_point(value: Value) -> bool:
-    """Tell whether a value has one position, so that a constant in its place needs no map's size."""
+    """Return whether a value has one position, so that a constant in its place needs no map's size."""
     return value.channels == torch.Size(value.shape).numel()
 
 
 def read_by(value: Value, rows: Tensor, conducting: Tensor) -> Tensor:
-    """Tell which input channels some rows of a kernel call read: (groups, channels or blocks)."""
+    """Return which input channels some rows of a kernel call read: (groups, channels or blocks)."""
     call = value.call
     assert call is not None
     return (conducting & rows[:, None]).reshape(call.groups, -1, conducting.shape[1]).any(1)
@@ -304,7 +304,7 @@ def marks_after(
     marks: Sequence[Tensor],
     result: Any,
 ) -> Any:
-    """Give the marks of a call's results: for each a bool tensor of its shape, or None where all of it is live.
+    """Return the marks of a call's results: for each a bool tensor of its shape, or None where all of it is live.
 
     Args:
         rule: What the call does.
@@ -337,7 +337,7 @@ def marks_after(
 
 
 def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
-    """Give the mark after a function that stays within channels: element-wise, or a pooling."""
+    """Return the mark after a function that stays within channels: element-wise, or a pooling."""
     if result.shape == mark.shape:
         return mark
     if result.shape[:2] != mark.shape[:2]:
@@ -347,7 +347,7 @@ def _passed_on(mark: Tensor, result: Tensor) -> Tensor | None:
 
 
 def _mixed(function: Any, given: tuple[Sequence[Any], Mapping[str, Any]], mark: Tensor) -> Tensor:
-    """Give the mark after a normalisation over channels.
+    """Return the mark after a normalisation over channels.
 
     Where a mean is subtracted, a dead channel holds that of the live ones. Where only a norm divides, it stays zero.
     """

@@ -64,7 +64,7 @@ class Emitter:
                 self._emit(value, users)
 
     def take(self, circuit: int, number: int, channels: Tensor, *, silent: bool) -> fx.Node:
-        """Give a tensor with those channels of a value, in that order; dead ones as zeros where ``silent``."""
+        """Return a tensor with those channels of a value, in that order; dead ones as zeros where ``silent``."""
         value, found = self._values[number], self._found[circuit][number]
         places = found.places[channels]
         if silent:
@@ -72,7 +72,7 @@ class Emitter:
         return self.writer.choose(found.node, value.axis or 0, len(value.shape), places)
 
     def whole(self, circuit: int, number: int, *, silent: bool, along: int | None = None) -> fx.Node:
-        """Give a value with all its channels; what dead filters hold as zeros where ``silent``.
+        """Return a value with all its channels; what dead filters hold as zeros where ``silent``.
 
         With ``along``, a dimension, that is where they meet live values along it.
         """
@@ -115,7 +115,7 @@ class Emitter:
         return list(groups.items())
 
     def _origin(self, value: Value, node: fx.Node) -> Tensor:
-        """Tell which channel of a value each place of a tensor holds; 0 for one that no circuit reads."""
+        """Return which channel of a value each place of a tensor holds; 0 for one that no circuit reads."""
         origin = torch.zeros(self.writer.width[node], dtype=torch.long)
         for found in (f[value.number] for f in self._found if value.number in f):
             if found.node is node:
@@ -153,7 +153,7 @@ class Emitter:
             self._found[n][value.number] = self._own_kernels(value, n)
 
     def _can_share(self, value: Value, n: int) -> bool:
-        """Tell whether filters can be told by what they read: no calibration, single weights or groups matter."""
+        """Return whether filters can be told by what they read: no calibration, single weights or groups matter."""
         call = value.call
         plain = isinstance(call, ConvCall) and call.groups == 1 and self._input(value).axis == 0
         return plain and not self._is_special(value, n)
@@ -165,7 +165,7 @@ class Emitter:
         return any(call.layer in table for table in (masks.gain, masks.offset, masks.weights))
 
     def _reads(self, value: Value, node: fx.Node, n: int, rows: Tensor) -> Tensor:
-        """Tell which places of the input's tensor each filter reads: (rows, places)."""
+        """Return which places of the input's tensor each filter reads: (rows, places)."""
         places = self._found[n][value.inputs[0]].places
         present = places >= 0
         reads = torch.zeros(len(rows), self.writer.width[node], dtype=torch.bool)
@@ -328,7 +328,7 @@ class Emitter:
         return value.axis is not None and back <= len(shape) and shape[-back] == value.channels > 1
 
     def _readable_as_it_is(self, n: int, numbers: Sequence[int], wanted: Tensor, silent: bool) -> bool:
-        """Tell whether inputs hold the wanted channels at the same places, all live where they have to be."""
+        """Return whether inputs hold the wanted channels at the same places, all live where they have to be."""
         first = self._found[n][numbers[0]]
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[first.node] or bool((first.places[wanted] < 0).any()):
             return False

@@ -13,7 +13,7 @@ LARGEST = 2**63 - 1
 
 
 def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
-    """Give a whole number of any kind (NumPy's too) as an int.
+    """Return a whole number of any kind (NumPy's too) as an int.
 
     Raises:
         ConvCircuitsError: If it is no whole number or outside low to high.

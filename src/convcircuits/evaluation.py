@@ -146,7 +146,7 @@ def activations(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Give the feature's maps in the full model, or in a circuit.
+    """Return the feature's maps in the full model, or in a circuit.
 
     Args:
         model: Any CNN; it runs in eval mode.
@@ -245,7 +245,7 @@ def _measure(
 
 
 def _interior(positions: Positions, shape: tuple[int, ...], census: Census) -> Interior | None:
-    """Give the interior; None, and the census says why, where it cannot be told for images of any size."""
+    """Return the interior; None, and the census says why, where it cannot be told for images of any size."""
     if census.problem:
         return None
     try:
@@ -264,7 +264,7 @@ def _evaluation(
     control: int | None,
     provenance: Mapping[str, Any],
 ) -> Evaluation:
-    """Give the figures of a circuit: its place in the sweep, and that of its control."""
+    """Return the figures of a circuit: its place in the sweep, and that of its control."""
     own, census, interior = measured.comparisons[place], measured.census, measured.census.interior
     lines = fitted.comparisons[place].lines() if fitted is not None and fitted.comparisons else []
     kernels, effective = counts

@@ -124,7 +124,7 @@ class Sweep:
         self._reason: str | None = None
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Give the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
+        """Return the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
         shape = tuple(images.shape[1:])
         written = self._network(shape)
         if written is None:
@@ -154,7 +154,7 @@ class Sweep:
         return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
 
     def laws(self, n: int) -> dict[str, float]:
-        """Give the largest difference found between the network and masked runs, in the full model or circuit n."""
+        """Return the largest difference found between the network and masked runs, in the full model or circuit n."""
         errors = [error for by_run in self._errors.values() for error in (by_run[0], by_run[1 + n])]
         return {"network": shown(max(errors))} if errors else {}
 
@@ -225,7 +225,7 @@ class _Written:
 
 
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
-    """Give a circuit's masks without a probe of what is effective: the cut finds that anyway."""
+    """Return a circuit's masks without a probe of what is effective: the cut finds that anyway."""
     return replace(subject.masks(circuit, (), effective=False), silent=effective)
 
 
@@ -285,7 +285,7 @@ def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -
 
 
 def _takes_any_size(subject: Subject, recording: Recording) -> bool:
-    """Tell whether the model does the same with images of other sizes, of all those that it takes.
+    """Return whether the model does the same with images of other sizes, of all those that it takes.
 
     Padding that is computed from the size shows at sizes of other remainders by powers of two, the strides' products.
     """

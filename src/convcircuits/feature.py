@@ -123,7 +123,7 @@ class Feature:
         return re.sub(r"[^\w.+]+", "-", self._text(unit))
 
     def rows(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Give the channels the feature reads and its coefficient on each, for a layer of that many channels.
+        """Return the channels the feature reads and its coefficient on each, for a layer of that many channels.
 
         Returns:
             Channel numbers (int64) and coefficients (float64), both of shape (r,). Several units come in their order,
@@ -149,7 +149,7 @@ class Feature:
         return torch.tensor(units), torch.ones(len(units), dtype=torch.float64)
 
     def indices(self, maps: Tensor, *, interior: Tensor | None = None) -> Tensor | None:
-        """Give the flat positions that count in each map of the *full* model; None where all count.
+        """Return the flat positions that count in each map of the *full* model; None where all count.
 
         Args:
             maps: The feature's maps, shape (N, H, W) or (N,), or (N, U, H, W) or (N, U) of several units.

@@ -81,7 +81,7 @@ class Field:
         return _longest(self.rows), _longest(self.columns)
 
     def unpadded(self) -> tuple[Tensor, Tensor]:
-        """Tell which rows and which columns of the map see the image alone, bool (h,) and (w,).
+        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,).
 
         These are at least a quarter of each, for which those count that see the least padding; all, along an axis
         where fields are as long as the image.
@@ -89,7 +89,7 @@ class Field:
         return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
 
     def interior(self) -> tuple[Tensor, Tensor, bool]:
-        """Tell which rows and which columns of the map see the image alone, bool (h,) and (w,), and nothing else.
+        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,), and nothing else.
 
         Where there are none along an axis, these are its central ones: the quarter of it whose fields leave the image
         least far on either side, with all that leave it as little. The last value tells whether all are inside.
@@ -108,7 +108,7 @@ class Field:
         )
 
     def box(self, row: int, column: int) -> Box:
-        """Give the field of a position: as it is, or along an axis where fields are as long as the image, all of it."""
+        """Return the field of a position; along an axis where fields are as long as the image, all of it."""
         spans = [
             (0, length) if _longest(axis) >= length else axis[place]
             for axis, place, length in zip((self.rows, self.columns), (row, column), self.image, strict=True)
@@ -158,7 +158,7 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
 
 
 def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
-    """Give some channels of what a call reads, padding cut off, a flattened map's folded back: (n, r, h, w).
+    """Return some channels of what a call reads, padding cut off, a flattened map's folded back: (n, r, h, w).
 
     Raises:
         ConvCircuitsError: If they are not of that shape.
@@ -245,7 +245,7 @@ class _Run:
         return result
 
     def boxes(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], maps: list[Tensor]) -> Any:
-        """Give the boxes of what a function computes."""
+        """Return the boxes of what a function computes."""
         name, x = base_name(function), maps[0]
         if name == "pad":
             return _padded(x, kwargs.get("pad", args[1] if len(args) > 1 else ()))
@@ -286,7 +286,7 @@ def _joined(
     dilation: tuple[int, int],
     out: Sequence[int] | None = None,
 ) -> Tensor:
-    """Give the boxes around windows of a map, of which there are as many as fit, or ``out`` along each axis."""
+    """Return the boxes around windows of a map, of which there are as many as fit, or ``out`` along each axis."""
     pads = []
     for axis, length in enumerate(x.shape[2:]):
         reach = dilation[axis] * (kernel[axis] - 1)
@@ -342,7 +342,7 @@ def _resized(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x:
 
 
 def _normalised(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
-    """Give the boxes of an element-wise function, or of one over channels or positions that keeps the shape."""
+    """Return the boxes of an element-wise function, or of one over channels or positions that keeps the shape."""
     name = base_name(function)
     if name in _ALONG_DIM:
         place = 2 if name == "normalize" else 1
@@ -373,7 +373,7 @@ def _all_of(maps: Sequence[Tensor], form: Tensor) -> Tensor:
 
 
 def _with_first(like: Any, boxes: Callable[[Tensor], Tensor]) -> Any:
-    """Give boxes in place of a result, or of the first part of (values, indices)."""
+    """Return boxes in place of a result, or of the first part of (values, indices)."""
     if isinstance(like, Tensor):
         return boxes(like)
     return (boxes(like[0]), *like[1:])

@@ -22,12 +22,12 @@ _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is that of an ordinary file; any path that there cannot be is not."""
+    """Return whether a path is that of an ordinary file; any path that there cannot be is not."""
     return os.path.isfile(path)  # noqa: PTH113 (Path's raises for a name that is too long)
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path is that of a folder; any path that there cannot be is not."""
+    """Return whether a path is that of a folder; any path that there cannot be is not."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -73,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _mode_of(path: Path, place: Path) -> int:
-    """Give the mode of the file that is replaced; where there is none, that of any new file."""
+    """Return the mode of the file that is replaced; where there is none, that of any new file."""
     try:
         found = place.stat().st_mode
     except FileNotFoundError:

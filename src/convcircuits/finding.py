@@ -313,7 +313,7 @@ def _name(criterion: str | Criterion) -> str:
 
 
 def needs_budget(function: Criterion) -> bool:
-    """Tell whether a criterion must know how many units are to be kept, so that only ``find`` can run it."""
+    """Return whether a criterion must know how many units are to be kept, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
 

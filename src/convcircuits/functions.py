@@ -140,7 +140,7 @@ def with_maps(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> 
 
 
 def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps: Sequence[Tensor]) -> Rule:
-    """Tell what a call does with the channels of its maps.
+    """Return what a call does with the channels of its maps.
 
     Args:
         function: The function.
@@ -166,12 +166,12 @@ def rule_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], maps:
 
 
 def is_product(function: Any) -> bool:
-    """Tell whether a function multiplies its maps, so that one zero is enough for a zero."""
+    """Return whether a function multiplies its maps, so that one zero is enough for a zero."""
     return base_name(function) in _SCALINGS
 
 
 def of_image(x: Tensor) -> bool:
-    """Tell whether a tensor was computed from the image, and is no constant."""
+    """Return whether a tensor was computed from the image, and is no constant."""
     return getattr(x, "_convcircuits_of_image", False)
 
 
@@ -188,7 +188,7 @@ _FORMED_BY = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
 
 def depends_on_image(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether what a call gives is computed from the image."""
+    """Return whether what a call gives is computed from the image."""
     name = base_name(function)
     if name in _NEW:
         return False
@@ -209,7 +209,7 @@ def in_place_of_maps(given: Any, others: Sequence[Any], is_map: Callable[[Any], 
 
 
 def is_gate(maps: Tensor) -> bool:
-    """Tell whether a map is a gate: a sigmoid's result, or what is made of one alone."""
+    """Return whether a map is a gate: a sigmoid's result, or what is made of one alone."""
     return getattr(maps, "_convcircuits_gate", False)
 
 
@@ -220,7 +220,7 @@ def set_gate(result: Any, gate: bool) -> None:
 
 
 def argument(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
-    """Give an argument of a Python function by its name."""
+    """Return an argument of a Python function by its name."""
     return inspect.signature(function).bind(*args, **kwargs).arguments.get(name)
 
 

@@ -29,7 +29,7 @@ def check_granularity(granularity: object) -> None:
 
 
 def fits(table: Tensor, granularity: str) -> bool:
-    """Tell whether a table has as many dimensions as one of these units has."""
+    """Return whether a table has as many dimensions as one of these units has."""
     return table.dim() in _DIMENSIONS[granularity]
 
 
@@ -56,7 +56,7 @@ def by_unit(values: Float[Tensor, "g o i k"], granularity: str) -> Float[Tensor,
 
 
 def units_with(kernels: Bool[Tensor, "out in"], granularity: str, weight_shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """Give the units that some kernels belong to, or are made of.
+    """Return the units that some kernels belong to, or are made of.
 
     Args:
         kernels: (out, in per group).

@@ -397,7 +397,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes.append(node)
 
     def _put(self, x: Tensor) -> int:
-        """Give a tensor a new value, and return its number."""
+        """Record a new value of a tensor, and return its number."""
         number = len(self._values)
         self._values.append((x.shape, x.dtype))
         self._numbers[x] = number
@@ -459,7 +459,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return root, self._encoded(root)
 
     def _after_write(self, x: Tensor, root: Tensor, old: Any) -> None:
-        """Give the memory's root its new value, and forget what views of it held."""
+        """Record the new value of the memory's root, and forget what views of it held."""
         number = int(self._numbers[x])
         if old is None:
             self._numbers[root] = number

@@ -81,7 +81,7 @@ class Operation:
 
 
 def adaptive_max_pool2d(x: Tensor, output_size: Any) -> Tensor:
-    """Give the maxima alone."""
+    """Return the maxima alone."""
     maxima: Tensor = F.adaptive_max_pool2d(x, output_size)
     return maxima
 
@@ -251,7 +251,7 @@ _PARAMETERS = {"axis": "dim", "split_size": "split_size_or_sections"}  # that ha
 
 
 def operation_of(function: Any) -> Operation | None:
-    """Give the operation of a function of the table."""
+    """Return the operation of a function of the table."""
     return _BY_FUNCTION.get(function)
 
 
@@ -269,7 +269,7 @@ def in_table(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> t
 def _by_name(
     operation: Operation, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Give a call's arguments under the names that the table has for them."""
+    """Return a call's arguments under the names that the table has for them."""
     names = list(operation.kinds)
     operator = getattr(function, "__name__", "").startswith("__")
     if function is Tensor.__rpow__:
@@ -299,7 +299,7 @@ def _by_name(
 
 
 def is_of_kind(kind: str, value: Any) -> bool:
-    """Tell whether a value is of a kind."""
+    """Return whether a value is of a kind."""
     if kind.endswith("?"):
         return value is None or is_of_kind(kind[:-1], value)
     return any(_KINDS[one](value) if one in _KINDS else value == one for one in kind.split("|"))
@@ -322,7 +322,7 @@ def _is_sequence(value: Any, kind: Callable[[Any], bool], longest: int = 16) -> 
 
 
 def _is_place(value: Any) -> bool:
-    """Tell whether a value is an index along one dimension."""
+    """Return whether a value is an index along one dimension."""
     if isinstance(value, slice):
         return all(part is None or _is_int(part) for part in (value.start, value.stop, value.step))
     whole = value is None or value is Ellipsis or _is_int(value) or _is_ref(value)

@@ -33,7 +33,7 @@ class Interior:
         return self.mask.nonzero()[:, 0]
 
     def among(self, values: Tensor, indices: Tensor | None) -> Tensor:
-        """Tell which counted values, laid out as by ``at``, are at its positions: bool of their shape."""
+        """Return which counted values, laid out as by ``at``, are at its positions: bool of their shape."""
         return self.mask.expand_as(values) if indices is None else self.mask[indices.cpu()]
 
 
@@ -53,7 +53,7 @@ class Positions:
         self._found: dict[tuple[int, ...], Interior | ConvCircuitsError] = {}
 
     def interior(self, shape: tuple[int, ...]) -> Interior:
-        """Give the interior of the map on images of shape (C, H, W).
+        """Return the interior of the map on images of shape (C, H, W).
 
         Raises:
             ConvCircuitsError: If the receptive fields cannot be told.
@@ -83,7 +83,7 @@ class Positions:
         return Interior((rows[:, None] & columns).flatten(), inside, field.shape, field.size, field.image)
 
     def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """Give the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
+        """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
 
         Raises:
             ConvCircuitsError: As ``Feature.indices``, or if the interior counts and cannot be told.

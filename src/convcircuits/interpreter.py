@@ -128,12 +128,12 @@ class CircuitModule(nn.Module):
         return program.run(self, images)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """Give a layer by its name, whatever else this module has under that name."""
+        """Return a layer by its name, whatever else this module has under that name."""
         return submodule(self, target)
 
 
 def program_of(module: CircuitModule) -> Program:
-    """Give what a module does."""
+    """Return what a module does."""
     program: Program = module.__dict__["_program"]
     return program
 
@@ -153,7 +153,7 @@ def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any])
 
 
 def submodule(root: nn.Module, target: str) -> nn.Module:
-    """Give a layer by its name.
+    """Return a layer by its name.
 
     Raises:
         AttributeError: If there is none.
@@ -272,7 +272,7 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
 
 
 def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Give a step's arguments; a function that can write into its map does so where nobody else reads that."""
+    """Return a step's arguments; a function that can write into its map does so where nobody else reads that."""
     args, operation = step.args, operation_of(step.function)
     if operation is None or "inplace" not in operation.kinds or not args or not isinstance(args[0], Ref):
         return args, step.kwargs
@@ -287,7 +287,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def with_plain_names(module: CircuitModule) -> CircuitModule:
-    """Give a module of the same layers in which those of names that torch cannot export have others."""
+    """Return a module of the same layers in which those of names that torch cannot export have others."""
     program, root = program_of(module), nn.Module()
     root._buffers.update(module._buffers)
     names: dict[str, str] = {}
@@ -303,7 +303,7 @@ def with_plain_names(module: CircuitModule) -> CircuitModule:
 
 
 def _is_plain(name: str) -> bool:
-    """Tell whether a name can be that of an attribute in the code that torch makes when it exports."""
+    """Return whether a name can be that of an attribute in the code that torch makes when it exports."""
     word = name.isascii() and name.replace("_", "").isalnum()
     return word and not keyword.iskeyword(name) and name not in _OF_GRAPHS
 

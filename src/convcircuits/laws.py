@@ -68,7 +68,7 @@ def checked(subject: Subject, described: Mapping[str, Any], images: Tensor | Non
 def relevant_units(
     model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Give the relevant units of a model without images, and where they come from.
+    """Return the relevant units of a model without images, and where they come from.
 
     Raises:
         ConvCircuitsError: If the feature does not fit the model, no input shape does, or the model breaks a law.
@@ -91,7 +91,7 @@ def sentence(laws: Mapping[str, Any]) -> str:
 
 
 def _check(subject: Subject, images: Tensor) -> tuple[dict[str, Any], bool]:
-    """Give the errors by law, and whether that is all there is to check."""
+    """Return the errors by law, and whether that is all there is to check."""
     model = subject.maps(images)
     if not bool(model.isfinite().all()):
         nothing = dict.fromkeys(("repeat", "all_relevant", "dead_filters"))
@@ -136,7 +136,7 @@ def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
 
 
 def _dead_filters(subject: Subject, images: Tensor) -> tuple[float | None, str]:
-    """Give the error, or None and why there is none."""
+    """Return the error, or None and why there is none."""
     try:
         error, unchecked = change_by_dead_filters(subject, images)
     except LeakError as leak:

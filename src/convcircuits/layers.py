@@ -28,7 +28,7 @@ class Part:
 
 
 def weight_and_bias(call: KernelCall, masks: Masks | None, conducting: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Give what a circuit's run uses in a call: kernels that do not conduct are zero, calibrations are worked in.
+    """Return what a circuit's run uses in a call: kernels that do not conduct are zero, calibrations are worked in.
 
     Args:
         call: The call.

@@ -187,14 +187,14 @@ class Subject:
         return masks.to(self.network.device, self.network.dtype)
 
     def relevant(self, granularity: str, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """Give the units on a path image -> feature: layer name -> bool, in the shape of the granularity."""
+        """Return the units on a path image -> feature: layer name -> bool, in the shape of the granularity."""
         shapes = self._weight_shapes(input_shape) if granularity == "weight" else {}
         return {
             layer: units_with(mask, granularity, shapes.get(layer, ())) for layer, mask in self.survey.kernels.items()
         }
 
     def units(self, circuit: Circuit, granularity: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Tensor]:
-        """Give the units that a circuit of the same or a coarser granularity keeps.
+        """Return the units that a circuit of the same or a coarser granularity keeps.
 
         Args:
             circuit: The circuit.

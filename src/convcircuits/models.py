@@ -137,7 +137,7 @@ class LoadedModel:
         return list_layers(self.model, self.size, channels=self.channels, categories=self.categories)
 
     def primaries(self) -> torch.Tensor:
-        """Give what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
+        """Return what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
         plain = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
         return torch.stack([self.preprocess(Image.new("RGB", (64, 64), colour)).mean((1, 2)) for colour in plain])
 
@@ -292,7 +292,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
 
 
 def is_plain_name(spec: str) -> bool:
-    """Tell whether a spec names a model of a library, so that no code of anybody else is run for it."""
+    """Return whether a spec names a model of a library, so that no code of anybody else is run for it."""
     prefix, _, name = spec.removesuffix(_RANDOM).partition(":")
     return spec in _OFFLINE or (prefix in ("torchvision", "timm") and re.fullmatch(r"[\w.-]+", name) is not None)
 
@@ -424,7 +424,7 @@ def _efficientnet_lite0(pretrained: bool) -> _Built:
 
 
 def _imagenet_categories() -> tuple[str, ...] | None:
-    """Give ImageNet's 1000 class names, which torchvision has where it is installed."""
+    """Return ImageNet's 1000 class names, which torchvision has where it is installed."""
     try:
         return tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
     except (ImportError, AttributeError):
@@ -563,7 +563,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _takes(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
-    """Tell whether a copy of a model runs on an image of zeros."""
+    """Return whether a copy of a model runs on an image of zeros."""
     twin = _twin(model)
     like = next(iter(twin.parameters()), torch.zeros(()))
     try:

@@ -53,7 +53,7 @@ class Moments:
         return max(-1.0, min(1.0, self.fc / math.sqrt(self.ff) / math.sqrt(self.cc)))
 
     def r2(self) -> float:
-        """Give 1 - squared error / squared deviation of the full model's values; NaN where these are constant."""
+        """Return 1 - squared error / squared deviation of the full model's values; NaN where these are constant."""
         return math.nan if self.full_constant else 1 - self.squared_error / self.ff
 
     def line(self) -> tuple[float, float]:
@@ -62,7 +62,7 @@ class Moments:
         return a, self.full - a * self.circuit
 
     def r2_of_line(self, a: float, d: float) -> float:
-        """Give R2 of a circuit + d."""
+        """Return R2 of a circuit + d."""
         if self.full_constant:
             return math.nan
         left = self.ff - 2 * a * self.fc + a * a * self.cc
@@ -139,7 +139,7 @@ class Averages:
         self._counts[shape] = self._counts.get(shape, 0) + len(values)
 
     def of(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Give the average, (P,) or (U, P), of maps of a shape; None where there were none."""
+        """Return the average, (P,) or (U, P), of maps of a shape; None where there were none."""
         return self._sums[shape] / self._counts[shape] if shape in self._sums else None
 
 

@@ -46,7 +46,7 @@ class Recipe:
     kernels: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON values."""
+        """Return it as JSON values."""
         return dataclasses.asdict(self) | {"options": list(self.options)}
 
     @classmethod
@@ -65,7 +65,7 @@ class Recipe:
         return cls(**{**said, "options": tuple(said["options"])})
 
     def command(self, feature: Feature) -> str | None:
-        """Give the command that finds a circuit again, every word quoted; None where a word cannot be shown."""
+        """Return the command that finds a circuit again, every word quoted; None where a word cannot be shown."""
         words = ["convcircuits", "find", "--model", self.model, "--feature", str(feature)]
         words += ["--criterion", self.criterion]
         words += [word for text in self.options for word in ("--option", text)]

@@ -100,7 +100,7 @@ def activation_maps(
     fields: Mapping[Reading, Field],
     largest: int = LARGEST_MAP,
 ) -> dict[Reading, Tensor]:
-    """Give maps on each image, (images, h, w), averaged over areas down to at most so many rows and columns.
+    """Return maps on each image, (images, h, w), averaged over areas down to at most so many rows and columns.
 
     Args:
         subject: The feature.
@@ -126,7 +126,7 @@ def activation_maps(
 def presum_maps(
     subject: Subject, masks: Masks | None, batches: Batches, kernels: Sequence[Kernel]
 ) -> dict[Kernel, Tensor]:
-    """Give what single kernels add to their filters, position by position, in the first call of their layers.
+    """Return what single kernels add to their filters, position by position, in the first call of their layers.
 
     Args:
         subject: The feature.
@@ -160,7 +160,7 @@ def presum_maps(
 
 
 def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str, Tensor]:
-    """Give the mean over positions of what each kernel adds to its filter, on each image.
+    """Return the mean over positions of what each kernel adds to its filter, on each image.
 
     Args:
         subject: The feature.
@@ -257,7 +257,7 @@ def _watched(subject: Subject, masks: Masks | None, images: Tensor, watch: Calla
 
 
 def _used(call: KernelCall, masks: Masks | None) -> Tensor:
-    """Give the weight that a run uses in a call: zero in kernels that do not run, the circuit's gain worked in."""
+    """Return the weight that a run uses in a call: zero in kernels that do not run, the circuit's gain worked in."""
     if masks is None or call.layer not in masks.kernels:
         return call.weight
     return weight_and_bias(call, masks, masks.running(call))[0]

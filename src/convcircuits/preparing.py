@@ -141,7 +141,7 @@ class _Cutter:
         self.failed: list[str] = []
 
     def __call__(self, some: list[Photograph], seed: int, count: int) -> tuple[torch.Tensor | Crops, list[str]]:
-        """Give crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
+        """Return crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
         good, bad = readable(some, count)
         for name in bad:
             if name not in self._unreadable:
@@ -195,7 +195,7 @@ def model_named_in(file: Path, circuit: cc.Circuit, model: str | None, weights: 
 
 
 def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
-    """Give what the command was told when it made a circuit, if it did."""
+    """Return what the command was told when it made a circuit, if it did."""
     said = circuit.provenance.get("recipe")
     return None if said is None else Recipe.from_json(said)
 

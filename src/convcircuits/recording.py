@@ -375,7 +375,7 @@ class _Recorder:
         return tuple(sources), result
 
     def _labels(self, number: int) -> Tensor:
-        """Give each element's channel."""
+        """Return each element's channel."""
         value = self.values[number]
         return value.along_axis(torch.arange(value.channels)).expand(value.shape)
 
@@ -427,7 +427,7 @@ def _fixed_in(value: Value) -> tuple[Any, ...]:
 
 
 def _offsets(shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Give where each tensor starts when all are laid end to end, and the end."""
+    """Return where each tensor starts when all are laid end to end, and the end."""
     starts = [0]
     for shape in shapes:
         starts.append(starts[-1] + int(torch.Size(shape).numel()))

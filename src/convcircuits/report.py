@@ -98,7 +98,7 @@ class Evaluation:
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give all figures as JSON values; NaN becomes None."""
+        """Return all figures as JSON values; NaN becomes None."""
         return {k: _without_nan(v) for k, v in dataclasses.asdict(self).items()}
 
     def summary(self) -> str:

@@ -64,7 +64,7 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
 
 
 def _interior(positions: Positions, shape: tuple[int, ...]) -> Interior | None:
-    """Give the interior, where it can be told."""
+    """Return the interior, where it can be told."""
     try:
         return positions.interior(shape)
     except ConvCircuitsError:

@@ -108,7 +108,7 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
 
 
 def sealed(text: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """Give the bytes of a file, with its checksum, of the JSON text of a header and of tensors."""
+    """Return the bytes of a file, with its checksum, of the JSON text of a header and of tensors."""
     content = to_bytes(dict(tensors), {_KEY: f'{{"checksum": "{_NO_SUM}", {text[1:]}'})
     start, end = _place_of(_NO_SUM, content)
     return content[:start] + _checksum(content, start, end).encode() + content[end:]

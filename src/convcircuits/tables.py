@@ -40,7 +40,7 @@ class LayerTable(Mapping[str, torch.Tensor]):
             raise ConvCircuitsError(f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}") from None
 
     def get(self, layer: str, default: Any = None) -> Any:
-        """Give a layer's tensor, or the default where there is no such layer."""
+        """Return a layer's tensor, or the default where there is no such layer."""
         return self[layer] if layer in self._tensors else default
 
     def __contains__(self, layer: object) -> bool:

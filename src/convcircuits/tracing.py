@@ -62,7 +62,7 @@ class Layer:
         return len(self.calls[0][0].x)
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
-        """Give w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
+        """Return w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
         for image in range(self.images):
             products = [
                 torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
@@ -240,7 +240,7 @@ class Batch:
             )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
-        """Give each layer's name and the weights that its units really used, (g, o, u, e)."""
+        """Return each layer's name and the weights that its units really used, (g, o, u, e)."""
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for call, _ in self._calls:
             by_layer.setdefault(call.layer, []).append((call, call.x))

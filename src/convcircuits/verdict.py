@@ -42,7 +42,7 @@ class R2(NamedTuple):
 
 
 def decide(circuit: R2, average_map: R2, random: R2) -> tuple[Word, str]:
-    """Give the verdict on a circuit, and a sentence that begins with it and says why.
+    """Return the verdict on a circuit, and a sentence that begins with it and says why.
 
     A circuit *keeps* the feature if all that ``KEEPS`` asks for holds, *keeps* it *in part* if all that
     ``KEEPS_IN_PART`` asks for does, and *does not keep* it if any of that fails, whatever else is known. Where what was
@@ -65,7 +65,7 @@ def decide(circuit: R2, average_map: R2, random: R2) -> tuple[Word, str]:
 
 
 def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2) -> Iterator[tuple[bool, str]]:
-    """Give what of a rule does not hold (True), or is not known to hold (False), each with its reason."""
+    """Return what of a rule does not hold (True), or is not known to hold (False), each with its reason."""
     for at, asked, where in ((0, rule.r2, "R2"), (1, rule.r2_interior, "R2 on the interior")):
         value = circuit[at]
         if math.isnan(value):

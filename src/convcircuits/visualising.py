@@ -197,12 +197,12 @@ class _Ascent:
         ]
 
     def grey(self) -> Tensor:
-        """Give grey pictures of the size that runs."""
+        """Return grey pictures of the size that runs."""
         size = [place.length for place in self.places]
         return self.mixing.new_full((len(self.readings), len(self.colours), *size), 0.5)
 
     def read(self, pictures: Tensor) -> Tensor:
-        """Give what each map is on its picture, (n,)."""
+        """Return what each map is on its picture, (n,)."""
         images = torch.einsum("nrhw,rc->nchw", pictures, self.mixing) + self.black[:, None, None]
         maps, channels, (row, column) = self.maps(images)
         if max(channels) >= maps.shape[1]:
@@ -210,7 +210,7 @@ class _Ascent:
         return maps[list(range(len(maps))), channels, row, column]
 
     def maps(self, images: Tensor) -> tuple[Tensor, list[int], tuple[int, int]]:
-        """Give maps (n, c, h, w), which of them each reading means, and where."""
+        """Return maps (n, c, h, w), which of them each reading means, and where."""
         row, column = (place.position for place in self.places)
         first = self.readings[0]
         if isinstance(first, tuple):
@@ -235,7 +235,7 @@ class _Ascent:
         return maps[:, None], [0], (row, column)
 
     def call(self, images: Tensor, layer: str, number: int) -> KernelCall:
-        """Give a call of a layer; nothing after it runs."""
+        """Return a call of a layer; nothing after it runs."""
         calls = 0
 
         def kernel(call: KernelCall) -> Tensor:
@@ -272,7 +272,7 @@ class _Leaky(TorchFunctionMode):
 
 
 def _scale(size: Sequence[int]) -> Tensor:
-    """Give the amplitudes of a natural picture's spectrum, (h, w // 2 + 1)."""
+    """Return the amplitudes of a natural picture's spectrum, (h, w // 2 + 1)."""
     rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
     frequency: Tensor = (rows**2 + columns**2).sqrt()
     return frequency.clamp_min(1 / max(size)).pow(-_FALL)
@@ -286,7 +286,7 @@ def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[i
 
 
 def _together(fields: Mapping[Reading, Field], batch_size: int) -> Iterator[list[Reading]]:
-    """Give the maps that run at once, at most ``batch_size``: of one call and with one field, or the feature's."""
+    """Return the maps that run at once, at most ``batch_size``: of one call and with one field, or the feature's."""
     groups: dict[Any, list[Reading]] = {}
     for reading, field in fields.items():
         kind = reading[:2] if isinstance(reading, tuple) else type(reading)

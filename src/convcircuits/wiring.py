@@ -118,7 +118,7 @@ class Wiring:
     columns: Mapping[int, int]
 
     def site_of_call(self) -> dict[int, Site]:
-        """Tell for each kernel call the site that its filters write to, inner ones too."""
+        """Return for each kernel call the site that its filters write to, inner ones too."""
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
 
 
@@ -165,7 +165,7 @@ class _Wirer:
         return site
 
     def _sources(self, value: Value) -> Sources:
-        """Tell what each channel of a value is; a value without an axis counts as one channel."""
+        """Return what each channel of a value is; a value without an axis counts as one channel."""
         if value.number == 0:
             return _own(self.add(SiteKind.IMAGE, "image", value.channels))
         if value.call is not None:

@@ -49,7 +49,7 @@ class Writer:
         return self._made[key]
 
     def once(self, key: Any, write: Callable[[], fx.Node]) -> fx.Node:
-        """Give what was written under a key, or write it."""
+        """Return what was written under a key, or write it."""
         if key not in self._made:
             self._made[key] = write()
         return self._made[key]
@@ -136,7 +136,7 @@ class Writer:
 
 
 def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Give a call that computes the same and writes into nothing: a function, or a method's name."""
+    """Return a call that computes the same and writes into nothing: a function, or a method's name."""
     name: str = function.__name__
     wrapped = getattr(function, "__module__", None) == "torch._tensor" and hasattr(
         torch.Tensor, name
@@ -159,7 +159,7 @@ def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def identity(value: Any) -> Any:
-    """Give something hashable that is equal for equal arguments, tensors compared by their bytes."""
+    """Return something hashable that is equal for equal arguments, tensors compared by their bytes."""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         raw = plain.flatten().view(torch.uint8).numpy()

@@ -232,7 +232,7 @@ def measured(
 
 
 def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
-    """Give the random circuit that a circuit is compared with: the one that is laid beside, or one of its own."""
+    """Return the random circuit that a circuit is compared with: the one that is laid beside, or one of its own."""
     if drawing.roles[n] == "control":
         return None
     if drawing.roles[n] == "circuit":

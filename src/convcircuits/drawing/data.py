@@ -379,11 +379,11 @@ class Document(Record):
         check_view(self, self.view)
 
     def to_json(self) -> str:
-        """Give the document as JSON text, the same for the same document."""
+        """Return the document as JSON text, the same for the same document."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the document as what `json` writes."""
+        """Return the document as what `json` writes."""
         return {"schema": SCHEMA, **plain(self)}
 
     @classmethod
@@ -414,7 +414,7 @@ def view_from_dict(said: Mapping[str, Any]) -> View:
 
 
 def view_to_dict(view: View) -> dict[str, Any]:
-    """Give a view, all of it, as the browser reads it."""
+    """Return a view, all of it, as the browser reads it."""
     said: dict[str, Any] = plain(view, whole=True)
     return said
 

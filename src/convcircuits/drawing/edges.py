@@ -69,7 +69,7 @@ def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> 
 
 
 def _gain(drawing: Drawing, number: int, filters: np.ndarray) -> np.ndarray:
-    """Give the sign of the circuit's gain, by which a calibrated filter's output is multiplied."""
+    """Return the sign of the circuit's gain, by which a calibrated filter's output is multiplied."""
     gain = drawing.circuits[0].gain.get(drawing.call(number).layer)
     return np.ones(len(filters)) if gain is None else np.where(gain.cpu().numpy()[filters] < 0, -1.0, 1.0)
 
@@ -80,7 +80,7 @@ def _computed(call: KernelCall, filters: np.ndarray) -> np.ndarray:
 
 
 def _weights(drawing: Drawing, number: int) -> np.ndarray:
-    """Give the weights of a call, (out, in, kh * kw); those that no circuit keeps are 0."""
+    """Return the weights of a call, (out, in, kh * kw); those that no circuit keeps are 0."""
     call = drawing.call(number)
     weight = call.kernels.flatten(0, 1).detach().float().cpu()
     if all(circuit.granularity == "weight" for circuit in drawing.circuits):

@@ -138,7 +138,7 @@ def _cut(tiles: Tiles, numbers: list[int]) -> dict[int, str]:
 
 
 def _in_points(text: str) -> str:
-    """Give an SVG's size in points: an inch of the converter's has 72 units."""
+    """Return an SVG's size in points: an inch of the converter's has 72 units."""
     return re.sub(
         r'(width|height)="([\d.]+)(mm|)"',
         lambda found: f'{found[1]}="{float(found[2]) * _POINTS[found[3]]}"',
@@ -148,7 +148,7 @@ def _in_points(text: str) -> str:
 
 
 def converter() -> ModuleType:
-    """Give what turns SVG into PDF and PNG.
+    """Return what turns SVG into PDF and PNG.
 
     Raises:
         ConvCircuitsError: If the extra ``figure`` is not installed.

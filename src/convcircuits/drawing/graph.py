@@ -60,7 +60,7 @@ class Graph:
 
 
 def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> Kernels:
-    """Give a circuit's saliency by kernel.
+    """Return a circuit's saliency by kernel.
 
     Args:
         circuit: Of any granularity. A filter's saliency is shared out among its relevant kernels; a kernel's is the
@@ -133,7 +133,7 @@ def _call(recording: Recording, number: int) -> KernelCall:
 
 
 def _read_by(reads: Sources, call: KernelCall, out: Tensor, inp: Tensor) -> Sources:
-    """Tell what kernels read, by filter and by input channel in the group."""
+    """Return what kernels read, by filter and by input channel in the group."""
     if not isinstance(call, ConvCall):
         return reads[inp]
     group = 0 if call.groups == 1 else out // (len(call.weight) // call.groups)
@@ -153,7 +153,7 @@ class _Used:
 
 
 def _used(recording: Recording, wiring: Wiring, variant: Kernels) -> _Used:
-    """Tell what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call."""
+    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call."""
     live, kernels = _live(recording, wiring, variant)
     need = {n: torch.zeros(site.channels, dtype=torch.bool) for n, site in wiring.sites.items()}
     need[wiring.target[0]][wiring.target[1]] = True

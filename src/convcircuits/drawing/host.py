@@ -160,7 +160,7 @@ class Diagram:
         return path
 
     def widget(self) -> "DiagramWidget":
-        """Give the notebook's widget of this diagram, one for all its places.
+        """Return the notebook's widget of this diagram, one for all its places.
 
         Raises:
             ConvCircuitsError: If the extra ``notebook`` is not installed.
@@ -182,7 +182,7 @@ class Diagram:
         return self._widget
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """Give a notebook the widget, where one can run, and a figure for where the notebook is only read."""
+        """Show a notebook the widget, where one can run, and a figure for where the notebook is only read."""
         bundle = {"text/plain": repr(self), "image/svg+xml": figure.svg(self._seen())}
         if not _in_kernel():
             return bundle
@@ -202,7 +202,7 @@ class Diagram:
         )
 
     def _seen(self) -> Document:
-        """Give the document with the view that is shown now."""
+        """Return the document with the view that is shown now."""
         view = self.view
         return self.document if view == self.document.view else dataclasses.replace(self.document, view=view)
 

@@ -69,7 +69,7 @@ def to_bytes(pictures: Tensor) -> list[np.ndarray]:
 
 
 def _weights(drawing: Drawing) -> dict[int, dict[int, Tensor]]:
-    """Give for each call that reads the image, and each node that it alone makes, its kept kernels, (C, kh, kw)."""
+    """Return for each call that reads the image, and each node that it alone makes, its kept kernels, (C, kh, kw)."""
     g, found = drawing.graph, dict[int, dict[int, Tensor]]()
     image = {n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE}
     from_image = np.isin(g.site[g.source], list(image)) & (g.kind == EdgeKind.KERNEL)
@@ -122,7 +122,7 @@ def _slopes(
 
 
 def _gradients(call: ConvCall, weights: Mapping[int, Tensor], images: Tensor) -> dict[int, Tensor]:
-    """Give the gradient of each filter in the middle of the image, cut to what the call's filters see there."""
+    """Return the gradient of each filter in the middle of the image, cut to what the call's filters see there."""
     window = _middle(call)
     if not window.requires_grad:
         return {}
@@ -149,7 +149,7 @@ def _gradients(call: ConvCall, weights: Mapping[int, Tensor], images: Tensor) ->
 
 
 def _middle(call: ConvCall) -> Tensor:
-    """Give what the filters read where they are applied to the middle, (n, C, kh, kw)."""
+    """Return what the filters read where they are applied to the middle, (n, C, kh, kw)."""
     height, width = call.padding
     window = F.pad(call.x, (width, width, height, height))
     for dim, stride, dilation in zip((2, 3), call.stride, call.dilation, strict=True):
@@ -160,7 +160,7 @@ def _middle(call: ConvCall) -> Tensor:
 
 
 def _span(seen: Tensor) -> slice:
-    """Give the part of the last axis where anything is seen."""
+    """Return the part of the last axis where anything is seen."""
     places = seen.flatten(0, -2).any(0).nonzero()[:, 0].tolist()
     return slice(places[0], places[-1] + 1) if places else slice(0, 0)
 

@@ -75,12 +75,12 @@ def page(document: Document) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Give text without what would change how other text is read, as the renderer does: bidi and control characters."""
+    """Return text without bidi and control characters, which change how other text is read, as the renderer does."""
     return _UNSEEN.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text))
 
 
 def read_page(text: str) -> Document:
-    """Give back the document of a page.
+    """Read back the document of a page.
 
     Raises:
         ConvCircuitsError: If the text is no such page.

@@ -49,7 +49,7 @@ MAPS, PRESUMS = 1_200_000, 600_000  # bytes of maps that a page carries
 
 
 def readings_of(drawing: Drawing) -> dict[int, Reading]:
-    """Tell for each node which map shows it: what the first kernel call that reads it reads; of the target its own.
+    """Return for each node which map shows it: what the first kernel call that reads it reads; of the target its own.
 
     A node that no kernel reads, as a gate, is not named.
     """
@@ -120,7 +120,7 @@ class Seen:
         return cls(images, numbers, target, effect, readings, fields)
 
     def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
-        """Give the document's part on images; maps of what is drawn at first come before others while there is room."""
+        """Return the document's part on images; maps of what is drawn at first come first, while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
         nodes = _with_maps(drawing, [n for n in shown.nodes if n in self.readings], self.readings)
@@ -193,7 +193,7 @@ def pictured(
     batch_size: int,
     progress: Progress | None,
 ) -> data.Document:
-    """Give a document its pictures: kernels of the first filters, patches of images, feature visualisations."""
+    """Add its pictures to a document: kernels of the first filters, patches of images, feature visualisations."""
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
     kernels = {n: picture.pixels for n, picture in firsts.items()}
@@ -296,7 +296,7 @@ def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Readin
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
-    """Give a picture no larger than a tile: thousands of whole ones are not held."""
+    """Return a picture no larger than a tile: thousands of whole ones are not held."""
     return picture if max(picture.shape[:2]) <= TILE else _resized(picture, TILE)
 
 

@@ -36,7 +36,7 @@ class Record:
 
 
 def hints(record: Any) -> dict[str, Any]:
-    """Give the fields of a record and their types."""
+    """Return the fields of a record and their types."""
     return get_type_hints(record, include_extras=True)
 
 
@@ -60,7 +60,7 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
 
 
 def plain(value: Any, *, whole: bool = False) -> Any:
-    """Give a value as what `json` writes; a partial record only where it differs from its defaults, or `whole`."""
+    """Return a value as what `json` writes; a partial record only where it differs from its defaults, or `whole`."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
         if value.partial and not whole:
@@ -120,7 +120,7 @@ def _read_array(where: str, said: Any) -> Array:
 
 
 def _fit(where: str, value: Any, hint: Any) -> Any:
-    """Give a value as its field has it: arrays as read-only copies, NumPy's numbers as Python's."""
+    """Return a value as its field has it: arrays as read-only copies, NumPy's numbers as Python's."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _fit_array(where, value, *hint.__metadata__)

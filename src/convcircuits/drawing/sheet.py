@@ -58,7 +58,7 @@ class Drawing:
         return sorted(self.wiring.site_of_call())
 
     def call(self, number: int) -> KernelCall:
-        """Give a kernel call by its number in the recording."""
+        """Return a kernel call by its number in the recording."""
         call = self.recording.values[number].call
         assert call is not None
         return call
@@ -149,7 +149,7 @@ def _name_of(site: Site, drawing: Drawing) -> str:
 
 
 def _common(names: Sequence[str]) -> str:
-    """Give the names' common beginning, up to a dot; of names that have none, all."""
+    """Return the names' common beginning, up to a dot; of names that have none, all."""
     if len(names) == 1:
         return names[0]
     parts = [name.split(".") for name in names]
@@ -185,7 +185,7 @@ def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
 
 
 def kernel_shape(drawing: Drawing, number: int) -> tuple[int, int]:
-    """Give (kh, kw) of a call; of a linear layer on a flattened map, the map's, where it is known, else one row."""
+    """Return (kh, kw) of a call; of a linear layer on a flattened map, the map's, where it is known, else one row."""
     call = drawing.call(number)
     if isinstance(call, ConvCall):
         return int(call.weight.shape[2]), int(call.weight.shape[3])
@@ -243,7 +243,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Give each kept kernel its place by saliency, 0 the highest, in `prune`'s order; -1 to others."""
+    """Rank each kept kernel: its place by saliency, 0 the highest, in `prune`'s order; -1 to others."""
     if circuit.granularity == "kernel":
         saliency: Mapping[str, Tensor] = circuit.saliency
     else:
@@ -260,7 +260,7 @@ def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str,
 
 
 def readout_of(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
-    """Give the connections by which a direction, or several units, are read, and the coefficient of each."""
+    """Return the connections by which a direction, or several units, are read, and the coefficient of each."""
     g = drawing.graph
     readout = np.flatnonzero(g.kind == EdgeKind.READOUT)
     links = drawing.wiring.sites[drawing.wiring.target[0]].links if len(readout) else []
@@ -273,7 +273,7 @@ def readout_of(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
-    """Give the connections of a direction the size of its coefficients as their weight."""
+    """Weight the connections of a direction by the size of its coefficients."""
     readout, coefficients = readout_of(drawing)
     saliency = saliency.copy()
     saliency[readout] = np.abs(coefficients)

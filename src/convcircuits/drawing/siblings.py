@@ -15,7 +15,7 @@ PARTS = (2, 4, 8)
 
 
 def nested(circuit: Circuit) -> bool:
-    """Tell whether the first kernels by saliency are those that would be kept, were fewer asked for."""
+    """Return whether the first kernels by saliency are those that would be kept, were fewer asked for."""
     criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
     return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
 

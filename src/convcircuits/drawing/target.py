@@ -21,7 +21,7 @@ LARGEST = 32
 
 
 def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, field: Field) -> data.TargetMaps:
-    """Give the target's maps on images of one size, with figures of the positions that count.
+    """Return the target's maps on images of one size, with figures of the positions that count.
 
     Args:
         subject: The feature.
@@ -55,7 +55,7 @@ def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, fi
 
 
 def in_bytes(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Give maps (..., h, w) as int8, 127 for each one's largest size, and these sizes (...)."""
+    """Return maps (..., h, w) as int8, 127 for each one's largest size, and these sizes (...)."""
     values = maps.float().numpy()
     largest = np.abs(values).max((-2, -1))
     return np.round(values / np.where(largest > 0, largest, 1)[..., None, None] * 127).astype(np.int8), largest
@@ -78,7 +78,7 @@ def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | No
 
 
 def _inside(interior: Interior) -> data.Inside:
-    """Give the interior as the part of the map that it is."""
+    """Return the interior as the part of the map that it is."""
     mask = interior.mask.reshape(interior.map)
     rows, columns = (axis.nonzero()[:, 0].tolist() for axis in (mask.any(1), mask.any(0)))
     return data.Inside((rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1), exact=interior.inside)

@@ -51,14 +51,14 @@ def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
 
 
 def data_url(picture: Array, *, lossless: bool = False) -> str:
-    """Give one picture, uint8 (h, w, 3), as a data URL: PNG or, where losses are allowed, JPEG if that is smaller."""
+    """Return one picture, uint8 (h, w, 3), as a data URL: PNG or, where losses are allowed, JPEG if that is smaller."""
     kinds = ("png",) if lossless else ("png", "jpeg")
     kind, content = min((_encoded(picture, kind) for kind in kinds), key=lambda made: len(made[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def read_data_url(src: str) -> Array:
-    """Give the picture of a data URL, uint8 (h, w, 3)."""
+    """Return the picture of a data URL, uint8 (h, w, 3)."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(src.split(",", 1)[1]))).convert("RGB"))
 
 
