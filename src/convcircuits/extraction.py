@@ -234,7 +234,7 @@ def _writing(subject: Subject) -> Iterator[None]:
     """Call a model one that cannot be extracted where its network cannot be written or run, for whatever reason."""
     try:
         yield
-    except ConvCircuitsError:
+    except (ConvCircuitsError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise UnextractableError(
