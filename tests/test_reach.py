@@ -177,6 +177,14 @@ UNTOLD = {
     "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
     "other images": (lambda net, a, b: a - b.mean(0), "depends on the other images"),
     "statistics of the batch": (lambda net, a, b: F.batch_norm(a, None, None, training=True), "other images"),
+    "put at places": (
+        lambda net, a, b: a.clone().put_(torch.tensor([0, 40]), torch.ones(2).to(a)) + b,
+        "counts places through all images",
+    ),
+    "taken from places": (
+        lambda net, a, b: a + b.take(torch.arange(288)).reshape(1, 8, 6, 6),
+        "counts places through all images",
+    ),
     "strides": (lambda net, a, b: a.as_strided((2, 8, 3, 3), (288, 36, 6, 1)), "by strides"),
     "dropout": (lambda net, a, b: F.dropout(a + b), r"draws random numbers \(bernoulli\)"),
     "noise": (lambda net, a, b: a + torch.randn_like(b), r"draws random numbers \(randn_like\)"),

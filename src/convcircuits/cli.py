@@ -284,7 +284,7 @@ def extract(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Make of a circuit a small module of its own, and measure it beside the full model."""
+    """Turn a circuit into a small module of its own, and measure it beside the full model."""
     check_writable("--out", out, ".safetensors")
     check_writable("--onnx", onnx, ".onnx")
     if onnx is not None:
@@ -372,7 +372,7 @@ def show(
     file: Annotated[Path, typer.Argument(help="A .safetensors file of scores, a circuit or a module.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a file holds, and the command that makes it again."""
+    """Describe what a file holds, and the command that makes it again."""
     value = cc.load(file)
     if isinstance(value, torch.nn.Module):
         _show_module(value, as_json=as_json)

@@ -229,7 +229,7 @@ def _read(
     need: list[Tensor],
     conducting: dict[int, Tensor],
 ) -> None:
-    """Say what a needed value needs of its inputs."""
+    """Mark what a needed value needs of its inputs."""
     if value.call is not None:
         source = recording.values[value.inputs[0]]
         read = read_by(value, need[value.number], conducting[value.number])

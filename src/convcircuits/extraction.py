@@ -35,7 +35,7 @@ def extract(
     fold: bool = True,
     progress: Progress | None = None,
 ) -> CircuitModule:
-    """Make of a circuit a small module that computes the feature's map, and nothing else.
+    """Turn a circuit into a small module that computes the feature's map, and nothing else.
 
     Dead filters are gone: from weights, from BatchNorms, from residual and concatenated streams. Layers keep their
     names; each holds in its buffers ``filters`` and ``channels`` which of the layer's filters and input channels are

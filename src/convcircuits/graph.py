@@ -353,6 +353,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before "
                 "it."
             )
+        if name in ("put", "take"):
+            raise self.undecided(f"counts places through all images of a batch ({name})")
         if is_contraction(func) and len(given) - len(constants) > 1:
             raise self.undecided(f"mixes maps by {name}")
 

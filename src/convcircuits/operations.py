@@ -39,7 +39,7 @@ contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes
 rot90 repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d constant_pad_nd
 index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col tril triu
-lift_fresh lift_fresh_copy narrow take part_of_storage written_into_storage
+lift_fresh lift_fresh_copy narrow part_of_storage written_into_storage
 """)
 # Moves that add up what lands at one place.
 _GATHERS = _names("index_add scatter_add col2im")

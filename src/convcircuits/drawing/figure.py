@@ -52,7 +52,7 @@ class Shown:
 
 
 def drawn(document: Document, view: View | None = None) -> Shown:
-    """Say what a view draws, by the code that draws it.
+    """Describe what a view draws, by the code that draws it.
 
     Args:
         document: What is drawn.
