@@ -2,8 +2,9 @@
 
 Below functions, methods, operators, in-place spellings and custom autograd functions lies one closed vocabulary: the
 ATen operations that tensors dispatch to. Calls of ``conv2d`` and ``linear`` are kept whole, as kernel calls; everything
-else is recorded as it is dispatched. What a write into a tensor does to the views of it is recorded as a value of its
-own, so that each value is computed once from the values before it.
+else is recorded as it is dispatched. A write into a tensor is recorded as the operation that makes what is written, and
+what it does to other views of the memory as a value of its own, so that each value is computed once from those before
+it, and nothing is overwritten.
 """
 
 import weakref
@@ -50,7 +51,6 @@ class Node:
         kwargs: Its keyword arguments, likewise.
         call: The kernel call, without its input, for which ``args`` is the one `Ref` to it.
         outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
-        written: Which arguments it overwrites, by place or name; these are its results.
         layer: Name of the innermost module that ran.
         autocast: The dtype that autocast gave kernel calls there, None where it was off.
     """
@@ -60,7 +60,6 @@ class Node:
     kwargs: Mapping[str, Any]
     call: KernelCall | None
     outputs: tuple[int | None, ...]
-    written: tuple[int | str, ...]
     layer: str
     autocast: torch.dtype | None = None
 
@@ -92,19 +91,9 @@ class Node:
 
         return tuple(change(x) for x in self.args), {name: change(x) for name, x in self.kwargs.items()}
 
-    def write(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Overwrite copies of the arguments that it overwrites; return these."""
-        given: dict[int | str, Any] = dict(enumerate(args))
-        given.update(kwargs)
-        given |= {key: given[key].clone() for key in self.written}
-        self.op(*(given[k] for k in range(len(args))), **{k: v for k, v in given.items() if isinstance(k, str)})
-        return [given[key] for key in self.written]
-
     def compute(self, value: Callable[[int], Tensor]) -> Sequence[Any]:
         """Compute its results from its values; nothing that is given is written to."""
         args, kwargs = self.arguments(value)
-        if self.written:
-            return self.write(args, kwargs)
         if self.name in ("view", "_unsafe_view", "_reshape_alias"):  # a map's strides may be others than the recorded
             return (args[0].reshape(args[1]),)
         result = self.op(*args, **kwargs)
@@ -300,7 +289,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if not self._network.shared:  # the model writes to its weights
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
-            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), (), call.layer, cast))
+            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
 
     def undecided(self, what: str) -> ConvCircuitsError:
@@ -362,16 +351,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given: dict[int | str, Any] = dict(enumerate(args))
         given.update(kwargs)
         written = _written(func, len(args))
-        if any(not isinstance(given.get(key), Tensor) for key in written):
-            raise self.undecided(f"writes into a list of tensors ({func})")
+        op = _functional(func)
+        if op is None or any(not isinstance(given.get(key), Tensor) for key in written):
+            raise self.undecided(f"writes to tensors in a way that is not followed ({func})")
         before = [self._before_write(given[key]) for key in written]
+        known = {known.name for known in op._schema.arguments}
+        result = self._computed(op, args, {key: value for key, value in kwargs.items() if key in known})
+        if not written:
+            return result
+        if torch.Tag.inplace_view in func.tags:
+            func(*args, **kwargs)
+            self._numbers[args[0]] = self._number(result)
+            return args[0]
+        for key, new, (root, old) in zip(written, _results(result), before, strict=True):
+            self._overwrite(given[key], new, root, old)
+        return given[written[0]] if len(written) == 1 else tuple(given[key] for key in written)
+
+    def _computed(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute and record an operation that writes to nothing."""
+        name = name_of(op)
+        if name in _PARTS and (name != "copy" or self._is_of_image(args[1])):  # a copied constant is no map
+            with self:
+                return _PARTS[name](*args, **kwargs)
         encoded = self._encoded(args), self._encoded(kwargs)
-        result = func(*args, **kwargs)
-        made = [given[key] for key in written] if written else _results(result)
-        outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in made)
-        self._add(Node(func, *encoded, None, outputs, written, self._network.running()))
-        for key, old in zip(written, before, strict=True):
-            self._after_write(given[key], *old)
+        result = op(*args, **kwargs)
+        outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in _results(result))
+        self._add(Node(op, *encoded, None, outputs, self._network.running()))
         return result
 
     def _restrided(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -440,7 +445,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._numbers[x] = self._numbers[whole]
         else:
             args = (Ref(self._number(whole)), self._places(x, whole))
-            self._add(Node(part_of_storage, args, {}, None, (self._put(x),), (), self._network.running()))
+            self._add(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
         return int(self._numbers[x])
 
     def _places(self, part: Tensor, whole: Tensor) -> Tensor:
@@ -460,14 +465,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return root, None
         return root, self._encoded(root)
 
-    def _after_write(self, x: Tensor, root: Tensor, old: Any) -> None:
-        """Record the new value of the memory's root, and forget what views of it held."""
-        number = int(self._numbers[x])
+    def _overwrite(self, x: Tensor, new: Tensor, root: Tensor, old: Any) -> None:
+        """Write a recorded value into a tensor; record the new value of the memory's root, forget what views held."""
+        if new.dtype != x.dtype:
+            with self:
+                new = new.to(x.dtype)
+        x.copy_(new)
+        number = self._number(new)
+        self._numbers[x] = number
+        self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
         if old is None:
             self._numbers[root] = number
         else:
             args = (old, Ref(number), self._places(x, root))
-            node = Node(written_into_storage, args, {}, None, (self._put(root),), (), self._network.running())
+            node = Node(written_into_storage, args, {}, None, (self._put(root),), self._network.running())
             self._add(node)
         key = _storage(x)
         self._roots[key] = root
@@ -485,6 +496,37 @@ def _written(func: Any, positional: int) -> tuple[int | str, ...]:
     schema = enumerate(func._schema.arguments)
     written = [(place, known.name) for place, known in schema if known.alias_info and known.alias_info.is_write]
     return tuple(place if place < positional else name for place, name in written)
+
+
+def _functional(op: Any) -> Any:
+    """Return the operation that makes what another one writes; itself, if it writes nothing; None if there is none."""
+    schema = op._schema
+    if not schema.is_mutable:
+        return op
+    packet = op.overloadpacket
+    if not any(known.is_out for known in schema.arguments):
+        packet = getattr(torch.ops.aten, name_of(op), None) if op.namespace == "aten" else None
+    wanted = [(known.name, str(known.type)) for known in schema.arguments if not known.is_out]
+    for name in () if packet is None else packet.overloads():
+        one = getattr(packet, name)
+        if not one._schema.is_mutable and wanted == [(k.name, str(k.type)) for k in one._schema.arguments]:
+            return one
+    return None
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    data, gate = x.chunk(2, dim)
+    return data * gate.sigmoid()
+
+
+# Operations that are recorded as several: so a gate is told from what it scales, and what is copied from where to.
+_PARTS: dict[str, Callable[..., Tensor]] = {
+    "glu": _glu,
+    "lerp": lambda x, end, weight: x + (end - x) * weight,
+    "addcmul": lambda x, a, b, *, value=1: torch.add(x, a * b, alpha=value),
+    "addcdiv": lambda x, a, b, *, value=1: torch.add(x, a / b, alpha=value),
+    "copy": lambda x, new, non_blocking=False: new.to(x.dtype).expand(x.shape).clone(),
+}
 
 
 def _results(result: Any) -> list[Any]:

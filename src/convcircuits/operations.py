@@ -50,7 +50,7 @@ _CASTS = _names("_to_copy to type_as")
 EACH = _names("""
 abs add sub rsub neg pow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos
 atan atan2 erf erfc erfinv reciprocal sign sgn round floor ceil trunc frac fmod remainder floor_divide maximum minimum
-fmax fmin clamp clamp_min clamp_max clip addcmul addcdiv lerp where masked_fill nan_to_num relu relu6 hardtanh silu
+fmax fmin clamp clamp_min clamp_max clip where masked_fill nan_to_num relu relu6 hardtanh silu
 gelu elu celu selu leaky_relu hardswish mish softplus sigmoid hardsigmoid _prelu_kernel prelu log_sigmoid_forward
 threshold hardshrink softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne lt le gt ge isnan isinf isfinite
 logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit
@@ -131,11 +131,16 @@ class Operation:
         meets: Marks of its inputs -> whether dead values would meet live ones, so that they must be zero; or where,
             for the one input that there is.
         gate: Whether the result is a gate: a sigmoid's, or what is made of one alone (a view, a resized one, 1 - it).
+        moves: Whether values are only moved, repeated or left out.
+        over: Where they are not, the dimensions of its input along which values are mixed (from 0, the batch; a result
+            of fewer dimensions lacks them); None where it is not known which.
     """
 
     rule: Rule
     meets: Callable[[Sequence[Tensor]], bool | Tensor]
     gate: bool = False
+    moves: bool = False
+    over: tuple[int, ...] | None = ()
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
         """Return for each input which values count for what they are: bool, live or where they meet nothing live."""
@@ -180,11 +185,13 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Ope
     moves = all(graph.dtypes[n].is_floating_point or graph.dtypes[n].is_complex for n in distinct)  # and no places
     adds = name in _GATHERS or (name == "index_put" and argument(node, "accumulate"))
     if moves and adds:
-        return Operation(_move(graph, node, distinct), _always)
+        return Operation(_move(graph, node, distinct), _always, over=None)
     if name in _TURNS or (name in _MOVES and moves and argument(node, "reduce") is None):
-        return Operation(_move(graph, node, distinct), _never, passing)
+        return Operation(_move(graph, node, distinct), _never, passing, moves=True)
     if name in _REWRITES:
-        return Operation(_REWRITES[name](graph, node), _never, passing)
+        return Operation(
+            _REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"), over=None
+        )
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(node, [(n, graph.shapes[n], gates[n]) for n in distinct])
     if name in EACH or name in _PRODUCTS:
@@ -250,8 +257,6 @@ def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
         args, kwargs = node.arguments(dict(zip(distinct, marks, strict=True)).__getitem__, _empty_of_values)
         args = tuple(0 if k in filled else a for k, a in enumerate(args))
         kwargs |= dict.fromkeys(kwargs.keys() & {"value"}, 0) | dict.fromkeys(kwargs.keys() & {"alpha"}, 1)
-        if node.written:
-            return tuple(node.write(args, kwargs))
         if "view" in name or name == "_reshape_alias":  # a mark's strides may be others
             return args[0].reshape(args[1])
         return node.op(*args, **{k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")})
@@ -275,17 +280,8 @@ def _empty_of_values(x: Tensor) -> Tensor:
     return torch.zeros(x.shape) if x.is_floating_point() or x.is_complex() else x.cpu()
 
 
-def _copied(graph: "Graph", node: "Node") -> Rule:
-    """Copying into a tensor: all of it comes from the source."""
-    source, rank = node.number_of(node.args[1]), len(graph.shapes_of(node)[0])
-    distinct = list(dict.fromkeys(node.inputs))
-    if source is None:
-        return _emptied(graph, node)
-    return lambda *marks: _of_rank(marks[distinct.index(source)], rank)
-
-
 def _emptied(graph: "Graph", node: "Node") -> Rule:
-    """Filling a tensor: nothing live is left in it."""
+    """Filling a tensor with constants: nothing live is left in it."""
     return lambda *marks: marks[0] * 0
 
 
@@ -294,7 +290,7 @@ def _as_complex(graph: "Graph", node: "Node") -> Rule:
 
 
 _REWRITES = {
-    "copy": _copied,
+    "copy": _emptied,
     "fill": _emptied,
     "zero": _emptied,
     "view_as_real": lambda graph, node: lambda x: x.unsqueeze(-1),
@@ -350,7 +346,7 @@ def _dims(value: Any, rank: int) -> tuple[int, ...]:
 def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank = len(graph.shapes[node.inputs[0]])
     dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
-    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), gate)
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
 def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -364,7 +360,7 @@ def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
         result: Tensor = node.op(x.expand(shape).contiguous(), *node.args[1:], **node.kwargs)
         return result
 
-    return Operation(average, _varies(dims), gate)
+    return Operation(average, _varies(dims), gate, over=dims)
 
 
 def _reduction(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -380,7 +376,7 @@ def _reduction(graph: "Graph", node: "Node", gate: bool) -> Operation:
         total = x.sum(dims, keepdim=True)
         return total if keeps else total.reshape([n for d, n in enumerate(total.shape) if d not in dims])
 
-    return Operation(reduce, _varies(dims))
+    return Operation(reduce, _varies(dims), over=dims)
 
 
 def _scan(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -392,26 +388,27 @@ def _scan(graph: "Graph", node: "Node", gate: bool) -> Operation:
         spread[dim] = shape[dim]
         return x.expand(spread).cumsum(dim)
 
-    return Operation(scan, _varies((dim,)))
+    return Operation(scan, _varies((dim,)), over=(dim,))
 
 
 def _order(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank = len(graph.shapes[node.inputs[0]])
     dim = argument(node, "dim")
     dims = _dims(-1 if dim is None else dim, rank)
-    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims))
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
 def _softmax(graph: "Graph", node: "Node", gate: bool) -> Operation:
     dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
-    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate)
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
 def _layer_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    dims = tuple(range(-len(node.args[1]), 0))
+    rank = len(graph.shapes[node.inputs[0]])
+    dims = tuple(range(rank - len(node.args[1]), rank))
     if "rms" in node.name:  # only a norm divides: what is zero stays zero
-        return Operation(lambda x: x * (1 + x.sum(dims, keepdim=True)), _always)
-    return Operation(lambda x: x + x.sum(dims, keepdim=True), _always)
+        return Operation(lambda x: x * (1 + x.sum(dims, keepdim=True)), _always, over=dims)
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _always, over=dims)
 
 
 def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -423,32 +420,19 @@ def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
         spread = sums.repeat_interleave(shape[1] // groups, 1)
         return x + spread.reshape(*spread.shape, *[1] * (len(shape) - 2))
 
-    return Operation(norm, _always)
+    return Operation(norm, _always, over=tuple(range(1, len(shape))))
 
 
 def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     if not argument(node, "training"):
         return Operation(lambda x: x, _never, gate)
     dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # an instance's own statistics, images laid into channels
-    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims))
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
 def _fourier(graph: "Graph", node: "Node", gate: bool) -> Operation:
     dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
-    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims))
-
-
-def _glu(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    shape = graph.shapes[node.inputs[0]]
-    dim = _dims(argument(node, "dim"), len(shape))[0]
-
-    def gated(x: Tensor) -> Tensor:
-        spread = list(x.shape)
-        spread[dim] = shape[dim]
-        data, by = x.expand(spread).chunk(2, dim)
-        return data * (1 + by)
-
-    return Operation(gated, _never, gate)
+    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
 def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -458,7 +442,9 @@ def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank = len(graph.shapes_of(node)[0])
     over = [tuple(range(2, rank)) if is_map else tuple(range(1, rank)) for is_map in kinds]
     return Operation(
-        lambda *marks: _summed([m.sum(dims, keepdim=True) for m, dims in zip(marks, over, strict=True)]), _several
+        lambda *marks: _summed([m.sum(dims, keepdim=True) for m, dims in zip(marks, over, strict=True)]),
+        _several,
+        over=None,
     )
 
 
@@ -471,12 +457,12 @@ def _contraction(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank = len(graph.shapes_of(node)[0])
     if node.name.startswith("add") or node.name.startswith("badd"):
         if place == 0:
-            return Operation(lambda x: _of_rank(x, rank), _never)
+            return Operation(lambda x: _of_rank(x, rank), _never, over=None)
         place -= 1
     dim = -1 if place == 0 else -2
     if node.name == "mv":
-        return Operation(lambda x: x.sum(-1), _always)
-    return Operation(lambda x: x.sum(dim, keepdim=True), _always)
+        return Operation(lambda x: x.sum(-1), _always, over=None)
+    return Operation(lambda x: x.sum(dim, keepdim=True), _always, over=None)
 
 
 _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation]], ...] = (
@@ -490,7 +476,6 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (("native_layer_norm", "_fused_rms_norm", "rms_norm"), _layer_norm),
     (("native_group_norm",), _group_norm),
     (_FOURIER, _fourier),
-    (("glu",), _glu),
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),
 )
@@ -527,7 +512,7 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
                 parts[place].append(by_image * by_channel)
         return tuple(_summed(part) for part in parts)
 
-    return Operation(spread, _always)
+    return Operation(spread, _always, over=None)
 
 
 def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tensor:
