@@ -13,7 +13,7 @@ from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import graph, kernels_of, turns
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import record
+from convcircuits.layout import lay_out
 from convcircuits.wiring import SiteKind, wire
 from nets import NETS
 
@@ -24,7 +24,7 @@ def wired(name, layer, unit):
     case = NETS[name]
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    recording = record(subject, case.input_shape)
+    layout = lay_out(subject, case.input_shape)
     return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
@@ -161,7 +161,7 @@ def test_a_batchnorm_with_a_negative_factor_turns_a_filter_round():
     model, feature = case.build(), cc.Feature("head", 0)
     model.bn.weight.data[1] = -2.0
     network = Network(model)
-    recording = record(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
+    layout = lay_out(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
     stem = next(v.number for v in recording.values if v.call is not None and v.call.layer == "stem")
     assert turns(recording, stem).tolist() == [1, -1, 1, 1]
     assert turns(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it

@@ -17,7 +17,7 @@ from convcircuits.extraction import Sweep
 from convcircuits.interpreter import CircuitModule, program_of
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError, record
+from convcircuits.layout import UnextractableError, lay_out
 from convcircuits.tables import LayerTable
 from nets import NETS, seeded
 from random_nets import RandomNet
@@ -430,7 +430,7 @@ def test_maps_of_a_sweep_of_a_random_net_are_those_of_masked_runs(seed, effectiv
     feature = cc.Feature(model.layer, seed % 3)
     circuits = circuits_of(model, feature, images)
     sweep = sweep_of(model, circuits, (3, 7, 6), effective)
-    assert record(sweep.subject, (3, 7, 6))  # so that it is the network that runs
+    assert lay_out(sweep.subject, (3, 7, 6))  # so that it is the network that runs
     with torch.no_grad():
         full, *others = sweep.maps(images)
     same(full, cc.activations(model, feature, images))

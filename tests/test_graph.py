@@ -12,7 +12,7 @@ import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.graph import record_graph
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError
+from convcircuits.layout import UnextractableError
 from meetings import MEETINGS, Two
 from nets import NETS
 

@@ -14,7 +14,7 @@ from convcircuits import agreement, evaluation, extraction, finding, laws, maski
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError
+from convcircuits.layout import UnextractableError
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

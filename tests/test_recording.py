@@ -10,7 +10,7 @@ import oracles
 from convcircuits.capture import Network
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError, record
+from convcircuits.layout import UnextractableError, lay_out
 from nets import NETS
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from convcircuits.calls import ConvCall
 from convcircuits.capture import Network
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import record
+from convcircuits.layout import lay_out
 from convcircuits.wiring import LinkKind, SiteKind, wire
 from nets import NETS
 
@@ -20,7 +20,7 @@ def wired(name, layer, unit):
     case = NETS[name]
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    recording = record(subject, case.input_shape)
+    layout = lay_out(subject, case.input_shape)
     return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
@@ -120,7 +120,7 @@ def test_a_direction_is_a_target_that_reads_filters():
     network = Network(case.build())
     feature = cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    wiring = wire(record(subject, case.input_shape), subject.survey.kernels, subject.rows, subject.coefficients)
+    wiring = wire(lay_out(subject, case.input_shape), subject.survey.kernels, subject.rows, subject.coefficients)
     target = wiring.sites[wiring.target[0]]
     assert target.kind is SiteKind.TARGET
     assert [link.sources.channel.tolist() for link in target.links] == [[1], [3]]

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -241,7 +243,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
         self._output: int | None = None
         self._recording = True
+        self._whole = _Whole(self)
         self._put(images)
+
+    def __enter__(self) -> "Recorder":
+        self._whole.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._whole.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -291,6 +303,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
             self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
+
+    def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
+        """Compute an operation that torch makes of others, and record it as one node."""
+        if not self._recording or not any(map(self._is_of_image, tensors_in(args))):
+            return op(*args)
+        return self._computed(op, args, {})
 
     def undecided(self, what: str) -> ConvCircuitsError:
         """Return the error of a model that does what cannot be followed."""
@@ -374,7 +392,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return _PARTS[name](*args, **kwargs)
         encoded = self._encoded(args), self._encoded(kwargs)
-        result = op(*args, **kwargs)
+        with self._paused():
+            result = op(*args, **kwargs)
         outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in _results(result))
         self._add(Node(op, *encoded, None, outputs, self._network.running()))
         return result
@@ -488,6 +507,45 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._numbers.pop(other, None)
 
 
+class _Whole(TorchFunctionMode):
+    """Has a recorder record as one what torch would show it in parts: images laid into channels, a map wrapped around.
+
+    Args:
+        recorder: The recorder.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.instance_norm:
+            return self._recorder.whole(torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs))
+        if func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
+            return self._recorder.whole(torch.ops.aten.pad.default, _padding(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    return input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, True
+
+
+def _padding(input: Tensor, pad: Sequence[int], mode: str, value: float | None = None) -> tuple[Any, ...]:
+    return input, list(pad), mode, value
+
+
 _SPOKEN = {"_local_scalar_dense": "item"}
 
 
@@ -525,7 +583,7 @@ _PARTS: dict[str, Callable[..., Tensor]] = {
     "lerp": lambda x, end, weight: x + (end - x) * weight,
     "addcmul": lambda x, a, b, *, value=1: torch.add(x, a * b, alpha=value),
     "addcdiv": lambda x, a, b, *, value=1: torch.add(x, a / b, alpha=value),
-    "copy": lambda x, new, non_blocking=False: new.to(x.dtype).expand(x.shape).clone(),
+    "copy": lambda x, new, non_blocking=False: new.expand(x.shape).clone(),
 }
 
 

@@ -39,7 +39,7 @@ contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes
 rot90 repeat repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d constant_pad_nd
 index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col tril triu
-lift_fresh lift_fresh_copy narrow part_of_storage written_into_storage
+lift_fresh lift_fresh_copy narrow pad part_of_storage written_into_storage
 """)
 # Moves that add up what lands at one place.
 _GATHERS = _names("index_add scatter_add col2im")
@@ -122,6 +122,21 @@ def written_into_storage(x: Tensor, part: Tensor, places: Tensor) -> Tensor:
     return x.flatten().index_copy(0, places.flatten(), part.flatten().to(x.dtype)).reshape(x.shape)
 
 
+def is_batch_norm(node: "Node") -> bool:
+    """Return whether a recorded operation is a batch norm."""
+    return node.name in _BATCH_NORMS
+
+
+def is_padding(node: "Node") -> bool:
+    """Return whether a recorded operation pads."""
+    return node.name == "pad" or "_pad" in node.name
+
+
+def is_constant_fill(node: "Node") -> bool:
+    """Return whether a recorded operation puts constants in the place of all that it is given."""
+    return node.name in ("copy", "fill", "zero")
+
+
 @dataclass(frozen=True)
 class Operation:
     """What one recorded operation does with channels.
@@ -134,6 +149,7 @@ class Operation:
         moves: Whether values are only moved, repeated or left out.
         over: Where they are not, the dimensions of its input along which values are mixed (from 0, the batch; a result
             of fewer dimensions lacks them); None where it is not known which.
+        data: Which of two inputs is scaled by the other, a gate; None where none is.
     """
 
     rule: Rule
@@ -141,6 +157,7 @@ class Operation:
     gate: bool = False
     moves: bool = False
     over: tuple[int, ...] | None = ()
+    data: int | None = None
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
         """Return for each input which values count for what they are: bool, live or where they meet nothing live."""
@@ -163,6 +180,12 @@ class Plan:
     reads: Mapping[int, Tensor]
     silent: Mapping[int, Mapping[int, Tensor]]
     output: Tensor | None
+
+    def to(self, device: torch.device) -> "Plan":
+        """Move it to a device."""
+        silent = {place: {n: mark.to(device) for n, mark in marks.items()} for place, marks in self.silent.items()}
+        reads = {place: read.to(device) for place, read in self.reads.items()}
+        return Plan(reads, silent, None if self.output is None else self.output.to(device))
 
 
 def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Operation:
@@ -330,8 +353,8 @@ def _product(node: "Node", factors: Sequence[tuple[int, torch.Size, bool]]) -> O
     else:
         data = int(math.prod(a_shape) < math.prod(b_shape))
     if data:
-        return Operation(lambda a, b: _of_rank(b * (1 + a), rank), _never, a_gate and b_gate)
-    return Operation(lambda a, b: _of_rank(a * (1 + b), rank), _never, a_gate and b_gate)
+        return Operation(lambda a, b: _of_rank(b * (1 + a), rank), _never, a_gate and b_gate, data=1)
+    return Operation(lambda a, b: _of_rank(a * (1 + b), rank), _never, a_gate and b_gate, data=0)
 
 
 # ---------------------------------------- along some dimensions
@@ -430,6 +453,11 @@ def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
+def _instance_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = tuple(range(2, len(graph.shapes[node.inputs[0]])))
+    return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
+
+
 def _fourier(graph: "Graph", node: "Node", gate: bool) -> Operation:
     dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
     return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
@@ -475,6 +503,7 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (("_softmax", "_log_softmax"), _softmax),
     (("native_layer_norm", "_fused_rms_norm", "rms_norm"), _layer_norm),
     (("native_group_norm",), _group_norm),
+    (("instance_norm",), _instance_norm),
     (_FOURIER, _fourier),
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),

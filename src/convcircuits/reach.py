@@ -77,17 +77,21 @@ class Paths:
     Args:
         graph: The graph.
 
+    Attributes:
+        graph: The graph.
+        operations: What each node does with channels; None for kernel calls.
+
     Raises:
         ConvCircuitsError: If an operation is unknown and cannot be measured.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._operations: list[Operation | None] = []
+        self.operations: list[Operation | None] = []
         gates = {0: False}
         for node in graph.nodes:
             operation = None if node.call is not None else operation_of(graph, node, gates)
-            self._operations.append(operation)
+            self.operations.append(operation)
             gates |= {n: operation is not None and operation.gate for n in node.outputs if n is not None}
 
     @cached_property
@@ -123,7 +127,7 @@ class Paths:
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
         """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
-        graph, need = self.graph, self._needed(live, rows)
+        graph, need = self.graph, self.needed(live, rows)
         found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
         for place, node in enumerate(graph.nodes):
             if node.call is not None:
@@ -133,7 +137,7 @@ class Paths:
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
         """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""
         live, full = self.live(kernels), self.full.conducting
-        need = self._needed(live, rows)
+        need = self.needed(live, rows)
         return [
             full[place].any(1) & ~conducting.any(1) & ~self._rows_needed(place, need)
             for place, conducting in live.conducting.items()
@@ -149,7 +153,7 @@ class Paths:
         dim = _channel_dim(node.call, len(shape))
         return _per_channel(need[number], dim, shape[dim])
 
-    def _needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
+    def needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
         """Follow back what the feature needs, by number of the value: what is dead and counts for zero is not."""
         graph = self.graph
         output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
@@ -174,7 +178,7 @@ class Paths:
                 if n in need and result.requires_grad
             ]
             if wanted:
-                operation = self._operations[place]
+                operation = self.operations[place]
                 assert operation is not None
                 spared = operation.spared([value.detach() for value in values])
                 gradients = torch.autograd.grad(
@@ -185,22 +189,21 @@ class Paths:
                         _add(need, number, (gradient > 0) & counts)
         return need
 
-    def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
+    def plan(self, live: Live) -> Plan:
         """Say what is dead in a circuit, and where it must count for zero; the model's constants stay as they are."""
-        live, silent = self.live(kernels), {}
-        for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
+        silent = {}
+        for place, (node, operation) in enumerate(zip(self.graph.nodes, self.operations, strict=True)):
             given = {n: live.marks[n] for n in node.inputs}
             if operation is not None:
                 spared = dict(zip(given, operation.spared([mark.float() for mark in given.values()]), strict=True))
             else:
                 spared = given if _within_channels(node.call, live.marks[node.inputs[0]]) else {}
             spared = {n: mark | ~self.full.marks[n] for n, mark in spared.items()}
-            partly = {n: mark.to(device) for n, mark in spared.items() if not bool(mark.all())}
+            partly = {n: mark for n, mark in spared.items() if not bool(mark.all())}
             if partly:
                 silent[place] = partly
         output = live.marks[self.graph.output] | ~self.full.marks[self.graph.output]
-        reads = {place: read.to(device) for place, read in live.reads.items()}
-        return Plan(reads, silent, None if bool(output.all()) else output.to(device))
+        return Plan(live.reads, silent, None if bool(output.all()) else output)
 
     def check_images_apart(self, layer: str) -> None:
         """Refuse a model in which one image changes what is computed of another.
@@ -221,7 +224,7 @@ class Paths:
 
     def through(self, place: int, marks: list[Tensor]) -> list[Tensor]:
         """Bring marks of what an operation reads, one for each value in order, through it; one for each result."""
-        operation = self._operations[place]
+        operation = self.operations[place]
         assert operation is not None
         result = operation.rule(*marks)
         shapes = self.graph.shapes_of(self.graph.nodes[place])
