@@ -8,7 +8,6 @@ from convcircuits.capture import Network
 from convcircuits.cutting import cut
 from convcircuits.masking import Masks, Subject
 from convcircuits.reach import survey
-from convcircuits.layout import lay_out
 from graph_oracle import Graph
 from nets import NETS, seeded
 from random_nets import RandomNet

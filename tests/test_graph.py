@@ -11,8 +11,8 @@ from torchvision.ops import DeformConv2d
 import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.graph import record_graph
-from convcircuits.reach import survey
 from convcircuits.layout import UnextractableError
+from convcircuits.reach import survey
 from meetings import MEETINGS, Two
 from nets import NETS
 

@@ -13,8 +13,8 @@ import convcircuits as cc
 from convcircuits import agreement, evaluation, extraction, finding, laws, masking
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
-from convcircuits.reach import survey
 from convcircuits.layout import UnextractableError
+from convcircuits.reach import survey
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

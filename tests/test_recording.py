@@ -8,9 +8,9 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from convcircuits.capture import Network
+from convcircuits.layout import UnextractableError
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.layout import UnextractableError, lay_out
 from nets import NETS
 
 torch.set_num_threads(1)

@@ -63,8 +63,8 @@ def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
         output = None if plan.output is None else ~plan.output
     else:  # every bias stays, so all is live that is in the full model
         live = Live(paths.full.marks, paths.full.reads, _kept(layout, masks))
-    need = {number: _by_channel(layout.values[number], mark) for number, mark in paths.needed(live, rows).items()
-            if number in layout.values}
+    marks = {n: mark for n, mark in paths.needed(live, rows).items() if n in layout.values}
+    need = {n: layout.values[n].by_channel(mark) for n, mark in marks.items()}
     numbers = {value.place: value.number for value in layout.values.values() if value.call is not None}
     conducting = {numbers[place]: table for place, table in live.conducting.items() if place in numbers}
     return Cut({n: mark for n, mark in need.items() if bool(mark.any())}, conducting, silent, output)
@@ -77,12 +77,6 @@ def _kept(layout: Layout, masks: Masks) -> dict[int, Tensor]:
         place: table & masks.kernels[call.layer].cpu() if call is not None and call.layer in masks.kernels else table
         for (place, table), call in zip(tables.items(), calls.values(), strict=True)
     }
-
-
-def _by_channel(value: Value, mark: Tensor) -> Tensor:
-    if value.axis is None:
-        return mark.any().reshape(1)
-    return mark.movedim(value.axis + 1, 0).flatten(1).any(1).expand(value.channels)
 
 
 def reads(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tuple[Tensor, bool]:
@@ -105,5 +99,7 @@ def single_images(mark: Tensor, value: Value) -> Tensor:
         UnextractableError: If they have not.
     """
     if len(mark) > 1 and not bool((mark == mark[:1]).all()):
-        raise UnextractableError(f"{value.layer or 'The model'} treats one image of a batch in another way than the next.")
+        raise UnextractableError(
+            f"{value.layer or 'The model'} treats one image of a batch in another way than the next."
+        )
     return mark[:1]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from convcircuits.calls import ConvCall, LinearCall
+from convcircuits.calls import ConvCall
 from convcircuits.cutting import Cut, reads, single_images
 from convcircuits.graph import Ref
 from convcircuits.instructions import repeat_for
@@ -246,7 +246,13 @@ class Emitter:
                 x = self.writer.call(
                     torch.ops.aten.index_select.default, x, dim, self.writer.constant("channels", part.channels)
                 )
-        key = ("kernels", value.number, x, identity(rows), n if self._is_special(value, n) else identity(conducting))
+        key = (
+            "kernels",
+            value.number,
+            x,
+            identity(rows),
+            n if self._is_special(value, n) else identity(conducting[rows]),
+        )
         filters = _numbers(value, part.filters)
         node = self.writer.once(
             key,
@@ -402,7 +408,9 @@ class Emitter:
             if module is not None:
                 return self.writer.module(value.layer, module, nodes[value.inputs[0]], channels=origin)
             written = self._layout.written(value)
-            args, kwargs = _each((written.args, dict(written.kwargs)), lambda x: self._cut_constant(value, written, x, origin), Tensor)
+            args, kwargs = _each(
+                (written.args, dict(written.kwargs)), lambda x: self._cut_constant(value, written, x, origin), Tensor
+            )
             return self._called(written, nodes, args, kwargs)
 
         key = ("apply", value.number, tuple(nodes[k] for k in value.inputs), identity(origin))

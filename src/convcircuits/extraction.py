@@ -19,7 +19,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
 from convcircuits.interpreter import CircuitModule
 from convcircuits.laws import checked
-from convcircuits.layout import Layout, UnextractableError, lay_out
+from convcircuits.layout import Layout, UnextractableError, layout_of
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
@@ -75,7 +75,7 @@ def extract(
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
     with _writing(subject):
-        layout = lay_out(subject, shape)
+        layout = layout_of(subject, shape)
         kept = cut(layout, masks, found.rows)
     if not kept.alive:
         raise ConvCircuitsError(
@@ -185,7 +185,7 @@ class Sweep:
         """Write the one circuit alone, to see where it parts from its masked run."""
         masks = [None, *self._masks][n]
         with _writing(self.subject):
-            layout = lay_out(self.subject, images.shape[1:])
+            layout = layout_of(self.subject, images.shape[1:])
             kept = cut(layout, masks, self.subject.survey.rows)
             alone = _written(self.subject, layout, [kept], [masks], fold=True)
         where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
@@ -197,7 +197,7 @@ class Sweep:
         if shape not in self._written:
             try:
                 with _writing(self.subject):
-                    self._written[shape] = self._write(lay_out(self.subject, shape))
+                    self._written[shape] = self._write(layout_of(self.subject, shape))
             except UnextractableError as problem:
                 self._written[shape], self._reason = None, str(problem)
         return self._written[shape]
@@ -282,7 +282,7 @@ def _takes_any_size(subject: Subject, layout: Layout) -> bool:
     for step in (1, 2, 4, 8, 16, 64):
         step = -step if min(height, width) > 96 else step
         try:
-            other = lay_out(subject, (channels, height + step, width + step))
+            other = layout_of(subject, (channels, height + step, width + step))
         except ConvCircuitsError:
             if abs(step) == 64:
                 return False

@@ -8,6 +8,7 @@ it, and nothing is overwritten.
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,6 +56,7 @@ class Node:
         outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
         layer: Name of the innermost module that ran.
         autocast: The dtype that autocast gave kernel calls there, None where it was off.
+        turn: Which of its layer's calls a kernel call is, from 0, in a run of the model.
     """
 
     op: Any
@@ -64,6 +66,7 @@ class Node:
     outputs: tuple[int | None, ...]
     layer: str
     autocast: torch.dtype | None = None
+    turn: int = 0
 
     @property
     def name(self) -> str:
@@ -242,17 +245,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
         self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
         self._output: int | None = None
+        self._turns: Counter[str] = Counter()
         self._recording = True
         self._whole = _Whole(self)
         self._put(images)
 
     def __enter__(self) -> "Recorder":
         self._whole.__enter__()  # type: ignore[no-untyped-call]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._whole.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -284,6 +288,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute a kernel call, and record it as one node."""
         if not self._recording:
             return call.compute()
+        turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
         with self._paused():
             output = call.compute()
             for name, tensor in (("weights", call.weight), ("biases", call.bias)):
@@ -301,7 +306,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if not self._network.shared:  # the model writes to its weights
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
-            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
+            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast, turn))
             return output
 
     def whole(self, op: Any, args: tuple[Any, ...]) -> Any:

@@ -22,7 +22,6 @@ from convcircuits.masking import Subject
 from convcircuits.operations import (
     Operation,
     argument,
-    is_batch_norm,
     is_constant_fill,
     is_padding,
     part_of_storage,
@@ -35,8 +34,8 @@ _CONSTANT = -2  # in the place of an element's number
 _SAME = ("clone", "alias", "detach", "contiguous", "lift_fresh", "lift_fresh_copy")  # nothing is moved at all
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 # Moves that do the same with fewer channels, where they leave the channels' dimension alone.
-_AGAIN = ("permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flip", "roll", "slice", "select", "repeat")
-_AGAIN += ("index_select", "rot90")
+_AGAIN = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flip", "roll", "slice", "select", "repeat"}
+_AGAIN |= {"index_select", "rot90"}
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,16 @@ class Value:
         shape = [1] * len(self.shape)
         shape[self.axis] = -1
         return values.reshape(shape)
+
+    def by_channel(self, mark: Tensor) -> Tensor:
+        """Return which channels have anything marked, (channels,); whether anything is, (1,), without an axis.
+
+        Args:
+            mark: Bool, broadcasts to the value of a batch.
+        """
+        if self.axis is None:
+            return mark.any().reshape(1)
+        return mark.movedim(self.axis + 1, 0).flatten(1).any(1).expand(self.channels)
 
     def reads_aligned(self, source: "Value") -> bool:
         """Return whether each of its channels is computed of the source's channel of the same number alone."""
@@ -185,7 +194,8 @@ class Layout:
         Raises:
             UnextractableError: If it depends on the number of images.
         """
-        assert value.node is not None and value.place is not None
+        assert value.node is not None
+        assert value.place is not None
         node, other = value.node, self._more.nodes[value.place]
         if node.op in (part_of_storage, written_into_storage):
             raise _unextractable(node.layer, "writes into a part of a map")
@@ -356,7 +366,9 @@ class Layout:
             inside = (first >= whole[n]) & (first < whole[n + 1])
             size = own[n + 1] - own[n]
             if not bool(((second - first)[inside] == size).all()) or not bool((first[inside] < whole[n] + size).all()):
-                raise _unextractable(value.layer, f"moves values across images ({value.node.name if value.node else ''})")
+                raise _unextractable(
+                    value.layer, f"moves values across images ({value.node.name if value.node else ''})"
+                )
             local = first[inside] - whole[n]
             if number in self._elements:
                 roots, elements = self._elements[number]
@@ -417,7 +429,7 @@ class Layout:
         raise _unextractable(node.layer, f"does something else with another number of images ({node.name})")
 
 
-def lay_out(subject: Subject, input_shape: Sequence[int]) -> Layout:
+def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
     """Find where the channels of each value lie that a model computes up to a feature.
 
     Args:

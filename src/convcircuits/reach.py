@@ -127,12 +127,17 @@ class Paths:
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
         """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
-        graph, need = self.graph, self.needed(live, rows)
-        found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
-        for place, node in enumerate(graph.nodes):
-            if node.call is not None:
-                found[node.call.layer] |= live.conducting[place] & self._rows_needed(place, need)[:, None]
+        found: dict[str, Tensor] = {}
+        for place, on_path in self.found_by_call(live, rows).items():
+            call = self.graph.nodes[place].call
+            assert call is not None
+            found[call.layer] = found[call.layer] | on_path if call.layer in found else on_path
         return found
+
+    def found_by_call(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
+        """Return by place of a kernel call's node, (out, in per group), its kernels on a path."""
+        need = self.needed(live, rows)
+        return {place: table & self._rows_needed(place, need)[:, None] for place, table in live.conducting.items()}
 
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
         """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""

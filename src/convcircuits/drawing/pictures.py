@@ -54,15 +54,11 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
     A node that no kernel reads, as a gate, is not named.
     """
     found: dict[tuple[int, int], Reading] = {}
-    turns: Counter[str] = Counter()
-    for value in drawing.recording.values:
-        if value.call is None:
-            continue
-        turn, turns[value.call.layer] = turns[value.call.layer], turns[value.call.layer] + 1
-        if value.number in drawing.wiring.reads:
+    for value in drawing.layout.values.values():
+        if value.node is not None and value.number in drawing.wiring.reads:
             read = drawing.wiring.reads[value.number]
             for channel, source in enumerate(zip(read.site.tolist(), read.channel.tolist(), strict=True)):
-                found.setdefault(source, (value.call.layer, turn, channel))
+                found.setdefault(source, (value.layer, value.node.turn, channel))
     ends = zip(drawing.graph.site.tolist(), drawing.graph.channel.tolist(), strict=True)
     image = next(n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE)
     readings = {n: found[end] for n, end in enumerate(ends) if end in found and end[0] != image}
@@ -71,7 +67,7 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
 
 def once_called(drawing: Drawing) -> set[str]:
     """Name the layers that run once: what a kernel does in one of several calls is not told apart."""
-    times = Counter(value.call.layer for value in drawing.recording.values if value.call is not None)
+    times = Counter(value.call.layer for value in drawing.layout.values.values() if value.call is not None)
     return {layer for layer, count in times.items() if count == 1}
 
 
