@@ -139,7 +139,7 @@ class Graph:
         if images.shape != self.shapes[0]:
             raise ConvCircuitsError(f"The graph is of images {tuple(self.shapes[0])}; got {tuple(images.shape)}.")
         values: dict[int, Tensor] = {0: images}
-        last = self._last_uses()
+        last = self.last_uses()
         with torch.autocast(images.device.type, enabled=False):
             for place, node in enumerate(self.nodes):
                 value = _silenced(values, {} if plan is None else plan.silent.get(place, {}))
@@ -169,7 +169,7 @@ class Graph:
         """Return the shapes of a node's results."""
         return [self.shapes[n] for n in node.outputs if n is not None]
 
-    def _last_uses(self) -> list[list[int]]:
+    def last_uses(self) -> list[list[int]]:
         """List for each node the values that nothing after it reads."""
         last: dict[int, int] = {}
         for place, node in enumerate(self.nodes):

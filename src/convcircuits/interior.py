@@ -75,7 +75,7 @@ class Positions:
             field = receptive_fields(sized, [None], local=True)[None]
         except ConvCircuitsError:
             raise
-        except Exception as error:  # the model's own code met boxes in place of values, and may fail on them anyhow
+        except Exception as error:  # a rule met a form that it was not made for: no figure, but no crash
             raise ConvCircuitsError(
                 f"{subject.network.name} cannot compute receptive fields: {type(error).__name__}: {error}"
             ) from error
