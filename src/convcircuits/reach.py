@@ -334,7 +334,7 @@ def _watched(network: Network, feature: Feature, images: Tensor) -> "_Watcher":
     watcher = _Watcher(network, feature, images)
     with torch.no_grad(), watcher.recorder:
         try:
-            network.forward(images, watcher.kernel, None, watcher.on_exit)
+            network.forward(images, watcher.kernel, watcher.on_exit)
         except ConvCircuitsError:
             if watcher.output is None:
                 raise
