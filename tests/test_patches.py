@@ -313,19 +313,11 @@ def test_constants_have_no_field_and_enlarge_none():
         fields.receptive_fields(subject, [("head", 0, 2)])
 
 
-def written(x):
-    around = x.new_zeros(*x.shape[:2], x.shape[2] + 3, x.shape[3] + 4)
-    around[:, :, 1:-2, 3:-1] = x
-    return around
-
-
-@pytest.mark.parametrize(
-    "pad", [*({"mode": mode} for mode in ("constant", "reflect", "replicate", "circular")), written], ids=str
-)
-def test_padding_is_outside_of_the_image_however_it_is_spelled(pad):
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_padding_of_any_mode_is_outside_of_the_image(mode):
     class Padding(nn.Module):
         def forward(self, x):
-            return pad(x) if callable(pad) else F.pad(x, (3, 1, 1, 2), **pad)
+            return F.pad(x, (3, 1, 1, 2), mode)
 
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), Padding(), nn.Conv2d(2, 2, 3, stride=2)), 0)()
     subject = subject_of(model, cc.Feature("2", 1), (3, 13, 12))

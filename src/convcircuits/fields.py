@@ -265,11 +265,9 @@ class _Walk:
         assert operation is not None
         shapes = self.graph.shapes_of(node)
         if "pad" in node.name:
-            pads = [*node.args[1], *[0] * 4][: max(4, len(node.args[1]))]
-            return [self.padded(node, x, (pads[2], pads[3], pads[0], pads[1]), pads[4:])]
+            return [self.padded(node, x)]
         if operation.moves:
-            framed = self.framed(node, given) if node.name == "written_into_storage" else None
-            boxes = self.paths.through(place, given) if framed is None else [framed]
+            boxes = self.paths.through(place, given)
         elif operation.over is None:
             boxes = [self.all_of(given, shape) for shape in shapes]
         elif not operation.over:
@@ -302,44 +300,13 @@ class _Walk:
         largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)
         return largest.reshape(2, *[1] * (len(shape) - 1)).expand(shape)
 
-    def padded(self, node: Node, x: Tensor, padding: Padding, further: Sequence[int] = ()) -> Tensor:
-        """Return the boxes of a map that an operation pads; along further dimensions with constants."""
-        top, bottom, left, right = padding
+    def padded(self, node: Node, x: Tensor) -> Tensor:
+        """Return the boxes of a padded map: beyond rows and columns as inside, along further dimensions nothing."""
+        left, right, top, bottom, *further = [*node.args[1], *[0] * 4][: max(4, len(node.args[1]))]
         (number,) = node.outputs
         assert number is not None
         self.around[number] = (max(0, top), max(0, bottom), max(0, left), max(0, right))
         return F.pad(_extended(x, ((top, bottom), (left, right))), (0, 0, 0, 0, *further))
-
-    def framed(self, node: Node, given: list[Tensor]) -> Tensor | None:
-        """Return the boxes of a map that is padded by writing it into a larger tensor, and its parts around it."""
-        whole, part, places = node.number_of(node.args[0]), node.number_of(node.args[1]), node.args[2]
-        (number,) = node.outputs
-        assert number is not None
-        if places.dim() < 3 or not places.numel():
-            return None
-        into = torch.arange(self.graph.shapes[number].numel()).reshape(self.graph.shapes[number])
-        if whole is None:
-            height, width = into.shape[-2:]
-            top, left = divmod(int(places.flatten()[0]) % (height * width), width)
-            padding = (top, height - top - places.shape[-2], left, width - left - places.shape[-1])
-            framed = torch.equal(_inside(into, padding), places)
-            return self.padded(node, given[0], padding) if framed else None
-        if whole not in self.around or part is None or not self.is_part(part, whole):
-            return None
-        if torch.isin(places, _inside(into, self.around[whole])).any():
-            return None
-        self.around[number] = self.around[whole]
-        return given[0]
-
-    def is_part(self, number: int, whole: int) -> bool:
-        """Return whether a value is another one moved, or a part of it."""
-        while number != whole and number in self.places:
-            place = self.places[number]
-            operation, node = self.paths.operations[place], self.graph.nodes[place]
-            if operation is None or not operation.moves:
-                return False
-            number = node.inputs[-1]
-        return number == whole
 
 
 def _as_wide(boxes: Tensor, shape: torch.Size) -> Tensor:
@@ -347,11 +314,6 @@ def _as_wide(boxes: Tensor, shape: torch.Size) -> Tensor:
     if not shape.numel():  # statistics that are not computed
         return boxes.new_zeros(shape)
     return boxes.expand(shape) if boxes.dim() == len(shape) else boxes.reshape(shape)
-
-
-def _inside(x: Tensor, padding: Padding) -> Tensor:
-    top, bottom, left, right = padding
-    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
 def _joined(
