@@ -26,15 +26,13 @@ def wired(name, layer, unit):
 
 def readers_by_replay(subject, layout, images):
     """Perturb one filter's map, hold those of all other calls, and see which input channels change."""
-    calls = {(v.layer, v.node.turn): v.number for v in layout.values.values() if v.call is not None}
+    calls = {(v.layer, v.call.turn): v.number for v in layout.values.values() if v.call is not None}
     numbers = []
-    outputs, inputs, ran = [], [], []
+    outputs, inputs = [], []
     count = 0
 
     def remember(call):
-        turn = sum(1 for layer, _ in ran if layer == call.layer)
-        ran.append((call.layer, turn))
-        numbers.append(calls.get((call.layer, turn), -len(ran)))
+        numbers.append(calls.get((call.layer, call.turn), -1 - len(numbers)))
         inputs.append(call.x.clone())
         outputs.append(call.compute().clone())
         return outputs[-1].clone()

@@ -8,6 +8,7 @@ thread. A model that writes to its weights as it runs gets weights of its own.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,6 @@ from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.copying import WriteGuard, WrittenError, differs, private_copy, storage, tensors_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import IN_PARTS, writes_to_first
 from convcircuits.tables import suggest
 
 _CONV = {torch.conv2d}
@@ -265,6 +265,7 @@ class _Interception(TorchFunctionMode):
         super().__init__()
         self._network, self._kernel = network, kernel
         self._blocks: Any = WeakIdKeyDictionary()  # flattened map -> how many channels it was made of
+        self._turns: Counter[str] = Counter()
         self._with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(
@@ -285,17 +286,15 @@ class _Interception(TorchFunctionMode):
         if func in _CONV or func in _LINEAR:
             self._check_modes()
             call = self._conv(*args, **kwargs) if func in _CONV else self._linear(*args, **kwargs)
-            return self._kernel(call)
+            turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
+            return self._kernel(replace(call, turn=turn))
         if func in _UNSUPPORTED:
             raise ConvCircuitsError(
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
-        if writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
+        if _writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
             raise WrittenError
-        if func in IN_PARTS and "out" not in kwargs:
-            with self:
-                return IN_PARTS[func](*args, **kwargs)
         result = func(*args, **kwargs)
         self._follow_blocks(func, args, result)
         return result
@@ -371,6 +370,12 @@ class _Interception(TorchFunctionMode):
             )
         bias = None if bias is None else bias.detach()
         return LinearCall(layer, input, weight.detach(), bias, self._blocks.get(input, input.shape[-1]))
+
+
+def _writes_to_first(function: Any) -> bool:
+    """Tell by its name whether a function works in place."""
+    name: str = function.__name__
+    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -7,7 +7,6 @@ outside: the boxes of a padded map go on beyond its border as they do inside, an
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -205,7 +204,6 @@ class _Walk:
     def __init__(self, paths: Paths, readings: Sequence[Reading], local: bool) -> None:
         self.paths, self.graph, self.local = paths, paths.graph, local
         self.wanted = channels_of(readings)
-        self.calls: Counter[str] = Counter()
         self.found: dict[Reading, Tensor] = {}
         self.padding: dict[Reading, Padding] = {}
         self.places = {n: place for place, node in enumerate(self.graph.nodes) for n in node.outputs if n is not None}
@@ -226,8 +224,7 @@ class _Walk:
         """Return the boxes of a kernel call's filters."""
         assert node.call is not None
         call, (number,) = replace(node.call, x=x), node.inputs
-        padding, order = self.around.get(number, (0, 0, 0, 0)), self.calls[call.layer]
-        self.calls[call.layer] += 1
+        padding = self.around.get(number, (0, 0, 0, 0))
         if isinstance(call, ConvCall):
             count, (top, bottom, left, right) = x.shape[1], padding
             shape = (x.shape[2] - top - bottom, x.shape[3] - left - right)
@@ -235,7 +232,7 @@ class _Walk:
             count, shape = call.blocks, self.folded(number) or (1, x.shape[1] // call.blocks)
         else:
             count, shape = x.shape[-1], (x.shape[1], x[0, 0, ..., 0].numel())
-        for reading, channel in self.wanted.get((call.layer, order), {}).items():
+        for reading, channel in self.wanted.get((call.layer, call.turn), {}).items():
             if 0 <= channel < count:
                 self.found[reading] = maps_read(call, torch.tensor([channel]), shape, padding)[:, 0]
                 self.padding[reading] = padding

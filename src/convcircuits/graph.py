@@ -8,7 +8,6 @@ it, and nothing is overwritten.
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ from convcircuits.calls import KernelCall
 from convcircuits.capture import Network
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import tensors_in
 from convcircuits.operations import (
     Plan,
     is_constant,
@@ -56,7 +54,6 @@ class Node:
         outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
         layer: Name of the innermost module that ran.
         autocast: The dtype that autocast gave kernel calls there, None where it was off.
-        turn: Which of its layer's calls a kernel call is, from 0, in a run of the model.
     """
 
     op: Any
@@ -66,7 +63,6 @@ class Node:
     outputs: tuple[int | None, ...]
     layer: str
     autocast: torch.dtype | None = None
-    turn: int = 0
 
     @property
     def name(self) -> str:
@@ -245,7 +241,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
         self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
         self._output: int | None = None
-        self._turns: Counter[str] = Counter()
         self._recording = True
         self._whole = _Whole(self)
         self._put(images)
@@ -288,7 +283,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute a kernel call, and record it as one node."""
         if not self._recording:
             return call.compute()
-        turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
         with self._paused():
             output = call.compute()
             for name, tensor in (("weights", call.weight), ("biases", call.bias)):
@@ -306,7 +300,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if not self._network.shared:  # the model writes to its weights
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
-            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast, turn))
+            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
 
     def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
@@ -559,6 +553,15 @@ def _written(func: Any, positional: int) -> tuple[int | str, ...]:
     schema = enumerate(func._schema.arguments)
     written = [(place, known.name) for place, known in schema if known.alias_info and known.alias_info.is_write]
     return tuple(place if place < positional else name for place, name in written)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors among an operation's arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return [x for part in value for x in tensors_in(part)] if isinstance(value, (tuple, list)) else []
 
 
 def _functional(op: Any) -> Any:

@@ -109,7 +109,7 @@ class Paths:
         """
         shape = self.graph.shapes[0]
         image = torch.ones(1, dtype=torch.bool) if images is None else images
-        marks, reads, conducting = {0: image.reshape(-1, *[1] * (len(shape) - 1))}, {}, {}
+        marks, reads, conducting = {0: image.reshape(-1, 1, 1, 1).expand(-1, shape[1], -1, -1)}, {}, {}
         for place, node in enumerate(self.graph.nodes):
             given = [marks[n] for n in dict.fromkeys(node.inputs)]
             if node.call is not None:

@@ -161,7 +161,10 @@ class _Ascent:
         except ConvCircuitsError:  # of a model that takes images of one size alone, or none so small
             self.places = [_Place.middle(*axis) for axis in axes]
             self.graph, self.call = self.recorded()
-        self.plan = Paths(self.graph).plan(self.masks.kernels, device) if self.masks.silent else None
+        self.plan = None
+        if self.masks.silent:
+            paths = Paths(self.graph)
+            self.plan = paths.plan(paths.live(self.masks.kernels)).to(device)
 
     def run(self, steps: int, seed: int) -> list[Picture | None]:
         """Begin with noise and climb."""
@@ -203,15 +206,12 @@ class _Ascent:
         network, feature, reading = self.subject.network, self.subject.feature, self.readings[0]
         if not isinstance(reading, tuple):
             return record_graph(network, feature, images), None
-        recorder, calls = Recorder(network, feature, images), 0
+        recorder = Recorder(network, feature, images)
 
         def kernel(call: KernelCall) -> Tensor:
-            nonlocal calls
-            if call.layer == reading[0]:
-                if calls == reading[1]:
-                    recorder.stop(call.x)
-                    raise _Read(call)
-                calls += 1
+            if (call.layer, call.turn) == reading[:2]:
+                recorder.stop(call.x)
+                raise _Read(call)
             return recorder.kernel(call)
 
         try:
@@ -265,7 +265,7 @@ def _leaky(graph: Graph) -> Graph:
     return replace(
         graph,
         nodes=tuple(
-            replace(node, op=leaky, args=(node.args[0], _SLOPE), kwargs={}, written=())
+            replace(node, op=leaky, args=(node.args[0], _SLOPE), kwargs={})
             if node.name == "relu" or (node.name == "hardtanh" and argument(node, "min_val") == 0)
             else node
             for node in graph.nodes

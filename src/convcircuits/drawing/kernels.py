@@ -1,6 +1,5 @@
 """Pictures of the filters that read the image: the kernels that they are, in the colours of what they really read."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -97,9 +96,9 @@ def _slopes(
     """
     subject = drawing.subject
     wanted = {
-        (value.layer, value.node.turn): value.number
+        (value.layer, value.call.turn): value.number
         for value in drawing.layout.values.values()
-        if value.node is not None and value.call is not None
+        if value.call is not None
     }
     mixing, black = mixing_of(primaries, subject.survey.input_shape[0])
     generator = torch.Generator().manual_seed(0)
@@ -107,11 +106,9 @@ def _slopes(
     images = torch.einsum("nrhw,rc->nchw", noise, mixing) + black[:, None, None]
     images = images.to(subject.network.device, subject.network.dtype).requires_grad_()
     found: dict[int, dict[int, Tensor]] = {}
-    met = Counter[str]()
 
     def kernel(call: KernelCall) -> Tensor:
-        number = wanted.get((call.layer, met[call.layer]))
-        met[call.layer] += 1
+        number = wanted.get((call.layer, call.turn))
         if number is not None and number in weights and isinstance(call, ConvCall):
             found[number] = _gradients(call, weights[number], images)
         return replace(call, x=call.x.detach()).compute()

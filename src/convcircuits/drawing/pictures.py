@@ -55,10 +55,10 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
     """
     found: dict[tuple[int, int], Reading] = {}
     for value in drawing.layout.values.values():
-        if value.node is not None and value.number in drawing.wiring.reads:
+        if value.call is not None and value.number in drawing.wiring.reads:
             read = drawing.wiring.reads[value.number]
             for channel, source in enumerate(zip(read.site.tolist(), read.channel.tolist(), strict=True)):
-                found.setdefault(source, (value.layer, value.node.turn, channel))
+                found.setdefault(source, (value.layer, value.call.turn, channel))
     ends = zip(drawing.graph.site.tolist(), drawing.graph.channel.tolist(), strict=True)
     image = next(n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE)
     readings = {n: found[end] for n, end in enumerate(ends) if end in found and end[0] != image}
