@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from convcircuits.instructions import DTYPES, OPERATIONS, Constant, repeat_for
+from convcircuits.instructions import DTYPES, OPERATIONS, Constant
 from convcircuits.interpreter import _EachResult, _given, _tensors
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -33,34 +33,35 @@ TENSORS["places"] = torch.randint(4, (2, 4, 6, 6), generator=GENERATOR)
 CALLS = """
 _conj(c) _unsafe_view(x,[2,-1]) clamp(x,0) clamp.Tensor(x,y) clip(x,None,1.5) clip.Tensor(x,None,y)
 _upsample_bicubic2d_aa.vec(x,None,False,[.5,.5]) _upsample_bilinear2d_aa.vec(x,[4,4],False,None)
-_upsample_nearest_exact1d(line,[4]) _upsample_nearest_exact1d.vec(line,None,[2.]) _upsample_nearest_exact2d.vec(x,None,[2.,1.5])
-_upsample_nearest_exact3d(block,[4,4,4]) _upsample_nearest_exact3d.vec(block,None,[2.,1.,.5])
-upsample_bicubic2d.vec(x,None,True,[2.,2.]) upsample_bilinear2d.vec(x,None,False,[2.,1.5]) upsample_linear1d(line,[4],True)
+_upsample_nearest_exact1d(line,[4]) _upsample_nearest_exact1d.vec(line,None,[2.])
+_upsample_nearest_exact2d.vec(x,None,[2.,1.5]) _upsample_nearest_exact3d(block,[4,4,4])
+_upsample_nearest_exact3d.vec(block,None,[2.,1.,.5]) upsample_bicubic2d.vec(x,None,True,[2.,2.])
+upsample_bilinear2d.vec(x,None,False,[2.,1.5]) upsample_linear1d(line,[4],True)
 upsample_linear1d.vec(line,None,False,[2.]) upsample_nearest1d(line,[3]) upsample_nearest1d.vec(line,None,[2.])
 upsample_nearest2d.vec(x,None,[2.,2.]) upsample_nearest3d(block,[2,2,2]) upsample_nearest3d.vec(block,None,[2.,2.,2.])
 upsample_trilinear3d(block,[2,3,4],False) upsample_trilinear3d.vec(block,None,True,[2.,2.,2.])
 adaptive_avg_pool1d(line,[3]) avg_pool1d(line,[2]) max_pool1d(line,[2]) avg_pool2d(x,[3,3],[2,2],[1,1],True,False)
-max_pool2d(x,[3,3],[2,2],[1,1])
-addmm(six,f,f2) addmv(six,f,w) baddbmm(number,m,square) bmm(m,square) mm(f,f2) mv(f,w) linear(f,f,six) matmul(x,y)
-batch_norm(x,w,w,w,v,False,.1,1e-3,True) instance_norm(x,w,w,None,None,True,.1,1e-3,True) group_norm(x,2,w,w)
-layer_norm(f,[4],w,w) native_layer_norm(f,[4],w,None,1e-5) rms_norm(f,[4],w)
+max_pool2d(x,[3,3],[2,2],[1,1]) addmm(six,f,f2) addmv(six,f,w) baddbmm(number,m,square) bmm(m,square) mm(f,f2) mv(f,w)
+linear(f,f,six) matmul(x,y) batch_norm(x,w,w,w,v,False,.1,1e-3,True) instance_norm(x,w,w,None,None,True,.1,1e-3,True)
+group_norm(x,2,w,w) layer_norm(f,[4],w,w) native_layer_norm(f,[4],w,None,1e-5) rms_norm(f,[4],w)
 bitwise_and.Tensor(k,k) bitwise_and.Scalar(k,3) bitwise_and.Scalar_Tensor(3,k) bitwise_not(b) bitwise_or.Tensor(k,k)
 bitwise_or.Scalar(k,3) bitwise_or.Scalar_Tensor(3,k) bitwise_xor.Tensor(b,b) bitwise_xor.Scalar(k,3)
 bitwise_xor.Scalar_Tensor(3,k) col2im(m,[6,6],[2,2],[1,1],[0,0],[2,2]) im2col(x,[3,3],[1,1],[1,1],[2,2])
 constant_pad_nd(x,[1,0,0,1],.5) div.Tensor_mode(x,y,rounding_mode="floor") div.Scalar_mode(x,2,rounding_mode="floor")
 expand(one,[2,4,6,6]) fill.Tensor(x,number) gather(x,1,places) grid_sampler_2d(x,grid,0,0,False)
-grid_sampler_3d(block,grid3,0,1,True) imag(c) real(c) index.Tensor(x,[None,i]) index_add(x,1,i,x3) index_put(x,[None,i],x3)
-index_select(x,1,i) masked_fill.Scalar(x,b,.5) masked_fill.Tensor(x,b,number) permute(x,[0,2,3,1]) prelu(x,w)
-reflection_pad1d(line,[1,2]) replication_pad1d(line,[1,2]) reflection_pad2d(x,[1,2,1,0]) repeat(x,[1,2,1,1])
-reshape(x,[-1,24,6]) view(x,[2,-1]) scatter.value(x,1,places,.5) scatter.src(x,1,places,y) scatter_add(x,1,places,y)
-select_scatter(x,x3[:,0],1,2) slice_scatter(x,x3,1,0,3) t(f) unflatten.int(x,1,[2,2]) view_as_complex(grid) view_as_real(c)
-where.self(b,x,y) where.ScalarOther(b,x,.5) where.ScalarSelf(b,.5,x) where.Scalar(b,.5,2)
-add.Tensor(x,1) sub.Tensor(x,y,alpha=2) mul.Tensor(x,2) div.Tensor(x,2) pow.Tensor_Scalar(x,2) sum.dim_IntList(x,[2,3],True)
-mean.dim(x,[1],True) amax(x,[1]) softmax.int(x,1) cat([x,y],1) split.sizes(x,[1,3],1) chunk(x,2,1) glu(x,1) topk(x,2,1)
-to.dtype(x,torch.float64) _to_copy(x,dtype=torch.float16) contiguous(x,memory_format=torch.channels_last) clone(x)
-zeros_like(x) full_like(x,2.5,dtype=torch.int64) gelu(x,approximate="tanh") hardtanh(x,0.,6.) slice.Tensor(x,1,1,3)
-elu(x,.5) leaky_relu(x,.2) softplus(x,2.,10.) squeeze.dims(one,[2,3]) flatten.using_ints(x,1) roll(x,[1,2],[1,2])
-fft_fftn(x,None,[2,3],"ortho") fft_irfftn(c,[6,10],[2,3]) fft_rfft(x,None,1) std.correction(x,[1],correction=0)
+grid_sampler_3d(block,grid3,0,1,True) imag(c) real(c) index.Tensor(x,[None,i]) index_add(x,1,i,x3)
+index_put(x,[None,i],x3) index_select(x,1,i) masked_fill.Scalar(x,b,.5) masked_fill.Tensor(x,b,number)
+permute(x,[0,2,3,1]) prelu(x,w) reflection_pad1d(line,[1,2]) replication_pad1d(line,[1,2])
+reflection_pad2d(x,[1,2,1,0]) repeat(x,[1,2,1,1]) reshape(x,[-1,24,6]) view(x,[2,-1]) scatter.value(x,1,places,.5)
+scatter.src(x,1,places,y) scatter_add(x,1,places,y) select_scatter(x,x3[:,0],1,2) slice_scatter(x,x3,1,0,3) t(f)
+unflatten.int(x,1,[2,2]) view_as_complex(grid) view_as_real(c) where.self(b,x,y) where.ScalarOther(b,x,.5)
+where.ScalarSelf(b,.5,x) where.Scalar(b,.5,2) add.Tensor(x,1) sub.Tensor(x,y,alpha=2) mul.Tensor(x,2) div.Tensor(x,2)
+pow.Tensor_Scalar(x,2) sum.dim_IntList(x,[2,3],True) mean.dim(x,[1],True) amax(x,[1]) softmax.int(x,1) cat([x,y],1)
+split.sizes(x,[1,3],1) chunk(x,2,1) glu(x,1) topk(x,2,1) to.dtype(x,torch.float64) _to_copy(x,dtype=torch.float16)
+contiguous(x,memory_format=torch.channels_last) clone(x) zeros_like(x) full_like(x,2.5,dtype=torch.int64)
+gelu(x,approximate="tanh") hardtanh(x,0.,6.) slice.Tensor(x,1,1,3) elu(x,.5) leaky_relu(x,.2) softplus(x,2.,10.)
+squeeze.dims(one,[2,3]) flatten.using_ints(x,1) roll(x,[1,2],[1,2]) fft_fftn(x,None,[2,3],"ortho")
+fft_irfftn(c,[6,10],[2,3]) fft_rfft(x,None,1) std.correction(x,[1],correction=0)
 """.split()  # noqa: SIM905 (to be read as calls)
 NAMES = TENSORS | {"torch": torch, "f2": TENSORS["f"].mT, "square": TENSORS["m"].mT, "x3": X[:, :3]}
 
@@ -110,7 +111,8 @@ def right_calls():
         full = f"aten.{name}" if "." in name else f"aten.{name}.default"
         eval(f"take({arguments}", {**NAMES, "take": taken(full)})
     for name, operation in OPERATIONS.items():
-        calls.setdefault(name, []).append(plain(operation)) if name not in calls else None
+        if name not in calls:
+            calls[name] = [plain(operation)]
     return calls
 
 
@@ -130,7 +132,25 @@ SHAPES = [(2, 4, 6, 6)] * 4 + [(2, 4, 6), (2, 36, 9), (4,), (6,), (6, 4), (4, 6)
 SHAPES += [(1, 1, 1, 1), (2, 3, 4, 4, 4), (2, 3, 3, 2), (2, 6, 6, 2)]
 INTS = [-(1 << 53) + 1, -(1 << 31) - 1, -7, -2, -1, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 8, 9, 12, 64, 1000, 1 << 20]
 INTS += [(1 << 31) - 1, 1 << 31, 1 << 32, (1 << 53) - 1]
-FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-5, 3.7, -2.5, 1e-45, 1e-30, 1e-300, 1e30, 1e300, math.inf, -math.inf, math.nan]
+FLOATS = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    2.0,
+    1e-5,
+    3.7,
+    -2.5,
+    1e-45,
+    1e-30,
+    1e-300,
+    1e30,
+    1e300,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 FORMATS = [torch.contiguous_format, torch.channels_last, torch.channels_last_3d, torch.preserve_format]
 
 
@@ -262,8 +282,8 @@ def main(first, last, log):
             try:
                 counts[name] += check(number)
             except AssertionError as error:
-                print("WRONG", number, name, error, flush=True)
-    print("NEVER", *(name for name, count in counts.items() if not count))
+                sys.stdout.write(f"WRONG {number} {name} {error}\n")
+    sys.stdout.write(" ".join(["NEVER", *(name for name, count in counts.items() if not count)]))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Operation:
             if name not in self.parameters:
                 return f"it has no parameter {name!r:.80}"
             if not is_of_kind(self.kind(name), value):
-                return f"its {name} is {value!r:.80}, which is no {self.kind(name)}"
+                return f"its {name} is {value!r:.80}, where a file may give {self.kind(name)}"
         for name, known in self.parameters.items():
             if name not in given and not known.has_default_value():
                 return f"it has no {name}"
@@ -146,7 +146,6 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "ScalarType": lambda v: v in DTYPES,
     "MemoryFormat": lambda v: isinstance(v, torch.memory_format),
     "None": lambda v: v is None,
-    "True": lambda v: v is True,
     "False": lambda v: v is False,
     "0..2": lambda v: type(v) is int and 0 <= v <= 2,
 }

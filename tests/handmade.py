@@ -75,16 +75,16 @@ def spectral(w):
     return w.call(aten.unflatten.int, w.call(one_of, values, 0), 2, [3, 3])
 
 
-WRITTEN = {f.__name__: f for f in (residual, gated, tokens, flat, spectral)}
+HANDMADE = {f.__name__: f for f in (residual, gated, tokens, flat, spectral)}
 SHAPE = (3, 16, 16)
 
 
-def written(name, *, fold=False, always_tuple=False):
+def handmade(name, *, fold=False, always_tuple=False):
     """A module by name, in eval mode, of images (3, 16, 16)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         w = Writer(SHAPE, CPU)
-        output = WRITTEN[name](w)
+        output = HANDMADE[name](w)
     any_size = name in ("residual", "tokens")
     return w.finish([output], fold=fold, any_size=any_size, always_tuple=always_tuple)
 
