@@ -612,3 +612,27 @@ def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
     if dim >= a.dim():
         return different.any().reshape(1)
     return different.movedim(dim, 0).reshape(a.shape[dim], -1).any(1)
+
+
+# ---------------------------------------- files
+
+
+# Spellings of the above by which a module says less than a recording: no size of a batch or a map.
+_SPELLINGS = _names("""
+batch_norm instance_norm group_norm layer_norm softmax log_softmax log_sigmoid matmul linear flatten unflatten movedim
+swapaxes expand_as view_as_real view_as_complex real imag square fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
+fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
+""")
+# Memory that nobody wrote to; operations that believe the sizes they are given, each with a spelling that checks them.
+_LEFT_OUT = _names("""
+empty_like new_empty new_empty_strided _reshape_alias native_group_norm _fused_rms_norm
+part_of_storage written_into_storage
+""")
+_LEFT_OUT |= _BATCH_NORMS | _FOURIER | _CONTRACTIONS - _names("mm addmm bmm baddbmm mv addmv matmul linear")
+IN_FILES = (_KNOWN | _SPELLINGS) - _LEFT_OUT
+"""Names of the operations that a file may hold, if the overload makes tensors alone and writes to none."""
+NOT_IN_FILES = _names("""
+view.dtype repeat_interleave.Tensor repeat_interleave.self_Tensor where.default index.Tensor_hacked_twin
+index_put.hacked_twin narrow.Tensor to.prim_dtype to.prim_other mm.dtype bmm.dtype addmm.dtype baddbmm.dtype
+""")
+"""Overloads of them that no file may hold: bits taken for others, shapes that depend on values, what one device has."""
