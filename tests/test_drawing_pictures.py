@@ -373,7 +373,8 @@ def test_the_map_of_a_node_is_what_the_first_kernel_that_reads_it_reads(name):
             first = int(g.call[edges].min())
             call = drawing.call(first)
             turn = sum(
-                value.call is not None and value.call.layer == call.layer for value in drawing.recording.values[:first]
+                number < first and value.call is not None and value.layer == call.layer
+                for number, value in drawing.layout.values.items()
             )
             channels = set()
             for e in edges[g.call[edges] == first]:

@@ -353,7 +353,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
         constants = [x for x in given if not self._is_of_image(x)]
         weights = [x for x in constants if x.dim() > 1 and (isinstance(x, nn.Parameter) or x in self._learned)]
-        if weights and (is_contraction(func) or not is_known(func)):
+        if weights and (is_contraction(func) or not (is_known(func) or name in _PARTS)):
             raise ConvCircuitsError(
                 f"{self._network.running() or self._network.name} multiplies by a weight with {name}; convcircuits "
                 "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before "

@@ -183,6 +183,8 @@ class _Wirer:
             return self._mixed(value, inputs)
         if len(value.node.inputs if value.node else ()) == 1:
             return inputs[0]
+        if all(read.sites() == [0] for read in inputs):  # of the image alone
+            return self._mixed(value, inputs)
         inputs = [self.sources[n] for n in (value.node.inputs if value.node else ())]
         kind = SiteKind.ADD if operation.data is None else SiteKind.GATE
         site, every = self.add(kind, value.layer, value.channels, value.number), torch.arange(value.channels)

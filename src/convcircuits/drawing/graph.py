@@ -153,26 +153,29 @@ class _Used:
 
 
 def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Used:
-    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call."""
+    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call.
+
+    What acts on the target by a normalization alone is left out: nothing that is drawn reads it.
+    """
     paths = layout.paths
     live = paths.live(variant.effective)
-    found, need = paths.found_by_call(live, rows), paths.needed(live, rows)
-    kernels = {
-        number: found[place]
-        for number, place in ((n, layout.values[n].place) for n in wiring.site_of_call())
-        if place is not None
-    }
-    channels = {
-        number: (_marked(layout, site, live.marks), _marked(layout, site, need))
-        for number, site in wiring.sites.items()
-    }
-    links = {}
-    for number, site in wiring.sites.items():
-        wanted = channels[number][1]
-        links[number] = [
-            wanted[link.targets] & _at({n: one for n, (one, _) in channels.items()}, link.sources)
-            for link in site.links
-        ]
+    found, marks = paths.found_by_call(live, rows), paths.needed(live, rows)
+    kernels = {n: found[place] for n in wiring.site_of_call() if (place := layout.values[n].place) is not None}
+    alive = {number: _marked(layout, site, live.marks) for number, site in wiring.sites.items()}
+    wanted = {number: _marked(layout, site, marks) for number, site in wiring.sites.items()}
+    read = {n: torch.zeros(site.channels, dtype=torch.bool) for n, site in wiring.sites.items()}
+    read[wiring.target[0]][wiring.target[1]] = True
+    links: dict[int, list[Tensor]] = {}
+    for number in sorted(wiring.sites, key=lambda n: -wiring.columns[n]):
+        site, here = wiring.sites[number], wanted[number] & read[number]
+        for call_number in (*site.calls, *site.inner):
+            kernels[call_number] = kernels[call_number] & here[:, None]
+        for call_number in site.calls:
+            out, inp = kernels[call_number].nonzero(as_tuple=True)
+            _mark(read, _read_by(wiring.reads[call_number], _call(layout, call_number), out, inp))
+        links[number] = [here[link.targets] & _at(alive, link.sources) for link in site.links]
+        for link, some in zip(site.links, links[number], strict=True):
+            _mark(read, link.sources[some])
     return _Used(kernels, links)
 
 
@@ -194,6 +197,12 @@ def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:
             here = sources.site == site
             found[here] = tables[site][sources.channel[here]]
     return found
+
+
+def _mark(tables: Mapping[int, Tensor], sources: Sources) -> None:
+    for site in sources.sites():
+        if site in tables:
+            tables[site][sources.channel[sources.site == site]] = True
 
 
 def _numbered(table: np.ndarray, wiring: Wiring, present: list[np.ndarray], saliency: list[np.ndarray]) -> Graph:
