@@ -47,8 +47,8 @@ class UnitStatistics:
         active: Share of the positions, of all images, where it is above zero.
         active_images: Share of the images with such a position.
         inside: Share of its variance, about its one mean over images and positions, that is on interior positions:
-            those whose receptive field lies inside the image or, where there are none, the central ones. NaN for a
-            constant unit.
+            those whose receptive field lies inside the image or, where these are too few, the central ones
+            (``Interior``). NaN for a constant unit.
         interior: Share of the positions that are interior ones, the same for all units.
         average_map_r2: R2 of the average map of the other photographs, which knows nothing of the image; NaN for a
             constant unit.
