@@ -691,7 +691,7 @@ BAD = {
         "--weights w.pt was given too",
     ),
     "no gradient": (F.replace("tiny_net:net --feature 4:2", "tiny_net:Cut --feature b:1"), "--criterion magnitude"),
-    "an option that is needed": (f"{F} --criterion layer_random", "needs --option like=VALUE"),
+    "an option that is needed": (f"{F} --criterion layer_random", "needs an option: --option like=VALUE"),
     "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like is a circuit"),
     "an option that is true or false": (f"{F} --option centred=maybe", "centred is true or false; got 'maybe'"),
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),

@@ -329,7 +329,7 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
             raise ConvCircuitsError(f"{_name(criterion)} has no option {name!r}. {suggest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ConvCircuitsError(f"{_name(criterion)} needs {option(name, of_criterion=True)}.")
+            raise ConvCircuitsError(f"{_name(criterion)} needs an option: {option(name, of_criterion=True)}.")
         if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
             raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is true or false; got {options[name]!r}.")
 

@@ -644,7 +644,7 @@ def _download(spec: str, build: Callable[[], Any]) -> nn.Module:
     except Exception as error:  # every downloader has errors of its own
         raise ConvCircuitsError(
             f"The pretrained weights of {spec!r} could not be fetched ({error}). Give a file that you have "
-            f"({option('weights', 'FILE')}), take seeded random weights ('{spec}{_RANDOM}'), or a model "
+            f"by {option('weights')}, take seeded random weights ('{spec}{_RANDOM}'), or a model "
             f"that needs no download: {', '.join(_OFFLINE)}."
         ) from error
     return model
