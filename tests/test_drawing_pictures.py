@@ -463,7 +463,7 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
         ("max", "the one where the full model is highest"),
         ("center", "the central one of 2 \u00d7 2 positions"),
         ((1, 0), "row 1, column 0 of 2 \u00d7 2 positions"),
-        ("interior", "4 interior positions"),
+        ("interior", "4 central positions"),
     ],
 )
 def test_which_positions_of_the_target_count_is_said(position, words):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convcircuits.batches import Batches, Progress
+from convcircuits.batches import Batches, Progress, begin
 from convcircuits.colours import displayable
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
@@ -199,6 +199,7 @@ def pictured(
     for n, picture in kernels.items():
         album.add("patches", n, picture)
     if seen is not None and primaries is not None:
+        begin(progress, "choosing patches")
         for n, patches in _patches(drawing, drawn, seen, primaries).items():
             for patch in patches:
                 album.add("patches", n, patch)
@@ -272,7 +273,9 @@ def _features(
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
+    begin(progress, "visualising the feature in the full model")
     full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
+    begin(progress, "visualising filters in the circuit")
     found = visualise(
         subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
     )

@@ -17,7 +17,7 @@ from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, smaller
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.finding import check_circuit
 from convcircuits.granularity import masks_of
 from convcircuits.layout import Layout, layout_of
@@ -95,7 +95,7 @@ def lay_out(
         if effective > MOST_KERNELS:
             raise ConvCircuitsError(
                 f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
-                f"Prune it to fewer, for example kernels={MOST_KERNELS * len(one) // effective:,}."
+                f"Prune it to fewer, for example {option('kernels', MOST_KERNELS * len(one) // effective)}."
             )
     if not _count(masks[0]):
         raise ConvCircuitsError(
