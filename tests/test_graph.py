@@ -344,7 +344,10 @@ FOLLOWED = {
         a.movedim(1, -1).index_put((b.mean(1) < 0,), torch.tensor(0.0).to(a)).movedim(-1, 1)
     ),
     "unpooled": lambda net, a, b: F.max_unpool2d(*F.max_pool2d(a, 2, return_indices=True), 2) + b,
+    "looked up": lambda net, a, b: a + F.embedding(b.argmax(1), torch.eye(8).to(a)).movedim(-1, 1),
+    "counted in bits": lambda net, a, b: a + torch.gcd((b * 9).long() << 1, (a * 9).long()),
     "parts of places": lambda net, a, b: a + b.argsort(1)[:, :1].expand_as(a),
+    "a norm that resizes its outputs": lambda net, a, b: nn.CrossMapLRN2d(3)(a) + b,
     "leaky at random in training": lambda net, a, b: F.rrelu(a) + F.rrelu(b, inplace=True),
     "added to a product": lambda net, a, b: torch.baddbmm(
         a.flatten(1, 2), b.flatten(1, 2), torch.eye(6).to(a).flip(0).expand(len(a), -1, -1)
@@ -353,7 +356,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("how", FOLLOWED)
-def test_what_chooses_places_by_a_map_is_followed(how):
+def test_what_was_refused_without_need_is_followed(how):
     model, x = two(FOLLOWED[how]), images(3)
     kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
     assert all(bool(kernels[layer].any(1).all()) for layer in ("ab" if how != "unpooled" else "a"))

@@ -328,7 +328,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._check(func, given)
         if name_of(func) == "as_strided":
             return self._restrided(func, args, kwargs)
-        if is_constant(func):
+        if is_constant(func) or (name_of(func) == "resize_as" and not self._is_of_image(args[0])):
             return func(*args, **kwargs)
         return self._record(func, args, kwargs)
 
@@ -468,10 +468,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = whole.untyped_storage().nbytes() // whole.element_size()
         memory = torch.full((size,), -1)
         memory[_elements(whole, size).flatten()] = torch.arange(whole.numel())
-        places = memory[_elements(part, size)]
-        if part.dtype != whole.dtype or bool((places < 0).any()):
-            raise self.undecided("reads the memory of a map in another form")
-        return places
+        if part.dtype == whole.dtype:
+            places = memory[_elements(part, size)]
+            if bool((places >= 0).all()):
+                return places
+        raise self.undecided("reads the memory of a map in another form")
 
     def _before_write(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the tensor that other views of the memory of ``x`` are read from, and its value before the write."""

@@ -56,6 +56,7 @@ threshold hardshrink softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne 
 logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit
 logit sinc deg2rad rad2deg angle conj _conj conj_physical _conj_physical resolve_conj resolve_neg complex polar
 heaviside digamma lgamma special_entr special_erfcx i0 special_i0e special_i1 float_power
+gcd lcm nextafter __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift
 """)
 _PRODUCTS = _names("mul div true_divide")
 _GATES = _names("sigmoid hardsigmoid _softmax")
@@ -372,7 +373,13 @@ def _unpooled(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
     return Operation(lambda *marks: _summed([mark.sum(dims, keepdim=True) for mark in marks]), _several, over=None)
 
 
+def _looked_up(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Take rows of a table of constants."""
+    return Operation(lambda mark: mark.unsqueeze(-1), _never, over=None)
+
+
 _CHOSEN = {
+    "embedding": _looked_up,
     "gather": _gathered,
     "scatter": _scattered,
     "scatter_add": _scattered,
@@ -660,7 +667,11 @@ def _tried(node: "Node", given: Mapping[int, Tensor]) -> list[Tensor]:
         results = node.compute({n: x.clone() for n, x in given.items()}.__getitem__)
     except Exception as error:
         raise _untried(node, str(error)) from error
-    return [result for result in results if isinstance(result, Tensor)]
+    tensors = [result for result in results if isinstance(result, Tensor)]
+    for result in tensors:
+        if result.layout is not torch.strided:
+            raise _untried(node, f"it gives a tensor of layout {result.layout}")
+    return tensors
 
 
 def _untried(node: "Node", why: str) -> ConvCircuitsError:
