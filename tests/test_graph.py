@@ -345,6 +345,13 @@ FOLLOWED = {
     ),
     "unpooled": lambda net, a, b: F.max_unpool2d(*F.max_pool2d(a, 2, return_indices=True), 2) + b,
     "looked up": lambda net, a, b: a + F.embedding(b.argmax(1), torch.eye(8).to(a)).movedim(-1, 1),
+    "rows of a table": lambda net, a, b: a + torch.eye(8).to(a)[b.argmax(1)].movedim(-1, 1),
+    "parts of each image": lambda net, a, b: (
+        a[torch.arange(len(a))[:, None], b.mean((2, 3)).argsort(1)[:, :4]] + b[:, :4]
+    ),
+    "of each channel": lambda net, a, b: a.flatten(2)[
+        torch.arange(len(a))[:, None, None], torch.arange(8)[:, None], b.flatten(2).argsort(2)
+    ].view_as(a),
     "counted in bits": lambda net, a, b: a + torch.gcd((b * 9).long() << 1, (a * 9).long()),
     "parts of places": lambda net, a, b: a + b.argsort(1)[:, :1].expand_as(a),
     "a norm that resizes its outputs": lambda net, a, b: nn.CrossMapLRN2d(3)(a) + b,

@@ -90,6 +90,8 @@ AT_LEAST = {
     "sorted": lambda x: x.sort(1)[0],
     "topk": lambda x: x.topk(2, 1)[0],
     "gathered by an order": lambda x: x.gather(1, x.argsort(1)),
+    "chosen channels": lambda x: x[torch.arange(2)[:, None], x.mean((2, 3)).argsort(1)[:, :3]],
+    "chosen apart": lambda x: x[torch.arange(2)[:, None], :, x.mean((1, 3)).argsort(1)].movedim(1, -2),
     "gathered from few": lambda x: x.gather(2, x.argsort(2)[:, :2, :1]),
     "written by an order": lambda x: x.scatter(1, x.argsort(1)[:, :1], 5.0),
     "added by an order": lambda x: x.scatter_add(3, x.argsort(3)[:, :3, :, :2], x[:, 1:, :, 4:]),

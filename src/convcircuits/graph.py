@@ -342,7 +342,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _check(self, func: Any, given: Sequence[Tensor]) -> None:
         """Refuse what depends on the image's values, and weights that are met by other products than kernel calls."""
         name = name_of(func)
-        indexed = name in ("index", "masked_select") and not any(map(self._is_of_image, given[1:]))
+        chosen = [x for x in given[1:] if self._is_of_image(x)]
+        indexed = name in ("index", "masked_select") and all(x.dtype in (torch.int32, torch.int64) for x in chosen)
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags) and not indexed:
             raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
         constants = [x for x in given if not self._is_of_image(x)]

@@ -378,7 +378,38 @@ def _looked_up(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Se
     return Operation(lambda mark: mark.unsqueeze(-1), _never, over=None)
 
 
+def _indexed(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Take at each place any of the values along the dimensions of which places are computed."""
+    indices, whole = argument(node, "indices"), node.number_of(node.args[0])
+    if any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in indices):  # of several dimensions
+        return _measured(graph, node, distinct, shapes)
+    numbers = [None if x is None else node.number_of(x) for x in indices]
+    first: list[Any] = [
+        (None if x is None else x.cpu()) if n is None else torch.zeros(graph.shapes[n], dtype=torch.long)
+        for x, n in zip(indices, numbers, strict=True)
+    ]
+    along = [dim for dim, n in enumerate(numbers) if n is not None]
+    given = [dim for dim, x in enumerate(first) if x is not None]
+    adjacent = given == list(range(given[0], given[-1] + 1))
+    start, wide = given[0] if adjacent else 0, max(first[dim].dim() for dim in given)
+    rank = len(graph.shapes_of(node)[0])
+
+    def rule(*marks: Tensor) -> Tensor:
+        parts = []
+        for n, mark, shape in zip(distinct, marks, shapes, strict=True):
+            if n == whole:
+                spread = [1 if dim in along else size for dim, size in enumerate(shape)]
+                parts.append(node.op(mark.sum(along, keepdim=True).expand(spread), first))
+            else:
+                mark = _of_rank(mark, wide)
+                parts.append(mark.reshape(*[1] * start, *mark.shape, *[1] * (rank - start - wide)))
+        return _summed(parts)
+
+    return Operation(rule, _several, over=None)
+
+
 _CHOSEN = {
+    "index": _indexed,
     "embedding": _looked_up,
     "gather": _gathered,
     "scatter": _scattered,
