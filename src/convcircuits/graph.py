@@ -26,6 +26,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.operations import (
     Plan,
+    is_added_to,
     is_constant,
     is_contraction,
     is_known,
@@ -237,6 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: list[Node] = []
         self._values: list[tuple[torch.Size, torch.dtype]] = []
         self._numbers: Any = WeakIdKeyDictionary()  # tensor -> number of its value
+        self._memory: Any = WeakIdKeyDictionary()  # tensor with a number -> the memory that it was seen in
         self._learned: Any = WeakIdKeyDictionary()  # constants that were computed from parameters
         self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
         self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
@@ -323,6 +325,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._recording:
             return func(*args, **kwargs)
         given = tensors_in((args, kwargs))
+        if name_of(func) == "rrelu_with_noise":
+            known = _by_name(func, args, kwargs)
+            if not known["training"]:  # in eval mode its random slope is the mean
+                leaky = torch.ops.aten.leaky_relu_ if func._schema.name.endswith("_") else torch.ops.aten.leaky_relu
+                with self._inside():
+                    return leaky(known["self"], (known["lower"] + known["upper"]) / 2)
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self._random(func)
         if not any(map(self._is_of_image, given)):
@@ -331,10 +339,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for x in tensors_in(result):
                     self._learned[x] = True
             return result
+        if name_of(func).startswith("_foreach_"):  # torch's own loop over the lists
+            with self._inside():
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         self._check(func, given)
         if name_of(func) == "as_strided":
             return self._restrided(func, args, kwargs)
-        if is_constant(func):
+        if is_constant(func) or (name_of(func) == "resize_as" and not self._is_of_image(args[0])):
             return func(*args, **kwargs)
         return self._record(func, args, kwargs)
 
@@ -348,7 +359,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _check(self, func: Any, given: Sequence[Tensor]) -> None:
         """Refuse what depends on the image's values, and weights that are met by other products than kernel calls."""
         name = name_of(func)
-        indexed = name in ("index", "masked_select") and not any(map(self._is_of_image, given[1:]))
+        chosen = [x for x in given[1:] if self._is_of_image(x)]
+        indexed = name in ("index", "masked_select") and all(x.dtype in (torch.int32, torch.int64) for x in chosen)
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags) and not indexed:
             raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
         constants = [x for x in given if not self._is_of_image(x)]
@@ -361,7 +373,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if name in ("put", "take"):
             raise self.undecided(f"counts places through all images of a batch ({name})")
-        if is_contraction(func) and len(given) - len(constants) > 1:
+        if is_contraction(func) and sum(map(self._is_of_image, given[is_added_to(func) :])) > 1:
             raise self.undecided(f"mixes maps by {name}")
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -378,7 +390,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         if torch.Tag.inplace_view in func.tags:
             func(*args, **kwargs)
-            self._numbers[args[0]] = self._number(result)
+            self._hold(args[0], self._number(result))
             return args[0]
         for key, new, (root, old) in zip(written, _results(result), before, strict=True):
             self._overwrite(given[key], new, root, old)
@@ -388,7 +400,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute and record an operation that writes to nothing."""
         name = name_of(op)
         if name in _PARTS and (name != "copy" or self._is_of_image(args[1])):  # a copied constant is no map
-            with self:
+            with self._inside():
                 return _PARTS[name](*args, **kwargs)
         encoded = self._encoded(args), self._encoded(kwargs)
         with self._paused():
@@ -399,13 +411,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _restrided(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Follow a view by strides that changes none which matters, as poolings make; refuse others."""
-        x, before = args[0], _steps(args[0])
+        x, number, before = args[0], self._number(args[0]), _steps(args[0])
         result = func(*args, **kwargs)
         if _steps(result) != before or result.storage_offset() != x.storage_offset():
             raise self.undecided("reads the memory of a map by strides")
-        if result is not x:
-            self._numbers[result] = self._number(x)
-            self._of_storage.setdefault(_storage(result), []).append(weakref.ref(result))
+        self._hold(result, number)
         return result
 
     def _encoded(self, value: Any) -> Any:
@@ -425,9 +435,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record a new value of a tensor, and return its number."""
         number = len(self._values)
         self._values.append((x.shape, x.dtype))
-        self._numbers[x] = number
-        self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
+        self._hold(x, number)
         return number
+
+    def _hold(self, x: Tensor, number: int) -> None:
+        """Remember which value a tensor holds, and where its memory lies."""
+        self._numbers[x], self._memory[x] = number, _memory(x)
+        self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Record what an operation is made of, from inside of it."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -440,6 +463,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # ---------------------------------------- tensors that share memory
 
     def _is_of_image(self, x: Tensor) -> bool:
+        if x in self._numbers and self._memory[x] != _memory(x):
+            raise self.undecided("assigns to a map's .data (give what is assigned a name of its own, or use copy_)")
         return x in self._numbers or _storage(x) in self._roots or self._alias(x) is not None
 
     def _alias(self, x: Tensor) -> Tensor | None:
@@ -460,7 +485,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = self._roots.get(_storage(x), self._alias(x))
         assert whole is not None
         if _geometry(x) == _geometry(whole):
-            self._numbers[x] = self._numbers[whole]
+            self._hold(x, self._numbers[whole])
         else:
             args = (Ref(self._number(whole)), self._places(x, whole))
             self._add(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
@@ -471,10 +496,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = whole.untyped_storage().nbytes() // whole.element_size()
         memory = torch.full((size,), -1)
         memory[_elements(whole, size).flatten()] = torch.arange(whole.numel())
-        places = memory[_elements(part, size)]
-        if part.dtype != whole.dtype or bool((places < 0).any()):
-            raise self.undecided("reads the memory of a map in another form")
-        return places
+        if part.dtype == whole.dtype:
+            places = memory[_elements(part, size)]
+            if bool((places >= 0).all()):
+                return places
+        raise self.undecided("reads the memory of a map in another form")
 
     def _before_write(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the tensor that other views of the memory of ``x`` are read from, and its value before the write."""
@@ -486,14 +512,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _overwrite(self, x: Tensor, new: Tensor, root: Tensor, old: Any) -> None:
         """Write a recorded value into a tensor; record the new value of the memory's root, forget what views held."""
         if new.dtype != x.dtype:
-            with self:
+            with self._inside():
                 new = new.to(x.dtype)
+        if not x.numel():  # an empty tensor for the output takes the form of what is written
+            x.resize_(new.shape)
+            root, old = x, None
         x.copy_(new)
         number = self._number(new)
-        self._numbers[x] = number
-        self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
+        self._hold(x, number)
         if old is None:
-            self._numbers[root] = number
+            self._hold(root, number)
         else:
             args = (old, Ref(number), self._places(x, root))
             node = Node(written_into_storage, args, {}, None, (self._put(root),), self._network.running())
@@ -564,6 +592,15 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [x for part in value for x in tensors_in(part)] if isinstance(value, (tuple, list)) else []
 
 
+def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call by their names."""
+    schema = enumerate(func._schema.arguments)
+    return {
+        known.name: args[place] if place < len(args) else kwargs.get(known.name, known.default_value)
+        for place, known in schema
+    }
+
+
 def _functional(op: Any) -> Any:
     """Return the operation that makes what another one writes; itself, if it writes nothing; None if there is none."""
     schema = op._schema
@@ -610,6 +647,11 @@ def _storage(x: Tensor) -> int:
 def _steps(x: Tensor) -> list[tuple[int, int | None]]:
     """Return the size and the stride along each dimension; along one of size 1 no stride matters."""
     return [(size, stride if size > 1 else None) for size, stride in zip(x.shape, x.stride(), strict=True)]
+
+
+def _memory(x: Tensor) -> tuple[Any, ...]:
+    """Return where a tensor lies in which memory, to tell whether it is still there."""
+    return (_storage(x), x.storage_offset(), _steps(x)) if x.layout is torch.strided else ()
 
 
 def _geometry(x: Tensor) -> tuple[Any, ...]:

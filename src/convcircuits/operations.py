@@ -56,6 +56,7 @@ threshold hardshrink softshrink xlogy hypot copysign logaddexp logaddexp2 eq ne 
 logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor signbit special_logit
 logit sinc deg2rad rad2deg angle conj _conj conj_physical _conj_physical resolve_conj resolve_neg complex polar
 heaviside digamma lgamma special_entr special_erfcx i0 special_i0e special_i1 float_power
+gcd lcm nextafter __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift
 """)
 _PRODUCTS = _names("mul div true_divide")
 _GATES = _names("sigmoid hardsigmoid _softmax")
@@ -71,6 +72,7 @@ _BATCH_NORMS = _names("""
 native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
 _batch_norm_no_update
 """)
+_RMS_NORMS = _names("_fused_rms_norm rms_norm")
 # One value of all along some dimensions.
 _REDUCTIONS = _names("""
 mean sum nansum nanmean amax amin max min aminmax argmax argmin median nanmedian kthvalue mode prod norm
@@ -105,6 +107,11 @@ def is_constant(op: Any) -> bool:
 def is_contraction(op: Any) -> bool:
     """Return whether an operation sums products of two tensors."""
     return name_of(op) in _CONTRACTIONS
+
+
+def is_added_to(op: Any) -> bool:
+    """Return whether an operation adds a product to its first argument: ``addmm``."""
+    return is_contraction(op) and name_of(op).startswith(("add", "badd"))
 
 
 def is_known(op: Any) -> bool:
@@ -188,13 +195,14 @@ class Plan:
         return Plan(reads, silent, None if self.output is None else self.output.to(device))
 
 
-def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Operation:
+def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
     """Return what an operation that is no kernel call does with channels.
 
     Args:
         graph: The graph, for the shapes of its values.
         node: The operation.
         gates: For the values before it, whether each is a gate.
+        constants: For the values before it, which parts are constants, not computed from the image: bool, as marks.
 
     Raises:
         ConvCircuitsError: If the operation is unknown and cannot be measured.
@@ -205,7 +213,9 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Ope
     passing = len(distinct) == 1 and gates[distinct[0]]
     if name in _CASTS:
         return Operation(lambda x: x, _never, passing)
-    moves = all(graph.dtypes[n].is_floating_point or graph.dtypes[n].is_complex for n in distinct)  # and no places
+    moves = not any(node.number_of(x) is not None for x in _places(node))
+    if not moves and name in _CHOSEN:
+        return _CHOSEN[name](graph, node, distinct, shapes)
     adds = name in _GATHERS or (name == "index_put" and argument(node, "accumulate"))
     if moves and adds:
         return Operation(_move(graph, node, distinct), _always, over=None)
@@ -216,13 +226,21 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool]) -> Ope
             _REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"), over=None
         )
     if name in _PRODUCTS and len(distinct) == 2:
-        return _product(node, [(n, graph.shapes[n], gates[n]) for n in distinct])
+        return _product(graph, node, gates, constants)
     if name in EACH or name in _PRODUCTS:
         return Operation(_each(graph, node), _several, passing or name in _GATES)
+    if name in _RMS_NORMS:
+        return _rms_norm(graph, node, constants)
     for names, make in _TABLE:
         if name in names:
             return make(graph, node, passing or name in _GATES)
     return _measured(graph, node, distinct, shapes)
+
+
+def _places(node: "Node") -> list[Any]:
+    """Return the arguments of an operation that say places of other values."""
+    given = [argument(node, name) for name in ("index", "indices", "repeats")]
+    return [part for x in given for part in (x if isinstance(x, (tuple, list)) else [x])]
 
 
 def _never(marks: Sequence[Tensor]) -> bool:
@@ -321,6 +339,110 @@ _REWRITES = {
 }
 
 
+# ---------------------------------------- places that were computed
+
+
+def _between(mark: Tensor, shape: torch.Size, wanted: torch.Size, dim: int) -> Tensor:
+    """Collect a mark along the dimension of places, and along others in which only a part of the values is used."""
+    return mark.sum([d for d in range(len(shape)) if d == dim or shape[d] != wanted[d]], keepdim=True)
+
+
+def _gathered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Take at each place any of the values along a dimension."""
+    (shape,) = graph.shapes_of(node)
+    dim, places = int(argument(node, "dim")) % len(shape), node.number_of(argument(node, "index"))
+
+    def rule(*marks: Tensor) -> Tensor:
+        known = zip(distinct, marks, shapes, strict=True)
+        return _summed([mark if n == places else _between(mark, of, shape, dim) for n, mark, of in known])
+
+    return Operation(rule, _several, over=None)
+
+
+def _scattered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Write values to any of the places along a dimension."""
+    (shape,) = graph.shapes_of(node)
+    dim, into = int(argument(node, "dim")) % len(shape), node.number_of(node.args[0])
+
+    def rule(*marks: Tensor) -> Tensor:
+        known = zip(distinct, marks, shapes, strict=True)
+        return _summed([_between(mark, of, shape, dim) + (mark if n == into else 0) for n, mark, of in known])
+
+    return Operation(rule, _always, over=None)
+
+
+def _masked(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Write one number wherever a mask says."""
+    given = [(place, node.number_of(x)) for place, x in enumerate(argument(node, "indices")) if x is not None]
+    value = node.number_of(argument(node, "values"))
+    size = argument(node, "values").numel() if value is None else graph.shapes[value].numel()
+    (first, mask), rank = given[0], len(graph.shapes_of(node)[0])
+    if len(given) > 1 or mask is None or graph.dtypes[mask] != torch.bool or size != 1:
+        return _measured(graph, node, distinct, shapes)
+
+    def rule(*marks: Tensor) -> Tensor:
+        spread = [
+            mark.reshape(*mark.shape, *[1] * (rank - first - mark.dim())) if n == mask else mark
+            for n, mark in zip(distinct, marks, strict=True)
+        ]
+        return _summed([_of_rank(mark, rank) for mark in spread])
+
+    return Operation(rule, _several, over=None)
+
+
+def _unpooled(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Write values to any of the places of their channel."""
+    dims = (-2, -1) if "2d" in node.name else (-3, -2, -1)
+    return Operation(lambda *marks: _summed([mark.sum(dims, keepdim=True) for mark in marks]), _several, over=None)
+
+
+def _looked_up(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Take rows of a table of constants."""
+    return Operation(lambda mark: mark.unsqueeze(-1), _never, over=None)
+
+
+def _indexed(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
+    """Take at each place any of the values along the dimensions of which places are computed."""
+    indices, whole = argument(node, "indices"), node.number_of(node.args[0])
+    if any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in indices):  # of several dimensions
+        return _measured(graph, node, distinct, shapes)
+    numbers = [None if x is None else node.number_of(x) for x in indices]
+    first: list[Any] = [
+        (None if x is None else x.cpu()) if n is None else torch.zeros(graph.shapes[n], dtype=torch.long)
+        for x, n in zip(indices, numbers, strict=True)
+    ]
+    along = [dim for dim, n in enumerate(numbers) if n is not None]
+    given = [dim for dim, x in enumerate(first) if x is not None]
+    adjacent = given == list(range(given[0], given[-1] + 1))
+    start, wide = given[0] if adjacent else 0, max(first[dim].dim() for dim in given)
+    rank = len(graph.shapes_of(node)[0])
+
+    def rule(*marks: Tensor) -> Tensor:
+        parts = []
+        for n, mark, shape in zip(distinct, marks, shapes, strict=True):
+            if n == whole:
+                spread = [1 if dim in along else size for dim, size in enumerate(shape)]
+                parts.append(node.op(mark.sum(along, keepdim=True).expand(spread), first))
+            else:
+                mark = _of_rank(mark, wide)
+                parts.append(mark.reshape(*[1] * start, *mark.shape, *[1] * (rank - start - wide)))
+        return _summed(parts)
+
+    return Operation(rule, _several, over=None)
+
+
+_CHOSEN = {
+    "index": _indexed,
+    "embedding": _looked_up,
+    "gather": _gathered,
+    "scatter": _scattered,
+    "scatter_add": _scattered,
+    "index_put": _masked,
+    "max_unpool2d": _unpooled,
+    "max_unpool3d": _unpooled,
+}
+
+
 # ---------------------------------------- element by element
 
 
@@ -340,21 +462,27 @@ def _of_rank(mark: Tensor, rank: int) -> Tensor:
     return mark.reshape((1,) * (rank - mark.dim()) + mark.shape)
 
 
-def _product(node: "Node", factors: Sequence[tuple[int, torch.Size, bool]]) -> Operation:
-    """Tell a product of two maps from a map that is scaled by a gate: a sigmoid's, a divisor, or the smaller factor."""
-    (_, a_shape, a_gate), (_, b_shape, b_gate) = factors
-    rank = max(len(a_shape), len(b_shape))
+def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
+    """Tell a product of two maps from a map that is scaled by a gate: a sigmoid's, a divisor, or the smaller factor.
+
+    A constant times a live value is live.
+    """
+    a, b = dict.fromkeys(node.inputs)
+    sizes = [math.prod(graph.shapes[n]) for n in (a, b)]
+    rank = len(graph.shapes_of(node)[0])
+    of_a, of_b = constants[a].float(), constants[b].float()
     if node.name != "mul":
-        data = 0 if node.number_of(node.args[0]) == factors[0][0] else 1
-    elif a_gate != b_gate:
-        data = int(a_gate)
-    elif math.prod(a_shape) == math.prod(b_shape):
-        return Operation(lambda a, b: _of_rank(a * b, rank), _several)
+        scaled = a if node.number_of(node.args[0]) == a else b
+    elif gates[a] != gates[b]:
+        scaled = b if gates[a] else a
+    elif sizes[0] == sizes[1]:
+        return Operation(lambda x, y: _of_rank(x * y + x * of_b + of_a * y, rank), _several)
     else:
-        data = int(math.prod(a_shape) < math.prod(b_shape))
-    if data:
-        return Operation(lambda a, b: _of_rank(b * (1 + a), rank), _never, a_gate and b_gate, data=1)
-    return Operation(lambda a, b: _of_rank(a * (1 + b), rank), _never, a_gate and b_gate, data=0)
+        scaled = a if sizes[0] > sizes[1] else b
+    gate = gates[a] and gates[b]
+    if scaled == a:
+        return Operation(lambda x, by: _of_rank(x + (x + of_a) * by, rank), _never, gate, data=0)
+    return Operation(lambda by, x: _of_rank(x + (x + of_b) * by, rank), _never, gate, data=1)
 
 
 # ---------------------------------------- along some dimensions
@@ -429,9 +557,15 @@ def _softmax(graph: "Graph", node: "Node", gate: bool) -> Operation:
 def _layer_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank = len(graph.shapes[node.inputs[0]])
     dims = tuple(range(rank - len(node.args[1]), rank))
-    if "rms" in node.name:  # only a norm divides: what is zero stays zero
-        return Operation(lambda x: x * (1 + x.sum(dims, keepdim=True)), _always, over=dims)
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _always, over=dims)
+
+
+def _rms_norm(graph: "Graph", node: "Node", constants: Mapping[int, Tensor]) -> Operation:
+    """Division by a norm: what is zero stays zero, and a constant beside live values becomes live."""
+    (number,) = set(node.inputs)
+    rank, constant = len(graph.shapes[number]), constants[number].float()
+    dims = tuple(range(rank - len(node.args[1]), rank))
+    return Operation(lambda x: x + (x + constant) * x.sum(dims, keepdim=True), _always, over=dims)
 
 
 def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
@@ -478,19 +612,22 @@ def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
 
 def _contraction(graph: "Graph", node: "Node", gate: bool) -> Operation:
     """Sums of products with constants, which all values along the summed dimension go into."""
-    if node.name not in ("mm", "bmm", "mv", "addmm", "baddbmm") or len(set(node.inputs)) > 1:
-        raise ConvCircuitsError(f"{node.layer or 'The model'} computes {node.name} of maps, which is not followed.")
-    (number,) = set(node.inputs)
-    place = [node.number_of(arg) for arg in node.args].index(number)
-    rank = len(graph.shapes_of(node)[0])
-    if node.name.startswith("add") or node.name.startswith("badd"):
-        if place == 0:
-            return Operation(lambda x: _of_rank(x, rank), _never, over=None)
-        place -= 1
-    dim = -1 if place == 0 else -2
-    if node.name == "mv":
-        return Operation(lambda x: x.sum(-1), _always, over=None)
-    return Operation(lambda x: x.sum(dim, keepdim=True), _always, over=None)
+    added = node.number_of(node.args[0]) if is_added_to(node.op) else None
+    places = [node.number_of(x) for x in node.args[is_added_to(node.op) :][:2]]
+    if node.name not in ("mm", "bmm", "mv", "addmm", "baddbmm", "addmv") or None not in places:
+        raise ConvCircuitsError(
+            f"{node.layer or 'The model'} computes {node.name} of maps, which is not followed. Choose a feature before "
+            "it."
+        )
+    distinct, rank = list(dict.fromkeys(node.inputs)), len(graph.shapes_of(node)[0])
+    dim = -1 if node.name.endswith("mv") or places[1] is None else -2
+
+    def rule(*marks: Tensor) -> Tensor:
+        parts = [_of_rank(mark, rank) for n, mark in zip(distinct, marks, strict=True) if n == added]
+        parts += [m.sum(dim, keepdim=rank > 1) for n, m in zip(distinct, marks, strict=True) if n in places]
+        return _summed(parts)
+
+    return Operation(rule, _always, over=None)
 
 
 _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation]], ...] = (
@@ -501,14 +638,14 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (_SCANS, _scan),
     (_ORDERS, _order),
     (("_softmax", "_log_softmax"), _softmax),
-    (("native_layer_norm", "_fused_rms_norm", "rms_norm"), _layer_norm),
+    (("native_layer_norm",), _layer_norm),
     (("native_group_norm",), _group_norm),
     (("instance_norm",), _instance_norm),
     (_FOURIER, _fourier),
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),
 )
-_KNOWN = _CONSTANTS | _MOVES | _GATHERS | _CASTS | EACH | _PRODUCTS | _REWRITES.keys()
+_KNOWN = _CONSTANTS | _MOVES | _GATHERS | _CASTS | EACH | _PRODUCTS | _RMS_NORMS | _REWRITES.keys() | _CHOSEN.keys()
 _KNOWN |= {name for names, _ in _TABLE for name in names}
 
 
@@ -538,7 +675,7 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
             for place, shape in enumerate(results):
                 by_image = _through(mark, known[0][place], 0, shape)
                 by_channel = _through(mark, known[dim][place], dim, shape) if dim in known else by_image
-                parts[place].append(by_image * by_channel)
+                parts[place].append((by_image.detach() if dim in known else 1) * by_channel)
         return tuple(_summed(part) for part in parts)
 
     return Operation(spread, _always, over=None)
@@ -560,13 +697,13 @@ def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, 
     count = graph.shapes[distinct[which]][dim]
     found: list[Tensor] | None = None
     for draw in range(_DRAWS):
-        given = {n: _drawn(graph, n, generator, positive=draw % 2 == 1) for n in distinct}
+        given = {n: _drawn(graph, node, n, generator, positive=draw % 2 == 1) for n in distinct}
         base = _tried(node, given)
         if not all(_same(a, b) for a, b in zip(base, _tried(node, given), strict=True)):
             raise _untried(node, "it gives other values each time")
         for c in range(count):
             changed = given[distinct[which]].clone()
-            fresh = _drawn(graph, distinct[which], generator, positive=draw % 2 == 1)
+            fresh = _drawn(graph, node, distinct[which], generator, positive=draw % 2 == 1)
             changed.select(dim, c).copy_(fresh.select(dim, c))
             results = _tried(node, given | {distinct[which]: changed})
             moved = [_changed(a, b, dim) for a, b in zip(base, results, strict=True)]
@@ -578,11 +715,9 @@ def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, 
     return found
 
 
-def _drawn(graph: "Graph", number: int, generator: torch.Generator, *, positive: bool) -> Tensor:
+def _drawn(graph: "Graph", node: "Node", number: int, generator: torch.Generator, *, positive: bool) -> Tensor:
     if not graph.dtypes[number].is_floating_point:
-        raise ConvCircuitsError(
-            f"an operation that is not known reads values of type {graph.dtypes[number]}, which were chosen or counted"
-        )
+        raise _untried(node, f"it reads values of type {graph.dtypes[number]}, which were chosen or counted")
     values = torch.randn(graph.shapes[number], generator=generator, dtype=torch.float64)
     return (values.abs() if positive else values).to(graph.dtypes[number])
 
@@ -592,7 +727,11 @@ def _tried(node: "Node", given: Mapping[int, Tensor]) -> list[Tensor]:
         results = node.compute({n: x.clone() for n, x in given.items()}.__getitem__)
     except Exception as error:
         raise _untried(node, str(error)) from error
-    return [result for result in results if isinstance(result, Tensor)]
+    tensors = [result for result in results if isinstance(result, Tensor)]
+    for result in tensors:
+        if result.layout is not torch.strided:
+            raise _untried(node, f"it gives a tensor of layout {result.layout}")
+    return tensors
 
 
 def _untried(node: "Node", why: str) -> ConvCircuitsError:

@@ -9,7 +9,6 @@ term is part of its filter's bias.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,6 +79,7 @@ class Paths:
     Attributes:
         graph: The graph.
         operations: What each node does with channels; None for kernel calls.
+        full: What is live in the full model. All else is a constant.
 
     Raises:
         ConvCircuitsError: If an operation is unknown and cannot be measured.
@@ -87,17 +87,15 @@ class Paths:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.full = self._images(None)
         self.operations: list[Operation | None] = []
         gates = {0: False}
-        for node in graph.nodes:
-            operation = None if node.call is not None else operation_of(graph, node, gates)
+        for place, node in enumerate(graph.nodes):
+            constants = {n: ~self.full.marks[n] for n in node.inputs}
+            operation = None if node.call is not None else operation_of(graph, node, gates, constants)
             self.operations.append(operation)
             gates |= {n: operation is not None and operation.gate for n in node.outputs if n is not None}
-
-    @cached_property
-    def full(self) -> Live:
-        """What is live in the full model."""
-        return self.live(None)
+            self._follow(place, self.full, None, None)
 
     def live(self, kernels: Mapping[str, Tensor] | None, images: Tensor | None = None) -> Live:
         """Follow what is live from the images on.
@@ -107,23 +105,31 @@ class Paths:
                 named. None for the full model.
             images: Which of the images are live, (n,) bool; None for all.
         """
-        shape = self.graph.shapes[0]
+        live = self._images(images)
+        for place in range(len(self.graph.nodes)):
+            self._follow(place, live, kernels, images)
+        return live
+
+    def _images(self, images: Tensor | None) -> Live:
+        """Return what is live before the first operation."""
         image = torch.ones(1, dtype=torch.bool) if images is None else images
-        marks, reads, conducting = {0: image.reshape(-1, 1, 1, 1).expand(-1, shape[1], -1, -1)}, {}, {}
-        for place, node in enumerate(self.graph.nodes):
-            given = [marks[n] for n in dict.fromkeys(node.inputs)]
-            if node.call is not None:
-                mask = None if kernels is None else kernels.get(node.call.layer)
-                reads[place] = _channels_read(node.call, given[0], self.graph.shapes[node.inputs[0]])
-                conducting[place] = _conducting(node.call, mask, reads[place])
-                out = _along_channels(node.call, conducting[place].any(1), self.graph.shapes_of(node)[0])
-                if images is not None:
-                    out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
-                results = [out]
-            else:
-                results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
-            marks |= dict(zip((n for n in node.outputs if n is not None), results, strict=True))
-        return Live(marks, reads, conducting)
+        return Live({0: image.reshape(-1, 1, 1, 1).expand(-1, self.graph.shapes[0][1], -1, -1)}, {}, {})
+
+    def _follow(self, place: int, live: Live, kernels: Mapping[str, Tensor] | None, images: Tensor | None) -> None:
+        """Add what is live of an operation's results."""
+        node = self.graph.nodes[place]
+        given = [live.marks[n] for n in dict.fromkeys(node.inputs)]
+        if node.call is not None:
+            mask = None if kernels is None else kernels.get(node.call.layer)
+            live.reads[place] = _channels_read(node.call, given[0], self.graph.shapes[node.inputs[0]])
+            live.conducting[place] = _conducting(node.call, mask, live.reads[place])
+            out = _along_channels(node.call, live.conducting[place].any(1), self.graph.shapes_of(node)[0])
+            if images is not None:
+                out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
+            results = [out]
+        else:
+            results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
+        live.marks.update(zip((n for n in node.outputs if n is not None), results, strict=True))
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
         """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
