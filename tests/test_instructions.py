@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convcircuits import graphs
-from convcircuits.instructions import DTYPES, OPERATIONS, Constant, Ref, is_of_kind, operation_of, repeat_for
+from convcircuits.instructions import DTYPES, OPERATIONS, Constant, Result, is_of_kind, operation_of, repeat_for
 from convcircuits.interpreter import _EachResult, _tensors
 from operation_calls import LIMIT, RIGHT, call
 
@@ -82,7 +82,7 @@ def wrong(name, **given):
     return OPERATIONS[name].wrong(given)
 
 
-X = Ref(0)
+X = Result(0)
 NORM = {"momentum": 0.1, "eps": 1e-5, "cudnn_enabled": True, "weight": None, "bias": None, "input": X}
 
 
@@ -133,16 +133,24 @@ def test_no_call_ends_the_process_or_makes_what_tensors_without_memory_do_not_sa
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        ("Tensor", [Ref(0), Ref(1, 2), Constant("a"), 1, 0.5, True], [None, [Ref(0)], "a", torch.ones(1), 1j, 1 << 60]),
-        ("Optional[Tensor]", [None, Ref(0)], ["a", [None]]),
-        ("List[Tensor]", [[Ref(0)], (Ref(0), Constant("a"))], [[], Ref(0), [1], [[Ref(0)]], [Ref(0)] * 5000, [None]]),
-        ("List[Optional[Tensor]]", [[None, Ref(0)]], [None, [1], [[Ref(0)]]]),
+        (
+            "Tensor",
+            [Result(0), Result(1, 2), Constant("a"), 1, 0.5, True],
+            [None, [Result(0)], "a", torch.ones(1), 1j, 1 << 60],
+        ),
+        ("Optional[Tensor]", [None, Result(0)], ["a", [None]]),
+        (
+            "List[Tensor]",
+            [[Result(0)], (Result(0), Constant("a"))],
+            [[], Result(0), [1], [[Result(0)]], [Result(0)] * 5000, [None]],
+        ),
+        ("List[Optional[Tensor]]", [[None, Result(0)]], [None, [1], [[Result(0)]]]),
         ("int", [0, -3], [True, 1.0, None, "1", 1 << 53]),
         ("Optional[int]", [None, 1], [1.0]),
         ("bool", [True, False], [0, 1, None]),
-        ("number", [1, 0.5, True, float("inf")], [None, "1", 1j, 1 << 60, [1], Ref(0)]),
+        ("number", [1, 0.5, True, float("inf")], [None, "1", 1j, 1 << 60, [1], Result(0)]),
         ("float", [1, 0.5], ["1", None]),
-        ("List[int]", [1, [1, 2], (3,), []], [[1.0], [[1]], [True], "11", {1}, [1] * 5000, [None], [Ref(0)]]),
+        ("List[int]", [1, [1, 2], (3,), []], [[1.0], [[1]], [True], "11", {1}, [1] * 5000, [None], [Result(0)]]),
         ("Optional[List[float]]", [None, [1, 0.5], 2.0], [["1"], [[1.0]]]),
         ("none|tanh", ["none"], [None, "x", "none|tanh", 0]),
         ("floor|None", ["floor", None], ["trunc", "None", 0]),

@@ -21,7 +21,7 @@ from convcircuits.instructions import (
     LONGEST,
     OPERATIONS,
     Constant,
-    Ref,
+    Result,
     is_of_kind,
     operation_of,
     standing_in,
@@ -129,7 +129,7 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
     """Read one step, if it is one that a file may hold and reads only what was made before it."""
     if said.keys() == {"layer", "of"}:
         name, x = said["layer"], _decoded(said["of"])
-        if type(name) is not str or name not in layers or not isinstance(x, Ref):
+        if type(name) is not str or name not in layers or not isinstance(x, Result):
             raise ConvCircuitsError(f"step {number} calls no layer of the file on a result")
         step = Step(None, (x,), layer=name)
     elif said.keys() == {"call", "given"}:
@@ -145,7 +145,7 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
     else:
         raise ConvCircuitsError(f"step {number} is neither a call of an operation nor of a layer")
     for one in standing_in((step.args, step.kwargs)):
-        if isinstance(one, Ref) and not 0 <= one.number < number:
+        if isinstance(one, Result) and not 0 <= one.number < number:
             raise ConvCircuitsError(f"step {number} reads result {one.number}")
         if isinstance(one, Constant) and one.name not in constants:
             raise ConvCircuitsError(f"step {number} reads {one.name!r:.80}, which is no constant")
@@ -154,7 +154,7 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
 
 def _output(output: Any, steps: int) -> Any:
     parts = output if isinstance(output, list) else [output]
-    if not parts or not all(isinstance(one, Ref) and 0 <= one.number <= steps for one in parts):
+    if not parts or not all(isinstance(one, Result) and 0 <= one.number <= steps for one in parts):
         raise ConvCircuitsError("its output is none of its results")
     return tuple(output) if isinstance(output, list) else output
 
@@ -171,7 +171,7 @@ def _check_used(steps: list[Step], layers: Mapping[str, Any], constants: list[st
 def _encoded(value: Any) -> Any:
     """Say an argument in JSON; whatever JSON has no word for becomes an object."""
     match value:
-        case Ref(number, part):
+        case Result(number, part):
             return {"result": number} if part is None else {"result": number, "part": part}
         case Constant(name):
             return {"constant": name}
@@ -197,9 +197,9 @@ def _decoded(value: Any, depth: int = 0) -> Any:
         return value
     match value:
         case {"result": number, "part": part} if len(value) == 2 and type(number) is type(part) is int and part >= 0:
-            return Ref(number, part)
+            return Result(number, part)
         case {"result": number} if len(value) == 1 and type(number) is int:
-            return Ref(number)
+            return Result(number)
         case {"constant": str(name)} if len(value) == 1:
             return Constant(name)
         case {"float": "inf" | "-inf" | "nan" as text} if len(value) == 1:

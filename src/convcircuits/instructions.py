@@ -25,7 +25,7 @@ _LARGEST = 1 << 53
 
 
 @dataclass(frozen=True)
-class Ref:
+class Result:
     """Stands for the result of an earlier step; 0 is the batch of images.
 
     Attributes:
@@ -44,9 +44,9 @@ class Constant:
     name: str
 
 
-def standing_in(value: Any) -> list[Ref | Constant]:
+def standing_in(value: Any) -> list[Result | Constant]:
     """List what stands for tensors among arguments."""
-    if isinstance(value, (Ref, Constant)):
+    if isinstance(value, (Result, Constant)):
         return [value]
     if isinstance(value, Mapping):
         value = tuple(value.values())
@@ -54,7 +54,7 @@ def standing_in(value: Any) -> list[Ref | Constant]:
 
 
 @dataclass(frozen=True)
-class Operation:
+class Entry:
     """An operation of the table.
 
     Attributes:
@@ -118,7 +118,7 @@ def _without_none(kind: str) -> str:
 
 
 def _is_ref(value: Any) -> bool:
-    return isinstance(value, (Ref, Constant))
+    return isinstance(value, (Result, Constant))
 
 
 def _is_int(value: Any) -> bool:
@@ -168,11 +168,11 @@ _WRITING, _WRITTEN = ("training", "use_input_stats"), ("running_mean", "running_
 # ---------------------------------------- the table
 
 
-def _operation(function: Any, schema: Any) -> Operation:
+def _operation(function: Any, schema: Any) -> Entry:
     name = schema.name.replace("::", ".")
     if name.startswith("aten."):
         name += f".{schema.overload_name or 'default'}"
-    return Operation(function, name, {known.name: known for known in schema.arguments})
+    return Entry(function, name, {known.name: known for known in schema.arguments})
 
 
 def _is_pure(schema: Any, tags: Sequence[Tag]) -> bool:
@@ -182,14 +182,14 @@ def _is_pure(schema: Any, tags: Sequence[Tag]) -> bool:
     return made and not data and not schema.is_mutable and len(schema.returns) > 0
 
 
-def _is_sayable(operation: Operation) -> bool:
+def _is_sayable(operation: Entry) -> bool:
     """Return whether a file can give every argument that has no default."""
     return all(
         known.has_default_value() or operation.kind(name) != "None" for name, known in operation.parameters.items()
     )
 
 
-def _table() -> dict[str, Operation]:
+def _table() -> dict[str, Entry]:
     own = _operation(repeat_for, torch._C.parse_schema("repeat_for(Tensor x, Tensor images) -> Tensor"))
     table = {own.name: own}
     for name in sorted(IN_FILES):
@@ -215,6 +215,6 @@ IN_PLACE = {
 }
 
 
-def operation_of(function: Any) -> Operation | None:
+def operation_of(function: Any) -> Entry | None:
     """Return the operation of a function of the table."""
     return _BY_FUNCTION.get(function)

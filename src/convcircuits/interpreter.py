@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.instructions import IN_PLACE, Constant, Ref, standing_in
+from convcircuits.instructions import IN_PLACE, Constant, Result, standing_in
 
 _OF_GRAPHS = frozenset([*dir(fx.GraphModule), "graph", "meta"])
 _ROOM, _RATIO = 1 << 24, 1 << 12  # values that a module may hold: so many, and so many for each value of its images
@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         function: What is called, an ATen operation or a function of ours; None for a layer.
-        args: Its arguments, with `Ref` and `Constant` in the place of tensors.
+        args: Its arguments, with `Result` and `Constant` in the place of tensors.
         kwargs: Its keyword arguments, likewise.
         layer: The name of the layer that is called on the first argument.
         run: The same, or what does it in place.
@@ -63,7 +63,7 @@ class Program:
 
     Attributes:
         steps: The calls, in order.
-        output: What is given, a `Ref` or a tuple of them.
+        output: What is given, a `Result` or a tuple of them.
         shape: (C, H, W) of the images that it was written for.
         any_size: Whether it takes images of another height and width.
         bounds: Finds the sizes of all results before images of a new shape are run; of a module from a file.
@@ -154,7 +154,7 @@ def program_of(module: CircuitModule) -> Program:
 def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any]) -> Any:
     """Put tensors in the place of what stands for them."""
     kind = type(value)
-    if kind is Ref:
+    if kind is Result:
         return results[value.number] if value.part is None else results[value.number][value.part]
     if kind is Constant:
         return constants[value.name]
@@ -219,7 +219,7 @@ class Bounds:
         def before(arguments: Any, results: Mapping[int, Any]) -> None:
             _allow(sum(x.numel() for result in results.values() for x in _tensors(result)), limit)
             for ref in standing_in(arguments):
-                if isinstance(ref, Ref) and isinstance(results[ref.number], Tensor) != (ref.part is None):
+                if isinstance(ref, Result) and isinstance(results[ref.number], Tensor) != (ref.part is None):
                     raise ConvCircuitsError("one of its steps reads something other than a tensor")
 
         with torch.no_grad(), _EachResult(limit):
@@ -282,7 +282,7 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
 def _only_source(step: Step) -> int | None:
     """Return which result a step reads first, if that is the only tensor it is given."""
     match step.args:
-        case [Ref(number, None), *rest] if not standing_in((rest, step.kwargs)):
+        case [Result(number, None), *rest] if not standing_in((rest, step.kwargs)):
             return number
     return None
 
@@ -290,14 +290,14 @@ def _only_source(step: Step) -> int | None:
 def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> Any:
     """Return what a step calls: what writes into its map, where there is such a function and nobody else reads that."""
     match step.args:
-        case [Ref(number, None), *_] if number and users[number] == 1 and step.function in IN_PLACE:
+        case [Result(number, None), *_] if number and users[number] == 1 and step.function in IN_PLACE:
             fresh = steps[number - 1].function in (None, torch.ops.aten.constant_pad_nd.default)
             return IN_PLACE[step.function] if fresh else step.function
     return step.function
 
 
 def _numbers(value: Any) -> list[int]:
-    return [one.number for one in standing_in(value) if isinstance(one, Ref)]
+    return [one.number for one in standing_in(value) if isinstance(one, Result)]
 
 
 def with_plain_names(module: CircuitModule) -> CircuitModule:
@@ -343,7 +343,7 @@ def from_graph(
     for node in graph.nodes:
         args, kwargs = _plain(node.args, places), _plain(dict(node.kwargs), places)
         if node.op == "placeholder":
-            places[node] = Ref(0)
+            places[node] = Result(0)
         elif node.op == "get_attr":
             places[node] = Constant(str(node.target))
         elif node.op == "output":
@@ -353,7 +353,7 @@ def from_graph(
         else:
             is_layer = node.op == "call_module"
             steps.append(Step(None, args, layer=str(node.target)) if is_layer else Step(node.target, args, kwargs))
-            places[node] = Ref(len(steps))
+            places[node] = Result(len(steps))
     return CircuitModule(root, Program(tidy(steps, output), output, shape, any_size)).eval()
 
 

@@ -196,13 +196,44 @@ class Layout:
         """
         assert value.node is not None
         assert value.place is not None
-        node, other = value.node, self._more.nodes[value.place]
+        node = value.node
         if node.op in (part_of_storage, written_into_storage):
             raise _unextractable(node.layer, "writes into a part of a map")
-        written = _spelled(node, value, self._read)
-        _, args, kwargs = _arguments(other, value)
-        args, kwargs = (self._of_any_number(node, a, b) for a, b in ((written.args, args), (written.kwargs, kwargs)))
-        return replace(written, args=args, kwargs=kwargs)
+        two, three = (self._spelled(value, one) for one in (node, self._more.nodes[value.place]))
+        args, kwargs = (_of_any_number(node, a, b) for a, b in ((two.args, three.args), (two.kwargs, three.kwargs)))
+        return replace(two, args=args, kwargs=kwargs)
+
+    def _spelled(self, value: Value, node: Node) -> Written:
+        """Return a value's operation so that it fixes neither the number of images nor, if it can be, a size."""
+        aten, args, kwargs = torch.ops.aten, node.args, node.kwargs
+        if value.part:
+            return Written(node.op, args, kwargs, value.part)
+        if node.name in _VIEWS:
+            return Written(aten.reshape.default, (args[0], [-1, *value.shape]), {}, None)
+        if node.name == "expand":
+            sizes = [-1 if d == value.axis else size for d, size in enumerate(value.shape)]
+            return Written(aten.expand.default, (args[0], [-1, *sizes]), {}, None)
+        if node.name in ("_to_copy", "to"):
+            return Written(aten._to_copy.default, args[:1], {"dtype": value.dtype}, None)
+        affine = [argument(node, name) for name in ("weight", "bias", "eps")]
+        if node.name == "native_layer_norm":
+            return Written(aten.layer_norm.default, (args[0], args[1], *affine), {}, None)
+        if node.name == "native_group_norm":
+            return Written(aten.group_norm.default, (args[0], argument(node, "group"), *affine), {}, None)
+        if node.name == "_fused_rms_norm":
+            return Written(aten.rms_norm.default, (args[0], args[1], affine[0], affine[2]), {}, None)
+        if node.name == "max_pool2d_with_indices" and self._is_alone(value):
+            return Written(aten.max_pool2d.default, args, kwargs, None)
+        scales = [argument(node, "scales_h"), argument(node, "scales_w")]
+        if node.name.startswith("upsample_") and None not in scales:
+            aligned = () if "nearest" in node.name else (argument(node, "align_corners"),)
+            return Written(getattr(aten, node.name).vec, (args[0], None, *aligned, scales), {}, None)
+        return Written(node.op, args, kwargs, value.part)
+
+    def _is_alone(self, value: Value) -> bool:
+        """Return whether a value is the only result of its operation that is read."""
+        assert value.node is not None
+        return {n for n in value.node.outputs if n in self._read} == {value.number}
 
     # ---------------------------------------- values
 
@@ -272,10 +303,11 @@ class Layout:
             return ()
         if call is not None:
             return (call.stride, call.padding, call.dilation) if isinstance(call, ConvCall) else (call.blocks,)
-        if value.move is not None and (node.name in (*_VIEWS, "expand") or value.move.form == "reshape"):
-            return (value.shape,) if value.move.form != "gather" else ()
-        if node.op in (part_of_storage, written_into_storage):
-            return (value.move is not None and value.move.form,)
+        form = None if value.move is None else value.move.form
+        if form == "gather":
+            return (value.move.channels.tolist(),) if value.move and value.move.channels is not None else ()
+        if form == "reshape" or node.op in (part_of_storage, written_into_storage):
+            return (value.shape,)
         written = self.written(value)
         return (_plain((written.args, written.kwargs)),)
 
@@ -408,26 +440,6 @@ class Layout:
             return "reshape"
         return "call" if value.node is not None and value.node.name == "expand" else None
 
-    # ---------------------------------------- as they are written
-
-    def _of_any_number(self, node: Node, a: Any, b: Any) -> Any:
-        """Return an argument that is the same for two images and for three; of a constant as long as these, one row."""
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            if a.shape == b.shape:
-                return a
-            rows = a.dim() == b.dim() > 0 and a.shape[1:] == b.shape[1:] and len(b) == len(a) + 1 == _IMAGES + 1
-            if rows and bool((a == a[:1]).all()) and torch.equal(a[:1], b[:1]):
-                return a[:1]
-        elif isinstance(a, Ref) and isinstance(b, Ref):
-            return a
-        elif isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
-            return {key: self._of_any_number(node, a[key], b[key]) for key in a}
-        elif type(a) in (tuple, list) and type(a) is type(b) and len(a) == len(b):
-            return type(a)(self._of_any_number(node, x, y) for x, y in zip(a, b, strict=True))
-        elif type(a) is type(b) and (a == b or (a != a and b != b)):
-            return a
-        raise _unextractable(node.layer, f"does something else with another number of images ({node.name})")
-
 
 def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
     """Find where the channels of each value lie that a model computes up to a feature.
@@ -469,36 +481,23 @@ def _axis_after(value: Value, source: Value) -> int | None:
     return source.axis - sum(dim < source.axis + 1 for dim in over)
 
 
-# ---------------------------------------- spelling
-
-
-def _arguments(node: Node, value: Value) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
-    """Return an operation and its arguments so that they fix neither the number of images nor, if it can be, a size."""
-    aten, args, kwargs = torch.ops.aten, node.args, node.kwargs
-    given = {name: argument(node, name) for name in ("weight", "bias", "eps")}
-    if node.name in _VIEWS:
-        return aten.reshape.default, (args[0], [-1, *value.shape]), {}
-    if node.name == "expand":
-        sizes = [-1 if d == value.axis else size for d, size in enumerate(value.shape)]
-        return aten.expand.default, (args[0], [-1, *sizes]), {}
-    if node.name in ("_to_copy", "to"):
-        return aten._to_copy.default, args[:1], {"dtype": value.dtype}
-    if node.name == "native_layer_norm":
-        return aten.layer_norm.default, (args[0], args[1], *given.values()), {}
-    if node.name == "native_group_norm":
-        return aten.group_norm.default, (args[0], argument(node, "group"), *given.values()), {}
-    if node.name.startswith("upsample_") and argument(node, "scales_h") is not None:
-        scales = [argument(node, "scales_h"), argument(node, "scales_w")]
-        aligned = () if "nearest" in node.name else (argument(node, "align_corners"),)
-        return getattr(aten, node.name).vec, (args[0], None, *aligned, scales), {}
-    return node.op, args, kwargs
-
-
-def _spelled(node: Node, value: Value, read: set[int]) -> Written:
-    op, args, kwargs = _arguments(node, value)
-    if node.name == "max_pool2d_with_indices" and not read & {n for n in node.outputs[1:] if n is not None}:
-        return Written(torch.ops.aten.max_pool2d.default, args, kwargs, None)
-    return Written(op, args, kwargs, value.part if len(op._schema.returns) > 1 or op is node.op else None)
+def _of_any_number(node: Node, a: Any, b: Any) -> Any:
+    """Return an argument that is the same for two images and for three; of a constant as long as these, one row."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape == b.shape:
+            return a
+        rows = a.dim() == b.dim() > 0 and a.shape[1:] == b.shape[1:] and len(b) == len(a) + 1 == _IMAGES + 1
+        if rows and bool((a == a[:1]).all()) and torch.equal(a[:1], b[:1]):
+            return a[:1]
+    elif isinstance(a, Ref) and isinstance(b, Ref):
+        return a
+    elif isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
+        return {key: _of_any_number(node, a[key], b[key]) for key in a}
+    elif type(a) in (tuple, list) and type(a) is type(b) and len(a) == len(b):
+        return type(a)(_of_any_number(node, x, y) for x, y in zip(a, b, strict=True))
+    elif type(a) is type(b) and (a == b or (a != a and b != b)):
+        return a
+    raise _unextractable(node.layer, f"does something else with another number of images ({node.name})")
 
 
 def _plain(value: Any) -> Any:

@@ -163,7 +163,7 @@ class Operation:
     meets: Callable[[Sequence[Tensor]], bool | Tensor]
     gate: bool = False
     moves: bool = False
-    over: tuple[int, ...] | None = ()
+    over: tuple[int, ...] | None = None
     data: int | None = None
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
@@ -212,23 +212,21 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
     shapes = [graph.shapes[n] for n in distinct]
     passing = len(distinct) == 1 and gates[distinct[0]]
     if name in _CASTS:
-        return Operation(lambda x: x, _never, passing)
+        return Operation(lambda x: x, _never, passing, over=())
     moves = not any(node.number_of(x) is not None for x in _places(node))
     if not moves and name in _CHOSEN:
         return _CHOSEN[name](graph, node, distinct, shapes)
     adds = name in _GATHERS or (name == "index_put" and argument(node, "accumulate"))
     if moves and adds:
-        return Operation(_move(graph, node, distinct), _always, over=None)
+        return Operation(_move(graph, node, distinct), _always)
     if name in _TURNS or (name in _MOVES and moves and argument(node, "reduce") is None):
-        return Operation(_move(graph, node, distinct), _never, passing, moves=True)
+        return Operation(_move(graph, node, distinct), _never, passing, moves=True, over=())
     if name in _REWRITES:
-        return Operation(
-            _REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"), over=None
-        )
+        return Operation(_REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"))
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(graph, node, gates, constants)
     if name in EACH or name in _PRODUCTS:
-        return Operation(_each(graph, node), _several, passing or name in _GATES)
+        return Operation(_each(graph, node), _several, passing or name in _GATES, over=())
     if name in _RMS_NORMS:
         return _rms_norm(graph, node, constants)
     for names, make in _TABLE:
@@ -356,7 +354,7 @@ def _gathered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
         known = zip(distinct, marks, shapes, strict=True)
         return _summed([mark if n == places else _between(mark, of, shape, dim) for n, mark, of in known])
 
-    return Operation(rule, _several, over=None)
+    return Operation(rule, _several)
 
 
 def _scattered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
@@ -368,7 +366,7 @@ def _scattered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Se
         known = zip(distinct, marks, shapes, strict=True)
         return _summed([_between(mark, of, shape, dim) + (mark if n == into else 0) for n, mark, of in known])
 
-    return Operation(rule, _always, over=None)
+    return Operation(rule, _always)
 
 
 def _masked(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
@@ -387,18 +385,18 @@ def _masked(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seque
         ]
         return _summed([_of_rank(mark, rank) for mark in spread])
 
-    return Operation(rule, _several, over=None)
+    return Operation(rule, _several)
 
 
 def _unpooled(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
     """Write values to any of the places of their channel."""
     dims = (-2, -1) if "2d" in node.name else (-3, -2, -1)
-    return Operation(lambda *marks: _summed([mark.sum(dims, keepdim=True) for mark in marks]), _several, over=None)
+    return Operation(lambda *marks: _summed([mark.sum(dims, keepdim=True) for mark in marks]), _several)
 
 
 def _looked_up(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
     """Take rows of a table of constants."""
-    return Operation(lambda mark: mark.unsqueeze(-1), _never, over=None)
+    return Operation(lambda mark: mark.unsqueeze(-1), _never)
 
 
 def _indexed(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
@@ -428,7 +426,7 @@ def _indexed(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequ
                 parts.append(mark.reshape(*[1] * start, *mark.shape, *[1] * (rank - start - wide)))
         return _summed(parts)
 
-    return Operation(rule, _several, over=None)
+    return Operation(rule, _several)
 
 
 _CHOSEN = {
@@ -476,13 +474,13 @@ def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants:
     elif gates[a] != gates[b]:
         scaled = b if gates[a] else a
     elif sizes[0] == sizes[1]:
-        return Operation(lambda x, y: _of_rank(x * y + x * of_b + of_a * y, rank), _several)
+        return Operation(lambda x, y: _of_rank(x * y + x * of_b + of_a * y, rank), _several, over=())
     else:
         scaled = a if sizes[0] > sizes[1] else b
     gate = gates[a] and gates[b]
     if scaled == a:
-        return Operation(lambda x, by: _of_rank(x + (x + of_a) * by, rank), _never, gate, data=0)
-    return Operation(lambda by, x: _of_rank(x + (x + of_b) * by, rank), _never, gate, data=1)
+        return Operation(lambda x, by: _of_rank(x + (x + of_a) * by, rank), _never, gate, over=(), data=0)
+    return Operation(lambda by, x: _of_rank(x + (x + of_b) * by, rank), _never, gate, over=(), data=1)
 
 
 # ---------------------------------------- along some dimensions
@@ -517,9 +515,9 @@ def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
 def _reduction(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank, shapes = len(graph.shapes[node.inputs[0]]), graph.shapes_of(node)
     if len(set(node.inputs)) > 1:  # the maximum of two maps
-        return Operation(_each(graph, node), _several)
+        return Operation(_each(graph, node), _several, over=())
     if node.name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], Tensor):
-        return Operation(_each(graph, node), _several, gate)
+        return Operation(_each(graph, node), _several, gate, over=())
     dims = _dims(argument(node, "dim"), rank)
     keeps = all(len(shape) == rank for shape in shapes)
 
@@ -582,7 +580,7 @@ def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
 
 def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     if not argument(node, "training"):
-        return Operation(lambda x: x, _never, gate)
+        return Operation(lambda x: x, _never, gate, over=())
     dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # an instance's own statistics, images laid into channels
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
@@ -606,7 +604,6 @@ def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(
         lambda *marks: _summed([m.sum(dims, keepdim=True) for m, dims in zip(marks, over, strict=True)]),
         _several,
-        over=None,
     )
 
 
@@ -627,7 +624,7 @@ def _contraction(graph: "Graph", node: "Node", gate: bool) -> Operation:
         parts += [m.sum(dim, keepdim=rank > 1) for n, m in zip(distinct, marks, strict=True) if n in places]
         return _summed(parts)
 
-    return Operation(rule, _always, over=None)
+    return Operation(rule, _always)
 
 
 _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation]], ...] = (
@@ -678,7 +675,7 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
                 parts[place].append((by_image.detach() if dim in known else 1) * by_channel)
         return tuple(_summed(part) for part in parts)
 
-    return Operation(spread, _always, over=None)
+    return Operation(spread, _always)
 
 
 def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tensor:
