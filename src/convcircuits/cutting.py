@@ -79,7 +79,7 @@ def _kept(layout: Layout, masks: Masks) -> dict[int, Tensor]:
     }
 
 
-def reads(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tuple[Tensor, bool]:
+def read_by(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tuple[Tensor, bool]:
     """Return which input channels some rows of a kernel call read: (groups, channels or blocks).
 
     The second value tells whether they lie along the source's axis; else all of it is read.
@@ -92,11 +92,11 @@ def reads(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tupl
     return torch.ones_like(read), False
 
 
-def single_images(mark: Tensor, value: Value) -> Tensor:
-    """Return a mark of one image, if all have the same.
+def of_one_image(mark: Tensor, value: Value) -> Tensor:
+    """Return the first row, (1, ...), of a mark that is the same for all images.
 
     Raises:
-        UnextractableError: If they have not.
+        UnextractableError: If it is not.
     """
     if len(mark) > 1 and not bool((mark == mark[:1]).all()):
         raise UnextractableError(

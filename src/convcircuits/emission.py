@@ -5,7 +5,7 @@ circuit a table says where it finds each of its channels. So circuits share what
 reads the same kernels of the same tensor is computed once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convcircuits.calls import ConvCall
-from convcircuits.cutting import Cut, reads, single_images
+from convcircuits.cutting import Cut, of_one_image, read_by
 from convcircuits.graph import Ref
 from convcircuits.instructions import repeat_for
 from convcircuits.interpreter import one_of
@@ -54,21 +54,22 @@ class Emitter:
         self._values, self._layout, self._cuts, self._masks = layout.values, layout, cuts, masks
         weight = next(value.call.weight for value in self._values.values() if value.call is not None)
         channels, height, width = layout.input_shape
-        self._dtype, self.writer, self.any_size = weight.dtype, Writer((channels, height, width), weight.device), True
+        self.writer, self.any_size = Writer((channels, height, width), weight.device), True
         whole = _Found(self.writer.image, torch.arange(channels))
         self._found: list[dict[int, _Found]] = [{0: whole} for _ in cuts]
+        read = _read(layout)
         for number, value in list(self._values.items())[1:]:
             users = [n for n, cut in enumerate(cuts) if number in cut.need]
-            if users:
+            if users and number in read:
                 self._emit(value, users)
 
     def output(self, circuit: int, channels: Tensor) -> fx.Node:
         """Return the tensor of those channels of the output of the feature's layer, dead ones as zeros."""
         value, dead = self._layout.output, self._cuts[circuit].output
         if value.axis == 0:
-            return self._take(circuit, value, channels, self._dead_channels(value, dead))
+            return self._take(circuit, value, channels, _dead_channels(value, dead))
         whole = self._whole(circuit, value, dead)
-        return self.writer.call(torch.ops.aten.index_select.default, whole, 1, self.writer.constant("rows", channels))
+        return self._selected(whole, 1, channels)
 
     def _take(self, circuit: int, value: Value, channels: Tensor, dead: Tensor | None) -> fx.Node:
         """Return a tensor with those channels of a value, in that order; zeros for those that count for zero."""
@@ -82,7 +83,7 @@ class Emitter:
         """Return a value with all its channels; zeros where it counts for zero."""
         if value.number not in self._found[circuit]:
             return self._zeros(value)
-        channels = self._dead_channels(value, dead)
+        channels = _dead_channels(value, dead)
         if value.axis is not None and (dead is None or channels is not None):
             return self._take(circuit, value, torch.arange(value.channels), channels)
         node = self._found[circuit][value.number].node
@@ -91,9 +92,13 @@ class Emitter:
         return node if dead is None else self._silenced(node, value, dead)
 
     def _silenced(self, node: fx.Node, value: Value, dead: Tensor) -> fx.Node:
-        constant = self.writer.constant(f"silent_{value.number}", single_images(dead, value))
+        constant = self.writer.constant(f"silent_{value.number}", of_one_image(dead, value))
         self.any_size &= all(size == 1 for d, size in enumerate(dead.shape[1:]) if d != value.axis)
         return self.writer.call(torch.ops.aten.masked_fill.Scalar, node, constant, 0)
+
+    def _selected(self, node: fx.Node, dim: int, channels: Tensor) -> fx.Node:
+        constant = self.writer.constant("channels", channels)
+        return self.writer.call(torch.ops.aten.index_select.default, node, dim, constant)
 
     def _zeros(self, value: Value) -> fx.Node:
         """Write zeros in the place of a value of which nothing is needed but that it is there."""
@@ -108,16 +113,6 @@ class Emitter:
     def _silent(self, n: int, value: Value, source: Value) -> Tensor | None:
         """Return where an input counts for zero in a circuit; None where it does nowhere."""
         return self._cuts[n].silent.get((value.place or 0, source.number))
-
-    def _dead_channels(self, value: Value, dead: Tensor | None) -> Tensor | None:
-        """Return which channels count for zero, if these alone tell; else None."""
-        if dead is None or value.axis is None:
-            return None
-        by_channel = single_images(dead, value)[0].movedim(value.axis, 0)
-        by_channel = by_channel.reshape(len(by_channel), -1)
-        if bool((by_channel != by_channel[:, :1]).any()):
-            return None
-        return by_channel[:, 0].expand(value.channels)
 
     def _emit(self, value: Value, users: Sequence[int]) -> None:
         if value.call is not None:
@@ -220,7 +215,7 @@ class Emitter:
         part = conv(call, call.weight, call.bias, rows, origin)
         part.layer.weight = nn.Parameter(part.layer.get_parameter("weight").detach() * kept)
         x = self.writer.choose(node, 0, 3, columns)
-        made = self.writer.module(value.layer, part.layer, x, filters=_numbers(value, rows), channels=origin)
+        made = self.writer.module(value.layer, part.layer, x, filters=rows, channels=origin)
         self.writer.width[made] = len(rows)
         return made
 
@@ -230,33 +225,24 @@ class Emitter:
         assert call is not None
         need, conducting = cut.need[value.number], cut.conducting[value.number]
         rows = need.nonzero()[:, 0]
-        read, at_channels = reads(value, source, need, conducting)
+        read, at_channels = read_by(value, source, need, conducting)
         weight, bias = weight_and_bias(call, self._masks[n], conducting)
         if not bool((conducting & need[:, None]).any()):
             return self._bias(value, rows, weight.new_zeros(len(rows)) if bias is None else bias[rows])
         part = part_of(call, weight, bias, rows, read)
         dead = self._silent(n, value, source)
-        by_channel = self._dead_channels(source, dead)
+        by_channel = _dead_channels(source, dead)
         if at_channels and (dead is None or by_channel is not None):
             x = self._take(n, source, part.channels, by_channel)
         else:
             x = self._whole(n, source, dead)
             if at_channels:
-                dim = 1 if isinstance(call, ConvCall) else -1
-                x = self.writer.call(
-                    torch.ops.aten.index_select.default, x, dim, self.writer.constant("channels", part.channels)
-                )
-        key = (
-            "kernels",
-            value.number,
-            x,
-            identity(rows),
-            n if self._is_special(value, n) else identity(conducting[rows]),
-        )
-        filters = _numbers(value, part.filters)
+                x = self._selected(x, 1 if isinstance(call, ConvCall) else -1, part.channels)
+        own = n if self._is_special(value, n) else identity(conducting[rows])
+        key = ("kernels", value.number, x, identity(rows), own)
         node = self.writer.once(
             key,
-            lambda: self.writer.module(value.layer, part.layer, x, filters=filters, channels=part.channels),
+            lambda: self.writer.module(value.layer, part.layer, x, filters=part.filters, channels=part.channels),
         )
         self.writer.width[node] = len(part.filters)
         return _Found(node, _places(value.channels, part.filters))
@@ -319,7 +305,7 @@ class Emitter:
     def _replayed(self, value: Value, nodes: Mapping[int, fx.Node]) -> fx.Node:
         """Write a moving operation as it is."""
         written = self._layout.written(value)
-        return self._called(written, nodes, written.args, written.kwargs)
+        return self._called(written, nodes, lambda x: self._named(value, x))
 
     # ---------------------------------------- operations that compute
 
@@ -343,7 +329,7 @@ class Emitter:
         """Write an operation on several values, or one that needs whole ones."""
         sources = {k: self._values[k] for k in value.inputs}
         dead = {k: self._silent(n, value, source) for k, source in sources.items()}
-        by_channel = {k: self._dead_channels(source, dead[k]) for k, source in sources.items()}
+        by_channel = {k: _dead_channels(source, dead[k]) for k, source in sources.items()}
         aligned = [
             k
             for k, source in sources.items()
@@ -359,21 +345,16 @@ class Emitter:
         wide = [k for k in nodes if self._has_channels_of(value, k)]
         as_it_is = not wide and len(here) == len(aligned) and self._readable_as_it_is(n, here, wanted, by_channel)
         for k in wide:
-            dim = (value.axis or 0) - len(value.shape)
-            channels = self.writer.constant("channels", wanted)
-            nodes[k] = self.writer.call(torch.ops.aten.index_select.default, nodes[k], dim, channels)
+            nodes[k] = self._selected(nodes[k], (value.axis or 0) - len(value.shape), wanted)
         for k in here:
             found = self._found[n][k]
             nodes[k] = found.node if as_it_is else self._take(n, sources[k], wanted, by_channel[k])
-        for k in aligned:
-            if k not in here:  # all that is wanted of it is dead
-                source = sources[k]
-                like = next((nodes[other] for other in here if sources[other].shape == source.shape), None)
-                if like is None:
-                    held = self._holds(self._zeros(source), source, torch.arange(source.channels))
-                    nodes[k] = self.writer.choose(held.node, source.axis or 0, len(source.shape), wanted)
-                else:
-                    nodes[k] = self.writer.call(torch.ops.aten.zeros_like.default, like, dtype=source.dtype)
+        for k in set(aligned) - set(here):  # all that is wanted of it is dead
+            like = next((nodes[other] for other in here if sources[other].shape == sources[k].shape), None)
+            if like is None:
+                nodes[k] = self._selected(self._zeros(sources[k]), (value.axis or 0) - len(value.shape), wanted)
+            else:
+                nodes[k] = self.writer.call(torch.ops.aten.zeros_like.default, like, dtype=sources[k].dtype)
         if not as_it_is:
             return self._holds(self._applied(value, nodes, wanted), value, wanted)
         first = self._found[n][here[0]]
@@ -392,12 +373,11 @@ class Emitter:
         first = self._found[n][numbers[0]]
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[first.node] or bool((first.places[wanted] < 0).any()):
             return False
-        found = self._found[n]
+        if any(bool(gone[wanted].any()) for k in numbers if (gone := dead[k]) is not None):
+            return False
         return all(
-            torch.equal(found[k].places, first.places)
-            and self.writer.width[found[k].node] == self.writer.width[first.node]
-            and not any(gone is not None and bool(gone[wanted].any()) for gone in (dead[k],))
-            for k in numbers
+            torch.equal(found.places, first.places) and self.writer.width[found.node] == self.writer.width[first.node]
+            for found in (self._found[n][k] for k in numbers)
         )
 
     def _applied(self, value: Value, nodes: Mapping[int, fx.Node], origin: Tensor) -> fx.Node:
@@ -408,10 +388,7 @@ class Emitter:
             if module is not None:
                 return self.writer.module(value.layer, module, nodes[value.inputs[0]], channels=origin)
             written = self._layout.written(value)
-            args, kwargs = _each(
-                (written.args, dict(written.kwargs)), lambda x: self._cut_constant(value, written, x, origin), Tensor
-            )
-            return self._called(written, nodes, args, kwargs)
+            return self._called(written, nodes, lambda x: self._named(value, _cut(value, written, x, origin)))
 
         key = ("apply", value.number, tuple(nodes[k] for k in value.inputs), identity(origin))
         made = self.writer.once(key, write)
@@ -419,31 +396,56 @@ class Emitter:
             self.writer.width[made] = len(origin)
         return made
 
-    def _called(self, written: Written, nodes: Mapping[int, fx.Node], args: Any, kwargs: Any) -> fx.Node:
-        constant = "model_constant"
-        args, kwargs = _each((args, dict(kwargs)), lambda ref: nodes[ref.number], Ref)
-        args, kwargs = _each((args, kwargs), lambda x: self.writer.constant(constant, x), Tensor)
-        node = self.writer.call(written.op, *args, **kwargs)
+    def _called(self, written: Written, nodes: Mapping[int, fx.Node], constant: Callable[[Tensor], fx.Node]) -> fx.Node:
+        """Write a call, with nodes in the place of its values and of its constant tensors."""
+
+        def placed(x: Any) -> Any:
+            if isinstance(x, Ref):
+                return nodes[x.number]
+            if isinstance(x, Tensor):
+                return constant(x)
+            return type(x)(map(placed, x)) if type(x) in (tuple, list) else x
+
+        node = self.writer.call(
+            written.op, *map(placed, written.args), **{k: placed(x) for k, x in written.kwargs.items()}
+        )
         return node if written.part is None else self.writer.call(one_of, node, written.part)
 
-    def _cut_constant(self, value: Value, written: Written, x: Tensor, origin: Tensor) -> fx.Node:
-        """Write a constant of an operation, of as many channels as the tensors that it meets."""
-        aligned = any(value.reads_aligned(self._values[k]) for k in value.inputs)
-        if value.axis is not None and value.node is not None and aligned:
-            per_channel = is_batch_norm(value.node) or written.op is torch.ops.aten.instance_norm.default
-            dim = 0 if per_channel else x.dim() - (len(value.shape) - value.axis)
-            if 0 <= dim < x.dim() and x.shape[dim] == value.channels and value.channels > 1:
-                x = x.index_select(dim, origin.to(x.device))
+    def _named(self, value: Value, x: Tensor) -> fx.Node:
         return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_constant", x)
 
 
-def _each(value: Any, change: Any, kind: type) -> Any:
-    """Change everything of a type among arguments."""
-    if isinstance(value, Mapping):
-        return {key: _each(part, change, kind) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_each(part, change, kind) for part in value)
-    return change(value) if isinstance(value, kind) else value
+def _read(layout: Layout) -> set[int]:
+    """Number the values that are read where moves are made of their sources, not of what lies between."""
+    read = {layout.output.number}
+    for number, value in reversed(list(layout.values.items())):
+        if number in read:
+            through = value.move is not None and value.move.form is not None
+            read |= {*(value.move.sources if value.move is not None and through else value.inputs)}
+    return read
+
+
+def _dead_channels(value: Value, dead: Tensor | None) -> Tensor | None:
+    """Return which channels count for zero, if these alone tell; else None."""
+    if dead is None or value.axis is None:
+        return None
+    by_channel = of_one_image(dead, value)[0].movedim(value.axis, 0)
+    by_channel = by_channel.reshape(len(by_channel), -1)
+    if bool((by_channel != by_channel[:, :1]).any()):
+        return None
+    return by_channel[:, 0].expand(value.channels)
+
+
+def _cut(value: Value, written: Written, x: Tensor, origin: Tensor) -> Tensor:
+    """Return a constant of an operation for some channels, where it has a value for each."""
+    if value.axis is None or (len(origin) == value.channels and torch.equal(origin, torch.arange(value.channels))):
+        return x
+    per_channel = value.node is not None and is_batch_norm(value.node)
+    per_channel |= written.op is torch.ops.aten.instance_norm.default
+    dim = 0 if per_channel else x.dim() - (len(value.shape) - value.axis)
+    if 0 <= dim < x.dim() and x.shape[dim] == value.channels > 1:
+        return x.index_select(dim, origin.to(x.device))
+    return x
 
 
 def _is_point(value: Value) -> bool:
@@ -455,9 +457,3 @@ def _places(channels: int, held: Tensor) -> Tensor:
     """Say where each of so many channels is in a tensor that holds some of them (-1: a place that holds none)."""
     real = (held >= 0).nonzero()[:, 0]
     return torch.full((channels,), -1).index_copy(0, held[real], real)
-
-
-def _numbers(value: Value, rows: Tensor) -> Tensor:
-    """Number the layer's filters that rows of a call are, which may compute only some."""
-    computed = None if value.call is None else value.call.rows
-    return rows if computed is None else torch.where(rows < 0, rows, computed.cpu()[rows.clamp_min(0)])

@@ -156,6 +156,7 @@ _NARROWED = {
     "norm": "backward|ortho|forward|None",
     "interpolation_mode": "0..2",
     "padding_mode": "0..2",
+    "mode": "constant|reflect|replicate|circular",
     "sparse_grad": "False",
     "non_blocking": "False",
     "pin_memory": "None",

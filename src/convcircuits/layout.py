@@ -542,15 +542,20 @@ def _in_order(elements: Tensor, source: Value) -> bool:
 
 
 def _axis_of(channel: Tensor, sources: Sequence[Value]) -> int | None:
-    """Find the one dimension along which the channel numbers change, if they change along one alone."""
+    """Find the one dimension along which the channel numbers change, if they change along one alone.
+
+    A single channel of several lies along the dimension that they lay along, if that is still there.
+    """
     candidates = []
     for axis in range(channel.dim()):
         index = [slice(0, 1)] * channel.dim()
         index[axis] = slice(None)
         if bool((channel == channel[tuple(index)]).all()):
             candidates.append(axis)
-    if len(candidates) > 1:  # there is one channel only
-        long = [axis for axis in candidates if channel.shape[axis] > 1]
+    if bool((channel == channel.flatten()[:1]).all()):  # there is one channel only
         own = [s.axis for s in sources if s.axis in candidates]
+        if any(s.channels > 1 for s in sources):
+            return next((axis for axis in own if axis is not None and channel.shape[axis] == 1), None)
+        long = [axis for axis in candidates if channel.shape[axis] > 1]
         candidates = long if len(long) == 1 else own[:1] or candidates[:1]
     return candidates[0] if candidates else None

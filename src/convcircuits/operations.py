@@ -762,7 +762,8 @@ fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
 # Memory that nobody wrote to; operations that believe the sizes they are given, each with a spelling that checks them.
 _LEFT_OUT = _names("""
 empty_like new_empty new_empty_strided _reshape_alias native_group_norm _fused_rms_norm
-part_of_storage written_into_storage
+part_of_storage written_into_storage __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift gcd lcm embedding
+max_unpool2d max_unpool3d
 """)
 _LEFT_OUT |= _BATCH_NORMS | _FOURIER | _CONTRACTIONS - _names("mm addmm bmm baddbmm mv addmv matmul linear")
 IN_FILES = (_KNOWN | _SPELLINGS) - _LEFT_OUT

@@ -99,7 +99,12 @@ class Writer:
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         if fold:
             self._fold()
-        return from_graph(self._root, _by_output(self._graph, outputs), self._shape, any_size=any_size)
+        graph = _by_output(self._graph, outputs)
+        read = {node.target for node in graph.nodes if node.op == "get_attr"}
+        for name in [*self._root._buffers]:
+            if name not in read:  # of what another way of writing the same made unnecessary
+                del self._root._buffers[name]
+        return from_graph(self._root, graph, self._shape, any_size=any_size)
 
     def _fold(self) -> None:
         """Make one layer of a convolution and the BatchNorm that alone reads it."""
