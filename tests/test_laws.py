@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits import agreement, evaluation, extraction, finding, laws, masking
+from convcircuits import agreement, extraction, laws, masking, reach
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
 from convcircuits.layout import UnextractableError
@@ -162,7 +162,7 @@ def test_a_circuit_of_a_model_that_became_random_is_not_measured():
 
 def test_kernels_that_are_missed_are_noticed(monkeypatch):
     """A survey that takes a filter's kernels for irrelevant."""
-    real = finding.survey
+    real = reach.survey
 
     def missing(*given):
         found = real(*given)
@@ -170,7 +170,7 @@ def test_kernels_that_are_missed_are_noticed(monkeypatch):
         kernels["second"][2] = False
         return dataclasses.replace(found, kernels=kernels)
 
-    monkeypatch.setattr(finding, "survey", missing)
+    monkeypatch.setattr(reach, "survey", missing)
     with pytest.raises(cc.ConvCircuitsError, match="all relevant kernels does not give") as error:
         cc.score(net(), FEATURE, IMAGES)
     assert "first at head" in str(error.value)
@@ -437,7 +437,7 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
 
         return count
 
-    for module in (masking, evaluation, finding):
+    for module in (masking, reach):
         monkeypatch.setattr(module, "survey", counted("survey", module.survey))
     monkeypatch.setattr(extraction, "layout_of", counted("layout_of", extraction.layout_of))
     monkeypatch.setattr(masking.Subject, "effective", counted("effective", masking.Subject.effective))

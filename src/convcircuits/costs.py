@@ -15,7 +15,6 @@ from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.errors import option, whole_number
 from convcircuits.masking import Subject
-from convcircuits.reach import survey
 from convcircuits.surroundings import environment_kept, outside_autocast
 
 
@@ -90,7 +89,7 @@ def costs(
     check_progress(progress)
     batch_size, repeats = whole_number(option("batch_size"), batch_size, 1, 2**16), whole_number("repeats", repeats, 1)
     network = Network(model)
-    subject = Subject(network, circuit.feature, survey(network, circuit.feature, input_shape))
+    subject = Subject.open(network, circuit.feature, input_shape)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, *input_shape, generator=generator).to(network.device, network.dtype)
     with torch.no_grad():

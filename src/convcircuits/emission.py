@@ -17,7 +17,7 @@ from convcircuits.cutting import Cut, of_one_image, read_by
 from convcircuits.graph import Ref
 from convcircuits.instructions import repeat_for
 from convcircuits.interpreter import one_of
-from convcircuits.layers import conv, norm, part_of, weight_and_bias
+from convcircuits.layers import conv, norm, part_of
 from convcircuits.layout import Layout, Move, Value, Written
 from convcircuits.masking import Masks
 from convcircuits.operations import is_batch_norm
@@ -226,7 +226,7 @@ class Emitter:
         need, conducting = cut.need[value.number], cut.conducting[value.number]
         rows = need.nonzero()[:, 0]
         read, at_channels = read_by(value, source, need, conducting)
-        weight, bias = weight_and_bias(call, self._masks[n], conducting)
+        weight, bias = (self._masks[n] or Masks({})).weight_and_bias(call, conducting)
         if not bool((conducting & need[:, None]).any()):
             return self._bias(value, rows, weight.new_zeros(len(rows)) if bias is None else bias[rows])
         part = part_of(call, weight, bias, rows, read)

@@ -17,14 +17,11 @@ from convcircuits.controls import random_like
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
-from convcircuits.finding import check_circuit
 from convcircuits.interior import Interior, Positions
 from convcircuits.laws import checked
 from convcircuits.masking import Subject
 from convcircuits.moments import Averages, Census, Comparison
 from convcircuits.notes import notes
-from convcircuits.provenance import describe
-from convcircuits.reach import survey
 from convcircuits.report import WHERE, Evaluation
 from convcircuits.surroundings import outside_autocast
 from convcircuits.verdict import R2, decide
@@ -102,11 +99,10 @@ def evaluate_all(
     batches = _batches(images, network, batch_size)
     first = batches.first(IMAGES)
     shape = tuple(first.shape[1:])
-    subject = Subject(network, feature, survey(network, feature, shape))
-    described = describe(network, feature, subject.survey)
+    subject = Subject.open(network, feature, shape)
     for circuit in circuits:
-        check_circuit(circuit, feature, described)
-    described = checked(subject, described, first)
+        subject.check(circuit)
+    described = checked(subject, first)
     if controls is None:
         controls = [random_like(subject, circuit, seed=seed) for circuit in circuits]
     swept = {id(circuit): circuit for circuit in [*circuits, *controls] if circuit is not None}
@@ -170,12 +166,11 @@ def activations(
     batches = _batches(images, network, batch_size)
     first = batches.first(IMAGES)
     shape = tuple(first.shape[1:])
-    subject = Subject(network, feature, survey(network, feature, shape))
+    subject = Subject.open(network, feature, shape)
     masks = None
     if circuit is not None:
-        described = describe(network, feature, subject.survey)
-        check_circuit(circuit, feature, described)
-        checked(subject, described, first)
+        subject.check(circuit)
+        checked(subject, first)
         masks = subject.masks(circuit, shape, effective=effective)
     maps: list[Tensor] = []
     with torch.no_grad():

@@ -16,13 +16,10 @@ from convcircuits.circuit import Circuit
 from convcircuits.cutting import Cut, cut
 from convcircuits.emission import Emitter
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.finding import check_circuit
 from convcircuits.interpreter import CircuitModule
 from convcircuits.laws import checked
 from convcircuits.layout import Layout, UnextractableError, layout_of
 from convcircuits.masking import Masks, Subject
-from convcircuits.provenance import describe
-from convcircuits.reach import survey_of_unknown_size
 from convcircuits.surroundings import outside_autocast
 
 
@@ -63,20 +60,16 @@ def extract(
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     check_progress(progress)
-    network = Network(model)
-    shape = input_shape or circuit.provenance.get("input_shape")
-    found = survey_of_unknown_size(network, circuit.feature, None if shape is None else tuple(shape))
-    subject = Subject(network, circuit.feature, found)
-    described = describe(network, circuit.feature, found)
-    check_circuit(circuit, circuit.feature, described)
+    subject = Subject.open(model, circuit.feature, input_shape or circuit.provenance.get("input_shape"))
+    subject.check(circuit)
     done = _steps(progress)
-    laws = checked(subject, described)["laws"]
+    laws = checked(subject)["laws"]
     done()
-    shape = found.input_shape
+    shape = subject.survey.input_shape
     masks = _masks(subject, circuit, effective=True)
     with _writing(subject):
         layout = layout_of(subject, shape)
-        kept = cut(layout, masks, found.rows)
+        kept = cut(layout, masks, subject.survey.rows)
     if not kept.alive:
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
@@ -87,7 +80,7 @@ def extract(
         module = _written(subject, layout, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, layout))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
-    module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
+    module.meta["circuit"] = {**_about(circuit, subject.network, shape), "laws": {**laws, "module": error}}
     done()
     return module
 

@@ -4,7 +4,6 @@ import inspect
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, check_inside, units_with
 from convcircuits.laws import checked
 from convcircuits.masking import Subject
-from convcircuits.provenance import check_same_model, describe
 from convcircuits.ranking import in_order, top
-from convcircuits.reach import survey
 from convcircuits.scores import Scores
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable, suggest
@@ -191,12 +188,11 @@ def _trace(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     first = batches.first(IMAGES)
     shape = tuple(first.shape[1:])
-    found = survey(network, feature, shape)
-    subject = Subject(network, feature, found)
-    about = checked(subject, describe(network, feature, found), first)
+    subject = Subject.open(network, feature, shape)
+    about = checked(subject, first)
     scored, masks = subject.relevant(granularity, shape), None
     if circuit is not None:
-        check_circuit(circuit, feature, about)
+        subject.check(circuit)
         check_inside(circuit.granularity, granularity)
         masks = subject.masks(circuit, shape, effective=True)
         kept = subject.units(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
@@ -214,21 +210,6 @@ def _trace(
         progress=progress,
     )
     return trace, batches, about
-
-
-def check_circuit(circuit: Circuit, feature: Feature, described: Mapping[str, Any]) -> None:
-    """Refuse a circuit that was not made for this unit of these weights.
-
-    Raises:
-        ConvCircuitsError: If the weights' hashes or the features differ (their positions may).
-    """
-    if not isinstance(circuit, Circuit):
-        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
-    check_same_model(circuit.provenance, described)
-    if replace(circuit.feature, position=feature.position) != feature:
-        raise ConvCircuitsError(
-            f"The circuit preserves {circuit.feature}, not {feature}; give a circuit of the same unit."
-        )
 
 
 def _scores(

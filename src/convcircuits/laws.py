@@ -21,8 +21,6 @@ from convcircuits.deadfilters import LeakError, change_by_dead_filters
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.masking import Subject
-from convcircuits.provenance import describe
-from convcircuits.reach import survey_of_unknown_size
 from convcircuits.surroundings import outside_autocast
 
 _CACHED = 64
@@ -31,24 +29,24 @@ _passed: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 _lock = Lock()
 
 
-def checked(subject: Subject, described: Mapping[str, Any], images: Tensor | None = None) -> dict[str, Any]:
+def checked(subject: Subject, images: Tensor | None = None) -> dict[str, Any]:
     """Check the laws, once per process for the same weights, feature and shape of images.
 
     Args:
         subject: The feature of the model.
-        described: What ``provenance.describe`` says of it.
         images: The caller's images, of which the first two are run; random ones where there are none.
 
     Returns:
-        ``described`` with an entry ``"laws"``: which images were run, and by law the largest error found, relative
-        to the largest value of the map. None stands for a law that could not be checked, and ``"unchecked"`` says why.
+        What the subject says about itself, with an entry ``"laws"``: which images were run, and by law the largest
+        error found, relative to the largest value of the map. None stands for a law that could not be checked, and
+        ``"unchecked"`` says why.
 
     Raises:
         ConvCircuitsError: If the model breaks a law.
     """
     shape = subject.survey.input_shape if images is None else tuple(images.shape[1:])
     network = subject.network
-    key = (described["weights"], subject.feature, shape, network.dtype, network.device, _settings(network))
+    key = (subject.about["weights"], subject.feature, shape, network.dtype, network.device, _settings(network))
     with _lock:
         found = _passed.get(key)
     if found is None:
@@ -61,7 +59,7 @@ def checked(subject: Subject, described: Mapping[str, Any], images: Tensor | Non
                 _passed[key] = found
                 while len(_passed) > _CACHED:
                     _passed.popitem(last=False)
-    return {**described, "laws": dict(found)}
+    return {**subject.about, "laws": dict(found)}
 
 
 @outside_autocast
@@ -73,10 +71,8 @@ def relevant_units(
     Raises:
         ConvCircuitsError: If the feature does not fit the model, no input shape does, or the model breaks a law.
     """
-    network = Network(model)
-    found = survey_of_unknown_size(network, feature, input_shape)
-    subject = Subject(network, feature, found)
-    return subject.relevant(granularity, input_shape), checked(subject, describe(network, feature, found))
+    subject = Subject.open(model, feature, input_shape)
+    return subject.relevant(granularity, input_shape), checked(subject)
 
 
 def sentence(laws: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.layout import Value
-from convcircuits.masking import Masks
 from convcircuits.operations import argument, is_batch_norm
 
 
@@ -24,34 +23,6 @@ class Part:
     layer: nn.Module
     filters: Tensor
     channels: Tensor
-
-
-def weight_and_bias(call: KernelCall, masks: Masks | None, conducting: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return what a circuit's run uses in a call: kernels that do not conduct are zero, calibrations are worked in.
-
-    Args:
-        call: The call.
-        masks: The circuit's masks; None for the full model.
-        conducting: Bool (out, in per group), kept kernels that read a live channel.
-    """
-    weight, bias = call.weight, call.bias
-    weight = weight * call.per_kernel(conducting.to(weight.device))
-    if masks is None:
-        return weight, bias
-
-    def computed(table: Tensor) -> Tensor:
-        return table if call.rows is None else table[call.rows]
-
-    live = conducting.any(1).to(weight.device)
-    if call.layer in masks.weights:
-        weight = weight * computed(masks.weights[call.layer])
-    if call.layer in masks.gain:
-        gain = torch.where(live, computed(masks.gain[call.layer]), 1)
-        weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-        bias = None if bias is None else bias * gain
-    if call.layer in masks.offset:
-        bias = torch.where(live, computed(masks.offset[call.layer]), 0) + (0 if bias is None else bias)
-    return weight, bias
 
 
 def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:

@@ -1,11 +1,13 @@
 """Run a model with only some of its kernels."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from convcircuits.calls import KernelCall
 from convcircuits.capture import Network
@@ -15,7 +17,8 @@ from convcircuits.feature import Feature
 from convcircuits.granularity import masks_of, units_with
 from convcircuits.graph import record_graph
 from convcircuits.operations import Plan
-from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey
+from convcircuits.provenance import check_same_model, describe
+from convcircuits.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
 
 _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
@@ -63,33 +66,51 @@ class Masks:
             mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.live[:, None]).flatten(0, 1)
         return mask
 
-    def kernel(self, call: KernelCall) -> Tensor:
-        """Compute a kernel call with the kept kernels alone."""
-        if call.layer not in self.kernels:
-            return call.compute()
-        mask = self.running(call)
-        kept, live = call.per_kernel(mask), mask.any(1)
+    def weight_and_bias(self, call: KernelCall, running: Bool[Tensor, "out in"]) -> tuple[Tensor, Tensor | None]:
+        """Return what a run uses in a call: kernels that do not run are zero, the calibration is worked in.
+
+        Args:
+            call: The call.
+            running: Of the computed filters, the kernels that run.
+        """
+        running = running.to(call.weight.device)
+        kept, live = call.per_kernel(running), running.any(1)
         if call.layer in self.weights:
             kept = kept & _computed(self.weights[call.layer], call)
         if call.layer in self.constant:
             constant = _computed(self.constant[call.layer], call)
             biased = live | constant.all(1) | (not self.silent)  # a filter of constants alone is one itself
             kept = kept | call.per_kernel(constant & biased[:, None])
-        output = call.compute(call.weight * kept, call.bias)
-        for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
-            if call.layer in table:
-                values = _along(_computed(table[call.layer], call), output, call.channel_dim)
-                output = torch.where(_along(live, output, call.channel_dim), rule(output, values), output)
-        return output
+        weight, bias = call.weight * kept, call.bias
+        if call.layer in self.gain:
+            gain = torch.where(live, _computed(self.gain[call.layer], call), 1)
+            weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
+            bias = None if bias is None else bias * gain
+        if call.layer in self.offset:
+            bias = torch.where(live, _computed(self.offset[call.layer], call), 0) + (0 if bias is None else bias)
+        return weight, bias
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        """Compute a kernel call with the kept kernels alone."""
+        if call.layer not in self.kernels:
+            return call.compute()
+        return call.compute(*self.weight_and_bias(call, self.running(call)))
 
 
 class Subject:
-    """A feature of a model, surveyed and ready to run.
+    """A model that is opened for a feature: surveyed and ready to run.
 
     Args:
         network: The model.
         feature: The feature.
         found: What the survey of the feature in the full model told.
+
+    Attributes:
+        network: As given.
+        feature: As given.
+        survey: As given.
+        rows: The channels of its layer that the feature reads, int64.
+        coefficients: The feature's coefficient on each.
     """
 
     def __init__(self, network: Network, feature: Feature, found: Survey) -> None:
@@ -98,6 +119,40 @@ class Subject:
         self.coefficients = found.coefficients.to(network.device, network.dtype)
         self._paths: dict[torch.Size, Paths] = {found.paths.graph.shapes[0]: found.paths}
         self._plans: dict[tuple[int, torch.Size], tuple[Masks, Plan]] = {}
+
+    @classmethod
+    def open(cls, model: nn.Module | Network, feature: Feature, shape: Sequence[int] | None = None) -> "Subject":
+        """Open a model for a feature.
+
+        Args:
+            model: Any CNN; it is not changed.
+            feature: The feature.
+            shape: (C, H, W) of an image; the first of the likely ones that the model takes, where it is not given.
+
+        Raises:
+            ConvCircuitsError: If the feature does not fit the model, or no shape of images does.
+        """
+        network = model if isinstance(model, Network) else Network(model)
+        return cls(network, feature, survey_of_unknown_size(network, feature, shape))
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Which feature of which weights it is, in which versions: the beginning of a result's provenance."""
+        return describe(self.network, self.feature, self.survey)
+
+    def check(self, circuit: Circuit) -> None:
+        """Refuse a circuit that was not made for this unit of these weights.
+
+        Raises:
+            ConvCircuitsError: If it is none, or the weights' hashes or the features differ (their positions may).
+        """
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+        check_same_model(circuit.provenance, self.about)
+        if replace(circuit.feature, position=self.feature.position) != self.feature:
+            raise ConvCircuitsError(
+                f"The circuit preserves {circuit.feature}, not {self.feature}; give a circuit of the same unit."
+            )
 
     def maps(
         self,
@@ -236,12 +291,6 @@ class Subject:
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
     """Take a table's rows of the filters that are computed."""
     return values if call.rows is None else values[call.rows]
-
-
-def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
-    shape = [1] * maps.dim()
-    shape[dim] = -1
-    return values.reshape(shape)
 
 
 def _in_full(call: KernelCall) -> Tensor:

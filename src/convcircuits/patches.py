@@ -13,7 +13,6 @@ from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.feature import Feature
 from convcircuits.fields import Box, Field, Reading, channels_of, maps_read, no_such_map
-from convcircuits.layers import weight_and_bias
 from convcircuits.masking import Masks, Subject
 
 LARGEST_MAP = 14
@@ -253,7 +252,7 @@ def _used(call: KernelCall, masks: Masks | None) -> Tensor:
     """Return the weight that a run uses in a call: zero in kernels that do not run, the circuit's gain worked in."""
     if masks is None or call.layer not in masks.kernels:
         return call.weight
-    return weight_and_bias(call, masks, masks.running(call))[0]
+    return masks.weight_and_bias(call, masks.running(call))[0]
 
 
 def _mean_reads(call: KernelCall) -> Float[Tensor, "n g i k"]:

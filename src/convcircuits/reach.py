@@ -7,7 +7,7 @@ computed from constants alone is never live: a kernel that reads a constant chan
 term is part of its filter's bias.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -456,7 +456,7 @@ def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
     return [(channels, side, side) for side in (224, 32, 28, 64, 96, 128, 256, 299, 16, 12, 10, 8)]
 
 
-def survey_of_unknown_size(network: Network, feature: Feature, input_shape: tuple[int, int, int] | None) -> Survey:
+def survey_of_unknown_size(network: Network, feature: Feature, input_shape: Sequence[int] | None) -> Survey:
     """Survey a model on images of a given shape, or of the first shape that it accepts.
 
     Raises:
@@ -465,7 +465,7 @@ def survey_of_unknown_size(network: Network, feature: Feature, input_shape: tupl
     if input_shape is not None:
         if len(input_shape) != 3:
             raise ConvCircuitsError(f"input_shape is (C, H, W) of an image; got {input_shape!r}.")
-        return survey(network, feature, input_shape)
+        return survey(network, feature, tuple(input_shape))
     network.layer(feature.layer)
     for shape in guessed_input_shapes(network.module):
         try:

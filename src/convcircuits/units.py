@@ -17,7 +17,6 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
 from convcircuits.interior import FEWEST, Interior, Positions
 from convcircuits.masking import Subject
-from convcircuits.reach import survey
 
 ACTIVE = (0.05, 0.5)
 """Share of the positions where a chosen unit is above zero, from and to."""
@@ -198,4 +197,4 @@ def _all_units(network: Network, layer: str, shape: tuple[int, ...]) -> Subject:
     with torch.no_grad():
         count = network.run(Feature(layer, 0), image, lambda call: call.compute()).shape[1]
     feature = Feature(layer, range(count))  # type: ignore[arg-type]
-    return Subject(network, feature, survey(network, feature, shape))
+    return Subject.open(network, feature, shape)

@@ -30,7 +30,6 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
 from convcircuits.laws import checked, sentence
-from convcircuits.provenance import describe
 from convcircuits.report import Evaluation
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable
@@ -117,7 +116,7 @@ def diagram(
         kept = _first(batches(images))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
-    laws = checked(drawing.subject, describe(network, circuit.feature, drawing.subject.survey), kept)["laws"]
+    laws = checked(drawing.subject, kept)["laws"]
     seen = None
     if kept is not None:
         begin(progress, "running the model on images")

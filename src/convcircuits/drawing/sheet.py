@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.controls import random_like
 from convcircuits.drawing import data
@@ -18,12 +17,9 @@ from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, smaller
 from convcircuits.errors import ConvCircuitsError, option
-from convcircuits.finding import check_circuit
 from convcircuits.granularity import masks_of
 from convcircuits.layout import Layout, layout_of
 from convcircuits.masking import Masks, Subject
-from convcircuits.provenance import describe
-from convcircuits.reach import survey_of_unknown_size
 from convcircuits.wiring import Site, SiteKind, Wiring, wire
 
 MOST_KERNELS = 250_000
@@ -81,14 +77,11 @@ def lay_out(
         ConvCircuitsError: If a circuit is of other weights or another feature, has no complete path or too many
             kernels.
     """
-    network = Network(model)
-    given = shape or circuit.provenance.get("input_shape")
-    found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
-    subject = Subject(network, circuit.feature, found)
-    described = describe(network, circuit.feature, found)
+    subject = Subject.open(model, circuit.feature, shape or circuit.provenance.get("input_shape"))
+    found = subject.survey
     laid = [("circuit", circuit)] + ([] if against is None else [("against", against)])
     for _, one in laid:
-        check_circuit(one, circuit.feature, described)
+        subject.check(one)
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
     for (_, one), its in zip(laid, masks, strict=True):
         effective = _count(its)
