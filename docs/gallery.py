@@ -11,7 +11,7 @@ Each is found, measured and drawn anew, on the built-in photographs. Of a layer 
 
 import argparse
 import functools
-import shutil
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -190,16 +190,16 @@ def main() -> None:
     parser.add_argument("word", nargs="?", default="", help="makes only those whose name contains it")
     parser.add_argument("--figure", default="", help="photographs only figures whose name contains it")
     parser.add_argument("--pages", type=Path, help="a folder that keeps the pages; what is there is not drawn anew")
+    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="the path of a Chromium or Chrome")
     given = parser.parse_args()
-    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if path is None:
-        raise SystemExit("This needs Chromium: apt-get install chromium.")
+    if not given.browser:
+        raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make gallery does.")
     FOLDER.mkdir(exist_ok=True)
     made: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         folder = given.pages or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=given.browser, args=FLAGS)
         for entry in ENTRIES:
             if given.word not in entry.name or not any(figures(entry, given.figure)):
                 continue
