@@ -40,15 +40,18 @@ test: setup frontend/node_modules/.package-lock.json
 	cd frontend && npm run --silent test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: setup
+lint: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd frontend && npm run --silent lint && npm run --silent check
+	! LC_ALL=C.UTF-8 grep -rnE '^.{121,}' frontend/src frontend/test  # what a formatter cannot break
 
-format: setup
+format: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	cd frontend && npm run --silent format
 
 # Pages are photographed, and timed, in a Chromium.
 CHROMIUM = CHROME_BIN="$$($(BIN)/python tools/needs.py chromium)"
