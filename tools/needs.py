@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PLAYWRIGHT = (sys.executable, "-m", "playwright")
 PLACES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         case ["venv", folder]:
             make_venv(folder)
         case ["chromium"]:
+            make_driver_run()
             print(find_chromium() or install_chromium())
         case _:
             raise SystemExit(__doc__)
@@ -67,6 +69,16 @@ def find_node() -> str | None:
     return shutil.which("node", path=Path(sys.executable).parent) or shutil.which("node")
 
 
+def make_driver_run() -> None:
+    """Install what Playwright's driver, which drives the browser, is linked with, where that is missing.
+
+    Raises:
+        SystemExit: It does not run, and what it needs cannot be installed.
+    """
+    if not (_runs(*PLAYWRIGHT) or (_apt_get("libatomic1") and _runs(*PLAYWRIGHT))):
+        raise SystemExit("Playwright does not run: pip install playwright; on Debian and Ubuntu it needs libatomic1.")
+
+
 def install_chromium() -> str:
     """Install a Chromium and return its path.
 
@@ -78,7 +90,7 @@ def install_chromium() -> str:
         return found
     _say("Downloading Playwright's Chromium.")
     needs = ["--with-deps"] if _root() is not None else []  # the libraries that it is linked with
-    subprocess.run([sys.executable, "-m", "playwright", "install", *needs, "chromium"], stdout=sys.stderr, check=False)
+    subprocess.run([*PLAYWRIGHT, "install", *needs, "chromium"], stdout=sys.stderr)
     if found := _playwrights():
         return found
     raise SystemExit(
@@ -96,20 +108,20 @@ def _has_venv() -> bool:
     return subprocess.run([sys.executable, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0
 
 
-def _runs(path: str) -> bool:
-    """Return whether a file is a browser that runs; a stub that points to a snap is not."""
+def _runs(*command: str) -> bool:
+    """Return whether a command tells its version; a stub of a browser that points to a snap does not."""
     try:
-        return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
+        return subprocess.run([*command, "--version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def _playwrights() -> str | None:
     """Return the path of the Chromium that Playwright has downloaded."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+    if not _runs(*PLAYWRIGHT):
         return None
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         path = playwright.chromium.executable_path
     return path if _runs(path) else None
