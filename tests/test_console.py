@@ -300,14 +300,3 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(capsys, monkeypatch):
     assert "3/70" not in err
     assert "4/70" not in err[err.index("patches") :]  # what begins is counted from nothing
     assert not re.search(r"\(\d+ s\)\n", err)
-
-
-def test_the_package_gives_every_public_name_and_imports_torch_when_it_is_asked():
-    program = (
-        "import sys, convcircuits as cc; assert 'torch' not in sys.modules;"
-        "assert not [name for name in cc.__all__ if getattr(cc, name) is None];"
-        "assert set(cc.__all__) <= set(dir(cc)); assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
-    with pytest.raises(AttributeError, match="has no attribute 'fnid'"):
-        _ = cc.fnid

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import convcircuits as cc
+from cases import FEATURES, random_masks
 from convcircuits.capture import Network
 from convcircuits.cutting import cut
 from convcircuits.layout import layout_of
@@ -12,7 +13,6 @@ from convcircuits.reach import survey
 from graph_oracle import Graph
 from nets import NETS, seeded
 from random_nets import RandomNet
-from test_masking import FEATURES, random_masks
 
 torch.set_num_threads(1)
 

@@ -11,6 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
 import oracles
+from cases import (
+    COUNTS,
+    DERIVED,
+    FEATURES,
+    FIGURES,
+    KINDS,
+    LAST,
+    agree,
+    circuit_of,
+    closed_form,
+    counted,
+    masks_for_oracle,
+    same,
+)
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
 from convcircuits.extraction import Sweep
@@ -21,28 +35,8 @@ from convcircuits.reach import survey
 from convcircuits.tables import LayerTable
 from nets import NETS, seeded
 from random_nets import RandomNet
-from test_evaluation import COUNTS, FIGURES, agree, closed_form, counted
-from test_feature_kinds import KINDS
-from test_granularity import masks_for_oracle
-from test_masking import DERIVED, FEATURES, LAST
 
 torch.set_num_threads(1)
-
-
-def circuit_of(model, feature, images, density, granularity="kernel", seed=0):
-    """A random circuit; another where there is no complete path in it."""
-    for one in range(seed, seed + 8):
-        options = {"criterion": "random", "granularity": granularity, "seed": one}
-        circuit = cc.prune(cc.score(model, feature, images[:1], **options), density=density)
-        if cc.activations(model, feature, images[:1], circuit=circuit).any():
-            return circuit
-    return cc.prune(cc.score(model, feature, images[:1], **options), density=1.0)
-
-
-def same(got, expected, tolerance=1e-10):
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    assert float((got.detach() - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 def check(case, model, circuit, tolerance=1e-10, **oracle):

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import convcircuits as cc
+from cases import parts_of_file
 from convcircuits import cli
 from convcircuits.feature import Feature
 from convcircuits.models import is_plain_name
 from convcircuits.origins import Recipe, check_provenance
 from convcircuits.storage import sealed
 from convcircuits.texts import printable, printable_lines
-from test_storage import parts
 
 SOURCE = """
 from pathlib import Path
@@ -79,7 +79,7 @@ def run(place, monkeypatch, capsys):
 
 def changed(place, **provenance):
     """The circuit's file with other provenance, with a checksum that is right."""
-    header, tensors = parts(cc.load(place / "c.safetensors"))
+    header, tensors = parts_of_file(cc.load(place / "c.safetensors"))
     header["provenance"] |= provenance
     (place / "changed.safetensors").write_bytes(sealed(json.dumps(header), tensors))
     return header["provenance"]
@@ -338,7 +338,7 @@ def mutated(provenance, rng):
 )
 def test_mutated_provenance_is_one_line_or_a_result(line, runs, place, run):
     """Of those that are refused none ends in a traceback, which ``run`` would raise."""
-    header, tensors = parts(cc.load(place / "c.safetensors"))
+    header, tensors = parts_of_file(cc.load(place / "c.safetensors"))
     rng, codes = random.Random(line), []
     for _ in range(runs):
         said = mutated(header["provenance"], rng)

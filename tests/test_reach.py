@@ -11,18 +11,13 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import convcircuits as cc
 import oracles
+from cases import FEATURES
 from convcircuits.capture import Network
 from convcircuits.reach import survey
 from meetings import MEETINGS, Two
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
-
-FEATURES = [
-    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
-    for name, case in NETS.items()
-    for layer, unit in case.features
-]
 
 
 def relevant_in(model, feature, shape):

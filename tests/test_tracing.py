@@ -9,6 +9,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
+from cases import LAST
 from convcircuits.batches import Batches
 from convcircuits.capture import Network
 from convcircuits.masking import Subject
@@ -17,8 +18,6 @@ from convcircuits.tracing import Batch, Trace
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
-
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
 
 
 def trace_of(model, feature, images, *, memory=2**20, batch_size=16, progress=None):
