@@ -9,10 +9,12 @@ from torch import nn
 from convcircuits.batches import Images, Progress, check_progress
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.feature import Feature
 from convcircuits.finding import MEMORY, find, needs_budget, prune, score
 from convcircuits.report import Evaluation
+from convcircuits.tables import suggest
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def compare(
     Raises:
         ConvCircuitsError: As ``find`` and ``evaluate``.
     """
+    check_compared(criteria, densities)
     work = _Work(sum(len(densities) if _iterative(c) else 1 for c in criteria) + len(criteria), progress)
     rows = []
     for criterion in criteria:
@@ -101,6 +104,22 @@ def compare(
             for density, evaluation, circuit in zip(densities, measured, circuits, strict=True)
         ]
     return rows
+
+
+def check_compared(criteria: Sequence[str], densities: Sequence[float]) -> None:
+    """Refuse criteria and densities that there are none of, before any work is done.
+
+    Raises:
+        ConvCircuitsError: If a criterion is unknown, a density is not in (0, 1], or there is none of either.
+    """
+    for criterion in criteria:
+        if criterion not in CRITERIA:
+            raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
+    for density in densities:
+        if not 0 < density <= 1:
+            raise ConvCircuitsError(f"A density is a share in (0, 1]; got {density!r}.")
+    if not criteria or not densities:
+        raise ConvCircuitsError("There is nothing to compare; give at least one criterion and one density.")
 
 
 class _Work:

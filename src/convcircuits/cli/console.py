@@ -23,6 +23,8 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from convcircuits.errors import ConvCircuitsError, options_written
 
 _T = TypeVar("_T")
+LOADING = "loading the model and photographs"
+"""What many commands do first."""
 EVERY = 5.0
 """Seconds between lines on how far the work is, where no terminal shows a bar."""
 _INTERRUPTED = "interrupted; nothing was left half written"
@@ -33,7 +35,7 @@ def main() -> None:
     """Run the command: what the installed script and ``python -m convcircuits`` do."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)  # while modules are imported, and after all is done
-    run(lambda: importlib.import_module("convcircuits.cli").app)
+    run(lambda: importlib.import_module("convcircuits.cli.application").app)
 
 
 def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
@@ -273,7 +275,9 @@ def _end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
 def _interruptible() -> Iterator[None]:
     """Let Ctrl-C end the work through an exception, so that it clears away what is half written."""
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if _imports(frame):
+            _end_at_once(number, frame)
         signal.signal(signal.SIGINT, _end_at_once)  # a second time it ends whatever is going on
         raise _Interrupted
 
@@ -286,6 +290,15 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported, as the commands do with what they need."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _write_what_the_encoding_lacks(stream: TextIO) -> None:

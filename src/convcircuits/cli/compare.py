@@ -1,0 +1,125 @@
+"""``convcircuits compare``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
+from convcircuits.cli.console import LOADING, progress
+from convcircuits.cli.options import (
+    BatchOption,
+    CountOption,
+    DeviceOption,
+    FeatureOption,
+    HeldOutOption,
+    ImagesOption,
+    JsonOption,
+    MeanOption,
+    ModelOption,
+    SeedOption,
+    SizeOption,
+    StdOption,
+    WeightsOption,
+    numbers,
+)
+from convcircuits.cli.output import made_folder, named_after, print_json, say
+from convcircuits.recipe import Recipe
+
+
+def compare(
+    model: ModelOption,
+    feature: FeatureOption,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder to write comparison.csv, .json and .png to, named after model and feature if not given.",
+        ),
+    ] = None,
+    criteria: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="What is compared: criteria, as find takes them.")
+    ] = ",".join(CRITERIA),
+    densities: Annotated[
+        str, typer.Option(metavar="SHARE,SHARE,...", help="Shares of the relevant kernels to keep, each in (0, 1].")
+    ] = ",".join(map(str, DENSITIES)),
+    images: ImagesOption = None,
+    weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    count: CountOption = None,
+    size: SizeOption = None,
+    held_out: HeldOutOption = None,
+    seed: SeedOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare criteria at several sizes of circuits."""
+    from convcircuits.charts import check_charts_installed
+    from convcircuits.cli.preparing import set_up
+    from convcircuits.comparison import check_compared
+    from convcircuits.comparison import compare as compared
+    from convcircuits.files import write_whole
+
+    names, shares = [name.strip() for name in criteria.split(",")], numbers("--densities", densities)
+    assert shares is not None
+    check_compared(names, shares)
+    check_charts_installed()
+    if out is not None and out.exists() and not out.is_dir():
+        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    fields = {
+        "model": model,
+        "feature": feature,
+        "weights": None if weights is None else str(weights),
+        "mean": numbers("--mean", mean),
+        "std": numbers("--std", std),
+        "images": images,
+        "count": count,
+        "size": size,
+        "held_out": held_out,
+        "seed": seed,
+    }
+    recipe = Recipe.of({name: value for name, value in fields.items() if value is not None})
+    with progress(LOADING):
+        setup = set_up(recipe, device)
+    wanted = setup.loaded.feature(feature)
+    with progress("finding and measuring circuits") as told:
+        rows = compared(
+            setup.loaded.model,
+            wanted,
+            setup.train,
+            setup.held_out,
+            criteria=names,
+            densities=shares,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            progress=told,
+        )
+    folder = made_folder("--out", out or Path(named_after(model, wanted.slug)))
+    table = write_comparison(rows, folder, wanted, setup)
+    result = {
+        "model": model,
+        "feature": str(wanted),
+        "normalization": setup.loaded.normalization,
+        "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
+        "unreadable": setup.unreadable,
+        "copies": setup.copies,
+        "rows": table,
+    }
+    write_whole(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    if as_json:
+        print_json({"folder": str(folder), **result})
+        return
+    setup.say()
+    say(comparison_table(rows))
+    say(EXPLAINED)
+    for name, what in (
+        ("comparison.csv", "every figure"),
+        ("comparison.json", "the same with the photographs"),
+        ("comparison.png", "fidelity against density"),
+    ):
+        say(f"wrote {folder / name} ({what})")
