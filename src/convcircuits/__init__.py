@@ -13,6 +13,7 @@ from convcircuits.version import __version__
 
 if TYPE_CHECKING:
     from convcircuits.circuit import Circuit, iou
+    from convcircuits.comparison import ComparisonTable, compare
     from convcircuits.criteria import CRITERIA
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CRITERIA",
     "Circuit",
+    "ComparisonTable",
     "ConvCircuitsError",
     "Diagram",
     "Evaluation",
@@ -34,6 +36,7 @@ __all__ = [
     "Scores",
     "__version__",
     "activations",
+    "compare",
     "diagram",
     "evaluate",
     "extract",
@@ -49,11 +52,13 @@ __all__ = [
 _MODULES = {
     "CRITERIA": "criteria",
     "Circuit": "circuit",
+    "ComparisonTable": "comparison",
     "Diagram": "drawing.host",
     "Evaluation": "report",
     "Feature": "feature",
     "Scores": "scores",
     "activations": "evaluation",
+    "compare": "comparison",
     "diagram": "drawing.build",
     "evaluate": "evaluation",
     "extract": "extraction",

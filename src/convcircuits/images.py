@@ -297,6 +297,15 @@ class Crops:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For each image the name of its photograph, and which crop of it: ``"astronaut"``, ``"astronaut, crop 1"``."""
+        among = len(self._photographs)
+        return tuple(
+            self._photographs[n % among].name + (f", crop {n // among}" if n >= among else "")
+            for n in range(self._count)
+        )
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
         for start in range(0, self._count, self._batch_size):
