@@ -7,7 +7,7 @@ ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
 
-.PHONY: setup demo frontend test lint format bench clean
+.PHONY: setup demo frontend test lint format bench docs clean
 
 setup: $(STAMP)
 
@@ -51,5 +51,10 @@ bench: setup
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 	$(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 
+# The documentation, in site/. Its examples are run, and nothing is fetched.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv demo-output frontend/node_modules frontend/build
+	rm -rf .venv demo-output site frontend/node_modules frontend/build

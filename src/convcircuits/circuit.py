@@ -275,7 +275,7 @@ class Circuit:
             (layer, f"{kept:,} of {counted:,}", f"{filters:,} of {of:,}")
             for layer, kept, counted, filters, of in self._layers()
         ]
-        notes = [*map(str, self.provenance.get("notes", ())), "How well it keeps the feature, evaluate measures."]
+        notes = [*map(str, self.provenance.get("notes", ())), "cc.evaluate measures how well it keeps the feature."]
         return card(repr(self), ("layer", f"{self.granularity}s kept", "filters kept"), rows, notes)
 
     def _layers(self) -> list[tuple[str, int, int, int, int]]:
