@@ -54,7 +54,7 @@ bench: setup
 # The documentation, in site/. Its examples are run, and nothing is fetched.
 docs: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv demo-output site frontend/node_modules frontend/build

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Compare criteria
 #
-# `compare` finds circuits by several criteria at several densities, and measures all of them on the same held-out images.
+# `compare` finds circuits by several criteria at several densities, and measures all of them on the same held-out
+# images.
 
 # %%
 import convcircuits as cc
@@ -36,4 +37,5 @@ frame.pivot(index="criterion", columns="density", values="r2").round(2)
 
 # %%
 gauss_newton, snip = table[1].circuit, table[3].circuit
-print(f"IoU {cc.iou(gauss_newton, snip):.2f}; in both {len(gauss_newton & snip)}, in one alone {len(gauss_newton - snip)}")
+print(f"IoU {cc.iou(gauss_newton, snip):.2f}")
+print(len(gauss_newton & snip), "kernels in both,", len(gauss_newton - snip), "in the first alone")

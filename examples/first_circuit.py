@@ -38,36 +38,40 @@ scores = cc.score(model, feature, images)
 scores
 
 # %% [markdown]
-# **prune** keeps the best of them: a **circuit**, which is only data. It has the kernels of a twentieth here.
+# **prune** keeps the best of them, here one in twenty: a **circuit**, which is only data.
 
 # %%
 circuit = cc.prune(scores, density=0.05)
 circuit
 
 # %% [markdown]
-# **evaluate** runs the circuit alone on photographs that it was not found on. No figure stands alone: beside the circuit
-# stand the average map of the training images, for which no network is needed, and a random circuit of equal size; and
-# R² on the interior, away from the padding. The verdict follows from rules that are stated.
+# **evaluate** runs the circuit alone on photographs that it was not found on. No figure stands alone: beside the
+# circuit stand the average map of the training images, for which no network is needed, and a random circuit of equal
+# size; and beside R² that on the interior, away from the padding. The verdict follows from rules that are stated.
 
 # %%
 report = cc.evaluate(model, circuit, held_out, fit=images)
 report
 
 # %% [markdown]
-# How much does the circuit lose as it shrinks? Smaller circuits lie inside larger ones, so that one set of scores will do.
+# How much does the circuit lose as it shrinks? Smaller circuits lie inside larger ones, so that one set of scores will
+# do.
 
 # %%
 for density in (0.2, 0.1, 0.05, 0.02):
-    smaller = cc.evaluate(model, cc.prune(scores, density=density), held_out, fit=images)
-    print(f"{density:5.0%}  R2 {smaller.r2:5.2f}  on the interior {smaller.r2_interior:5.2f}  {smaller.verdict}")
+    smaller = cc.prune(scores, density=density)
+    found = cc.evaluate(model, smaller, held_out, fit=images)
+    figures = f"R2 {found.r2:5.2f}  on the interior {found.r2_interior:5.2f}"
+    print(f"{density:4.0%}  {figures}  {found.verdict}")
 
 # %% [markdown]
-# **diagram** draws it. Its caption is measured too: only a small part of a circuit can be drawn, and the caption says how
-# small. `diagram.save("circuit.html")` writes it as a page that opens offline; in a notebook it shows itself, with
+# **diagram** draws it. Its caption is measured too: only a small part of a circuit can be drawn, and the caption says
+# how small. `diagram.save("circuit.html")` writes it as a page that opens offline; in a notebook it shows itself, with
 # everything that can be clicked.
 
 # %%
-diagram = cc.diagram(model, circuit, images=images, held_out=held_out, primaries=loaded.primaries())
+colors = loaded.primaries()  # how inputs become pictures again
+diagram = cc.diagram(model, circuit, images=images, held_out=held_out, primaries=colors)
 diagram
 
 # %% [markdown]
@@ -76,4 +80,5 @@ diagram
 # %%
 cc.save(circuit, "features.14-166.safetensors")
 again = cc.load("features.14-166.safetensors")
-print(again == circuit, again.provenance["criterion"], again.provenance["images"])
+print(again == circuit)
+again.provenance["criterion"], again.provenance["images"]

@@ -28,11 +28,11 @@ def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:
 
 
 # %% [markdown]
-# `trace.mean` is the one loop over images; it adds up what is yielded for each batch and divides by the number of images,
-# so that no result depends on batches. `batch.backward` takes a gradient with respect to the feature's maps and yields
-# what each layer read and the gradient of what it wrote. `weight_products` is w ∂L/∂w of one image after another, laid
-# out as (g, o, u, e): group, filter, unit of the filter, weight of the unit. The units are kernels, or whatever
-# `granularity` says, so the same function scores filters and single weights.
+# `trace.mean` is the one loop over images; it adds up what is yielded for each batch and divides by the number of
+# images, so that no result depends on batches. `batch.backward` takes a gradient with respect to the feature's maps and
+# yields what each layer read and the gradient of what it wrote. `weight_products` is w ∂L/∂w of one image after
+# another, laid out as (g, o, u, e): group, filter, unit of the filter, weight of the unit. The units are kernels, or
+# whatever `granularity` says, so the same function scores filters and single weights.
 #
 # It is used like those that have a name.
 
@@ -46,7 +46,8 @@ feature = cc.Feature("features.7", 54)
 for criterion in (taylor, "gauss_newton", "snip", "random"):
     circuit = cc.find(loaded.model, feature, images, criterion=criterion, density=0.1)
     report = cc.evaluate(loaded.model, circuit, held_out, fit=images)
-    print(f"{circuit.provenance['criterion']:>12}  R2 {report.r2:5.2f}  on the interior {report.r2_interior:5.2f}")
+    figures = f"R2 {report.r2:5.2f}  on the interior {report.r2_interior:5.2f}"
+    print(f"{circuit.provenance['criterion']:>12}  {figures}")
 
 # %% [markdown]
 # Keyword-only arguments are its options. The same criterion keeps whole filters:

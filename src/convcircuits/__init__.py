@@ -1,8 +1,8 @@
 """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.
 
-A `Feature` names what to preserve. A criterion scores every kernel for it. `prune` keeps the best: a `Circuit`, which
-is only data. `evaluate` measures it on held-out images, `extract` makes it a small
-runnable module, `diagram` draws it. Nothing ever changes your model.
+A ``Feature`` names what to preserve. A criterion scores every kernel for it. ``prune`` keeps the best: a ``Circuit``,
+which is only data. ``evaluate`` measures it on held-out images, ``extract`` turns it into a small module that runs,
+``diagram`` draws it. Nothing ever changes your model.
 """
 
 import importlib

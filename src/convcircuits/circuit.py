@@ -112,6 +112,11 @@ class Circuit:
         Raises:
             ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
                 fits.
+
+        Examples:
+            >>> masks = {"features.0": torch.ones(8, 3), "features.3": torch.eye(8), "features.5": torch.ones(6, 8)}
+            >>> cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 32, 32))
+            Circuit(features.5:1, 40 of 96 kernels = 41.667%)
         """
         from convcircuits.laws import relevant_units  # the one step from values to the model
 
@@ -265,6 +270,11 @@ class Circuit:
         Raises:
             ConvCircuitsError: If networkx is not installed (extra ``notebook``), the circuit belongs to other weights,
                 or the model's channels cannot be followed.
+
+        Examples:
+            >>> graph = circuit.to_networkx(model)
+            >>> graph.graph["target"]
+            ('features.5', 1)
         """
         from convcircuits.drawing.filters import graph_of_filters  # a step from values to the model, as from_masks is
 
@@ -297,6 +307,11 @@ def iou(a: Circuit, b: Circuit) -> float:
 
     Raises:
         ConvCircuitsError: If they are circuits of different features, models or granularities.
+
+    Examples:
+        >>> a, b = cc.prune(scores, kernels=30), cc.prune(scores, kernels=20)
+        >>> cc.iou(a, b) == len(a & b) / len(a | b) == 2 / 3
+        True
     """
     if not isinstance(a, Circuit):
         raise ConvCircuitsError(f"iou compares two Circuits; got {type(a).__name__}.")

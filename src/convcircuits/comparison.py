@@ -118,6 +118,11 @@ def compare(
 
     Raises:
         ConvCircuitsError: As ``find`` and ``evaluate``.
+
+    Examples:
+        >>> table = cc.compare(model, feature, images, held_out, criteria=["snip", "random"], densities=[0.5, 0.1])
+        >>> [(row.criterion, row.density) for row in table]
+        [('snip', 0.5), ('snip', 0.1), ('random', 0.5), ('random', 0.1)]
     """
     work = _Work(sum(len(densities) if _iterative(c) else 1 for c in criteria) + len(criteria), progress)
     rows = []

@@ -42,6 +42,14 @@ class Feature:
     Raises:
         ConvCircuitsError: If an argument is of another form. Whether layer, unit and position exist is checked
             when the feature meets a model.
+
+    Examples:
+        >>> cc.Feature("features.5", 1)
+        Feature(features.5:1)
+        >>> cc.Feature("features.5", [0, 2], position="interior")  # several units, which one circuit preserves
+        Feature(features.5:0,2@interior)
+        >>> cc.Feature.parse("features.5:1@max").position
+        'max'
     """
 
     layer: str

@@ -349,6 +349,19 @@ class Trace:
 
         Returns:
             Name -> the mean over all images, float64, on the CPU: independent of batch size and order to rounding.
+
+        Examples:
+            A criterion, the squared change of the sum of the map to first order when a kernel goes:
+
+            >>> def squared(trace):
+            ...     def contribution(batch):
+            ...         for layer in batch.backward(torch.ones_like(batch.maps)):
+            ...             products = layer.weight_products()  # of one image after another, each (g, o, u, e)
+            ...             yield layer.name, layer.per_unit(sum(p.sum(3) ** 2 for p in products))
+            ...
+            ...     return trace.mean(contribution)
+            >>> cc.find(model, feature, images, criterion=squared, kernels=20)
+            Circuit(features.5:1, squared, 20 of 96 kernels = 20.833%)
         """
         totals: dict[str, Tensor] = {}
         done = 0

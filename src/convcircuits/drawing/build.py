@@ -99,7 +99,7 @@ def diagram(
             done and maps in all. Its method ``phase``, if it has one, is called before each pass with what that is for.
 
     Returns:
-        A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
+        A ``Diagram``: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
 
     Raises:
         ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path or
