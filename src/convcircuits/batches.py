@@ -45,7 +45,7 @@ NO_IMAGES = "There are no images; give at least one."
 class Batches:
     """Images in batches of at most ``batch_size``, checked, on the model's device and in its dtype.
 
-    Iterating may be repeated. After a whole pass `count` and `digest` describe the images, whatever their order.
+    Iterating may be repeated. After a whole pass ``count`` and ``digest`` describe the images, whatever their order.
 
     Args:
         images: What a caller gave.

@@ -1,8 +1,8 @@
 """The only place where a model is entered: run it up to a feature and meet every kernel call on the way.
 
-The user's model is never touched. A `Network` is a private copy of its module tree that shares all weights; what
+The user's model is never touched. A ``Network`` is a private copy of its module tree that shares all weights; what
 tells which module runs sits on the copy, and calls of ``conv2d`` and ``linear`` are met by a
-`torch.overrides.TorchFunctionMode`, which sees the input and the weight that are really used and is local to the
+``torch.overrides.TorchFunctionMode``, which sees the input and the weight that are really used and is local to the
 thread. A model that writes to its weights as it runs gets weights of its own.
 """
 
@@ -47,7 +47,7 @@ _hooks: Any = torch._C._autograd
 
 
 class _Reached(BaseException):
-    """Stop a forward pass: the feature's layer has run. Not an `Exception`, so that no model swallows it."""
+    """Stop a forward pass: the feature's layer has run. Not an ``Exception``, so that no model swallows it."""
 
 
 class Network:

@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.frames import frame
 from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.scores import SCORE_DTYPES
 from convcircuits.tables import LayerTable
 from convcircuits.texts import printable
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
 
 _SHARED = ("model", "weights", "feature", "granularity", "versions")
 
@@ -106,6 +112,11 @@ class Circuit:
         Raises:
             ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
                 fits.
+
+        Examples:
+            >>> masks = {"features.0": torch.ones(8, 3), "features.3": torch.eye(8), "features.5": torch.ones(6, 8)}
+            >>> cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 32, 32))
+            Circuit(features.5:1, 40 of 96 kernels = 41.667%)
         """
         from convcircuits.laws import relevant_units  # the one step from values to the model
 
@@ -217,14 +228,78 @@ class Circuit:
         """Tabulate the layers: units kept, and filters of which any are."""
         width = max([len(printable(layer)) for layer in self.kernels] + [5])
         lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's kept':>21}  {'filters kept':>13}"]
-        for layer, mask in self.kernels.items():
-            counted = int((~self.saliency[layer].isnan()).sum())
-            lines.append(
-                f"{printable(layer):<{width}}  {int(mask.sum()):>9,} / {counted:>9,}"
-                f"  {int(mask.reshape(len(mask), -1).any(1).sum()):>5,} / {len(mask):>5,}"
-            )
+        lines += [
+            f"{printable(layer):<{width}}  {kept:>9,} / {counted:>9,}  {filters:>5,} / {of:>5,}"
+            for layer, kept, counted, filters, of in self._layers()
+        ]
         lines += [f"note: {printable(note)}" for note in self.provenance.get("notes", ())]
         return "\n".join(lines)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the layers as a table, in execution order.
+
+        Its columns are the layer, the units kept and relevant (``kernels_kept`` and ``kernels``, or as the granularity
+        says), and the filters of which any unit is kept, and all filters.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        units = f"{self.granularity}s" if self.granularity != "filter" else "relevant_filters"
+        names = ("layer", f"{units}_kept", units, "filters_kept", "filters")
+        return frame([dict(zip(names, row, strict=True)) for row in self._layers()])
+
+    def to_networkx(
+        self, model: nn.Module, *, input_shape: tuple[int, int, int] | None = None
+    ) -> "networkx.MultiDiGraph":
+        """Return the circuit as a graph: filters are its nodes, effective kernels its edges.
+
+        A circuit alone does not know which filter an input channel comes from, so the model is asked. Every node and
+        every edge lies on a path from the image to the feature inside the circuit.
+
+        Nodes are ``(layer, filter)`` and ``("image", channel)``; what is added, scaled or mixed by no filter is
+        ``("add 12", channel)`` and the like. Each has a ``kind`` (``"filter"``, ``"image"``, ``"add"``, ``"gate"``,
+        ``"mix"`` or ``"target"``) and the ``layer`` that computes it. An edge of ``kind`` ``"kernel"`` has the
+        ``layer``, ``filter`` and ``channel`` (counted inside the group) of the kernel and its ``saliency``; edges of
+        the kinds ``"identity"``, ``"gate"``, ``"mix"`` and ``"readout"`` have no weights. ``graph["target"]`` is the
+        feature's node.
+
+        Args:
+            model: The model that the circuit belongs to.
+            input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
+
+        Raises:
+            ConvCircuitsError: If networkx is not installed (extra ``notebook``), the circuit belongs to other weights,
+                or the model's channels cannot be followed.
+
+        Examples:
+            >>> graph = circuit.to_networkx(model)
+            >>> graph.graph["target"]
+            ('features.5', 1)
+        """
+        from convcircuits.drawing.filters import graph_of_filters  # a step from values to the model, as from_masks is
+
+        return graph_of_filters(model, self, input_shape)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (layer, f"{kept:,} of {counted:,}", f"{filters:,} of {of:,}")
+            for layer, kept, counted, filters, of in self._layers()
+        ]
+        notes = [*map(str, self.provenance.get("notes", ())), "cc.evaluate measures how well it keeps the feature."]
+        return card(repr(self), ("layer", f"{self.granularity}s kept", "filters kept"), rows, notes)
+
+    def _layers(self) -> list[tuple[str, int, int, int, int]]:
+        """List for each layer the units kept, those that count, the filters of which any are kept, and all filters."""
+        return [
+            (
+                layer,
+                int(mask.sum()),
+                int((~self.saliency[layer].isnan()).sum()),
+                int(mask.reshape(len(mask), -1).any(1).sum()),
+                len(mask),
+            )
+            for layer, mask in self.kernels.items()
+        ]
 
 
 def iou(a: Circuit, b: Circuit) -> float:
@@ -232,6 +307,11 @@ def iou(a: Circuit, b: Circuit) -> float:
 
     Raises:
         ConvCircuitsError: If they are circuits of different features, models or granularities.
+
+    Examples:
+        >>> a, b = cc.prune(scores, kernels=30), cc.prune(scores, kernels=20)
+        >>> cc.iou(a, b) == len(a & b) / len(a | b) == 2 / 3
+        True
     """
     if not isinstance(a, Circuit):
         raise ConvCircuitsError(f"iou compares two Circuits; got {type(a).__name__}.")

@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from convcircuits.batches import Images, Progress, check_progress
+from convcircuits.cards import card, figure
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.feature import Feature
 from convcircuits.finding import MEMORY, find, needs_budget, prune, score
+from convcircuits.frames import frame
 from convcircuits.report import Evaluation
 from convcircuits.tables import suggest
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,45 @@ class Row:
         return {"criterion": self.criterion, "density": self.density, **figures}
 
 
+class ComparisonTable(list[Row]):
+    """The rows of a comparison, in the order asked: a list that shows itself as a table."""
+
+    def __repr__(self) -> str:
+        criteria = ", ".join(dict.fromkeys(row.criterion for row in self))
+        return f"ComparisonTable({len(self)} circuits by {criteria})"
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the table, a row for each circuit with all that ``Row.as_dict`` gives; NaN where not defined.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        return frame([row.as_dict() for row in self])
+
+    def summary(self) -> str:
+        """Tabulate R2 of each circuit, over all positions and on the interior, beside what needs no criterion."""
+        head, *rows = self._cells()
+        wide = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in (head, *rows)
+        )
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells()
+        feature = f" of {self[0].evaluation.feature}" if len(self) else ""
+        return card(f"{len(self)} circuits{feature}", head, rows)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        head = ("criterion", "density", "R2", "average map", "random circuit")
+        cells = [(*head, *(f"{name}, interior" for name in head[2:]), "verdict")]
+        for row in self:
+            e = row.evaluation
+            figures = (e.r2, e.r2_average_map, e.r2_random)
+            inside = (e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
+            cells.append((row.criterion, f"{row.density:g}", *map(figure, (*figures, *inside)), e.verdict))
+        return cells
+
+
 def compare(
     model: nn.Module,
     feature: Feature,
@@ -54,7 +98,7 @@ def compare(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> ComparisonTable:
     """Find circuits on some images by every criterion at every density, and measure them on others.
 
     Args:
@@ -72,10 +116,15 @@ def compare(
             measurement of each) and the pieces there are.
 
     Returns:
-        One row per criterion and density, in the order given.
+        One row per criterion and density, in the order given. It shows itself as a table, and ``to_pandas`` makes one.
 
     Raises:
         ConvCircuitsError: As ``find`` and ``evaluate``.
+
+    Examples:
+        >>> table = cc.compare(model, feature, images, held_out, criteria=["snip", "random"], densities=[0.5, 0.1])
+        >>> [(row.criterion, row.density) for row in table]
+        [('snip', 0.5), ('snip', 0.1), ('random', 0.5), ('random', 0.1)]
     """
     check_compared(criteria, densities)
     work = _Work(sum(len(densities) if _iterative(c) else 1 for c in criteria) + len(criteria), progress)
@@ -103,7 +152,7 @@ def compare(
             Row(criterion, density, evaluation, circuit)
             for density, evaluation, circuit in zip(densities, measured, circuits, strict=True)
         ]
-    return rows
+    return ComparisonTable(rows)
 
 
 def check_compared(criteria: Sequence[str], densities: Sequence[float]) -> None:

@@ -17,7 +17,7 @@ _CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 
 
 class WrittenError(BaseException):
-    """Stop a run that is about to write to a shared weight. Not an `Exception`, so that no model swallows it."""
+    """Stop a run that is about to write to a shared weight. Not an ``Exception``, so that no model swallows it."""
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -71,7 +71,7 @@ class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Every operator passes here, however Python spells it; that takes time.
 
     Args:
-        shared: What `storage` gives for the weights that must not be written to.
+        shared: What ``storage`` gives for the weights that must not be written to.
         buffers: Buffers by name.
     """
 
@@ -112,7 +112,7 @@ def differs(a: Tensor, b: Tensor) -> bool:
 
 
 class _DetachedCopies(TorchFunctionMode):
-    """Copy tensors that are results of a computation as their values, which `copy.deepcopy` refuses to do."""
+    """Copy tensors that are results of a computation as their values, which ``copy.deepcopy`` refuses to do."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].is_inference()):

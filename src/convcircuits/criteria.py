@@ -2,7 +2,8 @@
 
 A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, tables of the shapes ``trace.shapes``. One
 that must know the budget takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through
-``find`` alone. Options are keyword-only and belong to the criterion. ``trace.mean`` is the one loop over images.
+``find`` alone. Options are keyword-only and belong to the criterion. ``Trace.mean`` is the one loop over images; it
+hands out a ``Batch`` at a time, whose ``backward`` yields a ``Layer`` at a time.
 
 The formulas are written for units, letter u: kernels by default, and with another granularity whole filters or single
 weights, through ``Layer``'s layout of them. m_u multiplies all weights of a unit.
@@ -19,7 +20,21 @@ from torch import Tensor
 from convcircuits.circuit import Circuit
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.ranking import in_order, top
-from convcircuits.tracing import Batch, Trace
+from convcircuits.tracing import Batch, Layer, Trace
+
+__all__ = [
+    "CRITERIA",
+    "Batch",
+    "Layer",
+    "Trace",
+    "actgrad",
+    "force",
+    "gauss_newton",
+    "layer_random",
+    "magnitude",
+    "random",
+    "snip",
+]
 
 Saliency = dict[str, Tensor]
 Criterion = Callable[..., Mapping[str, Tensor]]

@@ -1,6 +1,6 @@
 """What a circuit keeps of a model: of each value the channels that are needed, and those that count for zero.
 
-Both are what `reach` tells of the model's graph, said by channel.
+Both are what ``reach`` tells of the model's graph, said by channel.
 """
 
 from collections.abc import Mapping

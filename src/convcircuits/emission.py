@@ -268,7 +268,7 @@ class Emitter:
         found, wanted = self._found[n][source.number], torch.unique(move.channels[self._cuts[n].need[value.number]])
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[found.node]:
             found = self._holds(self._take(n, source, wanted, None), source, wanted)
-        # Channels of the source are repeated: runs of `inner` of them (a map laid flat) again and again.
+        # Channels of the source are repeated: runs of ``inner`` of them (a map laid flat) again and again.
         numbers = torch.arange(value.channels).reshape(-1, source.channels, move.inner)
         times, width = len(numbers), self.writer.width[found.node]
         if move.form == "call":

@@ -57,6 +57,14 @@ def evaluate(
 
     Raises:
         ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
+
+    Examples:
+        >>> report = cc.evaluate(model, circuit, held_out, fit=images)
+        >>> report.effective_kernels <= report.kernels == len(circuit)
+        True
+        >>> whole = cc.evaluate(model, cc.prune(scores, density=1.0), held_out)
+        >>> round(whole.r2, 6)
+        1.0
     """
     return evaluate_all(
         model, [circuit], images, fit=fit, effective=effective, batch_size=batch_size, seed=seed, progress=progress
@@ -160,6 +168,11 @@ def activations(
     Raises:
         ConvCircuitsError: If the circuit is of other weights, or images do not fit the model or give maps of
             different size.
+
+    Examples:
+        >>> maps = cc.activations(model, feature, images, circuit=circuit)
+        >>> tuple(maps.shape)  # (N, H, W)
+        (12, 16, 16)
     """
     check_progress(progress)
     network = Network(model)

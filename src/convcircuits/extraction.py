@@ -48,7 +48,7 @@ def extract(
         progress: Called with steps done and steps in all: the survey of the model, the cut, the module, its test.
 
     Returns:
-        An ordinary `torch.nn.Module` in eval mode, on the model's device, of weights of its own: images
+        An ordinary ``torch.nn.Module`` in eval mode, on the model's device, of weights of its own: images
         (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U). Images
         of other sizes work where the model's own code does not depend on the size; else the module refuses them.
         ``meta["circuit"]`` says what it was made of.
@@ -56,6 +56,11 @@ def extract(
     Raises:
         ConvCircuitsError: If the circuit is of other weights, no kernel of it lies on a complete path, or the model
             decides by the image's values what to compute.
+
+    Examples:
+        >>> small = cc.extract(model, circuit)
+        >>> torch.allclose(small(images), cc.activations(model, feature, images, circuit=circuit), atol=1e-5)
+        True
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")

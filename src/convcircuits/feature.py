@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError, whole_number
 
 Position = Literal["all", "max", "center", "interior"] | tuple[int, int]
@@ -41,6 +42,14 @@ class Feature:
     Raises:
         ConvCircuitsError: If an argument is of another form. Whether layer, unit and position exist is checked
             when the feature meets a model.
+
+    Examples:
+        >>> cc.Feature("features.5", 1)
+        Feature(features.5:1)
+        >>> cc.Feature("features.5", [0, 2], position="interior")  # several units, which one circuit preserves
+        Feature(features.5:0,2@interior)
+        >>> cc.Feature.parse("features.5:1@max").position
+        'max'
     """
 
     layer: str
@@ -98,6 +107,17 @@ class Feature:
 
     def __repr__(self) -> str:
         return f"Feature({self})"
+
+    def _repr_html_(self) -> str:
+        if isinstance(self.unit, Tensor):
+            unit = ("direction", f"{len(self.unit)} coefficients, {int(self.unit.count_nonzero())} of them not 0")
+        elif isinstance(self.unit, tuple):
+            unit = ("units", ", ".join(map(str, self.unit)))
+        else:
+            unit = ("unit", str(self.unit))
+        position = self.position if isinstance(self.position, str) else "row {}, column {}".format(*self.position)
+        call = [] if self.call is None else [("call", str(self.call))]
+        return card(f"Feature {self}", rows=[("layer", self.layer), *call, unit, ("position", position)])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Feature):

@@ -75,6 +75,11 @@ def score(
     Raises:
         ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, the criterion is
             iterative, or scores are not finite or all zero.
+
+    Examples:
+        >>> scores = cc.score(model, feature, images, criterion="snip", collapse="square")
+        >>> tuple(scores["features.3"].shape)  # (out, in)
+        (8, 8)
     """
     function = _criterion(criterion)
     if needs_budget(function):
@@ -101,6 +106,10 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
 
     Raises:
         ConvCircuitsError: If neither or both are given, or they are out of range.
+
+    Examples:
+        >>> len(cc.prune(scores, kernels=20))
+        20
     """
     if not isinstance(scores, Scores):
         raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
@@ -155,6 +164,11 @@ def find(
 
     Raises:
         ConvCircuitsError: As for ``score`` and ``prune``.
+
+    Examples:
+        >>> circuit = cc.find(model, feature, images, criterion="force", density=0.5, steps=3)
+        >>> circuit.density
+        0.5
     """
     function = _criterion(criterion)
     _check_options(function, criterion, options)

@@ -49,9 +49,9 @@ class Node:
 
     Attributes:
         op: The ATen operation, or one of our own that moves values; None for a kernel call.
-        args: Its arguments, with `Ref` in place of values of the image; everything else is a constant.
+        args: Its arguments, with ``Ref`` in place of values of the image; everything else is a constant.
         kwargs: Its keyword arguments, likewise.
-        call: The kernel call, without its input, for which ``args`` is the one `Ref` to it.
+        call: The kernel call, without its input, for which ``args`` is the one ``Ref`` to it.
         outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
         layer: Name of the innermost module that ran.
         autocast: The dtype that autocast gave kernel calls there, None where it was off.

@@ -1,7 +1,7 @@
 """An extracted module as JSON and tensors, and back, without the code of the model it came from.
 
-A file names operations of the table in `convcircuits.instructions`, small layers of four kinds, and its own results by
-their numbers. No word of it is ever looked up elsewhere or made into code: names of layers are keys of dictionaries,
+A file names operations of the table in ``convcircuits.instructions``, small layers of four kinds, and its own results
+by their numbers. No word of it is ever looked up elsewhere or made into code: names of layers are keys of dictionaries,
 every argument has to be of the kind that the table says, and how large all results are is found without memory
 before anything is computed.
 """

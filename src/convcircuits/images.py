@@ -75,16 +75,16 @@ class Photograph:
 
 
 def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
-    """List `sample`, the built-in photographs, or a folder of one's own.
+    """List ``sample``, the built-in photographs, or a folder of one's own.
 
     Args:
-        source: `sample`, or a folder (`./sample` for one of that name).
+        source: ``sample``, or a folder (``./sample`` for one of that name).
 
     Returns:
         The photographs, sorted by name, and the names of the files that are left out.
 
     Raises:
-        ConvCircuitsError: as `sample_photographs` and `load_folder`.
+        ConvCircuitsError: as ``sample_photographs`` and ``load_folder``.
     """
     return (sample_photographs(), []) if source == "sample" else load_folder(source)
 
@@ -113,17 +113,17 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
     r"""List the pictures of a folder and of all folders in it, sorted as people count (2 before 10).
 
     Files of every kind that Pillow decodes here are pictures (.jpg, .jfif, .png, .webp, .tif, .avif and more, but for
-    .eps, which is a program). Of each only the beginning is read; it is decoded when its `image` is asked for: the
+    .eps, which is a program). Of each only the beginning is read; it is decoded when its ``image`` is asked for: the
     camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits, of
     animations the first frame is taken. Hidden files and folders are ignored; a folder that links lead to again is
     seen once, and so is a file: two names of one photograph could come to be held out and trained on.
 
     Returns:
-        The photographs, named by their files (`cat/1.jpg` in a folder of classes), and the names of all other files:
+        The photographs, named by their files (``cat/1.jpg`` in a folder of classes), and the names of all other files:
         those of other kinds, further links to one that is listed, and those whose beginning says that they cannot be
         used, which are logged with the reason: damaged or floating-point ones, those with more pixels than
-        `PIL.Image.MAX_IMAGE_PIXELS`, and those that are more than 64 times as long as wide. Bytes of a name that are
-        not UTF-8 are written as `\xff`.
+        ``PIL.Image.MAX_IMAGE_PIXELS``, and those that are more than 64 times as long as wide. Bytes of a name that are
+        not UTF-8 are written as ``\xff``.
 
     Raises:
         ConvCircuitsError: no such folder, or no readable picture in it.
@@ -160,10 +160,10 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
 
 
 def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photograph], list[str]]:
-    """Find those photographs that `count` crops are cut from: the first ones that can be decoded, one after another.
+    """Find those photographs that ``count`` crops are cut from: the first ones that can be decoded, one after another.
 
     Returns:
-        At most `count` photographs, and the names of those among them that could not be read, which are logged.
+        At most ``count`` photographs, and the names of those among them that could not be read, which are logged.
 
     Raises:
         ConvCircuitsError: none can be read.
@@ -260,7 +260,7 @@ class Crops:
     their photograph and on the seed, on no other photograph and not on the batch size.
 
     Iterating gives batches, (N, C, H, W) on the CPU, the same in every pass. Memory holds one batch and one decoded
-    photograph at a time. `len()` is the number of images.
+    photograph at a time. ``len()`` is the number of images.
 
     Args:
         photographs: at least one.
@@ -297,6 +297,15 @@ class Crops:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For each image the name of its photograph, and which crop of it: ``"astronaut"``, ``"astronaut, crop 1"``."""
+        among = len(self._photographs)
+        return tuple(
+            self._photographs[n % among].name + (f", crop {n // among}" if n >= among else "")
+            for n in range(self._count)
+        )
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
         for start in range(0, self._count, self._batch_size):
@@ -329,7 +338,7 @@ def crops(
 ) -> torch.Tensor:
     """Cut photographs into a model's inputs, all in one tensor: (count, C, H, W), on the CPU.
 
-    The images, arguments and errors are those of `Crops`, which yields them batch by batch.
+    The images, arguments and errors are those of ``Crops``, which yields them batch by batch.
     """
     (images,) = Crops(photographs, preprocess, count=count, seed=seed, size=size, batch_size=count)
     return images

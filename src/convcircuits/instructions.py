@@ -1,7 +1,7 @@
-"""What a file may tell a module of `convcircuits.interpreter` to do: a closed table of ATen operations.
+"""What a file may tell a module of ``convcircuits.interpreter`` to do: a closed table of ATen operations.
 
-`convcircuits.operations` says which operations are in it, and their own schemas say what they take. Each makes tensors
-of tensors and touches nothing else.
+``convcircuits.operations`` says which operations are in it, and their own schemas say what they take. Each makes
+tensors of tensors and touches nothing else.
 """
 
 from collections.abc import Callable, Mapping, Sequence

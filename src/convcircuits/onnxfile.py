@@ -23,7 +23,7 @@ def onnx_bytes(module: CircuitModule) -> bytes:
     for.
 
     Raises:
-        ConvCircuitsError: If the extra `onnx` is not installed, the module cannot be exported, or onnxruntime cannot
+        ConvCircuitsError: If the extra ``onnx`` is not installed, the module cannot be exported, or onnxruntime cannot
             run it or computes something else.
     """
     check_onnx_installed()

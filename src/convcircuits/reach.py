@@ -1,10 +1,10 @@
 """Which kernels reach a feature: on some path image -> feature, in the full model or inside a circuit.
 
-The model is run once on two random images and recorded as a graph of operations (`graph`). Marks are followed through
-it by the rules of `operations`: a value is live if it is computed from the image by kernels that are kept, and a kernel
-is on a path if it reads a live channel and writes one that the feature needs. Weights' values play no part. What is
-computed from constants alone is never live: a kernel that reads a constant channel has no path from the image, and its
-term is part of its filter's bias.
+The model is run once on two random images and recorded as a graph of operations (``graph``). Marks are followed through
+it by the rules of ``operations``: a value is live if it is computed from the image by kernels that are kept, and a
+kernel is on a path if it reads a live channel and writes one that the feature needs. Weights' values play no part. What
+is computed from constants alone is never live: a kernel that reads a constant channel has no path from the image, and
+its term is part of its filter's bias.
 """
 
 from collections.abc import Mapping, Sequence

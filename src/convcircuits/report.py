@@ -4,10 +4,15 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from convcircuits.cards import card, figure
+from convcircuits.frames import frame
 from convcircuits.texts import printable
 from convcircuits.verdict import Word
+
+if TYPE_CHECKING:
+    import pandas
 
 WHERE = {"inside": "the interior", "central": "the central positions", "unknown": "the interior"}
 """What ``Evaluation.r2_interior`` is of, in words, by ``Evaluation.interior``."""
@@ -109,21 +114,7 @@ class Evaluation:
         """Tabulate the figures; then say the verdict, and what must be known to read them rightly."""
         share = f"{self.granularity}s kept ({self.density:.3%})"
         kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
-        rows: list[tuple[str, *tuple[float, ...]]] = [
-            ("R2", self.r2, self.r2_average_map, self.r2_random),
-            (
-                f"R2, {WHERE[self.interior].removeprefix('the ')}",
-                self.r2_interior,
-                self.r2_average_map_interior,
-                self.r2_random_interior,
-            ),
-            ("R2, rectified", self.r2_rectified),
-            ("R2, after a readout", self.r2_readout),
-            ("Pearson r", self.pearson),
-            ("Pearson r of the maxima", self.pearson_max),
-            ("relative error", self.error),
-            ("relative error at the maxima", self.error_at_max),
-        ]
+        rows = [(label, *figures) for label, _, *figures in self._figures()]
         return "\n".join(
             [
                 f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
@@ -134,8 +125,44 @@ class Evaluation:
             ]
         )
 
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table, one a row by its name here (``r2``, ``r2_interior``, ...).
 
-def _table(head: str, rows: Sequence[tuple[str, *tuple[float, ...]]]) -> list[str]:
+        Its columns are ``circuit``, ``average_map`` and ``random_circuit``; NaN where a baseline has no such figure.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        columns = ("figure", "circuit", "average_map", "random_circuit")
+        rows = ((name, *figures, math.nan, math.nan) for _, name, *figures in self._figures())
+        return frame([dict(zip(columns, row, strict=False)) for row in rows], index="figure")
+
+    def _repr_html_(self) -> str:
+        head = (f"on {self.images:,} image{'s' * (self.images != 1)}", "circuit", "average map", "random circuit")
+        rows = [(label, *map(figure, (*figures, math.nan, math.nan)[:3])) for label, _, *figures in self._figures()]
+        kept = (
+            f"{self.units:,} of {self.relevant:,} {self.granularity}s kept ({self.density:.3%}), "
+            f"{self.effective_kernels:,} kernels effective."
+        )
+        return card(self.verdict_sentence, head, rows, [kept, *self.notes])
+
+    def _figures(self) -> list[tuple[Any, ...]]:
+        """List figures, each with its label, its name and, where there is one, that of the baselines."""
+        where = WHERE[self.interior].removeprefix("the ")
+        inside = (self.r2_interior, self.r2_average_map_interior, self.r2_random_interior)
+        return [
+            ("R2", "r2", self.r2, self.r2_average_map, self.r2_random),
+            (f"R2, {where}", "r2_interior", *inside),
+            ("R2, rectified", "r2_rectified", self.r2_rectified),
+            ("R2, after a readout", "r2_readout", self.r2_readout),
+            ("Pearson r", "pearson", self.pearson),
+            ("Pearson r of the maxima", "pearson_max", self.pearson_max),
+            ("relative error", "error", self.error),
+            ("relative error at the maxima", "error_at_max", self.error_at_max),
+        ]
+
+
+def _table(head: str, rows: Sequence[tuple[Any, ...]]) -> list[str]:
     """Set figures of the circuit, the average map and a random circuit in columns; NaN is a dash."""
     cells = [[head, "circuit", "average map", "random circuit"]]
     cells += [[label, *("-" if math.isnan(x) else f"{x:z.3f}" for x in figures)] for label, *figures in rows]

@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
+from convcircuits.frames import frame
 from convcircuits.granularity import SHAPES, check_granularity, fits
 from convcircuits.tables import LayerTable
 from convcircuits.texts import printable
+
+if TYPE_CHECKING:
+    import pandas
 
 SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -65,13 +70,39 @@ class Scores:
 
     def summary(self) -> str:
         """Tabulate the layers: units scored, their share of the total saliency, the largest."""
+        head, *rows = self._cells()
+        wide = max(len(printable(row[0])) for row in (head, *rows))
+        return "\n".join(
+            [repr(self)]
+            + [f"{printable(layer):<{wide}}  {n:>9}  {share:>7}  {most:>10}" for layer, n, share, most in (head, *rows)]
+        )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the layers as a table: the units scored, their share of the total saliency, the largest.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        return frame(self._layers())
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells()
+        return card(repr(self), head, rows, map(str, self.provenance.get("notes", ())))
+
+    def _layers(self) -> list[dict[str, Any]]:
         totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.kernels.items()}
         whole = sum(totals.values()) or 1.0
-        width = max([len(printable(layer)) for layer in self.kernels] + [5])
-        lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's':>9}  {'share':>7}  {'largest':>10}"]
-        lines += [
-            f"{printable(layer):<{width}}  {int((~s.isnan()).sum()):>9,}  {totals[layer] / whole:>7.1%}"
-            f"  {max(s[~s.isnan()].tolist(), default=0.0):>10.4g}"
+        return [
+            {
+                "layer": layer,
+                f"{self.granularity}s": int((~s.isnan()).sum()),
+                "share": totals[layer] / whole,
+                "largest": max(s[~s.isnan()].tolist(), default=0.0),
+            }
             for layer, s in self.kernels.items()
         ]
-        return "\n".join(lines)
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        rows = [tuple(row.values()) for row in self._layers()]
+        cells = [(layer, f"{n:,}", f"{share:.1%}", f"{most:.4g}") for layer, n, share, most in rows]
+        return [("layer", f"{self.granularity}s", "share", "largest"), *cells]

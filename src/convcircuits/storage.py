@@ -38,8 +38,8 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
 
     Args:
         value: What to write. A module needs no code of the model it came from to be loaded.
-        path: The file, ``.safetensors``, or for a module also ``.onnx`` (see `convcircuits.onnxfile`); its folder must
-            exist. A file of that name is replaced.
+        path: The file, ``.safetensors``, or for a module also ``.onnx`` (any number of images); its folder must exist.
+            A file of that name is replaced.
 
     Returns:
         The path.
@@ -47,6 +47,11 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     Raises:
         ConvCircuitsError: If the value is of another kind, a module calls what a file may not name, the path ends
             otherwise, or the folder is not there or not to be written to.
+
+    Examples:
+        >>> path = cc.save(circuit, "circuit.safetensors")
+        >>> cc.load(path) == circuit
+        True
     """
     path = Path(path)
     if not isinstance(value, (Scores, Circuit, CircuitModule)):

@@ -22,12 +22,19 @@ from convcircuits.presum import absolute_sums
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's kernel calls on one batch, each with the gradient of its output.
+    """What one layer read in a batch, with the gradient of what it wrote; ``Batch.backward`` yields it.
 
     Shape letters: n image, g group, o filter in the group, u unit of the filter, e weight of the unit, p position. The
     units are what the granularity says: the filter itself, its kernels or its weights; so a formula that sums or
     averages over e is that of any granularity. A layer that runs several times has several calls; their products are
     summed before any absolute value. Where the calls' kernels differ in size, a unit's elements are those of all sizes.
+
+    Attributes:
+        name: The layer's name, as in ``model.named_modules()``.
+        shape: Shape of its table of units, which ``per_unit`` gives.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        calls: Its kernel calls in this batch, each with the gradient of its output.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
     """
 
     name: str
@@ -62,7 +69,7 @@ class Layer:
         return len(self.calls[0][0].x)
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
-        """Return w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
+        """Yield w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
         for image in range(self.images):
             products = [
                 torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
@@ -74,7 +81,7 @@ class Layer:
             yield by_unit(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
     def absolute_sums(self) -> Float[Tensor, "g o u"]:
-        """Sum |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions: (g, o, u).
+        """Return the sum of |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions.
 
         Where calls have maps of one size their products are added position by position, before the absolute value.
         """
@@ -106,11 +113,11 @@ class Layer:
         return sums * weights[..., 0].abs()
 
     def filter_gradients(self) -> Float[Tensor, "n g o"]:
-        """Sum each filter's gradient over its positions: (n, g, o)."""
+        """Return each filter's gradient, summed over its positions."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
     def presum_totals(self) -> tuple[Float[Tensor, "g o u"], int]:
-        """Sum each unit's pre-sum map over images, positions and calls: (g, o, u), and how many values were summed.
+        """Return each unit's pre-sum map, summed over images, positions and calls, and how many values were summed.
 
         Raises:
             ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no mean in common.
@@ -128,7 +135,7 @@ class Layer:
         return torch.stack(parts).sum(0), positions * self.images
 
     def per_unit(self, values: Float[Tensor, "g o u"]) -> Float[Tensor, "out ..."]:
-        """Bring (g, o, u) to the shape of the layer's table, zero for filters that were not computed."""
+        """Return (g, o, u) in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
         computed = values.reshape(-1, *self.shape[1:])
         rows = self.calls[0][0].rows
         if rows is None:
@@ -159,9 +166,10 @@ def _kernel_size(call: KernelCall, gradient: Tensor) -> int:
 
 
 class Batch:
-    """One batch, run forward to the feature, with what every kernel call read.
+    """One batch of images, run forward to the feature; ``Trace.mean`` hands it out.
 
     Attributes:
+        size: How many images it holds.
         maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
         scale: A power of two near the maps' largest value. Gradients of maps that are measured in it neither overflow
             nor vanish, however large or small the maps are, and no rounding changes.
@@ -197,10 +205,15 @@ class Batch:
             self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
-        """Send a gradient of the maps back; give the layers, last first.
+        """Send a gradient of the maps back and yield the layers, the last one first.
+
+        It may be called several times, with different gradients.
 
         Args:
             gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
+
+        Raises:
+            ConvCircuitsError: If no gradient can be taken, or none reaches a layer that leads to the feature.
         """
         if self.indices is not None:
             none = torch.zeros_like(flattened(gradient))
@@ -240,7 +253,7 @@ class Batch:
             )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
-        """Return each layer's name and the weights that its units really used, (g, o, u, e)."""
+        """Yield each layer's name, the weights that its units really used, (g, o, u, e), and the layer."""
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for call, _ in self._calls:
             by_layer.setdefault(call.layer, []).append((call, call.x))
@@ -273,10 +286,10 @@ def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tenso
 
 
 class Trace:
-    """A feature's images, run batch by batch; what a criterion is given.
+    """A feature's images, run batch by batch: what a criterion is given. ``score`` and ``find`` make it.
 
     Attributes:
-        subject: The feature of the model.
+        subject: The feature of the model; ``subject.feature`` is the feature.
         granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         shapes: Layer name -> shape of its table of units, in execution order: for filters (out,), for kernels
             (out, in per group), for weights the weight's own.
@@ -308,7 +321,12 @@ class Trace:
         self._batches, self._progress = batches, progress
 
     def masked(self, units: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
-        """See the network with only those units, every bias left (the published semantics), after some passes."""
+        """Return the same images seen by the network with only some units; all biases stay, as published.
+
+        Args:
+            units: Layer name -> bool, of the shapes in ``shapes``: what is kept.
+            passed: How many passes over the images were made before, so that progress can tell.
+        """
         trace = Trace(
             self.subject,
             self._batches,
@@ -323,14 +341,27 @@ class Trace:
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
-        """Average over images.
+        """Return means over all images: the one loop over them.
 
         Args:
-            contribution: Gives for a batch pairs of a name and a tensor summed over its images. A name that comes
-                several times in a batch adds up.
+            contribution: Yields for a batch pairs of a name and a tensor that is summed over its images. A name that
+                comes several times in a batch adds up.
 
         Returns:
             Name -> the mean over all images, float64, on the CPU: independent of batch size and order to rounding.
+
+        Examples:
+            A criterion, the squared change of the sum of the map to first order when a kernel goes:
+
+            >>> def squared(trace):
+            ...     def contribution(batch):
+            ...         for layer in batch.backward(torch.ones_like(batch.maps)):
+            ...             products = layer.weight_products()  # of one image after another, each (g, o, u, e)
+            ...             yield layer.name, layer.per_unit(sum(p.sum(3) ** 2 for p in products))
+            ...
+            ...     return trace.mean(contribution)
+            >>> cc.find(model, feature, images, criterion=squared, kernels=20)
+            Circuit(features.5:1, squared, 20 of 96 kernels = 20.833%)
         """
         totals: dict[str, Tensor] = {}
         done = 0

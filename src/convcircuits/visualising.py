@@ -104,7 +104,7 @@ def visualise(
 
 
 class _Read(BaseException):
-    """Stop a forward pass: the kernels have read. Not an `Exception`, so that no model swallows it."""
+    """Stop a forward pass: the kernels have read. Not an ``Exception``, so that no model swallows it."""
 
     def __init__(self, call: KernelCall) -> None:
         self.call = call

@@ -123,7 +123,7 @@ class Wiring:
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
 
 
-def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Tensor) -> Wiring:
+def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Tensor, *, merged: bool = True) -> Wiring:
     """Find which filters each kernel reads.
 
     Args:
@@ -132,6 +132,7 @@ def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Te
         rows: The channels that the feature reads, int64.
         coefficients: Its coefficient on each. One channel with coefficient 1 is the target itself; else a site of one
             channel is, which reads several.
+        merged: Whether neighbours between which nothing is lost are one site; else every layer is one of its own.
     """
     wirer = _Wirer(layout)
     read = wirer.sources[layout.output.number][rows.cpu()]
@@ -143,8 +144,9 @@ def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Te
             Link(LinkKind.READOUT, read[torch.tensor([n])], torch.zeros(1, dtype=torch.long)) for n in range(len(rows))
         ]
         target = (site.number, 0)
-    wirer.merge_sums(target[0])
-    wirer.merge_depthwise(target[0])
+    if merged:
+        wirer.merge_sums(target[0])
+        wirer.merge_depthwise(target[0])
     wirer.leave_out_all_but(layers)
     return wirer.wiring(target)
 

@@ -190,7 +190,7 @@ def _is_terminal() -> bool:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, as an exception of our own: frameworks end on `KeyboardInterrupt` in their own ways."""
+    """Ctrl-C, as an exception of our own: frameworks end on ``KeyboardInterrupt`` in their own ways."""
 
 
 class _Unwritable(BaseException):

@@ -10,7 +10,7 @@ import torch
 
 import convcircuits as cc
 from convcircuits.cli.output import names, say
-from convcircuits.images import Crops, Photograph, crops, distinct, photographs, readable, split_photographs
+from convcircuits.images import Crops, Photograph, distinct, photographs, readable, split_photographs
 from convcircuits.models import LoadedModel, is_plain_name, load_model
 from convcircuits.recipe import Recipe
 from convcircuits.texts import sentences
@@ -34,7 +34,7 @@ class Setup:
         unreadable: Files that were left out, as they are no pictures or could not be read.
         copies: Photographs that were left out, as they are copies of others or of those that the circuit was found on.
         photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
-        pictured: Makes more crops of these, for pictures: number i of photograph i modulo their count.
+        pictured: Makes more crops of these, for pictures, which keep the photographs' names.
         validation: Crops that a circuit's size is chosen on, where it is to reach an R2.
         validation_names: Photographs of these.
         no_baseline: Why there are no crops that the circuit was found on; empty where there are some.
@@ -48,7 +48,7 @@ class Setup:
     unreadable: list[str]
     copies: list[str]
     photographs: list[str]
-    pictured: Callable[[], torch.Tensor | Crops]
+    pictured: Callable[[], Crops]
     validation: torch.Tensor | Crops | None = None
     validation_names: Sequence[str] = ()
     no_baseline: str = ""
@@ -106,7 +106,7 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
         unreadable,
         copies,
         [p.name for p in train if p.name not in cut.failed],
-        lambda: cut(train, seed, max(count, PICTURED))[0],
+        lambda: cut.lazily(train, seed, max(count, PICTURED))[0],
         validation,
         validation_names,
     )
@@ -158,7 +158,7 @@ def set_up_again(file: Path, circuit: cc.Circuit, *, device: str, images: str | 
         unreadable,
         _others(others, fresh),
         [p.name for p in fresh if p.name not in cut.failed],
-        lambda: cut(fresh, recipe.seed + 1, max(recipe.count, PICTURED))[0],
+        lambda: cut.lazily(fresh, recipe.seed + 1, max(recipe.count, PICTURED))[0],
         no_baseline=no_baseline,
     )
 
@@ -196,15 +196,20 @@ class _Cutter:
 
     def __call__(self, some: list[Photograph], seed: int, count: int) -> tuple[torch.Tensor | Crops, list[str]]:
         """Return crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
+        made, those = self.lazily(some, seed, count)
+        height, width = self._size or self._loaded.size
+        few = 4 * self._loaded.channels * height * width * count <= KEPT
+        return torch.cat(list(made)) if few else made, those
+
+    def lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
+        """Return crops that are cut anew in each pass and know their names, and the names of the photographs."""
         good, bad = readable(some, count)
         for name in bad:
             if name not in self._unreadable:
                 self._unreadable.append(name)
         self.failed += bad
-        height, width = self._size or self._loaded.size
-        few = 4 * self._loaded.channels * height * width * count <= KEPT
-        images = (crops if few else Crops)(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
-        return images, [photograph.name for photograph in good]
+        made = Crops(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
+        return made, [photograph.name for photograph in good]
 
 
 def loaded_model(recipe: Recipe, device: str) -> LoadedModel:

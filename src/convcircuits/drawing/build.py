@@ -29,6 +29,7 @@ from convcircuits.drawing.siblings import found_on
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
+from convcircuits.images import Crops
 from convcircuits.laws import checked, sentence
 from convcircuits.report import Evaluation
 from convcircuits.surroundings import outside_autocast
@@ -60,6 +61,7 @@ def diagram(
     title: str | None = None,
     pictures: str = "patches",
     primaries: Tensor | None = None,
+    names: Sequence[str] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -88,13 +90,15 @@ def diagram(
             circuit, which takes minutes.
         primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
             ``LoadedModel.primaries`` gives; without it, pictures go from the images' least to their highest values.
+        names: What each of the ``images`` is called where it is shown, in their order. Where they are not given, images
+            that are ``Crops`` have their photographs' names; others are numbered.
         batch_size: The most images that run at once.
         seed: Of the random circuit and of feature visualisations.
         progress: Called with images done and images in all (or None), pass by pass; of feature visualisations with maps
             done and maps in all. Its method ``phase``, if it has one, is called before each pass with what that is for.
 
     Returns:
-        A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
+        A ``Diagram``: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
 
     Raises:
         ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path or
@@ -114,6 +118,7 @@ def diagram(
     if images is not None:
         begin(progress, "reading images")
         kept = _first(batches(images))
+        names = _checked_names(images.names if names is None and isinstance(images, Crops) else names, len(kept))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
     laws = checked(drawing.subject, kept)["laws"]
@@ -161,7 +166,7 @@ def diagram(
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned))
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, names))
     return Diagram(document)
 
 
@@ -173,6 +178,15 @@ def _first(batches: Batches) -> Tensor:
         if sum(map(len, held)) >= MOST_IMAGES:
             break
     return torch.cat(held)[:MOST_IMAGES]
+
+
+def _checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
+    """Refuse names of other images: there may be more than are looked at, but not fewer."""
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) < count or not all(isinstance(name, str) for name in names):
+        raise ConvCircuitsError(f"names are one text for each image, {count:,} of them; got {names!r:.80}.")
+    return names
 
 
 def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -> data.Meta:

@@ -37,7 +37,7 @@ class Graph:
         channel: (N,) its channel.
         source: (E,) node that an edge comes from.
         target: (E,) node that it goes to.
-        kind: (E,) an `EdgeKind`.
+        kind: (E,) an ``EdgeKind``.
         call: (E,) number of the kernel call's value; -1 for connections.
         out: (E,) filter; -1 for connections.
         inp: (E,) input channel in its group; -1 for connections.

@@ -115,7 +115,9 @@ class Seen:
         target = target_maps(subject, drawing.masks, shown, fields[None])
         return cls(images, numbers, target, effect, readings, fields)
 
-    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
+    def document(
+        self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray, names: Sequence[str] | None = None
+    ) -> data.Images:
         """Return the document's part on images; maps of what is drawn at first come first, while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
@@ -139,7 +141,7 @@ class Seen:
             presum.add(e, sums[kernel])
         rgb = displayable(torch.cat(list(images)), primaries)
         return data.Images(
-            names=tuple(f"image {number}" for number in self.numbers),
+            names=tuple(f"image {number}" if names is None else names[number] for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
             target=self.target,
             activation=activation.values(),

@@ -169,7 +169,7 @@ def _about(site: Site, drawing: Drawing) -> str:
 
 
 def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
-    """Describe the layers that have kernels, in the order of `Drawing.calls`."""
+    """Describe the layers that have kernels, in the order of ``Drawing.calls``."""
     sites = drawing.wiring.site_of_call()
     layers = []
     for number in drawing.calls:
@@ -241,7 +241,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Rank each kept kernel: its place by saliency, 0 the highest, in `prune`'s order; -1 to others."""
+    """Rank each kept kernel: its place by saliency, 0 the highest, in ``prune``'s order; -1 to others."""
     if circuit.granularity == "kernel":
         saliency: Mapping[str, Tensor] = circuit.saliency
     else:
