@@ -20,8 +20,8 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 import convcircuits as cc
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 FEATURE = cc.Feature("features.14", 166)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -8,7 +8,8 @@
 The pages and all pictures, in two widths and both colours, go to gallery-output/, which is not committed; the few
 that README and docs show go to docs/gallery/ too, small.
 Each is found, measured and drawn anew, on the built-in photographs. Of a layer the unit is chosen by the rule of
-``convcircuits.units``, which looks at no circuit. A picture is the page as a reader sees it, without its controls.
+``convcircuits.circuits.units``, which looks at no circuit. A picture is the page as a reader sees it, without its
+controls.
 """
 
 import argparse
@@ -25,11 +26,11 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import convcircuits as cc
+from convcircuits.circuits.units import RULE, UnitStatistics, choose_unit, unit_statistics
 from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import LoadedModel, load_model
-from convcircuits.units import RULE, UnitStatistics, choose_unit, unit_statistics
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import LoadedModel, load_model
 
 DOCS = Path(__file__).parent
 OUT = DOCS.parent / "gallery-output"
@@ -46,7 +47,7 @@ with pictures of them in both colours and two widths. *Isolated* lights what 80 
 takes.
 
 The unit of each layer is chosen on the first seven photographs by a rule that looks at no circuit
-(`convcircuits.units`): {RULE}.
+(`convcircuits.circuits.units`): {RULE}.
 """
 
 

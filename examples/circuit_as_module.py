@@ -8,8 +8,8 @@
 import torch
 
 import convcircuits as cc
-from convcircuits.images import crops, sample_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import crops, sample_photographs
+from convcircuits.zoo.models import load_model
 
 loaded = load_model("vgg16_hed")
 images = crops(sample_photographs(), loaded.preprocess, count=12, seed=0, size=(64, 64))

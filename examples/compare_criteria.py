@@ -6,8 +6,8 @@
 
 # %%
 import convcircuits as cc
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 loaded = load_model("vgg16_hed")
 train, others = split_photographs(sample_photographs())

@@ -6,8 +6,8 @@
 
 # %%
 import convcircuits as cc
-from convcircuits.images import Crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import Crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 loaded = load_model("vgg16_hed")
 model = loaded.model

@@ -12,8 +12,8 @@ import torch
 
 import convcircuits as cc
 from convcircuits.criteria import Batch, Trace
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 
 def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits import laws
-from convcircuits.capture import Network
+from convcircuits.network import laws
+from convcircuits.network.capture import Network
 from nets import NETS, seeded
 from states import World, everything, state_of
 

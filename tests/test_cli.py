@@ -26,22 +26,22 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import convcircuits as cc
-from convcircuits import comparison
+from convcircuits.circuits import comparison
+from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.cli import application, comparing, console, preparing
 from convcircuits.cli import options as choices
-from convcircuits.criteria import CRITERIA
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
-from convcircuits.granularity import SHAPES
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import Preprocess, list_models, load_model
-from convcircuits.units import RULE, choose_unit, unit_statistics
+from convcircuits.values.granularity import SHAPES
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import Preprocess, list_models, load_model
 
 SOURCE = """
 import os, time
 from pathlib import Path
 from torch import nn
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.models import LoadedModel, Preprocess
+from convcircuits.zoo.models import LoadedModel, Preprocess
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))

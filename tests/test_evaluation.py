@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import COUNTS, FIGURES, agree, closed_form, counted
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
 MANY = ["plain", "residual", "inception", "mobile", "flat_head", "se_conv", "dense", "twice"]

@@ -25,14 +25,14 @@ from cases import (
     masks_for_oracle,
     same,
 )
-from convcircuits.capture import Network
-from convcircuits.evaluation import evaluate_all
-from convcircuits.extraction import Sweep
-from convcircuits.interpreter import CircuitModule, program_of
-from convcircuits.layout import UnextractableError, layout_of
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.tables import LayerTable
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.compiler.interpreter import CircuitModule, program_of
+from convcircuits.compiler.layout import UnextractableError, layout_of
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 from random_nets import RandomNet
 

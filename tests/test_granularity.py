@@ -12,9 +12,9 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from cases import COMBINATIONS, LAST, assert_same, assert_scores, is_linear, masks_for_oracle, relevant_of
-from convcircuits.granularity import by_unit, check_inside, masks_of, units_with
 from convcircuits.storage import sealed
-from convcircuits.tables import LayerTable
+from convcircuits.values.granularity import by_unit, check_inside, masks_of, units_with
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

@@ -18,11 +18,11 @@ from torch import fx, nn
 import convcircuits as cc
 from architectures import REAL, real
 from cases import extracted
-from convcircuits import graphs
-from convcircuits.instructions import IN_PLACE, OPERATIONS
-from convcircuits.interpreter import CircuitModule, one_of, program_of
+from convcircuits.compiler import module_json as graphs
+from convcircuits.compiler.instructions import IN_PLACE, OPERATIONS
+from convcircuits.compiler.interpreter import CircuitModule, one_of, program_of
+from convcircuits.compiler.writing import Writer
 from convcircuits.storage import MODULE_SCHEMA, sealed
-from convcircuits.writing import Writer
 from handmade import CPU, HANDMADE, SHAPE, aten, handmade, images
 from nets import NETS, Named
 

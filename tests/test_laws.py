@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits import agreement, extraction, laws, masking, reach
-from convcircuits.capture import Network
-from convcircuits.evaluation import evaluate_all
-from convcircuits.layout import UnextractableError
-from convcircuits.reach import survey
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.compiler import extraction
+from convcircuits.compiler.layout import UnextractableError
+from convcircuits.network import agreement, laws, masking, reach
+from convcircuits.network.capture import Network
+from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

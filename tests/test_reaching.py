@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.reaching import reach
+from convcircuits.circuits.reaching import reach
 from nets import NETS
 
 CASE = NETS["plain"]

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 import convcircuits as cc
 from cases import parts_of_file
 from convcircuits import files
-from convcircuits.interpreter import CircuitModule
+from convcircuits.compiler.interpreter import CircuitModule
 from convcircuits.storage import sealed
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from handmade import HANDMADE, handmade, images
 from nets import NETS
 

@@ -10,11 +10,11 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from cases import LAST
-from convcircuits.batches import Batches
-from convcircuits.capture import Network
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.tracing import Batch, Trace
+from convcircuits.circuits.tracing import Batch, Trace
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
 torch.set_num_threads(1)

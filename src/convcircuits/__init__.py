@@ -12,18 +12,18 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.version import __version__
 
 if TYPE_CHECKING:
-    from convcircuits.circuit import Circuit, iou
-    from convcircuits.comparison import ComparisonTable, compare
-    from convcircuits.criteria import CRITERIA
+    from convcircuits.circuits.comparison import ComparisonTable, compare
+    from convcircuits.circuits.criteria import CRITERIA
+    from convcircuits.circuits.evaluation import activations, evaluate
+    from convcircuits.circuits.finding import find, prune, score
+    from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
-    from convcircuits.evaluation import activations, evaluate
-    from convcircuits.extraction import extract
-    from convcircuits.feature import Feature
-    from convcircuits.finding import find, prune, score
-    from convcircuits.report import Evaluation
-    from convcircuits.scores import Scores
     from convcircuits.storage import load, save
+    from convcircuits.values.circuit import Circuit, iou
+    from convcircuits.values.feature import Feature
+    from convcircuits.values.report import Evaluation
+    from convcircuits.values.scores import Scores
 
 __all__ = [
     "CRITERIA",
@@ -50,24 +50,24 @@ __all__ = [
 
 # Imported when they are first asked for: the command answers Ctrl-C before torch is there.
 _MODULES = {
-    "CRITERIA": "criteria",
-    "Circuit": "circuit",
-    "ComparisonTable": "comparison",
+    "CRITERIA": "circuits.criteria",
+    "Circuit": "values.circuit",
+    "ComparisonTable": "circuits.comparison",
     "Diagram": "drawing.host",
-    "Evaluation": "report",
-    "Feature": "feature",
-    "Scores": "scores",
-    "activations": "evaluation",
-    "compare": "comparison",
+    "Evaluation": "values.report",
+    "Feature": "values.feature",
+    "Scores": "values.scores",
+    "activations": "circuits.evaluation",
+    "compare": "circuits.comparison",
     "diagram": "drawing.build",
-    "evaluate": "evaluation",
-    "extract": "extraction",
-    "find": "finding",
-    "iou": "circuit",
+    "evaluate": "circuits.evaluation",
+    "extract": "compiler.extraction",
+    "find": "circuits.finding",
+    "iou": "values.circuit",
     "load": "storage",
-    "prune": "finding",
+    "prune": "circuits.finding",
     "save": "storage",
-    "score": "finding",
+    "score": "circuits.finding",
 }
 
 

@@ -15,16 +15,16 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from convcircuits import graphs
-from convcircuits.circuit import Circuit
+from convcircuits.compiler import module_json as graphs
+from convcircuits.compiler.interpreter import CircuitModule
+from convcircuits.compiler.onnx_export import onnx_bytes
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.feature import Feature
 from convcircuits.files import is_file, write_whole
-from convcircuits.interpreter import CircuitModule
-from convcircuits.onnxfile import onnx_bytes
-from convcircuits.origins import check_provenance
-from convcircuits.scores import Scores
-from convcircuits.tables import LayerTable
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.origins import check_provenance
+from convcircuits.values.scores import Scores
+from convcircuits.values.tables import LayerTable
 
 SCHEMA = "convcircuits/2"
 MODULE_SCHEMA = "convcircuits/3"

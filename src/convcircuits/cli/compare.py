@@ -26,7 +26,7 @@ from convcircuits.cli.options import (
     numbers,
 )
 from convcircuits.cli.output import made_folder, named_after, print_json, say
-from convcircuits.recipe import Recipe
+from convcircuits.values.recipe import Recipe
 
 
 def compare(
@@ -60,9 +60,9 @@ def compare(
 ) -> None:
     """Compare criteria at several sizes of circuits."""
     from convcircuits.charts import check_charts_installed
+    from convcircuits.circuits.comparison import check_compared
+    from convcircuits.circuits.comparison import compare as compared
     from convcircuits.cli.preparing import set_up
-    from convcircuits.comparison import check_compared
-    from convcircuits.comparison import compare as compared
     from convcircuits.files import write_whole
 
     names, shares = [name.strip() for name in criteria.split(",")], numbers("--densities", densities)

@@ -12,7 +12,7 @@ from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, compariso
 from convcircuits.cli.console import LOADING, progress
 from convcircuits.cli.options import DeviceOption, JsonOption
 from convcircuits.cli.output import made_folder, print_json, say
-from convcircuits.recipe import Recipe
+from convcircuits.values.recipe import Recipe
 
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 112
 BEST_AT = 0.05
@@ -34,9 +34,9 @@ def demo(
 ) -> None:
     """Compare criteria on a real network, draw the best circuit."""
     from convcircuits.charts import check_charts_installed
+    from convcircuits.circuits.comparison import compare
+    from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
     from convcircuits.cli.preparing import set_up, with_recipe
-    from convcircuits.comparison import compare
-    from convcircuits.units import RULE, choose_unit, unit_statistics
 
     start = time.monotonic()
     if out.exists() and not out.is_dir():

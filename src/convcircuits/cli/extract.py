@@ -18,7 +18,7 @@ from convcircuits.cli.options import (
 from convcircuits.cli.output import aligned, cell, check_writable, print_json, say
 
 if TYPE_CHECKING:
-    from convcircuits.costs import Costs
+    from convcircuits.compiler.costs import Costs
 
 
 def extract(
@@ -36,8 +36,8 @@ def extract(
 ) -> None:
     """Turn a circuit into a small module, and measure what it costs."""
     from convcircuits.cli.preparing import loaded_circuit, loaded_model, recipe_again, side
-    from convcircuits.costs import costs
-    from convcircuits.onnxfile import check_onnx_installed
+    from convcircuits.compiler.costs import costs
+    from convcircuits.compiler.onnx_export import check_onnx_installed
 
     check_writable("--out", out, ".safetensors")
     check_writable("--onnx", onnx, ".onnx")

@@ -33,7 +33,7 @@ from convcircuits.cli.options import (
     numbers,
 )
 from convcircuits.cli.output import check_writable, insist, made_folder, named_after, print_json, say
-from convcircuits.recipe import Recipe, read_recipes
+from convcircuits.values.recipe import Recipe, read_recipes
 
 if TYPE_CHECKING:
     from convcircuits.cli.preparing import Setup
@@ -153,7 +153,7 @@ def find(
 
 def _planned(path: Path, given: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
     """Read a file of recipes, with the file that each writes, if it says one."""
-    from convcircuits.models import is_plain_name
+    from convcircuits.zoo.models import is_plain_name
 
     recipes = read_recipes(path, given)
     for one, _ in recipes:
@@ -225,8 +225,8 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
         if recipe.reach_r2 is None:
             size: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels}
             return cc.find(setup.loaded.model, task.feature, setup.train, progress=told, **size, **chosen), {}
+        from convcircuits.circuits.reaching import reach
         from convcircuits.cli.preparing import noted
-        from convcircuits.reaching import reach
 
         assert setup.validation is not None
         found = reach(

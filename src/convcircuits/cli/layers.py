@@ -42,7 +42,7 @@ def list_layers_of(
     model: str, weights: Path | None, mean: str | None, std: str | None, *, every: bool, as_json: bool
 ) -> None:
     """Print the layers of a model, those that compute nothing only where every one is asked for."""
-    from convcircuits.models import load_model
+    from convcircuits.zoo.models import load_model
 
     with progress(f"loading {model}"):
         loaded = load_model(model, weights=weights, mean=numbers("--mean", mean), std=numbers("--std", std))

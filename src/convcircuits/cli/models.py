@@ -24,7 +24,7 @@ def models(
     if model is not None:
         list_layers_of(model, weights, mean, std, every=every, as_json=as_json)
         return
-    from convcircuits.models import list_models
+    from convcircuits.zoo.models import list_models
 
     found = [dataclasses.asdict(info) for info in list_models()]
     if as_json:

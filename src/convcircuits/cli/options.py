@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import convcircuits as cc
-from convcircuits.recipe import DENSITY, Recipe
+from convcircuits.values.recipe import DENSITY, Recipe
 
 # What there is to choose from, without importing what chooses: a test holds that it is the library's.
 Criterion = Literal["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]

@@ -12,10 +12,10 @@ import typer
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import check_place, is_folder
 from convcircuits.texts import printable, printable_lines
-from convcircuits.verdict import ENOUGH
+from convcircuits.values.verdict import ENOUGH
 
 if TYPE_CHECKING:
-    from convcircuits.report import Evaluation
+    from convcircuits.values.report import Evaluation
 
 
 def say(text: str = "") -> None:

@@ -10,10 +10,10 @@ import torch
 
 import convcircuits as cc
 from convcircuits.cli.output import names, say
-from convcircuits.images import Crops, Photograph, distinct, photographs, readable, split_photographs
-from convcircuits.models import LoadedModel, is_plain_name, load_model
-from convcircuits.recipe import Recipe
 from convcircuits.texts import sentences
+from convcircuits.values.recipe import Recipe
+from convcircuits.zoo.images import Crops, Photograph, distinct, photographs, readable, split_photographs
+from convcircuits.zoo.models import LoadedModel, is_plain_name, load_model
 
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""

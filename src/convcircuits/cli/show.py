@@ -11,7 +11,7 @@ from convcircuits.cli.output import aligned, cell, print_json, say
 from convcircuits.texts import printable
 
 if TYPE_CHECKING:
-    from convcircuits.interpreter import CircuitModule
+    from convcircuits.compiler.interpreter import CircuitModule
 
 
 def show(

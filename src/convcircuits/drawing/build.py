@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Images, Progress, begin, check_progress
-from convcircuits.capture import Network
-from convcircuits.circuit import Circuit
-from convcircuits.colours import primaries_of
-from convcircuits.controls import random_like
+from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
@@ -27,15 +24,18 @@ from convcircuits.drawing.sheet import (
 )
 from convcircuits.drawing.siblings import found_on
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.evaluation import evaluate_all
-from convcircuits.granularity import units_with
-from convcircuits.images import Crops
-from convcircuits.laws import checked, sentence
-from convcircuits.report import Evaluation
-from convcircuits.surroundings import outside_autocast
-from convcircuits.tables import LayerTable
+from convcircuits.maps.colors import primaries_of
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked, sentence
+from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.granularity import units_with
+from convcircuits.values.report import Evaluation
+from convcircuits.values.tables import LayerTable
 from convcircuits.version import __version__
+from convcircuits.zoo.images import Crops
 
 MOST_IMAGES = 1000
 """Images that patches are taken from."""

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from convcircuits.capture import Network
-from convcircuits.circuit import Circuit
+from convcircuits.compiler.layout import layout_of
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import graph, kernels_of
+from convcircuits.drawing.wiring import Site, SiteKind, wire
 from convcircuits.frames import optional
-from convcircuits.layout import layout_of
-from convcircuits.masking import Subject
-from convcircuits.provenance import check_same_model, describe
-from convcircuits.reach import survey_of_unknown_size
-from convcircuits.wiring import Site, SiteKind, wire
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.provenance import check_same_model, describe
+from convcircuits.network.reach import survey_of_unknown_size
+from convcircuits.values.circuit import Circuit
 
 if TYPE_CHECKING:
     import networkx

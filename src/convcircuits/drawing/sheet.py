@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Progress
-from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.circuit import Circuit
-from convcircuits.controls import random_like
+from convcircuits.circuits.controls import random_like
+from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, smaller
+from convcircuits.drawing.wiring import Site, SiteKind, Wiring, wire
 from convcircuits.errors import ConvCircuitsError, option
-from convcircuits.granularity import masks_of
-from convcircuits.layout import Layout, layout_of
-from convcircuits.masking import Masks, Subject
-from convcircuits.wiring import Site, SiteKind, Wiring, wire
+from convcircuits.network.batches import Batches, Progress
+from convcircuits.network.calls import ConvCall, KernelCall
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.granularity import masks_of
 
 MOST_KERNELS = 250_000
 """Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
