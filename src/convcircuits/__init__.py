@@ -3,6 +3,11 @@
 A ``Feature`` names what to preserve. A criterion scores every kernel for it. ``prune`` keeps the best: a ``Circuit``,
 which is only data. ``evaluate`` measures it on held-out images, ``extract`` turns it into a small module that runs,
 ``diagram`` draws it. Nothing ever changes your model.
+
+The rooms, each of which imports those above it alone: ``values`` are data; ``network`` runs, records and masks a user's
+model, and nothing else touches it; ``compiler`` makes a circuit a module of its own; ``maps`` are what filters respond
+to; ``circuits`` finds, measures and compares; ``storage`` and ``charts`` write files; ``drawing`` makes the diagram;
+``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` is what the author of a criterion needs.
 """
 
 import importlib
