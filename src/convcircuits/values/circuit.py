@@ -286,7 +286,8 @@ class Circuit:
             for layer, kept, counted, filters, of in self._layers()
         ]
         notes = [*map(str, self.provenance.get("notes", ())), "cc.evaluate measures how well it keeps the feature."]
-        return card(repr(self), ("layer", f"{self.granularity}s kept", "filters kept"), rows, notes)
+        units = "relevant filters" if self.granularity == "filter" else f"{self.granularity}s"
+        return card(repr(self), ("layer", f"{units} kept", "filters kept"), rows, notes)
 
     def _layers(self) -> list[tuple[str, int, int, int, int]]:
         """List for each layer the units kept, those that count, the filters of which any are kept, and all filters."""
