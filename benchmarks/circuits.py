@@ -120,7 +120,7 @@ def main() -> None:
     layer3 = ("ResNet18 layer3.1.conv2", resnet18, ResNet18ToLayer3(resnet18), cc.Feature("layer3.1.conv2", 9), noise)
     conv5 = ("AlexNet features.10", alexnet, alexnet.features[:11], cc.Feature("features.10", 9), noise)
     vgg16 = loaded.model
-    conv3 = ("VGG16 conv3_3 (real)", vgg16, vgg16.features[:15], cc.Feature("features.14", 54), photographs)
+    conv3 = ("VGG16 conv3_3 (real)", vgg16, vgg16.features[:15], cc.Feature("features.14", 166), photographs)
     lines = [
         "# How fast circuits run",
         "",

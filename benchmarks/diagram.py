@@ -23,7 +23,7 @@ import convcircuits as cc
 from convcircuits.images import crops, sample_photographs, split_photographs
 from convcircuits.models import load_model
 
-FEATURE = cc.Feature("features.14", 54)
+FEATURE = cc.Feature("features.14", 166)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 TRIES = 15
 

@@ -36,7 +36,7 @@ GENERAL = """
 | maps cut into windows or tokens along the batch | no | no |
 | 1-D, 3-D and transposed convolutions before the feature | no | no |
 | weights that are applied by `matmul`, not by `conv2d` or `linear` | no | no |
-| what runs depends on the image's values (`if x.sum() > 0`, `.item()`, sorting, top-k) before the feature | no | no |
+| what runs depends on the image's values (`if x.sum() > 0`, `.item()`, `x[x > 0]`) before the feature | no | no |
 | scripted and quantised models | no | no |
 | computation across images (batch statistics in eval mode, `x.mean(0)`) | yes | no |
 | writing into part of a map (`x[:, 0] = ...`, in-place writes through a view), `x.T` | yes | no |

@@ -167,7 +167,9 @@ class Sketch:
             r2_random_interior=None if number == 2 else -0.4,
             interior=("inside", "central", "unknown")[number],
             verdict=word,
-            sentence=("keeps the feature: R2 is 0.90.", "does not keep the feature: R2 is 0.23.", f"{word}.")[number],
+            sentence=("The circuit keeps a:3: R2 is 0.90.", "The circuit does not keep a:3: R2 is 0.23.", f"{word}.")[
+                number
+            ],
             found_on=number == 1,
             drawn=drawn,
         )

@@ -64,6 +64,12 @@ def test_an_svg_is_xml_that_names_every_criterion_the_title_and_the_densities(tm
         assert name in text, name
 
 
+@pytest.mark.parametrize(("kind", "heading"), [("inside", "interior, away"), ("central", "central positions")])
+def test_the_panel_of_the_interior_says_what_it_is_of(kind, heading, tmp_path, drawn):
+    fidelity_chart([row | {"interior": kind} for row in table()], tmp_path / "a.svg", title="T")
+    assert heading in drawn[0].axes[1].get_title()
+
+
 def test_a_pdf_is_a_pdf(tmp_path):
     fidelity_chart(table(), tmp_path / "a.pdf", title="T")
     content = (tmp_path / "a.pdf").read_bytes()

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -49,6 +50,14 @@ class Slow(nn.Module):
         if Slow.runs == 30:
             Path(os.environ["SIGN_OF_LIFE"]).touch()
         return self.net(x)
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3), nn.Conv2d(3, 6, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.c(x).argmax(1, keepdim=True))
 
 def net():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
@@ -190,7 +199,7 @@ def test_evaluate_says_again_what_find_said(options, folder, good):
     again = good("evaluate a.safetensors --model tiny_net:net --json")
     assert said.pop("file") == "a.safetensors"
     assert {key: again[key] for key in FIGURES} == pytest.approx({key: said[key] for key in FIGURES})
-    assert said.pop("unreadable") == []
+    assert said.pop("unreadable") == said.pop("copies") == []
     assert again.keys() == said.keys()
 
 
@@ -219,7 +228,7 @@ def test_a_circuit_that_does_not_keep_the_feature_says_so_and_exits_with_3_if_it
     assert Path("a.safetensors").exists()
     for text in (out, again[1]):
         sentence = json.loads(text)["verdict_sentence"] if form else text
-        assert ("keeps the feature: R2 is 1.00" if keeps else "does not keep the feature: R2 is") in sentence
+        assert ("The circuit keeps 4:2: R2 is 1.00" if keeps else "The circuit does not keep 4:2: R2 is") in sentence
     assert err == (f"{require}: the verdict is 'does not keep'\n" if code else "")
 
 
@@ -363,14 +372,41 @@ def test_unreadable_files_are_named_with_a_count(folder, run):
     code, out, _ = run(f"{FIND} --density 0.3")
     assert code == 0
     (line,) = [line for line in out.splitlines() if "torn.png" in line]
-    assert line.startswith("not readable and left out (2)")
+    assert line.startswith("Not readable and left out (2)")
     assert "words.jpg" in line
     assert "torn.png" not in str(cc.load("a.safetensors").provenance["photographs"])
-    assert "note: left out of the folder of photographs (2): words.jpg, torn.png" in run("show a.safetensors")[1]
-    assert cc.load("a.safetensors").provenance["notes"][-1].startswith("left out")
+    assert f"note: {line}" in run("show a.safetensors")[1]
+    assert cc.load("a.safetensors").provenance["notes"][-1] == line
     code, out, _ = run(f"{FIND} --density 0.3 --json")
     assert code == 0
     json.loads(out)
+
+
+def test_copies_of_photographs_are_counted_once_and_said(folder, good, run):
+    for name in ("a copy.png", "z/a.png"):
+        Path("pictures", name).parent.mkdir(exist_ok=True)
+        Path("pictures", name).write_bytes(Path("pictures/a.png").read_bytes())
+    text = good(f"{FIND} --density 0.3 --count 9")
+    (line,) = [line for line in text.splitlines() if line.startswith("Copies of other photographs and left out (2): ")]
+    said = cc.load("a.safetensors").provenance
+    assert said["notes"] == [line]
+    names = said["photographs"]["found_on"] + said["photographs"]["held_out"]
+    assert sorted(names) == ["a copy.png", *(f"{name}.png" for name in "bcdef")]
+    assert "a.png" in line
+    assert "z/a.png" in line
+    assert good(f"{FIND} --density 0.3 --json")["copies"] == ["a.png", "z/a.png"]
+    # What comes to the folder later changes nothing, and copies of what it was found on are not held out.
+    Path("pictures/0.png").write_bytes(Path("pictures/b.png").read_bytes())
+    good("evaluate a.safetensors --model tiny_net:net")
+    Path("others").mkdir()
+    old = said["photographs"]["found_on"][0]
+    Path("others/old.png").write_bytes(Path("pictures", old).read_bytes())
+    code, _, err = run("evaluate a.safetensors --model tiny_net:net --images others")
+    assert (code, "was found on every photograph of others" in err) == (1, True)
+    Image.new("RGB", (30, 30), "red").save("others/new.png")
+    text = good("evaluate a.safetensors --model tiny_net:net --images others")
+    assert "of 1 others: new.png" in text
+    assert "Copies of other photographs and left out (1): old.png." in text
 
 
 def test_a_photograph_that_is_torn_since_is_missed_by_name(folder, good, run):
@@ -564,6 +600,36 @@ def test_diagram_draws_on_other_photographs(drawable, good):
     assert cc.Diagram.load("x.json").document.held_out.count == 3
 
 
+@pytest.mark.parametrize("change", ["none", "gone", "other", "size"])
+@pytest.mark.parametrize("command", ["evaluate", "diagram"])
+def test_the_average_map_is_of_the_photographs_that_it_was_found_on_or_it_is_said(command, change, drawable, good):
+    Path("others").mkdir()
+    for name in "gh":
+        Image.effect_mandelbrot((30, 30), (-2, -1, 1, 1), ord(name)).convert("RGB").save(f"others/{name}.png")
+    old = Path("pictures", drawable.provenance["photographs"]["found_on"][0])
+    if change == "gone":
+        old.unlink()
+    if change == "other":
+        Image.new("RGB", (30, 30), "red").save(old)
+    line = f"{command} a.safetensors --model tiny_net:net --images others --count 12"
+    text = good(line + (" --size 18" if change == "size" else ""))
+    assert ("average map, which needs no network, reaches" in text) == (command == "diagram" and change != "gone")
+    assert ("there is no baseline, as no average map" in text) == (command == "diagram" and change == "gone")
+    reason = "no baseline: The photographs of pictures that the circuit was found on are not all there any more."
+    assert (reason in text.splitlines()) == (change == "gone")
+    assert ("note: No baseline: the images that the circuit was found on were not given" in text) == (change == "gone")
+    differs = "note: The average map is of other images, or of other crops, than those that the circuit was found on."
+    assert (differs in text.splitlines()) == (change in ("other", "size"))
+
+
+def test_a_diagram_says_what_it_does(drawable, good, monkeypatch):
+    told = []
+    monkeypatch.setattr(console._TICKER, "begin", told.append)
+    good("diagram a.safetensors --model tiny_net:net")
+    phases = ["reading images", "running the model on images", "measuring on held-out images", "choosing patches"]
+    assert [one for one in told if one in phases] == phases
+
+
 def test_diagram_refuses_to_compare_with_a_circuit_of_another_feature(drawable, good, run):
     good(f"{FIND.replace('4:2', '4:1').replace('a.safe', 'c.safe')} --density 0.4")
     code, out, err = run("diagram a.safetensors --model tiny_net:net --against c.safetensors")
@@ -616,8 +682,18 @@ BAD = {
     "density 0": (f"{FIND} --density 0", "0.0"),
     "density above 1": (f"{FIND} --density 1.5", "1.5"),
     "density nan": (f"{FIND} --density nan", "nan"),
-    "no density": (FIND, "density"),
-    "density and kernels": (f"{F} --kernels 3", "kernels"),
+    "no density": (FIND, "Give either --density, a share in (0, 1], or --kernels, a number."),
+    "density and kernels": (f"{F} --kernels 3", "either --density"),
+    "kernels 0": (f"{FIND} --kernels 0", "--kernels is a whole number"),
+    "unknown granularity": (f"{F} --granularity layer", "'filter', 'kernel', 'weight'"),
+    "weights of random ones": (
+        f"{F.replace('tiny_net:net', 'torchvision:alexnet@random')} --weights w.pt",
+        "--weights w.pt was given too",
+    ),
+    "no gradient": (F.replace("tiny_net:net --feature 4:2", "tiny_net:Cut --feature b:1"), "--criterion magnitude"),
+    "an option that is needed": (f"{F} --criterion layer_random", "needs an option: --option like=VALUE"),
+    "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like is a circuit"),
+    "an option that is true or false": (f"{F} --option centred=maybe", "centred is true or false; got 'maybe'"),
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),
     "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
     "folder without pictures": (F.replace("pictures", "empty"), "empty"),
@@ -629,9 +705,10 @@ BAD = {
     "unknown device": (f"{F} --device tpu", "tpu"),
     "no CUDA": (f"{F} --device cuda", "CUDA"),
     "images too small": (f"{F} --size 3", "larger"),
-    "held-out": (f"{F} --held-out 1.5", "1.5"),
-    "seed": (f"{F} --seed 99999999999", "99999999999"),
-    "batch size": (f"{F} --batch-size {2**70}", f"batch_size is a whole number from 1 to {2**63 - 1}"),
+    "held-out": (f"{F} --held-out 1.5", "--held-out is a share above 0 and below 1, say 0.4; got 1.5"),
+    "nobody held out": (f"{F} --held-out 0.01", "--held-out 0.01 of 6 photographs"),
+    "seed": (f"{F} --seed 99999999999", "--seed is a whole number from 0 to"),
+    "batch size": (f"{F} --batch-size {2**70}", f"--batch-size is a whole number from 1 to {2**63 - 1}"),
     "option without value": (f"{F} --option steps", "steps"),
     "unknown option": (f"{F} --criterion force --option steeps=2", "steps"),
     "option of another type": (f"{F} --criterion force --option steps=abc", "abc"),
@@ -698,30 +775,53 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     assert err.count("\n") == 1
     assert said in err
     assert files() == before
+    assert_speaks_the_commands_words(err)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "nonsense",
-        "find",
-        "show",
-        f"{FIND} --density abc",
-        f"{FIND} --nonsense",
-        F.replace("--count 4", "--count 0"),
-        F.replace("--count 4", f"--count {2**70}"),
-        f"{F} --size 100000",
-        "diagram",
-        "diagram a.safetensors --out a.svg --width 10cm",
-    ],
-)
+def assert_speaks_the_commands_words(err):
+    """No keyword argument (but for ``--option NAME=VALUE``), and no name of a class or value of Python."""
+    assert not re.search(r"\w=", re.sub(r"--option \S+", "", err))
+    assert not re.search(r"\w(Error|Exception)\b|\b(None|NoneType|True|False|Tensor|Circuit|Scores|DataLoader)\b", err)
+    assert not re.search(r"\b[a-z]+_[a-z_]+ is (a|one of) ", err)
+
+
+USAGE = [
+    "",
+    "nonsense",
+    "find",
+    "show",
+    f"{FIND} --density abc",
+    f"{FIND} --nonsense",
+    F.replace("--count 4", "--count 0"),
+    F.replace("--count 4", f"--count {2**70}"),
+    f"{F} --size 100000",
+    "diagram",
+    "diagram a.safetensors --out a.svg --width 10cm",
+    f"{F} --require most",
+]
+
+
+@pytest.mark.parametrize("line", USAGE)
 def test_a_usage_error_is_exit_code_2(line, folder, run):
     before = files()
     code, _, err = run(line)
     assert code == 2
     assert not line or "Usage" in err
     assert files() == before
+    if line:
+        assert_speaks_the_commands_words(err)
+
+
+def test_every_option_has_been_given_what_is_wrong():
+    """So that what is said of each one is among the mistakes above."""
+    wrong = " ".join([line for line, _ in BAD.values()] + USAGE)
+    options = {
+        parameter.opts[0]
+        for command in typer.main.get_command(cli.app).commands.values()
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.is_flag
+    }
+    assert options - set(wrong.split()) == {"--title"}  # which may be any text
 
 
 PROCESSES = {

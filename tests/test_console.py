@@ -239,6 +239,10 @@ def test_long_work_says_every_few_seconds_what_it_does(capsys, monkeypatch):
             time.sleep(0.12)
             progress(1300, None)
             time.sleep(0.12)
+            progress.phase("measuring")
+            time.sleep(0.12)
+            progress(3, 12)
+            time.sleep(0.12)
         time.sleep(0.12)
 
     code, out, err = ending(application, capsys)
@@ -250,9 +254,11 @@ def test_long_work_says_every_few_seconds_what_it_does(capsys, monkeypatch):
         "scoring with force",
         "scoring with force: 1,200 of 9,600",
         "scoring with force: 1,300",
+        "measuring",
+        "measuring: 3 of 12",
         "working",
     ]
-    assert 6 <= len(lines) <= 20
+    assert 8 <= len(lines) <= 28
 
 
 def test_progress_of_a_command_in_a_pipe(folder):
@@ -280,11 +286,19 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(capsys, monkeypatch):
         with console.progress("scoring") as progress:
             progress(3, 12)
             time.sleep(0.5)
+            progress.phase("measuring")
+            progress(4, 70)
+            time.sleep(0.5)
+            progress.phase("patches")
+            time.sleep(0.5)
 
     code, _, err = ending(application, capsys)
     assert code == 0
     assert "scoring" in err
     assert "3/12" in err
+    assert err.index("3/12") < err.index("measuring") < err.index("4/70") < err.index("patches")
+    assert "3/70" not in err
+    assert "4/70" not in err[err.index("patches") :]  # what begins is counted from nothing
     assert not re.search(r"\(\d+ s\)\n", err)
 
 

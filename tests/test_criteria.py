@@ -547,7 +547,7 @@ def test_a_function_with_a_budget_goes_through_find_alone():
 
     circuit = cc.find(model, feature, images, criterion=budgeted, density=0.5)
     assert asked == [len(circuit)]
-    assert circuit.provenance["notes"] == ["a note"]
+    assert circuit.provenance["notes"] == ["A note."]
     assert circuit == cc.find(model, feature, images, criterion="snip", density=0.5)
     for criterion in (budgeted, "force"):
         with pytest.raises(cc.ConvCircuitsError, match="find"):
@@ -633,5 +633,5 @@ def test_bfloat16_does_not_lose_images_in_large_batches(criterion):
 @pytest.mark.parametrize("value", ["False", 1, None])
 def test_a_switch_is_true_or_false(value):
     case = NETS["plain"]
-    with pytest.raises(cc.ConvCircuitsError, match="is True or False"):
+    with pytest.raises(cc.ConvCircuitsError, match="is true or false"):
         cc.score(case.build(), cc.Feature("features.3", 1), case.images(2), centred=value)

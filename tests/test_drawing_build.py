@@ -82,7 +82,7 @@ def part_of(model, document, variant, circuit):
 def test_what_it_says_it_measured_is_what_evaluate_says_of_each_circuit_and_of_each_drawn_part(model, granularity):
     circuit, other = found(model, granularity), found(model, granularity, seed=1)
     held_out, fit = images(6, seed=1), images(8, seed=2)
-    diagram = cc.diagram(model, circuit, images=fit, held_out=held_out, against=other, batch_size=4)
+    diagram = cc.diagram(model, circuit, images=images(9, 4), held_out=held_out, fit=fit, against=other, batch_size=4)
     document = diagram.document
     assert [variant.role for variant in document.variants] == ["circuit", "against", "control"]
     assert document.held_out.count == 6
@@ -268,6 +268,65 @@ def test_it_works_without_gradients_with_frozen_parameters_and_leaves_the_model_
         assert torch.equal(value, before[name][0])
         assert (value._version, value.requires_grad, value.grad) == (before[name][1], False, None)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Phases:
+    """A progress that is told what begins."""
+
+    def __init__(self):
+        self.told = []
+
+    def phase(self, name):
+        self.told.append((name, []))
+
+    def __call__(self, done, total):
+        self.told[-1][1].append((done, total))
+
+
+@pytest.mark.parametrize("pictures", ["patches", "features"])
+def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
+    """Under one name it is counted once, up to what there is; without phases the same is counted."""
+    circuit = cc.find(model, FEATURE, images(5), criterion="force", density=0.6, steps=3)
+    both, plain, progress = torch.cat([images(5), images(4, seed=1)]), [], Phases()
+    options = {"images": both, "held_out": images(3), "pictures": pictures, "batch_size": 2}
+    cc.diagram(model, circuit, progress=lambda *progress: plain.append(progress), **options)
+    cc.diagram(model, circuit, progress=progress, **options)
+    names = [name for name, told in progress.told if told]
+    assert len(set(names)) == len(names)
+    assert names[0] == "reading images"
+    assert sum(name.startswith("finding ") for name in names) == 3
+    assert {"running the model on images", "measuring on held-out images", "choosing patches"} <= set(names)
+    assert any(name.startswith("visualising") for name in names) == (pictures == "features")
+    for name, told in progress.told:
+        done = [one for one, _ in told]
+        assert done == sorted(set(done)), name
+        assert len({total for _, total in told}) <= 1, name
+    assert plain == [one for _, told in progress.told for one in told]
+
+
+@pytest.mark.parametrize("given", ["found on", "begin with them", "others", "others and fit", "none"])
+def test_the_average_map_is_of_the_images_that_it_was_found_on_or_there_is_none(model, given):
+    own, others, held_out = images(5, seed=3), images(7, seed=4), images(6, seed=1)
+    circuit = cc.find(model, FEATURE, own, criterion="snip", density=0.6)
+    options = {
+        "found on": {"images": own},
+        "begin with them": {"images": torch.cat([own, others])},
+        "others": {"images": others},
+        "others and fit": {"images": others, "fit": own},
+        "none": {},
+    }[given]
+    drawn = cc.diagram(model, circuit, held_out=held_out, **options)
+    fidelity = drawn.document.variants[0].fidelity
+    known = given not in ("others", "none")
+    report = cc.evaluate(model, circuit, held_out, fit=own if known else None)
+    if known:
+        assert fidelity.r2_average_map == pytest.approx(report.r2_average_map, rel=1e-9)
+    else:
+        assert fidelity.r2_average_map is fidelity.r2_average_map_interior is None
+    for said, there in ((", which needs no network, reaches", known), ("there is no baseline", not known)):
+        assert (said in drawn.caption) == there
+    assert any(note.startswith("No baseline: ") for note in drawn.document.meta.notes) != known
+    assert set(report.notes) <= set(drawn.document.meta.notes)
 
 
 def test_progress_is_told_of_images_and_of_visualisations(model):

@@ -11,9 +11,9 @@ import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import graph, kernels_of, turns
+from convcircuits.layout import layout_of
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import record
 from convcircuits.wiring import SiteKind, wire
 from nets import NETS
 
@@ -24,14 +24,14 @@ def wired(name, layer, unit):
     case = NETS[name]
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    recording = record(subject, case.input_shape)
-    return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
+    layout = layout_of(subject, case.input_shape)
+    return subject, layout, wire(layout, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.25])
 def test_edges_are_the_effective_kernels_and_lie_on_complete_paths(name, layer, unit, density):
-    subject, recording, wiring = wired(name, layer, unit)
+    subject, layout, wiring = wired(name, layer, unit)
     model, images = NETS[name].build(), NETS[name].images(2)
     circuits = [
         cc.find(model, cc.Feature(layer, unit), images, criterion="random", density=density, seed=seed)
@@ -39,8 +39,8 @@ def test_edges_are_the_effective_kernels_and_lie_on_complete_paths(name, layer, 
     ]
     masks = [subject.masks(circuit, NETS[name].input_shape, effective=True).kernels for circuit in circuits]
     variants = [kernels_of(c, m, subject.survey.kernels) for c, m in zip(circuits, masks, strict=True)]
-    drawn = graph(recording, wiring, variants)
-    layers = [None if call < 0 else recording.values[call].call.layer for call in drawn.call]
+    drawn = graph(layout, wiring, subject.rows, variants)
+    layers = [None if call < 0 else layout.values[call].call.layer for call in drawn.call]
     for n, mask in enumerate(masks):
         have = {
             (layers[e], int(drawn.out[e]), int(drawn.inp[e]))
@@ -63,14 +63,14 @@ def test_edges_are_the_effective_kernels_and_lie_on_complete_paths(name, layer, 
 
 def laid(name, layer, unit, density, seed=0):
     """One random circuit over a net's wiring, and which of its kernels are effective."""
-    subject, recording, wiring = wired(name, layer, unit)
+    subject, layout, wiring = wired(name, layer, unit)
     case = NETS[name]
     circuit = cc.find(
         case.build(), cc.Feature(layer, unit), case.images(1), criterion="random", density=density, seed=seed
     )
     masks = subject.masks(circuit, case.input_shape, effective=True).kernels
     variant = kernels_of(circuit, masks, subject.survey.kernels)
-    return recording, wiring, masks, graph(recording, wiring, [variant])
+    return layout, wiring, masks, graph(layout, wiring, subject.rows, [variant])
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
@@ -107,7 +107,7 @@ class Unrolled(nn.Module):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_of_a_layer_that_runs_twice_each_run_has_the_kernels_that_are_live_in_it(seed):
-    recording, _, _, drawn = laid("twice", "head", 1, 0.45, seed)
+    layout, _, _, drawn = laid("twice", "head", 1, 0.45, seed)
     case = NETS["twice"]
     model = Unrolled(case.build())
     circuit = cc.find(case.build(), cc.Feature("head", 1), case.images(1), criterion="random", density=0.45, seed=seed)
@@ -117,7 +117,7 @@ def test_of_a_layer_that_runs_twice_each_run_has_the_kernels_that_are_live_in_it
     kept["first"] = kept["second"] = kept.pop("shared")
     expected = subject.effective({layer: kept[layer] for layer in subject.survey.kernels}, case.input_shape)
     names = {}
-    for value in recording.values:
+    for value in layout.values.values():
         if value.call is not None:
             layer = value.call.layer
             names[value.number] = layer if layer != "shared" else ("second" if "first" in names.values() else "first")
@@ -161,10 +161,10 @@ def test_a_batchnorm_with_a_negative_factor_turns_a_filter_round():
     model, feature = case.build(), cc.Feature("head", 0)
     model.bn.weight.data[1] = -2.0
     network = Network(model)
-    recording = record(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
-    stem = next(v.number for v in recording.values if v.call is not None and v.call.layer == "stem")
-    assert turns(recording, stem).tolist() == [1, -1, 1, 1]
-    assert turns(recording, len(recording.values) - 1).tolist() == [1]  # no BatchNorm after it
+    layout = layout_of(Subject(network, feature, survey(network, feature, case.input_shape)), case.input_shape)
+    stem = next(v.number for v in layout.values.values() if v.call is not None and v.call.layer == "stem")
+    assert turns(layout, stem).tolist() == [1, -1, 1, 1]
+    assert turns(layout, layout.output.number).tolist() == [1] * layout.output.channels  # no BatchNorm after it
 
 
 class Beside(nn.Module):

@@ -373,7 +373,8 @@ def test_the_map_of_a_node_is_what_the_first_kernel_that_reads_it_reads(name):
             first = int(g.call[edges].min())
             call = drawing.call(first)
             turn = sum(
-                value.call is not None and value.call.layer == call.layer for value in drawing.recording.values[:first]
+                number < first and value.call is not None and value.layer == call.layer
+                for number, value in drawing.layout.values.items()
             )
             channels = set()
             for e in edges[g.call[edges] == first]:
@@ -462,7 +463,7 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
         ("max", "the one where the full model is highest"),
         ("center", "the central one of 2 \u00d7 2 positions"),
         ((1, 0), "row 1, column 0 of 2 \u00d7 2 positions"),
-        ("interior", "4 interior positions"),
+        ("interior", "4 central positions"),
     ],
 )
 def test_which_positions_of_the_target_count_is_said(position, words):

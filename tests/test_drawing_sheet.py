@@ -88,9 +88,7 @@ def test_a_document_counts_what_evaluate_counts_and_holds_the_models_weights(nam
 def _turned(drawing, e):
     """1, or -1 where the BatchNorm after a kernel, or what follows in a chain of layers, turns what it adds round."""
     g = drawing.graph
-    signs = turns(drawing.recording, int(g.call[e]))
-    rows = drawing.call(int(g.call[e])).rows
-    turned = float(signs[int(g.out[e])] if rows is None else signs[rows.tolist().index(g.out[e])])
+    turned = float(turns(drawing.layout, int(g.call[e]))[int(g.out[e])])
     later = [i for i in np.flatnonzero((g.kind == EdgeKind.INNER) & (g.target == g.target[e])) if g.call[i] > g.call[e]]
     if not later:
         return turned

@@ -370,7 +370,7 @@ def test_notes_of_the_circuit_are_passed_on():
     case, model, *_ = subject("plain")
     circuit = found("plain", 0.5)
     noted = dataclasses.replace(circuit, provenance=dict(circuit.provenance) | {"notes": ["it collapsed"]})
-    assert said(cc.evaluate(model, noted, case.images()), "it collapsed")
+    assert said(cc.evaluate(model, noted, case.images()), "It collapsed.")
 
 
 def step(model):

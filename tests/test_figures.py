@@ -1,6 +1,7 @@
 """The figures beside R2, against one line of numpy each on stored maps; what they say of made-up nets; the notes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from convcircuits.evaluation import evaluate_all
 from convcircuits.masking import Subject
 from convcircuits.notes import FEW_IMAGES
 from convcircuits.reach import survey
+from convcircuits.texts import sentences
 from nets import seeded
 
 SHAPE = (3, 10, 12)
@@ -262,15 +264,38 @@ def test_few_images_are_said(count):
     assert said(report, "alone; on fewer than 10") == (count < FEW_IMAGES)
 
 
-def test_without_images_to_fit_there_is_no_average_map_and_the_note_says_what_to_give():
+def test_without_images_to_fit_there_is_no_average_map_and_the_note_says_why():
     model = seeded(small, 3)()
     circuit = cc.find(model, cc.Feature("2", 1), images(4), density=1.0)
     report = cc.evaluate(model, circuit, images(12, 1))
     assert math.isnan(report.r2_average_map)
     assert math.isnan(report.r2_average_map_interior)
-    assert said(report, "give fit=")
+    assert said(report, "No baseline: the images that the circuit was found on were not given")
     assert report.verdict == "not decided"
     assert "the average training map was not measured" in report.verdict_sentence
+
+
+@pytest.mark.parametrize(("fit", "others"), [(4, False), (5, True), (12, False)])
+def test_an_average_map_of_other_images_is_said_to_be_that(fit, others):
+    model = seeded(small, 3)()
+    circuit = cc.find(model, cc.Feature("2", 1), images(4), density=0.5)
+    report = cc.evaluate(model, circuit, images(12, 1), fit=images(12, 1) if fit == 12 else images(fit))
+    assert said(report, "average map is of other images, or of other crops") == others
+    assert said(report, "fitted on the very images") == (fit == 12)  # which says more
+
+
+def test_notes_are_sentences_each_once():
+    given = ["left out: a.png", "Left out: a.png.", "conv1 is dead.", "features.3 is dead", "Why? So!", "R2 is 1.5"]
+    assert sentences(given) == ("Left out: a.png.", "conv1 is dead.", "features.3 is dead.", "Why? So!", "R2 is 1.5.")
+    model = seeded(small, 3)()
+    circuit = cc.find(model, cc.Feature("2", 1), images(4), density=0.5)
+    circuit = replace(circuit, provenance={**circuit.provenance, "notes": given})
+    notes = cc.evaluate(model, circuit, images(3, 1)).notes
+    assert notes[:5] == sentences(given)
+    assert len(set(notes)) == len(notes)
+    drawn = cc.diagram(model, circuit, images=images(4), held_out=images(3, 1)).document.meta.notes
+    assert set(sentences(given)) <= set(drawn)
+    assert len(set(drawn)) == len(drawn)
 
 
 @pytest.mark.parametrize(("scale", "hardly"), [(0.001, True), (1.0, False)])

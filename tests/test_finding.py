@@ -86,8 +86,8 @@ def test_pruning_leaves_the_scores_as_they_are_and_says_what_was_asked():
 
 
 BUDGETS = {
-    "none": ({}, "Give either density="),
-    "both": ({"density": 0.5, "kernels": 5}, "Give either density="),
+    "none": ({}, "Give either density, a share in .*, or kernels, a number"),
+    "both": ({"density": 0.5, "kernels": 5}, "Give either density, a share in .*, or kernels, a number"),
     **{
         f"density {d}": ({"density": d}, r"density is a share in \(0, 1\]")
         for d in (0, 0.0, -0.1, 1.0001, 2, True, False, math.nan, math.inf, "0.5", [0.5])
@@ -319,7 +319,7 @@ BAD = {
     "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse is one of 'abs', 'sum', 'square'"),
     "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer is one of"),
     "draws": ({"draws": 0}, "draws is a whole number"),
-    "missing option": ({"criterion": "layer_random"}, "needs the option like="),
+    "missing option": ({"criterion": "layer_random"}, "needs an option: like"),
     "circuit": ({"circuit": "c"}, "Expected a Circuit, got str"),
     "empty circuit": ({"circuit": HALF - HALF}, "keeps no kernel"),
     "feature text": ({"feature": "features.5:2"}, "Feature"),

@@ -11,8 +11,8 @@ from torchvision.ops import DeformConv2d
 import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.graph import record_graph
+from convcircuits.layout import UnextractableError
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError
 from meetings import MEETINGS, Two
 from nets import NETS
 
@@ -97,6 +97,15 @@ WRITES = {
     "split and written": lambda x: torch.cat([m.add_(1) for m in x.split(2, 1)] + [x], 1)[:, ::2],
     "transposed": lambda x: x.transpose(2, 3).mul_(2).transpose(2, 3) + x,
     "out": lambda x: torch.add(x, 1, out=torch.empty_like(x)),
+    "out of another size": lambda x: torch.cat([x, x.flip(1)], 1, out=x.new_empty(0))[:, 2:10],
+    "out into a part": lambda x: (lambda y: (torch.mul(x[:, 4:], 2, out=y[:, :4]), y)[1])(torch.ones_like(x)),
+    "two outs": lambda x: torch.sort(x, 1, out=(torch.empty_like(x), x.new_empty(0, dtype=torch.long)))[0],
+    "lists": lambda x: (torch._foreach_mul_(list(x.chunk(2, 1)), [2.0, 3.0]), x)[1],
+    "lists of each other": lambda x: (torch._foreach_add_([x[:, :4], x[:, 4:]], [x[:, 4:], x[:, :4]]), x)[1],
+    "copied lists": lambda x: (
+        lambda y: (torch._foreach_copy_(list(y.chunk(2, 1)), [x[:, 4:], x[:, :4]]), y.sigmoid())[1]
+    )(torch.zeros_like(x)),
+    "lists of results": lambda x: torch.cat(torch._foreach_lerp(x.chunk(2, 1), x.flip(1).chunk(2, 1), 0.3), 1),
 }
 
 
@@ -177,13 +186,8 @@ def test_an_extracted_module_is_the_masked_run_or_is_refused(meeting):
 
 
 REFUSED = {
-    "spectrum",  # x.real is a property
-    "spectrum of channels",
-    "written into",
     "added up at places",
-    "subtracted at places",
     "beside ones",
-    "filled channels",
 }
 
 
@@ -257,6 +261,115 @@ def test_a_kernel_that_reads_a_constant_is_part_of_its_filters_bias(how):
         close(cc.activations(model, FEATURE, x, circuit=everything, effective=False), model(x)[:, 0])
     nothing = circuit_of(model, {})
     assert not cc.activations(model, FEATURE, x, circuit=nothing).any()
+
+
+def coordinates(a, side=6):
+    """Constants beside a map, as CoordConv joins them."""
+    line = torch.linspace(-1, 1, side).to(a)
+    both = torch.stack(torch.meshgrid(line, line, indexing="ij"))
+    return torch.cat([a, both.expand(len(a), 2, side, side)], 1)
+
+
+def wider(b):
+    return torch.cat([b, b[:, :2]], 1)
+
+
+SCALED = {
+    "product": lambda net, a, b: coordinates(a) * wider(b),
+    "product on the left": lambda net, a, b: wider(b) * coordinates(a),
+    "relu": lambda net, a, b: coordinates(a) * F.relu(wider(b)),
+    "one for all channels": lambda net, a, b: coordinates(a) * b.mean(1, keepdim=True),
+    "one for all positions": lambda net, a, b: coordinates(a) * wider(b).mean((2, 3), keepdim=True),
+    "of two": lambda net, a, b: torch.addcmul(wider(a), coordinates(a), wider(b)),
+    "written": lambda net, a, b: a.index_fill(1, torch.tensor([3]), 2.0) * b,
+    "written over": lambda net, a, b: (lambda y: (y[:, 2:4].copy_(coordinates(a)[:, 8:]), y)[1])(a.clone()) * b,
+    "padded": lambda net, a, b: F.pad(a, (0, 0, 0, 0, 1, 1), value=2.0) * wider(b),
+    "gathered": lambda net, a, b: coordinates(a)[:, [8, 0, 9]] * b[:, :3],
+    "sigmoid": lambda net, a, b: coordinates(a) * torch.sigmoid(wider(b)),
+    "gated linear unit": lambda net, a, b: F.glu(torch.cat([coordinates(a), wider(b)], 1), 1),
+    "constant gate": lambda net, a, b: wider(a) * torch.sigmoid(coordinates(b)),
+    "divided": lambda net, a, b: coordinates(a) / (1 + wider(b).square()),
+    "divided by constants": lambda net, a, b: wider(a) / (3 + coordinates(b)),
+    "normalised": lambda net, a, b: F.normalize(torch.cat([coordinates(a), b], 1), dim=1),
+    "by a root mean square": lambda net, a, b: F.rms_norm(
+        torch.cat([coordinates(a), b], 1).movedim(1, -1), (18,)
+    ).movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_a_constant_that_something_live_scales_is_live(how):
+    model, x = two(SCALED[how]), images()
+    found = survey(Network(model), FEATURE, (3, 8, 8))
+    assert bool(found.kernels["head"][0].all())
+    with torch.no_grad():
+        close(cc.activations(model, FEATURE, x, circuit=circuit_of(model, found.kernels)), model(x)[:, 0])
+    assert not cc.activations(model, FEATURE, x, circuit=circuit_of(model, {})).any()
+
+
+@pytest.mark.parametrize("how", list(SCALED)[:10])
+def test_a_constant_that_something_dead_scales_is_dead(how):
+    """Where dead filters hold zero as they are, the circuit is the model without their weights."""
+    model, x = two(SCALED[how]), images()
+    with torch.no_grad():
+        model.a.bias.zero_()
+        model.b.bias.zero_()
+    kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        kept = {layer: kernels[layer] & (torch.rand(8, 1, generator=generator) < 0.6) for layer in "ab"}
+        kept["head"] = kernels["head"] & (torch.rand(kernels["head"].shape, generator=generator) < 0.8)
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer, mask in kept.items():
+                other.get_submodule(layer).weight *= mask[:, :, None, None]
+            expected = other(x)[:, 0]
+        close(cc.activations(model, FEATURE, x, circuit=circuit_of(model, kept)), expected)
+
+
+FOLLOWED = {
+    "gathered at computed places": lambda net, a, b: a.gather(1, b.argsort(1)) + b,
+    "a computed place for all": lambda net, a, b: a.gather(1, b.argmax(1, keepdim=True).expand(-1, 3, -1, -1)),
+    "along a dimension": lambda net, a, b: torch.take_along_dim(a, b.argsort(2), 2),
+    "quantile": lambda net, a, b: a - b.quantile(0.5, dim=1, keepdim=True),
+    "winners": lambda net, a, b: torch.zeros_like(a).scatter(1, b.topk(2, 1)[1], 1.0) * a,
+    "added at computed places": lambda net, a, b: a.scatter_add(1, b.argsort(1)[:, :2, :3], a[:, :2, :3]),
+    "masked out": lambda net, a, b: a.masked_fill(b < 0, 0.0) + a.index_put((b > 1,), torch.tensor(2.0).to(a)),
+    "masked positions": lambda net, a, b: (
+        a.movedim(1, -1).index_put((b.mean(1) < 0,), torch.tensor(0.0).to(a)).movedim(-1, 1)
+    ),
+    "unpooled": lambda net, a, b: F.max_unpool2d(*F.max_pool2d(a, 2, return_indices=True), 2) + b,
+    "looked up": lambda net, a, b: a + F.embedding(b.argmax(1), torch.eye(8).to(a)).movedim(-1, 1),
+    "rows of a table": lambda net, a, b: a + torch.eye(8).to(a)[b.argmax(1)].movedim(-1, 1),
+    "parts of each image": lambda net, a, b: (
+        a[torch.arange(len(a))[:, None], b.mean((2, 3)).argsort(1)[:, :4]] + b[:, :4]
+    ),
+    "of each channel": lambda net, a, b: a.flatten(2)[
+        torch.arange(len(a))[:, None, None], torch.arange(8)[:, None], b.flatten(2).argsort(2)
+    ].view_as(a),
+    "counted in bits": lambda net, a, b: a + torch.gcd((b * 9).long() << 1, (a * 9).long()),
+    "parts of places": lambda net, a, b: a + b.argsort(1)[:, :1].expand_as(a),
+    "a norm that resizes its outputs": lambda net, a, b: nn.CrossMapLRN2d(3)(a) + b,
+    "leaky at random in training": lambda net, a, b: F.rrelu(a) + F.rrelu(b, inplace=True),
+    "added to a product": lambda net, a, b: torch.baddbmm(
+        a.flatten(1, 2), b.flatten(1, 2), torch.eye(6).to(a).flip(0).expand(len(a), -1, -1)
+    ).view_as(a),
+}
+
+
+@pytest.mark.parametrize("how", FOLLOWED)
+def test_what_was_refused_without_need_is_followed(how):
+    model, x = two(FOLLOWED[how]), images(3)
+    kernels = dict(survey(Network(model), FEATURE, (3, 8, 8)).kernels)
+    assert all(bool(kernels[layer].any(1).all()) for layer in ("ab" if how != "unpooled" else "a"))
+    with torch.no_grad():
+        close(cc.activations(model, FEATURE, x, circuit=circuit_of(model, kernels)), model(x)[:, 0])
+    kept, other = {layer: k.clone() for layer, k in kernels.items()}, copy.deepcopy(model)
+    for layer, rows in (("a", [0, 5]), ("b", [1, 3])):
+        kept[layer][rows] = False
+        with torch.no_grad():
+            other.get_submodule(layer).bias[rows] += 3.0
+    close(*[cc.activations(m, FEATURE, x, circuit=circuit_of(m, kept)) for m in (model, other)])
 
 
 # ---------------------------------------- weights that are no kernels
@@ -402,7 +515,7 @@ def test_padding_channels_with_a_number_is_measured_by_masked_runs(value):
     model, x = two(lambda net, a, b: F.pad(a[:, :6], (0, 0, 0, 0, 1, 1), value=value) + b), images(3)
     circuit = circuit_of(model, survey(Network(model), FEATURE, (3, 8, 8)).kernels)
     assert cc.evaluate(model, circuit, x).r2 == pytest.approx(1)
-    with pytest.raises(UnextractableError, match=r"a constant that is not zero \(pad\)"):
+    with pytest.raises(UnextractableError, match=r"a constant that is not zero \(constant_pad_nd\)"):
         cc.extract(model, circuit)
 
 

@@ -4,8 +4,9 @@ import contextlib
 import copy
 import json
 import math
-import operator
+import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from torch import fx, nn
 
 import convcircuits as cc
 from convcircuits import graphs
-from convcircuits.instructions import OPERATIONS
-from convcircuits.interpreter import CircuitModule, from_graph, one_of
-from convcircuits.storage import SCHEMA, sealed
+from convcircuits.instructions import IN_PLACE, OPERATIONS
+from convcircuits.interpreter import CircuitModule, one_of, program_of
+from convcircuits.storage import MODULE_SCHEMA, sealed
+from convcircuits.writing import Writer
+from handmade import CPU, HANDMADE, SHAPE, aten, handmade, images
 from nets import NETS
 
 REAL = {
@@ -66,15 +69,6 @@ def through_text(module):
     return graphs.from_json(said, {name: x.clone() for name, x in module.state_dict().items()})
 
 
-def module_of(net, shape=(3, 8, 8)):
-    """The module that does what a traced net does."""
-    graph = fx.symbolic_trace(net).graph
-    for node in graph.nodes:
-        if node.target is operator.getitem and node.args[0].target == "chunk":
-            node.target = one_of
-    return from_graph(net, graph, shape)
-
-
 def check_same(again, module, x):
     assert isinstance(again, CircuitModule)
     assert not again.training
@@ -102,85 +96,158 @@ def test_real_networks_come_back(spec):
     check_same(through_text(module), module, x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", HANDMADE)
+def test_modules_that_are_written_come_back(name):
+    module = handmade(name)
+    check_same(through_text(module), module, images())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_the_dtype_is_kept(dtype):
-    module, x = of_net("residual")
-    module = module.to(dtype)
-    check_same(through_text(module), module, x.to(dtype))
+    module = handmade("residual").to(dtype)
+    check_same(through_text(module), module, images(dtype=dtype))
 
 
-def test_one_that_came_back_goes_again():
-    module, x = of_net("dense")
+@pytest.mark.parametrize("name", HANDMADE)
+def test_one_that_came_back_goes_again(name):
+    module = handmade(name)
     again = through_text(through_text(module))
-    check_same(again, module, x)
-    assert graphs.to_json(again) == graphs.to_json(through_text(again))
+    check_same(again, module, images())
+    assert graphs.to_json(again) == graphs.to_json(module)
+
+
+def test_several_outputs_come_back_as_several():
+    for made in (handmade("flat", always_tuple=True), through_text(handmade("flat", always_tuple=True))):
+        (map_,) = made(images())
+        assert torch.equal(map_, handmade("flat")(images()))
 
 
 def test_loading_draws_no_random_numbers():
-    module, _ = of_net("inception")
     before = torch.get_rng_state()
-    through_text(module)
+    through_text(handmade("gated"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Everything(nn.Module):
-    """Arguments of every kind."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding="valid", padding_mode="reflect", bias=False)
-        self.inner = nn.ModuleDict({"a b-c": nn.BatchNorm2d(4, momentum=None, affine=False)})
-        self.flat = nn.BatchNorm1d(4, track_running_stats=False)
-
-    def forward(self, x):
-        x = self.inner["a b-c"](self.stem(x))[..., 1:, :-1]
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        x = torch.clamp(x, -math.inf, math.inf).nan_to_num(nan=math.nan)
-        x = operator.add(x, 1) * 2**40
-        x = torch.cat([x, F.pad(x, (1, 0), "constant", -0.5)[:, :, :, 1:]], dim=1)
-        first, second = x.to(torch.float64).chunk(2, 1)
-        x = first.contiguous(memory_format=torch.channels_last) + second[:, [0, 1, 3, 2]]
-        x = x.sum((2, 3), keepdim=False).to(torch.float32)
-        return self.flat(x)[:, None, ::2]
-
-
 def test_arguments_of_every_kind_come_back():
-    module = module_of(Everything().eval(), (3, 8, 9))
+    w = Writer((3, 8, 9), CPU)
+    stem = nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding="valid", padding_mode="reflect", bias=False)
+    x = w.module("inner.a b-c", nn.BatchNorm2d(4, momentum=None, affine=False), w.module("stem", stem, w.image))
+    x = w.call(aten.upsample_nearest2d.vec, x, None, [2.0, 2.0])
+    x = w.call(aten.nan_to_num.default, w.call(aten.clamp.default, x, -math.inf, math.inf), math.nan)
+    x = w.call(aten.mul.Tensor, w.call(aten.add.Tensor, x, 1), 2**40)
+    x = w.call(aten.cat.default, [x, w.call(aten.constant_pad_nd.default, x, [0, 0], -0.5)], dim=1)
+    parts = w.call(aten.split.Tensor, w.call(aten.to.dtype, x, torch.float64), 4, 1)
+    first, second = (w.call(one_of, parts, k) for k in (0, 1))
+    second = w.call(aten.index.Tensor, second, [None, w.constant("order", torch.tensor([0, 1, 3, 2]))])
+    x = w.call(aten.contiguous.default, first, memory_format=torch.channels_last)
+    x = w.call(aten.div.Tensor_mode, w.call(aten.add.Tensor, x, second, alpha=2), 3, rounding_mode="floor")
+    x = w.call(aten.to.dtype, w.call(aten.sum.dim_IntList, x, [2, 3], False), torch.float32)
+    x = w.call(aten.gelu.default, w.module("flat", nn.BatchNorm1d(4, track_running_stats=False), x), approximate="tanh")
+    module = w.finish([x], fold=False, any_size=True, always_tuple=False)
     check_same(through_text(module), module, torch.randn(2, 3, 8, 9))
+
+
+# ---------------------------------------- as any other module
+
+
+@pytest.mark.parametrize("name", HANDMADE)
+@pytest.mark.parametrize("came_back", [False, True])
+def test_copies_compiled_and_exported_ones_compute_the_same(name, came_back):
+    module, x = handmade(name), images()
+    module = through_text(module) if came_back else module
+    check_same(copy.deepcopy(module), module, x)
+    check_same(pickle.loads(pickle.dumps(module)), module, x)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(module, backend="eager", fullgraph=True)(x), module(x))
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        for count in (1, 4):
+            torch.testing.assert_close(program.module()(images(count)), module(images(count)))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["residual", "gated", "tokens"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_modules_go_to_another_dtype(name, dtype):
+    module = through_text(handmade(name))
+    expected = module(images())
+    tolerance = 0.1 if dtype is torch.bfloat16 else 1e-4
+    torch.testing.assert_close(module.to(dtype)(images(dtype=dtype)).float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", HANDMADE)
+def test_gradients_are_those_of_a_module_that_writes_into_nothing(name):
+    def gradients(module):
+        x = images().requires_grad_()
+        module(x).square().sum().backward()
+        return [x.grad, *(p.grad for p in module.parameters())]
+
+    plain = handmade(name)
+    program = program_of(plain)
+    steps = tuple(replace(step, run=step.function) for step in program.steps)
+    plain._program = replace(program, steps=steps)
+    for a, b in zip(gradients(handmade(name)), gradients(plain), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("function", "writes"), IN_PLACE.items(), ids=str)
+def test_activations_write_into_what_a_layer_made_and_nobody_else_reads(function, writes):
+    assert function in {operation.function for operation in OPERATIONS.values()}
+    assert writes._schema.is_mutable
+    given = (0.1, 0.2) if function is aten.threshold.default else ()
+
+    def module(*, layer, read_again=False):
+        w = Writer(SHAPE, CPU)
+        x = w.module("conv", nn.Conv2d(3, 4, 3), w.image) if layer else w.image
+        y = w.call(function, x, *given)
+        y = w.call(aten.add.Tensor, y, x) if read_again else y
+        return w.finish([y], fold=False, any_size=True, always_tuple=False)
+
+    run = [step.run for step in program_of(module(layer=True)).steps]
+    assert writes in run
+    assert writes not in [step.run for step in program_of(module(layer=True, read_again=True)).steps]
+    assert writes not in [step.run for step in program_of(module(layer=False)).steps]
+    torch.manual_seed(0)
+    made = module(layer=True)
+    x, conv = images(), made.get_submodule("conv")
+    with torch.no_grad():
+        assert torch.equal(made(x), function(conv(x.contiguous(memory_format=torch.channels_last)), *given))
+    assert str(writes) not in json.dumps(graphs.to_json(made))
+    assert graphs.to_json(through_text(made)) == graphs.to_json(made)
+    assert writes in [step.run for step in program_of(through_text(made)).steps]
+    before = x.clone()
+    module(layer=False)(x)
+    assert torch.equal(x, before)
 
 
 # ---------------------------------------- what a file cannot say
 
 
-def traced(function, **layers):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, layer in layers.items():
-                setattr(self, name, layer)
+def one_call(function, *args, **kwargs):
+    """A module of one call on the images."""
+    w = Writer(SHAPE, CPU)
+    w.call(function, w.image, *args, **kwargs)
+    return w.finish([w.call(function, w.image, *args, **kwargs)], fold=False, any_size=True, always_tuple=False)
 
-        def forward(self, x):
-            return function(self, x)
 
-    return module_of(Net())
+def with_layer(layer):
+    w = Writer(SHAPE, CPU)
+    return w.finish([w.module("act", layer, w.image)], fold=False, any_size=True, always_tuple=False)
 
 
 class MyConv(nn.Conv2d):
     pass
 
 
-class Leaf(fx.Tracer):
-    def is_leaf_module(self, m, name):
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, name)
-
-
 UNSAVABLE = {
-    "function": (lambda: traced(lambda net, x: torch.fft.fft(x)), "fft_fft"),
-    "in place": (lambda: traced(lambda net, x: x.add_(1)), "add_"),
-    "method": (lambda: traced(lambda net, x: x.numpy()), "numpy"),
-    "layer": (lambda: traced(lambda net, x: net.act(x), act=nn.PReLU()), "its layer act is PReLU"),
-    "argument": (lambda: traced(lambda net, x: torch.add(x, 1j)), "its other is 1j, which is no value"),
-    "device": (lambda: traced(lambda net, x: x.to("cpu")), "its dtype is 'cpu'"),
+    "operation": (lambda: one_call(aten.linalg_inv.default), "it calls aten.linalg_inv.default"),
+    "in place": (lambda: one_call(aten.add_.Tensor, 1), "it calls aten.add_.Tensor"),
+    "random": (lambda: one_call(aten.bernoulli.default), "it calls aten.bernoulli.default"),
+    "function": (lambda: one_call(torch.relu), "it calls .*relu"),
+    "layer": (lambda: with_layer(nn.PReLU()), "its layer act is PReLU"),
+    "a subclass of a layer": (lambda: with_layer(MyConv(3, 2, 1)), "its layer act is MyConv"),
+    "argument": (lambda: one_call(aten.add.Tensor, 1j), "its other is 1j, where a file may give Tensor"),
+    "device": (lambda: one_call(aten._to_copy.default, device=CPU), r"its device is device\(type='cpu'\)"),
+    "truncation": (lambda: one_call(aten.div.Tensor_mode, 2, rounding_mode="trunc"), "its rounding_mode is 'trunc'"),
 }
 
 
@@ -189,12 +256,6 @@ def test_what_a_file_cannot_say_is_named_with_a_way_out(make, said):
     with pytest.raises(cc.ConvCircuitsError, match=said) as caught:
         graphs.to_json(make())
     assert "torch.export.save(" in str(caught.value)
-
-
-def test_a_subclass_of_a_layer_may_compute_something_else_and_is_refused():
-    net = nn.Sequential(MyConv(3, 2, 1))
-    with pytest.raises(cc.ConvCircuitsError, match="its layer 0 is MyConv"):
-        graphs.to_json(from_graph(net, Leaf().trace(net), (3, 8, 8)))
 
 
 # ---------------------------------------- what no file may hold
@@ -240,13 +301,13 @@ def option(kind, name, value):
     return change
 
 
-def add_tensor(name, *, listed=True, read=False):
+def add_tensor(name, *, listed=True, read=False, dtype=torch.float32):
     def change(said, tensors):
-        tensors[name] = torch.ones(2)
+        tensors[name] = torch.ones(1, dtype=dtype)
         if listed:
             said["tensors"].append(name)
         if read:
-            call("add", input={"result": 0}, other={"constant": name})(said, tensors)
+            call("aten.add.Tensor", self=X, other={"constant": name})(said, tensors)
 
     return change
 
@@ -254,7 +315,7 @@ def add_tensor(name, *, listed=True, read=False):
 def many(count):
     def change(said, tensors):
         for _ in range(count):
-            call("relu", input=said["output"])(said, tensors)
+            call("aten.relu.default", self=said["output"])(said, tensors)
 
     return change
 
@@ -263,28 +324,28 @@ def growing(name, /, **given):
     """The same step again and again, each on the result of the one before."""
 
     def change(said, tensors):
-        said["output"] = {"result": 0}
+        said["output"] = X
         for _ in range(12):
-            call(name, input=said["output"], **given)(said, tensors)
+            call(name, self=said["output"], **given)(said, tensors)
 
     return change
 
 
 def outer_products(said, tensors):
-    call("reshape", input={"result": 0}, shape=[-1, 1])(said, tensors)
+    call("aten.reshape.default", self=X, shape=[-1, 1])(said, tensors)
     for _ in range(3):
         column = {"result": len(said["steps"])}
-        call("transpose", input=column, dim0=0, dim1=1)(said, tensors)
-        call("matmul", input=column, other={"result": len(said["steps"])})(said, tensors)
-        call("reshape", input={"result": len(said["steps"])}, shape=[-1, 1])(said, tensors)
+        call("aten.transpose.int", self=column, dim0=0, dim1=1)(said, tensors)
+        call("aten.matmul.default", self=column, other={"result": len(said["steps"])})(said, tensors)
+        call("aten.reshape.default", self={"result": len(said["steps"])}, shape=[-1, 1])(said, tensors)
 
 
 def all_at_once(said, tensors):
     made = []
     for _ in range(2000):
-        call("repeat", input={"result": 0}, size=[1, 1, 64, 64])(said, tensors)
+        call("aten.repeat.default", self=X, repeats=[1, 1, 64, 64])(said, tensors)
         made.append({"result": len(said["steps"])})
-    call("cat", tensors=made)(said, tensors)
+    call("aten.cat.default", tensors=made)(said, tensors)
 
 
 X = {"result": 0}
@@ -292,21 +353,20 @@ DEEP = X
 for _ in range(400):
     DEEP = [DEEP]
 TRICKS = {  # of issue 4: each let a file of the first format run Python
-    "a node called self": add_step({"call": "relu", "given": {"input": X}, "name": "self"}),
+    "a node called self": add_step({"call": "aten.relu.default", "given": {"self": X}, "name": "self"}),
     "an attribute of a method": add_step(
         {"op": "get_attr", "target": "backward.__globals__", "args": [], "kwargs": {}}
     ),
-    "a constant that is an attribute": call("add", input=X, other={"constant": "backward.__globals__"}),
-    "a constant of an own method": call("add", input=X, other={"constant": "forward"}),
+    "a constant that is an attribute": call("aten.add.Tensor", self=X, other={"constant": "backward.__globals__"}),
+    "a constant of an own method": call("aten.add.Tensor", self=X, other={"constant": "forward"}),
     "an item by name": call("getitem", input=X, index="__builtins__"),
     "an item of a constant": call("getitem", input={"constant": "backward.__globals__"}, index="__builtins__"),
-    "a list as receiver": call("getitem", input=[X], index=0),
-    "a nested list as receiver": call("getitem", input=[[X]], index=0),
-    "a tuple as receiver": call("getitem", input={"tuple": [X]}, index=0),
-    "a text as receiver": call("split", tensor="a b", split_size_or_sections=1),
+    "a list as receiver": call("aten.select.int", self=[X], dim=0, index=0),
+    "a nested list as receiver": call("aten.select.t", list=[[X]], idx=0),
+    "a text as receiver": call("aten.split.str", self="a b", separator=" "),
     "a sort by eval": call("sort", input=["__import__('pathlib').Path('harm').touch()"], key="eval"),
-    "a sort of a result by eval": call("sort", input=X, key="eval"),
-    "a sort by a constant": call("sort", input=X, key={"constant": "eval"}),
+    "a sort of a result by eval": call("aten.sort.default", self=X, key="eval"),
+    "a sort by a constant": call("aten.sort.default", self=X, key={"constant": "eval"}),
 }
 HOSTILE = TRICKS | {
     "os.system": call("os.system", command="touch harm"),
@@ -314,51 +374,75 @@ HOSTILE = TRICKS | {
     "eval": call("eval", input="1"),
     "getattr": call("getattr", input=X, name="__class__"),
     "torch.load": call("torch.load", f="harm"),
-    "load": call("load", f="harm"),
-    "methodcaller": call("methodcaller", input="touch"),
-    "a private method": call("__reduce_ex__", input=X),
-    "an item by its method": call("__getitem__", input=X, index=0),
-    "numpy": call("numpy", input=X),
-    "a name that is no text": add_step({"call": ["add"], "given": {"input": X, "other": X}}),
-    "a name in code": call("add(1); Path('harm').touch(); x.add", input=X, other=1),
-    "a parameter in code": call("add", input=X, other=X, **{"alpha=1); Path('harm').touch(); (x": 1}),
-    "a parameter that is a keyword": call("add", input=X, other=X, **{"import": 1}),
-    "a parameter of another operation": call("add", input=X, other=X, dim=1),
-    "out": call("add", input=X, other=X, out=X),
-    "in place": call("relu", input=X, inplace=True),
-    "no receiver": call("add", other=X),
-    "a number as receiver": call("relu", input=1),
-    "training": call("batch_norm", input=X, running_mean=None, running_var=None, training=True),
-    "a device": call("to", input=X, dtype="cuda"),
-    "another type of number": call("add", input=X, other=X, alpha="1"),
-    "a huge number": call("add", input=X, other=10**30),
-    "a mode": call("pad", input=X, pad=[1, 1], mode="harm"),
-    "an equation": call("einsum", equation="'); harm", operands=[X]),
+    "a private method": call("aten.__class__.default", self=X),
+    "another library": call("prim.device.default", self=X),
+    "an operation by half its name": call("relu.default", self=X),
+    "a packet": call("aten.relu", self=X),
+    "strides": call("aten.as_strided.default", self=X, size=[4], stride=[1 << 40]),
+    "bits as others": call("aten.view.dtype", self=X, dtype={"dtype": "torch.int32"}),
+    "memory that nobody wrote": call("aten.empty_like.default", self=X),
+    "memory of a tensor": call("aten.set_.source_Tensor", self=X, source=X),
+    "a file": call("aten.from_file.default", filename="harm", shared=True, size=4),
+    "a number of a tensor": call("aten.item.default", self=X),
+    "a shape": call("aten.sym_size.int", self=X, dim=0),
+    "random numbers": call("aten.rand_like.default", self=X),
+    "a result written to": call("aten.relu_.default", self=X),
+    "out": call("aten.add.out", self=X, other=X, out=X),
+    "out as an argument": call("aten.add.Tensor", self=X, other=X, out=X),
+    "shapes of values": call("aten.nonzero.default", self=X),
+    "shapes of values by a mask": lambda said, t: (
+        call("aten.gt.Scalar", self=X, other=0)(said, t),
+        call("aten.index.Tensor", self=X, indices=[said["output"]])(said, t),
+    ),
+    "a name that is no text": add_step({"call": ["aten.add.Tensor"], "given": {"self": X, "other": X}}),
+    "a name in code": call("aten.add.Tensor(1); Path('harm').touch(); x.add", self=X, other=1),
+    "a parameter in code": call("aten.add.Tensor", self=X, other=X, **{"alpha=1); Path('harm').touch(); (x": 1}),
+    "a parameter that is a keyword": call("aten.add.Tensor", self=X, other=X, **{"import": 1}),
+    "a parameter of another operation": call("aten.add.Tensor", self=X, other=X, dim=1),
+    "no receiver": call("aten.add.Tensor", other=X),
+    "a number as receiver": call("aten.relu.default", self=1),
+    "no tensor": call("aten.add.Tensor", self=1, other=1),
+    "training": call(
+        "aten.batch_norm.default",
+        **dict.fromkeys(("input", "weight", "bias", "running_mean", "running_var"), X),
+        training=True,
+        momentum=0.1,
+        eps=1e-5,
+        cudnn_enabled=True,
+    ),
+    "a device": call("aten._to_copy.default", self=X, device="cuda"),
+    "a device as dtype": call("aten.to.dtype", self=X, dtype="cuda"),
+    "a quantised type": call("aten.to.dtype", self=X, dtype={"dtype": "torch.qint8"}),
+    "pinned memory": call("aten.ones_like.default", self=X, pin_memory=True),
+    "another type of number": call("aten.add.Tensor", self=X, other=X, alpha="1"),
+    "a huge number": call("aten.add.Tensor", self=X, other=10**30),
+    "a word": call("aten.gelu.default", self=X, approximate="harm"),
+    "a number in place of a word": call("aten.grid_sampler_2d.default", input=X, grid=X, interpolation_mode=7),
     "a layer of the module itself": add_step({"layer": "forward", "of": X}),
     "a layer that only holds others": add_step({"layer": "block1", "of": X}),
     "a layer of a text": add_step({"layer": "stem", "of": "harm"}),
     "a layer of a constant": add_step({"layer": "stem", "of": {"constant": "stem.weight"}}),
     "a layer with more": add_step({"layer": "stem", "of": X, "then": X}),
-    "a layer and a call": add_step({"layer": "stem", "of": X, "call": "relu", "given": {"input": X}}),
+    "a layer and a call": add_step({"layer": "stem", "of": X, "call": "aten.relu.default", "given": {"self": X}}),
     "no step": add_step([]),
-    "an old step": add_step({"op": "call_function", "target": "torch.add", "args": [X, 1], "kwargs": {}}),
-    "a later result": call("add", input={"result": 10**6}, other=1),
-    "its own result": lambda said, t: call("relu", input={"result": len(said["steps"]) + 1})(said, t),
-    "a result before the images": call("relu", input={"result": -1}),
-    "a result that is no number": call("relu", input={"result": True}),
-    "part of a tensor": call("relu", input={"result": 0, "part": 0}),
+    "an old step": add_step({"call": "relu", "given": {"input": X}}),
+    "a later result": call("aten.add.Tensor", self={"result": 10**6}, other=1),
+    "its own result": lambda said, t: call("aten.relu.default", self={"result": len(said["steps"]) + 1})(said, t),
+    "a result before the images": call("aten.relu.default", self={"result": -1}),
+    "a result that is no number": call("aten.relu.default", self={"result": True}),
+    "part of a tensor": call("aten.relu.default", self={"result": 0, "part": 0}),
     "a result of several": lambda said, t: (
-        call("chunk", input=X, chunks=2, dim=1)(said, t),
-        call("relu", input=said["output"])(said, t),
+        call("aten.split.Tensor", self=X, split_size=2, dim=1)(said, t),
+        call("aten.relu.default", self=said["output"])(said, t),
     ),
-    "an output of several": call("chunk", input=X, chunks=2, dim=1),
+    "an output of several": call("aten.split.Tensor", self=X, split_size=2, dim=1),
     "an output that is no result": lambda said, t: said.update(output={"constant": "stem.weight"}),
-    "no output": lambda said, t: said.update(output={"tuple": []}),
-    "an unknown argument": call("add", input=X, other={"object": "os"}),
-    "two arguments in one": call("add", input=X, other={"float": "1", "tuple": []}),
-    "an unknown constant": call("add", input=X, other={"dtype": "os"}),
-    "a deep argument": call("getitem", input=X, index=DEEP),
-    "a long argument": call("getitem", input=X, index=[0] * 100_000),
+    "no output": lambda said, t: said.update(output=[]),
+    "an unknown argument": call("aten.add.Tensor", self=X, other={"object": "os"}),
+    "two arguments in one": call("aten.add.Tensor", self=X, other={"float": "1", "dtype": "torch.int8"}),
+    "an unknown constant": call("aten.add.Tensor", self=X, other={"dtype": "os"}),
+    "a deep argument": call("aten.reshape.default", self=X, shape=DEEP),
+    "a long argument": call("aten.reshape.default", self=X, shape=[1] * 100_000),
     "too many steps": many(20_000),
     "a layer in a line": rename_layer("stem\n.to"),
     "a layer inside a method": rename_layer("forward.0"),
@@ -370,11 +454,11 @@ HOSTILE = TRICKS | {
     "another layer": lambda said, tensors: said["layers"]["stem"].update(kind="Module"),
     "a layer that is not called": lambda said, t: said["layers"].update(more=said["layers"]["stem"]),
     "a huge layer": option("Conv2d", "in_channels", 10**12),
-    "a layer of other size": option("Conv2d", "out_channels", 5),
+    "a layer of other size": option("Conv2d", "out_channels", 6),
     "an empty layer": option("Conv2d", "out_channels", 0),
-    "no stride": option("Conv2d", "stride", {"tuple": [0, 1]}),
-    "no dilation": option("Conv2d", "dilation", {"tuple": [1, 0]}),
-    "negative padding": option("Conv2d", "padding", {"tuple": [-1, 1]}),
+    "no stride": option("Conv2d", "stride", [0, 1]),
+    "no dilation": option("Conv2d", "dilation", [1, 0]),
+    "negative padding": option("Conv2d", "padding", [-1, 1]),
     "more options": option("Conv2d", "device", "cpu"),
     "an option of another type": option("Conv2d", "kernel_size", "harm"),
     "a padding mode": option("Conv2d", "padding_mode", "harm"),
@@ -385,26 +469,41 @@ HOSTILE = TRICKS | {
     "a tensor called __dict__": add_tensor("__dict__", read=True),
     "a tensor called as a layer": add_tensor("stem", read=True),
     "a tensor of a layer": add_tensor("stem.more"),
-    "repeat": call("repeat", input=X, size=[1 << 20, 1 << 20, 1, 1]),
-    "expand": growing("expand", size=[1 << 30, 1 << 20, 3, 8, 8]),
-    "pad": call("pad", input=X, pad=[1 << 20, 1 << 20, 1 << 20, 1 << 20]),
-    "padding of a layer": option("Conv2d", "padding", {"tuple": [1 << 20, 1 << 20]}),
-    "interpolate": call("interpolate", input=X, scale_factor=1e5),
-    "repeat_interleave": growing("repeat_interleave", repeats=1000, dim=1),
-    "tile": growing("tile", dims=[1, 10, 10, 10]),
-    "fold": call("fold", input=X, output_size=[1 << 20, 1 << 20], kernel_size=1),
-    "adaptive pooling": call("adaptive_avg_pool2d", input=X, output_size=[1 << 20, 1 << 20]),
+    "a tensor of another type": add_tensor("more", read=True, dtype=torch.float8_e4m3fn),
+    "repeat": call("aten.repeat.default", self=X, repeats=[1 << 20, 1 << 20, 1, 1]),
+    "expand": call("aten.expand.default", self=X, size=[1 << 30, 1 << 20, 2, 3, 16, 16]),
+    "pad": call("aten.constant_pad_nd.default", self=X, pad=[1 << 20, 1 << 20, 1 << 20, 1 << 20]),
+    "padding of a layer": option("Conv2d", "padding", [1 << 20, 1 << 20]),
+    "resize": call("aten.upsample_nearest2d.vec", input=X, output_size=None, scale_factors=[1e5, 1e5]),
+    "a scale that is another than the sizes": call(
+        "aten.upsample_bilinear2d.default", self=X, output_size=[4, 4], align_corners=False, scales_h=1e-30
+    ),
+    "repeat_interleave": growing("aten.repeat_interleave.self_int", repeats=1000, dim=1),
+    "fold": lambda said, t: (
+        call("aten.reshape.default", self=X, shape=[-1, 3, 256])(said, t),
+        call(
+            "aten.col2im.default",
+            self=said["output"],
+            output_size=(15 << 16) + 1,
+            kernel_size=1,
+            stride=1 << 16,
+            dilation=1,
+            padding=0,
+        )(said, t),
+    ),
+    "adaptive pooling": call("aten.adaptive_avg_pool2d.default", self=X, output_size=[1 << 20, 1 << 20]),
+    "ones": call("aten.new_ones.default", self=X, size=[1 << 20, 1 << 20]),
+    "a spectrum": call("aten.fft_fft.default", self=X, n=1 << 40),
     "outer products": outer_products,
-    "einsum": call("einsum", equation="abcd,efgh,ijkl->abcdefghijkl", operands=[X] * 3),
     "much at once": all_at_once,
 }
 
 
 def hostile_file(change, path):
-    module, _ = of_net("residual")
+    module = handmade("residual")
     said, tensors = said_by(module), dict(module.state_dict())
     change(said, tensors)
-    header = {"schema": SCHEMA, "kind": "module", "graph": said, "circuit": None}
+    header = {"schema": MODULE_SCHEMA, "kind": "module", "graph": said, "circuit": None}
     path.write_bytes(sealed(json.dumps(header), tensors))
     return path
 
@@ -420,39 +519,30 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_runs(change, tmp_path, monk
 
 
 def test_a_file_that_is_right_is_not_refused(tmp_path):
-    module, x = of_net("residual")
-    check_same(cc.load(hostile_file(lambda said, tensors: None, tmp_path / "f.safetensors")), module, x)
+    again = cc.load(hostile_file(lambda said, tensors: None, tmp_path / "f.safetensors"))
+    check_same(again, handmade("residual"), images())
 
 
 def test_images_for_which_results_would_be_too_large_are_refused(tmp_path):
     def change(said, tensors):
-        call("reshape", input=X, shape=[-1, 1])(said, tensors)
+        call("aten.reshape.default", self=X, shape=[-1, 1])(said, tensors)
         column = said["output"]
-        call("transpose", input=column, dim0=0, dim1=1)(said, tensors)
-        call("matmul", input=column, other=said["output"])(said, tensors)
+        call("aten.transpose.int", self=column, dim0=0, dim1=1)(said, tensors)
+        call("aten.matmul.default", self=column, other=said["output"])(said, tensors)
 
     module = cc.load(hostile_file(change, tmp_path / "f.safetensors"))
-    assert module(torch.zeros(1, 3, 8, 8, dtype=torch.float64)).shape == (192, 192)
+    assert module(torch.zeros(1, 3, 8, 8)).shape == (192, 192)
     with pytest.raises(cc.ConvCircuitsError, match="asks for 22,658,678,784 values at once"):
-        module(torch.zeros(1, 3, 224, 224, dtype=torch.float64))
-
-
-def test_every_operation_says_what_it_reads_first_and_writes_into_nothing():
-    for name, operation in OPERATIONS.items():
-        assert not name.startswith("_")
-        assert not name.endswith("_")
-        assert next(iter(operation.kinds.values())) in ("tensor", "tensors", "value", "equation"), name
-    forbidden = {"load", "save", "apply_", "map_", "set_", "numpy", "tolist", "item", "data_ptr", "as_strided"}
-    assert not forbidden & OPERATIONS.keys()
+        module(torch.zeros(1, 3, 224, 224))
 
 
 def test_a_copy_is_made_of_nothing_that_changes_later():
-    module, x = of_net("residual")
+    module = handmade("residual")
     said, tensors = said_by(module), {name: t.clone() for name, t in module.state_dict().items()}
     before = copy.deepcopy(said)
     again = graphs.from_json(said, tensors)
     assert said == before
-    check_same(again, module, x)
+    check_same(again, module, images())
 
 
 NAMES = ["global", "class", "in", "None", "self", "meta", "conv/1", 'a"b', "a'b", "back\\slash", "ﬁ", "new\nline", "x"]
@@ -508,7 +598,7 @@ def test_no_name_of_a_file_gets_into_the_code_that_torch_makes(part, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.Path", Path, raising=False)
     module = cc.load(hostile_file(rename_layer(part), tmp_path / "f.safetensors"))
-    x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    x = images()
     module(x)
     with pytest.raises(cc.ConvCircuitsError, match="torch makes code of the names"):
         exported(module, x)
@@ -528,34 +618,35 @@ ANY = st.recursive(
     | st.integers(-1, 8).map(lambda n: {"result": n})
     | st.builds(lambda n, p: {"result": n, "part": p}, st.integers(0, 8), st.integers(-1, 3))
     | st.sampled_from(WORDS).map(lambda word: {"constant": word})
-    | st.sampled_from([{"dtype": "torch.float32"}, {"dtype": "eval"}, {"ellipsis": True}, {"float": "inf"}]),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(lambda parts: {"tuple": parts})
-        | st.lists(inner, min_size=3, max_size=3).map(lambda parts: {"slice": parts})
-    ),
+    | st.sampled_from([{"dtype": "torch.float32"}, {"dtype": "eval"}, {"float": "inf"}]),
+    lambda inner: st.lists(inner, max_size=4),
     max_leaves=6,
 )
+RESULT = st.integers(0, 2).map(lambda n: {"result": n})
 LIKELY = {  # so that many of the attacker's steps are taken
-    "tensor": st.integers(0, 4).map(lambda n: {"result": n}),
-    "tensors": st.lists(st.integers(0, 4).map(lambda n: {"result": n}), min_size=1, max_size=3),
-    "value": st.integers(0, 4).map(lambda n: {"result": n}) | st.floats(-2, 2),
+    "Tensor": RESULT,
+    "List[Tensor]": st.lists(RESULT, min_size=1, max_size=3),
+    "List[Optional[Tensor]]": st.lists(RESULT | st.none(), min_size=1, max_size=3),
     "int": st.integers(-2, 9),
-    "ints": st.lists(st.integers(-1, 64), min_size=1, max_size=5),
+    "List[int]": st.lists(st.integers(-1, 64), min_size=1, max_size=5),
+    "List[float]": st.lists(st.floats(-2, 2), min_size=1, max_size=3),
     "bool": st.booleans(),
     "number": st.floats(-2, 2),
+    "float": st.floats(-2, 2),
+    "None": st.none(),
 }
 
 
 @st.composite
 def attacks(draw):
     operation = OPERATIONS[draw(st.sampled_from(sorted(OPERATIONS)))]
-    given = {
-        name: draw(LIKELY.get(kind.removesuffix("?"), ANY) if draw(st.integers(0, 9)) else ANY)
-        for place, (name, kind) in enumerate(operation.kinds.items())
-        if place < 2 or draw(st.booleans())
-    }
-    if not draw(st.integers(0, 9)):
+    given = {}
+    for name, known in operation.parameters.items():
+        if not known.has_default_value() or not draw(st.integers(0, 3)):
+            kind = operation.kind(name).removeprefix("Optional[")
+            likely = LIKELY.get(kind, LIKELY.get(kind[:-1], ANY))
+            given[name] = draw(likely if draw(st.integers(0, 19)) else ANY)
+    if not draw(st.integers(0, 19)):
         given[draw(st.sampled_from(WORDS))] = draw(ANY)
     name = draw(st.sampled_from(WORDS)) if not draw(st.integers(0, 19)) else operation.name
     return {"call": name, "given": given}
@@ -588,16 +679,16 @@ def watched():
     with watching():
         eval("1")
     assert [event for event, _ in HEARD] == ["compile", "exec"]
-    module, x = of_net("residual")
-    return said_by(module), dict(module.state_dict()), x
+    module = handmade("residual")
+    return said_by(module), dict(module.state_dict()), images()
 
 
-IMAGES = NETS["residual"].images()
+IMAGES = images()
 TAKEN = {"refused": 0, "run": 0}
 
 
 @settings(deadline=None, database=None, max_examples=600, suppress_health_check=list(HealthCheck))
-@given(st.lists(attacks(), min_size=1, max_size=4))
+@given(st.lists(attacks(), min_size=1, max_size=3))
 def attack(watched, steps):
     said, tensors, x = watched
     said = said | {"steps": said["steps"] + steps, "output": {"result": len(said["steps"]) + len(steps)}}

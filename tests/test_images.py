@@ -20,6 +20,7 @@ from convcircuits.images import (
     _crop_size,
     _read,
     crops,
+    distinct,
     load_folder,
     photographs,
     readable,
@@ -29,7 +30,7 @@ from convcircuits.images import (
 
 
 def noise(name: str, size: tuple[int, int] = (60, 40)) -> Photograph:
-    pixels = np.random.default_rng(len(name) + ord(name[-1])).integers(0, 256, (size[1], size[0], 3))
+    pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (size[1], size[0], 3))
     return Photograph(name, Image.fromarray(pixels.astype(np.uint8)))
 
 
@@ -108,7 +109,7 @@ def test_folder_is_sorted_as_people_count_and_names_what_is_no_picture(tmp_path)
 def test_folders_in_a_folder_are_classes(tmp_path):
     for name in ("class 10/1.png", "class 2/10.png", "class 2/9.png", "class 2/deep/1.png", "1.png", ".git/1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        noise("x").image.save(tmp_path / name)
+        noise(name).image.save(tmp_path / name)
     (tmp_path / "class 2" / "labels.csv").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
     good, bad = load_folder(tmp_path)
@@ -352,13 +353,44 @@ def test_split_depends_on_the_seed_not_on_the_order_nor_on_global_state():
     [
         (1, 0.5, "both parts need"),
         (2, 0.1, "both parts need"),
-        (4, 0.0, "not a share"),
-        (4, 1.0, "not a share"),
+        (4, 0.0, "held_out is a share above 0 and below 1"),
+        (4, 1.0, "held_out is a share above 0 and below 1"),
     ],
 )
 def test_split_with_an_empty_part(count, share, message):
     with pytest.raises(ConvCircuitsError, match=message):
         split_photographs([noise(f"p{index}") for index in range(count)], held_out=share)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_a_photograph_are_split_once(tmp_path, seed):
+    """The same bytes under two names and in two folders of classes; pictures in memory by their pixels."""
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        noise(name).image.save(tmp_path / name)
+    for copy in ("cat/10.png", "dog/copy of 1.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "cat/1.png").read_bytes())
+    pictures, left_out = load_folder(tmp_path)
+    assert (len(pictures), left_out) == (6, [])
+    for some in (pictures, [Photograph(p.name, p.image) for p in pictures]):
+        kept, held = split_photographs(some, held_out=0.5, seed=seed)
+        names = sorted(p.name for p in kept + held)
+        assert names == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+        assert len(held) == 2
+        assert [p.name for p in distinct(some[::-1])] == ["dog/copy of 1.png", "dog/2.png", "dog/1.png", "cat/2.png"]
+        assert [p.name for p in distinct(some, apart_from=some[2:4])] == ["cat/2.png", "dog/2.png"]
+
+
+def test_what_is_left_of_copies_must_still_be_two(tmp_path):
+    with pytest.raises(ConvCircuitsError, match=r"of 1 photographs \(2 copies left out\) leaves"):
+        split_photographs([Photograph(name, noise("a").image) for name in "abc"])
+
+
+def test_files_of_one_size_and_files_that_are_gone_are_no_copies(tmp_path):
+    for name in "ab":
+        noise(name).image.save(tmp_path / f"{name}.bmp")
+    some = [Photograph(name, tmp_path / f"{name}.bmp") for name in "abcd"]
+    assert distinct(some) == some
 
 
 def test_split_of_two_photographs_with_one_name():

@@ -12,7 +12,7 @@ import convcircuits as cc
 from convcircuits.capture import Network
 from convcircuits.feature import at, flattened
 from convcircuits.fields import Field
-from convcircuits.interior import Positions
+from convcircuits.interior import Interior, Positions
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 from nets import seeded
@@ -102,14 +102,43 @@ def test_a_gate_that_scales_all_positions_alike_is_no_part_of_a_field():
         ([(-5 + i, 7 + i) for i in range(8)], 9, [3, 4]),
         ([(-9, 9)], 9, [0]),
         ([(-3, 5), (-1, 7)], 6, [1]),
-        ([(-3, 5), (-1, 7), (0, 6), (1, 8)], 6, [2]),  # one is inside, and that alone
+        ([(-3, 5), (-1, 7), (0, 6), (1, 8)], 6, [2]),  # one row is inside, of two columns: too few
+        ([(-2, 4), (0, 6), (0, 6), (2, 8)], 6, [1, 2]),  # four positions are enough
+        ([(0, 2)], 6, [0]),  # two, but they are all that there are
     ],
 )
-def test_without_a_field_inside_the_central_ones_stand_for_it(spans, length, expected):
-    rows, columns, inside = Field(tuple(spans), ((0, 3), (1, 4)), (length, 4)).interior()
-    assert rows.nonzero()[:, 0].tolist() == expected
-    assert columns.tolist() == [True, True]
-    assert inside == any(first >= 0 and end <= length for first, end in spans)
+def test_with_too_few_fields_inside_the_central_ones_stand_for_it(spans, length, expected):
+    interior = Interior.of(Field(tuple(spans), ((0, 3), (1, 4)), (length, 4)))
+    mask = interior.mask.reshape(len(spans), 2)
+    assert mask.any(1).nonzero()[:, 0].tolist() == expected
+    assert mask.any(0).tolist() == [True, True]
+    assert interior.within == 2 * sum(first >= 0 and end <= length for first, end in spans)
+    assert interior.inside == (interior.within >= 4 or interior.within == 2 * len(spans))
+
+
+@pytest.mark.parametrize(("side", "within", "kind"), [(8, 0, "central"), (9, 1, "central"), (10, 4, "inside")])
+def test_an_interior_of_one_position_is_not_reported_as_such(side, within, kind):
+    """Fields of 9 x 9 pixels: all of the figures, the verdict and a note say what they are of."""
+    model = seeded(lambda: nn.Sequential(*(nn.Conv2d(3, 3, 5, padding=2) for _ in range(2))), 0)()
+    x = torch.randn(12, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
+    circuit = cc.find(model, cc.Feature("1", 0), x, density=0.5)
+    report = cc.evaluate(model, circuit, x + 0.1, fit=x)
+    assert report.interior == kind
+    interior = positions_of(model, circuit.feature, (3, side, side)).interior((3, side, side))
+    assert (interior.within, interior.inside) == (within, kind == "inside")
+    assert len(interior.positions) >= 4
+    assert report.interior_share == pytest.approx(len(interior.positions) / side**2)
+    inner = {"central": "the central positions", "inside": "the interior"}[kind]
+    assert f"R2 on {inner}" in report.verdict_sentence or f", on {inner} " in report.verdict_sentence
+    assert f"R2, {inner.removeprefix('the ')} " in report.summary()
+    notes = [note for note in report.notes if "Receptive fields are" in note and "stand in for the interior" in note]
+    assert len(notes) == (kind == "central")
+    if kind == "central":
+        assert f"9 x 9 pixels, and {'only 1 of them' if within else 'none'} lies inside the image" in notes[0]
+        assert f"the {len(interior.positions)} central positions of the {side} x {side} map" in notes[0]
+    drawn = cc.diagram(model, circuit, images=x, held_out=x + 0.1)
+    assert drawn.document.images.target.inside.exact == (kind == "inside")
+    assert f"on {inner}" in drawn.caption
 
 
 def test_deep_nets_have_a_centre():

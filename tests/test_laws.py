@@ -13,8 +13,8 @@ import convcircuits as cc
 from convcircuits import agreement, evaluation, extraction, finding, laws, masking
 from convcircuits.capture import Network
 from convcircuits.evaluation import evaluate_all
+from convcircuits.layout import UnextractableError
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -384,7 +384,7 @@ def test_where_rounding_is_all_there_is_nothing_is_handed_out():
     circuit = cc.find(model, cc.Feature("last", 1), images, criterion="random", density=0.9)
     for give in (lambda: cc.extract(model, circuit), lambda: cc.evaluate(model, circuit, images)):
         with pytest.raises(
-            cc.ConvCircuitsError, match=r"In float32, rounding alone moves the map of last:1 by \d+%.*double\(\)"
+            cc.ConvCircuitsError, match=r"In float32, rounding alone moves the map of last:1 by \d+%.*such as float64"
         ):
             give()
     double = cc.find(model.double(), circuit.feature, IMAGES, criterion="random", density=0.9)
@@ -401,7 +401,7 @@ def unwritable(monkeypatch):
     def refuse(*given):
         raise UnextractableError("It does what cannot be written.")
 
-    return lambda: monkeypatch.setattr(extraction, "record", refuse)
+    return lambda: monkeypatch.setattr(extraction, "layout_of", refuse)
 
 
 def test_an_evaluation_says_how_it_was_run(unwritable):
@@ -428,7 +428,7 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
     circuits = [cc.prune(scores, kernels=k) for k in range(20, 33)]
     if run == "masked":
         unwritable()
-    counts = {"survey": 0, "record": 0, "effective": 0}
+    counts = {"survey": 0, "layout_of": 0, "effective": 0}
 
     def counted(name, real):
         def count(*given, **options):
@@ -439,11 +439,11 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
 
     for module in (masking, evaluation, finding):
         monkeypatch.setattr(module, "survey", counted("survey", module.survey))
-    monkeypatch.setattr(extraction, "record", counted("record", extraction.record))
+    monkeypatch.setattr(extraction, "layout_of", counted("layout_of", extraction.layout_of))
     monkeypatch.setattr(masking.Subject, "effective", counted("effective", masking.Subject.effective))
     reports = evaluate_all(model, circuits, NETS["plain"].images(10), batch_size=2)
     assert [report.provenance["run"] for report in reports] == [run] * 13
-    assert counts["record"] == 1
+    assert counts["layout_of"] == 1
     assert counts["effective"] == 26  # for the masked run of each circuit, and of the control beside it
     assert counts["survey"] == 1
 

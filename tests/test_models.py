@@ -218,7 +218,9 @@ def test_a_failed_torchvision_download_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ConvCircuitsError, match="no route to host") as caught:
         load_model(SMALL)
-    assert all(hint in str(caught.value) for hint in ("--weights FILE", f"{SMALL}@random", "vgg16_hed"))
+    assert all(
+        hint in str(caught.value) for hint in ("a file that you have by weights,", f"{SMALL}@random", "vgg16_hed")
+    )
 
 
 def test_an_unknown_torchvision_name_gets_close_ones():
@@ -260,7 +262,9 @@ def test_timm_failures_say_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ConvCircuitsError, match=r"no route to host.*--weights FILE.*timm:resnet18@random"):
+    with pytest.raises(
+        ConvCircuitsError, match=r"no route to host.*a file that you have by weights, .*timm:resnet18@random"
+    ):
         load_model("timm:resnet18")
 
 

@@ -11,15 +11,8 @@ import torch
 
 import convcircuits as cc
 from convcircuits import onnxfile
-from nets import NETS
+from handmade import HANDMADE, handmade, images
 from test_graphs import Named, real, small
-
-
-def of_net(name):
-    case = NETS[name]
-    x = case.images(5).float()
-    module = small(case.build().float(), cc.Feature(*case.features[-1]), x, 0.9)
-    return module, x
 
 
 def run(path, x):
@@ -41,11 +34,11 @@ def check(module, x, tmp_path):
     assert all(torch.equal(t, module.state_dict()[name]) for name, t in state.items())
 
 
-@pytest.mark.parametrize("name", ["residual", "flat_head"])
-def test_nets_run_in_onnxruntime(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", HANDMADE)
+def test_modules_run_in_onnxruntime(name, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     environment = dict(os.environ)
-    check(*of_net(name), tmp_path)
+    check(handmade(name), images(5), tmp_path)
     assert dict(os.environ) == environment
 
 
@@ -76,11 +69,11 @@ def refused(module, tmp_path, match):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_extra_it_says_what_to_install(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    refused(of_net("plain")[0], tmp_path, rf"package {package} .*pip install 'convcircuits\[onnx\]'")
+    refused(handmade("flat"), tmp_path, rf"package {package} .*pip install 'convcircuits\[onnx\]'")
 
 
 def test_what_differs_in_onnxruntime_is_not_written(tmp_path, monkeypatch):
-    module, _ = of_net("plain")
+    module = handmade("flat")
     real_run = onnxfile._run
     for wrong in (lambda maps: maps * 1.001, lambda maps: maps[:, :1], lambda maps: maps * float("nan")):
         monkeypatch.setattr(onnxfile, "_run", lambda content, x, wrong=wrong: wrong(real_run(content, x)))
@@ -92,16 +85,16 @@ def test_what_the_runtime_cannot_run_is_an_error_that_says_which_dtype_may(tmp_p
         raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Conv\nmore")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
-    refused(of_net("plain")[0], tmp_path, r"NOT_IMPLEMENTED : Conv\); in another dtype it may: save module\.float\(\)")
+    refused(handmade("flat"), tmp_path, r"NOT_IMPLEMENTED : Conv\); it may run one in float32")
 
 
 def test_half_precision_is_compared_at_its_own_precision(tmp_path):
-    module, x = of_net("plain")
+    module, x = handmade("residual"), images()
     path = cc.save(module.half(), tmp_path / "f.onnx")
     assert run(path, x.half()).dtype == np.float16
 
 
 def test_what_the_exporter_cannot_export_is_an_error_of_ours(tmp_path, monkeypatch):
-    module, _ = of_net("plain")
+    module = handmade("flat")
     monkeypatch.setattr("torch.onnx.export", lambda *args, **kwargs: 1 / 0)
     refused(module, tmp_path, r"torch\.onnx cannot export this module")

@@ -74,6 +74,11 @@ EXACT = {
     "clamped": lambda x: x.clamp(-3, 3),
     "inserted": lambda x: torch.cat([x, x[:, :2]], 1),
     "split": lambda x: torch.stack(x.chunk(2, 1), 1).flatten(1, 2),
+    "rows added to a product": lambda x: torch.baddbmm(x.flatten(1, 2)[..., :5], x.flatten(1, 2), W.expand(2, 6, 5)),
+    "vector added to a product": lambda x: (
+        x + torch.addmv(x[..., 0].flatten(), x.flatten(0, 2), W[:, 0]).view(2, 4, 3, 1)
+    ),
+    "mask written": lambda x: x.index_put((x > 0.5,), torch.tensor(5.0, dtype=x.dtype)),
     "written": lambda x: x.index_put((torch.tensor([0, 1]), torch.tensor([2, 0])), x[:, 1]),
 }
 # What a window of a pooling or a resized channel holds is one to the rule; an order depends on all that is ordered.
@@ -84,6 +89,15 @@ AT_LEAST = {
     "range": lambda x: torch.aminmax(x, dim=2)[1],
     "sorted": lambda x: x.sort(1)[0],
     "topk": lambda x: x.topk(2, 1)[0],
+    "gathered by an order": lambda x: x.gather(1, x.argsort(1)),
+    "chosen channels": lambda x: x[torch.arange(2)[:, None], x.mean((2, 3)).argsort(1)[:, :3]],
+    "chosen apart": lambda x: x[torch.arange(2)[:, None], :, x.mean((1, 3)).argsort(1)].movedim(1, -2),
+    "gathered from few": lambda x: x.gather(2, x.argsort(2)[:, :2, :1]),
+    "written by an order": lambda x: x.scatter(1, x.argsort(1)[:, :1], 5.0),
+    "added by an order": lambda x: x.scatter_add(3, x.argsort(3)[:, :3, :, :2], x[:, 1:, :, 4:]),
+    "one-hot": lambda x: torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 1.0),
+    "unpooled": lambda x: F.max_unpool2d(*F.max_pool2d(x, (1, 2), return_indices=True), (1, 2)),
+    "positions written": lambda x: x.movedim(1, -1).index_put((x[:, 0] > 0,), torch.tensor(5.0).to(x)).movedim(-1, 1),
     "max pooling": lambda x: F.max_pool2d(x, 2),
     "average pooling": lambda x: F.avg_pool2d(x, 2),
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, 2),
@@ -202,6 +216,17 @@ def test_an_unknown_operation_is_measured_channel_by_channel(function):
     assert not said.reshape(2, -1, 2, images[0].numel())[0, :, 1].any()
 
 
+@torch.library.custom_op("convcircuits_tests::first_left_out", mutates_args=())
+def first_left_out(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], 1)
+
+
+def test_what_an_unknown_operation_leaves_out_is_not_needed():
+    model = One(lambda x: first_left_out(x).sum(1, keepdim=True)).eval()
+    relevant = cc.Circuit.from_masks(model, cc.Feature("end", 0), {}, input_shape=SHAPE[1:]).relevant
+    assert relevant == 12
+
+
 def test_an_unknown_operation_may_leave_dimensions_out():
     paths, images = record(lambda x: x + total(x)[:, None, None, None])
     said = of_rules(paths, images).reshape(2, -1, 2, images[0].numel())
@@ -214,7 +239,7 @@ def test_an_unknown_operation_may_leave_dimensions_out():
     [
         (unsteady, "other values each time"),
         (lambda x: picky(x.round()), "whole numbers only"),
-        (lambda x: tripled(x.argmax(1, keepdim=True)), "int64"),
+        (lambda x: tripled(x.argmax(1, keepdim=True)), r"^The model computes .*tripled.*int64.*Choose a feature"),
     ],
 )
 def test_an_unknown_operation_that_cannot_be_measured_is_refused(function, words):

@@ -313,6 +313,55 @@ def test_constants_have_no_field_and_enlarge_none():
         fields.receptive_fields(subject, [("head", 0, 2)])
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_padding_of_any_mode_is_outside_of_the_image(mode):
+    class Padding(nn.Module):
+        def forward(self, x):
+            return F.pad(x, (3, 1, 1, 2), mode)
+
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), Padding(), nn.Conv2d(2, 2, 3, stride=2)), 0)()
+    subject = subject_of(model, cc.Feature("2", 1), (3, 13, 12))
+    read, own = fields.receptive_fields(subject, [("2", 0, 1), None]).values()
+    assert (read.padding, read.shape) == ((1, 2, 3, 1), (11, 10))
+    assert read.rows == tuple((row, row + 3) for row in range(11))
+    assert own.rows == tuple((2 * row - 1, 2 * row + 4) for row in range(6))
+    assert own.columns == tuple((2 * column - 3, 2 * column + 2) for column in range(6))
+
+
+class Halves(nn.Module):
+    """Two halves of the channels that see images differently, then what mixes along some dimensions."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.near, self.far = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 3, padding=1)
+        self.mix, self.head = mix, nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.mix(torch.cat([self.near(x), self.far(x)], 1)))
+
+
+@pytest.mark.parametrize(
+    ("mix", "sizes"),
+    [
+        (lambda x: x.flip(1), [(3, 3), (1, 1)]),
+        (lambda x: x.softmax(1), [(3, 3), (3, 3)]),
+        (lambda x: x.softmax(2), [(12, 1), (14, 3)]),
+        (lambda x: x.cumsum(3), [(1, 12), (3, 14)]),
+        (lambda x: F.layer_norm(x, x.shape[3:]), [(1, 12), (3, 14)]),
+        (lambda x: F.group_norm(x, 2), [(12, 12), (14, 14)]),
+        (lambda x: F.instance_norm(x), [(12, 12), (14, 14)]),
+        (lambda x: F.local_response_norm(x, 3), [(1, 1), (3, 3)]),
+        (lambda x: x * x.amax((2, 3), keepdim=True), [(12, 12), (14, 14)]),
+        (lambda x: x - x.mean(1, keepdim=True), [(3, 3), (3, 3)]),
+        (lambda x: torch.fft.ifft2(torch.fft.fft2(x)).real, [(14, 14), (14, 14)]),
+    ],
+)
+def test_a_mixed_dimension_is_seen_whole(mix, sizes):
+    subject = subject_of(seeded(lambda: Halves(mix), 0)(), cc.Feature("head", 1), (3, 12, 12))
+    found = fields.receptive_fields(subject, [("head", 0, 0), ("head", 0, 3)])
+    assert [field.size for field in found.values()] == sizes
+
+
 def test_fields_as_long_as_the_image_are_the_image():
     field = fields.Field(((-2, 4), (0, 6), (2, 8)), ((-1, 2), (0, 3)), (6, 4))
     assert field.size == (6, 3)

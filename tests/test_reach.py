@@ -186,6 +186,10 @@ UNTOLD = {
         "counts places through all images",
     ),
     "strides": (lambda net, a, b: a.as_strided((2, 8, 3, 3), (288, 36, 6, 1)), "by strides"),
+    "another memory": (lambda net, a, b: (setattr(a, "data", b * 2), a + b)[1], r"assigns to a map's \.data"),
+    "a part of its memory": (lambda net, a, b: (setattr(a, "data", a[:, :4]), a + b[:, :4])[1], r"a map's \.data"),
+    "another form": (lambda net, a, b: a + copy.deepcopy(b), "memory of a map in another form"),
+    "sparse": (lambda net, a, b: F.relu(a).to_sparse().to_dense() + b, r"could not try out .*layout torch\.sparse"),
     "dropout": (lambda net, a, b: F.dropout(a + b), r"draws random numbers \(bernoulli\)"),
     "noise": (lambda net, a, b: a + torch.randn_like(b), r"draws random numbers \(randn_like\)"),
 }

@@ -26,6 +26,7 @@ from convcircuits import files
 from convcircuits.interpreter import CircuitModule
 from convcircuits.storage import sealed
 from convcircuits.tables import LayerTable
+from handmade import HANDMADE, handmade, images
 from nets import NETS
 
 fuzz = settings(deadline=None, database=None, max_examples=400)
@@ -62,12 +63,9 @@ def made(kind="circuit", **changes):
 
 
 def made_module(name="residual"):
-    """A small extracted module, with notes of where it comes from."""
-    case = NETS[name]
-    model, feature = case.build(), cc.Feature(*case.features[-1])
-    scores = cc.score(model, feature, case.images(), criterion="random")
-    module = cc.extract(model, cc.prune(scores, density=0.9), input_shape=case.input_shape)
-    module.meta["circuit"] = {"feature": str(feature), "input_shape": list(case.input_shape), "notes": ["電路", ""]}
+    """A small module, with notes of where it comes from."""
+    module = handmade(name)
+    module.meta["circuit"] = {"feature": "head:1", "input_shape": [3, 16, 16], "notes": ["電路", ""]}
     return module
 
 
@@ -152,7 +150,7 @@ def test_a_result_with_an_infinite_option_can_be_saved(tmp_path):
 
 
 def test_a_module_comes_back_without_its_model(tmp_path):
-    module, x = made_module(), NETS["residual"].images()
+    module, x = made_module(), images()
     again = cc.load(cc.save(module, tmp_path / "f.safetensors"))
     assert isinstance(again, CircuitModule)
     assert again.meta["circuit"] == module.meta["circuit"]
@@ -171,7 +169,7 @@ def test_a_module_without_notes_comes_back(tmp_path):
 
 
 def test_a_module_is_saved_as_it_computes_in_eval_mode_and_stays_as_it_is(tmp_path):
-    module, x = made_module(), NETS["residual"].images()
+    module, x = made_module(), images()
     with torch.no_grad():
         expected = module(x)
     module.train().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -182,7 +180,7 @@ def test_a_module_is_saved_as_it_computes_in_eval_mode_and_stays_as_it_is(tmp_pa
 
 
 def test_a_loaded_module_does_not_hang_on_its_file(tmp_path):
-    module, x = made_module(), NETS["residual"].images()
+    module, x = made_module(), images()
     path = cc.save(module, tmp_path / "f.safetensors")
     again = cc.load(path)
     path.write_bytes(b"\0" * path.stat().st_size)
@@ -504,6 +502,17 @@ def test_another_schema_asks_for_an_upgrade(schema, tmp_path):
     refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "pip install --upgrade")
 
 
+def test_a_module_of_the_second_format_is_to_be_extracted_again(tmp_path):
+    header, tensors = parts(made_module())
+    assert header["schema"] == "convcircuits/3"
+    refused(
+        written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/2"}, tensors), "extract the circuit again"
+    )
+    refused(
+        written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/4"}, tensors), "pip install --upgrade"
+    )
+
+
 def test_a_file_of_the_first_format_is_to_be_made_again(tmp_path):
     header, tensors = parts(made())
     path = written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/1"}, tensors)
@@ -667,7 +676,7 @@ HEADERS = {
     (kind, name): parts(made(kind, feature=FEATURES[name]))
     for kind in ("scores", "circuit")
     for name in ("direction", "pair", "several units")
-} | {(kind, "module"): parts(made_module(kind)) for kind in ("residual", "grouped", "dense")}
+} | {(kind, "module"): parts(made_module(kind)) for kind in HANDMADE}
 
 
 @fuzz

@@ -98,6 +98,8 @@ def test_every_layer_that_carries_a_feature_has_statistics(name):
 def test_where_no_position_is_inside_the_central_ones_count():
     model = nn.Sequential(nn.Conv2d(3, 1, 9, padding=4), nn.Conv2d(1, 2, 9, padding=4)).double()
     one = unit_statistics(model, "1", some_images(side=12))[0]
+    assert one.central
+    assert "% of its variance at the central positions, where 11% of the positions are;" in one.summary()
     assert one.interior == pytest.approx(
         16 / 144
     )  # every field leaves the image; least far from rows and columns 4 to 7

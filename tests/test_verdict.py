@@ -13,11 +13,19 @@ NAN = math.nan
 ORDER = ["does not keep", "keeps in part", "keeps"]
 
 
+def said_of(circuit, average_map, random, **options):
+    return decide(R2(*circuit), R2(*average_map), R2(*random), **{"feature": "a:3"} | options)
+
+
 def word(circuit, average_map=NONE, random=NONE):
-    verdict, sentence = decide(R2(*circuit), R2(*average_map), R2(*random))
-    assert sentence.startswith(
-        {"keeps": "keeps the feature:", "keeps in part": "keeps the feature in part:"}.get(verdict, verdict)
-    )
+    verdict, sentence = said_of(circuit, average_map, random)
+    begins = {
+        "keeps": "The circuit keeps a:3: ",
+        "keeps in part": "The circuit keeps a:3 in part: ",
+        "does not keep": "The circuit does not keep a:3: ",
+        "not decided": "Whether the circuit keeps a:3 is not decided: ",
+    }
+    assert sentence.startswith(begins[verdict])
     assert sentence.endswith(".")
     return verdict
 
@@ -104,42 +112,45 @@ def test_a_better_circuit_beside_the_same_baselines_has_no_worse_verdict():
             (0.83, -0.12),
             (0.78, 0.0),
             (0.1, 0.1),
-            "does not keep the feature: R2 on the interior is -0.12, below 0.3.",
+            "The circuit does not keep a:3: R2 on the interior is -0.12, below 0.3.",
         ),
         (
             (0.83, 0.81),
             (0.82, 0.2),
             (0.1, 0.1),
-            "does not keep the feature: R2 is 0.83 where the average training map reaches 0.82, so more than 90% of "
-            "its squared error is left.",
+            "The circuit does not keep a:3: R2 is 0.83 where the average training map reaches 0.82, so more than 90% "
+            "of its squared error is left.",
         ),
         (
             (0.83, 0.5),
             (0.2, 0.2),
             (0.7, 0.1),
-            "keeps the feature in part: R2 is 0.83 where a random circuit reaches 0.70, so more than 50% of its "
+            "The circuit keeps a:3 in part: R2 is 0.83 where a random circuit reaches 0.70, so more than 50% of its "
             "squared error is left; R2 on the interior is 0.50, below 0.7.",
         ),
         (
             (0.91, 0.85),
             (0.35, 0.0),
             (-0.2, -0.1),
-            "keeps the feature: R2 is 0.91, on the interior 0.85, where the average training map reaches 0.35 and "
+            "The circuit keeps a:3: R2 is 0.91, on the interior 0.85, where the average training map reaches 0.35 and "
             "0.00, a random circuit of equal size -0.20 and -0.10.",
         ),
         (
             (0.9, NAN),
             (NAN, NAN),
             (0.0, 0.0),
-            "not decided: the average training map was not measured; R2 on the interior is not defined.",
+            "Whether the circuit keeps a:3 is not decided: the average training map was not measured; R2 on the "
+            "interior is not defined.",
         ),
     ],
 )
 def test_the_sentence_gives_the_figures_that_tell(circuit, average_map, random, said):
-    assert decide(R2(*circuit), R2(*average_map), R2(*random))[1] == said
+    assert said_of(circuit, average_map, random)[1] == said
+    central = said_of(circuit, average_map, random, where="the central positions")[1]
+    assert central == said.replace("the interior", "the central positions")
 
 
 def test_no_figure_is_written_as_a_negative_nothing():
-    _, sentence = decide(R2(-0.001, -0.004), R2(-0.001, 0.0), R2(0.0, 0.0))
+    _, sentence = said_of((-0.001, -0.004), (-0.001, 0.0), (0.0, 0.0))
     assert "R2 is 0.00" in sentence
     assert "-0.00" not in sentence

@@ -265,9 +265,11 @@ def test_colours_follow_the_weights():
     assert red_over_blue[:, 3:].double().mean() < -30
 
 
-def test_a_map_that_noise_leaves_silent_is_woken():
+@pytest.mark.parametrize("silent", [None, False, True], ids=["full", "every bias", "effective"])
+@pytest.mark.parametrize("relu", [nn.ReLU(inplace=True), nn.ReLU(), nn.ReLU6()], ids=str)
+def test_a_map_that_noise_leaves_silent_is_woken(relu, silent):
     """No value, no gradient: a ReLU that is shut on noise must be opened."""
-    model = nn.Sequential(nn.Conv2d(1, 1, 5), nn.ReLU(inplace=True), nn.Conv2d(1, 1, 1)).double()
+    model = nn.Sequential(nn.Conv2d(1, 1, 5), relu, nn.Conv2d(1, 1, 1)).double()
     weight = torch.randn(5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     waves = optimum(weight.numpy())
     most = float((weight.numpy() / (1 + np.exp(-waves))).sum())
@@ -275,7 +277,8 @@ def test_a_map_that_noise_leaves_silent_is_woken():
     model[0].bias.data[:] = -0.8 * most - 0.2 * float(weight.sum()) / 2  # only near the best picture is there any
     subject = subject_of(model, cc.Feature("2", 0), (1, 20, 20))
     reading = ("2", 0, 0)
-    found = visualise(subject, receptive_fields(subject, [reading]), steps=200)[reading]
+    masks = None if silent is None else Masks({"0": torch.ones(1, 1, dtype=torch.bool)}, silent=silent)
+    found = visualise(subject, receptive_fields(subject, [reading]), masks=masks, steps=200)[reading]
     assert found.start == 0
     assert found.value > 0
 

@@ -7,9 +7,9 @@ from torch import nn
 import convcircuits as cc
 from convcircuits.calls import ConvCall
 from convcircuits.capture import Network
+from convcircuits.layout import layout_of
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import record
 from convcircuits.wiring import LinkKind, SiteKind, wire
 from nets import NETS
 
@@ -20,26 +20,27 @@ def wired(name, layer, unit):
     case = NETS[name]
     network, feature = Network(case.build()), cc.Feature(layer, unit)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    recording = record(subject, case.input_shape)
-    return subject, recording, wire(recording, subject.survey.kernels, subject.rows, subject.coefficients)
+    layout = layout_of(subject, case.input_shape)
+    return subject, layout, wire(layout, subject.survey.kernels, subject.rows, subject.coefficients)
 
 
-def readers_by_replay(subject, recording, images):
+def readers_by_replay(subject, layout, images):
     """Perturb one filter's map, hold those of all other calls, and see which input channels change."""
-    numbers = [value.number for value in recording.values if value.call is not None]
+    calls = {(v.layer, v.call.turn): v.number for v in layout.values.values() if v.call is not None}
+    numbers = []
     outputs, inputs = [], []
     count = 0
 
     def remember(call):
+        numbers.append(calls.get((call.layer, call.turn), -1 - len(numbers)))
         inputs.append(call.x.clone())
         outputs.append(call.compute().clone())
         return outputs[-1].clone()
 
-    run = {"rows": subject.rows if subject.survey.direct else None}
-    subject.network.run(subject.feature, images, remember, **run)
+    subject.network.run(subject.feature, images, remember)
     found = {}
     for n, number in enumerate(numbers):
-        dim = outputs[n].dim() - 1 if recording.values[number].axis != 0 else 1
+        dim = 1 if outputs[n].dim() != 3 else 2
         for c in range(outputs[n].shape[dim]):
             count, changed = 0, set()
 
@@ -55,9 +56,8 @@ def readers_by_replay(subject, recording, images):
                     output.select(dim, c).add_(torch.randn_like(output.select(dim, c)))
                 return output
 
-            subject.network.run(subject.feature, images, replay, **run)
-            filters = recording.values[number].call.rows
-            found[number, c if filters is None else int(filters[c])] = changed
+            subject.network.run(subject.feature, images, replay)
+            found[number, c] = changed
     return found
 
 
@@ -84,9 +84,9 @@ def spread(wiring, site, channel):
 
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
 def test_a_kernel_reads_what_changes_its_input(name, layer, unit):
-    subject, recording, wiring = wired(name, layer, unit)
+    subject, layout, wiring = wired(name, layer, unit)
     torch.manual_seed(3)
-    measured = readers_by_replay(subject, recording, NETS[name].images(4))
+    measured = readers_by_replay(subject, layout, NETS[name].images(4))
     calls = wiring.site_of_call()
     assert calls
     for (number, channel), changed in measured.items():
@@ -95,20 +95,20 @@ def test_a_kernel_reads_what_changes_its_input(name, layer, unit):
 
 
 def test_a_residual_block_is_one_node_with_its_sum_and_a_connection_past_it():
-    _, recording, wiring = wired("residual", "head", 0)
+    _, layout, wiring = wired("residual", "head", 0)
     block = next(s for s in wiring.sites.values() if s.name == "block1")
     assert block.kind is SiteKind.ADD
-    assert [recording.values[c].call.layer for c in block.calls] == ["block1.conv2"]
+    assert [layout.values[c].call.layer for c in block.calls] == ["block1.conv2"]
     assert [link.kind for link in block.links] == [LinkKind.IDENTITY]
     second = next(s for s in wiring.sites.values() if s.name == "block2")
-    assert {recording.values[c].call.layer for c in second.calls} == {"block2.conv2", "block2.down.0"}
+    assert {layout.values[c].call.layer for c in second.calls} == {"block2.conv2", "block2.down.0"}
     assert not second.links
 
 
 def test_a_depthwise_layer_is_one_with_the_layer_that_it_alone_reads():
-    _, recording, wiring = wired("mobile", "head", 1)
+    _, layout, wiring = wired("mobile", "head", 1)
     chains = {
-        recording.values[s.calls[0]].call.layer: [recording.values[c].call.layer for c in s.inner]
+        layout.values[s.calls[0]].call.layer: [layout.values[c].call.layer for c in s.inner]
         for s in wiring.sites.values()
         if s.inner
     }
@@ -120,7 +120,7 @@ def test_a_direction_is_a_target_that_reads_filters():
     network = Network(case.build())
     feature = cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    wiring = wire(record(subject, case.input_shape), subject.survey.kernels, subject.rows, subject.coefficients)
+    wiring = wire(layout_of(subject, case.input_shape), subject.survey.kernels, subject.rows, subject.coefficients)
     target = wiring.sites[wiring.target[0]]
     assert target.kind is SiteKind.TARGET
     assert [link.sources.channel.tolist() for link in target.links] == [[1], [3]]

@@ -319,10 +319,10 @@ test("the caption says what was measured, and of what was not that it was not", 
   graph.document.variants[1]!.role = "control";
   assert.match(say({ variant: 1 }).text, /^On 40 held-out images "random" has R\u00b2 = 0\.40, on the interior 0\.25, of the rectified map 0\.38; the average map, which needs no network, reaches 0\.35 \(\u22120\.02 on the interior\)\. \d/);
   const { fidelity } = graph.document.variants[0]!;
-  Object.assign(fidelity!, { verdict: "does not keep", sentence: "does not keep the feature: R2 on the interior is -0.12, below 0.3." });
+  Object.assign(fidelity!, { verdict: "does not keep", sentence: "The circuit does not keep R2.a: b:3: R2 on the interior is -0.12, below 0.3." });
   assert.match(say({}).text, /^The circuit does not keep the feature: R\u00b2 on the interior is \u22120\.12, below 0\.3\. On 40/);
   Object.assign(fidelity!, { interior: "central", r2AverageMap: null, r2AverageMapInterior: null, r2RandomInterior: null });
-  assert.match(say({}).text, /, on the central positions 0\.75, of the rectified map 0\.88; a random circuit of equal size reaches 0\.40 \(not defined on the central positions\)\./);
+  assert.match(say({}).text, /, on the central positions 0\.75, of the rectified map 0\.88; there is no baseline, as no average map of the images that it was found on was measured; a random circuit of equal size reaches 0\.40 \(not defined on the central positions\)\./);
   fidelity!.foundOn = true;
   assert.match(say({}).text, /On the very 40 images that it was found on it has R\u00b2 = 0\.90/);
   fidelity!.r2 = null;

@@ -121,7 +121,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
         r2RandomInterior: v ? null : 0.25,
         interior: "inside",
         verdict: v ? "not decided" : "keeps",
-        sentence: v ? "not decided: a random circuit was not measured." : "keeps the feature: R2 is 0.90.",
+        sentence: v ? "Whether the circuit keeps a.b:3 is not decided: a random circuit was not measured." : "The circuit keeps a.b:3: R2 is 0.90.",
         foundOn: false,
         drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 },
       },

@@ -70,7 +70,7 @@ def agreement(
         raise ConvCircuitsError(
             f"In {str(expected.dtype).removeprefix('torch.')}, rounding alone moves the map of {subject.feature} by "
             f"{moved:.0%} of its largest value, so no figure of it would mean anything; give "
-            f"{subject.network.name} and the images in a wider type (model.double(), images.double())."
+            f"{subject.network.name} and the images in a wider type, such as float64."
         )
     return error, max(allowed, min(_GROWTH * moved, _MOST))
 

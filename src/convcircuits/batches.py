@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 
 Progress = Callable[[int, int | None], None]
-"""Called with the images done so far and the images there are (None where nobody knows)."""
+"""Called with the images done so far and the images there are (None where nobody knows).
+
+Where it has a method ``phase``, that is called before each pass of a longer work, with what the pass is for.
+"""
 
 Images = Tensor | Iterable[Any]
 """A tensor (N, C, H, W), or a re-iterable of such tensors or of (tensor, label) batches, as a DataLoader is."""
@@ -27,6 +30,13 @@ def check_progress(progress: Any) -> None:
         raise ConvCircuitsError(
             f"progress is a function that is called with what is done and what there is, or None; got {progress!r}."
         )
+
+
+def begin(progress: Progress | None, phase: str) -> None:
+    """Tell a progress that has a ``phase`` what begins, and is counted from nothing."""
+    tell = getattr(progress, "phase", None)
+    if tell is not None:
+        tell(phase)
 
 
 NO_IMAGES = "There are no images; give at least one."
@@ -58,7 +68,7 @@ class Batches:
         progress: Progress | None = None,
     ) -> None:
         check_progress(progress)
-        batch_size = whole_number("batch_size", batch_size, 1)
+        batch_size = whole_number(option("batch_size"), batch_size, 1)
         if not isinstance(images, Tensor):
             if not isinstance(images, Iterable):
                 raise ConvCircuitsError(

@@ -16,7 +16,7 @@ class ConvCall:
     """One call of ``conv2d``: what the kernels read and the weight they are.
 
     ``rows`` numbers the filters that are computed, where not all are. ``live`` tells which input channels are live, in
-    the run of a circuit: (g, i), bool; None where all are.
+    the run of a circuit: (g, i), bool; None where all are. ``turn`` numbers the layer's calls in a run, from 0.
     """
 
     layer: str
@@ -29,6 +29,7 @@ class ConvCall:
     groups: int
     rows: Tensor | None = None
     live: Tensor | None = None
+    turn: int = 0
 
     channel_dim = 1
 
@@ -96,6 +97,7 @@ class LinearCall:
     blocks: int
     rows: Tensor | None = None
     live: Tensor | None = None
+    turn: int = 0
 
     channel_dim = -1
     groups = 1

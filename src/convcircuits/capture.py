@@ -7,6 +7,8 @@ thread. A model that writes to its weights as it runs gets weights of its own.
 """
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,16 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.copying import WriteGuard, WrittenError, differs, private_copy, storage, tensors_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.functions import IN_PARTS, depends_on_image, set_of_image, writes_to_first
 from convcircuits.tables import suggest
-
-Other = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
-"""Computes a function that is no kernel call: ``other(function, args, kwargs)``."""
 
 _CONV = {torch.conv2d}
 _LINEAR = {F.linear}
@@ -111,7 +110,6 @@ class Network:
         images: Tensor,
         kernel: Callable[[KernelCall], Tensor],
         *,
-        other: Other | None = None,
         rows: Tensor | None = None,
         copied: frozenset[str] = frozenset(),
     ) -> Tensor:
@@ -121,7 +119,6 @@ class Network:
             feature: Names the layer, and the call where it runs several times.
             images: Shape (N, C, H, W), of the model's device and dtype.
             kernel: Computes each call of conv2d and linear.
-            other: Computes each call of any other function.
             rows: The only filters that are wanted of the feature's layer, where its output is that of its one
                 kernel call.
             copied: Layers whose input is overwritten later, so that the call gets a copy.
@@ -138,16 +135,14 @@ class Network:
 
         def on_kernel(call: KernelCall) -> Tensor:
             if call.layer in copied:
-                copied_x = call.x.clone()
-                vars(copied_x).update(vars(call.x))  # what is known of the map
-                call = replace(call, x=copied_x)
+                call = replace(call, x=call.x.clone())
             if rows is not None and self.runs_itself(target):
                 bias = None if call.bias is None else call.bias[rows]
                 call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
             return kernel(call)
 
         try:
-            self.forward(images, on_kernel, other, on_exit)
+            self.forward(images, on_kernel, on_exit)
         except _Reached:
             try:
                 return checked_output(feature, found, len(images))
@@ -166,7 +161,6 @@ class Network:
         self,
         images: Tensor,
         kernel: Callable[[KernelCall], Tensor],
-        other: Other | None,
         on_exit: Callable[[nn.Module, Any], None],
     ) -> None:
         """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output.
@@ -178,13 +172,11 @@ class Network:
         self._called = None
         self._on_exit = on_exit
         try:
-            own = images.clone()  # which a model may overwrite
-            set_of_image(own)
-            with self._watched(), _Interception(self, kernel, other or _as_it_is):
-                self.module(own)
+            with self._watched(), _Interception(self, kernel):
+                self.module(images.clone())  # which a model may overwrite
         except WrittenError:
             self.shared, self._changing = frozenset(), None
-            self.forward(images, kernel, other, on_exit)
+            self.forward(images, kernel, on_exit)
         finally:
             self._on_exit = lambda module, output: None
 
@@ -269,9 +261,11 @@ class Network:
 
 
 class _Interception(TorchFunctionMode):
-    def __init__(self, network: Network, kernel: Callable[[KernelCall], Tensor], other: Other) -> None:
+    def __init__(self, network: Network, kernel: Callable[[KernelCall], Tensor]) -> None:
         super().__init__()
-        self._network, self._kernel, self._other = network, kernel, other
+        self._network, self._kernel = network, kernel
+        self._blocks: Any = WeakIdKeyDictionary()  # flattened map -> how many channels it was made of
+        self._turns: Counter[str] = Counter()
         self._with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(
@@ -292,24 +286,28 @@ class _Interception(TorchFunctionMode):
         if func in _CONV or func in _LINEAR:
             self._check_modes()
             call = self._conv(*args, **kwargs) if func in _CONV else self._linear(*args, **kwargs)
-            output = self._kernel(call)
-            set_of_image(output)
-            return output
+            turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
+            return self._kernel(replace(call, turn=turn))
         if func in _UNSUPPORTED:
             raise ConvCircuitsError(
                 f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
                 "linear layers. Choose a feature before it."
             )
-        if writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
+        if _writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
             raise WrittenError
-        if func in IN_PARTS and "out" not in kwargs:
-            with self:
-                return IN_PARTS[func](*args, **kwargs)
-        result = self._other(func, args, kwargs)
-        _follow_blocks(func, args, result)
-        if depends_on_image(func, args, kwargs):
-            set_of_image(result)
+        result = func(*args, **kwargs)
+        self._follow_blocks(func, args, result)
         return result
+
+    def _follow_blocks(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Remember how many channels a flattened map was made of, through element-wise functions."""
+        if not (isinstance(result, Tensor) and result.dim() == 2 and args and isinstance(args[0], Tensor)):
+            return
+        x = args[0]
+        if func in _FLATTEN and x.dim() == 4 and result.shape == (len(x), math.prod(x.shape[1:])):
+            self._blocks[result] = x.shape[1]
+        elif x.shape == result.shape and x in self._blocks:
+            self._blocks[result] = self._blocks[x]
 
     def _check_modes(self) -> None:
         """Refuse a kernel call in a place where autograd is shut out, whoever asks for gradients."""
@@ -370,24 +368,14 @@ class _Interception(TorchFunctionMode):
                 f"{layer} reads {weight.shape[1]} values, but got {input.shape[-1]}; "
                 "give images of the size the model was made for."
             )
-        blocks = getattr(input, "_convcircuits_blocks", input.shape[-1])
         bias = None if bias is None else bias.detach()
-        return LinearCall(layer, input, weight.detach(), bias, blocks)
+        return LinearCall(layer, input, weight.detach(), bias, self._blocks.get(input, input.shape[-1]))
 
 
-def _as_it_is(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return function(*args, **kwargs)
-
-
-def _follow_blocks(func: Any, args: tuple[Any, ...], result: Any) -> None:
-    """Remember on a flattened map how many channels it was made of, through element-wise functions."""
-    if not (isinstance(result, Tensor) and result.dim() == 2 and args and isinstance(args[0], Tensor)):
-        return
-    x = args[0]
-    if func in _FLATTEN and x.dim() == 4 and result.shape == (len(x), x[0].numel()):
-        result._convcircuits_blocks = x.shape[1]  # type: ignore[attr-defined]
-    elif x.shape == result.shape and hasattr(x, "_convcircuits_blocks"):
-        result._convcircuits_blocks = x._convcircuits_blocks  # type: ignore[attr-defined]
+def _writes_to_first(function: Any) -> bool:
+    """Tell by its name whether a function works in place."""
+    name: str = function.__name__
+    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -68,8 +68,11 @@ def fidelity_chart(
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
     figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
     axes = figure.subplots(1, len(_FIGURES), squeeze=False)[0]
+    headings = dict(_FIGURES)
+    if any(row.get("interior") == "central" for row in rows):
+        headings["r2_interior"] = "R² on the central positions"
     lines: list[Any] = []
-    for axis, (column, heading) in zip(axes, _FIGURES.items(), strict=True):
+    for axis, (column, heading) in zip(axes, headings.items(), strict=True):
         coloured = iter(zip(_COLOURS * len(criteria), _MARKERS * len(criteria), strict=False))
         lines = []
         for criterion in criteria:

@@ -42,7 +42,7 @@ from convcircuits.preparing import (
     set_up_again,
     side,
 )
-from convcircuits.texts import printable, printable_lines
+from convcircuits.texts import printable, printable_lines, sentences
 from convcircuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.verdict import ENOUGH
 
@@ -79,7 +79,7 @@ FeatureOption = Annotated[
     typer.Option(
         "--feature",
         "-f",
-        help="layer:unit, for example features.14:54; layer:3,9,40 is several units, fc:golden retriever a class by "
+        help="layer:unit, for example features.14:166; layer:3,9,40 is several units, fc:golden retriever a class by "
         "name; @max, @center, @interior (no padding reaches it) or @row,column says which positions count.",
     ),
 ]
@@ -224,7 +224,7 @@ def find(
         )
     cc.save(_noted(circuit, setup), out)
     if as_json:
-        _print_json({"file": str(out), "unreadable": setup.unreadable, **report.as_dict()})
+        _print_json({"file": str(out), "unreadable": setup.unreadable, "copies": setup.copies, **report.as_dict()})
     else:
         _say_images(setup)
         _out.print(report.summary())
@@ -362,6 +362,8 @@ def diagram(
         drawn.save(path, width=width)
     _say_images(setup)
     _out.print(drawn.caption)
+    for note in drawn.document.meta.notes:
+        _out.print(f"note: {note}")
     _out.print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     if open_:
         typer.launch(path.absolute().as_uri())
@@ -562,7 +564,7 @@ def _criterion_options(given: list[str]) -> dict[str, Any]:
         if name in inspect.signature(cc.find).parameters:
             raise cc.ConvCircuitsError(f"--option {text}: {name} is not an option of the criterion; see --help.")
         if not equals:
-            raise cc.ConvCircuitsError(f"--option {text} has no value; write NAME=VALUE, for example steps=5.")
+            raise cc.ConvCircuitsError(f"--option {text} has no value; write it as --option {text}=VALUE.")
         if value.lower() in ("true", "yes", "false", "no"):
             options[name] = value.lower() in ("true", "yes")
         elif value.endswith(".safetensors"):
@@ -610,16 +612,25 @@ def _say_images(setup: Setup) -> None:
     _out.print(
         f"measured on {len(setup.held_out)} crops of {len(setup.held_out_names)} others: {names(setup.held_out_names)}"
     )
-    if setup.unreadable:
-        _out.print(f"not readable and left out ({len(setup.unreadable)}): {names(setup.unreadable)}")
+    if setup.no_baseline:
+        _out.print(f"no baseline: {setup.no_baseline}")
+    for note in _left_out(setup):
+        _out.print(note)
+
+
+def _left_out(setup: Setup) -> tuple[str, ...]:
+    return sentences(
+        f"{what} and left out ({len(some)}): {names(some)}"
+        for what, some in (("Not readable", setup.unreadable), ("Copies of other photographs", setup.copies))
+        if some
+    )
 
 
 def _noted(circuit: cc.Circuit, setup: Setup) -> cc.Circuit:
     """Note in a circuit what was left out of the photographs that it was found on."""
-    if not setup.unreadable:
+    notes = [*circuit.provenance.get("notes", ()), *_left_out(setup)]
+    if not notes:
         return circuit
-    note = f"left out of the folder of photographs ({len(setup.unreadable)}): {names(setup.unreadable)}"
-    notes = [*circuit.provenance.get("notes", ()), note]
     return dataclasses.replace(circuit, provenance={**circuit.provenance, "notes": notes})
 
 

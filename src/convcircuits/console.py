@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, options_written
 
 _T = TypeVar("_T")
 EVERY = 5.0
@@ -53,6 +54,7 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(messages),
+        options_written(_as_option),
         _errors_as_lines(ending),
         _TICKER.running(),
     ):
@@ -67,17 +69,45 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
     sys.exit(ending.code)
 
 
+class Report:
+    """Told what is done and what there is (None where nobody knows), as the library's ``progress`` is."""
+
+    def phase(self, description: str) -> None:
+        """Say what begins, and is counted from nothing."""
+        _TICKER.begin(description)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Say how far it is."""
+        _TICKER.update(done, total)
+
+
+class _Bar(Report):
+    """Shows it as a bar of rich, too."""
+
+    def __init__(self, bar: Any, description: str) -> None:
+        self._bar, self._task = bar, bar.add_task(description, total=None)
+
+    def phase(self, description: str) -> None:
+        super().phase(description)
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(description, total=None)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        super().__call__(done, total)
+        self._bar.update(self._task, completed=done, total=total)
+
+
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
+def progress(description: str) -> Iterator[Report]:
     """Report how far a piece of work is: as a bar in a terminal, else in a line every few seconds.
 
     Yields:
-        A callback for what is done and what there is (None where nobody knows), as the library takes.
+        What the library takes as ``progress``.
     """
     _TICKER.begin(description)
     try:
         if not _is_terminal():
-            yield _TICKER.update
+            yield Report()
             return
         from rich.console import Console
         from rich.progress import (
@@ -97,8 +127,7 @@ def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
             TimeRemainingColumn(),
         )
         with _TICKER.silent(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(description, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield _Bar(bar, description)
     finally:
         _TICKER.begin("working")
 
@@ -191,6 +220,14 @@ class _Output:
             if self._needed:
                 raise _Unwritable from error
             return act()
+
+
+def _as_option(name: str, value: Any, of_criterion: bool) -> str:
+    said = value if isinstance(value, str) else str(value).lower()
+    if of_criterion:
+        return f"--option {name}={'VALUE' if value is None else shlex.quote(said)}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None else f"{flag} {shlex.quote(said)}"
 
 
 class _Ending:

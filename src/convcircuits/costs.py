@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convcircuits.batches import Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
-from convcircuits.errors import whole_number
+from convcircuits.errors import option, whole_number
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 from convcircuits.surroundings import environment_kept, outside_autocast
@@ -88,7 +88,7 @@ def costs(
         ConvCircuitsError: If a number is out of range.
     """
     check_progress(progress)
-    batch_size, repeats = whole_number("batch_size", batch_size, 1, 2**16), whole_number("repeats", repeats, 1)
+    batch_size, repeats = whole_number(option("batch_size"), batch_size, 1, 2**16), whole_number("repeats", repeats, 1)
     network = Network(model)
     subject = Subject(network, circuit.feature, survey(network, circuit.feature, input_shape))
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.circuit import Circuit
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.ranking import in_order, top
 from convcircuits.tracing import Batch, Trace
 
@@ -187,11 +187,11 @@ def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
         like: The circuit whose counts are taken, of the same granularity.
     """
     if not isinstance(like, Circuit) or list(like.kernels) != list(trace.relevant):
-        raise ConvCircuitsError("like is a Circuit of the same feature and model, whose counts per layer are taken.")
+        raise ConvCircuitsError("like is a circuit of the same feature and model, whose counts per layer are taken.")
     if like.granularity != trace.granularity:
         raise ConvCircuitsError(
-            f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give granularity="
-            f"{like.granularity!r} or another circuit."
+            f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give "
+            f"{option('granularity', like.granularity)} or another circuit."
         )
     return drawn_like(trace.relevant, like, trace.seed)
 

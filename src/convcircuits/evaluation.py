@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.controls import random_like
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.extraction import Sweep
 from convcircuits.feature import Feature, at
 from convcircuits.finding import check_circuit
@@ -25,7 +25,7 @@ from convcircuits.moments import Averages, Census, Comparison
 from convcircuits.notes import notes
 from convcircuits.provenance import describe
 from convcircuits.reach import survey
-from convcircuits.report import Evaluation
+from convcircuits.report import WHERE, Evaluation
 from convcircuits.surroundings import outside_autocast
 from convcircuits.verdict import R2, decide
 
@@ -97,7 +97,7 @@ def evaluate_all(
     feature = circuits[0].feature
     if any(circuit.feature != feature for circuit in circuits):
         raise ConvCircuitsError("The circuits preserve different features; measure them one by one.")
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
     batches = _batches(images, network, batch_size)
     first = batches.first(IMAGES)
@@ -270,7 +270,10 @@ def _evaluation(
     kernels, effective = counts
     random = None if control is None else measured.comparisons[control]
     r2, average_map, of_random = (_r2(one, interior) for one in (own, measured.average_map, random))
-    verdict, sentence = decide(r2, average_map, of_random)
+    kind: Literal["inside", "central", "unknown"] = (
+        "unknown" if interior is None else "inside" if interior.inside else "central"
+    )
+    verdict, sentence = decide(r2, average_map, of_random, feature=str(circuit.feature), where=WHERE[kind])
     report = Evaluation(
         feature=str(circuit.feature),
         pearson=own.pearson(own.values),
@@ -283,7 +286,7 @@ def _evaluation(
         r2_random_interior=of_random.interior,
         verdict=verdict,
         verdict_sentence=sentence,
-        interior="unknown" if interior is None else "inside" if interior.inside else "central",
+        interior=kind,
         interior_share=math.nan if interior is None else census.inside / census.values,
         maxima_at_border=census.at_border / census.maxima if interior is not None and interior.inside else math.nan,
         positive=census.positive / census.values,

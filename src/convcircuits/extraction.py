@@ -19,10 +19,10 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.finding import check_circuit
 from convcircuits.interpreter import CircuitModule
 from convcircuits.laws import checked
+from convcircuits.layout import Layout, UnextractableError, layout_of
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
-from convcircuits.recording import Recording, UnextractableError, record
 from convcircuits.surroundings import outside_autocast
 
 
@@ -75,16 +75,16 @@ def extract(
     shape = found.input_shape
     masks = _masks(subject, circuit, effective=True)
     with _writing(subject):
-        recording = record(subject, shape)
-        kept = cut(recording, masks, _rows(subject))
-    if not _alive(kept):
+        layout = layout_of(subject, shape)
+        kept = cut(layout, masks, found.rows)
+    if not kept.alive:
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
             "there is nothing to extract; prune to a larger density."
         )
     done()
     with _writing(subject):
-        module = _written(subject, recording, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, recording))
+        module = _written(subject, layout, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, layout))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, network, shape), "laws": {**laws, "module": error}}
@@ -183,10 +183,11 @@ class Sweep:
 
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
         """Write the one circuit alone, to see where it parts from its masked run."""
-        masks, rows = [None, *self._masks][n], _rows(self.subject)
+        masks = [None, *self._masks][n]
         with _writing(self.subject):
-            recording = record(self.subject, images.shape[1:])
-            alone = _written(self.subject, recording, [cut(recording, masks, rows)], [masks], fold=True)
+            layout = layout_of(self.subject, images.shape[1:])
+            kept = cut(layout, masks, self.subject.survey.rows)
+            alone = _written(self.subject, layout, [kept], [masks], fold=True)
         where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
         what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
         return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
@@ -196,19 +197,19 @@ class Sweep:
         if shape not in self._written:
             try:
                 with _writing(self.subject):
-                    self._written[shape] = self._write(record(self.subject, shape))
+                    self._written[shape] = self._write(layout_of(self.subject, shape))
             except UnextractableError as problem:
                 self._written[shape], self._reason = None, str(problem)
         return self._written[shape]
 
-    def _write(self, recording: Recording) -> "_Written":
-        rows = _rows(self.subject)
-        cuts = [cut(recording, masks, rows) for masks in self._masks]
-        alive = [n for n, c in enumerate(cuts) if _alive(c)]
+    def _write(self, layout: Layout) -> "_Written":
+        rows = self.subject.survey.rows
+        cuts = [cut(layout, masks, rows) for masks in self._masks]
+        alive = [n for n, kept in enumerate(cuts) if kept.alive]
         module = _written(
             self.subject,
-            recording,
-            [cut(recording, None, rows), *(cuts[n] for n in alive)],
+            layout,
+            [cut(layout, None, rows), *(cuts[n] for n in alive)],
             [None, *(self._masks[n] for n in alive)],
             fold=True,
             always_tuple=True,
@@ -245,7 +246,7 @@ def _writing(subject: Subject) -> Iterator[None]:
 
 def _written(
     subject: Subject,
-    recording: Recording,
+    layout: Layout,
     cuts: Sequence[Cut],
     masks: Sequence[Masks | None],
     *,
@@ -253,52 +254,40 @@ def _written(
     any_size: bool = True,
     always_tuple: bool = False,
 ) -> CircuitModule:
-    emitter = Emitter(recording, cuts, masks)
-    outputs = [_feature(emitter, n, recording, subject) for n in range(len(cuts))]
+    emitter = Emitter(layout, cuts, masks)
+    outputs = [_feature(emitter, n, layout, subject) for n in range(len(cuts))]
+    any_size = any_size and emitter.any_size
     return emitter.writer.finish(outputs, fold=fold, any_size=any_size, always_tuple=always_tuple)
 
 
-def _rows(subject: Subject) -> Tensor | None:
-    return None if subject.survey.direct else subject.survey.rows
-
-
-def _alive(c: Cut) -> bool:
-    return bool(c.need[-1].any())
-
-
-def _feature(emitter: Emitter, n: int, recording: Recording, subject: Subject) -> fx.Node:
+def _feature(emitter: Emitter, n: int, layout: Layout, subject: Subject) -> fx.Node:
     """Write the feature's map: the rows it reads of the layer's output, weighted by its coefficients."""
-    last, rows = recording.values[-1], subject.survey.rows
-    if last.axis == 0:
-        at = torch.arange(len(rows)) if subject.survey.direct else rows
-        maps = emitter.take(n, last.number, at, silent=True)
-    else:
-        whole = emitter.whole(n, last.number, silent=True)
-        maps = emitter.writer.call(torch.index_select, whole, 1, emitter.writer.constant("rows", rows))
+    rows, write, aten = subject.survey.rows, emitter.writer, torch.ops.aten
+    maps = emitter.output(n, rows)
     if isinstance(subject.feature.unit, tuple):
         return maps
     coefficients = subject.survey.coefficients.to(subject.network.dtype)
     if not bool((coefficients == 1).all()):
-        weights = coefficients.reshape(-1, *[1] * (len(last.shape) - 1))
-        maps = emitter.writer.call(torch.mul, maps, emitter.writer.constant("coefficients", weights))
-    return emitter.writer.call(torch.select, maps, 1, 0) if len(rows) == 1 else emitter.writer.call(torch.sum, maps, 1)
+        weights = coefficients.reshape(-1, *[1] * (len(layout.output.shape) - 1))
+        maps = write.call(aten.mul.Tensor, maps, write.constant("coefficients", weights))
+    return write.call(aten.select.int, maps, 1, 0) if len(rows) == 1 else write.call(aten.sum.dim_IntList, maps, [1])
 
 
-def _takes_any_size(subject: Subject, recording: Recording) -> bool:
+def _takes_any_size(subject: Subject, layout: Layout) -> bool:
     """Return whether the model does the same with images of other sizes, of all those that it takes.
 
     Padding that is computed from the size shows at sizes of other remainders by powers of two, the strides' products.
     """
-    channels, height, width = recording.input_shape
+    channels, height, width = layout.input_shape
     for step in (1, 2, 4, 8, 16, 64):
         step = -step if min(height, width) > 96 else step
         try:
-            other = record(subject, (channels, height + step, width + step))
+            other = layout_of(subject, (channels, height + step, width + step))
         except ConvCircuitsError:
             if abs(step) == 64:
                 return False
             continue
-        if other.fixed() != recording.fixed():
+        if other.fixed() != layout.fixed():
             return False
     return True
 

@@ -34,8 +34,8 @@ class Feature:
             is to preserve; or a direction, one coefficient per channel (a 1-D tensor, array or list of floats).
             Several units keep their order, and their maps an axis of units, (N, U, H, W), even where it is one unit.
         position: Which positions of the map count: ``"all"``; ``"max"``, the argmax of each image and unit in the
-            *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (where there
-            are none, the central ones: ``Field.interior``); or ``(h, w)``, from 0.
+            *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (where these
+            are fewer than four, the central ones: ``Interior``); or ``(h, w)``, from 0.
         call: Which call of the layer, from 0, where it runs several times in one forward pass.
 
     Raises:
@@ -201,7 +201,7 @@ def _read_unit(layer: str, what: str, names: Callable[[str, str], int] | None) -
         return tuple(numbers) if "," in what else numbers[0]
     if _DIRECTION.fullmatch(what):
         raise ConvCircuitsError(
-            f"{layer}:{what} is a direction, and directions live in files: cc.load(FILE).feature has it. As text "
+            f"{layer}:{what} is a direction, and directions live in files, with what was found for them. As text "
             "write layer:unit."
         )
     return None if names is None else names(layer, what)

@@ -1,15 +1,14 @@
-"""Receptive fields: the box of the image that each position of a map depends on, from one run of the model itself.
+"""Receptive fields: the box of the image that each position of a map depends on, followed through the model's graph.
 
-The model runs once on four maps in place of images: minus the first row, the last row, minus the first column and the
-last column of the box that a value depends on. Whatever joins values takes the largest of each, which is the box
-around them all. So any graph is followed, channel by channel and position by position, and the weights' values play
-no part. Padding counts as outside: the boxes of a padded map go on beyond its border as they do inside, and may leave
-the image.
+Boxes take the place of values: first the first and the last row of what a value depends on, then its first and its last
+column, where two images would be. Whatever joins values takes the outermost, which is the box around them all. So any
+graph is followed, channel by channel and position by position, and the weights' values play no part. Padding counts as
+outside: the boxes of a padded map go on beyond its border as they do inside, and may leave the image.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,31 +17,21 @@ from torch import Tensor
 
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.functions import (
-    Kind,
-    argument,
-    base_name,
-    depends_on_image,
-    in_place_of_maps,
-    of_image,
-    rule_of,
-    tensors_in,
-    with_maps,
-    writes_to_first,
-)
+from convcircuits.graph import Node
 from convcircuits.masking import Subject
+from convcircuits.operations import argument
+from convcircuits.reach import Paths
 
 Reading = tuple[str, int, int] | int | None
 """A map: (layer, call, channel) is what that kernel call of the layer (from 0) reads, one channel or, of a flattened
 map, one block, without padding that the model adds before the call; a number is a channel of the feature's layer that
 the feature reads; None is the feature itself (of several units the largest, position by position)."""
 
-# Functions that join neighbours; those that choose or scale positions as their arguments say; those over channels.
-_POOLS = {"max_pool2d", "max_pool2d_with_indices", "avg_pool2d"}
-_RESIZES = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices", "lp_pool2d"}
-_RESIZES |= {"interpolate", "upsample", "upsample_nearest", "upsample_bilinear"}
-_ALONG_DIM = {"softmax": -1, "log_softmax": -1, "normalize": 1}
-_NOWHERE = -(2.0**20)  # of a constant; whole numbers of this size are exact in float32
+Padding = tuple[int, int, int, int]  # rows above and below, columns left and right
+
+# A first row is held as this less its number, a last one as this more: so the larger is the further out, and what
+# operations leave empty, zero, lies inside of all. Whole numbers of this size are exact in float32.
+_BASE = 2**20
 
 
 class Box(NamedTuple):
@@ -68,7 +57,7 @@ class Field:
     rows: tuple[tuple[int, int], ...]
     columns: tuple[tuple[int, int], ...]
     image: tuple[int, int]
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    padding: Padding = (0, 0, 0, 0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,8 +109,9 @@ class Field:
 def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bool = False) -> dict[Reading, Field]:
     """Tell the part of the image that each position of some maps depends on, in the full model.
 
-    Exact for kernel calls, poolings, paddings, resizing and whatever is element-wise, moves values, or normalises. Of
-    a function that the catalogue of functions does not know, each value counts as depending on all that it was given.
+    Exact for kernel calls, poolings, paddings, resizing and whatever is element-wise, moves values, or mixes them along
+    whole dimensions, as normalisations do. Of an operation of which more is not known, each value counts as depending
+    on all that it was given.
 
     Args:
         subject: The feature of the model, surveyed on images of the size that is meant.
@@ -135,29 +125,37 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
     Raises:
         ConvCircuitsError: If there is no such map, or the image plays no part in it.
     """
-    channels, height, width = subject.survey.input_shape
-    run = _Run(readings, local, subject.network.dtype)
-    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
-    x = torch.arange(width, dtype=torch.float32).expand(height, width)
-    boxes = torch.stack([-y, y, -x, x])[:, None].expand(4, channels, height, width).to(subject.network.device)
-    with torch.no_grad():
-        output = subject.network.run(subject.feature, boxes, run.kernel, other=run.other)
-    output = output if output.dim() == 4 else output[..., None, None]
-    run.found |= {channel: output[:, channel] for channel in subject.rows.tolist()}
-    run.found[None] = output[:, subject.rows].amax(1)
+    shape, network = subject.survey.input_shape, subject.network
+    paths = subject.paths_on(torch.zeros(2, *shape, device=network.device, dtype=network.dtype))
+    walks = []
+    for axis in (1, 2):
+        form = [shape[axis] if dim == axis else 1 for dim in range(3)]
+        places = torch.arange(shape[axis], dtype=torch.float32).reshape(form)
+        walk = _Walk(paths, readings, local)
+        output = walk.run(torch.stack([_BASE - places, _BASE + places]).expand(2, *shape))
+        output = output if output.dim() == 4 else output[..., None, None]
+        walk.found |= {channel: output[:, channel] for channel in subject.survey.rows.tolist()}
+        walk.found[None] = output[:, subject.survey.rows].amax(1)
+        walks.append(walk)
+    rows, columns = walks
     known: dict[Any, Field] = {}
     fields = {}
     for reading in readings:
-        if reading not in run.found:
+        if reading not in rows.found:
             raise no_such_map(reading)
-        padding = run.padding.get(reading, (0, 0, 0, 0))
-        fields[reading] = _field(run.found[reading], (height, width), padding, known)
+        spans = (_spans(rows.found[reading], 2), _spans(columns.found[reading], 1))
+        padding = rows.padding.get(reading, (0, 0, 0, 0))
+        key = (*(one.numpy().tobytes() for one in spans), padding)
+        if key not in known:  # one object for all maps that are alike
+            first, second = (tuple((top, bottom) for top, bottom in one.tolist()) for one in spans)
+            known[key] = Field(first, second, (shape[1], shape[2]), padding)
+        fields[reading] = known[key]
         if fields[reading].size[0] < 1:
             raise ConvCircuitsError(f"The map {reading} does not depend on the image, so it has no receptive field.")
     return fields
 
 
-def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: tuple[int, int, int, int]) -> Tensor:
+def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: Padding) -> Tensor:
     """Return some channels of what a call reads, padding cut off, a flattened map's folded back: (n, r, h, w).
 
     Raises:
@@ -200,202 +198,183 @@ def no_such_map(reading: Reading) -> ConvCircuitsError:
     )
 
 
-class _Run:
-    """Compute boxes in place of values."""
+class _Walk:
+    """Follows boxes through a graph, two in place of images: where they begin and end along one axis."""
 
-    def __init__(self, readings: Sequence[Reading], local: bool, dtype: torch.dtype) -> None:
-        self.wanted, self.local, self.dtype = channels_of(readings), local, dtype
-        self.calls: Counter[str] = Counter()
+    def __init__(self, paths: Paths, readings: Sequence[Reading], local: bool) -> None:
+        self.paths, self.graph, self.local = paths, paths.graph, local
+        self.wanted = channels_of(readings)
         self.found: dict[Reading, Tensor] = {}
-        self.padding: dict[Reading, tuple[int, int, int, int]] = {}
+        self.padding: dict[Reading, Padding] = {}
+        self.places = {n: place for place, node in enumerate(self.graph.nodes) for n in node.outputs if n is not None}
+        self.around: dict[int, Padding] = {}  # by number of a value: padding that is part of it
 
-    def kernel(self, call: KernelCall) -> Tensor:
-        x, number = call.x, self.calls[call.layer]
-        self.calls[call.layer] += 1
-        padding = getattr(x, "_convcircuits_padding", (0, 0, 0, 0))
+    def run(self, boxes: Tensor) -> Tensor:
+        """Return the boxes of the output; keep those of the maps that are wanted."""
+        values, last = {0: boxes}, self.graph.last_uses()
+        for place, node in enumerate(self.graph.nodes):
+            given = [values[n] for n in dict.fromkeys(node.inputs)]
+            results = [self.kernels(node, given[0])] if node.call is not None else self.results(place, given)
+            values |= zip((n for n in node.outputs if n is not None), results, strict=True)
+            for number in last[place]:
+                del values[number]
+        return values[self.graph.output]
+
+    def kernels(self, node: Node, x: Tensor) -> Tensor:
+        """Return the boxes of a kernel call's filters."""
+        assert node.call is not None
+        call, (number,) = replace(node.call, x=x), node.inputs
+        padding = self.around.get(number, (0, 0, 0, 0))
         if isinstance(call, ConvCall):
             count, (top, bottom, left, right) = x.shape[1], padding
             shape = (x.shape[2] - top - bottom, x.shape[3] - left - right)
         elif x.dim() == 2:
-            count, shape = call.blocks, getattr(x, "_convcircuits_map", (1, x.shape[1] // call.blocks))
+            count, shape = call.blocks, self.folded(number) or (1, x.shape[1] // call.blocks)
         else:
             count, shape = x.shape[-1], (x.shape[1], x[0, 0, ..., 0].numel())
-        for reading, channel in self.wanted.get((call.layer, number), {}).items():
+        for reading, channel in self.wanted.get((call.layer, call.turn), {}).items():
             if 0 <= channel < count:
-                self.found[reading] = maps_read(call, torch.tensor([channel], device=x.device), shape, padding)[:, 0]
+                self.found[reading] = maps_read(call, torch.tensor([channel]), shape, padding)[:, 0]
                 self.padding[reading] = padding
         if not isinstance(call, ConvCall):
-            return x.amax(-1, keepdim=True).expand(*x.shape[:-1], len(call.weight)).clone()
-        grouped = x.reshape(4, call.groups, -1, *x.shape[2:]).amax(2)
-        kernel = (call.weight.shape[2], call.weight.shape[3])
-        joined = _joined(grouped, kernel, call.stride, call.padding, call.dilation)
+            return x.amax(-1, keepdim=True).expand(*x.shape[:-1], len(call.weight))
+        grouped = x.reshape(2, call.groups, -1, *x.shape[2:]).amax(2)
+        joined = _joined(
+            grouped, call.weight.shape[2:], call.stride, call.padding, call.dilation, self.graph.shapes_of(node)[0][2:]
+        )
         return joined.repeat_interleave(len(call.weight) // call.groups, 1)
 
-    def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        maps = [x for x in tensors_in((args, kwargs)) if of_image(x) and x.is_floating_point()]
-        if not maps or not depends_on_image(function, args, kwargs):
-            return function(*args, **kwargs)
-        result = self.boxes(function, args, kwargs, maps)
-        x = maps[0]
-        for one in tensors_in(result):
-            if one.dim() == 2 and x.dim() == 4 and one.shape[1] == x[0].numel():
-                one._convcircuits_map = tuple(x.shape[2:])  # type: ignore[attr-defined]
-            elif one.shape == x.shape and hasattr(x, "_convcircuits_map"):
-                one._convcircuits_map = x._convcircuits_map  # type: ignore[attr-defined]
-        return result
+    def folded(self, number: int) -> tuple[int, int] | None:
+        """Return (h, w) of the map that a flattened one was, element by element; None if it was none."""
+        shape = self.graph.shapes[number]
+        while number in self.places:
+            number = self.graph.nodes[self.places[number]].inputs[0]
+            source = self.graph.shapes[number]
+            if len(source) == 4 and math.prod(source[1:]) == shape[1]:
+                return source[2], source[3]
+            if source != shape:
+                break
+        return None
 
-    def boxes(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], maps: list[Tensor]) -> Any:
-        """Return the boxes of what a function computes."""
-        name, x = base_name(function), maps[0]
-        if name == "pad":
-            return _padded(x, kwargs.get("pad", args[1] if len(args) > 1 else ()))
-        rule = rule_of(function, args, kwargs, maps)
-        if rule.kind is Kind.MOVE or name in ("get", "setitem"):
-            args, kwargs = with_maps((args, kwargs), _constant_nowhere)
-            return function(*args, **kwargs)
-        # Only the form of the result is asked; the function may overwrite what it gets, and wants the model's dtype.
-        copied = with_maps((args, kwargs), lambda x: x.to(self.dtype, copy=True) if x.is_floating_point() else x)
-        like = function(*copied[0], **copied[1])
-        if not tensors_in(like):
-            return like
-        if name in _POOLS:
-            return _with_first(like, lambda form: _pooled(name, args, kwargs, x, form))
-        if name in _RESIZES:
-            return _with_first(like, lambda _: _resized(function, args, kwargs, x))
-        if rule.kind is Kind.REDUCE and 0 not in rule.dims:
-            return _with_first(like, lambda form: x.amax(rule.dims).reshape(form.shape))
-        if rule.kind in (Kind.JOIN, Kind.SCALE):
-            result = self.together(maps, like)
-            return x.copy_(result) if writes_to_first(function) and args[0] is x else result
-        if rule.kind is not Kind.OTHER and isinstance(like, Tensor) and like.shape == x.shape:
-            return _normalised(function, args, kwargs, x)
-        return _with_first(like, lambda form: _all_of(maps, form))
+    def results(self, place: int, given: list[Tensor]) -> list[Tensor]:
+        """Return the boxes of what an operation computes that is no kernel call."""
+        node, operation, x = self.graph.nodes[place], self.paths.operations[place], given[0]
+        assert operation is not None
+        shapes = self.graph.shapes_of(node)
+        if "pad" in node.name:
+            return [self.padded(node, x)]
+        if operation.moves:
+            boxes = self.paths.through(place, given)
+        elif operation.over is None:
+            boxes = [self.all_of(given, shape) for shape in shapes]
+        elif not operation.over:
+            boxes = [self.together(given, shapes[0])]
+        elif argument(node, "kernel_size"):
+            boxes = [_pooled(node, x, operation.over, shapes[0])]
+        elif argument(node, "output_size"):
+            boxes = [_resized(node, x, operation.over)]
+        elif node.name == "native_group_norm":
+            groups = argument(node, "group")
+            moments = x.reshape(len(x), groups, -1).amax(2)
+            boxes = [moments[..., None].expand(-1, -1, x[0].numel() // groups).reshape(x.shape), moments, moments]
+        else:
+            boxes = [x.amax(operation.over, keepdim=True)]
+        boxes += boxes[:1] * (len(shapes) - len(boxes))
+        return [_as_wide(one, shape) for one, shape in zip(boxes, shapes, strict=True)]
 
-    def together(self, maps: list[Tensor], like: Tensor) -> Tensor:
+    def together(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
         """Join maps element by element."""
         spread = [x for x in maps if x.dim() > 3 and x.shape[-2:].numel() > 1]
-        chosen = spread if self.local and spread else maps
-        return torch.stack([x.expand(like.shape) for x in chosen]).amax(0)
+        joined, *rest = spread if self.local and spread else maps
+        for x in rest:
+            joined = torch.maximum(joined, x)
+        return joined.expand(shape)
+
+    def all_of(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
+        """Let every value depend on all of the maps."""
+        if any(not form or form[0] != 2 for form in (shape, *(x.shape for x in maps))):
+            raise ConvCircuitsError("The model computes across images on the way to the feature: no receptive field.")
+        largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)
+        return largest.reshape(2, *[1] * (len(shape) - 1)).expand(shape)
+
+    def padded(self, node: Node, x: Tensor) -> Tensor:
+        """Return the boxes of a padded map: beyond rows and columns as inside, along further dimensions nothing."""
+        left, right, top, bottom, *further = [*node.args[1], *[0] * 4][: max(4, len(node.args[1]))]
+        (number,) = node.outputs
+        assert number is not None
+        self.around[number] = (max(0, top), max(0, bottom), max(0, left), max(0, right))
+        return F.pad(_extended(x, ((top, bottom), (left, right))), (0, 0, 0, 0, *further))
+
+
+def _as_wide(boxes: Tensor, shape: torch.Size) -> Tensor:
+    """Spread boxes over a shape, or leave out dimensions of size 1."""
+    if not shape.numel():  # statistics that are not computed
+        return boxes.new_zeros(shape)
+    return boxes.expand(shape) if boxes.dim() == len(shape) else boxes.reshape(shape)
 
 
 def _joined(
     x: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    out: Sequence[int] | None = None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out: Sequence[int],
 ) -> Tensor:
-    """Return the boxes around windows of a map, of which there are as many as fit, or ``out`` along each axis."""
-    pads = []
-    for axis, length in enumerate(x.shape[2:]):
-        reach = dilation[axis] * (kernel[axis] - 1)
-        count = out[axis] if out else (length + 2 * padding[axis] - reach - 1) // stride[axis] + 1
-        pads.append((padding[axis], (count - 1) * stride[axis] - padding[axis] + reach - (length - 1)))
-    x = F.max_pool2d(_extended(x, pads), (kernel[0], 1), (stride[0], 1), 0, (dilation[0], 1))
-    return F.max_pool2d(x, (1, kernel[1]), (1, stride[1]), 0, (1, dilation[1]))
+    """Return the boxes around windows of a map, ``out`` of them along each of its last dimensions."""
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    pads = [
+        (before, (count - 1) * step - before + more - (length - 1))
+        for before, count, step, more, length in zip(padding, out, stride, reach, x.shape[-len(out) :], strict=True)
+    ]
+    x = _extended(x, pads)
+    for dim, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), -len(out)):
+        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap].amax(-1)
+    return x
 
 
 def _extended(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-    """Go on beyond the border as the boxes do inside, by (before, after) rows and columns; below zero, cut off."""
-    for dim, (before, after) in zip((-2, -1), pads, strict=True):
+    """Go on beyond the border of the last dimensions as the boxes do inside, by (before, after); below zero, cut."""
+    for dim, (before, after) in enumerate(pads, -len(pads)):
         last = x.shape[dim] - 1
-        place = torch.arange(-before, last + 1 + after, device=x.device)
+        place = torch.arange(-before, last + 1 + after)
         inside = place.clamp(0, last)
         beyond = place - inside
         edge = x.index_select(dim, inside)
         step = edge - x.index_select(dim, (inside - beyond.sign()).clamp(0, last))
-        x = edge + step * (beyond.abs() if dim == -1 else beyond.abs()[:, None])
+        x = edge + step * beyond.abs().reshape(-1, *[1] * (-1 - dim))
     return x
 
 
-def _padded(x: Tensor, pad: Sequence[int]) -> Tensor:
-    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)] + [(0, 0)] * (2 - len(pad) // 2)
-    further = [n for pair in pairs[2:] for n in pair]
-    padded = F.pad(_extended(x, (pairs[1], pairs[0])), (0, 0, 0, 0, *further), value=_NOWHERE)
-    around = tuple(max(0, n) for pair in (pairs[1], pairs[0]) for n in pair)
-    padded._convcircuits_padding = around  # type: ignore[attr-defined]
-    return padded
+def _pooled(node: Node, x: Tensor, over: Sequence[int], shape: torch.Size) -> Tensor:
+    def given(name: str, otherwise: Any) -> list[int]:
+        value = argument(node, name) or otherwise
+        return list(value) * (len(over) if len(value) == 1 else 1)
+
+    kernel = given("kernel_size", None)
+    return _joined(
+        x, kernel, given("stride", kernel), given("padding", [0]), given("dilation", [1]), shape[-len(over) :]
+    )
 
 
-def _pooled(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor, form: Tensor) -> Tensor:
-    names = ("kernel_size", "stride", "padding", "dilation")[: 3 if name == "avg_pool2d" else 4]
-    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    kernel = _pair(given["kernel_size"])
-    stride = _pair(given.get("stride") or kernel)
-    padding, dilation = _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
-    return _joined(x, kernel, stride, padding, dilation, form.shape[2:])
-
-
-def _resized(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
-    """Ask the function itself, axis by axis, which rows and columns its results depend on: of each the outermost."""
-    source, (height, width) = x, x.shape[2:]
-    for dim, length in ((2, height), (3, width)):
-        one_hot = torch.eye(length, device=x.device)
-        probe = (one_hot[:, :, None] if dim == 2 else one_hot[:, None]).expand(length, height, width)[None]
-        asked_args, asked_kwargs = in_place_of_maps((args, kwargs), [probe], lambda given: given is source, probe.dtype)
-        response = tensors_in(function(*asked_args, **asked_kwargs))[0][0].abs().amax(4 - dim)
-        reads = response > 1e-6  # (in, out)
+def _resized(node: Node, x: Tensor, over: Sequence[int]) -> Tensor:
+    """Ask the operation itself, axis by axis, which places its results depend on: of each the outermost."""
+    shape = x.shape[over[0] :]
+    for dim in over:
+        length = x.shape[dim]
+        form = [length if other == dim else 1 for other in over]
+        probe = torch.eye(length).reshape(1, length, *form).expand(1, length, *shape)
+        response = node.compute(dict.fromkeys(node.inputs, probe).__getitem__)[0].abs()[0]
+        reads = response.amax([other - 1 for other in over if other != dim]) > 1e-6  # (in, out)
         first, last = reads.int().argmax(0), length - 1 - reads.flip(0).int().argmax(0)
         x = torch.maximum(x.index_select(dim, first), x.index_select(dim, last))
     return x
 
 
-def _normalised(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], x: Tensor) -> Tensor:
-    """Return the boxes of an element-wise function, or of one over channels or positions that keeps the shape."""
-    name = base_name(function)
-    if name in _ALONG_DIM:
-        place = 2 if name == "normalize" else 1
-        dim = kwargs.get("dim", args[place] if len(args) > place else None)
-        return x.amax(_ALONG_DIM[name] if dim is None else dim, keepdim=True).expand_as(x).clone()
-    if name in ("layer_norm", "rms_norm"):
-        over = len(kwargs.get("normalized_shape", args[1] if len(args) > 1 else x.shape[-1:]))
-        return x.amax(tuple(range(-over, 0)), keepdim=True).expand_as(x).clone()
-    if name == "group_norm":
-        grouped = x.reshape(len(x), argument(function, args, kwargs, "num_groups"), -1)
-        return grouped.amax(2, keepdim=True).expand_as(grouped).reshape(x.shape)
-    if name == "local_response_norm":
-        size = argument(function, args, kwargs, "size")
-        flat = F.pad(x.flatten(2)[:, None], (0, 0, size // 2, (size - 1) // 2), value=_NOWHERE)
-        return F.max_pool2d(flat, (size, 1), 1)[:, 0].reshape(x.shape)
-    statistics = {"instance_norm": "use_input_stats", "batch_norm": "training"}.get(name)
-    if statistics and argument(function, args, kwargs, statistics):
-        return x.amax((-2, -1), keepdim=True).expand_as(x).clone()
-    return x.clone()
-
-
-def _all_of(maps: Sequence[Tensor], form: Tensor) -> Tensor:
-    """Let every value depend on all of the maps."""
-    if not form.dim() or len(form) != 4:
-        raise ConvCircuitsError("The model computes across images on the way to the feature: no receptive field.")
-    largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)
-    return largest.reshape(4, *[1] * (form.dim() - 1)).expand(form.shape).clone()
-
-
-def _with_first(like: Any, boxes: Callable[[Tensor], Tensor]) -> Any:
-    """Return boxes in place of a result, or of the first part of (values, indices)."""
-    if isinstance(like, Tensor):
-        return boxes(like)
-    return (boxes(like[0]), *like[1:])
-
-
-def _constant_nowhere(x: Tensor) -> Tensor:
-    return torch.full_like(x, _NOWHERE) if x.is_floating_point() and not of_image(x) else x
-
-
-def _field(boxes: Tensor, image: tuple[int, int], padding: tuple[int, int, int, int], known: dict[Any, Field]) -> Field:
-    """Read the boxes of a map's positions, (4, h, w); one object for all maps that are alike."""
-    top, bottom = boxes[:2].amax(2)
-    left, right = boxes[2:].amax(1)
-    spans = torch.cat([-top, bottom + 1, -left, right + 1]).int().cpu()
-    key = (boxes.shape, padding, spans.numpy().tobytes())
-    if key not in known:
-        height, width = boxes.shape[1:]
-        ends = spans.tolist()
-        rows = tuple(zip(ends[:height], ends[height : 2 * height], strict=True))
-        columns = tuple(zip(ends[2 * height : -width], ends[-width:], strict=True))
-        known[key] = Field(rows, columns, image, padding)
-    return known[key]
+def _spans(boxes: Tensor, along: int) -> Tensor:
+    """Return the first place and the one after the last, (length, 2), of boxes (2, h, w) along one axis of them."""
+    first, last = boxes.amax(along)
+    return torch.stack([_BASE - first, last - _BASE + 1], 1).int()
 
 
 def _unpadded(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
@@ -407,7 +386,3 @@ def _unpadded(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
 
 def _longest(spans: Sequence[tuple[int, int]]) -> int:
     return max(end - first for first, end in spans)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))

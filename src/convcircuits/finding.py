@@ -15,7 +15,7 @@ from convcircuits.batches import Batches, Images, Progress, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA, Criterion
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.feature import Feature
 from convcircuits.granularity import SHAPES, check_granularity, check_inside, units_with
 from convcircuits.laws import checked
@@ -26,6 +26,7 @@ from convcircuits.reach import survey
 from convcircuits.scores import Scores
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable, suggest
+from convcircuits.texts import sentences
 from convcircuits.tracing import Trace
 
 MEMORY = 4 * 2**20
@@ -185,7 +186,7 @@ def _trace(
     check_granularity(granularity)
     check_progress(progress)
     memory = whole_number("memory, in bytes,", memory, 1)
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     first = batches.first(IMAGES)
@@ -273,7 +274,7 @@ def _scores(
         "options": {key: _as_json(value) for key, value in options.items()},
         "seed": trace.seed,
         "images": batches.describe(),
-        "notes": list(trace.notes),
+        "notes": list(sentences(trace.notes)),
     }
     if scale != 1:
         provenance["scale"] = scale
@@ -323,26 +324,28 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return
     known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for option in options:
-        if option not in known:
-            raise ConvCircuitsError(f"{_name(criterion)} has no option {option!r}. {suggest(option, known)}")
+    for name in options:
+        if name not in known:
+            raise ConvCircuitsError(f"{_name(criterion)} has no option {name!r}. {suggest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ConvCircuitsError(f"{_name(criterion)} needs the option {name}=...")
+            raise ConvCircuitsError(f"{_name(criterion)} needs an option: {option(name, of_criterion=True)}.")
         if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
-            raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is True or False; got {options[name]!r}.")
+            raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is true or false; got {options[name]!r}.")
 
 
 def _budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
     if (density is None) == (kernels is None):
-        raise ConvCircuitsError("Give either density=, a share in (0, 1], or kernels=, a number.")
+        raise ConvCircuitsError(
+            f"Give either {option('density')}, a share in (0, 1], or {option('kernels')}, a number."
+        )
     if density is not None:
         number = density if isinstance(density, numbers.Real) else math.nan
         share = math.nan if number is True else float(number)
         if not 0 < share <= 1:
-            raise ConvCircuitsError(f"density is a share in (0, 1]; got {density!r}.")
+            raise ConvCircuitsError(f"{option('density')} is a share in (0, 1]; got {density!r}.")
         return max(1, round(share * (relevant or 0)))
-    count = whole_number("kernels", kernels, 1)
+    count = whole_number(option("kernels"), kernels, 1)
     if relevant is not None and count > relevant:
         raise ConvCircuitsError(f"{count} {granularity}s were asked for, but only {relevant} have a score.")
     return count

@@ -16,8 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.instructions import LONGEST, OPERATIONS, Constant, Ref, is_of_kind, operation_of
-from convcircuits.interpreter import Bounds, CircuitModule, Program, Step, program_of, standing_in, tidy
+from convcircuits.instructions import (
+    DTYPES,
+    LONGEST,
+    OPERATIONS,
+    Constant,
+    Result,
+    is_of_kind,
+    operation_of,
+    standing_in,
+)
+from convcircuits.interpreter import Bounds, CircuitModule, Program, Step, program_of, tidy
 
 _MOST = 1 << 14  # steps, layers or tensors of one file
 _LONGEST_NAME = 1000
@@ -26,8 +35,9 @@ _NUMBERS = ("filters", "channels")  # buffers that a layer may have beside its o
 _CHANNELS = {"in_channels": "int", "out_channels": "int", "groups": "int", "bias": "bool"}
 _LEAST = {"channels": 1, "features": 1, "size": 1, "stride": 1, "dilation": 1, "groups": 1, "padding": 0}
 """The least numbers that options may hold, by the ends of their names."""
-_WINDOW = {"kernel_size": "ints", "stride": "ints", "padding": "ints|same|valid", "dilation": "ints"}
-_NORM = {"num_features": "int", "eps": "number", "momentum": "number?", "affine": "bool", "track_running_stats": "bool"}
+_WINDOW = dict.fromkeys(("kernel_size", "stride", "dilation"), "List[int]") | {"padding": "List[int]|same|valid"}
+_NORM = {"num_features": "int", "eps": "float", "momentum": "float|None"}
+_NORM |= dict.fromkeys(("affine", "track_running_stats"), "bool")
 _LAYERS: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "Conv2d": (nn.Conv2d, _CHANNELS | _WINDOW | {"padding_mode": "zeros|reflect|replicate|circular"}),
     "Linear": (nn.Linear, {"in_features": "int", "out_features": "int", "bias": "bool"}),
@@ -79,6 +89,9 @@ def from_json(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Circuit
     root = nn.Module()
     for name, layer in layers.items():
         _put(root, name, _layer(layer))
+    odd = [f"{name!r:.80} is of {x.dtype}" for name, x in tensors.items() if x.dtype not in DTYPES]
+    if odd:
+        raise ConvCircuitsError(f"its tensor {odd[0]}")
     own = root.state_dict()
     constants = [name for name in _listed(said["tensors"], tensors) if name not in own]
     for name in constants:
@@ -104,11 +117,8 @@ def _said(step: Step) -> dict[str, Any]:
         return {"layer": step.layer, "of": _encoded(step.args[0])}
     operation = operation_of(step.function)
     if operation is None:
-        function: Any = step.function
-        called = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', function)}"
-        raise _unsavable(f"it calls {called}, which is not among the operations that a file may name")
-    given = dict(zip(operation.kinds, step.args, strict=False)) | dict(step.kwargs)
-    given.pop("inplace", None)
+        raise _unsavable(f"it calls {step.function}, which is not among the operations that a file may name")
+    given = operation.given(step.args, step.kwargs)
     wrong = operation.wrong(given)
     if wrong is not None:
         raise _unsavable(f"it calls {operation.name}, and {wrong}")
@@ -119,7 +129,7 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
     """Read one step, if it is one that a file may hold and reads only what was made before it."""
     if said.keys() == {"layer", "of"}:
         name, x = said["layer"], _decoded(said["of"])
-        if type(name) is not str or name not in layers or not isinstance(x, Ref):
+        if type(name) is not str or name not in layers or not isinstance(x, Result):
             raise ConvCircuitsError(f"step {number} calls no layer of the file on a result")
         step = Step(None, (x,), layer=name)
     elif said.keys() == {"call", "given"}:
@@ -128,14 +138,14 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
         if operation is None:
             raise ConvCircuitsError(f"{name!r:.80} is not among the operations that a file may name")
         given = {key: _decoded(value) for key, value in said["given"].items()}
-        wrong = "a file does not say what is written in place" if "inplace" in given else operation.wrong(given)
+        wrong = operation.wrong(given)
         if wrong is not None:
             raise ConvCircuitsError(f"step {number} calls {name}, and {wrong}")
         step = Step(operation.function, *operation.call(given))
     else:
         raise ConvCircuitsError(f"step {number} is neither a call of an operation nor of a layer")
     for one in standing_in((step.args, step.kwargs)):
-        if isinstance(one, Ref) and not 0 <= one.number < number:
+        if isinstance(one, Result) and not 0 <= one.number < number:
             raise ConvCircuitsError(f"step {number} reads result {one.number}")
         if isinstance(one, Constant) and one.name not in constants:
             raise ConvCircuitsError(f"step {number} reads {one.name!r:.80}, which is no constant")
@@ -143,10 +153,10 @@ def _step(said: Mapping[str, Any], number: int, layers: Mapping[str, Any], const
 
 
 def _output(output: Any, steps: int) -> Any:
-    parts = output if isinstance(output, tuple) else (output,)
-    if not parts or not all(isinstance(one, Ref) and 0 <= one.number <= steps for one in parts):
+    parts = output if isinstance(output, list) else [output]
+    if not parts or not all(isinstance(one, Result) and 0 <= one.number <= steps for one in parts):
         raise ConvCircuitsError("its output is none of its results")
-    return output
+    return tuple(output) if isinstance(output, list) else output
 
 
 def _check_used(steps: list[Step], layers: Mapping[str, Any], constants: list[str]) -> None:
@@ -161,7 +171,7 @@ def _check_used(steps: list[Step], layers: Mapping[str, Any], constants: list[st
 def _encoded(value: Any) -> Any:
     """Say an argument in JSON; whatever JSON has no word for becomes an object."""
     match value:
-        case Ref(number, part):
+        case Result(number, part):
             return {"result": number} if part is None else {"result": number, "part": part}
         case Constant(name):
             return {"constant": name}
@@ -169,21 +179,15 @@ def _encoded(value: Any) -> Any:
             return value if math.isfinite(value) else {"float": str(value)}
         case None | bool() | int() | str():
             return value
-        case slice():
-            return {"slice": [value.start, value.stop, value.step]}
-        case tuple():
-            return {"tuple": [_encoded(part) for part in value]}
-        case list():
+        case tuple() | list():
             return [_encoded(part) for part in value]
         case torch.dtype() | torch.memory_format():
             return {type(value).__name__: str(value)}
-        case _ if value is Ellipsis:
-            return {"ellipsis": True}
     raise _unsavable(f"an argument in it is {value!r}, of type {type(value).__name__}")
 
 
 def _decoded(value: Any, depth: int = 0) -> Any:
-    if depth > 4:
+    if depth > 2:
         raise ConvCircuitsError("an argument is nested too deep")
     if isinstance(value, list):
         if len(value) > LONGEST:
@@ -193,21 +197,15 @@ def _decoded(value: Any, depth: int = 0) -> Any:
         return value
     match value:
         case {"result": number, "part": part} if len(value) == 2 and type(number) is type(part) is int and part >= 0:
-            return Ref(number, part)
+            return Result(number, part)
         case {"result": number} if len(value) == 1 and type(number) is int:
-            return Ref(number)
+            return Result(number)
         case {"constant": str(name)} if len(value) == 1:
             return Constant(name)
         case {"float": "inf" | "-inf" | "nan" as text} if len(value) == 1:
             return float(text)
-        case {"slice": [start, stop, step]} if len(value) == 1:
-            return slice(start, stop, step)
-        case {"tuple": list(parts)} if len(value) == 1:
-            return tuple(_decoded(parts, depth + 1))
         case {"dtype": str(text)} | {"memory_format": str(text)} if len(value) == 1:
             return _WORDS[next(iter(value))][text]
-        case {"ellipsis": True} if len(value) == 1:
-            return Ellipsis
     raise ConvCircuitsError(f"an argument is {value!r:.80}")
 
 
@@ -228,7 +226,8 @@ def _described(name: str, layer: nn.Module) -> dict[str, Any]:
 def _layer(said: Mapping[str, Any]) -> nn.Module:
     """Make a layer without memory for its weights, which the file has to bring."""
     kind, kinds = _LAYERS[said["kind"]]
-    options = {name: _decoded(value) for name, value in said["options"].items()}
+    decoded = {name: _decoded(value) for name, value in said["options"].items()}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in decoded.items()}
     if options.keys() != kinds.keys():
         raise ConvCircuitsError(f"a {said['kind']} needs {', '.join(kinds)}; given were {', '.join(options)}")
     for name, value in options.items():

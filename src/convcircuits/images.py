@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import logging
 import math
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps
 
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.files import is_folder
 
 _log = logging.getLogger(__name__)
@@ -184,16 +185,42 @@ def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photog
     return good, bad
 
 
+def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photograph] = ()) -> list[Photograph]:
+    """Keep the first of photographs that are copies of each other, byte by byte, and none that is a copy of others.
+
+    Files of one size alone are read; one that cannot be read is kept.
+
+    Args:
+        photographs: in the order in which they are kept.
+        apart_from: those of which no copy is kept.
+    """
+    every = [*apart_from, *photographs]
+    lengths = [_length(photograph.source) for photograph in every]
+    often = Counter(lengths)
+    contents: list[object] = [
+        _digest(photograph.source) if often[length] > 1 else length
+        for photograph, length in zip(every, lengths, strict=True)
+    ]
+    seen = set(contents[: len(apart_from)])
+    kept = []
+    for photograph, content in zip(photographs, contents[len(apart_from) :], strict=True):
+        if content not in seen:
+            kept.append(photograph)
+            seen.add(content)
+    return kept
+
+
 def split_photographs(
     photographs: Sequence[Photograph], *, held_out: float = 0.4, seed: int = 0
 ) -> tuple[list[Photograph], list[Photograph]]:
     """Split photographs in two at random: never two crops of one photograph on both sides.
 
-    The split depends on the names and the seed, not on the order.
+    Of copies, as ``distinct`` tells them, the first by name is split and the others are on neither side. The split
+    depends on the names and the seed, not on the order.
 
     Args:
         photographs: with different names.
-        held_out: the share of the second part, between 0 and 1; rounded to whole photographs.
+        held_out: the share of the second part, above 0 and below 1; rounded to whole photographs.
         seed: of the split.
 
     Returns:
@@ -203,21 +230,22 @@ def split_photographs(
         ConvCircuitsError: a share outside of (0, 1), a name that occurs twice, or a part without photographs.
     """
     if not 0 < held_out < 1:
-        raise ConvCircuitsError(f"held_out={held_out} is not a share between 0 and 1. Give, say, 0.4.")
-    names = sorted(photograph.name for photograph in photographs)
-    twice = [name for name, times in Counter(names).items() if times > 1]
+        raise ConvCircuitsError(f"{option('held_out')} is a share above 0 and below 1, say 0.4; got {held_out}.")
+    names = Counter(photograph.name for photograph in photographs)
+    twice = [name for name, times in sorted(names.items()) if times > 1]
     if twice:
         raise ConvCircuitsError(
             f"More than one photograph is called {twice[0]!r}; the split is by name. Give each its own name."
         )
-    count = round(held_out * len(names))
-    if not 0 < count < len(names):
+    by_name = distinct(sorted(photographs, key=lambda photograph: photograph.name))
+    count = round(held_out * len(by_name))
+    if not 0 < count < len(by_name):
+        copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
         raise ConvCircuitsError(
-            f"held_out={held_out} of {len(names)} photographs leaves {len(names) - count} and {count}; "
-            "both parts need at least one. Give more photographs, or a share nearer to 0.5."
+            f"{option('held_out', held_out)} of {len(by_name)} photographs{copies} leaves {len(by_name) - count} and "
+            f"{count}; both parts need at least one. Give more photographs, or a share nearer to 0.5."
         )
-    chosen = set(random.Random(seed).sample(names, count))
-    by_name = sorted(photographs, key=lambda photograph: photograph.name)
+    chosen = set(random.Random(seed).sample([photograph.name for photograph in by_name], count))
     kept = [photograph for photograph in by_name if photograph.name not in chosen]
     return kept, [photograph for photograph in by_name if photograph.name in chosen]
 
@@ -261,10 +289,10 @@ class Crops:
         if not photographs:
             raise ConvCircuitsError("There are no photographs to crop. Give at least one.")
         if count < 1:
-            raise ConvCircuitsError(f"count={count} asks for no images. Give 1 or more.")
+            raise ConvCircuitsError(f"{option('count', count)} asks for no images. Give 1 or more.")
         self._photographs, self._preprocess = list(photographs[:count]), preprocess
         self._count, self._seed, self._size = count, seed, size
-        self._batch_size = whole_number("batch_size", batch_size, 1)
+        self._batch_size = whole_number(option("batch_size"), batch_size, 1)
 
     def __len__(self) -> int:
         return self._count
@@ -375,6 +403,27 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from (Path(place, name) for name in files if not name.startswith("."))
         seen.add(real)
     yield from (Path(error.filename) for error in closed)
+
+
+def _length(source: Path | Image.Image) -> object:
+    """Return a file's size in bytes, or the mode and size of a picture in memory; of what cannot be read itself."""
+    if isinstance(source, Image.Image):
+        return source.mode, source.size
+    try:
+        return source.stat().st_size
+    except OSError:
+        return source
+
+
+def _digest(source: Path | Image.Image) -> object:
+    """Hash a file's bytes, or a picture's pixels; of what cannot be read return itself."""
+    if isinstance(source, Image.Image):
+        return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()
+    try:
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return source
 
 
 def _left_out(name: str, error: BaseException) -> None:

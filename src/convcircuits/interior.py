@@ -1,21 +1,30 @@
 """Which positions of a feature's map count, and which see the image alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.fields import receptive_fields
+from convcircuits.fields import Field, receptive_fields
 from convcircuits.masking import Subject
+
+FEWEST = 4
+"""Positions that an interior has at least: a figure of fewer tells of single places, not of the map."""
 
 
 @dataclass(frozen=True)
 class Interior:
-    """The positions of a map whose receptive fields lie inside the image, or where there are none, the central ones.
+    """The positions of a map whose receptive fields lie inside the image, or where these are too few, the central ones.
+
+    Too few are fewer than ``FEWEST`` that are not all of the map. The central ones are of each axis the quarter whose
+    fields leave the image least far on either side, with all that leave it as little.
 
     Attributes:
         mask: Which positions these are, bool (P,), laid out as by ``flattened``.
         inside: Whether their fields do lie inside the image; False: these are the central ones.
+        within: How many positions' fields do.
         map: (h, w).
         field: (height, width) of a field, in pixels.
         image: (H, W).
@@ -23,9 +32,23 @@ class Interior:
 
     mask: Tensor
     inside: bool
+    within: int
     map: tuple[int, int]
     field: tuple[int, int]
     image: tuple[int, int]
+
+    @classmethod
+    def of(cls, field: Field) -> "Interior":
+        """Tell it from the receptive fields of a map's positions."""
+        beyond = [_beyond(*axis) for axis in zip((field.rows, field.columns), field.image, strict=True)]
+        rows, columns = (outside == 0 for outside in beyond)
+        mask = rows[:, None] & columns
+        within = int(mask.sum())
+        inside = within >= FEWEST or within == mask.numel()
+        if not inside:
+            rows, columns = (outside <= outside.sort().values[(len(outside) - 1) // 4] for outside in beyond)
+            mask = rows[:, None] & columns
+        return cls(mask.flatten(), inside, within, field.shape, field.size, field.image)
 
     @property
     def positions(self) -> Tensor:
@@ -75,12 +98,11 @@ class Positions:
             field = receptive_fields(sized, [None], local=True)[None]
         except ConvCircuitsError:
             raise
-        except Exception as error:  # the model's own code met boxes in place of values, and may fail on them anyhow
+        except Exception as error:  # a rule met a form that it was not made for: no figure, but no crash
             raise ConvCircuitsError(
                 f"{subject.network.name} cannot compute receptive fields: {type(error).__name__}: {error}"
             ) from error
-        rows, columns, inside = field.interior()
-        return Interior((rows[:, None] & columns).flatten(), inside, field.shape, field.size, field.image)
+        return Interior.of(field)
 
     def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
@@ -97,3 +119,8 @@ class Positions:
             raise ConvCircuitsError(
                 f"The interior of {feature} cannot be told: {error} Give the feature another position."
             ) from error
+
+
+def _beyond(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
+    """Return how far each field of an axis leaves the image on the side where it does so most, in pixels."""
+    return torch.tensor([max(0, -first, end - length) for first, end in spans])

@@ -3,16 +3,17 @@
 import keyword
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.instructions import Constant, Ref, in_table, operation_of
+from convcircuits.instructions import IN_PLACE, Constant, Result, standing_in
 
 _OF_GRAPHS = frozenset([*dir(fx.GraphModule), "graph", "meta"])
 _ROOM, _RATIO = 1 << 24, 1 << 12  # values that a module may hold: so many, and so many for each value of its images
@@ -23,10 +24,11 @@ class Step:
     """One call.
 
     Attributes:
-        function: What is called; None for a layer.
-        args: Its arguments, with `Ref` and `Constant` in the place of tensors.
+        function: What is called, an ATen operation or a function of ours; None for a layer.
+        args: Its arguments, with `Result` and `Constant` in the place of tensors.
         kwargs: Its keyword arguments, likewise.
         layer: The name of the layer that is called on the first argument.
+        run: The same, or what does it in place.
         last: Numbers of results that no later step reads.
         path: The parts of the layer's name.
         rest: The arguments after the first.
@@ -38,10 +40,21 @@ class Step:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     layer: str = ""
+    run: Any = None
     last: tuple[int, ...] = ()
     path: tuple[str, ...] = ()
     source: int | None = None
     rest: tuple[Any, ...] = ()
+
+    def __reduce__(self) -> Any:  # torch pickles no operations
+        values = {known.name: getattr(self, known.name) for known in fields(self)}
+        names = {k: str(v) for k, v in values.items() if isinstance(v, OpOverload)}
+        return _restored, (values | names, [*names])
+
+
+def _restored(values: Mapping[str, Any], names: Sequence[str]) -> Step:
+    operations = {k: reduce(getattr, values[k].split("."), torch.ops) for k in names}
+    return Step(**{**values, **operations})
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Program:
 
     Attributes:
         steps: The calls, in order.
-        output: What is given, a `Ref` or a tuple of them.
+        output: What is given, a `Result` or a tuple of them.
         shape: (C, H, W) of the images that it was written for.
         any_size: Whether it takes images of another height and width.
         bounds: Finds the sizes of all results before images of a new shape are run; of a module from a file.
@@ -71,7 +84,7 @@ class Program:
         for number, step in enumerate(self.steps, 1):
             if before is not None:
                 before((step.args, step.kwargs), results)
-            function: Any = step.function
+            function = step.run
             if function is None:
                 function = module
                 for part in step.path:
@@ -141,7 +154,7 @@ def program_of(module: CircuitModule) -> Program:
 def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any]) -> Any:
     """Put tensors in the place of what stands for them."""
     kind = type(value)
-    if kind is Ref:
+    if kind is Result:
         return results[value.number] if value.part is None else results[value.number][value.part]
     if kind is Constant:
         return constants[value.name]
@@ -206,7 +219,7 @@ class Bounds:
         def before(arguments: Any, results: Mapping[int, Any]) -> None:
             _allow(sum(x.numel() for result in results.values() for x in _tensors(result)), limit)
             for ref in standing_in(arguments):
-                if isinstance(ref, Ref) and isinstance(results[ref.number], Tensor) != (ref.part is None):
+                if isinstance(ref, Result) and isinstance(results[ref.number], Tensor) != (ref.part is None):
                     raise ConvCircuitsError("one of its steps reads something other than a tensor")
 
         with torch.no_grad(), _EachResult(limit):
@@ -242,15 +255,6 @@ def _tensors(result: Any) -> Sequence[Tensor]:
     return found
 
 
-def standing_in(value: Any) -> list[Ref | Constant]:
-    """List what stands for tensors among arguments."""
-    if isinstance(value, (Ref, Constant)):
-        return [value]
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    return [one for part in value for one in standing_in(part)] if isinstance(value, (tuple, list)) else []
-
-
 def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
     """Say of each step what dies with it, and let it write into its map where it can and nobody else reads that."""
     read = [_numbers((step.args, step.kwargs)) for step in steps]
@@ -262,28 +266,38 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
             dead.setdefault(last.get(number, max(number, 1)), []).append(number)
     tidied = []
     for number, step in enumerate(steps, 1):
-        args, kwargs = _in_place(step, steps, users)
-        source = args[0].number if args and isinstance(args[0], Ref) and args[0].part is None else None
-        if standing_in((args[1:], kwargs)):
-            source = None
-        made = replace(step, args=args, kwargs=kwargs, source=source, rest=args[1:])
-        tidied.append(replace(made, last=tuple(dead.get(number, ())), path=tuple(step.layer.split("."))))
+        tidied.append(
+            replace(
+                step,
+                run=_in_place(step, steps, users),
+                last=tuple(dead.get(number, ())),
+                path=tuple(step.layer.split(".")),
+                source=_only_source(step),
+                rest=step.args[1:],
+            )
+        )
     return tuple(tidied)
 
 
-def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return a step's arguments; a function that can write into its map does so where nobody else reads that."""
-    args, operation = step.args, operation_of(step.function)
-    if operation is None or "inplace" not in operation.kinds or not args or not isinstance(args[0], Ref):
-        return args, step.kwargs
-    read = args[0].number
-    source = steps[read - 1] if read and args[0].part is None else None
-    fresh = source is not None and (source.function is None or source.function is F.pad)
-    return args[: list(operation.kinds).index("inplace")], {**step.kwargs, "inplace": fresh and users[read] == 1}
+def _only_source(step: Step) -> int | None:
+    """Return which result a step reads first, if that is the only tensor it is given."""
+    match step.args:
+        case [Result(number, None), *rest] if not standing_in((rest, step.kwargs)):
+            return number
+    return None
+
+
+def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> Any:
+    """Return what a step calls: what writes into its map, where there is such a function and nobody else reads that."""
+    match step.args:
+        case [Result(number, None), *_] if number and users[number] == 1 and step.function in IN_PLACE:
+            fresh = steps[number - 1].function in (None, torch.ops.aten.constant_pad_nd.default)
+            return IN_PLACE[step.function] if fresh else step.function
+    return step.function
 
 
 def _numbers(value: Any) -> list[int]:
-    return [one.number for one in standing_in(value) if isinstance(one, Ref)]
+    return [one.number for one in standing_in(value) if isinstance(one, Result)]
 
 
 def with_plain_names(module: CircuitModule) -> CircuitModule:
@@ -329,7 +343,7 @@ def from_graph(
     for node in graph.nodes:
         args, kwargs = _plain(node.args, places), _plain(dict(node.kwargs), places)
         if node.op == "placeholder":
-            places[node] = Ref(0)
+            places[node] = Result(0)
         elif node.op == "get_attr":
             places[node] = Constant(str(node.target))
         elif node.op == "output":
@@ -337,28 +351,16 @@ def from_graph(
         elif node.target is one_of:
             places[node] = replace(args[0], part=args[1])
         else:
-            steps.append(_step(node, args, kwargs))
-            places[node] = Ref(len(steps))
+            is_layer = node.op == "call_module"
+            steps.append(Step(None, args, layer=str(node.target)) if is_layer else Step(node.target, args, kwargs))
+            places[node] = Result(len(steps))
     return CircuitModule(root, Program(tidy(steps, output), output, shape, any_size)).eval()
-
-
-def _step(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    if node.op == "call_module":
-        return Step(None, args, layer=str(node.target))
-    function: Any = getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target
-    found = in_table(function, args, kwargs)
-    if found is not None:
-        operation, given = found
-        function, (args, kwargs) = operation.function, operation.call(given)
-    return Step(function, args, kwargs)
 
 
 def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
     """Put in the place of nodes what stands for their results, in ordinary containers."""
     if isinstance(value, fx.Node):
         return places[value]
-    if isinstance(value, slice):
-        return slice(*(_plain(one, places) for one in (value.start, value.stop, value.step)))
     if isinstance(value, (tuple, list)):
         parts = [_plain(one, places) for one in value]
         return parts if isinstance(value, list) else tuple(parts)

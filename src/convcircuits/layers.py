@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convcircuits.calls import ConvCall, KernelCall, LinearCall
-from convcircuits.functions import argument
+from convcircuits.layout import Value
 from convcircuits.masking import Masks
-from convcircuits.recording import Value
+from convcircuits.operations import argument, is_batch_norm
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,21 @@ def conv(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, colu
 
 
 def norm(value: Value, channels: Tensor) -> nn.Module | None:
-    """Make the BatchNorm of some channels, if a value's function is one that uses running statistics."""
-    if value.function is not F.batch_norm:
+    """Make the BatchNorm of some channels, if a value's operation is one that uses running statistics."""
+    node = value.node
+    if node is None or not is_batch_norm(node) or argument(node, "training"):
         return None
-    given = {
-        name: argument(F.batch_norm, value.args, value.kwargs, name)
-        for name in ("running_mean", "running_var", "weight", "bias", "training", "eps")
-    }
+    given = {name: argument(node, name) for name in ("running_mean", "running_var", "weight", "bias")}
     like = given["running_mean"]
-    if given["training"] or like is None or (given["weight"] is None) != (given["bias"] is None):
+    if like is None or (given["weight"] is None) != (given["bias"] is None):
         return None
     kind = nn.BatchNorm2d if len(value.shape) == 3 else nn.BatchNorm1d
-    eps = 1e-5 if given["eps"] is None else given["eps"]
+    eps = next(eps for eps in (argument(node, "eps"), argument(node, "epsilon")) if eps is not None)
     module = kind(len(channels), eps=eps, affine=given["weight"] is not None, device=like.device, dtype=like.dtype)
     with torch.no_grad():
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            if given[name] is not None:
-                getattr(module, name).copy_(given[name][channels])
+        for name, values in given.items():
+            if values is not None:
+                getattr(module, name).copy_(values[channels])
     return module
 
 

@@ -137,14 +137,14 @@ class Subject:
         rows = self.rows if self.survey.direct else None
         if masks is None or not masks.silent:
             return self.network.run(self.feature, images, kernel, rows=rows, copied=self.survey.copied)
-        paths = self._paths_on(images)
+        paths = self.paths_on(images)
         return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
 
     def unread_filters(self, masks: Masks, images: Tensor) -> list[Tensor]:
         """Return for each kernel call in order which filters are dead in a circuit and read by no gate, (out,) bool."""
-        return self._paths_on(images).unread_filters(masks.kernels, self.survey.rows)
+        return self.paths_on(images).unread_filters(masks.kernels, self.survey.rows)
 
-    def _paths_on(self, images: Tensor) -> Paths:
+    def paths_on(self, images: Tensor) -> Paths:
         """Return the graph of batches of this shape."""
         if images.shape not in self._paths:
             if len(self._paths) >= _GRAPHS:
@@ -157,7 +157,8 @@ class Subject:
         if key not in self._plans:
             if len(self._plans) >= 4 * _GRAPHS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = masks, paths.plan(masks.kernels, self.network.device)  # which keeps the id taken
+            plan = paths.plan(paths.live(masks.kernels)).to(self.network.device)
+            self._plans[key] = masks, plan  # the masks, so that their id stays taken
         return self._plans[key][1]
 
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from convcircuits.copying import private_copy
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.feature import Feature
 from convcircuits.files import is_file
 from convcircuits.tables import suggest
@@ -267,7 +267,7 @@ def load_model(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
         )
     if is_random and weights is not None:
         raise ConvCircuitsError(
-            f"{spec!r} asks for random weights, but weights={str(weights)!r} was given too. Drop one."
+            f"{spec!r} asks for random weights, but {option('weights', str(weights))} was given too. Drop one."
         )
     pretrained = not is_random and weights is None
     state = None if weights is None else _read_state_dict(Path(weights))
@@ -644,7 +644,7 @@ def _download(spec: str, build: Callable[[], Any]) -> nn.Module:
     except Exception as error:  # every downloader has errors of its own
         raise ConvCircuitsError(
             f"The pretrained weights of {spec!r} could not be fetched ({error}). Give a file that you have "
-            f"(--weights FILE, weights=FILE), take seeded random weights ('{spec}{_RANDOM}'), or a model "
+            f"by {option('weights')}, take seeded random weights ('{spec}{_RANDOM}'), or a model "
             f"that needs no download: {', '.join(_OFFLINE)}."
         ) from error
     return model

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from convcircuits.moments import Census, Comparison, Moments
-from convcircuits.report import Evaluation
+from convcircuits.report import WHERE, Evaluation
+from convcircuits.texts import sentences
 
 FEW_IMAGES = 10
 """Figures on fewer images than these are said to be on few."""
@@ -21,14 +22,16 @@ def notes(report: Evaluation, own: Comparison, census: Census) -> tuple[str, ...
         own: What they were made of.
         census: What the full model's maps say.
     """
-    return (
-        *_on_origin(report),
-        *_on_images(report),
-        *_on_run(report),
-        *(_on_units(own) if own.several else _on_constancy(*own.values, *own.maxima)),
-        *_on_interior(report, own, census),
-        *_on_baseline(report),
-        *_on_rectification(report, own),
+    return sentences(
+        [
+            *_on_origin(report),
+            *_on_images(report),
+            *_on_run(report),
+            *(_on_units(own) if own.several else _on_constancy(*own.values, *own.maxima)),
+            *_on_interior(report, own, census),
+            *_on_baseline(report),
+            *_on_rectification(report, own),
+        ]
     )
 
 
@@ -96,16 +99,19 @@ def _on_interior(report: Evaluation, own: Comparison, census: Census) -> Iterato
     if interior is None:
         yield f"Receptive fields are not known, so there is no R2 on the interior (NaN): {census.problem}"
         return
+    where = WHERE[report.interior]
     if not interior.inside and interior.mask.numel() > 1:
         field, image, whole = (f"{h} x {w}" for h, w in (interior.field, interior.image, interior.map))
+        few = f"only {interior.within} of them" if interior.within else "none"
         yield (
-            f"No receptive field ({field} pixels) lies inside the image ({image}), so the interior stands for the "
-            f"{len(interior.positions)} central positions of the {whole} map, whose fields leave the image least."
+            f"Receptive fields are {field} pixels, and {few} lie{'s' * (interior.within < 2)} inside the image ({image}"
+            f"), so the {len(interior.positions)} central positions of the {whole} map, whose fields leave the image "
+            "least, stand in for the interior."
         )
     if not census.inside:
-        yield "No position that counts is on the interior, so R2 there is not defined (NaN)."
+        yield f"No position that counts is on {where}, so R2 there is not defined (NaN)."
     elif all(m.full_constant for m in own.interior) and not all(m.full_constant for m in own.values):
-        yield "The feature varies at the border alone: on the interior it is constant, and R2 not defined (NaN)."
+        yield f"The feature varies at the border alone: on {where} it is constant, and R2 not defined (NaN)."
     if report.maxima_at_border > 0.5:
         yield (
             f"In {report.maxima_at_border:.0%} of the images the feature is highest at the border, where its receptive "
@@ -114,10 +120,14 @@ def _on_interior(report: Evaluation, own: Comparison, census: Census) -> Iterato
 
 
 def _on_baseline(report: Evaluation) -> Iterator[str]:
-    if report.provenance["fitted_on"] is None:
-        yield "The average training map was not measured; give fit=, the images that the circuit was found on."
-    elif math.isnan(report.r2_average_map) and not math.isnan(report.r2):
-        yield "The images of fit= give maps of other sizes, so there is no average map of them to compare with (NaN)."
+    fitted_on, found_on = report.provenance["fitted_on"], report.provenance["circuit"].get("images")
+    if fitted_on is None:
+        yield "No baseline: the images that the circuit was found on were not given, so their average map is not known."
+        return
+    if found_on is not None and fitted_on not in (found_on, report.provenance["images"]):
+        yield "The average map is of other images, or of other crops, than those that the circuit was found on."
+    if math.isnan(report.r2_average_map) and not math.isnan(report.r2):
+        yield "The training images give maps of other sizes, so there is no average map to compare with (NaN)."
     elif report.r2 > 0 and report.r2_average_map > report.r2 / 2:
         yield (
             f"The average training map, which needs no network, reaches R2 {report.r2_average_map:.2f}, more than half "

@@ -81,7 +81,7 @@ def _run(content: bytes, images: Tensor) -> Tensor:
     except Exception as error:  # as many kinds as there are mistakes
         reason = str(error).strip().partition("\n")[0]
         raise ConvCircuitsError(
-            f"onnxruntime cannot run the exported module ({reason}); in another dtype it may: save module.float()."
+            f"onnxruntime cannot run the exported module ({reason}); it may run one in float32."
         ) from error
     return torch.from_numpy(maps)
 

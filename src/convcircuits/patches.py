@@ -1,6 +1,5 @@
 """What drives each map of a circuit: the images and places of its highest values, its maps, what kernels add to it."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -145,9 +144,9 @@ def presum_maps(
         by_layer.setdefault(kernel[0], []).append(kernel)
     parts: dict[Kernel, list[Tensor]] = {kernel: [] for kernel in kernels}
 
-    def watch(call: KernelCall, number: int) -> None:
+    def watch(call: KernelCall) -> None:
         wanted = by_layer.get(call.layer, [])
-        if number == 0 and wanted:
+        if call.turn == 0 and wanted:
             for kernel, one in zip(wanted, _small(_presums(call, masks, wanted)).unbind(1), strict=True):
                 parts[kernel].append(one)
 
@@ -178,7 +177,7 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
             layer: torch.zeros(len(images), *shape, dtype=subject.network.dtype) for layer, shape in shapes.items()
         }
 
-        def watch(call: KernelCall, number: int, totals: Mapping[str, Tensor] = totals) -> None:
+        def watch(call: KernelCall, totals: Mapping[str, Tensor] = totals) -> None:
             if call.layer in totals:
                 # The mean of a convolution is the convolution of means: of what each weight reads.
                 weights = replace(call, weight=_used(call, masks)).kernels
@@ -220,8 +219,8 @@ def _read(
         seen.update(readings)
         see(readings, maps)
 
-    def watch(call: KernelCall, number: int) -> None:
-        channels = wanted.get((call.layer, number), {})
+    def watch(call: KernelCall) -> None:
+        channels = wanted.get((call.layer, call.turn), {})
         if channels:
             field = fields[next(iter(channels))]
             numbers = torch.tensor(list(channels.values()), device=call.x.device)
@@ -244,16 +243,10 @@ def _read(
             raise no_such_map(reading)
 
 
-def _watched(subject: Subject, masks: Masks | None, images: Tensor, watch: Callable[[KernelCall, int], None]) -> Tensor:
-    """Run on a batch, tell of every kernel call and the number of it in its layer; give the feature's maps."""
-    calls: Counter[str] = Counter()
-
-    def counted(call: KernelCall, output: Tensor) -> None:
-        calls[call.layer] += 1
-        watch(call, calls[call.layer] - 1)
-
+def _watched(subject: Subject, masks: Masks | None, images: Tensor, watch: Callable[[KernelCall], None]) -> Tensor:
+    """Run on a batch, tell of every kernel call; give the feature's maps."""
     with torch.no_grad():
-        return subject.maps(images, masks, counted)
+        return subject.maps(images, masks, lambda call, output: watch(call))
 
 
 def _used(call: KernelCall, masks: Masks | None) -> Tensor:

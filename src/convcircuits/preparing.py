@@ -9,7 +9,7 @@ import torch
 
 import convcircuits as cc
 from convcircuits.files import check_place, is_folder
-from convcircuits.images import Crops, Photograph, crops, photographs, readable, split_photographs
+from convcircuits.images import Crops, Photograph, crops, distinct, photographs, readable, split_photographs
 from convcircuits.models import LoadedModel, is_plain_name, load_model
 from convcircuits.origins import Recipe
 from convcircuits.texts import printable
@@ -31,8 +31,10 @@ class Setup:
         train_names: Photographs of the first.
         held_out_names: Photographs of the second.
         unreadable: Files that were left out, as they are no pictures or could not be read.
+        copies: Photographs that were left out, as they are copies of others or of those that the circuit was found on.
         photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
         pictured: Makes more crops of these, for pictures: number i of photograph i modulo their count.
+        no_baseline: Why there are no crops that the circuit was found on; empty where there are some.
     """
 
     loaded: LoadedModel
@@ -41,8 +43,10 @@ class Setup:
     train_names: list[str]
     held_out_names: list[str]
     unreadable: list[str]
+    copies: list[str]
     photographs: list[str]
     pictured: Callable[[], torch.Tensor | Crops]
+    no_baseline: str = ""
 
 
 def set_up(
@@ -59,8 +63,10 @@ def set_up(
     """Load a model, and crops of training and of held-out photographs; split anew, or by name as they were before."""
     loaded = loaded_model(spec, weights, device)
     pictures, unreadable = photographs(source)
+    copies: list[str] = []
     if by_name is None:
         train, rest = split_photographs(pictures, held_out=held_out, seed=seed)
+        copies = _others(pictures, [*train, *rest])
     else:  # as they were split before, whatever has come to the folder since
         train, rest = (_named(pictures, by_name[role], source) for role in ("found_on", "held_out"))
     cut = _Cutter(loaded, size, unreadable)
@@ -75,6 +81,7 @@ def set_up(
         train_names,
         held_out_names,
         unreadable,
+        copies,
         [p.name for p in train if p.name not in cut.failed],
         lambda: cut(train, seed, max(count, PICTURED))[0],
     )
@@ -102,13 +109,13 @@ def set_up_again(
         return set_up(spec, weights, recipe.images, count, size, recipe.held_out, seed, device, by_name=by_name)
     loaded = loaded_model(spec, weights, device)
     pictures, unreadable = photographs(source)
-    fresh = [p for p in pictures if p.name not in (by_name or {}).get("found_on", [])]
+    cut = _Cutter(loaded, size, unreadable)
+    old, train, train_names, no_baseline = _found_on(circuit, cut)
+    others = [p for p in pictures if p.name not in (by_name or {}).get("found_on", [])]
+    fresh = distinct(others, apart_from=old)
     if not fresh:
         raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {source}; give others.")
-
-    cut = _Cutter(loaded, size, unreadable)
     held_out, held_out_names = cut(fresh, seed + 1, count)
-    train, train_names = _found_on(circuit, cut)
     return Setup(
         loaded,
         train,
@@ -116,21 +123,32 @@ def set_up_again(
         train_names,
         held_out_names,
         unreadable,
+        _others(others, fresh),
         [p.name for p in fresh if p.name not in cut.failed],
         lambda: cut(fresh, seed + 1, max(count, PICTURED))[0],
+        no_baseline,
     )
 
 
-def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[torch.Tensor | Crops, list[str]]:
-    """Cut the photographs that a circuit was found on, and name them; none where they are not to be had any more."""
+def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], torch.Tensor | Crops, list[str], str]:
+    """Return the photographs that a circuit was found on, crops of them, and the names of those that are cut.
+
+    Where they are not to be had any more, there are none, and the last value says why.
+    """
     recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
     if recipe is None or by_name is None:
-        return torch.empty(0), []
+        return [], torch.empty(0), [], "The file does not say which photographs the circuit was found on."
     try:
-        pictures, _ = photographs(recipe.images)
-        return cut(_named(pictures, by_name["found_on"], recipe.images), recipe.seed, recipe.count)
+        old = _named(photographs(recipe.images)[0], by_name["found_on"], recipe.images)
+        return old, *cut(old, recipe.seed, recipe.count), ""
     except cc.ConvCircuitsError:
-        return torch.empty(0), []
+        gone = f"The photographs of {recipe.images} that the circuit was found on are not all there any more."
+        return [], torch.empty(0), [], gone
+
+
+def _others(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
+    names = {photograph.name for photograph in kept}
+    return [photograph.name for photograph in photographs if photograph.name not in names]
 
 
 class _Cutter:

@@ -9,7 +9,6 @@ term is part of its filter's bias.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,23 +76,26 @@ class Paths:
     Args:
         graph: The graph.
 
+    Attributes:
+        graph: The graph.
+        operations: What each node does with channels; None for kernel calls.
+        full: What is live in the full model. All else is a constant.
+
     Raises:
         ConvCircuitsError: If an operation is unknown and cannot be measured.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._operations: list[Operation | None] = []
+        self.full = self._images(None)
+        self.operations: list[Operation | None] = []
         gates = {0: False}
-        for node in graph.nodes:
-            operation = None if node.call is not None else operation_of(graph, node, gates)
-            self._operations.append(operation)
+        for place, node in enumerate(graph.nodes):
+            constants = {n: ~self.full.marks[n] for n in node.inputs}
+            operation = None if node.call is not None else operation_of(graph, node, gates, constants)
+            self.operations.append(operation)
             gates |= {n: operation is not None and operation.gate for n in node.outputs if n is not None}
-
-    @cached_property
-    def full(self) -> Live:
-        """What is live in the full model."""
-        return self.live(None)
+            self._follow(place, self.full, None, None)
 
     def live(self, kernels: Mapping[str, Tensor] | None, images: Tensor | None = None) -> Live:
         """Follow what is live from the images on.
@@ -103,37 +105,50 @@ class Paths:
                 named. None for the full model.
             images: Which of the images are live, (n,) bool; None for all.
         """
-        shape = self.graph.shapes[0]
+        live = self._images(images)
+        for place in range(len(self.graph.nodes)):
+            self._follow(place, live, kernels, images)
+        return live
+
+    def _images(self, images: Tensor | None) -> Live:
+        """Return what is live before the first operation."""
         image = torch.ones(1, dtype=torch.bool) if images is None else images
-        marks, reads, conducting = {0: image.reshape(-1, *[1] * (len(shape) - 1))}, {}, {}
-        for place, node in enumerate(self.graph.nodes):
-            given = [marks[n] for n in dict.fromkeys(node.inputs)]
-            if node.call is not None:
-                mask = None if kernels is None else kernels.get(node.call.layer)
-                reads[place] = _channels_read(node.call, given[0], self.graph.shapes[node.inputs[0]])
-                conducting[place] = _conducting(node.call, mask, reads[place])
-                out = _along_channels(node.call, conducting[place].any(1), self.graph.shapes_of(node)[0])
-                if images is not None:
-                    out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
-                results = [out]
-            else:
-                results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
-            marks |= dict(zip((n for n in node.outputs if n is not None), results, strict=True))
-        return Live(marks, reads, conducting)
+        return Live({0: image.reshape(-1, 1, 1, 1).expand(-1, self.graph.shapes[0][1], -1, -1)}, {}, {})
+
+    def _follow(self, place: int, live: Live, kernels: Mapping[str, Tensor] | None, images: Tensor | None) -> None:
+        """Add what is live of an operation's results."""
+        node = self.graph.nodes[place]
+        given = [live.marks[n] for n in dict.fromkeys(node.inputs)]
+        if node.call is not None:
+            mask = None if kernels is None else kernels.get(node.call.layer)
+            live.reads[place] = _channels_read(node.call, given[0], self.graph.shapes[node.inputs[0]])
+            live.conducting[place] = _conducting(node.call, mask, live.reads[place])
+            out = _along_channels(node.call, live.conducting[place].any(1), self.graph.shapes_of(node)[0])
+            if images is not None:
+                out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
+            results = [out]
+        else:
+            results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
+        live.marks.update(zip((n for n in node.outputs if n is not None), results, strict=True))
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
         """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
-        graph, need = self.graph, self._needed(live, rows)
-        found = {n.call.layer: torch.zeros(_table(n.call), dtype=torch.bool) for n in graph.nodes if n.call is not None}
-        for place, node in enumerate(graph.nodes):
-            if node.call is not None:
-                found[node.call.layer] |= live.conducting[place] & self._rows_needed(place, need)[:, None]
+        found: dict[str, Tensor] = {}
+        for place, on_path in self.found_by_call(live, rows).items():
+            call = self.graph.nodes[place].call
+            assert call is not None
+            found[call.layer] = found[call.layer] | on_path if call.layer in found else on_path
         return found
+
+    def found_by_call(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
+        """Return by place of a kernel call's node, (out, in per group), its kernels on a path."""
+        need = self.needed(live, rows)
+        return {place: table & self._rows_needed(place, need)[:, None] for place, table in live.conducting.items()}
 
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
         """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""
         live, full = self.live(kernels), self.full.conducting
-        need = self._needed(live, rows)
+        need = self.needed(live, rows)
         return [
             full[place].any(1) & ~conducting.any(1) & ~self._rows_needed(place, need)
             for place, conducting in live.conducting.items()
@@ -149,7 +164,7 @@ class Paths:
         dim = _channel_dim(node.call, len(shape))
         return _per_channel(need[number], dim, shape[dim])
 
-    def _needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
+    def needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
         """Follow back what the feature needs, by number of the value: what is dead and counts for zero is not."""
         graph = self.graph
         output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
@@ -174,7 +189,7 @@ class Paths:
                 if n in need and result.requires_grad
             ]
             if wanted:
-                operation = self._operations[place]
+                operation = self.operations[place]
                 assert operation is not None
                 spared = operation.spared([value.detach() for value in values])
                 gradients = torch.autograd.grad(
@@ -185,22 +200,21 @@ class Paths:
                         _add(need, number, (gradient > 0) & counts)
         return need
 
-    def plan(self, kernels: Mapping[str, Tensor], device: torch.device) -> Plan:
+    def plan(self, live: Live) -> Plan:
         """Say what is dead in a circuit, and where it must count for zero; the model's constants stay as they are."""
-        live, silent = self.live(kernels), {}
-        for place, (node, operation) in enumerate(zip(self.graph.nodes, self._operations, strict=True)):
+        silent = {}
+        for place, (node, operation) in enumerate(zip(self.graph.nodes, self.operations, strict=True)):
             given = {n: live.marks[n] for n in node.inputs}
             if operation is not None:
                 spared = dict(zip(given, operation.spared([mark.float() for mark in given.values()]), strict=True))
             else:
                 spared = given if _within_channels(node.call, live.marks[node.inputs[0]]) else {}
             spared = {n: mark | ~self.full.marks[n] for n, mark in spared.items()}
-            partly = {n: mark.to(device) for n, mark in spared.items() if not bool(mark.all())}
+            partly = {n: mark for n, mark in spared.items() if not bool(mark.all())}
             if partly:
                 silent[place] = partly
         output = live.marks[self.graph.output] | ~self.full.marks[self.graph.output]
-        reads = {place: read.to(device) for place, read in live.reads.items()}
-        return Plan(reads, silent, None if bool(output.all()) else output.to(device))
+        return Plan(live.reads, silent, None if bool(output.all()) else output)
 
     def check_images_apart(self, layer: str) -> None:
         """Refuse a model in which one image changes what is computed of another.
@@ -221,7 +235,7 @@ class Paths:
 
     def through(self, place: int, marks: list[Tensor]) -> list[Tensor]:
         """Bring marks of what an operation reads, one for each value in order, through it; one for each result."""
-        operation = self._operations[place]
+        operation = self.operations[place]
         assert operation is not None
         result = operation.rule(*marks)
         shapes = self.graph.shapes_of(self.graph.nodes[place])
@@ -326,7 +340,7 @@ def _watched(network: Network, feature: Feature, images: Tensor) -> "_Watcher":
     watcher = _Watcher(network, feature, images)
     with torch.no_grad(), watcher.recorder:
         try:
-            network.forward(images, watcher.kernel, None, watcher.on_exit)
+            network.forward(images, watcher.kernel, watcher.on_exit)
         except ConvCircuitsError:
             if watcher.output is None:
                 raise

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from convcircuits.texts import printable
 from convcircuits.verdict import Word
 
+WHERE = {"inside": "the interior", "central": "the central positions", "unknown": "the interior"}
+"""What ``Evaluation.r2_interior`` is of, in words, by ``Evaluation.interior``."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -19,8 +22,9 @@ class Evaluation:
     needed for, and of a random circuit that keeps as many units of each layer. ``verdict`` weighs these figures
     by the rules in ``convcircuits.verdict``.
 
-    The interior is the positions whose receptive field lies inside the image; where no position's does, the central
-    quarter of rows and columns (``Field.interior``). Every R2 has the mean of f over the values that it is of.
+    The interior is the positions whose receptive field lies inside the image; where fewer than four positions' do (and
+    not all), the central quarter of rows and columns (``Interior``). Every R2 has the mean of f over the values that it
+    is of.
 
     Of several units, r, R2, R2 after a readout and r of the maxima are means over units, each with its own mean and
     its own readout: pooled, the differences between units would flatter them. A unit that is constant in the full
@@ -41,7 +45,7 @@ class Evaluation:
         verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` where a figure that would
             tell is NaN.
         verdict_sentence: The verdict and why.
-        interior: What ``r2_interior`` is of: ``"inside"``; ``"central"`` where no receptive field lies inside the
+        interior: What ``r2_interior`` is of: ``"inside"``; ``"central"`` where too few receptive fields lie inside the
             image; or ``"unknown"``.
         interior_share: Share of the counted values that are on the interior; NaN where that is not known.
         maxima_at_border: Share of images (and units) whose highest value in the full model is not on the interior;
@@ -105,10 +109,14 @@ class Evaluation:
         """Tabulate the figures; then say the verdict, and what must be known to read them rightly."""
         share = f"{self.granularity}s kept ({self.density:.3%})"
         kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
-        where = {"inside": "interior", "central": "central positions", "unknown": "interior"}[self.interior]
         rows: list[tuple[str, *tuple[float, ...]]] = [
             ("R2", self.r2, self.r2_average_map, self.r2_random),
-            (f"R2, {where}", self.r2_interior, self.r2_average_map_interior, self.r2_random_interior),
+            (
+                f"R2, {WHERE[self.interior].removeprefix('the ')}",
+                self.r2_interior,
+                self.r2_average_map_interior,
+                self.r2_random_interior,
+            ),
             ("R2, rectified", self.r2_rectified),
             ("R2, after a readout", self.r2_readout),
             ("Pearson r", self.pearson),

@@ -27,6 +27,7 @@ from convcircuits.scores import Scores
 from convcircuits.tables import LayerTable
 
 SCHEMA = "convcircuits/2"
+MODULE_SCHEMA = "convcircuits/3"
 _KEY = "convcircuits"
 _NO_SUM = "0" * 64
 _TABLES = {"scores": ("kernels",), "circuit": ("kernels", "saliency", "gain", "offset")}
@@ -59,12 +60,13 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
         also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
         raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
     header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
+    schema = _schema_of(header["kind"])
     try:
         check_provenance(header.get("provenance") or header.get("circuit") or {})
     except ConvCircuitsError as error:
         raise ConvCircuitsError(f"{path} is not written: {error}.") from error
     try:
-        text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
+        text = json.dumps({"schema": schema, **header}, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
     write_whole(path, sealed(text, tensors))
@@ -94,15 +96,15 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
         raise ConvCircuitsError(f"{path} is a .safetensors file, but convcircuits did not write it.")
     try:
         header = json.loads(metadata[_KEY])
-        schema = str(header["schema"])
+        schema, kind = str(header["schema"]), header["kind"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConvCircuitsError(f"The header of {path} is damaged: {error!r}.") from error
-    if schema != SCHEMA:
-        raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema)}")
+    if schema != _schema_of(kind):
+        raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema, kind)}")
     if not _is_sealed(content, header):
         raise ConvCircuitsError(f"{path} is damaged: its bytes are not those of its checksum. Copy or make it again.")
     try:
-        return (_read_module if header["kind"] == "module" else _read_tables)(header, tensors)
+        return (_read_module if kind == "module" else _read_tables)(header, tensors)
     except Exception as error:  # a file that was made to harm makes torch raise nearly anything
         raise ConvCircuitsError(f"{path} is damaged: {' '.join(str(error).split()):.500}.") from error
 
@@ -141,10 +143,17 @@ def _end_of_header(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def _what_to_do(schema: str) -> str:
+def _schema_of(kind: Any) -> str:
+    return MODULE_SCHEMA if kind == "module" else SCHEMA
+
+
+def _what_to_do(schema: str, kind: Any) -> str:
+    known = _schema_of(kind)
     if schema == "convcircuits/1":
-        return f"which had no checksum, and this version reads {SCHEMA!r} alone; make the file again."
-    return f"and this version of convcircuits reads {SCHEMA!r}; pip install --upgrade convcircuits."
+        return f"which had no checksum, and this version reads {known!r} alone; make the file again."
+    if kind == "module" and schema == SCHEMA:
+        return f"whose steps have other names, and this version reads modules of {known!r}; extract the circuit again."
+    return f"and this version of convcircuits reads {known!r}; pip install --upgrade convcircuits."
 
 
 def _of_module(module: CircuitModule) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from convcircuits.batches import Batches, Progress
 from convcircuits.calls import KernelCall
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.feature import Feature, at, flattened
 from convcircuits.granularity import by_unit
 from convcircuits.interior import Positions
@@ -118,7 +118,7 @@ class Layer:
         if len(self._by(_kernel_size)) > 1:
             raise ConvCircuitsError(
                 f"{self.name} uses its weight in several sizes, and their maps have no mean in common; leave out "
-                "centred=True."
+                f"{option('centred', True, of_criterion=True)}."
             )
         parts = []
         for call, _ in self.calls:
@@ -217,7 +217,7 @@ class Batch:
         except (RuntimeError, NotImplementedError) as error:
             raise ConvCircuitsError(
                 f"No gradient of {self._trace.subject.feature} can be taken: {error} Choose a feature before that "
-                "operation, or criterion='magnitude'."
+                f"operation, or {option('criterion', 'magnitude')}."
             ) from error
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
@@ -236,7 +236,7 @@ class Batch:
             raise ConvCircuitsError(
                 f"No gradient of {self._trace.subject.feature} reaches {lost}, though it is computed from it: the "
                 "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
-                "cannot score that layer; use criterion='magnitude', or choose a feature before."
+                f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before."
             )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:

@@ -15,7 +15,7 @@ from convcircuits.batches import Batches, Images, Progress
 from convcircuits.capture import Network
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.feature import Feature
-from convcircuits.interior import Positions
+from convcircuits.interior import FEWEST, Interior, Positions
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
 
@@ -31,9 +31,9 @@ AVERAGE_MAP = 0.1
 RULE = (
     "the unit whose rectified map varies most inside, of those (1) that are above zero, where a ReLU lets them "
     f"through, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions and on at least {ACTIVE_IMAGES:.0%} of the "
-    "images, (2) whose map varies inside, where the receptive field does not reach the padding, at least as much as "
-    "over all positions, and (3) of whose map the average of other photographs predicts less than "
-    f"{AVERAGE_MAP:.0%} (R2)"
+    "images, (2) whose map varies inside, where the receptive field does not reach the padding (or at the central "
+    f"positions, where that is so at fewer than {FEWEST}), at least as much as over all positions, and (3) of whose "
+    f"map the average of other photographs predicts less than {AVERAGE_MAP:.0%} (R2)"
 )
 """How ``choose_unit`` chooses. It looks at no circuit."""
 
@@ -47,12 +47,13 @@ class UnitStatistics:
         active: Share of the positions, of all images, where it is above zero.
         active_images: Share of the images with such a position.
         inside: Share of its variance, about its one mean over images and positions, that is on interior positions:
-            those whose receptive field lies inside the image or, where there are none, the central ones. NaN for a
-            constant unit.
+            those whose receptive field lies inside the image or, where these are too few, the central ones
+            (``Interior``). NaN for a constant unit.
         interior: Share of the positions that are interior ones, the same for all units.
         average_map_r2: R2 of the average map of the other photographs, which knows nothing of the image; NaN for a
             constant unit.
         rectified_variance: Variance of the rectified map, which the next layer reads, over interior positions.
+        central: Whether these are the central ones.
     """
 
     unit: int
@@ -62,6 +63,7 @@ class UnitStatistics:
     interior: float
     average_map_r2: float
     rectified_variance: float
+    central: bool = False
 
     @property
     def allowed(self) -> bool:
@@ -75,9 +77,10 @@ class UnitStatistics:
 
     def summary(self) -> str:
         """Say the statistics in a line."""
+        inside = "at the central positions" if self.central else "inside"
         return (
             f"unit {self.unit}: above zero at {self.active:.0%} of the positions and on {self.active_images:.0%} of "
-            f"the images; {self.inside:.0%} of its variance inside, where {self.interior:.0%} of the positions are; "
+            f"the images; {self.inside:.0%} of its variance {inside}, where {self.interior:.0%} of the positions are; "
             f"R2 of the average map {self.average_map_r2:z.2f}"
         )
 
@@ -110,7 +113,7 @@ def unit_statistics(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     shape = batches.first_shape()
     subject = _all_units(network, layer, shape)
-    sums, done = _Sums(Positions(subject).interior(shape).mask), 0
+    sums, done = _Sums(Positions(subject).interior(shape)), 0
     for batch in batches:
         if tuple(batch.shape[1:]) != shape:
             raise ConvCircuitsError(f"Images are {shape} and {tuple(batch.shape[1:])}; give images of one size.")
@@ -141,8 +144,8 @@ def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
 class _Sums:
     """Sums over images, by position, from which all statistics follow."""
 
-    def __init__(self, interior: Tensor) -> None:
-        self.interior, self.images = interior, 0
+    def __init__(self, interior: Interior) -> None:
+        self.interior, self.central, self.images = interior.mask, not interior.inside, 0
         self.active = self.active_images = self.squares = self.rectified = self.rectified_squares = torch.zeros(())
         self.by_photograph: dict[Hashable, Tensor] = {}
         self.crops: dict[Hashable, int] = {}
@@ -183,7 +186,10 @@ class _Sums:
             "rectified_variance": (self.rectified_squares / count - (self.rectified / count).square()).clamp_min(0),
         }
         columns = {name: values.tolist() for name, values in figures.items()}
-        return [UnitStatistics(unit, **{k: v[unit] for k, v in columns.items()}) for unit in range(len(total))]
+        return [
+            UnitStatistics(unit, **{k: v[unit] for k, v in columns.items()}, central=self.central)
+            for unit in range(len(total))
+        ]
 
 
 def _all_units(network: Network, layer: str, shape: tuple[int, ...]) -> Subject:

@@ -41,42 +41,45 @@ class R2(NamedTuple):
     interior: float
 
 
-def decide(circuit: R2, average_map: R2, random: R2) -> tuple[Word, str]:
-    """Return the verdict on a circuit, and a sentence that begins with it and says why.
+def decide(circuit: R2, average_map: R2, random: R2, *, feature: str, where: str = "the interior") -> tuple[Word, str]:
+    """Return the verdict on a circuit of a feature, and a sentence that says it and why.
+
+    ``where`` is what the figures on the interior are of.
 
     A circuit *keeps* the feature if all that ``KEEPS`` asks for holds, *keeps* it *in part* if all that
     ``KEEPS_IN_PART`` asks for does, and *does not keep* it if any of that fails, whatever else is known. Where what was
     not measured would tell, it is *not decided*.
     """
-    wanting = list(_wanting(KEEPS, circuit, average_map, random))
+    wanting = list(_wanting(KEEPS, circuit, average_map, random, where))
     if not wanting:
         return "keeps", (
-            f"keeps the feature: R2 is {circuit.all:z.2f}, on the interior {circuit.interior:z.2f}, where the average "
-            f"training map reaches {average_map.all:z.2f} and {average_map.interior:z.2f}, a random circuit of equal "
-            f"size {random.all:z.2f} and {random.interior:z.2f}."
+            f"The circuit keeps {feature}: R2 is {circuit.all:z.2f}, on {where} {circuit.interior:z.2f}, where the "
+            f"average training map reaches {average_map.all:z.2f} and {average_map.interior:z.2f}, a random circuit of "
+            f"equal size {random.all:z.2f} and {random.interior:z.2f}."
         )
-    lost = list(_wanting(KEEPS_IN_PART, circuit, average_map, random))
+    lost = list(_wanting(KEEPS_IN_PART, circuit, average_map, random, where))
     failed = [reason for known, reason in lost if known]
     if failed:
-        return "does not keep", f"does not keep the feature: {'; '.join(failed)}."
+        return "does not keep", f"The circuit does not keep {feature}: {'; '.join(failed)}."
     if not lost:
-        return "keeps in part", f"keeps the feature in part: {'; '.join(reason for _, reason in wanting)}."
-    return "not decided", f"not decided: {'; '.join(dict.fromkeys(reason for _, reason in lost))}."
+        return "keeps in part", f"The circuit keeps {feature} in part: {'; '.join(reason for _, reason in wanting)}."
+    unknown = "; ".join(dict.fromkeys(reason for _, reason in lost))
+    return "not decided", f"Whether the circuit keeps {feature} is not decided: {unknown}."
 
 
-def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2) -> Iterator[tuple[bool, str]]:
+def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2, where: str) -> Iterator[tuple[bool, str]]:
     """Return what of a rule does not hold (True), or is not known to hold (False), each with its reason."""
-    for at, asked, where in ((0, rule.r2, "R2"), (1, rule.r2_interior, "R2 on the interior")):
+    for at, asked, r2 in ((0, rule.r2, "R2"), (1, rule.r2_interior, f"R2 on {where}")):
         value = circuit[at]
         if math.isnan(value):
-            yield False, f"{where} is not defined"
+            yield False, f"{r2} is not defined"
             continue
         if value < asked:
-            yield True, f"{where} is {value:z.2f}, below {asked:g}"
+            yield True, f"{r2} is {value:z.2f}, below {asked:g}"
             continue
         for baseline, name in ((average_map[at], "the average training map"), (random[at], "a random circuit")):
             if math.isnan(baseline):
                 yield False, f"{name} was not measured"
             elif 1 - value > rule.left * (1 - baseline) + _ROUNDING:
                 left = f"more than {rule.left:.0%} of its squared error is left"
-                yield True, f"{where} is {value:z.2f} where {name} reaches {baseline:z.2f}, so {left}"
+                yield True, f"{r2} is {value:z.2f} where {name} reaches {baseline:z.2f}, so {left}"

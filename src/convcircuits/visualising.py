@@ -6,23 +6,22 @@ here: it says what drives a map most among pictures of one contrast, and where i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from convcircuits.batches import Progress, check_progress
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.colours import mixing_of
 from convcircuits.errors import ConvCircuitsError, whole_number
-from convcircuits.feature import Feature
 from convcircuits.fields import Field, Reading, no_such_map
-from convcircuits.functions import base_name, writes_to_first
+from convcircuits.graph import Graph, Recorder, record_graph
 from convcircuits.masking import Masks, Subject
+from convcircuits.operations import argument
+from convcircuits.reach import Paths
 from convcircuits.surroundings import outside_autocast
 
 # The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is
@@ -158,10 +157,14 @@ class _Ascent:
         axes = list(zip((field.rows, field.columns), field.image, strict=True))
         self.places = [_Place.inside(*axis) for axis in axes]
         try:
-            self.read(self.grey())
+            self.graph, self.call = self.recorded()
         except ConvCircuitsError:  # of a model that takes images of one size alone, or none so small
             self.places = [_Place.middle(*axis) for axis in axes]
-            self.read(self.grey())
+            self.graph, self.call = self.recorded()
+        self.plan = None
+        if self.masks.silent:
+            paths = Paths(self.graph)
+            self.plan = paths.plan(paths.live(self.masks.kernels)).to(device)
 
     def run(self, steps: int, seed: int) -> list[Picture | None]:
         """Begin with noise and climb."""
@@ -181,8 +184,8 @@ class _Ascent:
             start = self.read(pictures(play))
         for step in range(steps):
             offsets = [int(torch.randint(2 * room + 1, (), generator=generator)) for room in play]
-            with torch.enable_grad(), _Leaky(step < steps / 4):
-                values = self.read(pictures(offsets))
+            with torch.enable_grad():
+                values = self.read(pictures(offsets), leaky=step < steps / 4)
                 if not values.requires_grad:  # of constants
                     break
                 (spectrum.grad,) = torch.autograd.grad(-values.sum(), spectrum)
@@ -196,37 +199,58 @@ class _Ascent:
             for pixels, value, begun in zip(shown, values.tolist(), start.tolist(), strict=True)
         ]
 
-    def grey(self) -> Tensor:
-        """Return grey pictures of the size that runs."""
+    def recorded(self) -> tuple[Graph, KernelCall | None]:
+        """Record what leads to the maps, on grey pictures; with the kernel call that reads them, if one does."""
         size = [place.length for place in self.places]
-        return self.mixing.new_full((len(self.readings), len(self.colours), *size), 0.5)
+        images = self.images(self.mixing.new_full((len(self.readings), len(self.colours), *size), 0.5))
+        network, feature, reading = self.subject.network, self.subject.feature, self.readings[0]
+        if not isinstance(reading, tuple):
+            return record_graph(network, feature, images), None
+        recorder = Recorder(network, feature, images)
 
-    def read(self, pictures: Tensor) -> Tensor:
-        """Return what each map is on its picture, (n,)."""
-        images = torch.einsum("nrhw,rc->nchw", pictures, self.mixing) + self.black[:, None, None]
-        maps, channels, (row, column) = self.maps(images)
+        def kernel(call: KernelCall) -> Tensor:
+            if (call.layer, call.turn) == reading[:2]:
+                recorder.stop(call.x)
+                raise _Read(call)
+            return recorder.kernel(call)
+
+        try:
+            with torch.no_grad(), recorder:
+                network.run(feature, images, kernel)
+        except _Read as read:
+            return recorder.graph(), replace(read.call, x=read.call.x.new_empty(0))
+        raise no_such_map(reading)
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """Return what the model is given for pictures."""
+        return torch.einsum("nrhw,rc->nchw", pictures, self.mixing) + self.black[:, None, None]
+
+    def read(self, pictures: Tensor, *, leaky: bool = False) -> Tensor:
+        """Return what each map is on its picture, (n,); with ``leaky``, where ReLUs that are shut pass a little."""
+        direct = self.call is None and self.subject.survey.direct
+        graph, rows = _leaky(self.graph) if leaky else self.graph, self.subject.rows if direct else None
+        output = graph.run(self.images(pictures), self.masks.kernel, self.plan, rows).to(self.mixing)
+        maps, channels, (row, column) = self.maps(output)
         if max(channels) >= maps.shape[1]:
             raise no_such_map(self.readings[channels.index(max(channels))])
         return maps[list(range(len(maps))), channels, row, column]
 
-    def maps(self, images: Tensor) -> tuple[Tensor, list[int], tuple[int, int]]:
+    def maps(self, output: Tensor) -> tuple[Tensor, list[int], tuple[int, int]]:
         """Return maps (n, c, h, w), which of them each reading means, and where."""
         row, column = (place.position for place in self.places)
         first = self.readings[0]
-        if isinstance(first, tuple):
-            call = self.call(images, *first[:2])
+        if self.call is not None:
             channels = [reading[2] for reading in self.readings if isinstance(reading, tuple)]
-            if isinstance(call, ConvCall):
-                return call.x, channels, (row + self.field.padding[0], column + self.field.padding[2])
-            if call.x.dim() == 2:
-                return call.x.reshape(len(images), call.blocks, *self.field.shape), channels, (row, column)
-            return call.x.movedim(-1, 1)[..., None].flatten(3), channels, (row, column)
+            if isinstance(self.call, ConvCall):
+                return output, channels, (row + self.field.padding[0], column + self.field.padding[2])
+            if output.dim() == 2:
+                return output.reshape(len(output), self.call.blocks, *self.field.shape), channels, (row, column)
+            return output.movedim(-1, 1)[..., None].flatten(3), channels, (row, column)
         rows = self.subject.rows.tolist()
         missing = [reading for reading in self.readings if reading is not None and reading not in rows]
         if missing:
             raise no_such_map(missing[0])
-        feature = Feature(self.subject.feature.layer, tuple(rows), call=self.subject.feature.call)
-        output = Subject(self.subject.network, feature, self.subject.survey).maps(images, self.masks)
+        output = output if self.subject.survey.direct else output.index_select(1, self.subject.rows)
         output = output if output.dim() == 4 else output[..., None, None]
         if first is not None:
             return output, [rows.index(reading) for reading in self.readings], (row, column)
@@ -234,41 +258,19 @@ class _Ascent:
         maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, self.subject.coefficients)
         return maps[:, None], [0], (row, column)
 
-    def call(self, images: Tensor, layer: str, number: int) -> KernelCall:
-        """Return a call of a layer; nothing after it runs."""
-        calls = 0
 
-        def kernel(call: KernelCall) -> Tensor:
-            nonlocal calls
-            if call.layer == layer:
-                if calls == number:
-                    raise _Read(call)
-                calls += 1
-            return self.masks.kernel(call)
-
-        try:
-            self.subject.output(images, kernel, self.masks)
-        except _Read as read:
-            return read.call
-        raise no_such_map(self.readings[0])
-
-
-class _Leaky(TorchFunctionMode):
-    """Let ReLUs that are shut pass a little, if wanted."""
-
-    def __init__(self, wanted: bool) -> None:
-        super().__init__()
-        self._wanted = wanted
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not self._wanted or base_name(func) not in ("relu", "relu6"):
-            return func(*args, **kwargs)
-        x, *inplace = (*args, *kwargs.values())
-        passed: Tensor = F.leaky_relu(x, _SLOPE, inplace=writes_to_first(func) or any(inplace))
-        return passed
+def _leaky(graph: Graph) -> Graph:
+    """Let ReLUs that are shut pass a little."""
+    leaky = torch.ops.aten.leaky_relu.default
+    return replace(
+        graph,
+        nodes=tuple(
+            replace(node, op=leaky, args=(node.args[0], _SLOPE), kwargs={})
+            if node.name == "relu" or (node.name == "hardtanh" and argument(node, "min_val") == 0)
+            else node
+            for node in graph.nodes
+        ),
+    )
 
 
 def _scale(size: Sequence[int]) -> Tensor:

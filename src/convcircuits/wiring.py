@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.calls import ConvCall
-from convcircuits.functions import Kind
-from convcircuits.recording import Recording, Value
+from convcircuits.layout import Layout, Value
 
 
 class SiteKind(Enum):
@@ -86,7 +85,8 @@ class Site:
         kind: What makes its channels.
         name: Name of the module that does.
         channels: How many there are.
-        calls: Kernel calls, by number in the recording, whose filter c writes channel c.
+        value: Number of the value of the model that they are; None where they are none.
+        calls: Kernel calls, by number of the value, whose filter c writes channel c.
         inner: Depthwise calls, in order, that channel c of all that comes in then runs through.
         links: Connections without weights that come into it.
     """
@@ -95,6 +95,7 @@ class Site:
     kind: SiteKind
     name: str
     channels: int
+    value: int | None = None
     calls: list[int] = field(default_factory=list)
     inner: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -106,7 +107,7 @@ class Wiring:
 
     Attributes:
         sites: By number, those that lead to the target.
-        reads: For each kernel call, by number in the recording, what each of its input channels (of a linear layer on
+        reads: For each kernel call, by number of the value, what each of its input channels (of a linear layer on
             a flattened map: blocks) is, over all groups.
         target: Number of the site of the feature, and the channel.
         columns: Site -> how many steps it is away from the first ones; the target's is the largest.
@@ -122,24 +123,22 @@ class Wiring:
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
 
 
-def wire(recording: Recording, layers: Collection[str], rows: Tensor, coefficients: Tensor) -> Wiring:
+def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Tensor) -> Wiring:
     """Find which filters each kernel reads.
 
     Args:
-        recording: What the model does up to the feature.
+        layout: The model up to the feature.
         layers: Those with kernels on a path to the feature; others are computed beside it, and left out.
         rows: The channels that the feature reads, int64.
         coefficients: Its coefficient on each. One channel with coefficient 1 is the target itself; else a site of one
             channel is, which reads several.
     """
-    wirer = _Wirer(recording)
-    last = wirer.sources[-1]
-    where = [int((_numbers(recording.values[-1]) == row).nonzero()[0]) for row in rows.cpu()]
-    read = last[torch.tensor(where)]
+    wirer = _Wirer(layout)
+    read = wirer.sources[layout.output.number][rows.cpu()]
     if len(rows) == 1 and float(coefficients[0]) == 1:
         target = (int(read.site[0]), int(read.channel[0]))
     else:
-        site = wirer.add(SiteKind.TARGET, recording.values[-1].layer, 1)
+        site = wirer.add(SiteKind.TARGET, layout.output.layer, 1)
         site.links = [
             Link(LinkKind.READOUT, read[torch.tensor([n])], torch.zeros(1, dtype=torch.long)) for n in range(len(rows))
         ]
@@ -151,23 +150,23 @@ def wire(recording: Recording, layers: Collection[str], rows: Tensor, coefficien
 
 
 class _Wirer:
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.sites: dict[int, Site] = {}
         self.reads: dict[int, Sources] = {}
-        self.sources: list[Sources] = []
-        for value in recording.values:
-            self.sources.append(self._sources(value))
+        self.sources: dict[int, Sources] = {}
+        for number, value in layout.values.items():
+            self.sources[number] = self._sources(value)
 
-    def add(self, kind: SiteKind, name: str, channels: int) -> Site:
-        site = Site(len(self.sites), kind, name, channels)
+    def add(self, kind: SiteKind, name: str, channels: int, value: int | None = None) -> Site:
+        site = Site(len(self.sites), kind, name, channels, value)
         self.sites[site.number] = site
         return site
 
     def _sources(self, value: Value) -> Sources:
         """Return what each channel of a value is; a value without an axis counts as one channel."""
         if value.number == 0:
-            return _own(self.add(SiteKind.IMAGE, "image", value.channels))
+            return _own(self.add(SiteKind.IMAGE, "image", value.channels, value.number))
         if value.call is not None:
             return self._of_call(value)
         inputs = [self.sources[n] for n in value.inputs]
@@ -178,41 +177,38 @@ class _Wirer:
             joined = Sources(torch.cat([s.site for s in laid]), torch.cat([s.channel for s in laid]))
             taken = joined[value.move.channels.clamp_min(0)]
             return Sources(taken.site.masked_fill(value.move.channels < 0, -1), taken.channel)
-        assert value.rule is not None
-        if value.axis is None or any(len(s) not in (1, value.channels) for s in inputs):
+        operation = value.operation
+        assert operation is not None
+        if value.axis is None or operation.over is None or any(len(s) not in (1, value.channels) for s in inputs):
             return self._mixed(value, inputs)
-        if value.rule.kind in (Kind.WITHIN, Kind.REDUCE, Kind.MIX):
-            return inputs[0] if len(inputs) == 1 else self._mixed(value, inputs)
-        if value.rule.kind is Kind.OTHER:
+        if len(value.node.inputs if value.node else ()) == 1:
+            return inputs[0]
+        if all(read.sites() == [0] for read in inputs):  # of the image alone
             return self._mixed(value, inputs)
-        kind = SiteKind.GATE if value.rule.kind is Kind.SCALE else SiteKind.ADD
-        site, every = self.add(kind, value.layer, value.channels), torch.arange(value.channels)
+        inputs = [self.sources[n] for n in (value.node.inputs if value.node else ())]
+        kind = SiteKind.ADD if operation.data is None else SiteKind.GATE
+        site, every = self.add(kind, value.layer, value.channels, value.number), torch.arange(value.channels)
         for n, read in enumerate(inputs):
-            gates = kind is SiteKind.GATE and n != value.rule.data
+            gates = kind is SiteKind.GATE and n != operation.data
             spread = read if len(read) == value.channels else read[torch.zeros_like(every)]
             link = Link(LinkKind.GATE if gates else LinkKind.IDENTITY, spread, every)
             site.links.append(link)
         return _own(site)
 
     def _of_call(self, value: Value) -> Sources:
-        call, source = value.call, self.recording.values[value.inputs[0]]
+        call, source = value.call, self.layout.values[value.inputs[0]]
         assert call is not None
         read = self.sources[source.number]
-        if isinstance(call, ConvCall):
-            count = call.x.shape[1] if call.x.dim() == 4 else call.groups * call.weight.shape[1]
-        else:
-            count = call.blocks
+        count = call.groups * call.weight.shape[1] if isinstance(call, ConvCall) else call.blocks
         if source.axis is None or source.axis != (0 if isinstance(call, ConvCall) else len(source.shape) - 1):
             read = read if len(read) == 1 else self._mixed(value, [read])
             read = read[torch.zeros(count, dtype=torch.long)]
         elif len(read) != count:  # a block of a flattened map: all its positions are of one channel
             read = read[torch.arange(count) * (len(read) // count)]
         self.reads[value.number] = read
-        filters = int(_numbers(value).max()) + 1
-        site = self.add(SiteKind.FILTER, call.layer, filters)
+        site = self.add(SiteKind.FILTER, call.layer, value.channels, value.number)
         site.calls.append(value.number)
-        numbers = _numbers(value)
-        return Sources(torch.full_like(numbers, site.number), numbers)
+        return _own(site)
 
     def _mixed(self, value: Value, inputs: list[Sources]) -> Sources:
         """Make one channel of all that is mixed beyond telling apart."""
@@ -223,7 +219,7 @@ class _Wirer:
         if bool((pairs[:, 0] == 0).all()):  # an image that was prepared channel by channel is still one
             same = value.channels == self.sites[0].channels
             return _own(self.sites[0]) if same else _own(self.sites[0])[torch.zeros(value.channels, dtype=torch.long)]
-        site = self.add(SiteKind.MIX, value.layer, 1)
+        site = self.add(SiteKind.MIX, value.layer, 1, value.number)
         zeros = torch.zeros(len(pairs), dtype=torch.long)
         site.links = [Link(LinkKind.MIX, Sources(pairs[:, 0], pairs[:, 1]), zeros)]
         return _own(site)[torch.zeros(value.channels, dtype=torch.long)]
@@ -272,10 +268,9 @@ class _Wirer:
             if site.kind is not SiteKind.FILTER or len(site.calls) != 1 or site.inner or site.links:
                 continue
             number = site.calls[0]
-            call, source = self.recording.values[number].call, self.reads[number].only_site()
+            call, source = self.layout.values[number].call, self.reads[number].only_site()
             assert call is not None
-            rows = len(call.weight) if call.rows is None else -1
-            depthwise = call.groups == rows and call.weight.shape[1] == 1 and call.groups > 1
+            depthwise = call.groups == len(call.weight) and call.weight.shape[1] == 1 and call.groups > 1
             if source is None or not depthwise or len(readers[source]) > 1:
                 continue
             before = self.sites[source]
@@ -293,7 +288,7 @@ class _Wirer:
             site.calls = [number for number in site.calls if self._layer(number) in layers]
 
     def _layer(self, number: int) -> str:
-        call = self.recording.values[number].call
+        call = self.layout.values[number].call
         assert call is not None
         return call.layer
 
@@ -340,9 +335,3 @@ class _Wirer:
 def _own(site: Site) -> Sources:
     channels = torch.arange(site.channels)
     return Sources(torch.full_like(channels, site.number), channels)
-
-
-def _numbers(value: Value) -> Tensor:
-    """Number the channels of a value; of a kernel call, the filters that were computed."""
-    call = value.call
-    return torch.arange(value.channels) if call is None or call.rows is None else call.rows.cpu()

@@ -1,21 +1,17 @@
 """Write a graph of small modules: calls that are written once, constants, and the choice of channels."""
 
 import hashlib
-import inspect
-import operator
 from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from convcircuits.interpreter import CircuitModule, from_graph, submodule
 
-_OPERATORS = ("getitem", "add", "sub", "mul", "truediv", "pow", "neg")
+_aten = torch.ops.aten
 
 
 class Writer:
@@ -36,17 +32,13 @@ class Writer:
         self.image = self._graph.placeholder("x")
         if device.type == "cpu":
             # Convolutions of few channels are much faster there with the channels last in memory.
-            kwargs: dict[str, Any] = {"memory_format": torch.channels_last}
-            self.image = self._graph.call_method("contiguous", (self.image,), kwargs)
+            self.image = self.call(_aten.contiguous.default, self.image, memory_format=torch.channels_last)
         self.width = {self.image: shape[0]}
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Write a call of a function, or of a method by its name; the same call is written once."""
+        """Write a call of an ATen operation, or of a function of ours; the same call is written once."""
         key = (function, identity(args), identity(kwargs))
-        if key not in self._made:
-            write = self._graph.call_method if isinstance(function, str) else self._graph.call_function
-            self._made[key] = write(function, args, kwargs)
-        return self._made[key]
+        return self.once(key, lambda: self._graph.call_function(function, args, kwargs))
 
     def once(self, key: Any, write: Callable[[], fx.Node]) -> fx.Node:
         """Return what was written under a key, or write it."""
@@ -92,13 +84,13 @@ class Writer:
         if torch.equal(places, torch.arange(width)):
             return node
         if bool((places < 0).any()):
-            node = self.call(F.pad, node, (*[0, 0] * (rank - axis - 1), 0, 1))
+            node = self.call(_aten.constant_pad_nd.default, node, [*[0, 0] * (rank - axis - 1), 0, 1])
             places = torch.where(places < 0, width, places)
         start = int(places[0])
         if torch.equal(places, torch.arange(start, start + len(places))):
-            node = self.call(torch.narrow, node, axis + 1, start, len(places))
+            node = self.call(_aten.slice.Tensor, node, axis + 1, start, start + len(places))
         else:
-            node = self.call(torch.index_select, node, axis + 1, self.constant("channels", places))
+            node = self.call(_aten.index_select.default, node, axis + 1, self.constant("channels", places))
         self.width[node] = len(places)
         return node
 
@@ -107,7 +99,12 @@ class Writer:
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         if fold:
             self._fold()
-        return from_graph(self._root, _by_output(self._graph, outputs), self._shape, any_size=any_size)
+        graph = _by_output(self._graph, outputs)
+        read = {node.target for node in graph.nodes if node.op == "get_attr"}
+        for name in [*self._root._buffers]:
+            if name not in read:  # of what another way of writing the same made unnecessary
+                del self._root._buffers[name]
+        return from_graph(self._root, graph, self._shape, any_size=any_size)
 
     def _fold(self) -> None:
         """Make one layer of a convolution and the BatchNorm that alone reads it."""
@@ -135,29 +132,6 @@ class Writer:
             parent._modules[own] = module
 
 
-def functional(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Return a call that computes the same and writes into nothing: a function, or a method's name."""
-    name: str = function.__name__
-    wrapped = getattr(function, "__module__", None) == "torch._tensor" and hasattr(
-        torch.Tensor, name
-    )  # operators such as **
-    if wrapped or getattr(torch.Tensor, name, None) is function:
-        core = name.strip("_")
-        if name.startswith("__"):
-            core = core.removeprefix("i") if core[1:] in _OPERATORS else core
-            return (getattr(operator, core) if core in _OPERATORS else name), args, kwargs
-        return name.removesuffix("_"), args, kwargs
-    if name.endswith("_"):
-        return getattr(F, name[:-1], None) or getattr(torch, name[:-1]), args, kwargs
-    if isinstance(function, FunctionType):  # written in Python, as all that have the option are
-        given = inspect.signature(function).bind(*args, **kwargs)
-        if "inplace" in given.arguments:
-            plain = {k: v for k, v in given.arguments.items() if k != "inplace"}
-            first = next(iter(plain))
-            return function, (plain.pop(first),), {**plain, "inplace": False}
-    return function, args, kwargs
-
-
 def identity(value: Any) -> Any:
     """Return something hashable that is equal for equal arguments, tensors compared by their bytes."""
     if isinstance(value, Tensor):
@@ -168,8 +142,6 @@ def identity(value: Any) -> Any:
         return tuple((k, identity(v)) for k, v in sorted(value.items()))
     if isinstance(value, (tuple, list)):
         return tuple(identity(v) for v in value)
-    if isinstance(value, slice):
-        return ("slice", value.start, value.stop, value.step)
     return (type(value), value) if isinstance(value, (bool, int, float)) else value
 
 

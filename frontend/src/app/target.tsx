@@ -122,7 +122,7 @@ function explained({ graph }: Store, found: OnImage): string {
   if (found.networks[0]!.map === null) return where;
   const [, height, width] = fullMap.shape as [number, number, number];
   const averaged = height < shape[0] || width < shape[1] ? ` The maps are averaged over areas, to ${height} \u00d7 ${width}.` : "";
-  const frame = !inside || whole(shape, inside) ? "" : inside.exact ? " In the frame, no receptive field reaches the padding." : " No receptive field lies inside the image; the frame is the middle.";
+  const frame = !inside || whole(shape, inside) ? "" : inside.exact ? " In the frame, no receptive field reaches the padding." : " Too few receptive fields lie inside the image; the frame is the middle.";
   const undefined_ = found.networks.slice(1).every(({ r2 }) => r2 === null);
   return `${where}${frame}${averaged} ${undefined_ ? "R² is not defined where the full model's values do not differ." : "R² is 1 for the full model's own map and 0 for one that knows no more than its mean."}`;
 }

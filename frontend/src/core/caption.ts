@@ -49,18 +49,26 @@ function reach(r2: number | null): string {
 
 /** The verdict on a circuit, and why it is no better. */
 function verdict(subject: string, { verdict, sentence }: Fidelity): string {
-  const said = sentence.replace(/\.$/, "").replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212");
-  const found = verdict === "keeps" ? `${subject} keeps the feature` : verdict === "not decided" ? `whether ${subject} keeps the feature is ${said}` : `${subject} ${said}`;
-  return found[0]!.toUpperCase() + found.slice(1);
+  const found = {
+    keeps: `${subject} keeps the feature`,
+    "keeps in part": `${subject} keeps the feature in part`,
+    "does not keep": `${subject} does not keep the feature`,
+    "not decided": `whether ${subject} keeps the feature is not decided`,
+  }[verdict];
+  // The sentence names the feature and then, after a colon, the reasons; a name may hold a colon, but no reason does.
+  const reasons = sentence.replace(/\.$/, "").split(": ").slice(1).at(-1);
+  const said = verdict === "keeps" || !reasons ? "" : `: ${reasons.replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212")}`;
+  return found[0]!.toUpperCase() + found.slice(1) + said;
 }
 
 /** R\u00b2 of a circuit, and of what it stands beside. */
 function figures(of: Fidelity): string {
   const where = of.interior === "central" ? "the central positions" : "the interior";
+  const reaches = (name: string, all: number, inside: number | null) => `${name} reaches ${value(all)} (${value(inside)} on ${where})`;
   const beside = [
-    ["the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior],
-    ["a random circuit of equal size", of.r2Random, of.r2RandomInterior],
-  ].flatMap(([name, all, interior]) => (all === null ? [] : [`${name} reaches ${value(all as number)} (${value(interior as number | null)} on ${where})`]));
+    of.r2AverageMap === null ? "there is no baseline, as no average map of the images that it was found on was measured" : reaches("the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior),
+    ...(of.r2Random === null ? [] : [reaches("a random circuit of equal size", of.r2Random, of.r2RandomInterior)]),
+  ];
   if (of.r2 === null) return "no R\u00b2, as the feature is constant";
   return [`R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`, ...beside].join("; ");
 }

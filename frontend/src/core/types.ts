@@ -90,7 +90,7 @@ export interface Fidelity {
   r2AverageMapInterior: number | null;
   r2Random: number | null; // of a random circuit that keeps as many units of each layer
   r2RandomInterior: number | null;
-  interior: "inside" | "central" | "unknown"; // central: no receptive field lies inside the image
+  interior: "inside" | "central" | "unknown"; // central: too few receptive fields lie inside the image
   verdict: "keeps" | "keeps in part" | "does not keep" | "not decided";
   sentence: string; // the verdict and why
   foundOn: boolean; // whether these are the very images that it was found on
@@ -109,7 +109,7 @@ export interface PictureSet {
 export interface TargetMaps {
   positions: string; // which count, for people
   shape: [number, number]; // of its map; those below may be smaller, averaged
-  /** The part of it whose receptive fields lie inside the image, from the first row to the one after the last; not exact where none do: its middle. */
+  /** The part of it whose receptive fields lie inside the image, from the first row to the one after the last; not exact where too few do: its middle. */
   inside: { rows: [number, number]; columns: [number, number]; exact: boolean } | null;
   fullMean: Buffer; // float32 (I)
   fullMaximum: Buffer; // float32 (I)

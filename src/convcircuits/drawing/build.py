@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Images, Progress, check_progress
+from convcircuits.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.capture import Network
 from convcircuits.circuit import Circuit
 from convcircuits.colours import primaries_of
@@ -25,6 +25,7 @@ from convcircuits.drawing.sheet import (
     nodes_of,
     variants_of,
 )
+from convcircuits.drawing.siblings import found_on
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.evaluation import evaluate_all
 from convcircuits.granularity import units_with
@@ -33,6 +34,7 @@ from convcircuits.provenance import describe
 from convcircuits.report import Evaluation
 from convcircuits.surroundings import outside_autocast
 from convcircuits.tables import LayerTable
+from convcircuits.texts import sentences
 from convcircuits.version import __version__
 
 MOST_IMAGES = 1000
@@ -79,7 +81,8 @@ def diagram(
             every map.
         held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit; beside
             them stands the average map of ``fit``.
-        fit: As for ``evaluate``, the images that the circuit was found on; ``images`` if not given.
+        fit: As for ``evaluate``, the images that the circuit was found on; if not given, those that ``images`` begin
+            with, if they do. Without them no average map is measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
         title: Over the picture; the feature's and the model's name if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
@@ -89,7 +92,7 @@ def diagram(
         batch_size: The most images that run at once.
         seed: Of the random circuit and of feature visualisations.
         progress: Called with images done and images in all (or None), pass by pass; of feature visualisations with maps
-            done and maps in all.
+            done and maps in all. Its method ``phase``, if it has one, is called before each pass with what that is for.
 
     Returns:
         A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
@@ -108,13 +111,20 @@ def diagram(
     def batches(images: Images) -> Batches:
         return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
 
-    kept = None if images is None else _first(batches(images))
+    kept = None
+    if images is not None:
+        begin(progress, "reading images")
+        kept = _first(batches(images))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
     laws = checked(drawing.subject, describe(network, circuit.feature, drawing.subject.survey), kept)["laws"]
-    seen = None if kept is None else Seen.of(drawing, batches(kept))
+    seen = None
+    if kept is not None:
+        begin(progress, "running the model on images")
+        seen = Seen.of(drawing, batches(kept))
     if primaries is None and kept is not None:
         primaries = primaries_of(torch.split(kept, 64))
+    begin(progress, "laying out the diagram")
     edges, weights, turned = edges_of(drawing, None if seen is None else seen.effect)
     document = data.Document(
         meta=_meta(drawing, title, seen, sentence(laws)),
@@ -135,9 +145,9 @@ def diagram(
         tiles=data.Tiles(TILE),
     )
     if held_out is not None:
-        document = measured(
-            drawing, document, model, held_out, kept if fit is None else fit, batch_size, seed, progress
-        )
+        if fit is None and kept is not None:
+            fit = found_on(circuit, batches(kept))
+        document = measured(drawing, document, model, held_out, fit, batch_size, seed, progress)
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -151,6 +161,7 @@ def diagram(
         progress=progress,
     )
     if seen is not None and primaries is not None:
+        begin(progress, "drawing maps on images")
         document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned))
     return Diagram(document)
 
@@ -182,7 +193,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
-        notes=(colours, *(str(note) for note in origin.get("notes", ())), checks),
+        notes=sentences([colours, *(str(note) for note in origin.get("notes", ())), checks]),
         versions={"convcircuits": __version__, "torch": torch.__version__},
     )
 
@@ -204,6 +215,7 @@ def measured(
     views = figure.drawn_by_each(document, [data.View(variant=n) for n in range(len(document.variants))])
     parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
     controls = [_control(drawing, n, seed) for n in range(len(views))] + [None] * len(parts)
+    begin(progress, "measuring on held-out images")
     reports = evaluate_all(
         model,
         [*drawing.circuits, *parts],
@@ -226,7 +238,7 @@ def measured(
         )
         for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
     ]
-    meta = dataclasses.replace(document.meta, notes=(*document.meta.notes, *_new(reports[0], document.meta.notes)))
+    meta = dataclasses.replace(document.meta, notes=sentences([*document.meta.notes, *reports[0].notes]))
     held = data.HeldOut(reports[0].images)
     return dataclasses.replace(document, meta=meta, variants=tuple(variants), held_out=held)
 
@@ -259,10 +271,6 @@ def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn) -> data.
 
 def _known(figure: float) -> float | None:
     return figure if math.isfinite(figure) else None
-
-
-def _new(report: Evaluation, said: Sequence[str]) -> list[str]:
-    return [note for note in report.notes if note not in said]
 
 
 def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:

@@ -138,9 +138,11 @@ class Fidelity(Record):
     r2_average_map_interior: float | None = None
     r2_random: float | None = None  # of a random circuit that keeps as many units of each layer
     r2_random_interior: float | None = None
-    interior: Literal["inside", "central", "unknown"] = "unknown"  # central: no receptive field lies inside the image
+    interior: Literal["inside", "central", "unknown"] = (
+        "unknown"  # central: too few receptive fields lie inside the image
+    )
     verdict: Literal["keeps", "keeps in part", "does not keep", "not decided"] = "not decided"
-    sentence: str = "not decided."  # the verdict and why
+    sentence: str = "Not decided."  # the verdict and why
     found_on: bool = False  # whether these are the very images that it was found on
     drawn: Drawn | None = None
 
@@ -225,11 +227,11 @@ class Tiles(Record):
 
 @dataclass(frozen=True)
 class Inside(Record):
-    """The part of a map whose receptive fields lie inside the image; where none do, its middle."""
+    """The part of a map whose receptive fields lie inside the image; where too few do, its middle."""
 
     rows: tuple[int, int]  # the first, and the one after the last
     columns: tuple[int, int]
-    exact: bool  # False: no field lies inside, and this is the middle
+    exact: bool  # False: too few fields lie inside, and this is the middle
 
 
 @dataclass(frozen=True, eq=False)

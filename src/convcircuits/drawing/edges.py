@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from convcircuits.calls import KernelCall
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import turns
@@ -29,14 +28,14 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
     added, turned, parts, filled = np.zeros(len(g.kind)), np.ones(len(g.kind)), [], 0
     for number in drawing.calls:
         here = np.flatnonzero(g.call == number)
-        values = _weights(drawing, number)[_computed(drawing.call(number), g.out[here]), g.inp[here]]
+        values = _weights(drawing, number)[g.out[here], g.inp[here]]
         largest = np.abs(values).max(1)
         scale[here] = largest
         parts.append(np.round(values / np.where(largest > 0, largest, 1)[:, None] * 127).astype(np.int8))
         start[here] = filled + np.arange(len(here)) * values.shape[1]
         filled += values.size
         added[here] = values.sum(1) * _gain(drawing, number, g.out[here])
-        turned[here] = turns(drawing.recording, number).numpy()[_computed(drawing.call(number), g.out[here])]
+        turned[here] = turns(drawing.layout, number).numpy()[g.out[here]]
     if effect is not None:
         known = ~np.isnan(effect).all(1)
         added[known] = np.nansum(effect[known], 1)
@@ -74,17 +73,11 @@ def _gain(drawing: Drawing, number: int, filters: np.ndarray) -> np.ndarray:
     return np.ones(len(filters)) if gain is None else np.where(gain.cpu().numpy()[filters] < 0, -1.0, 1.0)
 
 
-def _computed(call: KernelCall, filters: np.ndarray) -> np.ndarray:
-    """Turn numbers of filters into rows of what a call computes."""
-    return filters if call.rows is None else np.searchsorted(call.rows.cpu().numpy(), filters)
-
-
 def _weights(drawing: Drawing, number: int) -> np.ndarray:
     """Return the weights of a call, (out, in, kh * kw); those that no circuit keeps are 0."""
     call = drawing.call(number)
     weight = call.kernels.flatten(0, 1).detach().float().cpu()
     if all(circuit.granularity == "weight" for circuit in drawing.circuits):
         kept = torch.stack([circuit.kernels[call.layer] for circuit in drawing.circuits]).any(0)
-        rows = slice(None) if call.rows is None else call.rows.cpu()
-        weight = weight * kept[rows].reshape(weight.shape)
+        weight = weight * kept.reshape(weight.shape)
     return weight.numpy()

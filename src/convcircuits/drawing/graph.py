@@ -10,9 +10,9 @@ from torch import Tensor
 from convcircuits.calls import ConvCall, KernelCall
 from convcircuits.circuit import Circuit
 from convcircuits.drawing.data import EdgeKind
-from convcircuits.functions import argument, base_name
-from convcircuits.recording import Recording
-from convcircuits.wiring import LinkKind, SiteKind, Sources, Wiring
+from convcircuits.layout import Layout
+from convcircuits.operations import argument, is_batch_norm
+from convcircuits.wiring import Site, Sources, Wiring
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Graph:
         source: (E,) node that an edge comes from.
         target: (E,) node that it goes to.
         kind: (E,) an `EdgeKind`.
-        call: (E,) number of the kernel call in the recording; -1 for connections.
+        call: (E,) number of the kernel call's value; -1 for connections.
         out: (E,) filter; -1 for connections.
         inp: (E,) input channel in its group; -1 for connections.
         present: For each variant (E,) bool, which kernels it has; connections are in all.
@@ -79,16 +79,16 @@ def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapp
     return Kernels({layer: mask.cpu() for layer, mask in effective.items()}, saliency)
 
 
-def graph(recording: Recording, wiring: Wiring, variants: Sequence[Kernels]) -> Graph:
+def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequence[Kernels]) -> Graph:
     """Lay circuits over a model's wiring: a node for each filter that any of them uses, an edge for each kernel."""
     rows: list[np.ndarray] = []  # (source site, channel, target site, channel, kind, call, out, in)
     present: list[list[np.ndarray]] = [[] for _ in variants]
     saliency: list[list[np.ndarray]] = [[] for _ in variants]
-    used = [_used(recording, wiring, variant) for variant in variants]
+    used = [_used(layout, wiring, feature_rows, variant) for variant in variants]
     for number in sorted(wiring.sites, key=lambda n: (wiring.columns[n], n)):
         site = wiring.sites[number]
         for call_number, kind in [(c, EdgeKind.KERNEL) for c in site.calls] + [(c, EdgeKind.INNER) for c in site.inner]:
-            call = _call(recording, call_number)
+            call = _call(layout, call_number)
             masks = [one.kernels[call_number] for one in used]
             out, inp = torch.stack(masks).any(0).nonzero(as_tuple=True)
             if kind is EdgeKind.INNER:
@@ -115,19 +115,19 @@ def graph(recording: Recording, wiring: Wiring, variants: Sequence[Kernels]) -> 
     )
 
 
-def turns(recording: Recording, call: int) -> Tensor:
+def turns(layout: Layout, call: int) -> Tensor:
     """Tell by its sign how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
-    filters = recording.values[call].channels
-    for value in recording.values[call + 1 :]:
-        if value.inputs == (call,) and value.function is not None and base_name(value.function) == "batch_norm":
-            weight = argument(value.function, value.args, value.kwargs, "weight")
+    filters = layout.values[call].channels
+    for value in layout.values.values():
+        if value.inputs == (call,) and value.node is not None and is_batch_norm(value.node):
+            weight = argument(value.node, "weight")
             if isinstance(weight, Tensor):
                 return weight.detach().sign().cpu()
     return torch.ones(filters)
 
 
-def _call(recording: Recording, number: int) -> KernelCall:
-    call = recording.values[number].call
+def _call(layout: Layout, number: int) -> KernelCall:
+    call = layout.values[number].call
     assert call is not None
     return call
 
@@ -152,47 +152,41 @@ class _Used:
     links: dict[int, list[Tensor]]
 
 
-def _used(recording: Recording, wiring: Wiring, variant: Kernels) -> _Used:
-    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call."""
-    live, kernels = _live(recording, wiring, variant)
-    need = {n: torch.zeros(site.channels, dtype=torch.bool) for n, site in wiring.sites.items()}
-    need[wiring.target[0]][wiring.target[1]] = True
+def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Used:
+    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call.
+
+    What acts on the target by a normalization alone is left out: nothing that is drawn reads it.
+    """
+    paths = layout.paths
+    live = paths.live(variant.effective)
+    found, marks = paths.found_by_call(live, rows), paths.needed(live, rows)
+    kernels = {n: found[place] for n in wiring.site_of_call() if (place := layout.values[n].place) is not None}
+    alive = {number: _marked(layout, site, live.marks) for number, site in wiring.sites.items()}
+    wanted = {number: _marked(layout, site, marks) for number, site in wiring.sites.items()}
+    read = {n: torch.zeros(site.channels, dtype=torch.bool) for n, site in wiring.sites.items()}
+    read[wiring.target[0]][wiring.target[1]] = True
     links: dict[int, list[Tensor]] = {}
     for number in sorted(wiring.sites, key=lambda n: -wiring.columns[n]):
-        site = wiring.sites[number]
-        wanted = need[number] & live[number]
+        site, here = wiring.sites[number], wanted[number] & read[number]
         for call_number in (*site.calls, *site.inner):
-            kernels[call_number] &= wanted[:, None]
+            kernels[call_number] = kernels[call_number] & here[:, None]
         for call_number in site.calls:
             out, inp = kernels[call_number].nonzero(as_tuple=True)
-            _mark(need, _read_by(wiring.reads[call_number], _call(recording, call_number), out, inp))
-        links[number] = [wanted[link.targets] & _at(live, link.sources) for link in site.links]
+            _mark(read, _read_by(wiring.reads[call_number], _call(layout, call_number), out, inp))
+        links[number] = [here[link.targets] & _at(alive, link.sources) for link in site.links]
         for link, some in zip(site.links, links[number], strict=True):
-            _mark(need, link.sources[some])
+            _mark(read, link.sources[some])
     return _Used(kernels, links)
 
 
-def _live(recording: Recording, wiring: Wiring, variant: Kernels) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Tell from the image on which channels are live, by site, and which kernels read live ones, by call."""
-    live: dict[int, Tensor] = {}
-    reading: dict[int, Tensor] = {}
-    for number in sorted(wiring.sites, key=lambda n: wiring.columns[n]):
-        site = wiring.sites[number]
-        mine = torch.full((site.channels,), site.kind is SiteKind.IMAGE)
-        for call_number in site.calls:
-            call = _call(recording, call_number)
-            reading[call_number] = variant.effective[call.layer][: site.channels].clone()
-            out, inp = reading[call_number].nonzero(as_tuple=True)
-            reading[call_number][out, inp] = _at(live, _read_by(wiring.reads[call_number], call, out, inp))
-            mine |= reading[call_number].any(1)
-        for link in site.links:
-            if link.kind is not LinkKind.GATE:  # a gate alone lets nothing through
-                mine[link.targets[_at(live, link.sources)]] = True
-        for call_number in site.inner:
-            reading[call_number] = variant.effective[_call(recording, call_number).layer] & mine[:, None]
-            mine = reading[call_number].any(1)
-        live[number] = mine
-    return live, reading
+def _marked(layout: Layout, site: Site, marks: Mapping[int, Tensor]) -> Tensor:
+    """Return which channels of a site are marked; all of one that is no value of the model, as a target."""
+    if site.value is None:
+        return torch.ones(site.channels, dtype=torch.bool)
+    if site.value not in marks:
+        return torch.zeros(site.channels, dtype=torch.bool)
+    value = layout.values[site.value]
+    return value.by_channel(marks[site.value]).expand(site.channels)
 
 
 def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:

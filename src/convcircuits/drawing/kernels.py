@@ -1,6 +1,5 @@
 """Pictures of the filters that read the image: the kernels that they are, in the colours of what they really read."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -96,23 +95,21 @@ def _slopes(
     The model runs on two pictures of noise, and a filter is looked at where it is applied to the middle.
     """
     subject = drawing.subject
-    wanted, turns = dict[tuple[str, int], int](), Counter[str]()
-    for value in drawing.recording.values:
-        if value.call is not None:
-            wanted[value.call.layer, turns[value.call.layer]] = value.number
-            turns[value.call.layer] += 1
+    wanted = {
+        (value.layer, value.call.turn): value.number
+        for value in drawing.layout.values.values()
+        if value.call is not None
+    }
     mixing, black = mixing_of(primaries, subject.survey.input_shape[0])
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(2, len(mixing), *subject.survey.input_shape[1:], generator=generator, dtype=torch.float64)
     images = torch.einsum("nrhw,rc->nchw", noise, mixing) + black[:, None, None]
     images = images.to(subject.network.device, subject.network.dtype).requires_grad_()
     found: dict[int, dict[int, Tensor]] = {}
-    met = Counter[str]()
 
     def kernel(call: KernelCall) -> Tensor:
-        number = wanted[call.layer, met[call.layer]]
-        met[call.layer] += 1
-        if number in weights and isinstance(call, ConvCall):
+        number = wanted.get((call.layer, call.turn))
+        if number is not None and number in weights and isinstance(call, ConvCall):
             found[number] = _gradients(call, weights[number], images)
         return replace(call, x=call.x.detach()).compute()
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convcircuits.batches import Batches, Progress
+from convcircuits.batches import Batches, Progress, begin
 from convcircuits.colours import displayable
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
@@ -54,15 +54,11 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
     A node that no kernel reads, as a gate, is not named.
     """
     found: dict[tuple[int, int], Reading] = {}
-    turns: Counter[str] = Counter()
-    for value in drawing.recording.values:
-        if value.call is None:
-            continue
-        turn, turns[value.call.layer] = turns[value.call.layer], turns[value.call.layer] + 1
-        if value.number in drawing.wiring.reads:
+    for value in drawing.layout.values.values():
+        if value.call is not None and value.number in drawing.wiring.reads:
             read = drawing.wiring.reads[value.number]
             for channel, source in enumerate(zip(read.site.tolist(), read.channel.tolist(), strict=True)):
-                found.setdefault(source, (value.call.layer, turn, channel))
+                found.setdefault(source, (value.layer, value.call.turn, channel))
     ends = zip(drawing.graph.site.tolist(), drawing.graph.channel.tolist(), strict=True)
     image = next(n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE)
     readings = {n: found[end] for n, end in enumerate(ends) if end in found and end[0] != image}
@@ -71,7 +67,7 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
 
 def once_called(drawing: Drawing) -> set[str]:
     """Name the layers that run once: what a kernel does in one of several calls is not told apart."""
-    times = Counter(value.call.layer for value in drawing.recording.values if value.call is not None)
+    times = Counter(value.call.layer for value in drawing.layout.values.values() if value.call is not None)
     return {layer for layer, count in times.items() if count == 1}
 
 
@@ -203,6 +199,7 @@ def pictured(
     for n, picture in kernels.items():
         album.add("patches", n, picture)
     if seen is not None and primaries is not None:
+        begin(progress, "choosing patches")
         for n, patches in _patches(drawing, drawn, seen, primaries).items():
             for patch in patches:
                 album.add("patches", n, patch)
@@ -276,7 +273,9 @@ def _features(
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
+    begin(progress, "visualising the feature in the full model")
     full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
+    begin(progress, "visualising filters in the circuit")
     found = visualise(
         subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
     )

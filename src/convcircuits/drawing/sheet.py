@@ -17,13 +17,13 @@ from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, smaller
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.finding import check_circuit
 from convcircuits.granularity import masks_of
+from convcircuits.layout import Layout, layout_of
 from convcircuits.masking import Masks, Subject
 from convcircuits.provenance import describe
 from convcircuits.reach import survey_of_unknown_size
-from convcircuits.recording import Recording, record
 from convcircuits.wiring import Site, SiteKind, Wiring, wire
 
 MOST_KERNELS = 250_000
@@ -36,7 +36,7 @@ class Drawing:
 
     Attributes:
         subject: The feature of the model.
-        recording: What the model does.
+        layout: What the model does, and where its channels lie.
         wiring: The model as a graph of sites.
         graph: The circuits as nodes and edges.
         circuits: The circuit itself, then those it is compared with.
@@ -45,7 +45,7 @@ class Drawing:
     """
 
     subject: Subject
-    recording: Recording
+    layout: Layout
     wiring: Wiring
     graph: Graph
     circuits: tuple[Circuit, ...]
@@ -54,12 +54,12 @@ class Drawing:
 
     @property
     def calls(self) -> list[int]:
-        """The kernel calls that are drawn, by number in the recording, in execution order."""
+        """The kernel calls that are drawn, by number of the value, in execution order."""
         return sorted(self.wiring.site_of_call())
 
     def call(self, number: int) -> KernelCall:
-        """Return a kernel call by its number in the recording."""
-        call = self.recording.values[number].call
+        """Return a kernel call by the number of its value."""
+        call = self.layout.values[number].call
         assert call is not None
         return call
 
@@ -95,7 +95,7 @@ def lay_out(
         if effective > MOST_KERNELS:
             raise ConvCircuitsError(
                 f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
-                f"Prune it to fewer, for example kernels={MOST_KERNELS * len(one) // effective:,}."
+                f"Prune it to fewer, for example {option('kernels', MOST_KERNELS * len(one) // effective)}."
             )
     if not _count(masks[0]):
         raise ConvCircuitsError(
@@ -109,13 +109,18 @@ def lay_out(
         if _count(its) or role == "control":
             laid.append((role, one))
             masks.append(its)
-    recording = record(subject, found.input_shape)
-    wiring = wire(recording, found.kernels, subject.rows, subject.coefficients)
+    layout = layout_of(subject, found.input_shape)
+    wiring = wire(layout, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
         subject,
-        recording,
+        layout,
         wiring,
-        graph(recording, wiring, [_kernels(subject, one, its) for (_, one), its in zip(laid, masks, strict=True)]),
+        graph(
+            layout,
+            wiring,
+            subject.rows,
+            [_kernels(subject, one, its) for (_, one), its in zip(laid, masks, strict=True)],
+        ),
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
         masks=tuple(masks),
@@ -190,12 +195,12 @@ def kernel_shape(drawing: Drawing, number: int) -> tuple[int, int]:
     if isinstance(call, ConvCall):
         return int(call.weight.shape[2]), int(call.weight.shape[3])
     positions = call.weight.shape[1] // call.blocks
-    value = drawing.recording.values[drawing.recording.values[number].inputs[0]]
+    value = drawing.layout.values[drawing.layout.values[number].inputs[0]]
     while value.call is None and value.inputs:  # back to the map that was flattened
         sides = [size for dim, size in enumerate(value.shape) if dim != value.axis]
         if len(sides) == 2 and value.axis is not None and math.prod(sides) == positions:
             return sides[0], sides[1]
-        value = drawing.recording.values[value.inputs[0]]
+        value = drawing.layout.values[value.inputs[0]]
     return 1, positions
 
 

@@ -3,9 +3,9 @@
 import inspect
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Progress
+from convcircuits.batches import Batches, Progress, begin
 from convcircuits.circuit import Circuit
 from convcircuits.criteria import CRITERIA
 from convcircuits.finding import find, needs_budget
@@ -20,6 +20,14 @@ def nested(circuit: Circuit) -> bool:
     return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
 
 
+def found_on(circuit: Circuit, images: Batches) -> Tensor | None:
+    """Return the images that a circuit was found on, if images (in memory) begin with them."""
+    said = circuit.provenance.get("images", {})
+    first = images.take(range(min(int(said.get("count", 0)), images.total or 0)))
+    held = list(first) if first.total else []
+    return torch.cat(held) if held and first.describe() == said else None
+
+
 def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progress | None = None) -> list[Circuit]:
     """Find smaller circuits anew where an iterative criterion found this one: its rankings are not nested.
 
@@ -28,29 +36,30 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     """
     said = circuit.provenance
     criterion = CRITERIA.get(str(said.get("criterion")))
-    options, found_on = said.get("options", {}), said.get("images", {})
+    options = said.get("options", {})
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
     if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
         return []  # of a criterion by another maker, or of a file that was changed
-    first = images.take(range(min(int(found_on.get("count", 0)), images.total or 0)))
-    held = list(first) if first.total else []
-    if first.describe() != found_on:
+    first = found_on(circuit, images)
+    if first is None:
         return []
-    return [
-        find(
-            model,
-            circuit.feature,
-            torch.cat(held),
-            criterion=str(said["criterion"]),
-            kernels=len(circuit) // part,
-            granularity=circuit.granularity,
-            batch_size=images.batch_size,
-            seed=int(said.get("seed", 0)),
-            progress=progress,
-            **options,
+    found = []
+    for count in (len(circuit) // part for part in PARTS if len(circuit) >= part):
+        begin(progress, f"finding {count:,} {circuit.granularity}s anew")
+        found.append(
+            find(
+                model,
+                circuit.feature,
+                first,
+                criterion=str(said["criterion"]),
+                kernels=count,
+                granularity=circuit.granularity,
+                batch_size=images.batch_size,
+                seed=int(said.get("seed", 0)),
+                progress=progress,
+                **options,
+            )
         )
-        for part in PARTS
-        if len(circuit) >= part
-    ]
+    return found

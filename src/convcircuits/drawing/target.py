@@ -69,7 +69,8 @@ def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | No
     elif feature.position == "center":
         where = f"the central one of {height} \u00d7 {width} positions"
     elif feature.position == "interior":
-        where = f"{0 if interior is None else len(interior.positions)} interior positions"
+        kind = "interior" if interior is None or interior.inside else "central"
+        where = f"{0 if interior is None else len(interior.positions)} {kind} positions"
     elif feature.position == "all":
         where = "the only position" if height * width == 1 else f"all {height} \u00d7 {width} positions"
     else:

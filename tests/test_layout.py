@@ -1,4 +1,4 @@
-"""Recording: every value's shape, axis and the origin of its channels, against what runs and what is moved by hand."""
+"""Layout: every value's shape, axis and the origin of its channels, against what runs and what is moved by hand."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from convcircuits.capture import Network
+from convcircuits.layout import UnextractableError, layout_of
 from convcircuits.masking import Subject
 from convcircuits.reach import survey
-from convcircuits.recording import UnextractableError, record
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -18,25 +18,24 @@ torch.set_num_threads(1)
 
 def recorded(model, feature, shape, at=None):
     network = Network(model)
-    return record(Subject(network, feature, survey(network, feature, shape)), at or shape)
+    return layout_of(Subject(network, feature, survey(network, feature, shape)), at or shape)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_kernel_calls_are_those_that_run_with_their_shapes(name):
     case = NETS[name]
     model, (layer, unit) = case.build(), case.features[-1]
-    recording = recorded(model, cc.Feature(layer, unit), case.input_shape)
+    layout = recorded(model, cc.Feature(layer, unit), case.input_shape)
     graph_module = oracles.trace(model, case.input_shape)
     seen = [
         (node.target, tuple(node.meta["tensor_meta"].shape[1:]), 0)
         for node in graph_module.graph.nodes
         if node.op == "call_module" and oracles.is_kernel_layer(graph_module.get_submodule(node.target))
     ]
-    calls = [(v.call.layer, v.shape, v.axis) for v in recording.values if v.call is not None]
-    assert calls[:-1] == seen[: len(calls) - 1]
-    assert calls[-1][0] == layer  # of the feature's layer only the feature's filters run
-    assert recording.values[-1].number == len(recording.values) - 1
-    assert all(value.inputs == () or max(value.inputs) < value.number for value in recording.values)
+    calls = [(v.call.layer, v.shape, v.axis) for v in layout.values.values() if v.call is not None]
+    assert calls == [one for one in seen if one[0] in {call[0] for call in calls}][: len(calls)]
+    assert calls[-1][0] == layer
+    assert all(value.inputs == () or max(value.inputs) < value.number for value in layout.values.values())
 
 
 class Moving(nn.Module):
@@ -74,10 +73,12 @@ MOVES = {
 def test_the_origin_of_every_moved_channel_is_known(move):
     """A map whose channel c holds c + 1 everywhere says after the move where each channel came from."""
     model = Moving(move).double().eval()
-    recording = recorded(model, cc.Feature("out", 1), (3, 6, 5))
-    start = next(v.number for v in recording.values if v.call is not None)
+    layout = recorded(model, cc.Feature("out", 1), (3, 6, 5))
+    start = next(v.number for v in layout.values.values() if v.call is not None)
     origin = {start: torch.arange(6)}
-    for value in recording.values[start + 1 :]:
+    for value in layout.values.values():
+        if value.number <= start:
+            continue
         if value.move is None:
             origin[value.number] = origin[value.inputs[0]]
         elif value.move.channels is not None:  # else channels lie along two dimensions, on the way of a shuffle
@@ -91,7 +92,7 @@ def test_the_origin_of_every_moved_channel_is_known(move):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_is_fixed_in_a_recording_depends_on_the_size_only_where_the_code_does(name):
+def test_what_is_fixed_in_a_layout_depends_on_the_size_only_where_the_code_does(name):
     case = NETS[name]
     model, feature = case.build(), cc.Feature(*case.features[-1])
     c, h, w = case.input_shape
@@ -118,8 +119,9 @@ def test_constants_are_those_of_the_call_and_not_of_later():
             return self.out(x * factor)
 
     model = Changing().double().eval()
-    recording = recorded(model, cc.Feature("out", 0), (3, 6, 6))
-    factors = [float(v.args[1].flatten()[0]) for v in recording.values if v.function is not None and len(v.args) > 1]
+    layout = recorded(model, cc.Feature("out", 0), (3, 6, 6))
+    written = [layout.written(v) for v in layout.values.values() if v.operation is not None and v.move is None]
+    factors = [float(one.args[1].flatten()[0]) for one in written]
     assert factors == [1.0, 2.0]
 
 
