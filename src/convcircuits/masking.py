@@ -1,7 +1,7 @@
 """Run a model with only some of its kernels."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool
@@ -74,8 +74,9 @@ class Masks:
         if call.layer in self.constant:
             constant = _computed(self.constant[call.layer], call)
             biased = live | constant.all(1) | (not self.silent)  # a filter of constants alone is one itself
-            kept = kept | call.per_kernel(constant & biased[:, None])
-        output = call.compute(call.weight * kept, call.bias)
+            constant = constant & biased[:, None]
+            mask, kept = mask | constant, kept | call.per_kernel(constant)
+        output = _with_read_alone(call, mask).compute(call.weight * kept, call.bias)
         for table, rule in ((self.gain, torch.mul), (self.offset, torch.add)):
             if call.layer in table:
                 values = _along(_computed(table[call.layer], call), output, call.channel_dim)
@@ -236,6 +237,14 @@ class Subject:
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
     """Take a table's rows of the filters that are computed."""
     return values if call.rows is None else values[call.rows]
+
+
+def _with_read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
+    """Put zeros in the place of channels that no kernel reads, where NaN or Inf is among them: 0 times that is NaN."""
+    read = mask.reshape(call.groups, -1, mask.shape[1]).any(1).flatten()
+    if bool(read.all()) or bool(call.x.sum().isfinite()):
+        return call
+    return replace(call, x=call.x.masked_fill(call.spread(~read[None].expand(len(call.x), -1)), 0))
 
 
 def _along(values: Tensor, maps: Tensor, dim: int) -> Tensor:
