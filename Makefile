@@ -69,8 +69,6 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean:
-	rm -rf .venv demo-output site frontend/node_modules frontend/build
 # What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.
 dist: setup
 	rm -rf dist
@@ -79,4 +77,4 @@ dist: setup
 	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean:
-	rm -rf .venv demo-output gallery-output dist frontend/node_modules frontend/build
+	rm -rf .venv demo-output gallery-output site dist frontend/node_modules frontend/build

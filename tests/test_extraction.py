@@ -308,6 +308,14 @@ def constant_beside(x):
     return torch.cat([x[:, :3], torch.zeros(len(x), 1, *x.shape[2:], dtype=x.dtype)], 1)
 
 
+def batch_normed(x):
+    return F.batch_norm(x, torch.ones(2, dtype=x.dtype), torch.ones(2, dtype=x.dtype) * 2)
+
+
+def per_channel(x):
+    return F.conv2d(x, torch.ones(4, 1, 3, 3, dtype=x.dtype), groups=4)
+
+
 ALLOWED = {
     "a channel written": written,
     "channels written through a view": written_through_a_view,
@@ -337,17 +345,25 @@ ALLOWED = {
     "a gated half": lambda x: F.glu(torch.cat([x, x.flip(1)], 1), 1),
     "one half twice": lambda x: torch.cat([F.relu(x), F.relu(-x)], 1)[:, 2:6],
     "PReLU": lambda x: F.prelu(x, torch.linspace(-1, 1, 4, dtype=x.dtype)),
+    "all but an edge": lambda x: x[:, :, 1:, :-1],
+    "every other position": lambda x: x[..., ::2, 1::2],
+    "a split into one": lambda x: torch.cat([part * 2 for part in x.split(4, 1)], 1),
+    "the norm of a batch after maxima over channels": lambda x: batch_normed(x.topk(2, 1).values).repeat(1, 2, 1, 1),
+    "groups after maxima over channels": lambda x: per_channel(x.topk(4, 1).values)[:, 2:].repeat(1, 2, 1, 1),
 }
 
 
 @pytest.mark.parametrize("what", ALLOWED.values(), ids=ALLOWED)
-def test_odd_functions_are_extracted(what):
+def test_odd_functions_are_extracted_and_saved(what, tmp_path):
     model = seeded(lambda: Odd(what), 5)()
     images, feature = NETS["plain"].images(5), cc.Feature("head", 1)
     for density in (0.4, 0.7, 1.0):
         circuit = circuit_of(model, feature, images, density)
         masked = cc.activations(model, feature, images, circuit=circuit)
-        same(cc.extract(model, circuit)(images), masked)
+        small = cc.extract(model, circuit)
+        same(small(images), masked)
+        cc.save(small, tmp_path / "small.safetensors")
+        same(cc.load(tmp_path / "small.safetensors")(images), masked)
     same(masked, model(images)[:, 1].detach())
 
 

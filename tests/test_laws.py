@@ -334,6 +334,13 @@ def test_a_wrong_module_is_not_handed_out_and_the_error_says_where(monkeypatch, 
     assert where in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_agrees_with_nothing(value):
+    number, other = torch.ones(3), torch.tensor([1.0, value, 1.0])
+    for pair in ((number, other), (other, number), (other, other)):
+        assert agreement.difference(*pair)[0] == float("inf")
+
+
 @pytest.mark.parametrize("which", range(4))
 def test_every_circuit_of_a_sweep_is_checked(monkeypatch, which):
     model = net()

@@ -324,3 +324,32 @@ def test_a_dead_gate_stays_its_constant_whatever_its_size(how):
         expected = gated(images)[:, 1]
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=tuple(images.shape[1:]))
     close(cc.activations(model, feature, images, circuit=circuit), expected)
+
+
+class Spread(nn.Module):
+    """Each channel over its own spread, which is NaN or huge where a dead filter holds a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head(x / x.std((2, 3), keepdim=True))
+
+
+def test_a_dead_filter_that_holds_no_number_does_not_matter():
+    model, images = seeded(Spread, 2)(), NETS["plain"].images(4)
+    feature = cc.Feature("head", 1)
+    whole = cc.find(model, feature, images, density=1.0)
+    kernels = {layer: mask.clone() for layer, mask in whole.kernels.items()}
+    kernels["conv"][2] = False
+    circuit = cc.Circuit(feature, kernels, whole.saliency, whole.relevant, provenance=whole.provenance)
+    maps = model.conv(images)
+    maps = (maps / maps.std((2, 3), keepdim=True)).index_fill(1, torch.tensor([2]), 0)
+    expected = model.head(maps)[:, 1].detach()
+    torch.testing.assert_close(cc.activations(model, feature, images, circuit=circuit), expected)
+    torch.testing.assert_close(cc.extract(model, circuit)(images).detach(), expected)
+    full = model(images)[:, 1].detach()
+    r2 = 1 - (full - expected).square().sum() / (full - full.mean()).square().sum()
+    assert cc.evaluate(model, circuit, images).r2 == pytest.approx(float(r2))

@@ -236,7 +236,7 @@ class Emitter:
             x = self._take(n, source, part.channels, by_channel)
         else:
             x = self._whole(n, source, dead)
-            if at_channels:
+            if at_channels or len(part.channels) < read.numel():  # else some groups alone are read
                 x = self._selected(x, 1 if isinstance(call, ConvCall) else -1, part.channels)
         own = n if self._is_special(value, n) else identity(conducting[rows])
         key = ("kernels", value.number, x, identity(rows), own)
@@ -384,7 +384,7 @@ class Emitter:
         """Write a value's operation on tensors that hold some of its channels, its constants cut alike."""
 
         def write() -> fx.Node:
-            module = norm(value, origin)
+            module = norm(value, origin) if value.axis == 0 else None
             if module is not None:
                 return self.writer.module(value.layer, module, nodes[value.inputs[0]], channels=origin)
             written = self._layout.written(value)
@@ -442,6 +442,8 @@ def _cut(value: Value, written: Written, x: Tensor, origin: Tensor) -> Tensor:
         return x
     per_channel = value.node is not None and is_batch_norm(value.node)
     per_channel |= written.op is torch.ops.aten.instance_norm.default
+    if per_channel and value.axis:
+        return x
     dim = 0 if per_channel else x.dim() - (len(value.shape) - value.axis)
     if 0 <= dim < x.dim() and x.shape[dim] == value.channels > 1:
         return x.index_select(dim, origin.to(x.device))

@@ -22,6 +22,8 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.operations import (
     Operation,
     argument,
+    gives_a_list,
+    is_batch_norm,
     is_constant_fill,
     is_padding,
     part_of_storage,
@@ -30,6 +32,7 @@ from convcircuits.network.operations import (
 from convcircuits.network.reach import Paths
 
 _IMAGES = 2  # enough to tell what belongs to an image from what runs across images
+_TO_THE_END = 2**63 - 1  # as torch records the end of x[:, 1:]
 _CONSTANT = -2  # in the place of an element's number
 _SAME = ("clone", "alias", "detach", "contiguous", "lift_fresh", "lift_fresh_copy")  # nothing is moved at all
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
@@ -213,6 +216,9 @@ class Layout:
         if node.name == "expand":
             sizes = [-1 if d == value.axis else size for d, size in enumerate(value.shape)]
             return Written(aten.expand.default, (args[0], [-1, *sizes]), {}, None)
+        if node.name == "slice" and argument(node, "end") == _TO_THE_END:
+            start, step = argument(node, "start"), argument(node, "step")
+            return Written(aten.slice.Tensor, (args[0], argument(node, "dim"), start, None, step), {}, None)
         if node.name in ("_to_copy", "to"):
             return Written(aten._to_copy.default, args[:1], {"dtype": value.dtype}, None)
         affine = [argument(node, name) for name in ("weight", "bias", "eps")]
@@ -222,6 +228,11 @@ class Layout:
             return Written(aten.group_norm.default, (args[0], argument(node, "group"), *affine), {}, None)
         if node.name == "_fused_rms_norm":
             return Written(aten.rms_norm.default, (args[0], args[1], affine[0], affine[2]), {}, None)
+        if is_batch_norm(node) and not argument(node, "training"):
+            affine += [argument(node, name) for name in ("running_mean", "running_var", "epsilon")]
+            weight, bias, eps, mean, variance, epsilon = affine
+            given = (args[0], weight, bias, mean, variance, False, 0.0, epsilon if eps is None else eps, False)
+            return Written(aten.batch_norm.default, given, {}, None)
         if node.name == "max_pool2d_with_indices" and self._is_alone(value):
             return Written(aten.max_pool2d.default, args, kwargs, None)
         scales = [argument(node, "scales_h"), argument(node, "scales_w")]
@@ -241,7 +252,10 @@ class Layout:
         operation = self.paths.operations[place]
         if node.autocast is not None:
             raise _unextractable(node.layer, "runs under an autocast of the model's own")
-        several, held = len(node.outputs) > 1, [self._constant[n] for n in node.inputs if n in self._constant]
+        several, held = (
+            len(node.outputs) > 1 or gives_a_list(node),
+            [self._constant[n] for n in node.inputs if n in self._constant],
+        )
         if held and (operation is None or not operation.moves):
             raise _joins_a_constant(held[0])
         for part, number in enumerate(node.outputs):

@@ -39,9 +39,10 @@ def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
 def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
     """Return the largest difference of two maps, relative to the largest value of either, and that value."""
     got, expected = got.detach(), expected.detach()
-    size = max(float(got.abs().max()), float(expected.abs().max()))
-    if not math.isfinite(size):
-        return math.inf, size
+    sizes = float(got.abs().max()), float(expected.abs().max())
+    size = max(sizes)
+    if not all(map(math.isfinite, sizes)):  # NaN is neither more nor less than any number
+        return math.inf, math.inf
     return (float((got - expected).abs().max()) / size if size else 0.0), size
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 
@@ -49,7 +49,7 @@ class ConvCall:
             weight, bias = self.weight, self.bias
         return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def spread(self, channels: Float[Tensor, "n c"]) -> Float[Tensor, "n ..."]:
+    def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
         """Fill a map of the input's shape with one value per channel, shape (n, c)."""
         return channels[:, :, None, None].expand_as(self.x)
 
@@ -117,7 +117,7 @@ class LinearCall:
             weight, bias = self.weight, self.bias
         return F.linear(self.x, weight, bias)
 
-    def spread(self, channels: Float[Tensor, "n c"]) -> Float[Tensor, "n ..."]:
+    def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
         """Fill a map of the input's shape with one value per block, shape (n, blocks)."""
         values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
         return values.reshape(len(values), *[1] * (self.x.dim() - 2), -1).expand_as(self.x)

@@ -94,7 +94,9 @@ class Masks:
         """Compute a kernel call with the kept kernels alone."""
         if call.layer not in self.kernels:
             return call.compute()
-        return call.compute(*self.weight_and_bias(call, self.running(call)))
+        running = self.running(call)
+        read = running | _computed(self.constant[call.layer], call) if call.layer in self.constant else running
+        return _with_read_alone(call, read).compute(*self.weight_and_bias(call, running))
 
 
 class Subject:
@@ -291,6 +293,14 @@ class Subject:
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
     """Take a table's rows of the filters that are computed."""
     return values if call.rows is None else values[call.rows]
+
+
+def _with_read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
+    """Put zeros in the place of channels that no kernel reads, where NaN or Inf is among them: 0 times that is NaN."""
+    read = mask.reshape(call.groups, -1, mask.shape[1]).any(1).flatten()
+    if bool(read.all()) or bool(call.x.sum().isfinite()):
+        return call
+    return replace(call, x=call.x.masked_fill(call.spread(~read[None].expand(len(call.x), -1)), 0))
 
 
 def _in_full(call: KernelCall) -> Tensor:

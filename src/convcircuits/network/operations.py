@@ -134,6 +134,12 @@ def is_batch_norm(node: "Node") -> bool:
     return node.name in _BATCH_NORMS
 
 
+def gives_a_list(node: "Node") -> bool:
+    """Return whether a recorded operation gives a list of tensors, though it be of one: ``split``."""
+    schema = getattr(node.op, "_schema", None)
+    return schema is not None and str(schema.returns[0].type) == "List[Tensor]"
+
+
 def is_padding(node: "Node") -> bool:
     """Return whether a recorded operation pads."""
     return node.name == "pad" or "_pad" in node.name
@@ -157,6 +163,8 @@ class Operation:
         over: Where they are not, the dimensions of its input along which values are mixed (from 0, the batch; a result
             of fewer dimensions lacks them); None where it is not known which.
         data: Which of two inputs is scaled by the other, a gate; None where none is.
+        changes: Marks of what changes of its inputs -> mark of what changes of its result; None where ``rule`` tells.
+            A dead value that a live gate scales stays dead, and changes.
     """
 
     rule: Rule
@@ -165,6 +173,7 @@ class Operation:
     moves: bool = False
     over: tuple[int, ...] | None = None
     data: int | None = None
+    changes: Rule | None = None
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
         """Return for each input which values count for what they are: bool, live or where they meet nothing live."""
@@ -469,18 +478,24 @@ def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants:
     sizes = [math.prod(graph.shapes[n]) for n in (a, b)]
     rank = len(graph.shapes_of(node)[0])
     of_a, of_b = constants[a].float(), constants[b].float()
+
+    def changes(x: Tensor, y: Tensor) -> Tensor:
+        return _of_rank(x + y, rank)
+
     if node.name != "mul":
         scaled = a if node.number_of(node.args[0]) == a else b
     elif gates[a] != gates[b]:
         scaled = b if gates[a] else a
     elif sizes[0] == sizes[1]:
-        return Operation(lambda x, y: _of_rank(x * y + x * of_b + of_a * y, rank), _several, over=())
+        return Operation(lambda x, y: _of_rank(x * y + x * of_b + of_a * y, rank), _several, over=(), changes=changes)
     else:
         scaled = a if sizes[0] > sizes[1] else b
     gate = gates[a] and gates[b]
     if scaled == a:
-        return Operation(lambda x, by: _of_rank(x + (x + of_a) * by, rank), _never, gate, over=(), data=0)
-    return Operation(lambda by, x: _of_rank(x + (x + of_b) * by, rank), _never, gate, over=(), data=1)
+        rule: Rule = lambda x, by: _of_rank(x + (x + of_a) * by, rank)  # noqa: E731
+    else:
+        rule = lambda by, x: _of_rank(x + (x + of_b) * by, rank)  # noqa: E731
+    return Operation(rule, _never, gate, over=(), data=int(scaled != a), changes=changes)
 
 
 # ---------------------------------------- along some dimensions

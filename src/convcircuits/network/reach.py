@@ -103,7 +103,7 @@ class Paths:
         Args:
             kernels: Layer name -> bool (out, in per group): kernels that are kept; all are of a layer that is not
                 named. None for the full model.
-            images: Which of the images are live, (n,) bool; None for all.
+            images: Which of the images change, (n,) bool: the marks are then of what changes. None for what is live.
         """
         live = self._images(images)
         for place in range(len(self.graph.nodes)):
@@ -128,7 +128,8 @@ class Paths:
                 out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
             results = [out]
         else:
-            results = [mark > 0 for mark in self.through(place, [mark.float() for mark in given])]
+            marks = [mark.float() for mark in given]
+            results = [mark > 0 for mark in self.through(place, marks, changes=images is not None)]
         live.marks.update(zip((n for n in node.outputs if n is not None), results, strict=True))
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
@@ -233,11 +234,14 @@ class Paths:
                     "of an image. Choose a feature before it."
                 )
 
-    def through(self, place: int, marks: list[Tensor]) -> list[Tensor]:
-        """Bring marks of what an operation reads, one for each value in order, through it; one for each result."""
+    def through(self, place: int, marks: list[Tensor], *, changes: bool = False) -> list[Tensor]:
+        """Bring marks of what an operation reads, one for each value in order, through it; one for each result.
+
+        The marks are of what is live; with ``changes``, of what changes.
+        """
         operation = self.operations[place]
         assert operation is not None
-        result = operation.rule(*marks)
+        result = (operation.changes if changes and operation.changes else operation.rule)(*marks)
         shapes = self.graph.shapes_of(self.graph.nodes[place])
         parts = list(result) if isinstance(result, (tuple, list)) else [result] * len(shapes)
         return [_fitted(part, shape) for part, shape in zip(parts, shapes, strict=True)]
