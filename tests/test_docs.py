@@ -24,7 +24,7 @@ import percent  # noqa: E402
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python" in page.read_text(encoding="utf-8")]
-SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if path.name != "cli.py"]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MODULES = [found.name for found in pkgutil.walk_packages(cc.__path__, "convcircuits.") if "__main__" not in found.name]
 
 

@@ -130,7 +130,7 @@ class LoadedModel:
     def feature(self, text: str) -> Feature:
         """Read the text form of a feature: ``features.14:166``, ``conv3_3:166``, ``fc:golden retriever``.
 
-        A layer may go by one of `aliases`, and a class name may stand for its unit. Upper and lower case are one,
+        A layer may go by one of ``aliases``, and a class name may stand for its unit. Upper and lower case are one,
         unless the spelling as given is a name. Where a category has several names, parted by commas, each is one.
 
         Raises:
@@ -274,7 +274,7 @@ def load_model(
         weights: a state dict to use instead, as .safetensors, .pt or .pth; one under the key ``state_dict``
             or ``model`` and one saved from a data-parallel model are understood. Nothing is downloaded
             then. Preprocessing and categories stay those of the model's default weights.
-        mean: by which a factory's images are normalized, where it has no `preprocess`: three numbers for red, green
+        mean: by which a factory's images are normalized, where it has no ``preprocess``: three numbers for red, green
             and blue or one for all, of pixels from 0 to 1.
         std: the standard deviation, likewise.
 
@@ -443,7 +443,7 @@ _LIBRARY, _OWN, _CONFIGURATION, _GIVEN, _NOBODY = "library", "preprocess", "conf
 
 
 class _Built(NamedTuple):
-    """A model before its weights are read: what `LoadedModel` says of it, and who says how images are prepared."""
+    """A model before its weights are read: what ``LoadedModel`` says of it, and who says how images are prepared."""
 
     model: nn.Module
     preprocess: Callable[[Image.Image], torch.Tensor]
@@ -504,9 +504,9 @@ def _by(size: tuple[int, int]) -> str:
 def _aliases(spec: str, model: nn.Module) -> dict[str, str]:
     """Return the names that papers and atlases have for a network's layers -> the layers; none is a module's name.
 
-    VGG's convolutions count within blocks (`conv3_3`), AlexNet's through (`conv5`), as in Caffe; so do the ReLUs and
-    poolings after them, and Linear layers go on as `fc6`, `fc7`, `fc8`. GoogLeNet's blocks are those of lucid and the
-    OpenAI Microscope (`mixed4d`).
+    VGG's convolutions count within blocks (``conv3_3``), AlexNet's through (``conv5``), as in Caffe; so do the ReLUs and
+    poolings after them, and Linear layers go on as ``fc6``, ``fc7``, ``fc8``. GoogLeNet's blocks are those of lucid and the
+    OpenAI Microscope (``mixed4d``).
     """
     library, _, name = spec.removesuffix(_RANDOM).rpartition(":")
     if library not in ("", "torchvision", "timm"):
