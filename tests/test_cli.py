@@ -35,6 +35,7 @@ from convcircuits.drawing.pictures import LABELS
 from convcircuits.granularity import SHAPES
 from convcircuits.images import crops, sample_photographs, split_photographs
 from convcircuits.models import Preprocess, list_models, load_model
+from convcircuits.recipe import Recipe, read_recipes
 from convcircuits.units import RULE, choose_unit, unit_statistics
 
 SOURCE = """
@@ -88,8 +89,11 @@ def folder(tmp_path, monkeypatch):
     for name in "abcdef":
         coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         coarse.resize((36, 30)).save(f"pictures/{name}.png")
+    before = set(sys.modules)
     yield tmp_path
-    sys.modules.pop("tiny_net", None)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def files():
@@ -465,6 +469,27 @@ def test_a_file_of_recipes_loads_a_model_once(folder, good, monkeypatch):
     text = good("find --recipe circuits.toml -m tiny_net:net")
     assert loaded == ["tiny_net:net"]
     assert re.findall("wrote (.*)", text) == [f"tiny_net-net-4-{n}.safetensors" for n in range(3)]
+
+
+README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipes_in_the_readme_are_read(folder):
+    Path("circuits.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
+    (first, file), (second, out) = read_recipes(Path("circuits.toml"), {})
+    shared = {"model": "vgg16_hed", "size": 112}
+    assert (first, file) == (Recipe(feature="conv3_3:166", density=0.05, **shared), None)
+    options = {"criterion": "force", "options": ("steps=5",), "kernels": 2000}
+    assert (second, out) == (Recipe(feature="conv4_1:12@max", **options, **shared), "small.safetensors")
+
+
+def test_the_commands_in_the_readme_are_read():
+    lines = re.findall(r"^convcircuits ([a-z].*?)(?:  +#.*| +#.*)?$", README, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == {*COMMANDS} - {"demo"}
+    commands = typer.main.get_command(application.app).commands
+    for line in lines:
+        name, *words = shlex.split(line)
+        commands[name].make_context(name, words)
 
 
 @pytest.mark.parametrize("required", ["keeps", "part"])
