@@ -531,6 +531,16 @@ def test_compare_writes_a_table_a_chart_and_json(folder, good):
     assert not found & measured
 
 
+def test_compare_takes_options_of_each_criterion(folder, good):
+    good(f"{FIND} --density .5 --criterion force --option steps=2")
+    line = f"{COMPARE} --densities .5 --criteria force,layer_random --option force.steps=2"
+    said = good(f"{line} --option layer_random.like=a.safetensors --json")
+    assert said["options"] == ["force.steps=2", "layer_random.like=a.safetensors"]
+    alone = good(f"{FIND} --density .5 --criterion force --option steps=2 --json")
+    assert said["rows"][0]["r2"] == pytest.approx(alone["r2"], abs=1e-5)
+    assert said["rows"][1]["kernels"] == alone["kernels"]
+
+
 def test_compare_takes_a_layer_by_its_other_name_and_every_criterion_by_default(folder, good):
     said = good("compare -m vgg16_hed -f conv1_2:3 --images pictures --count 2 --size 24 --densities .5 --json")
     assert (said["feature"], said["folder"]) == ("features.2:3", "vgg16_hed-features.2-3")
@@ -1053,6 +1063,8 @@ BAD = {
     "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Near names: snip"),
     "compare: density": (f"{COMPARE} --densities .5,2", "share in (0, 1]; got 2.0"),
     "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
+    "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
+    "compare: unknown option": (f"{COMPARE} --criteria force --option force.steeps=2", "force has no option 'steeps'"),
     "compare: out is a file": (f"{COMPARE} --out text.safetensors", "is a file; give a folder"),
     "layers: unknown": ("layers --model vgg16_head", "vgg16_hed"),
     "kernels 0": (f"{FIND} --kernels 0", "--kernels is a whole number"),
