@@ -34,6 +34,7 @@ from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
+from convcircuits.values.recipe import Recipe, read_recipes
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
 from convcircuits.zoo.models import Preprocess, list_models, load_model
 
@@ -88,8 +89,11 @@ def folder(tmp_path, monkeypatch):
     for name in "abcdef":
         coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         coarse.resize((36, 30)).save(f"pictures/{name}.png")
+    before = set(sys.modules)
     yield tmp_path
-    sys.modules.pop("tiny_net", None)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def files():
@@ -467,6 +471,27 @@ def test_a_file_of_recipes_loads_a_model_once(folder, good, monkeypatch):
     assert re.findall("wrote (.*)", text) == [f"tiny_net-net-4-{n}.safetensors" for n in range(3)]
 
 
+README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipes_in_the_readme_are_read(folder):
+    Path("circuits.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
+    (first, file), (second, out) = read_recipes(Path("circuits.toml"), {})
+    shared = {"model": "vgg16_hed", "size": 112}
+    assert (first, file) == (Recipe(feature="conv3_3:166", density=0.05, **shared), None)
+    options = {"criterion": "force", "options": ("steps=5",), "kernels": 2000}
+    assert (second, out) == (Recipe(feature="conv4_1:12@max", **options, **shared), "small.safetensors")
+
+
+def test_the_commands_in_the_readme_are_read():
+    lines = re.findall(r"^convcircuits ([a-z].*?)(?:  +#.*| +#.*)?$", README, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == {*COMMANDS} - {"demo"}
+    commands = typer.main.get_command(application.app).commands
+    for line in lines:
+        name, *words = shlex.split(line)
+        commands[name].make_context(name, words)
+
+
 @pytest.mark.parametrize("required", ["keeps", "part"])
 def test_what_is_required_is_required_of_every_circuit(required, folder, run):
     Path("circuits.toml").write_text(
@@ -504,6 +529,16 @@ def test_compare_writes_a_table_a_chart_and_json(folder, good):
     assert "(random circuit)" in text
     found, measured = (set(re.findall(r"\b[a-f]\.png", line)) for line in text.splitlines()[:2])
     assert not found & measured
+
+
+def test_compare_takes_options_of_each_criterion(folder, good):
+    good(f"{FIND} --density .5 --criterion force --option steps=2")
+    line = f"{COMPARE} --densities .5 --criteria force,layer_random --option force.steps=2"
+    said = good(f"{line} --option layer_random.like=a.safetensors --json")
+    assert said["options"] == ["force.steps=2", "layer_random.like=a.safetensors"]
+    alone = good(f"{FIND} --density .5 --criterion force --option steps=2 --json")
+    assert said["rows"][0]["r2"] == pytest.approx(alone["r2"], abs=1e-5)
+    assert said["rows"][1]["kernels"] == alone["kernels"]
 
 
 def test_compare_takes_a_layer_by_its_other_name_and_every_criterion_by_default(folder, good):
@@ -1028,6 +1063,8 @@ BAD = {
     "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Near names: snip"),
     "compare: density": (f"{COMPARE} --densities .5,2", "share in (0, 1]; got 2.0"),
     "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
+    "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
+    "compare: unknown option": (f"{COMPARE} --criteria force --option force.steeps=2", "force has no option 'steeps'"),
     "compare: out is a file": (f"{COMPARE} --out text.safetensors", "is a file; give a folder"),
     "layers: unknown": ("layers --model vgg16_head", "vgg16_hed"),
     "kernels 0": (f"{FIND} --kernels 0", "--kernels is a whole number"),

@@ -36,7 +36,7 @@ def common(
 
 app.command(epilog=CRITERIA_HELP)(find.find)
 app.command()(evaluate.evaluate)
-app.command()(compare.compare)
+app.command(epilog=CRITERIA_HELP)(compare.compare)
 app.command()(extract.extract)
 app.command()(diagram.diagram)
 app.command()(show.show)

@@ -1,8 +1,9 @@
 """``convcircuits compare``."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from convcircuits.cli.options import (
     SizeOption,
     StdOption,
     WeightsOption,
+    criterion_options,
     numbers,
 )
 from convcircuits.cli.output import made_folder, named_after, print_json, say
@@ -46,6 +48,13 @@ def compare(
     densities: Annotated[
         str, typer.Option(metavar="SHARE,SHARE,...", help="Shares of the relevant kernels to keep, each in (0, 1].")
     ] = ",".join(map(str, DENSITIES)),
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CRITERION.NAME=VALUE",
+            help="An option of one criterion, for example force.steps=5; may be repeated. They are listed below.",
+        ),
+    ] = None,
     images: ImagesOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = None,
@@ -68,6 +77,7 @@ def compare(
     names, shares = [name.strip() for name in criteria.split(",")], numbers("--densities", densities)
     assert shares is not None
     check_compared(names, shares)
+    chosen = _options_by_criterion(option or [], names)
     check_charts_installed()
     if out is not None and out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
@@ -95,6 +105,7 @@ def compare(
             setup.held_out,
             criteria=names,
             densities=shares,
+            options=chosen,
             batch_size=batch_size,
             seed=recipe.seed,
             progress=told,
@@ -104,6 +115,7 @@ def compare(
     result = {
         "model": model,
         "feature": str(wanted),
+        "options": option or [],
         "normalization": setup.loaded.normalization,
         "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
         "unreadable": setup.unreadable,
@@ -123,3 +135,16 @@ def compare(
         ("comparison.png", "fidelity against density"),
     ):
         say(f"wrote {folder / name} ({what})")
+
+
+def _options_by_criterion(given: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read options of several criteria, each CRITERION.NAME=VALUE."""
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        criterion, dot, rest = text.partition(".")
+        if not dot or criterion not in criteria:
+            raise cc.ConvCircuitsError(
+                f"--option {text} is of no criterion that is compared; write it as --option {criteria[0]}.NAME=VALUE."
+            )
+        options.setdefault(criterion, {}).update(criterion_options([rest]))
+    return options

@@ -504,9 +504,9 @@ def _by(size: tuple[int, int]) -> str:
 def _aliases(spec: str, model: nn.Module) -> dict[str, str]:
     """Return the names that papers and atlases have for a network's layers -> the layers; none is a module's name.
 
-    VGG's convolutions count within blocks (``conv3_3``), AlexNet's through (``conv5``), as in Caffe; so do the ReLUs and
-    poolings after them, and Linear layers go on as ``fc6``, ``fc7``, ``fc8``. GoogLeNet's blocks are those of lucid and the
-    OpenAI Microscope (``mixed4d``).
+    VGG's convolutions count within blocks (``conv3_3``), AlexNet's through (``conv5``), as in Caffe; so do the ReLUs
+    and poolings after them, and Linear layers go on as ``fc6``, ``fc7``, ``fc8``. GoogLeNet's blocks are those of lucid
+    and the OpenAI Microscope (``mixed4d``).
     """
     library, _, name = spec.removesuffix(_RANDOM).rpartition(":")
     if library not in ("", "torchvision", "timm"):
