@@ -179,6 +179,22 @@ def test_a_model_that_overwrites_its_image_leaves_the_callers_images_alone():
     assert torch.equal(given, images)
 
 
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.conv(x).detach())
+
+
+def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient_and_scored_without():
+    model, images, feature = seeded(Detached, 0)(), NETS["plain"].images(2), cc.Feature("head", 1)
+    with pytest.raises(cc.ConvCircuitsError, match=r"^head runs on what no gradient leads to .*criterion='magnitude'"):
+        cc.score(model, feature, images, criterion="snip")
+    assert cc.find(model, feature, images, criterion="magnitude", density=1.0).relevant == 16
+
+
 # ---------------------------------------- layers that run several times
 
 
