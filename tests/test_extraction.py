@@ -373,6 +373,38 @@ def test_odd_functions_are_extracted_and_saved(what, tmp_path):
     same(masked, model(images)[:, 1].detach())
 
 
+class GatedTwice(nn.Module):
+    """A map that is scaled by a gate, and one half of which is the gate of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.head(F.glu(self.conv(x) * torch.sigmoid(self.gate(x)), 1))
+
+
+def test_a_dead_gate_of_a_dead_gate_stays_the_constant_it_is():
+    model, images, feature = seeded(GatedTwice, 5)(), NETS["plain"].images(4), cc.Feature("head", 1)
+    whole = cc.find(model, feature, images, density=1.0)
+    kernels = {layer: mask.clone() for layer, mask in whole.kernels.items()}
+    kernels["conv"][2] = kernels["gate"][2] = False
+    circuit = cc.Circuit(feature, kernels, whole.saliency, whole.relevant, provenance=whole.provenance)
+    with torch.no_grad():
+        model.conv.weight[2] = model.gate.weight[2] = 0  # two constants, their biases
+        expected = model(images)[:, 1]
+    model = seeded(GatedTwice, 5)()
+    same(cc.activations(model, feature, images, circuit=circuit), expected)
+    same(cc.extract(model, circuit)(images), expected)
+
+
+def test_groups_far_from_zero_are_as_exact_as_in_the_model():
+    model = seeded(lambda: Odd(lambda x: F.group_norm(x + 300, 2)), 5)().float()
+    images, feature = NETS["plain"].images(4).float(), cc.Feature("head", 1)
+    small = cc.extract(model, cc.find(model, feature, images, density=1.0))
+    same(small(images), model(images)[:, 1].detach(), 1e-4)
+
+
 DECIDING = {
     "if": lambda x: x * 2 if x.sum() > 0 else x,
     "item": lambda x: x * x.mean().item(),

@@ -180,6 +180,21 @@ def test_a_model_that_overwrites_its_image_leaves_the_callers_images_alone():
     assert torch.equal(given, images)
 
 
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.conv(x).detach())
+
+
+def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient():
+    model, images, feature = seeded(Detached, 0)(), NETS["plain"].images(2), cc.Feature("head", 1)
+    with pytest.raises(cc.ConvCircuitsError, match="head runs on what no gradient leads to"):
+        cc.score(model, feature, images, criterion="snip")
+
+
 # ---------------------------------------- layers that run several times
 
 

@@ -406,9 +406,10 @@ class Emitter:
                 return constant(x)
             return type(x)(map(placed, x)) if type(x) in (tuple, list) else x
 
-        node = self.writer.call(
-            written.op, *map(placed, written.args), **{k: placed(x) for k, x in written.kwargs.items()}
-        )
+        args, aten = [*map(placed, written.args)], torch.ops.aten
+        if written.op is aten.group_norm.default:  # torch computes it far less exactly with the channels last in memory
+            args[0] = self.writer.call(aten.contiguous.default, args[0])
+        node = self.writer.call(written.op, *args, **{k: placed(x) for k, x in written.kwargs.items()})
         return node if written.part is None else self.writer.call(one_of, node, written.part)
 
     def _named(self, value: Value, x: Tensor) -> fx.Node:

@@ -472,7 +472,8 @@ def _of_rank(mark: Tensor, rank: int) -> Tensor:
 def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
     """Tell a product of two maps from a map that is scaled by a gate: a sigmoid's, a divisor, or the smaller factor.
 
-    A constant times a live value is live.
+    A constant times a live value is live. Where a dead product is needed, as it is a gate itself, so is its dead gate:
+    ``by <= 0`` adds nothing to the mark, and counts in its transpose.
     """
     a, b = dict.fromkeys(node.inputs)
     sizes = [math.prod(graph.shapes[n]) for n in (a, b)]
@@ -492,9 +493,9 @@ def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants:
         scaled = a if sizes[0] > sizes[1] else b
     gate = gates[a] and gates[b]
     if scaled == a:
-        rule: Rule = lambda x, by: _of_rank(x + (x + of_a) * by, rank)  # noqa: E731
+        rule: Rule = lambda x, by: _of_rank(x + (x + of_a + (by <= 0)) * by, rank)  # noqa: E731
     else:
-        rule = lambda by, x: _of_rank(x + (x + of_b) * by, rank)  # noqa: E731
+        rule = lambda by, x: _of_rank(x + (x + of_b + (by <= 0)) * by, rank)  # noqa: E731
     return Operation(rule, _never, gate, over=(), data=int(scaled != a), changes=changes)
 
 

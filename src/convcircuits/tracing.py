@@ -191,8 +191,9 @@ class Batch:
                 x = x * call.spread(read.to(x).expand(len(x), -1))
             if not output.requires_grad:
                 raise ConvCircuitsError(
-                    f"{call.layer} runs on what does not depend on the image as well as on maps, and criteria cannot "
-                    "score the first; give such calls a layer of their own, or choose a feature before it."
+                    f"{call.layer} runs on what no gradient leads to from the image (a constant, or a map that the "
+                    "model cuts the gradient off: detach, a comparison), and criteria cannot score that; give such "
+                    "calls a layer of their own, or choose a feature before it."
                 )
             self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
