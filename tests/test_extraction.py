@@ -529,3 +529,32 @@ def test_equal_circuits_cost_as_much_as_one():
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images()
     circuit = cc.find(model, feature, images, criterion="snip", normalizer="layer_l2", density=0.7)
     assert work(model, [circuit] * 4, images) == work(model, [circuit], images)
+
+
+class LowRank(nn.Module):
+    """A Linear whose weight is a matrix and a product of two thin ones, as LoRA adapts it."""
+
+    def __init__(self, inputs, outputs, rank):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(rank, inputs)), nn.Parameter(torch.randn(outputs, rank))
+
+    def forward(self, x):
+        return F.linear(x, self.linear.weight + self.up @ self.down, self.linear.bias)
+
+
+def test_a_linear_of_low_rank_updates_is_scored_measured_and_extracted():
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), LowRank(180, 6, 2), nn.ReLU(), LowRank(6, 3, 1)
+        ),
+        4,
+    )()
+    images, feature = NETS["plain"].images(4), cc.Feature("5", 1)
+    for density in (0.4, 0.7, 1.0):
+        circuit = circuit_of(model, feature, images, density)
+        kept = cc.activations(model, feature, images, circuit=circuit)
+        same(cc.extract(model, circuit)(images), kept)
+        full = cc.activations(model, feature, images)
+        agree(cc.evaluate(model, circuit, images), closed_form(full[:, None].numpy(), kept[:, None].numpy()))
+    same(kept, model(images)[:, 1].detach())
