@@ -188,11 +188,10 @@ class Detached(nn.Module):
         return self.head(self.conv(x).detach())
 
 
-def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient_and_scored_without():
+def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient():
     model, images, feature = seeded(Detached, 0)(), NETS["plain"].images(2), cc.Feature("head", 1)
-    with pytest.raises(cc.ConvCircuitsError, match=r"^head runs on what no gradient leads to .*criterion='magnitude'"):
+    with pytest.raises(cc.ConvCircuitsError, match="head runs on what no gradient leads to"):
         cc.score(model, feature, images, criterion="snip")
-    assert cc.find(model, feature, images, criterion="magnitude", density=1.0).relevant == 16
 
 
 # ---------------------------------------- layers that run several times
