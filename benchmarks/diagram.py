@@ -7,8 +7,8 @@ handlers, layout and paint included, and the wait for the next frame too (up to 
 
 import argparse
 import gzip
+import os
 import platform
-import shutil
 import statistics
 import tempfile
 import time
@@ -20,8 +20,8 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 import convcircuits as cc
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 
 FEATURE = cc.Feature("features.14", 166)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -101,10 +101,10 @@ def latencies(page: Page, selector: str, event: str, undo: str | None = None) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--browser", default=next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None))
+    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"))
     options = parser.parse_args()
-    if options.browser is None:
-        raise SystemExit("This needs Chromium: apt-get install chromium, or name one by --browser.")
+    if not options.browser:
+        raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make bench does.")
 
     loaded = load_model("vgg16_hed")
     train, others = split_photographs(sample_photographs())

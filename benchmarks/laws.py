@@ -12,7 +12,7 @@ import torch
 from torchvision import models
 
 import convcircuits as cc
-from convcircuits import laws
+from convcircuits.network import laws
 
 CASES = [("alexnet", "features.10"), ("resnet18", "layer3.1.conv2")]
 UNIT = 9

@@ -1,19 +1,21 @@
-"""Make the gallery: circuits of three networks as pages, photographed in a browser; writes docs/gallery.md beside them.
+"""Make the gallery: circuits of three networks as pages, photographed in a browser; writes docs/gallery.md.
 
-    python docs/gallery.py                            # all: some ten minutes on two cores
-    python docs/gallery.py conv3_3                    # those whose name contains the word
-    python docs/gallery.py conv3_3 --figure dark      # of these the figures whose name contains the other
-    python docs/gallery.py --pages /tmp/pages         # keeps the pages there, and photographs those that are there
+    make gallery                                # all: some ten minutes on two cores
+    python docs/gallery.py conv3_3              # those whose name contains the word
+    python docs/gallery.py conv3_3 --figure dark    # of these the figures whose name contains the other
+    python docs/gallery.py --reuse              # photographs the pages that are there, and draws only the others
 
+The pages and all pictures, in two widths and both colours, go to gallery-output/, which is not committed; the few
+that README and docs show go to docs/gallery/ too, small.
 Each is found, measured and drawn anew, on the built-in photographs. Of a layer the unit is chosen by the rule of
-``convcircuits.units``, which looks at no circuit. A picture is the page as a reader sees it, without its controls.
+``convcircuits.circuits.units``, which looks at no circuit. A picture is the page as a reader sees it, without its
+controls.
 """
 
 import argparse
 import functools
-import shutil
+import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,25 +26,28 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import convcircuits as cc
+from convcircuits.circuits.units import RULE, UnitStatistics, choose_unit, unit_statistics
 from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import LoadedModel, load_model
-from convcircuits.units import RULE, UnitStatistics, choose_unit, unit_statistics
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import LoadedModel, load_model
 
-FOLDER = Path(__file__).parent / "gallery"
-PAGE = FOLDER.parent / "gallery.md"
+DOCS = Path(__file__).parent
+OUT = DOCS.parent / "gallery-output"
+PAGE = DOCS / "gallery.md"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET = ".bar, .state { display: none !important; }"  # what is to be pressed
 WIDTHS, SCHEMES = (1440, 800), ("light", "dark")
+SHOWN_WIDTH, SHOWN_BYTES = 1200, 150_000  # of a picture in docs/gallery, at most
 HEAD = f"""# Gallery
 
-Made by `python docs/gallery.py`: circuits found by `gauss_newton` on 24 crops of seven of the built-in
-photographs and measured on 24 crops of five others. [How to read them](diagram.md#how-to-read-it).
-*Isolated* lights what 80 % of the drawn flow through one filter takes.
+Circuits found by `gauss_newton` on 24 crops of seven of the built-in photographs and measured on 24 crops of five
+others. [How to read them](diagram.md#how-to-read-it). `make gallery` makes the pages themselves, in `gallery-output/`,
+with pictures of them in both colours and two widths. *Isolated* lights what 80 % of the drawn flow through one filter
+takes.
 
 The unit of each layer is chosen on the first seven photographs by a rule that looks at no circuit
-(`convcircuits.units`): {RULE}.
+(`convcircuits.circuits.units`): {RULE}.
 """
 
 
@@ -58,10 +63,18 @@ class Entry:
     say: str
     pictures: str = "patches"
     views: tuple[str, ...] = ("overview", "isolated")
+    shown: tuple[str, ...] = ("overview-light",)  # in docs/
 
 
 CONV3_3 = Entry(
-    "vgg16-conv3_3", "vgg16_hed", "features.14", 0.05, 112, "VGG16, conv3_3", views=("overview", "isolated", "image")
+    "vgg16-conv3_3",
+    "vgg16_hed",
+    "features.14",
+    0.05,
+    112,
+    "VGG16, conv3_3",
+    views=("overview", "isolated", "image"),
+    shown=("overview-light", "isolated-dark", "image-light"),
 )
 ENTRIES = [
     Entry("vgg16-conv2_2", "vgg16_hed", "features.7", 0.1, 112, "VGG16, conv2_2"),
@@ -72,6 +85,7 @@ ENTRIES = [
         say="VGG16, conv3_3, the same circuit with feature visualisations of each filter inside it",
         pictures="features",
         views=("overview", "isolated"),
+        shown=("overview-light",),
     ),
     Entry("vgg16-conv4_2", "vgg16_hed", "features.19", 0.1, 112, "VGG16, conv4_2"),
     Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv", 0.3, 224, "EfficientNet-Lite0, block 3"),
@@ -137,7 +151,7 @@ def figures(entry: Entry, wanted: str) -> Iterator[tuple[str, str, int, Path]]:
     for what in entry.views:
         for scheme in SCHEMES:
             for width in WIDTHS:
-                file = FOLDER / f"{entry.name}-{what}-{scheme}-{width}.png"
+                file = OUT / f"{entry.name}-{what}-{scheme}-{width}.png"
                 if wanted in file.stem.removeprefix(entry.name):
                     yield what, scheme, width, file
 
@@ -161,6 +175,19 @@ def photograph(browser: Browser, page: Path, entry: Entry, document: Document, w
         # A palette, for a third of the size.
         colours = Image.open(file).convert("RGB")
         colours.quantize(255, kmeans=2, dither=Image.Dither.NONE).save(file, optimize=True)
+        if width == max(WIDTHS) and f"{what}-{scheme}" in entry.shown:
+            show(colours, DOCS / "gallery" / f"{entry.name}-{what}-{scheme}.webp")
+
+
+def show(picture: Image.Image, file: Path) -> None:
+    """Save a picture as README and docs show it: narrower, and as good as the bytes allow."""
+    picture = picture.resize(
+        (SHOWN_WIDTH, round(picture.height * SHOWN_WIDTH / picture.width)), Image.Resampling.LANCZOS
+    )
+    for quality in range(90, 0, -5):
+        picture.save(file, quality=quality, method=6)
+        if file.stat().st_size < SHOWN_BYTES:
+            return
 
 
 def section(entry: Entry, document: Document, caption: str) -> str:
@@ -168,11 +195,11 @@ def section(entry: Entry, document: Document, caption: str) -> str:
     unit = chosen(entry.model, entry.layer, entry.size).summary()
     lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`, {entry.density:.0%} of its kernels."]
     lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
-    for what in entry.views:
-        file = f"gallery/{entry.name}-{what}"
-        lines += [f"![{entry.say.split(',')[0]}, {what}]({file}-light-1440.png)", ""]
-        others = [(s, w) for s in SCHEMES for w in WIDTHS if (s, w) != ("light", 1440)]
-        lines += [f"{what}: " + ", ".join(f"[{s}, {w} px]({file}-{s}-{w}.png)" for s, w in others), ""]
+    for what in entry.shown:
+        lines += [
+            f"![{entry.say.split(',')[0]}, {what.replace('-', ' in ')} colours](gallery/{entry.name}-{what}.webp)",
+            "",
+        ]
     return "\n".join([*lines, f"> {caption}", ""])
 
 
@@ -189,22 +216,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("word", nargs="?", default="", help="makes only those whose name contains it")
     parser.add_argument("--figure", default="", help="photographs only figures whose name contains it")
-    parser.add_argument("--pages", type=Path, help="a folder that keeps the pages; what is there is not drawn anew")
+    parser.add_argument("--reuse", action="store_true", help=f"photographs the pages in {OUT.name}/ that are there")
+    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="the path of a Chromium or Chrome")
     given = parser.parse_args()
-    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if path is None:
-        raise SystemExit("This needs Chromium: apt-get install chromium.")
-    FOLDER.mkdir(exist_ok=True)
+    if not given.browser:
+        raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make gallery does.")
+    OUT.mkdir(exist_ok=True)
     made: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        folder = given.pages or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=given.browser, args=FLAGS)
         for entry in ENTRIES:
             if given.word not in entry.name or not any(figures(entry, given.figure)):
                 continue
-            page = folder / f"{entry.name}.html"
-            diagram = cc.Diagram.load(page) if page.exists() else drawn(entry)
+            page = OUT / f"{entry.name}.html"
+            diagram = cc.Diagram.load(page) if given.reuse and page.exists() else drawn(entry)
             diagram.save(page)  # by the code of now
             photograph(browser, page, entry, diagram.document, given.figure)
             made[entry.name] = section(entry, diagram.document, diagram.caption)

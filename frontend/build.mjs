@@ -17,7 +17,19 @@ if (process.argv[2] === "tests") {
     packages: "external",
   });
 } else {
-  await build({ ...shipped, entryPoints: { figure: "src/core/figure.ts" }, format: "iife", globalName: "convcircuits" });
+  await build({
+    ...shipped,
+    entryPoints: { figure: "src/core/figure.ts" },
+    format: "iife",
+    globalName: "convcircuits",
+  });
   const app = "src/app/main.ts";
-  if (existsSync(app)) await build({ ...shipped, entryPoints: { diagram: app }, format: "esm", jsx: "automatic", jsxImportSource: "preact" });
+  if (existsSync(app))
+    await build({
+      ...shipped,
+      entryPoints: { diagram: app },
+      format: "esm",
+      jsx: "automatic",
+      jsxImportSource: "preact",
+    });
 }

@@ -166,3 +166,30 @@ _TABLE = (
 )
 
 ARCHITECTURES = {architecture.name: architecture for architecture in _TABLE}
+
+# A layer of each, for tests of files.
+REAL = {
+    "torchvision:resnet18": "layer2",
+    "torchvision:densenet121": "features.denseblock2",
+    "torchvision:googlenet": "inception4a",
+    "torchvision:shufflenet_v2_x1_0": "stage3",
+    "torchvision:mobilenet_v3_small": "features.6",
+    "timm:convnextv2_atto": "stages.1",
+    "timm:skresnet18": "layer2",
+    "timm:resnest14d": "layer2",
+    "timm:nf_resnet26": "stages.1",
+    "timm:mixnet_s": "blocks.2",
+    "timm:starnet_s1": "stages.1",
+    "timm:hrnet_w18_small": "stage3.0.branches.0",
+    "timm:ghostnet_100": "blocks.3",
+}
+
+
+def real(spec):
+    library, _, name = spec.partition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if library == "timm":
+            return timm.create_model(name, pretrained=False).eval()
+        options = {"init_weights": False} if name == "googlenet" else {}
+        return getattr(torchvision.models, name)(weights=None, **options).eval()

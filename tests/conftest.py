@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 # Annotated shapes are checked inside. (Modules that meet a caller's mistakes must see them first, and numba
 # compiles presum.)
-INSIDE = ["calls", "masking", "ranking", "tracing"]
+INSIDE = ["network.calls", "circuits.ranking", "circuits.tracing"]
 with install_import_hook([f"convcircuits.{module}" for module in INSIDE], "beartype.beartype"):
     for module in INSIDE:
         importlib.import_module(f"convcircuits.{module}")

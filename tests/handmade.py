@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from convcircuits.instructions import repeat_for
-from convcircuits.interpreter import one_of
-from convcircuits.writing import Writer
+from convcircuits.compiler.instructions import repeat_for
+from convcircuits.compiler.interpreter import one_of
+from convcircuits.compiler.writing import Writer
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")

@@ -443,3 +443,40 @@ NETS: dict[str, NetCase] = {
         seeded(Nested, 21), (3, 8, 8), (("stage.1.body.second", 2), ("head", 1)), "one ReLU shared by all"
     ),
 }
+
+
+# ---------------------------------------- to be made as a test needs them
+
+
+class Net(nn.Module):
+    """Two convolutions with something between them, and a head."""
+
+    def __init__(self, between=None):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+        self.between = (between or nn.Identity)()
+
+    def forward(self, x):
+        return self.head(F.relu(self.between(self.conv(x))))
+
+
+def net(between=None, kind=Net):
+    """Make a net of one kind; nets of all kinds have the same weights in conv and head."""
+    model = seeded(lambda: Net(between), 0)()
+    model.__class__ = kind
+    return model
+
+
+class Named(nn.Module):
+    """A net with layers of one name, at the top and further down."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.add_module(name, nn.Conv2d(3, 4, 3))
+        self.inner = nn.ModuleDict({name: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))})
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self._modules[self.name](x))
+        return self.last(F.relu(self.inner[self.name](x)))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from convcircuits.instructions import DTYPES, OPERATIONS, Constant
-from convcircuits.interpreter import _EachResult, _given, _tensors
+from convcircuits.compiler.instructions import DTYPES, OPERATIONS, Constant
+from convcircuits.compiler.interpreter import _EachResult, _given, _tensors
 
 GENERATOR = torch.Generator().manual_seed(0)
 

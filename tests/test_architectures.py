@@ -10,9 +10,9 @@ from torch import nn
 
 import convcircuits as cc
 from architectures import ARCHITECTURES, Architecture
-from convcircuits.capture import Network
-from convcircuits.masking import Masks, Subject
-from convcircuits.reach import survey
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.network.reach import survey
 from graph_oracle import Graph
 
 torch.set_num_threads(1)

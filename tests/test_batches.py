@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import convcircuits as cc
-from convcircuits.batches import Batches
-from convcircuits.comparison import compare
-from convcircuits.costs import costs
-from convcircuits.visualising import visualise
+from convcircuits.circuits.comparison import compare
+from convcircuits.compiler.costs import costs
+from convcircuits.maps.feature_visualization import visualise
+from convcircuits.network.batches import Batches
 
 X = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

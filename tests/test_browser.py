@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, hostile, plain
+from needs import find_chromium
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
@@ -29,8 +29,8 @@ DRAWINGS = [name for name in DOCUMENTS if name != "hostile"]
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert path, "These tests need Chromium: apt-get install chromium, or put a Chromium or Chrome on the PATH."
+    path = find_chromium()
+    assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import convcircuits as cc
 import oracles
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
 FEATURE = cc.Feature("b", 1)

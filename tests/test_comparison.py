@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.comparison import compare
+from convcircuits.circuits.comparison import compare
 from nets import NETS
 
 CRITERIA = ["snip", "force", "random", "actgrad", "gauss_newton", "magnitude", "layer_random"]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import convcircuits as cc
-from convcircuits import console
+from convcircuits.cli import console
 
 INTERRUPTED = "interrupted; nothing was left half written\n"
 START = """
@@ -30,14 +30,14 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupt())
-from convcircuits.console import main
+from convcircuits.cli import main
 main()
 """
 NET = """
 import atexit, os, signal
 from pathlib import Path
 from torch import nn
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 
 def now(moment):
     if os.environ.get("MOMENT") == moment:
@@ -94,7 +94,7 @@ def told(err):
 # --- Ctrl-C
 
 
-@pytest.mark.parametrize("module", ["convcircuits.cli", "torch", "numpy", "typer"])
+@pytest.mark.parametrize("module", ["convcircuits.cli.application", "torch", "numpy", "typer"])
 def test_ctrl_c_during_imports_is_one_line_and_exit_code_130(module):
     ended = command("models", module)
     assert (ended.returncode, ended.stdout, told(ended.stderr)) == (130, "", INTERRUPTED)
@@ -147,7 +147,7 @@ def test_a_closed_pipe_ends_the_command_silently(line):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_every_character_is_written_in_any_encoding(encoding):
     said = "R² is .5 · 3 × 3 → ﬁ \udce9"
-    program = f"from convcircuits.console import run\nrun(lambda: lambda prog_name: print({said!a}))"
+    program = f"from convcircuits.cli.console import run\nrun(lambda: lambda prog_name: print({said!a}))"
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
     )
@@ -263,7 +263,7 @@ def test_long_work_says_every_few_seconds_what_it_does(capsys, monkeypatch):
 
 def test_progress_of_a_command_in_a_pipe(folder):
     """On standard error it is said from the start on how far it is; the result is as ever."""
-    program = START.format(wanted=None).replace("main()", "import convcircuits.console as c; c.EVERY = 0.2; main()")
+    program = START.format(wanted=None).replace("main()", "import convcircuits.cli.console as c; c.EVERY = 0.2; main()")
     line = [sys.executable, "-c", program, *shlex.split(f"{FIND} --criterion force --json")]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=100)
     assert (ended.returncode, told(ended.stderr)) == (0, "")
@@ -300,14 +300,3 @@ def test_a_terminal_shows_a_bar_in_place_of_lines(capsys, monkeypatch):
     assert "3/70" not in err
     assert "4/70" not in err[err.index("patches") :]  # what begins is counted from nothing
     assert not re.search(r"\(\d+ s\)\n", err)
-
-
-def test_the_package_gives_every_public_name_and_imports_torch_when_it_is_asked():
-    program = (
-        "import sys, convcircuits as cc; assert 'torch' not in sys.modules;"
-        "assert not [name for name in cc.__all__ if getattr(cc, name) is None];"
-        "assert set(cc.__all__) <= set(dir(cc)); assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
-    with pytest.raises(AttributeError, match="has no attribute 'fnid'"):
-        _ = cc.fnid

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.controls import random_like
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
+from convcircuits.circuits.controls import random_like
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS
 
 CASE = NETS["plain"]

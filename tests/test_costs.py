@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.costs import costs
+from convcircuits.compiler.costs import costs
 from nets import NETS
 
 

@@ -10,25 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
+from cases import COMBINATIONS, FEATURES, LAST, assert_same, assert_scores, is_linear, relevant_of
 from nets import NETS
 
 torch.set_num_threads(1)
 
-FEATURES = [
-    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
-    for name, case in NETS.items()
-    for layer, unit in case.features
-]
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
-COMBINATIONS = [
-    dict(zip(("collapse", "position", "normalizer", "signed"), values, strict=True))
-    for values in itertools.product(
-        ("abs", "sum", "square"),
-        ("all", "max", "center", (0, 1)),
-        ("published", "sum"),
-        (False, True),
-    )
-]
 ORACLES = {"snip": oracles.snip, "actgrad": oracles.actgrad}
 ONE_SHOT = {
     "actgrad": {},
@@ -40,43 +26,9 @@ ONE_SHOT = {
 }
 
 
-def relevant_of(case, model, layer, unit):
-    """The relevant kernels by graph search, without the layers that have none."""
-    found = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks)
-    return {name: kept for name, kept in found.items() if kept.any()}
-
-
-def assert_scores(scores, expected, relevant):
-    """Equal to the oracle where relevant, NaN elsewhere, layers in execution order."""
-    expected = oracles.nan_outside(expected, relevant)
-    assert list(scores.kernels) == list(expected)
-    for name, values in expected.items():
-        scale = float(values.nan_to_num().abs().max())
-        torch.testing.assert_close(
-            scores[name],
-            values,
-            rtol=1e-9,
-            atol=1e-12 * max(scale, 1e-6),
-            equal_nan=True,
-            msg=lambda m, name=name: f"{name}: {m}",
-        )
-
-
-def assert_same(a, b, rtol=1e-12):
-    """Equal to rounding, relative to each layer's largest score."""
-    assert list(a.kernels) == list(b.kernels)
-    for name, values in a.kernels.items():
-        atol = rtol * float(values.nan_to_num().abs().max())
-        torch.testing.assert_close(b[name], values, rtol=rtol, atol=atol, equal_nan=True)
-
-
 def options_that_fit(layer_is_linear, combination):
     """A Linear has no positions to choose from."""
     return combination | ({"position": "all"} if layer_is_linear else {})
-
-
-def is_linear(model, layer):
-    return isinstance(model.get_submodule(layer), nn.Linear)
 
 
 def alive_masks(model, layer, unit, case, density=0.8):

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.cutting import cut
-from convcircuits.layout import layout_of
-from convcircuits.masking import Masks, Subject
-from convcircuits.reach import survey
+from cases import FEATURES, random_masks
+from convcircuits.compiler.cutting import cut
+from convcircuits.compiler.layout import layout_of
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.network.reach import survey
 from graph_oracle import Graph
 from nets import NETS, seeded
 from random_nets import RandomNet
-from test_masking import FEATURES, random_masks
 
 torch.set_num_threads(1)
 

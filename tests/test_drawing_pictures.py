@@ -8,9 +8,6 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.batches import Batches
-from convcircuits.calls import ConvCall
-from convcircuits.colours import displayable, primaries_of
 from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
@@ -18,8 +15,11 @@ from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels
 from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
-from convcircuits.fields import receptive_fields
-from convcircuits.visualising import visualise
+from convcircuits.maps.colors import displayable, primaries_of
+from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.receptive_fields import receptive_fields
+from convcircuits.network.batches import Batches
+from convcircuits.network.calls import ConvCall
 from nets import NETS
 
 # Red, green and blue from 0 to 1 are what the model gets.

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.batches import Batches
 from convcircuits.drawing.siblings import nested, smaller
+from convcircuits.network.batches import Batches
 from nets import NETS
 
 CASE = NETS["plain"]

@@ -8,9 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import convcircuits as cc
 import oracles
+from cases import FEATURES, circuit_of, same
 from nets import NETS, seeded
-from test_extraction import circuit_of, same
-from test_masking import FEATURES
 
 torch.set_num_threads(1)
 

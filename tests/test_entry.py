@@ -10,32 +10,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import convcircuits as cc
-from convcircuits.models import list_layers
-from convcircuits.surroundings import environment_kept
-from nets import NETS, seeded
-from test_capture import World, everything, state_of
+from cases import HEAD
+from convcircuits.network.surroundings import environment_kept
+from convcircuits.zoo.models import list_layers
+from nets import NETS, Net, net, seeded
+from states import World, everything, state_of
 
 X = NETS["plain"].images(4)
-HEAD = cc.Feature("head", 1)
-
-
-class Net(nn.Module):
-    """Two convolutions with something between them, and a head."""
-
-    def __init__(self, between=None):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
-        self.between = (between or nn.Identity)()
-
-    def forward(self, x):
-        return self.head(F.relu(self.between(self.conv(x))))
-
-
-def net(between=None, kind=Net):
-    """Give a net of one kind; nets of all kinds have the same weights in conv and head."""
-    model = seeded(lambda: Net(between), 0)()
-    model.__class__ = kind
-    return model
 
 
 def assert_same_results(model, plain, feature=HEAD, plain_feature=HEAD, images=X):

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,11 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from convcircuits.tables import LayerTable
+from cases import COUNTS, FIGURES, agree, closed_form, counted
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
-FIGURES = ["pearson", "r2", "r2_readout", "error", "error_at_max", "pearson_max"]
-COUNTS = ["kernels", "effective_kernels", "filters", "effective_filters", "relevant", "density", "images"]
 MANY = ["plain", "residual", "inception", "mobile", "flat_head", "se_conv", "dense", "twice"]
 
 
@@ -34,47 +32,6 @@ def found(name, density, position="all"):
     case, model, layer, unit = subject(name)
     feature = cc.Feature(layer, unit, position=position)
     return cc.find(model, feature, case.images(4, seed=1), criterion="snip", density=density)
-
-
-def counted(maps, position, full):
-    """(N, P): the values that count, by plain Python over images."""
-    rows = []
-    for one, whole in zip(maps.numpy(), full.numpy(), strict=True):
-        if one.ndim == 0 or position == "all":
-            rows.append(one.reshape(-1))
-            continue
-        height, width = one.shape
-        place = {"max": np.unravel_index(whole.argmax(), whole.shape), "center": (height // 2, width // 2)}
-        rows.append(one[place.get(position, position)].reshape(1))
-    return np.stack(rows)
-
-
-def pearson(full, circuit):
-    """The oracles' r; NaN where one of them is constant to rounding."""
-    if any(np.ptp(v) <= 1e-12 * np.abs(v).max() for v in (full, circuit)):
-        return math.nan
-    return oracles.pearson(full, circuit)
-
-
-def closed_form(full, circuit, fit=None):
-    """The figures from (N, P) arrays."""
-    gap, rows = np.abs(circuit - full), np.arange(len(full))
-    best = full.argmax(1)
-    a, d = oracles.readout(*fit) if fit else (math.nan, math.nan)
-    return {
-        "pearson": pearson(full, circuit),
-        "r2": oracles.r2(full, circuit),
-        "r2_readout": oracles.readout_r2(*fit, full, circuit) if fit else math.nan,
-        "readout": (a, d),
-        "error": gap.mean() / np.abs(full).mean(),
-        "error_at_max": gap[rows, best].mean() / np.abs(full[rows, best]).mean(),
-        "pearson_max": pearson(full.max(1), circuit.max(1)),
-    }
-
-
-def agree(report, expected, tolerance=1e-8):
-    for name, value in expected.items():
-        assert getattr(report, name) == pytest.approx(value, rel=tolerance, abs=tolerance, nan_ok=True), name
 
 
 def maps(name, circuit, images, run=oracles.circuit_map, **more):

@@ -7,15 +7,11 @@ import pytest
 import torch
 
 import convcircuits as cc
+from architectures import REAL, real
+from cases import extracted
 from nets import NETS
-from test_graphs import real, small
 
-REAL = {
-    "torchvision:resnet18": "layer2",
-    "torchvision:googlenet": "inception4a",
-    "torchvision:shufflenet_v2_x1_0": "stage3",
-    "torchvision:densenet121": "features.denseblock2",
-}
+LARGE = [f"torchvision:{name}" for name in ("resnet18", "googlenet", "shufflenet_v2_x1_0", "densenet121")]
 TINY = ["residual", "inception", "grouped", "flat_head", "se_linear", "dense"]
 MADE = {}
 
@@ -23,12 +19,12 @@ MADE = {}
 def made(name):
     """A module, made once, and images for it."""
     if name not in MADE:
-        if name in REAL:
+        if name in LARGE:
             x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-            MADE[name] = small(real(name), cc.Feature(REAL[name], 1), x, 0.3), x
+            MADE[name] = extracted(real(name), cc.Feature(REAL[name], 1), x, 0.3), x
         else:
             case = NETS[name]
-            MADE[name] = small(case.build(), cc.Feature(*case.features[-1]), case.images(), 0.9), case.images()
+            MADE[name] = extracted(case.build(), cc.Feature(*case.features[-1]), case.images(), 0.9), case.images()
     return MADE[name]
 
 
@@ -37,7 +33,7 @@ def run(module, x):
         return module(x)
 
 
-every = pytest.mark.parametrize("name", [*TINY, *REAL])
+every = pytest.mark.parametrize("name", [*TINY, *LARGE])
 
 
 @every
@@ -48,7 +44,7 @@ def test_it_is_exported_with_any_number_of_images(name):
         torch.testing.assert_close(run(exported, x[:count]), run(module, x[:count]))
 
 
-@pytest.mark.parametrize("name", ["residual", "flat_head", *REAL])
+@pytest.mark.parametrize("name", ["residual", "flat_head", *LARGE])
 def test_it_compiles_whole(name):
     module, x = made(name)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
@@ -85,7 +81,7 @@ def test_its_state_loads_into_another(name):
 def test_its_state_loads_into_a_fresh_extraction(name):
     module, x = made(name)
     case = NETS[name]
-    fresh = small(case.build(), cc.Feature(*case.features[-1]), case.images(), 0.9)
+    fresh = extracted(case.build(), cc.Feature(*case.features[-1]), case.images(), 0.9)
     assert torch.equal(run(fresh, x), run(module, x))
     fresh.load_state_dict(module.state_dict())
     assert torch.equal(run(fresh, x), run(module, x))

@@ -11,38 +11,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
 import oracles
-from convcircuits.capture import Network
-from convcircuits.evaluation import evaluate_all
-from convcircuits.extraction import Sweep
-from convcircuits.interpreter import CircuitModule, program_of
-from convcircuits.layout import UnextractableError, layout_of
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.tables import LayerTable
+from cases import (
+    COUNTS,
+    DERIVED,
+    FEATURES,
+    FIGURES,
+    KINDS,
+    LAST,
+    agree,
+    circuit_of,
+    closed_form,
+    counted,
+    masks_for_oracle,
+    same,
+)
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.compiler.interpreter import CircuitModule, program_of
+from convcircuits.compiler.layout import UnextractableError, layout_of
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 from random_nets import RandomNet
-from test_evaluation import COUNTS, FIGURES, agree, closed_form, counted
-from test_feature_kinds import KINDS
-from test_granularity import masks_for_oracle
-from test_masking import DERIVED, FEATURES, LAST
 
 torch.set_num_threads(1)
-
-
-def circuit_of(model, feature, images, density, granularity="kernel", seed=0):
-    """A random circuit; another where there is no complete path in it."""
-    for one in range(seed, seed + 8):
-        options = {"criterion": "random", "granularity": granularity, "seed": one}
-        circuit = cc.prune(cc.score(model, feature, images[:1], **options), density=density)
-        if cc.activations(model, feature, images[:1], circuit=circuit).any():
-            return circuit
-    return cc.prune(cc.score(model, feature, images[:1], **options), density=1.0)
-
-
-def same(got, expected, tolerance=1e-10):
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    assert float((got.detach() - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 def check(case, model, circuit, tolerance=1e-10, **oracle):
@@ -314,6 +308,14 @@ def constant_beside(x):
     return torch.cat([x[:, :3], torch.zeros(len(x), 1, *x.shape[2:], dtype=x.dtype)], 1)
 
 
+def batch_normed(x):
+    return F.batch_norm(x, torch.ones(2, dtype=x.dtype), torch.ones(2, dtype=x.dtype) * 2)
+
+
+def per_channel(x):
+    return F.conv2d(x, torch.ones(4, 1, 3, 3, dtype=x.dtype), groups=4)
+
+
 ALLOWED = {
     "a channel written": written,
     "channels written through a view": written_through_a_view,
@@ -343,18 +345,58 @@ ALLOWED = {
     "a gated half": lambda x: F.glu(torch.cat([x, x.flip(1)], 1), 1),
     "one half twice": lambda x: torch.cat([F.relu(x), F.relu(-x)], 1)[:, 2:6],
     "PReLU": lambda x: F.prelu(x, torch.linspace(-1, 1, 4, dtype=x.dtype)),
+    "all but an edge": lambda x: x[:, :, 1:, :-1],
+    "every other position": lambda x: x[..., ::2, 1::2],
+    "a split into one": lambda x: torch.cat([part * 2 for part in x.split(4, 1)], 1),
+    "the norm of a batch after maxima over channels": lambda x: batch_normed(x.topk(2, 1).values).repeat(1, 2, 1, 1),
+    "groups after maxima over channels": lambda x: per_channel(x.topk(4, 1).values)[:, 2:].repeat(1, 2, 1, 1),
 }
 
 
 @pytest.mark.parametrize("what", ALLOWED.values(), ids=ALLOWED)
-def test_odd_functions_are_extracted(what):
+def test_odd_functions_are_extracted_and_saved(what, tmp_path):
     model = seeded(lambda: Odd(what), 5)()
     images, feature = NETS["plain"].images(5), cc.Feature("head", 1)
     for density in (0.4, 0.7, 1.0):
         circuit = circuit_of(model, feature, images, density)
         masked = cc.activations(model, feature, images, circuit=circuit)
-        same(cc.extract(model, circuit)(images), masked)
+        small = cc.extract(model, circuit)
+        same(small(images), masked)
+        cc.save(small, tmp_path / "small.safetensors")
+        same(cc.load(tmp_path / "small.safetensors")(images), masked)
     same(masked, model(images)[:, 1].detach())
+
+
+class GatedTwice(nn.Module):
+    """A map that is scaled by a gate, and one half of which is the gate of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.head(F.glu(self.conv(x) * torch.sigmoid(self.gate(x)), 1))
+
+
+def test_a_dead_gate_of_a_dead_gate_stays_the_constant_it_is():
+    model, images, feature = seeded(GatedTwice, 5)(), NETS["plain"].images(4), cc.Feature("head", 1)
+    whole = cc.find(model, feature, images, density=1.0)
+    kernels = {layer: mask.clone() for layer, mask in whole.kernels.items()}
+    kernels["conv"][2] = kernels["gate"][2] = False
+    circuit = cc.Circuit(feature, kernels, whole.saliency, whole.relevant, provenance=whole.provenance)
+    with torch.no_grad():
+        model.conv.weight[2] = model.gate.weight[2] = 0  # two constants, their biases
+        expected = model(images)[:, 1]
+    model = seeded(GatedTwice, 5)()
+    same(cc.activations(model, feature, images, circuit=circuit), expected)
+    same(cc.extract(model, circuit)(images), expected)
+
+
+def test_groups_far_from_zero_are_as_exact_as_in_the_model():
+    model = seeded(lambda: Odd(lambda x: F.group_norm(x + 300, 2)), 5)().float()
+    images, feature = NETS["plain"].images(4).float(), cc.Feature("head", 1)
+    small = cc.extract(model, cc.find(model, feature, images, density=1.0))
+    same(small(images), model(images)[:, 1].detach(), 1e-4)
 
 
 DECIDING = {
@@ -487,3 +529,32 @@ def test_equal_circuits_cost_as_much_as_one():
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images()
     circuit = cc.find(model, feature, images, criterion="snip", normalizer="layer_l2", density=0.7)
     assert work(model, [circuit] * 4, images) == work(model, [circuit], images)
+
+
+class LowRank(nn.Module):
+    """A Linear whose weight is a matrix and a product of two thin ones, as LoRA adapts it."""
+
+    def __init__(self, inputs, outputs, rank):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(rank, inputs)), nn.Parameter(torch.randn(outputs, rank))
+
+    def forward(self, x):
+        return F.linear(x, self.linear.weight + self.up @ self.down, self.linear.bias)
+
+
+def test_a_linear_of_low_rank_updates_is_scored_measured_and_extracted():
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), LowRank(180, 6, 2), nn.ReLU(), LowRank(6, 3, 1)
+        ),
+        4,
+    )()
+    images, feature = NETS["plain"].images(4), cc.Feature("5", 1)
+    for density in (0.4, 0.7, 1.0):
+        circuit = circuit_of(model, feature, images, density)
+        kept = cc.activations(model, feature, images, circuit=circuit)
+        same(cc.extract(model, circuit)(images), kept)
+        full = cc.activations(model, feature, images)
+        agree(cc.evaluate(model, circuit, images), closed_form(full[:, None].numpy(), kept[:, None].numpy()))
+    same(kept, model(images)[:, 1].detach())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convcircuits as cc
-from convcircuits.feature import at
+from convcircuits.values.feature import at
 
 LAYERS = st.text("abz019._-é/\\ \t'\"*?<>|~$", min_size=1, max_size=20)
 NAMES = st.from_regex(r"[A-Za-z_0-9\-é]+(\.[A-Za-z_0-9\-é]+)*", fullmatch=True)

@@ -9,75 +9,15 @@ import torchvision
 
 import convcircuits as cc
 import oracles
+from cases import KINDS, assert_scores, close, random_masks, relevant_of
 from nets import NETS
 
 torch.set_num_threads(1)
 
-# net, layer, unit (int, several, or a direction), call
-KINDS = {
-    "conv units": ("plain", "features.5", (2, 0), None),
-    "set of one conv unit": ("plain", "features.3", (1,), None),
-    "units of a grouped conv": ("grouped", "conv3", (3, 0), None),
-    "units of one group": ("grouped", "conv2", (4, 3, 5), None),
-    "units of a call of a conv": ("twice", "shared", (1, 3), 0),
-    "BatchNorm unit": ("residual", "block1.bn2", 2, None),
-    "BatchNorm units": ("residual", "block2.bn2", (4, 1, 2), None),
-    "BatchNorm units after a concatenation": ("dense", "layer2.norm", (4, 0), None),
-    "ReLU unit": ("plain", "features.1", 2, None),
-    "units of a shared ReLU": ("residual", "block1.relu", (1, 2), 0),
-    "units of a ReLU shared by blocks": ("nested", "relu", (3, 0), 3),
-    "block unit after an addition": ("residual", "block2", 3, None),
-    "block units after an addition": ("residual", "block1", (3, 1), None),
-    "block direction after an addition": ("residual", "block2", torch.tensor([0.5, 0.0, -2.0, 0.0, 1.0]), None),
-    "block unit of a concatenation": ("dense", "layer2", 6, None),
-    "block units of a concatenation": ("dense", "layer2", (0, 6, 3), None),
-    "direction of a concatenation": ("dense", "layer1", torch.tensor([0.0, 1.0, 0.0, 0.0, -1.5]), None),
-    "units of a branch": ("inception", "three", (1, 2), None),
-    "units of a gate": ("se_conv", "se.sigmoid", (3, 1), None),
-    "units of a gated block": ("se_linear", "se", (3, 1), None),
-    "Linear units on a flattened map": ("flat_head", "classifier.1", (3, 0), None),
-    "units of a ReLU after Linear": ("flat_head", "classifier.2", (0, 3), None),
-    "logit": ("pooled_head", "fc", 2, None),
-    "all logits": ("flat_head", "classifier", (0, 1, 2, 3), None),
-    "direction of logits": ("flat_head", "classifier.4", torch.tensor([0.0, 1.0, 0.0, -1.0]), None),
-    "depthwise units": ("mobile", "depth.0", (5, 2), None),
-}
 EVERY = pytest.mark.parametrize(("name", "layer", "unit", "call"), KINDS.values(), ids=KINDS)
 SEVERAL = {kind: given for kind, given in KINDS.items() if isinstance(given[2], tuple)}
 SQUARE = {kind: given for kind, given in SEVERAL.items() if len(given[2]) in (1, 2, 4)}  # orthogonal signs exist
 EVERY_SET = pytest.mark.parametrize(("name", "layer", "unit", "call"), SEVERAL.values(), ids=SEVERAL)
-
-
-def single_units(unit):
-    if isinstance(unit, torch.Tensor):
-        return unit.nonzero()[:, 0].tolist()
-    return [unit] if isinstance(unit, int) else list(unit)
-
-
-def relevant_of(case, model, layer, unit, call):
-    """The union, over the units, of the kernels that graph search finds."""
-    union = {}
-    for one in single_units(unit):
-        found = oracles.reachable(model, layer, one, case.input_shape, blocks=case.blocks, call=call)
-        union = {name: kept | union.get(name, kept) for name, kept in found.items()}
-    return {name: kept for name, kept in union.items() if kept.any()}
-
-
-def random_masks(relevant, density, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
-
-
-def close(a, b, msg=None):
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=msg)
-
-
-def assert_scores(scores, expected, relevant):
-    expected = oracles.nan_outside(expected, relevant)
-    assert list(scores.kernels) == list(expected)
-    for name, values in expected.items():
-        atol = 1e-12 * max(float(values.nan_to_num().abs().max()), 1e-6)
-        torch.testing.assert_close(scores[name], values, rtol=1e-9, atol=atol, equal_nan=True)
 
 
 # ---------------------------------------- what is relevant, and maps

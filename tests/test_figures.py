@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.controls import random_like
-from convcircuits.evaluation import evaluate_all
-from convcircuits.masking import Subject
-from convcircuits.notes import FEW_IMAGES
-from convcircuits.reach import survey
+from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.circuits.notes import FEW_IMAGES
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from convcircuits.texts import sentences
 from nets import seeded
 

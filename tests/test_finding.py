@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
 CASE = NETS["plain"]

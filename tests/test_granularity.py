@@ -11,17 +11,16 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.granularity import by_unit, check_inside, masks_of, units_with
+from cases import COMBINATIONS, LAST, assert_same, assert_scores, is_linear, masks_for_oracle, relevant_of
 from convcircuits.storage import sealed
-from convcircuits.tables import LayerTable
+from convcircuits.values.granularity import by_unit, check_inside, masks_of, units_with
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
-from test_criteria import COMBINATIONS, assert_same, assert_scores, is_linear, relevant_of
 
 torch.set_num_threads(1)
 
 GRANULARITIES = ["filter", "kernel", "weight"]
 OTHERS = ["filter", "weight"]
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
 # What is hard: groups, a layer that runs twice, Linear on a flattened map, weights computed in forward, gates.
 HARD = [p for p in LAST if p.id in ("grouped", "mobile", "twice", "standardised", "flat_head", "se_linear", "residual")]
 ORACLES = {"snip": oracles.snip, "actgrad": oracles.actgrad}
@@ -37,12 +36,6 @@ def units_of(case, model, layer, unit, granularity):
 def random_circuit(model, feature, images, granularity, density, seed=0):
     scores = cc.score(model, feature, images[:1], criterion="random", granularity=granularity, seed=seed)
     return cc.prune(scores, density=density)
-
-
-def masks_for_oracle(case, model, circuit):
-    """A circuit as the oracles take it: kernel masks, or weight masks."""
-    relevant = relevant_of(case, model, circuit.feature.layer, circuit.feature.unit)
-    return oracles.unit_masks(dict(circuit.kernels), relevant, circuit.granularity)
 
 
 # ---------------------------------------- criteria

@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.ops import DeformConv2d
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.graph import record_graph
-from convcircuits.layout import UnextractableError
-from convcircuits.reach import survey
+from convcircuits.compiler.layout import UnextractableError
+from convcircuits.network.capture import Network
+from convcircuits.network.graph import record_graph
+from convcircuits.network.reach import survey
 from meetings import MEETINGS, Two
 from nets import NETS
 

@@ -10,58 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
-import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
 import convcircuits as cc
-from convcircuits import graphs
-from convcircuits.instructions import IN_PLACE, OPERATIONS
-from convcircuits.interpreter import CircuitModule, one_of, program_of
+from architectures import REAL, real
+from cases import extracted
+from convcircuits.compiler import module_json as graphs
+from convcircuits.compiler.instructions import IN_PLACE, OPERATIONS
+from convcircuits.compiler.interpreter import CircuitModule, one_of, program_of
+from convcircuits.compiler.writing import Writer
 from convcircuits.storage import MODULE_SCHEMA, sealed
-from convcircuits.writing import Writer
 from handmade import CPU, HANDMADE, SHAPE, aten, handmade, images
-from nets import NETS
-
-REAL = {
-    "torchvision:resnet18": "layer2",
-    "torchvision:densenet121": "features.denseblock2",
-    "torchvision:googlenet": "inception4a",
-    "torchvision:shufflenet_v2_x1_0": "stage3",
-    "torchvision:mobilenet_v3_small": "features.6",
-    "timm:convnextv2_atto": "stages.1",
-    "timm:skresnet18": "layer2",
-    "timm:resnest14d": "layer2",
-    "timm:nf_resnet26": "stages.1",
-    "timm:mixnet_s": "blocks.2",
-    "timm:starnet_s1": "stages.1",
-    "timm:hrnet_w18_small": "stage3.0.branches.0",
-    "timm:ghostnet_100": "blocks.3",
-}
-
-
-def real(spec):
-    library, _, name = spec.partition(":")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if library == "timm":
-            return timm.create_model(name, pretrained=False).eval()
-        options = {"init_weights": False} if name == "googlenet" else {}
-        return getattr(torchvision.models, name)(weights=None, **options).eval()
-
-
-def small(model, feature, x, density):
-    scores = cc.score(model, feature, x, criterion="random")
-    return cc.extract(model, cc.prune(scores, density=density), input_shape=tuple(x.shape[1:]))
+from nets import NETS, Named
 
 
 def of_net(name, which=-1):
     case = NETS[name]
-    return small(case.build(), cc.Feature(*case.features[which]), case.images(), 0.9), case.images()
+    return extracted(case.build(), cc.Feature(*case.features[which]), case.images(), 0.9), case.images()
 
 
 def through_text(module):
@@ -92,7 +60,7 @@ def test_every_net_comes_back(name):
 @pytest.mark.parametrize("spec", REAL)
 def test_real_networks_come_back(spec):
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    module = small(real(spec), cc.Feature(REAL[spec], 1), x, 0.3)
+    module = extracted(real(spec), cc.Feature(REAL[spec], 1), x, 0.3)
     check_same(through_text(module), module, x)
 
 
@@ -547,21 +515,6 @@ def test_a_copy_is_made_of_nothing_that_changes_later():
 
 NAMES = ["global", "class", "in", "None", "self", "meta", "conv/1", 'a"b', "a'b", "back\\slash", "ﬁ", "new\nline", "x"]
 NAMES += ["__import__", "output", "shape", "steps", "run", "filters", "é 電", "{x}", "%s"]
-
-
-class Named(nn.Module):
-    """A net with layers of one name, at the top and further down."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-        self.add_module(name, nn.Conv2d(3, 4, 3))
-        self.inner = nn.ModuleDict({name: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))})
-        self.last = nn.Conv2d(4, 2, 1)
-
-    def forward(self, x):
-        x = F.relu(self._modules[self.name](x))
-        return self.last(F.relu(self.inner[self.name](x)))
 
 
 def exported(module, x):

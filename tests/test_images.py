@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.images import (
+from convcircuits.zoo.images import (
     Crops,
     Photograph,
     _crop_size,
@@ -61,7 +61,7 @@ def test_eight_sample_photographs_are_in_colour():
 
 def test_sample_photographs_import_neither_package():
     program = (
-        "import sys; from convcircuits.images import sample_photographs; sample_photographs();"
+        "import sys; from convcircuits.zoo.images import sample_photographs; sample_photographs();"
         "assert not {'skimage', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
@@ -280,7 +280,7 @@ def test_folder_names_and_logs_the_unreadable(tmp_path, monkeypatch, caplog):
     Image.new("RGB", (80, 80)).save(tmp_path / "large.png")
     Image.new("RGB", (200, 200)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
-    with caplog.at_level(logging.WARNING, "convcircuits.images"):
+    with caplog.at_level(logging.WARNING, "convcircuits.zoo.images"):
         good, bad = load_folder(tmp_path)
         assert bad == ["bomb.png", "float.tif", "large.png", "nothing.png", "text.jpg"]
         assert [photograph.name for photograph in good] == ["cut.png", "good.png"]
@@ -503,7 +503,7 @@ def test_one_decoded_photograph_is_in_memory_at_a_time(tmp_path, monkeypatch):
         weakref.finalize(picture, end)
         return picture
 
-    monkeypatch.setattr("convcircuits.images._read", spy)
+    monkeypatch.setattr("convcircuits.zoo.images._read", spy)
     listed, _ = load_folder(tmp_path)
     assert decoded == []
     listed, _ = readable(listed, 10)

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from convcircuits import graphs
-from convcircuits.instructions import DTYPES, OPERATIONS, Constant, Result, is_of_kind, operation_of, repeat_for
-from convcircuits.interpreter import _EachResult, _tensors
+from convcircuits.compiler import module_json as graphs
+from convcircuits.compiler.instructions import (
+    DTYPES,
+    OPERATIONS,
+    Constant,
+    Result,
+    is_of_kind,
+    operation_of,
+    repeat_for,
+)
+from convcircuits.compiler.interpreter import _EachResult, _tensors
 from operation_calls import LIMIT, RIGHT, call
 
 aten = torch.ops.aten

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits import agreement, evaluation, extraction, finding, laws, masking
-from convcircuits.capture import Network
-from convcircuits.evaluation import evaluate_all
-from convcircuits.layout import UnextractableError
-from convcircuits.reach import survey
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.compiler import extraction
+from convcircuits.compiler.layout import UnextractableError
+from convcircuits.network import agreement, laws, masking, reach
+from convcircuits.network.capture import Network
+from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -162,7 +163,7 @@ def test_a_circuit_of_a_model_that_became_random_is_not_measured():
 
 def test_kernels_that_are_missed_are_noticed(monkeypatch):
     """A survey that takes a filter's kernels for irrelevant."""
-    real = finding.survey
+    real = reach.survey
 
     def missing(*given):
         found = real(*given)
@@ -170,7 +171,7 @@ def test_kernels_that_are_missed_are_noticed(monkeypatch):
         kernels["second"][2] = False
         return dataclasses.replace(found, kernels=kernels)
 
-    monkeypatch.setattr(finding, "survey", missing)
+    monkeypatch.setattr(reach, "survey", missing)
     with pytest.raises(cc.ConvCircuitsError, match="all relevant kernels does not give") as error:
         cc.score(net(), FEATURE, IMAGES)
     assert "first at head" in str(error.value)
@@ -333,6 +334,13 @@ def test_a_wrong_module_is_not_handed_out_and_the_error_says_where(monkeypatch, 
     assert where in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_agrees_with_nothing(value):
+    number, other = torch.ones(3), torch.tensor([1.0, value, 1.0])
+    for pair in ((number, other), (other, number), (other, other)):
+        assert agreement.difference(*pair)[0] == float("inf")
+
+
 @pytest.mark.parametrize("which", range(4))
 def test_every_circuit_of_a_sweep_is_checked(monkeypatch, which):
     model = net()
@@ -437,7 +445,7 @@ def test_no_probe_is_repeated_per_batch_or_per_circuit(monkeypatch, unwritable, 
 
         return count
 
-    for module in (masking, evaluation, finding):
+    for module in (masking, reach):
         monkeypatch.setattr(module, "survey", counted("survey", module.survey))
     monkeypatch.setattr(extraction, "layout_of", counted("layout_of", extraction.layout_of))
     monkeypatch.setattr(masking.Subject, "effective", counted("effective", masking.Subject.effective))

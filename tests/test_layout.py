@@ -7,10 +7,10 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.capture import Network
-from convcircuits.layout import UnextractableError, layout_of
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
+from convcircuits.compiler.layout import UnextractableError, layout_of
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS
 
 torch.set_num_threads(1)

@@ -7,68 +7,15 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.tables import LayerTable
+from cases import DERIVED, FEATURES, LAST, close, random_masks, relevant_of
+from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
 
-FEATURES = [
-    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
-    for name, case in NETS.items()
-    for layer, unit in case.features
-]
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
-# Features on modules that are no convolution: net, layer, unit, call, and the leaf that the oracles look at.
-DERIVED = [
-    ("plain", "features.1", 2, None, None),
-    ("plain", "features.2", 1, None, None),
-    ("plain", "features", 2, None, ("features.6", None)),
-    ("residual", "bn", 3, None, None),
-    ("residual", "block1.bn1", 1, None, None),
-    ("residual", "block1.bn2", 2, None, None),
-    ("residual", "block1.relu", 2, 0, None),
-    ("residual", "block1", 1, None, ("block1.relu", 1)),
-    ("residual", "block2.down", 4, None, ("block2.down.1", None)),
-    ("residual", "block2", 0, None, ("block2.relu", 1)),
-    ("mobile", "stem", 2, None, ("stem.2", None)),
-    ("mobile", "depth.1", 3, None, None),
-    ("mobile", "project", 1, None, ("project.1", None)),
-    ("twice", "shared", 1, 0, None),
-    ("twice", "shared", 1, 1, None),
-    ("twice", "relu", 2, 1, None),
-    ("twice", "relu", 2, 2, None),
-    ("flat_head", "features", 1, None, ("features.2", None)),
-    ("flat_head", "classifier.2", 2, None, None),
-    ("flat_head", "classifier", 2, None, ("classifier.4", None)),
-    ("nested", "stage.1.body.first", 3, None, None),
-    ("pooled_head", "pool", 3, None, None),
-    ("pooled_head", "flat", 3, None, None),
-    ("se_conv", "se.sigmoid", 1, None, None),
-    ("dense", "layer1.norm", 2, None, None),
-    ("dense", "layer2.norm", 1, None, None),
-    ("dense", "layer2.norm", 4, None, None),
-    ("dense", "pool", 3, None, None),
-    ("nested", "stage.0", 1, None, ("relu", 1)),
-    ("nested", "relu", 1, 3, None),
-]
-
-
-def relevant_of(case, model, layer, unit, call=None):
-    found = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks, call=call)
-    return {name: kept for name, kept in found.items() if kept.any()}
-
-
-def random_masks(relevant, density, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {k: r & (torch.rand(r.shape, generator=generator) < density) for k, r in relevant.items()}
-
 
 def circuit_of(case, model, feature, masks):
     return cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 # ---------------------------------------- the two semantics
@@ -377,3 +324,32 @@ def test_a_dead_gate_stays_its_constant_whatever_its_size(how):
         expected = gated(images)[:, 1]
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=tuple(images.shape[1:]))
     close(cc.activations(model, feature, images, circuit=circuit), expected)
+
+
+class Spread(nn.Module):
+    """Each channel over its own spread, which is NaN or huge where a dead filter holds a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head(x / x.std((2, 3), keepdim=True))
+
+
+def test_a_dead_filter_that_holds_no_number_does_not_matter():
+    model, images = seeded(Spread, 2)(), NETS["plain"].images(4)
+    feature = cc.Feature("head", 1)
+    whole = cc.find(model, feature, images, density=1.0)
+    kernels = {layer: mask.clone() for layer, mask in whole.kernels.items()}
+    kernels["conv"][2] = False
+    circuit = cc.Circuit(feature, kernels, whole.saliency, whole.relevant, provenance=whole.provenance)
+    maps = model.conv(images)
+    maps = (maps / maps.std((2, 3), keepdim=True)).index_fill(1, torch.tensor([2]), 0)
+    expected = model.head(maps)[:, 1].detach()
+    torch.testing.assert_close(cc.activations(model, feature, images, circuit=circuit), expected)
+    torch.testing.assert_close(cc.extract(model, circuit)(images).detach(), expected)
+    full = model(images)[:, 1].detach()
+    r2 = 1 - (full - expected).square().sum() / (full - full.mean()).square().sum()
+    assert cc.evaluate(model, circuit, images).r2 == pytest.approx(float(r2))

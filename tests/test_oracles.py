@@ -10,14 +10,8 @@ from torch import nn
 from torchvision.models import alexnet
 
 import oracles
+from cases import FEATURES, LAST
 from nets import NETS
-
-FEATURES = [
-    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
-    for name, case in NETS.items()
-    for layer, unit in case.features
-]
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
 
 
 def random_masks(relevant, density, seed=0):

@@ -14,18 +14,19 @@ import torch
 from PIL import Image
 
 import convcircuits as cc
-from convcircuits import cli
-from convcircuits.feature import Feature
-from convcircuits.models import is_plain_name
-from convcircuits.origins import Recipe, check_provenance
+from cases import parts_of_file
+from convcircuits.cli import application, console
 from convcircuits.storage import sealed
 from convcircuits.texts import printable, printable_lines
-from test_storage import parts
+from convcircuits.values.feature import Feature
+from convcircuits.values.origins import check_provenance
+from convcircuits.values.recipe import Recipe
+from convcircuits.zoo.models import is_plain_name
 
 SOURCE = """
 from pathlib import Path
 from torch import nn
-from convcircuits.models import Preprocess
+from convcircuits.zoo.models import Preprocess
 
 Path("imported").touch()
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))
@@ -33,7 +34,17 @@ preprocess = Preprocess(size=(20, 20), resize=(22, 22))
 def net():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3))
 """
-RECIPE = Recipe("torchvision:alexnet", None, "sample", 4, 32, 0.4, 0, "snip", "kernel", ("steps=2",), 0.1, None)
+RECIPE = Recipe(
+    model="torchvision:alexnet",
+    feature="2:1",
+    count=4,
+    size=32,
+    criterion="snip",
+    options=("steps=2",),
+    density=0.1,
+    mean=(0.5,),
+    std=(0.25, 0.25, 0.5),
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,7 @@ def place(tmp_path_factory):
 def main(line, patch):
     patch.setattr(sys, "argv", ["convcircuits", *shlex.split(line)])
     try:
-        cli.main()
+        console.run(lambda: application.app)
     except SystemExit as end:
         return end.code
     return 0
@@ -79,7 +90,7 @@ def run(place, monkeypatch, capsys):
 
 def changed(place, **provenance):
     """The circuit's file with other provenance, with a checksum that is right."""
-    header, tensors = parts(cc.load(place / "c.safetensors"))
+    header, tensors = parts_of_file(cc.load(place / "c.safetensors"))
     header["provenance"] |= provenance
     (place / "changed.safetensors").write_bytes(sealed(json.dumps(header), tensors))
     return header["provenance"]
@@ -129,7 +140,7 @@ def test_a_recipe_goes_out_and_comes_back():
 @pytest.mark.parametrize("field", RECIPE.to_json())
 def test_a_recipe_of_other_types_is_refused(field):
     said = RECIPE.to_json()
-    for wrong in ({}, [1], True, -1, 10**30, "\ud800" * 10**6, float("nan")):
+    for wrong in ({}, [[1]], True, -1, 10**30, "\ud800" * 10**6, float("nan")):
         with pytest.raises(cc.ConvCircuitsError, match=f"{field} in its recipe is .*; expected"):
             Recipe.from_json(said | {field: wrong})
     with pytest.raises(cc.ConvCircuitsError, match=f"its recipe has '{field}' too much or too little"):
@@ -165,11 +176,14 @@ def test_a_command_that_a_file_says_is_not_shown(place, run):
 
 
 def test_a_command_with_control_characters_is_not_shown():
-    feature = Feature("features.0", 1)
-    assert RECIPE.command(feature).startswith("convcircuits find --model torchvision:alexnet --feature features.0:1")
+    command = RECIPE.command("c.safetensors")
+    assert command.startswith("convcircuits find --model torchvision:alexnet --feature 2:1 --criterion snip --option")
+    assert command.endswith("--count 4 --size 32 --held-out 0.4 --seed 0 --out c.safetensors")
+    assert "--mean 0.5 --std 0.25,0.25,0.5 " in command
+    assert RECIPE.command("a\nb") is None
     for word in ("a\nb", "a\x1b[2Jb", "a\u202eb", "\udcff"):
         said = RECIPE.to_json() | {"images": word}
-        assert Recipe.from_json(said).command(feature) is None
+        assert Recipe.from_json(said).command("c.safetensors") is None
 
 
 # ---------------------------------------- text
@@ -338,7 +352,7 @@ def mutated(provenance, rng):
 )
 def test_mutated_provenance_is_one_line_or_a_result(line, runs, place, run):
     """Of those that are refused none ends in a traceback, which ``run`` would raise."""
-    header, tensors = parts(cc.load(place / "c.safetensors"))
+    header, tensors = parts_of_file(cc.load(place / "c.safetensors"))
     rng, codes = random.Random(line), []
     for _ in range(runs):
         said = mutated(header["provenance"], rng)

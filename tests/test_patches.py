@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 import convcircuits as cc
 import oracles
-from convcircuits import fields, patches
-from convcircuits.batches import Batches
-from convcircuits.capture import Network
-from convcircuits.masking import Subject
-from convcircuits.models import load_model
-from convcircuits.reach import survey
+from convcircuits.maps import patches
+from convcircuits.maps import receptive_fields as fields
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
+from convcircuits.zoo.models import load_model
 from nets import NETS, seeded
 
 FIXED = {"flat_head"}  # nets that take images of one size only

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from convcircuits import presum
+from convcircuits.circuits import presum
 
 PATHS = ["compiled", "products"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}

@@ -3,9 +3,6 @@
 import copy
 import json
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -229,37 +226,3 @@ def test_the_images_are_described_whatever_their_order_form_and_batches(criterio
 def test_results_of_any_whole_seed_are_json(seed):
     scores = cc.score(NETS["plain"].build(), FEATURE, X, criterion="random", seed=seed)
     assert json.loads(json.dumps(scores.provenance))["seed"] == 3
-
-
-# ---------------------------------------- the import
-
-HEAVY = [
-    "matplotlib",
-    "pandas",
-    "ray",
-    "fastapi",
-    "ipywidgets",
-    "torchvision",
-    "timm",
-    "skimage",
-    "sklearn",
-    "h5py",
-    "rich",
-    "typer",
-    "anywidget",
-    "vl_convert",
-    "quickjs",
-]
-
-
-def test_importing_the_library_pulls_in_nothing_heavy():
-    every = "[getattr(convcircuits, name) for name in convcircuits.__all__]"  # each is imported when it is asked for
-    code = f"import sys, convcircuits; {every}; print([m for m in {HEAVY} if m in sys.modules])"
-    path = str(Path(cc.__file__).parents[1])
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r}); {code}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.strip() == "[]"

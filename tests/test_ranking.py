@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import convcircuits as cc
 import oracles
-from convcircuits.ranking import in_order, top
+from convcircuits.circuits.ranking import in_order, top
 from nets import NETS
 
 torch.set_num_threads(1)

@@ -11,18 +11,13 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import convcircuits as cc
 import oracles
-from convcircuits.capture import Network
-from convcircuits.reach import survey
+from cases import FEATURES
+from convcircuits.network.capture import Network
+from convcircuits.network.reach import survey
 from meetings import MEETINGS, Two
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
-
-FEATURES = [
-    pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
-    for name, case in NETS.items()
-    for layer, unit in case.features
-]
 
 
 def relevant_in(model, feature, shape):
@@ -176,6 +171,9 @@ UNTOLD = {
     ),
     "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
     "other images": (lambda net, a, b: a - b.mean(0), "depends on the other images"),
+    "a factor of other images": (lambda net, a, b: a * b.flip(0), "depends on the other images"),
+    "a gate of other images": (lambda net, a, b: a * b.mean().sigmoid(), "depends on the other images"),
+    "a divisor of other images": (lambda net, a, b: a / b.abs().max(), "depends on the other images"),
     "statistics of the batch": (lambda net, a, b: F.batch_norm(a, None, None, training=True), "other images"),
     "put at places": (
         lambda net, a, b: a.clone().put_(torch.tensor([0, 40]), torch.ones(2).to(a)) + b,

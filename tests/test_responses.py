@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.batches import Batches
-from convcircuits.capture import Network
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.responses import responses
+from convcircuits.circuits.responses import responses
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS
 
 torch.set_num_threads(1)

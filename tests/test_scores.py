@@ -11,7 +11,7 @@ import torch
 
 import convcircuits as cc
 import oracles
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
 FEATURE = cc.Feature("b", 1)

@@ -18,14 +18,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file, save_file
 
 import convcircuits as cc
+from cases import parts_of_file
 from convcircuits import files
-from convcircuits.interpreter import CircuitModule
+from convcircuits.compiler.interpreter import CircuitModule
 from convcircuits.storage import sealed
-from convcircuits.tables import LayerTable
+from convcircuits.values.tables import LayerTable
 from handmade import HANDMADE, handmade, images
 from nets import NETS
 
@@ -425,23 +425,12 @@ def refused(path, match=None):
 
 def written(path, header, tensors=None, text=None):
     """A file with that JSON in its header."""
-    tensors = tensors if tensors is not None else parts(made())[1]
+    tensors = tensors if tensors is not None else parts_of_file(made())[1]
     if text is None:
         path.write_bytes(sealed(json.dumps(header), tensors))
     else:
         save_file(tensors, path, {"convcircuits": text})
     return path
-
-
-def parts(value):
-    """Header and tensors of a saved value."""
-    with tempfile.TemporaryDirectory() as folder:
-        raw = cc.save(value, Path(folder) / "f.safetensors").read_bytes()
-    tensors = from_bytes(raw)
-    size = int.from_bytes(raw[:8], "little")
-    header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"])
-    del header["checksum"]
-    return header, tensors
 
 
 def test_no_file_is_an_error_of_ours(tmp_path):
@@ -467,7 +456,7 @@ def test_a_module_file_cut_or_without_a_part_is_refused(tmp_path):
     for place in range(0, len(whole), 997):
         path.write_bytes(whole[:place])
         refused(path, "cut off")
-    header, tensors = parts(made_module())
+    header, tensors = parts_of_file(made_module())
     for key in header:
         refused(written(path, {k: v for k, v in header.items() if k != key}, tensors), "damaged")
     for key in header["graph"]:
@@ -498,12 +487,12 @@ def test_a_file_cut_anywhere_is_refused(kind, tmp_path):
 
 @pytest.mark.parametrize("schema", ["convcircuits/3", "convcircuits/10", "other/1", 1, None])
 def test_another_schema_asks_for_an_upgrade(schema, tmp_path):
-    header, tensors = parts(made())
+    header, tensors = parts_of_file(made())
     refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "pip install --upgrade")
 
 
 def test_a_module_of_the_second_format_is_to_be_extracted_again(tmp_path):
-    header, tensors = parts(made_module())
+    header, tensors = parts_of_file(made_module())
     assert header["schema"] == "convcircuits/3"
     refused(
         written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/2"}, tensors), "extract the circuit again"
@@ -514,7 +503,7 @@ def test_a_module_of_the_second_format_is_to_be_extracted_again(tmp_path):
 
 
 def test_a_file_of_the_first_format_is_to_be_made_again(tmp_path):
-    header, tensors = parts(made())
+    header, tensors = parts_of_file(made())
     path = written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/1"}, tensors)
     refused(path, "had no checksum, .* make the file again")
 
@@ -526,7 +515,7 @@ def test_a_header_that_is_no_header_is_refused(text, tmp_path):
 
 @pytest.mark.parametrize("kind", ["scores", "circuit"])
 def test_a_header_without_one_of_its_keys_is_refused(kind, tmp_path):
-    header, tensors = parts(made(kind))
+    header, tensors = parts_of_file(made(kind))
     path = tmp_path / "f.safetensors"
     for key in header:
         refused(written(path, {k: v for k, v in header.items() if k != key}, tensors), "damaged")
@@ -554,14 +543,14 @@ def test_a_header_without_one_of_its_keys_is_refused(kind, tmp_path):
     ids=["int32", "uint8", "bool", "complex", "1-D", "3-D", "float8"],
 )
 def test_tables_of_other_types_or_shapes_are_refused(kind, other, tmp_path):
-    header, tensors = parts(made(kind))
+    header, tensors = parts_of_file(made(kind))
     path = tmp_path / "f.safetensors"
     name = "kernels/z.1" if kind == "scores" else "saliency/z.1"
     refused(written(path, header, tensors | {name: other(tensors[name])}))
 
 
 def test_masks_that_are_not_bool_are_refused(tmp_path):
-    header, tensors = parts(made())
+    header, tensors = parts_of_file(made())
     for dtype in (torch.uint8, torch.float32, torch.int64):
         wrong = tensors | {"kernels/z.1": tensors["kernels/z.1"].to(dtype)}
         refused(written(tmp_path / "f.safetensors", header, wrong))
@@ -673,10 +662,10 @@ def places(value, path=()):
 
 
 HEADERS = {
-    (kind, name): parts(made(kind, feature=FEATURES[name]))
+    (kind, name): parts_of_file(made(kind, feature=FEATURES[name]))
     for kind in ("scores", "circuit")
     for name in ("direction", "pair", "several units")
-} | {(kind, "module"): parts(made_module(kind)) for kind in HANDMADE}
+} | {(kind, "module"): parts_of_file(made_module(kind)) for kind in HANDMADE}
 
 
 @fuzz

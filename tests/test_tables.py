@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import convcircuits as cc
-from convcircuits.tables import LayerTable, suggest
+from convcircuits.values.tables import LayerTable, suggest
 
 
 def table(**layers):

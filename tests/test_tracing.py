@@ -9,16 +9,15 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.batches import Batches
-from convcircuits.capture import Network
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.tracing import Batch, Trace
+from cases import LAST
+from convcircuits.circuits.tracing import Batch, Trace
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
-
-LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
 
 
 def trace_of(model, feature, images, *, memory=2**20, batch_size=16, progress=None):
@@ -178,6 +177,21 @@ def test_a_model_that_overwrites_its_image_leaves_the_callers_images_alone():
     assert torch.equal(given, images)
     cc.score(model, feature, given, criterion="snip")
     assert torch.equal(given, images)
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.conv(x).detach())
+
+
+def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient():
+    model, images, feature = seeded(Detached, 0)(), NETS["plain"].images(2), cc.Feature("head", 1)
+    with pytest.raises(cc.ConvCircuitsError, match="head runs on what no gradient leads to"):
+        cc.score(model, feature, images, criterion="snip")
 
 
 # ---------------------------------------- layers that run several times

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.images import crops, sample_photographs, split_photographs
-from convcircuits.models import load_model
-from convcircuits.units import UnitStatistics, choose_unit, unit_statistics
+from convcircuits.circuits.units import UnitStatistics, choose_unit, unit_statistics
+from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.models import load_model
 from nets import NETS
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from convcircuits.verdict import KEEPS, KEEPS_IN_PART, R2, decide
+from convcircuits.values.verdict import KEEPS, KEEPS_IN_PART, R2, decide
 
 NONE = R2(-1.0, -1.0)
 NAN = math.nan

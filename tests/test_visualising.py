@@ -10,11 +10,11 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.capture import Network
-from convcircuits.fields import receptive_fields
-from convcircuits.masking import Masks, Subject
-from convcircuits.reach import survey
-from convcircuits.visualising import visualise
+from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.receptive_fields import receptive_fields
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
 SIZES = {"flat_head": (3, 10, 10)}  # it takes no other

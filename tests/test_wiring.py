@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.calls import ConvCall
-from convcircuits.capture import Network
-from convcircuits.layout import layout_of
-from convcircuits.masking import Subject
-from convcircuits.reach import survey
-from convcircuits.wiring import LinkKind, SiteKind, wire
+from convcircuits.compiler.layout import layout_of
+from convcircuits.drawing.wiring import LinkKind, SiteKind, wire
+from convcircuits.network.calls import ConvCall
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.reach import survey
 from nets import NETS
 
 CASES = [(name, layer, unit) for name, case in NETS.items() for layer, unit in case.features]

@@ -1,7 +1,15 @@
 /** Documents to test with: random ones, and one that looks like a circuit of a real network. */
 
 import { deflateSync } from "node:zlib";
-import { type Buffer as Numbers, type Document, type Dtype, EdgeKind, NodeKind, SCHEMA, type Variant } from "../src/core/types.js";
+import {
+  type Document,
+  type Dtype,
+  EdgeKind,
+  NodeKind,
+  type Buffer as Numbers,
+  SCHEMA,
+  type Variant,
+} from "../src/core/types.js";
 
 /** A stream of numbers in [0, 1) that a seed determines (mulberry32). */
 export function randomness(seed: number): () => number {
@@ -59,9 +67,18 @@ export function randomDocument(seed: number, wish: Wish): Document {
   for (let unit = 0; unit < 3; unit++) nodes.push({ kind: NodeKind.image, column: -1, layer: -1, unit });
   const kernelEdge = (source: number, target: number, kind: number = EdgeKind.kernel) => {
     const layer = nodes[target]!.layer;
-    edges.push({ source, target, kind, layer, sign: random() < 0.6 ? 1 : -1, out: nodes[target]!.unit, in: nodes[source]!.unit });
+    edges.push({
+      source,
+      target,
+      kind,
+      layer,
+      sign: random() < 0.6 ? 1 : -1,
+      out: nodes[target]!.unit,
+      in: nodes[source]!.unit,
+    });
   };
-  const connection = (source: number, target: number, kind: number) => edges.push({ source, target, kind, layer: -1, sign: 0, out: -1, in: -1 });
+  const connection = (source: number, target: number, kind: number) =>
+    edges.push({ source, target, kind, layer: -1, sign: 0, out: -1, in: -1 });
   const byColumn: number[][] = [];
   for (let column = 0; column < wish.columns; column++) {
     const last = column === wish.columns - 1;
@@ -69,7 +86,13 @@ export function randomDocument(seed: number, wish: Wish): Document {
     byColumn.push([]);
     for (let branch = 0; branch < branches; branch++) {
       const layer = layers.length;
-      layers.push({ name: `features.${column}.${branch}`, label: branches > 1 ? `b${branch}` : `f${column}`, column, kernel: [side, side], filters: 512 });
+      layers.push({
+        name: `features.${column}.${branch}`,
+        label: branches > 1 ? `b${branch}` : `f${column}`,
+        column,
+        kernel: [side, side],
+        filters: 512,
+      });
       const several = wish.exact ? wish.width : 1 + under(wish.width);
       const units = new Set<number>();
       while (units.size < (last ? 1 : several)) units.add(under(512));
@@ -91,13 +114,24 @@ export function randomDocument(seed: number, wish: Wish): Document {
   if (wish.spans && random() < 0.3) nodes[target]!.kind = NodeKind.target;
   const kernels = edges.filter(({ layer }) => layer >= 0).length;
   const weights: number[] = [];
-  const starts = edges.map(({ layer }) => (layer < 0 ? -1 : weights.push(...Array.from({ length: side * side }, () => Math.round((random() * 2 - 1) ** 3 * 127))) - side * side));
+  const starts = edges.map(({ layer }) =>
+    layer < 0
+      ? -1
+      : weights.push(...Array.from({ length: side * side }, () => Math.round((random() * 2 - 1) ** 3 * 127))) -
+        side * side,
+  );
   const variants = Array.from({ length: wish.variants ?? 1 }, (_, v): Variant => {
     // Saliencies as real ones are: a few large, most small; some not known, as those of kernels that are not in it.
     const strength = nodes.map(() => random() ** 3 + 0.02);
-    const saliency = edges.map(({ layer, source }) => (layer < 0 || (wish.spans && random() < 0.03) ? NaN : strength[source]! * random() ** 3));
-    const inside = edges.map(({ layer }, edge) => layer >= 0 && (v === 0 || random() < 0.8) && !Number.isNaN(saliency[edge]));
-    const ranked = [...edges.keys()].filter((edge) => inside[edge]).sort((a, b) => saliency[b]! - saliency[a]! || a - b);
+    const saliency = edges.map(({ layer, source }) =>
+      layer < 0 || (wish.spans && random() < 0.03) ? NaN : strength[source]! * random() ** 3,
+    );
+    const inside = edges.map(
+      ({ layer }, edge) => layer >= 0 && (v === 0 || random() < 0.8) && !Number.isNaN(saliency[edge]),
+    );
+    const ranked = [...edges.keys()]
+      .filter((edge) => inside[edge])
+      .sort((a, b) => saliency[b]! - saliency[a]! || a - b);
     const rank: number[] = edges.map(({ layer }) => (layer < 0 ? 0 : -1));
     ranked.forEach((edge, place) => (rank[edge] = place));
     return {
@@ -121,36 +155,84 @@ export function randomDocument(seed: number, wish: Wish): Document {
         r2RandomInterior: v ? null : 0.25,
         interior: "inside",
         verdict: v ? "not decided" : "keeps",
-        sentence: v ? "Whether the circuit keeps a.b:3 is not decided: a random circuit was not measured." : "The circuit keeps a.b:3: R2 is 0.90.",
+        sentence: v
+          ? "Whether the circuit keeps a.b:3 is not decided: a random circuit was not measured."
+          : "The circuit keeps a.b:3: R2 is 0.90.",
         foundOn: false,
         drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 },
       },
     };
   });
   const names = wish.spans ? { [target]: "golden retriever" } : ({} as Record<string, string>);
-  const tiles = wish.pictures ? nodes.map(({ kind }, node) => (kind === NodeKind.image ? -1 : node)) : nodes.map(() => -1);
+  const tiles = wish.pictures
+    ? nodes.map(({ kind }, node) => (kind === NodeKind.image ? -1 : node))
+    : nodes.map(() => -1);
   return {
     schema: SCHEMA,
-    meta: { title: `Circuit for features.${wish.columns - 1} \u00b7 filter ${nodes[target]!.unit}`, feature: `features.${wish.columns - 1}:${nodes[target]!.unit}`, model: "synthetic", criterion: "snip", granularity: "kernel", notes: [], versions: {} },
+    meta: {
+      title: `Circuit for features.${wish.columns - 1} \u00b7 filter ${nodes[target]!.unit}`,
+      feature: `features.${wish.columns - 1}:${nodes[target]!.unit}`,
+      model: "synthetic",
+      criterion: "snip",
+      granularity: "kernel",
+      notes: [],
+      versions: {},
+    },
     columns: byColumn.map((_, column) => ({ label: `features.${column}`, detail: `${side}\u00d7${side}` })),
     layers,
     nodes: {
-      kind: pack("uint8", nodes.map((node) => node.kind)),
-      column: pack("int16", nodes.map((node) => node.column)),
-      layer: pack("int16", nodes.map((node) => node.layer)),
-      unit: pack("int32", nodes.map((node) => node.unit)),
+      kind: pack(
+        "uint8",
+        nodes.map((node) => node.kind),
+      ),
+      column: pack(
+        "int16",
+        nodes.map((node) => node.column),
+      ),
+      layer: pack(
+        "int16",
+        nodes.map((node) => node.layer),
+      ),
+      unit: pack(
+        "int32",
+        nodes.map((node) => node.unit),
+      ),
       names,
     },
     edges: {
-      source: pack("int32", edges.map((edge) => edge.source)),
-      target: pack("int32", edges.map((edge) => edge.target)),
-      kind: pack("uint8", edges.map((edge) => edge.kind)),
-      layer: pack("int16", edges.map((edge) => edge.layer)),
-      out: pack("int32", edges.map((edge) => edge.out)),
-      in: pack("int32", edges.map((edge) => edge.in)),
-      sign: pack("int8", edges.map((edge) => edge.sign)),
+      source: pack(
+        "int32",
+        edges.map((edge) => edge.source),
+      ),
+      target: pack(
+        "int32",
+        edges.map((edge) => edge.target),
+      ),
+      kind: pack(
+        "uint8",
+        edges.map((edge) => edge.kind),
+      ),
+      layer: pack(
+        "int16",
+        edges.map((edge) => edge.layer),
+      ),
+      out: pack(
+        "int32",
+        edges.map((edge) => edge.out),
+      ),
+      in: pack(
+        "int32",
+        edges.map((edge) => edge.in),
+      ),
+      sign: pack(
+        "int8",
+        edges.map((edge) => edge.sign),
+      ),
       weights: pack("int32", starts),
-      scale: pack("float32", edges.map(() => 0.5)),
+      scale: pack(
+        "float32",
+        edges.map(() => 0.5),
+      ),
     },
     weights: pack("int8", weights),
     target,
@@ -165,7 +247,10 @@ export function randomDocument(seed: number, wish: Wish): Document {
 
 function pick<T>(from: T[], count: number, random: () => number): T[] {
   const rest = [...from];
-  return Array.from({ length: Math.min(count, rest.length) }, () => rest.splice(Math.floor(random() * rest.length), 1)[0]!);
+  return Array.from(
+    { length: Math.min(count, rest.length) },
+    () => rest.splice(Math.floor(random() * rest.length), 1)[0]!,
+  );
 }
 
 /** Pages of gratings, one a node, finer and more bent from column to column. */
@@ -174,24 +259,37 @@ function gratings(nodes: Node[], random: () => number): Document["tiles"]["pages
   const rows = Math.ceil(nodes.length / columns);
   const pixels = new Uint8Array(columns * size * rows * size * 3);
   for (const [node, { column }] of nodes.entries()) {
-    const [angle, speed, bend, phase] = [random() * Math.PI, 0.15 + random() * 0.3, Math.max(0, column) * 0.4 * random(), random() * 6];
+    const [angle, speed, bend, phase] = [
+      random() * Math.PI,
+      0.15 + random() * 0.3,
+      Math.max(0, column) * 0.4 * random(),
+      random() * 6,
+    ];
     const [low, high] = [0, 1].map(() => [random() * 200, random() * 200, random() * 200]);
     for (let y = 0; y < size; y++)
       for (let x = 0; x < size; x++) {
         const along = x * Math.cos(angle) + y * Math.sin(angle);
         const across = y * Math.cos(angle) - x * Math.sin(angle);
-        const share = 0.5 + 0.5 * Math.sin(along * speed * (1 + Math.max(0, column) * 0.1) + bend * Math.sin(across * 0.2) + phase);
+        const share =
+          0.5 + 0.5 * Math.sin(along * speed * (1 + Math.max(0, column) * 0.1) + bend * Math.sin(across * 0.2) + phase);
         const at = ((Math.floor(node / columns) * size + y) * columns * size + (node % columns) * size + x) * 3;
         for (let c = 0; c < 3; c++) pixels[at + c] = low![c]! * share + (high![c]! + 40) * (1 - share);
       }
   }
-  return [{ columns, count: nodes.length, src: `data:image/png;base64,${png(pixels, columns * size, rows * size).toString("base64")}` }];
+  return [
+    {
+      columns,
+      count: nodes.length,
+      src: `data:image/png;base64,${png(pixels, columns * size, rows * size).toString("base64")}`,
+    },
+  ];
 }
 
 /** An RGB picture as PNG. */
 function png(pixels: Uint8Array, width: number, height: number): Buffer {
   const rows = Buffer.alloc(height * (width * 3 + 1));
-  for (let y = 0; y < height; y++) rows.set(pixels.subarray(y * width * 3, (y + 1) * width * 3), y * (width * 3 + 1) + 1);
+  for (let y = 0; y < height; y++)
+    rows.set(pixels.subarray(y * width * 3, (y + 1) * width * 3), y * (width * 3 + 1) + 1);
   const head = Buffer.alloc(13);
   head.writeUInt32BE(width, 0);
   head.writeUInt32BE(height, 4);
@@ -204,7 +302,12 @@ function png(pixels: Uint8Array, width: number, height: number): Buffer {
     whole.writeUInt32BE(crc(body), body.length + 4);
     return whole;
   };
-  return Buffer.concat([Buffer.from([137, 80, 78, 71, 13, 10, 26, 10]), chunk("IHDR", head), chunk("IDAT", deflateSync(rows)), chunk("IEND", Buffer.alloc(0))]);
+  return Buffer.concat([
+    Buffer.from([137, 80, 78, 71, 13, 10, 26, 10]),
+    chunk("IHDR", head),
+    chunk("IDAT", deflateSync(rows)),
+    chunk("IEND", Buffer.alloc(0)),
+  ]);
 }
 
 function crc(bytes: Buffer): number {

@@ -10,7 +10,8 @@ function present(graph: Graph, view: View): (edge: number) => boolean {
 }
 
 function wholeInside(graph: Graph, node: number, is: (edge: number) => boolean): boolean {
-  for (let edge = 0; edge < graph.edgeCount; edge++) if (graph.edgeKind[edge] === EdgeKind.inner && graph.target[edge] === node && !is(edge)) return false;
+  for (let edge = 0; edge < graph.edgeCount; edge++)
+    if (graph.edgeKind[edge] === EdgeKind.inner && graph.target[edge] === node && !is(edge)) return false;
   return true;
 }
 
@@ -22,7 +23,8 @@ export function aliveByPaths(graph: Graph, view: View): Set<number> {
     if (!wholeInside(graph, node, is)) return;
     if (graph.kind[node] === NodeKind.image) for (const edge of path) alive.add(edge);
     for (let edge = 0; edge < graph.edgeCount; edge++)
-      if (graph.target[edge] === node && graph.edgeKind[edge] !== EdgeKind.inner && is(edge)) walk(graph.source[edge]!, [...path, edge]);
+      if (graph.target[edge] === node && graph.edgeKind[edge] !== EdgeKind.inner && is(edge))
+        walk(graph.source[edge]!, [...path, edge]);
   };
   walk(view.root ?? graph.document.target, []);
   return alive;
@@ -34,10 +36,14 @@ export function flowByRecursion(graph: Graph, view: View, alive: Set<number>): M
   const into = (node: number) => [...alive].filter((edge) => graph.target[edge] === node);
   const weight = (edge: number): number =>
     graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.readout
-      ? Number.isNaN(saliency[edge]!) ? 0 : Math.abs(saliency[edge]!)
+      ? Number.isNaN(saliency[edge]!)
+        ? 0
+        : Math.abs(saliency[edge]!)
       : into(graph.source[edge]!).reduce((sum, each) => sum + weight(each), 0);
   const nodeFlow = (node: number): number =>
-    node === (view.root ?? graph.document.target) ? 1 : [...alive].filter((edge) => graph.source[edge] === node).reduce((sum, edge) => sum + edgeFlow(edge), 0);
+    node === (view.root ?? graph.document.target)
+      ? 1
+      : [...alive].filter((edge) => graph.source[edge] === node).reduce((sum, edge) => sum + edgeFlow(edge), 0);
   const edgeFlow = (edge: number): number => {
     const all = into(graph.target[edge]!);
     const total = all.reduce((sum, each) => sum + weight(each), 0);

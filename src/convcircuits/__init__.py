@@ -1,8 +1,13 @@
 """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN.
 
-A `Feature` names what to preserve. A criterion scores every kernel for it. `prune` keeps the best: a `Circuit`, which
-is only data. `evaluate` measures it on held-out images, `extract` makes it a small
-runnable module, `diagram` draws it. Nothing ever changes your model.
+A ``Feature`` names what to preserve. A criterion scores every kernel for it. ``prune`` keeps the best: a ``Circuit``,
+which is only data. ``evaluate`` measures it on held-out images, ``extract`` turns it into a small module that runs,
+``diagram`` draws it. Nothing ever changes your model.
+
+The rooms, each of which imports those above it alone: ``values`` are data; ``network`` runs, records and masks a user's
+model, and nothing else touches it; ``compiler`` makes a circuit a module of its own; ``maps`` are what filters respond
+to; ``circuits`` finds, measures and compares; ``storage`` and ``charts`` write files; ``drawing`` makes the diagram;
+``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` is what the author of a criterion needs.
 """
 
 import importlib
@@ -12,21 +17,23 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.version import __version__
 
 if TYPE_CHECKING:
-    from convcircuits.circuit import Circuit, iou
-    from convcircuits.criteria import CRITERIA
+    from convcircuits.circuits.comparison import ComparisonTable, compare
+    from convcircuits.circuits.criteria import CRITERIA
+    from convcircuits.circuits.evaluation import activations, evaluate
+    from convcircuits.circuits.finding import find, prune, score
+    from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
-    from convcircuits.evaluation import activations, evaluate
-    from convcircuits.extraction import extract
-    from convcircuits.feature import Feature
-    from convcircuits.finding import find, prune, score
-    from convcircuits.report import Evaluation
-    from convcircuits.scores import Scores
     from convcircuits.storage import load, save
+    from convcircuits.values.circuit import Circuit, iou
+    from convcircuits.values.feature import Feature
+    from convcircuits.values.report import Evaluation
+    from convcircuits.values.scores import Scores
 
 __all__ = [
     "CRITERIA",
     "Circuit",
+    "ComparisonTable",
     "ConvCircuitsError",
     "Diagram",
     "Evaluation",
@@ -34,6 +41,7 @@ __all__ = [
     "Scores",
     "__version__",
     "activations",
+    "compare",
     "diagram",
     "evaluate",
     "extract",
@@ -47,22 +55,24 @@ __all__ = [
 
 # Imported when they are first asked for: the command answers Ctrl-C before torch is there.
 _MODULES = {
-    "CRITERIA": "criteria",
-    "Circuit": "circuit",
+    "CRITERIA": "circuits.criteria",
+    "Circuit": "values.circuit",
+    "ComparisonTable": "circuits.comparison",
     "Diagram": "drawing.host",
-    "Evaluation": "report",
-    "Feature": "feature",
-    "Scores": "scores",
-    "activations": "evaluation",
+    "Evaluation": "values.report",
+    "Feature": "values.feature",
+    "Scores": "values.scores",
+    "activations": "circuits.evaluation",
+    "compare": "circuits.comparison",
     "diagram": "drawing.build",
-    "evaluate": "evaluation",
-    "extract": "extraction",
-    "find": "finding",
-    "iou": "circuit",
+    "evaluate": "circuits.evaluation",
+    "extract": "compiler.extraction",
+    "find": "circuits.finding",
+    "iou": "values.circuit",
     "load": "storage",
-    "prune": "finding",
+    "prune": "circuits.finding",
     "save": "storage",
-    "score": "finding",
+    "score": "circuits.finding",
 }
 
 
@@ -75,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

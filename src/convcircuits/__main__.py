@@ -1,5 +1,5 @@
 """``python -m convcircuits``: the command."""
 
-from convcircuits.console import main
+from convcircuits.cli import main
 
 main()

@@ -32,10 +32,10 @@ def is_folder(path: Path) -> bool:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path that `write_whole` could not write, before there is anything to write.
+    """Refuse a path that ``write_whole`` could not write, before there is anything to write.
 
     Raises:
-        ConvCircuitsError: As of `write_whole`.
+        ConvCircuitsError: As of ``write_whole``.
     """
     try:
         place = Path(os.path.realpath(path))

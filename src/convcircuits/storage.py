@@ -15,16 +15,16 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from convcircuits import graphs
-from convcircuits.circuit import Circuit
+from convcircuits.compiler import module_json as graphs
+from convcircuits.compiler.interpreter import CircuitModule
+from convcircuits.compiler.onnx_export import onnx_bytes
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.feature import Feature
 from convcircuits.files import is_file, write_whole
-from convcircuits.interpreter import CircuitModule
-from convcircuits.onnxfile import onnx_bytes
-from convcircuits.origins import check_provenance
-from convcircuits.scores import Scores
-from convcircuits.tables import LayerTable
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.origins import check_provenance
+from convcircuits.values.scores import Scores
+from convcircuits.values.tables import LayerTable
 
 SCHEMA = "convcircuits/2"
 MODULE_SCHEMA = "convcircuits/3"
@@ -38,8 +38,8 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
 
     Args:
         value: What to write. A module needs no code of the model it came from to be loaded.
-        path: The file, ``.safetensors``, or for a module also ``.onnx`` (see `convcircuits.onnxfile`); its folder must
-            exist. A file of that name is replaced.
+        path: The file, ``.safetensors``, or for a module also ``.onnx`` (any number of images); its folder must exist.
+            A file of that name is replaced.
 
     Returns:
         The path.
@@ -47,6 +47,11 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     Raises:
         ConvCircuitsError: If the value is of another kind, a module calls what a file may not name, the path ends
             otherwise, or the folder is not there or not to be written to.
+
+    Examples:
+        >>> path = cc.save(circuit, "circuit.safetensors")
+        >>> cc.load(path) == circuit
+        True
     """
     path = Path(path)
     if not isinstance(value, (Scores, Circuit, CircuitModule)):

@@ -4,12 +4,16 @@ import { percent } from "../core/format.js";
 import type { Store } from "./store.js";
 
 export function isolateNode(store: Store, node: number): void {
-  if (store.view.value.isolate === node) return clear(store);
+  if (store.view.value.isolate === node) {
+    clear(store);
+    return;
+  }
   store.selection.value = [node];
   store.change({ isolate: node });
   const { lit, nodes } = store.scene.value;
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
-  store.say(`${store.name(node)} isolated: ${percent(store.view.value.share)} of the drawn flow through it, ${count} filters are lit`);
+  const through = `${percent(store.view.value.share)} of the drawn flow through it`;
+  store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
 }
 
 /** Clears what is isolated and chosen. */
@@ -20,8 +24,11 @@ export function clear(store: Store): void {
 }
 
 /** Escape: first what is isolated or chosen, then the root, one step back. */
-export function escape(store: Store): void {
-  if (store.view.value.isolate !== null || store.selection.value.length > 0) return clear(store);
+export function stepBack(store: Store): void {
+  if (store.view.value.isolate !== null || store.selection.value.length > 0) {
+    clear(store);
+    return;
+  }
   const trail = store.trail.value;
   if (trail.length < 2) return;
   const root = trail[trail.length - 2]!;
@@ -37,14 +44,19 @@ export function reroot(store: Store, node: number): void {
 export function pin(store: Store, node: number): void {
   const { pins } = store.view.value;
   const pinned = pins.includes(node);
-  store.change({ pins: pinned ? pins.filter((each) => each !== node) : [...pins, node] }, `${store.name(node)} ${pinned ? "is no longer pinned" : "is pinned"}`);
+  store.change(
+    { pins: pinned ? pins.filter((each) => each !== node) : [...pins, node] },
+    `${store.name(node)} ${pinned ? "is no longer pinned" : "is pinned"}`,
+  );
 }
 
 /** Adds nodes to the chosen ones, or takes them away; those of another column are chosen no longer. */
 export function choose(store: Store, nodes: number[]): void {
   const { column } = store.graph;
   const held = store.selection.value.filter((node) => column[node] === column[nodes[0]!]);
-  store.selection.value = nodes.every((node) => held.includes(node)) ? held.filter((node) => !nodes.includes(node)) : [...new Set([...held, ...nodes])];
+  store.selection.value = nodes.every((node) => held.includes(node))
+    ? held.filter((node) => !nodes.includes(node))
+    : [...new Set([...held, ...nodes])];
   if (store.view.value.isolate !== null) store.change({ isolate: null });
   store.say(`${store.selection.value.length} filters chosen`);
 }
@@ -56,7 +68,10 @@ export function group(store: Store): void {
   const others = store.view.value.groups.filter((each) => !each.nodes.some((node) => nodes.includes(node)));
   const name = `group ${store.view.value.groups.length + 1}`;
   store.selection.value = [];
-  store.change({ groups: [...others, { name, nodes }], isolate: null }, `${nodes.length} filters are drawn as one, ${name}`);
+  store.change(
+    { groups: [...others, { name, nodes }], isolate: null },
+    `${nodes.length} filters are drawn as one, ${name}`,
+  );
 }
 
 export function renameGroup(store: Store, at: number, name: string): void {
@@ -65,5 +80,8 @@ export function renameGroup(store: Store, at: number, name: string): void {
 
 export function ungroup(store: Store, at: number): void {
   const name = store.view.value.groups[at]?.name;
-  store.change({ groups: store.view.value.groups.filter((_, i) => i !== at), isolate: null }, `${name} is drawn as its filters`);
+  store.change(
+    { groups: store.view.value.groups.filter((_, i) => i !== at), isolate: null },
+    `${name} is drawn as its filters`,
+  );
 }

@@ -27,8 +27,12 @@ const HOME: Place = { scale: 1, x: 0, y: 0 };
 
 export function AllKernels({ store }: { store: Store }) {
   const canvas = useRef<HTMLCanvasElement>(null);
-  const layout = useComputed(() => JSON.stringify({ ...store.view.value, isolate: null, share: 0.8, image: null, mode: "all", pins: [] }));
-  const all = useComputed(() => overview(store.graph, JSON.parse(layout.value), { width: store.width.value, medium: "screen" }));
+  const layout = useComputed(() =>
+    JSON.stringify({ ...store.view.value, isolate: null, share: 0.8, image: null, mode: "all", pins: [] }),
+  );
+  const all = useComputed(() =>
+    overview(store.graph, JSON.parse(layout.value), { width: store.width.value, medium: "screen" }),
+  );
   const lit = useComputed(() => {
     const { isolate, share } = store.view.value;
     const unit = isolate === null ? -1 : all.value.parts.unitOf[isolate]!;
@@ -46,6 +50,7 @@ export function AllKernels({ store }: { store: Store }) {
   useEffect(() => painter.current?.show(shown, lights, theme === "dark" ? DARK : LIGHT), [shown, lights, theme]);
 
   const zoom = (by: number) => painter.current?.zoom(by, shown.width / 2, (shown.height + TOP) / 2);
+  const drawn = `all ${plural(shown.bundle.length, "kernel")} and ${plural(shown.x.length, "filter")}`;
   return (
     <>
       <canvas
@@ -53,7 +58,7 @@ export function AllKernels({ store }: { store: Store }) {
         part="all"
         tabIndex={0}
         role="img"
-        aria-label={`all ${plural(shown.bundle.length, "kernel")} and ${plural(shown.x.length, "filter")}; the table lists them. Plus and minus zoom, arrow keys move, 0 shows all`}
+        aria-label={`${drawn}; the table lists them. Plus and minus zoom, arrow keys move, 0 shows all`}
         style={{ width: `${shown.width}px`, height: `${shown.height + TOP}px` }}
         onKeyDown={(event) => {
           const act: Record<string, () => void> = {
@@ -152,7 +157,11 @@ class Painter {
   /** Nothing is moved so far that the drawing would leave the canvas. */
   #to({ scale, x, y }: Place): void {
     const [width, height] = [this.#all!.width, this.#all!.height + TOP];
-    this.#place = { scale, x: Math.min(0, Math.max(x, width * (1 - scale))), y: Math.min(0, Math.max(y, height * (1 - scale))) };
+    this.#place = {
+      scale,
+      x: Math.min(0, Math.max(x, width * (1 - scale))),
+      y: Math.min(0, Math.max(y, height * (1 - scale))),
+    };
     this.#store.hover.value = null;
     this.#hover = -1;
     this.#present();
@@ -169,11 +178,19 @@ class Painter {
       context.setTransform(1, 0, 0, 1, 0, 0);
       context.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
       const shift = (now: number, then: number) => (now - then * larger) * this.#ratio;
-      context.drawImage(this.#bitmap, shift(this.#place.x, this.#drawn.x), shift(this.#place.y, this.#drawn.y), this.#bitmap.width * larger, this.#bitmap.height * larger);
+      context.drawImage(
+        this.#bitmap,
+        shift(this.#place.x, this.#drawn.x),
+        shift(this.#place.y, this.#drawn.y),
+        this.#bitmap.width * larger,
+        this.#bitmap.height * larger,
+      );
       if (this.#hover >= 0) {
         this.#set(context);
         const all = this.#all!;
-        const near = [...all.bundle.keys()].filter((edge) => all.source[edge] === this.#hover || all.target[edge] === this.#hover);
+        const near = [...all.bundle.keys()].filter(
+          (edge) => all.source[edge] === this.#hover || all.target[edge] === this.#hover,
+        );
         this.#edges(context, near, 0.9);
         this.#node(context, this.#hover, true);
       }
@@ -198,7 +215,12 @@ class Painter {
       return x1 > from && x0 < to && Math.max(y0, y1) > above && Math.min(y0, y1) < below;
     };
     const edges = [...all.bundle.keys()].filter(inSight);
-    if (this.#lit) this.#edges(context, edges.filter((edge) => !this.#lit!.edges[edge]), 0.04);
+    if (this.#lit)
+      this.#edges(
+        context,
+        edges.filter((edge) => !this.#lit!.edges[edge]),
+        0.04,
+      );
     this.#edges(context, this.#lit ? edges.filter((edge) => this.#lit!.edges[edge]) : edges, this.#lit ? 0.9 : 0.34);
     for (let node = 0; node < all.x.length; node++) {
       context.globalAlpha = this.#lit && !this.#lit.nodes[node] ? 0.15 : 1;
@@ -208,13 +230,25 @@ class Painter {
     context.fillStyle = this.#palette.muted;
     context.textAlign = "center";
     context.font = `${12 / scale}px system-ui, sans-serif`;
-    for (const { column, x } of all.columns) context.fillText(plain(this.#store.graph.document.columns[column]!.label), x, 8 / scale - TOP / 2 - (TOP / 2 - TOP / 2 / scale));
+    for (const { column, x } of all.columns)
+      context.fillText(
+        plain(this.#store.graph.document.columns[column]!.label),
+        x,
+        8 / scale - TOP / 2 - (TOP / 2 - TOP / 2 / scale),
+      );
     this.#present();
   };
 
   #set(context: CanvasRenderingContext2D): void {
     const { scale, x, y } = this.#place;
-    context.setTransform(this.#ratio * scale, 0, 0, this.#ratio * scale, this.#ratio * x, this.#ratio * (y + TOP * scale));
+    context.setTransform(
+      this.#ratio * scale,
+      0,
+      0,
+      this.#ratio * scale,
+      this.#ratio * x,
+      this.#ratio * (y + TOP * scale),
+    );
   }
 
   /** Edges, in their order, in batches of one colour and about one width. */
@@ -222,7 +256,8 @@ class Painter {
     const all = this.#all!;
     for (const sign of [0, -1, 1]) {
       const those = edges.filter((edge) => all.sign[edge] === sign);
-      context.strokeStyle = sign > 0 ? this.#palette.excites : sign < 0 ? this.#palette.inhibits : this.#palette.connects;
+      context.strokeStyle =
+        sign > 0 ? this.#palette.excites : sign < 0 ? this.#palette.inhibits : this.#palette.connects;
       for (let first = 0; first < those.length; first += BATCH) {
         const batch = those.slice(first, first + BATCH);
         const width = all.strength[batch[batch.length >> 1]!]!;
@@ -247,7 +282,8 @@ class Painter {
     const { pictures } = this.#store;
     const at = pictures.at(all.tile[node]!);
     const image = at && pictures.pages[at.page]!.image;
-    if (image?.complete && image.naturalWidth) context.drawImage(image, at!.x, at!.y, pictures.size, pictures.size, x, y, side, side);
+    if (image?.complete && image.naturalWidth)
+      context.drawImage(image, at!.x, at!.y, pictures.size, pictures.size, x, y, side, side);
     else {
       context.fillStyle = this.#palette.connects;
       context.fillRect(x, y, side, side);
@@ -276,7 +312,11 @@ class Painter {
   #wheel = (event: WheelEvent): void => {
     event.preventDefault();
     const frame = this.#canvas.getBoundingClientRect();
-    this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.03 : 0.0015) * (event.ctrlKey ? 5 : 1)), event.clientX - frame.left, event.clientY - frame.top);
+    this.zoom(
+      Math.exp(-event.deltaY * (event.deltaMode ? 0.03 : 0.0015) * (event.ctrlKey ? 5 : 1)),
+      event.clientX - frame.left,
+      event.clientY - frame.top,
+    );
   };
 
   #down = (event: PointerEvent): void => {
@@ -306,7 +346,12 @@ class Painter {
     const { scale, x, y } = this.#place;
     const [shiftX, shiftY] = [canvas.left - stage.left + x, canvas.top - stage.top + y + TOP * scale];
     const half = (all.size[node]! * scale) / 2;
-    const box = { left: all.x[node]! * scale + shiftX - half, right: all.x[node]! * scale + shiftX + half, top: all.y[node]! * scale + shiftY - half, bottom: all.y[node]! * scale + shiftY + half };
+    const box = {
+      left: all.x[node]! * scale + shiftX - half,
+      right: all.x[node]! * scale + shiftX + half,
+      top: all.y[node]! * scale + shiftY - half,
+      bottom: all.y[node]! * scale + shiftY + half,
+    };
     this.#store.hover.value = { nodes: all.parts.members[node]!, edges: [], box, around: box };
   };
 

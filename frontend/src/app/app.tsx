@@ -2,7 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import type { LegendItem } from "../core/scene-types.js";
-import { escape } from "./actions.js";
+import { stepBack } from "./actions.js";
 import { AllKernels } from "./all.js";
 import { Card } from "./card.js";
 import { Diagram, dashes } from "./diagram.js";
@@ -44,7 +44,7 @@ export function App({ store }: { store: Store }) {
     const key = (event: Event) => {
       const { key, ctrlKey, metaKey, altKey } = event as KeyboardEvent;
       const typing = (event.composedPath()[0] as Element).matches?.("input, select, textarea");
-      if (key === "Escape") escape(store);
+      if (key === "Escape") stepBack(store);
       else if (key === "/" && !typing && !ctrlKey && !metaKey && !altKey) {
         event.preventDefault();
         root.current!.querySelector<HTMLInputElement>('[part="search"]')?.focus();
@@ -69,9 +69,11 @@ export function App({ store }: { store: Store }) {
       <header>
         <h1>{titleOf(store.graph)}</h1>
         <ul class="legend" aria-label="legend">
-          {scene.legend.map((item) => mode === "diagram" || item.kind !== "hidden" ? (
-            <LegendMark item={item} image={mode === "diagram" && store.image.value !== null} />
-          ) : null)}
+          {scene.legend.map((item) =>
+            mode === "diagram" || item.kind !== "hidden" ? (
+              <LegendMark item={item} image={mode === "diagram" && store.image.value !== null} />
+            ) : null,
+          )}
         </ul>
       </header>
       <Toolbar store={store} />
@@ -81,7 +83,12 @@ export function App({ store }: { store: Store }) {
         {mode === "table" ? (
           <Table store={store} />
         ) : (
-          <div class="stage" role="region" aria-label={mode === "all" ? "all kernels" : "diagram"} tabIndex={scrolls ? 0 : undefined}>
+          <div
+            class="stage"
+            role="region"
+            aria-label={mode === "all" ? "all kernels" : "diagram"}
+            tabIndex={scrolls ? 0 : undefined}
+          >
             {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
           </div>
         )}
@@ -98,7 +105,8 @@ export function App({ store }: { store: Store }) {
   );
 }
 
-/** A line of the legend. With an image chosen, kernels are painted by what they do on it, and not by what the core's legend says. */
+/** A line of the legend. With an image chosen, kernels are painted by what they do on it, and not by what the core's
+ *  legend says. */
 function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image: boolean }) {
   return (
     <li data-legend={kind}>
@@ -107,12 +115,19 @@ function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image:
           {kind === "hidden" ? (
             <path class="stub" d="M2 5H28" />
           ) : (
-            <path class="edge" d="M0 5H28" stroke-width={3.5} stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined} />
+            <path
+              class="edge"
+              d="M0 5H28"
+              stroke-width={3.5}
+              stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined}
+            />
           )}
           {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
         </svg>
       )}
-      {image && label.title.startsWith("width") ? "colour and width: effect on the image, grey: not known" : label.title}
+      {image && label.title.startsWith("width")
+        ? "colour and width: effect on the image, grey: not known"
+        : label.title}
       {label.title.startsWith("score") && (
         <Pop label="(i)" name="flow" right aria="what flow is">
           {() => <FlowText />}

@@ -28,7 +28,11 @@ export function Card({ store }: { store: Store }) {
   if (!spot) return null;
   return (
     <div class="card" part="card" ref={root} role="tooltip" data-card={spot.nodes.length ? "node" : "edge"}>
-      {spot.nodes.length > 0 ? <NodeCard store={store} nodes={spot.nodes} /> : <EdgeCard store={store} edges={spot.edges} />}
+      {spot.nodes.length > 0 ? (
+        <NodeCard store={store} nodes={spot.nodes} />
+      ) : (
+        <EdgeCard store={store} edges={spot.edges} />
+      )}
     </div>
   );
 }
@@ -81,11 +85,20 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
       )}
       {given && (
         <div class="pictures">
-          <Kernel graph={graph} edge={edge} cell={Math.min(MOST_CELL, Math.max(26, 300 / given.width))} numbers={true} />
+          <Kernel
+            graph={graph}
+            edge={edge}
+            cell={Math.min(MOST_CELL, Math.max(26, 300 / given.width))}
+            numbers={true}
+          />
         </div>
       )}
       <dl>
-        {!connection && <Fact name="saliency">{Number.isNaN(saliency[edge]!) ? "not in this circuit" : significant(saliency[edge]!)}</Fact>}
+        {!connection && (
+          <Fact name="saliency">
+            {Number.isNaN(saliency[edge]!) ? "not in this circuit" : significant(saliency[edge]!)}
+          </Fact>
+        )}
         {graph.edgeKind[edge] === EdgeKind.readout && <Fact name="weighs">{significant(saliency[edge]!)}</Fact>}
         {!connection && rank[edge]! >= 0 && (
           <Fact name="rank">
@@ -125,7 +138,11 @@ function Kernels({ store, edges, by }: { store: Store; edges: number[]; by: "sou
       {edges.map((edge) => (
         <li>
           <span class={`swatch ${graph.sign[edge]! < 0 ? "inhibits" : graph.sign[edge]! > 0 ? "excites" : ""}`} />
-          <span>{by === "both" ? edgeName(graph, edge) : nodeShort(graph, by === "source" ? graph.source[edge]! : graph.target[edge]!)}</span>
+          <span>
+            {by === "both"
+              ? edgeName(graph, edge)
+              : nodeShort(graph, by === "source" ? graph.source[edge]! : graph.target[edge]!)}
+          </span>
           <span class="share">{percent(flow.value.edge[edge]!)}</span>
         </li>
       ))}
@@ -164,7 +181,12 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (
-            <Picture store={store} tile={pictures.of(view.value.pictures, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
+            <Picture
+              store={store}
+              tile={pictures.of(view.value.pictures, each)[0] ?? -1}
+              size={PATCH}
+              label={nodeName(graph, each)}
+            />
           ))}
         </div>
       ) : sides.length > 0 ? (
@@ -201,7 +223,12 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           <>
             <h3>its own kernel, {edgeName(graph, edge)}</h3>
             <div class="pictures">
-              <Kernel graph={graph} edge={edge} cell={Math.min(MOST_CELL, Math.max(26, 300 / kernel(graph, edge)!.width))} numbers={true} />
+              <Kernel
+                graph={graph}
+                edge={edge}
+                cell={Math.min(MOST_CELL, Math.max(26, 300 / kernel(graph, edge)!.width))}
+                numbers={true}
+              />
             </div>
           </>
         ))}
@@ -223,7 +250,11 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
               )
             )}
           </div>
-          {beside ? <TargetFigures store={store} found={beside} /> : !activation && <p class="soft">No map is stored for this filter.</p>}
+          {beside ? (
+            <TargetFigures store={store} found={beside} />
+          ) : (
+            !activation && <p class="soft">No map is stored for this filter.</p>
+          )}
         </>
       )}
       {(["incoming", "outgoing"] as const).map((direction) => {

@@ -2,8 +2,8 @@
 
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
 import { labelBox } from "../core/labels.js";
+import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
 import { DASHES } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
@@ -18,6 +18,8 @@ import { Kernel, pure, Tile } from "./ui.js";
 const REACH = 7; // px from an edge at which the pointer is on it
 const MARGIN = 14; // px around what is drawn
 const WIDEST = 8; // px: an edge of the greatest effect
+const LABEL =
+  "circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it";
 
 /** How an edge is painted: by its saliency, or, with an image chosen, by its effect there. */
 interface Paint {
@@ -27,7 +29,11 @@ interface Paint {
 
 export function LabelText({ label }: { label: Label }) {
   return (
-    <text font-size={label.size} text-anchor={label.anchor} transform={label.turned ? `rotate(-90 ${label.x} ${label.y})` : undefined}>
+    <text
+      font-size={label.size}
+      text-anchor={label.anchor}
+      transform={label.turned ? `rotate(-90 ${label.x} ${label.y})` : undefined}
+    >
       {label.title !== "" && label.title !== label.lines.join(" ") && <title>{label.title}</title>}
       {label.lines.map((line, i) => (
         <tspan x={label.x} y={label.y + i * label.size * 1.25}>
@@ -49,7 +55,16 @@ export function dashes(mark: Mark, width: number): string | undefined {
 
 const EdgePath = pure(({ edge, paint, name }: { edge: SceneEdge; paint: Paint; name: string }) => (
   <g class={kindOf(paint.sign)} stroke-opacity={0.42 + 0.5 * Math.min(1, paint.width / 5)}>
-    <path class="edge" data-edge={edge.edges[0]} data-mark={edge.mark} role="img" aria-label={name} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    <path
+      class="edge"
+      data-edge={edge.edges[0]}
+      data-mark={edge.mark}
+      role="img"
+      aria-label={name}
+      d={edge.path}
+      stroke-width={paint.width}
+      stroke-dasharray={dashes(edge.mark, paint.width)}
+    />
     {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
   </g>
 ));
@@ -57,7 +72,13 @@ const EdgePath = pure(({ edge, paint, name }: { edge: SceneEdge; paint: Paint; n
 /** An edge that is isolated, over the dimmed ones: dimming them as one is what keeps isolation quick. */
 const LitPath = pure(({ edge, paint }: { edge: SceneEdge; paint: Paint }) => (
   <g class={kindOf(paint.sign)}>
-    <path class="edge" data-lit-edge={edge.edges[0]} d={edge.path} stroke-width={paint.width} stroke-dasharray={dashes(edge.mark, paint.width)} />
+    <path
+      class="edge"
+      data-lit-edge={edge.edges[0]}
+      d={edge.path}
+      stroke-width={paint.width}
+      stroke-dasharray={dashes(edge.mark, paint.width)}
+    />
     {paint.sign < 0 && <Bar edge={edge} paint={paint} />}
   </g>
 ));
@@ -88,29 +109,42 @@ interface NodeProps {
 }
 
 /** What a node shows. It lies under the node itself, whose bounds would else be those of the whole atlas. */
-const NodePicture = pure(({ store, node, map, lit }: { store: Store; node: SceneNode; map: PositionMap | null; lit: boolean }) => {
-  const { size } = node;
-  const [x, y] = [node.x - size / 2, node.y - size / 2];
-  return (
-    <g class={`picture ${lit ? "lit" : ""}`}>
-      {node.group !== null && [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
-      {map ? (
-        [
-          <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
-          node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
-        ]
-      ) : (
-        <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
-      )}
-      {node.tile < 0 && !map && SIGNS[node.kind] && <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />}
-    </g>
-  );
-});
+const NodePicture = pure(
+  ({ store, node, map, lit }: { store: Store; node: SceneNode; map: PositionMap | null; lit: boolean }) => {
+    const { size } = node;
+    const [x, y] = [node.x - size / 2, node.y - size / 2];
+    return (
+      <g class={`picture ${lit ? "lit" : ""}`}>
+        {node.group !== null &&
+          [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
+        {map ? (
+          [
+            <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
+            node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
+          ]
+        ) : (
+          <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
+        )}
+        {node.tile < 0 && !map && SIGNS[node.kind] && (
+          <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />
+        )}
+      </g>
+    );
+  },
+);
 
 const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps) => {
   const { size } = node;
   const [x, y] = [node.x - size / 2, node.y - size / 2];
-  const classes = ["node", lit && "lit", (chosen || isolated) && "chosen", node.target && "target", node.mark !== "both" && "marked"].filter(Boolean).join(" ");
+  const classes = [
+    "node",
+    lit && "lit",
+    (chosen || isolated) && "chosen",
+    node.target && "target",
+    node.mark !== "both" && "marked",
+  ]
+    .filter(Boolean)
+    .join(" ");
   return (
     <g
       class={classes}
@@ -134,7 +168,10 @@ const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps
 
 /** Where the scene begins and ends without its title, legend and caption: the page has those as text of its own. */
 export function bodyOf(scene: Scene): { top: number; height: number } {
-  const tops = [...scene.headings.map((label) => labelBox(label).top), ...scene.nodes.map(({ y, size }) => y - size / 2)];
+  const tops = [
+    ...scene.headings.map((label) => labelBox(label).top),
+    ...scene.nodes.map(({ y, size }) => y - size / 2),
+  ];
   const ends = [...scene.nodes, ...scene.more].map(({ label }) => labelBox(label).bottom + label.size);
   const top = Math.min(...tops, scene.height) - MARGIN;
   return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
@@ -164,14 +201,21 @@ export function Diagram({ store }: { store: Store }) {
           ? `group ${plain(node.group)}, ${node.nodes.length} filters`
           : spokenNode(graph, node.nodes[0]!, node.flow, strongest(store, node.nodes, "incoming", 3)),
       ),
-      edges: edges.map(({ edges: [edge], mark }) => `${edgeName(graph, edge!)}, ${signName(graph, edge!)}${mark === "both" ? "" : `, only in circuit ${mark}`}`),
+      edges: edges.map(
+        ({ edges: [edge], mark }) =>
+          `${edgeName(graph, edge!)}, ${signName(graph, edge!)}${mark === "both" ? "" : `, only in circuit ${mark}`}`,
+      ),
     };
   });
   const paints = useComputed(() => paintsOf(store));
-  const onImage = useComputed(() => (store.view.value.image === null ? "" : spokenTarget(store, store.view.value.image)));
+  const onImage = useComputed(() =>
+    store.view.value.image === null ? "" : spokenTarget(store, store.view.value.image),
+  );
   const named = (i: number) => {
     const isTarget = scene.nodes[i]!.nodes[0] === graph.document.target;
-    return isTarget && onImage.value ? `${names.value.nodes[i]!}, on the image ${onImage.value}` : names.value.nodes[i]!;
+    return isTarget && onImage.value
+      ? `${names.value.nodes[i]!}, on the image ${onImage.value}`
+      : names.value.nodes[i]!;
   };
   const scene = store.scene.value;
   const { isolate } = store.view.value;
@@ -179,7 +223,9 @@ export function Diagram({ store }: { store: Store }) {
   const body = bodyOf(scene);
   const lit = scene.lit;
   const selection = store.selection.value;
-  const current = scene.nodes.some(({ nodes }) => nodes.includes(store.current.value)) ? store.current.value : graph.document.target;
+  const current = scene.nodes.some(({ nodes }) => nodes.includes(store.current.value))
+    ? store.current.value
+    : graph.document.target;
 
   // A node that gets the focus by the keyboard's walk may have been drawn only just now.
   useSignalEffect(() => {
@@ -197,8 +243,16 @@ export function Diagram({ store }: { store: Store }) {
     return {
       nodes,
       edges,
-      box: { left: box.left - stage.left, top: box.top - stage.top, right: box.right - stage.left, bottom: box.bottom - stage.top },
-      around: { left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift, right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift },
+      box: {
+        left: box.left - stage.left,
+        top: box.top - stage.top,
+        right: box.right - stage.left,
+        bottom: box.bottom - stage.top,
+      },
+      around: {
+        left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift,
+        right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift,
+      },
     };
   };
   /** A column and those beside it. */
@@ -209,11 +263,19 @@ export function Diagram({ store }: { store: Store }) {
   };
   const sceneNode = (target: EventTarget | null) => {
     const number = (target as Element | null)?.closest?.("[data-node]")?.getAttribute("data-node");
-    return number === undefined || number === null ? null : (scene.nodes.find(({ nodes }) => nodes[0] === Number(number)) ?? null);
+    return number === undefined || number === null
+      ? null
+      : (scene.nodes.find(({ nodes }) => nodes[0] === Number(number)) ?? null);
   };
   const show = (element: Element) => {
     const node = sceneNode(element);
-    if (node) store.hover.value = spotOf(element.querySelector(".frame")!.getBoundingClientRect(), node.nodes, [], beside(node.column));
+    if (node)
+      store.hover.value = spotOf(
+        element.querySelector(".frame")!.getBoundingClientRect(),
+        node.nodes,
+        [],
+        beside(node.column),
+      );
   };
   const move = (event: PointerEvent) => {
     const held = (event.target as Element).closest?.("[data-node]");
@@ -223,13 +285,23 @@ export function Diagram({ store }: { store: Store }) {
     }
     const frame = svg.current!.getBoundingClientRect();
     const [x, y] = [event.clientX - frame.left, event.clientY - frame.top + body.top];
-    const glyph = scene.glyphs.find((each) => Math.abs(each.x - x) <= each.width / 2 && Math.abs(each.y - y) <= each.height / 2 && (!lit || lit.edges[each.edge]));
+    const glyph = scene.glyphs.find(
+      (each) =>
+        Math.abs(each.x - x) <= each.width / 2 &&
+        Math.abs(each.y - y) <= each.height / 2 &&
+        (!lit || lit.edges[each.edge]),
+    );
     const found = glyph?.edge ?? nearest(scene.edges, x, y, REACH, (edge) => !lit || lit.edges[edge] === 1);
     if (found < 0) store.hover.value = null;
     else {
       const edge = scene.edges[found]!;
       const ends = [scene.nodes[edge.source]!.column, scene.nodes[edge.target]!.column];
-      store.hover.value = spotOf(new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24), [], glyph ? [glyph.kernel] : edge.edges, ends);
+      store.hover.value = spotOf(
+        new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24),
+        [],
+        glyph ? [glyph.kernel] : edge.edges,
+        ends,
+      );
     }
   };
   const click = (event: MouseEvent) => {
@@ -257,7 +329,8 @@ export function Diagram({ store }: { store: Store }) {
     event.preventDefault();
     event.stopPropagation();
     act[event.key]!();
-    if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End") focusNode(svg.current, store.current.value);
+    if (event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End")
+      focusNode(svg.current, store.current.value);
   };
 
   return (
@@ -278,16 +351,23 @@ export function Diagram({ store }: { store: Store }) {
       }}
     >
       {/* A layer of its own, so that to dim it or to draw over it is not to paint it anew. */}
-      <svg class="edges" role="group" aria-label="kernels" width={scene.width} height={body.height} viewBox={`0 ${body.top} ${scene.width} ${body.height}`}>
+      <svg
+        class="edges"
+        role="group"
+        aria-label="kernels"
+        width={scene.width}
+        height={body.height}
+        viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
+      >
         {scene.edges.map((edge, i) => (
-            <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
-          ))}
+          <EdgePath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} name={names.value.edges[i]!} />
+        ))}
       </svg>
       <svg
         ref={svg}
         part="diagram"
         role="group"
-        aria-label="circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it"
+        aria-label={LABEL}
         width={scene.width}
         height={body.height}
         viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
@@ -299,20 +379,37 @@ export function Diagram({ store }: { store: Store }) {
           ))}
         </g>
         <g class="lit-edges" aria-hidden="true">
-          {lit && scene.edges.map((edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />)}
+          {lit &&
+            scene.edges.map(
+              (edge, i) => lit.edges[i] === 1 && <LitPath key={edge.edges[0]} edge={edge} paint={paints.value[i]!} />,
+            )}
         </g>
         <Over store={store} paints={paints.value} />
         <g class="stubs">
-          {scene.nodes.map(({ hiddenIn, hiddenOut }) => [hiddenIn && <path class="stub" d={hiddenIn.path} />, hiddenOut && <path class="stub" d={hiddenOut.path} />])}
+          {scene.nodes.map(({ hiddenIn, hiddenOut }) => [
+            hiddenIn && <path class="stub" d={hiddenIn.path} />,
+            hiddenOut && <path class="stub" d={hiddenOut.path} />,
+          ])}
         </g>
         <g class="glyphs">
           {scene.glyphs.map((glyph) => (
-            <GlyphMark key={glyph.kernel} store={store} kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"} {...glyph} />
+            <GlyphMark
+              key={glyph.kernel}
+              store={store}
+              kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+              {...glyph}
+            />
           ))}
         </g>
         <g class="pictures" aria-hidden="true">
           {scene.nodes.map((node, i) => (
-            <NodePicture key={node.nodes.join()} store={store} node={node} map={image === null || node.nodes.length > 1 ? null : store.maps.activation(node.nodes[0]!, image)} lit={lit?.nodes[i] === 1} />
+            <NodePicture
+              key={node.nodes.join()}
+              store={store}
+              node={node}
+              map={image === null || node.nodes.length > 1 ? null : store.maps.activation(node.nodes[0]!, image)}
+              lit={lit?.nodes[i] === 1}
+            />
           ))}
         </g>
         <g class="nodes">
@@ -329,13 +426,24 @@ export function Diagram({ store }: { store: Store }) {
           ))}
         </g>
         <g class="inner" aria-hidden="true">
-          {scene.nodes.map(({ inner }, i) => inner.map((map) => <GlyphMark key={map.kernel} store={store} kind={lit && !lit.nodes[i] ? "unlit" : ""} {...map} />))}
+          {scene.nodes.map(({ inner }, i) =>
+            inner.map((map) => (
+              <GlyphMark key={map.kernel} store={store} kind={lit && !lit.nodes[i] ? "unlit" : ""} {...map} />
+            )),
+          )}
         </g>
         <g class="more">
           {scene.more.map(({ bar, shown, label }) => (
             <g>
               <rect x={bar.x} y={bar.y} width={bar.width} height={bar.height} rx={bar.height / 2} />
-              <rect class="part" x={bar.x} y={bar.y} width={bar.width * shown} height={bar.height} rx={bar.height / 2} />
+              <rect
+                class="part"
+                x={bar.x}
+                y={bar.y}
+                width={bar.width * shown}
+                height={bar.height}
+                rx={bar.height / 2}
+              />
               <LabelText label={label} />
             </g>
           ))}
@@ -364,8 +472,12 @@ function Over({ store, paints }: { store: Store; paints: Paint[] }) {
   const spot = store.hover.value;
   const scene = store.scene.value;
   if (!spot) return null;
-  const here = new Set(scene.nodes.flatMap(({ nodes }, i) => (nodes.some((node) => spot.nodes.includes(node)) ? [i] : [])));
-  const edges = scene.edges.flatMap((edge, i) => (here.has(edge.source) || here.has(edge.target) || edge.edges.some((each) => spot.edges.includes(each)) ? [i] : []));
+  const here = new Set(
+    scene.nodes.flatMap(({ nodes }, i) => (nodes.some((node) => spot.nodes.includes(node)) ? [i] : [])),
+  );
+  const edges = scene.edges.flatMap((edge, i) =>
+    here.has(edge.source) || here.has(edge.target) || edge.edges.some((each) => spot.edges.includes(each)) ? [i] : [],
+  );
   return (
     <g class="over" aria-hidden="true">
       {edges.map((i) => {
@@ -385,11 +497,17 @@ function paintsOf(store: Store): Paint[] {
   const { edges, nodes } = store.plan.value;
   const image = store.image.value;
   if (image === null || !store.graph.document.images) return edges.map(({ sign, width }) => ({ sign, width }));
-  const effects = edges.map((edge) => edge.edges.reduce<number | null>((sum, each) => add(sum, store.maps.effect(each, image)), null));
+  const effects = edges.map((edge) =>
+    edge.edges.reduce<number | null>((sum, each) => add(sum, store.maps.effect(each, image)), null),
+  );
   const gap = (i: number) => `${nodes[edges[i]!.source]!.column} ${nodes[edges[i]!.target]!.column}`;
   const top = new Map<string, number>();
   effects.forEach((effect, i) => top.set(gap(i), Math.max(top.get(gap(i)) ?? 0, Math.abs(effect ?? 0))));
-  return effects.map((effect, i) => (effect === null ? { sign: 0, width: 0.8 } : { sign: Math.sign(effect), width: 0.8 + (WIDEST - 0.8) * (Math.abs(effect) / (top.get(gap(i)) || 1)) }));
+  return effects.map((effect, i) =>
+    effect === null
+      ? { sign: 0, width: 0.8 }
+      : { sign: Math.sign(effect), width: 0.8 + (WIDEST - 0.8) * (Math.abs(effect) / (top.get(gap(i)) || 1)) },
+  );
 }
 
 function add(sum: number | null, value: number | null): number | null {
@@ -398,7 +516,8 @@ function add(sum: number | null, value: number | null): number | null {
 
 function focusNode(svg: SVGSVGElement | null, node: number): void {
   // What Tab comes to is an old place until all is drawn again; but a node in a group has none of its own.
-  const found = svg?.querySelector<SVGGElement>(`[data-node="${node}"]`) ?? svg?.querySelector<SVGGElement>('.node[tabindex="0"]');
+  const found =
+    svg?.querySelector<SVGGElement>(`[data-node="${node}"]`) ?? svg?.querySelector<SVGGElement>('.node[tabindex="0"]');
   found?.focus({ preventScroll: false });
 }
 
@@ -411,12 +530,19 @@ function walk(store: Store, scene: Scene, from: SceneNode, side: "source" | "tar
   const here = scene.nodes.indexOf(from);
   const other = side === "source" ? "target" : "source";
   const best = scene.edges.reduce<SceneEdge | null>(
-    (found, edge, i) => (edge[other] === here && (!scene.lit?.nodes[here] || scene.lit.edges[i]) && (!found || edge.flow > found.flow) ? edge : found),
+    (found, edge, i) =>
+      edge[other] === here && (!scene.lit?.nodes[here] || scene.lit.edges[i]) && (!found || edge.flow > found.flow)
+        ? edge
+        : found,
     null,
   );
-  if (best) return to(store, scene.nodes[best[side]]);
+  if (best) {
+    to(store, scene.nodes[best[side]]);
+    return;
+  }
   const beyond = scene.nodes.filter(({ column }) => (side === "source" ? column < from.column : column > from.column));
-  const column = side === "source" ? Math.max(...beyond.map((node) => node.column)) : Math.min(...beyond.map((node) => node.column));
+  const column =
+    side === "source" ? Math.max(...beyond.map((node) => node.column)) : Math.min(...beyond.map((node) => node.column));
   const distance = (node: SceneNode) => Math.abs(node.y - from.y);
   to(store, beyond.filter((node) => node.column === column).sort((a, b) => distance(a) - distance(b))[0]);
 }

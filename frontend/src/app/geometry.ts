@@ -21,7 +21,9 @@ export function polyline(edge: SceneEdge): Float32Array {
     for (let step = 1; step <= STEPS; step++) {
       const t = step / STEPS;
       const u = 1 - t;
-      for (const axis of [0, 1]) line[at++] = u * u * u * p[axis]! + 3 * u * u * t * p[2 + axis]! + 3 * u * t * t * p[4 + axis]! + t * t * t * p[6 + axis]!;
+      for (const axis of [0, 1])
+        line[at++] =
+          u * u * u * p[axis]! + 3 * u * u * t * p[2 + axis]! + 3 * u * t * t * p[4 + axis]! + t * t * t * p[6 + axis]!;
     }
   }
   polylines.set(edge, line);
@@ -29,7 +31,13 @@ export function polyline(edge: SceneEdge): Float32Array {
 }
 
 /** The edge nearest to a point, of those no farther from their paint's border than `reach`; -1 for none. */
-export function nearest(edges: SceneEdge[], x: number, y: number, reach: number, passes: (edge: number) => boolean): number {
+export function nearest(
+  edges: SceneEdge[],
+  x: number,
+  y: number,
+  reach: number,
+  passes: (edge: number) => boolean,
+): number {
   let best = -1;
   let least = reach;
   for (let i = edges.length - 1; i >= 0; i--) {

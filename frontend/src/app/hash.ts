@@ -2,12 +2,23 @@
 
 import type { View } from "../core/types.js";
 
-const NUMBERS = ["variant", "compare", "kernels", "nodesPerColumn", "kernelsPerNode", "root", "isolate", "share", "image"] as const;
+const NUMBERS = [
+  "variant",
+  "compare",
+  "kernels",
+  "nodesPerColumn",
+  "kernelsPerNode",
+  "root",
+  "isolate",
+  "share",
+  "image",
+] as const;
 
 /** The hash for `view`, without its "#": only what differs from `base`. A group is its nodes, a colon, its name. */
 export function formatHash(view: View, base: View): string {
   const out: string[] = [];
-  const put = (key: string, value: string) => out.push(`${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`);
+  const put = (key: string, value: string) =>
+    out.push(`${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`);
   for (const key of NUMBERS) if (view[key] !== base[key]) put(key, view[key] === null ? "" : String(view[key]));
   for (const key of ["pictures", "mode"] as const) if (view[key] !== base[key]) put(key, view[key]);
   if (view.pins.join() !== base.pins.join()) put("pins", view.pins.join());

@@ -34,18 +34,24 @@ const CONNECTIONS: Record<number, string> = {
 
 /** "conv3_1, 12 \u2190 37", or what a connection does. */
 export function edgeName(graph: Graph, edge: number): string {
-  if (graph.out[edge]! < 0) return `${nodeName(graph, graph.source[edge]!)}, ${CONNECTIONS[graph.edgeKind[edge]!] ?? "connected"}`;
+  if (graph.out[edge]! < 0)
+    return `${nodeName(graph, graph.source[edge]!)}, ${CONNECTIONS[graph.edgeKind[edge]!] ?? "connected"}`;
   return `${layerName(graph, graph.edgeLayer[edge]!)}, ${graph.out[edge]} \u2190 ${graph.in[edge]}`;
 }
 
 /** "excites" and the like. */
 export function signName(graph: Graph, edge: number): string {
-  return graph.sign[edge]! > 0 ? "excites" : graph.sign[edge]! < 0 ? "inhibits" : (CONNECTIONS[graph.edgeKind[edge]!] ?? "connected");
+  return graph.sign[edge]! > 0
+    ? "excites"
+    : graph.sign[edge]! < 0
+      ? "inhibits"
+      : (CONNECTIONS[graph.edgeKind[edge]!] ?? "connected");
 }
 
 /** For readers who hear it: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
 export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[]): string {
-  const by = (sign: number) => strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));
+  const by = (sign: number) =>
+    strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));
   const [up, down] = [by(1), by(-1)];
   return [
     nodeName(graph, node),
@@ -57,5 +63,7 @@ export function spokenNode(graph: Graph, node: number, flow: number, strongest: 
 
 /** "37 of conv3_1". */
 export function nodeShort(graph: Graph, node: number): string {
-  return graph.kind[node] === NodeKind.image ? `the image's channel ${graph.unit[node]}` : nodeName(graph, node).replace(/^filter /, "");
+  return graph.kind[node] === NodeKind.image
+    ? `the image's channel ${graph.unit[node]}`
+    : nodeName(graph, node).replace(/^filter /, "");
 }

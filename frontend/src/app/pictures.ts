@@ -1,7 +1,7 @@
 /** Pictures out of the document: tiles of its atlases, and maps over positions as small images. */
 
-import { type Graph, numbers, tileAt } from "../core/decode.js";
 import { heat } from "../core/colour.js";
+import { type Graph, numbers, tileAt } from "../core/decode.js";
 import type { Document } from "../core/types.js";
 
 /** The atlases' pages, each behind one short URL, so that a hundred nodes can name it. */
@@ -52,7 +52,9 @@ export class Pictures {
     for (const tile of new Set(tiles)) {
       const at = this.at(tile);
       if (!at) continue;
-      canvas.getContext("2d")!.drawImage(this.pages[at.page]!.image, at.x, at.y, this.size, this.size, 0, 0, this.size, this.size);
+      canvas
+        .getContext("2d")!
+        .drawImage(this.pages[at.page]!.image, at.x, at.y, this.size, this.size, 0, 0, this.size, this.size);
       cut[tile] = canvas.toDataURL("image/png");
     }
     return cut;
@@ -115,8 +117,18 @@ export class Maps {
     const [count, height, width] = fullMap.shape as [number, number, number];
     const of = (name: string, row: number) => this.#numbers(`target.${name}`, "float32")[row * count + image]!;
     const all = [
-      { values: this.#numbers("target.fullMap", "int8"), row: 0, scale: of("fullScale", 0), variant: null as number | null },
-      ...variants.map((variant) => ({ values: this.#numbers("target.map", "int8"), row: variant, scale: of("scale", variant), variant: variant as number | null })),
+      {
+        values: this.#numbers("target.fullMap", "int8"),
+        row: 0,
+        scale: of("fullScale", 0),
+        variant: null as number | null,
+      },
+      ...variants.map((variant) => ({
+        values: this.#numbers("target.map", "int8"),
+        row: variant,
+        scale: of("scale", variant),
+        variant: variant as number | null,
+      })),
     ];
     const top = Math.max(...all.map(({ scale }) => scale));
     const ends = all.flatMap(({ values, row, scale }) => {
@@ -125,7 +137,18 @@ export class Maps {
     });
     const networks = all.map(({ values, row, scale, variant }) => ({
       variant,
-      map: shape[0] * shape[1] === 1 ? null : this.#paint(`target ${variant} ${image} ${top}`, values, (row * count + image) * height * width, height, width, scale, top),
+      map:
+        shape[0] * shape[1] === 1
+          ? null
+          : this.#paint(
+              `target ${variant} ${image} ${top}`,
+              values,
+              (row * count + image) * height * width,
+              height,
+              width,
+              scale,
+              top,
+            ),
       mean: variant === null ? of("fullMean", 0) : of("mean", variant),
       maximum: variant === null ? of("fullMaximum", 0) : of("maximum", variant),
       r2: variant === null ? null : defined(of("r2", variant)),
@@ -147,13 +170,31 @@ export class Maps {
     if (!images) return null;
     const start = this.#numbers(`${kind}Offset`, "int32")[item]!;
     if (start < 0) return null;
-    const [height, width] = this.#numbers(`${kind}Shape`, "int16").subarray(2 * item, 2 * item + 2) as unknown as [number, number];
+    const [height, width] = this.#numbers(`${kind}Shape`, "int16").subarray(2 * item, 2 * item + 2) as unknown as [
+      number,
+      number,
+    ];
     const scale = this.#numbers(`${kind}Scale`, "float32")[item * images.names.length + image]!;
-    return this.#paint(`${kind} ${item} ${image}`, this.#numbers(kind, "int8"), start + image * height * width, height, width, scale);
+    return this.#paint(
+      `${kind} ${item} ${image}`,
+      this.#numbers(kind, "int8"),
+      start + image * height * width,
+      height,
+      width,
+      scale,
+    );
   }
 
   /** Values of `scale` at 127, full colour at `top`. */
-  #paint(key: string, values: ArrayLike<number>, start: number, height: number, width: number, scale: number, top = scale): PositionMap | null {
+  #paint(
+    key: string,
+    values: ArrayLike<number>,
+    start: number,
+    height: number,
+    width: number,
+    scale: number,
+    top = scale,
+  ): PositionMap | null {
     if (this.#made.has(key)) return this.#made.get(key)!;
     const canvas = document.createElement("canvas");
     canvas.width = width;

@@ -31,7 +31,8 @@ export function pageSource(text: string): Source {
       const hash = formatHash(view, base);
       if (hash === location.hash.replace(/^#/, "")) return;
       written = hash;
-      // Replaced, not pushed: a slider's every step is no page to go back to. A file that forbids it keeps its old hash.
+      // Replaced, not pushed: a slider's every step is no page to go back to. A file that forbids it keeps its old
+      // hash.
       try {
         history.replaceState(null, "", hash === "" ? location.pathname + location.search : `#${hash}`);
       } catch {

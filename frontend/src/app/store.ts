@@ -12,7 +12,8 @@ import { Maps, Pictures } from "./pictures.js";
 import type { Source } from "./source.js";
 import { checkView, ownView } from "./view.js";
 
-/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document, and where they are drawn on the stage. */
+/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document,
+ *  and where they are drawn on the stage. */
 export interface Spot {
   nodes: number[];
   edges: number[];
@@ -61,7 +62,9 @@ export function createStore(source: Source): Store {
   const selection = signal(known(graph, source.selection()));
   const width = signal(1200);
   // What moves nodes, apart from what only lights or colours them: isolation and images need no new layout.
-  const layout = computed(() => JSON.stringify({ ...view.value, isolate: null, share: base.share, image: null, mode: "diagram" }));
+  const layout = computed(() =>
+    JSON.stringify({ ...view.value, isolate: null, share: base.share, image: null, mode: "diagram" }),
+  );
   const plan = computed(() => draw(graph, JSON.parse(layout.value) as View, { width: width.value, medium: "screen" }));
   const flow = computed(() => plan.value.flow);
   const scene = computed(() => {

@@ -5,14 +5,19 @@ import { DARK, LIGHT } from "../core/colour.js";
 export const STYLES = `
 :host { display: block; }
 .app {
-  --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7; --faint: #f3f3f0; --empty: #e9e9e5;
-  --excites: ${LIGHT.excites}; --inhibits: ${LIGHT.inhibits}; --connects: ${LIGHT.connects}; --focus: #1a5fb4; --shadow: 0 6px 28px rgba(20, 20, 15, .16), 0 1px 3px rgba(20, 20, 15, .12);
+  --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7;
+  --faint: #f3f3f0; --empty: #e9e9e5;
+  --excites: ${LIGHT.excites}; --inhibits: ${LIGHT.inhibits}; --connects: ${LIGHT.connects}; --focus: #1a5fb4;
+  --shadow: 0 6px 28px rgba(20, 20, 15, .16), 0 1px 3px rgba(20, 20, 15, .12);
   position: relative; color: var(--ink); background: var(--ground); color-scheme: light; min-width: 0;
-  font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums;
+  font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums;
 }
 .app[data-theme="dark"] {
-  --ground: ${DARK.background}; --raised: #232328; --ink: ${DARK.text}; --soft: ${DARK.muted}; --line: #383a41; --faint: #1e2025; --empty: #2a2c32;
-  --excites: ${DARK.excites}; --inhibits: ${DARK.inhibits}; --connects: ${DARK.connects}; --focus: #78aeff; --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
+  --ground: ${DARK.background}; --raised: #232328; --ink: ${DARK.text}; --soft: ${DARK.muted}; --line: #383a41;
+  --faint: #1e2025; --empty: #2a2c32;
+  --excites: ${DARK.excites}; --inhibits: ${DARK.inhibits}; --connects: ${DARK.connects}; --focus: #78aeff;
+  --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
   color-scheme: dark;
 }
 .app[data-host="page"] { min-height: 100vh; }
@@ -21,7 +26,10 @@ export const STYLES = `
 h1, h2, h3, p, dl, dd, ul, ol { margin: 0; padding: 0; }
 ul, ol { list-style: none; }
 
-header { display: flex; flex-wrap: wrap; gap: 4px 32px; align-items: baseline; justify-content: space-between; padding: 18px 28px 0; }
+header {
+  display: flex; flex-wrap: wrap; gap: 4px 32px; align-items: baseline; justify-content: space-between;
+  padding: 18px 28px 0;
+}
 h1 { font-size: 17px; font-weight: 640; letter-spacing: -.005em; line-height: 1.3; overflow-wrap: anywhere; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 12.5px; color: var(--soft); align-items: center; }
 .legend li { display: flex; align-items: center; gap: 7px; }
@@ -32,27 +40,44 @@ h1 { font-size: 17px; font-weight: 640; letter-spacing: -.005em; line-height: 1.
 .bar .rule { width: 1px; height: 16px; background: var(--line); margin: 0 6px; }
 .bar .push { margin-left: auto; }
 button, select, input { font: inherit; color: inherit; }
-button, select { background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer; color: var(--soft); }
+button, select {
+  background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer;
+  color: var(--soft);
+}
 button:hover:not(:disabled), select:hover, summary:hover { background: var(--faint); color: var(--ink); }
-button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="true"] { color: var(--ink); background: var(--faint); }
+button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="true"] {
+  color: var(--ink); background: var(--faint);
+}
 button[aria-checked="true"] { font-weight: 600; }
 button:disabled { opacity: .45; cursor: default; }
 :focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }
-select { appearance: none; field-sizing: content; max-width: 22ch; text-overflow: ellipsis; color: var(--ink); border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0; }
+select {
+  appearance: none; field-sizing: content; max-width: 22ch; text-overflow: ellipsis; color: var(--ink);
+  border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0;
+}
 option { background: var(--raised); color: var(--ink); }
 .segments { display: inline-flex; }
 .field { display: inline-flex; align-items: center; gap: 6px; color: var(--soft); white-space: nowrap; }
 .field output { color: var(--ink); min-width: 15ch; }
 input[type="range"] { width: 130px; height: 28px; margin: 0; accent-color: var(--connects); cursor: pointer; }
-input[type="text"] { border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px; min-height: 28px; }
+input[type="text"] {
+  border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px;
+  min-height: 28px;
+}
 [part="search"] { width: 17ch; }
 input::placeholder { color: var(--soft); opacity: 1; }
 
 .pop { position: relative; display: inline-block; }
-.panel { position: absolute; z-index: 5; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw); max-height: 70vh; overflow: auto; padding: 10px; background: var(--raised); border-radius: 10px; box-shadow: var(--shadow); }
+.panel {
+  position: absolute; z-index: 5; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw);
+  max-height: 70vh; overflow: auto; padding: 10px; background: var(--raised); border-radius: 10px;
+  box-shadow: var(--shadow);
+}
 .panel.right { left: auto; right: 0; }
 .panel > button, .panel li > button { display: block; width: 100%; text-align: left; color: var(--ink); }
-.panel .row { display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft); }
+.panel .row {
+  display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft);
+}
 .panel small { display: block; color: var(--soft); font-size: 12px; }
 .panel hr { border: 0; border-top: 1px solid var(--line); margin: 8px; }
 .panel p { padding: 4px 8px; }
@@ -64,19 +89,26 @@ dt { color: var(--soft); }
 .thumbs { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; width: 380px; max-width: 100%; }
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
-.thumbs span { display: block; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ink); }
+.thumbs span {
+  display: block; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ink);
+}
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }
 .results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
 .results li[aria-selected="true"] { background: var(--faint); }
 .results li span { color: var(--soft); }
 
-.state { display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 34px; padding: 3px 28px; font-size: 13px; color: var(--soft); }
+.state {
+  display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 34px; padding: 3px 28px;
+  font-size: 13px; color: var(--soft);
+}
 .state:empty { min-height: 10px; padding: 0; }
 .state b { color: var(--ink); font-weight: 600; }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
-.target-panel { display: flex; flex-wrap: wrap; gap: 10px 16px; align-items: flex-start; padding: 6px 28px 14px; font-size: 12.5px; }
+.target-panel {
+  display: flex; flex-wrap: wrap; gap: 10px 16px; align-items: flex-start; padding: 6px 28px 14px; font-size: 12.5px;
+}
 .target-panel figure { margin: 0; width: min-content; }
 .target-panel h2 { font-size: 13.5px; font-weight: 640; margin-bottom: 4px; overflow-wrap: anywhere; }
 .target-panel .soft { color: var(--soft); font-size: 12px; max-width: 62ch; margin-top: 6px; }
@@ -87,9 +119,15 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .framed i { position: absolute; border: 1px dashed rgba(20, 20, 15, .62); pointer-events: none; }
 .scale { position: relative; width: 12px; margin: 0 34px 0 -6px; }
 .scale i { display: block; height: 100%; border-radius: 3px; box-shadow: 0 0 0 1px var(--line); }
-.scale span { position: absolute; left: 18px; transform: translateY(-50%); font-size: 11px; color: var(--soft); white-space: nowrap; }
+.scale span {
+  position: absolute; left: 18px; transform: translateY(-50%); font-size: 11px; color: var(--soft);
+  white-space: nowrap;
+}
 .figures { width: auto; font-size: 12.5px; line-height: 1.3; }
-.figures th, .figures td { position: static; box-shadow: none; background: none; height: auto; padding: 2px 14px 2px 0; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
+.figures th, .figures td {
+  position: static; box-shadow: none; background: none; height: auto; padding: 2px 14px 2px 0;
+  border-bottom: 1px solid var(--line); text-align: right; font-weight: 400;
+}
 .figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; min-width: 7ch; max-width: 12ch; }
 .figures tbody th { text-align: left; white-space: normal; min-width: 12ch; }
 .figures th:first-child { padding-left: 0; }
@@ -103,7 +141,10 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .stage > canvas { display: block; margin: 0 auto; }
 .stage > canvas { touch-action: none; cursor: grab; }
 .stage > canvas:active { cursor: grabbing; }
-.zoom { position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px; box-shadow: 0 0 0 1px var(--line); }
+.zoom {
+  position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px;
+  box-shadow: 0 0 0 1px var(--line);
+}
 .caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 1180px; line-height: 1.5; }
 .failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
 .failure p { margin-top: 8px; color: var(--soft); }
@@ -136,7 +177,10 @@ svg text { fill: var(--soft); font-family: inherit; }
 .more rect { fill: var(--empty); }
 .more rect.part { fill: var(--soft); }
 
-.card { position: absolute; z-index: 4; width: max-content; max-width: 330px; padding: 12px 14px; background: var(--raised); border-radius: 10px; box-shadow: var(--shadow); pointer-events: none; font-size: 12.5px; }
+.card {
+  position: absolute; z-index: 4; width: max-content; max-width: 330px; padding: 12px 14px; background: var(--raised);
+  border-radius: 10px; box-shadow: var(--shadow); pointer-events: none; font-size: 12.5px;
+}
 .card h2 { font-size: 13.5px; font-weight: 640; overflow-wrap: anywhere; }
 .card .soft { color: var(--soft); }
 .card dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 12px; margin-top: 6px; }
@@ -152,16 +196,23 @@ svg text { fill: var(--soft); font-family: inherit; }
 .card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
 .card ol li { display: flex; gap: 8px; align-items: center; }
 .card ol li .share { margin-left: auto; color: var(--soft); padding-left: 14px; }
-.swatch { display: inline-block; width: 14px; height: 3px; border-radius: 1px; background: var(--connects); flex: none; }
+.swatch {
+  display: inline-block; width: 14px; height: 3px; border-radius: 1px; background: var(--connects); flex: none;
+}
 .swatch.excites { background: var(--excites); }
 .swatch.inhibits { background: var(--inhibits); }
 .map { image-rendering: pixelated; }
 
 .table { padding: 0 28px; }
 .table .bar { padding: 0 0 6px; }
-.table .rows { height: min(68vh, 760px); overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
+.table .rows {
+  height: min(68vh, 760px); overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line);
+}
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
-th { position: sticky; top: 0; z-index: 1; background: var(--ground); text-align: right; font-weight: 600; padding: 2px 4px; white-space: nowrap; box-shadow: 0 1px 0 var(--line); }
+th {
+  position: sticky; top: 0; z-index: 1; background: var(--ground); text-align: right; font-weight: 600;
+  padding: 2px 4px; white-space: nowrap; box-shadow: 0 1px 0 var(--line);
+}
 th:first-child, td:first-child { text-align: left; }
 th:first-child { padding-left: 4px; }
 th button { color: var(--ink); font-weight: 600; padding: 3px 6px; }

@@ -36,7 +36,8 @@ export function Table({ store }: { store: Store }) {
   const scene = store.scene.value;
   const edges = useMemo(() => {
     const { alive } = flow;
-    const isKernel = (edge: number) => alive[edge] && (graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.inner);
+    const isKernel = (edge: number) =>
+      alive[edge] && (graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.inner);
     const shown = scope.value === "drawn" ? scene.selection.edges : Array.from(alive.keys());
     const { key, down } = order.value;
     const keyed = shown.filter(isKernel).map((edge) => [value[key](edge), edge] as const);
@@ -47,11 +48,16 @@ export function Table({ store }: { store: Store }) {
     { key: "out", name: "out", cell: (edge) => String(graph.out[edge]) },
     { key: "in", name: "in", cell: (edge) => String(graph.in[edge]) },
     { key: "sign", name: "sign", cell: (edge) => (graph.sign[edge]! < 0 ? "inhibits" : "excites") },
-    { key: "saliency", name: "saliency", cell: (edge) => (Number.isNaN(saliency[edge]!) ? "\u2013" : significant(saliency[edge]!)) },
+    {
+      key: "saliency",
+      name: "saliency",
+      cell: (edge) => (Number.isNaN(saliency[edge]!) ? "\u2013" : significant(saliency[edge]!)),
+    },
     { key: "rank", name: "rank", cell: (edge) => (rank[edge]! < 0 ? "\u2013" : count(rank[edge]! + 1)) },
     { key: "flow", name: "flow", cell: (edge) => percent(flow.edge[edge]!) },
   ];
-  if (image !== null) columns.push({ key: "effect", name: "effect", cell: (edge) => effectText(store.maps.effect(edge, image)) });
+  if (image !== null)
+    columns.push({ key: "effect", name: "effect", cell: (edge) => effectText(store.maps.effect(edge, image)) });
   const first = Math.max(0, Math.floor(top.value / ROW) - BEYOND);
   const last = Math.min(edges.length, Math.ceil((top.value + height.value) / ROW) + BEYOND);
   const scopes = { drawn: "drawn kernels", all: "all kernels of the circuit" };
@@ -90,11 +96,20 @@ export function Table({ store }: { store: Store }) {
           <thead>
             <tr aria-rowindex={1}>
               {columns.map(({ key, name }) => (
-                <th scope="col" aria-sort={order.value.key === key ? (order.value.down ? "descending" : "ascending") : undefined}>
+                <th
+                  scope="col"
+                  aria-sort={order.value.key === key ? (order.value.down ? "descending" : "ascending") : undefined}
+                >
                   <button
                     type="button"
                     onClick={() => {
-                      order.value = { key, down: order.value.key === key ? !order.value.down : key === "saliency" || key === "flow" || key === "effect" };
+                      order.value = {
+                        key,
+                        down:
+                          order.value.key === key
+                            ? !order.value.down
+                            : key === "saliency" || key === "flow" || key === "effect",
+                      };
                       store.say(`sorted by ${name}, ${order.value.down ? "largest" : "smallest"} first`);
                     }}
                   >
@@ -118,7 +133,12 @@ export function Table({ store }: { store: Store }) {
                   <td class={key === "sign" ? `${cell(edge)}-text` : undefined}>{cell(edge)}</td>
                 ))}
                 <td>
-                  <Kernel graph={graph} edge={edge} cell={Math.min(8, 26 / (graph.document.layers[graph.edgeLayer[edge]!]?.kernel[0] ?? 1))} numbers={false} />
+                  <Kernel
+                    graph={graph}
+                    edge={edge}
+                    cell={Math.min(8, 26 / (graph.document.layers[graph.edgeLayer[edge]!]?.kernel[0] ?? 1))}
+                    numbers={false}
+                  />
                 </td>
               </tr>
             ))}

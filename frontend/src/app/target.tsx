@@ -1,4 +1,5 @@
-/** The target on the chosen image: its maps in the full model and in what is drawn, on one scale, with their figures. */
+/** The target on the chosen image: its maps in the full model and in what is drawn, on one scale, with their
+ *  figures. */
 
 import { heat } from "../core/colour.js";
 import { decimal, significant } from "../core/format.js";
@@ -30,7 +31,11 @@ export function TargetPanel({ store }: { store: Store }) {
         <h2>{title}</h2>
         <TargetFigures store={store} found={found} />
         <p class="soft">{explained(store, found)}</p>
-        {store.image.value === null && <p class="soft">Maps of other filters and effects of kernels are known for the circuit alone, and are not shown.</p>}
+        {store.image.value === null && (
+          <p class="soft">
+            Maps of other filters and effects of kernels are known for the circuit alone, and are not shown.
+          </p>
+        )}
       </div>
     </section>
   );
@@ -55,9 +60,20 @@ export function TargetMaps({ store, found, size }: { store: Store; found: OnImag
           map && (
             <figure>
               <div class="framed">
-                <MapPicture map={map} size={size} label={`map in ${name}: maximum ${significant(maximum)}, mean ${significant(mean)}`} />
+                <MapPicture
+                  map={map}
+                  size={size}
+                  label={`map in ${name}: maximum ${significant(maximum)}, mean ${significant(mean)}`}
+                />
                 {frame && (
-                  <i style={{ top: at(frame.rows[0], shape[0]), bottom: at(shape[0] - frame.rows[1], shape[0]), left: at(frame.columns[0], shape[1]), right: at(shape[1] - frame.columns[1], shape[1]) }} />
+                  <i
+                    style={{
+                      top: at(frame.rows[0], shape[0]),
+                      bottom: at(shape[0] - frame.rows[1], shape[0]),
+                      left: at(frame.columns[0], shape[1]),
+                      right: at(shape[1] - frame.columns[1], shape[1]),
+                    }}
+                  />
                 )}
               </div>
               <figcaption>{name}</figcaption>
@@ -72,10 +88,17 @@ export function TargetMaps({ store, found, size }: { store: Store; found: OnImag
 
 /** The one colour scale of the maps, from the least to the highest value in them. */
 function Scale({ found: { top, low, high }, size }: { found: OnImage; size: number }) {
-  const colours = Array.from({ length: STOPS }, (_, i) => heat(top > 0 ? (high + ((low - high) * i) / (STOPS - 1)) / top : 0));
+  const colours = Array.from({ length: STOPS }, (_, i) =>
+    heat(top > 0 ? (high + ((low - high) * i) / (STOPS - 1)) / top : 0),
+  );
   const zero = high > low ? high / (high - low) : 0.5;
   return (
-    <div class="scale" role="img" aria-label={`colours from ${significant(low)} to ${significant(high)}, the same in all maps`} style={{ height: `${size}px` }}>
+    <div
+      class="scale"
+      role="img"
+      aria-label={`colours from ${significant(low)} to ${significant(high)}, the same in all maps`}
+      style={{ height: `${size}px` }}
+    >
       <i style={{ background: `linear-gradient(${colours.join(", ")})` }} />
       {high > 0 && <span style={{ top: 0 }}>{significant(high)}</span>}
       {(low === 0 || (zero > 0.2 && zero < 0.8)) && <span style={{ top: `${100 * zero}%` }}>0</span>}
@@ -121,10 +144,19 @@ function explained({ graph }: Store, found: OnImage): string {
   const where = `Over ${plain(positions)}.`;
   if (found.networks[0]!.map === null) return where;
   const [, height, width] = fullMap.shape as [number, number, number];
-  const averaged = height < shape[0] || width < shape[1] ? ` The maps are averaged over areas, to ${height} \u00d7 ${width}.` : "";
-  const frame = !inside || whole(shape, inside) ? "" : inside.exact ? " In the frame, no receptive field reaches the padding." : " Too few receptive fields lie inside the image; the frame is the middle.";
+  const averaged =
+    height < shape[0] || width < shape[1] ? ` The maps are averaged over areas, to ${height} \u00d7 ${width}.` : "";
+  const frame =
+    !inside || whole(shape, inside)
+      ? ""
+      : inside.exact
+        ? " In the frame, no receptive field reaches the padding."
+        : " Too few receptive fields lie inside the image; the frame is the middle.";
   const undefined_ = found.networks.slice(1).every(({ r2 }) => r2 === null);
-  return `${where}${frame}${averaged} ${undefined_ ? "R² is not defined where the full model's values do not differ." : "R² is 1 for the full model's own map and 0 for one that knows no more than its mean."}`;
+  const scale = undefined_
+    ? "R² is not defined where the full model's values do not differ."
+    : "R² is 1 for the full model's own map and 0 for one that knows no more than its mean.";
+  return `${where}${frame}${averaged} ${scale}`;
 }
 
 /** All that is seen, for readers who hear it. */

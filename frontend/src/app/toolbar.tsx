@@ -2,10 +2,10 @@
 
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { count, plural, percent, significant } from "../core/format.js";
+import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { NodeKind, type View } from "../core/types.js";
-import { clear, escape, group, renameGroup, ungroup } from "./actions.js";
+import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
 import { nodeName } from "./names.js";
 import type { Store } from "./store.js";
@@ -32,7 +32,12 @@ export function Toolbar({ store }: { store: Store }) {
     <div class="bar" role="toolbar" aria-label="view">
       <div class="segments" role="group" aria-label="mode">
         {MODES.map(({ mode, label }) => (
-          <button type="button" data-mode-button={mode} aria-pressed={now.mode === mode} onClick={() => store.change({ mode }, `${label} shown`)}>
+          <button
+            type="button"
+            data-mode-button={mode}
+            aria-pressed={now.mode === mode}
+            onClick={() => store.change({ mode }, `${label} shown`)}
+          >
             {label}
           </button>
         ))}
@@ -42,7 +47,16 @@ export function Toolbar({ store }: { store: Store }) {
         <>
           <label class="field">
             <span class="hidden">circuit</span>
-            <select part="variant" value={variants[now.variant]!.role === "level" ? 0 : now.variant} onChange={(event) => store.change({ variant: Number(event.currentTarget.value), isolate: null }, `${variants[Number(event.currentTarget.value)]!.name} is drawn`)}>
+            <select
+              part="variant"
+              value={variants[now.variant]!.role === "level" ? 0 : now.variant}
+              onChange={(event) =>
+                store.change(
+                  { variant: Number(event.currentTarget.value), isolate: null },
+                  `${variants[Number(event.currentTarget.value)]!.name} is drawn`,
+                )
+              }
+            >
               {rivals.map(({ name, i }) => (
                 <option value={i}>{plain(name)}</option>
               ))}
@@ -50,7 +64,19 @@ export function Toolbar({ store }: { store: Store }) {
           </label>
           <label class="field">
             against
-            <select part="compare" value={now.compare ?? ""} onChange={(event) => store.change({ compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value), isolate: null }, "comparison changed")}>
+            <select
+              part="compare"
+              value={now.compare ?? ""}
+              onChange={(event) =>
+                store.change(
+                  {
+                    compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value),
+                    isolate: null,
+                  },
+                  "comparison changed",
+                )
+              }
+            >
               <option value="">nothing</option>
               {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
             </select>
@@ -69,7 +95,12 @@ export function Toolbar({ store }: { store: Store }) {
                   aria-pressed={now.image === i}
                   data-image={i}
                   onClick={() => {
-                    store.change({ image: now.image === i ? null : i }, now.image === i ? "no image is chosen" : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`);
+                    store.change(
+                      { image: now.image === i ? null : i },
+                      now.image === i
+                        ? "no image is chosen"
+                        : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`,
+                    );
                     close();
                   }}
                 >
@@ -78,7 +109,13 @@ export function Toolbar({ store }: { store: Store }) {
                 </button>
               ))}
               {now.image !== null && (
-                <button type="button" onClick={() => (store.change({ image: null }, "no image is chosen"), close())}>
+                <button
+                  type="button"
+                  onClick={() => {
+                    store.change({ image: null }, "no image is chosen");
+                    close();
+                  }}
+                >
                   none
                 </button>
               )}
@@ -92,15 +129,37 @@ export function Toolbar({ store }: { store: Store }) {
             {pictures.length > 1 && (
               <label class="row">
                 pictures
-                <select part="pictures" value={now.pictures} onChange={(event) => store.change({ pictures: event.currentTarget.value }, "other pictures are shown")}>
+                <select
+                  part="pictures"
+                  value={now.pictures}
+                  onChange={(event) =>
+                    store.change({ pictures: event.currentTarget.value }, "other pictures are shown")
+                  }
+                >
                   {pictures.map(({ name, label }) => (
                     <option value={name}>{plain(label)}</option>
                   ))}
                 </select>
               </label>
             )}
-            <Choice label="filters in a column" part="nodes-per-column" of={NODES} value={now.nodesPerColumn} change={(nodesPerColumn) => store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters in a column`)} />
-            <Choice label="kernels into a filter" part="kernels-per-node" of={KERNELS} value={now.kernelsPerNode} change={(kernelsPerNode) => store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into a filter`)} />
+            <Choice
+              label="filters in a column"
+              part="nodes-per-column"
+              of={NODES}
+              value={now.nodesPerColumn}
+              change={(nodesPerColumn) =>
+                store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters in a column`)
+              }
+            />
+            <Choice
+              label="kernels into a filter"
+              part="kernels-per-node"
+              of={KERNELS}
+              value={now.kernelsPerNode}
+              change={(kernelsPerNode) =>
+                store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into a filter`)
+              }
+            />
             <div class="row">
               <span>a click isolates</span>
               <Shares store={store} />
@@ -113,19 +172,54 @@ export function Toolbar({ store }: { store: Store }) {
       <Pop label="export" name="export" right>
         {(close) => (
           <>
-            <button type="button" data-export="svg" onClick={() => (void exportSvg(store, "screen"), close())}>
+            <button
+              type="button"
+              data-export="svg"
+              onClick={() => {
+                void exportSvg(store, "screen");
+                close();
+              }}
+            >
               SVG
             </button>
-            <button type="button" data-export="svg-180" onClick={() => (void exportSvg(store, "180mm"), close())}>
+            <button
+              type="button"
+              data-export="svg-180"
+              onClick={() => {
+                void exportSvg(store, "180mm");
+                close();
+              }}
+            >
               SVG for papers, 180 mm
             </button>
-            <button type="button" data-export="svg-88" onClick={() => (void exportSvg(store, "88mm"), close())}>
+            <button
+              type="button"
+              data-export="svg-88"
+              onClick={() => {
+                void exportSvg(store, "88mm");
+                close();
+              }}
+            >
               SVG for papers, 88 mm
             </button>
-            <button type="button" data-export="png" onClick={() => (void exportPng(store), close())}>
+            <button
+              type="button"
+              data-export="png"
+              onClick={() => {
+                void exportPng(store);
+                close();
+              }}
+            >
               PNG, twice the size
             </button>
-            <button type="button" data-export="json" onClick={() => (download(saved(store), "json", "application/json"), close())}>
+            <button
+              type="button"
+              data-export="json"
+              onClick={() => {
+                download(saved(store), "json", "application/json");
+                close();
+              }}
+            >
               JSON, with this view
             </button>
           </>
@@ -146,7 +240,19 @@ export function Toolbar({ store }: { store: Store }) {
   );
 }
 
-function Choice({ label, part, of, value, change }: { label: string; part: string; of: number[]; value: number; change: (value: number) => void }) {
+function Choice({
+  label,
+  part,
+  of,
+  value,
+  change,
+}: {
+  label: string;
+  part: string;
+  of: number[];
+  value: number;
+  change: (value: number) => void;
+}) {
   return (
     <label class="row">
       {label}
@@ -165,7 +271,12 @@ function Shares({ store }: { store: Store }) {
   return (
     <span class="segments" role="group" aria-label="share of the drawn flow that is isolated">
       {SHARES.map((share) => (
-        <button type="button" data-share={share} aria-pressed={store.view.value.share === share} onClick={() => store.change({ share }, `${percent(share)} of the drawn flow is isolated`)}>
+        <button
+          type="button"
+          data-share={share}
+          aria-pressed={store.view.value.share === share}
+          onClick={() => store.change({ share }, `${percent(share)} of the drawn flow is isolated`)}
+        >
           {percent(share)}
         </button>
       ))}
@@ -173,18 +284,25 @@ function Shares({ store }: { store: Store }) {
   );
 }
 
-/** The density slider: kernels kept, by rank, on a logarithmic scale; or the sizes at which the circuit was found anew. */
+/** The density slider: kernels kept, by rank, on a logarithmic scale; or the sizes at which the circuit was found
+ *  anew. */
 function Density({ store }: { store: Store }) {
   const { variants } = store.graph.document;
   const { variant, kernels } = store.view.value;
   const { kept: most, relevant, role, nested } = variants[variant]!;
   if (most < 2) return null;
-  const levels = variants.flatMap((each, i) => (each.role === "level" ? i : [])).sort((a, b) => variants[a]!.kept - variants[b]!.kept);
+  const levels = variants
+    .flatMap((each, i) => (each.role === "level" ? i : []))
+    .sort((a, b) => variants[a]!.kept - variants[b]!.kept);
   const anew = levels.length > 0 && (role === "level" || variant === 0) ? [...levels, 0] : null;
   const kept = Math.min(kernels ?? most, most);
   const density = (100 * kept) / relevant;
   const slide = (to: number) => {
-    if (anew) return store.change({ variant: anew[to]!, kernels: null }, `${plural(variants[anew[to]!]!.kept, "kernel")}, found anew`);
+    if (anew)
+      return store.change(
+        { variant: anew[to]!, kernels: null },
+        `${plural(variants[anew[to]!]!.kept, "kernel")}, found anew`,
+      );
     const k = Math.round(most ** (to / STEPS));
     store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
   };
@@ -224,8 +342,13 @@ function Search({ store }: { store: Store }) {
   if (words.length)
     for (let node = 0; node < graph.nodeCount && found.length < 12; node++) {
       if (graph.kind[node] === NodeKind.image || !store.flow.value.aliveNode[node]) continue;
-      const tokens = `${nodeName(graph, node)} ${graph.layer[node]! < 0 ? "" : plain(graph.document.layers[graph.layer[node]!]!.name)}`.toLowerCase();
-      const hit = words.every((word) => (/^\d+$/.test(word) ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens) : tokens.includes(word)));
+      const layer = graph.layer[node]! < 0 ? "" : plain(graph.document.layers[graph.layer[node]!]!.name);
+      const tokens = `${nodeName(graph, node)} ${layer}`.toLowerCase();
+      const hit = words.every((word) =>
+        /^\d+$/.test(word)
+          ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens)
+          : tokens.includes(word),
+      );
       if (hit) found.push(node);
     }
   const choose = (node: number) => {
@@ -233,7 +356,10 @@ function Search({ store }: { store: Store }) {
     text.value = "";
     store.current.value = node;
     store.selection.value = [node];
-    store.change({ mode: "diagram", isolate: null, ...(drawn ? {} : { pins: [...store.view.value.pins, node] }) }, `${store.name(node)} ${drawn ? "found" : "found and pinned"}`);
+    store.change(
+      { mode: "diagram", isolate: null, ...(drawn ? {} : { pins: [...store.view.value.pins, node] }) },
+      `${store.name(node)} ${drawn ? "found" : "found and pinned"}`,
+    );
     const root = input.current!.getRootNode() as ShadowRoot;
     setTimeout(() => root.querySelector<SVGGElement>('.node[tabindex="0"]')?.focus(), 0);
   };
@@ -268,10 +394,21 @@ function Search({ store }: { store: Store }) {
           event.stopPropagation();
         }}
       />
-      <ul class={found.length ? "panel right results" : "hidden"} id="results" role="listbox" aria-label="filters found">
+      <ul
+        class={found.length ? "panel right results" : "hidden"}
+        id="results"
+        role="listbox"
+        aria-label="filters found"
+      >
         {found.map((node, i) => (
           // The pointer's press would take the focus, and with it the list.
-          <li id={`result-${node}`} role="option" aria-selected={i === at.value} onPointerDown={(event) => event.preventDefault()} onClick={() => choose(node)}>
+          <li
+            id={`result-${node}`}
+            role="option"
+            aria-selected={i === at.value}
+            onPointerDown={(event) => event.preventDefault()}
+            onClick={() => choose(node)}
+          >
             {nodeName(graph, node)} <span>{percent(store.flow.value.node[node]!)}</span>
           </li>
         ))}
@@ -340,8 +477,9 @@ function About({ store }: { store: Store }) {
 export function FlowText() {
   return (
     <p>
-      The target's score is sent back layer by layer: each filter's share is split among the kernels that come into it, in proportion to their saliency. It adds up to the whole in every layer. It decides what is drawn and lit, and it is only that: a heuristic for display, not a
-      measurement. What was measured stands in the caption.
+      The target's score is sent back layer by layer: each filter's share is split among the kernels that come into it,
+      in proportion to their saliency. It adds up to the whole in every layer. It decides what is drawn and lit, and it
+      is only that: a heuristic for display, not a measurement. What was measured stands in the caption.
     </p>
   );
 }
@@ -367,7 +505,7 @@ export function State({ store }: { store: Store }) {
               </>
             ),
           )}
-          <button type="button" onClick={() => escape(store)}>
+          <button type="button" onClick={() => stepBack(store)}>
             back (Esc)
           </button>
         </nav>
@@ -398,7 +536,14 @@ export function State({ store }: { store: Store }) {
       )}
       {groups.map(({ name, nodes }, i) => (
         <span class="group">
-          <input type="text" aria-label={`name of the group of ${nodes.length} filters`} value={name} size={Math.max(8, name.length)} maxLength={80} onChange={(event) => renameGroup(store, i, event.currentTarget.value)} />
+          <input
+            type="text"
+            aria-label={`name of the group of ${nodes.length} filters`}
+            value={name}
+            size={Math.max(8, name.length)}
+            maxLength={80}
+            onChange={(event) => renameGroup(store, i, event.currentTarget.value)}
+          />
           <button type="button" data-ungroup={i} onClick={() => ungroup(store, i)}>
             ungroup
           </button>
@@ -412,9 +557,15 @@ export function State({ store }: { store: Store }) {
           </button>
         </span>
       )}
-      {mode === "diagram" && isolate === null && root === null && image === null && selection.length === 0 && groups.length === 0 && pins.length === 0 && (
-        <span>Point at a filter or a kernel for its details; click a filter to see what flows through it.</span>
-      )}
+      {mode === "diagram" &&
+        isolate === null &&
+        root === null &&
+        image === null &&
+        selection.length === 0 &&
+        groups.length === 0 &&
+        pins.length === 0 && (
+          <span>Point at a filter or a kernel for its details; click a filter to see what flows through it.</span>
+        )}
     </div>
   );
 }

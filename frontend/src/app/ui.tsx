@@ -55,14 +55,26 @@ export function Kernel({ graph, edge, cell, numbers }: { graph: Graph; edge: num
   const top = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
   const tall = numbers ? cell * 0.72 : cell;
   return (
-    <svg class="kernel" width={width * cell} height={height * tall} role="img" aria-label={numbers ? `weights ${[...weights].map(significant).join(" ")}` : "weights"}>
+    <svg
+      class="kernel"
+      width={width * cell}
+      height={height * tall}
+      role="img"
+      aria-label={numbers ? `weights ${[...weights].map(significant).join(" ")}` : "weights"}
+    >
       {[...weights].map((weight, i) => {
         const [x, y] = [(i % width) * cell, Math.floor(i / width) * tall];
         const share = Math.abs(weight) / top;
         return [
           <rect x={x} y={y} width={cell} height={tall} fill={heat(weight / top)} />,
           numbers && (
-            <text x={x + cell / 2} y={y + tall / 2 + 3.5} text-anchor="middle" font-size={Math.min(10.5, cell / 3.9)} style={{ fill: share > 0.55 ? "#fff" : "#222" }}>
+            <text
+              x={x + cell / 2}
+              y={y + tall / 2 + 3.5}
+              text-anchor="middle"
+              font-size={Math.min(10.5, cell / 3.9)}
+              style={{ fill: share > 0.55 ? "#fff" : "#222" }}
+            >
               {significant(weight)}
             </text>
           ),
@@ -73,7 +85,17 @@ export function Kernel({ graph, edge, cell, numbers }: { graph: Graph; edge: num
 }
 
 /** A button that opens a panel under it. Escape, a click elsewhere and the focus leaving close it. */
-export class Pop extends Component<{ label: ComponentChildren; name: string; aria?: string; right?: boolean; class?: string; children: (close: () => void) => ComponentChildren }, { open: boolean }> {
+export class Pop extends Component<
+  {
+    label: ComponentChildren;
+    name: string;
+    aria?: string;
+    right?: boolean;
+    class?: string;
+    children: (close: () => void) => ComponentChildren;
+  },
+  { open: boolean }
+> {
   override state = { open: false };
   #root = createRef<HTMLDivElement>();
   #button = createRef<HTMLButtonElement>();
@@ -96,10 +118,18 @@ export class Pop extends Component<{ label: ComponentChildren; name: string; ari
           this.#close();
         }}
         onFocusOut={(event) => {
-          if (open && event.relatedTarget && !this.#root.current?.contains(event.relatedTarget as Node)) this.setState({ open: false });
+          if (open && event.relatedTarget && !this.#root.current?.contains(event.relatedTarget as Node))
+            this.setState({ open: false });
         }}
       >
-        <button ref={this.#button} type="button" part={name} aria-label={this.props.aria} aria-expanded={open} onClick={() => this.setState({ open: !open })}>
+        <button
+          ref={this.#button}
+          type="button"
+          part={name}
+          aria-label={this.props.aria}
+          aria-expanded={open}
+          onClick={() => this.setState({ open: !open })}
+        >
           {label}
         </button>
         {open && (

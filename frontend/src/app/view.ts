@@ -1,4 +1,5 @@
-/** Views from outside (a URL, a notebook, a saved document), checked against the document: what is not valid is ignored. */
+/** Views from outside (a URL, a notebook, a saved document), checked against the document: what is not valid is
+ *  ignored. */
 
 import type { Graph } from "../core/decode.js";
 import { plain } from "../core/text.js";
@@ -9,8 +10,10 @@ const LONGEST_NAME = 80;
 /** `base` with what is valid in `raw`. */
 export function checkView(graph: Graph, base: View, raw: Partial<Record<keyof View, unknown>>): View {
   const { document } = graph;
-  const whole = (value: unknown, from: number, to: number): value is number => Number.isInteger(value) && (value as number) >= from && (value as number) <= to;
-  const drawable = (value: unknown): value is number => whole(value, 0, graph.nodeCount - 1) && graph.kind[value] !== NodeKind.image;
+  const whole = (value: unknown, from: number, to: number): value is number =>
+    Number.isInteger(value) && (value as number) >= from && (value as number) <= to;
+  const drawable = (value: unknown): value is number =>
+    whole(value, 0, graph.nodeCount - 1) && graph.kind[value] !== NodeKind.image;
   const view = { ...base };
   if (whole(raw.variant, 0, document.variants.length - 1)) view.variant = raw.variant;
   if (raw.compare === null || whole(raw.compare, 0, document.variants.length - 1)) view.compare = raw.compare;
@@ -28,7 +31,8 @@ export function checkView(graph: Graph, base: View, raw: Partial<Record<keyof Vi
     for (const group of raw.groups as { name?: unknown; nodes?: unknown }[]) {
       if (!Array.isArray(group?.nodes) || typeof group.name !== "string") continue;
       const nodes = [...new Set(group.nodes.filter(drawable))];
-      if (nodes.length < 2 || nodes.some((node) => taken.has(node) || graph.column[node] !== graph.column[nodes[0]!])) continue;
+      if (nodes.length < 2 || nodes.some((node) => taken.has(node) || graph.column[node] !== graph.column[nodes[0]!]))
+        continue;
       for (const node of nodes) taken.add(node);
       view.groups.push({ name: plain(group.name).slice(0, LONGEST_NAME), nodes });
     }

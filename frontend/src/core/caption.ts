@@ -26,7 +26,8 @@ function isWhole(graph: Graph, view: View): boolean {
   return view.kernels === null || view.kernels >= graph.document.variants[view.variant]!.kept;
 }
 
-/** Whether the view draws what was measured: the default view of one variant. What is isolated or pictured does not matter. */
+/** Whether the view draws what was measured: the default view of one variant. What is isolated or pictured does not
+ *  matter. */
 function isMeasured(graph: Graph, view: View): boolean {
   return (
     isWhole(graph, view) &&
@@ -57,20 +58,29 @@ function verdict(subject: string, { verdict, sentence }: Fidelity): string {
   }[verdict];
   // The sentence names the feature and then, after a colon, the reasons; a name may hold a colon, but no reason does.
   const reasons = sentence.replace(/\.$/, "").split(": ").slice(1).at(-1);
-  const said = verdict === "keeps" || !reasons ? "" : `: ${reasons.replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212")}`;
+  const said =
+    verdict === "keeps" || !reasons
+      ? ""
+      : `: ${reasons.replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212")}`;
   return found[0]!.toUpperCase() + found.slice(1) + said;
 }
 
 /** R\u00b2 of a circuit, and of what it stands beside. */
 function figures(of: Fidelity): string {
   const where = of.interior === "central" ? "the central positions" : "the interior";
-  const reaches = (name: string, all: number, inside: number | null) => `${name} reaches ${value(all)} (${value(inside)} on ${where})`;
+  const reaches = (name: string, all: number, inside: number | null) =>
+    `${name} reaches ${value(all)} (${value(inside)} on ${where})`;
   const beside = [
-    of.r2AverageMap === null ? "there is no baseline, as no average map of the images that it was found on was measured" : reaches("the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior),
+    of.r2AverageMap === null
+      ? "there is no baseline, as no average map of the images that it was found on was measured"
+      : reaches("the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior),
     ...(of.r2Random === null ? [] : [reaches("a random circuit of equal size", of.r2Random, of.r2RandomInterior)]),
   ];
   if (of.r2 === null) return "no R\u00b2, as the feature is constant";
-  return [`R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`, ...beside].join("; ");
+  return [
+    `R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`,
+    ...beside,
+  ].join("; ");
 }
 
 /** The caption of a selection. */
@@ -94,29 +104,41 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const sliced = isWhole(graph, view) ? "" : ` at its ${plural(view.kernels!, "most salient kernel")}`;
   const within = `${of}${sliced}${rooted ? " that lead to the chosen filter" : ""}`;
   const scored = rooted ? "chosen filter's" : "target's";
-  const drawn = `${count(selection.filters)} of ${plural(ofFilters, "filter")}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
+  const drawnFilters = `${count(selection.filters)} of ${plural(ofFilters, "filter")}`;
+  const drawn = `${drawnFilters}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
   const paths = `complete drawn paths carry ${percent(selection.path)} of the ${scored} score (flow, a heuristic)`;
 
   const { fidelity } = variant;
   const drawnPart = fidelity?.drawn ?? null;
   const control = variant.role === "circuit" ? variants.find((each) => each.role === "control") : undefined;
   const r2ControlDrawn = control?.fidelity?.drawn?.r2 ?? null;
-  const random = control?.fidelity?.drawn ? ` (a random circuit of equal size, drawn the same way: ${value(r2ControlDrawn)})` : "";
-  const alone = !drawnPart || other
-    ? " (as a network of their own they were not measured)"
-    : measured
-      ? ` and, run as a network of their own, ${reach(drawnPart.r2)}${random}`
-      : ` (as a network of their own they were not measured; those of the default view ${reach(drawnPart.r2)}${random})`;
+  const random = control?.fidelity?.drawn
+    ? ` (a random circuit of equal size, drawn the same way: ${value(r2ControlDrawn)})`
+    : "";
+  const unmeasured = "as a network of their own they were not measured";
+  const alone =
+    !drawnPart || other
+      ? ` (${unmeasured})`
+      : measured
+        ? ` and, run as a network of their own, ${reach(drawnPart.r2)}${random}`
+        : ` (${unmeasured}; those of the default view ${reach(drawnPart.r2)}${random})`;
 
-  const named = (each: Variant) => (each.role === "circuit" && !other ? "the circuit" : each.role === "level" ? each.name : `"${each.name}"`);
-  const on = (each: Fidelity) => (each.foundOn ? `the very ${plural(heldOut!.count, "image")} that it was found on` : plural(heldOut!.count, "held-out image"));
+  const named = (each: Variant) =>
+    each.role === "circuit" && !other ? "the circuit" : each.role === "level" ? each.name : `"${each.name}"`;
+  const on = (each: Fidelity) =>
+    each.foundOn
+      ? `the very ${plural(heldOut!.count, "image")} that it was found on`
+      : plural(heldOut!.count, "held-out image");
   const kept = (each: Variant) =>
     each.role === "control" && each.fidelity && heldOut
       ? `On ${on(each.fidelity)} ${named(each)} has ${figures(each.fidelity)}.`
       : each.fidelity && heldOut
-      ? `${verdict(named(each), each.fidelity)}. On ${on(each.fidelity)} it has ${figures(each.fidelity)}.`
-      : `How much of the feature ${named(each)} keeps was not measured on held-out images.`;
-  const nested = sliced && !variant.nested ? " The criterion itself might keep other kernels at this size: its rankings are not nested." : "";
+        ? `${verdict(named(each), each.fidelity)}. On ${on(each.fidelity)} it has ${figures(each.fidelity)}.`
+        : `How much of the feature ${named(each)} keeps was not measured on held-out images.`;
+  const nested =
+    sliced && !variant.nested
+      ? " The criterion itself might keep other kernels at this size: its rankings are not nested."
+      : "";
   return {
     text: `${kept(variant)} ${other ? `${kept(other)} ` : ""}${drawn}; ${paths}${alone}.${nested}`,
     filters: selection.filters,

@@ -39,9 +39,14 @@ const ZERO = [247, 246, 244];
 const POSITIVE = [180, 78, 6];
 const NEGATIVE = [84, 49, 150];
 
-/** The heat map's colour of a weight that is `value` of the kernel's largest: orange above zero, purple below, zero neutral. */
+/** The heat map's colour of a weight that is `value` of the kernel's largest: orange above zero, purple below, zero
+ *  neutral. */
 export function heat(value: number): string {
   const share = Math.min(1, Math.abs(value));
   const end = value < 0 ? NEGATIVE : POSITIVE;
-  return `#${ZERO.map((zero, i) => Math.round(zero + (end[i]! - zero) * share).toString(16).padStart(2, "0")).join("")}`;
+  return `#${ZERO.map((zero, i) =>
+    Math.round(zero + (end[i]! - zero) * share)
+      .toString(16)
+      .padStart(2, "0"),
+  ).join("")}`;
 }

@@ -32,7 +32,8 @@ export interface Graph {
   target: Int32Array;
   edgeKind: Uint8Array;
   edgeLayer: Int16Array;
-  /** The first of the layers that have the same name: one that runs several times is listed as often, and its kernels are the same. */
+  /** The first of the layers that have the same name: one that runs several times is listed as often, and its kernels
+   *  are the same. */
   sameLayer: number[];
   out: Int32Array;
   in: Int32Array;
@@ -58,8 +59,10 @@ export function decode(document: Document): Graph {
   const { nodes, edges } = document;
   const n = numbers(nodes.kind, "uint8", "nodes.kind").length;
   const e = numbers(edges.source, "int32", "edges.source").length;
-  const ofNodes = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) => numbers(buffer, dtype, `nodes.${name}`, n);
-  const ofEdges = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) => numbers(buffer, dtype, `edges.${name}`, e);
+  const ofNodes = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) =>
+    numbers(buffer, dtype, `nodes.${name}`, n);
+  const ofEdges = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) =>
+    numbers(buffer, dtype, `edges.${name}`, e);
   const source = ofEdges(edges.source, "int32", "source");
   const target = ofEdges(edges.target, "int32", "target");
   const edgeKind = ofEdges(edges.kind, "uint8", "kind");
@@ -101,12 +104,14 @@ export function decode(document: Document): Graph {
 export function numbers<D extends Dtype>(buffer: Buffer, dtype: D, name: string, length?: number): Numbers<D> {
   if (buffer?.dtype !== dtype) throw new DocumentError(`${name} should hold ${dtype}, not ${buffer?.dtype}.`);
   const bytes = fromBase64(buffer.data, name);
-  const Array = ARRAYS[dtype];
+  const Typed = ARRAYS[dtype];
   const expected = buffer.shape.reduce((product, size) => product * size, 1);
-  if (bytes.length !== expected * Array.BYTES_PER_ELEMENT)
-    throw new DocumentError(`${name} holds ${bytes.length} bytes, not the ${expected * Array.BYTES_PER_ELEMENT} of its shape [${buffer.shape}].`);
-  if (length !== undefined && expected !== length) throw new DocumentError(`${name} holds ${expected} numbers, not ${length}.`);
-  return new Array(bytes.buffer) as Numbers<D>;
+  const size = expected * Typed.BYTES_PER_ELEMENT;
+  if (bytes.length !== size)
+    throw new DocumentError(`${name} holds ${bytes.length} bytes, not the ${size} of its shape [${buffer.shape}].`);
+  if (length !== undefined && expected !== length)
+    throw new DocumentError(`${name} holds ${expected} numbers, not ${length}.`);
+  return new Typed(bytes.buffer) as Numbers<D>;
 }
 
 /** The bytes of base64 text: by what the engine has for it, where it has it, for documents are large. */
@@ -129,11 +134,13 @@ function firstTiles(buffer: Buffer, name: string, n: number): Int32Array {
 /** Items 0, 1, ... that pass, listed by their key, in order. */
 export function lists(keys: number, keyOf: ArrayLike<number>, passes: (item: number) => boolean): Lists {
   const start = new Int32Array(keys + 1);
-  for (let item = 0; item < keyOf.length; item++) if (passes(item) && inside(keyOf[item]!, keys)) start[keyOf[item]! + 1]!++;
+  for (let item = 0; item < keyOf.length; item++)
+    if (passes(item) && inside(keyOf[item]!, keys)) start[keyOf[item]! + 1]!++;
   for (let key = 0; key < keys; key++) start[key + 1]! += start[key]!;
   const items = new Int32Array(start[keys]!);
   const next = start.slice();
-  for (let item = 0; item < keyOf.length; item++) if (passes(item) && inside(keyOf[item]!, keys)) items[next[keyOf[item]!]!++] = item;
+  for (let item = 0; item < keyOf.length; item++)
+    if (passes(item) && inside(keyOf[item]!, keys)) items[next[keyOf[item]!]!++] = item;
   return { start, items };
 }
 
@@ -149,21 +156,29 @@ function check(graph: Graph): void {
   if (!inside(document.target, nodeCount)) fail(`The target ${document.target} is none of the ${nodeCount} nodes.`);
   if (!document.variants.length) fail("The document holds no variant: there is no circuit to draw.");
   for (let node = 0; node < nodeCount; node++) {
-    if ((kind[node] === NodeKind.image) !== (column[node] === -1)) fail(`Node ${node}: the image's channels, and they alone, are in column -1.`);
-    if (column[node]! < -1 || column[node]! >= document.columns.length) fail(`Node ${node} is in column ${column[node]} of ${document.columns.length}.`);
-    if (layer[node]! < -1 || layer[node]! >= document.layers.length) fail(`Node ${node} is of layer ${layer[node]} of ${document.layers.length}.`);
+    if ((kind[node] === NodeKind.image) !== (column[node] === -1))
+      fail(`Node ${node}: the image's channels, and they alone, are in column -1.`);
+    if (column[node]! < -1 || column[node]! >= document.columns.length)
+      fail(`Node ${node} is in column ${column[node]} of ${document.columns.length}.`);
+    if (layer[node]! < -1 || layer[node]! >= document.layers.length)
+      fail(`Node ${node} is of layer ${layer[node]} of ${document.layers.length}.`);
   }
   for (let edge = 0; edge < graph.edgeCount; edge++) {
     const [from, to] = [graph.source[edge]!, graph.target[edge]!];
-    if (!inside(from, nodeCount) || !inside(to, nodeCount)) fail(`Edge ${edge} joins ${from} and ${to}, of ${nodeCount} nodes.`);
+    if (!inside(from, nodeCount) || !inside(to, nodeCount))
+      fail(`Edge ${edge} joins ${from} and ${to}, of ${nodeCount} nodes.`);
     const inner = graph.edgeKind[edge] === EdgeKind.inner;
-    if (inner !== (from === to)) fail(`Edge ${edge}: an inner kernel, and it alone, has its node as source and target.`);
-    if (!inner && column[from]! >= column[to]!) fail(`Edge ${edge} does not go to the right: from column ${column[from]} to ${column[to]}.`);
-    if (graph.edgeLayer[edge]! >= document.layers.length) fail(`Edge ${edge} is of layer ${graph.edgeLayer[edge]} of ${document.layers.length}.`);
+    if (inner !== (from === to))
+      fail(`Edge ${edge}: an inner kernel, and it alone, has its node as source and target.`);
+    if (!inner && column[from]! >= column[to]!)
+      fail(`Edge ${edge} does not go to the right: from column ${column[from]} to ${column[to]}.`);
+    if (graph.edgeLayer[edge]! >= document.layers.length)
+      fail(`Edge ${edge} is of layer ${graph.edgeLayer[edge]} of ${document.layers.length}.`);
     const start = graph.weightStart[edge]!;
     if (start >= 0) {
       const [height, width] = graph.edgeLayer[edge]! >= 0 ? document.layers[graph.edgeLayer[edge]!]!.kernel : [1, 1];
-      if (start + height * width > graph.weights.length) fail(`Edge ${edge}: its weights end after the ${graph.weights.length} there are.`);
+      if (start + height * width > graph.weights.length)
+        fail(`Edge ${edge}: its weights end after the ${graph.weights.length} there are.`);
     }
   }
 }
@@ -174,14 +189,19 @@ export function kernel(graph: Graph, edge: number): { height: number; width: num
   if (start < 0 || graph.edgeLayer[edge]! < 0) return null;
   const [height, width] = graph.document.layers[graph.edgeLayer[edge]!]!.kernel;
   const scale = graph.scale[edge]! / 127;
-  return { height, width, weights: Float32Array.from(graph.weights.subarray(start, start + height * width), (weight) => weight * scale) };
+  return {
+    height,
+    width,
+    weights: Float32Array.from(graph.weights.subarray(start, start + height * width), (weight) => weight * scale),
+  };
 }
 
 /** Where a tile is: its page and its place there. */
 export function tileAt(document: Document, tile: number): { page: number; column: number; row: number } | null {
   let first = 0;
   for (const [page, { columns, count }] of document.tiles.pages.entries()) {
-    if (tile >= first && tile < first + count) return { page, column: (tile - first) % columns, row: Math.floor((tile - first) / columns) };
+    if (tile >= first && tile < first + count)
+      return { page, column: (tile - first) % columns, row: Math.floor((tile - first) / columns) };
     first += count;
   }
   return null;

@@ -16,36 +16,53 @@ export const PRESETS = {
 
 type Preset = keyof typeof PRESETS;
 
-/** The figures of a document, which is read once. All goes in and comes out as text: embedded engines hand over nothing else. */
+/** The figures of a document, which is read once. All goes in and comes out as text: embedded engines hand over nothing
+ *  else. */
 export function figures(documentJson: string) {
   const document = JSON.parse(documentJson) as Document;
   const graph = decode(document);
   const scenes = new Map<Preset, Scene>();
   const sceneOf = (preset: Preset): Scene => {
     const { width, medium, budget } = PRESETS[preset];
-    if (!scenes.has(preset)) scenes.set(preset, draw(graph, onPaper(viewOf(document, document.view), budget), { width, medium }));
+    if (!scenes.has(preset))
+      scenes.set(preset, draw(graph, onPaper(viewOf(document, document.view), budget), { width, medium }));
     return scenes.get(preset)!;
   };
   return {
-    /** The numbers of the tiles that a figure shows, as JSON: what a host should cut out of their pages and hand to `svg`. */
+    /** The numbers of the tiles that a figure shows, as JSON: what a host should cut out of their pages and hand to
+     *  `svg`. */
     tiles(preset: Preset): string {
-      return JSON.stringify([...new Set(sceneOf(preset).nodes.map(({ tile }) => tile))].filter((tile) => tile >= 0).sort((a, b) => a - b));
+      return JSON.stringify(
+        [...new Set(sceneOf(preset).nodes.map(({ tile }) => tile))].filter((tile) => tile >= 0).sort((a, b) => a - b),
+      );
     },
     /** The figure as SVG text; the tiles as data URLs, each by its number, as JSON. */
     svg(preset: Preset, tilesJson: string): string {
-      return toSvg(graph, sceneOf(preset), { size: PRESETS[preset].size, tiles: JSON.parse(tilesJson) as Record<string, string> });
+      return toSvg(graph, sceneOf(preset), {
+        size: PRESETS[preset].size,
+        tiles: JSON.parse(tilesJson) as Record<string, string>,
+      });
     },
-    /** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), those that are lit, and the
-     *  caption's. The document's own view plays no part: "{}" is the default view. */
+    /** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), those
+     *  that are lit, and the caption's. The document's own view plays no part: "{}" is the default view. */
     drawn(viewJson: string): string {
-      const { nodes, edges: lines, lit, selection, numbers } = draw(graph, viewOf(document, JSON.parse(viewJson) as Partial<View>), { width: 1440, medium: "screen" });
+      const view = viewOf(document, JSON.parse(viewJson) as Partial<View>);
+      const { nodes, edges: lines, lit, selection, numbers } = draw(graph, view, { width: 1440, medium: "screen" });
       const { edges, kernels, filters, path } = selection;
       const sorted = (lists: number[][]) => lists.flat().sort((a, b) => a - b);
       const isolated = lit && {
         nodes: sorted(nodes.filter((_, i) => lit.nodes[i]).map((node) => node.nodes)),
         edges: sorted(lines.filter((_, i) => lit.edges[i]).map((line) => line.edges)),
       };
-      return JSON.stringify({ nodes: sorted(nodes.map((node) => node.nodes)), edges, kernels, filters, path, lit: isolated, caption: numbers });
+      return JSON.stringify({
+        nodes: sorted(nodes.map((node) => node.nodes)),
+        edges,
+        kernels,
+        filters,
+        path,
+        lit: isolated,
+        caption: numbers,
+      });
     },
   };
 }

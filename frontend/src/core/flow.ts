@@ -68,13 +68,19 @@ function sendBack(graph: Graph, alive: Uint8Array, aliveNode: Uint8Array, split:
       edge[each] = node[here]! * split[each]!;
       node[graph.source[each]!]! += edge[each]!;
     }
-    for (let i = inner.start[here]!; i < inner.start[here + 1]!; i++) if (alive[inner.items[i]!]) edge[inner.items[i]!] = node[here]!;
+    for (let i = inner.start[here]!; i < inner.start[here + 1]!; i++)
+      if (alive[inner.items[i]!]) edge[inner.items[i]!] = node[here]!;
   }
   return { node, edge };
 }
 
 /** What is alive with the first `kernels` by rank: present, fed by the image, and read on the way to the root. */
-export function aliveAt(graph: Graph, rank: Int32Array, kernels: number, root: number): { alive: Uint8Array; aliveNode: Uint8Array } {
+export function aliveAt(
+  graph: Graph,
+  rank: Int32Array,
+  kernels: number,
+  root: number,
+): { alive: Uint8Array; aliveNode: Uint8Array } {
   const { incoming, inner, source, kind, leftToRight } = graph;
   const live = new Uint8Array(graph.nodeCount);
   const alive = new Uint8Array(graph.edgeCount);
@@ -101,7 +107,8 @@ export function aliveAt(graph: Graph, rank: Int32Array, kernels: number, root: n
   return { alive, aliveNode };
 }
 
-/** The mean of two flows is a flow: conserved, and 1 at the root, or that of the one circuit in which the root is alive. */
+/** The mean of two flows is a flow: conserved, and 1 at the root, or that of the one circuit in which the root is
+ *  alive. */
 function mean(graph: Graph, a: Flow, b: Flow): Flow {
   const total = a.node[a.root]! + b.node[b.root]!;
   const average = (x: Float64Array, y: Float64Array) => (total ? x.map((value, i) => (value + y[i]!) / total) : x);

@@ -14,7 +14,14 @@ export function lineHeight(size: number): number {
 }
 
 /** A label of these lines; its title only where it says more. */
-export function line(lines: string[], x: number, y: number, size: number, anchor: Label["anchor"], title: string): Label {
+export function line(
+  lines: string[],
+  x: number,
+  y: number,
+  size: number,
+  anchor: Label["anchor"],
+  title: string,
+): Label {
   return { x, y, lines, size, anchor, turned: false, title };
 }
 
@@ -23,12 +30,20 @@ export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
   const width = Math.max(0, ...lines.map((each) => textWidth(each, size)));
   const height = lines.length ? size + (lines.length - 1) * lineHeight(size) : 0;
   const before = anchor === "start" ? 0 : anchor === "middle" ? width / 2 : width;
-  if (turned) return { left: x - size * 0.8, right: x - size * 0.8 + height, top: y - (width - before), bottom: y + before };
+  if (turned)
+    return { left: x - size * 0.8, right: x - size * 0.8 + height, top: y - (width - before), bottom: y + before };
   return { left: x - before, right: x - before + width, top: y - size * 0.8, bottom: y - size * 0.8 + height };
 }
 
 /** The lines below a node: its name, or its number, with its layer's where the column holds several. */
-export function nodeLines(graph: Graph, parts: Parts, unit: number, several: boolean, room: number, sizes: Measures): string[] {
+export function nodeLines(
+  graph: Graph,
+  parts: Parts,
+  unit: number,
+  several: boolean,
+  room: number,
+  sizes: Measures,
+): string[] {
   const nodes = parts.members[unit]!;
   const size = sizes.small;
   if (parts.groups[unit] !== null) return [shorten(plain(`${parts.groups[unit]} \u00d7${nodes.length}`), room, size)];
@@ -54,7 +69,10 @@ function unitText(graph: Graph, node: number): string {
 /** A node, or a group with its members, in full: the layer, the number, the name. */
 export function nodeName(graph: Graph, parts: Parts, unit: number): string {
   const each = parts.members[unit]!.map((node) => {
-    const layer = graph.layer[node]! >= 0 ? graph.document.layers[graph.layer[node]!]!.name : graph.document.columns[graph.column[node]!]!.label;
+    const layer =
+      graph.layer[node]! >= 0
+        ? graph.document.layers[graph.layer[node]!]!.name
+        : graph.document.columns[graph.column[node]!]!.label;
     const name = graph.document.nodes.names[node];
     return `${layer} \u00b7 ${unitText(graph, node)}${name === undefined ? "" : ` ${name}`}`;
   });
@@ -70,7 +88,13 @@ export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
 const HEADING = 3; // lines
 
 /** The columns' headings, and where they end: in up to three lines, or, where columns are narrow, all turned. */
-export function headings(graph: Graph, shown: number[], columns: Columns, top: number, sizes: Measures): { labels: Label[]; bottom: number } {
+export function headings(
+  graph: Graph,
+  shown: number[],
+  columns: Columns,
+  top: number,
+  sizes: Measures,
+): { labels: Label[]; bottom: number } {
   const size = sizes.small;
   const texts = shown.map((column) => plain(graph.document.columns[column]!.label));
   const titles = shown.map((column, c) => plain(`${texts[c]} ${graph.document.columns[column]!.detail}`.trim()));
@@ -79,24 +103,46 @@ export function headings(graph: Graph, shown: number[], columns: Columns, top: n
     const most = size * 11;
     const short = texts.map((text) => shorten(text, most, size));
     const bottom = top + Math.max(...short.map((text) => textWidth(text, size)));
-    return { labels: short.map((text, c) => ({ ...line([text], columns.x[c]! + size * 0.3, bottom, size, "start", titles[c]!), turned: true })), bottom };
+    return {
+      labels: short.map((text, c) => ({
+        ...line([text], columns.x[c]! + size * 0.3, bottom, size, "start", titles[c]!),
+        turned: true,
+      })),
+      bottom,
+    };
   }
   const lines = texts.map((text) => broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]);
   const bottom = top + Math.max(...lines.map((each) => each.length)) * lineHeight(size);
   return {
-    labels: lines.map((each, c) => line(each, columns.x[c]!, bottom - (each.length - 0.8) * lineHeight(size) + size * 0.05, size, "middle", titles[c]!)),
+    labels: lines.map((each, c) =>
+      line(
+        each,
+        columns.x[c]!,
+        bottom - (each.length - 0.8) * lineHeight(size) + size * 0.05,
+        size,
+        "middle",
+        titles[c]!,
+      ),
+    ),
     bottom,
   };
 }
 
 /** "+88 more · 55 % shown" with its bar below each column that hides something: all in the longest form that fits. */
-export function moreLabels(hidden: { count: number; share: number }[], columns: Columns, top: number, sizes: Measures): More[] {
+export function moreLabels(
+  hidden: { count: number; share: number }[],
+  columns: Columns,
+  top: number,
+  sizes: Measures,
+): More[] {
   const size = sizes.small;
   const forms = hidden.map(({ count: n, share }) => {
     const [more, shown] = [`+${count(n)}`, percent(share)];
     return [[`${more} more \u00b7 ${shown} shown`], [`${more} more`, `${shown} shown`], [more, shown]];
   });
-  const fits = [0, 1, 2].find((form) => hidden.every(({ count: n }, c) => !n || forms[c]![form]!.every((text) => textWidth(text, size) <= columns.room)));
+  const fits = [0, 1, 2].find((form) =>
+    hidden.every(({ count: n }, c) => !n || forms[c]![form]!.every((text) => textWidth(text, size) <= columns.room)),
+  );
   const thickness = sizes.gap * 0.45;
   const width = Math.min(columns.room * 0.8, sizes.node[1]);
   const turnedHeight = Math.max(0, ...hidden.map(({ count: n }, c) => (n ? textWidth(forms[c]![0]![0]!, size) : 0)));
@@ -145,9 +191,15 @@ export function legend(
   let x = beside ? canvas.width - sizes.margin - total : sizes.margin;
   let y = 0;
   const items = entries.map(([kind, full], i): LegendItem => {
-    if (x > sizes.margin && x + widths[i]! > canvas.width - sizes.margin + 0.01) [x, y] = [sizes.margin, y + lineHeight(size)];
+    if (x > sizes.margin && x + widths[i]! > canvas.width - sizes.margin + 0.01)
+      [x, y] = [sizes.margin, y + lineHeight(size)];
     const text = shorten(full, inner - sign * 1.5, size);
-    const item = { kind, x, y, label: line([text], kind === "text" ? x : x + sign + size * 0.5, y, size, "start", full) };
+    const item = {
+      kind,
+      x,
+      y,
+      label: line([text], kind === "text" ? x : x + sign + size * 0.5, y, size, "start", full),
+    };
     x += widths[i]! + space;
     return item;
   });

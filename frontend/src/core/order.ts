@@ -60,7 +60,13 @@ function rightToLeft(columns: number[][], links: Layers["links"]): number[][] {
 }
 
 /** A column by the weighted mean place of what each thing is linked to; what is linked to nothing keeps its place. */
-function byBarycentre(column: number[], fixed: number[], links: Layers["links"][number], here: "from" | "to", there: "from" | "to"): number[] {
+function byBarycentre(
+  column: number[],
+  fixed: number[],
+  links: Layers["links"][number],
+  here: "from" | "to",
+  there: "from" | "to",
+): number[] {
   const place = places(fixed);
   const sums = new Map<number, [number, number]>(column.map((thing) => [thing, [0, 0]]));
   for (const link of links) {
@@ -69,9 +75,11 @@ function byBarycentre(column: number[], fixed: number[], links: Layers["links"][
     sum[1] += link.weight;
   }
   const scale = fixed.length / Math.max(1, column.length);
-  const centre = new Map(column.map((thing, at) => {
-    const [sum, weight] = sums.get(thing)!;
-    return [thing, weight > 0 ? sum / weight : (at + 0.5) * scale];
-  }));
+  const centre = new Map(
+    column.map((thing, at) => {
+      const [sum, weight] = sums.get(thing)!;
+      return [thing, weight > 0 ? sum / weight : (at + 0.5) * scale];
+    }),
+  );
   return [...column].sort((a, b) => centre.get(a)! - centre.get(b)!);
 }

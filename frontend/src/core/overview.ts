@@ -1,7 +1,7 @@
 /** All that is alive, as typed arrays for a canvas: every node a small square, every edge a line. */
 
 import type { Graph } from "./decode.js";
-import { flowOf, type Flow } from "./flow.js";
+import { type Flow, flowOf } from "./flow.js";
 import { measures } from "./place.js";
 import type { Canvas, Lit } from "./scene-types.js";
 import { light, type Parts, partsOf } from "./select.js";
@@ -17,7 +17,8 @@ export interface Overview {
   y: Float32Array;
   size: Float32Array;
   tile: Int32Array;
-  /** Per edge, the thin ones first: its bundle in `parts`, the nodes it joins, its ends, width and sign (0: a connection). */
+  /** Per edge, the thin ones first: its bundle in `parts`, the nodes it joins, its ends, width and sign (0: a
+   *  connection). */
   bundle: Int32Array;
   source: Int32Array;
   target: Int32Array;
@@ -40,7 +41,9 @@ export function overview(graph: Graph, view: View, canvas: Canvas): Overview {
   const [x, y, size] = [new Float32Array(count), new Float32Array(count), new Float32Array(count)];
   const columns = shown.map((column, c) => ({ column, x: margin + pitch * (c + 0.5) }));
   for (const [c, column] of shown.entries()) {
-    const units = [...parts.column.keys()].filter((unit) => parts.column[unit] === column).sort((a, b) => parts.flow[b]! - parts.flow[a]! || a - b);
+    const units = [...parts.column.keys()]
+      .filter((unit) => parts.column[unit] === column)
+      .sort((a, b) => parts.flow[b]! - parts.flow[a]! || a - b);
     // The largest squares with which the column takes no more than 45 % of its pitch and all of the height.
     let [across, side] = [1, 0];
     for (let tries = 1; tries <= units.length; tries++) {
@@ -77,15 +80,27 @@ function lines(graph: Graph, flow: Flow, parts: Parts, x: Float32Array, y: Float
     const column = parts.column[parts.target[b]!]!;
     largest.set(column, Math.max(largest.get(column) ?? 0, weight));
   }
-  const width = weights.map((weight, b) => 0.3 + 2.7 * Math.sqrt(weight / (largest.get(parts.column[parts.target[b]!]!) || 1)));
+  const width = weights.map(
+    (weight, b) => 0.3 + 2.7 * Math.sqrt(weight / (largest.get(parts.column[parts.target[b]!]!) || 1)),
+  );
   const bundle = Int32Array.from(width.keys()).sort((a, b) => width[a]! - width[b]! || a - b);
   const source = bundle.map((b) => parts.source[b]!);
   const target = bundle.map((b) => parts.target[b]!);
   const ends = new Float32Array(bundle.length * 4);
-  for (let i = 0; i < bundle.length; i++) ends.set([x[source[i]!]! + size[source[i]!]! / 2, y[source[i]!]!, x[target[i]!]! - size[target[i]!]! / 2, y[target[i]!]!], i * 4);
+  for (let i = 0; i < bundle.length; i++)
+    ends.set(
+      [x[source[i]!]! + size[source[i]!]! / 2, y[source[i]!]!, x[target[i]!]! - size[target[i]!]! / 2, y[target[i]!]!],
+      i * 4,
+    );
   const sign = Int8Array.from(bundle, (b) => {
-    const weighed = parts.edges[b]!.filter((edge) => graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.readout);
-    return weighed.length ? (weighed.reduce((sum, edge) => sum + (flow.weight[edge]! || 1e-30) * graph.sign[edge]!, 0) < 0 ? -1 : 1) : 0;
+    const weighed = parts.edges[b]!.filter(
+      (edge) => graph.edgeKind[edge] === EdgeKind.kernel || graph.edgeKind[edge] === EdgeKind.readout,
+    );
+    return weighed.length
+      ? weighed.reduce((sum, edge) => sum + (flow.weight[edge]! || 1e-30) * graph.sign[edge]!, 0) < 0
+        ? -1
+        : 1
+      : 0;
   });
   return { bundle, source, target, ends, strength: Float32Array.from(bundle, (b) => width[b]!), sign };
 }
@@ -93,5 +108,5 @@ function lines(graph: Graph, flow: Flow, parts: Parts, x: Float32Array, y: Float
 /** What carries `share` of the flow through a node of the overview, over all alive edges. */
 export function lightAll(all: Overview, node: number, share: number): Lit {
   const { units, bundles } = light(all.parts, new Uint8Array(all.parts.edges.length).fill(1), node, share);
-  return { nodes: units, edges: all.bundle.reduce((lit, bundle, i) => ((lit[i] = bundles[bundle]!), lit), new Uint8Array(all.bundle.length)) };
+  return { nodes: units, edges: Uint8Array.from(all.bundle, (bundle) => bundles[bundle]!) };
 }

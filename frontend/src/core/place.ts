@@ -20,11 +20,36 @@ export interface Measures {
 
 export function measures({ width, medium }: Canvas): Measures {
   if (medium === "paper")
-    return { margin: 4, title: 9, font: 6, small: 6, node: [9, 19], target: 30, gap: 3.5, lane: 2.5, edge: [0.3, 3], glyph: 6.5, least: 90 };
-  return { margin: width < 900 ? 20 : 36, title: 19, font: 12, small: 11, node: [28, 54], target: 84, gap: 9, lane: 7, edge: [0.5, 7], glyph: 17, least: 360 };
+    return {
+      margin: 4,
+      title: 9,
+      font: 6,
+      small: 6,
+      node: [9, 19],
+      target: 30,
+      gap: 3.5,
+      lane: 2.5,
+      edge: [0.3, 3],
+      glyph: 6.5,
+      least: 90,
+    };
+  return {
+    margin: width < 900 ? 20 : 36,
+    title: 19,
+    font: 12,
+    small: 11,
+    node: [28, 54],
+    target: 84,
+    gap: 9,
+    lane: 7,
+    edge: [0.5, 7],
+    glyph: 17,
+    least: 360,
+  };
 }
 
-/** Columns side by side: their centres, how wide what stands in one may be, and the sides of pictures and widths of edges at that. */
+/** Columns side by side: their centres, how wide what stands in one may be, and the sides of pictures and widths of
+ *  edges at that. */
 export interface Columns {
   x: number[];
   room: number;
@@ -71,7 +96,16 @@ export function placeThings(layers: Layers, extents: Extent[], least: number): {
     links[from]!.push([to, weight]);
     links[to]!.push([from, weight]);
   }
-  for (const [c, column] of layers.columns.entries()) settle(column, extents, column.map(() => height / 2), column.map(() => 1), slack[c]!, height, y);
+  for (const [c, column] of layers.columns.entries())
+    settle(
+      column,
+      extents,
+      column.map(() => height / 2),
+      column.map(() => 1),
+      slack[c]!,
+      height,
+      y,
+    );
   for (let sweep = 0; sweep < 8; sweep++) {
     const there = layers.columns.map((_, c) => (sweep % 2 ? c : layers.columns.length - 1 - c));
     for (const c of there) {
@@ -107,7 +141,15 @@ function stack(column: number[], extents: Extent[], slack = 0): { offsets: numbe
 }
 
 /** The places nearest to the desired ones, in the sense of weighted squares, that keep order, gaps and bounds. */
-function settle(column: number[], extents: Extent[], desired: number[], weights: number[], slack: number, height: number, y: Float64Array): void {
+function settle(
+  column: number[],
+  extents: Extent[],
+  desired: number[],
+  weights: number[],
+  slack: number,
+  height: number,
+  y: Float64Array,
+): void {
   const { offsets, needed } = stack(column, extents, slack);
   // Without the offsets the things only have to be in order: isotonic regression, pooling adjacent violators.
   const pools: { value: number; weight: number; count: number }[] = [];
@@ -116,7 +158,11 @@ function settle(column: number[], extents: Extent[], desired: number[], weights:
     while (pools.length && pools[pools.length - 1]!.value >= pool.value) {
       const last = pools.pop()!;
       const weight = last.weight + pool.weight;
-      pool = { value: (last.value * last.weight + pool.value * pool.weight) / weight, weight, count: last.count + pool.count };
+      pool = {
+        value: (last.value * last.weight + pool.value * pool.weight) / weight,
+        weight,
+        count: last.count + pool.count,
+      };
     }
     pools.push(pool);
   }

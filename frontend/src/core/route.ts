@@ -69,7 +69,15 @@ const ALONG = [0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74, 0.18, 0.82];
 
 /** Heat maps on these edges, the first first, where they cover neither each other nor `taken`. */
 export function placeGlyphs(
-  edges: { edge: SceneEdge; index: number; kernel: number; width: number; height: number; most: number; gap: [number, number] }[],
+  edges: {
+    edge: SceneEdge;
+    index: number;
+    kernel: number;
+    width: number;
+    height: number;
+    most: number;
+    gap: [number, number];
+  }[],
   taken: Box[],
 ): Glyph[] {
   const glyphs: Glyph[] = [];
@@ -79,7 +87,12 @@ export function placeGlyphs(
     if ((placed.get(gap[0]) ?? 0) >= most) continue;
     for (const t of ALONG) {
       const { x, y } = at(edge.points, t, edge.gap[0]);
-      const box = { left: x - width / 2 - 1, right: x + width / 2 + 1, top: y - height / 2 - 1, bottom: y + height / 2 + 1 };
+      const box = {
+        left: x - width / 2 - 1,
+        right: x + width / 2 + 1,
+        top: y - height / 2 - 1,
+        bottom: y + height / 2 + 1,
+      };
       if (box.left < gap[0] || box.right > gap[1] || boxes.some((other) => overlap(box, other))) continue;
       boxes.push(box);
       glyphs.push({ edge: index, kernel, x, y, width, height });

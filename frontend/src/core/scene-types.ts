@@ -1,4 +1,5 @@
-/** A scene: all that a back end (SVG DOM, Canvas, SVG text) needs to draw one view, positions in pixels (points on paper), no colours. */
+/** A scene: all that a back end (SVG DOM, Canvas, SVG text) needs to draw one view, positions in pixels (points on
+ *  paper), no colours. */
 
 import type { Caption } from "./caption.js";
 import type { Flow } from "./flow.js";
@@ -43,7 +44,8 @@ export interface SceneNode {
   target: boolean;
   pinned: boolean;
   mark: Mark;
-  /** Dotted stubs, as paths, for flow that comes in or goes out by what is not drawn, and its shares of the node's flow. */
+  /** Dotted stubs, as paths, for flow that comes in or goes out by what is not drawn, and its shares of the node's
+   *  flow. */
   hiddenIn: { share: number; path: string } | null;
   hiddenOut: { share: number; path: string } | null;
 }

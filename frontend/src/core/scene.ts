@@ -9,7 +9,7 @@ import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
-import { light, of, type Parts, partsOf, pinned, select, type Selection } from "./select.js";
+import { light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
 
@@ -30,7 +30,11 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   layers.columns = order(layers);
 
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
-  const head = header(graph, numbers.text, view, canvas, sizes, { bundles, hides: selection.kernels < numbers.ofKernels, inner: inner.size > 0 });
+  const head = header(graph, numbers.text, view, canvas, sizes, {
+    bundles,
+    hides: selection.kernels < numbers.ofKernels,
+    inner: inner.size > 0,
+  });
   const heads = headings(graph, shown, columns, head.bottom, sizes);
   const sides = picturesOf(parts, selection, columns);
   const lines = new Map<number, string[]>();
@@ -69,22 +73,43 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         size: sides[unit]!,
         tile: tiles ? tiles[best]! : -1,
         flow: parts.flow[unit]!,
-        ...labelled(graph, lines.get(unit)!, inner.get(unit) ?? [], columns.x[c]!, y[unit]! + sides[unit]! / 2, sizes, nodeTitle(graph, parts, unit)),
+        ...labelled(
+          graph,
+          lines.get(unit)!,
+          inner.get(unit) ?? [],
+          columns.x[c]!,
+          y[unit]! + sides[unit]! / 2,
+          sizes,
+          nodeTitle(graph, parts, unit),
+        ),
         target: unit === parts.root,
         pinned: pins.has(unit),
-        mark: mark(view, members.reduce((bits, node) => bits | flow.aliveNode[node]!, 0)),
+        mark: mark(
+          view,
+          members.reduce((bits, node) => bits | flow.aliveNode[node]!, 0),
+        ),
         hiddenIn: null,
         hiddenOut: null,
       });
     }
   const edges = route(parts, bundles, nodes, nodeOf, lanes, y, columns, sizes, slot);
-  for (const edge of edges) edge.mark = mark(view, edge.edges.reduce((bits, each) => bits | flow.alive[each]!, 0));
+  for (const edge of edges)
+    edge.mark = mark(
+      view,
+      edge.edges.reduce((bits, each) => bits | flow.alive[each]!, 0),
+    );
   stubs(parts, selection, nodes, columns, sizes);
   const hidden = hiddenOf(parts, selection, shown.length, slot);
-  const more = moreLabels(hidden.map(({ count, shown: share }) => ({ count, share })), columns, top + height + sizes.gap * 1.6, sizes).map(
-    (each): More => ({ ...each, column: shown[each.column]! }),
+  const more = moreLabels(
+    hidden.map(({ count, shown: share }) => ({ count, share })),
+    columns,
+    top + height + sizes.gap * 1.6,
+    sizes,
+  ).map((each): More => ({ ...each, column: shown[each.column]! }));
+  const bottom = Math.max(
+    top + height,
+    ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)),
   );
-  const bottom = Math.max(top + height, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
   const scene: Scene = {
     view,
     width: canvas.width,
@@ -108,15 +133,26 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   return isolate(graph, scene, view.isolate, view.share);
 }
 
-/** The kernels inside single drawn units that are larger than one weight, such as the depthwise ones of chains; none where they and the units' numbers are too wide. */
-function innerOf(graph: Graph, flow: { alive: Uint8Array }, parts: Parts, selection: Selection, { room }: Columns, sizes: Measures): Map<number, number[]> {
+/** The kernels inside single drawn units that are larger than one weight, such as the depthwise ones of chains; none
+ *  where they and the units' numbers are too wide. */
+function innerOf(
+  graph: Graph,
+  flow: { alive: Uint8Array },
+  parts: Parts,
+  selection: Selection,
+  { room }: Columns,
+  sizes: Measures,
+): Map<number, number[]> {
   const found = new Map<number, number[]>();
   for (const [unit, nodes] of parts.members.entries()) {
     if (!selection.units[unit] || nodes.length > 1) continue;
     const kernels = of(graph.inner, nodes[0]!).filter((edge) => flow.alive[edge] && weightsOf(graph, edge) > 1);
     if (kernels.length) found.set(unit, kernels);
   }
-  const fits = [...found].every(([unit, kernels]) => innerWidth(kernels, sizes) + textWidth(String(graph.unit[parts.members[unit]![0]!]), sizes.small) <= room);
+  const fits = [...found].every(
+    ([unit, kernels]) =>
+      innerWidth(kernels, sizes) + textWidth(String(graph.unit[parts.members[unit]![0]!]), sizes.small) <= room,
+  );
   return fits ? found : new Map();
 }
 
@@ -136,14 +172,28 @@ function innerWidth(kernels: number[] | undefined, sizes: Measures): number {
 }
 
 /** A node's label below its picture, the heat maps of the kernels inside it before its first line. */
-function labelled(graph: Graph, lines: string[], kernels: number[], x: number, below: number, sizes: Measures, title: string): { label: Label; inner: KernelMap[] } {
+function labelled(
+  graph: Graph,
+  lines: string[],
+  kernels: number[],
+  x: number,
+  below: number,
+  sizes: Measures,
+  title: string,
+): { label: Label; inner: KernelMap[] } {
   const [side, shift] = [innerSide(sizes), innerWidth(kernels, sizes) / 2];
   const label = line(lines, x + shift, below + sizes.small * 1.05, sizes.small, "middle", title);
   const left = x - shift - (lines.length ? textWidth(lines[0]!, sizes.small) / 2 : 0);
   const inner = kernels.map((kernel, i): KernelMap => {
     const [height, width] = graph.document.layers[graph.edgeLayer[kernel]!]!.kernel;
     const cell = side / Math.max(height, width);
-    return { kernel, x: left + side / 2 + i * (side + sizes.small * 0.35), y: below + side / 2 + sizes.small * 0.2, width: width * cell, height: height * cell };
+    return {
+      kernel,
+      x: left + side / 2 + i * (side + sizes.small * 0.35),
+      y: below + side / 2 + sizes.small * 0.2,
+      width: width * cell,
+      height: height * cell,
+    };
   });
   return { label, inner };
 }
@@ -162,14 +212,18 @@ export function isolate(graph: Graph, scene: Scene, node: number | null, share: 
 }
 
 function noteOf(graph: Graph, scene: Scene, unit: number, share: number): string {
-  const text = `Lit: the paths that carry ${percent(share)} of the drawn flow through ${nodeName(graph, scene.parts, unit)}.`;
+  const through = nodeName(graph, scene.parts, unit);
+  const text = `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
   return shorten(text, scene.width - 2 * scene.note.x, scene.note.size);
 }
 
 /** What would be lit if a unit of the scene were isolated. */
 export function lightOf(scene: Scene, unit: number, share: number): Lit {
   const { units, bundles } = light(scene.parts, scene.selection.bundles, unit, share);
-  return { nodes: Uint8Array.from(scene.nodes, (node) => units[node.unit]!), edges: Uint8Array.from(scene.edges, (edge) => bundles[edge.bundle]!) };
+  return {
+    nodes: Uint8Array.from(scene.nodes, (node) => units[node.unit]!),
+    edges: Uint8Array.from(scene.edges, (edge) => bundles[edge.bundle]!),
+  };
 }
 
 interface Bundle {
@@ -180,27 +234,48 @@ interface Bundle {
   width: number;
 }
 
-/** Signs and widths of the drawn bundles. A width grows with the square root of the saliency, relative to the largest that ends in the same column: saliencies span so many orders that all but the largest would be hairlines. */
-function strengths(graph: Graph, flow: { weight: Float64Array }, parts: Parts, selection: Selection, [least, most]: [number, number], slot: (unit: number) => number): Bundle[] {
+/** Signs and widths of the drawn bundles. A width grows with the square root of the saliency, relative to the largest
+ *  that ends in the same column: saliencies span so many orders that all but the largest would be hairlines. */
+function strengths(
+  graph: Graph,
+  flow: { weight: Float64Array },
+  parts: Parts,
+  selection: Selection,
+  [least, most]: [number, number],
+  slot: (unit: number) => number,
+): Bundle[] {
   const drawn: Bundle[] = [];
   const largest = new Map<number, number>();
   for (let bundle = 0; bundle < parts.edges.length; bundle++) {
     if (!selection.bundles[bundle]) continue;
     const edges = parts.edges[bundle]!;
     const saliency = edges.reduce((sum, edge) => sum + flow.weight[edge]!, 0);
-    const connection = edges.every((edge) => graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.readout);
+    const connection = edges.every(
+      (edge) => graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.readout,
+    );
     const signed = edges.reduce((sum, edge) => sum + (flow.weight[edge]! || 1e-30) * graph.sign[edge]!, 0);
     drawn.push({ bundle, connection, sign: connection ? 0 : signed < 0 ? -1 : 1, saliency, width: 0 });
     const end = slot(parts.target[bundle]!);
     largest.set(end, Math.max(largest.get(end) ?? 0, saliency));
   }
-  for (const each of drawn) each.width = least + (most - least) * Math.sqrt(each.saliency / (largest.get(slot(parts.target[each.bundle]!)) || 1));
+  for (const each of drawn)
+    each.width =
+      least + (most - least) * Math.sqrt(each.saliency / (largest.get(slot(parts.target[each.bundle]!)) || 1));
   return drawn;
 }
 
 /** What stands in the columns: units, and lanes where edges pass. Edges of one unit and look share a lane. */
-function layersOf(parts: Parts, selection: Selection, bundles: Bundle[], columnCount: number, slot: (unit: number) => number) {
-  const layers: Layers = { columns: Array.from({ length: columnCount }, () => []), links: Array.from({ length: columnCount - 1 }, () => []) };
+function layersOf(
+  parts: Parts,
+  selection: Selection,
+  bundles: Bundle[],
+  columnCount: number,
+  slot: (unit: number) => number,
+) {
+  const layers: Layers = {
+    columns: Array.from({ length: columnCount }, () => []),
+    links: Array.from({ length: columnCount - 1 }, () => []),
+  };
   const drawn = Array.from(selection.units.keys()).filter((unit) => selection.units[unit]);
   for (const unit of drawn) layers.columns[slot(unit)]!.push(unit);
   const lanes: { bundles: number[]; width: number }[] = [];
@@ -241,29 +316,54 @@ function layersOf(parts: Parts, selection: Selection, bundles: Bundle[], columnC
 function picturesOf(parts: Parts, selection: Selection, { node: [least, most], target }: Columns): number[] {
   const largest = new Map<number, number>();
   for (let unit = 0; unit < parts.members.length; unit++)
-    if (selection.units[unit]) largest.set(parts.column[unit]!, Math.max(largest.get(parts.column[unit]!) ?? 0, parts.flow[unit]!));
+    if (selection.units[unit])
+      largest.set(parts.column[unit]!, Math.max(largest.get(parts.column[unit]!) ?? 0, parts.flow[unit]!));
   return parts.members.map((_, unit) =>
-    unit === parts.root ? target : least + (most - least) * Math.sqrt(parts.flow[unit]! / (largest.get(parts.column[unit]!) || 1)),
+    unit === parts.root
+      ? target
+      : least + (most - least) * Math.sqrt(parts.flow[unit]! / (largest.get(parts.column[unit]!) || 1)),
   );
 }
 
 /** For each shown column (one of which something is drawn), whether its filters are of several layers. */
 function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (unit: number) => number): boolean[] {
   const seen = Array.from({ length: columnCount }, () => new Set<number>());
-  for (const [unit, nodes] of parts.members.entries()) for (const node of nodes) if (graph.layer[node]! >= 0) seen[slot(unit)]?.add(graph.layer[node]!);
+  for (const [unit, nodes] of parts.members.entries())
+    for (const node of nodes) if (graph.layer[node]! >= 0) seen[slot(unit)]?.add(graph.layer[node]!);
   return seen.map((layers) => layers.size > 1);
 }
 
-function header(graph: Graph, text: string, view: View, canvas: Canvas, sizes: Measures, what: { bundles: Bundle[]; hides: boolean; inner: boolean }) {
+function header(
+  graph: Graph,
+  text: string,
+  view: View,
+  canvas: Canvas,
+  sizes: Measures,
+  what: { bundles: Bundle[]; hides: boolean; inner: boolean },
+) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);
   const { items, beside } = legend(graph, view, canvas, sizes, full, what);
   const titleLines = wrap(full, inner, sizes.title).slice(0, 3);
-  const title = line(titleLines, sizes.margin, sizes.margin * (canvas.medium === "paper" ? 1 : 0.5) + sizes.title, sizes.title, "start", full);
+  const title = line(
+    titleLines,
+    sizes.margin,
+    sizes.margin * (canvas.medium === "paper" ? 1 : 0.5) + sizes.title,
+    sizes.title,
+    "start",
+    full,
+  );
   const start = labelBox(title).bottom + sizes.font * 1.3;
   // A number stays on one line with what it is the number of.
   const glued = plain(text).replace(/ (=|%) ?/g, (sign) => sign.replace(/^ /, "\u00a0").replace("= ", "=\u00a0"));
-  const caption = line(wrap(glued, Math.min(inner, sizes.font * 92), sizes.font), sizes.margin, start, sizes.font, "start", "");
+  const caption = line(
+    wrap(glued, Math.min(inner, sizes.font * 92), sizes.font),
+    sizes.margin,
+    start,
+    sizes.font,
+    "start",
+    "",
+  );
   // A line is left for what is lit, so that nothing moves when something is.
   const note = line([], sizes.margin, start + caption.lines.length * lineHeight(sizes.font), sizes.font, "start", "");
   let bottom = labelBox({ ...note, lines: [""] }).bottom;
@@ -300,18 +400,28 @@ function route(
     reach[c] = Math.max(reach[c]!, node.size / 2 + pad, Math.min((box.right - box.left) / 2, columns.room * 0.34));
   }
   const passes = new Map<number, number[]>(); // the lanes of each bundle, from left to right
-  for (const [lane, { bundles: through }] of lanes.entries()) for (const b of through) passes.set(b, [...(passes.get(b) ?? []), parts.members.length + lane]);
-  const stopsOf = (bundle: number) => [parts.source[bundle]!, ...(passes.get(bundle) ?? []), parts.target[bundle]!].map((thing) => y[thing]!);
+  for (const [lane, { bundles: through }] of lanes.entries())
+    for (const b of through) passes.set(b, [...(passes.get(b) ?? []), parts.members.length + lane]);
+  const stopsOf = (bundle: number) =>
+    [parts.source[bundle]!, ...(passes.get(bundle) ?? []), parts.target[bundle]!].map((thing) => y[thing]!);
 
   // Where each edge leaves and arrives: side by side, by where it goes.
   const leaves = new Map<number, number>();
   const arrives = new Map<number, number>();
   const byBundle = new Map(bundles.map((each) => [each.bundle, each]));
   for (const node of nodes) {
-    for (const [list, map, other] of [[parts.outgoing, leaves, 1], [parts.incoming, arrives, -2]] as const) {
-      const mine = of(list, node.unit).flatMap((bundle) => (byBundle.has(bundle) ? { ...byBundle.get(bundle)!, y: stopsOf(bundle).at(other)! } : []));
+    for (const [list, map, other] of [
+      [parts.outgoing, leaves, 1],
+      [parts.incoming, arrives, -2],
+    ] as const) {
+      const mine = of(list, node.unit).flatMap((bundle) =>
+        byBundle.has(bundle) ? { ...byBundle.get(bundle)!, y: stopsOf(bundle).at(other)! } : [],
+      );
       mine.sort((a, b) => a.y - b.y || a.bundle - b.bundle);
-      const offsets = ports(mine.map(({ width }) => width), node.size * 0.5);
+      const offsets = ports(
+        mine.map(({ width }) => width),
+        node.size * 0.5,
+      );
       for (const [i, { bundle }] of mine.entries()) map.set(bundle, offsets[i]!);
     }
   }
@@ -404,10 +514,21 @@ function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
     .map((each) => {
       const [height, width] = graph.document.layers[graph.edgeLayer[each.kernel]!]!.kernel;
       const cell = sizes.glyph / Math.max(3, height, width);
-      return { ...each, height: height * cell, width: width * cell, most: lit ? 14 : 6, gap: [each.edge.gap[0] + 1, each.edge.gap[1] - 1] as [number, number] };
+      return {
+        ...each,
+        height: height * cell,
+        width: width * cell,
+        most: lit ? 14 : 6,
+        gap: [each.edge.gap[0] + 1, each.edge.gap[1] - 1] as [number, number],
+      };
     });
   const boxes = scene.nodes.flatMap((node): Box[] => [
-    { left: node.x - node.size / 2, right: node.x + node.size / 2, top: node.y - node.size / 2, bottom: node.y + node.size / 2 },
+    {
+      left: node.x - node.size / 2,
+      right: node.x + node.size / 2,
+      top: node.y - node.size / 2,
+      bottom: node.y + node.size / 2,
+    },
     labelBox(node.label),
   ]);
   return placeGlyphs(candidates, boxes);
@@ -424,10 +545,13 @@ function strongest(graph: Graph, scene: Scene, edge: SceneEdge): number {
 
 /** One line about an edge: what it is, how strong, between what. */
 export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
-  const [from, to] = [scene.nodes[edge.source]!, scene.nodes[edge.target]!].map((node) => node.label.lines.join(" ") || node.label.title);
+  const [from, to] = [scene.nodes[edge.source]!, scene.nodes[edge.target]!].map(
+    (node) => node.label.lines.join(" ") || node.label.title,
+  );
   const kind = edge.connection ? "connection" : edge.sign < 0 ? "inhibitory" : "excitatory";
   const many = edge.edges.length > 1 ? `, ${count(edge.edges.length)} kernels` : "";
   const layer = graph.edgeLayer[edge.edges[0]!]!;
   const name = layer >= 0 ? `${graph.document.layers[layer]!.name}: ` : "";
-  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${edge.connection ? "" : `, saliency ${significant(edge.saliency)}`}, ${percent(edge.flow)} of the flow`);
+  const saliency = edge.connection ? "" : `, saliency ${significant(edge.saliency)}`;
+  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${saliency}, ${percent(edge.flow)} of the flow`);
 }

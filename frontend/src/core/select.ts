@@ -1,10 +1,12 @@
-/** What is drawn of a flow: the parts of the diagram, those that fit the budget, and those that an isolated one lights. */
+/** What is drawn of a flow: the parts of the diagram, those that fit the budget, and those that an isolated one
+ *  lights. */
 
 import { type Graph, type Lists, lists } from "./decode.js";
 import type { Flow } from "./flow.js";
 import { EdgeKind, NodeKind, type View } from "./types.js";
 
-/** All that could be drawn: units (a node, or a group of nodes) by column, and bundles (the alive edges between two units). */
+/** All that could be drawn: units (a node, or a group of nodes) by column, and bundles (the alive edges between two
+ *  units). */
 export interface Parts {
   root: number; // its unit; -1 where the root is dead
   unitOf: Int32Array; // per node of the document; -1 where it is dead or a channel of the image
@@ -39,7 +41,8 @@ export function partsOf(graph: Graph, flow: Flow, view: View): Parts {
   const count = members.length;
   const total = members.map((nodes) => nodes.reduce((sum, node) => sum + flow.node[node]!, 0));
   // What a member counts for within its unit: its flow, or as much as the others where none has any.
-  const part = (node: number, unit: number) => (total[unit]! > 0 ? flow.node[node]! / total[unit]! : 1 / members[unit]!.length);
+  const part = (node: number, unit: number) =>
+    total[unit]! > 0 ? flow.node[node]! / total[unit]! : 1 / members[unit]!.length;
   const image = new Float64Array(count);
   const seesImage = new Uint8Array(count);
   const [source, target, share, bundleFlow]: number[][] = [[], [], [], []];
@@ -97,7 +100,9 @@ function unitsOf(graph: Graph, flow: Flow, view: View) {
   const grouped = new Map<number, { name: string; nodes: number[] }>();
   for (const { name, nodes } of view.groups) {
     // The alive ones that are free, of one column, without the root: what remains can be drawn as one.
-    const alive = nodes.filter((node) => flow.aliveNode[node] && node !== flow.root && graph.column[node]! >= 0 && !grouped.has(node));
+    const alive = nodes.filter(
+      (node) => flow.aliveNode[node] && node !== flow.root && graph.column[node]! >= 0 && !grouped.has(node),
+    );
     const group = { name, nodes: [...new Set(alive)].filter((node) => graph.column[node] === graph.column[alive[0]!]) };
     for (const node of group.nodes) grouped.set(node, group);
   }
@@ -122,7 +127,8 @@ export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Sele
   return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
 }
 
-/** How many kernels are among some edges, and of how many filters. A kernel of a layer that runs several times is one. */
+/** How many kernels are among some edges, and of how many filters. A kernel of a layer that runs several times is
+ *  one. */
 export function countOf(graph: Graph, edges: Iterable<number>): { kernels: number; filters: number } {
   const kernels = new Set<number>();
   const filters = new Set<number>();
@@ -152,7 +158,9 @@ function chooseUnits(parts: Parts, view: View): Uint8Array {
     while (begin > 0 && parts.column[begin - 1] === parts.column[begin]) begin--;
     const column = Array.from({ length: end - begin }, (_, i) => begin + i);
     const must = column.filter((unit) => unit === parts.root || pins.has(unit));
-    const may = column.filter((unit) => received[unit]! >= 0 && !must.includes(unit)).sort((a, b) => received[b]! - received[a]! || a - b);
+    const may = column
+      .filter((unit) => received[unit]! >= 0 && !must.includes(unit))
+      .sort((a, b) => received[b]! - received[a]! || a - b);
     for (const unit of [...must, ...may.slice(0, Math.max(0, view.nodesPerColumn - must.length))]) {
       chosen[unit] = 1;
       for (const bundle of of(parts.incoming, unit)) {
@@ -178,7 +186,9 @@ function chooseBundles(parts: Parts, units: Uint8Array, budget: number): Uint8Ar
   for (let unit = 0; unit < units.length; unit++) {
     if (!units[unit] || feeds[unit]) continue;
     const candidates = of(parts.outgoing, unit).filter((bundle) => units[parts.target[bundle]!]);
-    candidates.sort((a, b) => parts.bundleFlow[b]! - parts.bundleFlow[a]! || parts.share[b]! - parts.share[a]! || a - b);
+    candidates.sort(
+      (a, b) => parts.bundleFlow[b]! - parts.bundleFlow[a]! || parts.share[b]! - parts.share[a]! || a - b,
+    );
     if (candidates.length) chosen[candidates[0]!] = 1;
   }
   return chosen;
@@ -187,7 +197,8 @@ function chooseBundles(parts: Parts, units: Uint8Array, budget: number): Uint8Ar
 /** Takes away what lies on no complete path from the image to the root, but for what is kept whatever happens. */
 function dropDeadEnds(parts: Parts, units: Uint8Array, bundles: Uint8Array, keep: Set<number>): void {
   const complete = completeUnits(parts, bundles, parts.root);
-  for (let unit = 0; unit < units.length; unit++) if (!complete[unit] && !keep.has(unit) && unit !== parts.root) units[unit] = 0;
+  for (let unit = 0; unit < units.length; unit++)
+    if (!complete[unit] && !keep.has(unit) && unit !== parts.root) units[unit] = 0;
   for (let bundle = 0; bundle < bundles.length; bundle++)
     if (!units[parts.source[bundle]!] || !units[parts.target[bundle]!]) bundles[bundle] = 0;
 }
@@ -198,14 +209,17 @@ function completeUnits(parts: Parts, bundles: Uint8Array, end: number): Uint8Arr
   const on = new Uint8Array(fed.length);
   if (end < 0) return on;
   on[end] = fed[end]!;
-  for (let unit = end; unit >= 0; unit--) if (on[unit]) for (const b of of(parts.incoming, unit)) if (bundles[b] && fed[parts.source[b]!]) on[parts.source[b]!] = 1;
+  for (let unit = end; unit >= 0; unit--)
+    if (on[unit])
+      for (const b of of(parts.incoming, unit)) if (bundles[b] && fed[parts.source[b]!]) on[parts.source[b]!] = 1;
   return on;
 }
 
 function fedUnits(parts: Parts, bundles: Uint8Array): Uint8Array {
   const fed = new Uint8Array(parts.members.length);
   for (let unit = 0; unit < fed.length; unit++)
-    fed[unit] = parts.seesImage[unit] || of(parts.incoming, unit).some((b) => bundles[b] && fed[parts.source[b]!]) ? 1 : 0;
+    fed[unit] =
+      parts.seesImage[unit] || of(parts.incoming, unit).some((b) => bundles[b] && fed[parts.source[b]!]) ? 1 : 0;
   return fed;
 }
 
@@ -238,22 +252,38 @@ function received(parts: Parts, bundles: Uint8Array, root: number): Float64Array
  *
  * Upstream and downstream apart. Only what lies on complete kept paths is lit: image -> unit, unit -> root.
  */
-export function light(parts: Parts, drawn: Uint8Array, unit: number, share: number): { units: Uint8Array; bundles: Uint8Array } {
+export function light(
+  parts: Parts,
+  drawn: Uint8Array,
+  unit: number,
+  share: number,
+): { units: Uint8Array; bundles: Uint8Array } {
   const units = new Uint8Array(parts.members.length);
   units[unit] = 1;
   const fromImage = carried(parts, drawn);
   const fromUnit = received(parts, drawn, unit);
-  const up = fewest(drawn, share, (b) => fromUnit[parts.target[b]!]! * parts.share[b]! * fromImage[parts.source[b]!]!, (kept) => carried(parts, kept)[unit]!);
+  const up = fewest(
+    drawn,
+    share,
+    (b) => fromUnit[parts.target[b]!]! * parts.share[b]! * fromImage[parts.source[b]!]!,
+    (kept) => carried(parts, kept)[unit]!,
+  );
   const toRoot = received(parts, drawn, parts.root);
   const below = brought(parts, drawn, unit);
-  const down = fewest(drawn, share, (b) => toRoot[parts.target[b]!]! * parts.share[b]! * below[parts.source[b]!]!, (kept) => received(parts, kept, parts.root)[unit]!);
+  const down = fewest(
+    drawn,
+    share,
+    (b) => toRoot[parts.target[b]!]! * parts.share[b]! * below[parts.source[b]!]!,
+    (kept) => received(parts, kept, parts.root)[unit]!,
+  );
   const fed = completeUnits(parts, up, unit);
   const reached = reachedFrom(parts, down, unit);
   const leads = leadsTo(parts, down, parts.root);
   const bundles = new Uint8Array(drawn.length);
   for (let b = 0; b < bundles.length; b++) {
     const [from, to] = [parts.source[b]!, parts.target[b]!];
-    if ((up[b] && fed[from] && fed[to]) || (down[b] && reached[from] && leads[to])) bundles[b] = units[from] = units[to] = 1;
+    if ((up[b] && fed[from] && fed[to]) || (down[b] && reached[from] && leads[to]))
+      bundles[b] = units[from] = units[to] = 1;
   }
   return { units, bundles };
 }
@@ -263,28 +293,38 @@ function brought(parts: Parts, bundles: Uint8Array, from: number): Float64Array 
   const share = new Float64Array(parts.members.length);
   share[from] = 1;
   for (let unit = from + 1; unit < share.length; unit++)
-    for (const b of of(parts.incoming, unit)) if (bundles[b]) share[unit]! += parts.share[b]! * share[parts.source[b]!]!;
+    for (const b of of(parts.incoming, unit))
+      if (bundles[b]) share[unit]! += parts.share[b]! * share[parts.source[b]!]!;
   return share;
 }
 
 function reachedFrom(parts: Parts, bundles: Uint8Array, from: number): Uint8Array {
   const on = new Uint8Array(parts.members.length);
   on[from] = 1;
-  for (let unit = from + 1; unit < on.length; unit++) if (of(parts.incoming, unit).some((b) => bundles[b] && on[parts.source[b]!])) on[unit] = 1;
+  for (let unit = from + 1; unit < on.length; unit++)
+    if (of(parts.incoming, unit).some((b) => bundles[b] && on[parts.source[b]!])) on[unit] = 1;
   return on;
 }
 
 function leadsTo(parts: Parts, bundles: Uint8Array, end: number): Uint8Array {
   const on = new Uint8Array(parts.members.length);
   on[end] = 1;
-  for (let unit = end; unit >= 0; unit--) if (on[unit]) for (const b of of(parts.incoming, unit)) if (bundles[b]) on[parts.source[b]!] = 1;
+  for (let unit = end; unit >= 0; unit--)
+    if (on[unit]) for (const b of of(parts.incoming, unit)) if (bundles[b]) on[parts.source[b]!] = 1;
   return on;
 }
 
 /** The shortest beginning of the bundles, most flow first, that carries `share` of what all of them carry. */
-function fewest(drawn: Uint8Array, share: number, flowOf: (bundle: number) => number, carry: (kept: Uint8Array) => number): Uint8Array {
+function fewest(
+  drawn: Uint8Array,
+  share: number,
+  flowOf: (bundle: number) => number,
+  carry: (kept: Uint8Array) => number,
+): Uint8Array {
   const flows = Float64Array.from(drawn, (is, bundle) => (is ? flowOf(bundle) : 0));
-  const ranked = [...flows.keys()].filter((bundle) => flows[bundle]! > 0).sort((a, b) => flows[b]! - flows[a]! || a - b);
+  const ranked = [...flows.keys()]
+    .filter((bundle) => flows[bundle]! > 0)
+    .sort((a, b) => flows[b]! - flows[a]! || a - b);
   const first = (length: number) => {
     const kept = new Uint8Array(drawn.length);
     for (const bundle of ranked.slice(0, length)) kept[bundle] = 1;
@@ -307,7 +347,11 @@ function edgesOf(graph: Graph, flow: Flow, parts: Parts, units: Uint8Array, bund
     if (!units[unit]) continue;
     for (const node of parts.members[unit]!) {
       edges.push(...of(graph.inner, node).filter((edge) => flow.alive[edge]));
-      edges.push(...of(graph.incoming, node).filter((edge) => flow.alive[edge] && graph.kind[graph.source[edge]!] === NodeKind.image));
+      edges.push(
+        ...of(graph.incoming, node).filter(
+          (edge) => flow.alive[edge] && graph.kind[graph.source[edge]!] === NodeKind.image,
+        ),
+      );
     }
   }
   return edges.sort((a, b) => a - b);

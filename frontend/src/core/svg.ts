@@ -48,11 +48,15 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
       ].join(""),
     ),
   ];
-  const measured = size === null ? `width="${short(width)}" height="${short(height)}"` : `width="${size}" height="${scaled(size, height / width)}"`;
+  const measured =
+    size === null
+      ? `width="${short(width)}" height="${short(height)}"`
+      : `width="${size}" height="${scaled(size, height / width)}"`;
+  const box = `viewBox="0 0 ${short(width)} ${short(height)}"`;
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" ${measured} viewBox="0 0 ${short(width)} ${short(height)}" font-family="${FONTS}" role="img">`,
-    `<title>${escape(plain(graph.document.meta.title))}</title>`,
-    `<desc>${escape(plain(scene.numbers.text))}</desc>`,
+    `<svg xmlns="http://www.w3.org/2000/svg" ${measured} ${box} font-family="${FONTS}" role="img">`,
+    `<title>${escaped(plain(graph.document.meta.title))}</title>`,
+    `<desc>${escaped(plain(scene.numbers.text))}</desc>`,
     ...body,
     "</svg>\n",
   ].join("\n");
@@ -64,7 +68,7 @@ function scaled(size: string, ratio: number): string {
 }
 
 /** Text as it may stand in markup and in attributes. */
-export function escape(text: string): string {
+export function escaped(text: string): string {
   return text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
 
@@ -75,9 +79,12 @@ function rect(x: number, y: number, width: number, height: number, more: string)
 function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, colour: string, more = ""): string {
   if (!lines.length) return "";
   const turn = turned ? ` transform="rotate(-90 ${short(x)} ${short(y)})"` : "";
-  const spans = lines.map((text, i) => (i ? `<tspan x="${short(x)}" dy="${short(size * 1.25)}">${escape(text)}</tspan>` : escape(text)));
-  const hint = title && title !== lines.join(" ") ? `<title>${escape(title)}</title>` : "";
-  return `<text x="${short(x)}" y="${short(y)}" font-size="${short(size)}" text-anchor="${anchor}" fill="${colour}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
+  const spans = lines.map((text, i) =>
+    i ? `<tspan x="${short(x)}" dy="${short(size * 1.25)}">${escaped(text)}</tspan>` : escaped(text),
+  );
+  const hint = title && title !== lines.join(" ") ? `<title>${escaped(title)}</title>` : "";
+  const place = `x="${short(x)}" y="${short(y)}" font-size="${short(size)}" text-anchor="${anchor}"`;
+  return `<text ${place} fill="${colour}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
 }
 
 function dashes(mark: Mark, widest: number): string {
@@ -87,25 +94,53 @@ function dashes(mark: Mark, widest: number): string {
 function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, palette: Palette): string {
   const sizes = measures(scene);
   const colour = edgeColour(palette, edge);
-  const halo = lit ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${short(edge.width + sizes.edge[1] * 0.3)}" stroke-opacity="0.7"/>` : "";
+  const around = short(edge.width + sizes.edge[1] * 0.3);
+  const halo = lit
+    ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${around}" stroke-opacity="0.7"/>`
+    : "";
+  const line = `<path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>`;
   const bar = edge.bar ? `<path d="${edge.bar}" stroke-width="${short(barWidth(sizes))}"/>` : "";
   // Opacity of strokes, not of groups: to draw each group apart takes readers of SVG seconds.
-  return `<g><title>${escape(edgeTitle(graph, scene, edge))}</title>${halo}<g stroke="${colour}" stroke-opacity="${short((scene.lit ? 0.92 : 0.78) * (lit ? 1 : DIM))}"><path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>${bar}</g></g>`;
+  const opacity = short((scene.lit ? 0.92 : 0.78) * (lit ? 1 : DIM));
+  const title = `<title>${escaped(edgeTitle(graph, scene, edge))}</title>`;
+  return `<g>${title}${halo}<g stroke="${colour}" stroke-opacity="${opacity}">${line}${bar}</g></g>`;
 }
 
-function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, palette: Palette, tiles: Record<string, string>): string {
+function nodeSvg(
+  graph: Graph,
+  scene: Scene,
+  node: SceneNode,
+  index: number,
+  palette: Palette,
+  tiles: Record<string, string>,
+): string {
   const lit = !scene.lit || scene.lit.nodes[index] === 1;
   const isolated = scene.lit !== null && scene.view.isolate !== null && node.nodes.includes(scene.view.isolate);
   const { x, y, size } = node;
   const sizes = measures(scene);
   const [left, top] = [x - size / 2, y - size / 2];
   const hair = sizes.edge[1] * 0.11;
-  const stack = node.nodes.length > 1 ? [2, 1].map((step) => rect(left + step * hair * 3, top - step * hair * 3, size, size, `fill="${palette.faint}" stroke="${palette.background}" stroke-width="${short(hair)}"`)) : [];
+  const stack =
+    node.nodes.length > 1
+      ? [2, 1].map((step) =>
+          rect(
+            left + step * hair * 3,
+            top - step * hair * 3,
+            size,
+            size,
+            `fill="${palette.faint}" stroke="${palette.background}" stroke-width="${short(hair)}"`,
+          ),
+        )
+      : [];
   const strong = isolated || node.pinned || node.mark !== "both";
-  const frame = rect(left, top, size, size, `fill="none" stroke="${strong ? palette.text : palette.faint}" stroke-width="${short(isolated ? hair * 3 : strong ? hair * 2 : hair)}"${dashes(node.mark, sizes.edge[1])}`);
-  const stub = [node.hiddenIn, node.hiddenOut].map((each) => (each ? `<path d="${each.path}" ${stubStroke(sizes.edge[1], palette)}/>` : ""));
+  const width = short(isolated ? hair * 3 : strong ? hair * 2 : hair);
+  const stroke = `stroke="${strong ? palette.text : palette.faint}" stroke-width="${width}"`;
+  const frame = rect(left, top, size, size, `fill="none" ${stroke}${dashes(node.mark, sizes.edge[1])}`);
+  const stub = [node.hiddenIn, node.hiddenOut].map((each) =>
+    each ? `<path d="${each.path}" ${stubStroke(sizes.edge[1], palette)}/>` : "",
+  );
   return `<g${lit ? "" : ` opacity="${DIM}"`}>${[
-    `<title>${escape(node.label.title)}</title>`,
+    `<title>${escaped(node.label.title)}</title>`,
     ...stub,
     rect(left - hair * 2, top - hair * 2, size + hair * 4, size + hair * 4, `fill="${palette.background}"`),
     ...stack,
@@ -117,30 +152,55 @@ function nodeSvg(graph: Graph, scene: Scene, node: SceneNode, index: number, pal
 }
 
 function stubStroke(widest: number, palette: Palette): string {
-  return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" stroke-linecap="round" stroke-dasharray="0 ${short(widest * 0.5)}"`;
+  const dots = `stroke-linecap="round" stroke-dasharray="0 ${short(widest * 0.5)}"`;
+  return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" ${dots}`;
 }
 
 /** A node's tile; a sign where there is none. */
-function pictureSvg({ x, y, size, tile, kind, label }: SceneNode, palette: Palette, tiles: Record<string, string>): string {
+function pictureSvg(
+  { x, y, size, tile, kind, label }: SceneNode,
+  palette: Palette,
+  tiles: Record<string, string>,
+): string {
   const [left, top] = [x - size / 2, y - size / 2];
   const own = tiles[tile];
-  if (own !== undefined) return `<image x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}" preserveAspectRatio="none" href="${escape(own)}"/>`;
+  if (own !== undefined) {
+    const place = `x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}"`;
+    return `<image ${place} preserveAspectRatio="none" href="${escaped(own)}"/>`;
+  }
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
   const font = Math.max(size * 0.55, label.size); // no text is smaller than a label
-  const text = sign[kind] ? `<text x="${short(x)}" y="${short(y + font * 0.35)}" font-size="${short(font)}" text-anchor="middle" fill="${palette.muted}">${sign[kind]}</text>` : "";
+  const place = `x="${short(x)}" y="${short(y + font * 0.35)}" font-size="${short(font)}" text-anchor="middle"`;
+  const text = sign[kind] ? `<text ${place} fill="${palette.muted}">${sign[kind]}</text>` : "";
   return `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
 }
 
 /** A kernel's heat map in a frame. */
-function mapSvg(graph: Graph, scene: Scene, { kernel: of, x, y, width, height }: KernelMap, colour: string, palette: Palette): string {
+function mapSvg(
+  graph: Graph,
+  scene: Scene,
+  { kernel: of, x, y, width, height }: KernelMap,
+  colour: string,
+  palette: Palette,
+): string {
   const { weights, width: columns, height: rows } = kernel(graph, of)!;
   const hair = measures(scene).edge[1] * 0.12;
   const largest = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
   const [left, top] = [x - width / 2, y - height / 2];
   const cell = width / columns;
-  const cells = Array.from(weights, (weight, i) => rect(left + (i % columns) * cell, top + Math.floor(i / columns) * (height / rows), cell, height / rows, `fill="${heat(weight / largest)}"`));
+  const cells = Array.from(weights, (weight, i) =>
+    rect(
+      left + (i % columns) * cell,
+      top + Math.floor(i / columns) * (height / rows),
+      cell,
+      height / rows,
+      `fill="${heat(weight / largest)}"`,
+    ),
+  );
   const frame = rect(left, top, width, height, `fill="none" stroke="${colour}" stroke-width="${short(hair)}"`);
-  return `<g>${rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, `fill="${palette.background}"`)}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
+  const ground = `fill="${palette.background}"`;
+  const behind = rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, ground);
+  return `<g>${behind}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
 }
 
 function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Palette): string {
@@ -148,13 +208,16 @@ function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Pal
   const length = sizes.font * 2.2;
   const middle = y - sizes.font * 0.32;
   const width = sizes.edge[1] * 0.5;
-  const stroke = (colour: string, mark: Mark = "both") => `<path d="M${short(x)} ${short(middle)}h${short(length)}" stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
-  const bar = `<path d="M${short(x + length)} ${short(middle - width)}v${short(width * 2)}" stroke="${palette.inhibits}" stroke-width="${short(barWidth(sizes))}"/>`;
+  const line = `d="M${short(x)} ${short(middle)}h${short(length)}"`;
+  const end = `d="M${short(x + length)} ${short(middle - width)}v${short(width * 2)}"`;
+  const stroke = (colour: string, mark: Mark = "both") =>
+    `<path ${line} stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
+  const bar = `<path ${end} stroke="${palette.inhibits}" stroke-width="${short(barWidth(sizes))}"/>`;
   const signs: Record<LegendItem["kind"], () => string> = {
     excites: () => stroke(palette.excites),
     inhibits: () => stroke(palette.inhibits) + bar,
     connects: () => stroke(palette.connects),
-    hidden: () => `<path d="M${short(x)} ${short(middle)}h${short(length)}" ${stubStroke(sizes.edge[1], palette)}/>`,
+    hidden: () => `<path ${line} ${stubStroke(sizes.edge[1], palette)}/>`,
     onlyA: () => stroke(palette.text, "a"),
     onlyB: () => stroke(palette.text, "b"),
     text: () => "",

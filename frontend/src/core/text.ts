@@ -52,7 +52,8 @@ export function wrap(text: string, room: number, size: number): string[] {
   return [...lines, line].map((each) => shorten(each, room, size));
 }
 
-/** A name in as few lines as it needs, at most so many, broken where names break (dots, dashes, spaces); null if that does not fit. */
+/** A name in as few lines as it needs, at most so many, broken where names break (dots, dashes, spaces); null if that
+ *  does not fit. */
 export function broken(text: string, room: number, size: number, most: number): string[] | null {
   const lines = [""];
   for (const part of text.split(/(?<=[._/\- ])/)) {

@@ -1,4 +1,5 @@
-/** The circuit diagram's document, as Python writes it, and what a view of it is. Positions are in pixels, flow is a share of 1. */
+/** The circuit diagram's document, as Python writes it, and what a view of it is. Positions are in pixels, flow is a
+ *  share of 1. */
 
 export const SCHEMA = "convcircuits-diagram/1";
 
@@ -70,7 +71,8 @@ export interface Variant {
   name: string;
   role: "circuit" | "against" | "control" | "level"; // level: the circuit found anew with fewer kernels
   saliency: Buffer; // float32 (E); NaN for connections and for kernels that are not in it
-  /** The place of each kernel by saliency among all that are kept, 0 the highest; -1 for those that are not in it; 0 for connections. */
+  /** The place of each kernel by saliency among all that are kept, 0 the highest; -1 for those that are not in it; 0
+   *  for connections. */
   rank: Buffer; // int32 (E)
   kernels: number; // those that have a rank; inner ones and those of the image included
   effective: number; // on a complete path; more than these where some act through a normalisation over channels alone
@@ -81,7 +83,8 @@ export interface Variant {
   fidelity: Fidelity | null; // measured on the held-out images; null where it was not
 }
 
-/** Of the whole circuit. An R\u00b2 is null where it is not defined, as the feature is constant there, or was not measured. */
+/** Of the whole circuit. An R\u00b2 is null where it is not defined, as the feature is constant there, or was not
+ *  measured. */
 export interface Fidelity {
   r2: number | null;
   r2Interior: number | null;
@@ -109,7 +112,8 @@ export interface PictureSet {
 export interface TargetMaps {
   positions: string; // which count, for people
   shape: [number, number]; // of its map; those below may be smaller, averaged
-  /** The part of it whose receptive fields lie inside the image, from the first row to the one after the last; not exact where too few do: its middle. */
+  /** The part of it whose receptive fields lie inside the image, from the first row to the one after the last; not
+   *  exact where too few do: its middle. */
   inside: { rows: [number, number]; columns: [number, number]; exact: boolean } | null;
   fullMean: Buffer; // float32 (I)
   fullMaximum: Buffer; // float32 (I)
@@ -133,7 +137,8 @@ export interface Images {
   activationOffset: Buffer; // int32 (N), -1 for none
   activationShape: Buffer; // int16 (N, 2)
   activationScale: Buffer; // float32 (N, I)
-  /** The mean over positions of what each kernel adds to its filter, on each image, in the circuit, turned round where what follows it in its node does that. NaN: not known. */
+  /** The mean over positions of what each kernel adds to its filter, on each image, in the circuit, turned round where
+   *  what follows it in its node does that. NaN: not known. */
   effect: Buffer; // float32 (E, I)
   /** Pre-sum maps of some kernels, what each adds to its filter position by position. */
   presum: Buffer; // int8, edge after edge, each (I, h, w)

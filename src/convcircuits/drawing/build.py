@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Images, Progress, begin, check_progress
-from convcircuits.capture import Network
-from convcircuits.circuit import Circuit
-from convcircuits.colours import primaries_of
-from convcircuits.controls import random_like
+from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
@@ -27,15 +24,18 @@ from convcircuits.drawing.sheet import (
 )
 from convcircuits.drawing.siblings import found_on
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.evaluation import evaluate_all
-from convcircuits.granularity import units_with
-from convcircuits.laws import checked, sentence
-from convcircuits.provenance import describe
-from convcircuits.report import Evaluation
-from convcircuits.surroundings import outside_autocast
-from convcircuits.tables import LayerTable
+from convcircuits.maps.colors import primaries_of
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked, sentence
+from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.granularity import units_with
+from convcircuits.values.report import Evaluation
+from convcircuits.values.tables import LayerTable
 from convcircuits.version import __version__
+from convcircuits.zoo.images import Crops
 
 MOST_IMAGES = 1000
 """Images that patches are taken from."""
@@ -61,6 +61,7 @@ def diagram(
     title: str | None = None,
     pictures: str = "patches",
     primaries: Tensor | None = None,
+    names: Sequence[str] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -89,13 +90,15 @@ def diagram(
             circuit, which takes minutes.
         primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
             ``LoadedModel.primaries`` gives; without it, pictures go from the images' least to their highest values.
+        names: What each of the ``images`` is called where it is shown, in their order. Where they are not given, images
+            that are ``Crops`` have their photographs' names; others are numbered.
         batch_size: The most images that run at once.
         seed: Of the random circuit and of feature visualisations.
         progress: Called with images done and images in all (or None), pass by pass; of feature visualisations with maps
             done and maps in all. Its method ``phase``, if it has one, is called before each pass with what that is for.
 
     Returns:
-        A `Diagram`: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
+        A ``Diagram``: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
 
     Raises:
         ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path or
@@ -115,9 +118,10 @@ def diagram(
     if images is not None:
         begin(progress, "reading images")
         kept = _first(batches(images))
+        names = _checked_names(images.names if names is None and isinstance(images, Crops) else names, len(kept))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
-    laws = checked(drawing.subject, describe(network, circuit.feature, drawing.subject.survey), kept)["laws"]
+    laws = checked(drawing.subject, kept)["laws"]
     seen = None
     if kept is not None:
         begin(progress, "running the model on images")
@@ -162,7 +166,7 @@ def diagram(
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned))
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, names))
     return Diagram(document)
 
 
@@ -174,6 +178,15 @@ def _first(batches: Batches) -> Tensor:
         if sum(map(len, held)) >= MOST_IMAGES:
             break
     return torch.cat(held)[:MOST_IMAGES]
+
+
+def _checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
+    """Refuse names of other images: there may be more than are looked at, but not fewer."""
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) < count or not all(isinstance(name, str) for name in names):
+        raise ConvCircuitsError(f"names are one text for each image, {count:,} of them; got {names!r:.80}.")
+    return names
 
 
 def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -> data.Meta:

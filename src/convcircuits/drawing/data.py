@@ -385,12 +385,12 @@ class Document(Record):
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document as what `json` writes."""
+        """Return the document as what ``json`` writes."""
         return {"schema": SCHEMA, **plain(self)}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read what `to_json` gave.
+        """Read what ``to_json`` gave.
 
         Raises:
             ConvCircuitsError: If it is no JSON, of another schema, or no valid document.

@@ -65,7 +65,7 @@ def drawn(document: Document, view: View | None = None) -> Shown:
 
 
 def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
-    """Say what each of some views draws, as `drawn` does; the document is read once."""
+    """Say what each of some views draws, as ``drawn`` does; the document is read once."""
     for view in views:
         check_view(document, view)
     figures = _Figures(document)
@@ -103,7 +103,7 @@ def png(document: Document, *, width: Width = "screen") -> bytes:
 
 
 class _Figures:
-    """What `figure.js` gives, in an engine of its own that can reach nothing outside. It reads the document once."""
+    """What ``figure.js`` gives, in an engine of its own that can reach nothing outside. It reads the document once."""
 
     def __init__(self, document: Document) -> None:
         import quickjs  # here, so that a library that draws nothing does not load it

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.circuit import Circuit
+from convcircuits.compiler.layout import Layout
 from convcircuits.drawing.data import EdgeKind
-from convcircuits.layout import Layout
-from convcircuits.operations import argument, is_batch_norm
-from convcircuits.wiring import Site, Sources, Wiring
+from convcircuits.drawing.wiring import Site, Sources, Wiring
+from convcircuits.network.calls import ConvCall, KernelCall
+from convcircuits.network.operations import argument, is_batch_norm
+from convcircuits.values.circuit import Circuit
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Graph:
         channel: (N,) its channel.
         source: (E,) node that an edge comes from.
         target: (E,) node that it goes to.
-        kind: (E,) an `EdgeKind`.
+        kind: (E,) an ``EdgeKind``.
         call: (E,) number of the kernel call's value; -1 for connections.
         out: (E,) filter; -1 for connections.
         inp: (E,) input channel in its group; -1 for connections.

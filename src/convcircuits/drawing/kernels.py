@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.colours import mixing_of
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.sheet import Drawing
-from convcircuits.wiring import SiteKind
+from convcircuits.drawing.wiring import SiteKind
+from convcircuits.maps.colors import mixing_of
+from convcircuits.network.calls import ConvCall, KernelCall
 
 NOT_IN_COLOUR = (
     "Kernels of the first layer are drawn as their weights, summed over what they read, orange above zero and purple "

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convcircuits.batches import Batches, Progress, begin
-from convcircuits.colours import displayable
+from convcircuits.circuits.responses import responses
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
@@ -19,8 +18,10 @@ from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
-from convcircuits.fields import Field, Reading, receptive_fields
-from convcircuits.patches import (
+from convcircuits.drawing.wiring import SiteKind
+from convcircuits.maps.colors import displayable
+from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.patches import (
     LARGEST_MAP,
     Best,
     activation_maps,
@@ -29,9 +30,8 @@ from convcircuits.patches import (
     effects,
     presum_maps,
 )
-from convcircuits.responses import responses
-from convcircuits.visualising import visualise
-from convcircuits.wiring import SiteKind
+from convcircuits.maps.receptive_fields import Field, Reading, receptive_fields
+from convcircuits.network.batches import Batches, Progress, begin
 
 LABELS = {
     "patches": "parts of images that drive a filter most, at the size that it sees; of the first layer the kernels",
@@ -115,7 +115,9 @@ class Seen:
         target = target_maps(subject, drawing.masks, shown, fields[None])
         return cls(images, numbers, target, effect, readings, fields)
 
-    def document(self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray) -> data.Images:
+    def document(
+        self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray, names: Sequence[str] | None = None
+    ) -> data.Images:
         """Return the document's part on images; maps of what is drawn at first come first, while there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
@@ -139,7 +141,7 @@ class Seen:
             presum.add(e, sums[kernel])
         rgb = displayable(torch.cat(list(images)), primaries)
         return data.Images(
-            names=tuple(f"image {number}" for number in self.numbers),
+            names=tuple(f"image {number}" if names is None else names[number] for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
             target=self.target,
             activation=activation.values(),

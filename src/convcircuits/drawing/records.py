@@ -60,7 +60,7 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
 
 
 def plain(value: Any, *, whole: bool = False) -> Any:
-    """Return a value as what `json` writes; a partial record only where it differs from its defaults, or `whole`."""
+    """Return a value as what ``json`` writes; a partial record only where it differs from its defaults."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
         if value.partial and not whole:
@@ -82,7 +82,7 @@ def plain(value: Any, *, whole: bool = False) -> Any:
 
 
 def read(where: str, said: Any, hint: Any) -> Any:
-    """Turn what `json` read into records and arrays. What has another form is left to the record to refuse."""
+    """Turn what ``json`` read into records and arrays. What has another form is left to the record to refuse."""
     origin, inner = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Record) and isinstance(said, Mapping):
         return _read_record(where, said, hint)

@@ -8,23 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Progress
-from convcircuits.calls import ConvCall, KernelCall
-from convcircuits.capture import Network
-from convcircuits.circuit import Circuit
-from convcircuits.controls import random_like
+from convcircuits.circuits.controls import random_like
+from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
 from convcircuits.drawing.siblings import nested, smaller
+from convcircuits.drawing.wiring import Site, SiteKind, Wiring, wire
 from convcircuits.errors import ConvCircuitsError, option
-from convcircuits.finding import check_circuit
-from convcircuits.granularity import masks_of
-from convcircuits.layout import Layout, layout_of
-from convcircuits.masking import Masks, Subject
-from convcircuits.provenance import describe
-from convcircuits.reach import survey_of_unknown_size
-from convcircuits.wiring import Site, SiteKind, Wiring, wire
+from convcircuits.network.batches import Batches, Progress
+from convcircuits.network.calls import ConvCall, KernelCall
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.granularity import masks_of
 
 MOST_KERNELS = 250_000
 """Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
@@ -81,14 +77,11 @@ def lay_out(
         ConvCircuitsError: If a circuit is of other weights or another feature, has no complete path or too many
             kernels.
     """
-    network = Network(model)
-    given = shape or circuit.provenance.get("input_shape")
-    found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
-    subject = Subject(network, circuit.feature, found)
-    described = describe(network, circuit.feature, found)
+    subject = Subject.open(model, circuit.feature, shape or circuit.provenance.get("input_shape"))
+    found = subject.survey
     laid = [("circuit", circuit)] + ([] if against is None else [("against", against)])
     for _, one in laid:
-        check_circuit(one, circuit.feature, described)
+        subject.check(one)
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
     for (_, one), its in zip(laid, masks, strict=True):
         effective = _count(its)
@@ -176,7 +169,7 @@ def _about(site: Site, drawing: Drawing) -> str:
 
 
 def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
-    """Describe the layers that have kernels, in the order of `Drawing.calls`."""
+    """Describe the layers that have kernels, in the order of ``Drawing.calls``."""
     sites = drawing.wiring.site_of_call()
     layers = []
     for number in drawing.calls:
@@ -248,7 +241,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Rank each kept kernel: its place by saliency, 0 the highest, in `prune`'s order; -1 to others."""
+    """Rank each kept kernel: its place by saliency, 0 the highest, in ``prune``'s order; -1 to others."""
     if circuit.granularity == "kernel":
         saliency: Mapping[str, Tensor] = circuit.saliency
     else:

@@ -5,10 +5,10 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from convcircuits.batches import Batches, Progress, begin
-from convcircuits.circuit import Circuit
-from convcircuits.criteria import CRITERIA
-from convcircuits.finding import find, needs_budget
+from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.finding import find, needs_budget
+from convcircuits.network.batches import Batches, Progress, begin
+from convcircuits.values.circuit import Circuit
 
 PARTS = (2, 4, 8)
 """The smaller circuits keep a half, a quarter and an eighth of the units."""

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convcircuits.batches import Batches
+from convcircuits.circuits.responses import responses
 from convcircuits.drawing import data
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.feature import Feature
-from convcircuits.fields import Field
-from convcircuits.interior import Interior, Positions
-from convcircuits.masking import Masks, Subject
-from convcircuits.patches import activation_maps
-from convcircuits.responses import responses
+from convcircuits.maps.interior import Interior, Positions
+from convcircuits.maps.patches import activation_maps
+from convcircuits.maps.receptive_fields import Field
+from convcircuits.network.batches import Batches
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.feature import Feature
 
 LARGEST = 32
 """Rows and columns that the target's map has at most; one of more is averaged over areas."""

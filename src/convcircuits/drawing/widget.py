@@ -8,7 +8,7 @@ import traitlets
 
 
 class DiagramWidget(anywidget.AnyWidget):
-    """A diagram that a kernel shows. `kernels` and `image` say the same as `view` does, in Python's reach."""
+    """A diagram that a kernel shows. ``kernels`` and ``image`` say the same as ``view`` does, in Python's reach."""
 
     _esm = (files("convcircuits.drawing") / "static" / "diagram.js").read_text(encoding="utf-8")
 

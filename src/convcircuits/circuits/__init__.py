@@ -1,0 +1,1 @@
+"""Find, measure, compare and control circuits."""

@@ -1,0 +1,324 @@
+"""Criteria: functions that give every unit a saliency: every kernel, or every filter or weight.
+
+A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, tables of the shapes ``trace.shapes``. One
+that must know the budget takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through
+``find`` alone. Options are keyword-only and belong to the criterion. ``Trace.mean`` is the one loop over images; it
+hands out a ``Batch`` at a time, whose ``backward`` yields a ``Layer`` at a time.
+
+The formulas are written for units, letter u: kernels by default, and with another granularity whole filters or single
+weights, through ``Layer``'s layout of them. m_u multiplies all weights of a unit.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from convcircuits.circuits.ranking import in_order, top
+from convcircuits.circuits.tracing import Batch, Layer, Trace
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.values.circuit import Circuit
+
+__all__ = [
+    "CRITERIA",
+    "Batch",
+    "Layer",
+    "Trace",
+    "actgrad",
+    "force",
+    "gauss_newton",
+    "layer_random",
+    "magnitude",
+    "random",
+    "snip",
+]
+
+Saliency = dict[str, Tensor]
+Criterion = Callable[..., Mapping[str, Tensor]]
+Collapse = Literal["abs", "sum", "square"]
+Normalizer = Literal["published", "sum", "layer_l2"]
+
+# dL/df of the scalar L that a map is collapsed to, the sum over units and positions of |f|, f or f^2; and that power.
+_COLLAPSE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "abs": (torch.sign, 1),
+    "sum": (torch.ones_like, 1),
+    "square": (lambda f: 2 * f, 2),
+}
+
+
+def actgrad(
+    trace: Trace,
+    *,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+    signed: bool = False,
+) -> Saliency:
+    """Score |activation x gradient| of each unit's pre-sum map: mean_n mean_hw |z_u(h, w) g_o(h, w)|.
+
+    z_u is what the unit's weights add to their filter o; a filter's is its output without the bias.
+
+    Args:
+        trace: The feature's images.
+        collapse: The scalar L that g = dL/d(out) differentiates: the sum over positions of |f|, f or f^2.
+        normalizer: What stands before the sum over positions: 1 / HW (``"published"``), 1 (``"sum"``), or 1 and
+            then each layer divided by its L2 norm (``"layer_l2"``).
+        signed: Leave out the absolute value.
+
+    Source: Hamblin et al., arXiv 2206.01627.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        gradient, unit = _gradient(batch, collapse)
+        for layer in batch.backward(gradient):
+            # Without the absolute value the sum over positions of z g is the sum over the unit of w dL/dw.
+            total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
+            scale = 1 / layer.positions if normalizer == "published" else 1.0
+            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def snip(
+    trace: Trace,
+    *,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+    signed: bool = False,
+) -> Saliency:
+    """Score |weight x gradient| per image: mean_n mean_e |w dL_n/dw|, e the weights of the unit.
+
+    Args:
+        trace: The feature's images.
+        collapse: The scalar L: the sum over positions of |f|, f or f^2.
+        normalizer: What stands before the sum over the unit's weights: 1 / their number, for a kernel 1 / (kh kw)
+            (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``). Where
+            a layer uses its weight in several sizes, as 3x3 and, summed, as 1x1, the weights of all count.
+        signed: Leave out the absolute value.
+
+    Source: Lee et al., arXiv 1810.02340; for features Hamblin et al., arXiv 2206.01627.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        gradient, unit = _gradient(batch, collapse)
+        for layer in batch.backward(gradient):
+            products = (p if signed else p.abs_() for p in layer.weight_products())
+            scale = 1 / layer.unit_size if normalizer == "published" else 1.0
+            total = sum(product.sum(3) for product in products)
+            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def gauss_newton(
+    trace: Trace, *, draws: int = 4, centred: bool = False, normalizer: Normalizer = "published"
+) -> Saliency:
+    """Score the squared change of the map when a unit alone goes: mean_n sum_p (df_p / dm_u)^2, estimated.
+
+    With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
+    orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
+    p runs over the positions that count, of all units where there are several.
+
+    Args:
+        trace: The feature's images.
+        draws: How many fields of signs, each one backward pass.
+        centred: Let a unit that goes be replaced by the mean of its map over images and positions, so that only
+            its variation counts: z - mean z in place of z.
+        normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
+    """
+    draws = whole_number("draws", draws, 1)
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        # Where one position of each unit's map counts, a field needs one sign per unit.
+        single = batch.indices is not None and batch.indices.shape[-1] == 1 and batch.maps.dim() > 2
+        fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
+        for draw, signs in enumerate(fields):
+            for layer in batch.backward(signs.expand_as(batch.maps) / batch.scale):
+                # (a - zbar b)^2 opened up, since zbar is known only after the last image.
+                slopes = layer.filter_gradients().double()[..., None] * batch.scale
+                aa = torch.zeros(layer.weights.shape[:3], dtype=torch.float64, device=slopes.device)
+                ab = torch.zeros_like(aa)
+                for product, b in zip(layer.weight_products(), slopes, strict=True):
+                    a = product.sum(3).double() * batch.scale
+                    aa.addcmul_(a, a)
+                    if centred:
+                        ab.addcmul_(a, b)
+                yield f"{layer.name} aa", layer.per_unit(aa) / len(fields)
+                if centred:
+                    bb = (slopes**2).sum(0).expand_as(aa)
+                    yield f"{layer.name} ab", layer.per_unit(ab) / len(fields)
+                    yield f"{layer.name} bb", layer.per_unit(bb) / len(fields)
+                    if draw == 0:
+                        total, count = layer.presum_totals()
+                        yield f"{layer.name} z", layer.per_unit(total / (count / layer.images))
+
+    means = trace.mean(contribution)
+    saliency = {}
+    for layer in trace.shapes:
+        if f"{layer} aa" in means:
+            value = means[f"{layer} aa"]
+            if centred:
+                z = means[f"{layer} z"]
+                value = value - 2 * z * means[f"{layer} ab"] + z**2 * means[f"{layer} bb"]
+            saliency[layer] = value.clamp_min(0)
+    return _normalized(saliency, normalizer)
+
+
+def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
+    """Score the size of the weights: mean |w| over the unit (a baseline that sees no image).
+
+    Args:
+        trace: The feature's images.
+        normalizer: ``"published"`` is the mean over the unit's weights, ``"sum"`` their sum, ``"layer_l2"`` that sum
+            divided by the layer's L2 norm.
+    """
+
+    def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        for name, weights, layer in batch.weights():
+            size = weights.abs().mean(3) if normalizer == "published" else weights.abs().sum(3)
+            yield name, layer.per_unit(size) * batch.size
+
+    return _normalized(trace.mean(contribution), normalizer)
+
+
+def random(trace: Trace) -> Saliency:
+    """Draw every saliency uniformly from [0, 1) (a baseline)."""
+    return {
+        layer: torch.rand(shape, generator=_generator(trace.seed, layer), dtype=torch.float64)
+        for layer, shape in trace.shapes.items()
+    }
+
+
+def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
+    """Draw at random, with as many units in each layer as another circuit keeps (a baseline).
+
+    The unit at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many units as
+    ``like`` has, each layer keeps exactly its count; pruned to others, a proportional share.
+
+    Args:
+        trace: The feature's images.
+        like: The circuit whose counts are taken, of the same granularity.
+    """
+    if not isinstance(like, Circuit) or list(like.kernels) != list(trace.relevant):
+        raise ConvCircuitsError("like is a circuit of the same feature and model, whose counts per layer are taken.")
+    if like.granularity != trace.granularity:
+        raise ConvCircuitsError(
+            f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give "
+            f"{option('granularity', like.granularity)} or another circuit."
+        )
+    return drawn_like(trace.relevant, like, trace.seed)
+
+
+def drawn_like(relevant: Mapping[str, Tensor], like: Circuit, seed: int) -> Saliency:
+    """Draw what ``layer_random`` gives, of the units that are relevant: layer name -> bool."""
+    saliency = {}
+    for layer, units in relevant.items():
+        count = int((like[layer] & units).sum())
+        order = torch.randperm(int(units.sum()), generator=_generator(seed, layer))
+        saliency[layer] = torch.zeros(units.shape, dtype=torch.float64)
+        saliency[layer][units] = count / (order.double() + 0.5)
+    return saliency
+
+
+def force(
+    trace: Trace,
+    kernels: int,
+    *,
+    steps: int = 10,
+    collapse: Collapse = "abs",
+    normalizer: Normalizer = "published",
+) -> Saliency:
+    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive units.
+
+    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) units, the last exactly k. A masked unit is
+    scored by its unmasked weights and the masked network's gradient. Dead filters keep their biases, else nothing
+    could be revived. The mask that results is scored once more: a layer whose scores are all zero has collapsed.
+    Then the loop goes no further: the k best by the last scores that were not collapsed are kept, and a note says so.
+
+    Args:
+        trace: The feature's images.
+        kernels: k, how many units to keep.
+        steps: T.
+        collapse: As for ``snip``.
+        normalizer: As for ``snip``.
+
+    Returns:
+        The scores whose k best are the mask.
+
+    Source: de Jorge et al., arXiv 2006.09081; for features Hamblin et al., arXiv 2206.01627.
+    """
+    steps = whole_number("steps", steps, 1)
+    options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
+    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    trace.passes = steps + 1
+    # Inside a circuit all steps run under one semantics, that of the masked network.
+    scores = snip(trace if trace.masks is None else trace.masked(trace.relevant), **options)
+    for step in range(1, steps + 1):
+        share = step / steps
+        count = math.ceil(math.exp(share * math.log(kernels) + (1 - share) * math.log(relevant)))
+        count = kernels if step == steps else min(max(count, kernels), relevant)
+        mask = top(in_order(scores, trace.relevant), count)
+        rescored = snip(trace.masked(mask, passed=step), **options)
+        dead = [
+            layer
+            for layer, on_path in trace.relevant.items()
+            if layer not in rescored or not bool(rescored[layer][on_path].any())
+        ]
+        if dead:
+            trace.notes.append(
+                f"FORCE collapsed at step {step} of {steps} ({count} {trace.granularity}s kept): no gradient reaches "
+                f"{', '.join(dead)}. The circuit is the {kernels} best by the scores before that step."
+            )
+            break
+        if step < steps:
+            scores = rescored
+    return scores
+
+
+CRITERIA: dict[str, Criterion] = {
+    "actgrad": actgrad,
+    "snip": snip,
+    "gauss_newton": gauss_newton,
+    "force": force,
+    "magnitude": magnitude,
+    "random": random,
+    "layer_random": layer_random,
+}
+
+
+def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:
+    """Return dL/df in such a unit of L that f dL/df is about one, and that unit, a power of two."""
+    if collapse not in _COLLAPSE:
+        raise ConvCircuitsError(f"collapse is one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
+    gradient, power = _COLLAPSE[collapse]
+    return gradient(batch.maps / batch.scale) / batch.scale, batch.scale**power
+
+
+def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
+    if normalizer not in ("published", "sum", "layer_l2"):
+        raise ConvCircuitsError(f"normalizer is one of 'published', 'sum', 'layer_l2'; got {normalizer!r}.")
+    if normalizer != "layer_l2":
+        return saliency
+    return {layer: s / (float(torch.linalg.vector_norm(s)) or 1.0) for layer, s in saliency.items()}
+
+
+def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
+    """Return random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
+
+    On a single value all draws say the same, so one is given.
+    """
+    shape, count = maps.shape[1:], maps[0].numel()
+    size = 1 << (min(draws, count) - 1).bit_length()
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < size:
+        hadamard = torch.cat((torch.cat((hadamard, hadamard), 1), torch.cat((hadamard, -hadamard), 1)))
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1
+    columns = torch.randperm(count, generator=generator) % size
+    return [(signs * row[columns]).to(maps).reshape(shape) for row in hadamard[: min(draws, count)]]
+
+
+def _generator(seed: int, layer: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}|{layer}".encode()))

@@ -1,0 +1,331 @@
+"""Measure how well a circuit preserves its feature."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.moments import Averages, Census, Comparison
+from convcircuits.circuits.notes import notes
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.maps.interior import Interior, Positions
+from convcircuits.network.agreement import IMAGES
+from convcircuits.network.batches import Batches, Images, Progress, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature, at
+from convcircuits.values.report import WHERE, Evaluation
+from convcircuits.values.verdict import R2, decide
+
+
+def evaluate(
+    model: nn.Module,
+    circuit: Circuit,
+    images: Images,
+    *,
+    fit: Images | None = None,
+    effective: bool = True,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure how well a circuit preserves its feature on images it should not have been found on.
+
+    Streams over batches; no map is stored but the average one. Where the feature has a position, only the values
+    there count.
+
+    Args:
+        model: The model that the circuit belongs to.
+        circuit: The circuit.
+        images: Held-out images, as for ``score``.
+        fit: Images on which the readout a f_c + d is fitted, and whose average map is the baseline: those the circuit
+            was found on. Without them there is no verdict, unless the circuit fails on its own.
+        effective: Run the circuit as it is defined: no kernel reads a dead channel and a dead filter adds nothing.
+            False leaves the biases of dead filters, as published.
+        batch_size: The most images that run at once.
+        seed: Of the random circuit that this one is compared with.
+        progress: Called with images done and images in all (or None).
+
+    Raises:
+        ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
+
+    Examples:
+        >>> report = cc.evaluate(model, circuit, held_out, fit=images)
+        >>> report.effective_kernels <= report.kernels == len(circuit)
+        True
+        >>> whole = cc.evaluate(model, cc.prune(scores, density=1.0), held_out)
+        >>> round(whole.r2, 6)
+        1.0
+    """
+    return evaluate_all(
+        model, [circuit], images, fit=fit, effective=effective, batch_size=batch_size, seed=seed, progress=progress
+    )[0]
+
+
+@outside_autocast
+def evaluate_all(
+    model: nn.Module,
+    circuits: Sequence[Circuit],
+    images: Images,
+    *,
+    fit: Images | None = None,
+    effective: bool = True,
+    controls: Sequence[Circuit | None] | None = None,
+    readout: bool = True,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Measure circuits of one feature as ``evaluate`` does, with one run of the full model for all of them.
+
+    ``controls`` are the circuits that each is compared with in place of ones drawn here; None for none. Without
+    ``readout`` the full model alone runs on the images of ``fit``.
+
+    Raises:
+        ConvCircuitsError: As ``evaluate``, or if there are no circuits or their features differ.
+    """
+    if not circuits:
+        raise ConvCircuitsError("There are no circuits to measure; give at least one.")
+    check_progress(progress)
+    for circuit in circuits:
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    feature = circuits[0].feature
+    if any(circuit.feature != feature for circuit in circuits):
+        raise ConvCircuitsError("The circuits preserve different features; measure them one by one.")
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
+    network = Network(model)
+    batches = _batches(images, network, batch_size)
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
+    subject = Subject.open(network, feature, shape)
+    for circuit in circuits:
+        subject.check(circuit)
+    described = checked(subject, first)
+    if controls is None:
+        controls = [random_like(subject, circuit, seed=seed) for circuit in circuits]
+    swept = {id(circuit): circuit for circuit in [*circuits, *controls] if circuit is not None}
+    sweep, positions = Sweep(subject, list(swept.values()), effective=effective), Positions(subject)
+    fitted = None
+    if fit is not None:
+        fit_batches = _batches(fit, network, batch_size)
+        fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit_batches)
+    averages = None if fitted is None else fitted.averages
+    measured = _measure(sweep, positions, batches, averages=averages, progress=progress)
+    provenance = described | {
+        **sweep.about(),
+        "images": batches.describe(),
+        "fitted_on": None if fit is None else fit_batches.describe(),
+        "effective": effective,
+        "seed": seed,
+    }
+    place = {key: n for n, key in enumerate(swept)}
+    reports = []
+    for circuit, control in zip(circuits, controls, strict=True):
+        n, other = place[id(circuit)], place.get(id(control))
+        about = {**provenance, "laws": {**described["laws"], **sweep.laws(n)}}
+        reports.append(
+            _evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), measured, fitted, n, other, about)
+        )
+    return reports
+
+
+@outside_autocast
+def activations(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    circuit: Circuit | None = None,
+    effective: bool = True,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return the feature's maps in the full model, or in a circuit.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: The feature; its position plays no part.
+        images: As for ``score``.
+        circuit: Run this circuit in place of the full model.
+        effective: As for ``evaluate``.
+        batch_size: The most images that run at once.
+        progress: Called with images done and images in all (or None).
+
+    Returns:
+        (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U), in the feature's order;
+        on the CPU, in the model's dtype.
+
+    Raises:
+        ConvCircuitsError: If the circuit is of other weights, or images do not fit the model or give maps of
+            different size.
+
+    Examples:
+        >>> maps = cc.activations(model, feature, images, circuit=circuit)
+        >>> tuple(maps.shape)  # (N, H, W)
+        (12, 16, 16)
+    """
+    check_progress(progress)
+    network = Network(model)
+    batches = _batches(images, network, batch_size)
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
+    subject = Subject.open(network, feature, shape)
+    masks = None
+    if circuit is not None:
+        subject.check(circuit)
+        checked(subject, first)
+        masks = subject.masks(circuit, shape, effective=effective)
+    maps: list[Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            maps.append(subject.maps(batch, masks).cpu())
+            if maps[-1].shape[1:] != maps[0].shape[1:]:
+                raise ConvCircuitsError(
+                    f"Images of different sizes give maps of {tuple(maps[0].shape[1:])} and "
+                    f"{tuple(maps[-1].shape[1:])}; give images of one size."
+                )
+            if progress is not None:
+                progress(sum(map(len, maps)), batches.total)
+    return torch.cat(maps)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one pass over images says.
+
+    Attributes:
+        comparisons: Of each circuit of the sweep with the full model.
+        average_map: Of the average of other images; None where it is not known.
+        averages: Those of these images.
+        census: What the full model's maps say.
+    """
+
+    comparisons: list[Comparison]
+    average_map: Comparison | None
+    averages: Averages
+    census: Census
+
+
+def _measure(
+    sweep: Sweep,
+    positions: Positions,
+    batches: Batches,
+    *,
+    averages: Averages | None = None,
+    progress: Progress | None = None,
+) -> _Measured:
+    feature, done = sweep.subject.feature, 0
+    eps = torch.finfo(sweep.subject.network.dtype).eps
+    comparisons = [Comparison(feature, eps) for _ in sweep.kept]
+    average_map = None if averages is None else Comparison(feature, eps)
+    own, census = Averages(), Census()
+    for images in batches:
+        shape = tuple(images.shape[1:])
+        with torch.no_grad():
+            full, *others = sweep.maps(images)
+            indices = positions.counted(full, shape)
+            values = at(full, indices).double().cpu()
+            interior = _interior(positions, shape, census)
+            inside = None if interior is None else interior.among(values, indices)
+            for maps, comparison in zip(others, comparisons, strict=True):
+                comparison.add(values, at(maps, indices).double().cpu(), inside)
+        average = None if averages is None else averages.of(tuple(full.shape[1:]))
+        if average is None:
+            average_map = None
+        elif average_map is not None:
+            average_map.add(values, average.expand_as(values), inside)
+        own.add(values, tuple(full.shape[1:]))
+        census.add(values, full, interior, inside)
+        done += len(images)
+        if progress is not None:
+            progress(done, batches.total)
+    return _Measured(comparisons, average_map, own, census)
+
+
+def _interior(positions: Positions, shape: tuple[int, ...], census: Census) -> Interior | None:
+    """Return the interior; None, and the census says why, where it cannot be told for images of any size."""
+    if census.problem:
+        return None
+    try:
+        return positions.interior(shape)
+    except ConvCircuitsError as error:
+        census.problem = str(error)
+        return None
+
+
+def _evaluation(
+    circuit: Circuit,
+    counts: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    measured: _Measured,
+    fitted: _Measured | None,
+    place: int,
+    control: int | None,
+    provenance: Mapping[str, Any],
+) -> Evaluation:
+    """Return the figures of a circuit: its place in the sweep, and that of its control."""
+    own, census, interior = measured.comparisons[place], measured.census, measured.census.interior
+    lines = fitted.comparisons[place].lines() if fitted is not None and fitted.comparisons else []
+    kernels, effective = counts
+    random = None if control is None else measured.comparisons[control]
+    r2, average_map, of_random = (_r2(one, interior) for one in (own, measured.average_map, random))
+    kind: Literal["inside", "central", "unknown"] = (
+        "unknown" if interior is None else "inside" if interior.inside else "central"
+    )
+    verdict, sentence = decide(r2, average_map, of_random, feature=str(circuit.feature), where=WHERE[kind])
+    report = Evaluation(
+        feature=str(circuit.feature),
+        pearson=own.pearson(own.values),
+        r2=r2.all,
+        r2_interior=r2.interior,
+        r2_rectified=own.r2(own.rectified),
+        r2_average_map=average_map.all,
+        r2_average_map_interior=average_map.interior,
+        r2_random=of_random.all,
+        r2_random_interior=of_random.interior,
+        verdict=verdict,
+        verdict_sentence=sentence,
+        interior=kind,
+        interior_share=math.nan if interior is None else census.inside / census.values,
+        maxima_at_border=census.at_border / census.maxima if interior is not None and interior.inside else math.nan,
+        positive=census.positive / census.values,
+        r2_readout=own.r2_of_lines(lines) if lines else math.nan,
+        readout=lines[0] if lines and not own.several else (math.nan, math.nan),
+        error=_ratio(own.error, own.size),
+        error_at_max=_ratio(own.error_at_max, own.size_at_max),
+        pearson_max=own.pearson(own.maxima),
+        kernels=sum(int(mask.sum()) for mask in kernels.values()),
+        effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
+        filters=sum(int(mask.any(1).sum()) for mask in kernels.values()),
+        effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
+        relevant=circuit.relevant,
+        density=circuit.density,
+        images=provenance["images"]["count"],
+        units=len(circuit),
+        granularity=circuit.granularity,
+        provenance={**provenance, "circuit": dict(circuit.provenance)},
+    )
+    return dataclasses.replace(report, notes=notes(report, own, census))
+
+
+def _r2(comparison: Comparison | None, interior: Interior | None) -> R2:
+    if comparison is None:
+        return R2(math.nan, math.nan)
+    return R2(comparison.r2(comparison.values), math.nan if interior is None else comparison.r2(comparison.interior))
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size > 0 else math.nan
+
+
+def _batches(images: Images, network: Network, batch_size: int) -> Batches:
+    return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)

@@ -1,0 +1,355 @@
+"""Find a circuit: score kernels, filters or weights by a criterion and keep the best."""
+
+import inspect
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.circuits.criteria import CRITERIA, Criterion
+from convcircuits.circuits.ranking import in_order, top
+from convcircuits.circuits.tracing import Trace
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.network.agreement import IMAGES
+from convcircuits.network.batches import Batches, Images, Progress, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.texts import sentences
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.granularity import SHAPES, check_granularity, check_inside, units_with
+from convcircuits.values.scores import Scores
+from convcircuits.values.tables import LayerTable, suggest
+
+MEMORY = 4 * 2**20
+"""Bytes of working memory for one chunk of pre-sum maps where nothing is said: about what a core's cache holds."""
+
+
+_RANGE = 100
+"""float32 holds scores up to 2 to this power, and down to its inverse, with room for those far below the largest."""
+
+
+@outside_autocast
+def score(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    criterion: str | Criterion = "gauss_newton",
+    granularity: str = "kernel",
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Scores:
+    """Score every kernel, filter or weight that a feature depends on, in one pass over the images.
+
+    Scores are means over images: the same for any batch size and order, to rounding. The model is not changed.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: What is to be preserved.
+        images: (N, C, H, W), or a re-iterable of such tensors or (tensor, label) batches, prepared for the model.
+        criterion: A name in ``CRITERIA``, or a function of the same shape.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter counts as relevant
+            if any of its kernels is, a weight if its kernel is.
+        circuit: Score inside this circuit, run as ``evaluate`` runs it; units outside it get NaN. Its granularity is
+            the same or a coarser one, so that each unit lies wholly inside or outside.
+        batch_size: The most images that run at once.
+        seed: For criteria that draw.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
+        progress: Called with images done and images in all, over all passes (or None).
+        **options: The criterion's own, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
+
+    Returns:
+        Scores on the CPU; float64 for a float64 model, else float32. Where float32 cannot hold them they are in units
+        of a power of two, ``provenance["scale"]``.
+
+    Raises:
+        ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, the criterion is
+            iterative, or scores are not finite or all zero.
+
+    Examples:
+        >>> scores = cc.score(model, feature, images, criterion="snip", collapse="square")
+        >>> tuple(scores["features.3"].shape)  # (out, in)
+        (8, 8)
+    """
+    function = _criterion(criterion)
+    if needs_budget(function):
+        raise ConvCircuitsError(
+            f"{_name(criterion)} must know how many {granularity}s are to be kept; use "
+            f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
+        )
+    _check_options(function, criterion, options)
+    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    saliency = function(trace, **options)
+    return _scores(trace, batches, about, saliency, criterion, options, circuit)
+
+
+def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
+    """Keep the units (kernels, filters or weights) with the highest scores: exactly so many, whatever ties there are.
+
+    Ties go by layer in execution order, then filter, then input channel, then place in the kernel; so smaller circuits
+    lie inside larger ones.
+
+    Args:
+        scores: From ``score``.
+        density: Kept units as a share of the units that have a score, in (0, 1]; rounded, at least one.
+        kernels: How many units to keep, in place of a density.
+
+    Raises:
+        ConvCircuitsError: If neither or both are given, or they are out of range.
+
+    Examples:
+        >>> len(cc.prune(scores, kernels=20))
+        20
+    """
+    if not isinstance(scores, Scores):
+        raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
+    count = _budget(scores.relevant, density, kernels, scores.granularity)
+    provenance = dict(scores.provenance) | {
+        "kernels": count,
+        "asked": {"density": density} if kernels is None else {"kernels": kernels},
+    }
+    return Circuit(
+        scores.feature,
+        LayerTable(top(scores.kernels, count)),
+        scores.kernels,
+        scores.relevant_in_model,
+        provenance=provenance,
+        granularity=scores.granularity,
+    )
+
+
+@outside_autocast
+def find(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    criterion: str | Criterion = "gauss_newton",
+    density: float | None = None,
+    kernels: int | None = None,
+    granularity: str = "kernel",
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Circuit:
+    """Find a circuit with any criterion, iterative ones too.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: What is to be preserved.
+        images: As for ``score``.
+        criterion: A name in ``CRITERIA``, or a function of the same shape.
+        density: Kept units as a share of the relevant ones, in (0, 1].
+        kernels: How many units to keep, in place of a density.
+        granularity: What is kept or dropped as one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        circuit: Find inside this circuit, of the same or a coarser granularity.
+        batch_size: The most images that run at once.
+        seed: For criteria that draw.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
+        progress: Called with images done and images in all, over all passes (or None).
+        **options: The criterion's own, such as ``steps=10`` for FORCE.
+
+    Raises:
+        ConvCircuitsError: As for ``score`` and ``prune``.
+
+    Examples:
+        >>> circuit = cc.find(model, feature, images, criterion="force", density=0.5, steps=3)
+        >>> circuit.density
+        0.5
+    """
+    function = _criterion(criterion)
+    _check_options(function, criterion, options)
+    _budget(None, density, kernels, granularity)  # before any work is done
+    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    if needs_budget(function):
+        relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+        saliency = function(trace, _budget(relevant, density, kernels, granularity), **options)
+    else:
+        saliency = function(trace, **options)
+    scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
+    return prune(scores, density=density, kernels=kernels)
+
+
+def _trace(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    granularity: str,
+    circuit: Circuit | None,
+    batch_size: int,
+    seed: int,
+    memory: int,
+    progress: Progress | None,
+) -> tuple[Trace, Batches, dict[str, Any]]:
+    check_granularity(granularity)
+    check_progress(progress)
+    memory = whole_number("memory, in bytes,", memory, 1)
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
+    subject = Subject.open(network, feature, shape)
+    about = checked(subject, first)
+    scored, masks = subject.relevant(granularity, shape), None
+    if circuit is not None:
+        subject.check(circuit)
+        check_inside(circuit.granularity, granularity)
+        masks = subject.masks(circuit, shape, effective=True)
+        kept = subject.units(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
+        scored = {layer: mask & kept[layer] for layer, mask in scored.items()}
+        if len(circuit) == 0:
+            raise ConvCircuitsError("The circuit to score inside keeps no kernel.")
+    trace = Trace(
+        subject,
+        batches,
+        relevant=scored,
+        granularity=granularity,
+        masks=masks,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
+    return trace, batches, about
+
+
+def _scores(
+    trace: Trace,
+    batches: Batches,
+    about: Mapping[str, Any],
+    saliency: Mapping[str, Tensor],
+    criterion: str | Criterion,
+    options: Mapping[str, Any],
+    circuit: Circuit | None,
+) -> Scores:
+    if batches.count == 0:
+        trace.mean(lambda batch: ())  # a criterion that saw no image: count and hash them all the same
+    subject = trace.subject
+    dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
+    if not isinstance(saliency, Mapping):
+        raise ConvCircuitsError(f"{_name(criterion)} gave {type(saliency).__name__}; expected layer -> scores.")
+    for layer, values in saliency.items():
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise ConvCircuitsError(f"{_name(criterion)} scored {layer} by no floating-point tensor.")
+        if layer not in trace.shapes:
+            raise ConvCircuitsError(f"{_name(criterion)} scored {layer!r}. {suggest(layer, trace.shapes)}")
+        if values.shape != trace.shapes[layer]:
+            raise ConvCircuitsError(
+                f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
+                f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
+            )
+    kernels, scale = _in_range(in_order(saliency, trace.relevant), dtype)
+    for layer, values in kernels.items():
+        if not bool(values[trace.relevant[layer]].isfinite().all()):
+            raise ConvCircuitsError(
+                f"{_name(criterion)} gave NaN or Inf in {layer}; are the model's weights and images of sane size?"
+            )
+    if not any(bool(values.nan_to_num().any()) for values in kernels.values()):
+        raise ConvCircuitsError(
+            f"{_name(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. A unit that is "
+            f"dead, or silent on these images, gives that: no gradient of {subject.feature} reaches a kernel. Give "
+            "other images or another unit."
+        )
+    provenance = dict(about) | {
+        "criterion": _name(criterion),
+        "granularity": trace.granularity,
+        "options": {key: _as_json(value) for key, value in options.items()},
+        "seed": trace.seed,
+        "images": batches.describe(),
+        "notes": list(sentences(trace.notes)),
+    }
+    if scale != 1:
+        provenance["scale"] = scale
+    if circuit is not None:
+        provenance["inside"] = dict(circuit.provenance)
+    relevant = (
+        units_with(mask, trace.granularity, trace.shapes[layer]) for layer, mask in subject.survey.kernels.items()
+    )
+    return Scores(
+        subject.feature,
+        LayerTable(kernels),
+        relevant_in_model=sum(int(units.sum()) for units in relevant),
+        provenance=provenance,
+        granularity=trace.granularity,
+    )
+
+
+def _in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+    """Bring scores to a dtype, in units of a power of two where float32 could not hold them; give that unit too."""
+    largest = max(float(values.double().nan_to_num(0, math.inf, math.inf).abs().max()) for values in kernels.values())
+    scale = 1.0
+    if dtype == torch.float32 and 0 < largest < math.inf and not 2.0**-_RANGE < largest < 2.0**_RANGE:
+        scale = 2.0 ** math.frexp(largest)[1]
+    return {layer: (values.double() / scale).to(dtype) for layer, values in kernels.items()}, scale
+
+
+def _criterion(criterion: str | Criterion) -> Criterion:
+    if callable(criterion):
+        return criterion
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
+        raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
+    return CRITERIA[criterion]
+
+
+def _name(criterion: str | Criterion) -> str:
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+
+
+def needs_budget(function: Criterion) -> bool:
+    """Return whether a criterion must know how many units are to be kept, so that only ``find`` can run it."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
+
+
+def _check_options(function: Criterion, criterion: str | Criterion, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise ConvCircuitsError(f"{_name(criterion)} has no option {name!r}. {suggest(name, known)}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise ConvCircuitsError(f"{_name(criterion)} needs an option: {option(name, of_criterion=True)}.")
+        if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
+            raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is true or false; got {options[name]!r}.")
+
+
+def _budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
+    if (density is None) == (kernels is None):
+        raise ConvCircuitsError(
+            f"Give either {option('density')}, a share in (0, 1], or {option('kernels')}, a number."
+        )
+    if density is not None:
+        number = density if isinstance(density, numbers.Real) else math.nan
+        share = math.nan if number is True else float(number)
+        if not 0 < share <= 1:
+            raise ConvCircuitsError(f"{option('density')} is a share in (0, 1]; got {density!r}.")
+        return max(1, round(share * (relevant or 0)))
+    count = whole_number(option("kernels"), kernels, 1)
+    if relevant is not None and count > relevant:
+        raise ConvCircuitsError(f"{count} {granularity}s were asked for, but only {relevant} have a score.")
+    return count
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Circuit):
+        return dict(value.provenance)
+    if hasattr(value, "item") and not isinstance(value, torch.Tensor):  # a NumPy number
+        value = value.item()
+    plain = isinstance(value, (str, int, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else repr(value)

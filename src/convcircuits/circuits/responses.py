@@ -1,0 +1,78 @@
+"""What a feature does on single images, in the full model and in circuits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convcircuits.circuits.moments import Comparison
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.maps.interior import Interior, Positions
+from convcircuits.network.batches import Batches
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.feature import Feature, at
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What a feature does on each of some images, at the positions that count, in C circuits; float64, on the CPU.
+
+    Where the position is ``"max"``, it is the full model's.
+
+    Attributes:
+        mean: Mean over positions and units, of the full model and then of each circuit.
+        maximum: The highest value at any position, of any unit, likewise.
+        r2: R2 of each circuit on that image alone, as ``Evaluation.r2``; NaN where the full model's values on it are
+            one and the same.
+        r2_interior: Likewise, as ``Evaluation.r2_interior``; NaN where the interior cannot be told, too.
+    """
+
+    mean: Float[Tensor, "1+c n"]
+    maximum: Float[Tensor, "1+c n"]
+    r2: Float[Tensor, "c n"]
+    r2_interior: Float[Tensor, "c n"]
+
+
+def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> Responses:
+    """Run the full model and some circuits on images of one size."""
+    positions, parts, insides = Positions(subject), list[Tensor](), list[Tensor | None]()
+    for images in batches:
+        shape = tuple(images.shape[1:])
+        with torch.no_grad():
+            full = subject.maps(images)
+            indices = positions.counted(full, shape)
+            maps = [full, *(subject.maps(images, masks) for masks in circuits)]
+        parts.append(torch.stack([at(one, indices).double().cpu() for one in maps]))
+        interior = _interior(positions, shape)
+        insides.append(None if interior is None else interior.among(parts[-1][0], indices))
+    values = torch.cat(parts, 1)
+    known = [one for one in insides if one is not None]
+    inside = torch.cat(known) if len(known) == len(insides) else None
+    eps = torch.finfo(subject.network.dtype).eps
+    r2 = [
+        [
+            _r2(subject.feature, eps, values[0, n], one[n], None if inside is None else inside[n])
+            for n in range(values.shape[1])
+        ]
+        for one in values[1:]
+    ]
+    flat = values.flatten(2)
+    both = torch.tensor(r2, dtype=torch.float64).reshape(len(circuits), flat.shape[1], 2)
+    return Responses(flat.mean(2), flat.amax(2), both[..., 0], both[..., 1])
+
+
+def _interior(positions: Positions, shape: tuple[int, ...]) -> Interior | None:
+    """Return the interior, where it can be told."""
+    try:
+        return positions.interior(shape)
+    except ConvCircuitsError:
+        return None
+
+
+def _r2(feature: Feature, eps: float, full: Tensor, other: Tensor, inside: Tensor | None) -> tuple[float, float]:
+    """Compare one image's values, of all positions and of the interior ones."""
+    comparison = Comparison(feature, eps)
+    comparison.add(full[None], other[None], None if inside is None else inside[None])
+    return comparison.r2(comparison.values), comparison.r2(comparison.interior)

@@ -1,0 +1,381 @@
+"""What criteria see: for each batch of images, what every unit read and the gradient of what it wrote."""
+
+import functools
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from convcircuits.circuits.presum import absolute_sums
+from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.maps.interior import Positions
+from convcircuits.network.batches import Batches, Progress
+from convcircuits.network.calls import KernelCall
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.feature import Feature, at, flattened
+from convcircuits.values.granularity import by_unit
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer read in a batch, with the gradient of what it wrote; ``Batch.backward`` yields it.
+
+    Shape letters: n image, g group, o filter in the group, u unit of the filter, e weight of the unit, p position. The
+    units are what the granularity says: the filter itself, its kernels or its weights; so a formula that sums or
+    averages over e is that of any granularity. A layer that runs several times has several calls; their products are
+    summed before any absolute value. Where the calls' kernels differ in size, a unit's elements are those of all sizes.
+
+    Attributes:
+        name: The layer's name, as in ``model.named_modules()``.
+        shape: Shape of its table of units, which ``per_unit`` gives.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        calls: Its kernel calls in this batch, each with the gradient of its output.
+        memory: Bytes of working memory that chunks of pre-sum maps may take.
+    """
+
+    name: str
+    calls: tuple[tuple[KernelCall, Tensor], ...]
+    shape: tuple[int, ...]
+    memory: int
+    granularity: str
+
+    @property
+    def weights(self) -> Float[Tensor, "g o u e"]:
+        """The weights that the units are made of; where calls use different ones, all of them."""
+        used: list[Tensor] = []
+        for call, _ in self.calls:
+            if not any(torch.equal(call.kernels, one) for one in used):
+                used.append(call.kernels)
+        return by_unit(_joined(used), self.granularity)
+
+    @property
+    def unit_size(self) -> int:
+        """Weights of one unit: the elements of ``weight_products``."""
+        kernels = [calls[0][0].kernels for calls in self._by(_kernel_size)]
+        return by_unit(_joined(kernels), self.granularity).shape[3]
+
+    @property
+    def positions(self) -> int:
+        """Output positions, of all calls together where their maps differ in size."""
+        return sum(_map_size(*calls[0]) for calls in self._by(_map_size))
+
+    @property
+    def images(self) -> int:
+        """Images in the batch."""
+        return len(self.calls[0][0].x)
+
+    def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
+        """Yield w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
+        for image in range(self.images):
+            products = [
+                torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
+                    0
+                )
+                for calls in self._by(_kernel_size)
+            ]
+            whole = torch.cat(products, 3)
+            yield by_unit(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
+
+    def absolute_sums(self) -> Float[Tensor, "g o u"]:
+        """Return the sum of |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions.
+
+        Where calls have maps of one size their products are added position by position, before the absolute value.
+        """
+        parts = []
+        for calls in self._by(_map_size):
+            alone = self.granularity == "weight" and len(calls) == 1
+            parts.append(self._absolute_weight_sums(*calls[0]) if alone else self._absolute_sums(calls))
+        return torch.stack(parts).sum(0)
+
+    def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o u"]:
+        kernels = [by_unit(call.kernels, self.granularity) for call, _ in calls]
+        laid_out = [
+            (call, call.by_position(gradient), (len(weights), *weights.shape[2:], -1))
+            for (call, gradient), weights in zip(calls, kernels, strict=True)
+        ]
+        images = (
+            [(call.columns(slice(n, n + 1)).reshape(shape), gradient[n]) for call, gradient, shape in laid_out]
+            for n in range(self.images)
+        )
+        return absolute_sums(images, kernels, self.memory)
+
+    def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o u"]:
+        """Sum |w x g| as |w| sum |x| |g|, which is the weight gradient of |x| and |g|."""
+        sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
+        weights = by_unit(call.kernels, self.granularity)
+        sums = weights.new_zeros(weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
+        for image in range(self.images):
+            sums += sizes.weight_gradient(slopes, image).flatten(2)
+        return sums * weights[..., 0].abs()
+
+    def filter_gradients(self) -> Float[Tensor, "n g o"]:
+        """Return each filter's gradient, summed over its positions."""
+        return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
+
+    def presum_totals(self) -> tuple[Float[Tensor, "g o u"], int]:
+        """Return each unit's pre-sum map, summed over images, positions and calls, and how many values were summed.
+
+        Raises:
+            ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no mean in common.
+        """
+        if len(self._by(_kernel_size)) > 1:
+            raise ConvCircuitsError(
+                f"{self.name} uses its weight in several sizes, and their maps have no mean in common; leave out "
+                f"{option('centred', True, of_criterion=True)}."
+            )
+        parts = []
+        for call, _ in self.calls:
+            read = sum(call.columns(slice(image, image + 1)).double().sum((0, 4)) for image in range(self.images))
+            parts.append(by_unit(call.kernels.double() * read[:, None], self.granularity).sum(3))  # type: ignore[index]
+        positions = sum(_map_size(call, gradient) for call, gradient in self.calls)
+        return torch.stack(parts).sum(0), positions * self.images
+
+    def per_unit(self, values: Float[Tensor, "g o u"]) -> Float[Tensor, "out ..."]:
+        """Return (g, o, u) in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
+        computed = values.reshape(-1, *self.shape[1:])
+        rows = self.calls[0][0].rows
+        if rows is None:
+            return computed
+        whole = computed.new_zeros(self.shape)
+        whole[rows] = computed
+        return whole
+
+    def _by(self, size: Callable[[KernelCall, Tensor], int]) -> list[list[tuple[KernelCall, Tensor]]]:
+        """Group the calls by a size."""
+        groups: dict[int, list[tuple[KernelCall, Tensor]]] = {}
+        for call, gradient in self.calls:
+            groups.setdefault(size(call, gradient), []).append((call, gradient))
+        return list(groups.values())
+
+
+def _joined(parts: Sequence[Float[Tensor, "g o i _"]]) -> Float[Tensor, "g o i k"]:
+    """Lay the elements of several forms of one kernel side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 3)
+
+
+def _map_size(call: KernelCall, gradient: Tensor) -> int:
+    return call.by_position(gradient).shape[3]
+
+
+def _kernel_size(call: KernelCall, gradient: Tensor) -> int:
+    return call.kernels.shape[3]
+
+
+class Batch:
+    """One batch of images, run forward to the feature; ``Trace.mean`` hands it out.
+
+    Attributes:
+        size: How many images it holds.
+        maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
+        scale: A power of two near the maps' largest value. Gradients of maps that are measured in it neither overflow
+            nor vanish, however large or small the maps are, and no rounding changes.
+        indices: The flat positions that count in each map, (N, K) or (N, U, K), or None where all count.
+    """
+
+    def __init__(self, trace: "Trace", images: Tensor) -> None:
+        self._trace, self.size = trace, len(images)
+        self._calls: list[tuple[KernelCall, GradientEdge]] = []
+        subject = trace.subject
+        with torch.enable_grad():
+            maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
+        full = maps
+        if subject.feature.position == "max" and trace.masks is not None:
+            with torch.no_grad():
+                full = subject.maps(images)
+        self.indices = trace.positions.counted(full, tuple(images.shape[1:]))
+        self._graph, self.maps = maps, maps.detach()
+        self.scale = _power_of_two(self.maps, subject.feature)
+
+    def _watch(self, call: KernelCall, output: Tensor) -> None:
+        if call.layer in self._trace.shapes:
+            x, masks = call.x.detach(), self._trace.masks
+            if masks is not None and masks.silent:  # nothing reads a dead channel, whatever bias it holds
+                running = masks.running(call)
+                read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
+                x = x * call.spread(read.to(x).expand(len(x), -1))
+            if not output.requires_grad:
+                raise ConvCircuitsError(
+                    f"{call.layer} runs on what no gradient leads to from the image (a constant, or a map that the "
+                    "model cuts the gradient off: detach, a comparison), and criteria that follow gradients cannot "
+                    f"score that. Give such calls a layer of their own, use {option('criterion', 'magnitude')}, or "
+                    "choose a feature before it."
+                )
+            self._calls.append((replace(call, x=x), get_gradient_edge(output)))
+
+    def backward(self, gradient: Tensor) -> Iterator[Layer]:
+        """Send a gradient of the maps back and yield the layers, the last one first.
+
+        It may be called several times, with different gradients.
+
+        Args:
+            gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
+
+        Raises:
+            ConvCircuitsError: If no gradient can be taken, or none reaches a layer that leads to the feature.
+        """
+        if self.indices is not None:
+            none = torch.zeros_like(flattened(gradient))
+            counted = none.scatter(-1, self.indices, at(gradient, self.indices))
+            gradient = counted.reshape(gradient.shape)
+        try:
+            gradients = torch.autograd.grad(
+                self._graph,
+                [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
+                gradient,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConvCircuitsError(
+                f"No gradient of {self._trace.subject.feature} can be taken: {error} Choose a feature before that "
+                f"operation, or {option('criterion', 'magnitude')}."
+            ) from error
+        by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
+        for (call, _), g in zip(self._calls, gradients, strict=True):
+            if g is not None:
+                by_layer.setdefault(call.layer, []).append(_in_one_dtype(call, g))
+        del gradients
+        self._check_reached(by_layer)
+        for name in reversed(list(by_layer)):
+            yield self._layer(name, by_layer.pop(name))
+
+    def _check_reached(self, layers: Container[str]) -> None:
+        """Refuse to score layers that lead to the feature by ways that have no gradient: their zeros would be wrong."""
+        relevant = (name for name, units in self._trace.relevant.items() if bool(units.any()))
+        lost = next((name for name in relevant if name not in layers), None)
+        if lost is not None:
+            raise ConvCircuitsError(
+                f"No gradient of {self._trace.subject.feature} reaches {lost}, though it is computed from it: the "
+                "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
+                f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before."
+            )
+
+    def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
+        """Yield each layer's name, the weights that its units really used, (g, o, u, e), and the layer."""
+        by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
+        for call, _ in self._calls:
+            by_layer.setdefault(call.layer, []).append((call, call.x))
+        for name, calls in by_layer.items():
+            layer = self._layer(name, calls)
+            yield name, layer.weights, layer
+
+    def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
+        trace = self._trace
+        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
+
+
+def _power_of_two(maps: Tensor, feature: Feature) -> float:
+    largest = float(maps.abs().max())
+    if not math.isfinite(largest):
+        raise ConvCircuitsError(
+            f"The maps of {feature} hold NaN or Inf; look at the model's weights and at how images are prepared."
+        )
+    most = math.frexp(torch.finfo(maps.dtype).max)[1] * 4 // 5
+    return 2.0 ** max(-most, min(most, math.frexp(largest)[1]))
+
+
+def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
+    """Under autocast a call reads, multiplies and writes in different dtypes; give all in the widest of them."""
+    dtypes = {call.x.dtype, call.weight.dtype, gradient.dtype}
+    if len(dtypes) == 1:
+        return call, gradient
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return replace(call, x=call.x.to(dtype), weight=call.weight.to(dtype)), gradient.to(dtype)
+
+
+class Trace:
+    """A feature's images, run batch by batch: what a criterion is given. ``score`` and ``find`` make it.
+
+    Attributes:
+        subject: The feature of the model; ``subject.feature`` is the feature.
+        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        shapes: Layer name -> shape of its table of units, in execution order: for filters (out,), for kernels
+            (out, in per group), for weights the weight's own.
+        relevant: Layer name -> bool of that shape, units to be scored.
+        masks: The network that is scored: None for the full model.
+        positions: Which positions of the feature's map count.
+        seed: For criteria that draw.
+        notes: Sentences that a criterion leaves for the reader of the result.
+        passes: How many passes over the images a criterion means to make, so that progress can tell.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        batches: Batches,
+        *,
+        relevant: dict[str, Tensor],
+        granularity: str = "kernel",
+        masks: Masks | None = None,
+        seed: int = 0,
+        memory: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.subject, self.masks, self.seed, self.memory = subject, masks, seed, memory
+        self.relevant, self.granularity, self.positions = relevant, granularity, Positions(subject)
+        self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
+        self.notes: list[str] = []
+        self.passes, self._passed = 1, 0
+        self._batches, self._progress = batches, progress
+
+    def masked(self, units: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
+        """Return the same images seen by the network with only some units; all biases stay, as published.
+
+        Args:
+            units: Layer name -> bool, of the shapes in ``shapes``: what is kept.
+            passed: How many passes over the images were made before, so that progress can tell.
+        """
+        trace = Trace(
+            self.subject,
+            self._batches,
+            relevant=self.relevant,
+            granularity=self.granularity,
+            masks=self.subject.kept(units, self.granularity),
+            seed=self.seed,
+            memory=self.memory,
+            progress=self._progress,
+        )
+        trace.notes, trace.passes, trace._passed, trace.positions = self.notes, self.passes, passed, self.positions
+        return trace
+
+    def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return means over all images: the one loop over them.
+
+        Args:
+            contribution: Yields for a batch pairs of a name and a tensor that is summed over its images. A name that
+                comes several times in a batch adds up.
+
+        Returns:
+            Name -> the mean over all images, float64, on the CPU: independent of batch size and order to rounding.
+
+        Examples:
+            A criterion, the squared change of the sum of the map to first order when a kernel goes:
+
+            >>> def squared(trace):
+            ...     def contribution(batch):
+            ...         for layer in batch.backward(torch.ones_like(batch.maps)):
+            ...             products = layer.weight_products()  # of one image after another, each (g, o, u, e)
+            ...             yield layer.name, layer.per_unit(sum(p.sum(3) ** 2 for p in products))
+            ...
+            ...     return trace.mean(contribution)
+            >>> cc.find(model, feature, images, criterion=squared, kernels=20)
+            Circuit(features.5:1, squared, 20 of 96 kernels = 20.833%)
+        """
+        totals: dict[str, Tensor] = {}
+        done = 0
+        for images in self._batches:
+            batch = Batch(self, images)
+            for name, value in contribution(batch):
+                value = value.detach().to("cpu", torch.float64)
+                totals[name] = totals[name] + value if name in totals else value
+            done += batch.size
+            if self._progress is not None:
+                total = self._batches.total
+                before = 0 if total is None else self._passed * total
+                self._progress(before + done, None if total is None else self.passes * total)
+        self._passed += 1
+        return {name: total / done for name, total in totals.items()}

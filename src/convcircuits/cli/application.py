@@ -1,0 +1,45 @@
+"""The application: one command, and the commands below it, each in a file of its own."""
+
+from typing import Annotated
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show
+from convcircuits.cli.options import CRITERIA_HELP
+from convcircuits.cli.output import say
+
+app = typer.Typer(
+    help=cc.__doc__.splitlines()[0] if cc.__doc__ else None,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # text is text: brackets in it are no markup, and help needs no rich
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(cc.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, measure, run and draw the sparse circuit of kernels that computes one feature of a CNN."""
+
+
+app.command(epilog=CRITERIA_HELP)(find.find)
+app.command()(evaluate.evaluate)
+app.command(epilog=CRITERIA_HELP)(compare.compare)
+app.command()(extract.extract)
+app.command()(diagram.diagram)
+app.command()(show.show)
+app.command()(models.models)
+app.command()(layers.layers)
+app.command()(demo.demo)

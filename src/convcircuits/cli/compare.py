@@ -1,0 +1,150 @@
+"""``convcircuits compare``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
+from convcircuits.cli.console import LOADING, progress
+from convcircuits.cli.options import (
+    BatchOption,
+    CountOption,
+    DeviceOption,
+    FeatureOption,
+    HeldOutOption,
+    ImagesOption,
+    JsonOption,
+    MeanOption,
+    ModelOption,
+    SeedOption,
+    SizeOption,
+    StdOption,
+    WeightsOption,
+    criterion_options,
+    numbers,
+)
+from convcircuits.cli.output import made_folder, named_after, print_json, say
+from convcircuits.values.recipe import Recipe
+
+
+def compare(
+    model: ModelOption,
+    feature: FeatureOption,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder to write comparison.csv, .json and .png to, named after model and feature if not given.",
+        ),
+    ] = None,
+    criteria: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="What is compared: criteria, as find takes them.")
+    ] = ",".join(CRITERIA),
+    densities: Annotated[
+        str, typer.Option(metavar="SHARE,SHARE,...", help="Shares of the relevant kernels to keep, each in (0, 1].")
+    ] = ",".join(map(str, DENSITIES)),
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CRITERION.NAME=VALUE",
+            help="An option of one criterion, for example force.steps=5; may be repeated. They are listed below.",
+        ),
+    ] = None,
+    images: ImagesOption = None,
+    weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    count: CountOption = None,
+    size: SizeOption = None,
+    held_out: HeldOutOption = None,
+    seed: SeedOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare criteria at several sizes of circuits."""
+    from convcircuits.charts import check_charts_installed
+    from convcircuits.circuits.comparison import check_compared
+    from convcircuits.circuits.comparison import compare as compared
+    from convcircuits.cli.preparing import set_up
+    from convcircuits.files import write_whole
+
+    names, shares = [name.strip() for name in criteria.split(",")], numbers("--densities", densities)
+    assert shares is not None
+    check_compared(names, shares)
+    chosen = _options_by_criterion(option or [], names)
+    check_charts_installed()
+    if out is not None and out.exists() and not out.is_dir():
+        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    fields = {
+        "model": model,
+        "feature": feature,
+        "weights": None if weights is None else str(weights),
+        "mean": numbers("--mean", mean),
+        "std": numbers("--std", std),
+        "images": images,
+        "count": count,
+        "size": size,
+        "held_out": held_out,
+        "seed": seed,
+    }
+    recipe = Recipe.of({name: value for name, value in fields.items() if value is not None})
+    with progress(LOADING):
+        setup = set_up(recipe, device)
+    wanted = setup.loaded.feature(feature)
+    with progress("finding and measuring circuits") as told:
+        rows = compared(
+            setup.loaded.model,
+            wanted,
+            setup.train,
+            setup.held_out,
+            criteria=names,
+            densities=shares,
+            options=chosen,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            progress=told,
+        )
+    folder = made_folder("--out", out or Path(named_after(model, wanted.slug)))
+    table = write_comparison(rows, folder, wanted, setup)
+    result = {
+        "model": model,
+        "feature": str(wanted),
+        "options": option or [],
+        "normalization": setup.loaded.normalization,
+        "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
+        "unreadable": setup.unreadable,
+        "copies": setup.copies,
+        "rows": table,
+    }
+    write_whole(folder / "comparison.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    if as_json:
+        print_json({"folder": str(folder), **result})
+        return
+    setup.say()
+    say(comparison_table(rows))
+    say(EXPLAINED)
+    for name, what in (
+        ("comparison.csv", "every figure"),
+        ("comparison.json", "the same with the photographs"),
+        ("comparison.png", "fidelity against density"),
+    ):
+        say(f"wrote {folder / name} ({what})")
+
+
+def _options_by_criterion(given: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read options of several criteria, each CRITERION.NAME=VALUE."""
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        criterion, dot, rest = text.partition(".")
+        if not dot or criterion not in criteria:
+            raise cc.ConvCircuitsError(
+                f"--option {text} is of no criterion that is compared; write it as --option {criteria[0]}.NAME=VALUE."
+            )
+        options.setdefault(criterion, {}).update(criterion_options([rest]))
+    return options

@@ -1,0 +1,64 @@
+"""What ``compare`` and ``demo`` share: what they compare by default, and how they write and print it."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convcircuits.cli.output import aligned
+
+if TYPE_CHECKING:
+    import convcircuits as cc
+    from convcircuits.circuits.comparison import Row
+    from convcircuits.cli.preparing import Setup
+
+CRITERIA = ("gauss_newton", "actgrad", "snip", "force", "magnitude", "random")
+DENSITIES = (0.3, 0.1, 0.05, 0.02, 0.01)
+EXPLAINED = (
+    "R2 is 1 for a perfect copy of the feature's map and below 0 where its mean alone would do better; the "
+    "interior\nis where padding plays no part. The average map is that of the training images, for which no "
+    "network is needed;\nrandom circuits keep as many kernels of each layer, and the best is shown.\n"
+)
+_SHORT = {"keeps": "yes", "keeps in part": "part", "does not keep": "no", "not decided": "?"}
+
+
+def write_comparison(
+    rows: "Sequence[Row]", folder: Path, feature: "cc.Feature", setup: "Setup"
+) -> list[dict[str, Any]]:
+    """Write ``comparison.csv`` and the chart ``comparison.png`` to a folder, and return the rows of the table."""
+    from convcircuits.charts import fidelity_chart
+    from convcircuits.files import write_whole
+
+    table = [row.as_dict() for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_whole(folder / "comparison.csv", text.getvalue().encode())
+    fidelity_chart(
+        table,
+        folder / "comparison.png",
+        title=f"{setup.loaded.name} {feature}: circuits measured on {len(setup.held_out)} crops of "
+        f"{len(setup.held_out_names)} photographs they were not found on",
+    )
+    return table
+
+
+def comparison_table(rows: "Sequence[Row]") -> str:
+    """Tabulate R2, R2 on the interior and the verdict by criterion and density, with what they stand beside."""
+    densities = sorted({row.density for row in rows}, reverse=True)
+    found = {(row.criterion, row.density): row.evaluation for row in rows}
+    table = [["R2, interior, keeps?", *(f"{100 * density:g}% kept".rjust(12) for density in densities)]]
+    for criterion in dict.fromkeys(row.criterion for row in rows):
+        reports = [found[criterion, density] for density in densities]
+        table.append([criterion, *(f"{e.r2:z6.2f} {e.r2_interior:z5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
+    for name, figure in (("(average map)", "r2_average_map"), ("(random circuit)", "r2_random")):
+        cells = [name]
+        for density in densities:
+            beside = [row.evaluation.as_dict() for row in rows if row.density == density]
+            known = [[e[key] for e in beside if e[key] is not None] for key in (figure, f"{figure}_interior")]
+            cells.append("{:z6.2f} {:z5.2f}".format(*(max(some, default=math.nan) for some in known)))
+        table.append(cells)
+    return aligned(table)

@@ -1,0 +1,315 @@
+"""The command's terminal: how far work is, and how a mistake, Ctrl-C, a full disk and a closed pipe end.
+
+What is imported here is light: Ctrl-C counts while the command itself is still being imported.
+"""
+
+import codecs
+import contextlib
+import errno
+import importlib
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO, TypeVar, cast
+
+from convcircuits.errors import ConvCircuitsError, options_written
+
+_T = TypeVar("_T")
+LOADING = "loading the model and photographs"
+"""What many commands do first."""
+EVERY = 5.0
+"""Seconds between lines on how far the work is, where no terminal shows a bar."""
+_INTERRUPTED = "interrupted; nothing was left half written"
+_IN_ASCII = {"²": "2", "·": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "±": "+-", "≤": "<=", "≥": ">="}
+
+
+def main() -> None:
+    """Run the command: what the installed script and ``python -m convcircuits`` do."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)  # while modules are imported, and after all is done
+    run(lambda: importlib.import_module("convcircuits.cli.application").app)
+
+
+def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
+    """Run an application of typer and exit.
+
+    The exit code is the application's own; 1 after a mistake, which is said in one sentence, and where standard output
+    cannot be written; 130 after Ctrl-C, which is said in one line; 141 where whoever read the output has gone.
+
+    Args:
+        load: Imports the application and returns it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        _write_what_the_encoding_lacks(getattr(sys, name))
+    given, ending = sys.stdout, _Ending()
+    output, messages = cast(TextIO, _Output(given)), cast(TextIO, _Output(sys.stderr, needed=False))
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(messages),
+        options_written(_as_option),
+        _errors_as_lines(ending),
+        _TICKER.running(),
+    ):
+        try:
+            application = load()
+            with _interruptible():
+                application(prog_name="convcircuits")
+        except SystemExit as end:
+            ending.code = end.code
+    with _errors_as_lines(ending):
+        output.flush()
+    sys.exit(ending.code)
+
+
+class Report:
+    """Told what is done and what there is (None where nobody knows), as the library's ``progress`` is."""
+
+    def phase(self, description: str) -> None:
+        """Say what begins, and is counted from nothing."""
+        _TICKER.begin(description)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Say how far it is."""
+        _TICKER.update(done, total)
+
+
+class _Bar(Report):
+    """Shows it as a bar of rich, too."""
+
+    def __init__(self, bar: Any, description: str) -> None:
+        self._bar, self._task = bar, bar.add_task(description, total=None)
+
+    def phase(self, description: str) -> None:
+        super().phase(description)
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(description, total=None)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        super().__call__(done, total)
+        self._bar.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Report]:
+    """Report how far a piece of work is: as a bar in a terminal, else in a line every few seconds.
+
+    Yields:
+        What the library takes as ``progress``.
+    """
+    _TICKER.begin(description)
+    try:
+        if not _is_terminal():
+            yield Report()
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with _TICKER.silent(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield _Bar(bar, description)
+    finally:
+        _TICKER.begin("working")
+
+
+class _Ticker:
+    """Says on standard error every few seconds what is being done, from a thread of its own, where no bar shows it."""
+
+    def __init__(self) -> None:
+        self._doing, self._done = "starting", ""
+        self._stop, self._silent = threading.Event(), False
+
+    def begin(self, description: str) -> None:
+        self._doing, self._done = description, ""
+
+    def update(self, done: int, total: int | None) -> None:
+        self._done = f": {done:,}" + ("" if total is None else f" of {total:,}")
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        self._silent = True
+        try:
+            yield
+        finally:
+            self._silent = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.begin("starting")
+        self._stop.clear()
+        thread = threading.Thread(target=self._tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _tick(self) -> None:
+        start = time.monotonic()
+        while not self._stop.wait(EVERY):
+            if self._silent:
+                continue
+            try:
+                sys.stderr.write(f"{self._doing}{self._done} ({time.monotonic() - start:.0f} s)\n")
+                sys.stderr.flush()
+            except (OSError, ValueError):  # standard error is closed: nobody listens
+                return
+
+
+_TICKER = _Ticker()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+# ---------------------------------------- how it ends
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, as an exception of our own: frameworks end on ``KeyboardInterrupt`` in their own ways."""
+
+
+class _Unwritable(BaseException):
+    """Standard output cannot be written."""
+
+
+class _Output:
+    """A standard stream: what it cannot take ends the command or, where it is not needed, is dropped."""
+
+    def __init__(self, stream: TextIO, *, needed: bool = True) -> None:
+        self._stream, self._needed = stream, needed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._told(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        return self._told(self._stream.flush)
+
+    def _told(self, act: Callable[[], _T]) -> _T:
+        try:
+            return act()
+        except OSError as error:
+            # What is left in the buffer has no place to go: else the interpreter fails on it when it ends.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self._needed:
+                raise _Unwritable from error
+            return act()
+
+
+def _as_option(name: str, value: Any, of_criterion: bool) -> str:
+    said = value if isinstance(value, str) else str(value).lower()
+    if of_criterion:
+        return f"--option {name}={'VALUE' if value is None else shlex.quote(said)}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None else f"{flag} {shlex.quote(said)}"
+
+
+class _Ending:
+    code: Any = 0
+
+
+@contextmanager
+def _errors_as_lines(ending: _Ending) -> Iterator[None]:
+    """Say in one line what ends the command, and note the exit code."""
+    try:
+        yield
+    except ConvCircuitsError as error:
+        ending.code = _fail(f"error: {error}", 1)
+    except _Interrupted:
+        ending.code = _fail(_INTERRUPTED, 130)
+    except _Unwritable as error:
+        cause = error.__cause__
+        assert isinstance(cause, OSError)
+        closed = cause.errno == errno.EPIPE
+        ending.code = 141 if closed else _fail(f"error: standard output cannot be written: {cause.strerror}.", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        ending.code = _fail("error: out of memory; take fewer (--batch-size) or smaller images (--size).", 1)
+
+
+def _fail(text: str, code: int) -> int:
+    one_line = "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in text)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(one_line + "\n")
+        sys.stderr.flush()
+    return code
+
+
+def _end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End where there is nothing to clear away; an exception in the middle of an import may be swallowed or printed."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the work through an exception, so that it clears away what is half written."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        if _imports(frame):
+            _end_at_once(number, frame)
+        signal.signal(signal.SIGINT, _end_at_once)  # a second time it ends whatever is going on
+        raise _Interrupted
+
+    before = signal.getsignal(signal.SIGINT)
+    if before not in (signal.default_int_handler, _end_at_once):  # whoever started the command means it to be ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a module is being imported, as the commands do with what they need."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _write_what_the_encoding_lacks(stream: TextIO) -> None:
+    """Write typographic signs as ASCII ones and other characters as escapes, in place of an error."""
+    codecs.register_error("convcircuits", _in_ascii)
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="convcircuits")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end

@@ -1,0 +1,60 @@
+"""``convcircuits layers``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli.console import progress
+from convcircuits.cli.options import JsonOption, MeanOption, ModelOption, StdOption, WeightsOption, numbers
+from convcircuits.cli.output import aligned, cell, print_json, say
+
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Modules too that compute nothing: identities, dropouts outside training.")
+]
+_COLUMNS = {
+    "layer": "name",
+    "also called": "alias",
+    "kind": "kind",
+    "units": "channels",
+    "map": "map",
+    "kernels": "kernels",
+    "calls": "calls",
+    "class names": "categories",
+}
+
+
+def layers(
+    model: ModelOption,
+    weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    every: AllOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List a model's layers: their names, units and kernels."""
+    list_layers_of(model, weights, mean, std, every=every, as_json=as_json)
+
+
+def list_layers_of(
+    model: str, weights: Path | None, mean: str | None, std: str | None, *, every: bool, as_json: bool
+) -> None:
+    """Print the layers of a model, those that compute nothing only where every one is asked for."""
+    from convcircuits.zoo.models import load_model
+
+    with progress(f"loading {model}"):
+        loaded = load_model(model, weights=weights, mean=numbers("--mean", mean), std=numbers("--std", std))
+        infos = loaded.layers()
+    if not infos:
+        raise cc.ConvCircuitsError(f"{model} has no layer inside it that can carry a feature.")
+    shown = [dataclasses.asdict(info) for info in infos if every or info.computes]
+    if as_json:
+        print_json(shown)
+        return
+    shown = [{**row, "kernels": f"{row['kernels']:,}" if row["kernels"] else ""} for row in shown]
+    say(aligned([list(_COLUMNS), *([cell(row[key]) for key in _COLUMNS.values()] for row in shown)]))
+    if len(shown) < len(infos):
+        say(f"{len(infos) - len(shown)} more compute nothing: identities, dropouts outside training; --all lists them")
+    say(loaded.normalization)

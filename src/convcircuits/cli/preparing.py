@@ -1,0 +1,302 @@
+"""What the commands' options come to: a model, photographs, a circuit with the model it belongs to."""
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import convcircuits as cc
+from convcircuits.cli.output import names, say
+from convcircuits.texts import sentences
+from convcircuits.values.recipe import Recipe
+from convcircuits.zoo.images import Crops, Photograph, distinct, photographs, readable, split_photographs
+from convcircuits.zoo.models import LoadedModel, is_plain_name, load_model
+
+PICTURED = 120
+"""Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
+KEPT = 2**27
+"""Bytes of crops that are kept in memory; more are cut anew, batch by batch, in each pass."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and the two sets of images.
+
+    Attributes:
+        loaded: The model.
+        train: Crops that the circuit is found on; none where all photographs are held out.
+        held_out: Crops that it is measured on.
+        train_names: Photographs of the first.
+        held_out_names: Photographs of the second.
+        unreadable: Files that were left out, as they are no pictures or could not be read.
+        copies: Photographs that were left out, as they are copies of others or of those that the circuit was found on.
+        photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
+        pictured: Makes more crops of these, for pictures, which keep the photographs' names.
+        validation: Crops that a circuit's size is chosen on, where it is to reach an R2.
+        validation_names: Photographs of these.
+        no_baseline: Why there are no crops that the circuit was found on; empty where there are some.
+    """
+
+    loaded: LoadedModel
+    train: torch.Tensor | Crops
+    held_out: torch.Tensor | Crops
+    train_names: list[str]
+    held_out_names: list[str]
+    unreadable: list[str]
+    copies: list[str]
+    photographs: list[str]
+    pictured: Callable[[], Crops]
+    validation: torch.Tensor | Crops | None = None
+    validation_names: Sequence[str] = ()
+    no_baseline: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known of the photographs and of how they were prepared to read figures rightly."""
+        left_out = (("Not readable", self.unreadable), ("Copies of other photographs", self.copies))
+        notes = [f"{what} and left out ({len(some)}): {names(some)}" for what, some in left_out if some]
+        return sentences([*notes, *([self.loaded.normalization] if self.loaded.assumed else [])])
+
+    def say(self) -> None:
+        """Print which photographs are which, and what must be known of them."""
+        if self.train_names:
+            say(f"found on {len(self.train)} crops of {len(self.train_names)} photographs: {names(self.train_names)}")
+        if self.validation is not None:
+            several = f"{len(self.validation)} crops of {len(self.validation_names)} others"
+            say(f"size chosen on {several}: {names(self.validation_names)}")
+        say(
+            f"measured on {len(self.held_out)} crops of {len(self.held_out_names)} others: {names(self.held_out_names)}"
+        )
+        if not is_plain_name(self.loaded.name) and not self.loaded.assumed:
+            say(self.loaded.normalization)
+        if self.no_baseline:
+            say(f"no baseline: {self.no_baseline}")
+        for note in self.notes:
+            say(note)
+
+
+def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | None = None) -> Setup:
+    """Load a recipe's model, and crops of photographs; split anew, or by name as they were before."""
+    loaded = loaded_model(recipe, device)
+    pictures, unreadable = photographs(recipe.images)
+    copies: list[str] = []
+    validated: list[Photograph] = []
+    if by_name is None:
+        train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
+        copies = _others(pictures, [*train, *rest])
+        if recipe.reach_r2 is not None:
+            train, validated = _split_again(train, recipe)
+    else:  # as they were split before, whatever has come to the folder since
+        train, rest = (_named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
+    cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
+    train_crops, train_names = cut(train, seed, count)
+    held_out_crops, held_out_names = cut(rest, seed + 1, count)
+    validation, validation_names = cut(validated, seed + 2, count) if validated else (None, [])
+    if by_name is not None and cut.failed:
+        raise _gone(recipe.images, cut.failed)
+    return Setup(
+        loaded,
+        train_crops,
+        held_out_crops,
+        train_names,
+        held_out_names,
+        unreadable,
+        copies,
+        [p.name for p in train if p.name not in cut.failed],
+        lambda: cut.lazily(train, seed, max(count, PICTURED))[0],
+        validation,
+        validation_names,
+    )
+
+
+def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
+    """Split those photographs that are not held out once more, by the same share: some only tell the size."""
+    if len(train) < 2:
+        raise cc.ConvCircuitsError(
+            "--reach-r2 needs three photographs or more: some to find circuits on, some to choose the size on, and "
+            f"some to measure on; {len(train)} is left besides those held out."
+        )
+    share = min(max(recipe.held_out, 0.5 / len(train) + 1e-9), 1 - 0.5 / len(train) - 1e-9)  # one on each side
+    return split_photographs(train, held_out=share, seed=recipe.seed)
+
+
+def set_up_again(file: Path, circuit: cc.Circuit, *, device: str, images: str | None = None, **given: object) -> Setup:
+    """Load the model of a circuit's file, and its photographs, split as before; of another folder all are held out.
+
+    Args:
+        file: The circuit's.
+        circuit: The circuit in it.
+        device: As ``--device`` takes it.
+        images: Another folder, if one is given.
+        **given: Fields of a recipe in place of the file's, where they are not None.
+    """
+    recipe = recipe_again(file, circuit, **given)
+    by_name = circuit.provenance.get("photographs")
+    if images is None:
+        if recipe_of(circuit) is None or by_name is None:
+            raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
+        return set_up(recipe, device, by_name=by_name)
+    loaded = loaded_model(recipe, device)
+    pictures, unreadable = photographs(images)
+    cut = _Cutter(loaded, recipe.size, unreadable)
+    old, train, train_names, no_baseline = _found_on(circuit, cut)
+    used = {name for role in ("found_on", "validated_on") for name in (by_name or {}).get(role, [])}
+    others = [p for p in pictures if p.name not in used]
+    fresh = distinct(others, apart_from=old)
+    if not fresh:
+        raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
+    held_out, held_out_names = cut(fresh, recipe.seed + 1, recipe.count)
+    return Setup(
+        loaded,
+        train,
+        held_out,
+        train_names,
+        held_out_names,
+        unreadable,
+        _others(others, fresh),
+        [p.name for p in fresh if p.name not in cut.failed],
+        lambda: cut.lazily(fresh, recipe.seed + 1, max(recipe.count, PICTURED))[0],
+        no_baseline=no_baseline,
+    )
+
+
+def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], torch.Tensor | Crops, list[str], str]:
+    """Return the photographs that a circuit was made with, crops of those it was found on, and the names of these.
+
+    Where they are not to be had any more, there are none, and the last value says why.
+    """
+    recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
+    if recipe is None or by_name is None:
+        return [], torch.empty(0), [], "The file does not say which photographs the circuit was found on."
+    try:
+        pictures = photographs(recipe.images)[0]
+        old = _named(pictures, by_name["found_on"], recipe.images)
+        # Copies of those that its size was chosen on are not held out either.
+        seen = [*old, *(p for p in pictures if p.name in by_name["validated_on"])]
+        return seen, *cut(old, recipe.seed, recipe.count), ""
+    except cc.ConvCircuitsError:
+        gone = f"The photographs of {recipe.images} that the circuit was found on are not all there any more."
+        return [], torch.empty(0), [], gone
+
+
+def _others(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
+    names = {photograph.name for photograph in kept}
+    return [photograph.name for photograph in photographs if photograph.name not in names]
+
+
+class _Cutter:
+    """Cuts photographs into crops for a model, and notes the files that turn out not to be readable."""
+
+    def __init__(self, loaded: LoadedModel, size: int | None, unreadable: list[str]) -> None:
+        self._loaded, self._size, self._unreadable = loaded, side(size), unreadable
+        self.failed: list[str] = []
+
+    def __call__(self, some: list[Photograph], seed: int, count: int) -> tuple[torch.Tensor | Crops, list[str]]:
+        """Return crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
+        made, those = self.lazily(some, seed, count)
+        height, width = self._size or self._loaded.size
+        few = 4 * self._loaded.channels * height * width * count <= KEPT
+        return torch.cat(list(made)) if few else made, those
+
+    def lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
+        """Return crops that are cut anew in each pass and know their names, and the names of the photographs."""
+        good, bad = readable(some, count)
+        for name in bad:
+            if name not in self._unreadable:
+                self._unreadable.append(name)
+        self.failed += bad
+        made = Crops(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
+        return made, [photograph.name for photograph in good]
+
+
+def loaded_model(recipe: Recipe, device: str) -> LoadedModel:
+    """Load a recipe's model and move it to the device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise cc.ConvCircuitsError("--device cuda was given, but torch finds no CUDA device here; use --device cpu.")
+    loaded = load_model(recipe.model, weights=recipe.weights, mean=recipe.mean, std=recipe.std)
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        loaded.model.to("cuda")
+    return loaded
+
+
+def loaded_circuit(file: Path) -> cc.Circuit:
+    """Load a file that has to hold a circuit."""
+    value = cc.load(file)
+    if isinstance(value, cc.Circuit):
+        return value
+    if isinstance(value, cc.Scores):
+        raise cc.ConvCircuitsError(f"{file} holds scores, not a circuit; prune them first.")
+    raise cc.ConvCircuitsError(f"{file} holds a module; give the file of the circuit that it was extracted from.")
+
+
+def recipe_again(file: Path, circuit: cc.Circuit, **given: object) -> Recipe:
+    """Return the recipe of a circuit's file with what is given in its place, or one of what is given alone.
+
+    Raises:
+        ConvCircuitsError: If no model is named, or the file names code: that only runs where it is asked for.
+    """
+    said = recipe_of(circuit)
+    fields = {name: value for name, value in given.items() if value is not None}
+    if said is None:
+        if "model" not in fields:
+            raise cc.ConvCircuitsError(f"{file} does not say which model it belongs to; give --model.")
+        return Recipe.of({"feature": str(circuit.feature), **fields})
+    if "model" not in fields and not is_plain_name(said.model):
+        raise cc.ConvCircuitsError(
+            f"{file} belongs to a model that code of its own makes, and code that a file names is not run unasked. "
+            f"If it is yours or you trust it, add: --model {shlex.quote(said.model)}"
+        )
+    if fields.get("model", said.model) != said.model:  # what belongs to the other model is not this one's
+        said = dataclasses.replace(said, weights=None, mean=None, std=None)
+    return dataclasses.replace(said, **fields)  # type: ignore[arg-type]
+
+
+def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
+    """Return what the command was told when it made a circuit, if it did."""
+    said = circuit.provenance.get("recipe")
+    if said is None:
+        return None
+    return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
+
+
+def with_recipe(circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit:
+    """Note in a circuit how it was found, and on which photographs."""
+    photographs = {
+        "found_on": setup.train_names,
+        "validated_on": list(setup.validation_names),
+        "held_out": setup.held_out_names,
+    }
+    said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": photographs}
+    return dataclasses.replace(circuit, provenance=said)
+
+
+def noted(circuit: cc.Circuit, notes: Sequence[str]) -> cc.Circuit:
+    """Add notes to those of a circuit."""
+    if not notes:
+        return circuit
+    return dataclasses.replace(
+        circuit, provenance={**circuit.provenance, "notes": [*circuit.provenance.get("notes", ()), *notes]}
+    )
+
+
+def side(size: int | None) -> tuple[int, int] | None:
+    """Make (H, W) of the side of a square, if there is one."""
+    return None if size is None else (size, size)
+
+
+def _named(pictures: list[Photograph], wanted: list[str], source: str) -> list[Photograph]:
+    found = {picture.name: picture for picture in pictures}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise _gone(source, missing)
+    return [found[name] for name in wanted]
+
+
+def _gone(source: str, missing: list[str]) -> cc.ConvCircuitsError:
+    return cc.ConvCircuitsError(
+        f"{source} no longer holds {names(missing)}, which the circuit was found or measured on; "
+        "give --images with photographs to measure it on."
+    )

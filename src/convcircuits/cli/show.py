@@ -1,0 +1,87 @@
+"""``convcircuits show``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli.options import JsonOption
+from convcircuits.cli.output import aligned, cell, print_json, say
+from convcircuits.texts import printable
+
+if TYPE_CHECKING:
+    from convcircuits.compiler.interpreter import CircuitModule
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file of scores, a circuit or a module.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a file, and print the command that makes it again."""
+    value = cc.load(file)
+    if not isinstance(value, (cc.Circuit, cc.Scores)):
+        _show_module(value, as_json=as_json)
+        return
+    again = _again(value, file)
+    if as_json:
+        print_json(
+            {
+                "kind": type(value).__name__,
+                "feature": str(value.feature),
+                "layers": {layer: list(t.shape) for layer, t in value.kernels.items()},
+                "granularity": value.granularity,
+                "units": len(value) if isinstance(value, cc.Circuit) else value.relevant,
+                "again": again,
+                "provenance": dict(value.provenance),
+            }
+        )
+        return
+    said = value.provenance
+    images = said.get("images", {})
+    versions = ", ".join(f"{k} {v}" for k, v in said.get("versions", {}).items())
+    say(value.summary())
+    say()
+    for line in (
+        f"model {said.get('model', 'unknown')}, weights {said.get('weights', 'unknown')}",
+        f"images: {images.get('count', 'unknown')}, hash {images.get('hash', 'unknown')}",
+        f"made with: {versions or 'unknown'}",
+        "",
+        "to make it again:",
+        f"  {again}",
+    ):
+        say(printable(line))
+
+
+def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
+    from convcircuits.cli.preparing import recipe_of
+
+    said, recipe = value.provenance, recipe_of(value)
+    if recipe is not None:
+        return recipe.command(file) or "(not shown: it holds characters that cannot be printed)"
+    if "criterion" not in said:
+        return f"(made by {said.get('made_by', 'hand')}; there is no one command)"
+    given = said.get("options", {})
+    if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in given.values()):
+        return "(found with the help of another circuit; there is no one command)"
+    options = "".join(f", {k}={v!r}" for k, v in given.items() if k.isidentifier())
+    feature = value.feature
+    where = "" if feature.position == "all" else f", position={feature.position!r}"
+    where += "" if feature.call is None else f", call={feature.call}"
+    unit = feature.unit if isinstance(feature.unit, (int, tuple)) else "cc.load(FILE).feature.unit"
+    call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
+    call += "" if value.granularity == "kernel" else f", granularity={value.granularity!r}"
+    call += f", seed={said.get('seed', 0)}{options}"
+    return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
+
+
+def _show_module(module: "CircuitModule", *, as_json: bool) -> None:
+    layers = {name: list(x.shape) for name, x in module.named_parameters() if name.endswith(".weight")}
+    parameters, circuit = sum(p.numel() for p in module.parameters()), module.meta.get("circuit", {})
+    if as_json:
+        print_json({"kind": "Module", "parameters": parameters, "layers": layers, "circuit": circuit})
+        return
+    say(printable(f"a module of {parameters:,} parameters that computes {circuit.get('feature', 'a feature')}"))
+    say(aligned([[name, cell(tuple(shape))] for name, shape in layers.items()]))
+    origin = f"extracted from {circuit.get('model', 'unknown')}, weights {circuit.get('weights', 'unknown')}"
+    say(printable(origin))

@@ -1,0 +1,329 @@
+"""A circuit as a small network of its own."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from convcircuits.compiler.cutting import Cut, cut
+from convcircuits.compiler.emission import Emitter
+from convcircuits.compiler.interpreter import CircuitModule
+from convcircuits.compiler.layout import Layout, UnextractableError, layout_of
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.agreement import IMAGES, agreement, parting_of_module, random_images, shown
+from convcircuits.network.batches import Progress, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Masks, Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.circuit import Circuit
+
+
+@outside_autocast
+def extract(
+    model: nn.Module,
+    circuit: Circuit,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    fold: bool = True,
+    progress: Progress | None = None,
+) -> CircuitModule:
+    """Turn a circuit into a small module that computes the feature's map, and nothing else.
+
+    Dead filters are gone: from weights, from BatchNorms, from residual and concatenated streams. Layers keep their
+    names; each holds in its buffers ``filters`` and ``channels`` which of the layer's filters and input channels are
+    left. The module computes what ``activations(model, feature, images, circuit=circuit)`` does, which is checked
+    here on random images.
+
+    Args:
+        model: The model that the circuit belongs to.
+        circuit: The circuit.
+        input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
+        fold: Make one layer of a convolution and the BatchNorm that follows it, which is faster. False keeps each
+            layer's own weights.
+        progress: Called with steps done and steps in all: the survey of the model, the cut, the module, its test.
+
+    Returns:
+        An ordinary ``torch.nn.Module`` in eval mode, on the model's device, of weights of its own: images
+        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U). Images
+        of other sizes work where the model's own code does not depend on the size; else the module refuses them.
+        ``meta["circuit"]`` says what it was made of.
+
+    Raises:
+        ConvCircuitsError: If the circuit is of other weights, no kernel of it lies on a complete path, or the model
+            decides by the image's values what to compute.
+
+    Examples:
+        >>> small = cc.extract(model, circuit)
+        >>> torch.allclose(small(images), cc.activations(model, feature, images, circuit=circuit), atol=1e-5)
+        True
+    """
+    if not isinstance(circuit, Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    check_progress(progress)
+    subject = Subject.open(model, circuit.feature, input_shape or circuit.provenance.get("input_shape"))
+    subject.check(circuit)
+    done = _steps(progress)
+    laws = checked(subject)["laws"]
+    done()
+    shape = subject.survey.input_shape
+    masks = _masks(subject, circuit, effective=True)
+    with _writing(subject):
+        layout = layout_of(subject, shape)
+        kept = cut(layout, masks, subject.survey.rows)
+    if not kept.alive:
+        raise ConvCircuitsError(
+            f"No kernel of the circuit lies on a complete path to {circuit.feature}, so its map is 0 everywhere and "
+            "there is nothing to extract; prune to a larger density."
+        )
+    done()
+    with _writing(subject):
+        module = _written(subject, layout, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, layout))
+    done()
+    error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
+    module.meta["circuit"] = {**_about(circuit, subject.network, shape), "laws": {**laws, "module": error}}
+    done()
+    return module
+
+
+def _steps(progress: Progress | None) -> Callable[[], None]:
+    """Count the steps of an extraction."""
+    numbers = itertools.count(1)
+    return lambda: None if progress is None else progress(next(numbers), 4)
+
+
+class Sweep:
+    """A feature in the full model and in several circuits, run together as one small network.
+
+    What circuits share is computed once, and a small circuit is a small network: the figures are those of masked runs
+    at a part of their cost. Where the model cannot be extracted, masked runs do the work.
+
+    Args:
+        subject: The feature of the model.
+        circuits: Circuits of that feature.
+        effective: As for ``evaluate``.
+
+    Attributes:
+        subject: The feature of the model.
+        kept: For each circuit, layer name -> bool (out, in per group), kernels that it keeps.
+    """
+
+    def __init__(self, subject: Subject, circuits: Sequence[Circuit], *, effective: bool) -> None:
+        self.subject, self._circuits, self._effective = subject, circuits, effective
+        self._masks = [_masks(subject, circuit, effective=effective) for circuit in circuits]
+        self.kept = [{layer: mask.cpu() for layer, mask in masks.kernels.items()} for masks in self._masks]
+        self._written: dict[tuple[int, ...], _Written | None] = {}
+        self._masked: dict[tuple[int, ...], list[Masks]] = {}
+        self._errors: dict[tuple[int, ...], list[float]] = {}
+        self._reason: str | None = None
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
+        shape = tuple(images.shape[1:])
+        written = self._network(shape)
+        if written is None:
+            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._runs(shape))]
+        try:
+            with _writing(self.subject):
+                full, *others = written.module(images)
+        except UnextractableError as problem:  # as of another number of images than the model was recorded on
+            self._written[shape], self._reason = None, str(problem)
+            return self.maps(images)
+        found = dict(zip(written.alive, others, strict=True))
+        maps = [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
+        if shape not in self._errors:
+            self._errors[shape] = self._checked(images[:IMAGES], [one[:IMAGES] for one in maps])
+        return maps
+
+    def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
+        """Return the masks of runs on images (C, H, W): those of ``activations``."""
+        if shape not in self._masked:
+            self._masked[shape] = [
+                self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits
+            ]
+        return self._masked[shape]
+
+    def about(self) -> dict[str, Any]:
+        """Say, as JSON values, whether the network ran or masked runs did, and why."""
+        return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
+
+    def laws(self, n: int) -> dict[str, float]:
+        """Return the largest difference found between the network and masked runs, in the full model or circuit n."""
+        errors = [error for by_run in self._errors.values() for error in (by_run[0], by_run[1 + n])]
+        return {"network": shown(max(errors))} if errors else {}
+
+    def effective(self, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the kernels of circuit n on a complete path, on images (C, H, W)."""
+        if not self._effective:
+            return self.subject.effective(self.kept[n], shape)
+        return {layer: mask.cpu() for layer, mask in self._runs(shape)[n].kernels.items()}
+
+    def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
+        """Compare the full model and every circuit with their masked runs; give the difference of each.
+
+        Raises:
+            ConvCircuitsError: If one differs by more than rounding.
+        """
+        errors = []
+        runs = [None, *self._runs(tuple(images.shape[1:]))]
+        for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
+            expected, error = self.subject.maps(images, masks), 0.0
+            if bool(expected.isfinite().all() | got.isfinite().all()):  # else the evaluation has a note
+                error, allowed = agreement(self.subject, masks, images, got, expected)
+                if error > allowed:
+                    raise self._wrong(n, images, error, allowed)
+            errors.append(error)
+        return errors
+
+    def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
+        """Write the one circuit alone, to see where it parts from its masked run."""
+        masks = [None, *self._masks][n]
+        with _writing(self.subject):
+            layout = layout_of(self.subject, images.shape[1:])
+            kept = cut(layout, masks, self.subject.survey.rows)
+            alone = _written(self.subject, layout, [kept], [masks], fold=True)
+        where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
+        what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
+        return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
+
+    def _network(self, shape: tuple[int, ...]) -> "_Written | None":
+        """Write the network for images of a size; None where the model cannot be extracted."""
+        if shape not in self._written:
+            try:
+                with _writing(self.subject):
+                    self._written[shape] = self._write(layout_of(self.subject, shape))
+            except UnextractableError as problem:
+                self._written[shape], self._reason = None, str(problem)
+        return self._written[shape]
+
+    def _write(self, layout: Layout) -> "_Written":
+        rows = self.subject.survey.rows
+        cuts = [cut(layout, masks, rows) for masks in self._masks]
+        alive = [n for n, kept in enumerate(cuts) if kept.alive]
+        module = _written(
+            self.subject,
+            layout,
+            [cut(layout, None, rows), *(cuts[n] for n in alive)],
+            [None, *(self._masks[n] for n in alive)],
+            fold=True,
+            always_tuple=True,
+        )
+        return _Written(module, alive)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A sweep's network for one size of images, and the numbers of the circuits in it."""
+
+    module: nn.Module
+    alive: list[int]
+
+
+def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
+    """Return a circuit's masks without a probe of what is effective: the cut finds that anyway."""
+    return replace(subject.masks(circuit, (), effective=False), silent=effective)
+
+
+@contextmanager
+def _writing(subject: Subject) -> Iterator[None]:
+    """Call a model one that cannot be extracted where its network cannot be written or run, for whatever reason."""
+    try:
+        yield
+    except (ConvCircuitsError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnextractableError(
+            f"No module could be written of {subject.network.name} that runs as it does ({type(error).__name__}: "
+            f"{error}), so none can be extracted; masked runs (evaluate, activations) still work."
+        ) from error
+
+
+def _written(
+    subject: Subject,
+    layout: Layout,
+    cuts: Sequence[Cut],
+    masks: Sequence[Masks | None],
+    *,
+    fold: bool,
+    any_size: bool = True,
+    always_tuple: bool = False,
+) -> CircuitModule:
+    emitter = Emitter(layout, cuts, masks)
+    outputs = [_feature(emitter, n, layout, subject) for n in range(len(cuts))]
+    any_size = any_size and emitter.any_size
+    return emitter.writer.finish(outputs, fold=fold, any_size=any_size, always_tuple=always_tuple)
+
+
+def _feature(emitter: Emitter, n: int, layout: Layout, subject: Subject) -> fx.Node:
+    """Write the feature's map: the rows it reads of the layer's output, weighted by its coefficients."""
+    rows, write, aten = subject.survey.rows, emitter.writer, torch.ops.aten
+    maps = emitter.output(n, rows)
+    if isinstance(subject.feature.unit, tuple):
+        return maps
+    coefficients = subject.survey.coefficients.to(subject.network.dtype)
+    if not bool((coefficients == 1).all()):
+        weights = coefficients.reshape(-1, *[1] * (len(layout.output.shape) - 1))
+        maps = write.call(aten.mul.Tensor, maps, write.constant("coefficients", weights))
+    return write.call(aten.select.int, maps, 1, 0) if len(rows) == 1 else write.call(aten.sum.dim_IntList, maps, [1])
+
+
+def _takes_any_size(subject: Subject, layout: Layout) -> bool:
+    """Return whether the model does the same with images of other sizes, of all those that it takes.
+
+    Padding that is computed from the size shows at sizes of other remainders by powers of two, the strides' products.
+    """
+    channels, height, width = layout.input_shape
+    for step in (1, 2, 4, 8, 16, 64):
+        step = -step if min(height, width) > 96 else step
+        try:
+            other = layout_of(subject, (channels, height + step, width + step))
+        except ConvCircuitsError:
+            if abs(step) == 64:
+                return False
+            continue
+        if other.fixed() != layout.fixed():
+            return False
+    return True
+
+
+def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Say what a module was made of, as JSON values."""
+    return {
+        "feature": str(circuit.feature),
+        "model": network.name,
+        "weights": circuit.provenance["weights"],
+        "granularity": circuit.granularity,
+        "units": len(circuit),
+        "relevant": circuit.relevant,
+        "input_shape": list(shape),
+    }
+
+
+def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
+    """Compare a module as it is handed out with the circuit's masked run, on random images; give the difference.
+
+    Raises:
+        ConvCircuitsError: If they differ by more than rounding.
+    """
+    images = random_images(subject, subject.survey.input_shape)
+    with torch.no_grad():
+        expected = subject.maps(images, masks)
+        with _writing(subject):
+            got = torch.cat([module(images[:1]), module(images)[1:]])
+        error, allowed = agreement(subject, masks, images, got, expected)
+        if error > allowed:
+            where = parting_of_module(module, lambda watch: subject.maps(images, masks, watch), images, allowed)
+            raise _not_the_same(subject, "The module extracted", error, allowed, where)
+    return shown(error)
+
+
+def _not_the_same(subject: Subject, what: str, error: float, allowed: float, where: str) -> ConvCircuitsError:
+    return ConvCircuitsError(
+        f"{what} from {subject.network.name} does not compute what the circuit's masked run does: their maps of "
+        f"{subject.feature} differ by {error:.2g} of the largest value (rounding explains {allowed:.1g}), first at "
+        f"{where}. Please report this model; activations still works."
+    )

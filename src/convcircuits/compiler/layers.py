@@ -1,0 +1,122 @@
+"""Small layers: a convolution, a Linear or a BatchNorm with only some of its filters and input channels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.compiler.layout import Value
+from convcircuits.network.calls import ConvCall, KernelCall, LinearCall
+from convcircuits.network.operations import argument, is_batch_norm
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer that is a part of another one.
+
+    Attributes:
+        layer: The layer.
+        filters: Which filter of the other layer each of its filters is; -1 for one that only fills up a group.
+        channels: Which input channel of the other layer each of its own reads.
+    """
+
+    layer: nn.Module
+    filters: Tensor
+    channels: Tensor
+
+
+def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
+    """Make the layer that computes some filters of a call from the input channels that they read.
+
+    Args:
+        call: The call.
+        weight: Its weight, as the circuit uses it.
+        bias: Its bias, likewise.
+        rows: Filters to compute.
+        read: Bool (groups, channels or blocks), input channels that are read.
+    """
+    if isinstance(call, LinearCall):
+        columns = _some(read.repeat_interleave(weight.shape[1] // read.shape[1], 1)[0])
+        return _linear(weight, bias, rows, columns)
+    if call.groups > 1:
+        return _grouped(call, weight, bias, rows, read)
+    return conv(call, weight, bias, rows, _some(read[0]))
+
+
+def conv(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) -> Part:
+    """Make a convolution of some filters and channels, in one group."""
+    small = weight[rows][:, columns]
+    return Part(_conv(call, small, None if bias is None else bias[rows], groups=1), rows, columns)
+
+
+def norm(value: Value, channels: Tensor) -> nn.Module | None:
+    """Make the BatchNorm of some channels, if a value's operation is one that uses running statistics."""
+    node = value.node
+    if node is None or not is_batch_norm(node) or argument(node, "training"):
+        return None
+    given = {name: argument(node, name) for name in ("running_mean", "running_var", "weight", "bias")}
+    like = given["running_mean"]
+    if like is None or (given["weight"] is None) != (given["bias"] is None):
+        return None
+    kind = nn.BatchNorm2d if len(value.shape) == 3 else nn.BatchNorm1d
+    eps = next(eps for eps in (argument(node, "eps"), argument(node, "epsilon")) if eps is not None)
+    module = kind(len(channels), eps=eps, affine=given["weight"] is not None, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        for name, values in given.items():
+            if values is not None:
+                getattr(module, name).copy_(values[channels])
+    return module
+
+
+def _some(read: Tensor) -> Tensor:
+    """Number the channels that are read; one at least, so that a constant has the size of a map."""
+    return read.nonzero()[:, 0] if bool(read.any()) else torch.tensor([0])
+
+
+def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) -> Part:
+    module = nn.Linear(len(columns), len(rows), bias=bias is not None, device="meta")
+    return Part(_filled(module, weight[rows][:, columns], None if bias is None else bias[rows]), rows, columns)
+
+
+def _grouped(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
+    """Make a convolution of the groups that are left, brought to one size by empty kernels where one has fewer."""
+    per_group, filters = read.shape[1], len(weight) // call.groups
+    of_group = torch.div(rows, filters, rounding_mode="floor")
+    groups = sorted(set(of_group.tolist()))
+    kept = [(rows[of_group == g], _some(read[g]), g) for g in groups]
+    height, width = max(len(o) for o, _, _ in kept), max(len(i) for _, i, _ in kept)
+    small = weight.new_zeros(len(groups), height, width, *weight.shape[2:])
+    biases = None if bias is None else bias.new_zeros(len(groups), height)
+    numbers = torch.full((len(groups), height), -1)
+    channels = torch.zeros(len(groups), width, dtype=torch.long)
+    for k, (o, i, g) in enumerate(kept):
+        small[k, : len(o), : len(i)] = weight[o][:, i]
+        numbers[k, : len(o)] = o
+        channels[k] = g * per_group + i[0]
+        channels[k, : len(i)] = g * per_group + i
+        if biases is not None and bias is not None:
+            biases[k, : len(o)] = bias[o]
+    layer = _conv(call, small.flatten(0, 1), None if biases is None else biases.flatten(), groups=len(groups))
+    return Part(layer, numbers.flatten(), channels.flatten())
+
+
+def _conv(call: ConvCall, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Module:
+    module = nn.Conv2d(
+        weight.shape[1] * groups,
+        len(weight),
+        (weight.shape[2], weight.shape[3]),
+        stride=call.stride,
+        padding=call.padding,
+        dilation=call.dilation,
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    return _filled(module, weight, bias)
+
+
+def _filled(module: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    module.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    return module

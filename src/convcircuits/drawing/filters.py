@@ -1,0 +1,61 @@
+"""A circuit as a graph of networkx: filters and the kernels between them, on complete paths alone."""
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from convcircuits.compiler.layout import layout_of
+from convcircuits.drawing.data import EdgeKind
+from convcircuits.drawing.graph import graph, kernels_of
+from convcircuits.drawing.wiring import Site, SiteKind, wire
+from convcircuits.frames import optional
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.network.provenance import check_same_model, describe
+from convcircuits.network.reach import survey_of_unknown_size
+from convcircuits.values.circuit import Circuit
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def graph_of_filters(
+    model: nn.Module, circuit: Circuit, input_shape: tuple[int, int, int] | None
+) -> "networkx.MultiDiGraph":
+    """Return what ``Circuit.to_networkx`` says."""
+    made = optional("networkx", "to_networkx").MultiDiGraph()
+    network = Network(model)
+    given = input_shape or circuit.provenance.get("input_shape")
+    found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
+    check_same_model(circuit.provenance, describe(network, circuit.feature, found))
+    subject = Subject(network, circuit.feature, found)
+    effective = subject.masks(circuit, found.input_shape, effective=True).kernels
+    layout = layout_of(subject, found.input_shape)
+    wiring = wire(layout, found.kernels, subject.rows, subject.coefficients, merged=False)
+    laid = graph(layout, wiring, subject.rows, [kernels_of(circuit, effective, found.kernels)])
+    nodes = []
+    for number, channel in zip(laid.site.tolist(), laid.channel.tolist(), strict=True):
+        site = wiring.sites[number]
+        nodes.append(_node(site, channel))
+        made.add_node(nodes[-1], kind=site.kind.name.lower(), layer=site.name)
+    for e, kind in enumerate(laid.kind.tolist()):
+        ends = nodes[laid.source[e]], nodes[laid.target[e]]
+        if kind == EdgeKind.KERNEL:
+            layer = wiring.sites[int(laid.site[laid.target[e]])].name
+            kernel = {"layer": layer, "filter": int(laid.out[e]), "channel": int(laid.inp[e])}
+            # A layer that runs twice on one map has one kernel there, not two.
+            made.add_edge(
+                *ends, (layer, kernel["channel"]), kind="kernel", **kernel, saliency=float(laid.saliency[0][e])
+            )
+        else:
+            made.add_edge(*ends, kind=EdgeKind(kind).name.lower())
+    made.graph["target"] = nodes[laid.goal]
+    return made
+
+
+def _node(site: Site, channel: int) -> Hashable:
+    if site.kind is SiteKind.FILTER:
+        return site.name, channel
+    kind = site.kind.name.lower()
+    return kind if site.kind in (SiteKind.IMAGE, SiteKind.TARGET) else f"{kind} {site.number}", channel

@@ -1,0 +1,1 @@
+"""What filters respond to: receptive fields, the interior, patches, feature visualizations, colors."""

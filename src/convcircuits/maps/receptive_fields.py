@@ -1,0 +1,388 @@
+"""Receptive fields: the box of the image that each position of a map depends on, followed through the model's graph.
+
+Boxes take the place of values: first the first and the last row of what a value depends on, then its first and its last
+column, where two images would be. Whatever joins values takes the outermost, which is the box around them all. So any
+graph is followed, channel by channel and position by position, and the weights' values play no part. Padding counts as
+outside: the boxes of a padded map go on beyond its border as they do inside, and may leave the image.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import ConvCall, KernelCall
+from convcircuits.network.graph import Node
+from convcircuits.network.masking import Subject
+from convcircuits.network.operations import argument
+from convcircuits.network.reach import Paths
+
+Reading = tuple[str, int, int] | int | None
+"""A map: (layer, call, channel) is what that kernel call of the layer (from 0) reads, one channel or, of a flattened
+map, one block, without padding that the model adds before the call; a number is a channel of the feature's layer that
+the feature reads; None is the feature itself (of several units the largest, position by position)."""
+
+Padding = tuple[int, int, int, int]  # rows above and below, columns left and right
+
+# A first row is held as this less its number, a last one as this more: so the larger is the further out, and what
+# operations leave empty, zero, lies inside of all. Whole numbers of this size are exact in float32.
+_BASE = 2**20
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels; it may leave the image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive fields of a map's positions.
+
+    Attributes:
+        rows: For each row of the map the first row of the image and the one after the last.
+        columns: Likewise.
+        image: (H, W) of the image.
+        padding: Rows of padding above and below the map, columns left and right of it, in what a call reads.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, int], ...]
+    image: tuple[int, int]
+    padding: Padding = (0, 0, 0, 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the map."""
+        return len(self.rows), len(self.columns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a position's field, in pixels; the largest where they differ."""
+        return _longest(self.rows), _longest(self.columns)
+
+    def unpadded(self) -> tuple[Tensor, Tensor]:
+        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,).
+
+        These are at least a quarter of each, for which those count that see the least padding; all, along an axis
+        where fields are as long as the image.
+        """
+        return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
+
+    def interior(self) -> tuple[Tensor, Tensor, bool]:
+        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,), and nothing else.
+
+        Where there are none along an axis, these are its central ones: the quarter of it whose fields leave the image
+        least far on either side, with all that leave it as little. The last value tells whether all are inside.
+        """
+        beyond = [
+            torch.tensor([max(0, -first, end - length) for first, end in spans])
+            for spans, length in zip((self.rows, self.columns), self.image, strict=True)
+        ]
+        rows, columns = (outside <= outside.sort().values[(len(outside) - 1) // 4] for outside in beyond)
+        inside = [outside == 0 for outside in beyond]
+        exact = all(bool(axis.any()) for axis in inside)
+        return (
+            inside[0] if inside[0].any() else rows,
+            inside[1] if inside[1].any() else columns,
+            exact,
+        )
+
+    def box(self, row: int, column: int) -> Box:
+        """Return the field of a position; along an axis where fields are as long as the image, all of it."""
+        spans = [
+            (0, length) if _longest(axis) >= length else axis[place]
+            for axis, place, length in zip((self.rows, self.columns), (row, column), self.image, strict=True)
+        ]
+        (top, bottom), (left, right) = spans
+        return Box(top, left, bottom - top, right - left)
+
+
+def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bool = False) -> dict[Reading, Field]:
+    """Tell the part of the image that each position of some maps depends on, in the full model.
+
+    Exact for kernel calls, poolings, paddings, resizing and whatever is element-wise, moves values, or mixes them along
+    whole dimensions, as normalisations do. Of an operation of which more is not known, each value counts as depending
+    on all that it was given.
+
+    Args:
+        subject: The feature of the model, surveyed on images of the size that is meant.
+        readings: The maps.
+        local: Leave out what reaches all positions of a map alike, as the gates of squeeze-excitation; else these
+            make every field after them the whole image.
+
+    Returns:
+        The field of each reading, in their order.
+
+    Raises:
+        ConvCircuitsError: If there is no such map, or the image plays no part in it.
+    """
+    shape, network = subject.survey.input_shape, subject.network
+    paths = subject.paths_on(torch.zeros(2, *shape, device=network.device, dtype=network.dtype))
+    walks = []
+    for axis in (1, 2):
+        form = [shape[axis] if dim == axis else 1 for dim in range(3)]
+        places = torch.arange(shape[axis], dtype=torch.float32).reshape(form)
+        walk = _Walk(paths, readings, local)
+        output = walk.run(torch.stack([_BASE - places, _BASE + places]).expand(2, *shape))
+        output = output if output.dim() == 4 else output[..., None, None]
+        walk.found |= {channel: output[:, channel] for channel in subject.survey.rows.tolist()}
+        walk.found[None] = output[:, subject.survey.rows].amax(1)
+        walks.append(walk)
+    rows, columns = walks
+    known: dict[Any, Field] = {}
+    fields = {}
+    for reading in readings:
+        if reading not in rows.found:
+            raise no_such_map(reading)
+        spans = (_spans(rows.found[reading], 2), _spans(columns.found[reading], 1))
+        padding = rows.padding.get(reading, (0, 0, 0, 0))
+        key = (*(one.numpy().tobytes() for one in spans), padding)
+        if key not in known:  # one object for all maps that are alike
+            first, second = (tuple((top, bottom) for top, bottom in one.tolist()) for one in spans)
+            known[key] = Field(first, second, (shape[1], shape[2]), padding)
+        fields[reading] = known[key]
+        if fields[reading].size[0] < 1:
+            raise ConvCircuitsError(f"The map {reading} does not depend on the image, so it has no receptive field.")
+    return fields
+
+
+def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: Padding) -> Tensor:
+    """Return some channels of what a call reads, padding cut off, a flattened map's folded back: (n, r, h, w).
+
+    Raises:
+        ConvCircuitsError: If they are not of that shape.
+    """
+    if isinstance(call, ConvCall):
+        top, bottom, left, right = padding
+        maps = call.x.index_select(1, channels)
+        maps = maps[:, :, top : maps.shape[2] - bottom, left : maps.shape[3] - right]
+        fits = maps.shape[2:] == shape
+    elif call.x.dim() == 2:
+        maps = call.x.reshape(len(call.x), call.blocks, -1).index_select(1, channels)
+        fits = maps.shape[2] == shape[0] * shape[1]
+    else:
+        maps = call.x.index_select(-1, channels).movedim(-1, 1)
+        fits = maps.shape[2] == shape[0] and maps[0, 0].numel() == shape[0] * shape[1]
+    if not fits:
+        raise ConvCircuitsError(
+            f"{call.layer} reads maps of {tuple(call.x.shape[1:])}, where {shape[0]} x {shape[1]} positions were "
+            "expected; give images of the one size that the feature was surveyed on."
+        )
+    return maps.reshape(*maps.shape[:2], *shape)
+
+
+def channels_of(readings: Sequence[Reading]) -> dict[tuple[str, int], dict[Reading, int]]:
+    """Sort readings of kernel calls by (layer, call): each reading's channel."""
+    sorted_: dict[tuple[str, int], dict[Reading, int]] = {}
+    for reading in readings:
+        if isinstance(reading, tuple):
+            layer, call, channel = reading
+            sorted_.setdefault((layer, call), {})[reading] = channel
+    return sorted_
+
+
+def no_such_map(reading: Reading) -> ConvCircuitsError:
+    """Say that a run meets no such map."""
+    return ConvCircuitsError(
+        f"On the way to the feature there is no map {reading!r}; give (layer, call, channel) of what a kernel call "
+        "reads, a channel that the feature itself reads, or None for the feature."
+    )
+
+
+class _Walk:
+    """Follows boxes through a graph, two in place of images: where they begin and end along one axis."""
+
+    def __init__(self, paths: Paths, readings: Sequence[Reading], local: bool) -> None:
+        self.paths, self.graph, self.local = paths, paths.graph, local
+        self.wanted = channels_of(readings)
+        self.found: dict[Reading, Tensor] = {}
+        self.padding: dict[Reading, Padding] = {}
+        self.places = {n: place for place, node in enumerate(self.graph.nodes) for n in node.outputs if n is not None}
+        self.around: dict[int, Padding] = {}  # by number of a value: padding that is part of it
+
+    def run(self, boxes: Tensor) -> Tensor:
+        """Return the boxes of the output; keep those of the maps that are wanted."""
+        values, last = {0: boxes}, self.graph.last_uses()
+        for place, node in enumerate(self.graph.nodes):
+            given = [values[n] for n in dict.fromkeys(node.inputs)]
+            results = [self.kernels(node, given[0])] if node.call is not None else self.results(place, given)
+            values |= zip((n for n in node.outputs if n is not None), results, strict=True)
+            for number in last[place]:
+                del values[number]
+        return values[self.graph.output]
+
+    def kernels(self, node: Node, x: Tensor) -> Tensor:
+        """Return the boxes of a kernel call's filters."""
+        assert node.call is not None
+        call, (number,) = replace(node.call, x=x), node.inputs
+        padding = self.around.get(number, (0, 0, 0, 0))
+        if isinstance(call, ConvCall):
+            count, (top, bottom, left, right) = x.shape[1], padding
+            shape = (x.shape[2] - top - bottom, x.shape[3] - left - right)
+        elif x.dim() == 2:
+            count, shape = call.blocks, self.folded(number) or (1, x.shape[1] // call.blocks)
+        else:
+            count, shape = x.shape[-1], (x.shape[1], x[0, 0, ..., 0].numel())
+        for reading, channel in self.wanted.get((call.layer, call.turn), {}).items():
+            if 0 <= channel < count:
+                self.found[reading] = maps_read(call, torch.tensor([channel]), shape, padding)[:, 0]
+                self.padding[reading] = padding
+        if not isinstance(call, ConvCall):
+            return x.amax(-1, keepdim=True).expand(*x.shape[:-1], len(call.weight))
+        grouped = x.reshape(2, call.groups, -1, *x.shape[2:]).amax(2)
+        joined = _joined(
+            grouped, call.weight.shape[2:], call.stride, call.padding, call.dilation, self.graph.shapes_of(node)[0][2:]
+        )
+        return joined.repeat_interleave(len(call.weight) // call.groups, 1)
+
+    def folded(self, number: int) -> tuple[int, int] | None:
+        """Return (h, w) of the map that a flattened one was, element by element; None if it was none."""
+        shape = self.graph.shapes[number]
+        while number in self.places:
+            number = self.graph.nodes[self.places[number]].inputs[0]
+            source = self.graph.shapes[number]
+            if len(source) == 4 and math.prod(source[1:]) == shape[1]:
+                return source[2], source[3]
+            if source != shape:
+                break
+        return None
+
+    def results(self, place: int, given: list[Tensor]) -> list[Tensor]:
+        """Return the boxes of what an operation computes that is no kernel call."""
+        node, operation, x = self.graph.nodes[place], self.paths.operations[place], given[0]
+        assert operation is not None
+        shapes = self.graph.shapes_of(node)
+        if "pad" in node.name:
+            return [self.padded(node, x)]
+        if operation.moves:
+            boxes = self.paths.through(place, given)
+        elif operation.over is None:
+            boxes = [self.all_of(given, shape) for shape in shapes]
+        elif not operation.over:
+            boxes = [self.together(given, shapes[0])]
+        elif argument(node, "kernel_size"):
+            boxes = [_pooled(node, x, operation.over, shapes[0])]
+        elif argument(node, "output_size"):
+            boxes = [_resized(node, x, operation.over)]
+        elif node.name == "native_group_norm":
+            groups = argument(node, "group")
+            moments = x.reshape(len(x), groups, -1).amax(2)
+            boxes = [moments[..., None].expand(-1, -1, x[0].numel() // groups).reshape(x.shape), moments, moments]
+        else:
+            boxes = [x.amax(operation.over, keepdim=True)]
+        boxes += boxes[:1] * (len(shapes) - len(boxes))
+        return [_as_wide(one, shape) for one, shape in zip(boxes, shapes, strict=True)]
+
+    def together(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
+        """Join maps element by element."""
+        spread = [x for x in maps if x.dim() > 3 and x.shape[-2:].numel() > 1]
+        joined, *rest = spread if self.local and spread else maps
+        for x in rest:
+            joined = torch.maximum(joined, x)
+        return joined.expand(shape)
+
+    def all_of(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
+        """Let every value depend on all of the maps."""
+        if any(not form or form[0] != 2 for form in (shape, *(x.shape for x in maps))):
+            raise ConvCircuitsError("The model computes across images on the way to the feature: no receptive field.")
+        largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)
+        return largest.reshape(2, *[1] * (len(shape) - 1)).expand(shape)
+
+    def padded(self, node: Node, x: Tensor) -> Tensor:
+        """Return the boxes of a padded map: beyond rows and columns as inside, along further dimensions nothing."""
+        left, right, top, bottom, *further = [*node.args[1], *[0] * 4][: max(4, len(node.args[1]))]
+        (number,) = node.outputs
+        assert number is not None
+        self.around[number] = (max(0, top), max(0, bottom), max(0, left), max(0, right))
+        return F.pad(_extended(x, ((top, bottom), (left, right))), (0, 0, 0, 0, *further))
+
+
+def _as_wide(boxes: Tensor, shape: torch.Size) -> Tensor:
+    """Spread boxes over a shape, or leave out dimensions of size 1."""
+    if not shape.numel():  # statistics that are not computed
+        return boxes.new_zeros(shape)
+    return boxes.expand(shape) if boxes.dim() == len(shape) else boxes.reshape(shape)
+
+
+def _joined(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out: Sequence[int],
+) -> Tensor:
+    """Return the boxes around windows of a map, ``out`` of them along each of its last dimensions."""
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    pads = [
+        (before, (count - 1) * step - before + more - (length - 1))
+        for before, count, step, more, length in zip(padding, out, stride, reach, x.shape[-len(out) :], strict=True)
+    ]
+    x = _extended(x, pads)
+    for dim, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), -len(out)):
+        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap].amax(-1)
+    return x
+
+
+def _extended(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
+    """Go on beyond the border of the last dimensions as the boxes do inside, by (before, after); below zero, cut."""
+    for dim, (before, after) in enumerate(pads, -len(pads)):
+        last = x.shape[dim] - 1
+        place = torch.arange(-before, last + 1 + after)
+        inside = place.clamp(0, last)
+        beyond = place - inside
+        edge = x.index_select(dim, inside)
+        step = edge - x.index_select(dim, (inside - beyond.sign()).clamp(0, last))
+        x = edge + step * beyond.abs().reshape(-1, *[1] * (-1 - dim))
+    return x
+
+
+def _pooled(node: Node, x: Tensor, over: Sequence[int], shape: torch.Size) -> Tensor:
+    def given(name: str, otherwise: Any) -> list[int]:
+        value = argument(node, name) or otherwise
+        return list(value) * (len(over) if len(value) == 1 else 1)
+
+    kernel = given("kernel_size", None)
+    return _joined(
+        x, kernel, given("stride", kernel), given("padding", [0]), given("dilation", [1]), shape[-len(over) :]
+    )
+
+
+def _resized(node: Node, x: Tensor, over: Sequence[int]) -> Tensor:
+    """Ask the operation itself, axis by axis, which places its results depend on: of each the outermost."""
+    shape = x.shape[over[0] :]
+    for dim in over:
+        length = x.shape[dim]
+        form = [length if other == dim else 1 for other in over]
+        probe = torch.eye(length).reshape(1, length, *form).expand(1, length, *shape)
+        response = node.compute(dict.fromkeys(node.inputs, probe).__getitem__)[0].abs()[0]
+        reads = response.amax([other - 1 for other in over if other != dim]) > 1e-6  # (in, out)
+        first, last = reads.int().argmax(0), length - 1 - reads.flip(0).int().argmax(0)
+        x = torch.maximum(x.index_select(dim, first), x.index_select(dim, last))
+    return x
+
+
+def _spans(boxes: Tensor, along: int) -> Tensor:
+    """Return the first place and the one after the last, (length, 2), of boxes (2, h, w) along one axis of them."""
+    first, last = boxes.amax(along)
+    return torch.stack([_BASE - first, last - _BASE + 1], 1).int()
+
+
+def _unpadded(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
+    if _longest(spans) >= length:
+        return torch.ones(len(spans), dtype=torch.bool)
+    outside = torch.tensor([max(0, -first) + max(0, end - length) for first, end in spans])
+    return outside <= outside.sort().values[(len(spans) - 1) // 4]
+
+
+def _longest(spans: Sequence[tuple[int, int]]) -> int:
+    return max(end - first for first, end in spans)

@@ -1,0 +1,193 @@
+"""Whether two runs that should agree do, up to rounding, and the first layer, in execution order, at which they part.
+
+Two runs agree where their maps differ by a few units of rounding (machine epsilon) of the largest value, as sums in
+another order do; where they differ by more, what rounding can make is measured: each sum in each layer is moved by one
+unit of rounding of its terms' sizes, up or down at random, the most that rounding does to a dot product of usual
+length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and the map's own move is seen.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import ConvCall, KernelCall
+from convcircuits.network.masking import Masks, Subject
+
+Watch = Callable[[KernelCall, Tensor], None]
+Run = Callable[[Watch], object]
+"""Runs a model and tells a watch of every kernel call and its output."""
+
+IMAGES = 2
+"""Images that are run to compare."""
+
+_UNITS = 8  # of rounding, up to which two runs agree without a measurement
+_GROWTH = 4  # times the measured move of the map: so much passes as rounding
+_MOST = 0.25  # of the largest value; a comparison that lets more pass tells nothing
+_TF32 = 2.0**-11  # the unit of cuDNN's convolutions of float32, unless the caller switched TF32 off
+
+
+def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
+    """Make the same normal images at every call, for where the caller gives none."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(IMAGES, *shape, generator=generator).to(subject.network.device, subject.network.dtype)
+
+
+def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the largest difference of two maps, relative to the largest value of either, and that value."""
+    got, expected = got.detach(), expected.detach()
+    sizes = float(got.abs().max()), float(expected.abs().max())
+    size = max(sizes)
+    if not all(map(math.isfinite, sizes)):  # NaN is neither more nor less than any number
+        return math.inf, math.inf
+    return (float((got - expected).abs().max()) / size if size else 0.0), size
+
+
+def units(dtype: torch.dtype) -> float:
+    """Return the difference up to which two maps agree without a measurement, relative to the largest value."""
+    return _UNITS * torch.finfo(dtype).eps
+
+
+def agreement(
+    subject: Subject, masks: Masks | None, images: Tensor, got: Tensor, expected: Tensor
+) -> tuple[float, float]:
+    """Compare two maps of a circuit, or of the full model, that should differ by rounding alone.
+
+    Returns:
+        The largest difference and the tolerance, both relative to the largest value of either map.
+
+    Raises:
+        ConvCircuitsError: If rounding alone moves the map so far that nothing can be told.
+    """
+    error, size = difference(got, expected)
+    allowed = units(expected.dtype)
+    if error <= allowed or not math.isfinite(error):
+        return error, allowed
+    moved = _rounding(subject, masks, images) / size
+    if _MOST < error <= _GROWTH * moved:
+        raise ConvCircuitsError(
+            f"In {str(expected.dtype).removeprefix('torch.')}, rounding alone moves the map of {subject.feature} by "
+            f"{moved:.0%} of its largest value, so no figure of it would mean anything; give "
+            f"{subject.network.name} and the images in a wider type, such as float64."
+        )
+    return error, max(allowed, min(_GROWTH * moved, _MOST))
+
+
+def shown(error: float) -> float:
+    """Round an error to two digits, for the provenance."""
+    return float(f"{error:.1e}")
+
+
+def _rounding(subject: Subject, masks: Masks | None, images: Tensor) -> float:
+    """Measure how far the map moves where each sum in each layer is off by one unit of rounding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def off(call: KernelCall, output: Tensor) -> None:
+        weight, bias = call.weight.abs(), call.bias
+        if masks is not None and call.layer in masks.kernels:
+            mask = masks.kernels[call.layer]
+            weight = weight * call.per_kernel(mask if call.rows is None else mask[call.rows])
+        sizes = replace(call, x=call.x.abs()).compute(weight, None if bias is None else bias.abs())
+        unit = _TF32 if output.is_cuda and output.dtype == torch.float32 else torch.finfo(output.dtype).eps
+        signs = torch.randint(0, 2, output.shape, generator=generator, dtype=torch.int8).to(output.device) * 2 - 1
+        output.add_(sizes * signs, alpha=unit)
+
+    expected = subject.maps(images, masks)
+    return max(float((subject.maps(images, masks, off) - expected).abs().max()) for _ in range(2))
+
+
+def parting(first: Run, second: Run, kernels: Mapping[str, Tensor] | None, tolerance: float) -> str:
+    """Name the layer of the first kernel call whose output differs between two runs.
+
+    Args:
+        first: A run.
+        second: Another one of the same calls.
+        kernels: Only filters with a kernel in these masks, layer name -> (out, in), are compared; None for all.
+        tolerance: Of the largest value.
+    """
+    seen: list[tuple[str, Tensor]] = []
+    found: list[str] = []
+    number = 0
+
+    def chosen(call: KernelCall, output: Tensor) -> Tensor:
+        if kernels is None:
+            return output.clone()
+        mask = kernels.get(call.layer, torch.zeros(0, 1))
+        live = mask.any(1) if call.rows is None or not len(mask) else mask[call.rows].any(1)
+        return output.index_select(call.channel_dim, live.nonzero()[:, 0].to(output.device))
+
+    def compare(call: KernelCall, output: Tensor) -> None:
+        nonlocal number
+        if number < len(seen):
+            layer, expected = seen[number]
+            if layer != call.layer or _differ(chosen(call, output), expected, tolerance):
+                found.append(call.layer)
+        number += 1
+
+    first(lambda call, output: seen.append((call.layer, chosen(call, output))))
+    second(compare)
+    return found[0] if found else f"what follows {seen[-1][0]}"
+
+
+def parting_of_module(module: nn.Module, run: Run, images: Tensor, tolerance: float) -> str:
+    """Name the first layer that reads something else in an extracted module than in the circuit's masked run.
+
+    What layers read is compared, not what they give, as a module's layers have BatchNorms folded into them. Where all
+    read the same, the last one gives something else.
+
+    Args:
+        module: The module.
+        run: The masked run, on the same images.
+        images: The images.
+        tolerance: Of the largest value.
+    """
+    layers = {name: part for name, part in module.named_modules() if "channels" in part._buffers}
+    read: dict[str, Tensor] = {}
+
+    def reads(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+            read.setdefault(name, given[0].clone())
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(reads(name)) for name, layer in layers.items()]
+    try:
+        module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    passed: list[str] = []
+    found: list[str] = []
+
+    def compare(call: KernelCall, output: Tensor) -> None:
+        if call.layer in read and call.layer not in passed and not found:
+            layer = layers[call.layer]
+            used = _used(layer).nonzero()[:, 0]
+            dim = 1 if isinstance(call, ConvCall) else -1
+            got = read[call.layer].index_select(dim, used)
+            expected = call.x.index_select(dim, layer.get_buffer("channels")[used])
+            (found if _differ(got, expected, tolerance) else passed).append(call.layer)
+
+    run(compare)
+    if found:
+        return f"what {found[0]} reads"
+    return passed[-1] if passed else "a layer that cannot be told"
+
+
+def _used(layer: nn.Module) -> Tensor:
+    """Return which of its input channels a layer has a weight for."""
+    weight = layer.get_parameter("weight")
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return (weight != 0).reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).flatten(3).any(3).any(1).flatten()
+
+
+def _differ(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if got.shape != expected.shape:
+        return True
+    if not got.numel():
+        return False
+    size = max(float(got.abs().max()), float(expected.abs().max()))
+    return not bool(((got - expected).abs() <= tolerance * size).all())

@@ -1,0 +1,307 @@
+"""Run a model with only some of its kernels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import KernelCall
+from convcircuits.network.capture import Network
+from convcircuits.network.graph import record_graph
+from convcircuits.network.operations import Plan
+from convcircuits.network.provenance import check_same_model, describe
+from convcircuits.network.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.granularity import masks_of, units_with
+
+_GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Kernels that a run keeps, with the calibration it applies.
+
+    Attributes:
+        kernels: Layer name -> bool (out, in per group). A layer that is not named is left as it is.
+        gain: Layer name -> (out,), on the raw output of live filters.
+        offset: Layer name -> (out,), as ``gain``.
+        silent: Whether a dead filter, one without any kept kernel, adds nothing to others: its bias, and the shift
+            of a BatchNorm that follows, are removed where its map meets other maps. A dead gate, which multiplies,
+            stays the constant it is. Without ``silent`` every bias stays (the published semantics).
+        weights: Layer name -> bool in the weight's shape: of the kept kernels, the weights that are kept. All are
+            where a layer is not named.
+        constant: Layer name -> bool (out, in per group): kernels that only ever read constants, as the survey tells.
+            They are part of their filter's bias, and go with it.
+    """
+
+    kernels: Mapping[str, Tensor]
+    gain: Mapping[str, Tensor] = field(default_factory=dict)
+    offset: Mapping[str, Tensor] = field(default_factory=dict)
+    silent: bool = True
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    constant: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Masks":
+        """Move to the device; gain and offset also to the dtype."""
+        return Masks(
+            {layer: mask.to(device) for layer, mask in self.kernels.items()},
+            {layer: gain.to(device, dtype) for layer, gain in self.gain.items()},
+            {layer: offset.to(device, dtype) for layer, offset in self.offset.items()},
+            self.silent,
+            {layer: mask.to(device) for layer, mask in self.weights.items()},
+            {layer: mask.to(device) for layer, mask in self.constant.items()},
+        )
+
+    def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
+        """Return which of the computed filters' kernels run in a call."""
+        mask = _computed(self.kernels[call.layer], call)
+        if self.silent and call.live is not None:
+            # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
+            mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.live[:, None]).flatten(0, 1)
+        return mask
+
+    def weight_and_bias(self, call: KernelCall, running: Bool[Tensor, "out in"]) -> tuple[Tensor, Tensor | None]:
+        """Return what a run uses in a call: kernels that do not run are zero, the calibration is worked in.
+
+        Args:
+            call: The call.
+            running: Of the computed filters, the kernels that run.
+        """
+        running = running.to(call.weight.device)
+        kept, live = call.per_kernel(running), running.any(1)
+        if call.layer in self.weights:
+            kept = kept & _computed(self.weights[call.layer], call)
+        if call.layer in self.constant:
+            constant = _computed(self.constant[call.layer], call)
+            biased = live | constant.all(1) | (not self.silent)  # a filter of constants alone is one itself
+            kept = kept | call.per_kernel(constant & biased[:, None])
+        weight, bias = call.weight * kept, call.bias
+        if call.layer in self.gain:
+            gain = torch.where(live, _computed(self.gain[call.layer], call), 1)
+            weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
+            bias = None if bias is None else bias * gain
+        if call.layer in self.offset:
+            bias = torch.where(live, _computed(self.offset[call.layer], call), 0) + (0 if bias is None else bias)
+        return weight, bias
+
+    def kernel(self, call: KernelCall) -> Tensor:
+        """Compute a kernel call with the kept kernels alone."""
+        if call.layer not in self.kernels:
+            return call.compute()
+        running = self.running(call)
+        read = running | _computed(self.constant[call.layer], call) if call.layer in self.constant else running
+        return _with_read_alone(call, read).compute(*self.weight_and_bias(call, running))
+
+
+class Subject:
+    """A model that is opened for a feature: surveyed and ready to run.
+
+    Args:
+        network: The model.
+        feature: The feature.
+        found: What the survey of the feature in the full model told.
+
+    Attributes:
+        network: As given.
+        feature: As given.
+        survey: As given.
+        rows: The channels of its layer that the feature reads, int64.
+        coefficients: The feature's coefficient on each.
+    """
+
+    def __init__(self, network: Network, feature: Feature, found: Survey) -> None:
+        self.network, self.feature, self.survey = network, feature, found
+        self.rows = found.rows.to(network.device)
+        self.coefficients = found.coefficients.to(network.device, network.dtype)
+        self._paths: dict[torch.Size, Paths] = {found.paths.graph.shapes[0]: found.paths}
+        self._plans: dict[tuple[int, torch.Size], tuple[Masks, Plan]] = {}
+
+    @classmethod
+    def open(cls, model: nn.Module | Network, feature: Feature, shape: Sequence[int] | None = None) -> "Subject":
+        """Open a model for a feature.
+
+        Args:
+            model: Any CNN; it is not changed.
+            feature: The feature.
+            shape: (C, H, W) of an image; the first of the likely ones that the model takes, where it is not given.
+
+        Raises:
+            ConvCircuitsError: If the feature does not fit the model, or no shape of images does.
+        """
+        network = model if isinstance(model, Network) else Network(model)
+        return cls(network, feature, survey_of_unknown_size(network, feature, shape))
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Which feature of which weights it is, in which versions: the beginning of a result's provenance."""
+        return describe(self.network, self.feature, self.survey)
+
+    def check(self, circuit: Circuit) -> None:
+        """Refuse a circuit that was not made for this unit of these weights.
+
+        Raises:
+            ConvCircuitsError: If it is none, or the weights' hashes or the features differ (their positions may).
+        """
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+        check_same_model(circuit.provenance, self.about)
+        if replace(circuit.feature, position=self.feature.position) != self.feature:
+            raise ConvCircuitsError(
+                f"The circuit preserves {circuit.feature}, not {self.feature}; give a circuit of the same unit."
+            )
+
+    def maps(
+        self,
+        images: Tensor,
+        masks: Masks | None = None,
+        watch: Callable[[KernelCall, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Run the full model, or the masked one; give the feature's maps, (N, H, W) or (N,).
+
+        Those of several units have an axis of units: (N, U, H, W) or (N, U).
+
+        ``watch`` is told of every kernel call and its output.
+        """
+        compute = _in_full if masks is None else masks.kernel
+
+        def kernel(call: KernelCall) -> Tensor:
+            output = compute(call)
+            if watch is not None:
+                watch(call, output)
+            return output
+
+        output = self.output(images, kernel, masks).to(self.network.dtype)  # autocast inside a model may end in another
+        if not self.survey.direct:
+            output = output.index_select(1, self.rows)
+        if isinstance(self.feature.unit, tuple):
+            return output
+        if len(self.rows) == 1:
+            return output[:, 0] * self.coefficients[0]
+        return torch.einsum("nc...,c->n...", output, self.coefficients)
+
+    def output(self, images: Tensor, kernel: Callable[[KernelCall], Tensor], masks: Masks | None) -> Tensor:
+        """Run up to the feature, every kernel call computed by ``kernel``; return the output of the feature's layer.
+
+        The model's own code runs, but for masks in which dead filters are silent: there its graph does, in which what
+        is dead is told from what is live.
+        """
+        rows = self.rows if self.survey.direct else None
+        if masks is None or not masks.silent:
+            return self.network.run(self.feature, images, kernel, rows=rows, copied=self.survey.copied)
+        paths = self.paths_on(images)
+        return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
+
+    def unread_filters(self, masks: Masks, images: Tensor) -> list[Tensor]:
+        """Return for each kernel call in order which filters are dead in a circuit and read by no gate, (out,) bool."""
+        return self.paths_on(images).unread_filters(masks.kernels, self.survey.rows)
+
+    def paths_on(self, images: Tensor) -> Paths:
+        """Return the graph of batches of this shape."""
+        if images.shape not in self._paths:
+            if len(self._paths) >= _GRAPHS:
+                del self._paths[next(iter(self._paths))]
+            self._paths[images.shape] = Paths(record_graph(self.network, self.feature, images.detach()))
+        return self._paths[images.shape]
+
+    def _plan(self, paths: Paths, masks: Masks) -> Plan:
+        key = (id(masks), paths.graph.shapes[0])
+        if key not in self._plans:
+            if len(self._plans) >= 4 * _GRAPHS:
+                del self._plans[next(iter(self._plans))]
+            plan = paths.plan(paths.live(masks.kernels)).to(self.network.device)
+            self._plans[key] = masks, plan  # the masks, so that their id stays taken
+        return self._plans[key][1]
+
+    def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return of some masks the kernels on a complete path image -> feature inside them."""
+        if tuple(input_shape) == self.survey.input_shape:
+            return self.survey.inside(kernels)
+        return survey(self.network, self.feature, input_shape).inside(kernels)
+
+    def kept(self, units: Mapping[str, Tensor], granularity: str) -> Masks:
+        """Turn kept units into masks of a run in which every bias stays."""
+        kernels, weights = masks_of(units, granularity, self.survey.kernels)
+        masks = Masks(kernels, silent=False, weights=weights, constant=self.survey.constant)
+        return masks.to(self.network.device, self.network.dtype)
+
+    def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
+        """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
+        kernels, weights = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
+        kernels = self.effective(kernels, input_shape) if effective else kernels
+        masks = Masks(
+            kernels,
+            dict(circuit.gain),
+            dict(circuit.offset),
+            silent=effective,
+            weights=weights,
+            constant=self.survey.constant,
+        )
+        return masks.to(self.network.device, self.network.dtype)
+
+    def relevant(self, granularity: str, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """Return the units on a path image -> feature: layer name -> bool, in the shape of the granularity."""
+        shapes = self._weight_shapes(input_shape) if granularity == "weight" else {}
+        return {
+            layer: units_with(mask, granularity, shapes.get(layer, ())) for layer, mask in self.survey.kernels.items()
+        }
+
+    def units(self, circuit: Circuit, granularity: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Tensor]:
+        """Return the units that a circuit of the same or a coarser granularity keeps.
+
+        Args:
+            circuit: The circuit.
+            granularity: The units'.
+            shapes: Layer name -> shape of the table of units.
+        """
+        if circuit.granularity == granularity:
+            return circuit.kernels
+        kernels, _ = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
+        return {layer: units_with(mask, granularity, shapes[layer]) for layer, mask in kernels.items()}
+
+    def _weight_shapes(self, input_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
+        """Run once to see the weights that are really used, on the first of the likely images that fits."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def watch(call: KernelCall, output: Tensor) -> None:
+            if call.layer in self.survey.kernels:
+                shape = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
+                if shapes.setdefault(call.layer, shape) != shape:
+                    raise ConvCircuitsError(
+                        f"{call.layer} uses its weight in two shapes, {shapes[call.layer]} and {shape}, so single "
+                        "weights of it cannot be told; choose kernels or filters."
+                    )
+
+        for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
+            image = torch.zeros(1, *shape, device=self.network.device, dtype=self.network.dtype)
+            try:
+                with torch.no_grad():
+                    self.maps(image, watch=watch)
+                break
+            except ConvCircuitsError as error:
+                problem = error
+        else:
+            raise problem
+        return shapes
+
+
+def _computed(values: Tensor, call: KernelCall) -> Tensor:
+    """Take a table's rows of the filters that are computed."""
+    return values if call.rows is None else values[call.rows]
+
+
+def _with_read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
+    """Put zeros in the place of channels that no kernel reads, where NaN or Inf is among them: 0 times that is NaN."""
+    read = mask.reshape(call.groups, -1, mask.shape[1]).any(1).flatten()
+    if bool(read.all()) or bool(call.x.sum().isfinite()):
+        return call
+    return replace(call, x=call.x.masked_fill(call.spread(~read[None].expand(len(call.x), -1)), 0))
+
+
+def _in_full(call: KernelCall) -> Tensor:
+    return call.compute()

@@ -1,0 +1,97 @@
+"""What provenance may hold: JSON values of known types and sizes, so that whoever reads a file can rely on them."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.values.recipe import TEXT, TEXTS, Kind, Recipe, is_list_of, is_text, is_whole, whole
+
+_DEEPEST, _MOST = 200, 1_000_000
+
+
+def check_provenance(said: Any) -> None:
+    """Refuse provenance that holds other than JSON values, or values of other types than its keys say.
+
+    Keys that are not known hold any JSON values. Those of a circuit that another was made of, ``"inside"`` and
+    ``"from"``, are checked alike.
+
+    Raises:
+        ConvCircuitsError: If it is too deep, too large or of other types.
+    """
+    _check_plain(said)
+    waiting = [said]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, dict):
+            raise ConvCircuitsError(f"its provenance is {one!r:.80}; expected an object")
+        for key, (kind, allowed) in _KNOWN.items():
+            if key in one and not allowed(one[key]):
+                raise ConvCircuitsError(f"{key} in its provenance is {one[key]!r:.80}; expected {kind}")
+        if "recipe" in one:
+            Recipe.from_json(one["recipe"])
+        waiting += [one[key] for key in ("inside",) if key in one] + one.get("from", [])
+
+
+def _check_plain(said: Any) -> None:
+    count, level = 0, [said]
+    for _ in range(_DEEPEST):
+        count += len(level)
+        if count > _MOST:
+            raise ConvCircuitsError(f"its provenance has more than {_MOST:,} values")
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.keys()
+                inner += value.values()
+                if not all(isinstance(key, str) for key in value):
+                    raise ConvCircuitsError("a key in its provenance is no text")
+            elif isinstance(value, (list, tuple)):
+                inner += value
+            elif not (value is None or type(value) is bool or _is_finite(value) or is_text(value) or is_whole(value)):
+                raise ConvCircuitsError(f"its provenance holds {value!r:.80}, of type {type(value).__name__}")
+        if not inner:
+            return
+        level = inner
+    raise ConvCircuitsError(f"its provenance is nested more than {_DEEPEST} deep")
+
+
+# ---------------------------------------- types
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_record(value: Any, kinds: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return isinstance(value, dict) and value.keys() == kinds.keys() and all(kinds[key](value[key]) for key in kinds)
+
+
+def _is_shape(value: Any) -> bool:
+    return is_list_of(value, whole(1, 1 << 16)) and len(value) == 3 and value[0] * value[1] * value[2] <= 1 << 27
+
+
+_KNOWN: dict[str, Kind] = {
+    "model": TEXT,
+    "weights": TEXT,
+    "feature": TEXT,
+    "criterion": TEXT,
+    "granularity": TEXT,
+    "made_by": TEXT,
+    "notes": TEXTS,
+    "seed": ("a whole number", is_whole),
+    "kernels": ("a whole number", whole(0, 1 << 40)),
+    "input_shape": ("the shape (C, H, W) of an image", _is_shape),
+    "versions": ("texts by name", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
+    "options": ("values by name", lambda value: isinstance(value, dict)),
+    "laws": ("figures by law", lambda value: isinstance(value, dict)),
+    "asked": ("a density or a number of kernels", lambda value: isinstance(value, dict)),
+    "images": ("a count and a hash", lambda v: _is_record(v, {"count": whole(0, 1 << 50), "hash": is_text})),
+    "photographs": (
+        "the names of those it was found on, of those its size was chosen on and of those held out",
+        lambda v: _is_record(v, dict.fromkeys(("found_on", "validated_on", "held_out"), TEXTS[1])),
+    ),
+    "recipe": ("an object", lambda value: isinstance(value, dict)),
+    "inside": ("provenance", lambda value: isinstance(value, dict)),
+    "from": ("a list of provenance", lambda value: isinstance(value, list)),
+}

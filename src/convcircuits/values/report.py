@@ -1,0 +1,180 @@
+"""The figures of a circuit, as a value."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from convcircuits.cards import card, figure
+from convcircuits.frames import frame
+from convcircuits.texts import printable
+from convcircuits.values.verdict import Word
+
+if TYPE_CHECKING:
+    import pandas
+
+WHERE = {"inside": "the interior", "central": "the central positions", "unknown": "the interior"}
+"""What ``Evaluation.r2_interior`` is of, in words, by ``Evaluation.interior``."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a circuit's feature map f_c follows the full model's f, over all images and counted positions.
+
+    No R2 stands alone. Padding can make one: near the border a map may vary by the place alone, in every image alike.
+    So R2 stands beside that on the interior, and both beside those of the average training map, which no network is
+    needed for, and of a random circuit that keeps as many units of each layer. ``verdict`` weighs these figures
+    by the rules in ``convcircuits.values.verdict``.
+
+    The interior is the positions whose receptive field lies inside the image; where fewer than four positions' do (and
+    not all), the central quarter of rows and columns (``Interior``). Every R2 has the mean of f over the values that it
+    is of.
+
+    Of several units, r, R2, R2 after a readout and r of the maxima are means over units, each with its own mean and
+    its own readout: pooled, the differences between units would flatter them. A unit that is constant in the full
+    model is left out; one that is constant in the circuit alone counts as r = 0. The errors are pooled over units.
+
+    Attributes:
+        feature: Text form of the feature.
+        pearson: Pearson r between f_c and f; blind to scale and shift.
+        r2: 1 - sum (f - f_c)^2 / sum (f - mean f)^2; at most 1, and below 0 where the mean of f would do better.
+        r2_interior: R2 over counted positions of the interior; NaN where there are none, or the interior is not known.
+        r2_rectified: R2 of max(0, f_c) for max(0, f): of what the next layer reads, where a ReLU follows. (Before a
+            BatchNorm it tells nothing; make the BatchNorm's output the feature.) NaN where f is never positive.
+        r2_average_map: R2 of the average over the ``fit`` images of what is counted, position by position; of the
+            position ``"max"`` that is the average maximum. NaN without ``fit``.
+        r2_average_map_interior: The same, on the interior.
+        r2_random: R2 of a random circuit that keeps as many units of each layer.
+        r2_random_interior: The same, on the interior.
+        verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` where a figure that would
+            tell is NaN.
+        verdict_sentence: The verdict and why.
+        interior: What ``r2_interior`` is of: ``"inside"``; ``"central"`` where too few receptive fields lie inside the
+            image; or ``"unknown"``.
+        interior_share: Share of the counted values that are on the interior; NaN where that is not known.
+        maxima_at_border: Share of images (and units) whose highest value in the full model is not on the interior;
+            NaN unless ``interior`` is ``"inside"``.
+        positive: Share of the counted values that are above 0 in the full model.
+        r2_readout: R2 of a f_c + d, with the two numbers fitted on other images; NaN where none were given.
+        readout: The two numbers (a, d); NaN where not fitted, and for several units, as each has its own.
+        error: mean |f_c - f| / mean |f|; 0 is perfect.
+        error_at_max: The same, at each image's (and unit's) argmax in the full model.
+        pearson_max: Pearson r between the maxima of f_c and f, over images.
+        kernels: Kernels kept, whole or in part.
+        effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
+        filters: Filters with a kept kernel.
+        effective_filters: Filters with an effective kernel.
+        relevant: Units (filters, kernels or weights, as the granularity says) on a path in the full model.
+        density: units / relevant.
+        images: How many images were measured on.
+        units: Units kept.
+        granularity: What the circuit keeps or drops as one unit.
+        notes: What the reader must know to read the figures rightly.
+        provenance: How the figures came about, as JSON values.
+    """
+
+    feature: str
+    pearson: float
+    r2: float
+    r2_interior: float
+    r2_rectified: float
+    r2_average_map: float
+    r2_average_map_interior: float
+    r2_random: float
+    r2_random_interior: float
+    verdict: Word
+    verdict_sentence: str
+    interior: Literal["inside", "central", "unknown"]
+    interior_share: float
+    maxima_at_border: float
+    positive: float
+    r2_readout: float
+    readout: tuple[float, float]
+    error: float
+    error_at_max: float
+    pearson_max: float
+    kernels: int
+    effective_kernels: int
+    filters: int
+    effective_filters: int
+    relevant: int
+    density: float
+    images: int
+    units: int
+    granularity: str
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures as JSON values; NaN becomes None."""
+        return {k: _without_nan(v) for k, v in dataclasses.asdict(self).items()}
+
+    def summary(self) -> str:
+        """Tabulate the figures; then say the verdict, and what must be known to read them rightly."""
+        share = f"{self.granularity}s kept ({self.density:.3%})"
+        kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
+        rows = [(label, *figures) for label, _, *figures in self._figures()]
+        return "\n".join(
+            [
+                f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
+                f"effective; {self.filters:,} filters, {self.effective_filters:,} effective",
+                *_table(f"on {self.images:,} image{'s' * (self.images != 1)}", rows),
+                self.verdict_sentence,
+                *(f"note: {printable(note)}" for note in self.notes),
+            ]
+        )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table, one a row by its name here (``r2``, ``r2_interior``, ...).
+
+        Its columns are ``circuit``, ``average_map`` and ``random_circuit``; NaN where a baseline has no such figure.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        columns = ("figure", "circuit", "average_map", "random_circuit")
+        rows = ((name, *figures, math.nan, math.nan) for _, name, *figures in self._figures())
+        return frame([dict(zip(columns, row, strict=False)) for row in rows], index="figure")
+
+    def _repr_html_(self) -> str:
+        head = (f"on {self.images:,} image{'s' * (self.images != 1)}", "circuit", "average map", "random circuit")
+        rows = [(label, *map(figure, (*figures, math.nan, math.nan)[:3])) for label, _, *figures in self._figures()]
+        kept = (
+            f"{self.units:,} of {self.relevant:,} {self.granularity}s kept ({self.density:.3%}), "
+            f"{self.effective_kernels:,} kernels effective."
+        )
+        return card(self.verdict_sentence, head, rows, [kept, *self.notes])
+
+    def _figures(self) -> list[tuple[Any, ...]]:
+        """List figures, each with its label, its name and, where there is one, that of the baselines."""
+        where = WHERE[self.interior].removeprefix("the ")
+        inside = (self.r2_interior, self.r2_average_map_interior, self.r2_random_interior)
+        return [
+            ("R2", "r2", self.r2, self.r2_average_map, self.r2_random),
+            (f"R2, {where}", "r2_interior", *inside),
+            ("R2, rectified", "r2_rectified", self.r2_rectified),
+            ("R2, after a readout", "r2_readout", self.r2_readout),
+            ("Pearson r", "pearson", self.pearson),
+            ("Pearson r of the maxima", "pearson_max", self.pearson_max),
+            ("relative error", "error", self.error),
+            ("relative error at the maxima", "error_at_max", self.error_at_max),
+        ]
+
+
+def _table(head: str, rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Set figures of the circuit, the average map and a random circuit in columns; NaN is a dash."""
+    cells = [[head, "circuit", "average map", "random circuit"]]
+    cells += [[label, *("-" if math.isnan(x) else f"{x:z.3f}" for x in figures)] for label, *figures in rows]
+    wide = max(len(row[0]) for row in cells)
+    return ["".join([row[0].ljust(wide), *(cell.rjust(16) for cell in row[1:])]) for row in cells]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (tuple, list)):
+        return [_without_nan(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,455 @@
+"""Find photographs, split them, and cut them into a model's inputs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import math
+import os
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFile, ImageOps
+
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.files import is_folder
+
+_log = logging.getLogger(__name__)
+
+_LONGEST = 64
+"""The most times that a picture is longer than wide: resized to cover a model's input, a thinner one is huge."""
+_NO_PICTURES = {"EPS", "MPEG"}  # the one runs a program in the file (in Ghostscript), the other is never decoded
+_SAMPLES = {  # name -> (package, path inside it)
+    "astronaut": ("skimage", "data/astronaut.png"),
+    "brick": ("skimage", "data/brick.png"),
+    "camera": ("skimage", "data/camera.png"),
+    "chelsea": ("skimage", "data/chelsea.png"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "flower": ("sklearn", "datasets/images/flower.jpg"),
+    "grass": ("skimage", "data/grass.png"),
+    "gravel": ("skimage", "data/gravel.png"),
+    "hubble_deep_field": ("skimage", "data/hubble_deep_field.jpg"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+}
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture with a name.
+
+    Attributes:
+        name: of the file, with the folders that it is in below the one that was loaded, or of the built-in photograph;
+            unique within a set of photographs.
+        source: the file, or a picture in memory.
+    """
+
+    name: str
+    source: Path | Image.Image
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture in mode RGB, upright; a file is decoded each time, and nothing of it is kept.
+
+        Raises:
+            ConvCircuitsError: the file cannot be read.
+        """
+        if isinstance(self.source, Image.Image):
+            return self.source
+        try:
+            return _read(self.source)
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Take it out, or put it right.") from error
+
+
+def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
+    """List ``sample``, the built-in photographs, or a folder of one's own.
+
+    Args:
+        source: ``sample``, or a folder (``./sample`` for one of that name).
+
+    Returns:
+        The photographs, sorted by name, and the names of the files that are left out.
+
+    Raises:
+        ConvCircuitsError: as ``sample_photographs`` and ``load_folder``.
+    """
+    return (sample_photographs(), []) if source == "sample" else load_folder(source)
+
+
+def sample_photographs() -> list[Photograph]:
+    """Return twelve photographs, sorted by name: eight in colour, four (brick, camera, grass, gravel) grey.
+
+    They are files in the wheels of scikit-image and scikit-learn; neither package is imported.
+
+    Raises:
+        ConvCircuitsError: one of the two is not installed.
+    """
+    found = []
+    for name, (package, inside) in _SAMPLES.items():
+        path = _package_folder(package) / inside
+        if not path.is_file():
+            raise ConvCircuitsError(
+                f"The photograph {name!r} is missing: the installed {package} has no {inside}. "
+                "Reinstall it: pip install --force-reinstall scikit-image scikit-learn"
+            )
+        found.append(Photograph(name, path))
+    return found
+
+
+def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
+    r"""List the pictures of a folder and of all folders in it, sorted as people count (2 before 10).
+
+    Files of every kind that Pillow decodes here are pictures (.jpg, .jfif, .png, .webp, .tif, .avif and more, but for
+    .eps, which is a program). Of each only the beginning is read; it is decoded when its ``image`` is asked for: the
+    camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits, of
+    animations the first frame is taken. Hidden files and folders are ignored; a folder that links lead to again is
+    seen once, and so is a file: two names of one photograph could come to be held out and trained on.
+
+    Returns:
+        The photographs, named by their files (``cat/1.jpg`` in a folder of classes), and the names of all other files:
+        those of other kinds, further links to one that is listed, and those whose beginning says that they cannot be
+        used, which are logged with the reason: damaged or floating-point ones, those with more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, and those that are more than 64 times as long as wide. Bytes of a name that are
+        not UTF-8 are written as ``\xff``.
+
+    Raises:
+        ConvCircuitsError: no such folder, or no readable picture in it.
+    """
+    folder = Path(path)
+    if not is_folder(folder):
+        raise ConvCircuitsError(f"{str(path)!r} is not a folder. Give a folder of pictures, or 'sample'.")
+    good: list[Photograph] = []
+    bad: list[str] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for file in sorted(_files(folder), key=lambda file: [_natural(part) for part in file.relative_to(folder).parts]):
+        name = os.fsencode(file.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
+        if file.suffix.lower() not in _suffixes() or not file.is_file():
+            others.append(name)
+            continue
+        found = file.stat()
+        if (found.st_dev, found.st_ino) in seen:
+            others.append(name)
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        try:
+            with _opened(file):
+                good.append(Photograph(name, file))
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            _left_out(name, error)
+            bad.append(name)
+    if not good:
+        problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it holds no pictures"
+        raise ConvCircuitsError(
+            f"Nothing to load from {str(path)!r}: {problem}. Give a folder with .jpg, .png or other picture files."
+        )
+    return good, bad + others
+
+
+def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photograph], list[str]]:
+    """Find those photographs that ``count`` crops are cut from: the first ones that can be decoded, one after another.
+
+    Returns:
+        At most ``count`` photographs, and the names of those among them that could not be read, which are logged.
+
+    Raises:
+        ConvCircuitsError: none can be read.
+    """
+    good: list[Photograph] = []
+    bad: list[str] = []
+    for photograph in photographs:
+        if len(good) == count:
+            break
+        try:
+            _ = photograph.image
+        except ConvCircuitsError as error:
+            _left_out(photograph.name, error.__cause__ or error)
+            bad.append(photograph.name)
+        else:
+            good.append(photograph)
+    if bad and not good:
+        raise ConvCircuitsError(f"None of these photographs can be read: {', '.join(bad[:3])}. Give others.")
+    return good, bad
+
+
+def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photograph] = ()) -> list[Photograph]:
+    """Keep the first of photographs that are copies of each other, byte by byte, and none that is a copy of others.
+
+    Files of one size alone are read; one that cannot be read is kept.
+
+    Args:
+        photographs: in the order in which they are kept.
+        apart_from: those of which no copy is kept.
+    """
+    every = [*apart_from, *photographs]
+    lengths = [_length(photograph.source) for photograph in every]
+    often = Counter(lengths)
+    contents: list[object] = [
+        _digest(photograph.source) if often[length] > 1 else length
+        for photograph, length in zip(every, lengths, strict=True)
+    ]
+    seen = set(contents[: len(apart_from)])
+    kept = []
+    for photograph, content in zip(photographs, contents[len(apart_from) :], strict=True):
+        if content not in seen:
+            kept.append(photograph)
+            seen.add(content)
+    return kept
+
+
+def split_photographs(
+    photographs: Sequence[Photograph], *, held_out: float = 0.4, seed: int = 0
+) -> tuple[list[Photograph], list[Photograph]]:
+    """Split photographs in two at random: never two crops of one photograph on both sides.
+
+    Of copies, as ``distinct`` tells them, the first by name is split and the others are on neither side. The split
+    depends on the names and the seed, not on the order.
+
+    Args:
+        photographs: with different names.
+        held_out: the share of the second part, above 0 and below 1; rounded to whole photographs.
+        seed: of the split.
+
+    Returns:
+        The photographs to work with and those held out, each sorted by name.
+
+    Raises:
+        ConvCircuitsError: a share outside of (0, 1), a name that occurs twice, or a part without photographs.
+    """
+    if not 0 < held_out < 1:
+        raise ConvCircuitsError(f"{option('held_out')} is a share above 0 and below 1, say 0.4; got {held_out}.")
+    names = Counter(photograph.name for photograph in photographs)
+    twice = [name for name, times in sorted(names.items()) if times > 1]
+    if twice:
+        raise ConvCircuitsError(
+            f"More than one photograph is called {twice[0]!r}; the split is by name. Give each its own name."
+        )
+    by_name = distinct(sorted(photographs, key=lambda photograph: photograph.name))
+    count = round(held_out * len(by_name))
+    if not 0 < count < len(by_name):
+        copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
+        raise ConvCircuitsError(
+            f"{option('held_out', held_out)} of {len(by_name)} photographs{copies} leaves {len(by_name) - count} and "
+            f"{count}; both parts need at least one. Give more photographs, or a share nearer to 0.5."
+        )
+    chosen = set(random.Random(seed).sample([photograph.name for photograph in by_name], count))
+    kept = [photograph for photograph in by_name if photograph.name not in chosen]
+    return kept, [photograph for photograph in by_name if photograph.name in chosen]
+
+
+class Crops:
+    """A model's inputs cut from photographs: each one whole, then random parts of it.
+
+    Image i is crop i // P of photograph i % P, for P photographs: so a smaller count yields the beginning of
+    a larger one, and with a count below P only the first photographs are used. Crop 0 is the whole
+    picture. Every other one has proportions of 3/4 to 4/3, covers from 0.2 of the picture's area up to all
+    that fits (of a thin strip: what fits), and is mirrored half of the time. Crops depend on the name of
+    their photograph and on the seed, on no other photograph and not on the batch size.
+
+    Iterating gives batches, (N, C, H, W) on the CPU, the same in every pass. Memory holds one batch and one decoded
+    photograph at a time. ``len()`` is the number of images.
+
+    Args:
+        photographs: at least one.
+        preprocess: a picture -> float (C, H, W).
+        count: of images, at least 1.
+        seed: of the crops.
+        size: (H, W) to resize the images to after preprocessing; default: as preprocessing yields them.
+        batch_size: the most images in a batch.
+
+    Raises:
+        ConvCircuitsError: no photographs, or a number below 1; when iterated, a file that cannot be read.
+
+    Source of the crops: Szegedy et al., Going Deeper with Convolutions (2015).
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Photograph],
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        *,
+        count: int,
+        seed: int,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if not photographs:
+            raise ConvCircuitsError("There are no photographs to crop. Give at least one.")
+        if count < 1:
+            raise ConvCircuitsError(f"{option('count', count)} asks for no images. Give 1 or more.")
+        self._photographs, self._preprocess = list(photographs[:count]), preprocess
+        self._count, self._seed, self._size = count, seed, size
+        self._batch_size = whole_number(option("batch_size"), batch_size, 1)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For each image the name of its photograph, and which crop of it: ``"astronaut"``, ``"astronaut, crop 1"``."""
+        among = len(self._photographs)
+        return tuple(
+            self._photographs[n % among].name + (f", crop {n // among}" if n >= among else "")
+            for n in range(self._count)
+        )
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
+        for start in range(0, self._count, self._batch_size):
+            batch = self._batch(range(start, min(start + self._batch_size, self._count)), generators)
+            yield (
+                batch
+                if self._size is None
+                else F.interpolate(batch, size=self._size, mode="bilinear", antialias=True, align_corners=False)
+            )
+
+    def _batch(self, numbers: range, generators: Sequence[random.Random]) -> torch.Tensor:
+        images: dict[int, torch.Tensor] = {}
+        among = len(self._photographs)
+        for first in numbers[:among]:  # a photograph is decoded once for all of its crops in the batch
+            which = first % among
+            picture = self._photographs[which].image
+            for number in range(first, numbers.stop, among):
+                crop = _random_crop(picture, generators[which]) if number >= among else picture
+                images[number] = self._preprocess(crop)
+        return torch.stack([images[number] for number in numbers])
+
+
+def crops(
+    photographs: Sequence[Photograph],
+    preprocess: Callable[[Image.Image], torch.Tensor],
+    *,
+    count: int,
+    seed: int,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Cut photographs into a model's inputs, all in one tensor: (count, C, H, W), on the CPU.
+
+    The images, arguments and errors are those of ``Crops``, which yields them batch by batch.
+    """
+    (images,) = Crops(photographs, preprocess, count=count, seed=seed, size=size, batch_size=count)
+    return images
+
+
+def _random_crop(picture: Image.Image, generator: random.Random) -> Image.Image:
+    width, height = _crop_size(picture.size, generator)
+    left = int(generator.random() * (picture.width - width + 1))
+    top = int(generator.random() * (picture.height - height + 1))
+    crop = picture.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(crop) if generator.random() < 0.5 else crop
+
+
+def _crop_size(size: tuple[int, int], generator: random.Random) -> tuple[int, int]:
+    """Draw the (width, height) of a crop: its proportions first, then an area that fits with them."""
+    ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+    widest = min(size[0], size[1] * ratio)
+    largest = widest**2 / ratio / (size[0] * size[1])
+    area = size[0] * size[1] * generator.uniform(min(0.2, largest), largest)
+    return max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
+
+
+def _read(path: Path) -> Image.Image:
+    with _opened(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a file, whose size and kind are known then; its pixels are not read yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on damaged metadata, which no crop depends on
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=sorted(set(_suffixes().values()))) as image:
+            if image.mode == "F":
+                raise ValueError("floating-point pixels have no fixed range")
+            if max(image.size) > _LONGEST * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels are too thin")
+            yield image
+
+
+@functools.cache
+def _suffixes() -> dict[str, str]:
+    """Map the suffixes of the files that Pillow decodes here to their formats."""
+    suffixes = Image.registered_extensions()
+    decoded = {
+        name
+        for name, (reader, _) in Image.OPEN.items()
+        if not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+    }
+    return {suffix: name for suffix, name in suffixes.items() if name in decoded - _NO_PICTURES}
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; some readers hand them out as 32
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and all folders in it, none hidden, and those folders that cannot be read."""
+    seen: set[str] = set()
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(place, name) for name in files if not name.startswith("."))
+        seen.add(real)
+    yield from (Path(error.filename) for error in closed)
+
+
+def _length(source: Path | Image.Image) -> object:
+    """Return a file's size in bytes, or the mode and size of a picture in memory; of what cannot be read itself."""
+    if isinstance(source, Image.Image):
+        return source.mode, source.size
+    try:
+        return source.stat().st_size
+    except OSError:
+        return source
+
+
+def _digest(source: Path | Image.Image) -> object:
+    """Hash a file's bytes, or a picture's pixels; of what cannot be read return itself."""
+    if isinstance(source, Image.Image):
+        return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()
+    try:
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return source
+
+
+def _left_out(name: str, error: BaseException) -> None:
+    _log.warning("%s cannot be read and is left out: %s", name, error)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts the numbers in names by value; text and numbers alternate, so they compare."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def _package_folder(package: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConvCircuitsError(
+            f"The sample photographs need the package {package}, which is not installed. "
+            "Install it: pip install scikit-image scikit-learn"
+        )
+    return Path(found.submodule_search_locations[0])
