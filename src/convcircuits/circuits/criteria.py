@@ -18,23 +18,9 @@ import torch
 from torch import Tensor
 
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.tracing import Batch, Layer, Trace
+from convcircuits.circuits.tracing import Batch, Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.values.circuit import Circuit
-
-__all__ = [
-    "CRITERIA",
-    "Batch",
-    "Layer",
-    "Trace",
-    "actgrad",
-    "force",
-    "gauss_newton",
-    "layer_random",
-    "magnitude",
-    "random",
-    "snip",
-]
 
 Saliency = dict[str, Tensor]
 Criterion = Callable[..., Mapping[str, Tensor]]

@@ -25,6 +25,7 @@ from convcircuits.cli.options import (
     StdOption,
     WeightsOption,
     criterion_options,
+    given,
     numbers,
 )
 from convcircuits.cli.output import made_folder, named_after, print_json, say
@@ -81,19 +82,19 @@ def compare(
     check_charts_installed()
     if out is not None and out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
-    fields = {
-        "model": model,
-        "feature": feature,
-        "weights": None if weights is None else str(weights),
-        "mean": numbers("--mean", mean),
-        "std": numbers("--std", std),
-        "images": images,
-        "count": count,
-        "size": size,
-        "held_out": held_out,
-        "seed": seed,
-    }
-    recipe = Recipe.of({name: value for name, value in fields.items() if value is not None})
+    fields = given(
+        model=model,
+        feature=feature,
+        weights=weights,
+        mean=mean,
+        std=std,
+        images=images,
+        count=count,
+        size=size,
+        held_out=held_out,
+        seed=seed,
+    )
+    recipe = Recipe.of(fields)
     with progress(LOADING):
         setup = set_up(recipe, device)
     wanted = setup.loaded.feature(feature)
@@ -137,10 +138,10 @@ def compare(
         say(f"wrote {folder / name} ({what})")
 
 
-def _options_by_criterion(given: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _options_by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Read options of several criteria, each CRITERION.NAME=VALUE."""
     options: dict[str, dict[str, Any]] = {}
-    for text in given:
+    for text in texts:
         criterion, dot, rest = text.partition(".")
         if not dot or criterion not in criteria:
             raise cc.ConvCircuitsError(

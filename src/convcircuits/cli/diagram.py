@@ -20,7 +20,7 @@ from convcircuits.cli.options import (
     StdOption,
     WeightsOption,
     Width,
-    numbers,
+    given,
 )
 from convcircuits.cli.output import say
 
@@ -67,12 +67,7 @@ def diagram(
             circuit,
             device=device,
             images=images,
-            model=model,
-            weights=None if weights is None else str(weights),
-            mean=numbers("--mean", mean),
-            std=numbers("--std", std),
-            count=count,
-            size=size,
+            **given(model=model, weights=weights, mean=mean, std=std, count=count, size=size),
         )
     with progress("drawing") as told:
         drawn = cc.diagram(

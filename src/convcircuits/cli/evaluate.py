@@ -19,7 +19,7 @@ from convcircuits.cli.options import (
     SizeOption,
     StdOption,
     WeightsOption,
-    numbers,
+    given,
 )
 from convcircuits.cli.output import insist, print_json, say
 
@@ -51,12 +51,7 @@ def evaluate(
             circuit,
             device=device,
             images=images,
-            model=model,
-            weights=None if weights is None else str(weights),
-            mean=numbers("--mean", mean),
-            std=numbers("--std", std),
-            count=count,
-            size=size,
+            **given(model=model, weights=weights, mean=mean, std=std, count=count, size=size),
         )
     with progress("measuring") as told:
         report = cc.evaluate(

@@ -14,6 +14,7 @@ from convcircuits.cli.options import (
     ModelAgainOption,
     SizeOption,
     WeightsOption,
+    given,
 )
 from convcircuits.cli.output import aligned, cell, check_writable, print_json, say
 
@@ -44,7 +45,7 @@ def extract(
     if onnx is not None:
         check_onnx_installed()
     circuit = loaded_circuit(file)
-    recipe = recipe_again(file, circuit, model=model, weights=None if weights is None else str(weights), size=size)
+    recipe = recipe_again(file, circuit, **given(model=model, weights=weights, size=size))
     with progress(f"loading {recipe.model}"):
         loaded = loaded_model(recipe, device)
     shape = (loaded.channels, *(side(recipe.size) or loaded.size))

@@ -30,10 +30,10 @@ from convcircuits.cli.options import (
     StdOption,
     WeightsOption,
     criterion_options,
-    numbers,
+    given,
 )
 from convcircuits.cli.output import check_writable, insist, made_folder, named_after, print_json, say
-from convcircuits.values.recipe import Recipe, read_recipes
+from convcircuits.values.recipe import SIZES, Recipe, read_recipes
 
 if TYPE_CHECKING:
     from convcircuits.cli.preparing import Setup
@@ -112,35 +112,34 @@ def find(
     as_json: JsonOption = False,
 ) -> None:
     """Find a circuit on some photographs, measure it on others."""
-    fields = {
-        "model": model,
-        "feature": feature,
-        "criterion": criterion,
-        "options": tuple(option) if option else None,
-        "granularity": granularity,
-        "density": density,
-        "kernels": kernels,
-        "reach_r2": reach_r2,
-        "weights": None if weights is None else str(weights),
-        "mean": numbers("--mean", mean),
-        "std": numbers("--std", std),
-        "images": images,
-        "count": count,
-        "size": size,
-        "held_out": held_out,
-        "seed": seed,
-    }
-    given = {name: value for name, value in fields.items() if value is not None}
-    if len([name for name in ("density", "kernels", "reach_r2") if name in given]) > 1:
+    fields = given(
+        model=model,
+        feature=feature,
+        criterion=criterion,
+        options=tuple(option) if option else None,
+        granularity=granularity,
+        density=density,
+        kernels=kernels,
+        reach_r2=reach_r2,
+        weights=weights,
+        mean=mean,
+        std=std,
+        images=images,
+        count=count,
+        size=size,
+        held_out=held_out,
+        seed=seed,
+    )
+    if len(fields.keys() & set(SIZES)) > 1:
         raise cc.ConvCircuitsError("Give either --density, a share in (0, 1], or --kernels, a number, or --reach-r2.")
     if recipe is None:
         for name in ("model", "feature"):
-            if name not in given:
+            if name not in fields:
                 raise typer.BadParameter("it is needed, unless --recipe says it.", param_hint=f"--{name}")
         check_writable("--out", out, ".safetensors")
-        planned = [(Recipe.of(given), out)]
+        planned = [(Recipe.of(fields), out)]
     else:
-        planned = _planned(recipe, given, out)
+        planned = _planned(recipe, fields, out)
     reports, printed = [], []
     for task in _prepared(planned, Path() if recipe is None or out is None else out, device):
         report, said = _found(task, batch_size, as_json=as_json)
@@ -151,13 +150,13 @@ def find(
     insist(require, reports)
 
 
-def _planned(path: Path, given: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
+def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
     """Read a file of recipes, with the file that each writes, if it says one."""
     from convcircuits.zoo.models import is_plain_name
 
-    recipes = read_recipes(path, given)
+    recipes = read_recipes(path, fields)
     for one, _ in recipes:
-        if "model" not in given and not is_plain_name(one.model):
+        if "model" not in fields and not is_plain_name(one.model):
             raise cc.ConvCircuitsError(
                 f"{path} asks for a model that code of its own makes, and code that a file names is not run unasked. "
                 f"If it is yours or you trust it, add: --model {shlex.quote(one.model)}"

@@ -154,6 +154,23 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise cc.ConvCircuitsError(f"{option} is numbers with commas between them; got {text!r}.") from None
 
 
+def given(
+    *, weights: Path | None = None, mean: str | None = None, std: str | None = None, **others: Any
+) -> dict[str, Any]:
+    """Return the options that were given, as a recipe's fields hold them.
+
+    Raises:
+        ConvCircuitsError: If a mean or a standard deviation is no numbers.
+    """
+    fields = {
+        **others,
+        "weights": None if weights is None else str(weights),
+        "mean": numbers("--mean", mean),
+        "std": numbers("--std", std),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def criterion_options(given: Sequence[str]) -> dict[str, Any]:
     """Read options of a criterion, each NAME=VALUE: a JSON value, yes or no, a circuit's file, or else text.
 

@@ -10,10 +10,7 @@ from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import graph, kernels_of
 from convcircuits.drawing.wiring import Site, SiteKind, wire
 from convcircuits.frames import optional
-from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
-from convcircuits.network.provenance import check_same_model, describe
-from convcircuits.network.reach import survey_of_unknown_size
 from convcircuits.values.circuit import Circuit
 
 if TYPE_CHECKING:
@@ -25,11 +22,9 @@ def graph_of_filters(
 ) -> "networkx.MultiDiGraph":
     """Return what ``Circuit.to_networkx`` says."""
     made = optional("networkx", "to_networkx").MultiDiGraph()
-    network = Network(model)
-    given = input_shape or circuit.provenance.get("input_shape")
-    found = survey_of_unknown_size(network, circuit.feature, None if given is None else tuple(given))
-    check_same_model(circuit.provenance, describe(network, circuit.feature, found))
-    subject = Subject(network, circuit.feature, found)
+    subject = Subject.open(model, circuit.feature, input_shape or circuit.provenance.get("input_shape"))
+    subject.check(circuit)
+    found = subject.survey
     effective = subject.masks(circuit, found.input_shape, effective=True).kernels
     layout = layout_of(subject, found.input_shape)
     wiring = wire(layout, found.kernels, subject.rows, subject.coefficients, merged=False)
