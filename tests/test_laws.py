@@ -161,6 +161,28 @@ def test_a_circuit_of_a_model_that_became_random_is_not_measured():
             give()
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda x: x * torch.where(torch.arange(len(x)).reshape(-1, 1, 1, 1) > 3, 2.0, 1.0),
+        lambda x: x if len(x) < 4 else 2 * x,
+        lambda x: x / len(x),
+        lambda x: torch.cat([x[:4], 3 * x[4:]]),
+    ],
+    ids=["late images", "large batches", "share of a batch", "after the fourth"],
+)
+def test_a_model_to_which_the_batch_matters_gives_no_result(place):
+    """Beyond the two and three images that a recording runs."""
+    model = net(place)
+    for give in (
+        lambda: cc.score(model, FEATURE, IMAGES),
+        lambda: cc.find(model, FEATURE, IMAGES, criterion="random", density=0.5),
+        lambda: cc.Circuit.from_masks(model, FEATURE, {}, input_shape=(3, 8, 8)),
+    ):
+        with pytest.raises(cc.ConvCircuitsError, match=r"in a batch of 5 than in one of 2 .*Choose a feature before"):
+            give()
+
+
 def test_kernels_that_are_missed_are_noticed(monkeypatch):
     """A survey that takes a filter's kernels for irrelevant."""
     real = reach.survey

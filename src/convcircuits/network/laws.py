@@ -1,7 +1,8 @@
 """Laws that results rest on, checked on the caller's own model and images before a first result is given out.
 
-A model run twice gives the same map. The circuit of all relevant kernels is the model. What a dead filter holds does
-not matter to a circuit. ``extraction`` adds: a module computes what the circuit's masked run does.
+A model run twice, on few images and on more, gives each the same map. The circuit of all relevant kernels is the model.
+What a dead filter holds does not matter to a circuit. ``extraction`` adds: a module computes what the circuit's masked
+run does.
 """
 
 import types
@@ -24,6 +25,8 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.feature import Feature
 
 _CACHED = 64
+_TOGETHER = 5
+"""Images that the model is run on once more, at once: more than a recording or another law runs, and an odd number."""
 
 _passed: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 _lock = Lock()
@@ -79,8 +82,8 @@ def sentence(laws: Mapping[str, Any]) -> str:
     """Say what was checked, for a reader."""
     error = max((value for value in laws.values() if isinstance(value, float)), default=0.0)
     said = (
-        f"Checked on {laws['images']} images: a second run of the model, the circuit of all relevant kernels and other "
-        "values in dead filters "
+        f"Checked on {laws['images']} images: a second run of the model in a larger batch, the circuit of all "
+        "relevant kernels and other values in dead filters "
         + (f"change the map by at most {error:.1g} of its largest value." if error else "do not change the map at all.")
     )
     return said if "unchecked" not in laws else f"{said} Not checked: {laws['unchecked']}"
@@ -101,19 +104,34 @@ def _check(subject: Subject, images: Tensor) -> tuple[dict[str, Any], bool]:
 
 
 def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
-    error, _ = difference(subject.maps(images), model)
+    """Run the model again, on the same images repeated: neither the run nor what stands beside an image may matter."""
+    which = torch.arange(_TOGETHER) % len(images)
+    together, expected = images[which], model[which]
+    got = subject.maps(together)
+    error, _ = difference(got, expected)
     if error <= units(model.dtype):
         return shown(error)
 
     def run(watch: Watch) -> Tensor:
         return subject.maps(images, watch=watch)
 
-    raise ConvCircuitsError(
-        f"{subject.network.name} gives different maps of {subject.feature} for the same images (by {error:.2g} of the "
-        f"largest value), first at {parting(run, run, None, 0.0)}: "
-        f"{_draws(subject, images) or 'it draws numbers that torch does not see, or counts its own runs'}. Make "
-        "what is random depend on self.training, as nn.Dropout does, so that eval mode turns it off."
-    )
+    again, _ = difference(subject.maps(images), model)
+    if again > units(model.dtype):
+        raise ConvCircuitsError(
+            f"{subject.network.name} gives different maps of {subject.feature} for the same images (by {again:.2g} of "
+            f"the largest value), first at {parting(run, run, None, 0.0)}: "
+            f"{_draws(subject, images) or 'it draws numbers that torch does not see, or counts its own runs'}. Make "
+            "what is random depend on self.training, as nn.Dropout does, so that eval mode turns it off."
+        )
+    error, allowed = agreement(subject, None, together, got, expected)
+    if error > allowed:
+        raise ConvCircuitsError(
+            f"{subject.network.name} gives another map of {subject.feature} for an image in a batch of {_TOGETHER} "
+            f"than in one of {len(images)} (by {error:.2g} of the largest value; rounding explains {allowed:.1g}): "
+            "what it computes depends on how many images there are, or on an image's place among them, so it is no feature "
+            "of an image. Choose a feature before that."
+        )
+    return shown(error)
 
 
 def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
