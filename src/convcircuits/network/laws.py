@@ -128,8 +128,8 @@ def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
         raise ConvCircuitsError(
             f"{subject.network.name} gives another map of {subject.feature} for an image in a batch of {_TOGETHER} "
             f"than in one of {len(images)} (by {error:.2g} of the largest value; rounding explains {allowed:.1g}): "
-            "what it computes depends on how many images there are, or on an image's place among them, so it is no feature "
-            "of an image. Choose a feature before that."
+            "what it computes depends on how many images there are, or on an image's place among them, so it is no "
+            "feature of an image. Choose a feature before that."
         )
     return shown(error)
 
