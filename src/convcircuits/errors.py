@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ConvCircuitsError(ValueError):
-    """Say what was given, what was expected and what to do, in one message."""
+    """An error whose message names what was given, what was expected and what to do."""
 
 
 def _as_argument(name: str, value: Any, _of_criterion: bool) -> str:

@@ -15,7 +15,7 @@ HARDLY_VARIES = 0.05
 
 
 def notes(report: Evaluation, own: Comparison, census: Census) -> tuple[str, ...]:
-    """Say what stands behind the figures of a circuit.
+    """Return what stands behind the figures of a circuit.
 
     Args:
         report: The figures, without notes.

@@ -75,7 +75,7 @@ class UnitStatistics:
         )
 
     def summary(self) -> str:
-        """Say the statistics in a line."""
+        """Return the statistics as a line."""
         inside = "at the central positions" if self.central else "inside"
         return (
             f"unit {self.unit}: above zero at {self.active:.0%} of the positions and on {self.active_images:.0%} of "
@@ -93,7 +93,7 @@ def unit_statistics(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[UnitStatistics]:
-    """Tell of each unit of a layer how often it is active, and how much of its map is the border's doing.
+    """Return of each unit of a layer how often it is active, and how much of its map is the border's doing.
 
     Args:
         model: Any CNN.

@@ -75,11 +75,11 @@ class Report:
     """Told what is done and what there is (None where nobody knows), as the library's ``progress`` is."""
 
     def phase(self, description: str) -> None:
-        """Say what begins, and is counted from nothing."""
+        """Announce what begins, and is counted from nothing."""
         _TICKER.begin(description)
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Say how far it is."""
+        """Report how far it is."""
         _TICKER.update(done, total)
 
 
@@ -238,7 +238,7 @@ class _Ending:
 
 @contextmanager
 def _errors_as_lines(ending: _Ending) -> Iterator[None]:
-    """Say in one line what ends the command, and note the exit code."""
+    """Print in one line what ends the command, and keep the exit code."""
     try:
         yield
     except ConvCircuitsError as error:
@@ -273,7 +273,7 @@ def _end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end the work through an exception, so that it clears away what is half written."""
+    """End the work through an exception on Ctrl-C, so that it clears away what is half written."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         if _imports(frame):

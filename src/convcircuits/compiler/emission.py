@@ -155,7 +155,7 @@ class Emitter:
         return origin
 
     def _holds(self, node: fx.Node, value: Value, channels: Tensor) -> _Found:
-        """Say that a tensor holds those channels of a value, in that order."""
+        """Note that a tensor holds those channels of a value, in that order."""
         if value.axis is None:
             return _Found(node, channels)
         self.writer.width[node] = len(channels)
@@ -417,7 +417,7 @@ class Emitter:
 
 
 def _read(layout: Layout) -> set[int]:
-    """Number the values that are read where moves are made of their sources, not of what lies between."""
+    """Return which values are read where moves are made of their sources, not of what lies between."""
     read = {layout.output.number}
     for number, value in reversed(list(layout.values.items())):
         if number in read:
@@ -457,6 +457,6 @@ def _is_point(value: Value) -> bool:
 
 
 def _places(channels: int, held: Tensor) -> Tensor:
-    """Say where each of so many channels is in a tensor that holds some of them (-1: a place that holds none)."""
+    """Return where each of so many channels is in a tensor that holds some of them (-1: a place that holds none)."""
     real = (held >= 0).nonzero()[:, 0]
     return torch.full((channels,), -1).index_copy(0, held[real], real)

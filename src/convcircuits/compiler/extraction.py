@@ -291,7 +291,7 @@ def _takes_any_size(subject: Subject, layout: Layout) -> bool:
 
 
 def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Say what a module was made of, as JSON values."""
+    """Return what a module was made of, as JSON values."""
     return {
         "feature": str(circuit.feature),
         "model": network.name,

@@ -74,7 +74,7 @@ class Entry:
         return _NARROWED.get(parameter, kind)
 
     def wrong(self, given: Mapping[str, Any]) -> str | None:
-        """Say which argument, by name, is not what the table asks for; None where all are."""
+        """Return in words which argument, by name, is not what the table asks for; None where all are."""
         for name, value in given.items():
             if name not in self.parameters:
                 return f"it has no parameter {name!r:.80}"

@@ -256,7 +256,7 @@ def _tensors(result: Any) -> Sequence[Tensor]:
 
 
 def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
-    """Say of each step what dies with it, and let it write into its map where it can and nobody else reads that."""
+    """Note for each step what dies with it, and let it write into its map where it can and nobody else reads that."""
     read = [_numbers((step.args, step.kwargs)) for step in steps]
     users, kept = Counter(n for numbers in [*read, _numbers(output)] for n in numbers), set(_numbers(output))
     last = {n: number for number, numbers in enumerate(read, 1) for n in numbers}

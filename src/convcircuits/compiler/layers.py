@@ -69,7 +69,7 @@ def norm(value: Value, channels: Tensor) -> nn.Module | None:
 
 
 def _some(read: Tensor) -> Tensor:
-    """Number the channels that are read; one at least, so that a constant has the size of a map."""
+    """Return the numbers of the channels that are read; one at least, so that a constant has the size of a map."""
     return read.nonzero()[:, 0] if bool(read.any()) else torch.tensor([0])
 
 

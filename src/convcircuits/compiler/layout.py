@@ -367,7 +367,7 @@ class Layout:
         return replace(value, move=Move(sources, channels, form, inner))
 
     def _joins_channels(self, value: Value) -> bool:
-        """Tell the commonest move, a concatenation of channels, which needs no following of elements."""
+        """Return whether it is a concatenation of channels, the commonest move: no element need be followed."""
         node = value.node
         assert node is not None
         axes = {self.values[n].axis for n in node.inputs}

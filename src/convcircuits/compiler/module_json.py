@@ -52,7 +52,7 @@ _OF_MODULES = frozenset(dir(nn.Module()))  # that torch does not let a layer be 
 
 
 def to_json(module: CircuitModule) -> dict[str, Any]:
-    """Say in JSON values what a module computes; its state dict is not among them.
+    """Return what a module computes as JSON values; its state dict is not among them.
 
     Raises:
         ConvCircuitsError: If it calls a function or holds a layer that a file cannot name.
@@ -169,7 +169,7 @@ def _check_used(steps: list[Step], layers: Mapping[str, Any], constants: list[st
 
 
 def _encoded(value: Any) -> Any:
-    """Say an argument in JSON; whatever JSON has no word for becomes an object."""
+    """Return an argument as JSON; whatever JSON has no word for becomes an object."""
     match value:
         case Result(number, part):
             return {"result": number} if part is None else {"result": number, "part": part}

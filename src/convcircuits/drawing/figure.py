@@ -65,7 +65,7 @@ def drawn(document: Document, view: View | None = None) -> Shown:
 
 
 def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
-    """Say what each of some views draws, as ``drawn`` does; the document is read once."""
+    """Return what each of some views draws, as ``drawn`` does; the document is read once."""
     for view in views:
         check_view(document, view)
     figures = _Figures(document)

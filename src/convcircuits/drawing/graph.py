@@ -116,7 +116,7 @@ def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequen
 
 
 def turns(layout: Layout, call: int) -> Tensor:
-    """Tell by its sign how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
+    """Return how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
     filters = layout.values[call].channels
     for value in layout.values.values():
         if value.inputs == (call,) and value.node is not None and is_batch_norm(value.node):

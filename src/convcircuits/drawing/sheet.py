@@ -158,7 +158,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _about(site: Site, drawing: Drawing) -> str:
-    """Say in words what a site is."""
+    """Return in words what a site is."""
     layers = [drawing.call(c).layer for c in site.calls]
     text = " + ".join(layers) or _name_of(site, drawing)
     if site.inner:

@@ -62,7 +62,7 @@ def in_bytes(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | None) -> str:
-    """Say which positions count."""
+    """Return in words which positions count."""
     height, width = shape
     if feature.position == "max":
         where = "the one where the full model is highest"

@@ -229,7 +229,7 @@ class _Wirer:
     # ---------------------------------------- fewer sites
 
     def _readers(self, target: int) -> dict[int, set[tuple[str, int]]]:
-        """Tell who reads each site: kernel calls, sites with links, the target's reader."""
+        """Return who reads each site: kernel calls, sites with links, the target's reader."""
         readers: dict[int, set[tuple[str, int]]] = {number: set() for number in self.sites}
         for call, read in self.reads.items():
             for site in read.sites():
@@ -242,7 +242,7 @@ class _Wirer:
         return readers
 
     def merge_sums(self, target: int) -> None:
-        """Let filters that are only added to others be one with the sum."""
+        """Merge filters that are only added to others with the sum."""
         for site in list(self.sites.values()):
             if site.kind is not SiteKind.ADD:
                 continue
@@ -261,7 +261,7 @@ class _Wirer:
             site.links = links
 
     def merge_depthwise(self, target: int) -> None:
-        """Let a layer and the depthwise layer that alone reads it be one, unless it reads the image.
+        """Merge a layer with the depthwise layer that alone reads it, unless it reads the image.
 
         Filters that read the image are best seen as the kernels that they are.
         """

@@ -260,7 +260,7 @@ class _Ascent:
 
 
 def _leaky(graph: Graph) -> Graph:
-    """Let ReLUs that are shut pass a little."""
+    """Return a graph in which ReLUs that are shut pass a little."""
     leaky = torch.ops.aten.leaky_relu.default
     return replace(
         graph,

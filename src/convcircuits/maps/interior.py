@@ -39,7 +39,7 @@ class Interior:
 
     @classmethod
     def of(cls, field: Field) -> "Interior":
-        """Tell it from the receptive fields of a map's positions."""
+        """Build it from the receptive fields of a map's positions."""
         beyond = [_beyond(*axis) for axis in zip((field.rows, field.columns), field.image, strict=True)]
         rows, columns = (outside == 0 for outside in beyond)
         mask = rows[:, None] & columns

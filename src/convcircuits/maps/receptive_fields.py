@@ -107,7 +107,7 @@ class Field:
 
 
 def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bool = False) -> dict[Reading, Field]:
-    """Tell the part of the image that each position of some maps depends on, in the full model.
+    """Return the part of the image that each position of some maps depends on, in the full model.
 
     Exact for kernel calls, poolings, paddings, resizing and whatever is element-wise, moves values, or mixes them along
     whole dimensions, as normalisations do. Of an operation of which more is not known, each value counts as depending
@@ -191,7 +191,7 @@ def channels_of(readings: Sequence[Reading]) -> dict[tuple[str, int], dict[Readi
 
 
 def no_such_map(reading: Reading) -> ConvCircuitsError:
-    """Say that a run meets no such map."""
+    """Return the error of a run that meets no such map."""
     return ConvCircuitsError(
         f"On the way to the feature there is no map {reading!r}; give (layer, call, channel) of what a kernel call "
         "reads, a channel that the feature itself reads, or None for the feature."
@@ -291,7 +291,7 @@ class _Walk:
         return joined.expand(shape)
 
     def all_of(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
-        """Let every value depend on all of the maps."""
+        """Return boxes in which every value depends on all of the maps."""
         if any(not form or form[0] != 2 for form in (shape, *(x.shape for x in maps))):
             raise ConvCircuitsError("The model computes across images on the way to the feature: no receptive field.")
         largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)

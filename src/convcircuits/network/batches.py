@@ -33,7 +33,7 @@ def check_progress(progress: Any) -> None:
 
 
 def begin(progress: Progress | None, phase: str) -> None:
-    """Tell a progress that has a ``phase`` what begins, and is counted from nothing."""
+    """Announce what begins, and is counted from nothing, to a progress that has a ``phase``."""
     tell = getattr(progress, "phase", None)
     if tell is not None:
         tell(phase)
@@ -134,7 +134,7 @@ class Batches:
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Number the images and give their order-free hash, after a whole pass."""
+        """Return the number of images and their order-free hash, after a whole pass."""
         return {"count": self.count, "hash": f"{self._digest:016x}"}
 
 

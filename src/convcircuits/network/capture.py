@@ -373,7 +373,7 @@ class _Interception(TorchFunctionMode):
 
 
 def _writes_to_first(function: Any) -> bool:
-    """Tell by its name whether a function works in place."""
+    """Return whether a function works in place, by its name."""
     name: str = function.__name__
     return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 

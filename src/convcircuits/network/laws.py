@@ -79,7 +79,7 @@ def relevant_units(
 
 
 def sentence(laws: Mapping[str, Any]) -> str:
-    """Say what was checked, for a reader."""
+    """Return a sentence on what was checked."""
     error = max((value for value in laws.values() if isinstance(value, float)), default=0.0)
     said = (
         f"Checked on {laws['images']} images: a second run of the model in a larger batch, the circuit of all "

@@ -470,7 +470,7 @@ def _of_rank(mark: Tensor, rank: int) -> Tensor:
 
 
 def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
-    """Tell a product of two maps from a map that is scaled by a gate: a sigmoid's, a divisor, or the smaller factor.
+    """Return what a product of two maps does, or one of a map and a gate: a sigmoid's, a divisor, the smaller factor.
 
     A constant times a live value is live. Where a dead product is needed, as it is a gate itself, so is its dead gate:
     ``by <= 0`` adds nothing to the mark, and counts in its transpose.

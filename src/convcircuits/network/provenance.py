@@ -15,7 +15,7 @@ from convcircuits.version import __version__
 
 
 def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, Any]:
-    """Say which feature of which weights, in which versions."""
+    """Return which feature of which weights it is, in which versions."""
     return {
         "model": network.name,
         "weights": weights_hash(network, survey),

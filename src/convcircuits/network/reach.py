@@ -202,7 +202,7 @@ class Paths:
         return need
 
     def plan(self, live: Live) -> Plan:
-        """Say what is dead in a circuit, and where it must count for zero; the model's constants stay as they are."""
+        """Return what is dead in a circuit, and where it must count for zero; the model's constants stay."""
         silent = {}
         for place, (node, operation) in enumerate(zip(self.graph.nodes, self.operations, strict=True)):
             given = {n: live.marks[n] for n in node.inputs}

@@ -240,7 +240,7 @@ def _digest(content: bytes) -> str:
 
 
 def _checked_unit(unit: object) -> Unit:
-    """Tell units from a direction: whole numbers are units, floats are coefficients."""
+    """Return whether these are units or a direction: whole numbers are units, floats are coefficients."""
     if isinstance(unit, Tensor) and unit.dim() > 0:
         if unit.dim() > 1 or unit.is_complex() or unit.dtype == torch.bool:
             raise ConvCircuitsError(

@@ -471,7 +471,7 @@ def _with_normalization(built: _Built, mean: Sequence[float] | None, std: Sequen
 
 
 def _said(preprocess: Callable[[Image.Image], torch.Tensor], prepared_by: str, spec: str) -> str:
-    """Say in a sentence how a model's images are prepared, and who says so."""
+    """Return a sentence on how a model's images are prepared, and who says so."""
     if not isinstance(preprocess, Preprocess):
         whose = "the factory's own preprocess" if prepared_by == _OWN else "the transforms that belong to its weights"
         return f"Images for {spec} are prepared by {whose}."
@@ -889,7 +889,7 @@ def _unknown_spec(spec: str) -> str:
 
 
 def _file_hint(spec: str, file: Path, factory: str) -> str:
-    """Say how a file of code is given, with the names of the functions and classes in it."""
+    """Return how a file of code is given, with the names of the functions and classes in it."""
     try:
         tree = ast.parse(file.read_bytes())
         names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
