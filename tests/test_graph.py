@@ -11,8 +11,8 @@ from torchvision.ops import DeformConv2d
 import convcircuits as cc
 from convcircuits.compiler.layout import UnextractableError
 from convcircuits.network.capture import Network
-from convcircuits.network.graph import record_graph
 from convcircuits.network.reach import survey
+from convcircuits.network.recording import record_graph
 from meetings import MEETINGS, Two
 from nets import NETS
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.network.capture import Network
-from convcircuits.network.graph import record_graph
 from convcircuits.network.reach import Paths
+from convcircuits.network.recording import record_graph
 
 SHAPE = (2, 4, 3, 6)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import ConvCall, KernelCall
-from convcircuits.network.graph import Graph, Node, Ref, record_graph
+from convcircuits.network.graph import Graph, Node, Ref
 from convcircuits.network.masking import Subject
 from convcircuits.network.operations import (
     Operation,
@@ -30,6 +30,7 @@ from convcircuits.network.operations import (
     written_into_storage,
 )
 from convcircuits.network.reach import Paths
+from convcircuits.network.recording import record_graph
 
 _IMAGES = 2  # enough to tell what belongs to an image from what runs across images
 _TO_THE_END = 2**63 - 1  # as torch records the end of x[:, 1:]

@@ -18,10 +18,11 @@ from convcircuits.maps.colors import mixing_of
 from convcircuits.maps.receptive_fields import Field, Reading, no_such_map
 from convcircuits.network.batches import Progress, check_progress
 from convcircuits.network.calls import ConvCall, KernelCall
-from convcircuits.network.graph import Graph, Recorder, record_graph
+from convcircuits.network.graph import Graph
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.operations import argument
 from convcircuits.network.reach import Paths
+from convcircuits.network.recording import Recorder, record_graph
 from convcircuits.network.surroundings import outside_autocast
 
 # The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
-from convcircuits.network.graph import record_graph
 from convcircuits.network.operations import Plan
 from convcircuits.network.provenance import check_same_model, describe
 from convcircuits.network.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
+from convcircuits.network.recording import record_graph
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import masks_of, units_with

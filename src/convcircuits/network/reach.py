@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import ConvCall, KernelCall, LinearCall
 from convcircuits.network.capture import Network, checked_output
-from convcircuits.network.graph import Graph, Recorder
+from convcircuits.network.graph import Graph
 from convcircuits.network.operations import Operation, Plan, operation_of
+from convcircuits.network.recording import Recorder
 from convcircuits.values.feature import Feature
 
 
