@@ -35,7 +35,7 @@ from convcircuits.network.recording import record_graph
 _IMAGES = 2  # enough to tell what belongs to an image from what runs across images
 _TO_THE_END = 2**63 - 1  # as torch records the end of x[:, 1:]
 _CONSTANT = -2  # in the place of an element's number
-_SAME = ("clone", "alias", "detach", "contiguous", "lift_fresh", "lift_fresh_copy")  # nothing is moved at all
+_SAME = ("clone", "contiguous", "lift_fresh_copy")  # nothing is moved at all
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 # Moves that do the same with fewer channels, where they leave the channels' dimension alone.
 _AGAIN = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flip", "roll", "slice", "select", "repeat"}

@@ -175,6 +175,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._check(func, given)
         if name_of(func) == "as_strided":
             return self._restrided(func, args, kwargs)
+        if name_of(func) in _SAME:  # which torch may do once or thrice
+            number, result = self._number(args[0]), func(*args, **kwargs)
+            self._hold(result, number)
+            return result
         if is_constant(func) or (name_of(func) == "resize_as" and not self._is_of_image(args[0])):
             return func(*args, **kwargs)
         return self._record(func, args, kwargs)
@@ -403,6 +407,7 @@ def _padding(input: Tensor, pad: Sequence[int], mode: str, value: float | None =
     return input, list(pad), mode, value
 
 
+_SAME = ("alias", "detach", "lift_fresh")  # the same tensor, as another object
 _SPOKEN = {"_local_scalar_dense": "item"}
 
 
