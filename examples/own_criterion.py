@@ -22,7 +22,7 @@ def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:
     def contribution(batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
         for layer in batch.backward(batch.maps.sign()):  # dL/df
             total = sum(products.sum(3).abs() ** power for products in layer.weight_products())
-            yield layer.name, layer.per_unit(total)
+            yield layer.name, layer.per_element(total)
 
     return trace.mean(contribution)
 

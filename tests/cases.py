@@ -131,7 +131,7 @@ def random_masks(relevant, density, seed):
 def masks_for_oracle(case, model, circuit):
     """A circuit as the oracles take it: kernel masks, or weight masks."""
     relevant = relevant_of(case, model, circuit.feature.layer, circuit.feature.unit)
-    return oracles.unit_masks(dict(circuit.kernels), relevant, circuit.granularity)
+    return oracles.unit_masks(dict(circuit.elements), relevant, circuit.granularity)
 
 
 def circuit_of(model, feature, images, density, granularity="kernel", seed=0):
@@ -165,7 +165,7 @@ def same(got, expected, tolerance=1e-10):
 def assert_scores(scores, expected, relevant):
     """Equal to the oracle where relevant, NaN elsewhere, layers in execution order."""
     expected = oracles.nan_outside(expected, relevant)
-    assert list(scores.kernels) == list(expected)
+    assert list(scores.elements) == list(expected)
     for name, values in expected.items():
         scale = float(values.nan_to_num().abs().max())
         torch.testing.assert_close(
@@ -180,8 +180,8 @@ def assert_scores(scores, expected, relevant):
 
 def assert_same(a, b, rtol=1e-12):
     """Equal to rounding, relative to each layer's largest score."""
-    assert list(a.kernels) == list(b.kernels)
-    for name, values in a.kernels.items():
+    assert list(a.elements) == list(b.elements)
+    for name, values in a.elements.items():
         atol = rtol * float(values.nan_to_num().abs().max())
         torch.testing.assert_close(b[name], values, rtol=rtol, atol=atol, equal_nan=True)
 

@@ -472,25 +472,25 @@ def gauss_newton(
     *,
     signs,
     granularity="kernel",
-    centred=False,
+    centered=False,
     position="all",
     masks=None,
     blocks=None,
     call=None,
 ):
-    """mean over draws and images of ( sum_p e_p df_p/dm )^2; centred: with z - zbar in place of z.
+    """mean over draws and images of ( sum_p e_p df_p/dm )^2; centered: with z - zbar in place of z.
 
     `signs` holds one (H, W) tensor per draw, () for a Linear, the same for all images; with an axis of several units.
     """
     options = {"masks": masks, "blocks": blocks, "call": call}
-    zbar = mean_products(model, layer, unit, images, granularity=granularity, **options) if centred else {}
+    zbar = mean_products(model, layer, unit, images, granularity=granularity, **options) if centered else {}
     scores = []
     for sign in signs:
         for run in _runs(model, layer, unit, images, masks, blocks, position, call):
             projected = sign.to(run.map) * run.map
             scalar = _counted(projected, run.place).sum()
             one = {}
-            if centred:
+            if centered:
                 for name, calls in _products_of_run(run, scalar, granularity).items():
                     flat = [(z.reshape(*zbar[name].shape, -1), g.reshape(g.shape[0], -1)) for z, g in calls]
                     varied = [(z - zbar[name][..., None], g) for z, g in flat]
@@ -542,7 +542,7 @@ def topk(scores, k):
     return masks
 
 
-def relevant_units(model, relevant, granularity, blocks=None):
+def relevant_elements(model, relevant, granularity, blocks=None):
     """Relevant kernels -> relevant units: a filter if any of its kernels is, a weight if its kernel is."""
     if granularity == "kernel":
         return relevant
@@ -608,7 +608,7 @@ def force(
     """FORCE: from the full set, each step keeps the top k_t by SNIP of the network masked so far."""
     relevant = reachable(model, layer, unit, images.shape[1:], blocks=blocks, call=call)
     relevant = {name: kept for name, kept in relevant.items() if kept.any()}
-    units = relevant_units(model, relevant, granularity, blocks)
+    units = relevant_elements(model, relevant, granularity, blocks)
     options = {
         "granularity": granularity,
         "collapse": collapse,

@@ -70,7 +70,7 @@ def everything(model, feature, images, folder):
     }
     return calls | {
         "score layer_random": lambda: cc.score(model, feature, images, criterion="layer_random", like=circuit),
-        "score centred": lambda: cc.score(model, feature, images, centred=True),
+        "score centered": lambda: cc.score(model, feature, images, centered=True),
         "score inside": lambda: cc.score(model, feature, images, circuit=circuit),
         "find force": lambda: cc.find(model, feature, images, criterion="force", density=0.4),
         "prune": lambda: cc.prune(scores, kernels=3),
@@ -79,7 +79,7 @@ def everything(model, feature, images, folder):
         "activations": lambda: cc.activations(model, feature, images),
         "activations inside": lambda: cc.activations(model, feature, images, circuit=circuit),
         "from_masks": lambda: cc.Circuit.from_masks(
-            model, feature, dict(circuit.kernels), input_shape=tuple(images.shape[1:])
+            model, feature, dict(circuit.elements), input_shape=tuple(images.shape[1:])
         ),
         "save": lambda: cc.load(cc.save(circuit, folder / "c.safetensors")),
     }

@@ -211,7 +211,7 @@ def test_a_default_device_or_dtype_plays_no_part():
     expected = cc.score(model, feature, images)
     torch.set_default_dtype(torch.float64)
     try:
-        assert cc.score(model, feature, images).kernels == expected.kernels
+        assert cc.score(model, feature, images).elements == expected.kernels
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -222,7 +222,7 @@ def test_lower_precision_is_near_float64(name, dtype, near):
     case = NETS[name]
     model, images, feature = case.build(), case.images(4), cc.Feature(*case.features[-1])
     low = case.build().to(dtype)
-    for criterion, options in (("snip", {}), ("actgrad", {}), ("gauss_newton", {"centred": True})):
+    for criterion, options in (("snip", {}), ("actgrad", {}), ("gauss_newton", {"centered": True})):
         exact = cc.score(model, feature, images, criterion=criterion, **options)
         rough = cc.score(low, feature, images, criterion=criterion, **options)
         for layer, values in exact.kernels.items():
@@ -233,7 +233,7 @@ def test_lower_precision_is_near_float64(name, dtype, near):
     circuit = cc.find(low, feature, images, criterion="force", density=0.5)
     run = cc.activations(low, feature, images, circuit=circuit)
     assert run.dtype == dtype
-    same = cc.Circuit.from_masks(model, feature, dict(circuit.kernels), input_shape=case.input_shape)
+    same = cc.Circuit.from_masks(model, feature, dict(circuit.elements), input_shape=case.input_shape)
     expected = cc.activations(model, feature, images, circuit=same)
     assert (run.double() - expected).abs().max() <= near * expected.abs().max()
 
@@ -246,7 +246,7 @@ def test_channels_last_changes_nothing(name):
     for criterion in ("snip", "actgrad", "gauss_newton"):
         a = cc.score(model, feature, images, criterion=criterion)
         b = cc.score(last, feature, images.to(memory_format=torch.channels_last), criterion=criterion, memory=1)
-        for layer, values in a.kernels.items():
+        for layer, values in a.elements.items():
             torch.testing.assert_close(b[layer], values, rtol=1e-9, atol=1e-13, equal_nan=True)
         assert a.provenance["images"] == b.provenance["images"]
 
@@ -378,7 +378,7 @@ def test_computed_weights_are_scored_as_the_weights_that_they_give(norm):
     scores = cc.score(model, feature, images, criterion="actgrad")
     assert state_of(model) == before
     expected = cc.score(plain, feature, images, criterion="actgrad")
-    assert list(scores.kernels) == ["0", "2"]
+    assert list(scores.elements) == ["0", "2"]
     for layer, values in expected.kernels.items():
         torch.testing.assert_close(scores[layer], values, rtol=1e-9, atol=1e-13, equal_nan=True)
 
@@ -387,7 +387,7 @@ def test_a_compiled_model_is_the_model_it_wraps():
     case = NETS["plain"]
     model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)
     compiled = torch.compile(model)
-    assert cc.score(compiled, feature, images).kernels == cc.score(model, feature, images).kernels
+    assert cc.score(compiled, feature, images).elements == cc.score(model, feature, images).elements
 
 
 def test_a_private_copy_shares_every_parameter_and_no_module():
@@ -569,13 +569,13 @@ def test_a_bare_sequential_has_numbers_for_names():
     conv = seeded(lambda: nn.Sequential(nn.Conv2d(3, 2, 3)), 0)()
     images = NETS["plain"].images(2)
     scores = cc.score(conv, cc.Feature("0", 1), images, criterion="snip")
-    assert list(scores.kernels) == ["0"]
+    assert list(scores.elements) == ["0"]
 
 
 def test_models_of_models_and_lists_of_modules_keep_their_names():
     model = nn.Sequential(NETS["nested"].build(), nn.ModuleList([copy.deepcopy(nn.Identity())])[0])
     scores = cc.score(model, cc.Feature("1", 1), NETS["nested"].images(2), criterion="snip")
-    assert list(scores.kernels) == [
+    assert list(scores.elements) == [
         "0.stage.0.body.first",
         "0.stage.0.body.second",
         "0.stage.1.body.first",
@@ -615,7 +615,7 @@ def test_reading_a_circuit_gives_copies():
     circuit = cc.find(case.build(), cc.Feature("features.3", 1), case.images(2), density=0.5)
     kept = len(circuit)
     circuit["features.0"][:] = False
-    for mask in circuit.kernels.values():
+    for mask in circuit.elements.values():
         mask[:] = False
     assert len(circuit) == kept
 
@@ -632,16 +632,16 @@ def small():
 
 def test_a_compiled_or_scripted_part_is_entered_or_refused():
     images = torch.randn(2, 3, 10, 10)
-    expected = cc.score(small(), cc.Feature("2", 1), images).kernels
+    expected = cc.score(small(), cc.Feature("2", 1), images).elements
     model = small()
     compiled = nn.Sequential(torch.compile(model[:2]), model[2])
-    found = cc.score(compiled, cc.Feature("1", 1), images).kernels
+    found = cc.score(compiled, cc.Feature("1", 1), images).elements
     for a, b in zip(found.values(), expected.values(), strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
     assert type(compiled[0]).__name__ == "OptimizedModule"
     model = small()
     model.compile()
-    assert cc.score(model, cc.Feature("2", 1), images).kernels == expected
+    assert cc.score(model, cc.Feature("2", 1), images).elements == expected
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model[1] = torch.jit.script(nn.ReLU())
@@ -651,8 +651,8 @@ def test_a_compiled_or_scripted_part_is_entered_or_refused():
 
 def test_data_parallel_models_work_by_their_own_names():
     images = torch.randn(2, 3, 10, 10)
-    found = cc.score(nn.DataParallel(small()), cc.Feature("module.2", 1), images).kernels
-    expected = cc.score(small(), cc.Feature("2", 1), images).kernels
+    found = cc.score(nn.DataParallel(small()), cc.Feature("module.2", 1), images).elements
+    expected = cc.score(small(), cc.Feature("2", 1), images).elements
     assert list(found) == ["module.0", "module.2"]
     for a, b in zip(found.values(), expected.values(), strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)

@@ -126,7 +126,7 @@ def test_circuits_of_another_feature_or_model_do_not_combine(combine, change, sa
 
 @pytest.mark.parametrize("combine", COMBINE.values(), ids=COMBINE)
 def test_circuits_of_other_layers_or_directions_do_not_combine(combine):
-    fewer = circuit(kernels=LayerTable({"b": torch.zeros(2, 3).bool()}), saliency=LayerTable({"b": torch.zeros(2, 3)}))
+    fewer = circuit(elements=LayerTable({"b": torch.zeros(2, 3).bool()}), saliency=LayerTable({"b": torch.zeros(2, 3)}))
     with pytest.raises(cc.ConvCircuitsError, match="different layers"):
         combine(circuit(), fewer)
     x, y = (circuit(feature=cc.Feature("b", torch.tensor(d))) for d in ([1.0, 0.0], [0.0, 1.0]))
@@ -177,9 +177,9 @@ def test_a_circuit_is_frozen_and_its_own():
 
 
 BAD = {
-    "float mask": ({"kernels": LayerTable({"b": torch.ones(2, 3)})}, "The mask of b is torch.float32"),
-    "1-D mask": ({"kernels": LayerTable({"b": torch.ones(6).bool()})}, r"of shape \(6,\)"),
-    "4-D mask": ({"kernels": LayerTable({"b": torch.ones(2, 3, 1, 1).bool()})}, r"of shape \(2, 3, 1, 1\)"),
+    "float mask": ({"elements": LayerTable({"b": torch.ones(2, 3)})}, "The mask of b is torch.float32"),
+    "1-D mask": ({"elements": LayerTable({"b": torch.ones(6).bool()})}, r"of shape \(6,\)"),
+    "4-D mask": ({"elements": LayerTable({"b": torch.ones(2, 3, 1, 1).bool()})}, r"of shape \(2, 3, 1, 1\)"),
     "fewer saliencies": ({"saliency": LayerTable()}, "same layers and shapes"),
     "other saliencies": (
         {"saliency": LayerTable({k: torch.ones(1, 1) for k in SHAPES})},
@@ -342,3 +342,20 @@ def test_no_guess_that_fits_asks_for_the_shape():
     with pytest.raises(cc.ConvCircuitsError, match=r"Give input_shape=\(C, H, W\)"):
         cc.Circuit.from_masks(model, cc.Feature("2", 1), {})
     assert cc.Circuit.from_masks(model, cc.Feature("2", 1), {}, input_shape=(3, 7, 5)).relevant == 2 + 6
+
+
+def test_kernels_are_the_elements_of_a_circuit_of_kernels_alone():
+    of_kernels = circuit((("b", 0, 1),))
+    assert of_kernels.kernels == of_kernels.elements
+    masks = LayerTable({"b": torch.tensor([True, False])})
+    of_filters = cc.Circuit(FEATURE, masks, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
+    with pytest.raises(cc.ConvCircuitsError, match="no table of kernels here but one of filters; read it as elements"):
+        _ = of_filters.kernels
+
+
+def test_kernels_are_the_elements_of_scores_of_kernels_alone():
+    saliency = LayerTable({"b": torch.rand(2, 3)})
+    assert cc.Scores(FEATURE, saliency, 6).kernels == saliency
+    of_filters = cc.Scores(FEATURE, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
+    with pytest.raises(cc.ConvCircuitsError, match="no table of kernels here but one of filters"):
+        _ = of_filters.kernels

@@ -309,7 +309,7 @@ def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
     said = good(f"{FIND} {options} --json")
     made = cc.load("a.safetensors")
-    assert said["units"] == len(made) == made.provenance["kernels"]
+    assert said["elements"] == len(made) == made.provenance["elements"]
     again = good("show a.safetensors --json")["again"]
     assert again in good("show a.safetensors")
     program, *words = shlex.split(again)
@@ -336,7 +336,7 @@ def test_evaluate_says_again_what_find_said(options, folder, good):
 
 def test_a_circuit_keeps_a_twentieth_where_nothing_says_how_much(folder, good):
     said = good(FIND + " --json")
-    assert said["units"] == round(0.05 * said["relevant"])
+    assert said["elements"] == round(0.05 * said["relevant"])
 
 
 @pytest.mark.parametrize("options", ["--criterion snip", "--criterion force --option steps=2", "--granularity filter"])
@@ -553,7 +553,7 @@ def test_compare_takes_a_layer_by_its_other_name_and_every_criterion_by_default(
 def test_evaluate_options_reach_the_measurement(folder, good):
     good(f"{FIND} --density 0.1 --criterion random")
     usual = good("evaluate a.safetensors --model tiny_net:net --json")
-    assert good("evaluate a.safetensors --model tiny_net:net --published --json")["provenance"]["effective"] is False
+    assert good("evaluate a.safetensors --model tiny_net:net --no-effective --json")["provenance"]["effective"] is False
     assert good("evaluate a.safetensors --model tiny_net:net --count 3 --json")["images"] == 3
     own = good("evaluate a.safetensors --model tiny_net:net --images pictures --count 6 --json")
     assert own["images"] == 6
@@ -1075,7 +1075,7 @@ BAD = {
     "no gradient": (F.replace("tiny_net:net --feature 4:2", "tiny_net:Cut --feature b:1"), "--criterion magnitude"),
     "an option that is needed": (f"{F} --criterion layer_random", "needs an option: --option like=VALUE"),
     "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like is a circuit"),
-    "an option that is true or false": (f"{F} --option centred=maybe", "centred is true or false; got 'maybe'"),
+    "an option that is true or false": (f"{F} --option centered=maybe", "centered is true or false; got 'maybe'"),
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),
     "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
     "folder without pictures": (F.replace("pictures", "empty"), "empty"),
@@ -1143,7 +1143,7 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     cc.save(cc.score(model, feature, torch.ones(1, 3, 12, 12), criterion="magnitude"), "scores.safetensors")
     circuit = cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)})
     cc.save(circuit, "hand.safetensors")
-    whole = cc.Circuit.from_masks(model, feature, {k: torch.ones_like(t) for k, t in circuit.kernels.items()})
+    whole = cc.Circuit.from_masks(model, feature, {k: torch.ones_like(t) for k, t in circuit.elements.items()})
     cc.save(cc.extract(model, whole, input_shape=(3, 12, 12)), "module.safetensors")
     for name, text in RECIPES.items():
         Path(f"{name}.toml").write_text(text)

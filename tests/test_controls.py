@@ -34,11 +34,11 @@ def test_it_keeps_as_many_units_of_each_layer_and_no_others_than_are_relevant(gr
         assert other.granularity == granularity
         assert other.feature == circuit.feature
         assert other.relevant == circuit.relevant
-        for layer, kept in circuit.kernels.items():
-            assert other.kernels[layer].sum() == kept.sum()
-            assert not (other.kernels[layer] & circuit.saliency[layer].isnan()).any()
+        for layer, kept in circuit.elements.items():
+            assert other.elements[layer].sum() == kept.sum()
+            assert not (other.elements[layer] & circuit.saliency[layer].isnan()).any()
     assert random_like(subject_of(model), circuit, seed=1) == made[1]
-    tables = {tuple(torch.cat([kept.flatten() for kept in other.kernels.values()]).tolist()) for other in made}
+    tables = {tuple(torch.cat([kept.flatten() for kept in other.elements.values()]).tolist()) for other in made}
     assert (len(tables) > 1) == (density < 1)
 
 
@@ -69,7 +69,7 @@ def test_a_random_circuit_has_a_control_of_its_own():
     model = CASE.build()
     like = found(model, "random", density=0.5)
     circuit = cc.find(model, FEATURE, CASE.images(1), criterion="layer_random", kernels=len(like), like=like, seed=0)
-    assert random_like(subject_of(model), circuit, seed=0).kernels != circuit.kernels
+    assert random_like(subject_of(model), circuit, seed=0).kernels != circuit.elements
 
 
 def test_the_control_of_an_empty_circuit_is_empty():

@@ -20,7 +20,7 @@ ONE_SHOT = {
     "actgrad": {},
     "snip": {},
     "gauss_newton": {},
-    "gauss_newton centred": {"centred": True},
+    "gauss_newton centered": {"centered": True},
     "magnitude": {},
     "random": {},
 }
@@ -132,21 +132,21 @@ def test_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit, seed
 
 
 @pytest.mark.parametrize(("layer", "unit"), NETS["plain"].features)
-def test_centred_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit):
+def test_centered_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit):
     case = NETS["plain"]
     model, images = case.build(), case.images(3)
     height_width = oracles.full_map(model, layer, unit, images[:1]).shape[1:]
     places = torch.eye(height_width.numel(), dtype=torch.float64).reshape(-1, *height_width)
-    mean = oracles.gauss_newton(model, layer, unit, images, signs=list(places), centred=True)
+    mean = oracles.gauss_newton(model, layer, unit, images, signs=list(places), centered=True)
     expected = {name: values * len(places) for name, values in mean.items()}
     # The oracle's list averages over images x draws; the sum over positions is wanted.
-    scores = cc.score(model, cc.Feature(layer, unit), images, draws=len(places), centred=True)
+    scores = cc.score(model, cc.Feature(layer, unit), images, draws=len(places), centered=True)
     assert_scores(scores, expected, relevant_of(case, model, layer, unit))
 
 
-@pytest.mark.parametrize("centred", [False, True], ids=["plain", "centred"])
+@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
-def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, centred):
+def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, centered):
     case = NETS[name]
     model, images = case.build(), case.images(2)
     position = "all" if is_linear(model, layer) else ("max", "center", (0, 1))[unit % 3]
@@ -157,14 +157,14 @@ def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, 
         unit,
         images,
         signs=[one],
-        centred=centred,
+        centered=centered,
         position=position,
         blocks=case.blocks,
     )
     relevant = relevant_of(case, model, layer, unit)
     for draws in (1, 4):
         feature = cc.Feature(layer, unit, position=position)
-        scores = cc.score(model, feature, images, draws=draws, seed=draws, centred=centred)
+        scores = cc.score(model, feature, images, draws=draws, seed=draws, centered=centered)
         assert_scores(scores, expected, relevant)
 
 
@@ -203,7 +203,7 @@ def test_random_depends_on_the_seed_alone():
     model, feature = case.build(), cc.Feature("head", 0)
 
     def draw(n=3, **options):
-        return cc.score(model, feature, case.images(n), criterion="random", **options).kernels
+        return cc.score(model, feature, case.images(n), criterion="random", **options).elements
 
     assert draw() == draw(n=1) == draw(batch_size=1) == draw(n=2, memory=1)
     assert draw() != draw(seed=1)
@@ -222,13 +222,13 @@ def test_layer_random_keeps_as_many_kernels_in_each_layer_as_the_compared_circui
     like = cc.find(model, feature, images, criterion="snip", density=0.3)
     scores = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed)
     circuit = cc.prune(scores, kernels=len(like))
-    counts = {layer: int(mask.sum()) for layer, mask in like.kernels.items()}
-    assert {layer: int(mask.sum()) for layer, mask in circuit.kernels.items()} == counts
+    counts = {layer: int(mask.sum()) for layer, mask in like.elements.items()}
+    assert {layer: int(mask.sum()) for layer, mask in circuit.elements.items()} == counts
     assert circuit != like
     other = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed + 10)
-    assert other.kernels != scores.kernels
+    assert other.kernels != scores.elements
     again = cc.score(model, feature, images[:1], criterion="layer_random", like=like, seed=seed, batch_size=1)
-    assert again.kernels == scores.kernels
+    assert again.kernels == scores.elements
 
 
 # ---------------------------------------- batches, order, memory
@@ -300,8 +300,8 @@ def test_inside_a_circuit_without_dead_filters_scores_equal_the_oracle(name, lay
     scores = cc.score(model, feature, images, criterion=criterion, circuit=circuit)
     assert scores.relevant == len(circuit)
     assert scores.relevant_in_model == circuit.relevant
-    assert list(scores.kernels) == list(circuit.kernels)
-    for kernels, mask in circuit.kernels.items():
+    assert list(scores.elements) == list(circuit.elements)
+    for kernels, mask in circuit.elements.items():
         wanted = expected[kernels].masked_fill(~mask, torch.nan)
         atol = 1e-12 * max(1e-6, float(wanted.nan_to_num().abs().max()))
         torch.testing.assert_close(scores[kernels], wanted, rtol=1e-9, atol=atol, equal_nan=True)
@@ -334,9 +334,9 @@ def test_a_kernel_that_is_not_effective_scores_zero_inside_its_circuit():
     model, images, feature = case.build(), case.images(2), cc.Feature("head", 0)
     scores = cc.score(model, feature, images, criterion="random", seed=2)
     circuit = cc.prune(scores, density=0.3)
-    effective = oracles.reachable(model, "head", 0, case.input_shape, dict(circuit.kernels))
+    effective = oracles.reachable(model, "head", 0, case.input_shape, dict(circuit.elements))
     inside = cc.score(model, feature, images, criterion="snip", circuit=circuit)
-    dead = {k: m & ~effective[k] for k, m in circuit.kernels.items()}
+    dead = {k: m & ~effective[k] for k, m in circuit.elements.items()}
     assert oracles.count(dead) > 0
     assert oracles.count(effective) > 0
     assert all((inside[k][m] == 0).all() for k, m in dead.items())
@@ -405,7 +405,7 @@ def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density
     step = first_collapse(forced)
     expected = forced.circuit if step is None else oracles.topk(forced.scores[step], k)
     assert len(circuit) == k
-    assert list(circuit.kernels) == list(expected)
+    assert list(circuit.elements) == list(expected)
     for kernels, mask in expected.items():
         assert torch.equal(circuit[kernels], mask), kernels
     notes = circuit.provenance["notes"]
@@ -436,10 +436,10 @@ def test_a_collapse_is_told_and_turns_no_dead_layer_on(kernels):
     model, images, feature = case.build(), case.images(2), cc.Feature("features.5", 2)
     circuit = cc.find(model, feature, images, criterion="force", kernels=kernels)
     assert len(circuit) == kernels
-    assert sum(int(mask.any()) for mask in circuit.kernels.values()) <= kernels
+    assert sum(int(mask.any()) for mask in circuit.elements.values()) <= kernels
     if kernels < 3:
         assert "collapsed" in circuit.provenance["notes"][0]
-        assert any(name in circuit.provenance["notes"][0] for name in circuit.kernels)
+        assert any(name in circuit.provenance["notes"][0] for name in circuit.elements)
         assert "collapsed" in circuit.summary()
 
 
@@ -475,7 +475,7 @@ def test_a_function_is_a_criterion():
         def contribution(batch):
             for layer in batch.backward(torch.ones_like(batch.maps)):
                 products = torch.stack(list(layer.weight_products())).sum(4).abs() ** power
-                yield layer.name, layer.per_unit(products.sum(0))
+                yield layer.name, layer.per_element(products.sum(0))
 
         return trace.mean(contribution)
 
@@ -565,7 +565,7 @@ def test_calls_on_maps_of_different_sizes_are_all_counted():
     expected = oracles.mask_gradient(model, "head", 1, images)
     for criterion in ORACLES:
         scores = cc.score(model, cc.Feature("head", 1), images, criterion=criterion, signed=True, normalizer="sum")
-        for layer, values in scores.kernels.items():
+        for layer, values in scores.elements.items():
             kept = ~values.isnan()
             torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)
 
@@ -586,4 +586,4 @@ def test_bfloat16_does_not_lose_images_in_large_batches(criterion):
 def test_a_switch_is_true_or_false(value):
     case = NETS["plain"]
     with pytest.raises(cc.ConvCircuitsError, match="is true or false"):
-        cc.score(case.build(), cc.Feature("features.3", 1), case.images(2), centred=value)
+        cc.score(case.build(), cc.Feature("features.3", 1), case.images(2), centered=value)

@@ -23,8 +23,8 @@ def opened(model, feature, shape):
     return subject, layout_of(subject, shape)
 
 
-def kept_by(subject, layout, kernels, silent=True):
-    return cut(layout, None if kernels is None else Masks(kernels, silent=silent), subject.survey.rows)
+def kept_by(subject, layout, kernels, effective=True):
+    return cut(layout, None if kernels is None else Masks(kernels, effective=effective), subject.survey.rows)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -44,8 +44,8 @@ def test_effective_kernels_in_random_nets_are_those_of_graph_search(seed):
 def test_nothing_of_the_full_model_counts_for_zero_and_all_that_is_relevant_conducts(name, layer, unit):
     case = NETS[name]
     subject, layout = opened(case.build(), cc.Feature(layer, unit), case.input_shape)
-    for kernels, silent in ((None, True), (subject.survey.kernels, False)):
-        whole = kept_by(subject, layout, kernels, silent)
+    for kernels, effective in ((None, True), (subject.survey.kernels, False)):
+        whole = kept_by(subject, layout, kernels, effective)
         assert whole.alive
         assert not whole.silent
         assert whole.output is None

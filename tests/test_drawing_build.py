@@ -73,7 +73,7 @@ def part_of(model, document, variant, circuit):
     for e in shown.edges:
         masks[document.layers[edges.layer[e]].name][edges.out[e], edges.in_[e]] = True
     if circuit.granularity == "weight":
-        masks = {layer: mask[:, :, None, None] & circuit.kernels[layer] for layer, mask in masks.items()}
+        masks = {layer: mask[:, :, None, None] & circuit.elements[layer] for layer, mask in masks.items()}
     granularity = "weight" if circuit.granularity == "weight" else "kernel"
     return shown, cc.Circuit.from_masks(model, FEATURE, masks, granularity=granularity, input_shape=SHAPE)
 
@@ -202,7 +202,7 @@ def test_what_it_is_of_is_said(model):
     assert meta.model in meta.title
     assert meta.versions == {"convcircuits": __version__, "torch": torch.__version__}
     assert cc.diagram(model, circuit, title="Mine").document.meta.title == "Mine"
-    masks = {layer: kept.clone() for layer, kept in circuit.kernels.items()}
+    masks = {layer: kept.clone() for layer, kept in circuit.elements.items()}
     by_hand = cc.Circuit.from_masks(model, FEATURE, masks, input_shape=SHAPE)
     assert cc.diagram(model, by_hand).document.meta.criterion is None
 
@@ -373,7 +373,7 @@ def test_every_kind_of_net_makes_a_document_that_comes_back_from_json(name):
 
 def test_what_is_no_circuit_is_refused(model):
     scores = cc.score(model, FEATURE, images(2), criterion="snip")
-    for wrong in (scores, scores.kernels, "f.safetensors", None):
+    for wrong in (scores, scores.elements, "f.safetensors", None):
         with pytest.raises(cc.ConvCircuitsError, match=f"Expected a Circuit, got {type(wrong).__name__}"):
             cc.diagram(model, wrong)
     with pytest.raises(cc.ConvCircuitsError, match="Expected a Circuit, got Scores"):

@@ -113,7 +113,7 @@ def test_of_a_layer_that_runs_twice_each_run_has_the_kernels_that_are_live_in_it
     circuit = cc.find(case.build(), cc.Feature("head", 1), case.images(1), criterion="random", density=0.45, seed=seed)
     network, feature = Network(model), cc.Feature("head", 1)
     subject = Subject(network, feature, survey(network, feature, case.input_shape))
-    kept = dict(circuit.kernels)
+    kept = dict(circuit.elements)
     kept["first"] = kept["second"] = kept.pop("shared")
     expected = subject.effective({layer: kept[layer] for layer in subject.survey.kernels}, case.input_shape)
     names = {}
@@ -152,7 +152,7 @@ def test_saliency_is_shared_out_among_kernels_and_summed_over_weights():
                     if granularity == "kernel":
                         assert saliency[out, i].item() == pytest.approx(given[out, i].item(), rel=1e-6)
                     elif granularity == "weight":
-                        weights = given[out, i][circuit.kernels[layer][out, i]]
+                        weights = given[out, i][circuit.elements[layer][out, i]]
                         assert saliency[out, i].item() == pytest.approx(weights.sum().item(), rel=1e-5)
 
 

@@ -94,7 +94,7 @@ def _turned(drawing, e):
         return turned
     following = min(later, key=lambda i: g.call[i])
     weights = drawing.call(int(g.call[following])).kernels.flatten(0, 1)[int(g.out[following]), 0]
-    kept = torch.stack([circuit.kernels[drawing.call(int(g.call[following])).layer] for circuit in drawing.circuits])
+    kept = torch.stack([circuit.elements[drawing.call(int(g.call[following])).layer] for circuit in drawing.circuits])
     if all(circuit.granularity == "weight" for circuit in drawing.circuits):
         weights = weights * kept.any(0)[int(g.out[following])].reshape(-1)
     return turned * (-1 if float(weights.sum()) * _turned(drawing, following) < 0 else 1)
@@ -129,7 +129,7 @@ def test_ranks_follow_the_saliency_that_the_circuit_was_pruned_by(granularity):
         for e in inside:
             call = drawing.call(int(drawing.graph.call[e]))
             given = one.saliency[call.layer]
-            kept = one.kernels[call.layer]
+            kept = one.elements[call.layer]
             o, i = int(drawing.graph.out[e]), int(drawing.graph.inp[e])
             expected = {
                 "kernel": lambda given=given, o=o, i=i: given[o, i],

@@ -59,7 +59,7 @@ def test_photographs_are_resampled_smoothly(side):
     assert np.abs(tile(tiles, numbers[0]).astype(int) - smooth(64, 64)).mean() < 6
 
 
-def test_what_is_not_square_is_whole_and_centred():
+def test_what_is_not_square_is_whole_and_centered():
     (given,) = pictures(0, (2, 4))
     tiles, numbers = pack([given], size=64)
     shown = tile(tiles, numbers[0])

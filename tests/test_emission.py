@@ -52,7 +52,7 @@ def test_exactly_the_needed_filters_are_left_with_the_models_weights(name, layer
     model, feature = case.build(), cc.Feature(layer, unit)
     circuit = circuit_of(model, feature, case.images(), density, seed=5)
     small = cc.extract(model, circuit, fold=False)
-    inside = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks)
+    inside = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.elements), blocks=case.blocks)
     slow, modules = oracles.slow_copy(model, blocks=case.blocks)[0], layers_of(small)
     for key, effective in inside.items():
         expected = effective.any(1).nonzero()[:, 0].tolist()

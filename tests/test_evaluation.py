@@ -37,7 +37,7 @@ def found(name, density, position="all"):
 def maps(name, circuit, images, run=oracles.circuit_map, **more):
     case, model, layer, unit = subject(name)
     full = oracles.full_map(model, layer, unit, images)
-    return full, run(model, dict(circuit.kernels), layer, unit, images, blocks=case.blocks, **more)
+    return full, run(model, dict(circuit.elements), layer, unit, images, blocks=case.blocks, **more)
 
 
 def check(name, circuit, position, images, fit=None, run=oracles.circuit_map, **more):
@@ -59,11 +59,11 @@ def test_figures_and_counts_are_those_of_the_oracles(name, density):
     case, model, layer, unit = subject(name)
     circuit = found(name, density)
     report = check(name, circuit, "all", case.images(4), fit=case.images(3, seed=1))
-    inside = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks)
+    inside = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.elements), blocks=case.blocks)
     assert report.kernels == len(circuit)
     assert report.effective_kernels == oracles.count(inside)
     assert report.effective_filters == sum(int(mask.any(1).sum()) for mask in inside.values())
-    assert report.filters == sum(int(mask.any(1).sum()) for mask in circuit.kernels.values())
+    assert report.filters == sum(int(mask.any(1).sum()) for mask in circuit.elements.values())
     assert report.relevant == circuit.relevant
     assert report.density == circuit.density
     assert report.images == 4
@@ -148,7 +148,7 @@ def test_a_direction_is_measured_as_its_sum():
     direction = torch.tensor([0.5, -2.0, 0.0], dtype=torch.float64)
     circuit = cc.find(model, cc.Feature(layer, direction), case.images(), criterion="snip", density=0.5)
     full = oracles.full_map(model, layer, direction, case.images(4))
-    kept = oracles.circuit_map(model, dict(circuit.kernels), layer, direction, case.images(4))
+    kept = oracles.circuit_map(model, dict(circuit.elements), layer, direction, case.images(4))
     report = cc.evaluate(model, circuit, case.images(4))
     agree(report, closed_form(counted(full, "all", full), counted(kept, "all", full)))
 

@@ -47,7 +47,7 @@ def check(case, model, circuit, tolerance=1e-10, **oracle):
     same(small(images), masked, tolerance)
     if oracle:
         feature = circuit.feature
-        masks = masks_for_oracle(case, model, circuit) if circuit.granularity != "kernel" else dict(circuit.kernels)
+        masks = masks_for_oracle(case, model, circuit) if circuit.granularity != "kernel" else dict(circuit.elements)
         expected = oracles.circuit_map(model, masks, feature.layer, feature.unit, images, blocks=case.blocks, **oracle)
         same(small(images), expected, tolerance)
     return small
@@ -128,7 +128,7 @@ def test_the_module_of_a_random_net_is_the_circuit_by_the_letter(seed):
     unit = seed % 3
     for density in (0.4, 0.7, 1.0):
         circuit = circuit_of(model, cc.Feature(model.layer, unit), images, density, seed=seed)
-        expected = model.circuit(images, dict(circuit.kernels))[:, unit]
+        expected = model.circuit(images, dict(circuit.elements))[:, unit]
         same(cc.activations(model, circuit.feature, images, circuit=circuit), expected)
         same(cc.extract(model, circuit)(images), expected)
     same(expected, model(images)[:, unit].detach())
@@ -223,7 +223,7 @@ def test_a_state_dict_loads_and_gradients_flow():
     assert images.grad.abs().max() > 0
     assert all(p.grad is not None for p in small.parameters())
     assert small.meta["circuit"]["feature"] == "head:0"
-    assert small.meta["circuit"]["units"] == len(circuit)
+    assert small.meta["circuit"]["elements"] == len(circuit)
 
 
 def test_the_same_module_is_written_inside_no_grad_and_in_another_random_state():

@@ -35,7 +35,7 @@ def test_maps_and_circuits_are_those_of_the_oracles(name, layer, unit, call):
     for seed, density in enumerate((0.3, 0.7)):
         masks = random_masks(relevant, density, seed)
         circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
-        assert list(circuit.kernels) == list(relevant)
+        assert list(circuit.elements) == list(relevant)
         assert (len(circuit), circuit.relevant) == (oracles.count(masks), oracles.count(relevant))
         run = cc.activations(model, feature, images, circuit=circuit)
         close(run, oracles.circuit_map(model, masks, layer, unit, images, **options))
@@ -75,9 +75,9 @@ def test_scores_are_those_of_the_oracles(name, layer, unit, call, criterion):
         assert_scores(scores, oracle(model, layer, unit, images, **options), relevant)
 
 
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize(("name", "layer", "unit", "call"), SQUARE.values(), ids=SQUARE)
-def test_gauss_newton_is_exact_with_as_many_draws_as_units(name, layer, unit, call, centred):
+def test_gauss_newton_is_exact_with_as_many_draws_as_units(name, layer, unit, call, centered):
     case = NETS[name]
     model, images = case.build(), case.images(2)
     options = {"blocks": case.blocks, "call": call}
@@ -85,11 +85,13 @@ def test_gauss_newton_is_exact_with_as_many_draws_as_units(name, layer, unit, ca
     shape = oracles.full_map(model, layer, unit, images, call=call).shape[1:]
     position = "all" if len(shape) == 1 else "max"
     signs = [torch.zeros(shape, dtype=torch.float64).index_fill(0, torch.tensor(u), 1.0) for u in range(len(unit))]
-    mean = oracles.gauss_newton(model, layer, unit, images, signs=signs, centred=centred, position=position, **options)
+    mean = oracles.gauss_newton(
+        model, layer, unit, images, signs=signs, centered=centered, position=position, **options
+    )
     expected = {name: values * len(unit) for name, values in mean.items()}
     feature = cc.Feature(layer, unit, position=position, call=call)
     for draws in (len(unit), 8):
-        assert_scores(cc.score(model, feature, images, draws=draws, centred=centred), expected, relevant)
+        assert_scores(cc.score(model, feature, images, draws=draws, centered=centered), expected, relevant)
 
 
 def test_gauss_newton_over_all_positions_of_several_units():
@@ -109,7 +111,7 @@ def test_a_set_of_one_scores_as_its_unit():
                 cc.score(model, cc.Feature("block1", unit, position=position), images, criterion=criterion)
                 for unit in ([2], 2)
             )
-            assert one.kernels == single.kernels
+            assert one.kernels == single.elements
 
 
 @pytest.mark.parametrize("position", ["all", "max"])  # the maximum of the full model, in every masked one

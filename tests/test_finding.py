@@ -55,9 +55,9 @@ def test_a_density_keeps_exactly_its_share_the_oracles_best(tables, density):
     circuit = cc.prune(scores, density=density)
     expected = max(1, round(density * scores.relevant))
     assert len(circuit) == expected
-    best = oracles.topk(scores.kernels, expected)
+    best = oracles.topk(scores.elements, expected)
     assert all(torch.equal(circuit[layer], mask) for layer, mask in best.items())
-    assert circuit.saliency == scores.kernels
+    assert circuit.saliency == scores.elements
     assert circuit.relevant == 99
     assert circuit.feature == scores.feature
 
@@ -73,7 +73,7 @@ def test_every_number_of_kernels_is_exact_and_nested(tables):
         if before is not None:
             assert len(before - circuit) == 0
         before = circuit
-    assert all(torch.equal(circuit[layer], ~values.isnan()) for layer, values in scores.kernels.items())
+    assert all(torch.equal(circuit[layer], ~values.isnan()) for layer, values in scores.elements.items())
 
 
 def test_pruning_leaves_the_scores_as_they_are_and_says_what_was_asked():
@@ -81,7 +81,7 @@ def test_pruning_leaves_the_scores_as_they_are_and_says_what_was_asked():
     before = copy.deepcopy(scores)
     assert cc.prune(scores, density=0.5).provenance["asked"] == {"density": 0.5}
     assert cc.prune(scores, kernels=7).provenance["asked"] == {"kernels": 7}
-    assert cc.prune(scores, density=0.5).provenance["kernels"] == round(0.5 * scores.relevant)
+    assert cc.prune(scores, density=0.5).provenance["elements"] == round(0.5 * scores.relevant)
     assert scores == before
 
 
@@ -131,7 +131,7 @@ def test_find_is_prune_of_score(criterion, budget):
     found = cc.find(MODEL, FEATURE, X, criterion=criterion, seed=3, **budget, **options(criterion))
     scores = cc.score(MODEL, FEATURE, X, criterion=criterion, seed=3, **options(criterion))
     assert found == cc.prune(scores, **budget)
-    assert found.saliency == scores.kernels
+    assert found.saliency == scores.elements
     assert found.provenance == cc.prune(scores, **budget).provenance
 
 
@@ -182,7 +182,7 @@ def test_a_criterion_of_ones_own_is_called_by_its_name_with_its_options():
     scores = cc.score(MODEL, FEATURE, X, criterion=mine, times=2)
     assert scores.provenance["criterion"] == "mine"
     assert scores.provenance["options"] == {"times": 2}
-    assert {float(v) for t in scores.kernels.values() for v in t[~t.isnan()]} == {2.0}
+    assert {float(v) for t in scores.elements.values() for v in t[~t.isnan()]} == {2.0}
 
     def budgeted(trace, kernels, *, extra=1):
         assert kernels == 5
@@ -225,7 +225,7 @@ def test_a_layer_without_scores_counts_as_zero_in_any_mapping():
 
     scores = cc.score(MODEL, FEATURE, X, criterion=some)
     assert scores.relevant == 37
-    for layer, values in scores.kernels.items():
+    for layer, values in scores.elements.items():
         assert set(values[~values.isnan()].tolist()) == {1.0 if layer in keep else 0.0}
 
 

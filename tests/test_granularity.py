@@ -13,7 +13,7 @@ import convcircuits as cc
 import oracles
 from cases import COMBINATIONS, LAST, assert_same, assert_scores, is_linear, masks_for_oracle, relevant_of
 from convcircuits.storage import sealed
-from convcircuits.values.granularity import by_unit, check_inside, masks_of, units_with
+from convcircuits.values.granularity import by_element, check_inside, elements_with, masks_of
 from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 
@@ -24,13 +24,13 @@ OTHERS = ["filter", "weight"]
 # What is hard: groups, a layer that runs twice, Linear on a flattened map, weights computed in forward, gates.
 HARD = [p for p in LAST if p.id in ("grouped", "mobile", "twice", "standardised", "flat_head", "se_linear", "residual")]
 ORACLES = {"snip": oracles.snip, "actgrad": oracles.actgrad}
-ONE_SHOT = {"actgrad": {}, "snip": {}, "gauss_newton": {"centred": True}, "magnitude": {}, "random": {}}
+ONE_SHOT = {"actgrad": {}, "snip": {}, "gauss_newton": {"centered": True}, "magnitude": {}, "random": {}}
 
 
 def units_of(case, model, layer, unit, granularity):
     """Relevant units by graph search, layers in execution order."""
     relevant = relevant_of(case, model, layer, unit)
-    return oracles.relevant_units(model, relevant, granularity, case.blocks)
+    return oracles.relevant_elements(model, relevant, granularity, case.blocks)
 
 
 def random_circuit(model, feature, images, granularity, density, seed=0):
@@ -74,28 +74,28 @@ def test_signed_actgrad_is_signed_snip_is_the_mask_gradient(name, layer, unit, g
         assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
 
 
-@pytest.mark.parametrize("centred", [False, True], ids=["plain", "centred"])
+@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
 @pytest.mark.parametrize("granularity", OTHERS)
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_gauss_newton_at_one_position_equals_the_oracle(name, layer, unit, granularity, centred):
+def test_gauss_newton_at_one_position_equals_the_oracle(name, layer, unit, granularity, centered):
     case = NETS[name]
     model, images = case.build(), case.images(2)
     position = "all" if is_linear(model, layer) else "center"
     one = torch.ones_like(oracles.full_map(model, layer, unit, images[:1])[0])
-    options = {"granularity": granularity, "centred": centred}
+    options = {"granularity": granularity, "centered": centered}
     given = {"signs": [one], "position": position, "blocks": case.blocks}
     expected = oracles.gauss_newton(model, layer, unit, images, **given, **options)
     scores = cc.score(model, cc.Feature(layer, unit, position=position), images, **options)
     assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
 
 
-@pytest.mark.parametrize("centred", [False, True], ids=["plain", "centred"])
+@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
 @pytest.mark.parametrize("granularity", OTHERS)
-def test_gauss_newton_is_exact_with_as_many_draws_as_positions(granularity, centred):
+def test_gauss_newton_is_exact_with_as_many_draws_as_positions(granularity, centered):
     case = NETS["plain"]
     model, images = case.build(), case.images(2)
     places = torch.eye(4, dtype=torch.float64).reshape(4, 2, 2)
-    options = {"granularity": granularity, "centred": centred}
+    options = {"granularity": granularity, "centered": centered}
     mean = oracles.gauss_newton(model, "features.5", 2, images, signs=list(places), **options)
     scores = cc.score(model, cc.Feature("features.5", 2), images, draws=4, **options)
     expected = {name: values * len(places) for name, values in mean.items()}
@@ -124,7 +124,7 @@ def test_layer_random_keeps_as_many_units_in_each_layer(name, granularity):
     like = random_circuit(model, feature, images, granularity, 0.4)
     options = {"criterion": "layer_random", "like": like, "seed": 3}
     circuit = cc.find(model, feature, images, granularity=granularity, kernels=len(like), **options)
-    assert [int(m.sum()) for m in circuit.kernels.values()] == [int(m.sum()) for m in like.kernels.values()]
+    assert [int(m.sum()) for m in circuit.elements.values()] == [int(m.sum()) for m in like.elements.values()]
     assert circuit != like
     with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, and kernels are scored"):
         cc.score(model, feature, images, **options)
@@ -155,7 +155,7 @@ def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density
     steps = [step for step, scores in enumerate(after) if any(not s.nan_to_num().any() for s in scores.values())]
     expected = oracles.topk(forced.scores[steps[0]], k) if steps else forced.circuit
     assert len(circuit) == k
-    assert list(circuit.kernels) == list(expected)
+    assert list(circuit.elements) == list(expected)
     assert all(torch.equal(circuit[name], mask) for name, mask in expected.items())
     assert bool(circuit.provenance["notes"]) == bool(steps)
     if steps:
@@ -191,7 +191,7 @@ def test_calls_on_maps_of_different_sizes_are_all_counted(granularity):
     for criterion in ORACLES:
         options = {"criterion": criterion, "signed": True, "normalizer": "sum", "granularity": granularity}
         scores = cc.score(model, cc.Feature("head", 1), images, **options)
-        for layer, values in scores.kernels.items():
+        for layer, values in scores.elements.items():
             kept = ~values.isnan()
             torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)
 
@@ -208,12 +208,12 @@ def test_a_criterion_of_ones_own_sees_units(granularity):
 
         def contribution(batch):
             for layer in batch.backward(torch.ones_like(batch.maps)):
-                yield layer.name, layer.per_unit(sum(product.sum(3) for product in layer.weight_products()))
+                yield layer.name, layer.per_element(sum(product.sum(3) for product in layer.weight_products()))
 
         return trace.mean(contribution)
 
     scores = cc.score(model, feature, images, criterion=mine, granularity=granularity)
-    assert shapes == {layer: tuple(values.shape) for layer, values in scores.kernels.items()}
+    assert shapes == {layer: tuple(values.shape) for layer, values in scores.elements.items()}
     expected = oracles.mask_gradient(model, "head", 0, images, granularity=granularity, collapse="sum")
     assert_scores(scores, expected, units_of(case, model, "head", 0, granularity))
 
@@ -234,7 +234,7 @@ def test_prune_keeps_exactly_so_many_and_smaller_circuits_lie_inside_larger_ones
         assert len(circuit) == kernels
         assert circuit.density == kernels / scores.relevant
         assert len(circuit - larger) == 0
-        expected = oracles.topk(dict(scores.kernels), kernels)
+        expected = oracles.topk(dict(scores.elements), kernels)
         assert all(torch.equal(circuit[layer], mask) for layer, mask in expected.items())
         larger = circuit
     with pytest.raises(cc.ConvCircuitsError, match=f"{granularity}s were asked for"):
@@ -250,7 +250,7 @@ def test_sets_of_units_are_sets_and_never_mix_with_others(granularity):
     assert len(a - b) == len(a) - len(a & b)
     assert cc.iou(a, b) == len(a & b) / len(a | b)
     assert (a | b).granularity == (a | b).provenance["granularity"] == granularity
-    assert list(a.iou_by_layer(b)) == list(a.kernels)
+    assert list(a.iou_by_layer(b)) == list(a.elements)
     kernels = random_circuit(model, feature, images, "kernel", 0.5)
     for mix in (lambda x, y: x & y, lambda x, y: x | y, lambda x, y: x - y, cc.iou):
         for pair in ((a, kernels), (kernels, a)):
@@ -303,7 +303,7 @@ def test_a_run_is_the_oracles_and_so_are_the_counts(name, layer, unit, granulari
         slow, _ = oracles.slow_copy(model, masks, case.blocks)
         kept = {m.name: m.mask.bool() for m in slow.modules() if isinstance(m, oracles.Slow) and m.name in masks}
         found = oracles.reachable(model, layer, unit, case.input_shape, masks, blocks=case.blocks)
-        assert (report.granularity, report.units, report.relevant) == (granularity, len(circuit), circuit.relevant)
+        assert (report.granularity, report.elements, report.relevant) == (granularity, len(circuit), circuit.relevant)
         assert report.density == circuit.density
         assert report.kernels == oracles.count(kept)
         assert report.effective_kernels == oracles.count({k: found[k] for k in kept})
@@ -351,7 +351,7 @@ def test_inside_a_circuit_units_are_those_it_keeps_and_finer_ones(name, outer, i
         return
     relevant = units_of(case, model, *case.features[-1], inner)
     masks = masks_for_oracle(case, model, circuit)
-    kept = masks if outer == "weight" else oracles.relevant_units(model, masks, inner, case.blocks)
+    kept = masks if outer == "weight" else oracles.relevant_elements(model, masks, inner, case.blocks)
     for criterion in ("magnitude", "snip", "force"):
         options = {"circuit": circuit, "granularity": inner, "criterion": criterion, "density": 0.5}
         if refused(lambda: cc.find(model, feature, images, **options), model, circuit, images):  # noqa: B023
@@ -381,8 +381,8 @@ def test_inside_a_circuit_a_unit_scores_by_what_of_it_is_effective(name, layer, 
     for criterion in ORACLES:
         units = cc.score(model, feature, images, criterion=criterion, granularity=granularity, **inside)
         parts = cc.score(model, feature, images, criterion=criterion, granularity=by_kernel, **inside)
-        running = oracles.relevant_units(model, {k: effective[k] for k in parts.kernels}, by_kernel, case.blocks)
-        for name_, values in parts.kernels.items():
+        running = oracles.relevant_elements(model, {k: effective[k] for k in parts.elements}, by_kernel, case.blocks)
+        for name_, values in parts.elements.items():
             values = values.nan_to_num()
             assert not values[~running[name_]].any()
             whole = values.sum(1) if granularity == "filter" else values
@@ -442,7 +442,7 @@ def rewritten(path, change):
     header = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["convcircuits"])
     del header["checksum"]
     change(header)
-    path.write_bytes(sealed(json.dumps(header), {"kernels/b": torch.ones(2, 3)}))
+    path.write_bytes(sealed(json.dumps(header), {"elements/b": torch.ones(2, 3)}))
     return path
 
 
@@ -514,11 +514,11 @@ def test_units_and_kernels_turn_into_each_other():
     kernels, weights = masks_of(kept, "filter", relevant)
     assert kernels["a"].tolist() == [[True, False], [False, False], [False, False]]
     assert weights == {}
-    assert units_with(relevant["a"], "filter", ()).tolist() == [True, True, False]
-    spread = units_with(relevant["a"], "weight", (3, 2, 2, 1))
+    assert elements_with(relevant["a"], "filter", ()).tolist() == [True, True, False]
+    spread = elements_with(relevant["a"], "weight", (3, 2, 2, 1))
     assert spread.shape == (3, 2, 2, 1)
     assert torch.equal(spread.flatten(2).all(2), relevant["a"])
-    flat = units_with(relevant["a"], "weight", (3, 6))
+    flat = elements_with(relevant["a"], "weight", (3, 6))
     assert flat[0].tolist() == [True] * 3 + [False] * 3
     kernels, weights = masks_of({"a": flat & (torch.arange(6) == 0)}, "weight", relevant)
     assert kernels["a"].tolist() == [[True, False], [True, False], [False, False]]
@@ -528,9 +528,9 @@ def test_units_and_kernels_turn_into_each_other():
 @pytest.mark.parametrize(("granularity", "shape"), [("filter", (2, 3, 1, 20)), ("kernel", (2, 3, 4, 5))])
 def test_the_last_axis_is_one_unit(granularity, shape):
     values = torch.randn(2, 3, 4, 5)
-    assert by_unit(values, granularity).shape == shape
-    torch.testing.assert_close(by_unit(values, granularity).sum((2, 3)), values.sum((2, 3)))
-    assert by_unit(values, "weight").shape == (2, 3, 20, 1)
+    assert by_element(values, granularity).shape == shape
+    torch.testing.assert_close(by_element(values, granularity).sum((2, 3)), values.sum((2, 3)))
+    assert by_element(values, "weight").shape == (2, 3, 20, 1)
 
 
 def test_inside_coarser_ones_only():

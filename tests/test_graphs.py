@@ -22,7 +22,7 @@ from convcircuits.compiler import module_json as graphs
 from convcircuits.compiler.instructions import IN_PLACE, OPERATIONS
 from convcircuits.compiler.interpreter import CircuitModule, one_of, program_of
 from convcircuits.compiler.writing import Writer
-from convcircuits.storage import MODULE_SCHEMA, sealed
+from convcircuits.storage import SCHEMA, sealed
 from handmade import CPU, HANDMADE, SHAPE, aten, handmade, images
 from nets import NETS, Named
 
@@ -471,7 +471,7 @@ def hostile_file(change, path):
     module = handmade("residual")
     said, tensors = said_by(module), dict(module.state_dict())
     change(said, tensors)
-    header = {"schema": MODULE_SCHEMA, "kind": "module", "graph": said, "circuit": None}
+    header = {"schema": SCHEMA, "kind": "module", "graph": said, "circuit": None}
     path.write_bytes(sealed(json.dumps(header), tensors))
     return path
 

@@ -178,7 +178,7 @@ def test_scores_of_the_interior_are_those_of_the_map_without_its_border(criterio
             gap, apart = ((one.kernels[layer] / saliency - 1).abs().nanmean() for one in (inner, whole))
             assert gap < 0.2 * apart
         else:
-            torch.testing.assert_close(inner.kernels[layer], saliency, equal_nan=True)
+            torch.testing.assert_close(inner.elements[layer], saliency, equal_nan=True)
 
 
 def test_a_circuit_of_the_interior_is_found_saved_and_measured_there(tmp_path):
@@ -189,7 +189,7 @@ def test_a_circuit_of_the_interior_is_found_saved_and_measured_there(tmp_path):
     assert circuit.feature == feature
     cc.save(circuit, tmp_path / "c.safetensors")
     report = cc.evaluate(model, cc.load(tmp_path / "c.safetensors"), images[:5] + 0.1)
-    whole = cc.evaluate(model, cc.Circuit.from_masks(model, cc.Feature("2", 1), circuit.kernels), images[:5] + 0.1)
+    whole = cc.evaluate(model, cc.Circuit.from_masks(model, cc.Feature("2", 1), circuit.elements), images[:5] + 0.1)
     assert report.feature == "2:1@interior"
     assert report.r2 == pytest.approx(report.r2_interior)
     assert report.r2 == pytest.approx(whole.r2_interior)

@@ -201,7 +201,7 @@ def test_kernels_that_are_missed_are_noticed(monkeypatch):
 
 def loudly(real):
     def maps(self, images, masks=None, watch=None):
-        return real(self, images, masks if masks is None else dataclasses.replace(masks, silent=False), watch)
+        return real(self, images, masks if masks is None else dataclasses.replace(masks, effective=False), watch)
 
     return maps
 

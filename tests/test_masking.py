@@ -49,7 +49,7 @@ def test_a_feature_on_any_module_runs_as_both_oracles_say(name, layer, unit, cal
     for seed in range(2):
         masks = random_masks(relevant, density, seed)
         circuit = circuit_of(case, model, feature, masks)
-        assert list(circuit.kernels) == list(relevant)
+        assert list(circuit.elements) == list(relevant)
         assert circuit.relevant == oracles.count(relevant)
         run = cc.activations(model, feature, images, circuit=circuit)
         close(run, oracles.circuit_map(model, masks, node, unit, images, **options))
@@ -78,7 +78,7 @@ def test_an_empty_circuit_is_silent(name, layer, unit):
     assert not cc.activations(model, feature, images, circuit=circuit).any()
     close(
         cc.activations(model, feature, images, circuit=circuit, effective=False),
-        oracles.masked_map(model, dict(circuit.kernels), layer, unit, images, blocks=case.blocks),
+        oracles.masked_map(model, dict(circuit.elements), layer, unit, images, blocks=case.blocks),
     )
 
 

@@ -132,7 +132,7 @@ def test_tables_of_pandas_hold_the_figures(found, compared):
     layers = circuit.to_pandas()
     assert layers["kernels_kept"].sum() == len(circuit)
     assert layers["kernels"].sum() == circuit.relevant
-    assert list(layers["layer"]) == list(circuit.kernels)
+    assert list(layers["layer"]) == list(circuit.elements)
     assert scores.to_pandas()["kernels"].sum() == scores.relevant
     assert scores.to_pandas()["share"].sum() == pytest.approx(1)
     figures = report.to_pandas()
@@ -185,7 +185,7 @@ def test_in_a_chain_of_layers_a_channel_is_the_filter_of_its_number():
     model, feature = case.build(), cc.Feature(*case.features[0])
     circuit = cc.find(model, feature, case.images(3), density=0.6, criterion="magnitude")
     made = circuit.to_networkx(model)
-    before = dict(zip(list(circuit.kernels)[1:], circuit.kernels, strict=False))
+    before = dict(zip(list(circuit.elements)[1:], circuit.elements, strict=False))
     for source, (layer, o), data in made.edges(data=True):
         assert source == (before.get(layer, "image"), data["channel"])
         assert o == data["filter"]

@@ -41,7 +41,7 @@ def test_the_size_of_a_feature_changes_no_choice(criterion, powers):
     images = X.float()
     expected = cc.find(without_biases(), HEAD, images, criterion=criterion, density=0.3)
     found = cc.find(scaled(**powers), HEAD, images, criterion=criterion, density=0.3)
-    assert all(torch.equal(found[layer], mask) for layer, mask in expected.kernels.items())
+    assert all(torch.equal(found[layer], mask) for layer, mask in expected.elements.items())
     if criterion != "force":
         factor = 2.0 ** (DEGREE[criterion] * sum(powers.values()))
         unit = found.provenance.get("scale", 1.0) / factor
@@ -55,7 +55,7 @@ def test_no_collapse_overflows_or_vanishes(collapse, power):
     options = {"criterion": "snip", "collapse": collapse, "density": 0.3}
     expected = cc.find(without_biases(), HEAD, X.float(), **options)
     found = cc.find(scaled(head=power), HEAD, X.float(), **options)
-    assert all(torch.equal(found[layer], mask) for layer, mask in expected.kernels.items())
+    assert all(torch.equal(found[layer], mask) for layer, mask in expected.elements.items())
 
 
 def test_scores_of_ordinary_size_are_in_no_unit():
@@ -104,10 +104,10 @@ def test_the_callers_autocast_changes_nothing(dtype, tmp_path):
         circuit = cc.find(model, HEAD, images, criterion="gauss_newton", density=0.5)
         return {
             "circuit": circuit,
-            "centred": cc.score(model, HEAD, images, centred=True),
+            "centered": cc.score(model, HEAD, images, centered=True),
             "force": cc.find(model, HEAD, images, criterion="force", density=0.4),
             "report": cc.evaluate(model, circuit, images, fit=images).as_dict(),
-            "masks": cc.Circuit.from_masks(model, HEAD, dict(circuit.kernels), input_shape=(3, 8, 8)),
+            "masks": cc.Circuit.from_masks(model, HEAD, dict(circuit.elements), input_shape=(3, 8, 8)),
         }, [
             cc.activations(model, HEAD, images),
             cc.activations(model, HEAD, images, circuit=circuit),
@@ -150,7 +150,7 @@ def test_the_models_own_autocast_is_part_of_the_model(criterion, kind):
     assert not torch.equal(full, cc.activations(plain, HEAD, images))
     if criterion != "force":
         found = cc.score(model, HEAD, images, criterion=criterion)
-        for layer, values in cc.score(plain, HEAD, images, criterion=criterion).kernels.items():
+        for layer, values in cc.score(plain, HEAD, images, criterion=criterion).elements.items():
             largest = float(values.nan_to_num().abs().max())
             torch.testing.assert_close(found[layer], values, rtol=0.1, atol=0.02 * largest, equal_nan=True)
     circuit = cc.find(model, HEAD, images, criterion=criterion, density=1.0)
@@ -196,21 +196,21 @@ def forms(kind):
 
 
 @pytest.mark.parametrize(("several", "one"), [(CentralDifference, WrittenOut), (TwoWeights, Added)])
-@pytest.mark.parametrize("criterion", ["actgrad", "gauss_newton", "centred", "signed snip", "random"])
+@pytest.mark.parametrize("criterion", ["actgrad", "gauss_newton", "centered", "signed snip", "random"])
 @pytest.mark.parametrize("granularity", ["kernel", "filter"])
 def test_a_weight_in_several_forms_is_scored_as_the_one_convolution_that_it_is(criterion, several, one, granularity):
     """What goes by kernel, whatever its elements, is the same."""
     options = {
-        "centred": {"criterion": "gauss_newton", "centred": True},
+        "centered": {"criterion": "gauss_newton", "centered": True},
         "signed snip": {"criterion": "snip", "signed": True, "normalizer": "sum"},
     }.get(criterion, {"criterion": criterion})
-    if criterion == "centred" and several is CentralDifference:
+    if criterion == "centered" and several is CentralDifference:
         with pytest.raises(cc.ConvCircuitsError, match="between uses its weight in several sizes"):
             cc.score(forms(several), HEAD, X, granularity=granularity, **options)
         return
     found = cc.score(forms(several), HEAD, X, granularity=granularity, **options)
     expected = cc.score(forms(one), HEAD, X, granularity=granularity, **options)
-    for layer, values in expected.kernels.items():
+    for layer, values in expected.elements.items():
         torch.testing.assert_close(found[layer], values, rtol=1e-9, atol=1e-13, equal_nan=True)
 
 
@@ -229,7 +229,7 @@ def test_masks_reach_every_form_of_a_weight():
     model = forms(CentralDifference)
     circuit = cc.find(model, HEAD, X, density=0.6)
     masked = forms(CentralDifference)
-    for layer, mask in circuit.kernels.items():
+    for layer, mask in circuit.elements.items():
         masked.get_submodule(layer).weight.data.mul_(mask[:, :, None, None])
     with torch.no_grad():
         expected = masked(X)[:, 1]

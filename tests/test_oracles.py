@@ -247,13 +247,13 @@ def test_gauss_newton_with_all_hadamard_signs_is_the_squared_change_of_the_map(l
     )
 
 
-def test_centred_gauss_newton_of_one_convolution_by_hand():
+def test_centered_gauss_newton_of_one_convolution_by_hand():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1)).double().eval()
         images = torch.randn(3, 2, 4, 4, dtype=torch.float64)
         sign = torch.where(torch.rand(4, 4) < 0.5, -1.0, 1.0).double()
-    scores = oracles.gauss_newton(model, "0", 1, images, signs=[sign], centred=True)["0"]
+    scores = oracles.gauss_newton(model, "0", 1, images, signs=[sign], centered=True)["0"]
     for i in range(2):
         z = F.conv2d(images[:, i : i + 1], model[0].weight.detach()[1:2, i : i + 1], padding=1)[:, 0]
         expected = ((sign * (z - z.mean())).sum((1, 2)) ** 2).mean()
@@ -261,7 +261,7 @@ def test_centred_gauss_newton_of_one_convolution_by_hand():
     assert (scores[0] == 0).all()
 
 
-def test_centred_gauss_newton_ignores_a_constant_added_to_a_channel():
+def test_centered_gauss_newton_ignores_a_constant_added_to_a_channel():
     def build(shift):
         case = NETS["pooled_head"].build()
         conv = nn.Conv2d(4, 3, 1).double()
@@ -277,8 +277,8 @@ def test_centred_gauss_newton_ignores_a_constant_added_to_a_channel():
     one, two = build(0.0), build(7.0)
     two[3].load_state_dict(one[3].state_dict())
     signs = list(torch.where(torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(2)) < 0, -1.0, 1.0))
-    centred = [oracles.gauss_newton(m, "3", 0, images, signs=signs, centred=True)["1"] for m in (one, two)]
-    torch.testing.assert_close(*centred)
+    centered = [oracles.gauss_newton(m, "3", 0, images, signs=signs, centered=True)["1"] for m in (one, two)]
+    torch.testing.assert_close(*centered)
     plain = [oracles.gauss_newton(m, "3", 0, images, signs=signs)["1"] for m in (one, two)]
     assert (plain[0][:, 1] - plain[1][:, 1]).abs().max() > 1e-3
 

@@ -577,7 +577,7 @@ def test_effects_of_a_circuit_run_as_defined_add_up_to_its_filters():
         _, _, subject, masks, images = running(name, density=0.4, effective=True)
         feature = subject.feature
         gain = {layer: torch.linspace(0.5, 2, len(mask)).double() for layer, mask in masks.kernels.items()}
-        masks = type(masks)(masks.kernels, gain, {}, silent=True)
+        masks = type(masks)(masks.kernels, gain, {}, effective=True)
         outputs, calls = {}, {}
 
         def watch(call, output, outputs=outputs, calls=calls):
@@ -606,7 +606,7 @@ def test_weights_that_are_dropped_add_nothing():
     subject = subject_of(model, feature, case.input_shape)
     masks = subject.masks(circuit, case.input_shape, effective=False)
     twin = copy.deepcopy(model)
-    for layer, kept in circuit.kernels.items():
+    for layer, kept in circuit.elements.items():
         twin.get_submodule(layer).weight.data *= kept
     effect = patches.effects(subject, masks, batches_of(subject, images))
     (x,) = reads_of(twin, images, "features.3")

@@ -155,7 +155,7 @@ FEATURE = cc.Feature("features.5", 2, position="max")
 
 @pytest.mark.parametrize(
     ("criterion", "options"),
-    [("snip", {"collapse": "sum"}), ("gauss_newton", {"draws": 2, "centred": True}), ("random", {})],
+    [("snip", {"collapse": "sum"}), ("gauss_newton", {"draws": 2, "centered": True}), ("random", {})],
 )
 def test_scores_carry_all_that_made_them(criterion, options):
     model = NETS["plain"].build()
@@ -178,7 +178,7 @@ def test_scores_carry_all_that_made_them(criterion, options):
     }
     assert json.loads(json.dumps(p, allow_nan=False)) == p
     circuit = cc.prune(scores, density=0.2)
-    assert circuit.provenance == p | {"kernels": len(circuit), "asked": {"density": 0.2}}
+    assert circuit.provenance == p | {"elements": len(circuit), "asked": {"density": 0.2}}
 
 
 def test_a_report_carries_its_circuit_and_its_images():

@@ -82,9 +82,9 @@ def test_prune_keeps_exactly_the_rounded_share_and_at_least_one(name, density):
     circuit = cc.prune(scores, density=density)
     assert len(circuit) == max(1, round(density * scores.relevant))
     assert circuit == cc.prune(scores, kernels=len(circuit))
-    expected = oracles.topk(dict(scores.kernels), len(circuit))
-    assert all(torch.equal(mask, expected[layer]) for layer, mask in circuit.kernels.items())
-    assert circuit.saliency == scores.kernels
+    expected = oracles.topk(dict(scores.elements), len(circuit))
+    assert all(torch.equal(mask, expected[layer]) for layer, mask in circuit.elements.items())
+    assert circuit.saliency == scores.elements
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,13 @@ def test_evaluate_counts_relevant_and_effective_kernels_and_filters(name, layer,
     case = NETS[name]
     model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
     circuit = cc.find(model, feature, images, criterion="random", density=0.5)
-    expected = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.kernels), blocks=case.blocks)
-    expected = {k: expected[k] for k in circuit.kernels}
+    expected = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.elements), blocks=case.blocks)
+    expected = {k: expected[k] for k in circuit.elements}
     report = cc.evaluate(model, circuit, images)
     assert report.relevant == circuit.relevant == count(relevant_in(model, feature, case.input_shape))
     assert report.effective_kernels == count(expected)
     assert report.effective_filters == sum(int(m.any(1).sum()) for m in expected.values())
-    assert report.filters == sum(int(m.any(1).sum()) for m in circuit.kernels.values())
+    assert report.filters == sum(int(m.any(1).sum()) for m in circuit.elements.values())
 
 
 @pytest.mark.parametrize("call", [0, 1])

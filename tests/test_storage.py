@@ -87,7 +87,7 @@ def same(a, b):
     assert a == b
     for field in dataclasses.fields(a):
         assert getattr(a, field.name) == getattr(b, field.name), field.name
-    assert list(a.kernels) == list(b.kernels)
+    assert list(a.elements) == list(b.elements)
 
 
 @pytest.mark.parametrize("kind", ["scores", "circuit"])
@@ -107,7 +107,7 @@ def test_what_is_saved_comes_back(kind, feature, tmp_path):
     [
         {"gain": LayerTable(), "offset": LayerTable()},
         {"provenance": {}},
-        {"kernels": LayerTable(), "saliency": LayerTable(), "gain": LayerTable(), "offset": LayerTable()},
+        {"elements": LayerTable(), "saliency": LayerTable(), "gain": LayerTable(), "offset": LayerTable()},
     ],
     ids=["no calibration", "no provenance", "no layers"],
 )
@@ -202,7 +202,7 @@ def test_notes_that_json_cannot_say_are_refused(tmp_path):
 
 def test_a_file_is_an_ordinary_one_with_ordinary_rights(tmp_path):
     path = cc.save(made(), tmp_path / "f.safetensors")
-    assert "kernels/z.1" in load_file(path)
+    assert "elements/z.1" in load_file(path)
     (tmp_path / "other").write_text("")
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
@@ -485,27 +485,17 @@ def test_a_file_cut_anywhere_is_refused(kind, tmp_path):
     same(cc.load(path), made(kind))
 
 
-@pytest.mark.parametrize("schema", ["convcircuits/3", "convcircuits/10", "other/1", 1, None])
+@pytest.mark.parametrize("schema", ["convcircuits/4", "convcircuits/10", "other/1", 1, None])
 def test_another_schema_asks_for_an_upgrade(schema, tmp_path):
     header, tensors = parts_of_file(made())
     refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "pip install --upgrade")
 
 
-def test_a_module_of_the_second_format_is_to_be_extracted_again(tmp_path):
-    header, tensors = parts_of_file(made_module())
-    assert header["schema"] == "convcircuits/3"
-    refused(
-        written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/2"}, tensors), "extract the circuit again"
-    )
-    refused(
-        written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/4"}, tensors), "pip install --upgrade"
-    )
-
-
-def test_a_file_of_the_first_format_is_to_be_made_again(tmp_path):
-    header, tensors = parts_of_file(made())
-    path = written(tmp_path / "f.safetensors", header | {"schema": "convcircuits/1"}, tensors)
-    refused(path, "had no checksum, .* make the file again")
+@pytest.mark.parametrize("schema", ["convcircuits/1", "convcircuits/2"])
+@pytest.mark.parametrize("kind", [made, made_module])
+def test_a_file_of_an_earlier_format_is_to_be_made_again(kind, schema, tmp_path):
+    header, tensors = parts_of_file(kind())
+    refused(written(tmp_path / "f.safetensors", header | {"schema": schema}, tensors), "make the file again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '"x"', "{}", "NaN", "[" * 100_000, "1" * 5000])
@@ -545,14 +535,14 @@ def test_a_header_without_one_of_its_keys_is_refused(kind, tmp_path):
 def test_tables_of_other_types_or_shapes_are_refused(kind, other, tmp_path):
     header, tensors = parts_of_file(made(kind))
     path = tmp_path / "f.safetensors"
-    name = "kernels/z.1" if kind == "scores" else "saliency/z.1"
+    name = "elements/z.1" if kind == "scores" else "saliency/z.1"
     refused(written(path, header, tensors | {name: other(tensors[name])}))
 
 
 def test_masks_that_are_not_bool_are_refused(tmp_path):
     header, tensors = parts_of_file(made())
     for dtype in (torch.uint8, torch.float32, torch.int64):
-        wrong = tensors | {"kernels/z.1": tensors["kernels/z.1"].to(dtype)}
+        wrong = tensors | {"elements/z.1": tensors["elements/z.1"].to(dtype)}
         refused(written(tmp_path / "f.safetensors", header, wrong))
 
 

@@ -139,17 +139,17 @@ def test_an_input_that_is_overwritten_later_is_scored_as_it_was_read(how):
     }
     for criterion, wanted in expected.items():
         scores = cc.score(model, feature, images, criterion=criterion)
-        assert list(scores.kernels) == ["stem", "conv", "head"]
-        for layer, values in scores.kernels.items():
+        assert list(scores.elements) == ["stem", "conv", "head"]
+        for layer, values in scores.elements.items():
             kept = ~values.isnan()
             torch.testing.assert_close(values[kept], wanted[layer][kept], rtol=1e-9, atol=1e-13)
-    for centred in (False, True):
-        one = cc.score(model, feature, images, centred=centred)
-        two = cc.score(pure, feature, images, centred=centred)
+    for centered in (False, True):
+        one = cc.score(model, feature, images, centered=centered)
+        two = cc.score(pure, feature, images, centered=centered)
         for layer, values in one.kernels.items():
             torch.testing.assert_close(values, two[layer], rtol=1e-9, atol=1e-13, equal_nan=True)
     circuit = cc.find(model, feature, images, criterion="snip", density=0.5)
-    same = cc.Circuit.from_masks(pure, feature, dict(circuit.kernels), input_shape=(3, 8, 8))
+    same = cc.Circuit.from_masks(pure, feature, dict(circuit.elements), input_shape=(3, 8, 8))
     for effective in (True, False):
         torch.testing.assert_close(
             cc.activations(model, feature, images, circuit=circuit, effective=effective),
@@ -233,8 +233,8 @@ def test_two_modules_with_one_weight_are_one_layer_whose_products_add_up(criteri
     once.load_state_dict({k: v for k, v in tied.state_dict().items() if not k.startswith("b.")})
     expected = getattr(oracles, criterion)(once, "head", 1, images)
     scores = cc.score(tied, cc.Feature("head", 1), images, criterion=criterion)
-    assert list(scores.kernels) == ["stem", "a", "head"]
-    for layer, values in scores.kernels.items():
+    assert list(scores.elements) == ["stem", "a", "head"]
+    for layer, values in scores.elements.items():
         kept = ~values.isnan()
         torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-13)
 
@@ -259,7 +259,7 @@ def test_a_feature_at_any_call_of_a_layer_is_scored_as_the_oracle_says(criterion
     else:
         expected = getattr(oracles, criterion)(model, "shared", 1, images, **options)
     scores = cc.score(model, feature, images, criterion=criterion)
-    for layer, values in scores.kernels.items():
+    for layer, values in scores.elements.items():
         kept = ~values.isnan()
         torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-13)
 
@@ -299,7 +299,7 @@ def test_a_module_that_calls_conv2d_twice_itself_is_followed():
     torch.testing.assert_close(run, oracles.full_map(modules, "3", 2, images))
     expected = oracles.snip(modules, "3", 2, images)
     scores = cc.score(model, cc.Feature("body", 2), images, criterion="snip")
-    for values, wanted in zip(scores.kernels.values(), ("0", "1", "3"), strict=True):
+    for values, wanted in zip(scores.elements.values(), ("0", "1", "3"), strict=True):
         kept = ~values.isnan()
         torch.testing.assert_close(values[kept], expected[wanted][kept], rtol=1e-9, atol=1e-13)
 
@@ -331,6 +331,6 @@ def test_a_feature_on_any_module_is_scored_as_the_oracle_says(name, layer, unit,
         scores = cc.score(model, cc.Feature(layer, unit, call=call), images, criterion=criterion)
         expected = getattr(oracles, criterion)(model, node, unit, images, blocks=case.blocks, call=node_call)
         expected = oracles.nan_outside(expected, relevant)
-        assert list(scores.kernels) == list(expected)
+        assert list(scores.elements) == list(expected)
         for kernels, values in expected.items():
             torch.testing.assert_close(scores[kernels], values, rtol=1e-9, atol=1e-13, equal_nan=True)

@@ -37,7 +37,7 @@ def case_of(name):
         layer: mask & (torch.rand(mask.shape, generator=generator) < 0.8)
         for layer, mask in subject.survey.kernels.items()
     }
-    return model, subject, Masks(kept, silent=False)
+    return model, subject, Masks(kept, effective=False)
 
 
 def all_readings(subject, name):
@@ -265,9 +265,9 @@ def test_colours_follow_the_weights():
     assert red_over_blue[:, 3:].double().mean() < -30
 
 
-@pytest.mark.parametrize("silent", [None, False, True], ids=["full", "every bias", "effective"])
+@pytest.mark.parametrize("effective", [None, False, True], ids=["full", "every bias", "effective"])
 @pytest.mark.parametrize("relu", [nn.ReLU(inplace=True), nn.ReLU(), nn.ReLU6()], ids=str)
-def test_a_map_that_noise_leaves_silent_is_woken(relu, silent):
+def test_a_map_that_noise_leaves_silent_is_woken(relu, effective):
     """No value, no gradient: a ReLU that is shut on noise must be opened."""
     model = nn.Sequential(nn.Conv2d(1, 1, 5), relu, nn.Conv2d(1, 1, 1)).double()
     weight = torch.randn(5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -277,7 +277,7 @@ def test_a_map_that_noise_leaves_silent_is_woken(relu, silent):
     model[0].bias.data[:] = -0.8 * most - 0.2 * float(weight.sum()) / 2  # only near the best picture is there any
     subject = subject_of(model, cc.Feature("2", 0), (1, 20, 20))
     reading = ("2", 0, 0)
-    masks = None if silent is None else Masks({"0": torch.ones(1, 1, dtype=torch.bool)}, silent=silent)
+    masks = None if effective is None else Masks({"0": torch.ones(1, 1, dtype=torch.bool)}, effective=effective)
     found = visualise(subject, receptive_fields(subject, [reading]), masks=masks, steps=200)[reading]
     assert found.start == 0
     assert found.value > 0

@@ -47,7 +47,7 @@ def fidelity_chart(
     """Draw fidelity against density, on a log axis, with one line per criterion.
 
     Beside R2 and R2 on the interior stand those of the average training map, and at each density those of the best of
-    the random circuits that keep as many units of each layer as one of the circuits.
+    the random circuits that keep as many elements of each layer as one of the circuits.
 
     Args:
         rows: Mappings as ``Row.as_dict`` gives; None where a figure is not defined.

@@ -26,11 +26,11 @@ from convcircuits.values.origins import check_provenance
 from convcircuits.values.scores import Scores
 from convcircuits.values.tables import LayerTable
 
-SCHEMA = "convcircuits/2"
-MODULE_SCHEMA = "convcircuits/3"
+SCHEMA = "convcircuits/3"
+_EARLIER = ("convcircuits/1", "convcircuits/2")
 _KEY = "convcircuits"
 _NO_SUM = "0" * 64
-_TABLES = {"scores": ("kernels",), "circuit": ("kernels", "saliency", "gain", "offset")}
+_TABLES = {"scores": ("elements",), "circuit": ("elements", "saliency", "gain", "offset")}
 
 
 def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) -> Path:
@@ -65,13 +65,12 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
         also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
         raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
     header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
-    schema = _schema_of(header["kind"])
     try:
         check_provenance(header.get("provenance") or header.get("circuit") or {})
     except ConvCircuitsError as error:
         raise ConvCircuitsError(f"{path} is not written: {error}.") from error
     try:
-        text = json.dumps({"schema": schema, **header}, allow_nan=False)
+        text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
     write_whole(path, sealed(text, tensors))
@@ -104,8 +103,8 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
         schema, kind = str(header["schema"]), header["kind"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConvCircuitsError(f"The header of {path} is damaged: {error!r}.") from error
-    if schema != _schema_of(kind):
-        raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema, kind)}")
+    if schema != SCHEMA:
+        raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema)}")
     if not _is_sealed(content, header):
         raise ConvCircuitsError(f"{path} is damaged: its bytes are not those of its checksum. Copy or make it again.")
     try:
@@ -148,17 +147,10 @@ def _end_of_header(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def _schema_of(kind: Any) -> str:
-    return MODULE_SCHEMA if kind == "module" else SCHEMA
-
-
-def _what_to_do(schema: str, kind: Any) -> str:
-    known = _schema_of(kind)
-    if schema == "convcircuits/1":
-        return f"which had no checksum, and this version reads {known!r} alone; make the file again."
-    if kind == "module" and schema == SCHEMA:
-        return f"whose steps have other names, and this version reads modules of {known!r}; extract the circuit again."
-    return f"and this version of convcircuits reads {known!r}; pip install --upgrade convcircuits."
+def _what_to_do(schema: str) -> str:
+    if schema in _EARLIER:
+        return f"which an earlier version wrote, and this version reads {SCHEMA!r} alone; make the file again."
+    return f"and this version of convcircuits reads {SCHEMA!r}; pip install --upgrade convcircuits."
 
 
 def _of_module(module: CircuitModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -227,4 +219,4 @@ def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     check_provenance(provenance)
     if kind == "circuit":
         return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)
-    return Scores(feature, tables["kernels"], relevant, provenance, granularity)
+    return Scores(feature, tables["elements"], relevant, provenance, granularity)

@@ -41,7 +41,16 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Return the row as flat JSON values."""
         figures = self.evaluation.as_dict()
-        for key in ("feature", "density", "verdict_sentence", "readout", "units", "granularity", "notes", "provenance"):
+        for key in (
+            "feature",
+            "density",
+            "verdict_sentence",
+            "readout",
+            "elements",
+            "granularity",
+            "notes",
+            "provenance",
+        ):
             del figures[key]
         return {"criterion": self.criterion, "density": self.density, **figures}
 

@@ -11,7 +11,7 @@ _OF_THE_MODEL = ("model", "weights", "feature", "input_shape", "versions")
 
 
 def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit:
-    """Draw a random circuit that keeps as many units of each layer as another does.
+    """Draw a random circuit that keeps as many elements of each layer as another does.
 
     Args:
         subject: The feature of the model.
@@ -28,7 +28,7 @@ def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit
         circuit.feature,
         LayerTable(top(saliency, len(circuit))),
         LayerTable(saliency),
-        sum(int(units.sum()) for units in relevant.values()),
+        sum(int(elements.sum()) for elements in relevant.values()),
         provenance={key: circuit.provenance[key] for key in _OF_THE_MODEL if key in circuit.provenance}
         | {"criterion": "layer_random", "seed": seed, "granularity": circuit.granularity},
         granularity=circuit.granularity,

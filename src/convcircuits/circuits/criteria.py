@@ -1,12 +1,12 @@
-"""Criteria: functions that give every unit a saliency: every kernel, or every filter or weight.
+"""Criteria: functions that give every element a saliency: every kernel, or every filter or weight.
 
 A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, tables of the shapes ``trace.shapes``. One
 that must know the budget takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through
 ``find`` alone. Options are keyword-only and belong to the criterion. ``Trace.mean`` is the one loop over images; it
 hands out a ``Batch`` at a time, whose ``backward`` yields a ``Layer`` at a time.
 
-The formulas are written for units, letter u: kernels by default, and with another granularity whole filters or single
-weights, through ``Layer``'s layout of them. m_u multiplies all weights of a unit.
+The formulas are written for elements, letter e: kernels by default, and with another granularity whole filters or
+single weights, through ``Layer``'s layout of them. m_e multiplies all weights of an element.
 """
 
 import math
@@ -42,9 +42,9 @@ def actgrad(
     normalizer: Normalizer = "published",
     signed: bool = False,
 ) -> Saliency:
-    """Score |activation x gradient| of each unit's pre-sum map: mean_n mean_hw |z_u(h, w) g_o(h, w)|.
+    """Score |activation x gradient| of each element's pre-sum map: mean_n mean_hw |z_e(h, w) g_o(h, w)|.
 
-    z_u is what the unit's weights add to their filter o; a filter's is its output without the bias.
+    z_e is what the element's weights add to their filter o; a filter's is its output without the bias.
 
     Args:
         trace: The feature's images.
@@ -57,12 +57,12 @@ def actgrad(
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        gradient, unit = _gradient(batch, collapse)
+        gradient, scaled = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
-            # Without the absolute value the sum over positions of z g is the sum over the unit of w dL/dw.
+            # Without the absolute value the sum over positions of z g is the sum over the element of w dL/dw.
             total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total).double() * (scale * scaled)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -74,12 +74,12 @@ def snip(
     normalizer: Normalizer = "published",
     signed: bool = False,
 ) -> Saliency:
-    """Score |weight x gradient| per image: mean_n mean_e |w dL_n/dw|, e the weights of the unit.
+    """Score |weight x gradient| per image: mean_n mean_k |w dL_n/dw|, k the weights of the element.
 
     Args:
         trace: The feature's images.
         collapse: The scalar L: the sum over positions of |f|, f or f^2.
-        normalizer: What stands before the sum over the unit's weights: 1 / their number, for a kernel 1 / (kh kw)
+        normalizer: What stands before the sum over the element's weights: 1 / their number, for a kernel 1 / (kh kw)
             (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``). Where
             a layer uses its weight in several sizes, as 3x3 and, summed, as 1x1, the weights of all count.
         signed: Leave out the absolute value.
@@ -88,20 +88,20 @@ def snip(
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        gradient, unit = _gradient(batch, collapse)
+        gradient, scaled = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
             products = (p if signed else p.abs_() for p in layer.weight_products())
-            scale = 1 / layer.unit_size if normalizer == "published" else 1.0
+            scale = 1 / layer.element_size if normalizer == "published" else 1.0
             total = sum(product.sum(3) for product in products)
-            yield layer.name, layer.per_unit(total).double() * (scale * unit)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total).double() * (scale * scaled)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
 
 def gauss_newton(
-    trace: Trace, *, draws: int = 4, centred: bool = False, normalizer: Normalizer = "published"
+    trace: Trace, *, draws: int = 4, centered: bool = False, normalizer: Normalizer = "published"
 ) -> Saliency:
-    """Score the squared change of the map when a unit alone goes: mean_n sum_p (df_p / dm_u)^2, estimated.
+    """Score the squared change of the map when an element alone goes: mean_n sum_p (df_p / dm_e)^2, estimated.
 
     With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
     orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
@@ -110,7 +110,7 @@ def gauss_newton(
     Args:
         trace: The feature's images.
         draws: How many fields of signs, each one backward pass.
-        centred: Let a unit that goes be replaced by the mean of its map over images and positions, so that only
+        centered: Let an element that goes be replaced by the mean of its map over images and positions, so that only
             its variation counts: z - mean z in place of z.
         normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
     """
@@ -129,23 +129,23 @@ def gauss_newton(
                 for product, b in zip(layer.weight_products(), slopes, strict=True):
                     a = product.sum(3).double() * batch.scale
                     aa.addcmul_(a, a)
-                    if centred:
+                    if centered:
                         ab.addcmul_(a, b)
-                yield f"{layer.name} aa", layer.per_unit(aa) / len(fields)
-                if centred:
+                yield f"{layer.name} aa", layer.per_element(aa) / len(fields)
+                if centered:
                     bb = (slopes**2).sum(0).expand_as(aa)
-                    yield f"{layer.name} ab", layer.per_unit(ab) / len(fields)
-                    yield f"{layer.name} bb", layer.per_unit(bb) / len(fields)
+                    yield f"{layer.name} ab", layer.per_element(ab) / len(fields)
+                    yield f"{layer.name} bb", layer.per_element(bb) / len(fields)
                     if draw == 0:
                         total, count = layer.presum_totals()
-                        yield f"{layer.name} z", layer.per_unit(total / (count / layer.images))
+                        yield f"{layer.name} z", layer.per_element(total / (count / layer.images))
 
     means = trace.mean(contribution)
     saliency = {}
     for layer in trace.shapes:
         if f"{layer} aa" in means:
             value = means[f"{layer} aa"]
-            if centred:
+            if centered:
                 z = means[f"{layer} z"]
                 value = value - 2 * z * means[f"{layer} ab"] + z**2 * means[f"{layer} bb"]
             saliency[layer] = value.clamp_min(0)
@@ -153,18 +153,18 @@ def gauss_newton(
 
 
 def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
-    """Score the size of the weights: mean |w| over the unit (a baseline that sees no image).
+    """Score the size of the weights: mean |w| over the element (a baseline that sees no image).
 
     Args:
         trace: The feature's images.
-        normalizer: ``"published"`` is the mean over the unit's weights, ``"sum"`` their sum, ``"layer_l2"`` that sum
+        normalizer: ``"published"`` is the mean over the element's weights, ``"sum"`` their sum, ``"layer_l2"`` that sum
             divided by the layer's L2 norm.
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         for name, weights, layer in batch.weights():
             size = weights.abs().mean(3) if normalizer == "published" else weights.abs().sum(3)
-            yield name, layer.per_unit(size) * batch.size
+            yield name, layer.per_element(size) * batch.size
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -178,16 +178,16 @@ def random(trace: Trace) -> Saliency:
 
 
 def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
-    """Draw at random, with as many units in each layer as another circuit keeps (a baseline).
+    """Draw at random, with as many elements in each layer as another circuit keeps (a baseline).
 
-    The unit at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many units as
+    The element at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many elements as
     ``like`` has, each layer keeps exactly its count; pruned to others, a proportional share.
 
     Args:
         trace: The feature's images.
         like: The circuit whose counts are taken, of the same granularity.
     """
-    if not isinstance(like, Circuit) or list(like.kernels) != list(trace.relevant):
+    if not isinstance(like, Circuit) or list(like.elements) != list(trace.relevant):
         raise ConvCircuitsError("like is a circuit of the same feature and model, whose counts per layer are taken.")
     if like.granularity != trace.granularity:
         raise ConvCircuitsError(
@@ -198,13 +198,13 @@ def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
 
 
 def drawn_like(relevant: Mapping[str, Tensor], like: Circuit, seed: int) -> Saliency:
-    """Draw what ``layer_random`` gives, of the units that are relevant: layer name -> bool."""
+    """Draw what ``layer_random`` gives, of the elements that are relevant: layer name -> bool."""
     saliency = {}
-    for layer, units in relevant.items():
-        count = int((like[layer] & units).sum())
-        order = torch.randperm(int(units.sum()), generator=_generator(seed, layer))
-        saliency[layer] = torch.zeros(units.shape, dtype=torch.float64)
-        saliency[layer][units] = count / (order.double() + 0.5)
+    for layer, elements in relevant.items():
+        count = int((like[layer] & elements).sum())
+        order = torch.randperm(int(elements.sum()), generator=_generator(seed, layer))
+        saliency[layer] = torch.zeros(elements.shape, dtype=torch.float64)
+        saliency[layer][elements] = count / (order.double() + 0.5)
     return saliency
 
 
@@ -216,16 +216,16 @@ def force(
     collapse: Collapse = "abs",
     normalizer: Normalizer = "published",
 ) -> Saliency:
-    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive units.
+    """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive elements.
 
-    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) units, the last exactly k. A masked unit is
+    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) elements, the last exactly k. A masked element is
     scored by its unmasked weights and the masked network's gradient. Dead filters keep their biases, else nothing
     could be revived. The mask that results is scored once more: a layer whose scores are all zero has collapsed.
     Then the loop goes no further: the k best by the last scores that were not collapsed are kept, and a note says so.
 
     Args:
         trace: The feature's images.
-        kernels: k, how many units to keep.
+        kernels: k, how many elements to keep.
         steps: T.
         collapse: As for ``snip``.
         normalizer: As for ``snip``.

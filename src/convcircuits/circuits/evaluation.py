@@ -310,7 +310,7 @@ def _evaluation(
         relevant=circuit.relevant,
         density=circuit.density,
         images=provenance["images"]["count"],
-        units=len(circuit),
+        elements=len(circuit),
         granularity=circuit.granularity,
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )

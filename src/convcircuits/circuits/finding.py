@@ -22,7 +22,7 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
-from convcircuits.values.granularity import SHAPES, check_granularity, check_inside, units_with
+from convcircuits.values.granularity import SHAPES, check_granularity, check_inside, elements_with
 from convcircuits.values.scores import Scores
 from convcircuits.values.tables import LayerTable, suggest
 
@@ -58,10 +58,10 @@ def score(
         feature: What is to be preserved.
         images: (N, C, H, W), or a re-iterable of such tensors or (tensor, label) batches, prepared for the model.
         criterion: A name in ``CRITERIA``, or a function of the same shape.
-        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter counts as relevant
+        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter counts as relevant
             if any of its kernels is, a weight if its kernel is.
-        circuit: Score inside this circuit, run as ``evaluate`` runs it; units outside it get NaN. Its granularity is
-            the same or a coarser one, so that each unit lies wholly inside or outside.
+        circuit: Score inside this circuit, run as ``evaluate`` runs it; elements outside it get NaN. Its granularity
+            is the same or a coarser one, so that each element lies wholly inside or outside.
         batch_size: The most images that run at once.
         seed: For criteria that draw.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
@@ -94,15 +94,15 @@ def score(
 
 
 def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
-    """Keep the units (kernels, filters or weights) with the highest scores: exactly so many, whatever ties there are.
+    """Keep the elements (kernels, filters or weights) with the highest scores: exactly as many as asked for.
 
     Ties go by layer in execution order, then filter, then input channel, then place in the kernel; so smaller circuits
     lie inside larger ones.
 
     Args:
         scores: From ``score``.
-        density: Kept units as a share of the units that have a score, in (0, 1]; rounded, at least one.
-        kernels: How many units to keep, in place of a density.
+        density: Kept elements as a share of the elements that have a score, in (0, 1]; rounded, at least one.
+        kernels: How many elements to keep, in place of a density.
 
     Raises:
         ConvCircuitsError: If neither or both are given, or they are out of range.
@@ -115,13 +115,13 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
         raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
     count = _budget(scores.relevant, density, kernels, scores.granularity)
     provenance = dict(scores.provenance) | {
-        "kernels": count,
+        "elements": count,
         "asked": {"density": density} if kernels is None else {"kernels": kernels},
     }
     return Circuit(
         scores.feature,
-        LayerTable(top(scores.kernels, count)),
-        scores.kernels,
+        LayerTable(top(scores.elements, count)),
+        scores.elements,
         scores.relevant_in_model,
         provenance=provenance,
         granularity=scores.granularity,
@@ -152,9 +152,9 @@ def find(
         feature: What is to be preserved.
         images: As for ``score``.
         criterion: A name in ``CRITERIA``, or a function of the same shape.
-        density: Kept units as a share of the relevant ones, in (0, 1].
-        kernels: How many units to keep, in place of a density.
-        granularity: What is kept or dropped as one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        density: Kept elements as a share of the relevant ones, in (0, 1].
+        kernels: How many elements to keep, in place of a density.
+        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         circuit: Find inside this circuit, of the same or a coarser granularity.
         batch_size: The most images that run at once.
         seed: For criteria that draw.
@@ -209,7 +209,7 @@ def _trace(
         subject.check(circuit)
         check_inside(circuit.granularity, granularity)
         masks = subject.masks(circuit, shape, effective=True)
-        kept = subject.units(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
+        kept = subject.elements(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
         scored = {layer: mask & kept[layer] for layer, mask in scored.items()}
         if len(circuit) == 0:
             raise ConvCircuitsError("The circuit to score inside keeps no kernel.")
@@ -276,12 +276,12 @@ def _scores(
     if circuit is not None:
         provenance["inside"] = dict(circuit.provenance)
     relevant = (
-        units_with(mask, trace.granularity, trace.shapes[layer]) for layer, mask in subject.survey.kernels.items()
+        elements_with(mask, trace.granularity, trace.shapes[layer]) for layer, mask in subject.survey.kernels.items()
     )
     return Scores(
         subject.feature,
         LayerTable(kernels),
-        relevant_in_model=sum(int(units.sum()) for units in relevant),
+        relevant_in_model=sum(int(elements.sum()) for elements in relevant),
         provenance=provenance,
         granularity=trace.granularity,
     )
@@ -309,7 +309,7 @@ def _name(criterion: str | Criterion) -> str:
 
 
 def needs_budget(function: Criterion) -> bool:
-    """Return whether a criterion must know how many units are to be kept, so that only ``find`` can run it."""
+    """Return whether a criterion must know how many elements are to be kept, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
 

@@ -10,8 +10,8 @@ def top(scores: Mapping[str, Tensor], kernels: int) -> dict[str, Tensor]:
     """Keep exactly the best: ties go by layer in the mapping's order, then row-major; NaN is never kept.
 
     Args:
-        scores: Layer name -> a table of units.
-        kernels: How many units to keep, at most as many as have a score.
+        scores: Layer name -> a table of elements.
+        kernels: How many elements to keep, at most as many as have a score.
 
     Returns:
         Layer name -> bool, same shapes.
@@ -26,10 +26,10 @@ def top(scores: Mapping[str, Tensor], kernels: int) -> dict[str, Tensor]:
 
 
 def in_order(saliency: Mapping[str, Tensor], scored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put saliencies in execution order; NaN for units that are not scored, 0 where no gradient came.
+    """Put saliencies in execution order; NaN for elements that are not scored, 0 where no gradient came.
 
     Args:
-        saliency: Layer name -> a table of units, in any order; layers may be missing.
+        saliency: Layer name -> a table of elements, in any order; layers may be missing.
         scored: Layer name -> bool, same shapes, in execution order.
     """
     return {

@@ -1,4 +1,4 @@
-"""What criteria see: for each batch of images, what every unit read and the gradient of what it wrote."""
+"""What criteria see: for each batch of images, what every element read and the gradient of what it wrote."""
 
 import functools
 import math
@@ -17,22 +17,23 @@ from convcircuits.network.batches import Batches, Progress
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature, at, flattened
-from convcircuits.values.granularity import by_unit
+from convcircuits.values.granularity import by_element
 
 
 @dataclass(frozen=True)
 class Layer:
     """What one layer read in a batch, with the gradient of what it wrote; ``Batch.backward`` yields it.
 
-    Shape letters: n image, g group, o filter in the group, u unit of the filter, e weight of the unit, p position. The
-    units are what the granularity says: the filter itself, its kernels or its weights; so a formula that sums or
-    averages over e is that of any granularity. A layer that runs several times has several calls; their products are
-    summed before any absolute value. Where the calls' kernels differ in size, a unit's elements are those of all sizes.
+    Shape letters: n image, g group, o filter in the group, e element of the filter, k weight of the element, p
+    position. The elements are what the granularity says: the filter itself, its kernels or its weights; so a formula
+    that sums or averages over k is that of any granularity. A layer that runs several times has several calls; their
+    products are summed before any absolute value. Where the calls' kernels differ in size, an element's weights are
+    those of all sizes.
 
     Attributes:
         name: The layer's name, as in ``model.named_modules()``.
-        shape: Shape of its table of units, which ``per_unit`` gives.
-        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        shape: Shape of its table of elements, which ``per_element`` gives.
+        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         calls: Its kernel calls in this batch, each with the gradient of its output.
         memory: Bytes of working memory that chunks of pre-sum maps may take.
     """
@@ -44,19 +45,19 @@ class Layer:
     granularity: str
 
     @property
-    def weights(self) -> Float[Tensor, "g o u e"]:
-        """The weights that the units are made of; where calls use different ones, all of them."""
+    def weights(self) -> Float[Tensor, "g o e k"]:
+        """The weights that the elements are made of; where calls use different ones, all of them."""
         used: list[Tensor] = []
         for call, _ in self.calls:
             if not any(torch.equal(call.kernels, one) for one in used):
                 used.append(call.kernels)
-        return by_unit(_joined(used), self.granularity)
+        return by_element(_joined(used), self.granularity)
 
     @property
-    def unit_size(self) -> int:
-        """Weights of one unit: the elements of ``weight_products``."""
+    def element_size(self) -> int:
+        """Weights of one element, the last axis of ``weight_products``."""
         kernels = [calls[0][0].kernels for calls in self._by(_kernel_size)]
-        return by_unit(_joined(kernels), self.granularity).shape[3]
+        return by_element(_joined(kernels), self.granularity).shape[3]
 
     @property
     def positions(self) -> int:
@@ -68,8 +69,8 @@ class Layer:
         """Images in the batch."""
         return len(self.calls[0][0].x)
 
-    def weight_products(self) -> Iterator[Float[Tensor, "g o u e"]]:
-        """Yield w * dL_n/dw of one image after another, each (g, o, u, e), in float32 at least."""
+    def weight_products(self) -> Iterator[Float[Tensor, "g o e k"]]:
+        """Yield w * dL_n/dw of one image after another, each (g, o, e, k), in float32 at least."""
         for image in range(self.images):
             products = [
                 torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
@@ -78,10 +79,10 @@ class Layer:
                 for calls in self._by(_kernel_size)
             ]
             whole = torch.cat(products, 3)
-            yield by_unit(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
+            yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
-    def absolute_sums(self) -> Float[Tensor, "g o u"]:
-        """Return the sum of |z * g|, each unit's pre-sum map times its filter's gradient, over images and positions.
+    def absolute_sums(self) -> Float[Tensor, "g o e"]:
+        """Return the sum of |z * g|, each element's pre-sum map times its filter's gradient, over images and positions.
 
         Where calls have maps of one size their products are added position by position, before the absolute value.
         """
@@ -91,8 +92,8 @@ class Layer:
             parts.append(self._absolute_weight_sums(*calls[0]) if alone else self._absolute_sums(calls))
         return torch.stack(parts).sum(0)
 
-    def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o u"]:
-        kernels = [by_unit(call.kernels, self.granularity) for call, _ in calls]
+    def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o e"]:
+        kernels = [by_element(call.kernels, self.granularity) for call, _ in calls]
         laid_out = [
             (call, call.by_position(gradient), (len(weights), *weights.shape[2:], -1))
             for (call, gradient), weights in zip(calls, kernels, strict=True)
@@ -103,10 +104,10 @@ class Layer:
         )
         return absolute_sums(images, kernels, self.memory)
 
-    def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o u"]:
+    def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o e"]:
         """Sum |w x g| as |w| sum |x| |g|, which is the weight gradient of |x| and |g|."""
         sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
-        weights = by_unit(call.kernels, self.granularity)
+        weights = by_element(call.kernels, self.granularity)
         sums = weights.new_zeros(weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
         for image in range(self.images):
             sums += sizes.weight_gradient(slopes, image).flatten(2)
@@ -116,8 +117,8 @@ class Layer:
         """Return each filter's gradient, summed over its positions."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
-    def presum_totals(self) -> tuple[Float[Tensor, "g o u"], int]:
-        """Return each unit's pre-sum map, summed over images, positions and calls, and how many values were summed.
+    def presum_totals(self) -> tuple[Float[Tensor, "g o e"], int]:
+        """Return each element's pre-sum map, summed over images, positions and calls, and how many values were summed.
 
         Raises:
             ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no mean in common.
@@ -125,17 +126,17 @@ class Layer:
         if len(self._by(_kernel_size)) > 1:
             raise ConvCircuitsError(
                 f"{self.name} uses its weight in several sizes, and their maps have no mean in common; leave out "
-                f"{option('centred', True, of_criterion=True)}."
+                f"{option('centered', True, of_criterion=True)}."
             )
         parts = []
         for call, _ in self.calls:
             read = sum(call.columns(slice(image, image + 1)).double().sum((0, 4)) for image in range(self.images))
-            parts.append(by_unit(call.kernels.double() * read[:, None], self.granularity).sum(3))  # type: ignore[index]
+            parts.append(by_element(call.kernels.double() * read[:, None], self.granularity).sum(3))  # type: ignore[index]
         positions = sum(_map_size(call, gradient) for call, gradient in self.calls)
         return torch.stack(parts).sum(0), positions * self.images
 
-    def per_unit(self, values: Float[Tensor, "g o u"]) -> Float[Tensor, "out ..."]:
-        """Return (g, o, u) in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
+    def per_element(self, values: Float[Tensor, "g o e"]) -> Float[Tensor, "out ..."]:
+        """Return (g, o, e) in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
         computed = values.reshape(-1, *self.shape[1:])
         rows = self.calls[0][0].rows
         if rows is None:
@@ -193,7 +194,7 @@ class Batch:
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
             x, masks = call.x.detach(), self._trace.masks
-            if masks is not None and masks.silent:  # nothing reads a dead channel, whatever bias it holds
+            if masks is not None and masks.effective:  # nothing reads a dead channel, whatever bias it holds
                 running = masks.running(call)
                 read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
                 x = x * call.spread(read.to(x).expand(len(x), -1))
@@ -245,7 +246,7 @@ class Batch:
 
     def _check_reached(self, layers: Container[str]) -> None:
         """Refuse to score layers that lead to the feature by ways that have no gradient: their zeros would be wrong."""
-        relevant = (name for name, units in self._trace.relevant.items() if bool(units.any()))
+        relevant = (name for name, elements in self._trace.relevant.items() if bool(elements.any()))
         lost = next((name for name in relevant if name not in layers), None)
         if lost is not None:
             raise ConvCircuitsError(
@@ -255,7 +256,7 @@ class Batch:
             )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
-        """Yield each layer's name, the weights that its units really used, (g, o, u, e), and the layer."""
+        """Yield each layer's name, the weights that its elements really used, (g, o, e, k), and the layer."""
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for call, _ in self._calls:
             by_layer.setdefault(call.layer, []).append((call, call.x))
@@ -292,10 +293,10 @@ class Trace:
 
     Attributes:
         subject: The feature of the model; ``subject.feature`` is the feature.
-        granularity: What is one unit: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
-        shapes: Layer name -> shape of its table of units, in execution order: for filters (out,), for kernels
+        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
+        shapes: Layer name -> shape of its table of elements, in execution order: for filters (out,), for kernels
             (out, in per group), for weights the weight's own.
-        relevant: Layer name -> bool of that shape, units to be scored.
+        relevant: Layer name -> bool of that shape, elements to be scored.
         masks: The network that is scored: None for the full model.
         positions: Which positions of the feature's map count.
         seed: For criteria that draw.
@@ -322,11 +323,11 @@ class Trace:
         self.passes, self._passed = 1, 0
         self._batches, self._progress = batches, progress
 
-    def masked(self, units: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
-        """Return the same images seen by the network with only some units; all biases stay, as published.
+    def masked(self, elements: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
+        """Return the same images seen by the network with only some elements; all biases stay, as published.
 
         Args:
-            units: Layer name -> bool, of the shapes in ``shapes``: what is kept.
+            elements: Layer name -> bool, of the shapes in ``shapes``: what is kept.
             passed: How many passes over the images were made before, so that progress can tell.
         """
         trace = Trace(
@@ -334,7 +335,7 @@ class Trace:
             self._batches,
             relevant=self.relevant,
             granularity=self.granularity,
-            masks=self.subject.kept(units, self.granularity),
+            masks=self.subject.kept(elements, self.granularity),
             seed=self.seed,
             memory=self.memory,
             progress=self._progress,
@@ -358,8 +359,8 @@ class Trace:
             >>> def squared(trace):
             ...     def contribution(batch):
             ...         for layer in batch.backward(torch.ones_like(batch.maps)):
-            ...             products = layer.weight_products()  # of one image after another, each (g, o, u, e)
-            ...             yield layer.name, layer.per_unit(sum(p.sum(3) ** 2 for p in products))
+            ...             products = layer.weight_products()  # of one image after another, each (g, o, e, k)
+            ...             yield layer.name, layer.per_element(sum(p.sum(3) ** 2 for p in products))
             ...
             ...     return trace.mean(contribution)
             >>> cc.find(model, feature, images, criterion=squared, kernels=20)

@@ -33,9 +33,9 @@ def evaluate(
     std: StdOption = None,
     count: CountAgainOption = None,
     size: SizeOption = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Leave the biases of dead filters, as published.")
-    ] = False,
+    effective: Annotated[
+        bool, typer.Option(help="Run the circuit as it is defined, or leave the biases of dead filters, as published.")
+    ] = True,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     require: RequireOption = None,
@@ -59,7 +59,7 @@ def evaluate(
             circuit,
             setup.held_out,
             fit=setup.train if len(setup.train) else None,
-            effective=not published,
+            effective=effective,
             batch_size=batch_size,
             progress=told,
         )

@@ -73,11 +73,11 @@ def find(
         ),
     ] = None,
     density: DensityOption = None,
-    kernels: Annotated[int | None, typer.Option(help="How many units to keep, in place of --density.")] = None,
+    kernels: Annotated[int | None, typer.Option(help="How many elements to keep, in place of --density.")] = None,
     reach_r2: Annotated[
         float | None,
         typer.Option(
-            help="Keep as few units as reach this R2, in place of --density. The size is chosen on validation "
+            help="Keep as few elements as reach this R2, in place of --density. The size is chosen on validation "
             "photographs: a part of those that are not held out, on which the circuit is not found. What is reported "
             "is measured on the held-out ones, and may be a little less."
         ),
@@ -224,7 +224,7 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
         if recipe.reach_r2 is None:
             size: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels}
             return cc.find(setup.loaded.model, task.feature, setup.train, progress=told, **size, **chosen), {}
-        from convcircuits.circuits.reaching import reach
+        from convcircuits.circuits.sizes import reach
         from convcircuits.cli.preparing import noted
 
         assert setup.validation is not None

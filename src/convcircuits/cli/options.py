@@ -17,7 +17,7 @@ Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Width = Literal["screen", "180mm", "88mm"]
 CRITERION_OPTIONS = {
-    "gauss_newton": "draws=4, centred=false, normalizer=published|sum|layer_l2",
+    "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
     "actgrad": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "snip": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "force": "steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2",
@@ -107,16 +107,16 @@ SeedOption = Annotated[
 DensityOption = Annotated[
     float | None,
     typer.Option(
-        help=f"Share of the relevant units to keep, in (0, 1]; {DENSITY} if nothing says how many.",
+        help=f"Share of the relevant elements to keep, in (0, 1]; {DENSITY} if nothing says how many.",
     ),
 ]
 CriterionOption = Annotated[
     Criterion | None,
-    typer.Option("--criterion", "-c", help=f"How units are scored{_if_not_given('criterion')}"),
+    typer.Option("--criterion", "-c", help=f"How elements are scored{_if_not_given('criterion')}"),
 ]
 GranularityOption = Annotated[
     Granularity | None,
-    typer.Option(help=f"What is kept or dropped as one unit{_if_not_given('granularity')}"),
+    typer.Option(help=f"What the circuit keeps or drops{_if_not_given('granularity')}"),
 ]
 
 # Of a circuit's file: not given, they are what the file says.

@@ -29,9 +29,9 @@ def show(
             {
                 "kind": type(value).__name__,
                 "feature": str(value.feature),
-                "layers": {layer: list(t.shape) for layer, t in value.kernels.items()},
+                "layers": {layer: list(t.shape) for layer, t in value.elements.items()},
                 "granularity": value.granularity,
-                "units": len(value) if isinstance(value, cc.Circuit) else value.relevant,
+                "elements": len(value) if isinstance(value, cc.Circuit) else value.relevant,
                 "again": again,
                 "provenance": dict(value.provenance),
             }

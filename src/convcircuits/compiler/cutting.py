@@ -56,7 +56,7 @@ def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
     output = None
     if masks is None:
         live = paths.full
-    elif masks.silent:
+    elif masks.effective:
         live = paths.live(masks.kernels)
         plan = paths.plan(live)
         silent = {(place, n): ~mark for place, marks in plan.silent.items() for n, mark in marks.items()}

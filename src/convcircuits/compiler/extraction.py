@@ -225,7 +225,7 @@ class _Written:
 
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
     """Return a circuit's masks without a probe of what is effective: the cut finds that anyway."""
-    return replace(subject.masks(circuit, (), effective=False), silent=effective)
+    return replace(subject.masks(circuit, (), effective=False), effective=effective)
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[s
         "model": network.name,
         "weights": circuit.provenance["weights"],
         "granularity": circuit.granularity,
-        "units": len(circuit),
+        "elements": len(circuit),
         "relevant": circuit.relevant,
         "input_shape": list(shape),
     }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convcircuits.circuits.controls import random_like
 from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.circuits.sizes import found_on
 from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
@@ -22,7 +23,6 @@ from convcircuits.drawing.sheet import (
     nodes_of,
     variants_of,
 )
-from convcircuits.drawing.siblings import found_on
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.colors import primaries_of
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
@@ -31,7 +31,7 @@ from convcircuits.network.laws import checked, sentence
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.granularity import units_with
+from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
 from convcircuits.values.tables import LayerTable
 from convcircuits.version import __version__
@@ -46,7 +46,7 @@ ROLES = {
     "control": "a random circuit of equal size",
     "level": "the circuit found anew with {:,} {}s",
 }
-"""What the circuits of a diagram are called, by the number of units that they keep."""
+"""What the circuits of a diagram are called, by the number of elements that they keep."""
 
 
 @outside_autocast
@@ -298,13 +298,13 @@ def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:
         saliency = {layer: shared[layer].masked_fill(~relevant[layer].cpu(), torch.nan) for layer in drawn}
         return dataclasses.replace(
             circuit,
-            kernels=LayerTable(drawn),
+            elements=LayerTable(drawn),
             saliency=LayerTable(saliency),
             relevant=sum(int(mask.sum()) for mask in relevant.values()),
             granularity="kernel",
         )
-    units = {
-        layer: mask & units_with(drawn[layer], circuit.granularity, tuple(mask.shape))
-        for layer, mask in circuit.kernels.items()
+    elements = {
+        layer: mask & elements_with(drawn[layer], circuit.granularity, tuple(mask.shape))
+        for layer, mask in circuit.elements.items()
     }
-    return dataclasses.replace(circuit, kernels=LayerTable(units))
+    return dataclasses.replace(circuit, elements=LayerTable(elements))

@@ -78,6 +78,6 @@ def _weights(drawing: Drawing, number: int) -> np.ndarray:
     call = drawing.call(number)
     weight = call.kernels.flatten(0, 1).detach().float().cpu()
     if all(circuit.granularity == "weight" for circuit in drawing.circuits):
-        kept = torch.stack([circuit.kernels[call.layer] for circuit in drawing.circuits]).any(0)
+        kept = torch.stack([circuit.elements[call.layer] for circuit in drawing.circuits]).any(0)
         weight = weight * kept.reshape(weight.shape)
     return weight.numpy()

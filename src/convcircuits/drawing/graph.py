@@ -74,7 +74,7 @@ def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapp
         if circuit.granularity == "filter":
             given = (given / relevant[layer].sum(1).clamp_min(1))[:, None].expand(mask.shape)
         elif circuit.granularity == "weight":
-            given = (given * circuit.kernels[layer]).reshape(*mask.shape, -1).sum(2)
+            given = (given * circuit.elements[layer]).reshape(*mask.shape, -1).sum(2)
         saliency[layer] = given
     return Kernels({layer: mask.cpu() for layer, mask in effective.items()}, saliency)
 

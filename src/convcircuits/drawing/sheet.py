@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
-from convcircuits.drawing.siblings import nested, smaller
 from convcircuits.drawing.wiring import Site, SiteKind, Wiring, wire
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Progress
@@ -217,7 +217,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
     weighted = g.kind <= EdgeKind.INNER
     relevant = drawing.subject.survey.kernels
     for n, (circuit, role) in enumerate(zip(drawing.circuits, drawing.roles, strict=True)):
-        kept, _ = masks_of(circuit.kernels, circuit.granularity, relevant)
+        kept, _ = masks_of(circuit.elements, circuit.granularity, relevant)
         places = _places(circuit, kept, relevant)
         rank = np.where(weighted, -1, 0).astype(np.int32)
         for number in drawing.calls:
@@ -246,11 +246,11 @@ def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str,
         saliency: Mapping[str, Tensor] = circuit.saliency
     else:
         saliency = kernels_of(circuit, kept, relevant).saliency
-    masks = [kept[layer].cpu() for layer in circuit.kernels]
-    values = torch.cat([saliency[layer][mask] for layer, mask in zip(circuit.kernels, masks, strict=True)])
+    masks = [kept[layer].cpu() for layer in circuit.elements]
+    values = torch.cat([saliency[layer][mask] for layer, mask in zip(circuit.elements, masks, strict=True)])
     places = values.nan_to_num(-torch.inf).argsort(descending=True, stable=True).argsort()
     tables = {}
-    for layer, mask in zip(circuit.kernels, masks, strict=True):
+    for layer, mask in zip(circuit.elements, masks, strict=True):
         table = torch.full(mask.shape, -1)
         table[mask], places = places[: int(mask.sum())], places[int(mask.sum()) :]
         tables[layer] = table.numpy()

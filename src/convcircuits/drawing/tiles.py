@@ -23,7 +23,7 @@ def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
     is smaller. (WebP would be smaller still, but not every reader of SVG knows it.)
 
     Args:
-        pictures: RGB pictures, uint8 (h, w, 3), of any sizes. What is not square is centred on a square.
+        pictures: RGB pictures, uint8 (h, w, 3), of any sizes. What is not square is centered on a square.
         size: Pixels of a tile's side; a multiple of 16 keeps a JPEG's blocks from reaching into the next tile.
 
     Returns:

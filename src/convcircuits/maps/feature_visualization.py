@@ -150,7 +150,7 @@ class _Ascent:
         mixing: Tensor,
         black: Tensor,
     ) -> None:
-        self.subject, self.masks = subject, Masks({}, silent=False) if masks is None else masks
+        self.subject, self.masks = subject, Masks({}, effective=False) if masks is None else masks
         self.readings, self.field = readings, field
         device, dtype = subject.network.device, subject.network.dtype
         self.mixing, self.black = mixing.to(device, dtype), black.to(device, dtype)
@@ -163,7 +163,7 @@ class _Ascent:
             self.places = [_Place.middle(*axis) for axis in axes]
             self.graph, self.call = self.recorded()
         self.plan = None
-        if self.masks.silent:
+        if self.masks.effective:
             paths = Paths(self.graph)
             self.plan = paths.plan(paths.live(self.masks.kernels)).to(device)
 

@@ -74,7 +74,7 @@ def circuit_with_dead_filters(subject: Subject, shape: tuple[int, ...]) -> Masks
         kept = subject.effective(kernels, shape)
         dead = any(bool((relevant[layer].any(1) & ~mask.cpu().any(1)).any()) for layer, mask in kept.items())
         if dead and any(bool(mask.any()) for mask in kept.values()):
-            return replace(subject.kept(kept, "kernel"), silent=True)
+            return replace(subject.kept(kept, "kernel"), effective=True)
     return None
 
 

@@ -66,10 +66,10 @@ def checked(subject: Subject, images: Tensor | None = None) -> dict[str, Any]:
 
 
 @outside_autocast
-def relevant_units(
+def relevant_elements(
     model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the relevant units of a model without images, and where they come from.
+    """Return the relevant elements of a model without images, and where they come from.
 
     Raises:
         ConvCircuitsError: If the feature does not fit the model, no input shape does, or the model breaks a law.
@@ -135,7 +135,7 @@ def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
 
 
 def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
-    masks = replace(subject.kept(subject.survey.kernels, "kernel"), silent=True)
+    masks = replace(subject.kept(subject.survey.kernels, "kernel"), effective=True)
     error, allowed = agreement(subject, masks, images, subject.maps(images, masks), model)
     if error > allowed:
         where = parting(

@@ -18,7 +18,7 @@ from convcircuits.network.reach import Paths, Survey, guessed_input_shapes, surv
 from convcircuits.network.recording import record_graph
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
-from convcircuits.values.granularity import masks_of, units_with
+from convcircuits.values.granularity import elements_with, masks_of
 
 _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
@@ -31,9 +31,10 @@ class Masks:
         kernels: Layer name -> bool (out, in per group). A layer that is not named is left as it is.
         gain: Layer name -> (out,), on the raw output of live filters.
         offset: Layer name -> (out,), as ``gain``.
-        silent: Whether a dead filter, one without any kept kernel, adds nothing to others: its bias, and the shift
-            of a BatchNorm that follows, are removed where its map meets other maps. A dead gate, which multiplies,
-            stays the constant it is. Without ``silent`` every bias stays (the published semantics).
+        effective: Whether the run is the circuit's own function, in which a dead filter, one without any kept kernel,
+            adds nothing to others: its bias, and any shift of a BatchNorm after it, are removed where its map meets
+            other maps. A dead gate, which multiplies, stays the constant it is. False leaves every bias, as
+            published.
         weights: Layer name -> bool in the weight's shape: of the kept kernels, the weights that are kept. All are
             where a layer is not named.
         constant: Layer name -> bool (out, in per group): kernels that only ever read constants, as the survey tells.
@@ -43,7 +44,7 @@ class Masks:
     kernels: Mapping[str, Tensor]
     gain: Mapping[str, Tensor] = field(default_factory=dict)
     offset: Mapping[str, Tensor] = field(default_factory=dict)
-    silent: bool = True
+    effective: bool = True
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     constant: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -53,7 +54,7 @@ class Masks:
             {layer: mask.to(device) for layer, mask in self.kernels.items()},
             {layer: gain.to(device, dtype) for layer, gain in self.gain.items()},
             {layer: offset.to(device, dtype) for layer, offset in self.offset.items()},
-            self.silent,
+            self.effective,
             {layer: mask.to(device) for layer, mask in self.weights.items()},
             {layer: mask.to(device) for layer, mask in self.constant.items()},
         )
@@ -61,7 +62,7 @@ class Masks:
     def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
         """Return which of the computed filters' kernels run in a call."""
         mask = _computed(self.kernels[call.layer], call)
-        if self.silent and call.live is not None:
+        if self.effective and call.live is not None:
             # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
             mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.live[:, None]).flatten(0, 1)
         return mask
@@ -79,7 +80,7 @@ class Masks:
             kept = kept & _computed(self.weights[call.layer], call)
         if call.layer in self.constant:
             constant = _computed(self.constant[call.layer], call)
-            biased = live | constant.all(1) | (not self.silent)  # a filter of constants alone is one itself
+            biased = live | constant.all(1) | (not self.effective)  # a filter of constants alone is one itself
             kept = kept | call.per_kernel(constant & biased[:, None])
         weight, bias = call.weight * kept, call.bias
         if call.layer in self.gain:
@@ -188,11 +189,11 @@ class Subject:
     def output(self, images: Tensor, kernel: Callable[[KernelCall], Tensor], masks: Masks | None) -> Tensor:
         """Run up to the feature, every kernel call computed by ``kernel``; return the output of the feature's layer.
 
-        The model's own code runs, but for masks in which dead filters are silent: there its graph does, in which what
+        The model's own code runs, but for effective masks: there its graph does, in which what
         is dead is told from what is live.
         """
         rows = self.rows if self.survey.direct else None
-        if masks is None or not masks.silent:
+        if masks is None or not masks.effective:
             return self.network.run(self.feature, images, kernel, rows=rows, copied=self.survey.copied)
         paths = self.paths_on(images)
         return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
@@ -224,45 +225,48 @@ class Subject:
             return self.survey.inside(kernels)
         return survey(self.network, self.feature, input_shape).inside(kernels)
 
-    def kept(self, units: Mapping[str, Tensor], granularity: str) -> Masks:
-        """Turn kept units into masks of a run in which every bias stays."""
-        kernels, weights = masks_of(units, granularity, self.survey.kernels)
-        masks = Masks(kernels, silent=False, weights=weights, constant=self.survey.constant)
+    def kept(self, elements: Mapping[str, Tensor], granularity: str) -> Masks:
+        """Turn kept elements into masks of a run in which every bias stays."""
+        kernels, weights = masks_of(elements, granularity, self.survey.kernels)
+        masks = Masks(kernels, effective=False, weights=weights, constant=self.survey.constant)
         return masks.to(self.network.device, self.network.dtype)
 
     def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
         """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
-        kernels, weights = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
+        kernels, weights = masks_of(circuit.elements, circuit.granularity, self.survey.kernels)
         kernels = self.effective(kernels, input_shape) if effective else kernels
         masks = Masks(
             kernels,
             dict(circuit.gain),
             dict(circuit.offset),
-            silent=effective,
+            effective=effective,
             weights=weights,
             constant=self.survey.constant,
         )
         return masks.to(self.network.device, self.network.dtype)
 
     def relevant(self, granularity: str, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """Return the units on a path image -> feature: layer name -> bool, in the shape of the granularity."""
+        """Return the elements on a path image -> feature: layer name -> bool, in the shape of the granularity."""
         shapes = self._weight_shapes(input_shape) if granularity == "weight" else {}
         return {
-            layer: units_with(mask, granularity, shapes.get(layer, ())) for layer, mask in self.survey.kernels.items()
+            layer: elements_with(mask, granularity, shapes.get(layer, ()))
+            for layer, mask in self.survey.kernels.items()
         }
 
-    def units(self, circuit: Circuit, granularity: str, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Tensor]:
-        """Return the units that a circuit of the same or a coarser granularity keeps.
+    def elements(
+        self, circuit: Circuit, granularity: str, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, Tensor]:
+        """Return the elements that a circuit of the same or a coarser granularity keeps.
 
         Args:
             circuit: The circuit.
-            granularity: The units'.
-            shapes: Layer name -> shape of the table of units.
+            granularity: The elements'.
+            shapes: Layer name -> shape of the table of elements.
         """
         if circuit.granularity == granularity:
-            return circuit.kernels
-        kernels, _ = masks_of(circuit.kernels, circuit.granularity, self.survey.kernels)
-        return {layer: units_with(mask, granularity, shapes[layer]) for layer, mask in kernels.items()}
+            return circuit.elements
+        kernels, _ = masks_of(circuit.elements, circuit.granularity, self.survey.kernels)
+        return {layer: elements_with(mask, granularity, shapes[layer]) for layer, mask in kernels.items()}
 
     def _weight_shapes(self, input_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
         """Run once to see the weights that are really used, on the first of the likely images that fits."""

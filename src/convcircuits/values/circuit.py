@@ -12,7 +12,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.texts import printable
 from convcircuits.values.feature import Feature
-from convcircuits.values.granularity import SHAPES, check_granularity, fits
+from convcircuits.values.granularity import SHAPES, check_granularity, fits, of_kernels
 from convcircuits.values.scores import SCORE_DTYPES
 from convcircuits.values.tables import LayerTable
 
@@ -27,24 +27,24 @@ _SHARED = ("model", "weights", "feature", "granularity", "versions")
 class Circuit:
     """The kernels, filters or weights of a model that are kept for one feature.
 
-    Equality means: the same feature of the same weights, the same units, the same calibration.
+    Equality means: the same feature of the same weights, the same elements, the same calibration.
 
     Attributes:
         feature: The feature that is preserved.
-        kernels: Layer name -> kept or not, bool, in execution order; shape (out, in per group), for filters (out,),
+        elements: Layer name -> kept or not, bool, in execution order; shape (out, in per group), for filters (out,),
             for weights the weight's own.
-        saliency: Layer name -> the saliency the units were pruned by, same shapes; NaN where none was given.
-        relevant: How many units lie on a path from the image to the feature in the full model.
+        saliency: Layer name -> the saliency the elements were pruned by, same shapes; NaN where none was given.
+        relevant: How many elements lie on a path from the image to the feature in the full model.
         gain: Layer name -> shape (out,): a calibration, y' = gain * y + offset on the raw output of the layer,
             before any BatchNorm. Empty where there is none.
         offset: Layer name -> shape (out,), as ``gain``.
         provenance: How the circuit came about, as JSON values.
-        granularity: What is kept or dropped as one unit: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter
+        granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter
             keeps all its relevant kernels; of a kernel that is kept, single weights may be dropped.
     """
 
     feature: Feature
-    kernels: LayerTable
+    elements: LayerTable
     saliency: LayerTable
     relevant: int
     gain: LayerTable = field(default_factory=LayerTable)
@@ -56,21 +56,21 @@ class Circuit:
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
-        for name in ("kernels", "saliency", "gain", "offset"):
+        for name in ("elements", "saliency", "gain", "offset"):
             object.__setattr__(self, name, LayerTable(getattr(self, name)))
         for table in (self.saliency, self.gain, self.offset):
             for layer, values in table.items():
                 if values.dtype not in SCORE_DTYPES:
                     raise ConvCircuitsError(f"A table of {layer} holds {values.dtype}; expected floating point.")
-        for layer, mask in self.kernels.items():
+        for layer, mask in self.elements.items():
             if mask.dtype != torch.bool or not fits(mask, self.granularity):
                 raise ConvCircuitsError(
                     f"The mask of {layer} is {mask.dtype} of shape {tuple(mask.shape)}; "
                     f"expected bool of shape {SHAPES[self.granularity]}."
                 )
-        shapes = {layer: mask.shape for layer, mask in self.kernels.items()}
+        shapes = {layer: mask.shape for layer, mask in self.elements.items()}
         if {layer: s.shape for layer, s in self.saliency.items()} != shapes:
-            raise ConvCircuitsError("saliency and kernels must have the same layers and shapes.")
+            raise ConvCircuitsError("saliency and elements must have the same layers and shapes.")
         for name, table in (("gain", self.gain), ("offset", self.offset)):
             for layer, values in table.items():
                 if not bool(values.isfinite().all()):
@@ -101,13 +101,13 @@ class Circuit:
             model: The model that the masks belong to.
             feature: The feature.
             masks: Layer name -> shape (out, in per group), for filters (out,), for weights the weight's own; bool,
-                or numbers of which those not zero are kept. A layer that is left out keeps nothing. Units on no path
+                or numbers of which those not zero are kept. A layer that is left out keeps nothing. Elements on no path
                 to the feature are not counted as kept.
             granularity: What one value of a mask stands for: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
             input_shape: (C, H, W) of an image; guessed where not given.
 
         Returns:
-            A circuit whose saliency is 1 for kept units and 0 for the others: nothing was scored.
+            A circuit whose saliency is 1 for kept elements and 0 for the others: nothing was scored.
 
         Raises:
             ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
@@ -118,10 +118,10 @@ class Circuit:
             >>> cc.Circuit.from_masks(model, feature, masks, input_shape=(3, 32, 32))
             Circuit(features.5:1, 40 of 96 kernels = 41.667%)
         """
-        from convcircuits.network.laws import relevant_units  # the one step from values to the model
+        from convcircuits.network.laws import relevant_elements  # the one step from values to the model
 
         check_granularity(granularity)
-        relevant, provenance = relevant_units(model, feature, granularity, input_shape)
+        relevant, provenance = relevant_elements(model, feature, granularity, input_shape)
         table = LayerTable(relevant)
         if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
             raise ConvCircuitsError(f"masks maps layer names to tensors of shape {SHAPES[granularity]}.")
@@ -146,18 +146,27 @@ class Circuit:
         )
 
     def __len__(self) -> int:
-        return sum(int(mask.sum()) for mask in self.kernels.values())
+        return sum(int(mask.sum()) for mask in self.elements.values())
 
     def __bool__(self) -> bool:
         return True  # an empty circuit is still a circuit; ask len()
 
     @property
+    def kernels(self) -> LayerTable:
+        """The elements, where these are kernels: layer name -> kept or not, bool (out, in per group).
+
+        Raises:
+            ConvCircuitsError: If they are filters or weights.
+        """
+        return of_kernels(self.elements, self.granularity)
+
+    @property
     def density(self) -> float:
-        """Kept units / relevant units of the full model, from 0 to 1."""
+        """Kept elements / relevant elements of the full model, from 0 to 1."""
         return len(self) / self.relevant if self.relevant else 0.0
 
     def __getitem__(self, layer: str) -> Tensor:
-        return self.kernels[layer]
+        return self.elements[layer]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -166,7 +175,7 @@ class Circuit:
             self.feature == other.feature
             and self.granularity == other.granularity
             and self.provenance.get("weights") == other.provenance.get("weights")
-            and self.kernels == other.kernels
+            and self.elements == other.elements
             and self.gain == other.gain
             and self.offset == other.offset
         )
@@ -188,7 +197,7 @@ class Circuit:
             shared["images"] = self.provenance["images"]
         return Circuit(
             self.feature,
-            LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.kernels.items()}),
+            LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.elements.items()}),
             LayerTable({a: torch.where(s.isnan(), other.saliency[a].to(s), s) for a, s in self.saliency.items()}),
             self.relevant,
             provenance=shared | {"made_by": sign, "from": [dict(self.provenance), dict(other.provenance)]},
@@ -202,7 +211,7 @@ class Circuit:
             ("features", self.feature, other.feature),
             ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
             ("granularities", self.granularity, other.granularity),
-            ("layers", list(self.kernels), list(other.kernels)),
+            ("layers", list(self.elements), list(other.elements)),
         ):
             if mine != theirs:
                 raise ConvCircuitsError(
@@ -211,11 +220,11 @@ class Circuit:
                 )
 
     def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
-        """Return units in both / units in either, from 0 to 1, per layer; 1 where neither keeps any."""
+        """Return elements in both / elements in either, from 0 to 1, per layer; 1 where neither keeps any."""
         self._check_comparable(other)
         return {
             layer: _iou(int((mask & other[layer]).sum()), int((mask | other[layer]).sum()))
-            for layer, mask in self.kernels.items()
+            for layer, mask in self.elements.items()
         }
 
     def __repr__(self) -> str:
@@ -225,8 +234,8 @@ class Circuit:
         return printable(f"Circuit({self.feature}{how}, {counted})")
 
     def summary(self) -> str:
-        """Tabulate the layers: units kept, and filters of which any are."""
-        width = max([len(printable(layer)) for layer in self.kernels] + [5])
+        """Tabulate the layers: elements kept, and filters of which any are."""
+        width = max([len(printable(layer)) for layer in self.elements] + [5])
         lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's kept':>21}  {'filters kept':>13}"]
         lines += [
             f"{printable(layer):<{width}}  {kept:>9,} / {counted:>9,}  {filters:>5,} / {of:>5,}"
@@ -238,14 +247,14 @@ class Circuit:
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the layers as a table, in execution order.
 
-        Its columns are the layer, the units kept and relevant (``kernels_kept`` and ``kernels``, or as the granularity
-        says), and the filters of which any unit is kept, and all filters.
+        Its columns are the layer, the elements kept and relevant (``kernels_kept`` and ``kernels``, or as the
+        granularity says), and the filters of which any element is kept, and all filters.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
         """
-        units = f"{self.granularity}s" if self.granularity != "filter" else "relevant_filters"
-        names = ("layer", f"{units}_kept", units, "filters_kept", "filters")
+        elements = f"{self.granularity}s" if self.granularity != "filter" else "relevant_filters"
+        names = ("layer", f"{elements}_kept", elements, "filters_kept", "filters")
         return frame([dict(zip(names, row, strict=True)) for row in self._layers()])
 
     def to_networkx(
@@ -286,11 +295,11 @@ class Circuit:
             for layer, kept, counted, filters, of in self._layers()
         ]
         notes = [*map(str, self.provenance.get("notes", ())), "cc.evaluate measures how well it keeps the feature."]
-        units = "relevant filters" if self.granularity == "filter" else f"{self.granularity}s"
-        return card(repr(self), ("layer", f"{units} kept", "filters kept"), rows, notes)
+        elements = "relevant filters" if self.granularity == "filter" else f"{self.granularity}s"
+        return card(repr(self), ("layer", f"{elements} kept", "filters kept"), rows, notes)
 
     def _layers(self) -> list[tuple[str, int, int, int, int]]:
-        """List for each layer the units kept, those that count, the filters of which any are kept, and all filters."""
+        """List by layer the elements kept and relevant, the filters of which any are kept, and all filters."""
         return [
             (
                 layer,
@@ -299,12 +308,12 @@ class Circuit:
                 int(mask.reshape(len(mask), -1).any(1).sum()),
                 len(mask),
             )
-            for layer, mask in self.kernels.items()
+            for layer, mask in self.elements.items()
         ]
 
 
 def iou(a: Circuit, b: Circuit) -> float:
-    """Return the overlap of two circuits: units in both / units in either, from 0 to 1.
+    """Return the overlap of two circuits: elements in both / elements in either, from 0 to 1.
 
     Raises:
         ConvCircuitsError: If they are circuits of different features, models or granularities.

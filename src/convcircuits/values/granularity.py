@@ -1,6 +1,6 @@
-"""What a circuit keeps or drops as one unit: a filter, a kernel or a weight; and how the three turn into each other.
+"""Elements, which a circuit keeps or drops one by one: filters, kernels or weights; and how they turn into each other.
 
-A table of units has the shape (out,) for filters, (out, in per group) for kernels and the weight's own for weights.
+A table of elements has the shape (out,) for filters, (out, in per group) for kernels and the weight's own for weights.
 Any of them runs as kernel masks; weights need masks of their own besides.
 """
 
@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.values.tables import LayerTable
 
 SHAPES = {"filter": "(out,)", "kernel": "(out, in per group)", "weight": "the weight's own shape"}
-"""The shape of a table of units, in words, for each granularity, the coarsest first."""
+"""The shape of a table of elements, in words, for each granularity, the coarsest first."""
 
 _DIMENSIONS = {"filter": (1,), "kernel": (2,), "weight": (2, 4)}
 
@@ -29,15 +30,26 @@ def check_granularity(granularity: object) -> None:
 
 
 def fits(table: Tensor, granularity: str) -> bool:
-    """Return whether a table has as many dimensions as one of these units has."""
+    """Return whether a table has as many dimensions as one of elements of this granularity."""
     return table.dim() in _DIMENSIONS[granularity]
 
 
-def check_inside(outer: str, inner: str) -> None:
-    """Refuse to look for units inside a circuit of smaller ones, which would keep only a part of some.
+def of_kernels(elements: LayerTable, granularity: str) -> LayerTable:
+    """Return a table of elements if these are kernels.
 
     Raises:
-        ConvCircuitsError: If the outer circuit's granularity is finer than that of the units.
+        ConvCircuitsError: If they are filters or weights.
+    """
+    if granularity != "kernel":
+        raise ConvCircuitsError(f"There is no table of kernels here but one of {granularity}s; read it as elements.")
+    return elements
+
+
+def check_inside(outer: str, inner: str) -> None:
+    """Refuse to look for elements inside a circuit of smaller ones, which would keep only a part of some.
+
+    Raises:
+        ConvCircuitsError: If the outer circuit's granularity is finer than that of the elements.
     """
     order = list(SHAPES)
     if order.index(outer) > order.index(inner):
@@ -47,20 +59,22 @@ def check_inside(outer: str, inner: str) -> None:
         )
 
 
-def by_unit(values: Float[Tensor, "g o i k"], granularity: str) -> Float[Tensor, "g o u e"]:
-    """Lay out a value per weight so that the last axis is one unit's elements: (g, o, u, e), u units per filter."""
+def by_element(values: Float[Tensor, "g o i k"], granularity: str) -> Float[Tensor, "g o e k"]:
+    """Lay out a value per weight so that the last axis holds one element's weights."""
     if granularity == "kernel":
         return values
     flat = values.flatten(2)
     return flat[:, :, None] if granularity == "filter" else flat[..., None]
 
 
-def units_with(kernels: Bool[Tensor, "out in"], granularity: str, weight_shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """Return the units that some kernels belong to, or are made of.
+def elements_with(
+    kernels: Bool[Tensor, "out in"], granularity: str, weight_shape: tuple[int, ...]
+) -> Bool[Tensor, "..."]:
+    """Return the elements that some kernels belong to, or are made of.
 
     Args:
         kernels: (out, in per group).
-        granularity: The units'.
+        granularity: The elements'.
         weight_shape: Of the layer's weight; only needed for weights.
     """
     if granularity == "filter":
@@ -72,13 +86,13 @@ def units_with(kernels: Bool[Tensor, "out in"], granularity: str, weight_shape: 
 
 
 def masks_of(
-    units: Mapping[str, Tensor], granularity: str, relevant: Mapping[str, Tensor]
+    elements: Mapping[str, Tensor], granularity: str, relevant: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Turn kept units into masks that a run applies.
+    """Turn kept elements into masks that a run applies.
 
     Args:
-        units: Layer name -> bool, in the shape of the granularity.
-        granularity: The units'.
+        elements: Layer name -> bool, in the shape of the granularity.
+        granularity: The elements'.
         relevant: Layer name -> bool (out, in per group): relevant kernels, which a kept filter keeps all.
 
     Returns:
@@ -86,8 +100,8 @@ def masks_of(
         in the weight's shape, else nothing.
     """
     if granularity == "filter":
-        return {layer: kept[:, None] & relevant[layer] for layer, kept in units.items()}, {}
+        return {layer: kept[:, None] & relevant[layer] for layer, kept in elements.items()}, {}
     if granularity == "kernel":
-        return dict(units), {}
-    kernels = {layer: kept.reshape(*relevant[layer].shape, -1).any(2) for layer, kept in units.items()}
-    return kernels, dict(units)
+        return dict(elements), {}
+    kernels = {layer: kept.reshape(*relevant[layer].shape, -1).any(2) for layer, kept in elements.items()}
+    return kernels, dict(elements)

@@ -80,7 +80,7 @@ _KNOWN: dict[str, Kind] = {
     "made_by": TEXT,
     "notes": TEXTS,
     "seed": ("a whole number", is_whole),
-    "kernels": ("a whole number", whole(0, 1 << 40)),
+    "elements": ("a whole number", whole(0, 1 << 40)),
     "input_shape": ("the shape (C, H, W) of an image", _is_shape),
     "versions": ("texts by name", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
     "options": ("values by name", lambda value: isinstance(value, dict)),

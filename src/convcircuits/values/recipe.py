@@ -11,10 +11,10 @@ from typing import Any
 from convcircuits.errors import ConvCircuitsError
 
 DENSITY = 0.05
-"""The share of the relevant units that is kept where nothing says how many."""
+"""The share of the relevant elements that is kept where nothing says how many."""
 
 SIZES = ("density", "kernels", "reach_r2")
-"""The fields that say how many units are kept: one of them at a time."""
+"""The fields that say how many elements are kept: one of them at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Recipe:
         feature: In its text form.
         criterion: By name.
         options: Of the criterion, each as NAME=VALUE.
-        granularity: Of the units.
-        density: The share of units to keep, if one was asked for.
-        kernels: How many units to keep, if it was a number.
+        granularity: Of the elements.
+        density: The share of elements to keep, if one was asked for.
+        kernels: How many elements to keep, if it was a number.
         reach_r2: The R2 that the smallest circuit has to reach on validation photographs, if one was asked for.
         weights: A file of weights, if one was given.
         mean: Of the model's inputs by channel, from 0 to 1, if it was given.
@@ -82,7 +82,7 @@ class Recipe:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Recipe":
-        """Fill up what is given by defaults, ``DENSITY`` where nothing says how many units are kept."""
+        """Fill up what is given by defaults, ``DENSITY`` where nothing says how many elements are kept."""
         size = {} if any(given.get(name) is not None for name in SIZES) else {"density": DENSITY}
         return cls(**{**given, **size})
 
@@ -154,7 +154,7 @@ def _listed() -> str:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Put fields over others; any that says how many units are kept takes the place of all that do."""
+    """Put fields over others; any that says how many elements are kept takes the place of all that do."""
     sized = any(name in above for name in SIZES)
     return {**{k: v for k, v in below.items() if not (sized and k in SIZES)}, **above}
 

@@ -24,16 +24,16 @@ class Evaluation:
 
     No R2 stands alone. Padding can make one: near the border a map may vary by the place alone, in every image alike.
     So R2 stands beside that on the interior, and both beside those of the average training map, which no network is
-    needed for, and of a random circuit that keeps as many units of each layer. ``verdict`` weighs these figures
+    needed for, and of a random circuit that keeps as many elements of each layer. ``verdict`` weighs these figures
     by the rules in ``convcircuits.values.verdict``.
 
     The interior is the positions whose receptive field lies inside the image; where fewer than four positions' do (and
     not all), the central quarter of rows and columns (``Interior``). Every R2 has the mean of f over the values that it
     is of.
 
-    Of several units, r, R2, R2 after a readout and r of the maxima are means over units, each with its own mean and
-    its own readout: pooled, the differences between units would flatter them. A unit that is constant in the full
-    model is left out; one that is constant in the circuit alone counts as r = 0. The errors are pooled over units.
+    For several units, r, R2, R2 after a readout and r of the maxima are averaged per unit, each with its own mean and
+    its own readout; pooling would inflate them. A unit that is constant in the full model is left out; one that is
+    constant in the circuit alone counts as r = 0. The errors are pooled over units.
 
     Attributes:
         feature: Text form of the feature.
@@ -45,7 +45,7 @@ class Evaluation:
         r2_average_map: R2 of the average over the ``fit`` images of what is counted, position by position; of the
             position ``"max"`` that is the average maximum. NaN without ``fit``.
         r2_average_map_interior: The same, on the interior.
-        r2_random: R2 of a random circuit that keeps as many units of each layer.
+        r2_random: R2 of a random circuit that keeps as many elements of each layer.
         r2_random_interior: The same, on the interior.
         verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` where a figure that would
             tell is NaN.
@@ -65,11 +65,11 @@ class Evaluation:
         effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
         filters: Filters with a kept kernel.
         effective_filters: Filters with an effective kernel.
-        relevant: Units (filters, kernels or weights, as the granularity says) on a path in the full model.
-        density: units / relevant.
+        relevant: Elements (filters, kernels or weights, as the granularity says) on a path in the full model.
+        density: elements / relevant.
         images: How many images were measured on.
-        units: Units kept.
-        granularity: What the circuit keeps or drops as one unit.
+        elements: How many elements the circuit keeps.
+        granularity: What an element is.
         notes: What the reader must know to read the figures rightly.
         provenance: How the figures came about, as JSON values.
     """
@@ -101,7 +101,7 @@ class Evaluation:
     relevant: int
     density: float
     images: int
-    units: int
+    elements: int
     granularity: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -117,7 +117,7 @@ class Evaluation:
         rows = [(label, *figures) for label, _, *figures in self._figures()]
         return "\n".join(
             [
-                f"{self.feature}: {self.units:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
+                f"{self.feature}: {self.elements:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
                 f"effective; {self.filters:,} filters, {self.effective_filters:,} effective",
                 *_table(f"on {self.images:,} image{'s' * (self.images != 1)}", rows),
                 self.verdict_sentence,
@@ -141,7 +141,7 @@ class Evaluation:
         head = (f"on {self.images:,} image{'s' * (self.images != 1)}", "circuit", "average map", "random circuit")
         rows = [(label, *map(figure, (*figures, math.nan, math.nan)[:3])) for label, _, *figures in self._figures()]
         kept = (
-            f"{self.units:,} of {self.relevant:,} {self.granularity}s kept ({self.density:.3%}), "
+            f"{self.elements:,} of {self.relevant:,} {self.granularity}s kept ({self.density:.3%}), "
             f"{self.effective_kernels:,} kernels effective."
         )
         return card(self.verdict_sentence, head, rows, [kept, *self.notes])

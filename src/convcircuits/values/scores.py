@@ -1,4 +1,4 @@
-"""Scores: a saliency for every unit: every kernel, filter or weight."""
+"""Scores: a saliency for every element: every kernel, filter or weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.texts import printable
 from convcircuits.values.feature import Feature
-from convcircuits.values.granularity import SHAPES, check_granularity, fits
+from convcircuits.values.granularity import SHAPES, check_granularity, fits, of_kernels
 from convcircuits.values.tables import LayerTable
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ class Scores:
 
     Attributes:
         feature: The feature that was scored.
-        kernels: Layer name -> saliency, in execution order; shape (out, in per group), for filters (out,), for
-            weights the weight's own. NaN where the unit is on no path from the image to the feature, or outside the
+        elements: Layer name -> saliency, in execution order; shape (out, in per group), for filters (out,), for
+            weights the weight's own. NaN where the element is on no path from the image to the feature, or outside the
             circuit that was scored inside. Where ``provenance["scale"]`` is given they are in units of it.
-        relevant_in_model: How many units lie on a path in the full model.
+        relevant_in_model: How many elements lie on a path in the full model.
         provenance: How the scores came about, as JSON values.
-        granularity: What was scored as one unit: ``"filter"``, ``"kernel"`` or ``"weight"``.
+        granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``.
     """
 
     feature: Feature
-    kernels: LayerTable
+    elements: LayerTable
     relevant_in_model: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "kernel"
@@ -47,8 +47,8 @@ class Scores:
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
-        object.__setattr__(self, "kernels", LayerTable(self.kernels))
-        for layer, values in self.kernels.items():
+        object.__setattr__(self, "elements", LayerTable(self.elements))
+        for layer, values in self.elements.items():
             if not fits(values, self.granularity) or values.dtype not in SCORE_DTYPES:
                 raise ConvCircuitsError(
                     f"The scores of {layer} are {values.dtype} of shape {tuple(values.shape)}; "
@@ -56,20 +56,29 @@ class Scores:
                 )
 
     @property
+    def kernels(self) -> LayerTable:
+        """The elements, where these are kernels: layer name -> saliency (out, in per group).
+
+        Raises:
+            ConvCircuitsError: If they are filters or weights.
+        """
+        return of_kernels(self.elements, self.granularity)
+
+    @property
     def relevant(self) -> int:
-        """How many units have a score."""
-        return sum(int((~s.isnan()).sum()) for s in self.kernels.values())
+        """How many elements have a score."""
+        return sum(int((~s.isnan()).sum()) for s in self.elements.values())
 
     def __getitem__(self, layer: str) -> Tensor:
-        return self.kernels[layer]
+        return self.elements[layer]
 
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion", "?")
-        counted = f"{self.relevant} {self.granularity}s in {len(self.kernels)} layers"
+        counted = f"{self.relevant} {self.granularity}s in {len(self.elements)} layers"
         return printable(f"Scores({self.feature}, {criterion}, {counted})")
 
     def summary(self) -> str:
-        """Tabulate the layers: units scored, their share of the total saliency, the largest."""
+        """Tabulate the layers: elements scored, their share of the total saliency, the largest."""
         head, *rows = self._cells()
         wide = max(len(printable(row[0])) for row in (head, *rows))
         return "\n".join(
@@ -78,7 +87,7 @@ class Scores:
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the layers as a table: the units scored, their share of the total saliency, the largest.
+        """Return the layers as a table: the elements scored, their share of the total saliency, the largest.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
@@ -90,7 +99,7 @@ class Scores:
         return card(repr(self), head, rows, map(str, self.provenance.get("notes", ())))
 
     def _layers(self) -> list[dict[str, Any]]:
-        totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.kernels.items()}
+        totals = {layer: float(s.nan_to_num().abs().sum()) for layer, s in self.elements.items()}
         whole = sum(totals.values()) or 1.0
         return [
             {
@@ -99,7 +108,7 @@ class Scores:
                 "share": totals[layer] / whole,
                 "largest": max(s[~s.isnan()].tolist(), default=0.0),
             }
-            for layer, s in self.kernels.items()
+            for layer, s in self.elements.items()
         ]
 
     def _cells(self) -> list[tuple[str, str, str, str]]:

@@ -1,24 +1,28 @@
-"""Find the smallest circuit that reaches an R2, on images that it is neither found on nor reported on."""
+"""Circuits of other sizes: the smallest that reaches an R2, and smaller ones to lay beside another."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.finding import find, needs_budget, prune, score
 from convcircuits.errors import ConvCircuitsError, option
-from convcircuits.network.batches import Images, Progress, begin
+from convcircuits.network.batches import Batches, Images, Progress, begin
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 
+PARTS = (2, 4, 8)
+"""The smaller circuits keep a half, a quarter and an eighth of the elements."""
 _AT_ONCE = 8
 """Circuits of a sweep, where one scoring gives them all."""
 _WITHIN = 100
-"""The size is found to within its hundredth part, or one unit."""
+"""The size is found to within its hundredth part, or one element."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def reach(
     """Find the smallest circuit whose R2 on validation images is at least so much.
 
     Sizes are tried between the largest that failed and the smallest that did not, evenly by their logarithms, until
-    these are a hundredth apart, or one unit. R2 need not grow with the size: a smaller one that was not tried may
+    these are a hundredth apart, or one element. R2 need not grow with the size: a smaller one that was not tried may
     reach it too. Having been chosen by it, the R2 on validation images flatters the circuit: report it on others.
 
     Args:
@@ -125,3 +129,54 @@ def _between(low: int, high: int, count: int) -> list[int]:
     start = max(low, 0.5)
     numbers = {round(start * (high / start) ** (step / (count + 1))) for step in range(1, count + 1)}
     return sorted(number for number in numbers if low < number < high) or [(low + high) // 2]
+
+
+def nested(circuit: Circuit) -> bool:
+    """Return whether the first kernels by saliency are those that would be kept, were fewer asked for."""
+    criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
+    return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
+
+
+def found_on(circuit: Circuit, images: Batches) -> Tensor | None:
+    """Return the images that a circuit was found on, if images (in memory) begin with them."""
+    said = circuit.provenance.get("images", {})
+    first = images.take(range(min(int(said.get("count", 0)), images.total or 0)))
+    held = list(first) if first.total else []
+    return torch.cat(held) if held and first.describe() == said else None
+
+
+def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progress | None = None) -> list[Circuit]:
+    """Find smaller circuits anew where an iterative criterion found this one: its rankings are not nested.
+
+    On the images that it was found on, if images (in memory) begin with these. None otherwise, where its criterion or
+    what that was given is not known by name and number, and none that keep less than one element.
+    """
+    said = circuit.provenance
+    criterion = CRITERIA.get(str(said.get("criterion")))
+    options = said.get("options", {})
+    plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
+    if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
+        return []
+    if options.keys() & inspect.signature(find).parameters.keys():
+        return []  # of a criterion by another maker, or of a file that was changed
+    first = found_on(circuit, images)
+    if first is None:
+        return []
+    found = []
+    for count in (len(circuit) // part for part in PARTS if len(circuit) >= part):
+        begin(progress, f"finding {count:,} {circuit.granularity}s anew")
+        found.append(
+            find(
+                model,
+                circuit.feature,
+                first,
+                criterion=str(said["criterion"]),
+                kernels=count,
+                granularity=circuit.granularity,
+                batch_size=images.batch_size,
+                seed=int(said.get("seed", 0)),
+                progress=progress,
+                **options,
+            )
+        )
+    return found
