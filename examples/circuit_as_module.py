@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A circuit as a module
 #
-# `extract` turns a circuit into a small `torch.nn.Module` with only the filters that the circuit keeps. The module does
-# not need the model that it came from.
+# `extract` turns a circuit into a small `torch.nn.Module` with only the filters that the circuit keeps. The module
+# does not need the model that it came from.
 
 # %%
 import torch

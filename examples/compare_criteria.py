@@ -25,8 +25,8 @@ table = cc.compare(
 table
 
 # %% [markdown]
-# Compare R² with the columns beside it: the average map of the training images, and a random circuit that keeps as many
-# kernels in each layer. `to_pandas` returns every figure as a data frame.
+# Compare R² with the columns beside it: the average map of the training images, and a random circuit that keeps as
+# many kernels in each layer. `to_pandas` returns every figure as a data frame.
 
 # %%
 frame = table.to_pandas()

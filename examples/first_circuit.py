@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your first circuit
 #
-# Which few kernels of a network compute one of its units? This tutorial finds out for a unit of VGG16. The weights and
-# the photographs come with Python packages, so nothing is downloaded.
+# Which few kernels of a network compute one of its units? This tutorial finds out for a unit of VGG16. The weights
+# and the photographs come with Python packages, so nothing is downloaded.
 
 # %%
 import convcircuits as cc
@@ -24,7 +24,8 @@ print("found on:", ", ".join(photograph.name for photograph in train))
 print("measured on:", ", ".join(photograph.name for photograph in others))
 
 # %% [markdown]
-# A **feature** names what to preserve: a layer, as in `model.named_modules()`, and one of its units (output channels).
+# A **feature** names what to preserve: a layer, as in `model.named_modules()`, and one of its units (output
+# channels).
 
 # %%
 feature = cc.Feature("features.14", 166)
@@ -67,9 +68,9 @@ for density in (0.2, 0.1, 0.05, 0.02):
     print(f"{density:4.0%}  {figures}  {found.verdict}")
 
 # %% [markdown]
-# **diagram** draws the circuit. Its caption is measured too: only a small part is drawn, and the caption says how small.
-# `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is interactive
-# as well.
+# **diagram** draws the circuit. Its caption is measured too: only a small part is drawn, and the caption says how
+# small. `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is
+# interactive as well.
 
 # %%
 colors = loaded.primaries()  # how to turn the model's inputs back into pictures
@@ -77,7 +78,8 @@ diagram = cc.diagram(model, circuit, images=images, held_out=held_out, primaries
 diagram
 
 # %% [markdown]
-# A file stores a circuit and its provenance: the model, a hash of its weights, the images, the criterion and the seed.
+# A file stores a circuit and its provenance: the model, a hash of its weights, the images, the criterion and the
+# seed.
 
 # %%
 cc.save(circuit, "features.14-166.safetensors")

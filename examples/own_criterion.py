@@ -2,8 +2,8 @@
 # # Write your own criterion
 #
 # A criterion is a function. It receives a `Trace`, which gives access to the feature on the images, and returns a
-# saliency for every kernel, layer by layer. This example implements the criterion of Molchanov et al.
-# ([arXiv 1906.10771](https://arxiv.org/abs/1906.10771)): the mean over images of (Σ w ∂L/∂w)². To first order, it is the
+# saliency for every kernel, layer by layer. This example implements the criterion of Molchanov et al. ([arXiv
+# 1906.10771](https://arxiv.org/abs/1906.10771)): the mean over images of (Σ w ∂L/∂w)². To first order, it is the
 # squared change of a scalar L when the kernel is removed.
 
 # %%
@@ -29,11 +29,11 @@ def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:
 
 
 # %% [markdown]
-# `trace.mean` is the loop over images. It sums what you yield for each batch and divides by the number of images, so the
-# result does not depend on batches. `batch.backward` takes a gradient with respect to the feature's maps. For each layer
-# it yields the layer's input and the gradient of its output. `weight_products` yields w ∂L/∂w for one image after
-# another, with the shape (g, o, u, e): group, filter, element of the filter, weight of the element. Elements are kernels,
-# or whatever `granularity` says. So the same function also scores filters and single weights.
+# `trace.mean` is the loop over images. It sums what you yield for each batch and divides by the number of images, so
+# the result does not depend on batches. `batch.backward` takes a gradient with respect to the feature's maps. For
+# each layer it yields the layer's input and the gradient of its output. `weight_products` yields w ∂L/∂w for one
+# image after another, with the shape (g, o, u, e): group, filter, element of the filter, weight of the element.
+# Elements are kernels, or whatever `granularity` says. So the same function also scores filters and single weights.
 #
 # Use your criterion like a named one:
 
