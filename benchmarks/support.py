@@ -45,7 +45,7 @@ GENERAL = """
 | autocast inside the model's `forward` | yes | no |
 | inference mode (`torch.inference_mode()`) and reentrant `checkpoint` in a `forward` | no | no |
 | lazy layers that have not run; the meta device | no | no |
-| `granularity="weight"` if one weight is used in two shapes | no | - |
+| single weights (`granularity="weight"`) if one weight is used in two shapes | no | - |
 | code that depends on the image size | yes | for one size: `input_shape` |
 
 Each case is an error that names the module and says what it does. Circuits that cannot be extracted are measured by
@@ -59,11 +59,11 @@ around a call changes no result.
 
 
 def tried(step: Callable[[], object]) -> str:
-    """Run a step; give yes, or the reason why not."""
+    """Run a step; return yes, or no and the reason."""
     try:
         step()
     except cc.ConvCircuitsError as error:
-        return "no: " + re.sub(r"\s+", " ", str(error)).split(", so ")[0].replace("|", "\\|")
+        return "no: " + re.sub(r"\s+", " ", str(error)).split(", so ")[0]
     return "yes"
 
 
@@ -133,14 +133,19 @@ def exporter() -> bool:
 
 
 def table() -> list[str]:
-    """Write the table's lines."""
+    """Return the lines of the table, and of the reasons below it."""
+    reasons = []
     lines = ["| architecture | feature | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
     for architecture in ARCHITECTURES.values():
         for layer, unit in architecture.features:
             cells = row(architecture, layer, unit)
             print(architecture.name, layer, *cells, flush=True)
-            lines.append(f"| `{architecture.name}` | `{layer}:{unit}` | " + " | ".join(cells) + " |")
-    return lines
+            name, feature = f"`{architecture.name}`", f"`{layer}:{unit}`"
+            said = [cell.split(": ", 1) for cell in cells]
+            lines.append(f"| {name} | {feature} | " + " | ".join(word for word, *_ in said) + " |")
+            told = zip(COLUMNS, said, strict=True)
+            reasons += [f"- {name}, {feature}, {column}: {why[0]}" for column, (_, *why) in told if why]
+    return [*lines, "", "The reasons for each *no*:", "", *reasons]
 
 
 def main() -> None:
