@@ -33,35 +33,37 @@ GENERAL = """
 | what | score, evaluate | extract |
 | --- | --- | --- |
 | attention, and any product of two maps (`matmul`, `einsum`) before the feature | no | no |
-| maps cut into windows or tokens along the batch | no | no |
+| windows or tokens split along the batch | no | no |
 | 1-D, 3-D and transposed convolutions before the feature | no | no |
-| weights that are applied by `matmul`, not by `conv2d` or `linear` | no | no |
-| what runs depends on the image's values (`if x.sum() > 0`, `.item()`, `x[x > 0]`) before the feature | no | no |
-| scripted and quantised models | no | no |
+| weights applied by `matmul` instead of `conv2d` or `linear` | no | no |
+| code whose path depends on the image's values (`if x.sum() > 0`, `.item()`, `x[x > 0]`) before the feature | no | no |
+| scripted and quantized models | no | no |
 | computation across images (batch statistics in eval mode, `x.mean(0)`) | no | no |
-| writing into some positions of a map (`x[:, :, 1:] = ...`; whole channels can be written) | yes | no |
-| constants other than zero joined to a map (`torch.cat`, `F.pad(value=1)` over channels) | yes | no |
+| writing to some positions of a map (`x[:, :, 1:] = ...`; writing whole channels works) | yes | no |
+| joining constants other than zero to a map (`torch.cat`, `F.pad(value=1)` over channels) | yes | no |
 | code that depends on the number of images (a loop over the batch) | yes | no |
-| an autocast of the model's own, in its `forward` | yes | no |
+| autocast inside the model's `forward` | yes | no |
 | inference mode (`torch.inference_mode()`) and reentrant `checkpoint` in a `forward` | no | no |
-| lazy layers that have not run, the meta device | no | no |
-| single weights (`granularity="weight"`) of a weight that is used in two shapes | no | - |
-| code that depends on the size of images | yes | for one size: `input_shape` |
+| lazy layers that have not run; the meta device | no | no |
+| single weights (`granularity="weight"`) if one weight is used in two shapes | no | - |
+| code that depends on the image size | yes | for one size: `input_shape` |
 
-Each is an error that names the module and says what it does. What cannot be extracted is measured by masked runs.
+Each case is an error that names the module and says what it does. Circuits that cannot be extracted are measured by
+masked runs.
 
-A model may count, keep maps, edit its weights as it runs, use `torch.no_grad()` or `checkpoint(use_reentrant=False)`,
-call `.forward()` of its modules, or override `train` and `eval`: it runs in eval mode on a private copy, each time as
-it was given, and nothing of it shows in yours. `torch.autocast` around a call changes no result.
+A model may count its calls, store maps, edit its weights while it runs, use `torch.no_grad()` or
+`checkpoint(use_reentrant=False)`, call `.forward()` of its modules, or override `train` and `eval`. It runs in eval
+mode as a private copy, which starts each time from the state you gave, and your model never changes. `torch.autocast`
+around a call changes no result.
 """
 
 
 def tried(step: Callable[[], object]) -> str:
-    """Run a step; give yes, or the reason why not."""
+    """Run a step; return yes, or no and the reason."""
     try:
         step()
     except cc.ConvCircuitsError as error:
-        return "no: " + re.sub(r"\s+", " ", str(error)).split(", so ")[0].replace("|", "\\|")
+        return "no: " + re.sub(r"\s+", " ", str(error)).split(", so ")[0]
     return "yes"
 
 
@@ -131,14 +133,19 @@ def exporter() -> bool:
 
 
 def table() -> list[str]:
-    """Write the table's lines."""
+    """Return the lines of the table, and of the reasons below it."""
+    reasons = []
     lines = ["| architecture | feature | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
     for architecture in ARCHITECTURES.values():
         for layer, unit in architecture.features:
             cells = row(architecture, layer, unit)
             print(architecture.name, layer, *cells, flush=True)
-            lines.append(f"| `{architecture.name}` | `{layer}:{unit}` | " + " | ".join(cells) + " |")
-    return lines
+            name, feature = f"`{architecture.name}`", f"`{layer}:{unit}`"
+            said = [cell.split(": ", 1) for cell in cells]
+            lines.append(f"| {name} | {feature} | " + " | ".join(word for word, *_ in said) + " |")
+            told = zip(COLUMNS, said, strict=True)
+            reasons += [f"- {name}, {feature}, {column}: {why[0]}" for column, (_, *why) in told if why]
+    return [*lines, "", "The reasons for each *no*:", "", *reasons]
 
 
 def main() -> None:
@@ -151,8 +158,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         lines = table()
     head = (
-        "# Supported architectures\n\nWritten by `python benchmarks/support.py`, which tries each: a circuit is found, "
-        "evaluated,\nextracted and compared with its masked run, exported, and drawn. Weights are random.\n"
+        "# Supported architectures\n\n`python benchmarks/support.py` writes this page by trying each architecture: it "
+        "finds a circuit, evaluates it,\nextracts it and compares it with its masked run, exports it, and draws it. "
+        "Weights are random.\n"
     )
     out.write_text("\n".join([head, *lines, GENERAL]))
 

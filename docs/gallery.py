@@ -1,15 +1,15 @@
-"""Make the gallery: circuits of three networks as pages, photographed in a browser; writes docs/gallery.md.
+"""Make the gallery: pages of circuits of three networks, their screenshots, and docs/gallery.md.
 
-    make gallery                                # all: some ten minutes on two cores
-    python docs/gallery.py conv3_3              # those whose name contains the word
-    python docs/gallery.py conv3_3 --figure dark    # of these the figures whose name contains the other
-    python docs/gallery.py --reuse              # photographs the pages that are there, and draws only the others
+    make gallery                                  # everything: about ten minutes on two cores
+    python docs/gallery.py conv3_3                # only entries whose name contains the word
+    python docs/gallery.py conv3_3 --figure dark  # only figures of these whose name contains "dark"
+    python docs/gallery.py --reuse                # take screenshots of existing pages; draw only missing ones
 
-The pages and all pictures, in two widths and both colours, go to gallery-output/, which is not committed; the few
-that README and docs show go to docs/gallery/ too, small.
-Each is found, measured and drawn anew, on the built-in photographs. Of a layer the unit is chosen by the rule of
-``convcircuits.circuits.units``, which looks at no circuit. A picture is the page as a reader sees it, without its
-controls.
+The pages and all pictures, in two widths and two color schemes, go to gallery-output/, which is not committed. Small
+copies of the few that README and docs show go to docs/gallery/.
+Each circuit is found, measured and drawn again on the built-in photographs. The rule in
+``convcircuits.circuits.units`` chooses each layer's unit without looking at any circuit. A picture shows the page as a
+reader sees it, without its controls.
 """
 
 import argparse
@@ -26,9 +26,17 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import convcircuits as cc
-from convcircuits.circuits.units import RULE, UnitStatistics, choose_unit, unit_statistics
+from convcircuits.circuits.units import (
+    ACTIVE,
+    ACTIVE_IMAGES,
+    AVERAGE_MAP,
+    UnitStatistics,
+    choose_unit,
+    unit_statistics,
+)
 from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document
+from convcircuits.maps.interior import FEWEST
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 
@@ -36,24 +44,30 @@ DOCS = Path(__file__).parent
 OUT = DOCS.parent / "gallery-output"
 PAGE = DOCS / "gallery.md"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET = ".bar, .state { display: none !important; }"  # what is to be pressed
+QUIET = ".bar, .state { display: none !important; }"  # the controls
 WIDTHS, SCHEMES = (1440, 800), ("light", "dark")
-SHOWN_WIDTH, SHOWN_BYTES = 1200, 150_000  # of a picture in docs/gallery, at most
+SHOWN_WIDTH, SHOWN_BYTES = 1200, 150_000  # limits of a picture in docs/gallery
 HEAD = f"""# Gallery
 
-Circuits found by `gauss_newton` on 24 crops of seven of the built-in photographs and measured on 24 crops of five
-others. [How to read them](diagram.md#how-to-read-it). `make gallery` makes the pages themselves, in `gallery-output/`,
-with pictures of them in both colours and two widths. *Isolated* lights what 80 % of the drawn flow through one filter
-takes.
+Each circuit is found by `gauss_newton` on 24 crops of seven built-in photographs and measured on 24 crops of five
+others. [How to read them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that
+carry 80 % of the drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with
+pictures in light and dark colors and two widths.
 
-The unit of each layer is chosen on the first seven photographs by a rule that looks at no circuit
-(`convcircuits.circuits.units`): {RULE}.
+A fixed rule (`convcircuits.circuits.units`), which looks at no circuit, chooses the unit of each layer on the seven
+photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three conditions:
+
+1. The unit is above zero, so that it passes a ReLU, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions, and on at
+   least {ACTIVE_IMAGES:.0%} of the images.
+2. Its map varies inside at least as much as over all positions. *Inside* means that the receptive field does not reach
+   the padding. If fewer than {FEWEST} positions are inside, the central positions are used instead.
+3. The average map of other photographs predicts less than {AVERAGE_MAP:.0%} of its map (R2).
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A circuit of the gallery, and the ways in which it is pictured."""
+    """A circuit of the gallery, and the pictures to take of it."""
 
     name: str
     model: str
@@ -64,6 +78,7 @@ class Entry:
     pictures: str = "patches"
     views: tuple[str, ...] = ("overview", "isolated")
     shown: tuple[str, ...] = ("overview-light",)  # in docs/
+    note: str = ""
 
 
 CONV3_3 = Entry(
@@ -82,7 +97,8 @@ ENTRIES = [
     replace(
         CONV3_3,
         name="vgg16-conv3_3-features",
-        say="VGG16, conv3_3, the same circuit with feature visualisations of each filter inside it",
+        say="VGG16, conv3_3, the same circuit with feature visualizations",
+        note="Each filter is shown as its feature visualization inside the circuit.",
         pictures="features",
         views=("overview", "isolated"),
         shown=("overview-light",),
@@ -96,15 +112,16 @@ ENTRIES = [
         "layer2.1.conv2",
         0.1,
         112,
-        "ResNet18, layer2.1.conv2, **random weights**: none can be had without a model hub. Its kernels mean nothing; "
-        "what it shows is how residual connections are drawn",
+        "ResNet18, layer2.1.conv2, random weights",
+        note="The weights are random, because trained ones need a model hub. The kernels mean nothing; this circuit "
+        "shows how residual connections are drawn.",
     ),
 ]
 
 
 @functools.cache
 def prepared(model: str, size: int) -> tuple[LoadedModel, torch.Tensor, torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Load a model; crops to find circuits on, to picture filters with (with their photographs), and to measure on."""
+    """Load a model; cut crops to find circuits on, to picture filters with (and their photographs), to measure on."""
     loaded, (train, others) = load_model(model), split_photographs(sample_photographs())
     found_on = crops(train, loaded.preprocess, count=24, seed=0, size=(size, size))
     pictured = crops(train, loaded.preprocess, count=120, seed=0, size=(size, size))
@@ -120,7 +137,7 @@ def chosen(model: str, layer: str, size: int) -> UnitStatistics:
 
 
 def drawn(entry: Entry) -> cc.Diagram:
-    """Find a circuit on some photographs, measure it on others, draw it."""
+    """Find a circuit on some photographs, measure it on others, and draw it."""
     loaded, found_on, pictured, held_out, _ = prepared(entry.model, entry.size)
     feature = cc.Feature(entry.layer, chosen(entry.model, entry.layer, entry.size).unit)
     circuit = cc.find(loaded.model, feature, found_on, density=entry.density)
@@ -137,7 +154,7 @@ def drawn(entry: Entry) -> cc.Diagram:
 
 
 def shown_part(document: Document) -> int:
-    """Choose what to isolate: of the filters drawn halfway, the one through which most flows."""
+    """Choose the filter to isolate: the one with the largest flow among those drawn halfway."""
     column = len(document.columns) // 2
     nodes = [n for n in figure.drawn(document).nodes if n != document.target]
     incoming = np.bincount(
@@ -147,7 +164,7 @@ def shown_part(document: Document) -> int:
 
 
 def figures(entry: Entry, wanted: str) -> Iterator[tuple[str, str, int, Path]]:
-    """List what is photographed of an entry: the view, the colours, the width, the file."""
+    """List the pictures to take of an entry: view, color scheme, width and file."""
     for what in entry.views:
         for scheme in SCHEMES:
             for width in WIDTHS:
@@ -157,7 +174,7 @@ def figures(entry: Entry, wanted: str) -> Iterator[tuple[str, str, int, Path]]:
 
 
 def photograph(browser: Browser, page: Path, entry: Entry, document: Document, wanted: str) -> None:
-    """Save the overview, one part isolated and what happens on an image, in both schemes and widths."""
+    """Save the overview, one isolated part and the view of an image, in both schemes and widths."""
     fragment = {"overview": "", "isolated": f"#isolate={shown_part(document)}", "image": "#image=0"}
     for what, scheme, width, file in figures(entry, wanted):
         context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -172,15 +189,15 @@ def photograph(browser: Browser, page: Path, entry: Entry, document: Document, w
         tab.wait_for_timeout(300)
         tab.screenshot(path=file, full_page=True)
         context.close()
-        # A palette, for a third of the size.
-        colours = Image.open(file).convert("RGB")
-        colours.quantize(255, kmeans=2, dither=Image.Dither.NONE).save(file, optimize=True)
+        # A palette takes a third of the bytes.
+        colors = Image.open(file).convert("RGB")
+        colors.quantize(255, kmeans=2, dither=Image.Dither.NONE).save(file, optimize=True)
         if width == max(WIDTHS) and f"{what}-{scheme}" in entry.shown:
-            show(colours, DOCS / "gallery" / f"{entry.name}-{what}-{scheme}.webp")
+            show(colors, DOCS / "gallery" / f"{entry.name}-{what}-{scheme}.webp")
 
 
 def show(picture: Image.Image, file: Path) -> None:
-    """Save a picture as README and docs show it: narrower, and as good as the bytes allow."""
+    """Save a picture for README and docs: narrower, with the best quality that fits the byte limit."""
     picture = picture.resize(
         (SHOWN_WIDTH, round(picture.height * SHOWN_WIDTH / picture.width)), Image.Resampling.LANCZOS
     )
@@ -191,20 +208,21 @@ def show(picture: Image.Image, file: Path) -> None:
 
 
 def section(entry: Entry, document: Document, caption: str) -> str:
-    """Write what the page says of one circuit."""
+    """Return the section on one circuit."""
     unit = chosen(entry.model, entry.layer, entry.size).summary()
     lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`, {entry.density:.0%} of its kernels."]
     lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
+    lines += [entry.note, ""] if entry.note else []
     for what in entry.shown:
         lines += [
-            f"![{entry.say.split(',')[0]}, {what.replace('-', ' in ')} colours](gallery/{entry.name}-{what}.webp)",
+            f"![{entry.say.split(',')[0]}, {what.replace('-', ' in ')} colors](gallery/{entry.name}-{what}.webp)",
             "",
         ]
     return "\n".join([*lines, f"> {caption}", ""])
 
 
 def write(made: dict[str, str]) -> None:
-    """Write the page: what was made now, and of the others what stands there."""
+    """Write the page: the new sections, and the existing ones of all other entries."""
     before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     there = {part.split("\n", 1)[0]: f"## {part}" for part in before.split("\n## ")[1:]}
     sections = [made.get(entry.name, there.get(entry.say, "")).rstrip("\n") for entry in ENTRIES]
@@ -212,15 +230,15 @@ def write(made: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Make all, or some."""
+    """Make all entries, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("word", nargs="?", default="", help="makes only those whose name contains it")
-    parser.add_argument("--figure", default="", help="photographs only figures whose name contains it")
-    parser.add_argument("--reuse", action="store_true", help=f"photographs the pages in {OUT.name}/ that are there")
-    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="the path of a Chromium or Chrome")
+    parser.add_argument("word", nargs="?", default="", help="make only entries whose name contains it")
+    parser.add_argument("--figure", default="", help="take only pictures whose name contains it")
+    parser.add_argument("--reuse", action="store_true", help=f"take screenshots of existing pages in {OUT.name}/")
+    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="path of a Chromium or Chrome")
     given = parser.parse_args()
     if not given.browser:
-        raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make gallery does.")
+        raise SystemExit("A Chromium is needed: give its path by --browser or CHROME_BIN, as make gallery does.")
     OUT.mkdir(exist_ok=True)
     made: dict[str, str] = {}
     with sync_playwright() as playwright:
@@ -230,7 +248,7 @@ def main() -> None:
                 continue
             page = OUT / f"{entry.name}.html"
             diagram = cc.Diagram.load(page) if given.reuse and page.exists() else drawn(entry)
-            diagram.save(page)  # by the code of now
+            diagram.save(page)  # with the present renderer
             photograph(browser, page, entry, diagram.document, given.figure)
             made[entry.name] = section(entry, diagram.document, diagram.caption)
             write(made)

@@ -1,6 +1,6 @@
-"""What MkDocs is to do besides: run the examples and show them, and bring in pages that lie elsewhere.
+"""Hooks for MkDocs: run the examples and show their output, and add pages from outside this folder.
 
-A line ``<!-- run: examples/NAME.py -->`` in a page becomes the script's cells with what they show.
+A line ``<!-- run: examples/NAME.py -->`` in a page is replaced by the script's cells and their output.
 """
 
 import re
@@ -28,20 +28,20 @@ _outputs: dict[str, str] = {}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages that lie outside this folder."""
+    """Add pages from outside this folder."""
     for uri, path in _ELSEWHERE.items():
         files.append(File.generated(config, uri, content=(ROOT / path).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Run examples; make links to files of the repository fit the site, which has only some of them."""
+    """Run the examples; adapt links to repository files to the site, which contains only some of them."""
     markdown = _RUN.sub(lambda match: _example(ROOT / match[1]), markdown)
     return re.sub(r"\[([^\]]*)\]\((?:\.\./)*([^)#\s]+)(#[^)]*)?\)", lambda match: _link(match, page), markdown)
 
 
 def on_page_content(page_html: str, /, **_: Any) -> str:
-    """Put in what examples have shown; Markdown has not seen it."""
+    """Insert the output of the examples, which must not pass through Markdown."""
     return re.sub(r'<div class="shown" data-number="(\S+)"></div>', lambda match: _outputs[match[1]], page_html)
 
 
@@ -60,7 +60,7 @@ def _example(script: Path) -> str:
 
 
 def _link(match: re.Match[str], page: Page) -> str:
-    """Let a link that leaves the documentation lead to the page that was brought in, or be text alone."""
+    """Point a link out of the documentation at the page that was added, or replace it by its text."""
     text, target = match[1], match[2]
     whole = match[0]
     if "://" in whole or "../" not in whole:

@@ -1,4 +1,4 @@
-"""Run percent scripts cell by cell, as notebooks do: for the documentation, which shows them, and for the tests."""
+"""Run percent scripts cell by cell, as notebooks do, for the documentation and the tests."""
 
 import ast
 import contextlib
@@ -19,9 +19,9 @@ class Cell:
     """A cell of a percent script.
 
     Attributes:
-        text: Markdown, or Python.
-        is_code: Which of the two.
-        output: What it wrote and what its last expression shows, as HTML; empty where it has not run.
+        text: Markdown or Python source.
+        is_code: Whether ``text`` is Python.
+        output: What the cell printed and the value of its last expression, as HTML; empty if it has not run.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Cell:
 
 
 def cells(source: str) -> Iterator[Cell]:
-    """Split a percent script."""
+    """Split a percent script into cells."""
     _, *parts = _MARKER.split(source)
     for head, body in zip(parts[::2], parts[1::2], strict=True):
         if "[markdown]" in head:
@@ -40,7 +40,7 @@ def cells(source: str) -> Iterator[Cell]:
 
 
 def run(script: Path) -> list[Cell]:
-    """Run a script in a folder for passing files; return its cells with what they show."""
+    """Run a script in a temporary folder; return its cells with their output."""
     names: dict[str, Any] = {"__name__": "__main__"}
     found = list(cells(script.read_text(encoding="utf-8")))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A circuit as a module
 #
-# `extract` turns a circuit into a small `torch.nn.Module` of the filters that it keeps. It needs nothing of the model
-# that it came from.
+# `extract` turns a circuit into a small `torch.nn.Module` with only the filters that the circuit keeps. The module
+# does not need the model that it came from.
 
 # %%
 import torch
@@ -19,8 +19,8 @@ small = cc.extract(loaded.model, circuit)
 small
 
 # %% [markdown]
-# It computes the feature's map as the circuit does when it runs inside the model: `extract` has compared the two before
-# it gave the module out.
+# The module computes the same map as the circuit inside the model. `extract` compares the two before it returns the
+# module.
 
 # %%
 with torch.no_grad():
@@ -30,7 +30,7 @@ inside = cc.activations(loaded.model, feature, images, circuit=circuit)
 print("largest difference:", f"{float((maps - inside).abs().max() / inside.abs().max()):.0e}", "of the largest value")
 
 # %% [markdown]
-# Layers keep their names. Each knows which of the original filters and input channels it holds.
+# Layers keep their names. Each layer stores the numbers of the original filters and input channels that it contains.
 
 # %%
 layer = small.get_submodule("features.5")
@@ -39,8 +39,8 @@ print("filters", layer.filters.tolist()[:8], "... of", loaded.model.features[5].
 print("channels", layer.channels.tolist()[:8], "... of", loaded.model.features[5].in_channels)
 
 # %% [markdown]
-# A file holds it whole. Opening one runs no code of whoever wrote it: a module carries out a list of operations from a
-# closed table.
+# One file holds the whole module. Loading a file runs no code from it: a module is a list of operations from a closed
+# table.
 
 # %%
 cc.save(small, "small.safetensors")

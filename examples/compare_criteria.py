@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Compare criteria
 #
-# `compare` finds circuits by several criteria at several densities, and measures all of them on the same held-out
+# `compare` finds circuits with several criteria at several densities. It measures all of them on the same held-out
 # images.
 
 # %%
@@ -25,15 +25,15 @@ table = cc.compare(
 table
 
 # %% [markdown]
-# The columns beside R² are what it has to be read against: the average map of the training images, and a random circuit
-# that keeps as many kernels of each layer. As a table of pandas it has every figure.
+# Compare R² with the columns beside it: the average map of the training images, and a random circuit that keeps as
+# many kernels in each layer. `to_pandas` returns every figure as a data frame.
 
 # %%
 frame = table.to_pandas()
 frame.pivot(index="criterion", columns="density", values="r2").round(2)
 
 # %% [markdown]
-# Each row has its circuit. Circuits of one feature are sets: how much do two criteria agree?
+# Each row holds its circuit. Circuits for the same feature are sets, so you can ask how much two criteria agree:
 
 # %%
 gauss_newton, snip = table[1].circuit, table[3].circuit

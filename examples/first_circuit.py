@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your first circuit
 #
-# Which few kernels of a network compute one of its units? Here is a network with weights and photographs that come
-# with packages, so that nothing is downloaded: the convolutions of VGG16.
+# Which few kernels of a network compute one of its units? This tutorial finds out for a unit of VGG16. The weights
+# and the photographs come with Python packages, so nothing is downloaded.
 
 # %%
 import convcircuits as cc
@@ -13,8 +13,8 @@ loaded = load_model("vgg16_hed")
 model = loaded.model
 
 # %% [markdown]
-# Photographs are split before crops are cut: the circuit is found on the first ones and measured on the others. A model
-# of your own takes a tensor (N, C, H, W) or a `DataLoader` in their place.
+# First split the photographs, then cut crops. The circuit is found on crops of the first set and measured on crops of
+# the second. For your own model, you can pass a tensor (N, C, H, W) or a `DataLoader` instead.
 
 # %%
 train, others = split_photographs(sample_photographs())
@@ -24,38 +24,41 @@ print("found on:", ", ".join(photograph.name for photograph in train))
 print("measured on:", ", ".join(photograph.name for photograph in others))
 
 # %% [markdown]
-# A **feature** names what is to be preserved: a layer, as in `model.named_modules()`, and a unit of it.
+# A **feature** names what to preserve: a layer, as in `model.named_modules()`, and one of its units (output
+# channels).
 
 # %%
 feature = cc.Feature("features.14", 166)
 feature
 
 # %% [markdown]
-# A **criterion** scores every kernel that lies on a path from the image to the feature.
+# A **criterion** scores every kernel on a path from the image to the feature. A kernel is the part of a convolution's
+# weights by which one filter reads one channel.
 
 # %%
 scores = cc.score(model, feature, images)
 scores
 
 # %% [markdown]
-# **prune** keeps the best of them, here one in twenty: a **circuit**, which is only data.
+# **prune** keeps the best kernels, here one in twenty. The result is a **circuit**, which is only data.
 
 # %%
 circuit = cc.prune(scores, density=0.05)
 circuit
 
 # %% [markdown]
-# **evaluate** runs the circuit alone on photographs that it was not found on. No figure stands alone: beside the
-# circuit stand the average map of the training images, for which no network is needed, and a random circuit of equal
-# size; and beside R² that on the interior, away from the padding. The verdict follows from rules that are stated.
+# **evaluate** runs only the circuit, on photographs that it was not found on. R² is 1 for a perfect copy of the
+# feature's map. No figure stands alone. The report compares the circuit with the average map of the training images,
+# which needs no network, and with a random circuit of equal size. It also gives R² on the interior, away from the
+# padding. The verdict follows from fixed rules.
 
 # %%
 report = cc.evaluate(model, circuit, held_out, fit=images)
 report
 
 # %% [markdown]
-# How much does the circuit lose as it shrinks? Smaller circuits lie inside larger ones, so that one set of scores will
-# do.
+# How much does the circuit lose as it shrinks? One set of scores is enough to find out, because smaller circuits lie
+# inside larger ones.
 
 # %%
 for density in (0.2, 0.1, 0.05, 0.02):
@@ -65,17 +68,18 @@ for density in (0.2, 0.1, 0.05, 0.02):
     print(f"{density:4.0%}  {figures}  {found.verdict}")
 
 # %% [markdown]
-# **diagram** draws it. Its caption is measured too: only a small part of a circuit can be drawn, and the caption says
-# how small. `diagram.save("circuit.html")` writes it as a page that opens offline; in a notebook it shows itself, with
-# everything that can be clicked.
+# **diagram** draws the circuit. Its caption is measured too: only a small part is drawn, and the caption says how
+# small. `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is
+# interactive as well.
 
 # %%
-colors = loaded.primaries()  # how inputs become pictures again
+colors = loaded.primaries()  # how to turn the model's inputs back into pictures
 diagram = cc.diagram(model, circuit, images=images, held_out=held_out, primaries=colors)
 diagram
 
 # %% [markdown]
-# A file holds a circuit with where it came from: the model, a hash of its weights, the images, the criterion, the seed.
+# A file stores a circuit and its provenance: the model, a hash of its weights, the images, the criterion and the
+# seed.
 
 # %%
 cc.save(circuit, "features.14-166.safetensors")

@@ -1,9 +1,10 @@
 # %% [markdown]
-# # A criterion of your own
+# # Write your own criterion
 #
-# A criterion is a function: it is given a `Trace`, the images of a feature, and returns a saliency for every kernel,
-# layer by layer. Here is that of Molchanov et al. ([arXiv 1906.10771](https://arxiv.org/abs/1906.10771)), the squared
-# change of a scalar L to first order when a kernel goes: the mean over images of (Σ w ∂L/∂w)².
+# A criterion is a function. It receives a `Trace`, which gives access to the feature on the images, and returns a
+# saliency for every kernel, layer by layer. This example implements the criterion of Molchanov et al. ([arXiv
+# 1906.10771](https://arxiv.org/abs/1906.10771)): the mean over images of (Σ w ∂L/∂w)². To first order, it is the
+# squared change of a scalar L when the kernel is removed.
 
 # %%
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from convcircuits.zoo.models import load_model
 
 
 def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:
-    """Score |sum of w dL/dw over the kernel| to a power, L the sum of |f| over positions."""
+    """Score |sum of w dL/dw over the kernel| to a power, where L is the sum of |f| over positions."""
 
     def contribution(batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
         for layer in batch.backward(batch.maps.sign()):  # dL/df
@@ -28,13 +29,13 @@ def taylor(trace: Trace, *, power: int = 2) -> dict[str, torch.Tensor]:
 
 
 # %% [markdown]
-# `trace.mean` is the one loop over images; it adds up what is yielded for each batch and divides by the number of
-# images, so that no result depends on batches. `batch.backward` takes a gradient with respect to the feature's maps and
-# yields what each layer read and the gradient of what it wrote. `weight_products` is w ∂L/∂w of one image after
-# another, laid out as (g, o, u, e): group, filter, unit of the filter, weight of the unit. The units are kernels, or
-# whatever `granularity` says, so the same function scores filters and single weights.
+# `trace.mean` is the loop over images. It sums what you yield for each batch and divides by the number of images, so
+# the result does not depend on batches. `batch.backward` takes a gradient with respect to the feature's maps. For
+# each layer it yields the layer's input and the gradient of its output. `weight_products` yields w ∂L/∂w for one
+# image after another, with the shape (g, o, u, e): group, filter, element of the filter, weight of the element.
+# Elements are kernels, or whatever `granularity` says. So the same function also scores filters and single weights.
 #
-# It is used like those that have a name.
+# Use your criterion like a named one:
 
 # %%
 loaded = load_model("vgg16_hed")
@@ -50,7 +51,7 @@ for criterion in (taylor, "gauss_newton", "snip", "random"):
     print(f"{circuit.provenance['criterion']:>12}  {figures}")
 
 # %% [markdown]
-# Keyword-only arguments are its options. The same criterion keeps whole filters:
+# Keyword-only arguments are options. The same criterion can keep whole filters:
 
 # %%
 cc.find(loaded.model, feature, images, criterion=taylor, power=1, granularity="filter", density=0.3)
