@@ -177,6 +177,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       granularity: "kernel",
       notes: [],
       versions: {},
+      file: "synthetic",
     },
     columns: byColumn.map((_, column) => ({ label: `features.${column}`, detail: `${side}\u00d7${side}` })),
     layers,
