@@ -78,8 +78,8 @@ def test_the_fixtures_are_what_is_written_now(name):
 
 
 def test_the_schema_and_the_typescript_types_are_those_of_the_records():
-    assert diagram_types.SCHEMA.read_text(encoding="utf-8") == diagram_types.json_schema(), "run make frontend"
-    assert diagram_types.TYPES.read_text(encoding="utf-8") == diagram_types.typescript(), "run make frontend"
+    assert diagram_types.SCHEMA_FILE.read_text(encoding="utf-8") == diagram_types.json_schema(), "run make frontend"
+    assert diagram_types.TYPES_FILE.read_text(encoding="utf-8") == diagram_types.typescript(), "run make frontend"
 
 
 @given(

@@ -2,139 +2,114 @@
 
     python tools/diagram_types.py    # as `make frontend` does first; what it writes is committed
 
-A JSON schema, and the types, the table of arrays and the constants of the renderer in TypeScript.
+A JSON schema and, from it, the renderer's types, constants and table of arrays in TypeScript.
 """
 
-import dataclasses
 import inspect
 import json
 import re
+import string
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from convcircuits.drawing import data
+from convcircuits.drawing.data import SCHEMA, Document, EdgeKind, NodeKind, View, view_to_dict
 from convcircuits.drawing.records import Record, camel, hints, is_array
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-1.schema.json"
-TYPES = ROOT / "frontend" / "src" / "core" / "types.ts"
+SCHEMA_FILE = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-1.schema.json"
+TYPES_FILE = ROOT / "frontend" / "src" / "core" / "types.ts"
 
 WIDTH = 120
-KINDS = (data.NodeKind, data.EdgeKind)
-NAMES = {int: "integer", float: "number", str: "string", bool: "boolean"}  # in JSON schema
+KINDS = (NodeKind, EdgeKind)
+TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 def main() -> None:
     """Write both files."""
-    SCHEMA.write_text(json_schema(), encoding="utf-8")
-    TYPES.write_text(typescript(), encoding="utf-8")
-
-
-def records(record: type[Record] = data.Document) -> dict[str, type[Record]]:
-    """Return a record and all that it holds, by name, those inside first."""
-    found = {}
-    for hint in hints(record).values():
-        for inner in held(hint):
-            found |= records(inner)
-    return {**found, record.__name__: record}
-
-
-def held(hint: Any) -> Iterator[type[Record]]:
-    """Go through the records that a field's type names."""
-    if isinstance(hint, type) and issubclass(hint, Record):
-        yield hint
-    for inner in () if is_array(hint) else get_args(hint):
-        yield from held(inner)
-
-
-def comments(record: type[Record]) -> dict[str, str]:
-    """Return what stands behind a record's fields, by field."""
-    found = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.MULTILINE)
-    return {name: said(comment) for name, comment in found}
-
-
-def docstring(record: type[Record]) -> str:
-    """Return what a record is, as one line."""
-    return said(" ".join(inspect.cleandoc(record.__doc__ or "").split("\n\nRaises:")[0].split()))
-
-
-def said(text: str) -> str:
-    """Return what Python says in the words of JSON."""
-    return text.replace("None", "null").replace("False", "false").replace("``", "`")
+    SCHEMA_FILE.write_text(json_schema(), encoding="utf-8")
+    TYPES_FILE.write_text(typescript(), encoding="utf-8")
 
 
 # JSON schema
 
 
+def definitions() -> dict[str, dict[str, Any]]:
+    """Return the schemas of all records and kinds of arrays by name, each after those that it refers to."""
+    found: dict[str, dict[str, Any]] = {}
+    schema(Document, found)
+    return found
+
+
+def schema(hint: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of a field's type. What it refers to is added to what was found."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if is_array(hint):
+        dtype, axes = hint.__metadata__
+        name = f"{dtype}_{len(axes.split())}d"
+        found[name] = of_array(dtype, len(axes.split()))
+        return {"$ref": f"#/$defs/{name}", "axes": axes}
+    if origin is Annotated:
+        return schema(inner[0], found) | {law.keyword: law.value for law in hint.__metadata__}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [{"type": "null"} if one is type(None) else schema(one, found) for one in inner]}
+    if origin is Literal:
+        return {"enum": list(inner)}
+    if origin is tuple:
+        size = {} if inner[-1] is Ellipsis else {"minItems": len(inner), "maxItems": len(inner)}
+        return {"type": "array", "items": schema(inner[0], found), **size}
+    if origin is Mapping:
+        keys = {"propertyNames": {"pattern": "^[0-9]+$"}} if inner[0] is int else {}
+        return {"type": "object", **keys, "additionalProperties": schema(inner[1], found)}
+    if issubclass(hint, Record):
+        found[hint.__name__] = of_record(hint, found)
+        return {"$ref": f"#/$defs/{hint.__name__}"}
+    return {"type": TYPES[hint]}
+
+
+def of_record(record: type[Record], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of a record, with what its docstring and the comments behind its fields say."""
+    source = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.MULTILINE)
+    comments = {name: {"description": in_json(words)} for name, words in source}
+    fields = {camel(name): schema(hint, found) | comments.get(name, {}) for name, hint in hints(record).items()}
+    if record is Document:
+        fields = {"schema": {"const": SCHEMA}, **fields}
+    words = inspect.cleandoc(record.__doc__ or "").split("\n\nRaises:")[0]
+    return {"description": in_json(" ".join(words.split())), **closed(fields, required=not record.partial)}
+
+
+def of_array(dtype: str, axes: int) -> dict[str, Any]:
+    """Return the schema of arrays."""
+    shape = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": axes, "maxItems": axes}
+    data = {"type": "string", "contentEncoding": "base64"}
+    return closed({"dtype": {"const": dtype}, "shape": shape, "data": data})
+
+
+def closed(fields: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """Return the schema of an object that has these fields and no others."""
+    needed = list(fields) if required else []
+    return {"type": "object", "properties": fields, "required": needed, "additionalProperties": False}
+
+
+def in_json(words: str) -> str:
+    """Return what Python says in the words of JSON."""
+    for kind in KINDS:
+        words = words.replace(kind.__name__, ", ".join(f"{one.value} {one.name.lower()}" for one in kind))
+    return words.replace("None", "null").replace("False", "false").replace("``", "`")
+
+
 def json_schema() -> str:
     """Return the document's JSON schema."""
-    definitions: dict[str, Any] = {}
-    for name, record in records().items():
-        definitions[name] = object_schema(record)
-    for dtype, axes in sorted({tuple(hint.__metadata__) for _, hint in arrays()}, key=lambda one: array_name(*one)):
-        size = {"minItems": len(axes.split()), "maxItems": len(axes.split())}
-        definitions[array_name(dtype, axes)] = closed(
-            dtype={"const": dtype},
-            shape={"type": "array", "items": {"type": "integer", "minimum": 0}, **size},
-            data={"type": "string", "contentEncoding": "base64"},
-        )
-    document = definitions.pop("Document")
-    document["properties"] = {"schema": {"const": data.SCHEMA}, **document["properties"]}
-    document["required"].insert(0, "schema")
+    found = definitions()
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:convcircuits-diagram:1",
         "title": "A circuit diagram",
     }
-    return broken({**head, **document, "$defs": definitions}) + "\n"
-
-
-def object_schema(record: type[Record]) -> dict[str, Any]:
-    """Return the schema of a record."""
-    comment = comments(record)
-    meanings = {kind.__name__: ", ".join(f"{one.value} {one.name.lower()}" for one in kind) for kind in KINDS}
-    fields = {}
-    for name, hint in hints(record).items():
-        words = [f"({', '.join(hint.__metadata__[1].split())})"] if is_array(hint) else []
-        words += [meanings.get(comment[name], comment[name])] if name in comment else []
-        fields[camel(name)] = schema(hint) | ({"description": "; ".join(words)} if words else {})
-    made = closed(**fields)
-    return {"description": docstring(record), **made, "required": [] if record.partial else made["required"]}
-
-
-def closed(**fields: Any) -> dict[str, Any]:
-    """Return the schema of an object that has these fields and no others."""
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-
-
-def schema(hint: Any) -> dict[str, Any]:
-    """Return the schema of a field's type."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if is_array(hint):
-        return {"$ref": f"#/$defs/{array_name(*hint.__metadata__)}"}
-    if origin is Annotated:
-        return schema(inner[0]) | {law.keyword: law.value for law in hint.__metadata__}
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [{"type": "null"} if one is type(None) else schema(one) for one in inner]}
-    if origin is Literal:
-        return {"enum": list(inner)}
-    if origin is tuple:
-        size = {} if inner[-1] is Ellipsis else {"minItems": len(inner), "maxItems": len(inner)}
-        return {"type": "array", "items": schema(inner[0]), **size}
-    if origin is Mapping:
-        keys = {"propertyNames": {"pattern": "^[0-9]+$"}} if inner[0] is int else {}
-        return {"type": "object", **keys, "additionalProperties": schema(inner[1])}
-    if issubclass(hint, Record):
-        return {"$ref": f"#/$defs/{hint.__name__}"}
-    return {"type": NAMES[hint]}
-
-
-def array_name(dtype: str, axes: str) -> str:
-    """Return what the schema calls arrays of a dtype with so many axes."""
-    return f"{dtype}_{len(axes.split())}d"
+    return broken({**head, **found.pop("Document"), "$defs": found}) + "\n"
 
 
 def broken(value: Any, indent: int = 0) -> str:
@@ -154,109 +129,117 @@ def broken(value: Any, indent: int = 0) -> str:
 # TypeScript
 
 
+HEAD = """\
+/** The circuit diagram's document and what a view of it is. Written by tools/diagram_types.py from the records of
+ *  src/convcircuits/drawing/data.py, where its laws are: change them there and run `make frontend`. */
+
+export const SCHEMA = $schema;
+export const SHARES = $shares as const;
+export const MODES = $modes as const;
+export const LONGEST_NAME = $longest;
+
+$kinds
+
+/** A typed array: little-endian bytes in base64. */
+export interface Buffer {
+  dtype: $dtypes;
+  shape: number[];
+  data: string;
+}
+
+/** The dtype and the axes of every array, by where it is; of those in a list, by the list. N nodes, E edges,
+ *  V variants, I images; 2 is two, and other axes are of any length. */
+export const ARRAYS = {
+$arrays
+} as const;
+
+$interfaces
+
+export const DEFAULT_VIEW: View = {
+$view
+};
+"""
+
+
 def typescript() -> str:
     """Return the document's types, constants and table of arrays in TypeScript."""
-    modes = get_args(hints(data.View)["mode"])
-    parts = [
-        doc(
-            "The circuit diagram's document and what a view of it is. Written by tools/diagram_types.py from the "
-            "records of src/convcircuits/drawing/data.py, where its laws are: change them there, run `make frontend`."
-        ).rstrip(),
-        f"export const SCHEMA = {json.dumps(data.SCHEMA)};",
-        constant("SHARES", data.SHARES) + "\n" + constant("MODES", modes),
-        f"export const LONGEST_NAME = {data.LONGEST_NAME};",
-        *(f"{doc(kind.__doc__ or '')}export const {kind.__name__} = {enumeration(kind)} as const;" for kind in KINDS),
-        f"export type Dtype = {' | '.join(map(json.dumps, sorted({hint.__metadata__[0] for _, hint in arrays()})))};",
-        "/** A typed array: little-endian bytes in base64. */\n"
-        "export interface Buffer {\n  dtype: Dtype;\n  shape: number[];\n  data: string;\n}",
-        table(),
-        *(interface(record) for record in records().values()),
-        f"export const DEFAULT_VIEW: View = {default_view()};",
+    found = definitions()
+    records = {name: one["properties"] for name, one in found.items() if "dtype" not in one["properties"]}
+    table = [
+        (where if where.isidentifier() else json.dumps(where), kind) for where, kind in arrays(records, "Document")
     ]
-    return "\n\n".join(parts) + "\n"
+    return string.Template(HEAD).substitute(
+        schema=json.dumps(SCHEMA),
+        shares=json.dumps(records["View"]["share"]["enum"]),
+        modes=json.dumps(records["View"]["mode"]["enum"]),
+        longest=records["Group"]["name"]["maxLength"],
+        kinds="\n".join(map(enumeration, KINDS)),
+        dtypes=union(sorted({kind.split()[0] for _, kind in table})),
+        arrays="\n".join(f'  {where}: "{kind}",' for where, kind in table),
+        interfaces="\n\n".join(interface(name, found[name]) for name in records),
+        view="\n".join(f"  {name}: {json.dumps(value)}," for name, value in view_to_dict(View()).items()),
+    )
 
 
-def constant(name: str, values: tuple[Any, ...]) -> str:
-    """Write a list of values."""
-    return f"export const {name} = [{', '.join(map(json.dumps, values))}] as const;"
+def enumeration(kind: type[IntEnum]) -> str:
+    """Write an enumeration as an object."""
+    members = ", ".join(f"{one.name.lower()}: {one.value}" for one in kind)
+    return f"/** {kind.__doc__} */\nexport const {kind.__name__} = {{ {members} }} as const;"
 
 
-def enumeration(kind: Any) -> str:
-    """Write the members of an enumeration as an object."""
-    return "{ " + ", ".join(f"{one.name.lower()}: {one.value}" for one in kind) + " }"
+def arrays(records: dict[str, dict[str, Any]], record: str, where: str = "") -> Iterator[tuple[str, str]]:
+    """Go through the places of arrays, with their dtypes and axes."""
+    for name, field in records[record].items():
+        place = f"{where}.{name}".lstrip(".")
+        if "axes" in field:
+            yield place, f"{dtype(field)} {field['axes']}"
+        for inner in re.findall(r"#/\$defs/(\w+)", json.dumps(field)):
+            if inner in records:
+                yield from arrays(records, inner, place)
 
 
-def table() -> str:
-    """Write the dtype and the axes of every array of the document, by where it is."""
-    rows = [f'  {quoted(where)}: "{" ".join(hint.__metadata__)}",' for where, hint in arrays()]
-    words = "The dtype and the axes of every array, by where it is; that of a list is in each of its entries. N nodes, "
-    words += "E edges, V variants, I images; 2 is two, and other letters are of any size."
-    return doc(words) + "export const ARRAYS = {\n" + "\n".join(rows) + "\n} as const;"
+def dtype(field: dict[str, Any]) -> str:
+    """Return the dtype of an array."""
+    return str(field["$ref"]).split("/")[-1].split("_")[0]
 
 
-def arrays(record: type[Record] = data.Document, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Go through the places of arrays and their types."""
-    for name, hint in hints(record).items():
-        place = f"{where}.{camel(name)}".lstrip(".")
-        if is_array(hint):
-            yield place, hint
-        for inner in held(hint):
-            yield from arrays(inner, place)
-
-
-def quoted(where: str) -> str:
-    """Return a place as a key of an object."""
-    return where if where.isidentifier() else f'"{where}"'
-
-
-def interface(record: type[Record]) -> str:
+def interface(name: str, record: dict[str, Any]) -> str:
     """Write a record's interface."""
-    comment = comments(record)
-    lines = ["  schema: typeof SCHEMA;"] if record is data.Document else []
-    for name, hint in hints(record).items():
-        array = f"{hint.__metadata__[0]} ({', '.join(hint.__metadata__[1].split())})" if is_array(hint) else ""
-        words = "; ".join(filter(None, [array, comment.get(name)]))
-        line = f"  {camel(name)}: {typed(hint)};"
-        if not words or len(line) + len(words) + 4 <= WIDTH:
-            lines.append(line + (f" // {words}" if words else ""))
-        else:
-            lines += [*(f"  // {each}" for each in textwrap.wrap(words, WIDTH - 5)), line]
-    return doc(docstring(record)) + f"export interface {record.__name__} {{\n" + "\n".join(lines) + "\n}"
+    lines = []
+    for field, kind in record["properties"].items():
+        array = f"{dtype(kind)} ({', '.join(kind['axes'].split())})" if "axes" in kind else ""
+        words = "; ".join(filter(None, [array, kind.get("description")]))
+        lines.append(f"  {field}: {typed(kind)};" + (f" // {words}" if words else ""))
+    about = "\n *  ".join(textwrap.wrap(record["description"], WIDTH - 8))
+    return f"/** {about} */\nexport interface {name} {{\n" + "\n".join(lines) + "\n}"
 
 
-def typed(hint: Any) -> str:
+def typed(field: dict[str, Any]) -> str:
     """Write a field's type."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if is_array(hint):
-        return "Buffer"
-    if origin is Annotated:
-        among = [law.value for law in hint.__metadata__ if law.keyword == "enum"]
-        return " | ".join(map(json.dumps, among[0])) if among else typed(inner[0])
-    if origin in (Union, types.UnionType):
-        return " | ".join("null" if one is type(None) else typed(one) for one in inner)
-    if origin is Literal:
-        return " | ".join(map(json.dumps, inner))
-    if origin is tuple and inner[-1] is not Ellipsis:
-        return f"[{', '.join(map(typed, inner))}]"
-    if origin is tuple:
-        return f"{typed(inner[0])}[]"
-    if origin is Mapping:
-        return f"Record<string, {typed(inner[1])}>"
-    if issubclass(hint, Record):
-        return f"Partial<{hint.__name__}>" if hint.partial else hint.__name__
-    return NAMES[hint].replace("integer", "number")
+    match field:
+        case {"axes": _}:
+            return "Buffer"
+        case {"$ref": where}:
+            name = where.split("/")[-1]
+            return f"Partial<{name}>" if name == "View" else name
+        case {"const": value}:
+            return json.dumps(value)
+        case {"enum": values}:
+            return union(values)
+        case {"anyOf": kinds}:
+            return " | ".join(map(typed, kinds))
+        case {"type": "array", "maxItems": size}:
+            return f"[{', '.join([typed(field['items'])] * size)}]"
+        case {"type": "array"}:
+            return f"{typed(field['items'])}[]"
+        case {"additionalProperties": kind}:
+            return f"Record<string, {typed(kind)}>"
+    return str(field["type"]).replace("integer", "number")
 
 
-def default_view() -> str:
-    """Write the default view as an object."""
-    fields = [f"  {camel(one.name)}: {json.dumps(one.default)}," for one in dataclasses.fields(data.View)]
-    return "{\n" + "\n".join(fields) + "\n}"
-
-
-def doc(words: str) -> str:
-    """Write a comment for people and editors."""
-    lines = textwrap.wrap(words, WIDTH - 8)
-    return "/** " + "\n *  ".join(lines) + " */\n"
+def union(values: list[Any]) -> str:
+    """Write a choice of values as a type."""
+    return " | ".join(map(json.dumps, values))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,25 @@
 /** The circuit diagram's document and what a view of it is. Written by tools/diagram_types.py from the records of
- *  src/convcircuits/drawing/data.py, where its laws are: change them there, run `make frontend`. */
+ *  src/convcircuits/drawing/data.py, where its laws are: change them there and run `make frontend`. */
 
 export const SCHEMA = "convcircuits-diagram/1";
-
 export const SHARES = [0.5, 0.8, 0.95] as const;
 export const MODES = ["diagram", "all", "table"] as const;
-
 export const LONGEST_NAME = 80;
 
 /** What a node is. */
 export const NodeKind = { filter: 0, image: 1, add: 2, gate: 3, mix: 4, target: 5 } as const;
-
 /** What an edge is: one kernel, or a connection without weights. */
 export const EdgeKind = { kernel: 0, inner: 1, identity: 2, gate: 3, mix: 4, readout: 5 } as const;
 
-export type Dtype = "float32" | "int16" | "int32" | "int8" | "uint8";
-
 /** A typed array: little-endian bytes in base64. */
 export interface Buffer {
-  dtype: Dtype;
+  dtype: "float32" | "int16" | "int32" | "int8" | "uint8";
   shape: number[];
   data: string;
 }
 
-/** The dtype and the axes of every array, by where it is; that of a list is in each of its entries. N nodes, E
- *  edges, V variants, I images; 2 is two, and other letters are of any size. */
+/** The dtype and the axes of every array, by where it is; of those in a list, by the list. N nodes, E edges,
+ *  V variants, I images; 2 is two, and other axes are of any length. */
 export const ARRAYS = {
   "nodes.kind": "uint8 N",
   "nodes.column": "int16 N",
@@ -93,7 +88,7 @@ export interface Layer {
 
 /** All nodes, one entry each. */
 export interface Nodes {
-  kind: Buffer; // uint8 (N); NodeKind
+  kind: Buffer; // uint8 (N); 0 filter, 1 image, 2 add, 3 gate, 4 mix, 5 target
   column: Buffer; // int16 (N); -1 for the image's channels
   layer: Buffer; // int16 (N); the layer of its last filter; -1 where it has none
   unit: Buffer; // int32 (N); number of the filter or channel
@@ -106,7 +101,7 @@ export interface Nodes {
 export interface Edges {
   source: Buffer; // int32 (E)
   target: Buffer; // int32 (E)
-  kind: Buffer; // uint8 (E); EdgeKind
+  kind: Buffer; // uint8 (E); 0 kernel, 1 inner, 2 identity, 3 gate, 4 mix, 5 readout
   layer: Buffer; // int16 (E); -1 for connections without weights
   out: Buffer; // int32 (E); -1 likewise
   in: Buffer; // int32 (E); -1 likewise
@@ -250,7 +245,7 @@ export interface View {
 
 /** A circuit diagram: everything that any host needs to draw it, and nothing that only Python can read. */
 export interface Document {
-  schema: typeof SCHEMA;
+  schema: "convcircuits-diagram/1";
   meta: Meta;
   columns: Column[]; // left to right; the target's is the last
   layers: Layer[];
