@@ -132,8 +132,8 @@ function checkArrays(document: Document): void {
   }
 }
 
-/** The numbers of the document's array at a place; of a list's, those of one entry. Raises DocumentError where there are
- *  not as many as its shape says. */
+/** The numbers of the document's array at a place; of a list's, those of one entry. Raises DocumentError where there
+ *  are not as many as its shape says. */
 export function numbers<P extends Place>(document: Document, place: P, entry = 0): Numbers<P> {
   const { buffer, name } = buffersAt(document, place.split("."))[entry]!;
   const bytes = fromBase64(buffer.data, name);
