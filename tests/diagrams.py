@@ -113,6 +113,7 @@ class Sketch:
                 "random",
                 notes=("Its numbers are random.",),
                 versions={"convcircuits": "0", "torch": "none"},
+                file="a-small-network-conv3-1",
             ),
             "columns": self.columns,
             "layers": self.layers,

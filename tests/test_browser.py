@@ -354,10 +354,11 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
 
 
-def saved(page, kind):
+def saved(page, kind, name="a-small-network-conv3-1"):
     page.locator("[part~=export], button:text-is('export')").first.click()
     with page.expect_download() as waiting:
         page.locator(f"[data-export='{kind}']").click()
+    assert Path(waiting.value.suggested_filename).stem == name
     return Path(waiting.value.path()).read_bytes()
 
 
@@ -369,7 +370,7 @@ HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 def test_the_svg_of_a_page_is_the_svg_of_python(show, name, kind, width):
     """Sign by sign, but for how its pictures are written; these are the same to the eye."""
     document = DOCUMENTS[name]()
-    text, expected = saved(show(document), kind).decode(), figure.svg(document, width=width)
+    text, expected = saved(show(document), kind, document.meta.file).decode(), figure.svg(document, width=width)
     assert HREF.sub("", text) == HREF.sub("", expected)
     pictures = list(zip(HREF.findall(text), HREF.findall(expected), strict=True))
     assert pictures

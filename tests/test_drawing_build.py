@@ -200,6 +200,7 @@ def test_what_it_is_of_is_said(model):
     assert (meta.feature, meta.criterion, meta.granularity) == ("head:1", "snip", "kernel")
     assert "head:1" in meta.title
     assert meta.model in meta.title
+    assert meta.file == f"{meta.model}-head-1"
     assert meta.versions == {"convcircuits": __version__, "torch": torch.__version__}
     assert cc.diagram(model, circuit, title="Mine").document.meta.title == "Mine"
     masks = {layer: kept.clone() for layer, kept in circuit.elements.items()}

@@ -123,6 +123,7 @@ def test_what_is_shown_in_a_browser_is_a_page_in_a_new_folder(diagram, tmp_path,
     assert first != second
     assert first.read_text() == page(diagram.document)
     assert first.parent.parent == tmp_path
+    assert first.name == f"{diagram.document.meta.file}.html"
 
 
 # ---------------------------------------------------------------------- what is read
@@ -228,15 +229,16 @@ def test_a_diagram_begins_with_its_documents_view():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("kernels", 0, "at least one"),
+        ("kernels", 0, "View.kernels is a whole number, at least 1"),
         ("kernels", 1.5, "kernels"),
         ("image", 2, "image 2; the document has 2"),
-        ("image", -1, "image -1"),
+        ("image", -1, "View.image is a whole number, at least 0; got -1"),
         ("view", View(isolate=99), "node 99"),
         ("view", View(variant=3), "variant 3; the document has 3"),
         ("view", View(groups=(Group("g", (3, 7)),)), "not of nodes of one column"),
         ("selection", [99], "node 99"),
-        ("selection", [-1], "node -1"),
+        ("selection", [-1], "at least 0; got -1"),
+        ("selection", [0], "node 0, a channel of the image"),
     ],
 )
 def test_what_is_not_there_cannot_be_chosen(diagram, name, value, words):

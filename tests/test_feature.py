@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convcircuits as cc
+from convcircuits.files import named_after
 from convcircuits.values.feature import at
 
 LAYERS = st.text("abz019._-é/\\ \t'\"*?<>|~$", min_size=1, max_size=20)
@@ -96,7 +97,7 @@ def test_other_texts_are_refused_with_an_example(text):
 @given(LAYERS, UNITS | SEVERAL | st.just(torch.tensor([1.0, 2.0])), POSITIONS, CALLS)
 def test_slug_is_safe_in_a_file_name(layer, unit, position, call):
     slug = cc.Feature(layer, unit, position=position, call=call).slug
-    assert re.fullmatch(r"[\w.\-+]+", slug)
+    assert re.fullmatch(r"[A-Za-z0-9_.\-+]+", slug)
     assert len(slug) < 120
 
 
@@ -104,6 +105,8 @@ def test_slug_is_as_documented():
     assert cc.Feature("features.10", 9).slug == "features.10-9"
     assert cc.Feature("features.10", [3, 9, 40]).slug == "features.10-3+9+40"
     assert cc.Feature("relu", [3, 9], position=(1, 2), call=0).slug == "relu-0-3+9-1-2"
+    assert named_after("../my model:make", "relu-3") == "my-model-make-relu-3"
+    assert named_after("\u6a21", "relu-3") == "relu-3"
 
 
 def test_slugs_of_many_units_are_short_distinct_and_the_same_each_time():

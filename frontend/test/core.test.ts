@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
+import { fileName } from "../src/app/exports.js";
 import { DocumentError, decode, type Graph } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { flowOf } from "../src/core/flow.js";
@@ -14,8 +15,8 @@ import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
 import { textWidth, wrap } from "../src/core/text.js";
-import { DEFAULT_VIEW, type Document, EdgeKind, NodeKind, type View } from "../src/core/types.js";
-import { ViewError, viewOf } from "../src/core/view.js";
+import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
+import { defaultView, ownView, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
 
@@ -376,19 +377,56 @@ test("a document that contradicts itself is refused with a sentence", () => {
     );
   };
   wrong((document) => ((document as { schema: string }).schema = "other/2"), /schema is "other\/2"/);
-  wrong((document) => (document.edges.sign = pack("int8", [1])), /edges.sign holds 1 numbers, not/);
+  wrong((document) => (document.edges.sign = pack("int8", [1])), /edges.sign has shape \[1\], not \[\d+\] \(E\)/);
   wrong((document) => (document.nodes.kind.dtype = "int8"), /nodes.kind should hold uint8, not int8/);
   wrong((document) => (document.weights.data = "%%%%"), /weights is not base64/);
-  wrong((document) => (document.nodes.unit.shape = [1]), /nodes.unit holds \d+ bytes, not the 4/);
+  wrong((document) => (document.nodes.unit.data = "AAAAAA=="), /nodes.unit holds 4 bytes, not the \d+/);
+  wrong(
+    ({ variants }) => (variants[0]!.rank.shape = [1, 1]),
+    /variants\[0\].rank has shape \[1,1\], not \[\d+\] \(E\)/,
+  );
+  wrong(({ pictures }) => (pictures[0]!.tiles.shape = [1, 1]), /pictures\[0\].tiles has shape .* \(N,K\)/);
+  wrong((document) => delete (document as Partial<Document>).pictures, /pictures.tiles should hold int32/);
   wrong((document) => (document.edges.source = document.edges.target), /an inner kernel, and it alone/);
   wrong(
     (document) => ([document.edges.source, document.edges.target] = [document.edges.target, document.edges.source]),
     /does not go to the right/,
   );
   wrong((document) => (document.target = 999), /target 999 is none/);
-  const document = randomDocument(1, { columns: 3, width: 3, readers: 2 });
-  assert.throws(() => viewOf(document, { variant: 5 }), ViewError);
-  assert.throws(() => viewOf(document, { pins: [-1] }), ViewError);
+});
+
+test("of a view from outside what is not valid is left out; what Python takes stays as it is", () => {
+  const { document, valid, invalid } = JSON.parse(readFileSync("../tests/fixtures/views.json", "utf8"));
+  const graph = decode(JSON.parse(readFileSync(`../tests/fixtures/diagram/${document}.json`, "utf8")));
+  const base = { ...defaultView(graph), groups: [], pins: [] };
+  for (const raw of valid) assert.deepEqual(viewOf(graph, base, raw), { ...base, ...raw });
+  for (const raw of invalid) assert.deepEqual(viewOf(graph, base, raw), base, JSON.stringify(raw));
+  const kept = { variant: 1, compare: 2, kernels: 9, share: 0.5, pins: [4], mode: "all" } as const;
+  const chosen = viewOf(graph, base, kept);
+  for (const raw of invalid)
+    if (!raw.pins && !raw.groups && raw.compare !== 0)
+      assert.deepEqual(viewOf(graph, chosen, raw), { ...base, ...kept }, JSON.stringify(raw));
+  assert.deepEqual(viewOf(graph, base, { pins: [3, 3, 0, 99, "4"], root: graph.document.target }).pins, [3]);
+  assert.equal(viewOf(graph, base, { root: graph.document.target }).root, null);
+  const group = (name: string, ...nodes: number[]) => ({ name, nodes });
+  const groups = viewOf(graph, base, { groups: [group("a\u202e".repeat(50), 3, 3, 4), group("b", 4, 5)] }).groups;
+  assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
+});
+
+test("a view without pictures of the document's is of its first", () => {
+  const document = randomDocument(3, { columns: 3, width: 3, readers: 2, pictures: true });
+  document.pictures[0]!.name = "other";
+  assert.equal(ownView(decode(document)).pictures, "other");
+  assert.ok(JSON.parse(figures(JSON.stringify(document)).tiles("screen")).length > 0);
+  document.pictures.push({ ...document.pictures[0]!, name: DEFAULT_VIEW.pictures });
+  assert.equal(ownView(decode(document)).pictures, DEFAULT_VIEW.pictures);
+});
+
+test("files are named after model and feature, by no character that a name should not have", () => {
+  const name = (file: unknown) => fileName({ file } as Meta, "svg");
+  assert.equal(name("vgg16_hed-features.14-54"), "vgg16_hed-features.14-54.svg");
+  assert.equal(name("../../a b\u202e/\0:c"), "a-b-c.svg");
+  assert.deepEqual([name(""), name("..."), name(undefined)], ["circuit.svg", "circuit.svg", "circuit.svg"]);
 });
 
 /** That a text has the parts in it, one after the other. */
@@ -509,7 +547,8 @@ test("the fixtures that Python writes are of the schema that ships, and are draw
   for (const name of names) {
     const document = JSON.parse(readFileSync(`${folder}/${name}`, "utf8")) as Document;
     assert.ok(valid(document), `${name}: ${JSON.stringify(valid.errors?.[0])}`);
-    const scene = draw(decode(document), viewOf(document, document.view), CANVASES[0]!);
+    const graph = decode(document);
+    const scene = draw(graph, ownView(graph), CANVASES[0]!);
     assert.ok(scene.nodes.some(({ target }) => target));
   }
 });

@@ -1,15 +1,7 @@
 /** Documents to test with: random ones, and one that looks like a circuit of a real network. */
 
 import { deflateSync } from "node:zlib";
-import {
-  type Document,
-  type Dtype,
-  EdgeKind,
-  NodeKind,
-  type Buffer as Numbers,
-  SCHEMA,
-  type Variant,
-} from "../src/core/types.js";
+import { type Document, EdgeKind, NodeKind, type Buffer as Numbers, SCHEMA, type Variant } from "../src/core/types.js";
 
 /** A stream of numbers in [0, 1) that a seed determines (mulberry32). */
 export function randomness(seed: number): () => number {
@@ -24,7 +16,7 @@ export function randomness(seed: number): () => number {
 
 const ARRAYS = { int8: Int8Array, uint8: Uint8Array, int16: Int16Array, int32: Int32Array, float32: Float32Array };
 
-export function pack(dtype: Dtype, values: ArrayLike<number>, shape: number[] = [values.length]): Numbers {
+export function pack(dtype: Numbers["dtype"], values: ArrayLike<number>, shape: number[] = [values.length]): Numbers {
   return { dtype, shape, data: Buffer.from(ARRAYS[dtype].from(values).buffer).toString("base64") };
 }
 
@@ -177,6 +169,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       granularity: "kernel",
       notes: [],
       versions: {},
+      file: "synthetic",
     },
     columns: byColumn.map((_, column) => ({ label: `features.${column}`, detail: `${side}\u00d7${side}` })),
     layers,

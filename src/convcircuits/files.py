@@ -1,8 +1,9 @@
-"""Files on disk: written whole or not at all."""
+"""Files on disk: their names, and that they are written whole or not at all."""
 
 import contextlib
 import errno
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -19,6 +20,16 @@ except ImportError:  # on Windows, where what a killed run left stays
 
 _PREFIX, _SUFFIX = ".convcircuits-", ".part"
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+
+
+def safe_name(text: str) -> str:
+    """Return a text with letters of ASCII, digits, ``_``, ``.`` and ``+`` alone, and ``-`` in place of the rest."""
+    return re.sub(r"[^\w.+]+", "-", text, flags=re.ASCII)
+
+
+def named_after(model: str, slug: str) -> str:
+    """Return the name, without a suffix, of what is written for a feature of a model: ``vgg16_hed-features.14-54``."""
+    return f"{safe_name(model).strip('-.')}-{slug}".lstrip("-.")
 
 
 def is_file(path: Path) -> bool:

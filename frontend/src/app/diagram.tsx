@@ -3,13 +3,13 @@
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { labelBox } from "../core/labels.js";
+import { edgeName, signName, spokenNode } from "../core/names.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
 import { DASHES } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
 import { choose, clear, isolateNode, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
-import { edgeName, signName, spokenNode } from "./names.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";

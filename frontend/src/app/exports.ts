@@ -3,7 +3,7 @@
 import { PRESETS } from "../core/figure.js";
 import { draw } from "../core/scene.js";
 import { svg } from "../core/svg.js";
-import type { Document } from "../core/types.js";
+import type { Document, Meta } from "../core/types.js";
 import { onPaper } from "../core/view.js";
 import type { Store } from "./store.js";
 
@@ -18,7 +18,7 @@ async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<stri
 }
 
 export async function exportSvg(store: Store, preset: keyof typeof PRESETS): Promise<void> {
-  download(await svgText(store, preset), "svg", "image/svg+xml");
+  download(store, await svgText(store, preset), "svg", "image/svg+xml");
 }
 
 /** The screen's SVG in pixels, at twice its size. */
@@ -32,7 +32,7 @@ export async function exportPng(store: Store): Promise<void> {
   canvas.height = 2 * image.naturalHeight;
   canvas.getContext("2d")!.drawImage(image, 0, 0, canvas.width, canvas.height);
   URL.revokeObjectURL(url);
-  canvas.toBlob((png) => png && download(png, "png", "image/png"));
+  canvas.toBlob((png) => png && download(store, png, "png", "image/png"));
 }
 
 /** The document with the view in it, as JSON. */
@@ -41,10 +41,15 @@ export function saved(store: Store): string {
   return JSON.stringify(document);
 }
 
-export function download(content: string | Blob, ending: string, type: string): void {
+/** What a document's files are named, without what no name of a file should hold. */
+export function fileName({ file }: Meta, ending: string): string {
+  return `${(file ?? "").replace(/[^\w.+-]+/g, "-").replace(/^[-.]+/, "") || "circuit"}.${ending}`;
+}
+
+export function download(store: Store, content: string | Blob, ending: string, type: string): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
-  link.download = `circuit.${ending}`;
+  link.download = fileName(store.graph.document.meta, ending);
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

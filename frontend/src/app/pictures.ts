@@ -1,7 +1,7 @@
 /** Pictures out of the document: tiles of its atlases, and maps over positions as small images. */
 
 import { heat } from "../core/colour.js";
-import { type Graph, numbers, tileAt } from "../core/decode.js";
+import { type Graph, numbers, type Place, tileAt } from "../core/decode.js";
 import type { Document } from "../core/types.js";
 
 /** The atlases' pages, each behind one short URL, so that a hundred nodes can name it. */
@@ -30,10 +30,11 @@ export class Pictures {
 
   /** All tiles of a node in a picture set, the best first. */
   of(set: string, node: number): number[] {
-    const given = this.#document.pictures.find(({ name }) => name === set);
-    if (!given) return [];
-    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(given.tiles, "int32", `pictures ${set}`));
-    const each = given.tiles.shape[1] ?? 1;
+    const { pictures } = this.#document;
+    const at = pictures.findIndex(({ name }) => name === set);
+    if (at < 0) return [];
+    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(this.#document, "pictures.tiles", at));
+    const each = pictures[at]!.tiles.shape[1]!;
     return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
   }
 
@@ -93,7 +94,7 @@ export interface OnImage {
 export class Maps {
   #graph: Graph;
   #made = new Map<string, PositionMap | null>();
-  #decoded = new Map<string, Int8Array | Int16Array | Int32Array | Float32Array>();
+  #decoded = new Map<Place, ReturnType<typeof numbers>>();
 
   constructor(graph: Graph) {
     this.#graph = graph;
@@ -115,16 +116,17 @@ export class Maps {
     if (!images) return null;
     const { shape, fullMap } = images.target;
     const [count, height, width] = fullMap.shape as [number, number, number];
-    const of = (name: string, row: number) => this.#numbers(`target.${name}`, "float32")[row * count + image]!;
+    type Figure = "fullMean" | "fullMaximum" | "fullScale" | "mean" | "maximum" | "scale" | "r2" | "r2Inside";
+    const of = (name: Figure, row: number) => this.#numbers(`images.target.${name}`)[row * count + image]!;
     const all = [
       {
-        values: this.#numbers("target.fullMap", "int8"),
+        values: this.#numbers("images.target.fullMap"),
         row: 0,
         scale: of("fullScale", 0),
         variant: null as number | null,
       },
       ...variants.map((variant) => ({
-        values: this.#numbers("target.map", "int8"),
+        values: this.#numbers("images.target.map"),
         row: variant,
         scale: of("scale", variant),
         variant: variant as number | null,
@@ -161,23 +163,23 @@ export class Maps {
   effect(edge: number, image: number): number | null {
     const images = this.#graph.document.images;
     if (!images) return null;
-    const value = this.#numbers("effect", "float32")[edge * images.names.length + image];
+    const value = this.#numbers("images.effect")[edge * images.names.length + image];
     return value === undefined || Number.isNaN(value) ? null : value;
   }
 
   #map(kind: "activation" | "presum", item: number, image: number): PositionMap | null {
     const images = this.#graph.document.images;
     if (!images) return null;
-    const start = this.#numbers(`${kind}Offset`, "int32")[item]!;
+    const start = this.#numbers(`images.${kind}Offset`)[item]!;
     if (start < 0) return null;
-    const [height, width] = this.#numbers(`${kind}Shape`, "int16").subarray(2 * item, 2 * item + 2) as unknown as [
+    const [height, width] = this.#numbers(`images.${kind}Shape`).subarray(2 * item, 2 * item + 2) as unknown as [
       number,
       number,
     ];
-    const scale = this.#numbers(`${kind}Scale`, "float32")[item * images.names.length + image]!;
+    const scale = this.#numbers(`images.${kind}Scale`)[item * images.names.length + image]!;
     return this.#paint(
       `${kind} ${item} ${image}`,
-      this.#numbers(kind, "int8"),
+      this.#numbers(`images.${kind}`),
       start + image * height * width,
       height,
       width,
@@ -211,14 +213,10 @@ export class Maps {
     return map;
   }
 
-  #numbers(name: string, dtype: "int8" | "int16" | "int32" | "float32") {
-    if (!this.#decoded.has(name)) {
-      const images = this.#graph.document.images as unknown as Record<string, Parameters<typeof numbers>[0]>;
-      const [outer, inner] = name.split(".");
-      const buffer = inner === undefined ? images[name] : (images[outer!] as unknown as typeof images)[inner];
-      this.#decoded.set(name, numbers(buffer!, dtype, `images.${name}`));
-    }
-    return this.#decoded.get(name)!;
+  /** Decoded when it is first asked for. */
+  #numbers(place: Place) {
+    if (!this.#decoded.has(place)) this.#decoded.set(place, numbers(this.#graph.document, place));
+    return this.#decoded.get(place)!;
   }
 }
 

@@ -3,14 +3,14 @@
 import { computed, effect, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import { decode, type Graph } from "../core/decode.js";
 import type { Flow } from "../core/flow.js";
+import { nodeName } from "../core/names.js";
 import { draw, isolate } from "../core/scene.js";
 import type { Scene } from "../core/scene-types.js";
 import { plain } from "../core/text.js";
 import type { View } from "../core/types.js";
-import { nodeName } from "./names.js";
+import { ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
 import type { Source } from "./source.js";
-import { checkView, ownView } from "./view.js";
 
 /** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document,
  *  and where they are drawn on the stage. */
@@ -58,7 +58,7 @@ const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every st
 export function createStore(source: Source): Store {
   const graph = decode(JSON.parse(source.document()));
   const base = ownView(graph);
-  const view = signal(checkView(graph, base, source.view()));
+  const view = signal(viewOf(graph, base, source.view()));
   const selection = signal(known(graph, source.selection()));
   const width = signal(1200);
   // What moves nodes, apart from what only lights or colours them: isolation and images need no new layout.
@@ -90,7 +90,7 @@ export function createStore(source: Source): Store {
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
     change(part, message) {
-      const next = checkView(graph, view.value, part);
+      const next = viewOf(graph, view.value, part);
       if (next.root !== view.value.root) {
         const trail = store.trail.value;
         const before = trail.lastIndexOf(next.root);
@@ -138,7 +138,7 @@ export function createStore(source: Source): Store {
       timer = window.setTimeout(() => source.write(now, base, chosen), WRITE_AFTER);
     }),
     source.onView(() => {
-      store.change(checkView(graph, base, source.view()));
+      store.change(viewOf(graph, base, source.view()));
       selection.value = known(graph, source.selection());
     }),
   ];

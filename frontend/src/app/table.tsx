@@ -3,8 +3,8 @@
 import { useSignal } from "@preact/signals";
 import { useMemo, useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
+import { layerName } from "../core/names.js";
 import { EdgeKind } from "../core/types.js";
-import { layerName } from "./names.js";
 import type { Store } from "./store.js";
 import { Kernel } from "./ui.js";
 

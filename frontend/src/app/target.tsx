@@ -3,8 +3,8 @@
 
 import { heat } from "../core/colour.js";
 import { decimal, significant } from "../core/format.js";
+import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
-import { nodeName } from "./names.js";
 import type { OnImage } from "./pictures.js";
 import type { Store } from "./store.js";
 import { MapPicture } from "./ui.js";

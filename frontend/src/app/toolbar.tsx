@@ -3,11 +3,11 @@
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
+import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
-import { NodeKind, type View } from "../core/types.js";
+import { LONGEST_NAME, NodeKind, SHARES, type View } from "../core/types.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
-import { nodeName } from "./names.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Pop } from "./ui.js";
@@ -19,7 +19,6 @@ const MODES: { mode: View["mode"]; label: string }[] = [
 ];
 const NODES = [4, 6, 8, 12, 16, 24, 40];
 const KERNELS = [1, 2, 3, 5, 8, 12, 20];
-const SHARES = [0.5, 0.8, 0.95] as const;
 const STEPS = 200; // of the slider
 
 export function Toolbar({ store }: { store: Store }) {
@@ -216,7 +215,7 @@ export function Toolbar({ store }: { store: Store }) {
               type="button"
               data-export="json"
               onClick={() => {
-                download(saved(store), "json", "application/json");
+                download(store, saved(store), "json", "application/json");
                 close();
               }}
             >
@@ -342,8 +341,7 @@ function Search({ store }: { store: Store }) {
   if (words.length)
     for (let node = 0; node < graph.nodeCount && found.length < 12; node++) {
       if (graph.kind[node] === NodeKind.image || !store.flow.value.aliveNode[node]) continue;
-      const layer = graph.layer[node]! < 0 ? "" : plain(graph.document.layers[graph.layer[node]!]!.name);
-      const tokens = `${nodeName(graph, node)} ${layer}`.toLowerCase();
+      const tokens = nodeName(graph, node).toLowerCase();
       const hit = words.every((word) =>
         /^\d+$/.test(word)
           ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens)
@@ -541,7 +539,7 @@ export function State({ store }: { store: Store }) {
             aria-label={`name of the group of ${nodes.length} filters`}
             value={name}
             size={Math.max(8, name.length)}
-            maxLength={80}
+            maxLength={LONGEST_NAME}
             onChange={(event) => renameGroup(store, i, event.currentTarget.value)}
           />
           <button type="button" data-ungroup={i} onClick={() => ungroup(store, i)}>

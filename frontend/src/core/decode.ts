@@ -1,10 +1,10 @@
 /** The document as typed arrays, with what comes into and goes out of each node. */
 
-import { type Buffer, type Document, type Dtype, EdgeKind, NodeKind, SCHEMA } from "./types.js";
+import { ARRAYS, type Buffer, type Document, EdgeKind, NodeKind, SCHEMA } from "./types.js";
 
 export class DocumentError extends Error {}
 
-const ARRAYS = {
+const TYPES = {
   int8: Int8Array,
   uint8: Uint8Array,
   int16: Int16Array,
@@ -12,7 +12,12 @@ const ARRAYS = {
   float32: Float32Array,
 } as const;
 
-type Numbers<D extends Dtype> = InstanceType<(typeof ARRAYS)[D]>;
+/** Where the document has an array. */
+export type Place = keyof typeof ARRAYS;
+
+type Numbers<P extends Place> = (typeof ARRAYS)[P] extends `${infer D extends keyof typeof TYPES} ${string}`
+  ? InstanceType<(typeof TYPES)[D]>
+  : never;
 
 /** For each of some things, a list: those of thing i are items[start[i]] up to items[start[i + 1]]. */
 export interface Lists {
@@ -56,62 +61,87 @@ export interface Graph {
 export function decode(document: Document): Graph {
   if (document?.schema !== SCHEMA)
     throw new DocumentError(`This is no ${SCHEMA} document: its schema is ${JSON.stringify(document?.schema)}.`);
-  const { nodes, edges } = document;
-  const n = numbers(nodes.kind, "uint8", "nodes.kind").length;
-  const e = numbers(edges.source, "int32", "edges.source").length;
-  const ofNodes = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) =>
-    numbers(buffer, dtype, `nodes.${name}`, n);
-  const ofEdges = <D extends Dtype>(buffer: Buffer, dtype: D, name: string) =>
-    numbers(buffer, dtype, `edges.${name}`, e);
-  const source = ofEdges(edges.source, "int32", "source");
-  const target = ofEdges(edges.target, "int32", "target");
-  const edgeKind = ofEdges(edges.kind, "uint8", "kind");
-  const column = ofNodes(nodes.column, "int16", "column");
+  checkArrays(document);
+  const n = document.nodes.kind.shape[0]!;
+  const source = numbers(document, "edges.source");
+  const target = numbers(document, "edges.target");
+  const edgeKind = numbers(document, "edges.kind");
+  const column = numbers(document, "nodes.column");
   const graph: Graph = {
     document,
     nodeCount: n,
-    edgeCount: e,
-    kind: ofNodes(nodes.kind, "uint8", "kind"),
+    edgeCount: source.length,
+    kind: numbers(document, "nodes.kind"),
     column,
-    layer: ofNodes(nodes.layer, "int16", "layer"),
-    unit: ofNodes(nodes.unit, "int32", "unit"),
+    layer: numbers(document, "nodes.layer"),
+    unit: numbers(document, "nodes.unit"),
     source,
     target,
     edgeKind,
-    edgeLayer: ofEdges(edges.layer, "int16", "layer"),
+    edgeLayer: numbers(document, "edges.layer"),
     sameLayer: document.layers.map(({ name }) => document.layers.findIndex((other) => other.name === name)),
-    out: ofEdges(edges.out, "int32", "out"),
-    in: ofEdges(edges.in, "int32", "in"),
-    sign: ofEdges(edges.sign, "int8", "sign"),
-    weightStart: ofEdges(edges.weights, "int32", "weights"),
-    scale: ofEdges(edges.scale, "float32", "scale"),
-    weights: numbers(document.weights, "int8", "weights"),
-    variants: document.variants.map(({ saliency, rank }, v) => ({
-      saliency: numbers(saliency, "float32", `variants[${v}].saliency`, e),
-      rank: numbers(rank, "int32", `variants[${v}].rank`, e),
+    out: numbers(document, "edges.out"),
+    in: numbers(document, "edges.in"),
+    sign: numbers(document, "edges.sign"),
+    weightStart: numbers(document, "edges.weights"),
+    scale: numbers(document, "edges.scale"),
+    weights: numbers(document, "weights"),
+    variants: document.variants.map((_, v) => ({
+      saliency: numbers(document, "variants.saliency", v),
+      rank: numbers(document, "variants.rank", v),
     })),
     incoming: lists(n, target, (edge) => edgeKind[edge] !== EdgeKind.inner),
     outgoing: lists(n, source, (edge) => edgeKind[edge] !== EdgeKind.inner),
     inner: lists(n, target, (edge) => edgeKind[edge] === EdgeKind.inner),
     leftToRight: Int32Array.from({ length: n }, (_, node) => node).sort((a, b) => column[a]! - column[b]! || a - b),
-    tiles: new Map(document.pictures.map(({ name, tiles }) => [name, firstTiles(tiles, name, n)])),
+    tiles: new Map(document.pictures.map(({ name }, set) => [name, firstTiles(document, set)])),
   };
   check(graph);
   return graph;
 }
 
-/** The numbers of a buffer. Raises DocumentError where its type or length is not what is expected. */
-export function numbers<D extends Dtype>(buffer: Buffer, dtype: D, name: string, length?: number): Numbers<D> {
-  if (buffer?.dtype !== dtype) throw new DocumentError(`${name} should hold ${dtype}, not ${buffer?.dtype}.`);
+/** The buffers that some fields lead to, each with its full name: none where what they belong to is null. */
+function buffersAt(value: unknown, fields: string[], name = ""): { buffer: Buffer; name: string }[] {
+  const [field, ...rest] = fields;
+  if (field === undefined) return [{ buffer: value as Buffer, name }];
+  if (value === null) return [];
+  if (Array.isArray(value)) return value.flatMap((each, i) => buffersAt(each, fields, `${name}[${i}]`));
+  const inner = (value as Record<string, unknown> | undefined)?.[field];
+  return buffersAt(inner, rest, name ? `${name}.${field}` : field);
+}
+
+/** See that every array is of its dtype and as long along its axes as what it is of. Raises DocumentError. */
+function checkArrays(document: Document): void {
+  const sizes: Record<string, number | undefined> = {
+    N: document.nodes?.kind?.shape?.[0],
+    E: document.edges?.source?.shape?.[0],
+    V: document.variants?.length,
+    I: document.images?.names?.length,
+    "2": 2,
+  };
+  for (const [place, type] of Object.entries(ARRAYS)) {
+    const [dtype, ...axes] = type.split(" ");
+    for (const { buffer, name } of buffersAt(document, place.split("."))) {
+      if (buffer?.dtype !== dtype) throw new DocumentError(`${name} should hold ${dtype}, not ${buffer?.dtype}.`);
+      const { shape } = buffer;
+      if (shape?.length !== axes.length || axes.some((axis, i) => shape[i] !== (sizes[axis] ?? shape[i])))
+        throw new DocumentError(
+          `${name} has shape [${shape}], not [${axes.map((axis) => sizes[axis] ?? axis)}] (${axes}).`,
+        );
+    }
+  }
+}
+
+/** The numbers of the document's array at a place; of a list's, those of one entry. Raises DocumentError where there
+ *  are not as many as its shape says. */
+export function numbers<P extends Place>(document: Document, place: P, entry = 0): Numbers<P> {
+  const { buffer, name } = buffersAt(document, place.split("."))[entry]!;
   const bytes = fromBase64(buffer.data, name);
-  const Typed = ARRAYS[dtype];
-  const expected = buffer.shape.reduce((product, size) => product * size, 1);
-  const size = expected * Typed.BYTES_PER_ELEMENT;
+  const Typed = TYPES[buffer.dtype];
+  const size = buffer.shape.reduce((product, length) => product * length, Typed.BYTES_PER_ELEMENT);
   if (bytes.length !== size)
     throw new DocumentError(`${name} holds ${bytes.length} bytes, not the ${size} of its shape [${buffer.shape}].`);
-  if (length !== undefined && expected !== length)
-    throw new DocumentError(`${name} holds ${expected} numbers, not ${length}.`);
-  return new Typed(bytes.buffer) as Numbers<D>;
+  return new Typed(bytes.buffer) as Numbers<P>;
 }
 
 /** The bytes of base64 text: by what the engine has for it, where it has it, for documents are large. */
@@ -124,10 +154,9 @@ function fromBase64(text: string, name: string): Uint8Array<ArrayBuffer> {
   }
 }
 
-function firstTiles(buffer: Buffer, name: string, n: number): Int32Array {
-  const tiles = numbers(buffer, "int32", `pictures ${name}`);
-  if (buffer.shape[0] !== n) throw new DocumentError(`pictures ${name} are of ${buffer.shape[0]} nodes, not ${n}.`);
-  const each = buffer.shape[1] ?? 1;
+function firstTiles(document: Document, set: number): Int32Array {
+  const tiles = numbers(document, "pictures.tiles", set);
+  const [n, each] = document.pictures[set]!.tiles.shape as [number, number];
   return Int32Array.from({ length: n }, (_, node) => (each ? tiles[node * each]! : -1));
 }
 

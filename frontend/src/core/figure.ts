@@ -4,8 +4,7 @@ import { decode } from "./decode.js";
 import { draw } from "./scene.js";
 import type { Scene } from "./scene-types.js";
 import { svg as toSvg } from "./svg.js";
-import type { Document, View } from "./types.js";
-import { onPaper, viewOf } from "./view.js";
+import { defaultView, onPaper, ownView, viewOf } from "./view.js";
 
 /** Widths in points, and a budget that can be read at that width. */
 export const PRESETS = {
@@ -19,13 +18,11 @@ type Preset = keyof typeof PRESETS;
 /** The figures of a document, which is read once. All goes in and comes out as text: embedded engines hand over nothing
  *  else. */
 export function figures(documentJson: string) {
-  const document = JSON.parse(documentJson) as Document;
-  const graph = decode(document);
+  const graph = decode(JSON.parse(documentJson));
   const scenes = new Map<Preset, Scene>();
   const sceneOf = (preset: Preset): Scene => {
     const { width, medium, budget } = PRESETS[preset];
-    if (!scenes.has(preset))
-      scenes.set(preset, draw(graph, onPaper(viewOf(document, document.view), budget), { width, medium }));
+    if (!scenes.has(preset)) scenes.set(preset, draw(graph, onPaper(ownView(graph), budget), { width, medium }));
     return scenes.get(preset)!;
   };
   return {
@@ -46,7 +43,7 @@ export function figures(documentJson: string) {
     /** What a view draws, as JSON: numbers of nodes and edges (inner kernels and those of the image included), those
      *  that are lit, and the caption's. The document's own view plays no part: "{}" is the default view. */
     drawn(viewJson: string): string {
-      const view = viewOf(document, JSON.parse(viewJson) as Partial<View>);
+      const view = viewOf(graph, defaultView(graph), JSON.parse(viewJson));
       const { nodes, edges: lines, lit, selection, numbers } = draw(graph, view, { width: 1440, medium: "screen" });
       const { edges, kernels, filters, path } = selection;
       const sorted = (lists: number[][]) => lists.flat().sort((a, b) => a - b);

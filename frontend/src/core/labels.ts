@@ -2,6 +2,7 @@
 
 import type { Graph } from "./decode.js";
 import { count, percent } from "./format.js";
+import { nodeName } from "./names.js";
 import type { Columns, Measures } from "./place.js";
 import type { Box } from "./route.js";
 import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
@@ -66,23 +67,15 @@ function unitText(graph: Graph, node: number): string {
   return kind && graph.layer[node]! < 0 ? `${kind} ${graph.unit[node]}` : String(graph.unit[node]);
 }
 
-/** A node, or a group with its members, in full: the layer, the number, the name. */
-export function nodeName(graph: Graph, parts: Parts, unit: number): string {
-  const each = parts.members[unit]!.map((node) => {
-    const layer =
-      graph.layer[node]! >= 0
-        ? graph.document.layers[graph.layer[node]!]!.name
-        : graph.document.columns[graph.column[node]!]!.label;
-    const name = graph.document.nodes.names[node];
-    return `${layer} \u00b7 ${unitText(graph, node)}${name === undefined ? "" : ` ${name}`}`;
-  });
-  const group = parts.groups[unit] === null ? "" : `${parts.groups[unit]}: `;
-  return plain(`${group}${each.join(", ")}`);
+/** All that a node's label may lack: its name, or a group's with those of its members. */
+export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
+  return `${unitName(graph, parts, unit)}, ${percent(parts.flow[unit]!)} of the flow`;
 }
 
-/** All that a node's label may lack. */
-export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
-  return `${nodeName(graph, parts, unit)}, ${percent(parts.flow[unit]!)} of the flow`;
+/** The name of a node, or of a group with those of its members. */
+export function unitName(graph: Graph, parts: Parts, unit: number): string {
+  const group = parts.groups[unit] === null ? "" : `${plain(parts.groups[unit]!)}: `;
+  return group + parts.members[unit]!.map((node) => nodeName(graph, node)).join(", ");
 }
 
 const HEADING = 3; // lines

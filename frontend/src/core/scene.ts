@@ -4,7 +4,7 @@ import { caption } from "./caption.js";
 import type { Graph } from "./decode.js";
 import { flowOf } from "./flow.js";
 import { count, percent, significant } from "./format.js";
-import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeName, nodeTitle } from "./labels.js";
+import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle, unitName } from "./labels.js";
 import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
@@ -212,7 +212,7 @@ export function isolate(graph: Graph, scene: Scene, node: number | null, share: 
 }
 
 function noteOf(graph: Graph, scene: Scene, unit: number, share: number): string {
-  const through = nodeName(graph, scene.parts, unit);
+  const through = unitName(graph, scene.parts, unit);
   const text = `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
   return shorten(text, scene.width - 2 * scene.note.x, scene.note.size);
 }

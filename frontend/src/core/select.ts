@@ -99,11 +99,7 @@ function unitsOf(graph: Graph, flow: Flow, view: View) {
   const unitOf = new Int32Array(graph.nodeCount).fill(-1);
   const grouped = new Map<number, { name: string; nodes: number[] }>();
   for (const { name, nodes } of view.groups) {
-    // The alive ones that are free, of one column, without the root: what remains can be drawn as one.
-    const alive = nodes.filter(
-      (node) => flow.aliveNode[node] && node !== flow.root && graph.column[node]! >= 0 && !grouped.has(node),
-    );
-    const group = { name, nodes: [...new Set(alive)].filter((node) => graph.column[node] === graph.column[alive[0]!]) };
+    const group = { name, nodes: nodes.filter((node) => flow.aliveNode[node] && node !== flow.root) };
     for (const node of group.nodes) grouped.set(node, group);
   }
   const members: number[][] = [];

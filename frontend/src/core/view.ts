@@ -1,39 +1,56 @@
-/** A whole view from what is given of one. */
+/** Views from outside (a URL, a notebook, a saved document) against the document: what is not valid is left out. Python
+ *  refuses it (`check_view` in data.py), so that a view that is valid there is the same view here. */
 
-import { DEFAULT_VIEW, type Document, type View } from "./types.js";
+import type { Graph } from "./decode.js";
+import { plain } from "./text.js";
+import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, SHARES, type View } from "./types.js";
 
-export class ViewError extends Error {}
-
-/** The view, defaults where nothing is said. Raises ViewError for what the document does not have. */
-export function viewOf(document: Document, given: Partial<View>): View {
-  const view = { ...DEFAULT_VIEW, ...given };
-  const nodes = document.nodes.kind.shape[0]!;
-  const whole = (value: unknown, least: number, end: number) =>
-    Number.isInteger(value) && (value as number) >= least && (value as number) < end;
-  const expect = (holds: boolean, name: string, expected: string) => {
-    if (!holds)
-      throw new ViewError(`The view's ${name} is ${JSON.stringify(view[name as keyof View])}; expected ${expected}.`);
-  };
-  const variants = `one of ${document.variants.length} variants`;
-  expect(whole(view.variant, 0, document.variants.length), "variant", variants);
-  expect(view.compare === null || whole(view.compare, 0, document.variants.length), "compare", `null or ${variants}`);
-  expect(view.kernels === null || whole(view.kernels, 0, Infinity), "kernels", "null or a number of kernels");
-  expect(whole(view.nodesPerColumn, 1, Infinity), "nodesPerColumn", "at least 1");
-  expect(whole(view.kernelsPerNode, 1, Infinity), "kernelsPerNode", "at least 1");
-  for (const name of ["root", "isolate"] as const)
-    expect(view[name] === null || whole(view[name], 0, nodes), name, `null or one of ${nodes} nodes`);
-  expect(view.share > 0 && view.share <= 1, "share", "a share above 0, up to 1");
-  expect(
-    view.pins.every((pin) => whole(pin, 0, nodes)),
-    "pins",
-    `numbers of ${nodes} nodes`,
-  );
-  expect(
-    view.groups.every((group) => group.nodes.every((node) => whole(node, 0, nodes))),
-    "groups",
-    `numbers of ${nodes} nodes`,
-  );
+/** `base` with what is valid in `raw`. */
+export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View, unknown>>): View {
+  const { document } = graph;
+  const whole = (value: unknown, from: number, end = Infinity): value is number =>
+    Number.isInteger(value) && (value as number) >= from && (value as number) < end;
+  const drawable = (value: unknown): value is number =>
+    whole(value, 0, graph.nodeCount) && graph.kind[value] !== NodeKind.image;
+  const view = { ...base };
+  if (whole(raw.variant, 0, document.variants.length)) view.variant = raw.variant;
+  if (raw.compare === null || whole(raw.compare, 0, document.variants.length)) view.compare = raw.compare;
+  if (view.compare === view.variant) view.compare = null;
+  if (raw.kernels === null || whole(raw.kernels, 1)) view.kernels = raw.kernels;
+  if (whole(raw.nodesPerColumn, 1)) view.nodesPerColumn = raw.nodesPerColumn;
+  if (whole(raw.kernelsPerNode, 1)) view.kernelsPerNode = raw.kernelsPerNode;
+  if (raw.root === null || drawable(raw.root)) view.root = raw.root === document.target ? null : raw.root;
+  if (raw.isolate === null || drawable(raw.isolate)) view.isolate = raw.isolate;
+  view.share = SHARES.find((share) => share === raw.share) ?? view.share;
+  if (Array.isArray(raw.pins)) view.pins = [...new Set(raw.pins.filter(drawable))];
+  if (Array.isArray(raw.groups)) {
+    const taken = new Set<number>();
+    view.groups = [];
+    for (const group of raw.groups as { name?: unknown; nodes?: unknown }[]) {
+      if (!Array.isArray(group?.nodes) || typeof group.name !== "string") continue;
+      const nodes = [...new Set(group.nodes.filter(drawable))];
+      if (nodes.length < 2 || nodes.some((node) => taken.has(node) || graph.column[node] !== graph.column[nodes[0]!]))
+        continue;
+      for (const node of nodes) taken.add(node);
+      view.groups.push({ name: [...plain(group.name)].slice(0, LONGEST_NAME).join(""), nodes });
+    }
+  }
+  if (document.pictures.some(({ name }) => name === raw.pictures)) view.pictures = raw.pictures as string;
+  if (raw.image === null || whole(raw.image, 0, document.images?.names.length ?? 0)) view.image = raw.image;
+  view.mode = MODES.find((mode) => mode === raw.mode) ?? view.mode;
   return view;
+}
+
+/** The view that says nothing: the defaults, with pictures that the document has. */
+export function defaultView(graph: Graph): View {
+  const { pictures } = graph.document;
+  const usual = pictures.find(({ name }) => name === DEFAULT_VIEW.pictures) ?? pictures[0];
+  return { ...DEFAULT_VIEW, pictures: usual?.name ?? DEFAULT_VIEW.pictures };
+}
+
+/** The view that the document itself asks for. */
+export function ownView(graph: Graph): View {
+  return viewOf(graph, defaultView(graph), graph.document.view ?? {});
 }
 
 /** The view with a width's budget in place of the usual one; another budget was chosen, and stays. */

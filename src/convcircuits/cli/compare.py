@@ -28,7 +28,8 @@ from convcircuits.cli.options import (
     given,
     numbers,
 )
-from convcircuits.cli.output import made_folder, named_after, print_json, say
+from convcircuits.cli.output import made_folder, print_json, say
+from convcircuits.files import named_after
 from convcircuits.values.recipe import Recipe
 
 

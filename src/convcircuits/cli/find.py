@@ -32,7 +32,8 @@ from convcircuits.cli.options import (
     criterion_options,
     given,
 )
-from convcircuits.cli.output import check_writable, insist, made_folder, named_after, print_json, say
+from convcircuits.cli.output import check_writable, insist, made_folder, print_json, say
+from convcircuits.files import named_after
 from convcircuits.values.recipe import SIZES, Recipe, read_recipes
 
 if TYPE_CHECKING:

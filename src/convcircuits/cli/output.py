@@ -1,7 +1,6 @@
 """How results are printed and where they may be written."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,11 +74,6 @@ def made_folder(option: str, path: Path) -> Path:
     except OSError as error:
         raise ConvCircuitsError(f"The folder {path} cannot be made: {error.strerror}.") from error
     return path
-
-
-def named_after(model: str, slug: str) -> str:
-    """Return the name, without a suffix, of what is exported for a feature of a model."""
-    return re.sub(r"[^\w.+]+", "-", model).strip("-.") + f"-{slug}"
 
 
 def insist(require: str | None, reports: Sequence["Evaluation"]) -> None:

@@ -24,6 +24,7 @@ from convcircuits.drawing.sheet import (
     variants_of,
 )
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.files import named_after
 from convcircuits.maps.colors import primaries_of
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
@@ -208,6 +209,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         granularity=circuit.granularity,  # type: ignore[arg-type]
         notes=sentences([colours, *(str(note) for note in origin.get("notes", ())), checks]),
         versions={"convcircuits": __version__, "torch": torch.__version__},
+        file=named_after(model, circuit.feature.slug),
     )
 
 

@@ -1,7 +1,8 @@
 """The circuit diagram's document: what Python writes and every host of the diagram reads.
 
-It mirrors ``frontend/src/core/types.ts``, field by field, with snake_case here and camelCase in JSON, and numpy arrays
-where the browser has typed buffers. Shapes: N nodes, E edges, V variants, I images, K pictures of one node.
+Its laws have their one home here. ``tools/diagram_types.py`` writes what else holds to them from the records below: the
+JSON schema and the types of ``frontend/src/core/types.ts``, with the docstrings, and the comments behind the fields.
+Shapes: N nodes, E edges, V variants, I images, K pictures of one node.
 """
 
 import dataclasses
@@ -10,15 +11,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from convcircuits.drawing.records import Array, Record, arrays, plain, read, within
+from convcircuits.drawing.records import Array, Law, Record, arrays, plain, read, within
 from convcircuits.errors import ConvCircuitsError
 
 SCHEMA = "convcircuits-diagram/1"
 PAGE = 2048  # the most pixels a page of pictures may be wide or high, so that every browser decodes it
+SHARES = (0.5, 0.8, 0.95)  # of a node's flow, which a view may isolate
+LONGEST_NAME = 80  # characters of a group's name
+
+Count: TypeAlias = Annotated[int, Law("minimum", 0)]
+Positive: TypeAlias = Annotated[int, Law("minimum", 1)]
+DataURL: TypeAlias = Annotated[str, Law("pattern", "^data:image/")]  # so that nothing is fetched
+FileName: TypeAlias = Annotated[str, Law("pattern", "^[A-Za-z0-9_+][A-Za-z0-9_.+-]*$")]
 
 
 class NodeKind(IntEnum):
@@ -54,11 +62,12 @@ class Meta(Record):
     granularity: Literal["kernel", "filter", "weight"] = "kernel"
     notes: tuple[str, ...] = ()  # whole sentences, shown under "about"
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    file: FileName = "circuit"  # what its files are named, without a suffix
 
 
 @dataclass(frozen=True, eq=False)
 class Column(Record):
-    """What stands over a column."""
+    """What stands over a column, which may hold several layers (the branches of one module)."""
 
     label: str
     detail: str = ""
@@ -70,15 +79,9 @@ class Layer(Record):
 
     name: str
     label: str
-    column: int
-    kernel: tuple[int, int]  # (kh, kw)
-    filters: int
-
-    def _check(self) -> None:
-        if min(self.kernel) < 1 or self.filters < 1:
-            raise ConvCircuitsError(
-                f"Layer {self.name!r} has kernels of {self.kernel} and {self.filters} filters; all are at least 1."
-            )
+    column: Count
+    kernel: tuple[Positive, Positive]  # (kh, kw)
+    filters: Positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +100,18 @@ class Nodes(Record):
 
 @dataclass(frozen=True, eq=False)
 class Edges(Record):
-    """All edges, one entry each. A source's column is left of its target's, but for inner kernels."""
+    """All edges, one entry each. A source's column is left of its target's, but for inner kernels.
+
+    One edge is one kernel, or a connection without weights. An inner kernel, such as the depthwise one of a chain of
+    layers that is drawn as one step, applies to all that comes into its node, which is dead without it.
+    """
 
     source: Annotated[Array, "int32", "E"]
     target: Annotated[Array, "int32", "E"]
     kind: Annotated[Array, "uint8", "E"]  # EdgeKind
     layer: Annotated[Array, "int16", "E"]  # -1 for connections without weights
-    out: Annotated[Array, "int32", "E"]  # likewise
-    in_: Annotated[Array, "int32", "E"]  # likewise; "in" in JSON
+    out: Annotated[Array, "int32", "E"]  # -1 likewise
+    in_: Annotated[Array, "int32", "E"]  # -1 likewise
     sign: Annotated[Array, "int8", "E"]  # 1 excites, -1 inhibits, 0 neither (a connection)
     weights: Annotated[Array, "int32", "E"]  # where its kh * kw weights begin, row by row; -1 for none
     scale: Annotated[Array, "float32", "E"]  # a weight is its int8 / 127 * scale
@@ -122,7 +129,7 @@ class Edges(Record):
 class Drawn(Record):
     """What the default view draws, measured as a network of its own."""
 
-    kernels: int
+    kernels: Count
     r2: float | None
     path: float  # share of the target's flow that complete drawn paths carry
 
@@ -138,9 +145,7 @@ class Fidelity(Record):
     r2_average_map_interior: float | None = None
     r2_random: float | None = None  # of a random circuit that keeps as many units of each layer
     r2_random_interior: float | None = None
-    interior: Literal["inside", "central", "unknown"] = (
-        "unknown"  # central: too few receptive fields lie inside the image
-    )
+    interior: Literal["inside", "central", "unknown"] = "unknown"  # central: too few receptive fields lie inside
     verdict: Literal["keeps", "keeps in part", "does not keep", "not decided"] = "not decided"
     sentence: str = "Not decided."  # the verdict and why
     found_on: bool = False  # whether these are the very images that it was found on
@@ -154,12 +159,12 @@ class Variant(Record):
     name: str
     role: Literal["circuit", "against", "control", "level"]  # level: found anew with fewer kernels
     saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
-    rank: Annotated[Array, "int32", "E"]  # place by saliency among all kept; -1: not in it; 0 for connections
-    kernels: int  # those that have a rank, inner ones and those of the image included
-    effective: int  # on a complete path; more, where some act through statistics of channels alone
-    filters: int  # filters that have effective kernels
-    kept: int  # kernels the circuit keeps, effective or not
-    relevant: int  # kernels of the full model that lie on a path to the feature
+    rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
+    kernels: Count  # those that have a rank, inner ones and those of the image included
+    effective: Count  # on a complete path; more, where some act through statistics of channels alone
+    filters: Count  # filters that have effective kernels
+    kept: Count  # kernels the circuit keeps, effective or not
+    relevant: Count  # kernels of the full model that lie on a path to the feature
     nested: bool  # whether the first k kernels by rank are what the criterion would keep at k
     fidelity: Fidelity | None = None
 
@@ -178,7 +183,7 @@ class TargetPicture(Record):
     """A picture of the target, shown in its details."""
 
     label: str
-    tile: int
+    tile: Count
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,30 +200,25 @@ class PictureSet(Record):
 class Page(Record):
     """One picture that holds ``count`` tiles, row by row, ``columns`` to a row."""
 
-    columns: int
-    count: int
-    src: str  # a data URL
-
-    def _check(self) -> None:
-        _check_data_url("A page of tiles", self.src)
+    columns: Positive
+    count: Positive
+    src: DataURL
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles(Record):
     """Square pictures, numbered through the pages."""
 
-    size: int  # pixels
+    size: Annotated[int, Law("minimum", 1), Law("maximum", PAGE)]  # pixels
     pages: tuple[Page, ...] = ()
 
     def __len__(self) -> int:
         return sum(page.count for page in self.pages)
 
     def _check(self) -> None:
-        if not 1 <= self.size <= PAGE:
-            raise ConvCircuitsError(f"Tiles are 1 to {PAGE} pixels; got {self.size}.")
         most = PAGE // self.size
         for page in self.pages:
-            if not (1 <= page.columns <= most and 1 <= page.count <= page.columns * most):
+            if page.columns > most or page.count > page.columns * most:
                 raise ConvCircuitsError(
                     f"A page of tiles is at most {PAGE} pixels wide and high; got {page.count} tiles of {self.size} "
                     f"pixels in {page.columns} columns."
@@ -229,8 +229,8 @@ class Tiles(Record):
 class Inside(Record):
     """The part of a map whose receptive fields lie inside the image; where too few do, its middle."""
 
-    rows: tuple[int, int]  # the first, and the one after the last
-    columns: tuple[int, int]
+    rows: tuple[Count, Count]  # the first, and the one after the last
+    columns: tuple[Count, Count]
     exact: bool  # False: too few fields lie inside, and this is the middle
 
 
@@ -239,7 +239,7 @@ class TargetMaps(Record):
     """The target on some images, in the full model and in each variant. Figures are of the positions that count."""
 
     positions: str  # which count, for people
-    shape: tuple[int, int]  # of its map; those below may be smaller, averaged
+    shape: tuple[Count, Count]  # of its map; those below may be smaller, averaged
     inside: Inside | None  # None: not known
     full_mean: Annotated[Array, "float32", "I"]  # in the full model
     full_maximum: Annotated[Array, "float32", "I"]
@@ -247,7 +247,7 @@ class TargetMaps(Record):
     maximum: Annotated[Array, "float32", "V I"]
     r2: Annotated[Array, "float32", "V I"]  # on that image alone; NaN: not defined
     r2_inside: Annotated[Array, "float32", "V I"]  # of the positions inside; NaN likewise, or where they are not known
-    full_map: Annotated[Array, "int8", "I h w"]  # / 127 * full_scale
+    full_map: Annotated[Array, "int8", "I h w"]  # int8 / 127 * its scale
     full_scale: Annotated[Array, "float32", "I"]
     map: Annotated[Array, "int8", "V I h w"]
     scale: Annotated[Array, "float32", "V I"]
@@ -272,8 +272,8 @@ class TargetMaps(Record):
 class Images(Record):
     """What the circuit does on some images. Maps are int8 / 127 * scale, map after map."""
 
-    names: tuple[str, ...]
-    src: tuple[str, ...]  # thumbnails, as data URLs
+    names: Annotated[tuple[str, ...], Law("minItems", 1)]
+    src: Annotated[tuple[DataURL, ...], Law("minItems", 1)]  # thumbnails
     target: TargetMaps
     activation: Annotated[Array, "int8", "*"]  # node after node, each (I, h, w), in the circuit
     activation_offset: Annotated[Array, "int32", "N"]  # -1 for none
@@ -289,54 +289,46 @@ class Images(Record):
         return len(self.names)
 
     def _check(self) -> None:
-        if len(self.src) != len(self.names) or not self.names:
+        if len(self.src) != len(self.names):
             raise ConvCircuitsError(
                 f"Each image has a name and a thumbnail; got {len(self.names)} names and {len(self.src)} thumbnails."
             )
-        for src in self.src:
-            _check_data_url("A thumbnail", src)
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut(Record):
     """What fidelity was measured on."""
 
-    count: int  # images
+    count: Positive  # images
 
 
 @dataclass(frozen=True)
 class Group(Record):
     """Nodes of one column, drawn as one."""
 
-    name: str
-    nodes: tuple[int, ...]
+    name: Annotated[str, Law("maxLength", LONGEST_NAME)]
+    nodes: Annotated[tuple[Count, ...], Law("minItems", 2)]
 
 
 @dataclass(frozen=True)
 class View(Record):
-    """What a reader has chosen. JSON holds only what differs from the defaults."""
+    """What a reader has chosen: all that a page's URL says, too. JSON holds only what differs from the defaults."""
 
     partial = True
 
-    variant: int = 0
-    compare: int | None = None  # a second variant: only this, only that, both
-    kernels: int | None = None  # the first k kernels by rank; None: all
-    nodes_per_column: int = 12
-    kernels_per_node: int = 5
-    root: int | None = None  # a node drawn as the target
-    isolate: int | None = None  # a node whose flow alone is drawn
-    share: float = 0.8  # how much of its flow
-    pins: tuple[int, ...] = ()
+    variant: Count = 0
+    compare: Count | None = None  # a second variant: only this, only that, both
+    kernels: Positive | None = None  # the first k kernels by rank; None: all
+    nodes_per_column: Positive = 12
+    kernels_per_node: Positive = 5
+    root: Count | None = None  # a node drawn as the target
+    isolate: Count | None = None  # a node whose flow alone is drawn
+    share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow
+    pins: tuple[Count, ...] = ()  # nodes that are drawn whatever their flow
     groups: tuple[Group, ...] = ()
-    pictures: str = "patches"
-    image: int | None = None
+    pictures: str = "patches"  # name of a picture set; where there is none of this one, the first is shown
+    image: Count | None = None
     mode: Literal["diagram", "all", "table"] = "diagram"
-
-    def _check(self) -> None:
-        if self.share not in (0.5, 0.8, 0.95):
-            raise ConvCircuitsError(f"A view isolates a share of 0.5, 0.8 or 0.95; got {self.share}.")
-        if self.nodes_per_column < 1 or self.kernels_per_node < 1 or (self.kernels is not None and self.kernels < 1):
-            raise ConvCircuitsError("A view draws at least one node a column, one kernel a node, and one kernel.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,13 +340,13 @@ class Document(Record):
     """
 
     meta: Meta
-    columns: tuple[Column, ...]  # left to right; the target's is the last
+    columns: Annotated[tuple[Column, ...], Law("minItems", 1)]  # left to right; the target's is the last
     layers: tuple[Layer, ...]
     nodes: Nodes
     edges: Edges
     weights: Annotated[Array, "int8", "*"]
-    target: int  # the node of the feature
-    variants: tuple[Variant, ...]  # the first is the circuit itself
+    target: Count  # the node of the feature
+    variants: Annotated[tuple[Variant, ...], Law("minItems", 1)]  # the first is the circuit itself
     pictures: tuple[PictureSet, ...]  # the first is the default
     tiles: Tiles
     images: Images | None = None
@@ -362,8 +354,8 @@ class Document(Record):
     view: View = dataclasses.field(default_factory=View)
 
     def _check(self) -> None:
-        if not self.columns or not self.variants or self.variants[0].role != "circuit":
-            raise ConvCircuitsError("A document has columns, and variants of which the first is the circuit itself.")
+        if self.variants[0].role != "circuit":
+            raise ConvCircuitsError("The first of a document's variants is the circuit itself.")
         sizes = {"N": len(self.nodes), "E": len(self.edges), "V": len(self.variants), "2": 2}
         if self.images is not None:
             sizes["I"] = len(self.images)
@@ -422,19 +414,30 @@ def view_to_dict(view: View) -> dict[str, Any]:
 
 
 def check_view(document: Document, view: View) -> None:
-    """See that a view speaks of what is in the document.
+    """See that a view speaks of what is in the document: what a browser would leave out is refused here.
 
     Raises:
-        ConvCircuitsError: If it names a node, variant or image that is not there.
+        ConvCircuitsError: If it names a node, variant, image or picture set that is not there, or a channel of the
+            image, which is never drawn; compares a variant with itself; or groups what cannot be drawn as one.
     """
     nodes, variants = len(document.nodes), len(document.variants)
     images = 0 if document.images is None else len(document.images)
+    grouped = [node for group in view.groups for node in group.nodes]
+    named = [node for node in (view.root, view.isolate, *view.pins, *grouped) if node is not None]
     asked = [("variant", view.variant, variants), ("variant", view.compare, variants), ("image", view.image, images)]
-    asked += [("node", node, nodes) for node in (view.root, view.isolate, *view.pins)]
-    asked += [("node", node, nodes) for group in view.groups for node in group.nodes]
-    for what, number, count in asked:
-        if number is not None and not 0 <= number < count:
+    for what, number, count in [*asked, *(("node", node, nodes) for node in named)]:
+        if number is not None and number >= count:
             raise ConvCircuitsError(f"The view names {what} {number}; the document has {count}.")
+    for node in named:
+        if document.nodes.kind[node] == NodeKind.IMAGE:
+            raise ConvCircuitsError(f"The view names node {node}, a channel of the image, which is never drawn.")
+    if view.compare == view.variant:
+        raise ConvCircuitsError(f"The view compares variant {view.variant} with itself.")
+    sets = [pictures.name for pictures in document.pictures]
+    if view.pictures not in (View.pictures, *sets):
+        raise ConvCircuitsError(f"The view shows pictures {view.pictures!r}; the document has {', '.join(sets)}.")
+    if len(set(grouped)) != len(grouped):
+        raise ConvCircuitsError("The view's groups name a node twice.")
     for group in view.groups:
         if len(set(document.nodes.column[list(group.nodes)].tolist())) != 1:
             raise ConvCircuitsError(f"Group {group.name!r} is not of nodes of one column.")
@@ -452,7 +455,7 @@ def _refuse(wrong: Array, what: str) -> None:
 def _check_nodes(document: Document) -> None:
     nodes, columns = document.nodes, len(document.columns)
     for layer in document.layers:
-        if not 0 <= layer.column < columns:
+        if layer.column >= columns:
             raise ConvCircuitsError(f"Layer {layer.name!r} is in column {layer.column}; there are {columns}.")
     within("nodes.kind", nodes.kind, 0, len(NodeKind))
     within("nodes.column", nodes.column, -1, columns)
@@ -462,7 +465,7 @@ def _check_nodes(document: Document) -> None:
     image = nodes.kind == NodeKind.IMAGE
     _refuse((nodes.column == -1) != image, "Node {} has column -1 but is no channel of the image, or the reverse.")
     _refuse((nodes.kind == NodeKind.FILTER) & (nodes.layer == -1), "Node {} is a filter without a layer.")
-    if not 0 <= document.target < len(nodes):
+    if document.target >= len(nodes):
         raise ConvCircuitsError(f"The target is node {document.target}; there are {len(nodes)}.")
     if nodes.column[document.target] != columns - 1:
         raise ConvCircuitsError(f"The target is in column {nodes.column[document.target]}; it belongs in the last.")
@@ -520,8 +523,3 @@ def _check_images(document: Document, images: Images) -> None:
         _refuse(beyond | (offset < -1) | (shape < 0).any(axis=1), f"Map {{}} is not all in images.{name}.")
         known = np.isfinite(scale) & (scale >= 0)
         _refuse((offset >= 0) & ~known.all(axis=1), f"images.{name}_scale of {{}} is not a number of at least 0.")
-
-
-def _check_data_url(what: str, src: str) -> None:
-    if not src.startswith("data:image/"):
-        raise ConvCircuitsError(f"{what} is a data URL of a picture, so that nothing is fetched; got {src[:40]!r}.")

@@ -155,7 +155,7 @@ class Diagram:
 
     def open(self) -> Path:
         """Show the diagram in the web browser, as a page in a new folder for passing files, which is given back."""
-        path = self.save(Path(tempfile.mkdtemp(prefix="convcircuits-")) / "circuit.html")
+        path = self.save(Path(tempfile.mkdtemp(prefix="convcircuits-")) / f"{self.document.meta.file}.html")
         webbrowser.open(path.as_uri())
         return path
 

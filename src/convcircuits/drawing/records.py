@@ -1,7 +1,9 @@
 """Values with typed fields that check themselves, and their one mapping to JSON and back.
 
-A record's fields are annotated with the types below; arrays as ``Annotated[Array, dtype, axes]``. Fields are snake_case
-here and camelCase in JSON; an array is there ``{"dtype", "shape", "data"}``, with little-endian bytes in base64.
+A record's fields are annotated with the types below; arrays as ``Annotated[Array, dtype, axes]``, what else is not any
+value of its type as ``Annotated[int, Law("minimum", 1)]``. Fields are snake_case here and camelCase in JSON; an array
+is there ``{"dtype", "shape", "data"}``, with little-endian bytes in base64. ``tools/diagram_types.py`` writes the
+document's JSON schema and TypeScript types from them.
 """
 
 import base64
@@ -10,15 +12,34 @@ import dataclasses
 import math
 import numbers
 import operator
+import re
 import types
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from convcircuits.errors import ConvCircuitsError
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Law(NamedTuple):
+    """What a field's type does not say, by a keyword of JSON schema."""
+
+    keyword: Literal["minimum", "maximum", "enum", "minItems", "maxLength", "pattern"]
+    value: Any
+
+
+_LAWS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "minimum": (operator.ge, "at least {}"),
+    "maximum": (operator.le, "at most {}"),
+    "enum": (lambda value, among: value in among, "one of {}"),
+    "minItems": (lambda value, least: len(value) >= least, "with at least {}"),
+    "maxLength": (lambda value, most: len(value) <= most, "of at most {} characters"),
+    # The "$" of JSON schema is Python's "\Z".
+    "pattern": (lambda value, pattern: bool(re.search(pattern.replace("$", r"\Z"), value)), "that matches {}"),
+}
 
 
 class Record:
@@ -40,7 +61,13 @@ def hints(record: Any) -> dict[str, Any]:
     return get_type_hints(record, include_extras=True)
 
 
-def _camel(name: str) -> str:
+def is_array(hint: Any) -> bool:
+    """Return whether a field's type is an array's."""
+    return get_origin(hint) is Annotated and get_args(hint)[0] == Array
+
+
+def camel(name: str) -> str:
+    """Return a field's name in JSON."""
     first, *rest = name.rstrip("_").split("_")
     return first + "".join(map(str.capitalize, rest))
 
@@ -53,7 +80,7 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
     if isinstance(value, Record):
         for name, hint in hints(type(value)).items():
             field = f"{where}.{name}".lstrip(".")
-            if get_origin(hint) is Annotated:
+            if is_array(hint):
                 yield field, getattr(value, name), hint.__metadata__[1].split()
             else:
                 yield from arrays(field, getattr(value, name))
@@ -66,7 +93,7 @@ def plain(value: Any, *, whole: bool = False) -> Any:
         if value.partial and not whole:
             default = type(value)()
             fields = {name: field for name, field in fields.items() if field != getattr(default, name)}
-        return {_camel(name): plain(field) for name, field in fields.items()}
+        return {camel(name): plain(field) for name, field in fields.items()}
     if isinstance(value, np.ndarray):
         data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
         return {
@@ -86,8 +113,10 @@ def read(where: str, said: Any, hint: Any) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Record) and isinstance(said, Mapping):
         return _read_record(where, said, hint)
-    if origin is Annotated:
+    if is_array(hint):
         return _read_array(where, said)
+    if origin is Annotated:
+        return read(where, said, inner[0])
     if origin is tuple and isinstance(said, list):
         return tuple(read(f"{where}[{i}]", item, inner[0]) for i, item in enumerate(said))
     if origin in (Union, types.UnionType) and said is not None:
@@ -98,7 +127,7 @@ def read(where: str, said: Any, hint: Any) -> Any:
 
 
 def _read_record(where: str, said: Mapping[str, Any], record: Any) -> Any:
-    names = {_camel(field.name): field for field in dataclasses.fields(record)}
+    names = {camel(field.name): field for field in dataclasses.fields(record)}
     if unknown := said.keys() - names.keys():
         raise ConvCircuitsError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
     if missing := [] if record.partial else sorted(names.keys() - said.keys()):
@@ -122,8 +151,13 @@ def _read_array(where: str, said: Any) -> Array:
 def _fit(where: str, value: Any, hint: Any) -> Any:
     """Return a value as its field has it: arrays as read-only copies, NumPy's numbers as Python's."""
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
+    if is_array(hint):
         return _fit_array(where, value, *hint.__metadata__)
+    if origin is Annotated:
+        fitted = _fit(where, value, inner[0])
+        if not all(_LAWS[law.keyword][0](fitted, law.value) for law in hint.__metadata__):
+            raise ConvCircuitsError(f"{where} is {_words(hint)}; got {value!r:.80}.")
+        return fitted
     if origin in (Union, types.UnionType):
         return None if value is None else _fit(where, value, next(k for k in inner if k is not type(None)))
     if origin is Literal and value in inner:
@@ -132,8 +166,8 @@ def _fit(where: str, value: Any, hint: Any) -> Any:
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return tuple(_fit(f"{where}[{i}]", item, kind) for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
     if origin is Mapping and isinstance(value, Mapping):
-        fitted = {_fit(where, key, inner[0]): _fit(where, item, inner[1]) for key, item in value.items()}
-        return types.MappingProxyType(fitted)
+        entries = {_fit(where, key, inner[0]): _fit(where, item, inner[1]) for key, item in value.items()}
+        return types.MappingProxyType(entries)
     number = not isinstance(value, (bool, np.bool_))
     if hint is int and number and hasattr(value, "__index__"):
         return operator.index(value)
@@ -174,10 +208,13 @@ def within(where: str, values: Array, low: int, high: int) -> None:
 def _words(hint: Any) -> str:
     """Name a type for people."""
     origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return ", ".join([_words(inner[0]), *(_LAWS[law.keyword][1].format(law.value) for law in hint.__metadata__)])
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner))
     if origin is tuple:
-        return f"a sequence of {inner[0].__name__}" if inner[-1] is Ellipsis else f"{len(inner)} whole numbers"
+        item = get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0]
+        return f"a sequence of {item.__name__}" if inner[-1] is Ellipsis else f"{len(inner)} whole numbers"
     if origin is Mapping:
         return "a mapping"
     return {

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.files import safe_name
 
 Position = Literal["all", "max", "center", "interior"] | tuple[int, int]
 
@@ -140,7 +141,7 @@ class Feature:
             rest = len(self.unit) - len(shown)
             end = f"+{rest}more-{_digest(unit.encode())}" if rest else "+" * (len(shown) == 1)
             unit = "+".join(map(str, shown)) + end
-        return re.sub(r"[^\w.+]+", "-", self._text(unit))
+        return safe_name(self._text(unit))
 
     def rows(self, channels: int) -> tuple[Tensor, Tensor]:
         """Return the channels the feature reads and its coefficient on each, for a layer of that many channels.

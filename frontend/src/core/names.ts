@@ -1,12 +1,12 @@
 /** What nodes and edges are called, in whole words. */
 
-import type { Graph } from "../core/decode.js";
-import { percent } from "../core/format.js";
-import { plain } from "../core/text.js";
-import { EdgeKind, NodeKind } from "../core/types.js";
+import type { Graph } from "./decode.js";
+import { percent } from "./format.js";
+import { plain } from "./text.js";
+import { EdgeKind, NodeKind } from "./types.js";
 
 export function layerName(graph: Graph, layer: number): string {
-  return plain(graph.document.layers[layer]?.label ?? "");
+  return plain(graph.document.layers[layer]?.name ?? "");
 }
 
 /** "filter 37 of conv3_1", and a name where it has one. */
