@@ -124,7 +124,7 @@ export interface Fidelity {
   r2Rectified: number | null;
   r2AverageMap: number | null; // of the average map of other images, which no network is needed for
   r2AverageMapInterior: number | null;
-  r2Random: number | null; // of a random circuit that keeps as many units of each layer
+  r2Random: number | null; // of a random circuit that keeps as many elements of each layer
   r2RandomInterior: number | null;
   interior: "inside" | "central" | "unknown"; // central: too few receptive fields lie inside
   verdict: "keeps" | "keeps in part" | "does not keep" | "not decided";

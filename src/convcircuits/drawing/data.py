@@ -143,7 +143,7 @@ class Fidelity(Record):
     r2_rectified: float | None = None
     r2_average_map: float | None = None  # of the average map of other images, which no network is needed for
     r2_average_map_interior: float | None = None
-    r2_random: float | None = None  # of a random circuit that keeps as many units of each layer
+    r2_random: float | None = None  # of a random circuit that keeps as many elements of each layer
     r2_random_interior: float | None = None
     interior: Literal["inside", "central", "unknown"] = "unknown"  # central: too few receptive fields lie inside
     verdict: Literal["keeps", "keeps in part", "does not keep", "not decided"] = "not decided"
