@@ -36,13 +36,14 @@ from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import Recipe, read_recipes
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
-from convcircuits.zoo.models import Preprocess, list_models, load_model
+from convcircuits.zoo.models import list_models, load_model
+from convcircuits.zoo.preprocessing import Preprocess
 
 SOURCE = """
 import os, time
 from pathlib import Path
 from torch import nn
-from convcircuits.zoo.models import Preprocess
+from convcircuits.zoo.preprocessing import Preprocess
 
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))
 

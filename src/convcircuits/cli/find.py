@@ -152,7 +152,7 @@ def find(
 
 def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
     """Read a file of recipes, with the file that each writes, if it says one."""
-    from convcircuits.zoo.models import is_plain_name
+    from convcircuits.zoo.sources import is_plain_name
 
     recipes = read_recipes(path, fields)
     for one, _ in recipes:

@@ -13,7 +13,8 @@ from convcircuits.cli.output import names, say
 from convcircuits.texts import sentences
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import Crops, Photograph, distinct, photographs, readable, split_photographs
-from convcircuits.zoo.models import LoadedModel, is_plain_name, load_model
+from convcircuits.zoo.models import LoadedModel, load_model
+from convcircuits.zoo.sources import is_plain_name
 
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
