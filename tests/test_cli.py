@@ -29,20 +29,21 @@ import convcircuits as cc
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
-from convcircuits.cli import application, comparing, console, preparing
+from convcircuits.cli import application, comparing, console, find, preparing
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import Recipe, read_recipes
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
-from convcircuits.zoo.models import Preprocess, list_models, load_model
+from convcircuits.zoo.models import list_models, load_model
+from convcircuits.zoo.preprocessing import Preprocess
 
 SOURCE = """
 import os, time
 from pathlib import Path
 from torch import nn
-from convcircuits.zoo.models import Preprocess
+from convcircuits.zoo.preprocessing import Preprocess
 
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))
 
@@ -208,6 +209,11 @@ def test_layers_go_by_the_names_that_their_community_has(folder, good):
 
 
 COMMANDS = ["find", "evaluate", "compare", "extract", "diagram", "show", "models", "layers", "demo"]
+
+
+def test_find_has_a_parameter_for_every_field_of_a_recipe():
+    """They go by name into the recipe; options of the criterion are read one by one."""
+    assert {*Recipe.__dataclass_fields__} - {*inspect.signature(find.find).parameters} == {"options"}
 
 
 def test_what_the_command_has_to_choose_from_is_what_the_library_has():
@@ -401,7 +407,7 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     assert cc.load("a.safetensors").provenance["images"] != usual.provenance["images"]
     again = good("evaluate a.safetensors --model plain_net:net --json")
     assert (again["normalization"], again["r2"]) == (said["normalization"], said["r2"])
-    images = preparing.set_up(recipe_of("a.safetensors"), "cpu").held_out
+    images = preparing.set_up(recipe_of("a.safetensors"), "cpu").held_out.images
     other = "evaluate a.safetensors --model plain_net:net --mean .1 --std .1 --json"
     assert good(other)["provenance"]["images"] != again["provenance"]["images"]
     picture = preparing.photographs("pictures")[0]
@@ -1025,7 +1031,7 @@ RECIPES = {
 BAD = {
     "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),
-    "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "'net'"),
+    "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Near names: net."),
     "unknown layer": (
         F.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature feature.14:2"),
         "Near names: features.14",

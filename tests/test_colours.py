@@ -8,7 +8,8 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.maps import colors as colours
-from convcircuits.zoo.models import LoadedModel, Preprocess
+from convcircuits.zoo.models import LoadedModel
+from convcircuits.zoo.preprocessing import Preprocess
 
 IMAGENET, CAFFE = Preprocess(), Preprocess(mean=(104.0, 116.7, 122.7), std=(1.0, 1.0, 1.0), bgr=True)
 

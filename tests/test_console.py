@@ -37,7 +37,7 @@ NET = """
 import atexit, os, signal
 from pathlib import Path
 from torch import nn
-from convcircuits.zoo.models import Preprocess
+from convcircuits.zoo.preprocessing import Preprocess
 
 def now(moment):
     if os.environ.get("MOMENT") == moment:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.zoo.models import LoadedModel, Preprocess
+from convcircuits.zoo.models import LoadedModel
+from convcircuits.zoo.preprocessing import Preprocess
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import convcircuits as cc
 from cases import HEAD
 from convcircuits.network.surroundings import environment_kept
-from convcircuits.zoo.models import list_layers
+from convcircuits.zoo.layers import list_layers
 from nets import NETS, Net, net, seeded
 from states import World, everything, state_of
 

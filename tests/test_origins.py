@@ -21,12 +21,12 @@ from convcircuits.texts import printable, printable_lines
 from convcircuits.values.feature import Feature
 from convcircuits.values.origins import check_provenance
 from convcircuits.values.recipe import Recipe
-from convcircuits.zoo.models import is_plain_name
+from convcircuits.zoo.sources import is_plain_name
 
 SOURCE = """
 from pathlib import Path
 from torch import nn
-from convcircuits.zoo.models import Preprocess
+from convcircuits.zoo.preprocessing import Preprocess
 
 Path("imported").touch()
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))

@@ -8,34 +8,17 @@ from typing import Annotated, Any
 import typer
 
 import convcircuits as cc
+from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
-from convcircuits.cli.console import LOADING, progress
-from convcircuits.cli.options import (
-    BatchOption,
-    CountOption,
-    DeviceOption,
-    FeatureOption,
-    HeldOutOption,
-    ImagesOption,
-    JsonOption,
-    MeanOption,
-    ModelOption,
-    SeedOption,
-    SizeOption,
-    StdOption,
-    WeightsOption,
-    criterion_options,
-    given,
-    numbers,
-)
-from convcircuits.cli.output import made_folder, print_json, say
+from convcircuits.cli.console import progress
+from convcircuits.cli.output import made_folder, print_json, say, say_written
 from convcircuits.files import named_after
 from convcircuits.values.recipe import Recipe
 
 
 def compare(
-    model: ModelOption,
-    feature: FeatureOption,
+    model: options.ModelOption,
+    feature: options.FeatureOption,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -57,17 +40,17 @@ def compare(
             help="An option of one criterion, for example force.steps=5; may be repeated. They are listed below.",
         ),
     ] = None,
-    images: ImagesOption = None,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    count: CountOption = None,
-    size: SizeOption = None,
-    held_out: HeldOutOption = None,
-    seed: SeedOption = None,
-    batch_size: BatchOption = 16,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    images: options.ImagesOption = None,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    count: options.CountOption = None,
+    size: options.SizeOption = None,
+    held_out: options.HeldOutOption = None,
+    seed: options.SeedOption = None,
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare criteria at several sizes of circuits."""
     from convcircuits.charts import check_charts_installed
@@ -76,35 +59,22 @@ def compare(
     from convcircuits.cli.preparing import set_up
     from convcircuits.files import write_whole
 
-    names, shares = [name.strip() for name in criteria.split(",")], numbers("--densities", densities)
-    assert shares is not None
+    fields = options.given(**locals())
+    names, shares = [name.strip() for name in criteria.split(",")], options.numbers("--densities", densities)
     check_compared(names, shares)
     chosen = _options_by_criterion(option or [], names)
     check_charts_installed()
     if out is not None and out.exists() and not out.is_dir():
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
-    fields = given(
-        model=model,
-        feature=feature,
-        weights=weights,
-        mean=mean,
-        std=std,
-        images=images,
-        count=count,
-        size=size,
-        held_out=held_out,
-        seed=seed,
-    )
     recipe = Recipe.of(fields)
-    with progress(LOADING):
-        setup = set_up(recipe, device)
+    setup = set_up(recipe, device)
     wanted = setup.loaded.feature(feature)
     with progress("finding and measuring circuits") as told:
         rows = compared(
             setup.loaded.model,
             wanted,
-            setup.train,
-            setup.held_out,
+            setup.train.images,
+            setup.held_out.images,
             criteria=names,
             densities=shares,
             options=chosen,
@@ -112,14 +82,14 @@ def compare(
             seed=recipe.seed,
             progress=told,
         )
-    folder = made_folder("--out", out or Path(named_after(model, wanted.slug)))
+    folder = made_folder(out or Path(named_after(model, wanted.slug)))
     table = write_comparison(rows, folder, wanted, setup)
     result = {
         "model": model,
         "feature": str(wanted),
         "options": option or [],
         "normalization": setup.loaded.normalization,
-        "photographs": {"found_on": setup.train_names, "held_out": setup.held_out_names},
+        "photographs": {"found_on": setup.train.names, "held_out": setup.held_out.names},
         "unreadable": setup.unreadable,
         "copies": setup.copies,
         "rows": table,
@@ -131,22 +101,24 @@ def compare(
     setup.say()
     say(comparison_table(rows))
     say(EXPLAINED)
-    for name, what in (
-        ("comparison.csv", "every figure"),
-        ("comparison.json", "the same with the photographs"),
-        ("comparison.png", "fidelity against density"),
-    ):
-        say(f"wrote {folder / name} ({what})")
+    say_written(
+        folder,
+        {
+            "comparison.csv": "every figure",
+            "comparison.json": "the same with the photographs",
+            "comparison.png": "fidelity against density",
+        },
+    )
 
 
 def _options_by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Read options of several criteria, each CRITERION.NAME=VALUE."""
-    options: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for text in texts:
         criterion, dot, rest = text.partition(".")
         if not dot or criterion not in criteria:
             raise cc.ConvCircuitsError(
                 f"--option {text} is of no criterion that is compared; write it as --option {criteria[0]}.NAME=VALUE."
             )
-        options.setdefault(criterion, {}).update(criterion_options([rest]))
-    return options
+        chosen.setdefault(criterion, {}).update(options.criterion_options([rest]))
+    return chosen

@@ -40,8 +40,8 @@ def write_comparison(
     fidelity_chart(
         table,
         folder / "comparison.png",
-        title=f"{setup.loaded.name} {feature}: circuits measured on {len(setup.held_out)} crops of "
-        f"{len(setup.held_out_names)} photographs they were not found on",
+        title=f"{setup.loaded.name} {feature}: circuits measured on {len(setup.held_out.images)} crops of "
+        f"{len(setup.held_out.names)} photographs they were not found on",
     )
     return table
 

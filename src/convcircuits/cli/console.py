@@ -23,8 +23,6 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from convcircuits.errors import ConvCircuitsError, options_written
 
 _T = TypeVar("_T")
-LOADING = "loading the model and photographs"
-"""What many commands do first."""
 EVERY = 5.0
 """Seconds between lines on how far the work is, where no terminal shows a bar."""
 _INTERRUPTED = "interrupted; nothing was left half written"

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
+from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
-from convcircuits.cli.console import LOADING, progress
-from convcircuits.cli.options import DeviceOption, JsonOption
-from convcircuits.cli.output import made_folder, print_json, say
+from convcircuits.cli.console import progress
+from convcircuits.cli.output import made_folder, print_json, say, say_written
 from convcircuits.values.recipe import Recipe
 
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 112
@@ -20,17 +20,10 @@ BEST_AT = 0.05
 
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
-    count: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=1_000_000,
-            help="How many crops of the training photographs to use, and as many of the held-out ones.",
-        ),
-    ] = 14,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=f"{options.COUNT_HELP}.")] = 14,
     seed: Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")] = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare criteria on a real network, draw the best circuit."""
     from convcircuits.charts import check_charts_installed
@@ -43,9 +36,8 @@ def demo(
         raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
     check_charts_installed()
     recipe = Recipe(model=MODEL, feature=LAYER, count=count, size=SIZE, seed=seed)  # its unit is chosen below
-    with progress(LOADING):
-        setup = set_up(recipe, device)
-    made_folder("--out", out)
+    setup = set_up(recipe, device)
+    made_folder(out)
     pictured = setup.pictured()
     with progress("choosing a unit") as told:
         cycle = len(setup.photographs)
@@ -69,8 +61,8 @@ def demo(
         rows = compare(
             setup.loaded.model,
             feature,
-            setup.train,
-            setup.held_out,
+            setup.train.images,
+            setup.held_out.images,
             criteria=CRITERIA,
             densities=DENSITIES,
             seed=seed,
@@ -86,8 +78,8 @@ def demo(
             setup.loaded.model,
             circuit,
             images=pictured,
-            held_out=setup.held_out,
-            fit=setup.train,
+            held_out=setup.held_out.images,
+            fit=setup.fit,
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=told,
@@ -109,11 +101,13 @@ def demo(
     say(f"The best at {BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
     say(best.evaluation.summary())
     say(drawn.caption)
-    for name, what in (
-        ("comparison.csv", "every figure"),
-        ("comparison.png", "fidelity against density"),
-        ("circuit.safetensors", f"that circuit; try: convcircuits show {out / 'circuit.safetensors'}"),
-        ("circuit.html", "the circuit as a diagram: open it in a web browser"),
-    ):
-        say(f"wrote {out / name} ({what})")
+    say_written(
+        out,
+        {
+            "comparison.csv": "every figure",
+            "comparison.png": "fidelity against density",
+            "circuit.safetensors": f"that circuit; try: convcircuits show {out / 'circuit.safetensors'}",
+            "circuit.html": "the circuit as a diagram: open it in a web browser",
+        },
+    )
     say(f"done in {time.monotonic() - start:.0f} s")

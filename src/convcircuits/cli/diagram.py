@@ -6,27 +6,13 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli.console import LOADING, progress
-from convcircuits.cli.options import (
-    BatchOption,
-    CircuitArgument,
-    CountAgainOption,
-    DeviceOption,
-    ImagesAgainOption,
-    MeanOption,
-    ModelAgainOption,
-    Pictures,
-    SizeOption,
-    StdOption,
-    WeightsOption,
-    Width,
-    given,
-)
+from convcircuits.cli import options
+from convcircuits.cli.console import progress
 from convcircuits.cli.output import say
 
 
 def diagram(
-    file: CircuitArgument,
+    file: options.CircuitArgument,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="A .html, .svg, .pdf, .png or .json file to write; FILE.html if not given."),
@@ -34,22 +20,23 @@ def diagram(
     open_: Annotated[bool, typer.Option("--open", help="Show the page in the web browser.")] = False,
     against: Annotated[Path | None, typer.Option(help="Another circuit of the same feature, to compare with.")] = None,
     pictures: Annotated[
-        Pictures, typer.Option(help="What pictures the filters: parts of images, or optimised ones (takes minutes).")
+        options.Pictures,
+        typer.Option(help="What pictures the filters: parts of images, or optimised ones (takes minutes)."),
     ] = "patches",
     title: Annotated[
         str | None, typer.Option(help="Over the picture; the feature's and the model's name if not given.")
     ] = None,
-    width: Annotated[Width | None, typer.Option(help="Of a figure; the last two are for papers.")] = None,
-    model: ModelAgainOption = None,
-    images: ImagesAgainOption = None,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    count: CountAgainOption = None,
-    size: SizeOption = None,
+    width: Annotated[options.Width | None, typer.Option(help="Of a figure; the last two are for papers.")] = None,
+    model: options.ModelAgainOption = None,
+    images: options.ImagesAgainOption = None,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    count: options.CountAgainOption = None,
+    size: options.SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seeds the random circuit that it is drawn beside.")] = 0,
-    batch_size: BatchOption = 16,
-    device: DeviceOption = "auto",
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
 ) -> None:
     """Draw a circuit as an interactive page, or as a figure."""
     from convcircuits.cli.preparing import loaded_circuit, set_up_again
@@ -59,23 +46,16 @@ def diagram(
     check_file(path, width)
     if open_ and path.suffix != ".html":
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
-    circuit = loaded_circuit(file)
     other = None if against is None else loaded_circuit(against)
-    with progress(LOADING):
-        setup = set_up_again(
-            file,
-            circuit,
-            device=device,
-            images=images,
-            **given(model=model, weights=weights, mean=mean, std=std, count=count, size=size),
-        )
+    fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
+    circuit, setup = set_up_again(file, device=device, images=images, **fields)
     with progress("drawing") as told:
         drawn = cc.diagram(
             setup.loaded.model,
             circuit,
             images=setup.pictured(),
-            held_out=setup.held_out,
-            fit=setup.train if len(setup.train) else None,
+            held_out=setup.held_out.images,
+            fit=setup.fit,
             against=other,
             title=title,
             pictures=pictures,

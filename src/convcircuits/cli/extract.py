@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import convcircuits as cc
+from convcircuits.cli import options
 from convcircuits.cli.console import progress
-from convcircuits.cli.options import (
-    CircuitArgument,
-    DeviceOption,
-    JsonOption,
-    ModelAgainOption,
-    SizeOption,
-    WeightsOption,
-    given,
-)
 from convcircuits.cli.output import aligned, cell, check_writable, print_json, say
 
 if TYPE_CHECKING:
@@ -23,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def extract(
-    file: CircuitArgument,
+    file: options.CircuitArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The .safetensors file to write.")] = None,
     onnx: Annotated[
         Path | None, typer.Option(help="The .onnx file to write, compared with torch in onnxruntime.")
     ] = None,
-    model: ModelAgainOption = None,
-    weights: WeightsOption = None,
-    size: SizeOption = None,
+    model: options.ModelAgainOption = None,
+    weights: options.WeightsOption = None,
+    size: options.SizeOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once when it is timed.")] = 16,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Turn a circuit into a small module, and measure what it costs."""
     from convcircuits.cli.preparing import loaded_circuit, loaded_model, recipe_again, side
@@ -45,7 +37,7 @@ def extract(
     if onnx is not None:
         check_onnx_installed()
     circuit = loaded_circuit(file)
-    recipe = recipe_again(file, circuit, **given(model=model, weights=weights, size=size))
+    recipe = recipe_again(file, circuit, **options.given(model=model, weights=weights, size=size))
     with progress(f"loading {recipe.model}"):
         loaded = loaded_model(recipe, device)
     shape = (loaded.channels, *(side(recipe.size) or loaded.size))

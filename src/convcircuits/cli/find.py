@@ -1,7 +1,6 @@
 """``convcircuits find``."""
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import convcircuits as cc
-from convcircuits.cli.console import LOADING, progress
-from convcircuits.cli.options import (
-    BatchOption,
-    CountOption,
-    CriterionOption,
-    DensityOption,
-    DeviceOption,
-    FeatureOfRecipe,
-    GranularityOption,
-    HeldOutOption,
-    ImagesOption,
-    JsonOption,
-    MeanOption,
-    ModelOfRecipe,
-    RequireOption,
-    SeedOption,
-    SizeOption,
-    StdOption,
-    WeightsOption,
-    criterion_options,
-    given,
-)
+from convcircuits.cli import options
+from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_writable, insist, made_folder, print_json, say
 from convcircuits.files import named_after
 from convcircuits.values.recipe import SIZES, Recipe, read_recipes
@@ -63,8 +42,8 @@ class _Task:
 
 
 def find(
-    model: ModelOfRecipe = None,
-    feature: FeatureOfRecipe = None,
+    model: options.ModelOfRecipe = None,
+    feature: options.FeatureOfRecipe = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,7 +52,7 @@ def find(
             help="The .safetensors file to write, named after model and feature if not given; with --recipe a folder.",
         ),
     ] = None,
-    density: DensityOption = None,
+    density: options.DensityOption = None,
     kernels: Annotated[int | None, typer.Option(help="How many elements to keep, in place of --density.")] = None,
     reach_r2: Annotated[
         float | None,
@@ -83,8 +62,8 @@ def find(
             "is measured on the held-out ones, and may be a little less."
         ),
     ] = None,
-    granularity: GranularityOption = None,
-    criterion: CriterionOption = None,
+    granularity: options.GranularityOption = None,
+    criterion: options.CriterionOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,38 +78,21 @@ def find(
             "a table [[circuit]] with its feature and what is its own. Options given here go before both."
         ),
     ] = None,
-    images: ImagesOption = None,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    count: CountOption = None,
-    size: SizeOption = None,
-    held_out: HeldOutOption = None,
-    seed: SeedOption = None,
-    batch_size: BatchOption = 16,
-    device: DeviceOption = "auto",
-    require: RequireOption = None,
-    as_json: JsonOption = False,
+    images: options.ImagesOption = None,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    count: options.CountOption = None,
+    size: options.SizeOption = None,
+    held_out: options.HeldOutOption = None,
+    seed: options.SeedOption = None,
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
+    require: options.RequireOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Find a circuit on some photographs, measure it on others."""
-    fields = given(
-        model=model,
-        feature=feature,
-        criterion=criterion,
-        options=tuple(option) if option else None,
-        granularity=granularity,
-        density=density,
-        kernels=kernels,
-        reach_r2=reach_r2,
-        weights=weights,
-        mean=mean,
-        std=std,
-        images=images,
-        count=count,
-        size=size,
-        held_out=held_out,
-        seed=seed,
-    )
+    fields = options.given(options=tuple(option or ()), **locals())
     if len(fields.keys() & set(SIZES)) > 1:
         raise cc.ConvCircuitsError("Give either --density, a share in (0, 1], or --kernels, a number, or --reach-r2.")
     if recipe is None:
@@ -153,16 +115,13 @@ def find(
 
 def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
     """Read a file of recipes, with the file that each writes, if it says one."""
-    from convcircuits.zoo.models import is_plain_name
+    from convcircuits.cli.preparing import check_runs_no_code_unasked
 
     recipes = read_recipes(path, fields)
     for one, _ in recipes:
-        if "model" not in fields and not is_plain_name(one.model):
-            raise cc.ConvCircuitsError(
-                f"{path} asks for a model that code of its own makes, and code that a file names is not run unasked. "
-                f"If it is yours or you trust it, add: --model {shlex.quote(one.model)}"
-            )
-    place = made_folder("--out", folder) if folder is not None else Path()
+        if "model" not in fields:
+            check_runs_no_code_unasked(path, one.model)
+    place = made_folder(folder) if folder is not None else Path()
     planned = [(one, None if out is None else place / out) for one, out in recipes]
     for _, file in planned:
         check_writable("out", file, ".safetensors")
@@ -173,21 +132,20 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
     """Load every model and its photographs once, and read every feature, before any circuit is found."""
     from convcircuits.cli.preparing import set_up
 
-    options = [criterion_options(recipe.options) for recipe, _ in planned]
+    chosen = [options.criterion_options(recipe.options) for recipe, _ in planned]
     setups: dict[tuple[Any, ...], Setup] = {}
     tasks: dict[Path, _Task] = {}
-    with progress(LOADING):
-        for (recipe, file), chosen in zip(planned, options, strict=True):
-            key = (*(getattr(recipe, name) for name in _SHARED), recipe.reach_r2 is None)
-            if key not in setups:
-                setups[key] = set_up(recipe, device)
-            feature = setups[key].loaded.feature(recipe.feature)
-            path = file or folder / f"{named_after(recipe.model, feature.slug)}.safetensors"
-            check_writable("--out", path, ".safetensors")
-            if path in tasks:
-                raise cc.ConvCircuitsError(f"Two circuits would be written to {path}; give one of them an out.")
-            recipe = dataclasses.replace(recipe, feature=str(feature))
-            tasks[path] = _Task(recipe, feature, chosen, setups[key], path)
+    for (recipe, file), own in zip(planned, chosen, strict=True):
+        key = (*(getattr(recipe, name) for name in _SHARED), recipe.reach_r2 is None)
+        if key not in setups:
+            setups[key] = set_up(recipe, device)
+        feature = setups[key].loaded.feature(recipe.feature)
+        path = file or folder / f"{named_after(recipe.model, feature.slug)}.safetensors"
+        check_writable("--out", path, ".safetensors")
+        if path in tasks:
+            raise cc.ConvCircuitsError(f"Two circuits would be written to {path}; give one of them an out.")
+        recipe = dataclasses.replace(recipe, feature=str(feature))
+        tasks[path] = _Task(recipe, feature, own, setups[key], path)
     return list(tasks.values())
 
 
@@ -200,7 +158,7 @@ def _found(task: _Task, batch_size: int, *, as_json: bool) -> tuple["cc.Evaluati
     circuit = with_recipe(circuit, recipe, setup)
     with progress("measuring on held-out photographs") as told:
         report = cc.evaluate(
-            setup.loaded.model, circuit, setup.held_out, fit=setup.train, batch_size=batch_size, progress=told
+            setup.loaded.model, circuit, setup.held_out.images, fit=setup.fit, batch_size=batch_size, progress=told
         )
     cc.save(noted(circuit, setup.notes), task.file)
     if not as_json:
@@ -224,23 +182,22 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
     with progress(f"scoring with {recipe.criterion}") as told:
         if recipe.reach_r2 is None:
             size: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels}
-            return cc.find(setup.loaded.model, task.feature, setup.train, progress=told, **size, **chosen), {}
+            return cc.find(setup.loaded.model, task.feature, setup.train.images, progress=told, **size, **chosen), {}
         from convcircuits.circuits.sizes import reach
         from convcircuits.cli.preparing import noted
 
-        assert setup.validation is not None
         found = reach(
             setup.loaded.model,
             task.feature,
-            setup.train,
-            setup.validation,
+            setup.train.images,
+            setup.validation.images,
             r2=recipe.reach_r2,
             progress=told,
             **chosen,
         )
     note = (
-        f"Its size is the smallest tried whose R2 is at least {recipe.reach_r2:g} on {len(setup.validation_names)} "
+        f"Its size is the smallest tried whose R2 is at least {recipe.reach_r2:g} on {len(setup.validation.names)} "
         f"validation photographs, where it is {found.r2:.3f}; it was not found on these, nor are they held out."
     )
-    reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation_names, "tried": found.tried}
+    reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation.names, "tried": found.tried}
     return noted(found.circuit, [note]), {"reached": reached}

@@ -1,14 +1,13 @@
 """``convcircuits layers``."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import convcircuits as cc
+from convcircuits.cli import options
 from convcircuits.cli.console import progress
-from convcircuits.cli.options import JsonOption, MeanOption, ModelOption, StdOption, WeightsOption, numbers
 from convcircuits.cli.output import aligned, cell, print_json, say
 
 AllOption = Annotated[
@@ -27,25 +26,19 @@ _COLUMNS = {
 
 
 def layers(
-    model: ModelOption,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    model: options.ModelOption,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     every: AllOption = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """List a model's layers: their names, units and kernels."""
-    list_layers_of(model, weights, mean, std, every=every, as_json=as_json)
-
-
-def list_layers_of(
-    model: str, weights: Path | None, mean: str | None, std: str | None, *, every: bool, as_json: bool
-) -> None:
-    """Print the layers of a model, those that compute nothing only where every one is asked for."""
     from convcircuits.zoo.models import load_model
 
+    loading = options.given(weights=weights, mean=mean, std=std)
     with progress(f"loading {model}"):
-        loaded = load_model(model, weights=weights, mean=numbers("--mean", mean), std=numbers("--std", std))
+        loaded = load_model(model, **loading)
         infos = loaded.layers()
     if not infos:
         raise cc.ConvCircuitsError(f"{model} has no layer inside it that can carry a feature.")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from convcircuits.cli.layers import AllOption, list_layers_of
-from convcircuits.cli.options import JsonOption, MeanOption, StdOption, WeightsOption
+from convcircuits.cli import options
+from convcircuits.cli.layers import AllOption, layers
 from convcircuits.cli.output import aligned, cell, print_json, say
 
 
@@ -14,15 +14,15 @@ def models(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A model whose layers are listed, as by convcircuits layers.")
     ] = None,
-    weights: WeightsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
     every: AllOption = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """List models, or the layers of one."""
     if model is not None:
-        list_layers_of(model, weights, mean, std, every=every, as_json=as_json)
+        layers(model, weights, mean, std, every, as_json)
         return
     from convcircuits.zoo.models import list_models
 

@@ -56,6 +56,8 @@ def _if_not_given(name: str) -> str:
     return f"; {Recipe.__dataclass_fields__[name].default} if not given."
 
 
+COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out"
+
 ModelOption = Annotated[str, _model(_MODEL_HELP)]
 FeatureOption = Annotated[str, _FEATURE]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -89,8 +91,7 @@ CountOption = Annotated[
     typer.Option(
         min=1,
         max=1_000_000,
-        help="How many crops of the training photographs to use, and as many of the held-out ones"
-        f"{_if_not_given('count')}",
+        help=f"{COUNT_HELP}{_if_not_given('count')}",
     ),
 ]
 SizeOption = Annotated[
@@ -140,35 +141,32 @@ RequireOption = Annotated[
 ]
 
 
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Read numbers that are parted by commas.
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read numbers that are separated by commas.
 
     Raises:
         ConvCircuitsError: If it is anything else.
     """
-    if text is None:
-        return None
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
         raise cc.ConvCircuitsError(f"{option} is numbers with commas between them; got {text!r}.") from None
 
 
-def given(
-    *, weights: Path | None = None, mean: str | None = None, std: str | None = None, **others: Any
-) -> dict[str, Any]:
-    """Return the options that were given, as a recipe's fields hold them.
+def given(**parameters: Any) -> dict[str, Any]:
+    """Return those of a command's parameters that were given and are fields of a recipe, as it holds them.
+
+    A command that begins with ``given(**locals())`` forgets none.
 
     Raises:
         ConvCircuitsError: If a mean or a standard deviation is no numbers.
     """
-    fields = {
-        **others,
-        "weights": None if weights is None else str(weights),
-        "mean": numbers("--mean", mean),
-        "std": numbers("--std", std),
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = {k: v for k, v in parameters.items() if k in Recipe.__dataclass_fields__ and v not in (None, ())}
+    for name in fields.keys() & {"mean", "std"}:
+        fields[name] = numbers(f"--{name}", fields[name])
+    if "weights" in fields:
+        fields["weights"] = str(fields["weights"])
+    return fields
 
 
 def criterion_options(given: Sequence[str]) -> dict[str, Any]:

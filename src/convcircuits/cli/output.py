@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,12 @@ def cell(value: Any) -> str:
     return "-" if value in ("", None) else str(value)
 
 
+def say_written(folder: Path, files: Mapping[str, str]) -> None:
+    """Print which files were written to a folder, and what each is."""
+    for name, what in files.items():
+        say(f"wrote {folder / name} ({what})")
+
+
 def names(of: Sequence[str]) -> str:
     """List names, the first twelve of many."""
     return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
@@ -63,7 +69,7 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
     check_place(path)
 
 
-def made_folder(option: str, path: Path) -> Path:
+def made_folder(path: Path) -> Path:
     """Make a folder to write to, unless it is there.
 
     Raises:

@@ -3,17 +3,19 @@
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import convcircuits as cc
+from convcircuits.cli.console import progress
 from convcircuits.cli.output import names, say
 from convcircuits.texts import sentences
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import Crops, Photograph, distinct, photographs, readable, split_photographs
-from convcircuits.zoo.models import LoadedModel, is_plain_name, load_model
+from convcircuits.zoo.models import LoadedModel, load_model
+from convcircuits.zoo.sources import is_plain_name
 
 PICTURED = 120
 """Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
@@ -21,37 +23,47 @@ KEPT = 2**27
 """Bytes of crops that are kept in memory; more are cut anew, batch by batch, in each pass."""
 
 
+_LOADING = "loading the model and photographs"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Crops, and the names of the photographs that they are cut from; by default there are none."""
+
+    images: torch.Tensor | Crops = field(default_factory=lambda: torch.empty(0))
+    names: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Setup:
-    """A model and the two sets of images.
+    """A model and its images.
 
     Attributes:
         loaded: The model.
-        train: Crops that the circuit is found on; none where all photographs are held out.
-        held_out: Crops that it is measured on.
-        train_names: Photographs of the first.
-        held_out_names: Photographs of the second.
+        train: What the circuit is found on; nothing where all photographs are held out.
+        validation: What a circuit's size is chosen on, where it is to reach an R2.
+        held_out: What it is measured on.
         unreadable: Files that were left out, as they are no pictures or could not be read.
         copies: Photographs that were left out, as they are copies of others or of those that the circuit was found on.
         photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
         pictured: Makes more crops of these, for pictures, which keep the photographs' names.
-        validation: Crops that a circuit's size is chosen on, where it is to reach an R2.
-        validation_names: Photographs of these.
         no_baseline: Why there are no crops that the circuit was found on; empty where there are some.
     """
 
     loaded: LoadedModel
-    train: torch.Tensor | Crops
-    held_out: torch.Tensor | Crops
-    train_names: list[str]
-    held_out_names: list[str]
+    train: Cut
+    validation: Cut
+    held_out: Cut
     unreadable: list[str]
     copies: list[str]
     photographs: list[str]
     pictured: Callable[[], Crops]
-    validation: torch.Tensor | Crops | None = None
-    validation_names: Sequence[str] = ()
     no_baseline: str = ""
+
+    @property
+    def fit(self) -> torch.Tensor | Crops | None:
+        """The images that the circuit is found on, if there are any."""
+        return self.train.images if self.train.names else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,14 +74,13 @@ class Setup:
 
     def say(self) -> None:
         """Print which photographs are which, and what must be known of them."""
-        if self.train_names:
-            say(f"found on {len(self.train)} crops of {len(self.train_names)} photographs: {names(self.train_names)}")
-        if self.validation is not None:
-            several = f"{len(self.validation)} crops of {len(self.validation_names)} others"
-            say(f"size chosen on {several}: {names(self.validation_names)}")
-        say(
-            f"measured on {len(self.held_out)} crops of {len(self.held_out_names)} others: {names(self.held_out_names)}"
-        )
+        for done, cut, others in (
+            ("found on", self.train, "photographs"),
+            ("size chosen on", self.validation, "others"),
+            ("measured on", self.held_out, "others"),
+        ):
+            if cut.names:
+                say(f"{done} {len(cut.images)} crops of {len(cut.names)} {others}: {names(cut.names)}")
         if not is_plain_name(self.loaded.name) and not self.loaded.assumed:
             say(self.loaded.normalization)
         if self.no_baseline:
@@ -80,36 +91,27 @@ class Setup:
 
 def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | None = None) -> Setup:
     """Load a recipe's model, and crops of photographs; split anew, or by name as they were before."""
-    loaded = loaded_model(recipe, device)
-    pictures, unreadable = photographs(recipe.images)
-    copies: list[str] = []
-    validated: list[Photograph] = []
-    if by_name is None:
-        train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
-        copies = _others(pictures, [*train, *rest])
-        if recipe.reach_r2 is not None:
-            train, validated = _split_again(train, recipe)
-    else:  # as they were split before, whatever has come to the folder since
-        train, rest = (_named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
-    cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
-    train_crops, train_names = cut(train, seed, count)
-    held_out_crops, held_out_names = cut(rest, seed + 1, count)
-    validation, validation_names = cut(validated, seed + 2, count) if validated else (None, [])
-    if by_name is not None and cut.failed:
-        raise _gone(recipe.images, cut.failed)
-    return Setup(
-        loaded,
-        train_crops,
-        held_out_crops,
-        train_names,
-        held_out_names,
-        unreadable,
-        copies,
-        [p.name for p in train if p.name not in cut.failed],
-        lambda: cut.lazily(train, seed, max(count, PICTURED))[0],
-        validation,
-        validation_names,
-    )
+    with progress(_LOADING):
+        loaded = loaded_model(recipe, device)
+        pictures, unreadable = photographs(recipe.images)
+        copies: list[str] = []
+        validated: list[Photograph] = []
+        if by_name is None:
+            train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
+            copies = _others(pictures, [*train, *rest])
+            if recipe.reach_r2 is not None:
+                train, validated = _split_again(train, recipe)
+        else:  # as they were split before, whatever has come to the folder since
+            train, rest = (_named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
+        cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
+        cuts = (
+            cut(train, seed, count),
+            cut(validated, seed + 2, count) if validated else Cut(),
+            cut(rest, seed + 1, count),
+        )
+        if by_name is not None and cut.failed:
+            raise _gone(recipe.images, cut.failed)
+        return Setup(loaded, *cuts, unreadable, copies, *cut.pictured(train, seed, count))
 
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
@@ -123,63 +125,53 @@ def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photogra
     return split_photographs(train, held_out=share, seed=recipe.seed)
 
 
-def set_up_again(file: Path, circuit: cc.Circuit, *, device: str, images: str | None = None, **given: object) -> Setup:
-    """Load the model of a circuit's file, and its photographs, split as before; of another folder all are held out.
+def set_up_again(file: Path, *, device: str, images: str | None = None, **given: object) -> tuple[cc.Circuit, Setup]:
+    """Load a circuit's file, its model, and its photographs, split as before; of another folder all are held out.
 
     Args:
         file: The circuit's.
-        circuit: The circuit in it.
         device: As ``--device`` takes it.
         images: Another folder, if one is given.
-        **given: Fields of a recipe in place of the file's, where they are not None.
+        **given: Fields of a recipe in place of the file's.
     """
+    circuit = loaded_circuit(file)
     recipe = recipe_again(file, circuit, **given)
     by_name = circuit.provenance.get("photographs")
     if images is None:
         if recipe_of(circuit) is None or by_name is None:
             raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")
-        return set_up(recipe, device, by_name=by_name)
-    loaded = loaded_model(recipe, device)
-    pictures, unreadable = photographs(images)
-    cut = _Cutter(loaded, recipe.size, unreadable)
-    old, train, train_names, no_baseline = _found_on(circuit, cut)
-    used = {name for role in ("found_on", "validated_on") for name in (by_name or {}).get(role, [])}
-    others = [p for p in pictures if p.name not in used]
-    fresh = distinct(others, apart_from=old)
-    if not fresh:
-        raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
-    held_out, held_out_names = cut(fresh, recipe.seed + 1, recipe.count)
-    return Setup(
-        loaded,
-        train,
-        held_out,
-        train_names,
-        held_out_names,
-        unreadable,
-        _others(others, fresh),
-        [p.name for p in fresh if p.name not in cut.failed],
-        lambda: cut.lazily(fresh, recipe.seed + 1, max(recipe.count, PICTURED))[0],
-        no_baseline=no_baseline,
-    )
+        return circuit, set_up(recipe, device, by_name=by_name)
+    with progress(_LOADING):
+        loaded = loaded_model(recipe, device)
+        pictures, unreadable = photographs(images)
+        cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed + 1, recipe.count
+        old, train, no_baseline = _found_on(circuit, cut)
+        used = {name for role in ("found_on", "validated_on") for name in (by_name or {}).get(role, [])}
+        others = [p for p in pictures if p.name not in used]
+        fresh = distinct(others, apart_from=old)
+        if not fresh:
+            raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
+        cuts, copies = (train, Cut(), cut(fresh, seed, count)), _others(others, fresh)
+        return circuit, Setup(loaded, *cuts, unreadable, copies, *cut.pictured(fresh, seed, count), no_baseline)
 
 
-def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], torch.Tensor | Crops, list[str], str]:
-    """Return the photographs that a circuit was made with, crops of those it was found on, and the names of these.
+def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], Cut, str]:
+    """Return the photographs that a circuit was made with, and crops of those it was found on.
 
     Where they are not to be had any more, there are none, and the last value says why.
     """
     recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
     if recipe is None or by_name is None:
-        return [], torch.empty(0), [], "The file does not say which photographs the circuit was found on."
+        return [], Cut(), "The file does not say which photographs the circuit was found on."
     try:
         pictures = photographs(recipe.images)[0]
         old = _named(pictures, by_name["found_on"], recipe.images)
         # Copies of those that its size was chosen on are not held out either.
         seen = [*old, *(p for p in pictures if p.name in by_name["validated_on"])]
-        return seen, *cut(old, recipe.seed, recipe.count), ""
+        return seen, cut(old, recipe.seed, recipe.count), ""
     except cc.ConvCircuitsError:
         gone = f"The photographs of {recipe.images} that the circuit was found on are not all there any more."
-        return [], torch.empty(0), [], gone
+        return [], Cut(), gone
 
 
 def _others(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
@@ -194,19 +186,22 @@ class _Cutter:
         self._loaded, self._size, self._unreadable = loaded, side(size), unreadable
         self.failed: list[str] = []
 
-    def __call__(self, some: list[Photograph], seed: int, count: int) -> tuple[torch.Tensor | Crops, list[str]]:
-        """Return crops, in one tensor where they are few, and the names of the photographs that they are cut from."""
-        made, those = self.lazily(some, seed, count)
+    def __call__(self, some: list[Photograph], seed: int, count: int) -> Cut:
+        """Return crops, in one tensor where they are few."""
+        made, those = self._lazily(some, seed, count)
         height, width = self._size or self._loaded.size
         few = 4 * self._loaded.channels * height * width * count <= KEPT
-        return torch.cat(list(made)) if few else made, those
+        return Cut(torch.cat(list(made)) if few else made, those)
 
-    def lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
+    def pictured(self, some: list[Photograph], seed: int, count: int) -> tuple[list[str], Callable[[], Crops]]:
+        """Return the names of those that could be read, and a function that cuts enough of them to look at."""
+        readable = [photograph.name for photograph in some if photograph.name not in self.failed]
+        return readable, lambda: self._lazily(some, seed, max(count, PICTURED))[0]
+
+    def _lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
         """Return crops that are cut anew in each pass and know their names, and the names of the photographs."""
         good, bad = readable(some, count)
-        for name in bad:
-            if name not in self._unreadable:
-                self._unreadable.append(name)
+        self._unreadable += [name for name in bad if name not in self._unreadable]
         self.failed += bad
         made = Crops(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
         return made, [photograph.name for photograph in good]
@@ -244,14 +239,24 @@ def recipe_again(file: Path, circuit: cc.Circuit, **given: object) -> Recipe:
         if "model" not in fields:
             raise cc.ConvCircuitsError(f"{file} does not say which model it belongs to; give --model.")
         return Recipe.of({"feature": str(circuit.feature), **fields})
-    if "model" not in fields and not is_plain_name(said.model):
-        raise cc.ConvCircuitsError(
-            f"{file} belongs to a model that code of its own makes, and code that a file names is not run unasked. "
-            f"If it is yours or you trust it, add: --model {shlex.quote(said.model)}"
-        )
+    if "model" not in fields:
+        check_runs_no_code_unasked(file, said.model)
     if fields.get("model", said.model) != said.model:  # what belongs to the other model is not this one's
         said = dataclasses.replace(said, weights=None, mean=None, std=None)
     return dataclasses.replace(said, **fields)  # type: ignore[arg-type]
+
+
+def check_runs_no_code_unasked(file: Path, model: str) -> None:
+    """Refuse a model that a file names and that code other than a library's makes.
+
+    Raises:
+        ConvCircuitsError: If it is one.
+    """
+    if not is_plain_name(model):
+        raise cc.ConvCircuitsError(
+            f"{file} names a model that code of its own makes, and code that a file names is not run unasked. "
+            f"If it is yours or you trust it, add: --model {shlex.quote(model)}"
+        )
 
 
 def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
@@ -265,9 +270,9 @@ def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
 def with_recipe(circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit:
     """Note in a circuit how it was found, and on which photographs."""
     photographs = {
-        "found_on": setup.train_names,
-        "validated_on": list(setup.validation_names),
-        "held_out": setup.held_out_names,
+        "found_on": setup.train.names,
+        "validated_on": setup.validation.names,
+        "held_out": setup.held_out.names,
     }
     said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": photographs}
     return dataclasses.replace(circuit, provenance=said)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli.options import JsonOption
+from convcircuits.cli import options
 from convcircuits.cli.output import aligned, cell, print_json, say
 from convcircuits.texts import printable
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file of scores, a circuit or a module.")],
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Describe a file, and print the command that makes it again."""
     value = cc.load(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.files import is_folder
+from convcircuits.zoo.packages import file_in
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ class Photograph:
     """A picture with a name.
 
     Attributes:
-        name: of the file, with the folders that it is in below the one that was loaded, or of the built-in photograph;
+        name: Of the file, with the folders that it is in below the one that was loaded, or of the built-in photograph;
             unique within a set of photographs.
-        source: the file, or a picture in memory.
+        source: The file, or a picture in memory.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Photograph:
         """The picture in mode RGB, upright; a file is decoded each time, and nothing of it is kept.
 
         Raises:
-            ConvCircuitsError: the file cannot be read.
+            ConvCircuitsError: The file cannot be read.
         """
         if isinstance(self.source, Image.Image):
             return self.source
         try:
             return _read(self.source)
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Take it out, or put it right.") from error
+            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Remove it, or repair it.") from error
 
 
 def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
-    """List ``sample``, the built-in photographs, or a folder of one's own.
+    """List ``sample``, the built-in photographs, or a folder of your own.
 
     Args:
         source: ``sample``, or a folder (``./sample`` for one of that name).
@@ -84,29 +84,20 @@ def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
         The photographs, sorted by name, and the names of the files that are left out.
 
     Raises:
-        ConvCircuitsError: as ``sample_photographs`` and ``load_folder``.
+        ConvCircuitsError: As of ``sample_photographs`` and ``load_folder``.
     """
     return (sample_photographs(), []) if source == "sample" else load_folder(source)
 
 
 def sample_photographs() -> list[Photograph]:
-    """Return twelve photographs, sorted by name: eight in colour, four (brick, camera, grass, gravel) grey.
+    """Return twelve photographs, sorted by name: eight in color, four (brick, camera, grass, gravel) gray.
 
     They are files in the wheels of scikit-image and scikit-learn; neither package is imported.
 
     Raises:
-        ConvCircuitsError: one of the two is not installed.
+        ConvCircuitsError: One of the two is not installed.
     """
-    found = []
-    for name, (package, inside) in _SAMPLES.items():
-        path = _package_folder(package) / inside
-        if not path.is_file():
-            raise ConvCircuitsError(
-                f"The photograph {name!r} is missing: the installed {package} has no {inside}. "
-                "Reinstall it: pip install --force-reinstall scikit-image scikit-learn"
-            )
-        found.append(Photograph(name, path))
-    return found
+    return [Photograph(name, file_in(package, inside)) for name, (package, inside) in _SAMPLES.items()]
 
 
 def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
@@ -126,7 +117,7 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
         not UTF-8 are written as ``\xff``.
 
     Raises:
-        ConvCircuitsError: no such folder, or no readable picture in it.
+        ConvCircuitsError: No such folder, or no readable picture in it.
     """
     folder = Path(path)
     if not is_folder(folder):
@@ -166,7 +157,7 @@ def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photog
         At most ``count`` photographs, and the names of those among them that could not be read, which are logged.
 
     Raises:
-        ConvCircuitsError: none can be read.
+        ConvCircuitsError: None can be read.
     """
     good: list[Photograph] = []
     bad: list[str] = []
@@ -191,22 +182,19 @@ def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photogra
     Files of one size alone are read; one that cannot be read is kept.
 
     Args:
-        photographs: in the order in which they are kept.
-        apart_from: those of which no copy is kept.
+        photographs: In the order in which they are kept.
+        apart_from: Those of which no copy is kept.
     """
     every = [*apart_from, *photographs]
-    lengths = [_length(photograph.source) for photograph in every]
-    often = Counter(lengths)
-    contents: list[object] = [
-        _digest(photograph.source) if often[length] > 1 else length
-        for photograph, length in zip(every, lengths, strict=True)
-    ]
-    seen = set(contents[: len(apart_from)])
+    sizes = [_content(photograph.source, hashed=False) for photograph in every]
+    often = Counter(sizes)
+    seen: set[object] = set()
     kept = []
-    for photograph, content in zip(photographs, contents[len(apart_from) :], strict=True):
-        if content not in seen:
+    for number, (photograph, size) in enumerate(zip(every, sizes, strict=True)):
+        content = _content(photograph.source, hashed=True) if often[size] > 1 else size
+        if content not in seen and number >= len(apart_from):
             kept.append(photograph)
-            seen.add(content)
+        seen.add(content)
     return kept
 
 
@@ -219,15 +207,15 @@ def split_photographs(
     depends on the names and the seed, not on the order.
 
     Args:
-        photographs: with different names.
-        held_out: the share of the second part, above 0 and below 1; rounded to whole photographs.
-        seed: of the split.
+        photographs: With different names.
+        held_out: The share of the second part, above 0 and below 1; rounded to whole photographs.
+        seed: Of the split.
 
     Returns:
         The photographs to work with and those held out, each sorted by name.
 
     Raises:
-        ConvCircuitsError: a share outside of (0, 1), a name that occurs twice, or a part without photographs.
+        ConvCircuitsError: A share outside of (0, 1), a name that occurs twice, or a part without photographs.
     """
     if not 0 < held_out < 1:
         raise ConvCircuitsError(f"{option('held_out')} is a share above 0 and below 1, say 0.4; got {held_out}.")
@@ -263,15 +251,15 @@ class Crops:
     photograph at a time. ``len()`` is the number of images.
 
     Args:
-        photographs: at least one.
-        preprocess: a picture -> float (C, H, W).
-        count: of images, at least 1.
-        seed: of the crops.
+        photographs: At least one.
+        preprocess: A picture -> float (C, H, W).
+        count: Of images, at least 1.
+        seed: Of the crops.
         size: (H, W) to resize the images to after preprocessing; default: as preprocessing yields them.
-        batch_size: the most images in a batch.
+        batch_size: The most images in a batch.
 
     Raises:
-        ConvCircuitsError: no photographs, or a number below 1; when iterated, a file that cannot be read.
+        ConvCircuitsError: No photographs, or a number below 1; when iterated, a file that cannot be read.
 
     Source of the crops: Szegedy et al., Going Deeper with Convolutions (2015).
     """
@@ -414,21 +402,13 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _length(source: Path | Image.Image) -> object:
-    """Return a file's size in bytes, or the mode and size of a picture in memory; of what cannot be read itself."""
+def _content(source: Path | Image.Image, *, hashed: bool) -> object:
+    """Return the size of a file or of a picture in memory, or else a hash; of what cannot be read, the path itself."""
     if isinstance(source, Image.Image):
-        return source.mode, source.size
+        return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest() if hashed else None
     try:
-        return source.stat().st_size
-    except OSError:
-        return source
-
-
-def _digest(source: Path | Image.Image) -> object:
-    """Hash a file's bytes, or a picture's pixels; of what cannot be read return itself."""
-    if isinstance(source, Image.Image):
-        return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()
-    try:
+        if not hashed:
+            return source.stat().st_size
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
@@ -443,13 +423,3 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     """Return a key that sorts the numbers in names by value; text and numbers alternate, so they compare."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-def _package_folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise ConvCircuitsError(
-            f"The sample photographs need the package {package}, which is not installed. "
-            "Install it: pip install scikit-image scikit-learn"
-        )
-    return Path(found.submodule_search_locations[0])

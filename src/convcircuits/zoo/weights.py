@@ -1,0 +1,68 @@
+"""Read weights from files, without ever running code that is in them, and load them into a model."""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.files import is_file
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a .safetensors, .pt or .pth file, on the CPU; wrappers around it are removed."""
+    if not is_file(path):
+        raise ConvCircuitsError(f"There is no file {str(path)!r}. Give the path of a state dict.")
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise ConvCircuitsError(
+            f"{path.name!r} ends in {path.suffix!r}; weights are read from .safetensors, .pt or .pth files."
+        )
+    try:
+        content: Any = (
+            load_file(path) if suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        reason = str(error).partition("\n")[0] or repr(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in it
+            reason = "it is damaged or holds other things than tensors, which could run code"
+        raise ConvCircuitsError(
+            f"{path.name!r} cannot be read as weights alone: {reason}. "
+            "Save the state dict: torch.save(model.state_dict(), FILE)."
+        ) from error
+    for key in ("state_dict", "model"):  # where checkpoints keep it
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ConvCircuitsError(
+            f"{path.name!r} holds a {type(content).__name__}, which is not a state dict (names to tensors). "
+            "Save one: torch.save(model.state_dict(), FILE)."
+        )
+    if all(key.startswith("module.") for key in content):  # saved from a data-parallel model
+        return {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str, spec: str) -> None:
+    """Load weights into a model, whose spec and whose weights' origin messages name; all of them have to fit."""
+    # torchvision's own DenseNet files keep names from before PyTorch 0.4
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConvCircuitsError(f"{origin} do not fit {spec!r}: {_few(str(error).splitlines()[1:])}.") from error
+    if missing or unexpected:
+        parts = [f"{label} {_few(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        raise ConvCircuitsError(
+            f"{origin} do not fit {spec!r}: {'; '.join(parts)}. Give a state dict of exactly this model."
+        )
+
+
+def _few(items: Sequence[str]) -> str:
+    shown = ", ".join(item.strip() for item in items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
