@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pytest
 import timm
 import torch
 import torchvision
@@ -166,6 +167,32 @@ _TABLE = (
 )
 
 ARCHITECTURES = {architecture.name: architecture for architecture in _TABLE}
+
+# Small ones, each with something that the others lack: `make check` runs the first feature of each.
+FEW = (
+    "torchvision:alexnet",
+    "torchvision:vgg11",
+    "torchvision:resnet18",
+    "torchvision:regnet_y_400mf",
+    "torchvision:densenet121",
+    "torchvision:googlenet",
+    "torchvision:squeezenet1_1",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:shufflenet_v2_x0_5",
+    "timm:tf_efficientnet_lite0",
+    "timm:convnextv2_atto",
+    "timm:poolformer_s12",
+)
+
+
+def _case(architecture, number):
+    layer, unit = architecture.features[number]
+    marks = [pytest.mark.smoke] if architecture.name in FEW and number == 0 else []
+    return pytest.param((architecture.name, layer, unit), id=f"{architecture.name}-{layer}-{unit}", marks=marks)
+
+
+SUPPORTED = [_case(a, number) for a in _TABLE if a.error is None for number in range(len(a.features))]
+UNSUPPORTED = [a.name for a in _TABLE if a.error is not None]
 
 # A layer of each, for tests of files.
 REAL = {

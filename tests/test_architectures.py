@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from architectures import ARCHITECTURES, Architecture
+from architectures import ARCHITECTURES, SUPPORTED, UNSUPPORTED, Architecture
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
@@ -17,13 +17,7 @@ from graph_oracle import Graph
 
 torch.set_num_threads(1)
 
-CASES = [
-    pytest.param((name, layer, unit), id=f"{name}-{layer}-{unit}")
-    for name, architecture in ARCHITECTURES.items()
-    for layer, unit in architecture.features
-    if architecture.error is None
-]
-UNSUPPORTED = [name for name, architecture in ARCHITECTURES.items() if architecture.error is not None]
+pytestmark = pytest.mark.zoo
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ def built(name):
     return ARCHITECTURES[name].build()
 
 
-@pytest.fixture(scope="module", params=CASES)  # of a module: pytest runs all tests of one case together
+@pytest.fixture(scope="module", params=SUPPORTED)  # of a module: pytest runs all tests of one case together
 def case(request):
     name, layer, unit = request.param
     architecture, model = ARCHITECTURES[name], built(name)

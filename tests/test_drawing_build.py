@@ -423,6 +423,7 @@ def test_gain_and_offset_of_a_circuit_are_measured_too(model):
     assert variant.fidelity.r2 != pytest.approx(cc.evaluate(model, plain, held_out).r2, rel=1e-3)
 
 
+@pytest.mark.zoo
 def test_grainy_images_are_pictured():
     """Each tile is noise, whose JPEG takes more than a byte a pixel."""
     torch.manual_seed(0)

@@ -121,6 +121,7 @@ def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer,
                 assert {p.dtype for p in check(case, model, circuit, tolerance).parameters()} == {dtype}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("seed", range(40))
 def test_the_module_of_a_random_net_is_the_circuit_by_the_letter(seed):
     model = seeded(lambda: RandomNet(seed), seed)()
@@ -461,6 +462,7 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
         assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])
 @pytest.mark.parametrize("seed", range(8))
 def test_maps_of_a_sweep_of_a_random_net_are_those_of_masked_runs(seed, effective):

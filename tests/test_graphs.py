@@ -57,6 +57,7 @@ def test_every_net_comes_back(name):
         check_same(through_text(module), module, x)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("spec", REAL)
 def test_real_networks_come_back(spec):
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

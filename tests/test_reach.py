@@ -236,6 +236,7 @@ def test_a_deep_residual_net_neither_overflows_nor_underflows():
 # ---------------------------------------- real architectures
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("layer", "number"), [("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)]
 )
@@ -269,6 +270,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_full_circuit_of_a_real_architecture_is_the_model_itself(name):
     make, layer, unit = ARCHITECTURES[name]
