@@ -45,7 +45,7 @@ check: lint quick
 quick: setup frontend/node_modules/.package-lock.json
 	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
-	$(BIN)/python -m pytest -n 2 -m 'smoke or not (zoo or browser or demo or oracle)'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'smoke or not (zoo or browser or demo or oracle or slow)'
 
 # The tests run the page in a Chromium and the renderer in Node.js.
 test: setup frontend/node_modules/.package-lock.json

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import pytest
 import timm
 import torch
 import torchvision
@@ -183,15 +182,9 @@ FEW = (
     "timm:convnextv2_atto",
     "timm:poolformer_s12",
 )
-
-
-def _case(architecture, number):
-    layer, unit = architecture.features[number]
-    marks = [pytest.mark.smoke] if architecture.name in FEW and number == 0 else []
-    return pytest.param((architecture.name, layer, unit), id=f"{architecture.name}-{layer}-{unit}", marks=marks)
-
-
-SUPPORTED = [_case(a, number) for a in _TABLE if a.error is None for number in range(len(a.features))]
+SUPPORTED = {
+    f"{a.name}-{layer}-{unit}": (a.name, layer, unit) for a in _TABLE if not a.error for layer, unit in a.features
+}
 UNSUPPORTED = [a.name for a in _TABLE if a.error is not None]
 
 # A layer of each, for tests of files.

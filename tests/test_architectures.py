@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from architectures import ARCHITECTURES, SUPPORTED, UNSUPPORTED, Architecture
+from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
@@ -18,6 +18,11 @@ from graph_oracle import Graph
 torch.set_num_threads(1)
 
 pytestmark = pytest.mark.zoo
+
+FIRST = [(name, *ARCHITECTURES[name].features[0]) for name in FEW]
+CASES = [
+    pytest.param(case, id=name, marks=[pytest.mark.smoke] if case in FIRST else []) for name, case in SUPPORTED.items()
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def built(name):
     return ARCHITECTURES[name].build()
 
 
-@pytest.fixture(scope="module", params=SUPPORTED)  # of a module: pytest runs all tests of one case together
+@pytest.fixture(scope="module", params=CASES)  # of a module: pytest runs all tests of one case together
 def case(request):
     name, layer, unit = request.param
     architecture, model = ARCHITECTURES[name], built(name)

@@ -41,9 +41,8 @@ def error_of(got, expected):
     return float((got.detach() - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("case", SUPPORTED)
-def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(case):
-    name, layer, unit = case
+@pytest.mark.parametrize(("name", "layer", "unit"), SUPPORTED.values(), ids=SUPPORTED)
+def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(name, layer, unit):
     architecture, model, feature = ARCHITECTURES[name], built(name), cc.Feature(layer, unit)
     images = architecture.images()
     tolerance = 2e-5 if architecture.dtype is torch.float32 else 1e-11

@@ -244,6 +244,7 @@ def test_help_lists_commands_types_choices_and_the_options_of_every_criterion(go
     assert "force         steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2\n" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["--help", "--version", *(f"{command} --help" for command in COMMANDS)])
 def test_help_needs_no_torch(line):
     """That is what takes long; how long is no test's to say."""
@@ -262,6 +263,7 @@ def test_version(good):
     assert good("--version") == f"{cc.__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
@@ -664,6 +666,7 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
 # --- extract
 
 
+@pytest.mark.slow
 def test_extract_writes_a_module_and_onnx_that_compute_the_circuit(folder, good):
     good(f"{FIND} --density 0.5 --criterion snip")
     said = good(
@@ -1137,6 +1140,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "said"), BAD.values(), ids=BAD)
 def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -1226,6 +1230,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "code"), PROCESSES.values(), ids=PROCESSES)
 def test_exit_codes_reach_the_shell(line, code, folder):
     ended = process(line)
@@ -1239,6 +1244,7 @@ def test_exit_codes_reach_the_shell(line, code, folder):
     assert Path("a.safetensors").exists() == (code == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["force", "snip"])
 def test_ctrl_c_is_exit_code_130_and_leaves_nothing(criterion, folder):
     before = files()

@@ -83,6 +83,7 @@ def test_snip_and_actgrad_equal_the_oracle_on_every_net(name, layer, unit, granu
         assert_scores(scores, ORACLES[criterion](model, layer, unit, images, **given), relevant)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("criterion", ORACLES)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c.values())))
 def test_every_combination_of_options_equals_the_oracle(criterion, combination):

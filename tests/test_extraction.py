@@ -110,6 +110,7 @@ def test_the_module_of_a_calibrated_circuit_is_the_circuit(name, layer, unit):
     check(case, model, circuit, gain=gain, offset=offset)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
 def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer, unit):
     case = NETS[name]
@@ -354,6 +355,7 @@ ALLOWED = {
 }
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("what", ALLOWED.values(), ids=ALLOWED)
 def test_odd_functions_are_extracted_and_saved(what, tmp_path):
     model = seeded(lambda: Odd(what), 5)()

@@ -522,6 +522,7 @@ def exported(module, x):
     return torch.export.export(module, (x,)).module()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_keep_any_name_that_torch_allows(name, tmp_path):
     torch.manual_seed(0)
@@ -659,6 +660,7 @@ def attack(watched, steps):
         assert maps.numel() < 1 << 25
 
 
+@pytest.mark.slow
 def test_an_attacker_reaches_nothing_but_tensors_and_is_refused_or_run(watched):
     attack(watched)
     assert min(TAKEN.values()) > 20, TAKEN

@@ -16,6 +16,8 @@ from convcircuits.compiler import onnx_export as onnxfile
 from handmade import HANDMADE, handmade, images
 from nets import Named
 
+pytestmark = pytest.mark.slow
+
 
 def run(path, x):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -208,6 +208,7 @@ def test_what_cannot_be_told_is_an_error_that_says_why(meeting):
 # ---------------------------------------- deep nets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish])
 def test_a_deep_net_does_not_underflow(activation):
     layers = [nn.Conv2d(3, 3, 1)]
