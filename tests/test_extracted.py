@@ -37,6 +37,7 @@ def run(module, x):
 every = pytest.mark.parametrize("name", [*TINY, *ZOO])
 
 
+@pytest.mark.slow
 @every
 def test_it_is_exported_with_any_number_of_images(name):
     module, x = made(name)
@@ -45,6 +46,7 @@ def test_it_is_exported_with_any_number_of_images(name):
         torch.testing.assert_close(run(exported, x[:count]), run(module, x[:count]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "flat_head", *ZOO])
 def test_it_compiles_whole(name):
     module, x = made(name)

@@ -119,6 +119,7 @@ def test_arguments_of_every_kind_come_back():
 # ---------------------------------------- as any other module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HANDMADE)
 @pytest.mark.parametrize("came_back", [False, True])
 def test_copies_compiled_and_exported_ones_compute_the_same(name, came_back):

@@ -13,6 +13,8 @@ import oracles
 from cases import FEATURES, LAST
 from nets import NETS
 
+pytestmark = pytest.mark.oracle
+
 
 def random_masks(relevant, density, seed=0):
     generator = torch.Generator().manual_seed(seed)
