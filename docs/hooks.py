@@ -3,6 +3,7 @@
 A line ``<!-- run: examples/NAME.py -->`` in a page is replaced by the script's cells and their output.
 """
 
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -18,11 +19,12 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "src")]
 import percent  # noqa: E402
 
 _RUN = re.compile(r"^<!-- run: (\S+) -->$", re.MULTILINE)
-_ELSEWHERE = {
+_ELSEWHERE = {  # where it lies in the repository, from where it is on the site
     "benchmarks/RESULTS.md": "benchmarks/RESULTS.md",
     "benchmarks/CIRCUITS.md": "benchmarks/CIRCUITS.md",
     "benchmarks/DIAGRAM.md": "benchmarks/DIAGRAM.md",
     "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
 }
 _outputs: dict[str, str] = {}
 
@@ -37,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Run the examples; adapt links to repository files to the site, which contains only some of them."""
     markdown = _RUN.sub(lambda match: _example(ROOT / match[1]), markdown)
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)*([^)#\s]+)(#[^)]*)?\)", lambda match: _link(match, page), markdown)
+    return re.sub(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)", lambda match: _link(match, page.file.src_uri), markdown)
 
 
 def on_page_content(page_html: str, /, **_: Any) -> str:
@@ -59,14 +61,14 @@ def _example(script: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _link(match: re.Match[str], page: Page) -> str:
-    """Point a link out of the documentation at the page that was added, or replace it by its text."""
-    text, target = match[1], match[2]
-    whole = match[0]
-    if "://" in whole or "../" not in whole:
-        return whole
-    up = "../" * page.file.src_uri.count("/")
-    if target in _ELSEWHERE and (ROOT / target).is_file():
-        return f"[{text}]({up}{target}{match[3] or ''})"
-    inside = (ROOT / "docs" / page.file.src_uri).parent / whole.split("(")[1].split(")")[0].split("#")[0]
-    return whole if inside.resolve().is_relative_to(ROOT / "docs") else text
+def _link(match: re.Match[str], uri: str) -> str:
+    """Point a link to a repository file at its page on the site, or replace it by its text if there is none."""
+    text, target, anchor = match[1], match[2], match[3] or ""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(_ELSEWHERE.get(uri, f"docs/{uri}")), target))
+    if not (ROOT / path).is_file():  # a link elsewhere, or no link: code such as CRITERIA["snip"](trace)
+        return match[0]
+    pages = {source: page for page, source in _ELSEWHERE.items()}
+    if path not in pages and not path.startswith("docs/"):
+        return text
+    there = pages.get(path, path.removeprefix("docs/"))
+    return f"[{text}]({posixpath.relpath(there, posixpath.dirname(uri) or '.')}{anchor})"

@@ -167,6 +167,26 @@ _TABLE = (
 
 ARCHITECTURES = {architecture.name: architecture for architecture in _TABLE}
 
+# Small ones, each with something that the others lack: `make check` runs the first feature of each.
+FEW = (
+    "torchvision:alexnet",
+    "torchvision:vgg11",
+    "torchvision:resnet18",
+    "torchvision:regnet_y_400mf",
+    "torchvision:densenet121",
+    "torchvision:googlenet",
+    "torchvision:squeezenet1_1",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:shufflenet_v2_x0_5",
+    "timm:tf_efficientnet_lite0",
+    "timm:convnextv2_atto",
+    "timm:poolformer_s12",
+)
+SUPPORTED = {
+    f"{a.name}-{layer}-{unit}": (a.name, layer, unit) for a in _TABLE if not a.error for layer, unit in a.features
+}
+UNSUPPORTED = [a.name for a in _TABLE if a.error is not None]
+
 # A layer of each, for tests of files.
 REAL = {
     "torchvision:resnet18": "layer2",

@@ -25,6 +25,13 @@ FEATURES = [
     for layer, unit in case.features
 ]
 LAST = [pytest.param(name, *case.features[-1], id=name) for name, case in NETS.items()]
+GRANULARITIES = ["filter", "kernel", "weight"]  # from coarse to fine
+# What a law of all granularities runs over: kernels of every feature; filters and weights of each net's last one.
+FEATURES_BY_GRANULARITY = [
+    pytest.param(*case.values, granularity, id=f"{case.id}-{granularity}")
+    for granularity in GRANULARITIES
+    for case in (FEATURES if granularity == "kernel" else LAST)
+]
 # Features on modules that are no convolution: net, layer, unit, call, and the leaf that the oracles look at.
 DERIVED = [
     ("plain", "features.1", 2, None, None),
@@ -121,6 +128,11 @@ def relevant_of(case, model, layer, unit, call=None):
         found = oracles.reachable(model, layer, one, case.input_shape, blocks=case.blocks, call=call)
         union = {name: kept | union.get(name, kept) for name, kept in found.items()}
     return {name: kept for name, kept in union.items() if kept.any()}
+
+
+def units_of(case, model, layer, unit, granularity):
+    """The relevant units of a granularity, by graph search; layers in execution order."""
+    return oracles.relevant_elements(model, relevant_of(case, model, layer, unit), granularity, case.blocks)
 
 
 def random_masks(relevant, density, seed):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from architectures import ARCHITECTURES, Architecture
+from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
@@ -17,13 +17,12 @@ from graph_oracle import Graph
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.zoo
+
+FIRST = [(name, *ARCHITECTURES[name].features[0]) for name in FEW]
 CASES = [
-    pytest.param((name, layer, unit), id=f"{name}-{layer}-{unit}")
-    for name, architecture in ARCHITECTURES.items()
-    for layer, unit in architecture.features
-    if architecture.error is None
+    pytest.param(case, id=name, marks=[pytest.mark.smoke] if case in FIRST else []) for name, case in SUPPORTED.items()
 ]
-UNSUPPORTED = [name for name, architecture in ARCHITECTURES.items() if architecture.error is not None]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, SUPPORTED, UNSUPPORTED
 
 torch.set_num_threads(1)
 
-CASES = [
-    pytest.param(name, layer, unit, id=f"{name}-{layer}-{unit}")
-    for name, architecture in ARCHITECTURES.items()
-    for layer, unit in architecture.features
-    if architecture.error is None
-]
-UNSUPPORTED = [name for name, architecture in ARCHITECTURES.items() if architecture.error is not None]
+pytestmark = pytest.mark.zoo
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,7 +41,7 @@ def error_of(got, expected):
     return float((got.detach() - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize(("name", "layer", "unit"), CASES)
+@pytest.mark.parametrize(("name", "layer", "unit"), SUPPORTED.values(), ids=SUPPORTED)
 def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(name, layer, unit):
     architecture, model, feature = ARCHITECTURES[name], built(name), cc.Feature(layer, unit)
     images = architecture.images()
@@ -72,6 +66,7 @@ def test_what_is_not_supported_is_a_clear_error(name):
             cc.Circuit.from_masks(model, cc.Feature(layer, unit), {}, input_shape=architecture.input_shape)
 
 
+@pytest.mark.smoke
 def test_the_support_table_lists_these_architectures():
     lines = (Path(__file__).parents[1] / "docs" / "support.md").read_text().splitlines()
     rows = [tuple(cell.strip(" `") for cell in line.split("|")[1:3]) for line in lines if line.startswith("| `")]

@@ -26,6 +26,8 @@ AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "ax
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 DRAWINGS = [name for name in DOCUMENTS if name != "hostile"]
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -106,6 +108,7 @@ def test_the_page_draws_what_the_core_selects(show, name):
     expect(page.locator("[part=caption]")).to_have_text(shown.caption)
 
 
+@pytest.mark.smoke
 def test_a_click_isolates_what_the_core_isolates_and_escape_clears_it(show):
     document = DOCUMENTS["wide"]()
     page, node = show(document), middle(document)

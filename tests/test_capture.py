@@ -383,6 +383,7 @@ def test_computed_weights_are_scored_as_the_weights_that_they_give(norm):
         torch.testing.assert_close(scores[layer], values, rtol=1e-9, atol=1e-13, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_the_model_it_wraps():
     case = NETS["plain"]
     model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)

@@ -152,6 +152,7 @@ def test_models_lists_every_spec_and_whether_it_is_installed(good):
     assert set(rows[0]) == {"name", "source", "available", "note"}
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("model", ["vgg16_hed", "efficientnet_lite0"])
 def test_models_with_a_model_lists_its_layers_with_their_channels(model, good):
     rows = {row["name"]: row for row in good(f"models {model} --json")}
@@ -162,6 +163,7 @@ def test_models_with_a_model_lists_its_layers_with_their_channels(model, good):
     assert all(rows[name]["map"] and rows[name]["calls"] == 1 for name in convs)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("line", ["models", "models vgg16_hed", "models efficientnet_lite0"])
 def test_the_printed_table_has_every_name_in_full(line, good):
     """A name that is cut off cannot be copied into --feature."""
@@ -193,6 +195,7 @@ def test_layers_lists_what_models_lists_and_hides_what_computes_nothing(folder, 
     assert good("models own_net:net --all --json") == every
 
 
+@pytest.mark.zoo
 def test_layers_go_by_the_names_that_their_community_has(folder, good):
     rows = {row["name"]: row for row in good("layers -m vgg16_hed --json")}
     assert (rows["features.14"]["alias"], rows["features.14"]["kernels"]) == ("conv3_3", 256 * 256)
@@ -247,6 +250,7 @@ def test_help_lists_commands_types_choices_and_the_options_of_every_criterion(go
     assert "force         steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2\n" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["--help", "--version", *(f"{command} --help" for command in COMMANDS)])
 def test_help_needs_no_torch(line):
     """That is what takes long; how long is no test's to say."""
@@ -265,6 +269,7 @@ def test_version(good):
     assert good("--version") == f"{cc.__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
@@ -389,6 +394,7 @@ def test_reach_r2_finds_the_smallest_circuit_that_reaches_it_on_photographs_of_t
     assert not {*held_out} & {*parts["found_on"], *parts["validated_on"]}
 
 
+@pytest.mark.zoo
 def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, good):
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
     line = FIND.replace("tiny_net:net", "plain_net:net") + " --size 16"
@@ -547,6 +553,7 @@ def test_compare_takes_options_of_each_criterion(folder, good):
     assert said["rows"][1]["kernels"] == alone["kernels"]
 
 
+@pytest.mark.zoo
 def test_compare_takes_a_layer_by_its_other_name_and_every_criterion_by_default(folder, good):
     said = good("compare -m vgg16_hed -f conv1_2:3 --images pictures --count 2 --size 24 --densities .5 --json")
     assert (said["feature"], said["folder"]) == ("features.2:3", "vgg16_hed-features.2-3")
@@ -600,6 +607,7 @@ def test_only_the_photographs_that_were_cropped_are_named(folder, good):
     assert [len(names) for names in named] == [1, 1]
 
 
+@pytest.mark.zoo
 def test_lite_makes_the_round_trip(folder, good):
     given = "--model efficientnet_lite0 --feature _blocks.1._project_conv:3 --images pictures --count 2 --size 64"
     said = good(f"find {given} --criterion snip --density 0.2 --out lite.safetensors --json")
@@ -664,6 +672,7 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
 # --- extract
 
 
+@pytest.mark.slow
 def test_extract_writes_a_module_and_onnx_that_compute_the_circuit(folder, good):
     good(f"{FIND} --density 0.5 --criterion snip")
     said = good(
@@ -1137,6 +1146,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "said"), BAD.values(), ids=BAD)
 def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -1226,6 +1236,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "code"), PROCESSES.values(), ids=PROCESSES)
 def test_exit_codes_reach_the_shell(line, code, folder):
     ended = process(line)
@@ -1239,6 +1250,7 @@ def test_exit_codes_reach_the_shell(line, code, folder):
     assert Path("a.safetensors").exists() == (code == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["force", "snip"])
 def test_ctrl_c_is_exit_code_130_and_leaves_nothing(criterion, folder):
     before = files()
@@ -1300,6 +1312,7 @@ def test_the_demo_without_matplotlib_does_no_work(tmp_path, run, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.demo
 def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):
     names = {"comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"}
     assert {file.name for file in demo.folder.iterdir()} == names
@@ -1309,6 +1322,7 @@ def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):
         assert image.width > 1000
 
 
+@pytest.mark.demo
 def test_the_demo_has_a_row_for_every_criterion_and_density(demo):
     assert list(demo.table) == [(c, d) for c in comparing.CRITERIA for d in comparing.DENSITIES]
     assert len(demo.rows) == len(demo.table)
@@ -1322,6 +1336,7 @@ def tiny():
     return model, circuit, torch.ones(1, 3, 5, 5)
 
 
+@pytest.mark.demo
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
     names += [*comparing.CRITERIA, str(demo.circuit.feature), RULE]
@@ -1333,6 +1348,7 @@ def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     assert not set(found.split(", ")) & set(measured.split(", "))
 
 
+@pytest.mark.demo
 def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photographs(demo):
     loaded = load_model("vgg16_hed")
     train, _ = split_photographs(sample_photographs())
@@ -1343,6 +1359,7 @@ def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photogr
     assert unit.summary() in demo.text
 
 
+@pytest.mark.demo
 def test_the_demo_counts_add_up(demo):
     for (_, density), row in demo.table.items():
         assert row["kernels"] == round(density * row["relevant"])
@@ -1354,6 +1371,7 @@ def test_the_demo_counts_add_up(demo):
         assert math.isnan(row["pearson"]) or -1 <= row["pearson"] <= 1
 
 
+@pytest.mark.demo
 def test_the_demo_tells_good_criteria_from_chance(demo):
     largest = max(comparing.DENSITIES)
     top = {criterion: demo.table[criterion, largest] for criterion in comparing.CRITERIA}
@@ -1365,6 +1383,7 @@ def test_the_demo_tells_good_criteria_from_chance(demo):
         assert top[criterion]["r2"] > demo.table[criterion, min(comparing.DENSITIES)]["r2"]
 
 
+@pytest.mark.demo
 def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
     circuit, said = demo.circuit, demo.circuit.provenance
     assert isinstance(circuit, cc.Circuit)
@@ -1377,6 +1396,7 @@ def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
     assert len(circuit) == demo.table[said["criterion"], 0.05]["kernels"]
 
 
+@pytest.mark.demo
 def test_the_demos_page_draws_the_best_circuit_as_it_was_measured(demo):
     drawn = cc.Diagram.load(demo.folder / "circuit.html")
     row = demo.table[demo.circuit.provenance["criterion"], 0.05]
@@ -1387,6 +1407,7 @@ def test_the_demos_page_draws_the_best_circuit_as_it_was_measured(demo):
     assert re.sub(r"\s+", " ", drawn.caption) in re.sub(r"\s+", " ", demo.text)
 
 
+@pytest.mark.demo
 def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
     again = good(f"evaluate {shlex.quote(str(demo.folder / 'circuit.safetensors'))} --json")
     row = demo.table[demo.circuit.provenance["criterion"], 0.05]
@@ -1394,6 +1415,7 @@ def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
     assert {name: again[name] for name in names} == pytest.approx({name: row[name] for name in names}, abs=1e-4)
 
 
+@pytest.mark.demo
 def test_the_command_in_the_demos_circuit_makes_it_again(demo, good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("c.safetensors").write_bytes((demo.folder / "circuit.safetensors").read_bytes())

@@ -17,6 +17,8 @@ from PIL import Image
 import convcircuits as cc
 from convcircuits.cli import console
 
+pytestmark = pytest.mark.slow
+
 INTERRUPTED = "interrupted; nothing was left half written\n"
 START = """
 import os, signal, sys

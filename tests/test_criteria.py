@@ -1,4 +1,4 @@
-"""Criteria against the oracles, and the laws that every score obeys."""
+"""Criteria against the oracles, and the laws that every score obeys, for kernels, filters and weights."""
 
 import itertools
 
@@ -10,8 +10,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from cases import COMBINATIONS, FEATURES, LAST, assert_same, assert_scores, is_linear, relevant_of
-from nets import NETS
+from cases import (
+    COMBINATIONS,
+    FEATURES,
+    FEATURES_BY_GRANULARITY,
+    GRANULARITIES,
+    LAST,
+    assert_same,
+    assert_scores,
+    is_linear,
+    relevant_of,
+    units_of,
+)
+from nets import NETS, seeded
 
 torch.set_num_threads(1)
 
@@ -53,23 +64,26 @@ def split_criterion(text):
 
 
 @pytest.mark.parametrize("criterion", ORACLES)
-@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
-def test_snip_and_actgrad_equal_the_oracle_on_every_net(name, layer, unit, criterion):
+@pytest.mark.parametrize(("name", "layer", "unit", "granularity"), FEATURES_BY_GRANULARITY)
+def test_snip_and_actgrad_equal_the_oracle_on_every_net(name, layer, unit, granularity, criterion):
     case = NETS[name]
     model, images = case.build(), case.images(2)
-    relevant = relevant_of(case, model, layer, unit)
+    relevant = units_of(case, model, layer, unit, granularity)
     start = [p.id for p in FEATURES].index(f"{name}:{layer}:{unit}") * 5
-    chosen = [{}, *(COMBINATIONS[(start + step) % len(COMBINATIONS)] for step in (0, 18))]
+    steps = (0, 18) if granularity == "kernel" else (GRANULARITIES.index(granularity),)
+    chosen = [{}, *(COMBINATIONS[(start + step) % len(COMBINATIONS)] for step in steps)]
     for combination in chosen:
         combination = options_that_fit(is_linear(model, layer), combination)
         options = {k: v for k, v in combination.items() if k != "position"}
         feature = cc.Feature(layer, unit, position=combination.get("position", "all"))
-        scores = cc.score(model, feature, images, criterion=criterion, **options)
+        scores = cc.score(model, feature, images, criterion=criterion, granularity=granularity, **options)
         assert scores.relevant == oracles.count(relevant) == scores.relevant_in_model
-        expected = ORACLES[criterion](model, layer, unit, images, blocks=case.blocks, **combination)
-        assert_scores(scores, expected, relevant)
+        assert scores.granularity == scores.provenance["granularity"] == granularity
+        given = {"granularity": granularity, "blocks": case.blocks, **combination}
+        assert_scores(scores, ORACLES[criterion](model, layer, unit, images, **given), relevant)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("criterion", ORACLES)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c.values())))
 def test_every_combination_of_options_equals_the_oracle(criterion, combination):
@@ -82,34 +96,39 @@ def test_every_combination_of_options_equals_the_oracle(criterion, combination):
     assert_scores(scores, expected, relevant_of(case, model, "conv3", 3))
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_signed_actgrad_is_signed_snip_is_the_mask_gradient(name, layer, unit):
+def test_signed_actgrad_is_signed_snip_is_the_mask_gradient(name, layer, unit, granularity):
     case = NETS[name]
     model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
-    expected = oracles.mask_gradient(model, layer, unit, images, blocks=case.blocks)
+    expected = oracles.mask_gradient(model, layer, unit, images, granularity=granularity, blocks=case.blocks)
     for criterion in ORACLES:
-        scores = cc.score(model, feature, images, criterion=criterion, signed=True, normalizer="sum")
-        assert_scores(scores, expected, relevant_of(case, model, layer, unit))
+        options = {"criterion": criterion, "signed": True, "normalizer": "sum"}
+        scores = cc.score(model, feature, images, granularity=granularity, **options)
+        assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
 
 
-def test_a_direction_is_scored_as_the_oracle_says():
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_direction_is_scored_as_the_oracle_says(granularity):
     case = NETS["residual"]
     model, images = case.build(), case.images(2)
     direction = torch.tensor([0.5, 0.0, -2.0])
-    relevant = relevant_of(case, model, "head", direction)
+    relevant = units_of(case, model, "head", direction, granularity)
     for criterion, oracle in ORACLES.items():
-        scores = cc.score(model, cc.Feature("head", direction), images, criterion=criterion)
-        assert_scores(scores, oracle(model, "head", direction, images), relevant)
+        feature = cc.Feature("head", direction)
+        scores = cc.score(model, feature, images, criterion=criterion, granularity=granularity)
+        assert_scores(scores, oracle(model, "head", direction, images, granularity=granularity), relevant)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("criterion", ["snip", "actgrad", "magnitude", "gauss_newton"])
 @pytest.mark.parametrize("name", ["plain", "mobile", "flat_head"])
-def test_layer_l2_is_the_sum_divided_by_each_layers_norm(name, criterion):
+def test_layer_l2_is_the_sum_divided_by_each_layers_norm(name, criterion, granularity):
     case = NETS[name]
     model, images = case.build(), case.images(2)
-    feature = cc.Feature(*case.features[-1])
-    total = cc.score(model, feature, images, criterion=criterion, normalizer="sum")
-    unit = cc.score(model, feature, images, criterion=criterion, normalizer="layer_l2")
+    feature, options = cc.Feature(*case.features[-1]), {"criterion": criterion, "granularity": granularity}
+    total = cc.score(model, feature, images, normalizer="sum", **options)
+    unit = cc.score(model, feature, images, normalizer="layer_l2", **options)
     for layer, values in total.kernels.items():
         norm = values.nan_to_num().square().sum().sqrt()
         torch.testing.assert_close(unit[layer], values / norm, rtol=1e-12, atol=0, equal_nan=True)
@@ -120,7 +139,7 @@ def test_layer_l2_is_the_sum_divided_by_each_layers_norm(name, criterion):
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize(("layer", "unit"), NETS["plain"].features)
-def test_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit, seed):
+def test_gauss_newton_with_as_many_draws_as_positions_is_the_change_of_the_map(layer, unit, seed):
     case = NETS["plain"]
     model, images = case.build(), case.images(3)
     positions = oracles.full_map(model, layer, unit, images[:1]).numel()
@@ -131,40 +150,36 @@ def test_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit, seed
     assert_same(scores, more)
 
 
+@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("layer", "unit"), NETS["plain"].features)
-def test_centered_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit):
+def test_gauss_newton_is_exact_with_as_many_draws_as_positions(layer, unit, granularity, centered):
     case = NETS["plain"]
     model, images = case.build(), case.images(3)
     height_width = oracles.full_map(model, layer, unit, images[:1]).shape[1:]
     places = torch.eye(height_width.numel(), dtype=torch.float64).reshape(-1, *height_width)
-    mean = oracles.gauss_newton(model, layer, unit, images, signs=list(places), centered=True)
-    expected = {name: values * len(places) for name, values in mean.items()}
+    options = {"granularity": granularity, "centered": centered}
+    mean = oracles.gauss_newton(model, layer, unit, images, signs=list(places), **options)
     # The oracle's list averages over images x draws; the sum over positions is wanted.
-    scores = cc.score(model, cc.Feature(layer, unit), images, draws=len(places), centered=True)
-    assert_scores(scores, expected, relevant_of(case, model, layer, unit))
+    expected = {name: values * len(places) for name, values in mean.items()}
+    scores = cc.score(model, cc.Feature(layer, unit), images, draws=len(places), **options)
+    assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
 
 
 @pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
-@pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
-def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, centered):
+@pytest.mark.parametrize(("name", "layer", "unit", "granularity"), FEATURES_BY_GRANULARITY)
+def test_gauss_newton_at_one_position_is_exact_with_one_draw(name, layer, unit, granularity, centered):
     case = NETS[name]
     model, images = case.build(), case.images(2)
     position = "all" if is_linear(model, layer) else ("max", "center", (0, 1))[unit % 3]
     one = torch.ones_like(oracles.full_map(model, layer, unit, images[:1])[0])
-    expected = oracles.gauss_newton(
-        model,
-        layer,
-        unit,
-        images,
-        signs=[one],
-        centered=centered,
-        position=position,
-        blocks=case.blocks,
-    )
-    relevant = relevant_of(case, model, layer, unit)
+    options = {"granularity": granularity, "centered": centered}
+    given = {"signs": [one], "position": position, "blocks": case.blocks}
+    expected = oracles.gauss_newton(model, layer, unit, images, **given, **options)
+    relevant = units_of(case, model, layer, unit, granularity)
     for draws in (1, 4):
         feature = cc.Feature(layer, unit, position=position)
-        scores = cc.score(model, feature, images, draws=draws, seed=draws, centered=centered)
+        scores = cc.score(model, feature, images, draws=draws, seed=draws, **options)
         assert_scores(scores, expected, relevant)
 
 
@@ -183,19 +198,18 @@ def test_gauss_newton_is_unbiased_over_seeds():
 # ---------------------------------------- baselines
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_magnitude_is_the_mean_weight_that_the_kernels_really_use(name, layer, unit):
+def test_magnitude_is_the_mean_weight_that_units_really_use(name, layer, unit, granularity):
     case = NETS[name]
-    model, images = case.build(), case.images(2)
-    relevant = relevant_of(case, model, layer, unit)
-    _, order = oracles.slow_copy(model, blocks=case.blocks)
+    model, images = case.build(), case.images(1)
+    relevant = units_of(case, model, layer, unit, granularity)
     slow, _ = oracles.slow_copy(model, blocks=case.blocks)
-    weights = {m.name: m.elements(m.weight).abs() for m in slow.modules() if isinstance(m, oracles.Slow)}
-    scores = cc.score(model, cc.Feature(layer, unit), images, criterion="magnitude")
-    assert_scores(scores, {k: w.mean(-1) for k, w in weights.items()}, relevant)
-    scores = cc.score(model, cc.Feature(layer, unit), images, criterion="magnitude", normalizer="sum")
-    assert_scores(scores, {k: w.sum(-1) for k, w in weights.items()}, relevant)
-    assert order == []
+    weights = {m.name: m.elements(m.weight, granularity).abs() for m in slow.modules() if isinstance(m, oracles.Slow)}
+    for normalizer, sizes in (("published", lambda w: w.mean(-1)), ("sum", lambda w: w.sum(-1))):
+        options = {"criterion": "magnitude", "normalizer": normalizer}
+        scores = cc.score(model, cc.Feature(layer, unit), images, granularity=granularity, **options)
+        assert_scores(scores, {k: sizes(w) for k, w in weights.items()}, relevant)
 
 
 def test_random_depends_on_the_seed_alone():
@@ -215,33 +229,37 @@ def test_random_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
-def test_layer_random_keeps_as_many_kernels_in_each_layer_as_the_compared_circuit(name, seed):
+def test_layer_random_keeps_as_many_units_in_each_layer_as_the_compared_circuit(name, granularity, seed):
     case = NETS[name]
     model, images, feature = case.build(), case.images(2), cc.Feature(*case.features[-1])
-    like = cc.find(model, feature, images, criterion="snip", density=0.3)
-    scores = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed)
+    like = cc.find(model, feature, images, criterion="snip", density=0.3, granularity=granularity)
+    options = {"criterion": "layer_random", "like": like, "granularity": granularity}
+    scores = cc.score(model, feature, images, seed=seed, **options)
     circuit = cc.prune(scores, kernels=len(like))
     counts = {layer: int(mask.sum()) for layer, mask in like.elements.items()}
     assert {layer: int(mask.sum()) for layer, mask in circuit.elements.items()} == counts
     assert circuit != like
-    other = cc.score(model, feature, images, criterion="layer_random", like=like, seed=seed + 10)
+    other = cc.score(model, feature, images, seed=seed + 10, **options)
     assert other.kernels != scores.elements
-    again = cc.score(model, feature, images[:1], criterion="layer_random", like=like, seed=seed, batch_size=1)
+    again = cc.score(model, feature, images[:1], seed=seed, batch_size=1, **options)
     assert again.kernels == scores.elements
 
 
 # ---------------------------------------- batches, order, memory
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("criterion", ONE_SHOT)
 @pytest.mark.parametrize("name", ["residual", "twice", "flat_head"])
-def test_scores_do_not_depend_on_how_images_are_batched_or_ordered(name, criterion):
+def test_scores_do_not_depend_on_how_images_are_batched_or_ordered(name, criterion, granularity):
     case = NETS[name]
     model, images, feature = case.build(), case.images(5), cc.Feature(*case.features[-1])
     labels = torch.arange(5)
     loader = DataLoader(TensorDataset(images, labels), batch_size=2, shuffle=True)
-    expected = cc.score(model, feature, images, **split_criterion(criterion))
+    asked = {"granularity": granularity, **split_criterion(criterion)}
+    expected = cc.score(model, feature, images, **asked)
     for given, options in (
         (images, {"batch_size": 1}),
         (images, {"batch_size": 2}),
@@ -253,7 +271,7 @@ def test_scores_do_not_depend_on_how_images_are_batched_or_ordered(name, criteri
         (images, {"memory": 1}),
         (images, {"memory": 1, "batch_size": 2}),
     ):
-        scores = cc.score(model, feature, given, **split_criterion(criterion), **options)
+        scores = cc.score(model, feature, given, **asked, **options)
         assert_same(expected, scores)
         assert scores.provenance["images"] == expected.provenance["images"]
 
@@ -393,12 +411,13 @@ def first_collapse(forced):
     return None
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize(("name", "density", "options"), FORCED)
-def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density, options):
+def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density, options, granularity):
     case = NETS[name]
     model, images = case.build(), case.images(2)
     layer, unit = case.features[-1]
-    feature = cc.Feature(layer, unit)
+    feature, options = cc.Feature(layer, unit), options | {"granularity": granularity}
     circuit = cc.find(model, feature, images, criterion="force", density=density, **options)
     k = max(1, round(density * circuit.relevant))
     forced = oracles.force(model, layer, unit, images, k, blocks=case.blocks, **options)
@@ -412,6 +431,7 @@ def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density
     assert bool(notes) == (step is not None)
     if step is not None:
         assert f"collapsed at step {step + 1}" in notes[0]
+        assert f"{granularity}s kept" in notes[0]
 
 
 @pytest.mark.parametrize(("name", "density"), [("plain", 0.4), ("no_bias", 0.6), ("nested", 0.25)])
@@ -465,26 +485,32 @@ def test_force_batches_and_memory_change_nothing():
 # ---------------------------------------- criteria of one's own, and errors
 
 
-def test_a_function_is_a_criterion():
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_function_is_a_criterion(granularity):
     case = NETS["residual"]
     model, images, feature = case.build(), case.images(3), cc.Feature("head", 0)
+    shapes = {}
 
     def mine(trace, *, power=1):
-        """Count, for each filter, how much its gradient is, from the public face of a trace."""
+        """A power of each unit's mask gradient, from the public face of a trace."""
+        shapes.update(trace.shapes)
+        assert trace.granularity == granularity
 
         def contribution(batch):
             for layer in batch.backward(torch.ones_like(batch.maps)):
-                products = torch.stack(list(layer.weight_products())).sum(4).abs() ** power
-                yield layer.name, layer.per_element(products.sum(0))
+                totals = sum(layer.per_element(product.sum(3)) ** power for product in layer.weight_products())
+                yield layer.name, totals
 
         return trace.mean(contribution)
 
-    scores = cc.score(model, feature, images, criterion=mine, power=2, batch_size=2)
+    scores = cc.score(model, feature, images, criterion=mine, granularity=granularity, power=2, batch_size=2)
     assert scores.provenance["criterion"] == "mine"
     assert scores.provenance["options"] == {"power": 2}
-    per_image = [oracles.mask_gradient(model, "head", 0, image[None], collapse="sum") for image in images]
+    assert shapes == {layer: tuple(values.shape) for layer, values in scores.elements.items()}
+    options = {"granularity": granularity, "collapse": "sum"}
+    per_image = [oracles.mask_gradient(model, "head", 0, image[None], **options) for image in images]
     expected = {k: torch.stack([one[k] ** 2 for one in per_image]).mean(0) for k in per_image[0]}
-    assert_scores(scores, expected, relevant_of(case, model, "head", 0))
+    assert_scores(scores, expected, units_of(case, model, "head", 0, granularity))
 
 
 def test_a_function_with_a_budget_goes_through_find_alone():
@@ -547,7 +573,8 @@ def test_force_wants_a_whole_number_of_steps(steps):
         )
 
 
-def test_calls_on_maps_of_different_sizes_are_all_counted():
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_calls_on_maps_of_different_sizes_are_all_counted(granularity):
     """The same conv on two scales: signed scores are the mask gradient whatever the sizes."""
 
     class Scales(nn.Module):
@@ -560,11 +587,11 @@ def test_calls_on_maps_of_different_sizes_are_all_counted():
             small = self.conv(F.avg_pool2d(x, 2))
             return self.head(F.relu(self.conv(x)) + F.interpolate(F.relu(small), scale_factor=2.0))
 
-    torch.manual_seed(0)
-    model, images = Scales().double().eval(), NETS["plain"].images(2)
-    expected = oracles.mask_gradient(model, "head", 1, images)
+    model, images = seeded(Scales, 0)(), NETS["plain"].images(2)
+    expected = oracles.mask_gradient(model, "head", 1, images, granularity=granularity)
     for criterion in ORACLES:
-        scores = cc.score(model, cc.Feature("head", 1), images, criterion=criterion, signed=True, normalizer="sum")
+        options = {"criterion": criterion, "signed": True, "normalizer": "sum", "granularity": granularity}
+        scores = cc.score(model, cc.Feature("head", 1), images, **options)
         for layer, values in scores.elements.items():
             kept = ~values.isnan()
             torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)

@@ -27,6 +27,7 @@ def kept_by(subject, layout, kernels, effective=True):
     return cut(layout, None if kernels is None else Masks(kernels, effective=effective), subject.survey.rows)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("seed", range(30))
 def test_effective_kernels_in_random_nets_are_those_of_graph_search(seed):
     model = seeded(lambda: RandomNet(seed), seed)()

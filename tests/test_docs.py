@@ -75,6 +75,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.zoo
 def test_the_readme_runs(folder):
     known = {}
     for block in blocks((ROOT / "README.md").read_text(encoding="utf-8")):
@@ -89,6 +90,7 @@ def test_a_page_runs(page, folder):
         exec(compile(block, page.name, "exec"), known)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_an_example_runs_and_shows_something(script):
     cells = percent.run(script)

@@ -284,6 +284,7 @@ class Phases:
         self.told[-1][1].append((done, total))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", ["patches", "features"])
 def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
     """Under one name it is counted once, up to what there is; without phases the same is counted."""
@@ -330,6 +331,7 @@ def test_the_average_map_is_of_the_images_that_it_was_found_on_or_there_is_none(
     assert set(report.notes) <= set(drawn.document.meta.notes)
 
 
+@pytest.mark.slow
 def test_progress_is_told_of_images_and_of_visualisations(model):
     told = []
     options = {"held_out": images(3), "progress": lambda *progress: told.append(progress)}
@@ -424,6 +426,7 @@ def test_gain_and_offset_of_a_circuit_are_measured_too(model):
     assert variant.fidelity.r2 != pytest.approx(cc.evaluate(model, plain, held_out).r2, rel=1e-3)
 
 
+@pytest.mark.zoo
 def test_grainy_images_are_pictured():
     """Each tile is noise, whose JPEG takes more than a byte a pixel."""
     torch.manual_seed(0)

@@ -258,6 +258,7 @@ def tile_colour(document, node):
     return image[row * size, column * size].astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dots"), [("screen", 192), ("180mm", 300), ("88mm", 600)])
 def test_a_png_is_of_its_width_and_shows_every_picture(width, dots):
     document = plain()

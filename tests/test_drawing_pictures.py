@@ -525,6 +525,7 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
 # ---------------------------------------------------------------------- feature visualisations
 
 
+@pytest.mark.slow
 def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_models():
     images = photographs(2)
     model, circuit, drawing = plain_drawing(images)

@@ -8,6 +8,8 @@ from PIL import Image
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing.tiles import SHARP, data_url, pack
 
+pytestmark = pytest.mark.slow
+
 
 def decoded(src):
     head, content = src.split(",")

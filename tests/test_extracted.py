@@ -12,6 +12,7 @@ from cases import extracted
 from nets import NETS
 
 LARGE = [f"torchvision:{name}" for name in ("resnet18", "googlenet", "shufflenet_v2_x1_0", "densenet121")]
+ZOO = [pytest.param(name, marks=pytest.mark.zoo) for name in LARGE]
 TINY = ["residual", "inception", "grouped", "flat_head", "se_linear", "dense"]
 MADE = {}
 
@@ -33,9 +34,10 @@ def run(module, x):
         return module(x)
 
 
-every = pytest.mark.parametrize("name", [*TINY, *LARGE])
+every = pytest.mark.parametrize("name", [*TINY, *ZOO])
 
 
+@pytest.mark.slow
 @every
 def test_it_is_exported_with_any_number_of_images(name):
     module, x = made(name)
@@ -44,7 +46,8 @@ def test_it_is_exported_with_any_number_of_images(name):
         torch.testing.assert_close(run(exported, x[:count]), run(module, x[:count]))
 
 
-@pytest.mark.parametrize("name", ["residual", "flat_head", *LARGE])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["residual", "flat_head", *ZOO])
 def test_it_compiles_whole(name):
     module, x = made(name)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

@@ -110,6 +110,7 @@ def test_the_module_of_a_calibrated_circuit_is_the_circuit(name, layer, unit):
     check(case, model, circuit, gain=gain, offset=offset)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
 def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer, unit):
     case = NETS[name]
@@ -121,6 +122,7 @@ def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer,
                 assert {p.dtype for p in check(case, model, circuit, tolerance).parameters()} == {dtype}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("seed", range(40))
 def test_the_module_of_a_random_net_is_the_circuit_by_the_letter(seed):
     model = seeded(lambda: RandomNet(seed), seed)()
@@ -353,6 +355,7 @@ ALLOWED = {
 }
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("what", ALLOWED.values(), ids=ALLOWED)
 def test_odd_functions_are_extracted_and_saved(what, tmp_path):
     model = seeded(lambda: Odd(what), 5)()
@@ -461,6 +464,7 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
         assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])
 @pytest.mark.parametrize("seed", range(8))
 def test_maps_of_a_sweep_of_a_random_net_are_those_of_masked_runs(seed, effective):

@@ -221,6 +221,7 @@ def small(build):
         return build().eval()
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("build", "layer", "units", "channels"),
     [

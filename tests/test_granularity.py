@@ -1,4 +1,4 @@
-"""Filters and weights as units: every law of kernels, against the same oracles."""
+"""What a circuit's granularity means: units of one kind, run, counted, nested, saved, never mixed with others."""
 
 import dataclasses
 import itertools
@@ -6,216 +6,25 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import convcircuits as cc
 import oracles
-from cases import COMBINATIONS, LAST, assert_same, assert_scores, is_linear, masks_for_oracle, relevant_of
+from cases import GRANULARITIES, LAST, masks_for_oracle, relevant_of, units_of
 from convcircuits.storage import sealed
 from convcircuits.values.granularity import by_element, check_inside, elements_with, masks_of
 from convcircuits.values.tables import LayerTable
-from nets import NETS, seeded
+from nets import NETS
 
 torch.set_num_threads(1)
 
-GRANULARITIES = ["filter", "kernel", "weight"]
 OTHERS = ["filter", "weight"]
 # What is hard: groups, a layer that runs twice, Linear on a flattened map, weights computed in forward, gates.
 HARD = [p for p in LAST if p.id in ("grouped", "mobile", "twice", "standardised", "flat_head", "se_linear", "residual")]
-ORACLES = {"snip": oracles.snip, "actgrad": oracles.actgrad}
-ONE_SHOT = {"actgrad": {}, "snip": {}, "gauss_newton": {"centered": True}, "magnitude": {}, "random": {}}
-
-
-def units_of(case, model, layer, unit, granularity):
-    """Relevant units by graph search, layers in execution order."""
-    relevant = relevant_of(case, model, layer, unit)
-    return oracles.relevant_elements(model, relevant, granularity, case.blocks)
 
 
 def random_circuit(model, feature, images, granularity, density, seed=0):
     scores = cc.score(model, feature, images[:1], criterion="random", granularity=granularity, seed=seed)
     return cc.prune(scores, density=density)
-
-
-# ---------------------------------------- criteria
-
-
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize("criterion", ORACLES)
-@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_snip_and_actgrad_equal_the_oracle(name, layer, unit, criterion, granularity):
-    case = NETS[name]
-    model, images = case.build(), case.images(2)
-    start = list(NETS).index(name) * 5
-    for combination in ({}, COMBINATIONS[start % len(COMBINATIONS)]):
-        if is_linear(model, layer):
-            combination = combination | {"position": "all"}
-        options = {k: v for k, v in combination.items() if k != "position"}
-        feature = cc.Feature(layer, unit, position=combination.get("position", "all"))
-        scores = cc.score(model, feature, images, criterion=criterion, granularity=granularity, **options)
-        given = {"granularity": granularity, "blocks": case.blocks, **combination}
-        expected = ORACLES[criterion](model, layer, unit, images, **given)
-        relevant = units_of(case, model, layer, unit, granularity)
-        assert_scores(scores, expected, relevant)
-        assert scores.relevant == scores.relevant_in_model == oracles.count(relevant)
-        assert scores.granularity == scores.provenance["granularity"] == granularity
-
-
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_signed_actgrad_is_signed_snip_is_the_mask_gradient(name, layer, unit, granularity):
-    case = NETS[name]
-    model, images, feature = case.build(), case.images(2), cc.Feature(layer, unit)
-    expected = oracles.mask_gradient(model, layer, unit, images, granularity=granularity, blocks=case.blocks)
-    for criterion in ORACLES:
-        options = {"criterion": criterion, "signed": True, "normalizer": "sum"}
-        scores = cc.score(model, feature, images, granularity=granularity, **options)
-        assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
-
-
-@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_gauss_newton_at_one_position_equals_the_oracle(name, layer, unit, granularity, centered):
-    case = NETS[name]
-    model, images = case.build(), case.images(2)
-    position = "all" if is_linear(model, layer) else "center"
-    one = torch.ones_like(oracles.full_map(model, layer, unit, images[:1])[0])
-    options = {"granularity": granularity, "centered": centered}
-    given = {"signs": [one], "position": position, "blocks": case.blocks}
-    expected = oracles.gauss_newton(model, layer, unit, images, **given, **options)
-    scores = cc.score(model, cc.Feature(layer, unit, position=position), images, **options)
-    assert_scores(scores, expected, units_of(case, model, layer, unit, granularity))
-
-
-@pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
-@pytest.mark.parametrize("granularity", OTHERS)
-def test_gauss_newton_is_exact_with_as_many_draws_as_positions(granularity, centered):
-    case = NETS["plain"]
-    model, images = case.build(), case.images(2)
-    places = torch.eye(4, dtype=torch.float64).reshape(4, 2, 2)
-    options = {"granularity": granularity, "centered": centered}
-    mean = oracles.gauss_newton(model, "features.5", 2, images, signs=list(places), **options)
-    scores = cc.score(model, cc.Feature("features.5", 2), images, draws=4, **options)
-    expected = {name: values * len(places) for name, values in mean.items()}
-    assert_scores(scores, expected, units_of(case, model, "features.5", 2, granularity))
-
-
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize(("name", "layer", "unit"), HARD)
-def test_magnitude_is_the_mean_weight_of_a_unit(name, layer, unit, granularity):
-    case = NETS[name]
-    model, images = case.build(), case.images(1)
-    slow, _ = oracles.slow_copy(model, blocks=case.blocks)
-    weights = {m.name: m.elements(m.weight, granularity).abs() for m in slow.modules() if isinstance(m, oracles.Slow)}
-    relevant = units_of(case, model, layer, unit, granularity)
-    for normalizer, sizes in (("published", lambda w: w.mean(-1)), ("sum", lambda w: w.sum(-1))):
-        options = {"criterion": "magnitude", "normalizer": normalizer}
-        scores = cc.score(model, cc.Feature(layer, unit), images, granularity=granularity, **options)
-        assert_scores(scores, {k: sizes(w) for k, w in weights.items()}, relevant)
-
-
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
-def test_layer_random_keeps_as_many_units_in_each_layer(name, granularity):
-    case = NETS[name]
-    model, images, feature = case.build(), case.images(1), cc.Feature(*case.features[-1])
-    like = random_circuit(model, feature, images, granularity, 0.4)
-    options = {"criterion": "layer_random", "like": like, "seed": 3}
-    circuit = cc.find(model, feature, images, granularity=granularity, kernels=len(like), **options)
-    assert [int(m.sum()) for m in circuit.elements.values()] == [int(m.sum()) for m in like.elements.values()]
-    assert circuit != like
-    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, and kernels are scored"):
-        cc.score(model, feature, images, **options)
-
-
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize(
-    ("name", "density", "options"),
-    [
-        ("plain", 0.5, {}),
-        ("no_bias", 0.4, {"steps": 4}),
-        ("residual", 0.5, {"normalizer": "sum"}),
-        ("mobile", 0.6, {"steps": 3}),
-        ("flat_head", 0.5, {"collapse": "square", "steps": 3}),
-        ("twice", 0.4, {"steps": 5}),
-        ("plain", 0.05, {}),
-    ],
-)
-def test_force_equals_the_oracle_and_stops_where_a_layer_collapses(name, density, options, granularity):
-    case = NETS[name]
-    model, images = case.build(), case.images(1)
-    layer, unit = case.features[-1]
-    options = options | {"granularity": granularity}
-    circuit = cc.find(model, cc.Feature(layer, unit), images, criterion="force", density=density, **options)
-    k = max(1, round(density * circuit.relevant))
-    forced = oracles.force(model, layer, unit, images, k, blocks=case.blocks, **options)
-    after = [*forced.scores[1:], forced.final_scores]
-    steps = [step for step, scores in enumerate(after) if any(not s.nan_to_num().any() for s in scores.values())]
-    expected = oracles.topk(forced.scores[steps[0]], k) if steps else forced.circuit
-    assert len(circuit) == k
-    assert list(circuit.elements) == list(expected)
-    assert all(torch.equal(circuit[name], mask) for name, mask in expected.items())
-    assert bool(circuit.provenance["notes"]) == bool(steps)
-    if steps:
-        assert f"{granularity}s kept" in circuit.provenance["notes"][0]
-
-
-@pytest.mark.parametrize("criterion", ONE_SHOT)
-@pytest.mark.parametrize("granularity", OTHERS)
-@pytest.mark.parametrize("name", ["residual", "twice", "flat_head"])
-def test_scores_do_not_depend_on_batches_order_or_memory(name, granularity, criterion):
-    case = NETS[name]
-    model, images, feature = case.build(), case.images(5), cc.Feature(*case.features[-1])
-    options = {"criterion": criterion, "granularity": granularity, **ONE_SHOT[criterion]}
-    expected = cc.score(model, feature, images, **options)
-    for given, run in ((images.flip(0), {"batch_size": 2}), ([images[:1], images[1:]], {"memory": 1})):
-        assert_same(expected, cc.score(model, feature, given, **options, **run))
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_calls_on_maps_of_different_sizes_are_all_counted(granularity):
-    class Scales(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3, padding=1)
-            self.head = nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            small = self.conv(F.avg_pool2d(x, 2))
-            return self.head(F.relu(self.conv(x)) + F.interpolate(F.relu(small), scale_factor=2.0))
-
-    model, images = seeded(Scales, 0)(), NETS["plain"].images(2)
-    expected = oracles.mask_gradient(model, "head", 1, images, granularity=granularity)
-    for criterion in ORACLES:
-        options = {"criterion": criterion, "signed": True, "normalizer": "sum", "granularity": granularity}
-        scores = cc.score(model, cc.Feature("head", 1), images, **options)
-        for layer, values in scores.elements.items():
-            kept = ~values.isnan()
-            torch.testing.assert_close(values[kept], expected[layer][kept], rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_a_criterion_of_ones_own_sees_units(granularity):
-    case = NETS["residual"]
-    model, images, feature = case.build(), case.images(2), cc.Feature("head", 0)
-    shapes = {}
-
-    def mine(trace):
-        shapes.update(trace.shapes)
-        assert trace.granularity == granularity
-
-        def contribution(batch):
-            for layer in batch.backward(torch.ones_like(batch.maps)):
-                yield layer.name, layer.per_element(sum(product.sum(3) for product in layer.weight_products()))
-
-        return trace.mean(contribution)
-
-    scores = cc.score(model, feature, images, criterion=mine, granularity=granularity)
-    assert shapes == {layer: tuple(values.shape) for layer, values in scores.elements.items()}
-    expected = oracles.mask_gradient(model, "head", 0, images, granularity=granularity, collapse="sum")
-    assert_scores(scores, expected, units_of(case, model, "head", 0, granularity))
 
 
 # ---------------------------------------- pruning and sets
@@ -280,6 +89,15 @@ def test_repr_and_summaries_say_what_is_counted(granularity):
     assert f" {granularity}s" in scores.summary().splitlines()[1]
     assert f"{len(circuit)} of {circuit.relevant} {granularity}s kept" in report.summary()
     assert (f"{report.kernels} kernels, " in report.summary()) == (granularity != "kernel")
+
+
+@pytest.mark.parametrize("granularity", OTHERS)
+def test_layer_random_is_like_a_circuit_of_what_is_scored(granularity):
+    case = NETS["residual"]
+    model, images, feature = case.build(), case.images(1), cc.Feature("head", 0)
+    like = random_circuit(model, feature, images, granularity, 0.4)
+    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, and kernels are scored"):
+        cc.score(model, feature, images, criterion="layer_random", like=like)
 
 
 # ---------------------------------------- runs
@@ -378,7 +196,7 @@ def test_inside_a_circuit_a_unit_scores_by_what_of_it_is_effective(name, layer, 
     )
     if refused(lambda: cc.score(model, feature, images, **unsigned), model, circuit, images):
         return
-    for criterion in ORACLES:
+    for criterion in ("snip", "actgrad"):
         units = cc.score(model, feature, images, criterion=criterion, granularity=granularity, **inside)
         parts = cc.score(model, feature, images, criterion=criterion, granularity=by_kernel, **inside)
         running = oracles.relevant_elements(model, {k: effective[k] for k in parts.elements}, by_kernel, case.blocks)

@@ -162,6 +162,7 @@ def test_what_a_dead_filter_holds_cannot_matter(meeting, seed):
     close(*runs)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("meeting", [name for name in MEETINGS if name != "logarithm"])  # which is NaN
 def test_an_extracted_module_is_the_masked_run_or_is_refused(meeting):
     model, x = two(MEETINGS[meeting]), images()

@@ -57,6 +57,7 @@ def test_every_net_comes_back(name):
         check_same(through_text(module), module, x)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("spec", REAL)
 def test_real_networks_come_back(spec):
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -118,6 +119,7 @@ def test_arguments_of_every_kind_come_back():
 # ---------------------------------------- as any other module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HANDMADE)
 @pytest.mark.parametrize("came_back", [False, True])
 def test_copies_compiled_and_exported_ones_compute_the_same(name, came_back):
@@ -521,6 +523,7 @@ def exported(module, x):
     return torch.export.export(module, (x,)).module()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_keep_any_name_that_torch_allows(name, tmp_path):
     torch.manual_seed(0)
@@ -658,6 +661,7 @@ def attack(watched, steps):
         assert maps.numel() < 1 << 25
 
 
+@pytest.mark.slow
 def test_an_attacker_reaches_nothing_but_tensors_and_is_refused_or_run(watched):
     attack(watched)
     assert min(TAKEN.values()) > 20, TAKEN

@@ -59,6 +59,7 @@ def test_eight_sample_photographs_are_in_colour():
     assert grey == {"brick", "camera", "grass", "gravel"}
 
 
+@pytest.mark.slow
 def test_sample_photographs_import_neither_package():
     program = (
         "import sys; from convcircuits.zoo.images import sample_photographs; sample_photographs();"

@@ -127,6 +127,7 @@ def test_one_value_is_repeated_for_every_image():
     assert torch.equal(repeat_for(x, torch.zeros(5, 1)), x.repeat(5, 1, 1))
 
 
+@pytest.mark.slow
 def test_no_call_ends_the_process_or_makes_what_tensors_without_memory_do_not_say(tmp_path):
     script, log = Path(__file__).with_name("operation_calls.py"), tmp_path / "number"
     done = subprocess.run(

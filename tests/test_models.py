@@ -60,6 +60,7 @@ def code(tmp_path, monkeypatch):
 # --- the offline models
 
 
+@pytest.mark.zoo
 def test_vgg16_has_torchvisions_numbering_and_shapes(hed):
     with torch.device("meta"):
         theirs = torchvision.models.vgg16().features
@@ -69,6 +70,7 @@ def test_vgg16_has_torchvisions_numbering_and_shapes(hed):
     assert shapes == {f"features.{name}": value.shape for name, value in theirs.state_dict().items()}
 
 
+@pytest.mark.zoo
 def test_vgg16_hed_first_convolution_matches_a_loop_over_the_file(hed, hed_file, picture):
     x = hed.preprocess(picture)
     out = hed.model.features[0](x[None])[0]
@@ -82,6 +84,7 @@ def test_vgg16_hed_first_convolution_matches_a_loop_over_the_file(hed, hed_file,
         torch.testing.assert_close(out[:, h, w], torch.tensor(expected), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.zoo
 def test_vgg16_hed_has_every_convolution_of_the_file_in_order(hed, hed_file):
     convs = [module for module in hed.model.modules() if isinstance(module, nn.Conv2d)]
     names = [f"block{b}_conv{c}" for b, depth in enumerate([2, 2, 3, 3, 3], 1) for c in range(1, depth + 1)]
@@ -97,6 +100,7 @@ def test_vgg16_hed_has_every_convolution_of_the_file_in_order(hed, hed_file):
             assert torch.equal(conv.bias, torch.from_numpy(found[name]["1"][()]))
 
 
+@pytest.mark.zoo
 def test_vgg16_hed_finds_the_edges_of_a_square(hed, hed_file):
     """With the side outputs of the file on top it is the edge detector: its order and its pools are right."""
     square = Image.new("RGB", (256, 256), "navy")
@@ -120,6 +124,7 @@ def test_vgg16_hed_finds_the_edges_of_a_square(hed, hed_file):
     assert edges[20:40, 20:200].max() < 0.2  # the ground
 
 
+@pytest.mark.zoo
 def test_vgg16_hed_wants_bgr_minus_the_mean(hed):
     x = hed.preprocess(Image.new("RGB", (300, 400), (10, 20, 30)))
     assert x.shape == (3, 224, 224)
@@ -128,6 +133,7 @@ def test_vgg16_hed_wants_bgr_minus_the_mean(hed):
     torch.testing.assert_close(x.mean(dim=(1, 2)), expected)
 
 
+@pytest.mark.zoo
 def test_efficientnet_lite0_knows_a_cup_of_coffee():
     (folder,) = importlib.util.find_spec("skimage").submodule_search_locations
     loaded = load_model("efficientnet_lite0")
@@ -140,6 +146,7 @@ def test_efficientnet_lite0_knows_a_cup_of_coffee():
     assert (black.min(), black.max()) == (-1, -1)
 
 
+@pytest.mark.zoo
 def test_offline_models_import_no_heavy_package():
     program = (
         "import sys; from convcircuits.zoo.models import load_model, list_models; list_models();"
@@ -150,6 +157,7 @@ def test_offline_models_import_no_heavy_package():
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.zoo
 def test_loaded_models_are_in_eval_mode_and_have_a_short_repr(hed):
     assert not any(module.training for module in hed.model.modules())
     assert repr(hed) == "LoadedModel(name='vgg16_hed', size=(224, 224))"
@@ -175,6 +183,7 @@ def test_preprocessing_takes_any_mode_and_a_size_that_is_not_square():
 # --- torchvision
 
 
+@pytest.mark.zoo
 def test_torchvision_random_is_the_same_each_time_and_leaves_the_callers_random_state():
     state = torch.get_rng_state()
     first = load_model(f"{SMALL}@random")
@@ -191,6 +200,7 @@ def test_torchvision_random_is_the_same_each_time_and_leaves_the_callers_random_
     assert first.categories[207] == "golden retriever"  # what the outputs are for, trained or not
 
 
+@pytest.mark.zoo
 def test_torchvision_pretrained_has_the_downloaded_weights_transforms_and_categories(monkeypatch, tmp_path, picture):
     """A download is faked by saving a state dict where torch.hub would put it."""
     source = torchvision.models.squeezenet1_1()
@@ -229,6 +239,7 @@ def test_an_unknown_torchvision_name_gets_close_ones():
 # --- timm
 
 
+@pytest.mark.zoo
 def test_timm_random_uses_timms_own_preprocessing(picture):
     loaded = load_model("timm:tinynet_e.in1k@random")
     reference = timm.create_model("tinynet_e.in1k")
@@ -239,6 +250,7 @@ def test_timm_random_uses_timms_own_preprocessing(picture):
     assert loaded.model(expected[None]).shape == (1, 1000)
 
 
+@pytest.mark.zoo
 def test_timm_with_a_file_needs_no_download_and_names_the_categories(tmp_path):
     source = timm.create_model("tinynet_e")
     save_file(source.state_dict(), tmp_path / "w.safetensors")
@@ -416,6 +428,7 @@ def test_factory_module_that_is_not_there(code, spec):
 # --- weights from a file
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "parallel"])
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_weights_files_are_unwrapped(tmp_path, wrap, suffix):
@@ -432,6 +445,7 @@ def test_weights_files_are_unwrapped(tmp_path, wrap, suffix):
     assert loaded.categories[0] == "tench"
 
 
+@pytest.mark.zoo
 def test_weights_for_vgg16_need_no_package(tmp_path, monkeypatch):
     source = VGG16Features()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
@@ -440,6 +454,7 @@ def test_weights_for_vgg16_need_no_package(tmp_path, monkeypatch):
     assert torch.equal(loaded.model.features[28].weight, source.features[28].weight)
 
 
+@pytest.mark.zoo
 def test_weights_files_of_torchvisions_densenets_keep_their_old_names(tmp_path):
     source = torchvision.models.densenet121().state_dict()
     old = {
@@ -452,6 +467,7 @@ def test_weights_files_of_torchvisions_densenets_keep_their_old_names(tmp_path):
     assert torch.equal(loaded.model.features.norm5.weight, source["features.norm5.weight"])
 
 
+@pytest.mark.zoo
 def test_weights_that_do_not_fit_name_the_keys(tmp_path):
     source = torchvision.models.squeezenet1_1().state_dict()
     source["extra.weight"] = source.pop("features.0.weight")
@@ -582,6 +598,7 @@ def test_listing_layers_leaves_the_model_alone():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.zoo
 def test_layers_of_a_real_model_are_modules_of_it(hed):
     layers = list_layers(hed.model, (64, 96))
     assert {info.name for info in layers} == {name for name, _ in hed.model.named_modules()} - {""}
@@ -612,6 +629,7 @@ def test_layers_that_hand_on_what_they_are_given_compute_nothing():
     assert {name: info.kernels for name, info in found.items() if info.kernels} == {"conv": 12, "linear": 20}
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("spec", "names"),
     [
@@ -637,6 +655,7 @@ def test_layers_have_the_names_of_their_networks_communities(spec, names):
         assert loaded.feature(f"{alias}:3@max") == Feature(layer, 3, position="max")
 
 
+@pytest.mark.zoo
 def test_a_class_name_stands_for_a_unit_of_a_layer_s_other_name():
     loaded = load_model("torchvision:alexnet@random")
     assert loaded.feature("fc8:golden retriever") == loaded.feature("classifier.6:golden retriever")
@@ -717,6 +736,7 @@ def test_layers_tell_which_of_them_class_names_name():
     assert not any(info.categories for info in named(None).layers())
 
 
+@pytest.mark.zoo
 def test_imagenet_names_of_a_torchvision_model():
     loaded = load_model(f"{SMALL}@random")
     assert loaded.feature("classifier.1:golden retriever") == Feature("classifier.1", 207)
@@ -724,6 +744,7 @@ def test_imagenet_names_of_a_torchvision_model():
         loaded.feature("classifier.1:CARDIGAN")
 
 
+@pytest.mark.zoo
 def test_imagenet_names_of_a_timm_model():
     loaded = load_model("timm:tinynet_e@random")
     assert loaded.feature("classifier:golden retriever") == Feature("classifier", 207)
@@ -731,6 +752,7 @@ def test_imagenet_names_of_a_timm_model():
         loaded.feature("classifier:crane")
 
 
+@pytest.mark.zoo
 def test_imagenet_names_of_efficientnet_lite0(monkeypatch):
     loaded = load_model("efficientnet_lite0")
     assert loaded.feature("_fc:golden retriever") == Feature("_fc", 207)

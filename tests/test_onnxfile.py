@@ -16,6 +16,8 @@ from convcircuits.compiler import onnx_export as onnxfile
 from handmade import HANDMADE, handmade, images
 from nets import Named
 
+pytestmark = pytest.mark.slow
+
 
 def run(path, x):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -44,6 +46,7 @@ def test_modules_run_in_onnxruntime(name, tmp_path, monkeypatch):
     assert dict(os.environ) == environment
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(("spec", "layer"), [("torchvision:resnet18", "layer2"), ("timm:convnextv2_atto", "stages.1")])
 def test_real_networks_run_in_onnxruntime(spec, layer, tmp_path):
     x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,8 @@ import oracles
 from cases import FEATURES, LAST
 from nets import NETS
 
+pytestmark = pytest.mark.oracle
+
 
 def random_masks(relevant, density, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -353,6 +355,7 @@ def test_counts_of_relevant_kernels_by_hand():
         assert oracles.count(found) == number, name
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(("layer", "number"), [("features.6", 12672), ("features.8", 86592), ("features.10", 184768)])
 def test_alexnet_counts(layer, number, empty_alexnet):
     assert oracles.count(oracles.reachable(empty_alexnet, layer, 9, (3, 224, 224))) == number

@@ -339,6 +339,7 @@ def mutated(provenance, rng):
     return said if rng.randrange(50) else rng.choice(ODD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "runs"),
     [

@@ -205,6 +205,7 @@ def geometry(spec, layer, unit=0, size=224):
 CONV, POOL = (3, 1, 1), (2, 2, 0)
 
 
+@pytest.mark.zoo
 def test_fields_of_vgg16_follow_the_chain_rule():
     subject = geometry("torchvision:vgg16@random", "features.28", size=160)
     steps = [[CONV] * 2, [CONV] * 2, [CONV] * 3, [CONV] * 3, [CONV] * 3]
@@ -225,6 +226,7 @@ def test_fields_of_vgg16_follow_the_chain_rule():
     assert own.size == (196, 196)
 
 
+@pytest.mark.zoo
 def test_fields_of_resnet18_are_those_of_its_longest_path():
     subject = geometry("torchvision:resnet18@random", "layer2.1.conv2")
     stem = [(7, 2, 3), (3, 2, 1)]
@@ -236,6 +238,7 @@ def test_fields_of_resnet18_are_those_of_its_longest_path():
     assert [field.size[0] for field in (first, second, own)] == [11, 43, 99]
 
 
+@pytest.mark.zoo
 def test_fields_of_googlenet_differ_between_the_branches_of_one_concatenation():
     subject = geometry("torchvision:googlenet@random", "inception3b.branch1.conv")
     stem = [(7, 2, 3), (3, 2, 0), (1, 1, 0), CONV, (3, 2, 0)]  # its poolings reach one beyond the end instead

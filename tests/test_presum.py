@@ -7,6 +7,8 @@ import torch
 
 from convcircuits.circuits import presum
 
+pytestmark = pytest.mark.slow
+
 PATHS = ["compiled", "products"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 SHAPES = {  # groups, filters, channels, kernel elements, positions

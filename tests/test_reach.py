@@ -208,6 +208,7 @@ def test_what_cannot_be_told_is_an_error_that_says_why(meeting):
 # ---------------------------------------- deep nets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.Hardswish])
 def test_a_deep_net_does_not_underflow(activation):
     layers = [nn.Conv2d(3, 3, 1)]
@@ -236,6 +237,7 @@ def test_a_deep_residual_net_neither_overflows_nor_underflows():
 # ---------------------------------------- real architectures
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("layer", "number"), [("features.6", 12_672), ("features.8", 86_592), ("features.10", 184_768)]
 )
@@ -269,6 +271,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_full_circuit_of_a_real_architecture_is_the_model_itself(name):
     make, layer, unit = ARCHITECTURES[name]

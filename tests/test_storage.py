@@ -658,6 +658,7 @@ HEADERS = {
 } | {(kind, "module"): parts_of_file(made_module(kind)) for kind in HANDMADE}
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.data())
 def test_a_header_of_any_other_json_gives_a_value_or_our_error(place, data):

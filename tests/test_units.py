@@ -180,6 +180,7 @@ def test_what_cannot_be_measured_is_an_error():
         unit_statistics(model, "5", [images, some_images(side=24)])
 
 
+@pytest.mark.zoo
 def test_of_conv3_3_the_rule_leaves_out_the_border_and_the_silent_units():
     """Measured before on 102 other photographs: 54 is the border's, 105 and 240 are never active."""
     loaded = load_model("vgg16_hed")

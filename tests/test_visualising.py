@@ -17,6 +17,8 @@ from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
 from nets import NETS, seeded
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"flat_head": (3, 10, 10)}  # it takes no other
 # What black, red, green and blue become: a preparation that mixes colours.
 PRIMARIES = torch.tensor([[-0.4, 0.1, 0.3], [2.0, -0.2, 0.0], [0.3, 1.5, 0.4], [-0.6, 0.2, 1.9]], dtype=torch.float64)
