@@ -129,7 +129,7 @@ def test_layer_l2_is_the_sum_divided_by_each_layers_norm(name, criterion, granul
     feature, options = cc.Feature(*case.features[-1]), {"criterion": criterion, "granularity": granularity}
     total = cc.score(model, feature, images, normalizer="sum", **options)
     unit = cc.score(model, feature, images, normalizer="layer_l2", **options)
-    for layer, values in total.kernels.items():
+    for layer, values in total.elements.items():
         norm = values.nan_to_num().square().sum().sqrt()
         torch.testing.assert_close(unit[layer], values / norm, rtol=1e-12, atol=0, equal_nan=True)
 
@@ -188,7 +188,7 @@ def test_gauss_newton_is_unbiased_over_seeds():
     model, images, feature = case.build(), case.images(1), cc.Feature("features.3", 1)
     exact = cc.score(model, feature, images, draws=16)
     tries = [cc.score(model, feature, images, draws=4, seed=seed) for seed in range(60)]
-    for layer, values in exact.kernels.items():
+    for layer, values in exact.elements.items():
         stacked = torch.stack([t[layer] for t in tries])
         mean, error = stacked.mean(0), stacked.std(0) / len(tries) ** 0.5
         kept = ~values.isnan()
@@ -242,9 +242,9 @@ def test_layer_random_keeps_as_many_units_in_each_layer_as_the_compared_circuit(
     assert {layer: int(mask.sum()) for layer, mask in circuit.elements.items()} == counts
     assert circuit != like
     other = cc.score(model, feature, images, seed=seed + 10, **options)
-    assert other.kernels != scores.elements
+    assert other.elements != scores.elements
     again = cc.score(model, feature, images[:1], seed=seed, batch_size=1, **options)
-    assert again.kernels == scores.elements
+    assert again.elements == scores.elements
 
 
 # ---------------------------------------- batches, order, memory
@@ -604,7 +604,7 @@ def test_bfloat16_does_not_lose_images_in_large_batches(criterion):
     one, all_at_once = (
         cc.score(model, cc.Feature("features.3", 1), images, criterion=criterion, batch_size=size) for size in (1, 12)
     )
-    for layer in one.kernels:
+    for layer in one.elements:
         a, b = one[layer].nan_to_num(), all_at_once[layer].nan_to_num()
         assert float((a - b).abs().mean()) < 2e-3 * float(a.abs().mean())
 
