@@ -7,6 +7,14 @@ A command's own file is light, so that ``--help`` and completion answer at once:
 imported when it runs.
 """
 
-from convcircuits.cli.console import main
+import importlib
+import signal
 
-__all__ = ["main"]
+from convcircuits.cli.console import end_at_once, run
+
+
+def main() -> None:
+    """Run the command: what the installed script and ``python -m convcircuits`` do."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)  # while modules are imported, and after all is done
+    run(lambda: importlib.import_module("convcircuits.cli.application").app)

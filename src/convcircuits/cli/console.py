@@ -6,7 +6,6 @@ What is imported here is light: Ctrl-C counts while the command itself is still 
 import codecs
 import contextlib
 import errno
-import importlib
 import os
 import re
 import shlex
@@ -27,13 +26,6 @@ EVERY = 5.0
 """Seconds between lines on how far the work is, where no terminal shows a bar."""
 _INTERRUPTED = "interrupted; nothing was left half written"
 _IN_ASCII = {"²": "2", "·": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "±": "+-", "≤": "<=", "≥": ">="}
-
-
-def main() -> None:
-    """Run the command: what the installed script and ``python -m convcircuits`` do."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end_at_once)  # while modules are imported, and after all is done
-    run(lambda: importlib.import_module("convcircuits.cli.application").app)
 
 
 def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
@@ -262,7 +254,7 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
+def end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
     """End where there is nothing to clear away; an exception in the middle of an import may be swallowed or printed."""
     with contextlib.suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())
@@ -275,12 +267,12 @@ def _interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         if _imports(frame):
-            _end_at_once(number, frame)
-        signal.signal(signal.SIGINT, _end_at_once)  # a second time it ends whatever is going on
+            end_at_once(number, frame)
+        signal.signal(signal.SIGINT, end_at_once)  # a second time it ends whatever is going on
         raise _Interrupted
 
     before = signal.getsignal(signal.SIGINT)
-    if before not in (signal.default_int_handler, _end_at_once):  # whoever started the command means it to be ignored
+    if before not in (signal.default_int_handler, end_at_once):  # whoever started the command means it to be ignored
         yield
         return
     signal.signal(signal.SIGINT, interrupt)
