@@ -31,8 +31,9 @@ CHANNELWISE = {
     "avg_pool2d",
     "_adaptive_avg_pool2d",
     "adaptive_avg_pool2d",
-    "native_batch_norm",
 }
+BATCH_NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training"}  # of today's torch, and of 2.8
+CHANNELWISE |= BATCH_NORMS
 CHANNELWISE |= {"adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"}
 REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "var_mean"}
 CONSTANTS = {"empty", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_empty", "full_like", "arange", "zeros"}
@@ -300,7 +301,7 @@ class Graph:
             elif node in self.kernels:
                 constants = node.args[:1] if _name(node) == "addmm" else ()
                 channels = self._channels(self.kernels[node], live[node])
-            elif _name(node) == "native_batch_norm":
+            elif _name(node) in BATCH_NORMS:
                 constants, channels = node.args[1:3], live[node.args[0]][0].flatten(1).any(1)
             else:
                 continue
