@@ -299,7 +299,7 @@ BAD = {
     "first pooling": ({"model": NO_KERNELS, "feature": cc.Feature("1", 1)}, "choose a later layer"),
     "no kernels at all": ({"model": nn.Sequential(nn.ReLU())}, "no floating-point parameters"),
     "no module": ({"model": "alexnet"}, "Expected a torch.nn.Module, got str"),
-    "channels": ({"images": X[:, :2]}, "features.0 reads 3 channels, but got 2"),
+    "channels": ({"images": X[:, :2]}, "features.0 expects 3 channels, but got 2"),
     "small": ({"images": X[:, :, :1, :1]}, "cannot run on images of shape|too small"),
     "no images": ({"images": X[:0]}, "There are no images"),
     "an empty batch": ({"images": [X[:0]]}, "There are no images"),

@@ -99,7 +99,7 @@ def test_what_is_fixed_in_a_layout_depends_on_the_size_only_where_the_code_does(
     fixed = recorded(model, feature, case.input_shape).fixed()
     assert fixed == recorded(model, feature, case.input_shape).fixed()
     if name == "flat_head":
-        with pytest.raises(cc.ConvCircuitsError, match="reads 32 values"):
+        with pytest.raises(cc.ConvCircuitsError, match="expects 32 values"):
             recorded(model, feature, case.input_shape, (c, h + 8, w + 8))
     else:
         other = recorded(model, feature, case.input_shape, (c, h + 1, w + 1)).fixed()
