@@ -281,9 +281,9 @@ def written_into_a_part(x):
 
 ODD = {
     "images one by one": (lambda x: torch.stack([one * 2 for one in x]), "another number of images"),
-    "images doubled": (lambda x: torch.cat([x, x])[: len(x)], "across images"),
-    "part of a map written": (written_into_a_part, "writes into a part of a map"),
-    "a constant beside": (lambda x: torch.cat([x[:, :3], torch.ones_like(x[:, :1])], 1), "constant that is not zero"),
+    "images doubled": (lambda x: torch.cat([x, x])[: len(x)], "not one row per image"),
+    "part of a map written": (written_into_a_part, "writes to a part of a map"),
+    "a constant beside": (lambda x: torch.cat([x[:, :3], torch.ones_like(x[:, :1])], 1), "a nonzero constant"),
 }
 
 

@@ -350,10 +350,10 @@ def test_a_wrong_module_is_not_handed_out_and_the_error_says_where(monkeypatch, 
     model = net()
     circuit = cc.find(model, FEATURE, IMAGES, density=0.8)
     wrong(monkeypatch, lambda module: module.get_parameter(parameter).add_(0.1))
-    with pytest.raises(cc.ConvCircuitsError, match="does not compute what the circuit's masked run does") as error:
+    with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run") as error:
         cc.extract(model, circuit)
     assert where in str(error.value)
-    with pytest.raises(cc.ConvCircuitsError, match="does not compute what the circuit's masked run does") as error:
+    with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run") as error:
         cc.evaluate(model, circuit, IMAGES)
     assert where in str(error.value)
 
@@ -383,7 +383,7 @@ def test_every_circuit_of_a_sweep_is_checked(monkeypatch, which):
 
     monkeypatch.setattr(extraction, "_written", lambda *given, **options: Wrong(real(*given, **options)))
     what = "the full model" if which == 0 else f"circuit {which} of 6"  # random ones stand beside them
-    with pytest.raises(cc.ConvCircuitsError, match=f"is to measure {what} from Net does not compute"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"that measures {what} from Net does not compute"):
         evaluate_all(model, circuits, IMAGES)
 
 
@@ -407,7 +407,7 @@ def test_growing_rounding_is_told_from_a_wrong_module(monkeypatch):
     assert small.meta["circuit"]["laws"]["module"] > 1000 * torch.finfo(torch.float32).eps
     assert (small(images) - masked).abs().max() <= 0.25 * masked.abs().max()
     wrong(monkeypatch, lambda module: module.get_parameter("last.bias").add_(1.0))
-    with pytest.raises(cc.ConvCircuitsError, match="does not compute what the circuit's masked run does"):
+    with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
         cc.extract(model, circuit)
 
 
