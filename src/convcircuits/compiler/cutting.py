@@ -71,12 +71,12 @@ def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
 
 
 def _kept(layout: Layout, masks: Masks) -> dict[int, Tensor]:
-    tables = layout.paths.full.conducting
-    calls = {place: layout.paths.graph.nodes[place].call for place in tables}
-    return {
-        place: table & masks.kernels[call.layer].cpu() if call is not None and call.layer in masks.kernels else table
-        for (place, table), call in zip(tables.items(), calls.values(), strict=True)
-    }
+    kept = {}
+    for place, table in layout.paths.full.conducting.items():
+        call = layout.paths.graph.nodes[place].call
+        mask = None if call is None else masks.kernels.get(call.layer)
+        kept[place] = table if mask is None else table & mask.cpu()
+    return kept
 
 
 def read_by(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tuple[Tensor, bool]:

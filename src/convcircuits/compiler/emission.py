@@ -107,8 +107,7 @@ class Emitter:
 
     def _constant(self, value: Value, held: Tensor, name: str) -> fx.Node:
         """Write a constant (1, ...) for every image of the batch."""
-        constant = self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_{name}", held)
-        return self.writer.call(repeat_for, constant, self.writer.image)
+        return self.writer.call(repeat_for, self._named(value, held, name), self.writer.image)
 
     def _silent(self, n: int, value: Value, source: Value) -> Tensor | None:
         """Return where an input is zeroed in a circuit, or None if nowhere."""
@@ -412,8 +411,8 @@ class Emitter:
         node = self.writer.call(written.op, *args, **{k: placed(x) for k, x in written.kwargs.items()})
         return node if written.part is None else self.writer.call(one_of, node, written.part)
 
-    def _named(self, value: Value, x: Tensor) -> fx.Node:
-        return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_constant", x)
+    def _named(self, value: Value, x: Tensor, name: str = "constant") -> fx.Node:
+        return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_{name}", x)
 
 
 def _read(layout: Layout) -> set[int]:

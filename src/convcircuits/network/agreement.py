@@ -10,6 +10,7 @@ section 3.1).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -148,13 +149,10 @@ def parting_of_module(module: nn.Module, run: Run, images: Tensor, tolerance: fl
     layers = {name: part for name, part in module.named_modules() if "channels" in part._buffers}
     read: dict[str, Tensor] = {}
 
-    def reads(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            read.setdefault(name, given[0].clone())
+    def keep(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        read.setdefault(name, given[0].clone())
 
-        return hook
-
-    handles = [layer.register_forward_pre_hook(reads(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in layers.items()]
     try:
         module(images)
     finally:

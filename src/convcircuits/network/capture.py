@@ -26,8 +26,6 @@ from convcircuits.network.copying import WriteGuard, WrittenError, differs, priv
 from convcircuits.values.feature import Feature
 from convcircuits.values.tables import suggest
 
-_CONV = {torch.conv2d}
-_LINEAR = {F.linear}
 _FLATTEN = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
 _UNSUPPORTED = {
     torch.conv1d: "a 1-D convolution",
@@ -155,11 +153,7 @@ class Network:
             raise ConvCircuitsError(
                 f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error} {_if_alone(images)}"
             ) from error
-        count = "never runs" if calls == 0 else f"runs only {calls} times"
-        raise ConvCircuitsError(
-            f"{feature.layer} {count} when {self.name} is called on an image, so there is no such feature; "
-            "choose another layer or call."
-        )
+        raise no_such_call(feature, calls, self.name)
 
     def forward(
         self,
@@ -286,9 +280,9 @@ class _Interception(TorchFunctionMode):
             _hooks._push_saved_tensors_default_hooks(*hooks)
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if func in _CONV or func in _LINEAR:
+        if func is torch.conv2d or func is F.linear:
             self._check_modes()
-            call = self._conv(*args, **kwargs) if func in _CONV else self._linear(*args, **kwargs)
+            call = self._conv(*args, **kwargs) if func is torch.conv2d else self._linear(*args, **kwargs)
             turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
             return self._kernel(replace(call, turn=turn))
         if func in _UNSUPPORTED:
@@ -392,6 +386,14 @@ def _if_alone(images: Tensor) -> str:
     return (
         "This was a batch of one image, and squeeze() in a model removes its first dimension; if this model does so, "
         "choose a batch_size that leaves no batch of one image. "
+    )
+
+
+def no_such_call(feature: Feature, calls: int, model: str) -> ConvCircuitsError:
+    """Return the error for a feature whose layer ran too few times in a forward pass."""
+    count = "never runs" if calls == 0 else f"runs only {calls} times"
+    return ConvCircuitsError(
+        f"{feature.layer} {count} when {model} is called, so there is no such feature; choose another layer or call."
     )
 
 

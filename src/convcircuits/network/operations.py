@@ -232,7 +232,7 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
     if name in _TURNS or (name in _MOVES and moves and argument(node, "reduce") is None):
         return Operation(_move(graph, node, distinct), _never, passing, moves=True, over=())
     if name in _REWRITES:
-        return Operation(_REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"))
+        return Operation(_REWRITES[name](graph, node), _never, passing, moves=is_constant_fill(node))
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(graph, node, gates, constants)
     if name in EACH or name in _PRODUCTS:
@@ -268,10 +268,14 @@ def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], Tensor]:
     return lambda marks: marks[0].sum(tuple(dims), keepdim=True) > 0
 
 
+def _parameters(node: "Node") -> Sequence[Any]:
+    schema = getattr(node.op, "_schema", None)  # our own operations have none
+    return () if schema is None else schema.arguments
+
+
 def argument(node: "Node", name: str) -> Any:
     """Return an argument of a recorded operation by name; its default, or None, if it was not given."""
-    schema = getattr(node.op, "_schema", None)  # our own operations have none
-    for place, known in enumerate(() if schema is None else schema.arguments):
+    for place, known in enumerate(_parameters(node)):
         if known.name == name:
             if place < len(node.args):
                 return node.args[place]
@@ -285,16 +289,8 @@ def argument(node: "Node", name: str) -> Any:
 def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
     name = node.name
     plain = name == "cat" and not any(isinstance(x, Tensor) for x in node.args[0])
-    schema = getattr(node.op, "_schema", None)
-    filled = (
-        []
-        if schema is None
-        else [
-            k
-            for k, known in enumerate(schema.arguments)
-            if known.name == "value" and k < len(node.args) and isinstance(node.args[k], (int, float))
-        ]
-    )
+    given = zip(_parameters(node), node.args, strict=False)
+    filled = [k for k, (known, x) in enumerate(given) if known.name == "value" and isinstance(x, (int, float))]
 
     def move(*marks: Tensor) -> Any:
         if plain:
@@ -511,16 +507,19 @@ def _dims(value: Any, rank: int) -> tuple[int, ...]:
     return tuple(int(d) % rank for d in (value if isinstance(value, (tuple, list)) else (value,)))
 
 
-def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
+def _window_dims(graph: "Graph", node: "Node") -> tuple[int, ...]:
     rank = len(graph.shapes[node.inputs[0]])
-    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+    return tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+
+
+def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = _window_dims(graph, node)
     return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
 def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
     """Return the rule for averages over windows: live exactly if there is a live value in the window."""
-    rank, shape = len(graph.shapes[node.inputs[0]]), graph.shapes[node.inputs[0]]
-    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+    shape, dims = graph.shapes[node.inputs[0]], _window_dims(graph, node)
 
     def average(x: Tensor) -> Tensor:
         if all(x.shape[dim] == 1 for dim in dims):
@@ -559,10 +558,9 @@ def _scan(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(scan, _varies((dim,)), over=(dim,))
 
 
-def _order(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    rank = len(graph.shapes[node.inputs[0]])
+def _mixture(graph: "Graph", node: "Node", gate: bool) -> Operation:
     dim = argument(node, "dim")
-    dims = _dims(-1 if dim is None else dim, rank)
+    dims = _dims(-1 if dim is None else dim, len(graph.shapes[node.inputs[0]]))
     return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
@@ -609,11 +607,6 @@ def _instance_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
-def _fourier(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
-    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
-
-
 def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
     """Return the rule for sampling a map at the positions of a grid."""
     distinct = list(dict.fromkeys(node.inputs))
@@ -652,12 +645,11 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (_BATCH_NORMS, _batch_norm),
     (_REDUCTIONS, _reduction),
     (_SCANS, _scan),
-    (_ORDERS, _order),
+    (_ORDERS | _FOURIER, _mixture),
     (("_softmax", "_log_softmax"), _softmax),
     (("native_layer_norm",), _layer_norm),
     (("native_group_norm",), _group_norm),
     (("instance_norm",), _instance_norm),
-    (_FOURIER, _fourier),
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import ConvCall, KernelCall, LinearCall
-from convcircuits.network.capture import Network, checked_output
+from convcircuits.network.capture import Network, checked_output, no_such_call
 from convcircuits.network.graph import Graph
 from convcircuits.network.operations import Operation, Plan, operation_of
 from convcircuits.network.recording import Recorder
@@ -393,7 +393,7 @@ class _Watcher:
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.output is None:
             self.modules[self.network.running()] = None
-            if _is_quantized(module):
+            if ".quantized" in type(module).__module__:
                 raise self.recorder.undecided("is quantized (give the model from before quantization)")
         if module is not self.target:
             return
@@ -413,10 +413,7 @@ class _Watcher:
     def finish(self, input_shape: tuple[int, ...]) -> Survey:
         name, layer = self.network.name, self.feature.layer
         if self.output is None:
-            count = "never runs" if self.calls == 0 else f"runs only {self.calls} times"
-            raise ConvCircuitsError(
-                f"{layer} {count} when {name} is called, so there is no such feature; choose another layer or call."
-            )
+            raise no_such_call(self.feature, self.calls, name)
         if self.calls > 1 and self.feature.call is None:
             raise ConvCircuitsError(
                 f"{layer} runs {self.calls} times in one forward pass of {name}; name the call with "
@@ -446,10 +443,6 @@ class _Watcher:
             input_shape,
             paths,
         )
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    return ".quantized" in type(module).__module__
 
 
 def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:

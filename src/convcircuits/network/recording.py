@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if not self._network.shared:  # the model writes to its weights
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
-            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
+            self._nodes.append(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
 
     def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
@@ -238,7 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self._paused():
             result = op(*args, **kwargs)
         outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in _results(result))
-        self._add(Node(op, *encoded, None, outputs, self._network.running()))
+        self._nodes.append(Node(op, *encoded, None, outputs, self._network.running()))
         return result
 
     def _restrided(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -259,9 +259,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Mapping):
             return {key: self._encoded(part) for key, part in value.items()}
         return type(value)(self._encoded(part) for part in value) if type(value) in (tuple, list) else value
-
-    def _add(self, node: Node) -> None:
-        self._nodes.append(node)
 
     def _put(self, x: Tensor) -> int:
         """Record a new value of a tensor, and return its number."""
@@ -320,7 +317,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._hold(x, self._numbers[whole])
         else:
             args = (Ref(self._number(whole)), self._places(x, whole))
-            self._add(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
+            self._nodes.append(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
         return int(self._numbers[x])
 
     def _places(self, part: Tensor, whole: Tensor) -> Tensor:
@@ -357,7 +354,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             args = (old, Ref(number), self._places(x, root))
             node = Node(written_into_storage, args, {}, None, (self._put(root),), self._network.running())
-            self._add(node)
+            self._nodes.append(node)
         key = _storage(x)
         self._roots[key] = root
         for reference in self._of_storage.get(key, []):
