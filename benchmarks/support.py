@@ -37,12 +37,12 @@ GENERAL = """
 | 1-D, 3-D and transposed convolutions before the feature | no | no |
 | weights that are applied by `matmul`, not by `conv2d` or `linear` | no | no |
 | what runs depends on the image's values (`if x.sum() > 0`, `.item()`, `x[x > 0]`) before the feature | no | no |
-| scripted and quantized models | no | no |
+| scripted and quantised models | no | no |
 | computation across images (batch statistics in eval mode, `x.mean(0)`) | no | no |
 | writing into some positions of a map (`x[:, :, 1:] = ...`; whole channels can be written) | yes | no |
 | constants other than zero joined to a map (`torch.cat`, `F.pad(value=1)` over channels) | yes | no |
 | code that depends on the number of images (a loop over the batch) | yes | no |
-| autocast in the model's own `forward` | yes | no |
+| an autocast of the model's own, in its `forward` | yes | no |
 | inference mode (`torch.inference_mode()`) and reentrant `checkpoint` in a `forward` | no | no |
 | lazy layers that have not run, the meta device | no | no |
 | single weights (`granularity="weight"`) of a weight that is used in two shapes | no | - |
