@@ -78,7 +78,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 _SEGMENTATION = {"weights_backbone": None}
-_ATTENTION = "attention|mixes maps by|is no longer one map per image"
+_ATTENTION = "attention|mixes maps with|windows or tokens split along the batch"
 
 _TABLE = (
     Architecture("torchvision:alexnet", (("features.8", 3), ("classifier.6", 7)), blocks={"classifier.1": 256}),

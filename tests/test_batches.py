@@ -105,8 +105,8 @@ BAD = {
     "bytes": ((X * 9).byte(), "torch.uint8 look unprepared"),
     "bools": (X > 0, "torch.bool look unprepared"),
     "complex": (X + 1j, "look unprepared"),
-    "NaN": (torch.cat([X[:2], X[:1] * math.nan]), "Image 2 of a batch holds NaN or Inf"),
-    "Inf": (X.clone().index_fill_(3, torch.tensor([1]), math.inf), "Image 0 of a batch holds NaN or Inf"),
+    "NaN": (torch.cat([X[:2], X[:1] * math.nan]), "Image 2 of a batch contains NaN or Inf"),
+    "Inf": (X.clone().index_fill_(3, torch.tensor([1]), math.inf), "Image 0 of a batch contains NaN or Inf"),
 }
 
 
@@ -229,7 +229,7 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("progress", ["x", 3, True])
 def test_a_progress_that_cannot_be_called_is_refused_before_the_work(call, progress):
-    with pytest.raises(cc.ConvCircuitsError, match=f"progress is a function .*; got {progress!r}"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"progress must be a function .*; got {progress!r}"):
         call(progress)
 
 

@@ -498,7 +498,7 @@ def test_scripted_and_traced_models_are_errors_that_say_what_to_give():
     with torch.no_grad():
         frozen = [torch.jit.script(model), torch.jit.trace(model, images)]
     for scripted in frozen:
-        with pytest.raises(cc.ConvCircuitsError, match="script"):
+        with pytest.raises(cc.ConvCircuitsError, match="the model from before"):
             cc.score(scripted, feature, images)
 
 
@@ -646,7 +646,7 @@ def test_a_compiled_or_scripted_part_is_entered_or_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model[1] = torch.jit.script(nn.ReLU())
-    with pytest.raises(cc.ConvCircuitsError, match="scripted"):
+    with pytest.raises(cc.ConvCircuitsError, match="Scripted"):
         cc.score(model, cc.Feature("2", 1), images)
 
 
@@ -669,10 +669,10 @@ def test_quantised_models_are_refused_from_the_quantised_layer_on():
         prepared = torch.ao.quantization.prepare(stubs)
         prepared(images)
         static = torch.ao.quantization.convert(prepared)
-    with pytest.raises(cc.ConvCircuitsError, match="5 is quantised"):
+    with pytest.raises(cc.ConvCircuitsError, match="5 is quantized"):
         cc.score(dynamic, cc.Feature("5", 1), images)
     assert cc.score(dynamic, cc.Feature("2", 1), images).relevant == 16
-    with pytest.raises(cc.ConvCircuitsError, match=r"no floating-point parameters|quantised"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"no floating-point parameters|quantized"):
         cc.score(static, cc.Feature("3", 1), images)
 
 

@@ -120,7 +120,7 @@ def test_circuits_of_another_feature_or_model_do_not_combine(combine, change, sa
     a, b = circuit(KERNELS[:3]), circuit(KERNELS[:3], **change)
     assert a != b
     for pair in ((a, b), (b, a)):
-        with pytest.raises(cc.ConvCircuitsError, match=f"{said}.*one feature of one model"):
+        with pytest.raises(cc.ConvCircuitsError, match=f"{said}.*the same feature, model and granularity"):
             combine(*pair)
 
 
@@ -177,9 +177,9 @@ def test_a_circuit_is_frozen_and_its_own():
 
 
 BAD = {
-    "float mask": ({"elements": LayerTable({"b": torch.ones(2, 3)})}, "The mask of b is torch.float32"),
-    "1-D mask": ({"elements": LayerTable({"b": torch.ones(6).bool()})}, r"of shape \(6,\)"),
-    "4-D mask": ({"elements": LayerTable({"b": torch.ones(2, 3, 1, 1).bool()})}, r"of shape \(2, 3, 1, 1\)"),
+    "float mask": ({"elements": LayerTable({"b": torch.ones(2, 3)})}, "The mask of b has dtype torch.float32"),
+    "1-D mask": ({"elements": LayerTable({"b": torch.ones(6).bool()})}, r"and shape \(6,\)"),
+    "4-D mask": ({"elements": LayerTable({"b": torch.ones(2, 3, 1, 1).bool()})}, r"and shape \(2, 3, 1, 1\)"),
     "fewer saliencies": ({"saliency": LayerTable()}, "same layers and shapes"),
     "other saliencies": (
         {"saliency": LayerTable({k: torch.ones(1, 1) for k in SHAPES})},
@@ -190,7 +190,7 @@ BAD = {
     "offset of 1": ({"offset": table(values=(1.0,))}, "offset of b has shape"),
     "offset of another layer": ({"offset": table("c")}, "offset of c has shape"),
     "scalar gain": ({"gain": LayerTable({"b": torch.tensor(1.0)})}, "gain of b has shape"),
-    "more than relevant": ({"relevant": 5}, "keeps 18 kernels, more than the 5"),
+    "more than relevant": ({"relevant": 5}, "keeps 18 kernels, but only 5 are relevant"),
 }
 
 
@@ -246,7 +246,7 @@ def test_the_summary_of_a_union_never_keeps_more_than_there_are():
 
 
 def test_an_unknown_layer_names_what_is_near():
-    with pytest.raises(cc.ConvCircuitsError, match=r"no layer 'a.c' here\. Near names: a\.b"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"no layer 'a.c' here\. Similar names: a\.b"):
         circuit()["a.c"]
 
 
@@ -308,7 +308,7 @@ def test_a_layer_that_is_left_out_keeps_nothing():
 @pytest.mark.parametrize(
     ("masks", "said"),
     [
-        ({"features.33": torch.ones(5, 4)}, r"no layer 'features.33' here. Near names: .*features.3"),
+        ({"features.33": torch.ones(5, 4)}, r"no layer 'features.33' here. Similar names: .*features.3"),
         ({"features.1": torch.ones(5, 4)}, r"no layer 'features.1' here"),
         ({"features.3": torch.ones(4, 5)}, r"has shape \(4, 5\); expected \(5, 4\)"),
         ({"features.3": torch.ones(5, 4, 3, 3)}, r"has shape \(5, 4, 3, 3\); expected \(5, 4\)"),
@@ -349,7 +349,7 @@ def test_kernels_are_the_elements_of_a_circuit_of_kernels_alone():
     assert of_kernels.kernels == of_kernels.elements
     masks = LayerTable({"b": torch.tensor([True, False])})
     of_filters = cc.Circuit(FEATURE, masks, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
-    with pytest.raises(cc.ConvCircuitsError, match="no table of kernels here but one of filters; read it as elements"):
+    with pytest.raises(cc.ConvCircuitsError, match="The elements are filters, not kernels; read them as"):
         _ = of_filters.kernels
 
 
@@ -357,5 +357,5 @@ def test_kernels_are_the_elements_of_scores_of_kernels_alone():
     saliency = LayerTable({"b": torch.rand(2, 3)})
     assert cc.Scores(FEATURE, saliency, 6).kernels == saliency
     of_filters = cc.Scores(FEATURE, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
-    with pytest.raises(cc.ConvCircuitsError, match="no table of kernels here but one of filters"):
+    with pytest.raises(cc.ConvCircuitsError, match="The elements are filters, not kernels"):
         _ = of_filters.kernels

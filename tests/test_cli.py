@@ -839,7 +839,7 @@ def test_find_takes_a_class_by_name(folder, good, run):
     rows = good("models named_net:net --json")
     assert [row["name"] for row in rows if row["categories"]] == ["4"]
     for name, said in {
-        "golden retreiver": "Near names: golden retriever",
+        "golden retreiver": "Similar names: golden retriever",
         "CRANE": "4:3 (crane), 4:4 (Crane)",
     }.items():
         code, _, err = run(f"{line.replace('Golden Retriever', name)} --density 0.3")
@@ -1043,12 +1043,12 @@ BAD = {
     "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Near names: net."),
     "unknown layer": (
         F.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature feature.14:2"),
-        "Near names: features.14",
+        "Similar names: features.14",
     ),
     "unknown unit": (F.replace("4:2", "4:99"), "99"),
-    "unit given twice": (F.replace("4:2", "4:2,3,2"), "2 came more than once"),
+    "unit given twice": (F.replace("4:2", "4:2,3,2"), "given more than once: 2"),
     "class name": (F.replace("4:2", "4:dog"), "tiny_net:net comes without class names"),
-    "direction": (F.replace("4:2", "4:direction-01234567"), "directions live in files"),
+    "direction": (F.replace("4:2", "4:direction-01234567"), "is a direction, which text cannot hold"),
     "no unit": (F.replace("4:2", "4"), "layer:unit"),
     "position outside": (F.replace("4:2", "4:2@99,0"), "99,0"),
     "density 0": (f"{FIND} --density 0", "0.0"),
@@ -1066,16 +1066,16 @@ BAD = {
     "std of text": (f"{F} --std a,b", "--std is numbers with commas between them; got 'a,b'"),
     "mean of one that says it itself": (f"{F} --mean .5 --std .5", "leave out --mean and --std"),
     "a file of code": (F.replace("tiny_net:net", "tiny_net.py"), "tiny_net:factory."),
-    "no recipes": (f"{FIND} --recipe no.toml", "no.toml cannot be read as a file of recipes: No such file"),
-    "recipes: no TOML": ("find --recipe text.safetensors", "cannot be read as a file of recipes: Expected '='"),
+    "no recipes": (f"{FIND} --recipe no.toml", "no.toml is not a readable file of recipes: No such file"),
+    "recipes: no TOML": ("find --recipe text.safetensors", "is not a readable file of recipes: Expected '='"),
     "recipes: no circuit": ("find --recipe empty.toml", "begin each with a line [[circuit]]"),
     "recipes: code": ("find --recipe code.toml", "add: --model tiny_net:net"),
-    "recipes: unknown field": ("find --recipe field.toml", "circuit 2 of field.toml says 'densty', which no recipe"),
+    "recipes: unknown field": ("find --recipe field.toml", "circuit 2 of field.toml has the unknown field 'densty'"),
     "recipes: other type": ("find --recipe type.toml", "density in circuit 1 of type.toml is 'much'; expected a share"),
-    "recipes: no feature": ("find --recipe nothing.toml", "circuit 1 of nothing.toml says no feature"),
+    "recipes: no feature": ("find --recipe nothing.toml", "circuit 1 of nothing.toml has no feature"),
     "recipes: out": ("find --recipe out.toml", "out.txt should end in .safetensors"),
     "recipes: one file for two": ("find --recipe twice.toml --model tiny_net:net", "Two circuits would be written to"),
-    "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Near names: snip"),
+    "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Similar names: snip"),
     "compare: density": (f"{COMPARE} --densities .5,2", "share in (0, 1]; got 2.0"),
     "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
     "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),

@@ -359,7 +359,7 @@ def test_a_single_image_that_loses_its_dimension_is_told_as_such():
         for kind in (Squeezing, Averaging)
     )
     feature = cc.Feature("1", 1)
-    with pytest.raises(cc.ConvCircuitsError, match=r"^This was a batch of one image, .* leaves no image alone"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"^This was a batch of one image, .* leaves no batch of one image"):
         cc.score(model, feature, X[:3], batch_size=2)
     assert_same_results(model, plain, feature, feature)
 

@@ -409,7 +409,7 @@ def test_what_is_no_circuit_is_refused(circuit):
         (lambda x: x[:0], "There are no images"),
         (lambda x: (b for b in [x]), "one-shot iterator"),
         (lambda x: x * math.nan, "NaN or Inf"),
-        (lambda x: x[:, :2], "reads 3 channels, but got 2"),
+        (lambda x: x[:, :2], "expects 3 channels, but got 2"),
         (lambda x: x[0], "N, C, H, W"),
     ],
     ids=["none", "generator", "NaN", "channels", "3-D"],

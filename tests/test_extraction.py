@@ -283,9 +283,9 @@ def written_into_a_part(x):
 
 ODD = {
     "images one by one": (lambda x: torch.stack([one * 2 for one in x]), "another number of images"),
-    "images doubled": (lambda x: torch.cat([x, x])[: len(x)], "across images"),
-    "part of a map written": (written_into_a_part, "writes into a part of a map"),
-    "a constant beside": (lambda x: torch.cat([x[:, :3], torch.ones_like(x[:, :1])], 1), "constant that is not zero"),
+    "images doubled": (lambda x: torch.cat([x, x])[: len(x)], "not one row per image"),
+    "part of a map written": (written_into_a_part, "writes to a part of a map"),
+    "a constant beside": (lambda x: torch.cat([x[:, :3], torch.ones_like(x[:, :1])], 1), "a nonzero constant"),
 }
 
 
@@ -412,7 +412,7 @@ DECIDING = {
 @pytest.mark.parametrize("what", DECIDING.values(), ids=DECIDING)
 def test_control_flow_by_values_is_refused(what):
     model = seeded(lambda: Odd(what), 5)()
-    with pytest.raises(cc.ConvCircuitsError, match="decides by a map's values"):
+    with pytest.raises(cc.ConvCircuitsError, match="depends on the values of a map"):
         circuit_of(model, cc.Feature("head", 1), NETS["plain"].images(), 0.7)
 
 
@@ -426,7 +426,7 @@ def test_other_errors_say_what_is_wrong():
         cc.extract(NETS["no_bias"].build(), circuit)
     with pytest.raises(cc.ConvCircuitsError, match="No kernel of the circuit lies on a complete path"):
         cc.extract(model, circuit - circuit)
-    with pytest.raises(cc.ConvCircuitsError, match="reads 3 channels, but got 4"):
+    with pytest.raises(cc.ConvCircuitsError, match="expects 3 channels, but got 4"):
         cc.extract(model, circuit, input_shape=(4, 8, 8))
 
 

@@ -89,7 +89,7 @@ def test_documented_text_forms(text, feature):
     ],
 )
 def test_other_texts_are_refused_with_an_example(text):
-    with pytest.raises(cc.ConvCircuitsError, match=r"names no feature; write layer:unit"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"is not a feature; write layer:unit"):
         cc.Feature.parse(text)
 
 
@@ -173,7 +173,7 @@ def test_names_are_read_where_they_are_given():
     assert asked == [("fc", "golden retriever"), ("fc", "jack-o'-lantern, pumpkin")]
     assert parse("fc:3,4", names=names) == cc.Feature("fc", [3, 4])
     for text in ("fc:golden@retriever", "fc:", "fc"):
-        with pytest.raises(cc.ConvCircuitsError, match=r"names no feature; write layer:unit"):
+        with pytest.raises(cc.ConvCircuitsError, match=r"is not a feature; write layer:unit"):
             parse(text, names=names)
 
 
@@ -187,44 +187,44 @@ def test_any_whole_number_is_a_unit(number):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"layer": ""}, "module's name"),
-        ({"layer": 3}, "module's name"),
-        ({"layer": None}, "module's name"),
+        ({"layer": ""}, "must be the name of a module"),
+        ({"layer": 3}, "must be the name of a module"),
+        ({"layer": None}, "must be the name of a module"),
         ({"unit": -1}, "^A feature's unit .* is a whole number from 0; got"),
         ({"unit": 1.0}, "^A feature's unit .* is a whole number from 0; got"),
         ({"unit": True}, "^A feature's unit .* is a whole number from 0; got"),
         ({"unit": None}, "^A feature's unit .* is a whole number from 0; got"),
         ({"unit": "3"}, "^A feature's unit .* is a whole number from 0; got"),
-        ({"unit": torch.ones(2, 2)}, "^A direction is a 1-D tensor of real numbers, several units"),
+        ({"unit": torch.ones(2, 2)}, "^unit must be a 1-D tensor of real numbers"),
         ({"unit": np.ones((2, 2))}, "^A feature's unit .* is a whole number from 0; got"),
         ({"unit": {3, 9}}, "^A feature's unit .* is a whole number from 0; got"),
-        ({"unit": []}, "needs at least one; got none"),
-        ({"unit": range(0)}, "needs at least one; got none"),
-        ({"unit": np.array([])}, "needs at least one; got none"),
-        ({"unit": [3, 9, 3, 40, 9]}, "distinct; 3, 9 came more than once. For a direction give floats"),
-        ({"unit": torch.tensor([1, 0, 0])}, "distinct; 0 came more than once"),
+        ({"unit": []}, "needs at least one unit; got none"),
+        ({"unit": range(0)}, "needs at least one unit; got none"),
+        ({"unit": np.array([])}, "needs at least one unit; got none"),
+        ({"unit": [3, 9, 3, 40, 9]}, "distinct; given more than once: 3, 9. For a direction, give floats"),
+        ({"unit": torch.tensor([1, 0, 0])}, "distinct; given more than once: 0"),
         ({"unit": [1, -2]}, "^Each of several units .* is a whole number from 0; got -2"),
         ({"unit": [3, 9.0]}, r"^Each of several units \(a direction is all floats\) is a whole number from 0; got 9.0"),
         ({"unit": [3, None]}, "^Each of several units .* is a whole number from 0; got None"),
         ({"unit": [3, True]}, "^Each of several units .* is a whole number from 0; got True"),
         ({"unit": ["3", "9"]}, "^Each of several units .* is a whole number from 0; got '3'"),
         ({"unit": np.array([True, False])}, "^Each of several units .* is a whole number from 0; got True"),
-        ({"unit": torch.tensor([True, False])}, "^A direction is a 1-D tensor of real numbers, several units"),
+        ({"unit": torch.tensor([True, False])}, "^unit must be a 1-D tensor of real numbers"),
         ({"unit": [math.nan, 1.0]}, "finite coefficients"),
         ({"unit": np.zeros(3)}, "finite coefficients"),
         ({"unit": torch.zeros(3)}, "finite coefficients"),
         ({"unit": torch.tensor([])}, "finite coefficients"),
         ({"unit": torch.tensor([1.0, math.nan])}, "finite coefficients"),
         ({"unit": torch.tensor([1.0, math.inf])}, "finite coefficients"),
-        ({"position": "middle"}, "^position is .all., .max., .center., .interior. or"),
-        ({"position": None}, "^position is .all., .max., .center., .interior. or"),
-        ({"position": 3}, "^position is .all., .max., .center., .interior. or"),
-        ({"position": (1,)}, "^position is .all., .max., .center., .interior. or"),
-        ({"position": (1, 2, 3)}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": "middle"}, "^position must be .all., .max., .center., .interior. or"),
+        ({"position": None}, "^position must be .all., .max., .center., .interior. or"),
+        ({"position": 3}, "^position must be .all., .max., .center., .interior. or"),
+        ({"position": (1,)}, "^position must be .all., .max., .center., .interior. or"),
+        ({"position": (1, 2, 3)}, "^position must be .all., .max., .center., .interior. or"),
         ({"position": (-1, 2)}, "^A position.s row is a whole number from 0; got"),
         ({"position": (1.0, 2)}, "^A position.s row is a whole number from 0; got"),
         ({"position": (True, 2)}, "^A position.s row is a whole number from 0; got"),
-        ({"position": np.array([1, 2])}, "^position is .all., .max., .center., .interior. or"),
+        ({"position": np.array([1, 2])}, "^position must be .all., .max., .center., .interior. or"),
         ({"call": -1}, "call is a whole number"),
         ({"call": 1.0}, "call is a whole number"),
         ({"call": True}, "call is a whole number"),
@@ -288,7 +288,7 @@ def test_the_text_of_a_direction_tells_it_from_others_and_is_not_read():
     assert re.fullmatch(r"a:direction-[0-9a-f]{8}@max", str(second))
     assert first.slug != second.slug
     for text in (str(first), str(second), "a:direction"):
-        with pytest.raises(cc.ConvCircuitsError, match=r"is a direction, and directions live in files"):
+        with pytest.raises(cc.ConvCircuitsError, match=r"is a direction, which text cannot hold"):
             cc.Feature.parse(text, names=lambda layer, name: 0)
 
 

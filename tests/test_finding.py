@@ -289,7 +289,7 @@ def test_progress_over_a_loader_has_no_total():
 
 NO_KERNELS = nn.Sequential(nn.Identity(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 3)).double()
 BAD = {
-    "unknown layer": ({"feature": cc.Feature("feature.5", 2)}, r"no layer 'feature.5'. Near names: .*features.5"),
+    "unknown layer": ({"feature": cc.Feature("feature.5", 2)}, r"no layer 'feature.5'. Similar names: .*features.5"),
     "far layer": ({"feature": cc.Feature("qqq", 2)}, "no layer 'qqq'. Known names: features"),
     "unit": ({"feature": cc.Feature("features.5", 4)}, r"Unit 4 does not exist: features.5 has 4 channels"),
     "direction": ({"feature": cc.Feature("features.5", torch.ones(5))}, "one coefficient per channel"),
@@ -299,7 +299,7 @@ BAD = {
     "first pooling": ({"model": NO_KERNELS, "feature": cc.Feature("1", 1)}, "choose a later layer"),
     "no kernels at all": ({"model": nn.Sequential(nn.ReLU())}, "no floating-point parameters"),
     "no module": ({"model": "alexnet"}, "Expected a torch.nn.Module, got str"),
-    "channels": ({"images": X[:, :2]}, "features.0 reads 3 channels, but got 2"),
+    "channels": ({"images": X[:, :2]}, "features.0 expects 3 channels, but got 2"),
     "small": ({"images": X[:, :, :1, :1]}, "cannot run on images of shape|too small"),
     "no images": ({"images": X[:0]}, "There are no images"),
     "an empty batch": ({"images": [X[:0]]}, "There are no images"),
@@ -311,11 +311,11 @@ BAD = {
     "batch_size": ({"batch_size": 0}, "batch_size is a whole number"),
     **{f"memory {m}": ({"memory": m}, "memory, in bytes, is a whole number") for m in (0, -1, 1.5, True, None, "1GB")},
     **{f"seed {s}": ({"seed": s}, "seed") for s in ("a", 1.5, None, 2**70)},
-    "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Near names: snip"),
+    "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Similar names: snip"),
     "criterion None": ({"criterion": None}, "no criterion None"),
     "criterion list": ({"criterion": ["snip"]}, "no criterion"),
     "option": ({"colapse": "sum"}, "no option 'colapse'"),
-    "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Near names: collapse"),
+    "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Similar names: collapse"),
     "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse is one of 'abs', 'sum', 'square'"),
     "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer is one of"),
     "draws": ({"draws": 0}, "draws is a whole number"),

@@ -293,7 +293,7 @@ def test_a_word_that_is_no_granularity_is_an_error_that_lists_them(bad):
         lambda: cc.Scores(feature, table, 20, {}, bad),
         lambda: cc.Circuit(feature, LayerTable(), LayerTable(), 0, granularity=bad),
     ):
-        with pytest.raises(cc.ConvCircuitsError, match="one of 'filter', 'kernel', 'weight'; got"):
+        with pytest.raises(cc.ConvCircuitsError, match="is not a granularity; choose one of 'filter'"):
             make()
 
 

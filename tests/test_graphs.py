@@ -213,9 +213,9 @@ UNSAVABLE = {
     "in place": (lambda: one_call(aten.add_.Tensor, 1), "it calls aten.add_.Tensor"),
     "random": (lambda: one_call(aten.bernoulli.default), "it calls aten.bernoulli.default"),
     "function": (lambda: one_call(torch.relu), "it calls .*relu"),
-    "layer": (lambda: with_layer(nn.PReLU()), "its layer act is PReLU"),
-    "a subclass of a layer": (lambda: with_layer(MyConv(3, 2, 1)), "its layer act is MyConv"),
-    "argument": (lambda: one_call(aten.add.Tensor, 1j), "its other is 1j, where a file may give Tensor"),
+    "layer": (lambda: with_layer(nn.PReLU()), "its layer act is a PReLU"),
+    "a subclass of a layer": (lambda: with_layer(MyConv(3, 2, 1)), "its layer act is a MyConv"),
+    "argument": (lambda: one_call(aten.add.Tensor, 1j), "its other is 1j; expected Tensor"),
     "device": (lambda: one_call(aten._to_copy.default, device=CPU), r"its device is device\(type='cpu'\)"),
     "truncation": (lambda: one_call(aten.div.Tensor_mode, 2, rounding_mode="trunc"), "its rounding_mode is 'trunc'"),
 }
@@ -502,7 +502,7 @@ def test_images_for_which_results_would_be_too_large_are_refused(tmp_path):
 
     module = cc.load(hostile_file(change, tmp_path / "f.safetensors"))
     assert module(torch.zeros(1, 3, 8, 8)).shape == (192, 192)
-    with pytest.raises(cc.ConvCircuitsError, match="asks for 22,658,678,784 values at once"):
+    with pytest.raises(cc.ConvCircuitsError, match="needs 22,658,678,784 values at once"):
         module(torch.zeros(1, 3, 224, 224))
 
 
@@ -556,7 +556,7 @@ def test_no_name_of_a_file_gets_into_the_code_that_torch_makes(part, tmp_path, m
     module = cc.load(hostile_file(rename_layer(part), tmp_path / "f.safetensors"))
     x = images()
     module(x)
-    with pytest.raises(cc.ConvCircuitsError, match="torch makes code of the names"):
+    with pytest.raises(cc.ConvCircuitsError, match="torch generates code from the names"):
         exported(module, x)
     for made in (fx.symbolic_trace, torch.compile(module, backend="eager")):
         with contextlib.suppress(Exception):

@@ -97,9 +97,9 @@ NORM = {"momentum": 0.1, "eps": 1e-5, "cudnn_enabled": True, "weight": None, "bi
 def test_what_is_wrong_with_a_call_is_said():
     assert wrong("aten.add.Tensor", self=X, other=1) is None
     assert wrong("aten.add.Tensor", self=X, other=Constant("a"), alpha=2) is None
-    assert wrong("aten.add.Tensor", self=X) == "it has no other"
+    assert wrong("aten.add.Tensor", self=X) == "its other is missing"
     assert wrong("aten.add.Tensor", self=X, other=X, out=X) == "it has no parameter 'out'"
-    assert wrong("aten.add.Tensor", self=X, other="x") == "its other is 'x', where a file may give Tensor"
+    assert wrong("aten.add.Tensor", self=X, other="x") == "its other is 'x'; expected Tensor"
     assert wrong("aten.add.Tensor", self=1, other=1) == "it reads no tensor"
     assert wrong("aten.zeros_like.default", self=X, device=torch.device("cpu")).startswith("its device is device(")
     assert wrong("aten.zeros_like.default", self=X, device=None, dtype=torch.float64) is None

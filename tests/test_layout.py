@@ -99,7 +99,7 @@ def test_what_is_fixed_in_a_layout_depends_on_the_size_only_where_the_code_does(
     fixed = recorded(model, feature, case.input_shape).fixed()
     assert fixed == recorded(model, feature, case.input_shape).fixed()
     if name == "flat_head":
-        with pytest.raises(cc.ConvCircuitsError, match="reads 32 values"):
+        with pytest.raises(cc.ConvCircuitsError, match="expects 32 values"):
             recorded(model, feature, case.input_shape, (c, h + 8, w + 8))
     else:
         other = recorded(model, feature, case.input_shape, (c, h + 1, w + 1)).fixed()
@@ -131,5 +131,5 @@ def test_a_problem_names_the_module_where_it_is():
             return torch.cat([x, x])[: len(x)]
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Doubling(), nn.Conv2d(4, 2, 1)).double().eval()
-    with pytest.raises(UnextractableError, match=r"^1 .*across images.*masked runs .* still work"):
+    with pytest.raises(UnextractableError, match=r"^1 .*not one row per image.*masked runs .* still work"):
         recorded(model, cc.Feature("2", 0), (3, 6, 6))

@@ -702,16 +702,16 @@ def test_a_class_name_stands_for_its_unit(text, feature):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fc:golden retreiver", "few has no class 'golden retreiver'. Near names: Golden Retriever"),
+        ("fc:golden retreiver", "few has no class 'golden retreiver'. Similar names: Golden Retriever"),
         ("fc:CARDIGAN", "'CARDIGAN' names several units; write which is meant: fc:4 (Cardigan), fc:5 (cardigan)."),
         (
             "conv:tench",
             "conv has 4 channels, which the 7 class names of few do not name. Layers with class names: fc, so",
         ),
-        ("fcc:tench", "few has no layer 'fcc' with a feature. Near names: fc"),
-        ("fc:", "names no feature"),
-        ("fc:tench@top", "names no feature"),
-        ("fc:direction-12345678", "directions live in files"),
+        ("fcc:tench", "few has no layer 'fcc' with a feature. Similar names: fc"),
+        ("fc:", "is not a feature; write layer:unit"),
+        ("fc:tench@top", "is not a feature; write layer:unit"),
+        ("fc:direction-12345678", "is a direction, which text cannot hold"),
     ],
 )
 def test_a_class_name_that_names_no_unit_is_refused(text, said):

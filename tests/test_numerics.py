@@ -156,7 +156,7 @@ def test_the_models_own_autocast_is_part_of_the_model(criterion, kind):
     circuit = cc.find(model, HEAD, images, criterion=criterion, density=1.0)
     assert torch.equal(cc.activations(model, HEAD, images, circuit=circuit), full)
     assert cc.evaluate(model, circuit, images).r2 == 1
-    with pytest.raises(cc.ConvCircuitsError, match="conv runs under an autocast of the model's own"):
+    with pytest.raises(cc.ConvCircuitsError, match="conv uses autocast in its own forward"):
         cc.extract(model, circuit)
 
 

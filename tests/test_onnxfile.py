@@ -82,7 +82,7 @@ def test_what_differs_in_onnxruntime_is_not_written(tmp_path, monkeypatch):
     real_run = onnxfile._run
     for wrong in (lambda maps: maps * 1.001, lambda maps: maps[:, :1], lambda maps: maps * float("nan")):
         monkeypatch.setattr(onnxfile, "_run", lambda content, x, wrong=wrong: wrong(real_run(content, x)))
-        refused(module, tmp_path, "computes something else than torch")
+        refused(module, tmp_path, "onnxruntime and torch disagree")
 
 
 def test_what_the_runtime_cannot_run_is_an_error_that_says_which_dtype_may(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_what_the_runtime_cannot_run_is_an_error_that_says_which_dtype_may(tmp_p
         raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Conv\nmore")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
-    refused(handmade("flat"), tmp_path, r"NOT_IMPLEMENTED : Conv\); it may run one in float32")
+    refused(handmade("flat"), tmp_path, r"NOT_IMPLEMENTED : Conv\); try a model in float32")
 
 
 def test_half_precision_is_compared_at_its_own_precision(tmp_path):

@@ -237,7 +237,7 @@ def test_an_unknown_operation_may_leave_dimensions_out():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (unsteady, "other values each time"),
+        (unsteady, "different values each time"),
         (lambda x: picky(x.round()), "whole numbers only"),
         (lambda x: tripled(x.argmax(1, keepdim=True)), r"^The model computes .*tripled.*int64.*Choose a feature"),
     ],

@@ -143,9 +143,9 @@ def test_a_recipe_of_other_types_is_refused(field):
     for wrong in ({}, [[1]], True, -1, 10**30, "\ud800" * 10**6, float("nan")):
         with pytest.raises(cc.ConvCircuitsError, match=f"{field} in its recipe is .*; expected"):
             Recipe.from_json(said | {field: wrong})
-    with pytest.raises(cc.ConvCircuitsError, match=f"its recipe has '{field}' too much or too little"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"its recipe lacks '{field}'"):
         Recipe.from_json({k: v for k, v in said.items() if k != field})
-    with pytest.raises(cc.ConvCircuitsError, match="'more' too much"):
+    with pytest.raises(cc.ConvCircuitsError, match="its recipe has the unknown field 'more'"):
         Recipe.from_json(said | {"more": 1})
 
 

@@ -161,15 +161,15 @@ def test_what_a_dead_gate_scales_stays_live(gate):
 
 
 UNTOLD = {
-    "control flow": (lambda net, a, b: a if b.mean() > 0 else b, r"decides by a map's values \(item\)"),
-    "a number": (lambda net, a, b: a * b.max().item(), r"decides by a map's values \(item\)"),
-    "chosen values": (lambda net, a, b: a + a[a > 0].sum(), "decides by a map's values"),
-    "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps by bmm"),
+    "control flow": (lambda net, a, b: a if b.mean() > 0 else b, r"depends on the values of a map \(item\)"),
+    "a number": (lambda net, a, b: a * b.max().item(), r"depends on the values of a map \(item\)"),
+    "chosen values": (lambda net, a, b: a + a[a > 0].sum(), "depends on the values of a map"),
+    "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps with bmm"),
     "computed weight": (
         lambda net, a, b: torch.einsum("nchw,cd->ndhw", a, net.scale[:, :, 0] * torch.ones(8, 8)),
         "multiplies by a weight with",
     ),
-    "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "no longer one map per image"),
+    "windows": (lambda net, a, b: a.reshape(-1, 8, 3, 3), "windows or tokens split along the batch"),
     "other images": (lambda net, a, b: a - b.mean(0), "depends on the other images"),
     "a factor of other images": (lambda net, a, b: a * b.flip(0), "depends on the other images"),
     "a gate of other images": (lambda net, a, b: a * b.mean().sigmoid(), "depends on the other images"),
@@ -177,17 +177,17 @@ UNTOLD = {
     "statistics of the batch": (lambda net, a, b: F.batch_norm(a, None, None, training=True), "other images"),
     "put at places": (
         lambda net, a, b: a.clone().put_(torch.tensor([0, 40]), torch.ones(2).to(a)) + b,
-        "counts places through all images",
+        "uses indices across all images",
     ),
     "taken from places": (
         lambda net, a, b: a + b.take(torch.arange(288)).reshape(1, 8, 6, 6),
-        "counts places through all images",
+        "uses indices across all images",
     ),
-    "strides": (lambda net, a, b: a.as_strided((2, 8, 3, 3), (288, 36, 6, 1)), "by strides"),
-    "another memory": (lambda net, a, b: (setattr(a, "data", b * 2), a + b)[1], r"assigns to a map's \.data"),
-    "a part of its memory": (lambda net, a, b: (setattr(a, "data", a[:, :4]), a + b[:, :4])[1], r"a map's \.data"),
-    "another form": (lambda net, a, b: a + copy.deepcopy(b), "memory of a map in another form"),
-    "sparse": (lambda net, a, b: F.relu(a).to_sparse().to_dense() + b, r"could not try out .*layout torch\.sparse"),
+    "strides": (lambda net, a, b: a.as_strided((2, 8, 3, 3), (288, 36, 6, 1)), "with other strides"),
+    "another memory": (lambda net, a, b: (setattr(a, "data", b * 2), a + b)[1], r"assigns to the \.data of a map"),
+    "a part of its memory": (lambda net, a, b: (setattr(a, "data", a[:, :4]), a + b[:, :4])[1], r"the \.data of a map"),
+    "another form": (lambda net, a, b: a + copy.deepcopy(b), "memory of a map as another dtype"),
+    "sparse": (lambda net, a, b: F.relu(a).to_sparse().to_dense() + b, r"could not measure .*layout torch\.sparse"),
     "dropout": (lambda net, a, b: F.dropout(a + b), r"draws random numbers \(bernoulli\)"),
     "noise": (lambda net, a, b: a + torch.randn_like(b), r"draws random numbers \(randn_like\)"),
 }

@@ -85,7 +85,7 @@ def test_tables_are_not_hashable():
 
 def test_an_unknown_layer_names_what_is_near():
     features = table(**{f"features{i}": [0.0] for i in range(20)})
-    with pytest.raises(cc.ConvCircuitsError, match=r"'feature3'.*Near names:.*features3"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"'feature3'.*Similar names:.*features3"):
         features["feature3"]
     with pytest.raises(cc.ConvCircuitsError, match=r"Known names: features0, .*, \.\.\."):
         features["qqq"]
@@ -96,7 +96,7 @@ def test_an_unknown_layer_names_what_is_near():
 @pytest.mark.parametrize(
     ("given", "known", "said"),
     [
-        ("sinp", ["snip", "force"], "Near names: snip."),
+        ("sinp", ["snip", "force"], "Similar names: snip."),
         ("zzz", ["snip", "force"], "Known names: snip, force."),
         ("zzz", [], "There are none."),
     ],

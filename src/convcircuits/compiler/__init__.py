@@ -1,1 +1,1 @@
-"""A circuit as a small module of its own: cut, written, interpreted, saved and measured."""
+"""The compiler: it cuts a circuit out of a model, writes it as a small module, runs, saves and measures it."""

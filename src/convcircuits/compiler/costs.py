@@ -1,4 +1,4 @@
-"""What an extracted module costs to run, beside the full model up to the same feature."""
+"""The cost of an extracted module, compared with the full model up to the same feature."""
 
 import statistics
 import time
@@ -20,11 +20,11 @@ from convcircuits.values.circuit import Circuit
 
 @dataclass(frozen=True)
 class Cost:
-    """What one network costs.
+    """The cost of one network.
 
     Attributes:
-        parameters: How many it has.
-        macs: Multiplications with addition for one image.
+        parameters: Number of parameters.
+        macs: Multiply-accumulate operations for one image.
         seconds: Median time of a batch.
     """
 
@@ -35,12 +35,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a circuit's module costs, beside the full model up to the feature.
+    """The costs of a circuit's module and of the full model up to the feature.
 
     Attributes:
-        module: The module.
-        full: The full model, stopped where the feature's layer has run, with all of its filters.
-        batch_size: How many images were timed at once.
+        module: Cost of the module.
+        full: Cost of the full model, up to and including the feature's layer with all of its filters.
+        batch_size: Number of images in a timed batch.
         input_shape: (C, H, W) of an image.
         difference: Largest difference between the module and the circuit's masked run, relative to the largest value.
     """
@@ -72,16 +72,16 @@ def costs(
     repeats: int = 5,
     progress: Progress | None = None,
 ) -> Costs:
-    """Measure a circuit's module and the full model in turns, on the same random images.
+    """Measure a circuit's module and the full model alternately, on the same random images.
 
     Args:
         model: The model that the circuit belongs to.
         circuit: The circuit.
-        module: What ``extract`` made of them.
+        module: The module that ``extract`` returned for them.
         input_shape: (C, H, W) of an image.
-        batch_size: How many images run at once.
+        batch_size: Number of images in a batch.
         repeats: How often each is timed.
-        progress: Called with timed pairs of runs done and how many there are.
+        progress: Called with the number of timed pairs of runs and the total.
 
     Raises:
         ConvCircuitsError: If a number is out of range.

@@ -1,6 +1,6 @@
-"""What a circuit keeps of a model: of each value the channels that are needed, and those that count for zero.
+"""What a circuit keeps of a model: for each value, the channels that are needed and those that are zeroed.
 
-Both are what ``reach`` tells of the model's graph, said by channel.
+Both come from the analysis of the model's graph in ``reach``, expressed by channel.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ class Cut:
     """What a circuit keeps of a model.
 
     Attributes:
-        need: By number of the value, which channels are needed, bool (channels,); whether it is, (1,), where it has no
-            axis. A value that is not named is not needed.
-        conducting: By number of a kernel call's value, the kept kernels that read a live channel, (out, in per group).
-        silent: By place of a node and number of a value that it reads, where that counts for zero: bool, broadcasts to
-            the value.
-        output: Likewise for the output of the feature's layer; None where nothing does.
+        need: Number of a value -> which channels are needed, bool (channels,); for a value without an axis, whether it
+            is needed, (1,). Missing values are not needed.
+        conducting: Number of a kernel call's value -> the kept kernels that read a live channel, (out, in per group).
+        silent: (Index of a node, number of a value that it reads) -> where the value is zeroed, bool, broadcasts to the
+            value.
+        output: Where the output of the feature's layer is zeroed; None if nowhere.
     """
 
     need: Mapping[int, Tensor]
@@ -35,7 +35,7 @@ class Cut:
 
     @property
     def alive(self) -> bool:
-        """Whether any of the circuit leads to the feature."""
+        """Whether any part of the circuit leads to the feature."""
         return bool(self.need)
 
     def needed(self, value: Value) -> Tensor:
@@ -44,10 +44,10 @@ class Cut:
 
 
 def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
-    """Find what a circuit keeps.
+    """Find what a circuit keeps of a model.
 
     Args:
-        layout: The model.
+        layout: The layout of the model.
         masks: The circuit's masks; None keeps the full model.
         rows: Channels of the output that the feature reads.
     """
@@ -61,7 +61,7 @@ def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
         plan = paths.plan(live)
         silent = {(place, n): ~mark for place, marks in plan.silent.items() for n, mark in marks.items()}
         output = None if plan.output is None else ~plan.output
-    else:  # every bias stays, so all is live that is in the full model
+    else:  # every bias stays, so everything is live that is live in the full model
         live = Live(paths.full.marks, paths.full.reads, _kept(layout, masks))
     marks = {n: mark for n, mark in paths.needed(live, rows).items() if n in layout.values}
     need = {n: layout.values[n].by_channel(mark) for n, mark in marks.items()}
@@ -71,18 +71,18 @@ def cut(layout: Layout, masks: Masks | None, rows: Tensor) -> Cut:
 
 
 def _kept(layout: Layout, masks: Masks) -> dict[int, Tensor]:
-    tables = layout.paths.full.conducting
-    calls = {place: layout.paths.graph.nodes[place].call for place in tables}
-    return {
-        place: table & masks.kernels[call.layer].cpu() if call is not None and call.layer in masks.kernels else table
-        for (place, table), call in zip(tables.items(), calls.values(), strict=True)
-    }
+    kept = {}
+    for place, table in layout.paths.full.conducting.items():
+        call = layout.paths.graph.nodes[place].call
+        mask = None if call is None else masks.kernels.get(call.layer)
+        kept[place] = table if mask is None else table & mask.cpu()
+    return kept
 
 
 def read_by(value: Value, source: Value, rows: Tensor, conducting: Tensor) -> tuple[Tensor, bool]:
-    """Return which input channels some rows of a kernel call read: (groups, channels or blocks).
+    """Return which input channels some rows of a kernel call read, (groups, channels or blocks).
 
-    The second value tells whether they lie along the source's axis; else all of it is read.
+    The second value is whether they lie along the source's axis; if not, the whole source is read.
     """
     call = value.call
     assert call is not None
@@ -96,10 +96,11 @@ def of_one_image(mark: Tensor, value: Value) -> Tensor:
     """Return the first row, (1, ...), of a mark that is the same for all images.
 
     Raises:
-        UnextractableError: If it is not.
+        UnextractableError: If the mark differs between images.
     """
     if len(mark) > 1 and not bool((mark == mark[:1]).all()):
         raise UnextractableError(
-            f"{value.layer or 'The model'} treats one image of a batch in another way than the next."
+            f"{value.layer or 'The model'} treats the images of a batch differently, so no "
+            "module can be extracted; masked runs (evaluate, activations) still work."
         )
     return mark[:1]

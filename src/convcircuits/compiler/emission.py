@@ -1,8 +1,8 @@
 """Write circuits of a model as one graph of small modules.
 
-Each written tensor may hold fewer channels than the value it stands for, or several variants of one channel; for each
-circuit a table says where it finds each of its channels. So circuits share what they have in common: a filter that
-reads the same kernels of the same tensor is computed once.
+A written tensor may hold fewer channels than the value it represents, or several variants of one channel; a table maps
+the channels of each circuit to positions in it. So circuits share what they have in common: a filter that applies the
+same kernels to the same tensor is computed once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ from convcircuits.network.graph import Ref
 from convcircuits.network.masking import Masks
 from convcircuits.network.operations import is_batch_norm
 
-_WORTH_CUTTING = 0.75  # a copy with fewer channels is made where at most this share of them is used
+_WORTH_CUTTING = 0.75  # a copy with fewer channels is written if at most this share of them is used
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a circuit finds a value: the tensor, and the place in it of each channel, -1 for none.
+    """Where a circuit finds a value: the tensor, and the position in it of each channel, -1 for none.
 
-    A value without an axis is found whole, and has no places.
+    A value without an axis is found whole, and has no positions.
     """
 
     node: fx.Node
@@ -41,13 +41,13 @@ class Emitter:
     """Writes the graph that computes a feature in several circuits at once.
 
     Args:
-        layout: The model.
-        cuts: What each circuit keeps of it.
-        masks: The circuits' masks; None is the full model.
+        layout: The layout of the model.
+        cuts: What each circuit keeps of the model.
+        masks: The masks of each circuit; None for the full model.
 
     Attributes:
-        writer: The graph.
-        any_size: Whether nothing that was written is of a fixed size, but for what the model itself fixes.
+        writer: The writer of the graph.
+        any_size: Whether the written graph fixes no image size beyond what the model itself fixes.
     """
 
     def __init__(self, layout: Layout, cuts: Sequence[Cut], masks: Sequence[Masks | None]) -> None:
@@ -64,7 +64,7 @@ class Emitter:
                 self._emit(value, users)
 
     def output(self, circuit: int, channels: Tensor) -> fx.Node:
-        """Return the tensor of those channels of the output of the feature's layer, dead ones as zeros."""
+        """Return a tensor with these channels of the output of the feature's layer, dead ones as zeros."""
         value, dead = self._layout.output, self._cuts[circuit].output
         if value.axis == 0:
             return self._take(circuit, value, channels, _dead_channels(value, dead))
@@ -72,7 +72,7 @@ class Emitter:
         return self._selected(whole, 1, channels)
 
     def _take(self, circuit: int, value: Value, channels: Tensor, dead: Tensor | None) -> fx.Node:
-        """Return a tensor with those channels of a value, in that order; zeros for those that count for zero."""
+        """Return a tensor with these channels of a value, in this order, with zeros for dead ones."""
         found = self._found[circuit][value.number]
         places = found.places[channels]
         if dead is not None:
@@ -80,7 +80,7 @@ class Emitter:
         return self.writer.choose(found.node, value.axis or 0, len(value.shape), places)
 
     def _whole(self, circuit: int, value: Value, dead: Tensor | None) -> fx.Node:
-        """Return a value with all its channels; zeros where it counts for zero."""
+        """Return a value with all its channels, with zeros where it is dead."""
         if value.number not in self._found[circuit]:
             return self._zeros(value)
         channels = _dead_channels(value, dead)
@@ -101,17 +101,16 @@ class Emitter:
         return self.writer.call(torch.ops.aten.index_select.default, node, dim, constant)
 
     def _zeros(self, value: Value) -> fx.Node:
-        """Write zeros in the place of a value of which nothing is needed but that it is there."""
+        """Write zeros for a value whose content is not needed."""
         self.any_size &= _is_point(value)
         return self._constant(value, torch.zeros(1, *value.shape, dtype=value.dtype), "zeros")
 
     def _constant(self, value: Value, held: Tensor, name: str) -> fx.Node:
         """Write a constant (1, ...) for every image of the batch."""
-        constant = self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_{name}", held)
-        return self.writer.call(repeat_for, constant, self.writer.image)
+        return self.writer.call(repeat_for, self._named(value, held, name), self.writer.image)
 
     def _silent(self, n: int, value: Value, source: Value) -> Tensor | None:
-        """Return where an input counts for zero in a circuit; None where it does nowhere."""
+        """Return where an input is zeroed in a circuit, or None if nowhere."""
         return self._cuts[n].silent.get((value.place or 0, source.number))
 
     def _emit(self, value: Value, users: Sequence[int]) -> None:
@@ -138,7 +137,7 @@ class Emitter:
         return self._values[value.inputs[0]]
 
     def _by_input(self, value: Value, users: Sequence[int]) -> list[tuple[fx.Node | None, list[int]]]:
-        """Group circuits by the tensor in which they find a value's input; None where they do not."""
+        """Group circuits by the tensor in which they find a value's input, None for those that do not find it."""
         groups: dict[fx.Node | None, list[int]] = {}
         for n in users:
             found = self._found[n].get(value.inputs[0])
@@ -146,7 +145,7 @@ class Emitter:
         return list(groups.items())
 
     def _origin(self, value: Value, node: fx.Node) -> Tensor:
-        """Return which channel of a value each place of a tensor holds; 0 for one that no circuit reads."""
+        """Return the channel of a value at each position of a tensor; 0 for positions that no circuit reads."""
         origin = torch.zeros(self.writer.width[node], dtype=torch.long)
         for found in (f[value.number] for f in self._found if value.number in f):
             if found.node is node:
@@ -155,7 +154,7 @@ class Emitter:
         return origin
 
     def _holds(self, node: fx.Node, value: Value, channels: Tensor) -> _Found:
-        """Note that a tensor holds those channels of a value, in that order."""
+        """Record that a tensor holds these channels of a value, in this order."""
         if value.axis is None:
             return _Found(node, channels)
         self.writer.width[node] = len(channels)
@@ -164,7 +163,7 @@ class Emitter:
     # ---------------------------------------- kernel calls
 
     def _kernels(self, value: Value, node: fx.Node | None, circuits: Sequence[int]) -> None:
-        """Write a kernel call, once for all circuits that read the same tensor where that is less work."""
+        """Write a kernel call, once for all circuits that read the same tensor if that is less work."""
         if node is not None and len(circuits) > 1 and all(self._can_share(value, n) for n in circuits):
             rows = {n: self._cuts[n].need[value.number].nonzero()[:, 0] for n in circuits}
             tables = {
@@ -184,7 +183,7 @@ class Emitter:
             self._found[n][value.number] = self._own_kernels(value, n)
 
     def _can_share(self, value: Value, n: int) -> bool:
-        """Return whether filters can be told by what they read: no calibration, single weights or groups matter."""
+        """Return whether the kernels of a filter identify it: there are no calibration, weight masks or groups."""
         call = value.call
         source = self._input(value)
         plain = isinstance(call, ConvCall) and call.groups == 1 and source.axis == 0
@@ -197,7 +196,7 @@ class Emitter:
         return any(call.layer in table for table in (masks.gain, masks.offset, masks.weights))
 
     def _reads(self, value: Value, node: fx.Node, n: int, rows: Tensor) -> Tensor:
-        """Return which places of the input's tensor each filter reads: (rows, places)."""
+        """Return which positions of the input's tensor each filter reads, (rows, positions)."""
         places = self._found[n][value.inputs[0]].places
         present = places >= 0
         reads = torch.zeros(len(rows), self.writer.width[node], dtype=torch.bool)
@@ -205,7 +204,7 @@ class Emitter:
         return reads
 
     def _shared(self, value: Value, node: fx.Node, table: Tensor) -> fx.Node:
-        """Write a convolution of all different filters, given as rows (filter, which places it reads...)."""
+        """Write a convolution of all distinct filters, given as rows (filter, which positions it reads...)."""
         call = value.call
         assert isinstance(call, ConvCall)
         rows, reads = table[:, 0], table[:, 1:].bool()
@@ -236,7 +235,7 @@ class Emitter:
             x = self._take(n, source, part.channels, by_channel)
         else:
             x = self._whole(n, source, dead)
-            if at_channels or len(part.channels) < read.numel():  # else some groups alone are read
+            if at_channels or len(part.channels) < read.numel():  # else only some groups are read
                 x = self._selected(x, 1 if isinstance(call, ConvCall) else -1, part.channels)
         own = n if self._is_special(value, n) else identity(conducting[rows])
         key = ("kernels", value.number, x, identity(rows), own)
@@ -248,7 +247,7 @@ class Emitter:
         return _Found(node, _places(value.channels, part.filters))
 
     def _bias(self, value: Value, rows: Tensor, bias: Tensor) -> _Found:
-        """Write what is left of a kernel call that reads nothing live: the biases that a gate needs."""
+        """Write a kernel call that reads nothing live as its biases, which a gate needs."""
         self.any_size &= _is_point(value)
         shape = [len(rows) if d == value.axis else size for d, size in enumerate(value.shape)]
         held = bias.reshape(1, *(-1 if d == value.axis else 1 for d in range(len(shape)))).expand(1, *shape)
@@ -263,12 +262,12 @@ class Emitter:
         if move.form == "gather":
             return self._gathered(value, move.sources, move.channels, n)
         source = self._values[move.sources[0]]
-        if source.number not in self._found[n]:  # all that is wanted are zeros
+        if source.number not in self._found[n]:  # only zeros are wanted
             return self._holds(self._zeros(value), value, torch.arange(value.channels))
         found, wanted = self._found[n][source.number], torch.unique(move.channels[self._cuts[n].need[value.number]])
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[found.node]:
             found = self._holds(self._take(n, source, wanted, None), source, wanted)
-        # Channels of the source are repeated: runs of ``inner`` of them (a map laid flat) again and again.
+        # Each channel of the source repeats ``inner`` times (a flattened map), and then all of them ``times`` times.
         numbers = torch.arange(value.channels).reshape(-1, source.channels, move.inner)
         times, width = len(numbers), self.writer.width[found.node]
         if move.form == "call":
@@ -284,7 +283,7 @@ class Emitter:
         return _Found(made, places)
 
     def _gathered(self, value: Value, sources: Sequence[int], channels: Tensor, n: int) -> _Found:
-        """Write channels of several values along one axis: a concatenation, a cut, a shuffle."""
+        """Write channels of several values along one axis: a concatenation, a slice, a shuffle."""
         need = self._cuts[n].need[value.number].nonzero()[:, 0]
         nodes, places, start, first = [], torch.full((len(need),), -1), 0, 0
         for s in sources:
@@ -303,14 +302,14 @@ class Emitter:
         return self._holds(self.writer.choose(node, axis, len(value.shape), places), value, need)
 
     def _replayed(self, value: Value, nodes: Mapping[int, fx.Node]) -> fx.Node:
-        """Write a moving operation as it is."""
+        """Write a moving operation unchanged."""
         written = self._layout.written(value)
         return self._called(written, nodes, lambda x: self._named(value, x))
 
     # ---------------------------------------- operations that compute
 
     def _within(self, value: Value, node: fx.Node, circuits: Sequence[int]) -> None:
-        """Write an operation that stays within channels, once for all circuits that read the same tensor."""
+        """Write an operation within channels, once for all circuits that read the same tensor."""
         source = self._input(value)
         places = {n: self._found[n][source.number].places for n in circuits}
         origin, used = self._origin(source, node), torch.zeros(self.writer.width[node], dtype=torch.bool)
@@ -326,7 +325,7 @@ class Emitter:
             self._found[n][value.number] = _Found(made, places[n])
 
     def _joined(self, value: Value, n: int) -> _Found:
-        """Write an operation on several values, or one that needs whole ones."""
+        """Write an operation on several values, or one that needs whole values."""
         sources = {k: self._values[k] for k in value.inputs}
         dead = {k: self._silent(n, value, source) for k, source in sources.items()}
         by_channel = {k: _dead_channels(source, dead[k]) for k, source in sources.items()}
@@ -349,7 +348,7 @@ class Emitter:
         for k in here:
             found = self._found[n][k]
             nodes[k] = found.node if as_it_is else self._take(n, sources[k], wanted, by_channel[k])
-        for k in set(aligned) - set(here):  # all that is wanted of it is dead
+        for k in set(aligned) - set(here):  # all wanted channels of it are dead
             like = next((nodes[other] for other in here if sources[other].shape == sources[k].shape), None)
             if like is None:
                 nodes[k] = self._selected(self._zeros(sources[k]), (value.axis or 0) - len(value.shape), wanted)
@@ -362,14 +361,14 @@ class Emitter:
         return _Found(made, first.places)
 
     def _has_channels_of(self, value: Value, number: int) -> bool:
-        """Return whether an input has as many values along the result's axis as that has channels."""
+        """Return whether an input has the size of the result along the result's axis."""
         shape, back = self._values[number].shape, len(value.shape) - (value.axis or 0)
         return value.axis is not None and back <= len(shape) and shape[-back] == value.channels > 1
 
     def _readable_as_it_is(
         self, n: int, numbers: Sequence[int], wanted: Tensor, dead: Mapping[int, Tensor | None]
     ) -> bool:
-        """Return whether inputs hold the wanted channels at the same places, and none of them counts for zero."""
+        """Return whether inputs hold the wanted channels at the same positions, none of them zeroed."""
         first = self._found[n][numbers[0]]
         if len(wanted) <= _WORTH_CUTTING * self.writer.width[first.node] or bool((first.places[wanted] < 0).any()):
             return False
@@ -381,7 +380,7 @@ class Emitter:
         )
 
     def _applied(self, value: Value, nodes: Mapping[int, fx.Node], origin: Tensor) -> fx.Node:
-        """Write a value's operation on tensors that hold some of its channels, its constants cut alike."""
+        """Write a value's operation on tensors with some of its channels, selecting the same from its constants."""
 
         def write() -> fx.Node:
             module = norm(value, origin) if value.axis == 0 else None
@@ -397,7 +396,7 @@ class Emitter:
         return made
 
     def _called(self, written: Written, nodes: Mapping[int, fx.Node], constant: Callable[[Tensor], fx.Node]) -> fx.Node:
-        """Write a call, with nodes in the place of its values and of its constant tensors."""
+        """Write a call, with nodes for its values and its constant tensors."""
 
         def placed(x: Any) -> Any:
             if isinstance(x, Ref):
@@ -407,17 +406,17 @@ class Emitter:
             return type(x)(map(placed, x)) if type(x) in (tuple, list) else x
 
         args, aten = [*map(placed, written.args)], torch.ops.aten
-        if written.op is aten.group_norm.default:  # torch computes it far less exactly with the channels last in memory
+        if written.op is aten.group_norm.default:  # far less exact with channels last in memory
             args[0] = self.writer.call(aten.contiguous.default, args[0])
         node = self.writer.call(written.op, *args, **{k: placed(x) for k, x in written.kwargs.items()})
         return node if written.part is None else self.writer.call(one_of, node, written.part)
 
-    def _named(self, value: Value, x: Tensor) -> fx.Node:
-        return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_constant", x)
+    def _named(self, value: Value, x: Tensor, name: str = "constant") -> fx.Node:
+        return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_{name}", x)
 
 
 def _read(layout: Layout) -> set[int]:
-    """Return which values are read where moves are made of their sources, not of what lies between."""
+    """Return the values that are read if moves read their sources instead of the values in between."""
     read = {layout.output.number}
     for number, value in reversed(list(layout.values.items())):
         if number in read:
@@ -427,7 +426,7 @@ def _read(layout: Layout) -> set[int]:
 
 
 def _dead_channels(value: Value, dead: Tensor | None) -> Tensor | None:
-    """Return which channels count for zero, if these alone tell; else None."""
+    """Return which channels are dead if each is dead or live as a whole, else None."""
     if dead is None or value.axis is None:
         return None
     by_channel = of_one_image(dead, value)[0].movedim(value.axis, 0)
@@ -438,7 +437,7 @@ def _dead_channels(value: Value, dead: Tensor | None) -> Tensor | None:
 
 
 def _cut(value: Value, written: Written, x: Tensor, origin: Tensor) -> Tensor:
-    """Return a constant of an operation for some channels, where it has a value for each."""
+    """Return a constant of an operation for some channels, if it varies along channels, else unchanged."""
     if value.axis is None or (len(origin) == value.channels and torch.equal(origin, torch.arange(value.channels))):
         return x
     per_channel = value.node is not None and is_batch_norm(value.node)
@@ -452,11 +451,11 @@ def _cut(value: Value, written: Written, x: Tensor, origin: Tensor) -> Tensor:
 
 
 def _is_point(value: Value) -> bool:
-    """Return whether a value has one position, so that a constant in its place needs no map's size."""
+    """Return whether a value has one position, so that a constant for it does not depend on the map's size."""
     return value.channels == torch.Size(value.shape).numel()
 
 
 def _places(channels: int, held: Tensor) -> Tensor:
-    """Return where each of so many channels is in a tensor that holds some of them (-1: a place that holds none)."""
+    """Return the position of each channel in a tensor that holds some of them; -1 means none, in both."""
     real = (held >= 0).nonzero()[:, 0]
     return torch.full((channels,), -1).index_copy(0, held[real], real)

@@ -1,4 +1,4 @@
-"""A circuit as a small network of its own."""
+"""Turn circuits into small networks: one module to keep, or a sweep of several circuits at once."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -34,28 +34,28 @@ def extract(
 ) -> CircuitModule:
     """Turn a circuit into a small module that computes the feature's map, and nothing else.
 
-    Dead filters are gone: from weights, from BatchNorms, from residual and concatenated streams. Layers keep their
-    names; each holds in its buffers ``filters`` and ``channels`` which of the layer's filters and input channels are
-    left. The module computes what ``activations(model, feature, images, circuit=circuit)`` does, which is checked
-    here on random images.
+    Dead filters are removed: from weights, BatchNorms, and residual and concatenated streams. Layers keep their names,
+    and their buffers ``filters`` and ``channels`` hold the indices of the remaining filters and input channels. The
+    module computes the same as ``activations(model, feature, images, circuit=circuit)``, which is checked on random
+    images before it is returned.
 
     Args:
         model: The model that the circuit belongs to.
         circuit: The circuit.
-        input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
-        fold: Make one layer of a convolution and the BatchNorm that follows it, which is faster. False keeps each
-            layer's own weights.
-        progress: Called with steps done and steps in all: the survey of the model, the cut, the module, its test.
+        input_shape: (C, H, W) of an image; that of the images on which the circuit was found if None.
+        fold: Whether to fold BatchNorms into the convolutions before them, which is faster. False keeps the weights of
+            each layer as they are.
+        progress: Called with the steps done and the total: the survey of the model, the cut, the module, its check.
 
     Returns:
-        An ordinary ``torch.nn.Module`` in eval mode, on the model's device, of weights of its own: images
-        (N, C, H, W) -> (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U). Images
-        of other sizes work where the model's own code does not depend on the size; else the module refuses them.
-        ``meta["circuit"]`` says what it was made of.
+        An ordinary ``torch.nn.Module`` in eval mode, on the model's device, with its own weights: images
+        (N, C, H, W) -> (N, H, W), or (N,) for a Linear layer; for several units (N, U, H, W) or (N, U). Images of other
+        sizes work unless the model's own code depends on the size; then the module raises an error for them.
+        ``meta["circuit"]`` describes the circuit.
 
     Raises:
-        ConvCircuitsError: If the circuit is of other weights, no kernel of it lies on a complete path, or the model
-            decides by the image's values what to compute.
+        ConvCircuitsError: If the circuit belongs to other weights, if no kernel of it lies on a complete path, or if
+            the model cannot be written as a module, for instance because its operations depend on the images' values.
 
     Examples:
         >>> small = cc.extract(model, circuit)
@@ -91,7 +91,7 @@ def extract(
 
 
 def _steps(progress: Progress | None) -> Callable[[], None]:
-    """Count the steps of an extraction."""
+    """Return a function that reports one more step of an extraction."""
     numbers = itertools.count(1)
     return lambda: None if progress is None else progress(next(numbers), 4)
 
@@ -99,17 +99,17 @@ def _steps(progress: Progress | None) -> Callable[[], None]:
 class Sweep:
     """A feature in the full model and in several circuits, run together as one small network.
 
-    What circuits share is computed once, and a small circuit is a small network: the figures are those of masked runs
-    at a part of their cost. Where the model cannot be extracted, masked runs do the work.
+    What circuits share is computed once, and a small circuit is a small network: the results are those of masked runs
+    at a fraction of the cost. If the model cannot be extracted, masked runs are used.
 
     Args:
-        subject: The feature of the model.
-        circuits: Circuits of that feature.
+        subject: The model, opened for the feature.
+        circuits: Circuits of this feature.
         effective: As for ``evaluate``.
 
     Attributes:
-        subject: The feature of the model.
-        kept: For each circuit, layer name -> bool (out, in per group), kernels that it keeps.
+        subject: The model, opened for the feature.
+        kept: For each circuit, layer name -> bool (out, in per group): the kernels that it keeps.
     """
 
     def __init__(self, subject: Subject, circuits: Sequence[Circuit], *, effective: bool) -> None:
@@ -130,7 +130,7 @@ class Sweep:
         try:
             with _writing(self.subject):
                 full, *others = written.module(images)
-        except UnextractableError as problem:  # as of another number of images than the model was recorded on
+        except UnextractableError as problem:  # for instance, it depends on the number of images
             self._written[shape], self._reason = None, str(problem)
             return self.maps(images)
         found = dict(zip(written.alive, others, strict=True))
@@ -140,7 +140,7 @@ class Sweep:
         return maps
 
     def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
-        """Return the masks of runs on images (C, H, W): those of ``activations``."""
+        """Return the masks of masked runs on images of shape (C, H, W), as ``activations`` uses them."""
         if shape not in self._masked:
             self._masked[shape] = [
                 self.subject.masks(circuit, shape, effective=self._effective) for circuit in self._circuits
@@ -148,7 +148,7 @@ class Sweep:
         return self._masked[shape]
 
     def about(self) -> dict[str, Any]:
-        """Say, as JSON values, whether the network ran or masked runs did, and why."""
+        """Return, as JSON values, whether the network or masked runs were used, and why."""
         return {"run": "network"} if self._reason is None else {"run": "masked", "run_reason": self._reason}
 
     def laws(self, n: int) -> dict[str, float]:
@@ -157,22 +157,22 @@ class Sweep:
         return {"network": shown(max(errors))} if errors else {}
 
     def effective(self, n: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Return the kernels of circuit n on a complete path, on images (C, H, W)."""
+        """Return the kernels of circuit n on a complete path, for images of shape (C, H, W)."""
         if not self._effective:
             return self.subject.effective(self.kept[n], shape)
         return {layer: mask.cpu() for layer, mask in self._runs(shape)[n].kernels.items()}
 
     def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
-        """Compare the full model and every circuit with their masked runs; give the difference of each.
+        """Compare the full model and every circuit with their masked runs, and return the difference of each.
 
         Raises:
-            ConvCircuitsError: If one differs by more than rounding.
+            ConvCircuitsError: If any of them differs by more than rounding.
         """
         errors = []
         runs = [None, *self._runs(tuple(images.shape[1:]))]
         for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
             expected, error = self.subject.maps(images, masks), 0.0
-            if bool(expected.isfinite().all() | got.isfinite().all()):  # else the evaluation has a note
+            if bool(expected.isfinite().all() | got.isfinite().all()):  # else the evaluation adds a note
                 error, allowed = agreement(self.subject, masks, images, got, expected)
                 if error > allowed:
                     raise self._wrong(n, images, error, allowed)
@@ -180,7 +180,7 @@ class Sweep:
         return errors
 
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
-        """Write the one circuit alone, to see where it parts from its masked run."""
+        """Return the error for one circuit, written alone to find where it differs from its masked run."""
         masks = [None, *self._masks][n]
         with _writing(self.subject):
             layout = layout_of(self.subject, images.shape[1:])
@@ -188,10 +188,10 @@ class Sweep:
             alone = _written(self.subject, layout, [kept], [masks], fold=True)
         where = parting_of_module(alone, lambda watch: self.subject.maps(images, masks, watch), images, allowed)
         what = "the full model" if n == 0 else f"circuit {n} of {len(self._masks)}"
-        return _not_the_same(self.subject, f"The network that is to measure {what}", error, allowed, where)
+        return _not_the_same(self.subject, f"The network that measures {what}", error, allowed, where)
 
     def _network(self, shape: tuple[int, ...]) -> "_Written | None":
-        """Write the network for images of a size; None where the model cannot be extracted."""
+        """Return the network for images of one shape, or None if the model cannot be extracted."""
         if shape not in self._written:
             try:
                 with _writing(self.subject):
@@ -217,28 +217,28 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Written:
-    """A sweep's network for one size of images, and the numbers of the circuits in it."""
+    """A sweep's network for one image shape, and the indices of the circuits in it."""
 
     module: nn.Module
     alive: list[int]
 
 
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
-    """Return a circuit's masks without a probe of what is effective: the cut finds that anyway."""
+    """Return a circuit's masks without finding its effective kernels, as the cut does that."""
     return replace(subject.masks(circuit, (), effective=False), effective=effective)
 
 
 @contextmanager
 def _writing(subject: Subject) -> Iterator[None]:
-    """Call a model one that cannot be extracted where its network cannot be written or run, for whatever reason."""
+    """Turn unexpected errors of writing or running a network into an ``UnextractableError``."""
     try:
         yield
     except (ConvCircuitsError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise UnextractableError(
-            f"No module could be written of {subject.network.name} that runs as it does ({type(error).__name__}: "
-            f"{error}), so none can be extracted; masked runs (evaluate, activations) still work."
+            f"{subject.network.name} cannot be written as a module ({type(error).__name__}: {error}); masked runs "
+            "(evaluate, activations) still work."
         ) from error
 
 
@@ -259,7 +259,7 @@ def _written(
 
 
 def _feature(emitter: Emitter, n: int, layout: Layout, subject: Subject) -> fx.Node:
-    """Write the feature's map: the rows it reads of the layer's output, weighted by its coefficients."""
+    """Write the feature's map: the channels of the layer's output that it reads, weighted by its coefficients."""
     rows, write, aten = subject.survey.rows, emitter.writer, torch.ops.aten
     maps = emitter.output(n, rows)
     if isinstance(subject.feature.unit, tuple):
@@ -272,9 +272,10 @@ def _feature(emitter: Emitter, n: int, layout: Layout, subject: Subject) -> fx.N
 
 
 def _takes_any_size(subject: Subject, layout: Layout) -> bool:
-    """Return whether the model does the same with images of other sizes, of all those that it takes.
+    """Return whether the model does the same with images of any size that it accepts.
 
-    Padding that is computed from the size shows at sizes of other remainders by powers of two, the strides' products.
+    Padding computed from the size differs between sizes with different remainders modulo powers of two, the products of
+    strides.
     """
     channels, height, width = layout.input_shape
     for step in (1, 2, 4, 8, 16, 64):
@@ -291,7 +292,7 @@ def _takes_any_size(subject: Subject, layout: Layout) -> bool:
 
 
 def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what a module was made of, as JSON values."""
+    """Return a description of the circuit of a module, as JSON values."""
     return {
         "feature": str(circuit.feature),
         "model": network.name,
@@ -304,7 +305,7 @@ def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[s
 
 
 def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
-    """Compare a module as it is handed out with the circuit's masked run, on random images; give the difference.
+    """Compare a module with the circuit's masked run on random images, and return the difference.
 
     Raises:
         ConvCircuitsError: If they differ by more than rounding.
@@ -323,7 +324,7 @@ def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
 
 def _not_the_same(subject: Subject, what: str, error: float, allowed: float, where: str) -> ConvCircuitsError:
     return ConvCircuitsError(
-        f"{what} from {subject.network.name} does not compute what the circuit's masked run does: their maps of "
+        f"{what} from {subject.network.name} does not compute the same as the circuit's masked run: their maps of "
         f"{subject.feature} differ by {error:.2g} of the largest value (rounding explains {allowed:.1g}), first at "
         f"{where}. Please report this model; activations still works."
     )

@@ -1,7 +1,7 @@
-"""What a file may tell a module of ``convcircuits.compiler.interpreter`` to do: a closed table of ATen operations.
+"""The operations that a module from a file may call: a closed table of ATen operations.
 
-``convcircuits.network.operations`` says which operations are in it, and their own schemas say what they take. Each
-makes tensors of tensors and touches nothing else.
+``convcircuits.network.operations`` lists them, and their schemas define their arguments. Each computes tensors from
+tensors and has no other effect.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +18,19 @@ DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-"""That the tensors of a module may have."""
+"""The dtypes that the tensors of a module may have."""
 LONGEST = 1 << 12
-"""The most values that one argument may have."""
+"""The maximum length of a list argument."""
 _LARGEST = 1 << 53
 
 
 @dataclass(frozen=True)
 class Result:
-    """Stands for the result of an earlier step; 0 is the batch of images.
+    """A reference to the result of an earlier step; 0 is the batch of images.
 
     Attributes:
         number: The number of the step, from 1.
-        part: Which of several results it is.
+        part: Index of the result if the step has several.
     """
 
     number: int
@@ -39,13 +39,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Constant:
-    """Stands for a buffer of the module, by its name."""
+    """A reference to a buffer of the module, by name."""
 
     name: str
 
 
 def standing_in(value: Any) -> list[Result | Constant]:
-    """List what stands for tensors among arguments."""
+    """Return the references to tensors among arguments."""
     if isinstance(value, (Result, Constant)):
         return [value]
     if isinstance(value, Mapping):
@@ -58,9 +58,9 @@ class Entry:
     """An operation of the table.
 
     Attributes:
-        function: What is called.
-        name: Its name in a file, ``"aten.add.Tensor"``.
-        parameters: Its parameters by name, as its schema describes them.
+        function: The function that is called.
+        name: Its name in a file, such as ``"aten.add.Tensor"``.
+        parameters: Its parameters by name, as the schema describes them.
     """
 
     function: Callable[..., Any]
@@ -68,38 +68,38 @@ class Entry:
     parameters: Mapping[str, Any]
 
     def kind(self, parameter: str) -> str:
-        """Return the kind of a parameter; what is of a type that no file may give is left at None."""
+        """Return the kind of a parameter; if no file may set its type, the only allowed value is None."""
         kind = str(self.parameters[parameter].real_type)
         kind = kind if _without_none(kind) in _KINDS else "None"
         return _NARROWED.get(parameter, kind)
 
     def wrong(self, given: Mapping[str, Any]) -> str | None:
-        """Return in words which argument, by name, is not what the table asks for; None where all are."""
+        """Return what is wrong with the arguments, by name, or None if the table allows them."""
         for name, value in given.items():
             if name not in self.parameters:
                 return f"it has no parameter {name!r:.80}"
             if not is_of_kind(self.kind(name), value):
-                return f"its {name} is {value!r:.80}, where a file may give {self.kind(name)}"
+                return f"its {name} is {value!r:.80}; expected {self.kind(name)}"
         for name, known in self.parameters.items():
             if name not in given and not known.has_default_value():
-                return f"it has no {name}"
+                return f"its {name} is missing"
         if any(map(given.get, _WRITING)) and any(given.get(name) is not None for name in _WRITTEN):
             return f"it would write to its {_WRITTEN[0]}"
         return None if standing_in(given) else "it reads no tensor"
 
     def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by their names."""
+        """Return the arguments of a call by name."""
         return dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
 
     def call(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Order arguments as the function takes them: by place as far as there is no gap, then by name."""
+        """Return arguments as the function takes them: by position up to the first gap, then by name."""
         leading = takewhile(lambda known: known.name in given and not known.kwarg_only, self.parameters.values())
         places = [known.name for known in leading]
         return tuple(given[name] for name in places), {k: v for k, v in given.items() if k not in places}
 
 
 def repeat_for(x: Tensor, images: Tensor) -> Tensor:
-    """Repeat one image's value for every image of a batch, without a copy."""
+    """Expand the value of one image to every image of a batch, without copying."""
     return x.expand(images.shape[0], *x.shape[1:])
 
 
@@ -107,7 +107,7 @@ def repeat_for(x: Tensor, images: Tensor) -> Tensor:
 
 
 def is_of_kind(kind: str, value: Any) -> bool:
-    """Return whether a value is of a kind: a type as torch's schemas have it, or one of several words."""
+    """Return whether a value is of a kind: a type of torch's schemas, or one of several words."""
     if kind.startswith("Optional["):
         return value is None or is_of_kind(_without_none(kind), value)
     return any(_KINDS[one](value) if one in _KINDS else value == one for one in kind.split("|"))
@@ -134,7 +134,7 @@ def _is_list(value: Any, kind: Callable[[Any], bool]) -> bool:
 
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    "Tensor": lambda v: _is_ref(v) or _is_number(v),  # of which torch makes a tensor
+    "Tensor": lambda v: _is_ref(v) or _is_number(v),  # which torch converts to a tensor
     "List[Tensor]": lambda v: bool(v) and _is_list(v, _is_ref),
     "List[Optional[Tensor]]": lambda v: _is_list(v, lambda x: x is None or _is_ref(x)),
     "bool": lambda v: type(v) is bool,
@@ -149,9 +149,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "False": lambda v: v is False,
     "0..2": lambda v: type(v) is int and 0 <= v <= 2,
 }
-# Parameters that may be given less than their types allow.
+# Parameters that allow less than their types.
 _NARROWED = {
-    "rounding_mode": "floor|None",  # the least integer, divided by -1 and truncated, ends the process
+    "rounding_mode": "floor|None",  # the smallest integer divided by -1 with truncation crashes the process
     "approximate": "none|tanh",
     "norm": "backward|ortho|forward|None",
     "interpolation_mode": "0..2",
@@ -160,9 +160,11 @@ _NARROWED = {
     "sparse_grad": "False",
     "non_blocking": "False",
     "pin_memory": "None",
-    **dict.fromkeys(("scales", "scales_d", "scales_h", "scales_w"), "None"),  # sizes say all, and cannot contradict
+    **dict.fromkeys(
+        ("scales", "scales_d", "scales_h", "scales_w"), "None"
+    ),  # redundant with sizes, which cannot contradict
 }
-# Of norms: statistics of the images, with which running ones are brought up to date where they are given.
+# With these parameters of norms, running statistics would be updated from the images.
 _WRITING, _WRITTEN = ("training", "use_input_stats"), ("running_mean", "running_var")
 
 
@@ -177,14 +179,14 @@ def _operation(function: Any, schema: Any) -> Entry:
 
 
 def _is_pure(schema: Any, tags: Sequence[Tag]) -> bool:
-    """Return whether an operation makes tensors alone, writes to nothing, and draws and decides nothing."""
+    """Return whether an operation returns only tensors, writes to none, and depends on no randomness or values."""
     data = {Tag.nondeterministic_seeded, Tag.data_dependent_output, Tag.dynamic_output_shape} & {*tags}
     made = all(str(known.type) in ("Tensor", "List[Tensor]") for known in schema.returns)
     return made and not data and not schema.is_mutable and len(schema.returns) > 0
 
 
 def _is_sayable(operation: Entry) -> bool:
-    """Return whether a file can give every argument that has no default."""
+    """Return whether a file can set every argument that has no default."""
     return all(
         known.has_default_value() or operation.kind(name) != "None" for name, known in operation.parameters.items()
     )
@@ -207,12 +209,12 @@ def _table() -> dict[str, Entry]:
 
 OPERATIONS = _table()
 _BY_FUNCTION = {operation.function: operation for operation in OPERATIONS.values()}
-# Activations that may write into the map that they are given; a file names them as they are here.
+# Activations that may run in place; files name the out-of-place variant.
 IN_PLACE = {
     getattr(torch.ops.aten, name).default: getattr(torch.ops.aten, f"{name}_").default
     for name in """
         relu relu6 hardtanh silu hardswish hardsigmoid leaky_relu elu celu selu mish threshold
-    """.split()  # noqa: SIM905 (as the table of operations has them)
+    """.split()  # noqa: SIM905 (as in the table of operations)
 }
 
 

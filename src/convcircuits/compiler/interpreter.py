@@ -1,4 +1,4 @@
-"""The module that an extracted circuit is: it carries out a list of steps, and no code is ever made of it."""
+"""The module of an extracted circuit: it interprets a list of steps, which is never turned into code."""
 
 import keyword
 from collections import Counter
@@ -16,7 +16,10 @@ from convcircuits.compiler.instructions import IN_PLACE, Constant, Result, stand
 from convcircuits.errors import ConvCircuitsError
 
 _OF_GRAPHS = frozenset([*dir(fx.GraphModule), "graph", "meta"])
-_ROOM, _RATIO = 1 << 24, 1 << 12  # values that a module may hold: so many, and so many for each value of its images
+_ROOM, _RATIO = (
+    1 << 24,
+    1 << 12,
+)  # values that a module may hold: a fixed number, plus this many per value of the images
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +27,16 @@ class Step:
     """One call.
 
     Attributes:
-        function: What is called, an ATen operation or a function of ours; None for a layer.
-        args: Its arguments, with ``Result`` and ``Constant`` in the place of tensors.
-        kwargs: Its keyword arguments, likewise.
-        layer: The name of the layer that is called on the first argument.
-        run: The same, or what does it in place.
+        function: The function to call, an ATen operation or one of ours; None for a layer.
+        args: The arguments, with ``Result`` and ``Constant`` for tensors.
+        kwargs: The keyword arguments, likewise.
+        layer: The name of the layer to call on the first argument.
+        run: The function that is actually called: ``function`` or its in-place variant.
         last: Numbers of results that no later step reads.
         path: The parts of the layer's name.
+        source: The number of the result that is the first argument, if that is the only tensor: the common case, which
+            needs little work beside the call.
         rest: The arguments after the first.
-        source: The number of the result that its first argument is, where that is its only tensor: the usual case, in
-            which there is little to do beside the call.
     """
 
     function: Callable[..., Any] | None
@@ -46,7 +49,7 @@ class Step:
     source: int | None = None
     rest: tuple[Any, ...] = ()
 
-    def __reduce__(self) -> Any:  # torch pickles no operations
+    def __reduce__(self) -> Any:  # operations cannot be pickled
         values = {known.name: getattr(self, known.name) for known in fields(self)}
         names = {k: str(v) for k, v in values.items() if isinstance(v, OpOverload)}
         return _restored, (values | names, [*names])
@@ -59,14 +62,14 @@ def _restored(values: Mapping[str, Any], names: Sequence[str]) -> Step:
 
 @dataclass(frozen=True)
 class Program:
-    """What a module does with a batch of images.
+    """The computation of a module on a batch of images.
 
     Attributes:
         steps: The calls, in order.
-        output: What is given, a ``Result`` or a tuple of them.
-        shape: (C, H, W) of the images that it was written for.
-        any_size: Whether it takes images of another height and width.
-        bounds: Finds the sizes of all results before images of a new shape are run; of a module from a file.
+        output: A ``Result`` or a tuple of them.
+        shape: (C, H, W) of the images for which it was written.
+        any_size: Whether it accepts images of another height and width.
+        bounds: Checks the sizes of all results before images of a new shape are run; only for a module from a file.
     """
 
     steps: tuple[Step, ...]
@@ -78,7 +81,7 @@ class Program:
     def run(
         self, module: nn.Module, images: Tensor, before: Callable[[Any, Mapping[int, Any]], None] | None = None
     ) -> Any:
-        """Carry out the steps; ``before`` each, and the output, is shown its arguments and all results still held."""
+        """Run the steps, calling ``before`` before each step and the output with its arguments and all held results."""
         results: dict[int, Any] = {0: images}
         constants = module._buffers
         for number, step in enumerate(self.steps, 1):
@@ -95,7 +98,7 @@ class Program:
                 args = [_given(value, results, constants) for value in step.args]
                 kwargs = {name: _given(value, results, constants) for name, value in step.kwargs.items()}
                 results[number] = function(*args, **kwargs)
-                del args, kwargs  # so that nothing holds a tensor longer than it is needed
+                del args, kwargs  # release tensors as early as possible
             for dead in step.last:
                 del results[dead]
         if before is not None:
@@ -106,22 +109,22 @@ class Program:
 class CircuitModule(nn.Module):
     """A circuit as a small network: images (N, C, H, W) -> the feature's map.
 
-    Its layers have the names that they have in the model, any that ``torch.nn.Module`` allows; so it has hardly a name
-    of its own.
+    Its layers keep their names from the model. As these may be any name that ``torch.nn.Module`` allows, the class has
+    few attributes of its own.
 
     Args:
-        root: Has the layers and, as buffers, the constants.
-        program: What to do with them.
+        root: Holds the layers and, as buffers, the constants.
+        program: The computation.
 
     Attributes:
-        meta: What the module was made of, under ``"circuit"``.
+        meta: A description of the circuit, under ``"circuit"``.
     """
 
     def __init__(self, root: nn.Module, program: Program) -> None:
         super().__init__()
         self.meta: dict[str, Any] = {}
         self._program = program
-        # Past the checks of add_module: a model may have a layer that is called meta.
+        # Bypasses the checks of add_module, since a model may have a layer named meta.
         self._modules.update(root._modules)
         self._buffers.update(root._buffers)
 
@@ -141,18 +144,18 @@ class CircuitModule(nn.Module):
         return program.run(self, images)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """Return a layer by its name, whatever else this module has under that name."""
+        """Return a layer by name, even if this module has an attribute of that name."""
         return submodule(self, target)
 
 
 def program_of(module: CircuitModule) -> Program:
-    """Return what a module does."""
+    """Return the program of a module."""
     program: Program = module.__dict__["_program"]
     return program
 
 
 def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any]) -> Any:
-    """Put tensors in the place of what stands for them."""
+    """Replace references by tensors."""
     kind = type(value)
     if kind is Result:
         return results[value.number] if value.part is None else results[value.number][value.part]
@@ -166,10 +169,10 @@ def _given(value: Any, results: Mapping[int, Any], constants: Mapping[str, Any])
 
 
 def submodule(root: nn.Module, target: str) -> nn.Module:
-    """Return a layer by its name.
+    """Return a layer by name.
 
     Raises:
-        AttributeError: If there is none.
+        AttributeError: If there is no such layer.
     """
     for part in target.split(".") if target else ():
         found = root._modules.get(part)
@@ -180,10 +183,10 @@ def submodule(root: nn.Module, target: str) -> nn.Module:
 
 
 class Bounds:
-    """Finds on tensors without memory how large the results of a module from a file are, and refuses what is too large.
+    """Checks the size of the results of a module from a file, on tensors without memory.
 
     Args:
-        module: The module, its tensors on the device ``meta``.
+        module: The module, with its tensors on the device ``meta``.
     """
 
     def __init__(self, module: CircuitModule) -> None:
@@ -194,22 +197,22 @@ class Bounds:
         self._unquotable = [name for name in module.state_dict() if set('"\\') & {*name} or not name.isprintable()]
 
     def check_names(self) -> None:
-        """Refuse names that would be more than names in the code that torch makes of them when it exports a module.
+        """Check that no name could act as code in the source that torch generates when it exports a module.
 
         Raises:
-            ConvCircuitsError: If there is one.
+            ConvCircuitsError: If a name could.
         """
         if self._unquotable:
             raise ConvCircuitsError(
-                f"torch makes code of the names of a module that it compiles or exports, and {self._unquotable[0]!r} "
-                "comes from a file; extract the circuit from its model and export that."
+                f"torch generates code from the names in a module that it compiles or exports, and the name "
+                f"{self._unquotable[0]!r} comes from a file; extract the circuit from its model and export that."
             )
 
     def check(self, images: Tensor) -> None:
-        """Refuse images of a shape for which a result would be too large.
+        """Check that no result for images of this shape is too large.
 
         Raises:
-            ConvCircuitsError: If the results that are held at once, or one of them, have too many values.
+            ConvCircuitsError: If a result, or all results held at once, have too many values.
         """
         shape = tuple(images.shape)
         if shape in self._fitting:
@@ -228,7 +231,7 @@ class Bounds:
 
 
 class _EachResult(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Checks what every operation of torch makes, those inside of others too."""
+    """Checks the result of every operation that torch dispatches, including those inside others."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -244,19 +247,19 @@ class _EachResult(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _allow(count: int, limit: int) -> None:
     if count > limit:
-        raise ConvCircuitsError(f"it asks for {count:,} values at once, and for such images {limit:,} are allowed")
+        raise ConvCircuitsError(f"it needs {count:,} values at once, more than the {limit:,} allowed for such images")
 
 
 def _tensors(result: Any) -> Sequence[Tensor]:
-    """List a step's results, each of which has to be a tensor."""
+    """Return a step's results, each of which must be a tensor."""
     found = result if isinstance(result, (tuple, list)) else (result,)
     if not all(isinstance(x, Tensor) for x in found):
-        raise ConvCircuitsError("one of its steps makes something other than tensors")
+        raise ConvCircuitsError("one of its steps returns something other than tensors")
     return found
 
 
 def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
-    """Note for each step what dies with it, and let it write into its map where it can and nobody else reads that."""
+    """Add to each step the results that it reads last, and let it run in place if nothing else reads its input."""
     read = [_numbers((step.args, step.kwargs)) for step in steps]
     users, kept = Counter(n for numbers in [*read, _numbers(output)] for n in numbers), set(_numbers(output))
     last = {n: number for number, numbers in enumerate(read, 1) for n in numbers}
@@ -280,7 +283,7 @@ def tidy(steps: Sequence[Step], output: Any) -> tuple[Step, ...]:
 
 
 def _only_source(step: Step) -> int | None:
-    """Return which result a step reads first, if that is the only tensor it is given."""
+    """Return the number of a step's first argument if that is a result and the only tensor."""
     match step.args:
         case [Result(number, None), *rest] if not standing_in((rest, step.kwargs)):
             return number
@@ -288,7 +291,7 @@ def _only_source(step: Step) -> int | None:
 
 
 def _in_place(step: Step, steps: Sequence[Step], users: Mapping[int, int]) -> Any:
-    """Return what a step calls: what writes into its map, where there is such a function and nobody else reads that."""
+    """Return the function that a step calls, in place if there is such a variant and nothing else reads its input."""
     match step.args:
         case [Result(number, None), *_] if number and users[number] == 1 and step.function in IN_PLACE:
             fresh = steps[number - 1].function in (None, torch.ops.aten.constant_pad_nd.default)
@@ -301,7 +304,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def with_plain_names(module: CircuitModule) -> CircuitModule:
-    """Return a module of the same layers in which those of names that torch cannot export have others."""
+    """Return a module with the same layers, renamed where torch cannot export their names."""
     program, root = program_of(module), nn.Module()
     root._buffers.update(module._buffers)
     names: dict[str, str] = {}
@@ -317,25 +320,25 @@ def with_plain_names(module: CircuitModule) -> CircuitModule:
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether a name can be that of an attribute in the code that torch makes when it exports."""
+    """Return whether a name can be an attribute in the code that torch generates on export."""
     word = name.isascii() and name.replace("_", "").isalnum()
     return word and not keyword.iskeyword(name) and name not in _OF_GRAPHS
 
 
-# ---------------------------------------- from a graph that was written
+# ---------------------------------------- from a written graph
 
 
 def one_of(result: Any, number: int) -> Any:
-    """Stand in a graph for one of several results."""
+    """Return one of several results; stands for it in a graph."""
     return result[number]
 
 
 def from_graph(
     root: nn.Module, graph: fx.Graph, shape: tuple[int, int, int], *, any_size: bool = True
 ) -> CircuitModule:
-    """Make the module of a graph and of the layers and constants that it names, in eval mode.
+    """Build the module of a graph and of the layers and constants that it names, in eval mode.
 
-    The graph is only read: ``torch.fx`` would make Python code of it, and of every name in it.
+    The graph is only read, because ``torch.fx`` would generate Python code from it and from every name in it.
     """
     places: dict[fx.Node, Any] = {}
     steps: list[Step] = []
@@ -358,7 +361,7 @@ def from_graph(
 
 
 def _plain(value: Any, places: Mapping[fx.Node, Any]) -> Any:
-    """Put in the place of nodes what stands for their results, in ordinary containers."""
+    """Replace nodes by references to their results, and containers by ordinary ones."""
     if isinstance(value, fx.Node):
         return places[value]
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Small layers: a convolution, a Linear or a BatchNorm with only some of its filters and input channels."""
+"""Small layers: convolutions, Linear layers and BatchNorms with only some of the filters and input channels."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from convcircuits.network.operations import argument, is_batch_norm
 
 @dataclass(frozen=True)
 class Part:
-    """A layer that is a part of another one.
+    """A layer that is a part of a larger one.
 
     Attributes:
         layer: The layer.
-        filters: Which filter of the other layer each of its filters is; -1 for one that only fills up a group.
-        channels: Which input channel of the other layer each of its own reads.
+        filters: Index in the larger layer of each filter; -1 for one that only pads a group.
+        channels: Index in the larger layer of each input channel.
     """
 
     layer: nn.Module
@@ -26,14 +26,14 @@ class Part:
 
 
 def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
-    """Make the layer that computes some filters of a call from the input channels that they read.
+    """Build the layer that computes some filters of a call from the input channels that they read.
 
     Args:
         call: The call.
-        weight: Its weight, as the circuit uses it.
-        bias: Its bias, likewise.
-        rows: Filters to compute.
-        read: Bool (groups, channels or blocks), input channels that are read.
+        weight: The weight that the circuit uses.
+        bias: The bias that the circuit uses.
+        rows: Indices of the filters to compute.
+        read: The input channels that are read, bool (groups, channels or blocks).
     """
     if isinstance(call, LinearCall):
         columns = _some(read.repeat_interleave(weight.shape[1] // read.shape[1], 1)[0])
@@ -44,13 +44,13 @@ def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor,
 
 
 def conv(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) -> Part:
-    """Make a convolution of some filters and channels, in one group."""
+    """Build a convolution of some filters and channels, in one group."""
     small = weight[rows][:, columns]
     return Part(_conv(call, small, None if bias is None else bias[rows], groups=1), rows, columns)
 
 
 def norm(value: Value, channels: Tensor) -> nn.Module | None:
-    """Make the BatchNorm of some channels, if a value's operation is one that uses running statistics."""
+    """Build the BatchNorm of some channels, or return None if the value is not one with running statistics."""
     node = value.node
     if node is None or not is_batch_norm(node) or argument(node, "training"):
         return None
@@ -69,7 +69,7 @@ def norm(value: Value, channels: Tensor) -> nn.Module | None:
 
 
 def _some(read: Tensor) -> Tensor:
-    """Return the numbers of the channels that are read; one at least, so that a constant has the size of a map."""
+    """Return the indices of the channels that are read, at least one, so that a constant gets the size of a map."""
     return read.nonzero()[:, 0] if bool(read.any()) else torch.tensor([0])
 
 
@@ -79,7 +79,7 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) 
 
 
 def _grouped(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
-    """Make a convolution of the groups that are left, brought to one size by empty kernels where one has fewer."""
+    """Build a convolution of the remaining groups, padded to equal size with zero kernels."""
     per_group, filters = read.shape[1], len(weight) // call.groups
     of_group = torch.div(rows, filters, rounding_mode="floor")
     groups = sorted(set(of_group.tolist()))

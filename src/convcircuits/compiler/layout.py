@@ -1,11 +1,11 @@
-"""Where channels lie: for each value of a model's graph the dimension along which its channels run, and their origin.
+"""The layout of channels: for each value of a model's graph, the dimension of its channels and where they come from.
 
-The *axis* of a value is found by following channels from the kernel calls on; an operation that only moves values (a
-view, a concatenation, a shuffle) is described by which channel of which source each of its channels is. Nothing here
-depends on a circuit: what is live and what is needed ``reach`` tells, what is written of it is ``emission``'s.
+The *axis* of a value is found by following channels from the kernel calls. An operation that only moves values (a view,
+a concatenation, a shuffle) is described by the source channel of each of its channels. Nothing here depends on a
+circuit: ``reach`` finds what is live and needed, and ``emission`` writes it.
 
-A graph is of a fixed number of images. What is written has to do the same with any number, so the model is recorded on
-two images and on three, and whatever is not the same of each image is refused.
+A graph is recorded for a fixed number of images, but a written module must do the same for any number. So the model is
+recorded on two images and on three, and operations that do not treat every image alike raise an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ from convcircuits.network.operations import (
 from convcircuits.network.reach import Paths
 from convcircuits.network.recording import record_graph
 
-_IMAGES = 2  # enough to tell what belongs to an image from what runs across images
-_TO_THE_END = 2**63 - 1  # as torch records the end of x[:, 1:]
-_CONSTANT = -2  # in the place of an element's number
-_SAME = ("clone", "contiguous", "lift_fresh_copy")  # nothing is moved at all
+_IMAGES = 2  # enough to distinguish what is per image from what runs across images
+_TO_THE_END = 2**63 - 1  # how torch records the end of x[:, 1:]
+_CONSTANT = -2  # in place of the number of a scalar
+_SAME = ("clone", "contiguous", "lift_fresh_copy")  # nothing is moved
 _VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
-# Moves that do the same with fewer channels, where they leave the channels' dimension alone.
+# Moves that work unchanged on fewer channels if they leave the dimension of channels alone.
 _AGAIN = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "flip", "roll", "slice", "select", "repeat"}
 _AGAIN |= {"index_select", "rot90"}
 
@@ -47,13 +47,13 @@ class Move:
     """Where the channels of a moved value come from.
 
     Attributes:
-        sources: Values that have an axis, of which this one is made.
-        channels: For each channel its number in the sources' channels laid end to end; -1 for a zero. None where
+        sources: The values with an axis from which this one is computed.
+        channels: For each channel, its index in the concatenated channels of the sources, or -1 for a zero. None if
             channels do not lie along one dimension.
-        inner: How many channels in a row, of this value, come from each channel of the source, where there is one.
-        form: How the value is made of the sources, other channels taken away: ``"gather"`` of channels along the same
-            axis, ``"reshape"`` in the same order, or ``"call"``, the operation as it is. None where only the whole
-            sources will do.
+        inner: How many consecutive channels of this value come from one channel of the source, if there is one source.
+        form: How the value is computed from only some channels of the sources: ``"gather"`` of channels along the same
+            axis, ``"reshape"`` in the same order, or ``"call"`` of the operation as it is. None if the whole sources
+            are needed.
     """
 
     sources: tuple[int, ...]
@@ -64,18 +64,18 @@ class Move:
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor on the way from the image to the feature.
+    """One tensor between the image and the feature.
 
     Attributes:
         number: Its number in the graph.
         shape: Its shape for one image.
         axis: The dimension of that shape along which channels lie, or None.
         dtype: Its dtype.
-        place: The place of its node in the graph; None for the image.
-        node: The node that makes it; None for the image.
-        operation: What that does with channels; None for the image and for kernel calls.
-        part: Which of several results it is; None for the only one.
-        inputs: The values that it is made of, each once.
+        place: Index of its node in the graph; None for the image.
+        node: The node that computes it; None for the image.
+        operation: What the node does with channels; None for the image and for kernel calls.
+        part: Index among several results; None if it is the only one.
+        inputs: The values from which it is computed, each once.
         move: Where its channels come from, if they were only moved.
     """
 
@@ -92,21 +92,21 @@ class Value:
 
     @property
     def call(self) -> KernelCall | None:
-        """The kernel call that made it, without its input, if one did."""
+        """The kernel call that computes it, without its input, or None."""
         return None if self.node is None else self.node.call
 
     @property
     def layer(self) -> str:
-        """Name of the module that made it."""
+        """Name of the module that computes it."""
         return "" if self.node is None else self.node.layer
 
     @property
     def channels(self) -> int:
-        """How many channels lie along the axis."""
+        """Number of channels along the axis, 1 without an axis."""
         return 1 if self.axis is None else self.shape[self.axis]
 
     def along_axis(self, values: Tensor) -> Tensor:
-        """Shape one value per channel so that it broadcasts against the value of one image."""
+        """Reshape one value per channel so that it broadcasts with the value of one image."""
         if self.axis is None:
             return values
         shape = [1] * len(self.shape)
@@ -114,17 +114,17 @@ class Value:
         return values.reshape(shape)
 
     def by_channel(self, mark: Tensor) -> Tensor:
-        """Return which channels have anything marked, (channels,); whether anything is, (1,), without an axis.
+        """Return which channels have any mark, (channels,), or without an axis whether there is any, (1,).
 
         Args:
-            mark: Bool, broadcasts to the value of a batch.
+            mark: Bool tensor that broadcasts to the value of a batch.
         """
         if self.axis is None:
             return mark.any().reshape(1)
         return mark.movedim(self.axis + 1, 0).flatten(1).any(1).expand(self.channels)
 
     def reads_aligned(self, source: "Value") -> bool:
-        """Return whether each of its channels is computed of the source's channel of the same number alone."""
+        """Return whether each channel is computed only from the channel of the same index of a source."""
         over = None if self.operation is None else self.operation.over
         if over is None or self.axis is None or source.axis is None or source.channels != self.channels:
             return False
@@ -132,18 +132,18 @@ class Value:
 
 
 class UnextractableError(ConvCircuitsError):
-    """A model does something that no module can be written of; a masked run still can."""
+    """A model cannot be written as a module; masked runs still work."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """An operation as it is written into a module, whatever the number of images.
+    """An operation as it is written into a module, for any number of images.
 
     Attributes:
         op: The operation.
-        args: Its arguments, with ``Ref`` in place of values.
-        kwargs: Its keyword arguments, likewise.
-        part: Which of its results is meant; None for the only one.
+        args: The arguments, with ``Ref`` for values.
+        kwargs: The keyword arguments, likewise.
+        part: Index of the result if there are several; None if it is the only one.
     """
 
     op: Any
@@ -153,19 +153,19 @@ class Written:
 
 
 class Layout:
-    """What a model does up to a feature, with the place and the origin of each value's channels.
+    """The values of a model up to a feature, with the layout and origin of their channels.
 
     Args:
-        paths: The model's graph on two images, with what its operations do.
-        more: Its graph on three.
+        paths: The model's graph for two images, with its rules.
+        more: The model's graph for three images.
 
     Attributes:
-        paths: As given.
-        values: By number, in order; the last is the output of the feature's layer.
+        paths: The model's graph for two images, with its rules.
+        values: Number -> value, in order; the last is the output of the feature's layer.
         input_shape: (C, H, W) of an image.
 
     Raises:
-        UnextractableError: If what the model does with an image depends on how many there are, or cannot be followed.
+        UnextractableError: If the operations depend on the number of images or are not supported.
     """
 
     def __init__(self, paths: Paths, more: Graph) -> None:
@@ -173,9 +173,9 @@ class Layout:
         self.input_shape = tuple(self._graph.shapes[0][1:])
         self.values: dict[int, Value] = {0: Value(0, self.input_shape, 0, self._graph.dtypes[0])}
         self._elements: dict[int, tuple[tuple[int, ...], Tensor]] = {}
-        self._constant: dict[int, Node] = {}  # values that hold constants other than zero, which a later one may cover
+        self._constant: dict[int, Node] = {}  # values that contain nonzero constants, which a later one may overwrite
         if [str(n.op) for n in self._graph.nodes] != [str(n.op) for n in more.nodes]:
-            raise _unextractable("The model", "does something else with another number of images")
+            raise _unextractable("The model", "does something else for another number of images")
         self._read = {n for node in self._graph.nodes for n in node.inputs} | {self._graph.output}
         for place, node in enumerate(self._graph.nodes):
             self._add(place, node)
@@ -189,26 +189,26 @@ class Layout:
         return self.values[self._graph.output]
 
     def fixed(self) -> list[Any]:
-        """List all that a module written from this would have fixed, whatever the size of its images."""
+        """List what an emitted module would hard-code."""
         return [(v.layer, None if v.node is None else v.node.name, *self._fixed_in(v)) for v in self.values.values()]
 
     def written(self, value: Value) -> Written:
         """Return a value's operation as it is written into a module.
 
         Raises:
-            UnextractableError: If it depends on the number of images.
+            UnextractableError: If it depends on the number of images or writes to a part of a map.
         """
         assert value.node is not None
         assert value.place is not None
         node = value.node
         if node.op in (part_of_storage, written_into_storage):
-            raise _unextractable(node.layer, "writes into a part of a map")
+            raise _unextractable(node.layer, "writes to a part of a map")
         two, three = (self._spelled(value, one) for one in (node, self._more.nodes[value.place]))
         args, kwargs = (_of_any_number(node, a, b) for a, b in ((two.args, three.args), (two.kwargs, three.kwargs)))
         return replace(two, args=args, kwargs=kwargs)
 
     def _spelled(self, value: Value, node: Node) -> Written:
-        """Return a value's operation so that it fixes neither the number of images nor, if it can be, a size."""
+        """Return a value's operation in a variant that does not fix the number of images or, if possible, a size."""
         aten, args, kwargs = torch.ops.aten, node.args, node.kwargs
         if value.part:
             return Written(node.op, args, kwargs, value.part)
@@ -252,7 +252,7 @@ class Layout:
     def _add(self, place: int, node: Node) -> None:
         operation = self.paths.operations[place]
         if node.autocast is not None:
-            raise _unextractable(node.layer, "runs under an autocast of the model's own")
+            raise _unextractable(node.layer, "uses autocast in its own forward")
         several, held = (
             len(node.outputs) > 1 or gives_a_list(node),
             [self._constant[n] for n in node.inputs if n in self._constant],
@@ -264,8 +264,8 @@ class Layout:
                 continue
             shape, more = self._graph.shapes[number], self._more.shapes[self._more.nodes[place].outputs[part] or 0]
             if (*shape[:1], *more[:1]) != (_IMAGES, _IMAGES + 1) or shape[1:] != more[1:]:
-                what = f"makes a tensor of shape {tuple(shape)} of {_IMAGES} images, across images or not along them"
-                raise _unextractable(node.layer, f"{what} first ({node.name})")
+                what = f"computes a tensor of shape {tuple(shape)} for {_IMAGES} images, not one row per image"
+                raise _unextractable(node.layer, f"{what} ({node.name})")
             value = Value(
                 number,
                 tuple(shape[1:]),
@@ -292,11 +292,11 @@ class Layout:
         if node is None or not is_padding(node) or source.axis is None:
             return False
         pads = argument(node, "padding" if node.name.endswith("d") and node.name[-2].isdigit() else "pad")
-        back = len(source.shape) - source.axis  # from the last dimension, 1 for it
+        back = len(source.shape) - source.axis  # counted from the last dimension, which is 1
         return not any(pads[2 * (back - 1) : 2 * back])
 
     def _axis(self, value: Value) -> int | None:
-        """Find along which dimension a computed value's channels lie."""
+        """Return the dimension along which a computed value's channels lie, or None."""
         over = None if value.operation is None else value.operation.over
         if over is None:
             return None
@@ -329,7 +329,7 @@ class Layout:
     # ---------------------------------------- moves
 
     def _moved(self, value: Value) -> Value:
-        """Follow every element of a moved value back to the values with an axis that it comes from."""
+        """Trace every scalar of a moved value back to the values with an axis."""
         assert value.node is not None
         source = self.values[value.inputs[0]]
         if value.node.name in _SAME and source.axis is not None:
@@ -368,7 +368,7 @@ class Layout:
         return replace(value, move=Move(sources, channels, form, inner))
 
     def _joins_channels(self, value: Value) -> bool:
-        """Return whether it is a concatenation of channels, the commonest move: no element need be followed."""
+        """Return whether a value is a concatenation of channels, the most common move, which needs no tracing."""
         node = value.node
         assert node is not None
         axes = {self.values[n].axis for n in node.inputs}
@@ -377,9 +377,9 @@ class Layout:
         return int(argument(node, "dim") or 0) % (len(value.shape) + 1) == (axes.pop() or 0) + 1
 
     def _numbered(self, value: Value) -> Tensor:
-        """Run the operation on numbered elements in place of its values: source after source, from 1.
+        """Run the operation on inputs whose scalars are numbered from 1, source after source.
 
-        A zero stays 0, another constant is -1.
+        Zeros stay 0, and other constants become -1.
         """
         node = value.node
         assert node is not None
@@ -400,7 +400,7 @@ class Layout:
         return one.long()
 
     def _to_sources(self, value: Value, numbered: Tensor) -> tuple[tuple[int, ...], Tensor]:
-        """Turn numbers of elements in the operation's values into numbers in the sources, for one image."""
+        """Convert numbers of scalars in the operation's inputs to numbers in the sources, for one image."""
         shapes = [self.values[n].shape for n in value.inputs]
         whole, own = _offsets([(_IMAGES, *shape) for shape in shapes]), _offsets(shapes)
         first, second = numbered[0] - 1, numbered[1] - 1
@@ -431,7 +431,7 @@ class Layout:
         return tuple(sources), result
 
     def _labels(self, number: int) -> Tensor:
-        """Return each element's channel."""
+        """Return the channel of each scalar."""
         value = self.values[number]
         return value.along_axis(torch.arange(value.channels)).expand(value.shape)
 
@@ -457,14 +457,14 @@ class Layout:
 
 
 def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
-    """Find where the channels of each value lie that a model computes up to a feature.
+    """Return the layout of the channels of each value that a model computes up to a feature.
 
     Args:
-        subject: The feature of the model.
+        subject: The model, opened for the feature.
         input_shape: (C, H, W) of an image.
 
     Raises:
-        UnextractableError: If what the model does with an image depends on how many there are, or cannot be followed.
+        UnextractableError: If the operations depend on the number of images or are not supported.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES + 1, *input_shape, generator=generator)
@@ -481,11 +481,11 @@ def _unextractable(layer: str, what: str) -> UnextractableError:
 
 
 def _joins_a_constant(node: Node) -> UnextractableError:
-    return _unextractable(node.layer, f"joins a map and a constant that is not zero ({node.name})")
+    return _unextractable(node.layer, f"joins a map and a nonzero constant ({node.name})")
 
 
 def _axis_after(value: Value, source: Value) -> int | None:
-    """Return the dimension of a computed value that a source's axis is, if it is still there."""
+    """Return the dimension of a computed value that corresponds to a source's axis, or None if it is gone."""
     over = () if value.operation is None or value.operation.over is None else value.operation.over
     if source.axis is None:
         return None
@@ -497,7 +497,7 @@ def _axis_after(value: Value, source: Value) -> int | None:
 
 
 def _of_any_number(node: Node, a: Any, b: Any) -> Any:
-    """Return an argument that is the same for two images and for three; of a constant as long as these, one row."""
+    """Return an argument that is equal for two and three images; of a constant with equal rows per image, one row."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape == b.shape:
             return a
@@ -512,11 +512,11 @@ def _of_any_number(node: Node, a: Any, b: Any) -> Any:
         return type(a)(_of_any_number(node, x, y) for x, y in zip(a, b, strict=True))
     elif type(a) is type(b) and (a == b or (a != a and b != b)):
         return a
-    raise _unextractable(node.layer, f"does something else with another number of images ({node.name})")
+    raise _unextractable(node.layer, f"does something else for another number of images ({node.name})")
 
 
 def _plain(value: Any) -> Any:
-    """Return something that is equal for equal arguments."""
+    """Return a key that is equal for equal arguments."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.flatten().tolist())
     if isinstance(value, Mapping):
@@ -525,12 +525,12 @@ def _plain(value: Any) -> Any:
 
 
 def _numbered_constant(x: Tensor) -> Tensor:
-    """Return what stands for a constant of a move among numbered elements; numbers of places stay."""
+    """Return the number for each constant scalar of a move: 0 for zeros, -1 for others. Indices stay."""
     return -(x != 0).double() if x.is_floating_point() or x.is_complex() else x.cpu()
 
 
 def _offsets(shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Return where each tensor starts when all are laid end to end, and the end."""
+    """Return the start of each tensor when all are concatenated flat, and the end of the last."""
     starts = [0]
     for shape in shapes:
         starts.append(starts[-1] + int(torch.Size(shape).numel()))
@@ -542,7 +542,7 @@ def _numbered(value: Value, start: int) -> Tensor:
 
 
 def _run(channels: Tensor, count: int) -> int:
-    """Find k such that channels are 0 k times, 1 k times, ..., and so on, again and again; 0 where there is none."""
+    """Return k such that channels repeat the sequence of k times 0, k times 1 and so on; 0 if there is no such k."""
     whole = len(channels) // count
     for k in (k for k in range(1, whole + 1) if whole % k == 0):
         if torch.equal(channels, torch.arange(count).repeat_interleave(k).repeat(whole // k)):
@@ -557,9 +557,9 @@ def _in_order(elements: Tensor, source: Value) -> bool:
 
 
 def _axis_of(channel: Tensor, sources: Sequence[Value]) -> int | None:
-    """Find the one dimension along which the channel numbers change, if they change along one alone.
+    """Return the dimension along which channel indices vary, if there is exactly one.
 
-    A single channel of several lies along the dimension that they lay along, if that is still there.
+    A single channel out of several lies along the dimension of the original channels, if that still exists.
     """
     candidates = []
     for axis in range(channel.dim()):

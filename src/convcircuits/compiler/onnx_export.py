@@ -1,4 +1,4 @@
-"""An extracted module as ONNX, checked in onnxruntime."""
+"""Export extracted modules to ONNX, checked with onnxruntime."""
 
 import copy
 import importlib
@@ -12,19 +12,19 @@ from convcircuits.compiler.interpreter import CircuitModule, program_of, with_pl
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.surroundings import environment_kept
 
-TOLERANCE = 1e-4  # of the largest value; another runtime sums in another order
+TOLERANCE = 1e-4  # of the largest value, as another runtime sums in another order
 _OPSET = 18
 
 
 def onnx_bytes(module: CircuitModule) -> bytes:
-    """Export a module with a free number of images, and compare it with torch in onnxruntime for two such numbers.
+    """Export a module with a free batch size, and compare onnxruntime with torch for two batch sizes.
 
-    The input is called ``images``, the output ``maps``. The size of an image is that which the circuit was extracted
-    for.
+    The input is named ``images``, the output ``maps``. The image size is fixed to that for which the circuit was
+    extracted.
 
     Raises:
-        ConvCircuitsError: If the extra ``onnx`` is not installed, the module cannot be exported, or onnxruntime cannot
-            run it or computes something else.
+        ConvCircuitsError: If the extra ``onnx`` is not installed, if the module cannot be exported, or if onnxruntime
+            cannot run it or computes other values.
     """
     check_onnx_installed()
     module = with_plain_names(copy.deepcopy(module)).eval().cpu()
@@ -38,7 +38,7 @@ def onnx_bytes(module: CircuitModule) -> bytes:
 
 
 def check_onnx_installed() -> None:
-    """Refuse to begin without the packages that an export needs.
+    """Check that the packages needed for an export are installed.
 
     Raises:
         ConvCircuitsError: If one of them cannot be imported.
@@ -55,7 +55,7 @@ def _images(module: CircuitModule, count: int) -> Tensor:
 def _exported(module: CircuitModule, images: Tensor) -> bytes:
     try:
         with environment_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own making
+            warnings.simplefilter("ignore")  # warnings about the exporter itself
             program: Any = torch.onnx.export(
                 module,
                 (images,),
@@ -66,7 +66,7 @@ def _exported(module: CircuitModule, images: Tensor) -> bytes:
                 opset_version=_OPSET,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises nearly anything
+    except Exception as error:  # the exporter raises many types
         reason = str(error).strip().partition("\n")[0]
         raise ConvCircuitsError(f"torch.onnx cannot export this module: {reason}.") from error
     content: bytes = program.model_proto.SerializeToString()
@@ -78,10 +78,10 @@ def _run(content: bytes, images: Tensor) -> Tensor:
     try:
         session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
         (maps,) = session.run(None, {"images": images.numpy()})
-    except Exception as error:  # as many kinds as there are mistakes
+    except Exception as error:  # onnxruntime raises many types
         reason = str(error).strip().partition("\n")[0]
         raise ConvCircuitsError(
-            f"onnxruntime cannot run the exported module ({reason}); it may run one in float32."
+            f"onnxruntime cannot run the exported module ({reason}); try a model in float32."
         ) from error
     return torch.from_numpy(maps)
 
@@ -91,8 +91,8 @@ def _check(maps: Tensor, expected: Tensor) -> None:
     worst = float((maps - expected).abs().max()) if maps.shape == expected.shape else float("inf")
     if not worst <= max(TOLERANCE, 10 * torch.finfo(expected.dtype).eps) * largest:
         raise ConvCircuitsError(
-            f"onnxruntime computes something else than torch for this module: maps of shape {tuple(maps.shape)} that "
-            f"differ by {worst:.1e} where the largest value is {largest:.1e}; nothing was written. Please report it."
+            f"onnxruntime and torch disagree on this module: maps of shape {tuple(maps.shape)} differ by {worst:.1e}, "
+            f"where the largest value is {largest:.1e}; nothing was written. Please report this model."
         )
 
 

@@ -1,4 +1,4 @@
-"""Write a graph of small modules: calls that are written once, constants, and the choice of channels."""
+"""A writer of graphs of small modules, with shared calls, constants and selected channels."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,15 +15,15 @@ _aten = torch.ops.aten
 
 
 class Writer:
-    """A graph that is being written, with the modules and constants that it calls.
+    """Writes a graph, with the modules and constants that it calls.
 
     Args:
         shape: (C, H, W) of an image.
-        device: Of its tensors.
+        device: Device of the tensors.
 
     Attributes:
         image: The batch of images.
-        width: For tensors whose channels lie along an axis, how many they hold.
+        width: Number of channels of each tensor whose channels lie along an axis.
     """
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -31,23 +31,23 @@ class Writer:
         self._made: dict[Any, fx.Node] = {}
         self.image = self._graph.placeholder("x")
         if device.type == "cpu":
-            # Convolutions of few channels are much faster there with the channels last in memory.
+            # On a CPU, convolutions of few channels are much faster with channels last in memory.
             self.image = self.call(_aten.contiguous.default, self.image, memory_format=torch.channels_last)
         self.width = {self.image: shape[0]}
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Write a call of an ATen operation, or of a function of ours; the same call is written once."""
+        """Write a call of an ATen operation or of a function of ours. Equal calls are written once."""
         key = (function, identity(args), identity(kwargs))
         return self.once(key, lambda: self._graph.call_function(function, args, kwargs))
 
     def once(self, key: Any, write: Callable[[], fx.Node]) -> fx.Node:
-        """Return what was written under a key, or write it."""
+        """Return the node written under a key, writing it on first use."""
         if key not in self._made:
             self._made[key] = write()
         return self._made[key]
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
-        """Write a constant, kept as a buffer of that name or a like one."""
+        """Write a constant, stored as a buffer with this name or, if it is taken, a numbered one."""
 
         def write() -> fx.Node:
             taken = {*self._root._modules, *self._root._buffers}
@@ -58,7 +58,7 @@ class Writer:
         return self.once(("constant", identity(value)), write)
 
     def module(self, layer: str, module: nn.Module, x: fx.Node, **numbers: Tensor) -> fx.Node:
-        """Write a call of a module, under the name of the layer that it is part of; keep its channels' numbers."""
+        """Write a call of a module, under the name of its layer, with tensors of channel indices as its buffers."""
         *path, own = (layer or "model").split(".")
         parent = self._root
         for part in path:
@@ -72,13 +72,13 @@ class Writer:
         return self._graph.call_module(".".join([*path, own]), (x,))
 
     def choose(self, node: fx.Node, axis: int, rank: int, places: Tensor) -> fx.Node:
-        """Write the choice of some places of a tensor along its axis; -1 is a zero.
+        """Select positions of a tensor along its axis; -1 stands for a zero.
 
         Args:
             node: The tensor.
             axis: The dimension of one image's value along which channels lie.
-            rank: How many dimensions one image's value has.
-            places: Which places, in order.
+            rank: Number of dimensions of one image's value.
+            places: The positions, in order.
         """
         width = self.width[node]
         if torch.equal(places, torch.arange(width)):
@@ -95,19 +95,19 @@ class Writer:
         return node
 
     def finish(self, outputs: list[fx.Node], *, fold: bool, any_size: bool, always_tuple: bool) -> CircuitModule:
-        """Make the module, in eval mode; ``fold`` makes one layer of a convolution and its BatchNorm."""
+        """Build the module, in eval mode. If ``fold``, BatchNorms are folded into the convolution before them."""
         self._graph.output(tuple(outputs) if always_tuple else outputs[0])
         if fold:
             self._fold()
         graph = _by_output(self._graph, outputs)
         read = {node.target for node in graph.nodes if node.op == "get_attr"}
         for name in [*self._root._buffers]:
-            if name not in read:  # of what another way of writing the same made unnecessary
+            if name not in read:  # written for a call that was not used
                 del self._root._buffers[name]
         return from_graph(self._root, graph, self._shape, any_size=any_size)
 
     def _fold(self) -> None:
-        """Make one layer of a convolution and the BatchNorm that alone reads it."""
+        """Fold each BatchNorm into the convolution before it, unless that has other readers."""
         for node in list(self._graph.nodes):
             norm, source = self._module_of(node), node.args[0] if node.args else None
             if not isinstance(norm, _BatchNorm) or not isinstance(source, fx.Node) or len(source.users) > 1:
@@ -133,7 +133,7 @@ class Writer:
 
 
 def identity(value: Any) -> Any:
-    """Return something hashable that is equal for equal arguments, tensors compared by their bytes."""
+    """Return a hashable key that is equal for equal arguments; tensors are compared by their bytes."""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         raw = plain.flatten().view(torch.uint8).numpy()
@@ -153,7 +153,7 @@ def _free_name(name: str, taken: Callable[[str], bool]) -> str:
 
 
 def _by_output(graph: fx.Graph, outputs: Iterable[fx.Node]) -> fx.Graph:
-    """Order a graph so that each output is finished before the next is begun: fewer tensors live at once."""
+    """Reorder a graph to compute its outputs one after the other, so that fewer tensors are in memory at once."""
     ordered, copies = fx.Graph(), dict[fx.Node, fx.Node]()
 
     def copy(node: fx.Node) -> None:

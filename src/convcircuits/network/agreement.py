@@ -1,14 +1,16 @@
-"""Whether two runs that should agree do, up to rounding, and the first layer, in execution order, at which they part.
+"""Check that two runs agree up to rounding, and find the first layer, in execution order, at which they differ.
 
-Two runs agree where their maps differ by a few units of rounding (machine epsilon) of the largest value, as sums in
-another order do; where they differ by more, what rounding can make is measured: each sum in each layer is moved by one
-unit of rounding of its terms' sizes, up or down at random, the most that rounding does to a dot product of usual
-length (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and the map's own move is seen.
+Two runs agree if their maps differ by a few units of rounding (machine epsilon) of the largest value, as sums in
+another order do. If they differ by more, the effect of rounding is measured: each sum in each layer is moved by one
+unit of rounding of its terms' sizes, up or down at random, and the resulting change of the map is observed. This is the
+most that rounding does to a dot product of usual length (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+section 3.1).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +21,25 @@ from convcircuits.network.masking import Masks, Subject
 
 Watch = Callable[[KernelCall, Tensor], None]
 Run = Callable[[Watch], object]
-"""Runs a model and tells a watch of every kernel call and its output."""
+"""Runs a model and passes every kernel call and its output to a watch."""
 
 IMAGES = 2
-"""Images that are run to compare."""
+"""Number of images in a comparison."""
 
-_UNITS = 8  # of rounding, up to which two runs agree without a measurement
-_GROWTH = 4  # times the measured move of the map: so much passes as rounding
-_MOST = 0.25  # of the largest value; a comparison that lets more pass tells nothing
-_TF32 = 2.0**-11  # the unit of cuDNN's convolutions of float32, unless the caller switched TF32 off
+_UNITS = 8  # of rounding, up to which two runs agree without measuring
+_GROWTH = 4  # times the measured change of the map is accepted as rounding
+_MOST = 0.25  # of the largest value; a comparison with a larger tolerance is meaningless
+_TF32 = 2.0**-11  # unit of rounding of cuDNN's float32 convolutions, unless the caller disables TF32
 
 
 def random_images(subject: Subject, shape: tuple[int, ...]) -> Tensor:
-    """Make the same normal images at every call, for where the caller gives none."""
+    """Return normal random images, the same at every call, for use when the caller gives none."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(IMAGES, *shape, generator=generator).to(subject.network.device, subject.network.dtype)
 
 
 def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Return the largest difference of two maps, relative to the largest value of either, and that value."""
+    """Return the largest difference between two maps, relative to the largest value of either, and that value."""
     got, expected = got.detach(), expected.detach()
     sizes = float(got.abs().max()), float(expected.abs().max())
     size = max(sizes)
@@ -47,20 +49,20 @@ def difference(got: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def units(dtype: torch.dtype) -> float:
-    """Return the difference up to which two maps agree without a measurement, relative to the largest value."""
+    """Return the relative difference up to which two maps agree without measuring the effect of rounding."""
     return _UNITS * torch.finfo(dtype).eps
 
 
 def agreement(
     subject: Subject, masks: Masks | None, images: Tensor, got: Tensor, expected: Tensor
 ) -> tuple[float, float]:
-    """Compare two maps of a circuit, or of the full model, that should differ by rounding alone.
+    """Compare two maps of a circuit, or of the full model, that should differ only by rounding.
 
     Returns:
         The largest difference and the tolerance, both relative to the largest value of either map.
 
     Raises:
-        ConvCircuitsError: If rounding alone moves the map so far that nothing can be told.
+        ConvCircuitsError: If rounding alone changes the map so much that a comparison is meaningless.
     """
     error, size = difference(got, expected)
     allowed = units(expected.dtype)
@@ -69,20 +71,20 @@ def agreement(
     moved = _rounding(subject, masks, images) / size
     if _MOST < error <= _GROWTH * moved:
         raise ConvCircuitsError(
-            f"In {str(expected.dtype).removeprefix('torch.')}, rounding alone moves the map of {subject.feature} by "
-            f"{moved:.0%} of its largest value, so no figure of it would mean anything; give "
-            f"{subject.network.name} and the images in a wider type, such as float64."
+            f"In {str(expected.dtype).removeprefix('torch.')}, rounding alone changes the map of {subject.feature} by "
+            f"{moved:.0%} of its largest value, so its figures would be meaningless; convert "
+            f"{subject.network.name} and the images to a wider type, such as float64."
         )
     return error, max(allowed, min(_GROWTH * moved, _MOST))
 
 
 def shown(error: float) -> float:
-    """Round an error to two digits, for the provenance."""
+    """Round an error to two significant digits, for the provenance."""
     return float(f"{error:.1e}")
 
 
 def _rounding(subject: Subject, masks: Masks | None, images: Tensor) -> float:
-    """Measure how far the map moves where each sum in each layer is off by one unit of rounding."""
+    """Measure how much the map changes if each sum in each layer is off by one unit of rounding."""
     generator = torch.Generator().manual_seed(0)
 
     def off(call: KernelCall, output: Tensor) -> None:
@@ -100,13 +102,13 @@ def _rounding(subject: Subject, masks: Masks | None, images: Tensor) -> float:
 
 
 def parting(first: Run, second: Run, kernels: Mapping[str, Tensor] | None, tolerance: float) -> str:
-    """Name the layer of the first kernel call whose output differs between two runs.
+    """Return the layer of the first kernel call whose output differs between two runs.
 
     Args:
         first: A run.
-        second: Another one of the same calls.
-        kernels: Only filters with a kernel in these masks, layer name -> (out, in), are compared; None for all.
-        tolerance: Of the largest value.
+        second: Another run of the same calls.
+        kernels: Masks, layer name -> (out, in); only filters with a kernel in them are compared. None for all.
+        tolerance: Tolerance relative to the largest value.
     """
     seen: list[tuple[str, Tensor]] = []
     found: list[str] = []
@@ -129,31 +131,28 @@ def parting(first: Run, second: Run, kernels: Mapping[str, Tensor] | None, toler
 
     first(lambda call, output: seen.append((call.layer, chosen(call, output))))
     second(compare)
-    return found[0] if found else f"what follows {seen[-1][0]}"
+    return found[0] if found else f"an operation after {seen[-1][0]}"
 
 
 def parting_of_module(module: nn.Module, run: Run, images: Tensor, tolerance: float) -> str:
-    """Name the first layer that reads something else in an extracted module than in the circuit's masked run.
+    """Return the first layer whose input differs between an extracted module and the circuit's masked run.
 
-    What layers read is compared, not what they give, as a module's layers have BatchNorms folded into them. Where all
-    read the same, the last one gives something else.
+    Inputs of layers are compared, not outputs, because the layers of a module have BatchNorms folded into them. If all
+    inputs agree, the output of the last layer differs.
 
     Args:
         module: The module.
         run: The masked run, on the same images.
         images: The images.
-        tolerance: Of the largest value.
+        tolerance: Tolerance relative to the largest value.
     """
     layers = {name: part for name, part in module.named_modules() if "channels" in part._buffers}
     read: dict[str, Tensor] = {}
 
-    def reads(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            read.setdefault(name, given[0].clone())
+    def keep(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        read.setdefault(name, given[0].clone())
 
-        return hook
-
-    handles = [layer.register_forward_pre_hook(reads(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(keep, name)) for name, layer in layers.items()]
     try:
         module(images)
     finally:
@@ -173,12 +172,12 @@ def parting_of_module(module: nn.Module, run: Run, images: Tensor, tolerance: fl
 
     run(compare)
     if found:
-        return f"what {found[0]} reads"
-    return passed[-1] if passed else "a layer that cannot be told"
+        return f"the input of {found[0]}"
+    return passed[-1] if passed else "an unknown layer"
 
 
 def _used(layer: nn.Module) -> Tensor:
-    """Return which of its input channels a layer has a weight for."""
+    """Return which input channels of a layer have a nonzero weight."""
     weight = layer.get_parameter("weight")
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return (weight != 0).reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).flatten(3).any(3).any(1).flatten()

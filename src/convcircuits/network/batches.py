@@ -1,4 +1,4 @@
-"""What callers give as images: a tensor, or anything that yields batches again and again."""
+"""Images as callers give them: a tensor, or an iterable that yields the same batches on every pass."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 
 Progress = Callable[[int, int | None], None]
-"""Called with the images done so far and the images there are (None where nobody knows).
+"""Called with the number of images done so far and the total (None if unknown).
 
-Where it has a method ``phase``, that is called before each pass of a longer work, with what the pass is for.
+If it has a method ``phase``, that is called before each phase of a longer computation, with a description.
 """
 
 Images = Tensor | Iterable[Any]
@@ -21,22 +21,22 @@ Images = Tensor | Iterable[Any]
 
 
 def check_progress(progress: Any) -> None:
-    """Refuse what cannot be called, before any work is done.
+    """Check that a progress callback can be called, before any work is done.
 
     Raises:
-        ConvCircuitsError: If it is neither None nor a function.
+        ConvCircuitsError: If it is neither None nor callable.
     """
     if progress is not None and not callable(progress):
         raise ConvCircuitsError(
-            f"progress is a function that is called with what is done and what there is, or None; got {progress!r}."
+            f"progress must be a function of the images done and the total, or None; got {progress!r}."
         )
 
 
 def begin(progress: Progress | None, phase: str) -> None:
-    """Announce what begins, and is counted from nothing, to a progress that has a ``phase``."""
-    tell = getattr(progress, "phase", None)
-    if tell is not None:
-        tell(phase)
+    """Announce a phase, whose count starts at 0, to a progress callback with a method ``phase``."""
+    announce = getattr(progress, "phase", None)
+    if announce is not None:
+        announce(phase)
 
 
 NO_IMAGES = "There are no images; give at least one."
@@ -45,17 +45,18 @@ NO_IMAGES = "There are no images; give at least one."
 class Batches:
     """Images in batches of at most ``batch_size``, checked, on the model's device and in its dtype.
 
-    Iterating may be repeated. After a whole pass ``count`` and ``digest`` describe the images, whatever their order.
+    Iteration can be repeated. After a complete pass, ``count`` is the number of images and ``describe`` works.
 
     Args:
-        images: What a caller gave.
-        device: The model's.
-        dtype: The model's.
-        batch_size: The most images in a batch.
-        progress: Called in every pass, after each batch, with images done and images in all (or None).
+        images: The images, as a caller gives them.
+        device: Device of the model.
+        dtype: Dtype of the model.
+        batch_size: Maximum number of images in a batch.
+        progress: Called after each batch of every pass, with the images done and the total (or None).
 
     Raises:
-        ConvCircuitsError: If there are no images, or they are of another form, not finite, or yielded only once.
+        ConvCircuitsError: If there are no images, or they have the wrong form, are not finite, or can be iterated only
+            once.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Batches:
         if not isinstance(images, Tensor):
             if not isinstance(images, Iterable):
                 raise ConvCircuitsError(
-                    "images are a tensor (N, C, H, W), or an iterable of such tensors or (tensor, label) batches; "
+                    "images must be a tensor (N, C, H, W), or an iterable of such tensors or (tensor, label) batches; "
                     f"got {type(images).__name__}."
                 )
             if _is_one_shot(images):
@@ -87,17 +88,17 @@ class Batches:
 
     @property
     def total(self) -> int | None:
-        """How many images there are; None where only a pass can tell."""
+        """Number of images; None if it is unknown before a pass."""
         return len(self._images) if isinstance(self._images, Tensor) else None
 
     def first_shape(self) -> tuple[int, ...]:
-        """Return (C, H, W) of the first image."""
+        """Return the shape (C, H, W) of the first image."""
         for part in self._parts():
             return tuple(part.shape[1:])
         raise ConvCircuitsError(NO_IMAGES)
 
     def first(self, count: int) -> Tensor:
-        """Return the first images, at most so many and of one batch, on the device and in the dtype."""
+        """Return at most ``count`` images of the first batch, on the device and in the dtype."""
         for part in self._parts():
             return part[:count].to(self._device, self._dtype)
         raise ConvCircuitsError(NO_IMAGES)
@@ -114,8 +115,8 @@ class Batches:
             raise ConvCircuitsError(NO_IMAGES)
         if self.count not in (0, count):
             raise ConvCircuitsError(
-                f"images gave {self.count} images in one pass and {count} in the next; give what yields the same ones "
-                "again and again: a tensor, a list of batches or a DataLoader of a fixed data set."
+                f"images yielded {self.count} images in one pass and {count} in the next; give the same images "
+                "in every pass: a tensor, a list of batches or a DataLoader of a fixed data set."
             )
         self.count, self._digest = count, digest % 2**64
 
@@ -128,19 +129,19 @@ class Batches:
                     yield part.clone() if part.is_inference() else part.detach()
 
     def take(self, numbers: Sequence[int]) -> "Batches":
-        """Return some of the images of a tensor, by number."""
+        """Return the images with the given indices. The images must be a tensor."""
         assert isinstance(self._images, Tensor)
         some = self._images[list(numbers)]
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return the number of images and their order-free hash, after a whole pass."""
+        """Return the image count and an order-independent hash, after a complete pass."""
         return {"count": self.count, "hash": f"{self._digest:016x}"}
 
 
 def _is_one_shot(images: Iterable[Any]) -> bool:
-    """Return whether a second pass would find nothing left."""
-    if isinstance(images, DataLoader):  # which may keep one iterator with its workers, and starts it again
+    """Return whether the images can be iterated only once."""
+    if isinstance(images, DataLoader):  # may reuse one iterator with its workers, but restarts it
         dataset: Any = images.dataset
         return isinstance(dataset, IterableDataset) and iter(dataset) is iter(dataset)
     return iter(images) is iter(images)
@@ -149,14 +150,14 @@ def _is_one_shot(images: Iterable[Any]) -> bool:
 def _checked(images: Any) -> Tensor:
     if not isinstance(images, Tensor) or images.dim() != 4:
         what = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ConvCircuitsError(f"A batch of images is a tensor (N, C, H, W); got {what}.")
+        raise ConvCircuitsError(f"A batch of images must be a tensor (N, C, H, W); got {what}.")
     if not images.is_floating_point():
         raise ConvCircuitsError(
-            f"Images of {images.dtype} look unprepared; give floating-point images, normalised as the model wants."
+            f"Images of {images.dtype} look unprepared; give floating-point images, normalized as the model expects."
         )
     if len(images) and not bool(images.isfinite().all()):
         bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ConvCircuitsError(f"Image {bad} of a batch holds NaN or Inf; check its preparation.")
+        raise ConvCircuitsError(f"Image {bad} of a batch contains NaN or Inf; check its preparation.")
     return images
 
 

@@ -1,6 +1,6 @@
-"""A kernel call: one call of ``conv2d`` or ``linear``, with what its kernels read, in the letters of the formulas.
+"""A kernel call, that is one call of ``conv2d`` or ``linear``, in the notation of the formulas.
 
-Shape letters: n image, g group, o filter in the group, i channel in the group, k kernel element, p position.
+Shape letters: n image, g group, o filter in the group, i channel in the group, k weight in the kernel, p position.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ConvCall:
-    """One call of ``conv2d``: what the kernels read and the weight they are.
+    """One call of ``conv2d``, with its input and weight.
 
-    ``rows`` numbers the filters that are computed, where not all are. ``live`` tells which input channels are live, in
-    the run of a circuit: (g, i), bool; None where all are. ``turn`` numbers the layer's calls in a run, from 0.
+    ``rows`` holds the indices of the filters that are computed, or None for all. ``live`` marks the input channels that
+    are live in the run of a circuit, (g, i), bool, or is None if all are. ``turn`` counts the calls of the layer in a
+    run, from 0.
     """
 
     layer: str
@@ -40,21 +41,21 @@ class ConvCall:
         return self.weight.reshape(self.groups, out // self.groups, inputs, -1)
 
     def per_kernel(self, mask: Bool[Tensor, "out in"]) -> Bool[Tensor, "..."]:
-        """Shape (out, in per group) so that it multiplies the weight."""
+        """Reshape a mask (out, in per group) so that it broadcasts with the weight."""
         return mask[:, :, None, None]
 
     def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Run the call, with another weight and bias where a weight is given."""
+        """Compute the call, with another weight and bias if a weight is given."""
         if weight is None:
             weight, bias = self.weight, self.bias
         return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
-        """Fill a map of the input's shape with one value per channel, shape (n, c)."""
+        """Expand one value per channel, (n, c), to the shape of the input."""
         return channels[:, :, None, None].expand_as(self.x)
 
     def columns(self, images: slice) -> Float[Tensor, "n g i k p"]:
-        """Lay out what the kernels read: (n, g, i, k, p)."""
+        """Return the inputs of the kernels, (n, g, i, k, p)."""
         x = self.x[images]
         n, k = len(x), self.weight[0, 0].numel()
         if k > 1 or self.stride != (1, 1) or self.padding != (0, 0):
@@ -62,11 +63,11 @@ class ConvCall:
         return x.reshape(n, self.groups, x.shape[1] // self.groups // (k if x.dim() == 3 else 1), k, -1)
 
     def by_position(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n g o p"]:
-        """Lay out a gradient of the output: (n, g, o, p)."""
+        """Reshape a gradient of the output to (n, g, o, p)."""
         return gradient.reshape(len(gradient), self.groups, gradient.shape[1] // self.groups, -1)
 
     def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Return dL_n/dw of one image: (g, o, i, k)."""
+        """Return dL_n/dw for one image, (g, o, i, k)."""
         result: Tensor = torch.ops.aten.convolution_backward(
             gradient[image : image + 1],
             self.x[image : image + 1],
@@ -85,9 +86,9 @@ class ConvCall:
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call of ``linear``. After a flattened C x H x W map its kernels are the H x W blocks, else single weights.
+    """One call of ``linear``. After a flattened C x H x W map its kernels are H x W blocks, else single weights.
 
-    There is one group; a map of vectors (n, ..., f) has one position per vector.
+    There is one group; an input of vectors (n, ..., f) has one position per vector.
     """
 
     layer: str
@@ -108,32 +109,32 @@ class LinearCall:
         return self.weight.reshape(1, len(self.weight), self.blocks, -1)
 
     def per_kernel(self, mask: Bool[Tensor, "out in"]) -> Bool[Tensor, "..."]:
-        """Shape (out, blocks) so that it multiplies the weight."""
+        """Expand a mask (out, blocks) to the shape of the weight."""
         return mask.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
 
     def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Run the call, with another weight and bias where a weight is given."""
+        """Compute the call, with another weight and bias if a weight is given."""
         if weight is None:
             weight, bias = self.weight, self.bias
         return F.linear(self.x, weight, bias)
 
     def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
-        """Fill a map of the input's shape with one value per block, shape (n, blocks)."""
+        """Expand one value per block, (n, blocks), to the shape of the input."""
         values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
         return values.reshape(len(values), *[1] * (self.x.dim() - 2), -1).expand_as(self.x)
 
     def columns(self, images: slice) -> Float[Tensor, "n g i k p"]:
-        """Lay out what the kernels read: (n, 1, i, k, p)."""
+        """Return the inputs of the kernels, (n, 1, i, k, p)."""
         x = self.x[images]
         x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)
         return x.permute(0, 2, 3, 1)[:, None]
 
     def by_position(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n g o p"]:
-        """Lay out a gradient of the output: (n, 1, o, p)."""
+        """Reshape a gradient of the output to (n, 1, o, p)."""
         return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
 
     def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Return dL_n/dw of one image: (1, o, i, k)."""
+        """Return dL_n/dw for one image, (1, o, i, k)."""
         g = gradient[image].reshape(-1, gradient.shape[-1])
         return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
 

@@ -1,9 +1,9 @@
-"""The only place where a model is entered: run it up to a feature and meet every kernel call on the way.
+"""Run a model up to a feature and intercept every conv and linear call. Models are run nowhere else.
 
-The user's model is never touched. A ``Network`` is a private copy of its module tree that shares all weights; what
-tells which module runs sits on the copy, and calls of ``conv2d`` and ``linear`` are met by a
-``torch.overrides.TorchFunctionMode``, which sees the input and the weight that are really used and is local to the
-thread. A model that writes to its weights as it runs gets weights of its own.
+The user's model is never touched. A ``Network`` is a private copy of its module tree that shares all weights. Hooks on
+the copy track which module runs, and a ``torch.overrides.TorchFunctionMode`` intercepts the calls of ``conv2d`` and
+``linear``; it sees the input and weight that are actually used and is local to the thread. A model that writes to its
+weights while it runs gets copies of them.
 """
 
 import functools
@@ -26,8 +26,6 @@ from convcircuits.network.copying import WriteGuard, WrittenError, differs, priv
 from convcircuits.values.feature import Feature
 from convcircuits.values.tables import suggest
 
-_CONV = {torch.conv2d}
-_LINEAR = {F.linear}
 _FLATTEN = {torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape}
 _UNSUPPORTED = {
     torch.conv1d: "a 1-D convolution",
@@ -42,30 +40,30 @@ _UNSUPPORTED = {
     **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), "a recurrent layer"),
 }
 
-# Hooks on what autograd saves, which torch.utils.checkpoint uses to save nothing and run the model again instead.
+# torch.utils.checkpoint uses hooks on the tensors that autograd saves, to recompute them instead.
 _hooks: Any = torch._C._autograd
 
 
 class _Reached(BaseException):
-    """Stop a forward pass: the feature's layer has run. Not an ``Exception``, so that no model swallows it."""
+    """Stop a forward pass after the feature's layer. Not an ``Exception``, so that no model catches it."""
 
 
 class Network:
     """A private copy of a model's module tree, in eval mode, that shares its weights.
 
     Args:
-        model: The model; it is not changed, and not looked at again.
+        model: The model; it is not changed and not used again.
 
     Raises:
-        ConvCircuitsError: If the model cannot be entered: not a module, scripted, in inference mode, or of weights that
-            have no values yet.
+        ConvCircuitsError: If the model is not a module, is scripted or has weights without values, or if this is called
+            in inference mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():
             raise ConvCircuitsError(
                 "convcircuits cannot run inside torch.inference_mode(), which forbids gradients; "
-                "use torch.no_grad() or nothing."
+                "use torch.no_grad() or remove it."
             )
         self.module = private_copy(model)
         self.name = type(model).__name__
@@ -97,7 +95,11 @@ class Network:
             module.forward = functools.partial(self._forward, module, module.forward)
 
     def layer(self, name: str) -> nn.Module:
-        """Find a module by any of its names, or say which names are near."""
+        """Return a module by any of its names.
+
+        Raises:
+            ConvCircuitsError: If there is no such module; the message suggests similar names.
+        """
         if name not in self.names:
             known = [n for n in self.names if n]
             raise ConvCircuitsError(f"{self.name} has no layer {name!r}. {suggest(name, known)}")
@@ -113,15 +115,14 @@ class Network:
         rows: Tensor | None = None,
         copied: frozenset[str] = frozenset(),
     ) -> Tensor:
-        """Run forward until the feature's layer has run; return that layer's output.
+        """Run the model up to the feature's layer and return that layer's output.
 
         Args:
-            feature: Names the layer, and the call where it runs several times.
-            images: Shape (N, C, H, W), of the model's device and dtype.
+            feature: The feature, which names the layer and, if it runs several times, the call.
+            images: Shape (N, C, H, W), on the model's device and in its dtype.
             kernel: Computes each call of conv2d and linear.
-            rows: The only filters that are wanted of the feature's layer, where its output is that of its one
-                kernel call.
-            copied: Layers whose input is overwritten later, so that the call gets a copy.
+            rows: The only filters of the feature's layer to compute, if its output is that of its one kernel call.
+            copied: Layers whose input is overwritten later, so that their calls get a copy.
         """
         target, calls, found = self.layer(feature.layer), 0, None
 
@@ -152,10 +153,7 @@ class Network:
             raise ConvCircuitsError(
                 f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error} {_if_alone(images)}"
             ) from error
-        count = "never runs" if calls == 0 else f"runs only {calls} times"
-        raise ConvCircuitsError(
-            f"{feature.layer} {count} when {self.name} is called on an image, so it carries no such feature."
-        )
+        raise no_such_call(feature, calls, self.name)
 
     def forward(
         self,
@@ -163,9 +161,9 @@ class Network:
         kernel: Callable[[KernelCall], Tensor],
         on_exit: Callable[[nn.Module, Any], None],
     ) -> None:
-        """Run the whole model, with every kernel call computed by ``kernel``; tell of each module's output.
+        """Run the whole model, with every kernel call computed by ``kernel`` and ``on_exit`` called after every module.
 
-        Whatever the model changes of itself as it runs, each run begins with it as it was given.
+        Each run starts from the model as it was given, whatever earlier runs changed in it.
         """
         self._restore()
         self._running.clear()
@@ -173,7 +171,7 @@ class Network:
         self._on_exit = on_exit
         try:
             with self._watched(), _Interception(self, kernel):
-                self.module(images.clone())  # which a model may overwrite
+                self.module(images.clone())  # the model may overwrite its input
         except WrittenError:
             self.shared, self._changing = frozenset(), None
             self.forward(images, kernel, on_exit)
@@ -181,10 +179,9 @@ class Network:
             self._on_exit = lambda module, output: None
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the floating-point parameters and buffers of those names, or owned by modules of those names.
+        """Return the given model's floating-point parameters and buffers that have these names or whose modules do.
 
-        They are the given model's. Buffers that the model writes to as it runs are left out: they are what it has
-        seen (counters, ranges), and no weights.
+        Buffers that the model writes to while it runs are omitted: they are statistics (counters, ranges), not weights.
         """
         wanted = set(names)
         return {
@@ -196,24 +193,24 @@ class Network:
         }
 
     def running(self) -> str:
-        """Name the innermost module that is running."""
+        """Return the name of the innermost running module."""
         return self._first_name[self._running[-1]] if self._running else ""
 
     def all_running(self) -> list[str]:
-        """Name the modules that are running, the outermost first."""
+        """Return the names of the running modules, outermost first."""
         return [self._first_name[module] for module in self._running]
 
     def runs_itself(self, module: nn.Module) -> bool:
-        """Return whether a module, and none inside it, runs."""
+        """Return whether a module is the innermost running one."""
         return bool(self._running) and self._running[-1] is module
 
     def kernel_layer(self, weight: Tensor) -> str:
-        """Name the layer that a weight belongs to; a computed weight belongs to the module that runs."""
+        """Return the layer that owns a weight; a computed weight belongs to the running module."""
         return self._layer_of_weight.get(id(weight), self.running())
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Find out in the first run, below all that Python can spell, what the model writes to."""
+        """Record, during the first run, which weights and buffers the model writes to."""
         if self._changing is not None:
             yield
             return
@@ -231,7 +228,7 @@ class Network:
             self._changing = guard.written | changed
 
     def _restore(self) -> None:
-        """Undo what the last run changed of weights and buffers, and let go of its gradients."""
+        """Restore the weights and buffers that the last run changed, and release its gradients."""
         for name in self._changing or ():
             prefix, _, key = name.rpartition(".")
             self.names[prefix]._buffers[key] = self._given[name].clone()
@@ -246,7 +243,7 @@ class Network:
         self._called = module
 
     def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a module's ``forward``, which a model may also call as such: then no hook tells that it runs."""
+        """Run a module's ``forward``, and do what hooks would do if the model calls ``forward`` directly."""
         called, self._called = self._called is module, None
         if called:
             return forward(*args, **kwargs)
@@ -264,7 +261,7 @@ class _Interception(TorchFunctionMode):
     def __init__(self, network: Network, kernel: Callable[[KernelCall], Tensor]) -> None:
         super().__init__()
         self._network, self._kernel = network, kernel
-        self._blocks: Any = WeakIdKeyDictionary()  # flattened map -> how many channels it was made of
+        self._blocks: Any = WeakIdKeyDictionary()  # flattened map -> number of channels before flattening
         self._turns: Counter[str] = Counter()
         self._with_gradients = torch.is_grad_enabled()
 
@@ -272,7 +269,7 @@ class _Interception(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch._C._set_grad_enabled and self._with_gradients:
-            return None  # no_grad in a forward changes no value, and whether kernels lead to the feature neither
+            return None  # no_grad in forward changes neither values nor paths to the feature
         hooks = _hooks._top_saved_tensors_default_hooks(True)
         if hooks is None:
             return self._call(func, args, kwargs or {})
@@ -283,15 +280,15 @@ class _Interception(TorchFunctionMode):
             _hooks._push_saved_tensors_default_hooks(*hooks)
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if func in _CONV or func in _LINEAR:
+        if func is torch.conv2d or func is F.linear:
             self._check_modes()
-            call = self._conv(*args, **kwargs) if func in _CONV else self._linear(*args, **kwargs)
+            call = self._conv(*args, **kwargs) if func is torch.conv2d else self._linear(*args, **kwargs)
             turn, self._turns[call.layer] = self._turns[call.layer], self._turns[call.layer] + 1
             return self._kernel(replace(call, turn=turn))
         if func in _UNSUPPORTED:
             raise ConvCircuitsError(
-                f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits follows 2-D convolutions and "
-                "linear layers. Choose a feature before it."
+                f"{self._network.running()} is {_UNSUPPORTED[func]}; convcircuits supports 2-D convolutions and "
+                "linear layers only. Choose a feature before it."
             )
         if _writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
             raise WrittenError
@@ -300,7 +297,7 @@ class _Interception(TorchFunctionMode):
         return result
 
     def _follow_blocks(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Remember how many channels a flattened map was made of, through element-wise functions."""
+        """Track how many channels a flattened map had, through element-wise functions."""
         if not (isinstance(result, Tensor) and result.dim() == 2 and args and isinstance(args[0], Tensor)):
             return
         x = args[0]
@@ -310,17 +307,16 @@ class _Interception(TorchFunctionMode):
             self._blocks[result] = self._blocks[x]
 
     def _check_modes(self) -> None:
-        """Refuse a kernel call in a place where autograd is shut out, whoever asks for gradients."""
+        """Check that autograd is not disabled at a kernel call."""
         if torch.is_inference_mode_enabled():
             raise ConvCircuitsError(
                 f"{self._network.running()} runs inside torch.inference_mode(), which forbids gradients; "
-                "write torch.no_grad() in the model's forward, or neither."
+                "use torch.no_grad() in the model's forward, or remove it."
             )
         if self._with_gradients and not torch.is_grad_enabled():
             raise ConvCircuitsError(
                 f"{self._network.running()} runs inside a torch.autograd.Function, as torch.utils.checkpoint with "
-                "use_reentrant=True does, and gradients inside it cannot be followed; turn checkpointing off, or use "
-                "use_reentrant=False."
+                "use_reentrant=True does, which hides gradients; turn checkpointing off, or use use_reentrant=False."
             )
 
     def _conv(
@@ -338,14 +334,14 @@ class _Interception(TorchFunctionMode):
             raise ConvCircuitsError(f"{layer} got an input of shape {tuple(input.shape)}; expected (N, C, H, W).")
         if input.shape[1] != weight.shape[1] * groups:
             raise ConvCircuitsError(
-                f"{layer} reads {weight.shape[1] * groups} channels, but got {input.shape[1]}; "
-                "give images with as many channels as the model was made for."
+                f"{layer} expects {weight.shape[1] * groups} channels, but got {input.shape[1]}; "
+                "give images with the number of channels that the model was built for."
             )
         stride, dilation = _pair(stride), _pair(dilation)
         if padding == "valid":
             padding = 0
         if padding == "same":
-            # An even kernel pads one more at the end, which conv2d's own argument cannot say.
+            # An even kernel pads one more at the end, which the padding argument of conv2d cannot express.
             rest = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
             left = [r // 2 for r in rest]
             if any(2 * a != r for a, r in zip(left, rest, strict=True)):
@@ -365,15 +361,15 @@ class _Interception(TorchFunctionMode):
         layer = self._network.kernel_layer(weight)
         if input.shape[-1] != weight.shape[1]:
             raise ConvCircuitsError(
-                f"{layer} reads {weight.shape[1]} values, but got {input.shape[-1]}; "
-                "give images of the size the model was made for."
+                f"{layer} expects {weight.shape[1]} values, but got {input.shape[-1]}; "
+                "give images of the size that the model was built for."
             )
         bias = None if bias is None else bias.detach()
         return LinearCall(layer, input, weight.detach(), bias, self._blocks.get(input, input.shape[-1]))
 
 
 def _writes_to_first(function: Any) -> bool:
-    """Return whether a function works in place, by its name."""
+    """Return whether a function writes to its first argument, judging by its name."""
     name: str = function.__name__
     return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
@@ -388,17 +384,29 @@ def _if_alone(images: Tensor) -> str:
     if len(images) != 1:
         return ""
     return (
-        "This was a batch of one image, whose first dimension a squeeze() in a model removes; if it does, choose a "
-        "batch_size that leaves no image alone. "
+        "This was a batch of one image, and squeeze() in a model removes its first dimension; if this model does so, "
+        "choose a batch_size that leaves no batch of one image. "
+    )
+
+
+def no_such_call(feature: Feature, calls: int, model: str) -> ConvCircuitsError:
+    """Return the error for a feature whose layer ran too few times in a forward pass."""
+    count = "never runs" if calls == 0 else f"runs only {calls} times"
+    return ConvCircuitsError(
+        f"{feature.layer} {count} when {model} is called, so there is no such feature; choose another layer or call."
     )
 
 
 def checked_output(feature: Feature, output: Any, images: int) -> Tensor:
-    """Refuse a layer whose output is not maps of channels, for so many images."""
+    """Return a layer's output if it is a tensor of maps for this number of images.
+
+    Raises:
+        ConvCircuitsError: If it is not.
+    """
     if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != images:
         what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ConvCircuitsError(
-            f"The output of {feature.layer} for {images} image{'s' * (images != 1)} is {what}; a feature needs "
+            f"The output of {feature.layer} for {images} image{'s' * (images != 1)} is {what}; expected "
             "(N, C, H, W) or (N, C). Choose a layer inside it or after it."
         )
     return output

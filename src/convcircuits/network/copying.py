@@ -1,4 +1,4 @@
-"""A private copy of a model's modules, which shares the weights and nothing else that a run could change."""
+"""Private copies of models, which share the weights but nothing else that a run could change."""
 
 import copy
 from collections.abc import Iterator, Mapping, Set
@@ -12,30 +12,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convcircuits.errors import ConvCircuitsError
 
-# What timm and transformers name the switch for checkpointing, which computes the same and saves memory in training.
+# The switches for checkpointing in timm and transformers. It saves memory in training and changes no result.
 _CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing")
 
 
 class WrittenError(BaseException):
-    """Stop a run that is about to write to a shared weight. Not an ``Exception``, so that no model swallows it."""
+    """Stop a run before it writes to a shared weight. Not an ``Exception``, so that no model catches it."""
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Copy the module tree in eval mode, sharing the weights as parameters without gradients.
+    """Copy the module tree in eval mode. Weights are shared, as parameters without gradients.
 
-    Everything else that modules hold is copied: buffers, counters, maps kept from an earlier run. The model's own
-    ``train`` and ``eval``, which may do anything, are not called.
+    Everything else in the modules is copied: buffers, counters, maps kept from an earlier run. The model's ``train``
+    and ``eval`` methods are not called, as they may do anything.
 
     Raises:
-        ConvCircuitsError: If the model is no module, is scripted, has weights without values, or cannot be copied.
+        ConvCircuitsError: If the model is not a module, is scripted, has weights without values or cannot be copied.
     """
     if not isinstance(model, nn.Module):
         raise ConvCircuitsError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ConvCircuitsError(
-            "A scripted model cannot be entered; give the model before torch.jit.script or torch.jit.trace."
+            "Scripted models are not supported; give the model from before torch.jit.script or torch.jit.trace."
         )
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # the module that torch.compile wraps
     _check_values(model)
     shared: dict[int, Any] = {id(p): _shared(p) for p in model.parameters()}
     try:
@@ -43,8 +43,8 @@ def private_copy(model: nn.Module) -> nn.Module:
             copied = _uncompiled(copy.deepcopy(model, shared))
     except Exception as error:
         raise ConvCircuitsError(
-            f"The modules of {type(model).__name__} cannot be copied ({error}); convcircuits works on a copy of the "
-            "module tree that shares your weights, so each module must allow copy.deepcopy."
+            f"{type(model).__name__} cannot be copied ({error}); convcircuits works on a copy of the module tree that "
+            "shares your weights, so each module must support copy.deepcopy."
         ) from error
     for module in copied.modules():
         module.training = False
@@ -55,23 +55,23 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return all parameters and buffers by their names in the private copy, without gradients, not copied."""
+    """Yield all parameters and buffers, detached but not copied, with their names in the private copy."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name.replace("_orig_mod.", ""), tensor.detach()
 
 
 def storage(tensor: Tensor) -> int | None:
-    """Name the memory that a tensor's values lie in; None for sparse tensors and the like, which have no one memory."""
+    """Return an identifier of a tensor's storage; None for sparse and other layouts without a single storage."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
 class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watch what operators write to: stop before a shared weight is written to, remember which buffers are.
+    """Intercept writes: stop before a shared weight is written to, and record which buffers are.
 
-    Every operator passes here, however Python spells it; that takes time.
+    Every operator is intercepted, however it is called in Python, which takes time.
 
     Args:
-        shared: What ``storage`` gives for the weights that must not be written to.
+        shared: Storages (see ``storage``) of the weights that must not be written to.
         buffers: Buffers by name.
     """
 
@@ -83,7 +83,7 @@ class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which is slow and leaves an environment variable
+        return False  # else torch imports its compiler, which is slow and sets an environment variable
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,12 +107,12 @@ class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def differs(a: Tensor, b: Tensor) -> bool:
-    """Return whether any value differs; NaN is NaN."""
+    """Return whether any value differs; NaN equals NaN."""
     return not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 class _DetachedCopies(TorchFunctionMode):
-    """Copy tensors that are results of a computation as their values, which ``copy.deepcopy`` refuses to do."""
+    """Copy the values of tensors that are results of a computation, which ``copy.deepcopy`` refuses to copy."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__deepcopy__ and (not args[0].is_leaf or args[0].is_inference()):
@@ -127,8 +127,8 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _shared(parameter: Tensor) -> nn.Parameter:
-    """Share a weight's memory; values made in inference mode, which take part in no gradient, are copied."""
-    values = _values(parameter) if parameter.is_inference() else parameter.data  # of a version of its own
+    """Return a parameter that shares a weight's memory. Inference tensors are copied, as they cannot have gradients."""
+    values = _values(parameter) if parameter.is_inference() else parameter.data  # has its own version counter
     return nn.Parameter(values, requires_grad=False)
 
 
@@ -136,18 +136,18 @@ def _check_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ConvCircuitsError(
-                f"{name} of {type(model).__name__} has no shape yet: its layer is lazy and has not run. "
-                "Call the model once on an image, then give it."
+                f"{name} of {type(model).__name__} has no shape yet, because its layer is lazy and has not run. "
+                "Call the model once on an image first."
             )
         if tensor.is_meta:
             raise ConvCircuitsError(
                 f"{name} of {type(model).__name__} is on the meta device, which holds no values. "
-                "Move the model off it (to_empty) and load weights, then give it."
+                "Move the model to another device (to_empty) and load its weights first."
             )
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    """Put in place of each module that torch.compile wraps the module itself."""
+    """Replace each compiled module by the module that torch.compile wraps."""
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             parent._modules[key] = getattr(child, "_orig_mod", child)

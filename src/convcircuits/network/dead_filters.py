@@ -1,6 +1,6 @@
-"""Whether what a dead filter holds matters to a circuit: run one again with other constants in its dead filters.
+"""Check that the values of dead filters do not matter, by running a circuit with other constants in its dead filters.
 
-One use is meant: a dead gate, a constant by which live maps are multiplied, stays the constant it is.
+There is one intended exception: a dead gate, by which live maps are multiplied, keeps its constant value.
 """
 
 from dataclasses import replace
@@ -13,38 +13,38 @@ from convcircuits.network.agreement import Watch, agreement, parting
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.masking import Masks, Subject
 
-_TRIES = 8  # random circuits to look for one with dead and live filters
+_TRIES = 8  # random circuits to try until one has dead and live filters
 
 
 class LeakError(ConvCircuitsError):
-    """What dead filters hold changes a circuit's map.
+    """The values of dead filters change a circuit's map.
 
     Attributes:
         error: The largest change, relative to the largest value.
-        allowed: What rounding can do.
-        where: The layer of which it changes the live filters first.
+        allowed: The largest change that rounding explains.
+        where: The first layer whose live filters change.
     """
 
     def __init__(self, error: float, allowed: float, where: str) -> None:
-        super().__init__(f"what dead filters hold changes the map of a circuit at {where}")
+        super().__init__(f"the values of dead filters change the map of a circuit at {where}")
         self.error, self.allowed, self.where = error, allowed, where
 
 
 def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | None, str]:
-    """Run a random circuit with other values in its dead filters.
+    """Measure how the map of a random circuit changes with other values in its dead filters.
 
     Returns:
-        The largest change of its map, relative to the largest value; or None and why nothing could be tried.
+        The largest change, relative to the largest value, and ""; or None and the reason why it was not measured.
 
     Raises:
         LeakError: If the map changes by more than rounding.
     """
     masks = circuit_with_dead_filters(subject, tuple(images.shape[1:]))
     if masks is None:
-        return None, "what dead filters hold, as no random circuit had both dead and live ones."
+        return None, "the values of dead filters, as no random circuit had both dead and live filters."
     expected = subject.maps(images, masks)
     if not bool(expected.isfinite().all()):
-        return None, "what dead filters hold, as the map of a random circuit holds NaN or Inf on these images."
+        return None, "the values of dead filters, as the map of a random circuit contains NaN or Inf on these images."
     unread = subject.unread_filters(masks, images)
 
     def other(watch: Watch | None = None) -> Tensor:
@@ -58,9 +58,9 @@ def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | No
 
 
 def circuit_with_dead_filters(subject: Subject, shape: tuple[int, ...]) -> Masks | None:
-    """Draw a circuit of about half of the kernels, with dead filters and a path to the feature; None if none is found.
+    """Draw a circuit of about half of the kernels that has dead filters and a path to the feature.
 
-    A layer's only filter stays; later tries keep more.
+    A layer's only filter is always kept, and later tries keep more. Returns None if no try succeeds.
     """
     relevant = subject.survey.kernels
     for seed in range(_TRIES):
@@ -82,8 +82,8 @@ class _Other:
     """A watch that adds constants as large as a call's values to filters that nothing may read.
 
     Args:
-        unread: For each kernel call, in order, which filters: (out,) bool.
-        then: Another watch, told afterwards.
+        unread: For each kernel call in order, the filters to change, (out,) bool.
+        then: Another watch, called afterwards.
     """
 
     def __init__(self, unread: list[Tensor], then: Watch | None = None) -> None:

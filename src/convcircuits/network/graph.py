@@ -1,10 +1,9 @@
-"""A model up to a feature as a list of ATen operations, recorded by running it once, and run again from that list.
+"""A model up to a feature as a graph: a list of ATen operations, recorded from one run, that can be run again.
 
-Below functions, methods, operators, in-place spellings and custom autograd functions lies one closed vocabulary: the
-ATen operations that tensors dispatch to. Calls of ``conv2d`` and ``linear`` are kept whole, as kernel calls; everything
-else is recorded as it is dispatched. A write into a tensor is recorded as the operation that makes what is written, and
-what it does to other views of the memory as a value of its own, so that each value is computed once from those before
-it, and nothing is overwritten.
+Functions, methods, operators, in-place variants and custom autograd functions all dispatch to one closed vocabulary,
+the ATen operations. Calls of ``conv2d`` and ``linear`` are recorded as one kernel call each, everything else as
+dispatched. A write to a tensor is recorded as the out-of-place operation, and its effect on other views of the memory
+as a separate value. So each value is computed once, from earlier ones, and nothing is overwritten.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from convcircuits.network.operations import Plan, name_of
 
 @dataclass(frozen=True)
 class Ref:
-    """Stands for a value among an operation's arguments."""
+    """A reference to a value among the arguments of an operation."""
 
     number: int
 
@@ -32,13 +31,13 @@ class Node:
     """One operation.
 
     Attributes:
-        op: The ATen operation, or one of our own that moves values; None for a kernel call.
-        args: Its arguments, with ``Ref`` in place of values of the image; everything else is a constant.
-        kwargs: Its keyword arguments, likewise.
-        call: The kernel call, without its input, for which ``args`` is the one ``Ref`` to it.
-        outputs: Numbers of the values it makes, in the order of its results; None for a result that is no tensor.
-        layer: Name of the innermost module that ran.
-        autocast: The dtype that autocast gave kernel calls there, None where it was off.
+        op: The ATen operation, or one of ours that moves values; None for a kernel call.
+        args: The arguments, with a ``Ref`` for each value that depends on the image; everything else is a constant.
+        kwargs: The keyword arguments, likewise.
+        call: The kernel call, without its input; ``args`` is then the ``Ref`` to the input.
+        outputs: Numbers of the values it computes, in the order of its results; None for a result that is not a tensor.
+        layer: Name of the innermost running module.
+        autocast: The dtype of autocast for a kernel call, or None if autocast was off.
     """
 
     op: Any
@@ -51,22 +50,22 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Name of the operation, without overload: ``"add"``."""
+        """Name of the operation without its overload, such as ``"add"``."""
         return "kernels" if self.op is None else name_of(self.op)
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Numbers of the values that it reads, in their order, with repeats."""
+        """Numbers of the values that the operation reads, in order, with repeats."""
         return tuple(_numbers_in((self.args, self.kwargs)))
 
     def number_of(self, argument: Any) -> int | None:
-        """Return the number of the value that an argument stands for; None for a constant."""
+        """Return the number of the value that an argument refers to, or None for a constant."""
         return argument.number if isinstance(argument, Ref) else None
 
     def arguments(
         self, value: Callable[[int], Any], constant: Callable[[Tensor], Any] = lambda x: x
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return its arguments and keyword arguments with tensors in place of its values, and of constant tensors."""
+        """Return the arguments and keyword arguments, with values and constant tensors replaced by the functions."""
 
         def change(x: Any) -> Any:
             if isinstance(x, Ref):
@@ -78,9 +77,9 @@ class Node:
         return tuple(change(x) for x in self.args), {name: change(x) for name, x in self.kwargs.items()}
 
     def compute(self, value: Callable[[int], Tensor]) -> Sequence[Any]:
-        """Compute its results from its values; nothing that is given is written to."""
+        """Compute the results from the values, without writing to any of them."""
         args, kwargs = self.arguments(value)
-        if self.name in ("view", "_unsafe_view", "_reshape_alias"):  # a map's strides may be others than the recorded
+        if self.name in ("view", "_unsafe_view", "_reshape_alias"):  # strides may differ from the recorded ones
             return (args[0].reshape(args[1]),)
         result = self.op(*args, **kwargs)
         return result if isinstance(result, (tuple, list)) else (result,)
@@ -91,10 +90,10 @@ class Graph:
     """All operations from a batch of images to the output of the feature's layer.
 
     Attributes:
-        nodes: In order.
-        shapes: Of each value by number; the batch is value 0.
-        dtypes: Of each value.
-        output: Number of the layer's output.
+        nodes: The operations, in execution order.
+        shapes: Shape of each value, by number; the batch is value 0.
+        dtypes: Dtype of each value.
+        output: Number of the value that is the layer's output.
     """
 
     nodes: tuple[Node, ...]
@@ -112,13 +111,18 @@ class Graph:
         """Compute the output of the feature's layer.
 
         Args:
-            images: Of the shape that was recorded.
+            images: The batch, of the recorded shape.
             kernel: Computes each kernel call.
-            plan: What is dead in a circuit, which counts for zero where it meets what is live; None for nothing.
-            rows: The only filters that are wanted of the last kernel call, where the output is its result.
+            plan: The dead values of a circuit, which are set to zero where they meet live ones; None if there are none.
+            rows: The only filters of the last kernel call to compute, if the output is its result.
+
+        Raises:
+            ConvCircuitsError: If the images do not have the recorded shape.
         """
         if images.shape != self.shapes[0]:
-            raise ConvCircuitsError(f"The graph is of images {tuple(self.shapes[0])}; got {tuple(images.shape)}.")
+            raise ConvCircuitsError(
+                f"The graph was recorded on images of shape {tuple(self.shapes[0])}; got {tuple(images.shape)}."
+            )
         values: dict[int, Tensor] = {0: images}
         last = self.last_uses()
         with torch.autocast(images.device.type, enabled=False):
@@ -151,7 +155,7 @@ class Graph:
         return [self.shapes[n] for n in node.outputs if n is not None]
 
     def last_uses(self) -> list[list[int]]:
-        """List for each node the values that nothing after it reads."""
+        """Return, for each node, the values that no later node reads."""
         last: dict[int, int] = {}
         for place, node in enumerate(self.nodes):
             last |= dict.fromkeys((n for n in node.outputs if n is not None), place)
@@ -164,7 +168,7 @@ class Graph:
 
 
 def _silenced(values: Mapping[int, Tensor], silent: Mapping[int, Tensor]) -> Callable[[int], Tensor]:
-    """Return what gives a value by its number, with zeros for what is dead of it, even where that is not finite."""
+    """Return a function from a number to its value, with silent parts set to zero even if they are not finite."""
     return lambda n: values[n].masked_fill(~silent[n], 0) if n in silent else values[n]
 
 

@@ -1,8 +1,8 @@
-"""Laws that results rest on, checked on the caller's own model and images before a first result is given out.
+"""Laws on which all results rest, checked on the caller's model and images before the first result is returned.
 
-A model run twice, on few images and on more, gives each the same map. The circuit of all relevant kernels is the model.
-What a dead filter holds does not matter to a circuit. ``extraction`` adds: a module computes what the circuit's masked
-run does.
+A model run twice, in a small and a larger batch, computes the same map for each image. The circuit of all relevant
+kernels computes the model's map. The values of dead filters do not matter to a circuit. ``extraction`` adds one more: a
+module computes the same map as the circuit's masked run.
 """
 
 import types
@@ -26,23 +26,23 @@ from convcircuits.values.feature import Feature
 
 _CACHED = 64
 _TOGETHER = 5
-"""Images that the model is run on once more, at once: more than a recording or another law runs, and an odd number."""
+"""Batch size of the second run of the model: odd, and larger than that of recordings and other laws."""
 
 _passed: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 _lock = Lock()
 
 
 def checked(subject: Subject, images: Tensor | None = None) -> dict[str, Any]:
-    """Check the laws, once per process for the same weights, feature and shape of images.
+    """Check the laws, once per process for the same weights, feature and image shape.
 
     Args:
-        subject: The feature of the model.
-        images: The caller's images, of which the first two are run; random ones where there are none.
+        subject: The model, opened for the feature.
+        images: The caller's images, of which the first two are used; random images if None.
 
     Returns:
-        What the subject says about itself, with an entry ``"laws"``: which images were run, and by law the largest
-        error found, relative to the largest value of the map. None stands for a law that could not be checked, and
-        ``"unchecked"`` says why.
+        The provenance of the subject with an entry ``"laws"``, which holds the images used and, for each law, the
+        largest error relative to the largest value of the map. The error is None for a law that could not be checked,
+        and ``"unchecked"`` gives the reason.
 
     Raises:
         ConvCircuitsError: If the model breaks a law.
@@ -69,32 +69,32 @@ def checked(subject: Subject, images: Tensor | None = None) -> dict[str, Any]:
 def relevant_elements(
     model: nn.Module, feature: Feature, granularity: str, input_shape: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the relevant elements of a model without images, and where they come from.
+    """Return the relevant elements of a model, found without images, and their provenance.
 
     Raises:
-        ConvCircuitsError: If the feature does not fit the model, no input shape does, or the model breaks a law.
+        ConvCircuitsError: If the feature or every input shape does not fit the model, or the model breaks a law.
     """
     subject = Subject.open(model, feature, input_shape)
     return subject.relevant(granularity, input_shape), checked(subject)
 
 
 def sentence(laws: Mapping[str, Any]) -> str:
-    """Return a sentence on what was checked."""
+    """Return a sentence on the laws that were checked."""
     error = max((value for value in laws.values() if isinstance(value, float)), default=0.0)
     said = (
         f"Checked on {laws['images']} images: a second run of the model in a larger batch, the circuit of all "
-        "relevant kernels and other values in dead filters "
+        "relevant kernels, and other values in dead filters "
         + (f"change the map by at most {error:.1g} of its largest value." if error else "do not change the map at all.")
     )
     return said if "unchecked" not in laws else f"{said} Not checked: {laws['unchecked']}"
 
 
 def _check(subject: Subject, images: Tensor) -> tuple[dict[str, Any], bool]:
-    """Return the errors by law, and whether that is all there is to check."""
+    """Return the errors by law, and whether all that applies to this model was checked."""
     model = subject.maps(images)
     if not bool(model.isfinite().all()):
         nothing = dict.fromkeys(("repeat", "all_relevant", "dead_filters"))
-        return {**nothing, "unchecked": "the model's map holds NaN or Inf on these images."}, False
+        return {**nothing, "unchecked": "the model's map contains NaN or Inf on these images."}, False
     found: dict[str, Any] = {
         "repeat": _repeat(subject, images, model),
         "all_relevant": _all_relevant(subject, images, model),
@@ -104,7 +104,7 @@ def _check(subject: Subject, images: Tensor) -> tuple[dict[str, Any], bool]:
 
 
 def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
-    """Run the model again, on the same images repeated: neither the run nor what stands beside an image may matter."""
+    """Check that neither a second run nor a larger batch of the same images changes the maps."""
     which = torch.arange(_TOGETHER) % len(images)
     together, expected = images[which], model[which]
     got = subject.maps(together)
@@ -118,18 +118,18 @@ def _repeat(subject: Subject, images: Tensor, model: Tensor) -> float:
     again, _ = difference(subject.maps(images), model)
     if again > units(model.dtype):
         raise ConvCircuitsError(
-            f"{subject.network.name} gives different maps of {subject.feature} for the same images (by {again:.2g} of "
-            f"the largest value), first at {parting(run, run, None, 0.0)}: "
-            f"{_draws(subject, images) or 'it draws numbers that torch does not see, or counts its own runs'}. Make "
-            "what is random depend on self.training, as nn.Dropout does, so that eval mode turns it off."
+            f"{subject.network.name} computes different maps of {subject.feature} for the same images (by {again:.2g} "
+            f"of the largest value), first at {parting(run, run, None, 0.0)}: "
+            f"{_draws(subject, images) or 'it draws random numbers outside torch, or counts its own runs'}. Make "
+            "randomness depend on self.training, as nn.Dropout does, so that eval mode turns it off."
         )
     error, allowed = agreement(subject, None, together, got, expected)
     if error > allowed:
         raise ConvCircuitsError(
-            f"{subject.network.name} gives another map of {subject.feature} for an image in a batch of {_TOGETHER} "
+            f"{subject.network.name} computes another map of {subject.feature} for an image in a batch of {_TOGETHER} "
             f"than in one of {len(images)} (by {error:.2g} of the largest value; rounding explains {allowed:.1g}): "
-            "what it computes depends on how many images there are, or on an image's place among them, so it is no "
-            "feature of an image. Choose a feature before that."
+            "the map depends on the batch size or on the position in the batch, so it is not a feature of an image. "
+            "Choose a feature before that."
         )
     return shown(error)
 
@@ -144,31 +144,31 @@ def _all_relevant(subject: Subject, images: Tensor, model: Tensor) -> float:
             masks.kernels,
             allowed,
         )
-        what = "the circuit of all relevant kernels does not give the model's map"
+        what = "the circuit of all relevant kernels does not compute the model's map"
         raise _broken(subject, what, error, allowed, where)
     return shown(error)
 
 
 def _dead_filters(subject: Subject, images: Tensor) -> tuple[float | None, str]:
-    """Return the error, or None and why there is none."""
+    """Return the error and "", or None and the reason why it was not measured."""
     try:
         error, unchecked = change_by_dead_filters(subject, images)
     except LeakError as leak:
-        what = "what dead filters hold changes the map of a circuit"
+        what = "the values of dead filters change the map of a circuit"
         raise _broken(subject, what, leak.error, leak.allowed, leak.where) from leak
     return None if error is None else shown(error), unchecked
 
 
 def _broken(subject: Subject, what: str, error: float, allowed: float, where: str) -> ConvCircuitsError:
     return ConvCircuitsError(
-        f"{subject.network.name} is not understood, so no result is given: {what} of {subject.feature}. They differ by "
-        f"{error:.2g} of the largest value (rounding explains {allowed:.1g}), first at {where}. Choose a feature "
-        "before it, and please report this model."
+        f"{subject.network.name} is not analyzed correctly, so there is no result: {what} of {subject.feature}. The "
+        f"maps differ by {error:.2g} of the largest value (rounding explains {allowed:.1g}), first at {where}. "
+        "Choose a feature before it, and please report this model."
     )
 
 
 def _draws(subject: Subject, images: Tensor) -> str:
-    """Name the first module that draws random numbers, and the operation; empty where torch sees none."""
+    """Describe the first module and operation that draw random numbers; empty if torch sees none."""
     draws = _Draws(subject.network)
     with draws:
         subject.maps(images)
@@ -190,7 +190,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _settings(network: Network) -> tuple[Any, ...]:
-    """List what else decides how a model runs: its modules' types and their plain attributes."""
+    """Return everything else that determines a run of a model: the types and plain attributes of its modules."""
     return tuple(
         (name, type(module), tuple((key, value) for key, value in vars(module).items() if _is_plain(value)))
         for name, module in network.names.items()

@@ -25,20 +25,19 @@ _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
 
 @dataclass(frozen=True)
 class Masks:
-    """Kernels that a run keeps, with the calibration it applies.
+    """The kernels that a run keeps, and the calibration that it applies.
 
     Attributes:
-        kernels: Layer name -> bool (out, in per group). A layer that is not named is left as it is.
-        gain: Layer name -> (out,), on the raw output of live filters.
-        offset: Layer name -> (out,), as ``gain``.
-        effective: Whether the run is the circuit's own function, in which a dead filter, one without any kept kernel,
-            adds nothing to others: its bias, and any shift of a BatchNorm after it, are removed where its map meets
-            other maps. A dead gate, which multiplies, stays the constant it is. False leaves every bias, as
-            published.
-        weights: Layer name -> bool in the weight's shape: of the kept kernels, the weights that are kept. All are
-            where a layer is not named.
-        constant: Layer name -> bool (out, in per group): kernels that only ever read constants, as the survey tells.
-            They are part of their filter's bias, and go with it.
+        kernels: Layer name -> bool (out, in per group). Layers without a mask run in full.
+        gain: Layer name -> (out,), for the raw output of live filters.
+        offset: Layer name -> (out,), like ``gain``.
+        effective: Whether dead filters, which have no kept kernel, contribute nothing: their bias, and any BatchNorm
+            shift after it, are removed where their maps meet others. Dead gates, which multiply, keep their constant
+            value. If False, every bias stays, as published.
+        weights: Layer name -> bool in the weight's shape: the weights of kept kernels that are kept. Layers without a
+            mask keep all of them.
+        constant: Layer name -> bool (out, in per group): kernels that read only constants, according to the survey.
+            They belong to their filter's bias, and are kept or removed with it.
     """
 
     kernels: Mapping[str, Tensor]
@@ -49,7 +48,7 @@ class Masks:
     constant: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Masks":
-        """Move to the device; gain and offset also to the dtype."""
+        """Move the masks to a device, and gain and offset also to a dtype."""
         return Masks(
             {layer: mask.to(device) for layer, mask in self.kernels.items()},
             {layer: gain.to(device, dtype) for layer, gain in self.gain.items()},
@@ -60,19 +59,19 @@ class Masks:
         )
 
     def running(self, call: KernelCall) -> Bool[Tensor, "out in"]:
-        """Return which of the computed filters' kernels run in a call."""
+        """Return which kernels of the computed filters run in a call."""
         mask = _computed(self.kernels[call.layer], call)
         if self.effective and call.live is not None:
-            # Reach drops kernels that read a dead channel; where a layer runs several times, this one call may.
+            # Kernels that read a dead channel are dropped already, but in a layer that runs several times one call may.
             mask = (mask.reshape(call.groups, -1, mask.shape[1]) & call.live[:, None]).flatten(0, 1)
         return mask
 
     def weight_and_bias(self, call: KernelCall, running: Bool[Tensor, "out in"]) -> tuple[Tensor, Tensor | None]:
-        """Return what a run uses in a call: kernels that do not run are zero, the calibration is worked in.
+        """Return the weight and bias of a call, with zeros for kernels that do not run and the calibration applied.
 
         Args:
             call: The call.
-            running: Of the computed filters, the kernels that run.
+            running: The kernels of the computed filters that run.
         """
         running = running.to(call.weight.device)
         kept, live = call.per_kernel(running), running.any(1)
@@ -80,7 +79,7 @@ class Masks:
             kept = kept & _computed(self.weights[call.layer], call)
         if call.layer in self.constant:
             constant = _computed(self.constant[call.layer], call)
-            biased = live | constant.all(1) | (not self.effective)  # a filter of constants alone is one itself
+            biased = live | constant.all(1) | (not self.effective)  # a filter that reads only constants is a constant
             kept = kept | call.per_kernel(constant & biased[:, None])
         weight, bias = call.weight * kept, call.bias
         if call.layer in self.gain:
@@ -92,7 +91,7 @@ class Masks:
         return weight, bias
 
     def kernel(self, call: KernelCall) -> Tensor:
-        """Compute a kernel call with the kept kernels alone."""
+        """Compute a kernel call with only the kept kernels."""
         if call.layer not in self.kernels:
             return call.compute()
         running = self.running(call)
@@ -101,17 +100,17 @@ class Masks:
 
 
 class Subject:
-    """A model that is opened for a feature: surveyed and ready to run.
+    """A model opened for a feature: surveyed and ready to run.
 
     Args:
         network: The model.
         feature: The feature.
-        found: What the survey of the feature in the full model told.
+        found: The survey of the feature in the full model.
 
     Attributes:
-        network: As given.
-        feature: As given.
-        survey: As given.
+        network: The model.
+        feature: The feature.
+        survey: The survey of the feature in the full model.
         rows: The channels of its layer that the feature reads, int64.
         coefficients: The feature's coefficient on each.
     """
@@ -130,24 +129,24 @@ class Subject:
         Args:
             model: Any CNN; it is not changed.
             feature: The feature.
-            shape: (C, H, W) of an image; the first of the likely ones that the model takes, where it is not given.
+            shape: (C, H, W) of an image; if None, the first of the common shapes that the model accepts.
 
         Raises:
-            ConvCircuitsError: If the feature does not fit the model, or no shape of images does.
+            ConvCircuitsError: If the feature, or every image shape, does not fit the model.
         """
         network = model if isinstance(model, Network) else Network(model)
         return cls(network, feature, survey_of_unknown_size(network, feature, shape))
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """Which feature of which weights it is, in which versions: the beginning of a result's provenance."""
+        """The feature, the model's weights and the versions, as the start of a result's provenance."""
         return describe(self.network, self.feature, self.survey)
 
     def check(self, circuit: Circuit) -> None:
-        """Refuse a circuit that was not made for this unit of these weights.
+        """Check that a circuit belongs to this model and feature.
 
         Raises:
-            ConvCircuitsError: If it is none, or the weights' hashes or the features differ (their positions may).
+            ConvCircuitsError: If it is not a Circuit, or if its weights or its feature differ. The position may differ.
         """
         if not isinstance(circuit, Circuit):
             raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -163,13 +162,13 @@ class Subject:
         masks: Masks | None = None,
         watch: Callable[[KernelCall, Tensor], None] | None = None,
     ) -> Tensor:
-        """Run the full model, or the masked one; give the feature's maps, (N, H, W) or (N,).
+        """Run the full or the masked model and return the feature's maps, (N, H, W) or (N,).
 
-        Those of several units have an axis of units: (N, U, H, W) or (N, U).
+        For several units, the maps have an axis of units: (N, U, H, W) or (N, U).
 
-        ``watch`` is told of every kernel call and its output.
+        ``watch`` is called with every kernel call and its output.
         """
-        compute = _in_full if masks is None else masks.kernel
+        compute = (lambda call: call.compute()) if masks is None else masks.kernel
 
         def kernel(call: KernelCall) -> Tensor:
             output = compute(call)
@@ -177,7 +176,9 @@ class Subject:
                 watch(call, output)
             return output
 
-        output = self.output(images, kernel, masks).to(self.network.dtype)  # autocast inside a model may end in another
+        output = self.output(images, kernel, masks).to(
+            self.network.dtype
+        )  # autocast inside a model may return another dtype
         if not self.survey.direct:
             output = output.index_select(1, self.rows)
         if isinstance(self.feature.unit, tuple):
@@ -187,10 +188,10 @@ class Subject:
         return torch.einsum("nc...,c->n...", output, self.coefficients)
 
     def output(self, images: Tensor, kernel: Callable[[KernelCall], Tensor], masks: Masks | None) -> Tensor:
-        """Run up to the feature, every kernel call computed by ``kernel``; return the output of the feature's layer.
+        """Run the model with every kernel call computed by ``kernel``, and return the output of the feature's layer.
 
-        The model's own code runs, but for effective masks: there its graph does, in which what
-        is dead is told from what is live.
+        The model's own code runs, except with effective masks. Then its graph runs, which distinguishes dead values
+        from live ones.
         """
         rows = self.rows if self.survey.direct else None
         if masks is None or not masks.effective:
@@ -199,11 +200,11 @@ class Subject:
         return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
 
     def unread_filters(self, masks: Masks, images: Tensor) -> list[Tensor]:
-        """Return for each kernel call in order which filters are dead in a circuit and read by no gate, (out,) bool."""
+        """Return, for each kernel call in order, the filters that are dead and not read as a gate, (out,) bool."""
         return self.paths_on(images).unread_filters(masks.kernels, self.survey.rows)
 
     def paths_on(self, images: Tensor) -> Paths:
-        """Return the graph of batches of this shape."""
+        """Return the graph, with its rules, for batches of this shape."""
         if images.shape not in self._paths:
             if len(self._paths) >= _GRAPHS:
                 del self._paths[next(iter(self._paths))]
@@ -216,23 +217,23 @@ class Subject:
             if len(self._plans) >= 4 * _GRAPHS:
                 del self._plans[next(iter(self._plans))]
             plan = paths.plan(paths.live(masks.kernels)).to(self.network.device)
-            self._plans[key] = masks, plan  # the masks, so that their id stays taken
+            self._plans[key] = masks, plan  # keeps the masks alive, so that their id stays unique
         return self._plans[key][1]
 
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Return of some masks the kernels on a complete path image -> feature inside them."""
+        """Return the kernels that lie on a complete path image -> feature within the given masks."""
         if tuple(input_shape) == self.survey.input_shape:
             return self.survey.inside(kernels)
         return survey(self.network, self.feature, input_shape).inside(kernels)
 
     def kept(self, elements: Mapping[str, Tensor], granularity: str) -> Masks:
-        """Turn kept elements into masks of a run in which every bias stays."""
+        """Convert kept elements into the masks of a run that keeps every bias."""
         kernels, weights = masks_of(elements, granularity, self.survey.kernels)
         masks = Masks(kernels, effective=False, weights=weights, constant=self.survey.constant)
         return masks.to(self.network.device, self.network.dtype)
 
     def masks(self, circuit: Circuit, input_shape: tuple[int, ...], *, effective: bool) -> Masks:
-        """Turn a circuit into the masks of a run: its effective part, or all it keeps with every bias left."""
+        """Convert a circuit into the masks of a run: its effective part, or all that it keeps and every bias."""
         kernels, weights = masks_of(circuit.elements, circuit.granularity, self.survey.kernels)
         kernels = self.effective(kernels, input_shape) if effective else kernels
         masks = Masks(
@@ -260,7 +261,7 @@ class Subject:
 
         Args:
             circuit: The circuit.
-            granularity: The elements'.
+            granularity: Granularity of the returned elements.
             shapes: Layer name -> shape of the table of elements.
         """
         if circuit.granularity == granularity:
@@ -269,7 +270,7 @@ class Subject:
         return {layer: elements_with(mask, granularity, shapes[layer]) for layer, mask in kernels.items()}
 
     def _weight_shapes(self, input_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-        """Run once to see the weights that are really used, on the first of the likely images that fits."""
+        """Return the shapes of the weights that are actually used, from a run on the first image shape that fits."""
         shapes: dict[str, tuple[int, ...]] = {}
 
         def watch(call: KernelCall, output: Tensor) -> None:
@@ -277,8 +278,8 @@ class Subject:
                 shape = (len(self.survey.kernels[call.layer]), *call.weight.shape[1:])
                 if shapes.setdefault(call.layer, shape) != shape:
                     raise ConvCircuitsError(
-                        f"{call.layer} uses its weight in two shapes, {shapes[call.layer]} and {shape}, so single "
-                        "weights of it cannot be told; choose kernels or filters."
+                        f"{call.layer} uses its weight in two shapes, {shapes[call.layer]} and {shape}, so its single "
+                        "weights are ambiguous; choose granularity 'kernel' or 'filter'."
                     )
 
         for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
@@ -295,17 +296,13 @@ class Subject:
 
 
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
-    """Take a table's rows of the filters that are computed."""
+    """Return the rows of a table for the filters that a call computes."""
     return values if call.rows is None else values[call.rows]
 
 
 def _with_read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
-    """Put zeros in the place of channels that no kernel reads, where NaN or Inf is among them: 0 times that is NaN."""
+    """Zero the channels that no kernel reads if the input has NaN or Inf, since 0 times these is NaN."""
     read = mask.reshape(call.groups, -1, mask.shape[1]).any(1).flatten()
     if bool(read.all()) or bool(call.x.sum().isfinite()):
         return call
     return replace(call, x=call.x.masked_fill(call.spread(~read[None].expand(len(call.x), -1)), 0))
-
-
-def _in_full(call: KernelCall) -> Tensor:
-    return call.compute()

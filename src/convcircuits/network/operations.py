@@ -1,12 +1,12 @@
-"""What each ATen operation does with channels: the one table.
+"""The one table of what each ATen operation does with channels.
 
-A rule is a non-negative function of marks, tensors that are positive where a value is live (computed from the image by
-filters that are not dead): its result is positive where a value of the result depends on a live one. Run forwards it
-says what is live; its transpose, by autograd, what is needed. A rule also says whether dead values would meet live
-ones, so that they have to count for zero. Marks may have size 1 along dimensions in which they do not vary.
+Marks are tensors that are positive where a value is live, that is computed from the image by filters that are not dead.
+A rule is a non-negative function of marks, and positive where a value of the result depends on a live value. Run
+forwards, it finds live values; its transpose, by autograd, finds needed ones. A rule also tells whether dead values
+meet live ones, in which case they must be zero. Marks may have size 1 along dimensions in which they do not vary.
 
-An operation that is in no list is measured: it is tried on random values, slice by slice. What cannot be tried is
-refused.
+An operation that is in no list is measured by trying it on random values, slice by slice. If that is impossible, an
+error is raised.
 """
 
 import math
@@ -27,12 +27,12 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Only the form of the result depends on the tensors that are given.
+# Only the shape and dtype of the result depend on the inputs, not its values.
 _CONSTANTS = _names("""
 zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_stride
 sym_numel
 """)
-# Values are moved, repeated or left out; the operation itself runs on the marks.
+# Values are moved, repeated or omitted; the operation itself runs on the marks.
 _MOVES = _names("""
 view _unsafe_view reshape _reshape_alias permute transpose t slice select squeeze unsqueeze expand clone alias detach
 contiguous cat stack split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind flip roll
@@ -41,12 +41,12 @@ reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication
 index_select index gather index_put scatter slice_scatter select_scatter diagonal unfold im2col tril triu
 lift_fresh lift_fresh_copy narrow pad part_of_storage written_into_storage
 """)
-# Moves that add up what lands at one place.
+# Moves that add the values that land in one place.
 _GATHERS = _names("index_add scatter_add col2im")
-# Moves that keep or only turn dimensions, so that a mark need not be spread over all elements first.
+# Moves that keep or permute dimensions, so that marks need not be expanded first.
 _TURNS = _names("permute transpose t unsqueeze clone alias detach contiguous lift_fresh lift_fresh_copy")
 _CASTS = _names("_to_copy to type_as")
-# Each value is computed from those at the same place.
+# Element-wise operations.
 EACH = _names("""
 abs add sub rsub neg pow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos
 atan atan2 erf erfc erfinv reciprocal sign sgn round floor ceil trunc frac fmod remainder floor_divide maximum minimum
@@ -60,7 +60,7 @@ gcd lcm nextafter __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift
 """)
 _PRODUCTS = _names("mul div true_divide")
 _GATES = _names("sigmoid hardsigmoid _softmax")
-# Each channel by itself, over its last dimensions, as many as the name says.
+# Each channel by itself, over its last dimensions; their number is in the name.
 _AVERAGES = _names("avg_pool1d avg_pool2d avg_pool3d")
 _WINDOWS = _names("""
 max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
@@ -73,16 +73,16 @@ native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training 
 _batch_norm_no_update
 """)
 _RMS_NORMS = _names("_fused_rms_norm rms_norm")
-# One value of all along some dimensions.
+# All values along some dimensions give one.
 _REDUCTIONS = _names("""
 mean sum nansum nanmean amax amin max min aminmax argmax argmin median nanmedian kthvalue mode prod norm
 linalg_vector_norm var std var_mean std_mean logsumexp any all count_nonzero
 """)
-# Along a dimension each value is computed from those before it, or from all.
+# Each value is computed from earlier ones along a dimension (scans), or from all of them (orders).
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp _cummax_helper _cummin_helper")
 _ORDERS = _names("sort topk argsort msort")
 _FOURIER = _names("_fft_r2c _fft_c2r _fft_c2c")
-# Sums of products over a dimension of both factors.
+# Sums of products over a common dimension of two factors.
 _CONTRACTIONS = _names("""
 mm addmm bmm baddbmm addbmm mv addmv dot vdot matmul linear convolution _convolution convolution_overrideable
 mkldnn_convolution cudnn_convolution conv2d _cdist_forward cdist _trilinear einsum _scaled_dot_product_flash_attention
@@ -94,13 +94,13 @@ Rule = Callable[..., Any]
 
 
 def name_of(op: Any) -> str:
-    """Return the name of an operation, without overload and the underscore of in-place spellings."""
+    """Return the name of an operation, without its overload and without the underscore of in-place variants."""
     name: str = getattr(op, "_opname", None) or op.__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def is_constant(op: Any) -> bool:
-    """Return whether only the form of an operation's result depends on its tensors, and no value."""
+    """Return whether the values of an operation's result do not depend on those of its inputs."""
     return name_of(op) in _CONSTANTS
 
 
@@ -110,22 +110,22 @@ def is_contraction(op: Any) -> bool:
 
 
 def is_added_to(op: Any) -> bool:
-    """Return whether an operation adds a product to its first argument: ``addmm``."""
+    """Return whether an operation adds a product to its first argument, like ``addmm``."""
     return is_contraction(op) and name_of(op).startswith(("add", "badd"))
 
 
 def is_known(op: Any) -> bool:
-    """Return whether the table has a rule for an operation, so that it need not be measured."""
+    """Return whether the table has a rule for an operation, so that it is not measured."""
     return name_of(op) in _KNOWN
 
 
 def part_of_storage(x: Tensor, places: Tensor) -> Tensor:
-    """Return the elements of a tensor at places of the tensor laid flat, in the shape of ``places``."""
+    """Return the values of a tensor at indices of the flattened tensor, in the shape of ``places``."""
     return x.flatten()[places]
 
 
 def written_into_storage(x: Tensor, part: Tensor, places: Tensor) -> Tensor:
-    """Return a tensor with some of its elements replaced, at places of the tensor laid flat."""
+    """Return a tensor with the values at indices of the flattened tensor replaced."""
     return x.flatten().index_copy(0, places.flatten(), part.flatten().to(x.dtype)).reshape(x.shape)
 
 
@@ -135,7 +135,7 @@ def is_batch_norm(node: "Node") -> bool:
 
 
 def gives_a_list(node: "Node") -> bool:
-    """Return whether a recorded operation gives a list of tensors, though it be of one: ``split``."""
+    """Return whether a recorded operation returns a list of tensors, like ``split``, even if it has one item."""
     schema = getattr(node.op, "_schema", None)
     return schema is not None and str(schema.returns[0].type) == "List[Tensor]"
 
@@ -146,7 +146,7 @@ def is_padding(node: "Node") -> bool:
 
 
 def is_constant_fill(node: "Node") -> bool:
-    """Return whether a recorded operation puts constants in the place of all that it is given."""
+    """Return whether a recorded operation replaces all values of its first argument."""
     return node.name in ("copy", "fill", "zero")
 
 
@@ -155,16 +155,17 @@ class Operation:
     """What one recorded operation does with channels.
 
     Attributes:
-        rule: Marks of its inputs, in their order -> mark of its result, or one for each of several.
-        meets: Marks of its inputs -> whether dead values would meet live ones, so that they must be zero; or where,
-            for the one input that there is.
-        gate: Whether the result is a gate: a sigmoid's, or what is made of one alone (a view, a resized one, 1 - it).
-        moves: Whether values are only moved, repeated or left out.
-        over: Where they are not, the dimensions of its input along which values are mixed (from 0, the batch; a result
-            of fewer dimensions lacks them); None where it is not known which.
-        data: Which of two inputs is scaled by the other, a gate; None where none is.
-        changes: Marks of what changes of its inputs -> mark of what changes of its result; None where ``rule`` tells.
-            A dead value that a live gate scales stays dead, and changes.
+        rule: Marks of the inputs, in order -> mark of the result, or one mark for each of several results.
+        meets: Marks of the inputs -> whether dead values meet live ones, so that they must be zero; for a single input
+            possibly a tensor that tells where.
+        gate: Whether the result is a gate: the output of a sigmoid, or computed from one alone (a view, a resized gate,
+            1 - gate).
+        moves: Whether values are only moved, repeated or omitted.
+        over: Unless ``moves``, the dimensions of the input along which values are mixed (0 is the batch; a result of
+            fewer dimensions lacks them); None if unknown.
+        data: Index of the input that the other one, a gate, scales; None if there is no gate.
+        changes: Marks of changes in the inputs -> mark of changes in the result; None if it equals ``rule``. A dead
+            value that a live gate scales stays dead but changes.
     """
 
     rule: Rule
@@ -176,7 +177,7 @@ class Operation:
     changes: Rule | None = None
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
-        """Return for each input which values count for what they are: bool, live or where they meet nothing live."""
+        """Return, for each input, which values need not be zeroed, bool: those that are live or meet no live one."""
         meeting = self.meets(marks)
         if isinstance(meeting, Tensor):
             return [(mark > 0) | ~meeting for mark in marks]
@@ -185,12 +186,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is dead in a circuit, for a run of its graph.
+    """The dead values of a circuit, for a run of its graph.
 
     Attributes:
-        reads: Node -> which of the channels that a kernel call reads are live, (groups, channels or blocks).
-        silent: Node -> value -> mark by which the value is multiplied before the node reads it.
-        output: The mark of the output; None where all of it is live.
+        reads: Index of a kernel call's node -> which channels that it reads are live, (groups, channels or blocks).
+        silent: Index of a node -> number of a value -> mark, False where the value is zeroed before the node reads it.
+        output: The mark of the output; None if all of it is live.
     """
 
     reads: Mapping[int, Tensor]
@@ -198,20 +199,20 @@ class Plan:
     output: Tensor | None
 
     def to(self, device: torch.device) -> "Plan":
-        """Move it to a device."""
+        """Move the plan to a device."""
         silent = {place: {n: mark.to(device) for n, mark in marks.items()} for place, marks in self.silent.items()}
         reads = {place: read.to(device) for place, read in self.reads.items()}
         return Plan(reads, silent, None if self.output is None else self.output.to(device))
 
 
 def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
-    """Return what an operation that is no kernel call does with channels.
+    """Return what an operation other than a kernel call does with channels.
 
     Args:
         graph: The graph, for the shapes of its values.
         node: The operation.
-        gates: For the values before it, whether each is a gate.
-        constants: For the values before it, which parts are constants, not computed from the image: bool, as marks.
+        gates: Whether each earlier value is a gate, by number.
+        constants: Which parts of each earlier value are constants, not computed from the image: bool, as marks.
 
     Raises:
         ConvCircuitsError: If the operation is unknown and cannot be measured.
@@ -231,7 +232,7 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
     if name in _TURNS or (name in _MOVES and moves and argument(node, "reduce") is None):
         return Operation(_move(graph, node, distinct), _never, passing, moves=True, over=())
     if name in _REWRITES:
-        return Operation(_REWRITES[name](graph, node), _never, passing, moves=name in ("copy", "fill", "zero"))
+        return Operation(_REWRITES[name](graph, node), _never, passing, moves=is_constant_fill(node))
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(graph, node, gates, constants)
     if name in EACH or name in _PRODUCTS:
@@ -245,7 +246,7 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
 
 
 def _places(node: "Node") -> list[Any]:
-    """Return the arguments of an operation that say places of other values."""
+    """Return the arguments of an operation that are indices into other values."""
     given = [argument(node, name) for name in ("index", "indices", "repeats")]
     return [part for x in given for part in (x if isinstance(x, (tuple, list)) else [x])]
 
@@ -263,14 +264,18 @@ def _always(marks: Sequence[Tensor]) -> bool:
 
 
 def _varies(dims: Sequence[int]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Return where the first mark has a live value along some dimensions, which dead ones there meet."""
+    """Return a function that marks where the first input has a live value along some dimensions, to meet dead ones."""
     return lambda marks: marks[0].sum(tuple(dims), keepdim=True) > 0
 
 
+def _parameters(node: "Node") -> Sequence[Any]:
+    schema = getattr(node.op, "_schema", None)  # our own operations have none
+    return () if schema is None else schema.arguments
+
+
 def argument(node: "Node", name: str) -> Any:
-    """Return an argument of a recorded operation by its name; its default, or None, where it was not given."""
-    schema = getattr(node.op, "_schema", None)  # operations of our own have none
-    for place, known in enumerate(() if schema is None else schema.arguments):
+    """Return an argument of a recorded operation by name; its default, or None, if it was not given."""
+    for place, known in enumerate(_parameters(node)):
         if known.name == name:
             if place < len(node.args):
                 return node.args[place]
@@ -284,16 +289,8 @@ def argument(node: "Node", name: str) -> Any:
 def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
     name = node.name
     plain = name == "cat" and not any(isinstance(x, Tensor) for x in node.args[0])
-    schema = getattr(node.op, "_schema", None)
-    filled = (
-        []
-        if schema is None
-        else [
-            k
-            for k, known in enumerate(schema.arguments)
-            if known.name == "value" and k < len(node.args) and isinstance(node.args[k], (int, float))
-        ]
-    )
+    given = zip(_parameters(node), node.args, strict=False)
+    filled = [k for k, (known, x) in enumerate(given) if known.name == "value" and isinstance(x, (int, float))]
 
     def move(*marks: Tensor) -> Any:
         if plain:
@@ -305,7 +302,7 @@ def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
         args, kwargs = node.arguments(dict(zip(distinct, marks, strict=True)).__getitem__, _empty_of_values)
         args = tuple(0 if k in filled else a for k, a in enumerate(args))
         kwargs |= dict.fromkeys(kwargs.keys() & {"value"}, 0) | dict.fromkeys(kwargs.keys() & {"alpha"}, 1)
-        if "view" in name or name == "_reshape_alias":  # a mark's strides may be others
+        if "view" in name or name == "_reshape_alias":  # the strides of a mark may differ
             return args[0].reshape(args[1])
         return node.op(*args, **{k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")})
 
@@ -313,7 +310,7 @@ def _move(graph: "Graph", node: "Node", distinct: Sequence[int]) -> Rule:
 
 
 def _alike(marks: Sequence[Tensor], shapes: Sequence[torch.Size], dim: int) -> tuple[Tensor, ...]:
-    """Spread marks along the dimension of a concatenation, and along others as far as any of them varies."""
+    """Expand marks along the dimension of a concatenation, and along all dimensions in which any mark varies."""
     rank = marks[0].dim()
     shape = [max(mark.shape[d] for mark in marks) for d in range(rank)]
     spread = []
@@ -324,12 +321,12 @@ def _alike(marks: Sequence[Tensor], shapes: Sequence[torch.Size], dim: int) -> t
 
 
 def _empty_of_values(x: Tensor) -> Tensor:
-    """Return zeros in place of a constant, which no live value is in; numbers of places stay."""
+    """Return zeros for a constant, as it has no live values; indices stay."""
     return torch.zeros(x.shape) if x.is_floating_point() or x.is_complex() else x.cpu()
 
 
 def _emptied(graph: "Graph", node: "Node") -> Rule:
-    """Filling a tensor with constants: nothing live is left in it."""
+    """Return the rule for replacing all values by constants: none of them is live."""
     return lambda *marks: marks[0] * 0
 
 
@@ -346,16 +343,16 @@ _REWRITES = {
 }
 
 
-# ---------------------------------------- places that were computed
+# ---------------------------------------- indices that were computed
 
 
 def _between(mark: Tensor, shape: torch.Size, wanted: torch.Size, dim: int) -> Tensor:
-    """Collect a mark along the dimension of places, and along others in which only a part of the values is used."""
+    """Sum a mark along the indexed dimension, and along dimensions of which only a part is used."""
     return mark.sum([d for d in range(len(shape)) if d == dim or shape[d] != wanted[d]], keepdim=True)
 
 
 def _gathered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Take at each place any of the values along a dimension."""
+    """Return the rule for taking any value along a dimension at each position."""
     (shape,) = graph.shapes_of(node)
     dim, places = int(argument(node, "dim")) % len(shape), node.number_of(argument(node, "index"))
 
@@ -367,7 +364,7 @@ def _gathered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
 
 
 def _scattered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Write values to any of the places along a dimension."""
+    """Return the rule for writing values to any position along a dimension."""
     (shape,) = graph.shapes_of(node)
     dim, into = int(argument(node, "dim")) % len(shape), node.number_of(node.args[0])
 
@@ -379,7 +376,7 @@ def _scattered(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Se
 
 
 def _masked(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Write one number wherever a mask says."""
+    """Return the rule for writing one number where a mask is True."""
     given = [(place, node.number_of(x)) for place, x in enumerate(argument(node, "indices")) if x is not None]
     value = node.number_of(argument(node, "values"))
     size = argument(node, "values").numel() if value is None else graph.shapes[value].numel()
@@ -398,20 +395,22 @@ def _masked(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seque
 
 
 def _unpooled(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Write values to any of the places of their channel."""
+    """Return the rule for writing values to any position of their channel."""
     dims = (-2, -1) if "2d" in node.name else (-3, -2, -1)
     return Operation(lambda *marks: _summed([mark.sum(dims, keepdim=True) for mark in marks]), _several)
 
 
 def _looked_up(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Take rows of a table of constants."""
+    """Return the rule for taking rows of a constant table."""
     return Operation(lambda mark: mark.unsqueeze(-1), _never)
 
 
 def _indexed(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Take at each place any of the values along the dimensions of which places are computed."""
+    """Return the rule for taking any value along the dimensions with computed indices."""
     indices, whole = argument(node, "indices"), node.number_of(node.args[0])
-    if any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in indices):  # of several dimensions
+    if any(
+        isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in indices
+    ):  # a mask may span several dimensions
         return _measured(graph, node, distinct, shapes)
     numbers = [None if x is None else node.number_of(x) for x in indices]
     first: list[Any] = [
@@ -470,10 +469,10 @@ def _of_rank(mark: Tensor, rank: int) -> Tensor:
 
 
 def _product(graph: "Graph", node: "Node", gates: Mapping[int, bool], constants: Mapping[int, Tensor]) -> Operation:
-    """Return what a product of two maps does, or one of a map and a gate: a sigmoid's, a divisor, the smaller factor.
+    """Return the rule for a product of two maps, or of a map and a gate (a sigmoid, a divisor or the smaller factor).
 
-    A constant times a live value is live. Where a dead product is needed, as it is a gate itself, so is its dead gate:
-    ``by <= 0`` adds nothing to the mark, and counts in its transpose.
+    A constant times a live value is live. If a dead product is needed because it is a gate itself, its dead gate is
+    needed too: ``by <= 0`` adds nothing to the mark but counts in its transpose.
     """
     a, b = dict.fromkeys(node.inputs)
     sizes = [math.prod(graph.shapes[n]) for n in (a, b)]
@@ -508,16 +507,19 @@ def _dims(value: Any, rank: int) -> tuple[int, ...]:
     return tuple(int(d) % rank for d in (value if isinstance(value, (tuple, list)) else (value,)))
 
 
-def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
+def _window_dims(graph: "Graph", node: "Node") -> tuple[int, ...]:
     rank = len(graph.shapes[node.inputs[0]])
-    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+    return tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+
+
+def _window(graph: "Graph", node: "Node", gate: bool) -> Operation:
+    dims = _window_dims(graph, node)
     return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
 def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    """Averages over windows: exactly those live that have a live value in their window."""
-    rank, shape = len(graph.shapes[node.inputs[0]]), graph.shapes[node.inputs[0]]
-    dims = tuple(range(rank - int(next(c for c in node.name if c in "123")), rank))
+    """Return the rule for averages over windows: live exactly if there is a live value in the window."""
+    shape, dims = graph.shapes[node.inputs[0]], _window_dims(graph, node)
 
     def average(x: Tensor) -> Tensor:
         if all(x.shape[dim] == 1 for dim in dims):
@@ -556,10 +558,9 @@ def _scan(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(scan, _varies((dim,)), over=(dim,))
 
 
-def _order(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    rank = len(graph.shapes[node.inputs[0]])
+def _mixture(graph: "Graph", node: "Node", gate: bool) -> Operation:
     dim = argument(node, "dim")
-    dims = _dims(-1 if dim is None else dim, rank)
+    dims = _dims(-1 if dim is None else dim, len(graph.shapes[node.inputs[0]]))
     return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
@@ -575,7 +576,7 @@ def _layer_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
 
 
 def _rms_norm(graph: "Graph", node: "Node", constants: Mapping[int, Tensor]) -> Operation:
-    """Division by a norm: what is zero stays zero, and a constant beside live values becomes live."""
+    """Return the rule for division by a norm: zeros stay zero, and a constant beside live values becomes live."""
     (number,) = set(node.inputs)
     rank, constant = len(graph.shapes[number]), constants[number].float()
     dims = tuple(range(rank - len(node.args[1]), rank))
@@ -597,7 +598,7 @@ def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
 def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     if not argument(node, "training"):
         return Operation(lambda x: x, _never, gate, over=())
-    dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # an instance's own statistics, images laid into channels
+    dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # instance norm, with images laid out as channels
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), over=dims)
 
 
@@ -606,13 +607,8 @@ def _instance_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), gate, over=dims)
 
 
-def _fourier(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    dims = _dims(argument(node, "dim"), len(graph.shapes[node.inputs[0]]))
-    return Operation(lambda x: x.sum(dims, keepdim=True), _varies(dims), over=dims)
-
-
 def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    """Values of a map at places that a grid says."""
+    """Return the rule for sampling a map at the positions of a grid."""
     distinct = list(dict.fromkeys(node.inputs))
     kinds = [n == node.number_of(node.args[0]) for n in distinct]
     rank = len(graph.shapes_of(node)[0])
@@ -624,13 +620,13 @@ def _sampled(graph: "Graph", node: "Node", gate: bool) -> Operation:
 
 
 def _contraction(graph: "Graph", node: "Node", gate: bool) -> Operation:
-    """Sums of products with constants, which all values along the summed dimension go into."""
+    """Return the rule for sums of products with constants, which use all values along the summed dimension."""
     added = node.number_of(node.args[0]) if is_added_to(node.op) else None
     places = [node.number_of(x) for x in node.args[is_added_to(node.op) :][:2]]
     if node.name not in ("mm", "bmm", "mv", "addmm", "baddbmm", "addmv") or None not in places:
         raise ConvCircuitsError(
-            f"{node.layer or 'The model'} computes {node.name} of maps, which is not followed. Choose a feature before "
-            "it."
+            f"{node.layer or 'The model'} computes {node.name} of maps, which is not supported. Choose a feature "
+            "before it."
         )
     distinct, rank = list(dict.fromkeys(node.inputs)), len(graph.shapes_of(node)[0])
     dim = -1 if node.name.endswith("mv") or places[1] is None else -2
@@ -649,12 +645,11 @@ _TABLE: tuple[tuple[Collection[str], Callable[["Graph", "Node", bool], Operation
     (_BATCH_NORMS, _batch_norm),
     (_REDUCTIONS, _reduction),
     (_SCANS, _scan),
-    (_ORDERS, _order),
+    (_ORDERS | _FOURIER, _mixture),
     (("_softmax", "_log_softmax"), _softmax),
     (("native_layer_norm",), _layer_norm),
     (("native_group_norm",), _group_norm),
     (("instance_norm",), _instance_norm),
-    (_FOURIER, _fourier),
     (("grid_sampler_2d", "grid_sampler_3d"), _sampled),
     (_CONTRACTIONS, _contraction),
 )
@@ -662,17 +657,17 @@ _KNOWN = _CONSTANTS | _MOVES | _GATHERS | _CASTS | EACH | _PRODUCTS | _RMS_NORMS
 _KNOWN |= {name for names, _ in _TABLE for name in names}
 
 
-# ---------------------------------------- what is not known
+# ---------------------------------------- unknown operations
 
 
 _DRAWS = 2
 
 
 def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Sequence[torch.Size]) -> Operation:
-    """Try an unknown operation on random values: which slices of its result change when one slice of an input does.
+    """Measure on random values which slices of an unknown operation's result change with each slice of its inputs.
 
-    Slices lie along the second dimension (channels), and along the last where channels lie there; a mark that varies
-    along others counts as live wherever any of it is. Slices along the first tell whether images stay apart.
+    Slices are taken along dimension 1 and the last one, where channels may lie; a mark that varies along another
+    dimension counts as live everywhere if any of it is. Slices along dimension 0 show whether images stay separate.
     """
     patterns = [
         {dim: _pattern(graph, node, distinct, k, dim) for dim in {0, 1, len(shape) - 1} if dim < len(shape)}
@@ -695,7 +690,7 @@ def _measured(graph: "Graph", node: "Node", distinct: Sequence[int], shapes: Seq
 
 
 def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tensor:
-    """Bring a mark along one dimension through a measured pattern (slices of the result, slices of the input)."""
+    """Apply a measured pattern (slices of the result, slices of the input) to a mark along one dimension."""
     slices = mark.movedim(dim, 0).reshape(mark.shape[dim], -1).sum(1).expand(pattern.shape[1])
     reached = pattern.to(mark.dtype) @ slices
     form = [1] * len(shape)
@@ -705,7 +700,7 @@ def _through(mark: Tensor, pattern: Tensor, dim: int, shape: torch.Size) -> Tens
 
 
 def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, dim: int) -> list[Tensor]:
-    """Return for each result which of its slices change with which slices of an input: bool (result's, input's)."""
+    """Return, for each result, which of its slices change with which slices of an input, bool (result's, input's)."""
     generator = torch.Generator().manual_seed(0)
     count = graph.shapes[distinct[which]][dim]
     found: list[Tensor] | None = None
@@ -713,7 +708,7 @@ def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, 
         given = {n: _drawn(graph, node, n, generator, positive=draw % 2 == 1) for n in distinct}
         base = _tried(node, given)
         if not all(_same(a, b) for a, b in zip(base, _tried(node, given), strict=True)):
-            raise _untried(node, "it gives other values each time")
+            raise _untried(node, "it returns different values each time")
         for c in range(count):
             changed = given[distinct[which]].clone()
             fresh = _drawn(graph, node, distinct[which], generator, positive=draw % 2 == 1)
@@ -730,7 +725,7 @@ def _pattern(graph: "Graph", node: "Node", distinct: Sequence[int], which: int, 
 
 def _drawn(graph: "Graph", node: "Node", number: int, generator: torch.Generator, *, positive: bool) -> Tensor:
     if not graph.dtypes[number].is_floating_point:
-        raise _untried(node, f"it reads values of type {graph.dtypes[number]}, which were chosen or counted")
+        raise _untried(node, f"it reads values of type {graph.dtypes[number]}, which may be indices or counts")
     values = torch.randn(graph.shapes[number], generator=generator, dtype=torch.float64)
     return (values.abs() if positive else values).to(graph.dtypes[number])
 
@@ -743,13 +738,13 @@ def _tried(node: "Node", given: Mapping[int, Tensor]) -> list[Tensor]:
     tensors = [result for result in results if isinstance(result, Tensor)]
     for result in tensors:
         if result.layout is not torch.strided:
-            raise _untried(node, f"it gives a tensor of layout {result.layout}")
+            raise _untried(node, f"it returns a tensor of layout {result.layout}")
     return tensors
 
 
 def _untried(node: "Node", why: str) -> ConvCircuitsError:
     return ConvCircuitsError(
-        f"{node.layer or 'The model'} computes {node.op}, which convcircuits does not know and could not try out "
+        f"{node.layer or 'The model'} computes {node.op}, which convcircuits does not know and could not measure "
         f"({why}). Choose a feature before it, or report the operation."
     )
 
@@ -759,7 +754,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Return which slices of a result differ along ``dim``; where it has no such dimension, whether any value does."""
+    """Return which slices of a result differ along ``dim``, or whether any value does if it has no such dimension."""
     different = (a != b) & ~((a != a) & (b != b))
     if dim >= a.dim():
         return different.any().reshape(1)
@@ -769,13 +764,13 @@ def _changed(a: Tensor, b: Tensor, dim: int) -> Tensor:
 # ---------------------------------------- files
 
 
-# Spellings of the above by which a module says less than a recording: no size of a batch or a map.
+# Variants of the above that a module uses instead, because they do not depend on the size of a batch or a map.
 _SPELLINGS = _names("""
 batch_norm instance_norm group_norm layer_norm softmax log_softmax log_sigmoid matmul linear flatten unflatten movedim
 swapaxes expand_as view_as_real view_as_complex real imag square fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn
 """)
-# Memory that nobody wrote to; operations that believe the sizes they are given, each with a spelling that checks them.
+# Uninitialized memory, and operations that do not check the sizes given to them but have a variant that does.
 _LEFT_OUT = _names("""
 empty_like new_empty new_empty_strided _reshape_alias native_group_norm _fused_rms_norm
 part_of_storage written_into_storage __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift gcd lcm embedding
@@ -783,9 +778,9 @@ max_unpool2d max_unpool3d
 """)
 _LEFT_OUT |= _BATCH_NORMS | _FOURIER | _CONTRACTIONS - _names("mm addmm bmm baddbmm mv addmv matmul linear")
 IN_FILES = (_KNOWN | _SPELLINGS) - _LEFT_OUT
-"""Names of the operations that a file may hold, if the overload makes tensors alone and writes to none."""
+"""Names of the operations that a file may contain, if the overload returns only tensors and writes to none."""
 NOT_IN_FILES = _names("""
 view.dtype repeat_interleave.Tensor repeat_interleave.self_Tensor where.default index.Tensor_hacked_twin
 index_put.hacked_twin narrow.Tensor to.prim_dtype to.prim_other mm.dtype bmm.dtype addmm.dtype baddbmm.dtype
 """)
-"""Overloads of them that no file may hold: bits taken for others, shapes that depend on values, what one device has."""
+"""Overloads that no file may contain: bit casts, shapes that depend on values, and support on one device only."""

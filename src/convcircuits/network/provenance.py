@@ -1,4 +1,4 @@
-"""Where a result comes from: enough to tell what it is and to make it again."""
+"""Provenance: enough to identify a result and to compute it again."""
 
 import hashlib
 import platform
@@ -15,7 +15,7 @@ from convcircuits.version import __version__
 
 
 def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, Any]:
-    """Return which feature of which weights it is, in which versions."""
+    """Return the feature, the model's weights and the versions."""
     return {
         "model": network.name,
         "weights": weights_hash(network, survey),
@@ -30,9 +30,9 @@ def describe(network: Network, feature: Feature, survey: Survey) -> dict[str, An
 
 
 def weights_hash(network: Network, survey: Survey) -> str:
-    """Hash the weights of the modules that run before the feature is reached (hexadecimal, 32 digits).
+    """Return a hash of the weights of the modules that run up to the feature (32 hexadecimal digits).
 
-    Every byte is read, at 1 to 2 GB/s: a cache by version would miss what is written through ``.data``.
+    Every byte is read, at 1 to 2 GB/s, because a cache by tensor version would miss writes through ``.data``.
     """
     whole = hashlib.sha256()
     for name, tensor in sorted(network.state(survey.modules).items()):
@@ -42,14 +42,14 @@ def weights_hash(network: Network, survey: Survey) -> str:
 
 
 def check_same_model(provenance: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuse a circuit or scores that belong to other weights.
+    """Check that a circuit or scores belong to the present weights.
 
     Raises:
         ConvCircuitsError: If the hashes of the weights differ.
     """
     if provenance.get("weights") != present["weights"]:
         raise ConvCircuitsError(
-            f"This belongs to another model: it was made with {provenance.get('model')} of weights "
-            f"{str(provenance.get('weights'))[:8]}, and the model given is {present['model']} of weights "
+            f"This belongs to another model: it was made with {provenance.get('model')} with weights "
+            f"{str(provenance.get('weights'))[:8]}, but the given model is {present['model']} with weights "
             f"{present['weights'][:8]}. Give the model it was made with, or find the circuit again."
         )

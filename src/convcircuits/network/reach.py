@@ -1,10 +1,10 @@
-"""Which kernels reach a feature: on some path image -> feature, in the full model or inside a circuit.
+"""Find the kernels on a path image -> feature, in the full model or inside a circuit.
 
-The model is run once on two random images and recorded as a graph of operations (``graph``). Marks are followed through
-it by the rules of ``operations``: a value is live if it is computed from the image by kernels that are kept, and a
-kernel is on a path if it reads a live channel and writes one that the feature needs. Weights' values play no part. What
-is computed from constants alone is never live: a kernel that reads a constant channel has no path from the image, and
-its term is part of its filter's bias.
+The model is run once on two random images and recorded as a graph of operations (``graph``). Marks are propagated
+through it by the rules of ``operations``: a value is live if it is computed from the image by kept kernels, and a
+kernel is on a path if it reads a live channel and writes one that the feature needs. The values of weights do not
+matter. Values computed from constants alone are never live: a kernel that reads a constant channel has no path from the
+image, and its term is part of its filter's bias.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import ConvCall, KernelCall, LinearCall
-from convcircuits.network.capture import Network, checked_output
+from convcircuits.network.capture import Network, checked_output, no_such_call
 from convcircuits.network.graph import Graph
 from convcircuits.network.operations import Operation, Plan, operation_of
 from convcircuits.network.recording import Recorder
@@ -25,19 +25,19 @@ from convcircuits.values.feature import Feature
 
 @dataclass(frozen=True)
 class Survey:
-    """What one recording of a model tells about a feature.
+    """What one recording of a model shows about a feature.
 
     Attributes:
         kernels: Layer name -> bool (out, in per group), in execution order: kernels on a path image -> feature.
-        constant: Layer name -> bool (out, in per group), for these layers: kernels that only ever read constants. They
+        constant: Layer name -> bool (out, in per group), for the same layers: kernels that read only constants. They
             are part of their filter's bias.
-        rows: Channels that the feature reads in its layer.
+        rows: Channels of its layer that the feature reads.
         coefficients: The feature's coefficient on each of them.
-        direct: The layer's output is that of its one kernel call, so that other filters need not be computed.
+        direct: Whether the layer's output is that of its one kernel call, so that other filters need not be computed.
         copied: Layers whose input is overwritten in place later in the same pass.
-        modules: Names of the modules that run, and of the layers whose weights are used, before the feature is reached.
+        modules: Names of the modules that run up to the feature, and of the layers whose weights are used.
         input_shape: (C, H, W) of the image.
-        paths: The graph of two images, with what its operations do.
+        paths: The graph for two images, with its rules.
     """
 
     kernels: dict[str, Tensor]
@@ -51,19 +51,19 @@ class Survey:
     paths: "Paths"
 
     def inside(self, kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return of some kernels those on a complete path image -> feature among them: layer name -> (out, in)."""
+        """Return those of some kernels that form a complete path image -> feature: layer name -> (out, in)."""
         found = self.paths.found(self.paths.live(kernels), self.rows)
         return {layer: found[layer] & mask.cpu() for layer, mask in kernels.items()}
 
 
 @dataclass(frozen=True)
 class Live:
-    """What is live in a circuit.
+    """The live values of a circuit.
 
     Attributes:
-        marks: By number of the value, a bool tensor that broadcasts to its shape.
-        reads: By place of a kernel call's node, which channels it reads live, (groups, channels or blocks).
-        conducting: Likewise the kept kernels that read a live channel, (out, in per group).
+        marks: Number of a value -> bool tensor that broadcasts to its shape.
+        reads: Index of a kernel call's node -> which channels that it reads are live, (groups, channels or blocks).
+        conducting: Index of a kernel call's node -> the kept kernels that read a live channel, (out, in per group).
     """
 
     marks: dict[int, Tensor]
@@ -72,15 +72,15 @@ class Live:
 
 
 class Paths:
-    """A graph of operations, with what each does to channels.
+    """A graph of operations, with the rule of each.
 
     Args:
         graph: The graph.
 
     Attributes:
         graph: The graph.
-        operations: What each node does with channels; None for kernel calls.
-        full: What is live in the full model. All else is a constant.
+        operations: The rule of each node; None for kernel calls.
+        full: The live values of the full model. All others are constants.
 
     Raises:
         ConvCircuitsError: If an operation is unknown and cannot be measured.
@@ -99,12 +99,13 @@ class Paths:
             self._follow(place, self.full, None, None)
 
     def live(self, kernels: Mapping[str, Tensor] | None, images: Tensor | None = None) -> Live:
-        """Follow what is live from the images on.
+        """Propagate live values from the images to the feature.
 
         Args:
-            kernels: Layer name -> bool (out, in per group): kernels that are kept; all are of a layer that is not
-                named. None for the full model.
-            images: Which of the images change, (n,) bool: the marks are then of what changes. None for what is live.
+            kernels: Layer name -> bool (out, in per group): kept kernels. Layers without a mask keep all; None means
+                the full model.
+            images: The images that change, (n,) bool, to mark the values that change with them. None to mark live
+                values.
         """
         live = self._images(images)
         for place in range(len(self.graph.nodes)):
@@ -112,12 +113,12 @@ class Paths:
         return live
 
     def _images(self, images: Tensor | None) -> Live:
-        """Return what is live before the first operation."""
+        """Return the marks before the first operation."""
         image = torch.ones(1, dtype=torch.bool) if images is None else images
         return Live({0: image.reshape(-1, 1, 1, 1).expand(-1, self.graph.shapes[0][1], -1, -1)}, {}, {})
 
     def _follow(self, place: int, live: Live, kernels: Mapping[str, Tensor] | None, images: Tensor | None) -> None:
-        """Add what is live of an operation's results."""
+        """Add the marks of an operation's results."""
         node = self.graph.nodes[place]
         given = [live.marks[n] for n in dict.fromkeys(node.inputs)]
         if node.call is not None:
@@ -134,7 +135,7 @@ class Paths:
         live.marks.update(zip((n for n in node.outputs if n is not None), results, strict=True))
 
     def found(self, live: Live, rows: Tensor) -> dict[str, Tensor]:
-        """Follow what the feature needs back from its rows: layer name -> (out, in per group), kernels on a path."""
+        """Return the kernels on a path to the feature's rows: layer name -> (out, in per group)."""
         found: dict[str, Tensor] = {}
         for place, on_path in self.found_by_call(live, rows).items():
             call = self.graph.nodes[place].call
@@ -143,12 +144,12 @@ class Paths:
         return found
 
     def found_by_call(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
-        """Return by place of a kernel call's node, (out, in per group), its kernels on a path."""
+        """Return the kernels on a path by index of the kernel call's node, (out, in per group)."""
         need = self.needed(live, rows)
         return {place: table & self._rows_needed(place, need)[:, None] for place, table in live.conducting.items()}
 
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
-        """Return for each kernel call, in order, which filters are dead in a circuit and not read, as a gate is."""
+        """Return, for each kernel call in order, the filters that are dead in a circuit and not read as a gate."""
         live, full = self.live(kernels), self.full.conducting
         need = self.needed(live, rows)
         return [
@@ -157,7 +158,7 @@ class Paths:
         ]
 
     def _rows_needed(self, place: int, need: Mapping[int, Tensor]) -> Tensor:
-        """Return which filters of a kernel call are needed, (out,)."""
+        """Return the filters of a kernel call that are needed, (out,) bool."""
         node = self.graph.nodes[place]
         (shape,), (number,) = self.graph.shapes_of(node), node.outputs
         assert node.call is not None
@@ -167,7 +168,7 @@ class Paths:
         return _per_channel(need[number], dim, shape[dim])
 
     def needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
-        """Follow back what the feature needs, by number of the value: what is dead and counts for zero is not."""
+        """Return marks of the values that the feature needs, by number. Dead values that are zeroed are not needed."""
         graph = self.graph
         output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
         need = {graph.output: output.reshape(1, -1, *[1] * (len(graph.shapes[graph.output]) - 2))}
@@ -203,7 +204,7 @@ class Paths:
         return need
 
     def plan(self, live: Live) -> Plan:
-        """Return what is dead in a circuit, and where it must count for zero; the model's constants stay."""
+        """Return the dead values of a circuit and where they must be zero. Constants of the full model stay."""
         silent = {}
         for place, (node, operation) in enumerate(zip(self.graph.nodes, self.operations, strict=True)):
             given = {n: live.marks[n] for n in node.inputs}
@@ -219,10 +220,10 @@ class Paths:
         return Plan(live.reads, silent, None if bool(output.all()) else output)
 
     def check_images_apart(self, layer: str) -> None:
-        """Refuse a model in which one image changes what is computed of another.
+        """Check that no image of a batch changes the values computed for another.
 
         Raises:
-            ConvCircuitsError: If one does, naming the first layer that reads it.
+            ConvCircuitsError: If one does; the message names the first layer that reads such a value.
         """
         count = self.graph.shapes[0][0]
         live = self.live(None, torch.arange(count) == 0)
@@ -231,14 +232,14 @@ class Paths:
             mark = live.marks[number]
             if (len(mark) != 1 and bool(mark[1:].any())) or (len(mark) == 1 and bool(mark.any())):
                 raise ConvCircuitsError(
-                    f"What {where} computes of one image depends on the other images of the batch, so it is no feature "
-                    "of an image. Choose a feature before it."
+                    f"The input or output of {where} for one image depends on the other images of the batch, so it is "
+                    "not a feature of an image. Choose a feature before it."
                 )
 
     def through(self, place: int, marks: list[Tensor], *, changes: bool = False) -> list[Tensor]:
-        """Bring marks of what an operation reads, one for each value in order, through it; one for each result.
+        """Apply an operation's rule to the marks of its distinct inputs, in order, and return one mark per result.
 
-        The marks are of what is live; with ``changes``, of what changes.
+        The marks are of live values or, with ``changes``, of values that change.
         """
         operation = self.operations[place]
         assert operation is not None
@@ -249,7 +250,7 @@ class Paths:
 
 
 def _fitted(mark: Tensor, shape: torch.Size) -> Tensor:
-    """Return a mark that broadcasts to a shape; of a result of another form, one for all of it."""
+    """Return the mark if it broadcasts to a shape, else a single value for all of it."""
     if mark.dim() == len(shape) and all(m in (1, n) for m, n in zip(mark.shape, shape, strict=True)):
         return mark
     return mark.sum().reshape((1,) * len(shape))
@@ -260,7 +261,7 @@ def _add(need: dict[int, Tensor], number: int, mark: Tensor) -> None:
 
 
 def _as_wide(mark: Tensor, shape: torch.Size) -> Tensor:
-    """Bring a mark to the shape of another that it broadcasts with."""
+    """Sum or expand a mark to a shape that it broadcasts with."""
     both = [max(m, n) for m, n in zip(mark.shape, shape, strict=True)]
     return mark.float().expand(both).sum_to_size(shape)
 
@@ -275,12 +276,12 @@ def _channel_dim(call: KernelCall, rank: int) -> int:
 
 
 def _per_channel(mark: Tensor, dim: int, channels: int) -> Tensor:
-    """Return for each channel whether any of it is marked, (channels,)."""
+    """Return whether any value of each channel is marked, (channels,) bool."""
     return mark.movedim(dim, 0).flatten(1).any(1).expand(channels)
 
 
 def _within_channels(call: KernelCall | None, mark: Tensor) -> bool:
-    """Return whether a kernel call reads channels, or blocks, that are live at some places and dead at others."""
+    """Return whether a kernel call reads channels or blocks that are live at some positions and dead at others."""
     assert call is not None
     by_channel = mark.movedim(_channel_dim(call, mark.dim()), 0)
     blocks = call.blocks if isinstance(call, LinearCall) and len(by_channel) > 1 else len(by_channel)
@@ -308,7 +309,7 @@ def _along_channels(call: KernelCall, values: Tensor, shape: torch.Size) -> Tens
 
 
 def _along_inputs(call: KernelCall, values: Tensor, shape: torch.Size) -> Tensor:
-    """Spread one bool for each channel or block that a call reads along its input."""
+    """Expand one bool per channel or block that a call reads along its input."""
     spread = values.repeat_interleave(shape[_channel_dim(call, len(shape))] // len(values))
     return _along_channels(call, spread, shape)
 
@@ -317,7 +318,7 @@ def _along_inputs(call: KernelCall, values: Tensor, shape: torch.Size) -> Tensor
 
 
 def survey(network: Network, feature: Feature, input_shape: tuple[int, ...]) -> Survey:
-    """Find which kernels are on a path from the image to the feature.
+    """Record a model and find the kernels on a path from the image to the feature.
 
     Args:
         network: The model.
@@ -326,16 +327,16 @@ def survey(network: Network, feature: Feature, input_shape: tuple[int, ...]) -> 
 
     Raises:
         ConvCircuitsError: If the layer, the call or the unit does not exist, if the layer runs several times and
-            the feature does not say which call, if no kernel lies on a path, or if what the model does cannot be
-            followed.
+            the feature does not name the call, if no kernel lies on a path, or if the model does something that is not
+            supported.
     """
     if not isinstance(feature, Feature):
-        raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; Feature.parse reads its text form.")
+        raise ConvCircuitsError(f"Expected a Feature, got {feature!r}; use Feature.parse for the text form.")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape, generator=generator).to(network.device, network.dtype)
     sharing = network.shared
     watcher = _watched(network, feature, images)
-    if network.shared != sharing:  # the model writes to its weights, and was begun again with its own
+    if network.shared != sharing:  # the model writes to its weights, so the run was restarted with copies of them
         watcher = _watched(network, feature, images)
     return watcher.finish(tuple(input_shape))
 
@@ -350,7 +351,7 @@ def _watched(network: Network, feature: Feature, images: Tensor) -> "_Watcher":
             if watcher.output is None:
                 raise
         except Exception as error:
-            # What comes after the feature need not run: a head may want another image size.
+            # Layers after the feature need not run: a head may expect another image size.
             if watcher.output is None:
                 raise ConvCircuitsError(
                     f"{network.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
@@ -359,7 +360,7 @@ def _watched(network: Network, feature: Feature, images: Tensor) -> "_Watcher":
 
 
 class _Watcher:
-    """Watches a run of the whole model, which is recorded up to the feature."""
+    """Observes a run of the whole model, which is recorded up to the feature."""
 
     def __init__(self, network: Network, feature: Feature, images: Tensor) -> None:
         self.network, self.feature = network, feature
@@ -378,12 +379,12 @@ class _Watcher:
             shape = _table(call)
             if self.shapes.setdefault(call.layer, shape) != shape:
                 raise ConvCircuitsError(
-                    f"Two kernel calls of different shape, {self.shapes[call.layer]} and {shape}, go by the "
-                    f"name {call.layer!r}: their weights are computed in one module's forward. Give each its own "
-                    "nn.Conv2d or nn.Linear."
+                    f"Two kernel calls named {call.layer!r} differ in shape, {self.shapes[call.layer]} and {shape}, "
+                    "because their weights are computed in the forward of one module. Give each its own nn.Conv2d or "
+                    "nn.Linear."
                 )
             self.read.append((call.layer, call.x, call.x._version))
-            self.modules[call.layer] = None  # its weight may be registered with a module that does not run
+            self.modules[call.layer] = None  # the module that owns the weight may not run
         result = self.recorder.kernel(call)
         self.last = (result, call)
         self.own_calls += self.network.runs_itself(self.target)
@@ -392,8 +393,8 @@ class _Watcher:
     def on_exit(self, module: nn.Module, output: Any) -> None:
         if self.output is None:
             self.modules[self.network.running()] = None
-            if _is_quantised(module):
-                raise self.recorder.undecided("is quantised (give the model from before that)")
+            if ".quantized" in type(module).__module__:
+                raise self.recorder.undecided("is quantized (give the model from before quantization)")
         if module is not self.target:
             return
         self.calls += 1
@@ -412,11 +413,10 @@ class _Watcher:
     def finish(self, input_shape: tuple[int, ...]) -> Survey:
         name, layer = self.network.name, self.feature.layer
         if self.output is None:
-            count = "never runs" if self.calls == 0 else f"runs only {self.calls} times"
-            raise ConvCircuitsError(f"{layer} {count} when {name} is called, so it carries no such feature.")
+            raise no_such_call(self.feature, self.calls, name)
         if self.calls > 1 and self.feature.call is None:
             raise ConvCircuitsError(
-                f"{layer} runs {self.calls} times in one forward pass of {name}; say which call is meant: "
+                f"{layer} runs {self.calls} times in one forward pass of {name}; name the call with "
                 f"Feature({layer!r}, ..., call=k), or {layer}#k:unit as text, with k from 0 to {self.calls - 1}."
             )
         paths = Paths(self.recorder.graph())
@@ -437,7 +437,7 @@ class _Watcher:
             {name: ~mask for name, mask in read.items()},
             self.rows,
             self.coefficients,
-            self.direct and self.calls == 1,  # other calls of the layer need all its filters
+            self.direct and self.calls == 1,  # other calls of the layer need all filters
             frozenset(layer for layer, x, version in self.read if x._version != version),
             tuple(self.modules),
             input_shape,
@@ -445,12 +445,8 @@ class _Watcher:
         )
 
 
-def _is_quantised(module: nn.Module) -> bool:
-    return ".quantized" in type(module).__module__
-
-
 def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:
-    """List image shapes that a model may want, the likeliest first."""
+    """Return image shapes that a model may expect, the most likely first."""
     for name in ("default_cfg", "pretrained_cfg"):
         config = getattr(model, name, None)
         size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
@@ -465,11 +461,11 @@ def survey_of_unknown_size(network: Network, feature: Feature, input_shape: Sequ
     """Survey a model on images of a given shape, or of the first shape that it accepts.
 
     Raises:
-        ConvCircuitsError: If it accepts none.
+        ConvCircuitsError: If the model accepts none of them.
     """
     if input_shape is not None:
         if len(input_shape) != 3:
-            raise ConvCircuitsError(f"input_shape is (C, H, W) of an image; got {input_shape!r}.")
+            raise ConvCircuitsError(f"input_shape must be the (C, H, W) of an image; got {input_shape!r}.")
         return survey(network, feature, tuple(input_shape))
     network.layer(feature.layer)
     for shape in guessed_input_shapes(network.module):

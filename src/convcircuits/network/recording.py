@@ -1,8 +1,8 @@
-"""Record a model up to a feature as a graph: run it once, and keep what is dispatched below functions and methods.
+"""Record a model up to a feature as a graph, by running it once and keeping the dispatched ATen operations.
 
-What a write into a tensor does to other views of its memory is recorded as a value of its own, so that each value is
-computed once from those before it. What depends on the images' values, draws random numbers or mixes maps in a way
-that is not followed is refused.
+The effect of a write on other views of the memory is recorded as a separate value, so that each value is computed once,
+from earlier ones. Models that depend on the values of the images, draw random numbers or mix maps in an unsupported way
+raise an error.
 """
 
 import weakref
@@ -35,16 +35,16 @@ from convcircuits.values.feature import Feature
 
 
 def record_graph(network: Network, feature: Feature, images: Tensor) -> Graph:
-    """Run a model up to the feature and record what it does.
+    """Run a model up to the feature and return the recorded graph.
 
     Args:
         network: The model.
-        feature: Names the layer, and the call where it runs several times.
-        images: The batch to run on; the graph is of batches of this shape.
+        feature: The feature, which names the layer and, if it runs several times, the call.
+        images: The batch to run on; the graph is for batches of this shape.
 
     Raises:
-        ConvCircuitsError: If what the model does depends on the images' values, is random, or multiplies by weights
-            other than by ``conv2d`` and ``linear``.
+        ConvCircuitsError: If the operations depend on the values of the images, are random, or multiply by weights
+            other than with ``conv2d`` and ``linear``.
     """
     recorder = Recorder(network, feature, images)
     with torch.no_grad(), recorder:
@@ -54,12 +54,12 @@ def record_graph(network: Network, feature: Feature, images: Tensor) -> Graph:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what is dispatched while it is active, from the images on until it is stopped.
+    """Records the operations on the images that are dispatched while it is active, until ``stop`` is called.
 
     Args:
         network: The model that runs.
-        feature: The feature, for messages.
-        images: The batch that the model is run on.
+        feature: The feature, for error messages.
+        images: The batch on which the model runs.
     """
 
     def __init__(self, network: Network, feature: Feature, images: Tensor) -> None:
@@ -68,10 +68,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: list[Node] = []
         self._values: list[tuple[torch.Size, torch.dtype]] = []
         self._numbers: Any = WeakIdKeyDictionary()  # tensor -> number of its value
-        self._memory: Any = WeakIdKeyDictionary()  # tensor with a number -> the memory that it was seen in
+        self._memory: Any = WeakIdKeyDictionary()  # tensor with a number -> its memory when it was seen
         self._learned: Any = WeakIdKeyDictionary()  # constants that were computed from parameters
         self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
-        self._roots: dict[int, Tensor] = {}  # of storages that were written to: what views of them are read from
+        self._roots: dict[int, Tensor] = {}  # storage that was written to -> the tensor from which its views are read
         self._output: int | None = None
         self._recording = True
         self._whole = _Whole(self)
@@ -88,10 +88,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which is slow and leaves an environment variable
+        return False  # else torch imports its compiler, which is slow and sets an environment variable
 
     def graph(self) -> Graph:
-        """Return what was recorded of all that the output is computed from."""
+        """Return the recorded operations from which the output is computed."""
         assert self._output is not None
         shapes, dtypes = zip(*self._values, strict=True)
         wanted, nodes = {self._output}, []
@@ -102,11 +102,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Graph(tuple(reversed(nodes)), shapes, dtypes, self._output)
 
     def stop(self, output: Tensor) -> None:
-        """Record no more; ``output`` is the output of the feature's layer."""
+        """Stop recording; ``output`` is the output of the feature's layer."""
         with self._paused():
             if not self._is_of_image(output):
                 raise ConvCircuitsError(
-                    f"The output of {self._feature.layer} does not depend on the image, so it carries no feature."
+                    f"The output of {self._feature.layer} does not depend on the image, so it has no feature; "
+                    "choose another layer."
                 )
             self._output = self._number(output)
         self._recording = False  # for good
@@ -124,28 +125,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._learned[output] = True
                 return output
             if len(call.x) != len(self._images):
-                raise self.undecided(
-                    "reads what is no longer one map per image (windows or tokens, cut along the batch)"
-                )
+                raise self.undecided("reads windows or tokens split along the batch")
             args = (Ref(self._number(call.x)),)
             kind = call.x.device.type
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if not self._network.shared:  # the model writes to its weights
                 call = replace(call, weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
-            self._add(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
+            self._nodes.append(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
 
     def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
-        """Compute an operation that torch makes of others, and record it as one node."""
+        """Compute an operation that torch composes of others, and record it as one node."""
         if not self._recording or not any(map(self._is_of_image, tensors_in(args))):
             return op(*args)
         return self._computed(op, args, {})
 
     def undecided(self, what: str) -> ConvCircuitsError:
-        """Return the error of a model that does what cannot be followed."""
+        """Return the error for a model that does something unsupported."""
         where, layer = self._network.running() or self._network.name, self._feature.layer
         return ConvCircuitsError(
-            f"{where} {what}, so it cannot be told which kernels reach {layer}. Choose a feature before it."
+            f"{where} {what}, so the kernels that reach {layer} are unknown. Choose a feature before it."
         )
 
     def __torch_dispatch__(
@@ -157,7 +156,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = tensors_in((args, kwargs))
         if name_of(func) == "rrelu_with_noise":
             known = _by_name(func, args, kwargs)
-            if not known["training"]:  # in eval mode its random slope is the mean
+            if not known["training"]:  # in eval mode, its random slope is replaced by the mean
                 leaky = torch.ops.aten.leaky_relu_ if func._schema.name.endswith("_") else torch.ops.aten.leaky_relu
                 with self._inside():
                     return leaky(known["self"], (known["lower"] + known["upper"]) / 2)
@@ -169,13 +168,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for x in tensors_in(result):
                     self._learned[x] = True
             return result
-        if name_of(func).startswith("_foreach_"):  # torch's own loop over the lists
+        if name_of(func).startswith("_foreach_"):  # torch loops over the lists
             with self._inside():
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         self._check(func, given)
         if name_of(func) == "as_strided":
             return self._restrided(func, args, kwargs)
-        if name_of(func) in _SAME:  # which torch may do once or thrice
+        if name_of(func) in _SAME:  # how often torch calls these varies
             number, result = self._number(args[0]), func(*args, **kwargs)
             self._hold(result, number)
             return result
@@ -185,30 +184,29 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _random(self, func: Any) -> ConvCircuitsError:
         return ConvCircuitsError(
-            f"{self._network.running() or self._network.name} draws random numbers ({name_of(func)}) in eval mode: its "
-            "map is another at every run, and no figure would mean anything. Make it deterministic (functional dropout "
-            "needs training=self.training), or choose a feature before it."
+            f"{self._network.running() or self._network.name} draws random numbers ({name_of(func)}) in eval "
+            "mode, so its maps differ in every run and their figures would be meaningless. Make it deterministic "
+            "(functional dropout needs training=self.training), or choose a feature before it."
         )
 
     def _check(self, func: Any, given: Sequence[Tensor]) -> None:
-        """Refuse what depends on the image's values, and weights that are met by other products than kernel calls."""
+        """Check that an operation neither depends on the values of the image nor multiplies by a weight."""
         name = name_of(func)
         chosen = [x for x in given[1:] if self._is_of_image(x)]
         indexed = name in ("index", "masked_select") and all(x.dtype in (torch.int32, torch.int64) for x in chosen)
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags) and not indexed:
-            raise self.undecided(f"decides by a map's values ({_SPOKEN.get(name, name)})")
+            raise self.undecided(f"depends on the values of a map ({_SPOKEN.get(name, name)})")
         constants = [x for x in given if not self._is_of_image(x)]
         weights = [x for x in constants if x.dim() > 1 and (isinstance(x, nn.Parameter) or x in self._learned)]
         if weights and (is_contraction(func) or not (is_known(func) or name in _PARTS)):
             raise ConvCircuitsError(
                 f"{self._network.running() or self._network.name} multiplies by a weight with {name}; convcircuits "
-                "follows weights in conv2d and linear. Write it as nn.Conv2d or nn.Linear, or choose a feature before "
-                "it."
+                "supports weights of conv2d and linear only. Use nn.Conv2d or nn.Linear, or choose a feature before it."
             )
         if name in ("put", "take"):
-            raise self.undecided(f"counts places through all images of a batch ({name})")
+            raise self.undecided(f"uses indices across all images of a batch ({name})")
         if is_contraction(func) and sum(map(self._is_of_image, given[is_added_to(func) :])) > 1:
-            raise self.undecided(f"mixes maps by {name}")
+            raise self.undecided(f"mixes maps with {name}")
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[int | str, Any] = dict(enumerate(args))
@@ -216,7 +214,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = _written(func, len(args))
         op = _functional(func)
         if op is None or any(not isinstance(given.get(key), Tensor) for key in written):
-            raise self.undecided(f"writes to tensors in a way that is not followed ({func})")
+            raise self.undecided(f"writes to tensors in an unsupported way ({func})")
         before = [self._before_write(given[key]) for key in written]
         known = {known.name for known in op._schema.arguments}
         result = self._computed(op, args, {key: value for key, value in kwargs.items() if key in known})
@@ -233,22 +231,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _computed(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute and record an operation that writes to nothing."""
         name = name_of(op)
-        if name in _PARTS and (name != "copy" or self._is_of_image(args[1])):  # a copied constant is no map
+        if name in _PARTS and (name != "copy" or self._is_of_image(args[1])):  # a copied constant is not a map
             with self._inside():
                 return _PARTS[name](*args, **kwargs)
         encoded = self._encoded(args), self._encoded(kwargs)
         with self._paused():
             result = op(*args, **kwargs)
         outputs = tuple(self._put(x) if isinstance(x, Tensor) else None for x in _results(result))
-        self._add(Node(op, *encoded, None, outputs, self._network.running()))
+        self._nodes.append(Node(op, *encoded, None, outputs, self._network.running()))
         return result
 
     def _restrided(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Follow a view by strides that changes none which matters, as poolings make; refuse others."""
+        """Record a view with equal strides, as poolings create, and raise an error for any other."""
         x, number, before = args[0], self._number(args[0]), _steps(args[0])
         result = func(*args, **kwargs)
         if _steps(result) != before or result.storage_offset() != x.storage_offset():
-            raise self.undecided("reads the memory of a map by strides")
+            raise self.undecided("reads the memory of a map with other strides")
         self._hold(result, number)
         return result
 
@@ -262,9 +260,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return {key: self._encoded(part) for key, part in value.items()}
         return type(value)(self._encoded(part) for part in value) if type(value) in (tuple, list) else value
 
-    def _add(self, node: Node) -> None:
-        self._nodes.append(node)
-
     def _put(self, x: Tensor) -> int:
         """Record a new value of a tensor, and return its number."""
         number = len(self._values)
@@ -273,13 +268,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return number
 
     def _hold(self, x: Tensor, number: int) -> None:
-        """Remember which value a tensor holds, and where its memory lies."""
+        """Store which value a tensor holds, and where its memory is."""
         self._numbers[x], self._memory[x] = number, _memory(x)
         self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """Record what an operation is made of, from inside of it."""
+        """Record the operations inside an operation."""
         super().__enter__()  # type: ignore[no-untyped-call]
         try:
             yield
@@ -298,11 +293,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_of_image(self, x: Tensor) -> bool:
         if x in self._numbers and self._memory[x] != _memory(x):
-            raise self.undecided("assigns to a map's .data (give what is assigned a name of its own, or use copy_)")
+            raise self.undecided("assigns to the .data of a map (assign to a new name instead, or use copy_)")
         return x in self._numbers or _storage(x) in self._roots or self._alias(x) is not None
 
     def _alias(self, x: Tensor) -> Tensor | None:
-        """Return a tensor whose value is known and whose memory is that of ``x``."""
+        """Return a tensor with a known value that shares its memory with ``x``."""
         key = _storage(x)
         if not key:
             return None
@@ -313,7 +308,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def _number(self, x: Tensor) -> int:
-        """Return the number of a tensor's value; one that shares another's memory is a part of it."""
+        """Return the number of a tensor's value, recording it first if it is a view of another tensor's memory."""
         if x in self._numbers:
             return int(self._numbers[x])
         whole = self._roots.get(_storage(x), self._alias(x))
@@ -322,11 +317,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._hold(x, self._numbers[whole])
         else:
             args = (Ref(self._number(whole)), self._places(x, whole))
-            self._add(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
+            self._nodes.append(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
         return int(self._numbers[x])
 
     def _places(self, part: Tensor, whole: Tensor) -> Tensor:
-        """Return where the elements of a tensor lie in another one of the same memory, laid flat."""
+        """Return the indices of a tensor's values in another, flattened tensor that shares its memory."""
         size = whole.untyped_storage().nbytes() // whole.element_size()
         memory = torch.full((size,), -1)
         memory[_elements(whole, size).flatten()] = torch.arange(whole.numel())
@@ -334,21 +329,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             places = memory[_elements(part, size)]
             if bool((places >= 0).all()):
                 return places
-        raise self.undecided("reads the memory of a map in another form")
+        raise self.undecided("reads the memory of a map as another dtype or beyond its bounds")
 
     def _before_write(self, x: Tensor) -> tuple[Tensor, Any]:
-        """Return the tensor that other views of the memory of ``x`` are read from, and its value before the write."""
+        """Return the tensor from which views of the memory of ``x`` are read, and its value before the write."""
         root = self._roots.get(_storage(x), x if x._base is None else x._base)
         if _geometry(root) == _geometry(x):
             return root, None
         return root, self._encoded(root)
 
     def _overwrite(self, x: Tensor, new: Tensor, root: Tensor, old: Any) -> None:
-        """Write a recorded value into a tensor; record the new value of the memory's root, forget what views held."""
+        """Write a recorded value to a tensor, record the new value of the memory's root and forget those of views."""
         if new.dtype != x.dtype:
             with self._inside():
                 new = new.to(x.dtype)
-        if not x.numel():  # an empty tensor for the output takes the form of what is written
+        if not x.numel():  # an empty out= tensor takes the shape of what is written
             x.resize_(new.shape)
             root, old = x, None
         x.copy_(new)
@@ -359,7 +354,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             args = (old, Ref(number), self._places(x, root))
             node = Node(written_into_storage, args, {}, None, (self._put(root),), self._network.running())
-            self._add(node)
+            self._nodes.append(node)
         key = _storage(x)
         self._roots[key] = root
         for reference in self._of_storage.get(key, []):
@@ -369,7 +364,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Whole(TorchFunctionMode):
-    """Has a recorder record as one what torch would show it in parts: images laid into channels, a map wrapped around.
+    """Has a recorder record instance norm and circular padding as one node each, not as the parts that are dispatched.
 
     Args:
         recorder: The recorder.
@@ -407,19 +402,19 @@ def _padding(input: Tensor, pad: Sequence[int], mode: str, value: float | None =
     return input, list(pad), mode, value
 
 
-_SAME = ("alias", "detach", "lift_fresh")  # the same tensor, as another object
+_SAME = ("alias", "detach", "lift_fresh")  # the same values, as another object
 _SPOKEN = {"_local_scalar_dense": "item"}
 
 
 def _written(func: Any, positional: int) -> tuple[int | str, ...]:
-    """Return which arguments an operation overwrites, by place or, where they are given by name, by name."""
+    """Return which arguments an operation overwrites, by position or, if they are keyword arguments, by name."""
     schema = enumerate(func._schema.arguments)
     written = [(place, known.name) for place, known in schema if known.alias_info and known.alias_info.is_write]
     return tuple(place if place < positional else name for place, name in written)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """List the tensors among an operation's arguments."""
+    """Return the tensors among an operation's arguments."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -428,7 +423,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a call by their names."""
+    """Return all arguments of a call by name."""
     schema = enumerate(func._schema.arguments)
     return {
         known.name: args[place] if place < len(args) else kwargs.get(known.name, known.default_value)
@@ -437,7 +432,7 @@ def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 
 
 def _functional(op: Any) -> Any:
-    """Return the operation that makes what another one writes; itself, if it writes nothing; None if there is none."""
+    """Return the out-of-place variant of an operation: itself if it writes nothing, None if there is none."""
     schema = op._schema
     if not schema.is_mutable:
         return op
@@ -457,7 +452,7 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return data * gate.sigmoid()
 
 
-# Operations that are recorded as several: so a gate is told from what it scales, and what is copied from where to.
+# Operations recorded as several, to distinguish a gate from the map it scales, and a copy from its destination.
 _PARTS: dict[str, Callable[..., Tensor]] = {
     "glu": _glu,
     "lerp": lambda x, end, weight: x + (end - x) * weight,
@@ -480,12 +475,12 @@ def _storage(x: Tensor) -> int:
 
 
 def _steps(x: Tensor) -> list[tuple[int, int | None]]:
-    """Return the size and the stride along each dimension; along one of size 1 no stride matters."""
+    """Return the size and stride of each dimension, without the stride if the size is 1, as it does not matter then."""
     return [(size, stride if size > 1 else None) for size, stride in zip(x.shape, x.stride(), strict=True)]
 
 
 def _memory(x: Tensor) -> tuple[Any, ...]:
-    """Return where a tensor lies in which memory, to tell whether it is still there."""
+    """Return the memory of a tensor and its position there, to detect whether it was moved."""
     return (_storage(x), x.storage_offset(), _steps(x)) if x.layout is torch.strided else ()
 
 

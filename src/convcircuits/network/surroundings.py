@@ -1,4 +1,4 @@
-"""What surrounds a call: it neither changes a result, nor is it changed."""
+"""The global state around a call: it must not change results, and calls must not change it."""
 
 import functools
 import os
@@ -16,9 +16,9 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function give the same inside ``with torch.autocast(...)`` as outside, in the model's own precision.
+    """Decorate a function to run in the model's own precision, even inside ``with torch.autocast(...)``.
 
-    Where a model's ``forward`` itself uses autocast, that is part of the model and stays.
+    Autocast inside the model's ``forward`` is part of the model and stays on.
     """
 
     @functools.wraps(function)
@@ -34,7 +34,7 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def environment_kept() -> Iterator[None]:
-    """Take back the environment variable that parts of torch set for good when they are first imported."""
+    """Unset the environment variable that parts of torch set when they are first imported."""
     before = os.environ.get(_CACHE)
     try:
         yield

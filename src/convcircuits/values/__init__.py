@@ -1,1 +1,1 @@
-"""Data alone: features, tables by layer, scores, circuits, figures, and what a file may say of their origin."""
+"""Plain data: features, tables by layer, scores, circuits, figures, and the provenance that files may hold."""

@@ -1,4 +1,4 @@
-"""A circuit: which kernels, filters or weights are kept. Only data; other modules run, measure and draw it."""
+"""A circuit: the kernels, filters or weights that are kept. It is only data; other modules run, measure and draw it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,20 +27,21 @@ _SHARED = ("model", "weights", "feature", "granularity", "versions")
 class Circuit:
     """The kernels, filters or weights of a model that are kept for one feature.
 
-    Equality means: the same feature of the same weights, the same elements, the same calibration.
+    Two circuits are equal if they have the same feature, weights, elements and calibration.
 
     Attributes:
         feature: The feature that is preserved.
-        elements: Layer name -> kept or not, bool, in execution order; shape (out, in per group), for filters (out,),
-            for weights the weight's own.
-        saliency: Layer name -> the saliency the elements were pruned by, same shapes; NaN where none was given.
-        relevant: How many elements lie on a path from the image to the feature in the full model.
-        gain: Layer name -> shape (out,): a calibration, y' = gain * y + offset on the raw output of the layer,
-            before any BatchNorm. Empty where there is none.
-        offset: Layer name -> shape (out,), as ``gain``.
-        provenance: How the circuit came about, as JSON values.
-        granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter
-            keeps all its relevant kernels; of a kernel that is kept, single weights may be dropped.
+        elements: Layer name -> whether each element is kept, bool, in execution order. The shape is (out, in per group)
+            for kernels, (out,) for filters and the weight's own for weights.
+        saliency: Layer name -> the saliency by which the elements were pruned, in the same shapes; NaN for elements
+            without a score.
+        relevant: Number of elements on a path from the image to the feature in the full model.
+        gain: Layer name -> shape (out,). Together with ``offset`` a calibration: y' = gain * y + offset on the raw
+            output of the layer, before any BatchNorm. Empty without a calibration.
+        offset: Layer name -> shape (out,), like ``gain``.
+        provenance: How the circuit was made, as JSON values.
+        granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter keeps all
+            its relevant kernels; a circuit of weights may drop single weights of a kernel.
     """
 
     feature: Feature
@@ -61,11 +62,11 @@ class Circuit:
         for table in (self.saliency, self.gain, self.offset):
             for layer, values in table.items():
                 if values.dtype not in SCORE_DTYPES:
-                    raise ConvCircuitsError(f"A table of {layer} holds {values.dtype}; expected floating point.")
+                    raise ConvCircuitsError(f"A table of {layer} has dtype {values.dtype}; expected floating point.")
         for layer, mask in self.elements.items():
             if mask.dtype != torch.bool or not fits(mask, self.granularity):
                 raise ConvCircuitsError(
-                    f"The mask of {layer} is {mask.dtype} of shape {tuple(mask.shape)}; "
+                    f"The mask of {layer} has dtype {mask.dtype} and shape {tuple(mask.shape)}; "
                     f"expected bool of shape {SHAPES[self.granularity]}."
                 )
         shapes = {layer: mask.shape for layer, mask in self.elements.items()}
@@ -74,7 +75,7 @@ class Circuit:
         for name, table in (("gain", self.gain), ("offset", self.offset)):
             for layer, values in table.items():
                 if not bool(values.isfinite().all()):
-                    raise ConvCircuitsError(f"The {name} of {layer} holds NaN or Inf.")
+                    raise ConvCircuitsError(f"The {name} of {layer} contains NaN or Inf.")
                 if layer not in shapes or values.shape != shapes[layer][:1]:
                     raise ConvCircuitsError(
                         f"The {name} of {layer} has shape {tuple(values.shape)}; expected one value per filter of "
@@ -82,7 +83,7 @@ class Circuit:
                     )
         if len(self) > self.relevant:
             raise ConvCircuitsError(
-                f"The circuit keeps {len(self)} {self.granularity}s, more than the {self.relevant} that are relevant."
+                f"The circuit keeps {len(self)} {self.granularity}s, but only {self.relevant} are relevant."
             )
 
     @classmethod
@@ -95,22 +96,22 @@ class Circuit:
         granularity: str = "kernel",
         input_shape: tuple[int, int, int] | None = None,
     ) -> "Circuit":
-        """Make a circuit from masks of your own.
+        """Build a circuit from custom masks.
 
         Args:
             model: The model that the masks belong to.
             feature: The feature.
-            masks: Layer name -> shape (out, in per group), for filters (out,), for weights the weight's own; bool,
-                or numbers of which those not zero are kept. A layer that is left out keeps nothing. Elements on no path
-                to the feature are not counted as kept.
+            masks: Layer name -> mask of shape (out, in per group) for kernels, (out,) for filters and the weight's own
+                for weights. Masks are bool or numeric; nonzero means kept. A layer that is missing keeps nothing.
+                Elements on no path to the feature are dropped.
             granularity: What one value of a mask stands for: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
-            input_shape: (C, H, W) of an image; guessed where not given.
+            input_shape: (C, H, W) of an image; guessed if None.
 
         Returns:
-            A circuit whose saliency is 1 for kept elements and 0 for the others: nothing was scored.
+            A circuit whose saliency is 1 for kept elements and 0 for the other relevant ones, as nothing was scored.
 
         Raises:
-            ConvCircuitsError: If a layer or the granularity is unknown, a mask has another shape, or no input shape
+            ConvCircuitsError: If a layer or the granularity is unknown, a mask has the wrong shape, or no input shape
                 fits.
 
         Examples:
@@ -124,21 +125,21 @@ class Circuit:
         relevant, provenance = relevant_elements(model, feature, granularity, input_shape)
         table = LayerTable(relevant)
         if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
-            raise ConvCircuitsError(f"masks maps layer names to tensors of shape {SHAPES[granularity]}.")
+            raise ConvCircuitsError(f"masks must map layer names to tensors of shape {SHAPES[granularity]}.")
         for layer, mask in masks.items():
             if mask.shape != table[layer].shape:
                 raise ConvCircuitsError(
                     f"The mask of {layer} has shape {tuple(mask.shape)}; expected {tuple(table[layer].shape)}, "
-                    f"that is {SHAPES[granularity]} (granularity={granularity!r})."
+                    f"which is {SHAPES[granularity]} (granularity={granularity!r})."
                 )
-        kernels = {
+        elements = {
             layer: masks[layer].detach().cpu().bool() & r if layer in masks else torch.zeros_like(r)
             for layer, r in table.items()
         }
-        saliency = {layer: kernels[layer].float().masked_fill(~r, torch.nan) for layer, r in table.items()}
+        saliency = {layer: elements[layer].float().masked_fill(~r, torch.nan) for layer, r in table.items()}
         return cls(
             feature,
-            LayerTable(kernels),
+            LayerTable(elements),
             LayerTable(saliency),
             relevant=sum(int(r.sum()) for r in table.values()),
             provenance=provenance | {"granularity": granularity, "made_by": "from_masks"},
@@ -149,14 +150,14 @@ class Circuit:
         return sum(int(mask.sum()) for mask in self.elements.values())
 
     def __bool__(self) -> bool:
-        return True  # an empty circuit is still a circuit; ask len()
+        return True  # an empty circuit is still a circuit; its size is len()
 
     @property
     def kernels(self) -> LayerTable:
-        """The elements, where these are kernels: layer name -> kept or not, bool (out, in per group).
+        """The kernel masks of a circuit of kernels: layer name -> bool (out, in per group).
 
         Raises:
-            ConvCircuitsError: If they are filters or weights.
+            ConvCircuitsError: If the elements are filters or weights.
         """
         return of_kernels(self.elements, self.granularity)
 
@@ -191,7 +192,7 @@ class Circuit:
 
     def _combined(self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str) -> "Circuit":
         self._check_comparable(other)
-        # What the two share of their model; how each was found stands under "from".
+        # Only what the two have in common; how each was found is kept under "from".
         shared = {k: v for k, v in self.provenance.items() if k in _SHARED}
         if self.provenance.get("images") == other.provenance.get("images") is not None:
             shared["images"] = self.provenance["images"]
@@ -206,7 +207,7 @@ class Circuit:
 
     def _check_comparable(self, other: "Circuit") -> None:
         if not isinstance(other, Circuit):
-            raise ConvCircuitsError(f"A circuit combines and compares with a Circuit; got {type(other).__name__}.")
+            raise ConvCircuitsError(f"A circuit combines or compares only with a Circuit; got {type(other).__name__}.")
         for what, mine, theirs in (
             ("features", self.feature, other.feature),
             ("weights", self.provenance.get("weights"), other.provenance.get("weights")),
@@ -216,11 +217,11 @@ class Circuit:
             if mine != theirs:
                 raise ConvCircuitsError(
                     f"The two circuits have different {what} ({mine} and {theirs}); "
-                    "only circuits of one feature of one model, of one granularity, combine and compare."
+                    "only circuits of the same feature, model and granularity can be combined or compared."
                 )
 
     def iou_by_layer(self, other: "Circuit") -> dict[str, float]:
-        """Return elements in both / elements in either, from 0 to 1, per layer; 1 where neither keeps any."""
+        """Return, for each layer, elements in both / elements in either, from 0 to 1; 1 if neither keeps any."""
         self._check_comparable(other)
         return {
             layer: _iou(int((mask & other[layer]).sum()), int((mask | other[layer]).sum()))
@@ -234,7 +235,7 @@ class Circuit:
         return printable(f"Circuit({self.feature}{how}, {counted})")
 
     def summary(self) -> str:
-        """Tabulate the layers: elements kept, and filters of which any are."""
+        """Tabulate, for each layer, the elements kept and the filters with any kept element."""
         width = max([len(printable(layer)) for layer in self.elements] + [5])
         lines = [repr(self), f"{'layer':<{width}}  {self.granularity + 's kept':>21}  {'filters kept':>13}"]
         lines += [
@@ -247,8 +248,8 @@ class Circuit:
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the layers as a table, in execution order.
 
-        Its columns are the layer, the elements kept and relevant (``kernels_kept`` and ``kernels``, or as the
-        granularity says), and the filters of which any element is kept, and all filters.
+        The columns are ``layer``, the elements kept and relevant (``kernels_kept`` and ``kernels``, or the same for
+        weights or relevant filters), ``filters_kept`` (filters with any kept element) and ``filters``.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
@@ -260,21 +261,21 @@ class Circuit:
     def to_networkx(
         self, model: nn.Module, *, input_shape: tuple[int, int, int] | None = None
     ) -> "networkx.MultiDiGraph":
-        """Return the circuit as a graph: filters are its nodes, effective kernels its edges.
+        """Return the circuit as a graph with filters as nodes and effective kernels as edges.
 
-        A circuit alone does not know which filter an input channel comes from, so the model is asked. Every node and
-        every edge lies on a path from the image to the feature inside the circuit.
+        The model is needed because a circuit does not store which filter an input channel comes from. Every node and
+        edge lies on a path from the image to the feature inside the circuit.
 
-        Nodes are ``(layer, filter)`` and ``("image", channel)``; what is added, scaled or mixed by no filter is
-        ``("add 12", channel)`` and the like. Each has a ``kind`` (``"filter"``, ``"image"``, ``"add"``, ``"gate"``,
-        ``"mix"`` or ``"target"``) and the ``layer`` that computes it. An edge of ``kind`` ``"kernel"`` has the
-        ``layer``, ``filter`` and ``channel`` (counted inside the group) of the kernel and its ``saliency``; edges of
-        the kinds ``"identity"``, ``"gate"``, ``"mix"`` and ``"readout"`` have no weights. ``graph["target"]`` is the
+        Nodes are ``(layer, filter)`` and ``("image", channel)``; results of additions, gates and mixtures are
+        ``("add 12", channel)`` and the like. Each node has a ``kind`` (``"filter"``, ``"image"``, ``"add"``,
+        ``"gate"``, ``"mix"`` or ``"target"``) and the ``layer`` that computes it. An edge of ``kind`` ``"kernel"`` has
+        the ``layer``, ``filter`` and ``channel`` (counted inside the group) of the kernel and its ``saliency``; edges
+        of the kinds ``"identity"``, ``"gate"``, ``"mix"`` and ``"readout"`` have no weights. ``graph["target"]`` is the
         feature's node.
 
         Args:
             model: The model that the circuit belongs to.
-            input_shape: (C, H, W) of an image; that of the images the circuit was found on if not given.
+            input_shape: (C, H, W) of an image; that of the images on which the circuit was found if None.
 
         Raises:
             ConvCircuitsError: If networkx is not installed (extra ``notebook``), the circuit belongs to other weights,
@@ -285,7 +286,7 @@ class Circuit:
             >>> graph.graph["target"]
             ('features.5', 1)
         """
-        from convcircuits.drawing.filters import graph_of_filters  # a step from values to the model, as from_masks is
+        from convcircuits.drawing.filters import graph_of_filters  # like from_masks, a step from values to the model
 
         return graph_of_filters(model, self, input_shape)
 
@@ -299,7 +300,7 @@ class Circuit:
         return card(repr(self), ("layer", f"{elements} kept", "filters kept"), rows, notes)
 
     def _layers(self) -> list[tuple[str, int, int, int, int]]:
-        """List by layer the elements kept and relevant, the filters of which any are kept, and all filters."""
+        """List each layer with its elements kept and relevant, its filters with a kept element and all its filters."""
         return [
             (
                 layer,
@@ -316,7 +317,7 @@ def iou(a: Circuit, b: Circuit) -> float:
     """Return the overlap of two circuits: elements in both / elements in either, from 0 to 1.
 
     Raises:
-        ConvCircuitsError: If they are circuits of different features, models or granularities.
+        ConvCircuitsError: If the circuits differ in feature, model or granularity.
 
     Examples:
         >>> a, b = cc.prune(scores, kernels=30), cc.prune(scores, kernels=20)
@@ -324,7 +325,7 @@ def iou(a: Circuit, b: Circuit) -> float:
         True
     """
     if not isinstance(a, Circuit):
-        raise ConvCircuitsError(f"iou compares two Circuits; got {type(a).__name__}.")
+        raise ConvCircuitsError(f"iou compares two circuits; got {type(a).__name__}, expected Circuit.")
     return _iou(len(a & b), len(a | b))
 
 

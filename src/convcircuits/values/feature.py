@@ -1,4 +1,4 @@
-"""A feature: what a circuit is to preserve."""
+"""A feature: what a circuit preserves."""
 
 import hashlib
 import re
@@ -23,31 +23,31 @@ _TEXT = re.compile(
 )
 _UNITS = re.compile(r"\d+(,\d+)*,?")
 _DIRECTION = re.compile(r"direction(-[0-9a-f]{8})?")
-_MOST_IN_FILE_NAME = 6  # units that a file name spells out
+_MOST_IN_FILE_NAME = 6  # units that are spelled out in a file name
 
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """One unit of a layer, several at once, or a direction in its channel space, at some positions of its map.
+    """One unit of a layer, several units, or a direction in its channel space, at some positions of its map.
 
     Args:
         layer: Name of the module whose output carries the feature, as in ``model.named_modules()``.
-        unit: The channel's number; several numbers (a list, tuple, range or integer array), all of which one circuit
-            is to preserve; or a direction, one coefficient per channel (a 1-D tensor, array or list of floats).
-            Several units keep their order, and their maps an axis of units, (N, U, H, W), even where it is one unit.
+        unit: The index of a channel; several indices (a list, tuple, range or integer array), which one circuit
+            preserves together; or a direction with one coefficient per channel (a 1-D tensor, array or list of floats).
+            Several units keep their order, and their maps have an axis of units, (N, U, H, W), even if there is one.
         position: Which positions of the map count: ``"all"``; ``"max"``, the argmax of each image and unit in the
-            *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (where these
-            are fewer than four, the central ones: ``Interior``); or ``(h, w)``, from 0.
-        call: Which call of the layer, from 0, where it runs several times in one forward pass.
+            *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (the
+            central ones if there are fewer than four, see ``Interior``); or ``(h, w)``, counted from 0.
+        call: Index of the layer's call, from 0, if it runs several times in one forward pass.
 
     Raises:
-        ConvCircuitsError: If an argument is of another form. Whether layer, unit and position exist is checked
-            when the feature meets a model.
+        ConvCircuitsError: If an argument has the wrong form. Whether the layer, unit and position exist is checked
+            when the feature is used with a model.
 
     Examples:
         >>> cc.Feature("features.5", 1)
         Feature(features.5:1)
-        >>> cc.Feature("features.5", [0, 2], position="interior")  # several units, which one circuit preserves
+        >>> cc.Feature("features.5", [0, 2], position="interior")  # several units, preserved by one circuit
         Feature(features.5:0,2@interior)
         >>> cc.Feature.parse("features.5:1@max").position
         'max'
@@ -60,7 +60,7 @@ class Feature:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, str) or not self.layer:
-            raise ConvCircuitsError(f"A feature's layer is a module's name such as 'features.10'; got {self.layer!r}.")
+            raise ConvCircuitsError(f"layer must be the name of a module, such as 'features.10'; got {self.layer!r}.")
         object.__setattr__(self, "unit", _checked_unit(self.unit))
         object.__setattr__(self, "position", _checked_position(self.position))
         if self.call is not None:
@@ -68,25 +68,25 @@ class Feature:
 
     @classmethod
     def parse(cls, text: str, *, names: Callable[[str, str], int] | None = None) -> "Feature":
-        """Read the text form ``layer:unit`` or ``layer:3,9,40``, followed by a position unless all of them count.
+        """Parse the text form ``layer:unit`` or ``layer:3,9,40``, with an optional position.
 
-        A position is ``@max``, ``@center``, ``@interior`` or ``@h,w``.
+        The position is ``@max``, ``@center``, ``@interior`` or ``@h,w``; without one, all positions count.
 
         ``layer#k:unit`` names call k of a layer that runs several times; ``layer:3,`` is a set of one unit.
 
         Args:
-            text: The text form. That of a direction only tells it from others; directions live in files.
-            names: Gives the unit that a layer and a class name mean, so that ``fc:golden retriever`` can be read:
+            text: The text form. A direction cannot be parsed: its text form only identifies it.
+            names: Maps a layer and a class name to a unit, so that ``fc:golden retriever`` can be parsed, as
                 ``LoadedModel.feature`` does.
 
         Raises:
-            ConvCircuitsError: If the text has another form.
+            ConvCircuitsError: If the text does not have this form.
         """
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         unit = None if match is None else _read_unit(match["layer"], match["what"], names)
         if match is None or unit is None:
             raise ConvCircuitsError(
-                f"{text!r} names no feature; write layer:unit, for example features.10:9, "
+                f"{text!r} is not a feature; write layer:unit, for example features.10:9, "
                 "features.10:9@max, features.10:9@center, features.10:9@interior or features.10:9@3,5 "
                 "(features.10:3,9,40 is several units, relu#1:9 call 1 of a layer that runs several times)."
             )
@@ -144,11 +144,14 @@ class Feature:
         return safe_name(self._text(unit))
 
     def rows(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Return the channels the feature reads and its coefficient on each, for a layer of that many channels.
+        """Return the channels that the feature reads and its coefficient on each.
+
+        Args:
+            channels: Number of channels of the feature's layer.
 
         Returns:
-            Channel numbers (int64) and coefficients (float64), both of shape (r,). Several units come in their order,
-            each with coefficient 1.
+            Channel indices (int64) and coefficients (float64), both of shape (r,). Several units keep their order and
+            have the coefficient 1.
 
         Raises:
             ConvCircuitsError: If the unit or the direction does not fit the layer.
@@ -170,15 +173,15 @@ class Feature:
         return torch.tensor(units), torch.ones(len(units), dtype=torch.float64)
 
     def indices(self, maps: Tensor, *, interior: Tensor | None = None) -> Tensor | None:
-        """Return the flat positions that count in each map of the *full* model; None where all count.
+        """Return the flat positions that count in each map of the *full* model, or None if all count.
 
         Args:
-            maps: The feature's maps, shape (N, H, W) or (N,), or (N, U, H, W) or (N, U) of several units.
-            interior: Flat positions of the interior, (K,), which only a model can tell; needed where the position is
-                ``"interior"``.
+            maps: The feature's maps, shape (N, H, W) or (N,); for several units (N, U, H, W) or (N, U).
+            interior: Flat positions of the interior, shape (K,). They depend on the model, and are needed if the
+                position is ``"interior"``.
 
         Returns:
-            Shape (N, K), or (N, U, K) of several units, int64; or None. K is 1 but for the interior.
+            Shape (N, K), or (N, U, K) for several units, int64; or None. K is 1 except for the interior.
 
         Raises:
             ConvCircuitsError: If ``(h, w)`` lies outside the map.
@@ -202,16 +205,16 @@ class Feature:
 
 
 def flattened(maps: Tensor) -> Tensor:
-    """Lay each map's positions along one axis.
+    """Flatten the positions of each map.
 
-    Shape: (N, H, W) or (N,) -> (N, P); of several units (N, U, H, W) or (N, U) -> (N, U, P).
+    Shape: (N, H, W) or (N,) -> (N, P); for several units (N, U, H, W) or (N, U) -> (N, U, P).
     """
     units = maps.dim() % 2 == 0
     return maps.reshape(*maps.shape[: 1 + units], -1)
 
 
 def at(maps: Tensor, indices: Tensor | None) -> Tensor:
-    """Take each map's values at its flat positions, or all of them, laid out as by ``flattened``."""
+    """Return the flattened maps, or only their values at the given flat positions."""
     flat = flattened(maps)
     return flat if indices is None else flat.gather(-1, indices)
 
@@ -222,8 +225,8 @@ def _read_unit(layer: str, what: str, names: Callable[[str, str], int] | None) -
         return tuple(numbers) if "," in what else numbers[0]
     if _DIRECTION.fullmatch(what):
         raise ConvCircuitsError(
-            f"{layer}:{what} is a direction, and directions live in files, with what was found for them. As text "
-            "write layer:unit."
+            f"{layer}:{what} is a direction, which text cannot hold; load it from the file of its circuit, "
+            "or write layer:unit."
         )
     return None if names is None else names(layer, what)
 
@@ -232,7 +235,7 @@ def _unit_text(unit: Unit) -> str:
     if isinstance(unit, Tensor):
         return f"direction-{_digest(unit.numpy().astype('<f8').tobytes())}"
     if isinstance(unit, tuple):
-        return ",".join(map(str, unit)) + "," * (len(unit) == 1)  # as Python writes a tuple of one
+        return ",".join(map(str, unit)) + "," * (len(unit) == 1)  # a tuple of one, as Python writes it
     return str(unit)
 
 
@@ -241,12 +244,12 @@ def _digest(content: bytes) -> str:
 
 
 def _checked_unit(unit: object) -> Unit:
-    """Return whether these are units or a direction: whole numbers are units, floats are coefficients."""
+    """Return whole numbers as units and floats as the coefficients of a direction."""
     if isinstance(unit, Tensor) and unit.dim() > 0:
         if unit.dim() > 1 or unit.is_complex() or unit.dtype == torch.bool:
             raise ConvCircuitsError(
-                f"A direction is a 1-D tensor of real numbers, several units one of whole numbers; got {unit.dtype} "
-                f"of shape {tuple(unit.shape)}."
+                f"unit must be a 1-D tensor of real numbers (a direction) or of whole numbers (several units); got "
+                f"{unit.dtype} of shape {tuple(unit.shape)}."
             )
         return _direction(unit.detach()) if unit.is_floating_point() else _units(unit.tolist())
     if isinstance(unit, np.ndarray) and unit.ndim == 1:
@@ -254,26 +257,26 @@ def _checked_unit(unit: object) -> Unit:
     if isinstance(unit, (list, tuple, range)):
         floats = all(isinstance(u, (float, np.floating)) for u in unit)
         return _direction(torch.tensor(unit, dtype=torch.float64)) if floats and unit else _units(unit)
-    return whole_number("A feature's unit (or give several in a list, or a direction of floats)", unit, 0)
+    return whole_number("A feature's unit (or give a list of several, or a direction of floats)", unit, 0)
 
 
 def _units(given: Sequence[object]) -> tuple[int, ...]:
     units = tuple(whole_number("Each of several units (a direction is all floats)", unit, 0) for unit in given)
     if not units:
-        raise ConvCircuitsError("A feature of several units needs at least one; got none.")
+        raise ConvCircuitsError("A feature needs at least one unit; got none.")
     twice = sorted({unit for unit in units if units.count(unit) > 1}) if len(set(units)) < len(units) else []
     if twice:
         raise ConvCircuitsError(
-            f"A feature's units are distinct; {', '.join(map(str, twice))} came more than once. "
-            "For a direction give floats."
+            f"A feature's units must be distinct; given more than once: {', '.join(map(str, twice))}. "
+            "For a direction, give floats."
         )
     return units
 
 
 def _direction(values: Tensor) -> Tensor:
-    direction = values.to("cpu", torch.float64) + 0.0  # a copy, in which no zero has a sign
+    direction = values.to("cpu", torch.float64) + 0.0  # a copy without negative zeros
     if not bool(direction.isfinite().all()) or not bool(direction.any()):
-        raise ConvCircuitsError("A direction needs finite coefficients of which at least one is not zero.")
+        raise ConvCircuitsError("A direction needs finite coefficients, at least one of them nonzero.")
     return direction
 
 
@@ -282,4 +285,4 @@ def _checked_position(position: object) -> Position:
         return position  # type: ignore[return-value]
     if isinstance(position, (tuple, list)) and len(position) == 2:
         return (whole_number("A position's row", position[0], 0), whole_number("Its column", position[1], 0))
-    raise ConvCircuitsError(f"position is 'all', 'max', 'center', 'interior' or (h, w) from 0; got {position!r}.")
+    raise ConvCircuitsError(f"position must be 'all', 'max', 'center', 'interior' or (h, w) from 0; got {position!r}.")

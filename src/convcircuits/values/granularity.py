@@ -1,7 +1,7 @@
-"""Elements, which a circuit keeps or drops one by one: filters, kernels or weights; and how they turn into each other.
+"""Elements, the filters, kernels or weights that a circuit keeps or drops one by one, and conversions between them.
 
-A table of elements has the shape (out,) for filters, (out, in per group) for kernels and the weight's own for weights.
-Any of them runs as kernel masks; weights need masks of their own besides.
+A table of elements has shape (out,) for filters, (out, in per group) for kernels and the weight's own for weights.
+All of them run as kernel masks; weights need weight masks in addition.
 """
 
 from collections.abc import Mapping
@@ -14,42 +14,42 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.values.tables import LayerTable
 
 SHAPES = {"filter": "(out,)", "kernel": "(out, in per group)", "weight": "the weight's own shape"}
-"""The shape of a table of elements, in words, for each granularity, the coarsest first."""
+"""The shape of a table of elements in words, by granularity, coarsest first."""
 
 _DIMENSIONS = {"filter": (1,), "kernel": (2,), "weight": (2, 4)}
 
 
 def check_granularity(granularity: object) -> None:
-    """Refuse what is no granularity.
+    """Raise an error if the value is not a granularity.
 
     Raises:
-        ConvCircuitsError: If it is none of ``"filter"``, ``"kernel"`` and ``"weight"``.
+        ConvCircuitsError: If it is not one of ``"filter"``, ``"kernel"`` and ``"weight"``.
     """
     if granularity not in list(SHAPES):
-        raise ConvCircuitsError(f"granularity is one of {', '.join(map(repr, SHAPES))}; got {granularity!r}.")
+        raise ConvCircuitsError(f"{granularity!r} is not a granularity; choose one of {', '.join(map(repr, SHAPES))}.")
 
 
 def fits(table: Tensor, granularity: str) -> bool:
-    """Return whether a table has as many dimensions as one of elements of this granularity."""
+    """Return whether a table has the number of dimensions of this granularity."""
     return table.dim() in _DIMENSIONS[granularity]
 
 
 def of_kernels(elements: LayerTable, granularity: str) -> LayerTable:
-    """Return a table of elements if these are kernels.
+    """Return the table if its elements are kernels.
 
     Raises:
-        ConvCircuitsError: If they are filters or weights.
+        ConvCircuitsError: If the elements are filters or weights.
     """
     if granularity != "kernel":
-        raise ConvCircuitsError(f"There is no table of kernels here but one of {granularity}s; read it as elements.")
+        raise ConvCircuitsError(f"The elements are {granularity}s, not kernels; read them as .elements.")
     return elements
 
 
 def check_inside(outer: str, inner: str) -> None:
-    """Refuse to look for elements inside a circuit of smaller ones, which would keep only a part of some.
+    """Check that elements can be scored inside a circuit, which must not keep only parts of them.
 
     Raises:
-        ConvCircuitsError: If the outer circuit's granularity is finer than that of the elements.
+        ConvCircuitsError: If the outer granularity is finer than the inner one.
     """
     order = list(SHAPES)
     if order.index(outer) > order.index(inner):
@@ -60,7 +60,7 @@ def check_inside(outer: str, inner: str) -> None:
 
 
 def by_element(values: Float[Tensor, "g o i k"], granularity: str) -> Float[Tensor, "g o e k"]:
-    """Lay out a value per weight so that the last axis holds one element's weights."""
+    """Reshape one value per weight so that the last axis holds the weights of one element."""
     if granularity == "kernel":
         return values
     flat = values.flatten(2)
@@ -70,12 +70,12 @@ def by_element(values: Float[Tensor, "g o i k"], granularity: str) -> Float[Tens
 def elements_with(
     kernels: Bool[Tensor, "out in"], granularity: str, weight_shape: tuple[int, ...]
 ) -> Bool[Tensor, "..."]:
-    """Return the elements that some kernels belong to, or are made of.
+    """Return the elements that contain the given kernels or are part of them.
 
     Args:
-        kernels: (out, in per group).
-        granularity: The elements'.
-        weight_shape: Of the layer's weight; only needed for weights.
+        kernels: Mask of shape (out, in per group).
+        granularity: Granularity of the elements.
+        weight_shape: Shape of the layer's weight; only needed for weights.
     """
     if granularity == "filter":
         return kernels.any(1)
@@ -88,16 +88,16 @@ def elements_with(
 def masks_of(
     elements: Mapping[str, Tensor], granularity: str, relevant: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Turn kept elements into masks that a run applies.
+    """Convert kept elements into the masks that a run applies.
 
     Args:
         elements: Layer name -> bool, in the shape of the granularity.
-        granularity: The elements'.
-        relevant: Layer name -> bool (out, in per group): relevant kernels, which a kept filter keeps all.
+        granularity: Granularity of the elements.
+        relevant: Layer name -> bool (out, in per group): the relevant kernels. A kept filter keeps all of its own.
 
     Returns:
-        Layer name -> bool (out, in per group), kernels of which a part is kept; and for weights layer name -> bool
-        in the weight's shape, else nothing.
+        Kernel masks, layer name -> bool (out, in per group), True if any part of the kernel is kept; and weight
+        masks, layer name -> bool in the weight's shape, empty unless the elements are weights.
     """
     if granularity == "filter":
         return {layer: kept[:, None] & relevant[layer] for layer, kept in elements.items()}, {}

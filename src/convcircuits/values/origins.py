@@ -1,4 +1,4 @@
-"""What provenance may hold: JSON values of known types and sizes, so that whoever reads a file can rely on them."""
+"""What provenance may hold: JSON values of known types and bounded size, which readers of a file can rely on."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ _DEEPEST, _MOST = 200, 1_000_000
 
 
 def check_provenance(said: Any) -> None:
-    """Refuse provenance that holds other than JSON values, or values of other types than its keys say.
+    """Check that provenance holds only JSON values, and known keys only values of their type.
 
-    Keys that are not known hold any JSON values. Those of a circuit that another was made of, ``"inside"`` and
-    ``"from"``, are checked alike.
+    Unknown keys may hold any JSON value. The provenance of source circuits, under ``"inside"`` and ``"from"``, is
+    checked in the same way.
 
     Raises:
-        ConvCircuitsError: If it is too deep, too large or of other types.
+        ConvCircuitsError: If it is nested too deep, too large or has a value of the wrong type.
     """
     _check_plain(said)
     waiting = [said]
@@ -45,15 +45,15 @@ def _check_plain(said: Any) -> None:
                 inner += value.keys()
                 inner += value.values()
                 if not all(isinstance(key, str) for key in value):
-                    raise ConvCircuitsError("a key in its provenance is no text")
+                    raise ConvCircuitsError("a key in its provenance is not text")
             elif isinstance(value, (list, tuple)):
                 inner += value
             elif not (value is None or type(value) is bool or _is_finite(value) or is_text(value) or is_whole(value)):
-                raise ConvCircuitsError(f"its provenance holds {value!r:.80}, of type {type(value).__name__}")
+                raise ConvCircuitsError(f"its provenance holds {value!r:.80}, a {type(value).__name__}; expected JSON")
         if not inner:
             return
         level = inner
-    raise ConvCircuitsError(f"its provenance is nested more than {_DEEPEST} deep")
+    raise ConvCircuitsError(f"its provenance is nested more than {_DEEPEST} levels deep")
 
 
 # ---------------------------------------- types
@@ -88,7 +88,7 @@ _KNOWN: dict[str, Kind] = {
     "asked": ("a density or a number of kernels", lambda value: isinstance(value, dict)),
     "images": ("a count and a hash", lambda v: _is_record(v, {"count": whole(0, 1 << 50), "hash": is_text})),
     "photographs": (
-        "the names of those it was found on, of those its size was chosen on and of those held out",
+        "the names of the photographs for finding it, for choosing its size and held out",
         lambda v: _is_record(v, dict.fromkeys(("found_on", "validated_on", "held_out"), TEXTS[1])),
     ),
     "recipe": ("an object", lambda value: isinstance(value, dict)),

@@ -1,4 +1,4 @@
-"""A recipe: all that makes a circuit again, as the command, a circuit's file and a file of recipes say it."""
+"""A recipe: everything needed to find a circuit again, shared by the command, circuit files and recipe files."""
 
 import dataclasses
 import shlex
@@ -11,33 +11,33 @@ from typing import Any
 from convcircuits.errors import ConvCircuitsError
 
 DENSITY = 0.05
-"""The share of the relevant elements that is kept where nothing says how many."""
+"""The share of relevant elements to keep if no size is given."""
 
 SIZES = ("density", "kernels", "reach_r2")
-"""The fields that say how many elements are kept: one of them at a time."""
+"""The fields that set how many elements are kept; a recipe has one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the command is told when it finds a circuit.
+    """The options of the command that finds a circuit. Optional fields that were not given are None.
 
     Attributes:
-        model: As ``--model`` takes it.
-        feature: In its text form.
-        criterion: By name.
-        options: Of the criterion, each as NAME=VALUE.
-        granularity: Of the elements.
-        density: The share of elements to keep, if one was asked for.
-        kernels: How many elements to keep, if it was a number.
-        reach_r2: The R2 that the smallest circuit has to reach on validation photographs, if one was asked for.
-        weights: A file of weights, if one was given.
-        mean: Of the model's inputs by channel, from 0 to 1, if it was given.
-        std: Their standard deviation, if it was given.
+        model: The model, in the form that ``--model`` takes.
+        feature: The feature, in text form.
+        criterion: Name of the criterion.
+        options: Options of the criterion, each as NAME=VALUE.
+        granularity: Granularity of the elements.
+        density: The share of elements to keep.
+        kernels: The number of elements to keep.
+        reach_r2: The R2 that the smallest circuit must reach on validation photographs.
+        weights: A file of weights.
+        mean: Mean of the model's inputs by channel, from 0 to 1.
+        std: Standard deviation of the model's inputs by channel, from 0 to 1.
         images: A folder, or ``"sample"``.
-        count: Crops of the training photographs.
-        size: Side of the crops in pixels, if it was given.
+        count: Number of crops of the training photographs.
+        size: Side of the crops in pixels.
         held_out: The share of photographs that is held out.
-        seed: Of all that is drawn.
+        seed: The random seed.
     """
 
     model: str
@@ -58,22 +58,22 @@ class Recipe:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, every field."""
+        """Return all fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any], *, where: str = "its recipe") -> "Recipe":
-        """Read what ``to_json`` gave.
+        """Build a recipe from the result of ``to_json``.
 
         Args:
             said: A value for every field.
-            where: What it is read from, for messages.
+            where: The source, named in error messages.
 
         Raises:
-            ConvCircuitsError: If a field is missing, unknown or of another type.
+            ConvCircuitsError: If a field is missing, unknown or of the wrong type.
         """
         for name in sorted(said.keys() ^ _KINDS.keys(), key=str):
-            raise ConvCircuitsError(f"{where} has {name!r:.80} too much or too little")
+            raise ConvCircuitsError(f"{where} {'lacks' if name in _KINDS else 'has the unknown field'} {name!r:.80}")
         for name, (kind, allowed) in _KINDS.items():
             if not allowed(said[name]):
                 raise ConvCircuitsError(f"{name} in {where} is {said[name]!r:.80}; expected {kind}")
@@ -82,15 +82,15 @@ class Recipe:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Recipe":
-        """Fill up what is given by defaults, ``DENSITY`` where nothing says how many elements are kept."""
+        """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given."""
         size = {} if any(given.get(name) is not None for name in SIZES) else {"density": DENSITY}
         return cls(**{**given, **size})
 
     def command(self, out: Path | str) -> str | None:
-        """Return the command that finds the circuit again, every word quoted; None where a word cannot be shown.
+        """Return the shell command that finds the circuit again, or None if a word of it is not printable.
 
         Args:
-            out: The file that it writes.
+            out: The file that the command writes.
         """
         words = ["convcircuits", "find", "--model", self.model, "--feature", self.feature]
         words += ["--criterion", self.criterion]
@@ -105,33 +105,33 @@ class Recipe:
 
 
 def read_recipes(path: Path, given: Mapping[str, Any]) -> list[tuple[Recipe, str | None]]:
-    """Read a TOML file of recipes: fields that all share, then a table ``[[circuit]]`` with those of each.
+    """Read a TOML file of recipes: shared fields, then a table ``[[circuit]]`` for each circuit.
 
-    A circuit's own fields come before shared ones, and what is given before both. ``out`` may name a circuit's file.
+    A circuit's own fields override shared ones, and ``given`` overrides both. ``out`` may name a circuit's file.
 
     Args:
         path: The file.
-        given: Fields that were given elsewhere.
+        given: Fields that take precedence over the file.
 
     Returns:
-        Each recipe, and its ``out`` if it has one.
+        The recipes, each with its ``out`` or None.
 
     Raises:
-        ConvCircuitsError: If the file cannot be read, says nothing of circuits, or has a field that is missing, unknown
-            or of another type.
+        ConvCircuitsError: If the file cannot be read or has no circuits, or if a field is missing, unknown or of the
+            wrong type.
     """
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConvCircuitsError(f"{path} cannot be read as a file of recipes: {reason}.") from error
+        raise ConvCircuitsError(f"{path} is not a readable file of recipes: {reason}.") from error
     circuits = said.pop("circuit", None)
     if not isinstance(circuits, list) or not circuits or not all(isinstance(one, dict) for one in circuits):
         raise ConvCircuitsError(
-            f"{path} names no circuit; begin each with a line [[circuit]], then say its feature, for example "
+            f"{path} has no circuits; begin each with a line [[circuit]] followed by its feature, for example "
             'feature = "features.14:166".'
         )
-    recipes = []
+    recipes, known = [], [*_KINDS, "out"]
     for number, own in enumerate(circuits, start=1):
         where = f"circuit {number} of {path}"
         fields = _over(_over(said, own), given)
@@ -139,22 +139,18 @@ def read_recipes(path: Path, given: Mapping[str, Any]) -> list[tuple[Recipe, str
         if out is not None and not is_text(out):
             raise ConvCircuitsError(f"out in {where} is {out!r:.80}; expected the name of a .safetensors file.")
         for name in fields:
-            if name not in _KINDS:
-                raise ConvCircuitsError(f"{where} says {name!r:.80}, which no recipe has; it may say {_listed()}.")
+            if name not in known:
+                raise ConvCircuitsError(f"{where} has the unknown field {name!r:.80}; choose from {', '.join(known)}.")
         for name in ("model", "feature"):
             if name not in fields:
-                raise ConvCircuitsError(f"{where} says no {name}.")
+                raise ConvCircuitsError(f"{where} has no {name}; add one.")
         recipe = Recipe.of(fields)
         recipes.append((Recipe.from_json(recipe.to_json(), where=where), out))
     return recipes
 
 
-def _listed() -> str:
-    return ", ".join([*_KINDS, "out"])
-
-
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Put fields over others; any that says how many elements are kept takes the place of all that do."""
+    """Override fields; a size above replaces whatever size is below."""
     sized = any(name in above for name in SIZES)
     return {**{k: v for k, v in below.items() if not (sized and k in SIZES)}, **above}
 
@@ -162,14 +158,14 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------- types
 
 LONGEST_TEXT = 100_000
-"""Characters of a text in a file, at most."""
+"""The maximum number of characters of a text in a file."""
 
 Kind = tuple[str, Callable[[Any], bool]]
-"""What a field holds, in words, and whether a value is that."""
+"""What a field holds, in words, and a test of whether a value is valid."""
 
 
 def is_text(value: Any) -> bool:
-    """Return whether a value is text of a length that there may be."""
+    """Return whether a value is text of an acceptable length."""
     return isinstance(value, str) and len(value) <= LONGEST_TEXT
 
 
@@ -179,12 +175,12 @@ def is_whole(value: Any, low: int = -(1 << 64), high: int = 1 << 64) -> bool:
 
 
 def whole(low: int, high: int) -> Callable[[Any], bool]:
-    """Return the same as a function of the value."""
+    """Return a test of whether a value is a whole number from low to high."""
     return lambda value: is_whole(value, low, high)
 
 
 def is_list_of(value: Any, allowed: Callable[[Any], bool]) -> bool:
-    """Return whether a value is a list of what is allowed."""
+    """Return whether a value is a list or tuple of allowed values."""
     return isinstance(value, (list, tuple)) and all(map(allowed, value))
 
 

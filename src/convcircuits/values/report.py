@@ -1,4 +1,4 @@
-"""The figures of a circuit, as a value."""
+"""The report on a circuit: its figures and verdict."""
 
 import dataclasses
 import math
@@ -15,63 +15,63 @@ if TYPE_CHECKING:
     import pandas
 
 WHERE = {"inside": "the interior", "central": "the central positions", "unknown": "the interior"}
-"""What ``Evaluation.r2_interior`` is of, in words, by ``Evaluation.interior``."""
+"""The positions that ``Evaluation.r2_interior`` covers, in words, by ``Evaluation.interior``."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How well a circuit's feature map f_c follows the full model's f, over all images and counted positions.
 
-    No R2 stands alone. Padding can make one: near the border a map may vary by the place alone, in every image alike.
-    So R2 stands beside that on the interior, and both beside those of the average training map, which no network is
-    needed for, and of a random circuit that keeps as many elements of each layer. ``verdict`` weighs these figures
-    by the rules in ``convcircuits.values.verdict``.
+    R2 alone can mislead: padding can make a map vary with position near the border, in the same way in every image. So
+    R2 is reported together with R2 on the interior, and both with two baselines: the average training map, which
+    needs no network, and a random circuit with the same number of elements in each layer. ``verdict`` follows from
+    these figures by the rules in ``convcircuits.values.verdict``.
 
-    The interior is the positions whose receptive field lies inside the image; where fewer than four positions' do (and
-    not all), the central quarter of rows and columns (``Interior``). Every R2 has the mean of f over the values that it
-    is of.
+    The interior is the set of positions whose receptive field lies inside the image. If there are fewer than four (but
+    not all positions), it is the central quarter of rows and columns (``Interior``). Every R2 uses the mean of f over
+    the values that it covers.
 
     For several units, r, R2, R2 after a readout and r of the maxima are averaged per unit, each with its own mean and
-    its own readout; pooling would inflate them. A unit that is constant in the full model is left out; one that is
-    constant in the circuit alone counts as r = 0. The errors are pooled over units.
+    its own readout; pooling would inflate them. A unit that is constant in the full model is omitted; one that is
+    constant only in the circuit counts as r = 0. The errors are pooled over units.
 
     Attributes:
         feature: Text form of the feature.
-        pearson: Pearson r between f_c and f; blind to scale and shift.
-        r2: 1 - sum (f - f_c)^2 / sum (f - mean f)^2; at most 1, and below 0 where the mean of f would do better.
-        r2_interior: R2 over counted positions of the interior; NaN where there are none, or the interior is not known.
-        r2_rectified: R2 of max(0, f_c) for max(0, f): of what the next layer reads, where a ReLU follows. (Before a
-            BatchNorm it tells nothing; make the BatchNorm's output the feature.) NaN where f is never positive.
-        r2_average_map: R2 of the average over the ``fit`` images of what is counted, position by position; of the
-            position ``"max"`` that is the average maximum. NaN without ``fit``.
+        pearson: Pearson r between f_c and f; insensitive to scale and shift.
+        r2: 1 - sum (f - f_c)^2 / sum (f - mean f)^2; at most 1, and below 0 if the mean of f would do better.
+        r2_interior: R2 over the counted positions of the interior; NaN if there are none or the interior is unknown.
+        r2_rectified: R2 of max(0, f_c) for max(0, f), which is what the next layer reads if a ReLU follows. (Before a
+            BatchNorm it is meaningless; use the BatchNorm's output as the feature.) NaN if f is never positive.
+        r2_average_map: R2 of the average map over the ``fit`` images, position by position; for the position
+            ``"max"``, of the average maximum. NaN without ``fit``.
         r2_average_map_interior: The same, on the interior.
-        r2_random: R2 of a random circuit that keeps as many elements of each layer.
+        r2_random: R2 of a random circuit with the same number of elements in each layer.
         r2_random_interior: The same, on the interior.
-        verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` where a figure that would
-            tell is NaN.
-        verdict_sentence: The verdict and why.
-        interior: What ``r2_interior`` is of: ``"inside"``; ``"central"`` where too few receptive fields lie inside the
+        verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` if a figure that
+            would decide is NaN.
+        verdict_sentence: The verdict and its reasons.
+        interior: What ``r2_interior`` covers: ``"inside"``; ``"central"`` if too few receptive fields lie inside the
             image; or ``"unknown"``.
-        interior_share: Share of the counted values that are on the interior; NaN where that is not known.
+        interior_share: Share of the counted values that are on the interior; NaN if the interior is unknown.
         maxima_at_border: Share of images (and units) whose highest value in the full model is not on the interior;
             NaN unless ``interior`` is ``"inside"``.
         positive: Share of the counted values that are above 0 in the full model.
-        r2_readout: R2 of a f_c + d, with the two numbers fitted on other images; NaN where none were given.
-        readout: The two numbers (a, d); NaN where not fitted, and for several units, as each has its own.
+        r2_readout: R2 of a f_c + d, with the two numbers fitted on the ``fit`` images; NaN without them.
+        readout: The two numbers (a, d); NaN if not fitted, and for several units, since each has its own.
         error: mean |f_c - f| / mean |f|; 0 is perfect.
         error_at_max: The same, at each image's (and unit's) argmax in the full model.
         pearson_max: Pearson r between the maxima of f_c and f, over images.
         kernels: Kernels kept, whole or in part.
         effective_kernels: Kept kernels on a complete path image -> feature inside the circuit.
-        filters: Filters with a kept kernel.
-        effective_filters: Filters with an effective kernel.
+        filters: Filters with at least one kept kernel.
+        effective_filters: Filters with at least one effective kernel.
         relevant: Elements (filters, kernels or weights, as the granularity says) on a path in the full model.
         density: elements / relevant.
-        images: How many images were measured on.
-        elements: How many elements the circuit keeps.
+        images: Number of images measured.
+        elements: Number of elements that the circuit keeps.
         granularity: What an element is.
-        notes: What the reader must know to read the figures rightly.
-        provenance: How the figures came about, as JSON values.
+        notes: Remarks needed to read the figures correctly.
+        provenance: How the figures were obtained, as JSON values.
     """
 
     feature: str
@@ -111,7 +111,7 @@ class Evaluation:
         return {k: _without_nan(v) for k, v in dataclasses.asdict(self).items()}
 
     def summary(self) -> str:
-        """Tabulate the figures; then say the verdict, and what must be known to read them rightly."""
+        """Return the figures as a table, followed by the verdict and the notes."""
         share = f"{self.granularity}s kept ({self.density:.3%})"
         kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
         rows = [(label, *figures) for label, _, *figures in self._figures()]
@@ -126,9 +126,9 @@ class Evaluation:
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the figures as a table, one a row by its name here (``r2``, ``r2_interior``, ...).
+        """Return the figures as a table with one row per figure, indexed by attribute name (``r2``, ...).
 
-        Its columns are ``circuit``, ``average_map`` and ``random_circuit``; NaN where a baseline has no such figure.
+        The columns are ``circuit``, ``average_map`` and ``random_circuit``, with NaN for figures a baseline lacks.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
@@ -147,7 +147,7 @@ class Evaluation:
         return card(self.verdict_sentence, head, rows, [kept, *self.notes])
 
     def _figures(self) -> list[tuple[Any, ...]]:
-        """List figures, each with its label, its name and, where there is one, that of the baselines."""
+        """List the figures, each as label, name, value and, if there are any, the values of the baselines."""
         where = WHERE[self.interior].removeprefix("the ")
         inside = (self.r2_interior, self.r2_average_map_interior, self.r2_random_interior)
         return [
@@ -163,7 +163,7 @@ class Evaluation:
 
 
 def _table(head: str, rows: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Set figures of the circuit, the average map and a random circuit in columns; NaN is a dash."""
+    """Format figures of the circuit, the average map and a random circuit in columns, with a dash for NaN."""
     cells = [[head, "circuit", "average map", "random circuit"]]
     cells += [[label, *("-" if math.isnan(x) else f"{x:z.3f}" for x in figures)] for label, *figures in rows]
     wide = max(len(row[0]) for row in cells)

@@ -1,4 +1,4 @@
-"""Scores: a saliency for every element: every kernel, filter or weight."""
+"""Scores: a saliency for every element, that is every kernel, filter or weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,15 +25,15 @@ SCORE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Scores:
     """A saliency for every kernel, filter or weight that a feature depends on.
 
-    Two Scores are equal when feature, layers, values and provenance are.
+    Two Scores are equal if their features, layers, values and provenance are equal.
 
     Attributes:
         feature: The feature that was scored.
-        elements: Layer name -> saliency, in execution order; shape (out, in per group), for filters (out,), for
-            weights the weight's own. NaN where the element is on no path from the image to the feature, or outside the
-            circuit that was scored inside. Where ``provenance["scale"]`` is given they are in units of it.
-        relevant_in_model: How many elements lie on a path in the full model.
-        provenance: How the scores came about, as JSON values.
+        elements: Layer name -> saliency, in execution order. The shape is (out, in per group) for kernels, (out,) for
+            filters and the weight's own for weights. NaN for elements on no path from the image to the feature, or
+            outside the circuit inside which was scored. ``provenance["scale"]``, if set, is the unit of the values.
+        relevant_in_model: Number of elements on a path in the full model.
+        provenance: How the scores were obtained, as JSON values.
         granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``.
     """
 
@@ -51,22 +51,22 @@ class Scores:
         for layer, values in self.elements.items():
             if not fits(values, self.granularity) or values.dtype not in SCORE_DTYPES:
                 raise ConvCircuitsError(
-                    f"The scores of {layer} are {values.dtype} of shape {tuple(values.shape)}; "
+                    f"The scores of {layer} have dtype {values.dtype} and shape {tuple(values.shape)}; "
                     f"expected floating point of shape {SHAPES[self.granularity]}."
                 )
 
     @property
     def kernels(self) -> LayerTable:
-        """The elements, where these are kernels: layer name -> saliency (out, in per group).
+        """The scores of kernels: layer name -> saliency (out, in per group).
 
         Raises:
-            ConvCircuitsError: If they are filters or weights.
+            ConvCircuitsError: If the elements are filters or weights.
         """
         return of_kernels(self.elements, self.granularity)
 
     @property
     def relevant(self) -> int:
-        """How many elements have a score."""
+        """Number of elements that have a score."""
         return sum(int((~s.isnan()).sum()) for s in self.elements.values())
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -78,7 +78,7 @@ class Scores:
         return printable(f"Scores({self.feature}, {criterion}, {counted})")
 
     def summary(self) -> str:
-        """Tabulate the layers: elements scored, their share of the total saliency, the largest."""
+        """Tabulate, for each layer, the elements scored, their share of the total saliency and the largest score."""
         head, *rows = self._cells()
         wide = max(len(printable(row[0])) for row in (head, *rows))
         return "\n".join(
@@ -87,7 +87,7 @@ class Scores:
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the layers as a table: the elements scored, their share of the total saliency, the largest.
+        """Return a table of layers: the elements scored, their share of the total saliency and the largest score.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).

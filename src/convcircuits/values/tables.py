@@ -1,4 +1,4 @@
-"""One immutable table for everything that is kept per layer."""
+"""An immutable table of tensors by layer."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,19 +10,19 @@ from convcircuits.errors import ConvCircuitsError
 
 
 def suggest(given: str, known: Iterable[str]) -> str:
-    """Name what is near to a word that was not found, for the end of an error message."""
+    """Return a sentence that suggests names close to one that was not found, for the end of an error message."""
     known = list(known)
     near = difflib.get_close_matches(given, known, n=5, cutoff=0.4)
     if near:
-        return f"Near names: {', '.join(near)}."
+        return f"Similar names: {', '.join(near)}."
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"Known names: {shown}." if known else "There are none."
 
 
 class LayerTable(Mapping[str, torch.Tensor]):
-    """Tensors by layer name, in execution order; on the CPU and detached. Reading gives a copy.
+    """Tensors by layer name, in execution order, on the CPU and detached. Items are returned as copies.
 
-    Equality compares names, order, shapes and values (NaN equals NaN).
+    Equality compares names, order, dtypes, shapes and values (NaN equals NaN).
     """
 
     __slots__ = ("_tensors",)
@@ -35,12 +35,12 @@ class LayerTable(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, layer: str) -> torch.Tensor:
         try:
-            return self._tensors[layer].clone()  # so that nobody writes into a value that others share
+            return self._tensors[layer].clone()  # callers must not write into a shared value
         except KeyError:
             raise ConvCircuitsError(f"There is no layer {layer!r} here. {suggest(str(layer), self._tensors)}") from None
 
     def get(self, layer: str, default: Any = None) -> Any:
-        """Return a layer's tensor, or the default where there is no such layer."""
+        """Return the tensor of a layer, or the default if there is no such layer."""
         return self[layer] if layer in self._tensors else default
 
     def __contains__(self, layer: object) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a circuit keeps its feature: one word and one sentence, from rules that are stated here alone."""
+"""The verdict on whether a circuit keeps its feature: a word and a sentence, by the rules in this module."""
 
 import math
 from collections.abc import Iterator
@@ -8,21 +8,20 @@ from typing import Literal, NamedTuple
 Word = Literal["keeps", "keeps in part", "does not keep", "not decided"]
 
 ENOUGH: dict[str, tuple[Word, ...]] = {"keeps": ("keeps",), "part": ("keeps", "keeps in part")}
-"""What can be required of a circuit, and the verdicts that will do."""
+"""The levels that can be required of a circuit, and the verdicts that satisfy each."""
 
-_ROUNDING = 1e-6  # of R2: a circuit of all kernels beside a random one of all kernels
+_ROUNDING = 1e-6  # of R2, for a circuit of all kernels against a random one of all kernels
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a verdict asks for, of all counted positions and of those on the interior.
+    """What a verdict requires, over all counted positions and on the interior.
 
     Attributes:
-        r2: The least R2.
-        r2_interior: The least R2 on the interior.
-        left: The squared error that the circuit may leave at most, as a share of what the average training map leaves
-            there, and of what a random circuit of equal size leaves. (A margin of R2 would be out of reach beside a
-            baseline of .95.)
+        r2: The minimum R2.
+        r2_interior: The minimum R2 on the interior.
+        left: The maximum squared error, as a share of that of the average training map and of that of a random circuit
+            of equal size. (A fixed margin of R2 could not be reached against a baseline of .95.)
     """
 
     r2: float
@@ -35,20 +34,20 @@ KEEPS_IN_PART = Rule(r2=0.4, r2_interior=0.3, left=0.9)
 
 
 class R2(NamedTuple):
-    """R2 over all counted positions, and on the interior; NaN where it is not defined or was not measured."""
+    """R2 over all counted positions and on the interior; NaN if undefined or not measured."""
 
     all: float
     interior: float
 
 
 def decide(circuit: R2, average_map: R2, random: R2, *, feature: str, where: str = "the interior") -> tuple[Word, str]:
-    """Return the verdict on a circuit of a feature, and a sentence that says it and why.
+    """Return the verdict on a circuit, and a sentence that states and explains it.
 
-    ``where`` is what the figures on the interior are of.
+    ``where`` names the positions that the figures on the interior cover.
 
-    A circuit *keeps* the feature if all that ``KEEPS`` asks for holds, *keeps* it *in part* if all that
-    ``KEEPS_IN_PART`` asks for does, and *does not keep* it if any of that fails, whatever else is known. Where what was
-    not measured would tell, it is *not decided*.
+    A circuit *keeps* the feature if it meets all requirements of ``KEEPS``, *keeps* it *in part* if it meets all of
+    ``KEEPS_IN_PART``, and *does not keep* it if it fails any of these, whatever else is unknown. If a figure that was
+    not measured would decide, the verdict is *not decided*.
     """
     wanting = list(_wanting(KEEPS, circuit, average_map, random, where))
     if not wanting:
@@ -68,7 +67,7 @@ def decide(circuit: R2, average_map: R2, random: R2, *, feature: str, where: str
 
 
 def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2, where: str) -> Iterator[tuple[bool, str]]:
-    """Return what of a rule does not hold (True), or is not known to hold (False), each with its reason."""
+    """Yield the requirements of a rule that fail (True) or could not be checked (False), each with its reason."""
     for at, asked, r2 in ((0, rule.r2, "R2"), (1, rule.r2_interior, f"R2 on {where}")):
         value = circuit[at]
         if math.isnan(value):
