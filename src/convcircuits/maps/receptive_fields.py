@@ -77,25 +77,6 @@ class Field:
         """
         return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
 
-    def interior(self) -> tuple[Tensor, Tensor, bool]:
-        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,), and nothing else.
-
-        Where there are none along an axis, these are its central ones: the quarter of it whose fields leave the image
-        least far on either side, with all that leave it as little. The last value tells whether all are inside.
-        """
-        beyond = [
-            torch.tensor([max(0, -first, end - length) for first, end in spans])
-            for spans, length in zip((self.rows, self.columns), self.image, strict=True)
-        ]
-        rows, columns = (outside <= outside.sort().values[(len(outside) - 1) // 4] for outside in beyond)
-        inside = [outside == 0 for outside in beyond]
-        exact = all(bool(axis.any()) for axis in inside)
-        return (
-            inside[0] if inside[0].any() else rows,
-            inside[1] if inside[1].any() else columns,
-            exact,
-        )
-
     def box(self, row: int, column: int) -> Box:
         """Return the field of a position; along an axis where fields are as long as the image, all of it."""
         spans = [
