@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import convcircuits as cc
 from convcircuits.circuits.comparison import compare
 from convcircuits.compiler.costs import costs
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.network.batches import Batches
 
 X = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -221,7 +221,7 @@ CALLS = {
     "diagram": lambda progress: cc.diagram(Unrun(), CIRCUIT, images=X, progress=progress),
     "compare": lambda progress: compare(Unrun(), FEATURE, X, X, criteria=["snip"], densities=[0.5], progress=progress),
     "costs": lambda progress: costs(Unrun(), CIRCUIT, torch.nn.Identity(), (3, 4, 5), progress=progress),
-    "visualise": lambda progress: visualise(None, {}, progress=progress),
+    "visualize": lambda progress: visualize(None, {}, progress=progress),
     "batches": lambda progress: Batches(X, device="cpu", dtype=X.dtype, batch_size=1, progress=progress),
 }
 

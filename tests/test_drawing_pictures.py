@@ -16,7 +16,7 @@ from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.maps.colors import displayable, primaries_of
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.receptive_fields import receptive_fields
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall
@@ -551,7 +551,7 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
     goal = drawing.graph.goal
     wanted = {n for n in (*drawn, goal) if n not in kernels}
     fields = receptive_fields(drawing.subject, [readings[n] for n in wanted], local=True)
-    found = visualise(drawing.subject, fields, masks=drawing.masks[0], seed=4)
+    found = visualize(drawing.subject, fields, masks=drawing.masks[0], seed=4)
     assert told[-1] == (len(wanted), len(wanted))
     for node in nodes:
         picture = kernels.get(node)
@@ -561,7 +561,7 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
         if picture is not None:
             assert np.abs(cells(made, table[node], len(picture)) - picture).max() <= 12
     assert [beside.label for beside in made.pictures[0].target] == ["in the circuit", "in the full model"]
-    full = visualise(drawing.subject, {None: fields[None]}, seed=4)[None]
+    full = visualize(drawing.subject, {None: fields[None]}, seed=4)[None]
     for beside, picture in zip(made.pictures[0].target, (found[None], full), strict=True):
         assert np.abs(cells(made, beside.tile, 12) - picture.pixels.numpy()).max() <= 12
     assert document.nodes.kind[goal] == NodeKind.FILTER

@@ -20,7 +20,7 @@ from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.drawing.wiring import SiteKind
 from convcircuits.maps.colors import displayable
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.patches import (
     LARGEST_MAP,
     Best,
@@ -276,9 +276,9 @@ def _features(
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
     begin(progress, "visualising the feature in the full model")
-    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
+    full = visualize(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
     begin(progress, "visualising filters in the circuit")
-    found = visualise(
+    found = visualize(
         subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
     )
     for n in nodes:
