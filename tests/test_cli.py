@@ -966,8 +966,8 @@ def test_the_average_map_is_of_the_photographs_that_it_was_found_on_or_it_is_sai
     assert ("there is no baseline, as no average map" in text) == (command == "diagram" and change == "gone")
     reason = "no baseline: The photographs of pictures that the circuit was found on are not all there any more."
     assert (reason in text.splitlines()) == (change == "gone")
-    assert ("note: No baseline: the images that the circuit was found on were not given" in text) == (change == "gone")
-    differs = "note: The average map is of other images, or of other crops, than those that the circuit was found on."
+    assert ("note: There is no average map to compare with" in text) == (change == "gone")
+    differs = "note: The average map was computed on other images or crops than those that the circuit was found on."
     assert (differs in text.splitlines()) == (change in ("other", "size"))
 
 
@@ -1061,7 +1061,7 @@ BAD = {
     "recipes: out": ("find --recipe out.toml", "out.txt should end in .safetensors"),
     "recipes: one file for two": ("find --recipe twice.toml --model tiny_net:net", "Two circuits would be written to"),
     "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Near names: snip"),
-    "compare: density": (f"{COMPARE} --densities .5,2", "share in (0, 1]; got 2.0"),
+    "compare: density": (f"{COMPARE} --densities .5,2", "must be in (0, 1]; got 2.0"),
     "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
     "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
     "compare: unknown option": (f"{COMPARE} --criteria force --option force.steeps=2", "force has no option 'steeps'"),
@@ -1073,9 +1073,12 @@ BAD = {
         "--weights w.pt was given too",
     ),
     "no gradient": (F.replace("tiny_net:net --feature 4:2", "tiny_net:Cut --feature b:1"), "--criterion magnitude"),
-    "an option that is needed": (f"{F} --criterion layer_random", "needs an option: --option like=VALUE"),
-    "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like is a circuit"),
-    "an option that is true or false": (f"{F} --option centered=maybe", "centered is true or false; got 'maybe'"),
+    "an option that is needed": (f"{F} --criterion layer_random", "needs the option --option like=VALUE"),
+    "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like must be a circuit"),
+    "an option that is true or false": (
+        f"{F} --option centered=maybe",
+        "of gauss_newton is true or false; got 'maybe'",
+    ),
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),
     "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
     "folder without pictures": (F.replace("pictures", "empty"), "empty"),

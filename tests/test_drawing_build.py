@@ -325,7 +325,7 @@ def test_the_average_map_is_of_the_images_that_it_was_found_on_or_there_is_none(
         assert fidelity.r2_average_map is fidelity.r2_average_map_interior is None
     for said, there in ((", which needs no network, reaches", known), ("there is no baseline", not known)):
         assert (said in drawn.caption) == there
-    assert any(note.startswith("No baseline: ") for note in drawn.document.meta.notes) != known
+    assert any(note.startswith("There is no average map ") for note in drawn.document.meta.notes) != known
     assert set(report.notes) <= set(drawn.document.meta.notes)
 
 

@@ -126,7 +126,7 @@ def test_layer_random_keeps_as_many_units_in_each_layer(name, granularity):
     circuit = cc.find(model, feature, images, granularity=granularity, kernels=len(like), **options)
     assert [int(m.sum()) for m in circuit.elements.values()] == [int(m.sum()) for m in like.elements.values()]
     assert circuit != like
-    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, and kernels are scored"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, but kernels are scored"):
         cc.score(model, feature, images, **options)
 
 
@@ -237,7 +237,7 @@ def test_prune_keeps_exactly_so_many_and_smaller_circuits_lie_inside_larger_ones
         expected = oracles.topk(dict(scores.elements), kernels)
         assert all(torch.equal(circuit[layer], mask) for layer, mask in expected.items())
         larger = circuit
-    with pytest.raises(cc.ConvCircuitsError, match=f"{granularity}s were asked for"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"{granularity}s were requested"):
         cc.prune(scores, kernels=scores.relevant + 1)
 
 
