@@ -191,7 +191,7 @@ def test_colours_follow_what_kernels_add_on_the_images(model):
         assert clear.sum() > 5
         expected = sign * np.sign(total[document.edges.out[clear], document.edges.in_[clear]])
         assert np.array_equal(document.edges.sign[clear], expected)
-    assert any("on average over the images" in note for note in some.meta.notes)
+    assert any("averaged over the images" in note for note in some.meta.notes)
 
 
 def test_what_it_is_of_is_said(model):
@@ -296,7 +296,7 @@ def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
     assert names[0] == "reading images"
     assert sum(name.startswith("finding ") for name in names) == 3
     assert {"running the model on images", "measuring on held-out images", "choosing patches"} <= set(names)
-    assert any(name.startswith("visualising") for name in names) == (pictures == "features")
+    assert any(name.startswith("visualizing") for name in names) == (pictures == "features")
     for name, told in progress.told:
         done = [one for one, _ in told]
         assert done == sorted(set(done)), name

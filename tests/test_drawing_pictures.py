@@ -11,7 +11,7 @@ import oracles
 from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
-from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels
+from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
 from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
@@ -184,11 +184,11 @@ def test_kernels_behind_what_the_model_makes_of_the_image_are_those_of_the_image
     for row, picture in shown.items():
         kernel = of_image(model.first.weight.detach()[row]).expand(3, -1, -1).movedim(0, -1)
         exact = 127.5 * (1 + kernel / kernel.abs().max())
-        assert picture.in_colour
+        assert picture.in_color
         np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
     for given in (None, images):
         document = cc.diagram(model, circuit, images=given).document
-        assert NOT_IN_COLOUR not in document.meta.notes
+        assert NOT_IN_COLOR not in document.meta.notes
         assert (document.pictures[0].tiles[document.nodes.column == 0, 0] >= 0).all()
 
 
@@ -216,12 +216,12 @@ def test_kernels_that_do_not_read_the_images_colours_are_weights_and_that_is_sai
     for row, (ends, picture) in enumerate(zip(((180, 78, 6), (84, 49, 150)), shown.values(), strict=True)):
         weight = model.first.weight.detach()[row].sum(0)
         share = (weight.abs() / weight.abs().max())[..., None].numpy()
-        assert not picture.in_colour
+        assert not picture.in_color
         exact = (1 - share) * (247, 246, 244) + share * ends
         np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
         assert picture.pixels[1, 1].tolist() == [247, 246, 244]
     document = cc.diagram(model, circuit, images=images).document
-    assert document.meta.notes.count(NOT_IN_COLOUR) == 1
+    assert document.meta.notes.count(NOT_IN_COLOR) == 1
 
 
 # ---------------------------------------------------------------------- maps, patches
