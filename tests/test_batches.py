@@ -168,12 +168,12 @@ def test_images_that_are_not_the_same_in_every_pass_are_refused():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, None, "4", math.nan])
 def test_a_bad_batch_size_is_refused(batch_size):
-    with pytest.raises(cc.ConvCircuitsError, match="batch_size is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="batch_size must be a whole number"):
         batches(X, batch_size)
 
 
 def test_a_batch_size_that_torch_cannot_count_to_is_refused_and_any_other_is_taken():
-    with pytest.raises(cc.ConvCircuitsError, match=f"batch_size is a whole number from 1 to {2**63 - 1}; got {2**70}"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"must be a whole number from 1 to {2**63 - 1}; got {2**70}"):
         batches(X, 2**70)
     for size in (2**31, 2**63 - 1):
         assert [len(part) for part in batches(X, size)] == [7]

@@ -150,7 +150,7 @@ def test_one_seed_draws_one_random_circuit():
     circuit = cc.find(model, feature, images(4), density=0.5)
     found = [cc.evaluate(model, circuit, images(5, 1), seed=seed).r2_random for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
-    with pytest.raises(cc.ConvCircuitsError, match="seed is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="seed must be a whole number"):
         cc.evaluate(model, circuit, images(5, 1), seed=-1)
 
 

@@ -93,7 +93,7 @@ BUDGETS = {
         for d in (0, 0.0, -0.1, 1.0001, 2, True, False, math.nan, math.inf, "0.5", [0.5])
     },
     **{
-        f"kernels {k}": ({"kernels": k}, "kernels is a whole number from 1")
+        f"kernels {k}": ({"kernels": k}, "kernels must be a whole number from 1")
         for k in (0, -1, True, False, 1.5, math.nan, "5", [5])
     },
     "too many": ({"kernels": 38}, "38 kernels were requested, but only 37 have a score"),
@@ -308,8 +308,8 @@ BAD = {
     "integers": ({"images": X.long()}, "look unprepared"),
     "3-D": ({"images": X[0]}, r"\(N, C, H, W\)"),
     "generator": ({"images": (x for x in [X])}, "one-shot iterator"),
-    "batch_size": ({"batch_size": 0}, "batch_size is a whole number"),
-    **{f"memory {m}": ({"memory": m}, "memory, in bytes, is a whole number") for m in (0, -1, 1.5, True, None, "1GB")},
+    "batch_size": ({"batch_size": 0}, "batch_size must be a whole number"),
+    **{f"memory {m}": ({"memory": m}, "memory, in bytes, must be a whole") for m in (0, -1, 1.5, True, None, "1GB")},
     **{f"seed {s}": ({"seed": s}, "seed") for s in ("a", 1.5, None, 2**70)},
     "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Near names: snip"),
     "criterion None": ({"criterion": None}, "no criterion None"),
@@ -318,7 +318,7 @@ BAD = {
     "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Near names: collapse"),
     "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse must be one of 'abs', 'sum', 'square'"),
     "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer must be one of"),
-    "draws": ({"draws": 0}, "draws is a whole number"),
+    "draws": ({"draws": 0}, "draws must be a whole number"),
     "missing option": ({"criterion": "layer_random"}, "needs the option like"),
     "circuit": ({"circuit": "c"}, "Expected a Circuit, got str"),
     "empty circuit": ({"circuit": HALF - HALF}, "keeps nothing"),
@@ -338,7 +338,7 @@ def test_what_does_not_fit_is_named(function, given, said):
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5])
 def test_bad_steps_of_force_are_refused(steps):
-    with pytest.raises(cc.ConvCircuitsError, match="steps is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="steps must be a whole number"):
         cc.find(MODEL, FEATURE, X, criterion="force", kernels=5, steps=steps)
 
 

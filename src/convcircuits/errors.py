@@ -52,5 +52,5 @@ def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
         number = None
     if number is None or not low <= number <= high:
         span = f"from {low}" if high == LARGEST and (number is None or number < low) else f"from {low} to {high}"
-        raise ConvCircuitsError(f"{name} is a whole number {span}; got {value!r}.")
+        raise ConvCircuitsError(f"{name} must be a whole number {span}; got {value!r}.")
     return number
