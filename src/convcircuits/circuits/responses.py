@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convcircuits.circuits.moments import Comparison
-from convcircuits.errors import ConvCircuitsError
-from convcircuits.maps.interior import Interior, Positions
+from convcircuits.maps.interior import Positions
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature, at
@@ -44,7 +43,7 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
             indices = positions.counted(full, shape)
             maps = [full, *(subject.maps(images, masks) for masks in circuits)]
         parts.append(torch.stack([at(one, indices).double().cpu() for one in maps]))
-        interior = _interior(positions, shape)
+        interior = positions.known(shape)
         insides.append(None if interior is None else interior.among(parts[-1][0], indices))
     values = torch.cat(parts, 1)
     known = [one for one in insides if one is not None]
@@ -60,14 +59,6 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
     flat = values.flatten(2)
     both = torch.tensor(r2, dtype=torch.float64).reshape(len(circuits), flat.shape[1], 2)
     return Responses(flat.mean(2), flat.amax(2), both[..., 0], both[..., 1])
-
-
-def _interior(positions: Positions, shape: tuple[int, ...]) -> Interior | None:
-    """Return the interior, or None if it cannot be computed."""
-    try:
-        return positions.interior(shape)
-    except ConvCircuitsError:
-        return None
 
 
 def _r2(feature: Feature, eps: float, full: Tensor, other: Tensor, inside: Tensor | None) -> tuple[float, float]:

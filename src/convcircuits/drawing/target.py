@@ -8,7 +8,6 @@ from torch import Tensor
 
 from convcircuits.circuits.responses import responses
 from convcircuits.drawing import data
-from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.interior import Interior, Positions
 from convcircuits.maps.patches import activation_maps
 from convcircuits.maps.receptive_fields import Field
@@ -33,10 +32,7 @@ def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, fi
     runs = [None, *circuits]
     maps = torch.stack([activation_maps(subject, run, images, {None: field}, LARGEST)[None] for run in runs])
     bytes_, scale = in_bytes(maps)
-    try:
-        interior = Positions(subject).interior(images.first_shape())
-    except ConvCircuitsError:
-        interior = None
+    interior = Positions(subject).known(images.first_shape())
     return data.TargetMaps(
         positions=_positions(subject.feature, field.shape, interior),
         shape=field.shape,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.maps.colors import mixing_of
-from convcircuits.maps.receptive_fields import Field, Reading, no_such_map
+from convcircuits.maps.receptive_fields import Field, Reading, feature_map, no_such_map
 from convcircuits.network.batches import Progress, check_progress
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.graph import Graph
@@ -256,9 +256,7 @@ class _Ascent:
         output = output if output.dim() == 4 else output[..., None, None]
         if first is not None:
             return output, [rows.index(reading) for reading in self.readings], (row, column)
-        several = isinstance(self.subject.feature.unit, tuple)
-        maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, self.subject.coefficients)
-        return maps[:, None], [0], (row, column)
+        return feature_map(self.subject, output), [0], (row, column)
 
 
 def _leaky(graph: Graph) -> Graph:

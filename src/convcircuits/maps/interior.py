@@ -91,6 +91,13 @@ class Positions:
             raise found
         return found
 
+    def known(self, shape: tuple[int, ...]) -> Interior | None:
+        """Return the interior, or None if the receptive fields cannot be computed."""
+        try:
+            return self.interior(shape)
+        except ConvCircuitsError:
+            return None
+
     def _computed(self, shape: tuple[int, ...]) -> Interior:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))

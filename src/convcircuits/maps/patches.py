@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError, whole_number
-from convcircuits.maps.receptive_fields import Box, Field, Reading, channels_of, maps_read, no_such_map
+from convcircuits.maps.receptive_fields import Box, Field, Reading, channels_of, feature_map, maps_read, no_such_map
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
@@ -64,7 +64,7 @@ def best_patches(
     widths = torch.tensor([field.shape[1] for field in fields.values()])[:, None]
     value = torch.empty(len(fields), 0, dtype=torch.float64)
     image, flat = value.long(), value.long()
-    insides = {field: _inside(field) for field in set(fields.values())}
+    insides = {field: field.unpadded() for field in set(fields.values())}
     done = 0
     for images in batches:
         highest = torch.empty(len(fields), len(images), dtype=torch.float64)
@@ -84,11 +84,6 @@ def best_patches(
         flat = torch.cat([flat, where], 1).gather(1, kept)
         done += len(images)
     return Best(image, torch.stack([flat // widths, flat % widths], 2), value)
-
-
-def _inside(field: Field) -> Tensor:
-    rows, columns = field.unpadded()
-    return rows[:, None] & columns
 
 
 def activation_maps(
@@ -234,9 +229,7 @@ def _read(
     if channels:
         found([*channels], output[:, [rows.index(channel) for channel in channels]])
     if None in fields:
-        several = isinstance(subject.feature.unit, tuple)
-        maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, subject.coefficients)
-        found([None], maps[:, None])
+        found([None], feature_map(subject, output))
     for reading in fields:
         if reading not in seen:
             raise no_such_map(reading)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
@@ -70,13 +71,13 @@ class Field:
         """(height, width) of a position's field, in pixels; the largest if they differ."""
         return _longest(self.rows), _longest(self.columns)
 
-    def unpadded(self) -> tuple[Tensor, Tensor]:
-        """Return which rows and columns of the map see no padding, bool (h,) and (w,).
+    def unpadded(self) -> Tensor:
+        """Return which positions of the map see no padding, bool (h, w).
 
-        These are at least a quarter of each: if fewer see no padding, those that see the least. Along an axis where
-        fields are as long as the image, all count.
+        These are at least a quarter of its rows and columns: if fewer see no padding, those that see the least. Along
+        an axis where fields are as long as the image, all count.
         """
-        return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
+        return _unpadded(self.rows, self.image[0])[:, None] & _unpadded(self.columns, self.image[1])
 
     def box(self, row: int, column: int) -> Box:
         """Return the field of a position; along an axis where fields are as long as the image, the whole axis."""
@@ -161,6 +162,13 @@ def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], paddin
             "expected; give images of the size that the feature was surveyed on."
         )
     return maps.reshape(*maps.shape[:2], *shape)
+
+
+def feature_map(subject: Subject, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Return the map of the feature itself, the reading None, from the maps of the channels that it reads."""
+    if isinstance(subject.feature.unit, tuple):
+        return maps.amax(1, keepdim=True)
+    return torch.einsum("nchw,c->nhw", maps, subject.coefficients)[:, None]
 
 
 def channels_of(readings: Sequence[Reading]) -> dict[tuple[str, int], dict[Reading, int]]:
