@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convcircuits.compiler.layout import Layout
 from convcircuits.drawing.data import EdgeKind
-from convcircuits.drawing.wiring import Site, Sources, Wiring
+from convcircuits.drawing.wiring import Site, Sources, Wiring, call_of
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.operations import argument, is_batch_norm
 from convcircuits.values.circuit import Circuit
@@ -88,7 +88,7 @@ def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequen
     for number in sorted(wiring.sites, key=lambda n: (wiring.columns[n], n)):
         site = wiring.sites[number]
         for call_number, kind in [(c, EdgeKind.KERNEL) for c in site.calls] + [(c, EdgeKind.INNER) for c in site.inner]:
-            call = _call(layout, call_number)
+            call = call_of(layout, call_number)
             masks = [one.kernels[call_number] for one in used]
             out, inp = torch.stack(masks).any(0).nonzero(as_tuple=True)
             if kind is EdgeKind.INNER:
@@ -124,12 +124,6 @@ def turns(layout: Layout, call: int) -> Tensor:
             if isinstance(weight, Tensor):
                 return weight.detach().sign().cpu()
     return torch.ones(filters)
-
-
-def _call(layout: Layout, number: int) -> KernelCall:
-    call = layout.values[number].call
-    assert call is not None
-    return call
 
 
 def _read_by(reads: Sources, call: KernelCall, out: Tensor, inp: Tensor) -> Sources:
@@ -172,7 +166,7 @@ def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Us
             kernels[call_number] = kernels[call_number] & here[:, None]
         for call_number in site.calls:
             out, inp = kernels[call_number].nonzero(as_tuple=True)
-            _mark(read, _read_by(wiring.reads[call_number], _call(layout, call_number), out, inp))
+            _mark(read, _read_by(wiring.reads[call_number], call_of(layout, call_number), out, inp))
         links[number] = [here[link.targets] & _at(alive, link.sources) for link in site.links]
         for link, some in zip(site.links, links[number], strict=True):
             _mark(read, link.sources[some])

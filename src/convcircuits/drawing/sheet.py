@@ -13,8 +13,8 @@ from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
-from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
-from convcircuits.drawing.wiring import Site, SiteKind, Wiring, wire
+from convcircuits.drawing.graph import Graph, graph, kernels_of
+from convcircuits.drawing.wiring import Site, SiteKind, Wiring, call_of, wire
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Progress
 from convcircuits.network.calls import ConvCall, KernelCall
@@ -55,9 +55,7 @@ class Drawing:
 
     def call(self, number: int) -> KernelCall:
         """Return the kernel call with a value number."""
-        call = self.layout.values[number].call
-        assert call is not None
-        return call
+        return call_of(self.layout, number)
 
 
 def lay_out(
@@ -113,7 +111,7 @@ def lay_out(
             layout,
             wiring,
             subject.rows,
-            [_kernels(subject, one, its) for (_, one), its in zip(laid, masks, strict=True)],
+            [kernels_of(one, its.kernels, found.kernels) for (_, one), its in zip(laid, masks, strict=True)],
         ),
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
@@ -123,11 +121,6 @@ def lay_out(
 
 def _count(masks: Masks) -> int:
     return sum(int(mask.sum()) for mask in masks.kernels.values())
-
-
-def _kernels(subject: Subject, circuit: Circuit, masks: Masks) -> Kernels:
-    effective = {layer: mask.cpu() for layer, mask in masks.kernels.items()}
-    return kernels_of(circuit, effective, subject.survey.kernels)
 
 
 # ---------------------------------------- the document's tables

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.compiler.layout import Layout, Value
-from convcircuits.network.calls import ConvCall
+from convcircuits.network.calls import ConvCall, KernelCall
 
 
 class SiteKind(Enum):
@@ -123,6 +123,13 @@ class Wiring:
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
 
 
+def call_of(layout: Layout, number: int) -> KernelCall:
+    """Return the kernel call that computes a value."""
+    call = layout.values[number].call
+    assert call is not None
+    return call
+
+
 def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Tensor, *, merged: bool = True) -> Wiring:
     """Find which filters each kernel reads.
 
@@ -198,8 +205,7 @@ class _Wirer:
         return _own(site)
 
     def _of_call(self, value: Value) -> Sources:
-        call, source = value.call, self.layout.values[value.inputs[0]]
-        assert call is not None
+        call, source = call_of(self.layout, value.number), self.layout.values[value.inputs[0]]
         read = self.sources[source.number]
         count = call.groups * call.weight.shape[1] if isinstance(call, ConvCall) else call.blocks
         if source.axis is None or source.axis != (0 if isinstance(call, ConvCall) else len(source.shape) - 1):
@@ -270,8 +276,7 @@ class _Wirer:
             if site.kind is not SiteKind.FILTER or len(site.calls) != 1 or site.inner or site.links:
                 continue
             number = site.calls[0]
-            call, source = self.layout.values[number].call, self.reads[number].only_site()
-            assert call is not None
+            call, source = call_of(self.layout, number), self.reads[number].only_site()
             depthwise = call.groups == len(call.weight) and call.weight.shape[1] == 1 and call.groups > 1
             if source is None or not depthwise or len(readers[source]) > 1:
                 continue
@@ -287,12 +292,7 @@ class _Wirer:
     def leave_out_all_but(self, layers: Collection[str]) -> None:
         """Remove the calls of all other layers."""
         for site in self.sites.values():
-            site.calls = [number for number in site.calls if self._layer(number) in layers]
-
-    def _layer(self, number: int) -> str:
-        call = self.layout.values[number].call
-        assert call is not None
-        return call.layer
+            site.calls = [number for number in site.calls if call_of(self.layout, number).layer in layers]
 
     # ---------------------------------------- columns
 
