@@ -142,10 +142,10 @@ def nested(circuit: Circuit) -> bool:
 
 def found_on(circuit: Circuit, images: Batches) -> Tensor | None:
     """Return the images that a circuit was found on if ``images``, in memory, begin with them; otherwise None."""
-    said = circuit.provenance.get("images", {})
-    first = images.take(range(min(int(said.get("count", 0)), images.total or 0)))
+    recorded = circuit.provenance.get("images", {})
+    first = images.take(range(min(int(recorded.get("count", 0)), images.total or 0)))
     held = list(first) if first.total else []
-    return torch.cat(held) if held and first.describe() == said else None
+    return torch.cat(held) if held and first.describe() == recorded else None
 
 
 def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progress | None = None) -> list[Circuit]:
@@ -155,11 +155,11 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     with these, if the circuit was found inside another one, if its criterion is not iterative or not known by name, or
     if an option is not a plain value. Circuits that would keep less than one element are left out.
     """
-    said = circuit.provenance
-    criterion = CRITERIA.get(str(said.get("criterion")))
-    options = said.get("options", {})
+    provenance = circuit.provenance
+    criterion = CRITERIA.get(str(provenance.get("criterion")))
+    options = provenance.get("options", {})
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
-    if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
+    if criterion is None or not needs_budget(criterion) or not plain or "inside" in provenance:
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
         return []  # a custom criterion of the same name, or an edited file
@@ -174,11 +174,11 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
                 model,
                 circuit.feature,
                 first,
-                criterion=str(said["criterion"]),
+                criterion=str(provenance["criterion"]),
                 kernels=count,
                 granularity=circuit.granularity,
                 batch_size=images.batch_size,
-                seed=int(said.get("seed", 0)),
+                seed=int(provenance.get("seed", 0)),
                 progress=progress,
                 **options,
             )

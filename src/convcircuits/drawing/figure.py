@@ -72,15 +72,15 @@ def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
     return [_shown(json.loads(figures.call("drawn", json.dumps(view_to_dict(view))))) for view in views]
 
 
-def _shown(said: dict[str, Any]) -> Shown:
+def _shown(values: dict[str, Any]) -> Shown:
     return Shown(
-        nodes=tuple(said["nodes"]),
-        edges=tuple(said["edges"]),
-        kernels=said["kernels"],
-        filters=said["filters"],
-        path=said["path"],
-        lit=said["lit"] and (tuple(said["lit"]["nodes"]), tuple(said["lit"]["edges"])),
-        caption=said["caption"]["text"],
+        nodes=tuple(values["nodes"]),
+        edges=tuple(values["edges"]),
+        kernels=values["kernels"],
+        filters=values["filters"],
+        path=values["path"],
+        lit=values["lit"] and (tuple(values["lit"]["nodes"]), tuple(values["lit"]["edges"])),
+        caption=values["caption"]["text"],
     )
 
 
