@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import convcircuits as cc
 from convcircuits.circuits.comparison import compare
 from convcircuits.compiler.costs import costs
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.network.batches import Batches
 
 X = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -168,12 +168,12 @@ def test_images_that_are_not_the_same_in_every_pass_are_refused():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, None, "4", math.nan])
 def test_a_bad_batch_size_is_refused(batch_size):
-    with pytest.raises(cc.ConvCircuitsError, match="batch_size is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="batch_size must be a whole number"):
         batches(X, batch_size)
 
 
 def test_a_batch_size_that_torch_cannot_count_to_is_refused_and_any_other_is_taken():
-    with pytest.raises(cc.ConvCircuitsError, match=f"batch_size is a whole number from 1 to {2**63 - 1}; got {2**70}"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"must be a whole number from 1 to {2**63 - 1}; got {2**70}"):
         batches(X, 2**70)
     for size in (2**31, 2**63 - 1):
         assert [len(part) for part in batches(X, size)] == [7]
@@ -221,7 +221,7 @@ CALLS = {
     "diagram": lambda progress: cc.diagram(Unrun(), CIRCUIT, images=X, progress=progress),
     "compare": lambda progress: compare(Unrun(), FEATURE, X, X, criteria=["snip"], densities=[0.5], progress=progress),
     "costs": lambda progress: costs(Unrun(), CIRCUIT, torch.nn.Identity(), (3, 4, 5), progress=progress),
-    "visualise": lambda progress: visualise(None, {}, progress=progress),
+    "visualize": lambda progress: visualize(None, {}, progress=progress),
     "batches": lambda progress: Batches(X, device="cpu", dtype=X.dtype, batch_size=1, progress=progress),
 }
 

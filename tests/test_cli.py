@@ -981,8 +981,8 @@ def test_the_average_map_is_of_the_photographs_that_it_was_found_on_or_it_is_sai
     assert ("there is no baseline, as no average map" in text) == (command == "diagram" and change == "gone")
     reason = "no baseline: The photographs of pictures that the circuit was found on are not all there any more."
     assert (reason in text.splitlines()) == (change == "gone")
-    assert ("note: No baseline: the images that the circuit was found on were not given" in text) == (change == "gone")
-    differs = "note: The average map is of other images, or of other crops, than those that the circuit was found on."
+    assert ("note: There is no average map to compare with" in text) == (change == "gone")
+    differs = "note: The average map was computed on other images or crops than those that the circuit was found on."
     assert (differs in text.splitlines()) == (change in ("other", "size"))
 
 
@@ -1040,7 +1040,7 @@ RECIPES = {
 BAD = {
     "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),
-    "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Near names: net."),
+    "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Similar names: net."),
     "unknown layer": (
         F.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature feature.14:2"),
         "Similar names: features.14",
@@ -1076,21 +1076,24 @@ BAD = {
     "recipes: out": ("find --recipe out.toml", "out.txt should end in .safetensors"),
     "recipes: one file for two": ("find --recipe twice.toml --model tiny_net:net", "Two circuits would be written to"),
     "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Similar names: snip"),
-    "compare: density": (f"{COMPARE} --densities .5,2", "share in (0, 1]; got 2.0"),
+    "compare: density": (f"{COMPARE} --densities .5,2", "must be in (0, 1]; got 2.0"),
     "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
     "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
     "compare: unknown option": (f"{COMPARE} --criteria force --option force.steeps=2", "force has no option 'steeps'"),
     "compare: out is a file": (f"{COMPARE} --out text.safetensors", "is a file; give a folder"),
     "layers: unknown": ("layers --model vgg16_head", "vgg16_hed"),
-    "kernels 0": (f"{FIND} --kernels 0", "--kernels is a whole number"),
+    "kernels 0": (f"{FIND} --kernels 0", "--kernels must be a whole number"),
     "weights of random ones": (
         f"{F.replace('tiny_net:net', 'torchvision:alexnet@random')} --weights w.pt",
         "--weights w.pt was given too",
     ),
     "no gradient": (F.replace("tiny_net:net --feature 4:2", "tiny_net:Cut --feature b:1"), "--criterion magnitude"),
-    "an option that is needed": (f"{F} --criterion layer_random", "needs an option: --option like=VALUE"),
-    "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like is a circuit"),
-    "an option that is true or false": (f"{F} --option centered=maybe", "centered is true or false; got 'maybe'"),
+    "an option that is needed": (f"{F} --criterion layer_random", "needs the option --option like=VALUE"),
+    "an option that is no circuit": (f"{F} --criterion layer_random --option like=abc", "like must be a circuit"),
+    "an option that is true or false": (
+        f"{F} --option centered=maybe",
+        "of gauss_newton is true or false; got 'maybe'",
+    ),
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),
     "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
     "folder without pictures": (F.replace("pictures", "empty"), "empty"),
@@ -1103,8 +1106,8 @@ BAD = {
     "images too small": (f"{F} --size 3", "larger"),
     "held-out": (f"{F} --held-out 1.5", "--held-out is a share above 0 and below 1, say 0.4; got 1.5"),
     "nobody held out": (f"{F} --held-out 0.01", "--held-out 0.01 of 6 photographs"),
-    "seed": (f"{F} --seed 99999999999", "--seed is a whole number from 0 to"),
-    "batch size": (f"{F} --batch-size {2**70}", f"--batch-size is a whole number from 1 to {2**63 - 1}"),
+    "seed": (f"{F} --seed 99999999999", "--seed must be a whole number from 0 to"),
+    "batch size": (f"{F} --batch-size {2**70}", f"--batch-size must be a whole number from 1 to {2**63 - 1}"),
     "option without value": (f"{F} --option steps", "steps"),
     "unknown option": (f"{F} --criterion force --option steeps=2", "steps"),
     "option of another type": (f"{F} --criterion force --option steps=abc", "abc"),
@@ -1130,9 +1133,9 @@ BAD = {
     "extract: other model": ("extract hand.safetensors --model efficientnet_lite0", "EfficientNet"),
     "evaluate: module": ("evaluate module.safetensors", "holds a module"),
     "diagram: no file": ("diagram no.safetensors", "no.safetensors"),
-    "diagram: suffix": ("diagram hand.safetensors --out a.gif", "a.gif: a diagram is saved as .html"),
+    "diagram: suffix": ("diagram hand.safetensors --out a.gif", "a.gif: a diagram can be saved as .html"),
     "diagram: missing folder": ("diagram hand.safetensors --out nowhere/a.svg", "nowhere"),
-    "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "width is for .svg, .pdf and .png"),
+    "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "Only .svg, .pdf and .png have a width"),
     "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
     "diagram: scores": ("diagram scores.safetensors", "holds scores"),
     "diagram: module": ("diagram module.safetensors", "holds a module"),

@@ -28,7 +28,7 @@ def test_progress_is_told_of_steps_and_of_timed_runs():
     told.clear()
     costs(model, circuit, module, case.input_shape, batch_size=1, repeats=3, progress=lambda *n: told.append(n))
     assert told == [(run, 3) for run in (1, 2, 3)]
-    with pytest.raises(cc.ConvCircuitsError, match="batch_size is a whole number from 1 to 65536"):
+    with pytest.raises(cc.ConvCircuitsError, match="batch_size must be a whole number from 1 to 65536"):
         costs(model, circuit, module, case.input_shape, batch_size=2**70)
 
 

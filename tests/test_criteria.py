@@ -470,7 +470,7 @@ def test_a_net_that_is_dead_from_the_start_is_refused(criterion):
     with torch.no_grad():
         model.features[0].bias.fill_(-100.0)
         model.features[3].bias.fill_(-100.0)
-    with pytest.raises(cc.ConvCircuitsError, match=r"scored every kernel 0.*dead, or silent on these images"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"scored every kernel 0.*dead or silent on these images"):
         cc.find(model, cc.Feature("features.5", 2), images, criterion=criterion, kernels=5)
 
 

@@ -191,7 +191,7 @@ def test_colours_follow_what_kernels_add_on_the_images(model):
         assert clear.sum() > 5
         expected = sign * np.sign(total[document.edges.out[clear], document.edges.in_[clear]])
         assert np.array_equal(document.edges.sign[clear], expected)
-    assert any("on average over the images" in note for note in some.meta.notes)
+    assert any("averaged over the images" in note for note in some.meta.notes)
 
 
 def test_what_it_is_of_is_said(model):
@@ -298,7 +298,7 @@ def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
     assert names[0] == "reading images"
     assert sum(name.startswith("finding ") for name in names) == 3
     assert {"running the model on images", "measuring on held-out images", "choosing patches"} <= set(names)
-    assert any(name.startswith("visualising") for name in names) == (pictures == "features")
+    assert any(name.startswith("visualizing") for name in names) == (pictures == "features")
     for name, told in progress.told:
         done = [one for one, _ in told]
         assert done == sorted(set(done)), name
@@ -327,7 +327,7 @@ def test_the_average_map_is_of_the_images_that_it_was_found_on_or_there_is_none(
         assert fidelity.r2_average_map is fidelity.r2_average_map_interior is None
     for said, there in ((", which needs no network, reaches", known), ("there is no baseline", not known)):
         assert (said in drawn.caption) == there
-    assert any(note.startswith("No baseline: ") for note in drawn.document.meta.notes) != known
+    assert any(note.startswith("There is no average map ") for note in drawn.document.meta.notes) != known
     assert set(report.notes) <= set(drawn.document.meta.notes)
 
 

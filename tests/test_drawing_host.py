@@ -65,8 +65,8 @@ def test_a_figure_is_of_the_width_that_is_asked_for(diagram, tmp_path, width):
         ("x.gif", None, r"\.html, \.svg, \.pdf, \.png or \.json"),
         ("x", None, r"\.html, \.svg, \.pdf, \.png or \.json"),
         ("x.SVG", None, r"\.html, \.svg, \.pdf, \.png or \.json"),
-        ("x.html", "88mm", r"width is for \.svg, \.pdf and \.png.*'88mm' for x\.html"),
-        ("x.json", "screen", r"width is for \.svg, \.pdf and \.png"),
+        ("x.html", "88mm", r"Only \.svg, \.pdf and \.png have a width.*'88mm' for x\.html"),
+        ("x.json", "screen", r"Only \.svg, \.pdf and \.png have a width"),
         ("x.png", "10cm", r"one of screen, 180mm, 88mm; got '10cm' for x\.png"),
         ("nowhere/x.svg", None, "no folder .*nowhere to write x.svg to"),
     ],
@@ -165,13 +165,13 @@ def test_figures_show_what_was_chosen(diagram, tmp_path, view):
     [
         ("x.json", None, "x.json cannot be read: No such file"),
         ("x.html", None, "x.html cannot be read: No such file"),
-        ("x.svg", "<svg/>", "read from .json and .html"),
-        ("x", "{}", "read from .json and .html"),
+        ("x.svg", "<svg/>", "can be read from .json and .html"),
+        ("x", "{}", "can be read from .json and .html"),
         ("x.json", "{}", "x.json: This is no circuit diagram"),
         ("x.json", "", "x.json: This is no JSON"),
-        ("x.html", "<html></html>", "x.html: This HTML holds no circuit diagram"),
+        ("x.html", "<html></html>", "x.html: This HTML contains no circuit diagram"),
         ("x.html", '<script type="application/json" id="circuit">{"schema": 1}</script>', "no circuit diagram"),
-        ("x.html", '<script type="application/json" id="circuit">{}', "holds no circuit diagram"),
+        ("x.html", '<script type="application/json" id="circuit">{}', "contains no circuit diagram"),
         ("x.json", b"\xff\xfe\x00", "x.json: "),
         ("x.json", "[" * 100_000, "x.json: This is no circuit diagram: its JSON is nested too deep"),
         ("x" * 300 + ".json", None, "cannot be read: File name too long"),
@@ -189,7 +189,7 @@ def test_a_folder_is_no_diagram(tmp_path):
     (tmp_path / "x.json").mkdir()
     os.mkfifo(tmp_path / "x.html")
     for name in ("x.json", "x.html"):
-        with pytest.raises(ConvCircuitsError, match="cannot be read: it is no ordinary file"):
+        with pytest.raises(ConvCircuitsError, match="cannot be read: it is not an ordinary file"):
             Diagram.load(str(tmp_path / name))
 
 

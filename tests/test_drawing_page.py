@@ -124,7 +124,7 @@ def test_hostile_text_is_where_it_belongs():
 
 @pytest.mark.parametrize("text", ["", "<html></html>", '<script id="circuit">{}</script>'])
 def test_a_text_without_a_document_is_refused(text):
-    with pytest.raises(ConvCircuitsError, match="holds no circuit diagram"):
+    with pytest.raises(ConvCircuitsError, match="contains no circuit diagram"):
         read_page(text)
 
 

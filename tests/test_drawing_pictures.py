@@ -11,12 +11,12 @@ import oracles
 from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
-from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels
+from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
 from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.maps.colors import displayable, primaries_of
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.receptive_fields import receptive_fields
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall
@@ -184,11 +184,11 @@ def test_kernels_behind_what_the_model_makes_of_the_image_are_those_of_the_image
     for row, picture in shown.items():
         kernel = of_image(model.first.weight.detach()[row]).expand(3, -1, -1).movedim(0, -1)
         exact = 127.5 * (1 + kernel / kernel.abs().max())
-        assert picture.in_colour
+        assert picture.in_color
         np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
     for given in (None, images):
         document = cc.diagram(model, circuit, images=given).document
-        assert NOT_IN_COLOUR not in document.meta.notes
+        assert NOT_IN_COLOR not in document.meta.notes
         assert (document.pictures[0].tiles[document.nodes.column == 0, 0] >= 0).all()
 
 
@@ -216,12 +216,12 @@ def test_kernels_that_do_not_read_the_images_colours_are_weights_and_that_is_sai
     for row, (ends, picture) in enumerate(zip(((180, 78, 6), (84, 49, 150)), shown.values(), strict=True)):
         weight = model.first.weight.detach()[row].sum(0)
         share = (weight.abs() / weight.abs().max())[..., None].numpy()
-        assert not picture.in_colour
+        assert not picture.in_color
         exact = (1 - share) * (247, 246, 244) + share * ends
         np.testing.assert_allclose(picture.pixels, exact, atol=0.51)
         assert picture.pixels[1, 1].tolist() == [247, 246, 244]
     document = cc.diagram(model, circuit, images=images).document
-    assert document.meta.notes.count(NOT_IN_COLOUR) == 1
+    assert document.meta.notes.count(NOT_IN_COLOR) == 1
 
 
 # ---------------------------------------------------------------------- maps, patches
@@ -552,7 +552,7 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
     goal = drawing.graph.goal
     wanted = {n for n in (*drawn, goal) if n not in kernels}
     fields = receptive_fields(drawing.subject, [readings[n] for n in wanted], local=True)
-    found = visualise(drawing.subject, fields, masks=drawing.masks[0], seed=4)
+    found = visualize(drawing.subject, fields, masks=drawing.masks[0], seed=4)
     assert told[-1] == (len(wanted), len(wanted))
     for node in nodes:
         picture = kernels.get(node)
@@ -562,7 +562,7 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
         if picture is not None:
             assert np.abs(cells(made, table[node], len(picture)) - picture).max() <= 12
     assert [beside.label for beside in made.pictures[0].target] == ["in the circuit", "in the full model"]
-    full = visualise(drawing.subject, {None: fields[None]}, seed=4)[None]
+    full = visualize(drawing.subject, {None: fields[None]}, seed=4)[None]
     for beside, picture in zip(made.pictures[0].target, (found[None], full), strict=True):
         assert np.abs(cells(made, beside.tile, 12) - picture.pixels.numpy()).max() <= 12
     assert document.nodes.kind[goal] == NodeKind.FILTER

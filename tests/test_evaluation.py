@@ -308,7 +308,8 @@ def test_one_image_can_be_measured(position):
 
 # ---------------------------------------- notes, identity, files
 
-OWN = "the very images that the circuit was found on"
+OWN = "the same images that the circuit was found on"
+FITTED_HERE = "The readout and the average map come from the same images"
 
 
 def test_the_images_it_was_found_on_are_noticed_in_any_form():
@@ -484,6 +485,6 @@ def test_a_readout_fitted_on_the_measured_images_is_noted():
     case = NETS["plain"]
     model, feature, others = case.build(), cc.Feature("features.3", 1), case.images(3, 1)
     circuit = cc.find(model, feature, case.images(3), density=0.5)
-    fitted = [n for n in cc.evaluate(model, circuit, others, fit=others).notes if "fitted on the very images" in n]
+    fitted = [n for n in cc.evaluate(model, circuit, others, fit=others).notes if FITTED_HERE in n]
     assert len(fitted) == 1
-    assert not said(cc.evaluate(model, circuit, others, fit=case.images(3)), "fitted on the very images")
+    assert not said(cc.evaluate(model, circuit, others, fit=case.images(3)), FITTED_HERE)

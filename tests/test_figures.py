@@ -150,7 +150,7 @@ def test_one_seed_draws_one_random_circuit():
     circuit = cc.find(model, feature, images(4), density=0.5)
     found = [cc.evaluate(model, circuit, images(5, 1), seed=seed).r2_random for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
-    with pytest.raises(cc.ConvCircuitsError, match="seed is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="seed must be a whole number"):
         cc.evaluate(model, circuit, images(5, 1), seed=-1)
 
 
@@ -218,7 +218,7 @@ def test_a_feature_that_is_constant_inside_has_no_figure_there():
     assert report.r2_average_map == pytest.approx(1)
     assert math.isnan(report.r2_interior)
     assert report.verdict == "not decided"
-    assert said(report, "varies at the border alone")
+    assert said(report, "varies only at the border")
 
 
 def test_a_feature_that_relu_never_lets_through_is_noticed():
@@ -261,7 +261,7 @@ def test_few_images_are_said(count):
     model = seeded(small, 3)()
     circuit = cc.find(model, cc.Feature("2", 1), images(4), density=0.5)
     report = cc.evaluate(model, circuit, images(count, 1), fit=images(4))
-    assert said(report, "alone; on fewer than 10") == (count < FEW_IMAGES)
+    assert said(report, "with fewer than 10") == (count < FEW_IMAGES)
 
 
 def test_without_images_to_fit_there_is_no_average_map_and_the_note_says_why():
@@ -270,7 +270,7 @@ def test_without_images_to_fit_there_is_no_average_map_and_the_note_says_why():
     report = cc.evaluate(model, circuit, images(12, 1))
     assert math.isnan(report.r2_average_map)
     assert math.isnan(report.r2_average_map_interior)
-    assert said(report, "No baseline: the images that the circuit was found on were not given")
+    assert said(report, "There is no average map to compare with: the images")
     assert report.verdict == "not decided"
     assert "the average training map was not measured" in report.verdict_sentence
 
@@ -280,8 +280,8 @@ def test_an_average_map_of_other_images_is_said_to_be_that(fit, others):
     model = seeded(small, 3)()
     circuit = cc.find(model, cc.Feature("2", 1), images(4), density=0.5)
     report = cc.evaluate(model, circuit, images(12, 1), fit=images(12, 1) if fit == 12 else images(fit))
-    assert said(report, "average map is of other images, or of other crops") == others
-    assert said(report, "fitted on the very images") == (fit == 12)  # which says more
+    assert said(report, "average map was computed on other images or crops") == others
+    assert said(report, "The readout and the average map come from the same images") == (fit == 12)  # which says more
 
 
 def test_notes_are_sentences_each_once():

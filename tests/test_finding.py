@@ -89,14 +89,14 @@ BUDGETS = {
     "none": ({}, "Give either density, a share in .*, or kernels, a number"),
     "both": ({"density": 0.5, "kernels": 5}, "Give either density, a share in .*, or kernels, a number"),
     **{
-        f"density {d}": ({"density": d}, r"density is a share in \(0, 1\]")
+        f"density {d}": ({"density": d}, r"density must be in \(0, 1\]")
         for d in (0, 0.0, -0.1, 1.0001, 2, True, False, math.nan, math.inf, "0.5", [0.5])
     },
     **{
-        f"kernels {k}": ({"kernels": k}, "kernels is a whole number from 1")
+        f"kernels {k}": ({"kernels": k}, "kernels must be a whole number from 1")
         for k in (0, -1, True, False, 1.5, math.nan, "5", [5])
     },
-    "too many": ({"kernels": 38}, "38 kernels were asked for, but only 37 have a score"),
+    "too many": ({"kernels": 38}, "38 kernels were requested, but only 37 have a score"),
 }
 
 
@@ -194,9 +194,9 @@ def test_a_criterion_of_ones_own_is_called_by_its_name_with_its_options():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (lambda shape: torch.ones(shape)[:1], "bad gave scores of shape .* expected"),
-        (lambda shape: torch.full(shape, math.nan), "bad gave NaN or Inf in features.0"),
-        (lambda shape: torch.full(shape, math.inf), "bad gave NaN or Inf in features.0"),
+        (lambda shape: torch.ones(shape)[:1], "bad returned scores of shape .* expected"),
+        (lambda shape: torch.full(shape, math.nan), "bad returned NaN or Inf for features.0"),
+        (lambda shape: torch.full(shape, math.inf), "bad returned NaN or Inf for features.0"),
     ],
     ids=["shape", "NaN", "Inf"],
 )
@@ -308,20 +308,20 @@ BAD = {
     "integers": ({"images": X.long()}, "look unprepared"),
     "3-D": ({"images": X[0]}, r"\(N, C, H, W\)"),
     "generator": ({"images": (x for x in [X])}, "one-shot iterator"),
-    "batch_size": ({"batch_size": 0}, "batch_size is a whole number"),
-    **{f"memory {m}": ({"memory": m}, "memory, in bytes, is a whole number") for m in (0, -1, 1.5, True, None, "1GB")},
+    "batch_size": ({"batch_size": 0}, "batch_size must be a whole number"),
+    **{f"memory {m}": ({"memory": m}, "memory, in bytes, must be a whole") for m in (0, -1, 1.5, True, None, "1GB")},
     **{f"seed {s}": ({"seed": s}, "seed") for s in ("a", 1.5, None, 2**70)},
     "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Similar names: snip"),
     "criterion None": ({"criterion": None}, "no criterion None"),
     "criterion list": ({"criterion": ["snip"]}, "no criterion"),
     "option": ({"colapse": "sum"}, "no option 'colapse'"),
     "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Similar names: collapse"),
-    "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse is one of 'abs', 'sum', 'square'"),
-    "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer is one of"),
-    "draws": ({"draws": 0}, "draws is a whole number"),
-    "missing option": ({"criterion": "layer_random"}, "needs an option: like"),
+    "collapse": ({"criterion": "snip", "collapse": "mean"}, "collapse must be one of 'abs', 'sum', 'square'"),
+    "normalizer": ({"criterion": "snip", "normalizer": "l2"}, "normalizer must be one of"),
+    "draws": ({"draws": 0}, "draws must be a whole number"),
+    "missing option": ({"criterion": "layer_random"}, "needs the option like"),
     "circuit": ({"circuit": "c"}, "Expected a Circuit, got str"),
-    "empty circuit": ({"circuit": HALF - HALF}, "keeps no kernel"),
+    "empty circuit": ({"circuit": HALF - HALF}, "keeps nothing"),
     "feature text": ({"feature": "features.5:2"}, "Feature"),
 }
 
@@ -338,7 +338,7 @@ def test_what_does_not_fit_is_named(function, given, said):
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5])
 def test_bad_steps_of_force_are_refused(steps):
-    with pytest.raises(cc.ConvCircuitsError, match="steps is a whole number"):
+    with pytest.raises(cc.ConvCircuitsError, match="steps must be a whole number"):
         cc.find(MODEL, FEATURE, X, criterion="force", kernels=5, steps=steps)
 
 

@@ -46,7 +46,7 @@ def test_prune_keeps_exactly_so_many_and_smaller_circuits_lie_inside_larger_ones
         expected = oracles.topk(dict(scores.elements), kernels)
         assert all(torch.equal(circuit[layer], mask) for layer, mask in expected.items())
         larger = circuit
-    with pytest.raises(cc.ConvCircuitsError, match=f"{granularity}s were asked for"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"{granularity}s were requested"):
         cc.prune(scores, kernels=scores.relevant + 1)
 
 

@@ -523,11 +523,11 @@ def test_padding_channels_with_a_number_is_measured_by_masked_runs(value):
 UNSCORED = {
     "a layer that also reads a constant": (
         lambda net, a, b: a + b + net.a(torch.ones(1, 3, 8, 8).to(a)),
-        "a runs on what",
+        "a runs on an input without a gradient",
     ),
     "an operation without a derivative": (
         lambda net, a, b: a.scatter(1, torch.zeros(len(a), 1, 6, 6, dtype=torch.long), b[:, :1], reduce="add"),
-        "No gradient of head:0 can be taken",
+        "No gradient of head:0 can be computed",
     ),
 }
 

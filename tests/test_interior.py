@@ -131,7 +131,7 @@ def test_an_interior_of_one_position_is_not_reported_as_such(side, within, kind)
     inner = {"central": "the central positions", "inside": "the interior"}[kind]
     assert f"R2 on {inner}" in report.verdict_sentence or f", on {inner} " in report.verdict_sentence
     assert f"R2, {inner.removeprefix('the ')} " in report.summary()
-    notes = [note for note in report.notes if "Receptive fields are" in note and "stand in for the interior" in note]
+    notes = [note for note in report.notes if "Receptive fields are" in note and "are used as the interior" in note]
     assert len(notes) == (kind == "central")
     if kind == "central":
         assert f"9 x 9 pixels, and {'only 1 of them' if within else 'none'} lies inside the image" in notes[0]

@@ -230,7 +230,7 @@ def test_a_failed_torchvision_download_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_an_unknown_torchvision_name_gets_close_ones():
-    with pytest.raises(ConvCircuitsError, match="Near names: alexnet"):
+    with pytest.raises(ConvCircuitsError, match="Similar names: alexnet"):
         load_model("torchvision:alexnett")
     with pytest.raises(ConvCircuitsError, match="no image classifier 'fcn_resnet50'"):
         load_model("torchvision:fcn_resnet50")
@@ -261,7 +261,7 @@ def test_timm_with_a_file_needs_no_download_and_names_the_categories(tmp_path):
 
 
 def test_timm_failures_say_what_to_do(monkeypatch):
-    with pytest.raises(ConvCircuitsError, match=r"Near names: .*resnet18"):
+    with pytest.raises(ConvCircuitsError, match=r"Similar names: .*resnet18"):
         load_model("timm:resnet81")
     with pytest.raises(ConvCircuitsError, match=r"cannot build 'resnet18\.nope'"):
         load_model("timm:resnet18.nope@random")
@@ -394,7 +394,7 @@ def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nett", "Near names: net, "),
+        ("nett", "Similar names: net, "),
         ("number", "is a int; give a function"),
         ("model", "is a Identity; give a function"),
         ("needy", "cannot be called without arguments"),

@@ -220,5 +220,5 @@ def test_photographs_keep_their_names():
     numbered = cc.diagram(model, circuit, images=held).document.images.names
     named = cc.diagram(model, circuit, images=held, names=images.names).document.images.names
     assert named == shown.names == tuple(images.names[int(name.removeprefix("image "))] for name in numbered)
-    with pytest.raises(cc.ConvCircuitsError, match="names are one text for each image, 5 of them"):
+    with pytest.raises(cc.ConvCircuitsError, match="names must hold one string for each of 5 images"):
         cc.diagram(model, circuit, images=held, names=["a"])

@@ -74,7 +74,7 @@ def test_a_unit_of_scores_is_kept_in_files(tmp_path):
 def test_a_feature_that_is_not_finite_is_scored_by_no_criterion(criterion, bad):
     model = without_biases()
     model.head.weight.data[1] = bad
-    with pytest.raises(cc.ConvCircuitsError, match=r"The maps of head:1 hold NaN or Inf; look at the model's weights"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"The maps of head:1 contain NaN or Inf; check the model's weights"):
         cc.find(model, HEAD, X.float(), criterion=criterion, density=0.5)
 
 
@@ -89,7 +89,7 @@ def test_a_criterion_of_ones_own_may_be_of_any_size_but_finite(value):
         scores = cc.score(without_biases(), HEAD, X.float(), criterion=mine)
         assert cc.prune(scores, kernels=3)["conv"][2].all()
         return
-    with pytest.raises(cc.ConvCircuitsError, match="mine gave NaN or Inf in conv"):
+    with pytest.raises(cc.ConvCircuitsError, match="mine returned NaN or Inf for conv"):
         cc.score(without_biases(), HEAD, X.float(), criterion=mine)
 
 

@@ -283,7 +283,7 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path):
     _, circuit = whole()
     for wrong in ({"model": 3}, {"x": {1: 2}}, {"seed": "0"}):
         broken = cc.Circuit(circuit.feature, circuit.elements, circuit.saliency, circuit.relevant, provenance={**wrong})
-        with pytest.raises(cc.ConvCircuitsError, match="is not written: "):
+        with pytest.raises(cc.ConvCircuitsError, match="cannot be written: "):
             cc.save(broken, tmp_path / "c.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -513,7 +513,7 @@ def test_images_of_another_size_are_refused_where_their_maps_are():
     case = NETS["plain"]
     subject = subject_of(case.build(), cc.Feature("features.3", 1), case.input_shape)
     found = fields.receptive_fields(subject, [("features.3", 0, 1)])
-    with pytest.raises(cc.ConvCircuitsError, match="one size"):
+    with pytest.raises(cc.ConvCircuitsError, match="the size that the feature was surveyed on"):
         patches.best_patches(subject, None, batches_of(subject, torch.randn(2, 3, 12, 12)), found)
 
 

@@ -190,7 +190,7 @@ class Detached(nn.Module):
 
 def test_a_layer_on_a_detached_map_is_said_to_have_no_gradient():
     model, images, feature = seeded(Detached, 0)(), NETS["plain"].images(2), cc.Feature("head", 1)
-    with pytest.raises(cc.ConvCircuitsError, match="head runs on what no gradient leads to"):
+    with pytest.raises(cc.ConvCircuitsError, match="head runs on an input without a gradient"):
         cc.score(model, feature, images, criterion="snip")
 
 

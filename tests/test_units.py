@@ -158,7 +158,7 @@ def test_the_rule_leaves_out_what_it_says(change):
     assert GOOD.allowed
     assert not other.allowed
     assert choose_unit([other, GOOD]) is GOOD
-    with pytest.raises(cc.ConvCircuitsError, match="None of 1 units"):
+    with pytest.raises(cc.ConvCircuitsError, match="None of the 1 units satisfies the rule"):
         choose_unit([other])
 
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_an_error():
     with pytest.raises(cc.ConvCircuitsError, match="one photograph"):
         unit_statistics(model, "5", images, photographs=["a"] * 7)
     for count in (6, 8):
-        with pytest.raises(cc.ConvCircuitsError, match=f"7 images and {count} photographs"):
+        with pytest.raises(cc.ConvCircuitsError, match=f"7 images but {count} photographs"):
             unit_statistics(model, "5", images, photographs=[str(n) for n in range(count)])
     with pytest.raises(cc.ConvCircuitsError, match="has no layer '6'"):
         unit_statistics(model, "6", images)

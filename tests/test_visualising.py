@@ -10,7 +10,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.receptive_fields import receptive_fields
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
@@ -84,7 +84,7 @@ def test_a_value_is_what_the_map_is_on_the_picture(name, whole):
     masks = None if whole else masks
     readings = all_readings(subject, name)
     fields = receptive_fields(subject, readings)
-    found = visualise(subject, fields, masks=masks, primaries=PRIMARIES, steps=6, seed=3)
+    found = visualize(subject, fields, masks=masks, primaries=PRIMARIES, steps=6, seed=3)
     assert list(found) == readings
     shown = {reading: picture for reading, picture in found.items() if picture is not None}
     assert len(shown) > len(readings) / 3
@@ -107,7 +107,7 @@ def test_of_several_units_the_largest_counts_and_of_a_direction_the_sum(unit):
     feature = cc.Feature("stage.1.body.second", unit)
     subject = subject_of(model, feature, (3, 8, 8))
     fields = receptive_fields(subject, [None, *subject.rows.tolist()])
-    found = visualise(subject, fields, steps=6)
+    found = visualize(subject, fields, steps=6)
     for reading, picture in found.items():
         image = picture.pixels.movedim(-1, 0).double()[None] / 255
         own = feature if reading is None else dataclasses.replace(feature, unit=reading)
@@ -134,10 +134,10 @@ def test_pictures_depend_neither_on_the_batch_nor_on_each_other(name):
     readings = all_readings(subject, name)
     fields = receptive_fields(subject, readings, local=True)
     options = {"masks": masks, "steps": 5, "seed": 1}
-    together = visualise(subject, fields, **options)
-    same(pixels(visualise(subject, fields, batch_size=1, **options)), pixels(together))
+    together = visualize(subject, fields, **options)
+    same(pixels(visualize(subject, fields, batch_size=1, **options)), pixels(together))
     for some in (readings[::2], readings[::-1]):
-        part = visualise(subject, {reading: fields[reading] for reading in some}, batch_size=3, **options)
+        part = visualize(subject, {reading: fields[reading] for reading in some}, batch_size=3, **options)
         assert list(part) == list(some)
         same(pixels(part), {reading: pixels(together)[reading] for reading in some})
 
@@ -145,12 +145,12 @@ def test_pictures_depend_neither_on_the_batch_nor_on_each_other(name):
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others():
     _, subject, masks = case_of("plain")
     fields = receptive_fields(subject, [None])
-    first, second, other = (visualise(subject, fields, masks=masks, steps=5, seed=n)[None] for n in (1, 1, 2))
+    first, second, other = (visualize(subject, fields, masks=masks, steps=5, seed=n)[None] for n in (1, 1, 2))
     assert torch.equal(first.pixels, second.pixels)
     assert (first.value, first.start) == (second.value, second.start)
     assert not torch.equal(first.pixels, other.pixels)
     state = torch.random.get_rng_state()
-    visualise(subject, fields, steps=1)
+    visualize(subject, fields, steps=1)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -172,10 +172,10 @@ def test_inside_a_circuit_its_own_kernels_matter_alone(name):
             module.bias.data[~kept.any(1)] = 7.0
     other = subject_of(twin, subject.feature, shape)
     assert any(not kept.all() for kept in inside.kernels.values())
-    found = visualise(subject, fields, masks=inside, steps=6)
-    same(pixels(found), pixels(visualise(other, fields, masks=inside, steps=6)))
+    found = visualize(subject, fields, masks=inside, steps=6)
+    same(pixels(found), pixels(visualize(other, fields, masks=inside, steps=6)))
     assert found[None] is not None
-    full = visualise(subject, {None: fields[None]}, steps=6)[None]
+    full = visualize(subject, {None: fields[None]}, steps=6)[None]
     assert full is None or not torch.equal(full.pixels, found[None].pixels)
 
 
@@ -224,7 +224,7 @@ def test_the_picture_of_one_kernel_is_the_best_of_its_contrast(seed):
     weight = torch.randn(7, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     subject = linear(weight)
     fields = receptive_fields(subject, [None])
-    found = visualise(subject, fields, steps=400)[None]
+    found = visualize(subject, fields, steps=400)[None]
     best = 1 / (1 + np.exp(-optimum(weight.numpy())))
     most, grey = float((weight.numpy() * best).sum()), float(weight.sum()) / 2
     assert grey < most
@@ -239,7 +239,7 @@ def test_the_picture_of_one_kernel_is_the_best_of_its_contrast(seed):
 def test_more_steps_find_higher_values():
     subject = linear(torch.randn(6, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64))
     fields = receptive_fields(subject, [None])
-    values = [visualise(subject, fields, steps=steps)[None].value for steps in (4, 16, 64, 256)]
+    values = [visualize(subject, fields, steps=steps)[None].value for steps in (4, 16, 64, 256)]
     assert values == sorted(set(values))
 
 
@@ -247,7 +247,7 @@ def test_where_nothing_matters_the_picture_is_grey():
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     weight[:, 6:] = 0
     subject = linear(weight)
-    found = visualise(subject, receptive_fields(subject, [None]), steps=300)[None]
+    found = visualize(subject, receptive_fields(subject, [None]), steps=300)[None]
     shown = found.pixels[..., 0].double() / 255 - 0.5
     nowhere = shown[:, 8:]  # the picture jitters by two pixels
     assert nowhere.abs().mean() < 0.15 * shown[:, :6].abs().mean()
@@ -261,7 +261,7 @@ def test_colours_follow_the_weights():
     sign[:, 3:] = -1
     model[0].weight.data[:] = torch.stack([sign, torch.zeros(6, 6, dtype=torch.float64), -sign])
     subject = subject_of(model, cc.Feature("0", 0), (3, 20, 20))
-    found = visualise(subject, receptive_fields(subject, [None]), steps=200)[None]
+    found = visualize(subject, receptive_fields(subject, [None]), steps=200)[None]
     red_over_blue = found.pixels[..., 0].int() - found.pixels[..., 2].int()
     assert red_over_blue[:, :3].double().mean() > 30
     assert red_over_blue[:, 3:].double().mean() < -30
@@ -280,7 +280,7 @@ def test_a_map_that_noise_leaves_silent_is_woken(relu, effective):
     subject = subject_of(model, cc.Feature("2", 0), (1, 20, 20))
     reading = ("2", 0, 0)
     masks = None if effective is None else Masks({"0": torch.ones(1, 1, dtype=torch.bool)}, effective=effective)
-    found = visualise(subject, receptive_fields(subject, [reading]), masks=masks, steps=200)[reading]
+    found = visualize(subject, receptive_fields(subject, [reading]), masks=masks, steps=200)[reading]
     assert found.start == 0
     assert found.value > 0
 
@@ -303,11 +303,11 @@ def test_where_nothing_is_higher_than_on_noise_there_is_no_picture():
     model.stem.bias.data[1] = -1e3
     subject = subject_of(model, cc.Feature("head", 0), (3, 12, 12))
     readings = [("head", 0, channel) for channel in range(3)]
-    found = visualise(subject, receptive_fields(subject, readings), steps=20)
+    found = visualize(subject, receptive_fields(subject, readings), steps=20)
     assert [picture is None for picture in found.values()] == [True, True, False]
     none = Masks({layer: torch.zeros_like(mask) for layer, mask in subject.survey.kernels.items()})
     fields = receptive_fields(subject, [None, *readings])
-    assert set(visualise(subject, fields, masks=none, steps=5).values()) == {None}
+    assert set(visualize(subject, fields, masks=none, steps=5).values()) == {None}
 
 
 # ---------------------------------------------------------------------- colours
@@ -317,7 +317,7 @@ def test_a_preparation_without_colour_gives_grey_pictures_and_keeps_the_value():
     model = nn.Sequential(nn.Conv2d(3, 2, 4)).double()
     subject = subject_of(model, cc.Feature("0", 1), (3, 20, 20))
     grey = torch.tensor([[-1.0, -1, -1], [0.2, 0.2, 0.2], [-0.1, -0.1, -0.1], [-0.8, -0.8, -0.8]], dtype=torch.float64)
-    found = visualise(subject, receptive_fields(subject, [None]), primaries=grey, steps=10)[None]
+    found = visualize(subject, receptive_fields(subject, [None]), primaries=grey, steps=10)[None]
     assert (found.pixels == found.pixels[..., :1]).all()
     image = grey[0] + found.pixels[..., 0].double()[..., None] / 255 * (grey[1:] - grey[0]).sum(0)
     with torch.no_grad():
@@ -328,7 +328,7 @@ def test_a_preparation_without_colour_gives_grey_pictures_and_keeps_the_value():
 def test_without_primaries_images_of_any_other_number_of_channels_are_grey():
     model = nn.Sequential(nn.Conv2d(5, 2, 4)).double()
     subject = subject_of(model, cc.Feature("0", 1), (5, 20, 20))
-    found = visualise(subject, receptive_fields(subject, [None]), steps=10)[None]
+    found = visualize(subject, receptive_fields(subject, [None]), steps=10)[None]
     assert (found.pixels == found.pixels[..., :1]).all()
     image = (found.pixels[..., 0].double() / 255).expand(1, 5, -1, -1)
     with torch.no_grad():
@@ -356,14 +356,14 @@ def test_the_users_model_is_left_as_it_was(name):
     before = state(model)
     fields = receptive_fields(subject, all_readings(subject, name))
     with torch.no_grad():  # gradients are taken all the same
-        found = visualise(subject, fields, masks=masks, steps=3)
+        found = visualize(subject, fields, masks=masks, steps=3)
     assert any(picture is not None for picture in found.values())
 
     def fail(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        visualise(subject, fields, steps=2, progress=fail)
+        visualize(subject, fields, steps=2, progress=fail)
     for key, value in state(model).items():
         if isinstance(value, tuple):
             assert torch.equal(value[0], before[key][0]), key
@@ -376,7 +376,7 @@ def test_progress_goes_up_to_the_number_of_maps():
     _, subject, _ = case_of("plain")
     fields = receptive_fields(subject, [None, *[("features.3", 0, channel) for channel in range(4)]])
     told = []
-    visualise(subject, fields, steps=1, batch_size=3, progress=lambda done, total: told.append((done, total)))
+    visualize(subject, fields, steps=1, batch_size=3, progress=lambda done, total: told.append((done, total)))
     assert [total for _, total in told] == [5] * len(told)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (5, 5)
@@ -389,14 +389,14 @@ def test_progress_goes_up_to_the_number_of_maps():
         ({"seed": -1}, "seed"),
         ({"batch_size": 0}, "batch_size"),
         ({"steps": 1.5}, "steps"),
-        ({"primaries": torch.zeros(4, 1)}, r"\(4, 1\); for images of 3 channels give \(4, 3\)"),
-        ({"primaries": torch.zeros(3, 3)}, r"\(3, 3\); for images of 3 channels give \(4, 3\)"),
+        ({"primaries": torch.zeros(4, 1)}, r"\(4, 1\); images with 3 channels need \(4, 3\)"),
+        ({"primaries": torch.zeros(3, 3)}, r"\(3, 3\); images with 3 channels need \(4, 3\)"),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_its_name(options, words):
     _, subject, _ = case_of("plain")
     with pytest.raises(cc.ConvCircuitsError, match=words):
-        visualise(subject, receptive_fields(subject, [None]), **options)
+        visualize(subject, receptive_fields(subject, [None]), **options)
 
 
 @pytest.mark.parametrize("reading", [("features.3", 0, 4), ("features.3", 1, 0), ("nothing", 0, 0), 3])
@@ -405,4 +405,4 @@ def test_a_map_that_is_not_there_is_refused(reading):
     subject = subject_of(model, cc.Feature("features.3", 1), (3, 8, 8))
     (field,) = receptive_fields(subject, [("features.3", 0, 0)]).values()
     with pytest.raises(cc.ConvCircuitsError, match="no map"):
-        visualise(subject, {reading: field}, steps=1)
+        visualize(subject, {reading: field}, steps=1)

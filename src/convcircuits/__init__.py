@@ -4,10 +4,10 @@ A ``Feature`` names what to preserve. A criterion scores every kernel for it. ``
 which is only data. ``evaluate`` measures it on held-out images, ``extract`` turns it into a small module that runs,
 ``diagram`` draws it. Nothing ever changes your model.
 
-The rooms, each of which imports those above it alone: ``values`` are data; ``network`` runs, records and masks a user's
-model, and nothing else touches it; ``compiler`` makes a circuit a module of its own; ``maps`` are what filters respond
-to; ``circuits`` finds, measures and compares; ``storage`` and ``charts`` write files; ``drawing`` makes the diagram;
-``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` is what the author of a criterion needs.
+Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
+model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
+``circuits`` finds, measures and compares; ``storage`` and ``charts`` write files; ``drawing`` makes the diagram;
+``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
 """
 
 import importlib
@@ -53,7 +53,7 @@ __all__ = [
     "score",
 ]
 
-# Imported when they are first asked for: the command answers Ctrl-C before torch is there.
+# Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
 _MODULES = {
     "CRITERIA": "circuits.criteria",
     "Circuit": "values.circuit",

@@ -1,4 +1,4 @@
-"""``python -m convcircuits``: the command."""
+"""Run the command with ``python -m convcircuits``."""
 
 from convcircuits.cli import main
 

@@ -1,23 +1,23 @@
-"""How values show themselves in a notebook: small tables in HTML, in the notebook's own colours, light or dark."""
+"""How values display in a notebook: small HTML tables in the notebook's own colors, light or dark."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from convcircuits.texts import printable
 
-# Lines are grey, which shows on white and on black; all else is inherited.
+# Lines are gray, which shows on white and on black; everything else is inherited.
 _LINE = "border-bottom: 1px solid rgba(128, 128, 128, .4)"
 _CELL = f"padding: .15em .8em; text-align: {{}}; background: none; color: inherit; {_LINE}"
 
 
 def card(title: str, head: Sequence[str] = (), rows: Iterable[Sequence[str]] = (), notes: Iterable[str] = ()) -> str:
-    """Return a title, a table and sentences below it as HTML; all text is escaped.
+    """Return HTML with a title, a table and notes below it; all text is escaped.
 
     Args:
-        title: What is shown.
-        head: The columns' names; none where the table needs none.
-        rows: Cells, the first of which names its row.
-        notes: Sentences.
+        title: Title of the card.
+        head: Names of the columns, if the table needs any.
+        rows: Cells of each row; the first names the row.
+        notes: Sentences below the table.
     """
     lines = [f"<tr>{''.join(_cell('th', text, n) for n, text in enumerate(head))}</tr>"] if head else []
     lines += [f"<tr>{''.join(_cell('td', text, n) for n, text in enumerate(row))}</tr>" for row in rows]
@@ -32,7 +32,7 @@ def card(title: str, head: Sequence[str] = (), rows: Iterable[Sequence[str]] = (
 
 
 def figure(value: float | None) -> str:
-    """Write a figure with two digits; a dash where it is not defined."""
+    """Format a figure with two decimals; a dash if it is not defined."""
     return "–" if value is None or value != value else f"{value:z.2f}"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import write_whole
 
-# Okabe and Ito's colours, which the colour-blind tell apart; baselines are grey.
-_COLOURS = ["#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#cc79a7", "#56b4e9", "#e69f00"]
+# Okabe and Ito's colors, which color-blind readers can distinguish; baselines are gray.
+_COLORS = ["#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#cc79a7", "#56b4e9", "#e69f00"]
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 _FIGURES = {
     "r2": "R² (cut off below -0.5)",
@@ -18,7 +18,7 @@ _FIGURES = {
     "r2_rectified": "R² of the rectified map",
     "pearson": "Pearson r",
 }
-_BESIDE = ("r2", "r2_interior")  # the figures that baselines without a criterion stand beside
+_BESIDE = ("r2", "r2_interior")  # the figures that have baselines without a criterion
 _BESIDE_STYLE: dict[str, dict[str, Any]] = {
     "average training map": {"color": "#111111", "linestyle": "--", "linewidth": 1.1},
     "best random circuit of equal size": {"color": "#999999", "linestyle": (0, (1, 3)), "linewidth": 1.6},
@@ -27,10 +27,10 @@ _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer
 
 
 def check_charts_installed() -> None:
-    """Refuse to begin without the package that charts need.
+    """Check that charts can be drawn, before any work is done.
 
     Raises:
-        ConvCircuitsError: If it cannot be imported.
+        ConvCircuitsError: If matplotlib cannot be imported.
     """
     try:
         importlib.import_module("matplotlib.figure")
@@ -46,16 +46,16 @@ def fidelity_chart(
 ) -> None:
     """Draw fidelity against density, on a log axis, with one line per criterion.
 
-    Beside R2 and R2 on the interior stand those of the average training map, and at each density those of the best of
-    the random circuits that keep as many elements of each layer as one of the circuits.
+    R2 and R2 on the interior have two baselines: the average training map and, at each density, the best of the random
+    circuits that keep the same number of elements in each layer as one of the circuits.
 
     Args:
-        rows: Mappings as ``Row.as_dict`` gives; None where a figure is not defined.
+        rows: Mappings as returned by ``Row.as_dict``; None where a figure is not defined.
         path: A ``.png``, ``.svg`` or ``.pdf`` file.
-        title: Stands above.
+        title: Title above the charts.
 
     Raises:
-        ConvCircuitsError: If matplotlib is not installed, or the file has another ending or cannot be written.
+        ConvCircuitsError: If matplotlib is not installed, or the file has another suffix or cannot be written.
     """
     check_charts_installed()
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def fidelity_chart(
 
     kind = path.suffix.lstrip(".")
     if kind not in ("png", "svg", "pdf"):
-        raise ConvCircuitsError(f"A chart is a .png, .svg or .pdf file; got {path}.")
+        raise ConvCircuitsError(f"A chart must be a .png, .svg or .pdf file; got {path}.")
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
     figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
@@ -73,7 +73,7 @@ def fidelity_chart(
         headings["r2_interior"] = "R² on the central positions"
     lines: list[Any] = []
     for axis, (column, heading) in zip(axes, headings.items(), strict=True):
-        coloured = iter(zip(_COLOURS * len(criteria), _MARKERS * len(criteria), strict=False))
+        styles = iter(zip(_COLORS * len(criteria), _MARKERS * len(criteria), strict=False))
         lines = []
         for criterion in criteria:
             points = [
@@ -82,13 +82,13 @@ def fidelity_chart(
                 if row["criterion"] == criterion and row[column] is not None
             ]
             if criterion in _BASELINES:
-                colour, style = _BASELINES[criterion]
+                color, style = _BASELINES[criterion]
                 marker = "."
             else:
-                (colour, marker), style = next(coloured), "-"
+                (color, marker), style = next(styles), "-"
             lines += axis.plot(
                 *zip(*sorted(points), strict=True) if points else ([], []),
-                color=colour,
+                color=color,
                 linestyle=style,
                 marker=marker,
                 markersize=5,
@@ -101,7 +101,7 @@ def fidelity_chart(
         axis.set_xticks(densities)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{100 * d:g} %"))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_ylim(-0.55, 1.04)  # an R2 far below 0 says no more than one a little below
+        axis.set_ylim(-0.55, 1.04)  # how far R2 is below 0 does not matter
         axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel("kernels kept / relevant kernels", fontsize=9)
@@ -116,7 +116,7 @@ def fidelity_chart(
 
 
 def _beside(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[tuple[float, float]]]:
-    """Return the baselines that stand beside a figure, where they were measured: at each density the highest."""
+    """Return the measured baselines of a figure, as points of density and the highest value at it."""
     if column not in _BESIDE:
         return {}
     end = column.removeprefix("r2")

@@ -1,7 +1,7 @@
-"""What the author of a criterion needs: the trace that a criterion is given, what it hands out, and the known criteria.
+"""For authors of criteria: the trace that a criterion receives, its batches and layers, and the known criteria.
 
-A criterion is a function ``criterion(trace, **options) -> {layer: saliency}``; ``convcircuits.circuits.criteria`` has
-the whole contract.
+A criterion is a function ``criterion(trace, **options) -> {layer: saliency}``; ``convcircuits.circuits.criteria``
+documents the whole contract.
 """
 
 from convcircuits.circuits.criteria import (

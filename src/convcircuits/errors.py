@@ -1,4 +1,4 @@
-"""The one error that every mistake of a caller ends in."""
+"""The single exception for caller mistakes, and the checks that raise it."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ConvCircuitsError(ValueError):
-    """An error whose message names what was given, what was expected and what to do."""
+    """A caller's mistake; the message names what was given, what was expected and what to do."""
 
 
 def _as_argument(name: str, value: Any, _of_criterion: bool) -> str:
@@ -19,16 +19,16 @@ _WRITTEN: ContextVar[Callable[[str, Any, bool], str]] = ContextVar("written", de
 
 
 def option(name: str, value: Any = None, *, of_criterion: bool = False) -> str:
-    """Return an option of the library as whoever reads a message gives it, with its value if there is one.
+    """Return an option, with its value if given, as the reader of a message would write it.
 
-    That is ``density=0.1`` in Python and ``--density 0.1`` to the command, which says so by ``options_written``.
+    That is ``density=0.1`` in Python, and ``--density 0.1`` in the command, which arranges it with ``options_written``.
     """
     return _WRITTEN.get()(name, value, of_criterion)
 
 
 @contextmanager
 def options_written(how: Callable[[str, Any, bool], str]) -> Iterator[None]:
-    """Have ``option`` write by a function of the name, the value (None for none), and whether it is a criterion's."""
+    """Set how ``option`` writes: a function of the name, the value or None, and whether it is a criterion's option."""
     token = _WRITTEN.set(how)
     try:
         yield
@@ -37,14 +37,14 @@ def options_written(how: Callable[[str, Any, bool], str]) -> Iterator[None]:
 
 
 LARGEST = 2**63 - 1
-"""The largest number that torch counts with."""
+"""The largest integer of torch."""
 
 
 def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
-    """Return a whole number of any kind (NumPy's too) as an int.
+    """Return a whole number of any integer type, including NumPy's, as an int.
 
     Raises:
-        ConvCircuitsError: If it is no whole number or outside low to high.
+        ConvCircuitsError: If the value is not a whole number from ``low`` to ``high``.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -52,5 +52,5 @@ def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
         number = None
     if number is None or not low <= number <= high:
         span = f"from {low}" if high == LARGEST and (number is None or number < low) else f"from {low} to {high}"
-        raise ConvCircuitsError(f"{name} is a whole number {span}; got {value!r}.")
+        raise ConvCircuitsError(f"{name} must be a whole number {span}; got {value!r}.")
     return number

@@ -1,4 +1,4 @@
-"""Files on disk: their names, and that they are written whole or not at all."""
+"""Files on disk: their names, and writing them completely or not at all."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from convcircuits.errors import ConvCircuitsError
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # on Windows, where what a killed run left stays
+except ImportError:  # on Windows, where leftovers of killed runs remain
     fcntl = None
 
 _PREFIX, _SUFFIX = ".convcircuits-", ".part"
@@ -33,20 +33,20 @@ def named_after(model: str, slug: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path is that of an ordinary file; any path that there cannot be is not."""
-    return os.path.isfile(path)  # noqa: PTH113 (Path's raises for a name that is too long)
+    """Return whether a path is an ordinary file; False for an impossible path."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is that of a folder; any path that there cannot be is not."""
+    """Return whether a path is a folder; False for an impossible path."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path that ``write_whole`` could not write, before there is anything to write.
+    """Check that ``write_whole`` could write a path, before there is anything to write.
 
     Raises:
-        ConvCircuitsError: As of ``write_whole``.
+        ConvCircuitsError: As for ``write_whole``.
     """
     try:
         place = Path(os.path.realpath(path))
@@ -58,14 +58,13 @@ def check_place(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is never half written.
+    """Write a temporary file in the same folder and rename it, so that the file is never half written.
 
-    A file that was there keeps its mode, and a symbolic link stays one: what it points to is written. What a run that
-    was killed has left in the folder is removed.
+    An existing file keeps its mode, and a symbolic link remains: its target is written. Leftovers of killed runs in the
+    folder are removed.
 
     Raises:
-        ConvCircuitsError: If the folder is not there or not to be written to, or the path is that of something other
-            than an ordinary file.
+        ConvCircuitsError: If the folder does not exist or is not writable, or the path is not that of an ordinary file.
     """
     try:
         place = Path(os.path.realpath(path))
@@ -84,7 +83,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _mode_of(path: Path, place: Path) -> int:
-    """Return the mode of the file that is replaced; where there is none, that of any new file."""
+    """Return the mode of the file to replace, or the default mode of a new file."""
     try:
         found = place.stat().st_mode
     except FileNotFoundError:
@@ -93,20 +92,20 @@ def _mode_of(path: Path, place: Path) -> int:
         return 0o666 & ~mask
     if not stat.S_ISREG(found):
         kind = _KINDS.get(stat.S_IFMT(found), "device")
-        raise ConvCircuitsError(f"{path} cannot be written: there is a {kind} of that name; give the name of a file.")
+        raise ConvCircuitsError(f"{path} cannot be written: it is a {kind}; give the name of a file.")
     return stat.S_IMODE(found) & 0o777
 
 
 def _new_file(folder: Path) -> tuple[int, str]:
-    """Make a file that is locked for as long as its writer lives."""
+    """Create a temporary file that stays locked as long as its writer lives."""
     while True:
         handle, name = tempfile.mkstemp(dir=folder, prefix=_PREFIX, suffix=_SUFFIX)
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # no locks on this file system: then nothing is ever removed there
+            with contextlib.suppress(OSError):  # no locks on this file system, so nothing is ever removed there
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if _is_still(handle, name):
             return handle, name
-        os.close(handle)  # another run took it for abandoned before it was locked
+        os.close(handle)  # another run removed it as abandoned before it was locked
 
 
 def _is_still(handle: int, name: str) -> bool:
@@ -117,7 +116,7 @@ def _is_still(handle: int, name: str) -> bool:
 
 
 def _move(file: BinaryIO, temporary: Path, place: Path, mode: int) -> None:
-    """Move what is written to its place while it is still locked."""
+    """Rename the written file to its place while it is still locked."""
     file.flush()
     temporary.chmod(mode)  # mkstemp makes it private
     if fcntl is None:
@@ -126,7 +125,7 @@ def _move(file: BinaryIO, temporary: Path, place: Path, mode: int) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove files of ours whose writers are dead: nobody holds their locks any more."""
+    """Remove our temporary files whose writers are dead, that is whose locks are free."""
     if fcntl is None:
         return
     with os.scandir(folder) as entries:
@@ -137,7 +136,7 @@ def _remove_abandoned(folder: Path) -> None:
             try:
                 found = os.fstat(handle)
                 if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid():
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError where its writer lives
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError if its writer lives
                     if _is_still(handle, name):
                         Path(name).unlink()
             finally:

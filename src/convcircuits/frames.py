@@ -1,4 +1,4 @@
-"""Values as the tables and graphs of other packages, which are imported only when one is asked for."""
+"""Values as tables and graphs of other packages, which are imported only when needed."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def frame(rows: Sequence[Mapping[str, Any]], *, index: str | None = None) -> "pandas.DataFrame":
-    """Return rows as a DataFrame, with one of the columns as its index.
+    """Return rows as a DataFrame, optionally with one of the columns as its index.
 
     Raises:
         ConvCircuitsError: If pandas is not installed.

@@ -1,7 +1,7 @@
-"""Scores, circuits and extracted modules as files: one each, with provenance as JSON in its header.
+"""Scores, circuits and extracted modules as files, one each, with provenance as JSON in the header.
 
-A file is one of safetensors. Its first word of ours is a checksum over all of its bytes, in which the place of the
-checksum itself counts as zeros: no bit of a file can change unnoticed.
+The format is safetensors. Our metadata begins with a checksum over all bytes of the file, in which the checksum itself
+counts as zeros, so no bit of a file can change unnoticed.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ _TABLES = {"scores": ("elements",), "circuit": ("elements", "saliency", "gain", 
 
 
 def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) -> Path:
-    """Write scores, a circuit or an extracted module to one file, whole or not at all.
+    """Write scores, a circuit or an extracted module to one file, completely or not at all.
 
     Args:
-        value: What to write. A module needs no code of the model it came from to be loaded.
-        path: The file, ``.safetensors``, or for a module also ``.onnx`` (any number of images); its folder must exist.
-            A file of that name is replaced.
+        value: What to write. A module can be loaded without the code of the model that it came from.
+        path: The file: ``.safetensors``, or for a module also ``.onnx`` (any number of images). Its folder must exist;
+            an existing file is replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConvCircuitsError: If the value is of another kind, a module calls what a file may not name, the path ends
-            otherwise, or the folder is not there or not to be written to.
+        ConvCircuitsError: If the value is of another type, a module calls something that a file may not name, the path
+            has another suffix, or the folder does not exist or is not writable.
 
     Examples:
         >>> path = cc.save(circuit, "circuit.safetensors")
@@ -56,7 +56,7 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     path = Path(path)
     if not isinstance(value, (Scores, Circuit, CircuitModule)):
         raise ConvCircuitsError(
-            f"Only Scores, a Circuit and a module that extract made can be saved; got {type(value).__name__}."
+            f"Only Scores, a Circuit or a module from extract can be saved; got {type(value).__name__}."
         )
     if path.suffix == ".onnx" and isinstance(value, CircuitModule):
         write_whole(path, onnx_bytes(value))
@@ -68,22 +68,22 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     try:
         check_provenance(header.get("provenance") or header.get("circuit") or {})
     except ConvCircuitsError as error:
-        raise ConvCircuitsError(f"{path} is not written: {error}.") from error
+        raise ConvCircuitsError(f"{path} cannot be written: {error}.") from error
     try:
         text = json.dumps({"schema": SCHEMA, **header}, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ConvCircuitsError(f"The provenance holds what JSON cannot say ({error}); use plain values.") from error
+        raise ConvCircuitsError(f"The provenance is not valid JSON ({error}); use plain values.") from error
     write_whole(path, sealed(text, tensors))
     return path
 
 
 def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
-    """Read what ``save`` wrote to a ``.safetensors`` file. Nothing in the file is run.
+    """Read a ``.safetensors`` file that ``save`` wrote. Nothing in the file is executed.
 
-    A module comes back in eval mode on the CPU, with the same ``state_dict`` and the same results to the bit.
+    A module is returned in eval mode on the CPU, with the same ``state_dict`` and bit-identical results.
 
     Raises:
-        ConvCircuitsError: If there is no such file, or it is foreign, damaged or of a newer version.
+        ConvCircuitsError: If there is no such file, or it is foreign, damaged or of another version.
     """
     path = Path(path)
     if not is_file(path):
@@ -92,9 +92,9 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
         content = path.read_bytes()
         tensors = from_bytes(content)
         metadata = json.loads(content[8 : _end_of_header(content)]).get("__metadata__", {})
-    except Exception as error:  # safetensors raises many kinds
+    except Exception as error:  # safetensors raises many types
         raise ConvCircuitsError(
-            f"{path} is no whole .safetensors file ({error}); was it cut off while it was copied?"
+            f"{path} is not a complete .safetensors file ({error}); was it cut off while it was copied?"
         ) from error
     if _KEY not in metadata:
         raise ConvCircuitsError(f"{path} is a .safetensors file, but convcircuits did not write it.")
@@ -106,32 +106,32 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
     if schema != SCHEMA:
         raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema)}")
     if not _is_sealed(content, header):
-        raise ConvCircuitsError(f"{path} is damaged: its bytes are not those of its checksum. Copy or make it again.")
+        raise ConvCircuitsError(f"{path} is damaged: its checksum does not match. Copy or make it again.")
     try:
         return (_read_module if kind == "module" else _read_tables)(header, tensors)
-    except Exception as error:  # a file that was made to harm makes torch raise nearly anything
+    except Exception as error:  # a malicious file makes torch raise nearly anything
         raise ConvCircuitsError(f"{path} is damaged: {' '.join(str(error).split()):.500}.") from error
 
 
 def sealed(text: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a file, with its checksum, of the JSON text of a header and of tensors."""
+    """Return the bytes of a file, with its checksum, from the JSON text of a header and tensors."""
     content = to_bytes(dict(tensors), {_KEY: f'{{"checksum": "{_NO_SUM}", {text[1:]}'})
     start, end = _place_of(_NO_SUM, content)
     return content[:start] + _checksum(content, start, end).encode() + content[end:]
 
 
 def _is_sealed(content: bytes, header: Mapping[str, Any]) -> bool:
-    said = str(header.get("checksum"))
-    start, end = _place_of(said, content)
-    return start >= 0 and said == _checksum(content, start, end)
+    checksum = str(header.get("checksum"))
+    start, end = _place_of(checksum, content)
+    return start >= 0 and checksum == _checksum(content, start, end)
 
 
-def _place_of(said: str, content: bytes) -> tuple[int, int]:
-    """Find a checksum in a file's header: at the beginning of our text; -1 where it is not there, or twice."""
+def _place_of(checksum: str, content: bytes) -> tuple[int, int]:
+    """Return where a checksum begins and ends in a file's header, or (-1, -1) if it is missing or there twice."""
     before = json.dumps('{"checksum": "')[:-1].encode()
-    word = before + said.encode(errors="replace")
+    word = before + checksum.encode(errors="replace")
     header = content[: _end_of_header(content)]
-    start = header.find(word) if header.count(word) == 1 and len(said) == len(_NO_SUM) else -1
+    start = header.find(word) if header.count(word) == 1 and len(checksum) == len(_NO_SUM) else -1
     return (start + len(before), start + len(word)) if start >= 0 else (-1, -1)
 
 
@@ -149,8 +149,8 @@ def _end_of_header(content: bytes) -> int:
 
 def _what_to_do(schema: str) -> str:
     if schema in _EARLIER:
-        return f"which an earlier version wrote, and this version reads {SCHEMA!r} alone; make the file again."
-    return f"and this version of convcircuits reads {SCHEMA!r}; pip install --upgrade convcircuits."
+        return f"which an earlier version wrote, but this version reads only {SCHEMA!r}; make the file again."
+    return f"but this version of convcircuits reads {SCHEMA!r}; pip install --upgrade convcircuits."
 
 
 def _of_module(module: CircuitModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -159,12 +159,14 @@ def _of_module(module: CircuitModule) -> tuple[dict[str, Any], dict[str, Tensor]
     try:
         graphs.from_json(graph, tensors)
     except Exception as error:
-        raise ConvCircuitsError(f"This module could not be loaded again: {error}; save what extract made.") from error
+        raise ConvCircuitsError(
+            f"This module could not be loaded again: {error}; save the module as extract returned it."
+        ) from error
     return {"kind": "module", "graph": graph, "circuit": module.meta.get("circuit")}, tensors
 
 
 def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CircuitModule:
-    # In a file tensors lie at any byte, and torch takes other code, with other rounding, for unaligned weights.
+    # Tensors in a file may be unaligned, and torch runs other code, with other rounding, on unaligned weights.
     module = graphs.from_json(header["graph"], {name: x.clone() for name, x in tensors.items()})
     circuit = header["circuit"]
     if circuit is not None:
@@ -197,25 +199,25 @@ def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | Circuit:
-    kind, said = header["kind"], header["feature"]
-    position = said["position"]
+    kind, fields = header["kind"], header["feature"]
+    position = fields["position"]
     feature = Feature(
-        said["layer"],
-        tensors["direction"] if said["unit"] is None else said["unit"],
+        fields["layer"],
+        tensors["direction"] if fields["unit"] is None else fields["unit"],
         position=position if isinstance(position, str) else tuple(position),  # type: ignore[arg-type]
-        call=said["call"],
+        call=fields["call"],
     )
     tables = {
         name: LayerTable({layer: tensors[f"{name}/{layer}"] for layer in header["layers"][name]})
         for name in _TABLES[kind]
     }
-    expected = sum(map(len, tables.values())) + (said["unit"] is None)
+    expected = sum(map(len, tables.values())) + (fields["unit"] is None)
     if expected != len(tensors):
-        raise ConvCircuitsError(f"it holds {len(tensors)} tensors where its header names {expected}")
+        raise ConvCircuitsError(f"it holds {len(tensors)} tensors, but its header names {expected}")
     relevant, provenance = header["relevant"], header["provenance"]
     granularity = header["granularity"]
     if type(relevant) is not int or type(granularity) is not str:
-        raise ConvCircuitsError("its header has values of another type")
+        raise ConvCircuitsError("its header has values of the wrong type")
     check_provenance(provenance)
     if kind == "circuit":
         return Circuit(feature, relevant=relevant, provenance=provenance, granularity=granularity, **tables)

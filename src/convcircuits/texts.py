@@ -1,23 +1,23 @@
-"""Text of others, from files and models, as it may be shown."""
+"""Text from files and models, made safe to show."""
 
 from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
-    r"""Write what is not to be seen in text as escapes, ``\x1b`` or ``\n``: it could move a terminal's cursor.
+    r"""Escape unprintable characters, as ``\x1b`` or ``\n``, since they could move a terminal's cursor.
 
-    Control characters, line ends, surrogates and those that change the direction of reading are among them.
+    They include control characters, line ends, surrogates and characters that change the direction of text.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """Do the same in every line of a text of our own."""
+    """Escape unprintable characters in each line, keeping the line ends."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def sentences(notes: Iterable[str]) -> tuple[str, ...]:
-    """Write notes as sentences, each once: with a full stop last and, but for names (``conv1``), a capital first."""
+    """Return distinct notes as sentences: ended by a period and, unless a name (``conv1``) is first, capitalized."""
     return tuple(dict.fromkeys(_sentence(note) for note in notes))
 
 

@@ -1,3 +1,3 @@
-"""The version, apart so that everything may read it."""
+"""The version, in a module that everything can import."""
 
 __version__ = "0.1.0"

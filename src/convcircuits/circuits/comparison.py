@@ -1,4 +1,4 @@
-"""Compare criteria: circuits of several sizes by each, all measured on the same held-out images."""
+"""Compare criteria: circuits of several sizes by each criterion, all measured on the same held-out images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,14 +56,14 @@ class Row:
 
 
 class ComparisonTable(list[Row]):
-    """The rows of a comparison, in the order asked: a list that shows itself as a table."""
+    """The rows of a comparison, in the order requested: a list that displays as a table."""
 
     def __repr__(self) -> str:
         criteria = ", ".join(dict.fromkeys(row.criterion for row in self))
         return f"ComparisonTable({len(self)} circuits by {criteria})"
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the table, a row for each circuit with all that ``Row.as_dict`` gives; NaN where not defined.
+        """Return the table with one row per circuit and the columns of ``Row.as_dict``; NaN where not defined.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
@@ -71,7 +71,7 @@ class ComparisonTable(list[Row]):
         return frame([row.as_dict() for row in self])
 
     def summary(self) -> str:
-        """Tabulate R2 of each circuit, over all positions and on the interior, beside what needs no criterion."""
+        """Tabulate R2 of each circuit, over all positions and on the interior, beside baselines without a criterion."""
         head, *rows = self._cells()
         wide = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
         return "\n".join(
@@ -108,7 +108,7 @@ def compare(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> ComparisonTable:
-    """Find circuits on some images by every criterion at every density, and measure them on others.
+    """Find circuits by every criterion at every density, and measure them on held-out images.
 
     Args:
         model: Any CNN.
@@ -117,18 +117,18 @@ def compare(
         held_out: The images that circuits are measured on.
         criteria: Names in ``CRITERIA``.
         densities: Shares of the relevant kernels, in (0, 1].
-        options: Criterion -> its own options.
-        batch_size: The most images that run at once.
-        seed: For criteria that draw.
+        options: Options of single criteria: name -> its options.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed for criteria that draw random numbers.
         memory: As for ``score``.
-        progress: Called with pieces of work done (one per circuit found or pass of scoring, and one for the
-            measurement of each) and the pieces there are.
+        progress: Called with the steps done and their total. For each criterion, scoring is one step (finding is one
+            per density for an iterative one) and measuring is one.
 
     Returns:
-        One row per criterion and density, in the order given. It shows itself as a table, and ``to_pandas`` makes one.
+        One row per criterion and density, in the order given; displays as a table, and ``to_pandas`` converts it.
 
     Raises:
-        ConvCircuitsError: As ``find`` and ``evaluate``.
+        ConvCircuitsError: As for ``find`` and ``evaluate``.
 
     Examples:
         >>> table = cc.compare(model, feature, images, held_out, criteria=["snip", "random"], densities=[0.5, 0.1])
@@ -165,17 +165,17 @@ def compare(
 
 
 def check_compared(criteria: Sequence[str], densities: Sequence[float]) -> None:
-    """Refuse criteria and densities that there are none of, before any work is done.
+    """Check criteria and densities before any work is done.
 
     Raises:
-        ConvCircuitsError: If a criterion is unknown, a density is not in (0, 1], or there is none of either.
+        ConvCircuitsError: If a criterion is unknown, a density is not in (0, 1], or either list is empty.
     """
     for criterion in criteria:
         if criterion not in CRITERIA:
             raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
     for density in densities:
         if not 0 < density <= 1:
-            raise ConvCircuitsError(f"A density is a share in (0, 1]; got {density!r}.")
+            raise ConvCircuitsError(f"A density must be in (0, 1]; got {density!r}.")
     if not criteria or not densities:
         raise ConvCircuitsError("There is nothing to compare; give at least one criterion and one density.")
 

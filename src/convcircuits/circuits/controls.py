@@ -1,4 +1,4 @@
-"""Circuits that tell how much of a figure any circuit of that size would reach."""
+"""Random circuits that show how well any circuit of the same size would do."""
 
 from convcircuits.circuits.criteria import drawn_like
 from convcircuits.circuits.ranking import in_order, top
@@ -6,20 +6,20 @@ from convcircuits.network.masking import Subject
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
 
-_APART = 1_000_003  # from the seed of a circuit that was itself drawn at random
+_APART = 1_000_003  # keeps the draw apart from that of a circuit which was itself drawn at random
 _OF_THE_MODEL = ("model", "weights", "feature", "input_shape", "versions")
 
 
 def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit:
-    """Draw a random circuit that keeps as many elements of each layer as another does.
+    """Draw a random circuit with the same number of elements in each layer as another circuit.
 
     Args:
         subject: The feature of the model.
-        circuit: The circuit whose counts are taken.
-        seed: Of the draw.
+        circuit: The circuit that sets the number of elements per layer.
+        seed: Seed of the draw.
 
     Returns:
-        A circuit of the same granularity, without a calibration; its saliency is as ``layer_random`` draws it.
+        A circuit of the same granularity, without calibration; its saliency is drawn as by ``layer_random``.
     """
     seed += _APART
     relevant = subject.relevant(circuit.granularity, subject.survey.input_shape)

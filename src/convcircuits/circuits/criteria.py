@@ -1,12 +1,13 @@
-"""Criteria: functions that give every element a saliency: every kernel, or every filter or weight.
+"""Criteria: functions that assign a saliency to every element, that is every kernel, filter or weight.
 
-A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, tables of the shapes ``trace.shapes``. One
-that must know the budget takes it as its second parameter, ``criterion(trace, kernels, **options)``, and goes through
-``find`` alone. Options are keyword-only and belong to the criterion. ``Trace.mean`` is the one loop over images; it
-hands out a ``Batch`` at a time, whose ``backward`` yields a ``Layer`` at a time.
+A one-shot criterion is ``criterion(trace, **options) -> {layer: saliency}``, with tables of the shapes in
+``trace.shapes``. A criterion that needs the budget takes it as its second parameter, ``criterion(trace, kernels,
+**options)``, and only ``find`` can run it. Options are keyword-only and belong to the criterion. ``Trace.mean`` is the
+one loop over images; it passes one ``Batch`` at a time, whose ``backward`` yields one ``Layer`` at a time.
 
-The formulas are written for elements, letter e: kernels by default, and with another granularity whole filters or
-single weights, through ``Layer``'s layout of them. m_e multiplies all weights of an element.
+The formulas are written for elements e: kernels by default, or whole filters or single weights with another
+granularity, which is a matter of how ``Layer`` lays them out. k runs over the weights of an element, and m_e is a
+factor on all of them.
 """
 
 import math
@@ -27,7 +28,7 @@ Criterion = Callable[..., Mapping[str, Tensor]]
 Collapse = Literal["abs", "sum", "square"]
 Normalizer = Literal["published", "sum", "layer_l2"]
 
-# dL/df of the scalar L that a map is collapsed to, the sum over units and positions of |f|, f or f^2; and that power.
+# dL/df of the scalar L that a map is collapsed to, the sum over units and positions of |f|, f or f^2; and the power.
 _COLLAPSE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "abs": (torch.sign, 1),
     "sum": (torch.ones_like, 1),
@@ -44,14 +45,14 @@ def actgrad(
 ) -> Saliency:
     """Score |activation x gradient| of each element's pre-sum map: mean_n mean_hw |z_e(h, w) g_o(h, w)|.
 
-    z_e is what the element's weights add to their filter o; a filter's is its output without the bias.
+    z_e is what the element's weights add to their filter o; for a whole filter, its output without the bias.
 
     Args:
         trace: The feature's images.
         collapse: The scalar L that g = dL/d(out) differentiates: the sum over positions of |f|, f or f^2.
-        normalizer: What stands before the sum over positions: 1 / HW (``"published"``), 1 (``"sum"``), or 1 and
-            then each layer divided by its L2 norm (``"layer_l2"``).
-        signed: Leave out the absolute value.
+        normalizer: The factor of the sum over positions: 1 / HW (``"published"``), 1 (``"sum"``), or 1 with each layer
+            then divided by its L2 norm (``"layer_l2"``).
+        signed: Omit the absolute value.
 
     Source: Hamblin et al., arXiv 2206.01627.
     """
@@ -79,10 +80,10 @@ def snip(
     Args:
         trace: The feature's images.
         collapse: The scalar L: the sum over positions of |f|, f or f^2.
-        normalizer: What stands before the sum over the element's weights: 1 / their number, for a kernel 1 / (kh kw)
-            (``"published"``), 1 (``"sum"``), or 1 and then each layer divided by its L2 norm (``"layer_l2"``). Where
-            a layer uses its weight in several sizes, as 3x3 and, summed, as 1x1, the weights of all count.
-        signed: Leave out the absolute value.
+        normalizer: The factor of the sum over the element's weights: 1 / their number, for a kernel 1 / (kh kw)
+            (``"published"``), 1 (``"sum"``), or 1 with each layer then divided by its L2 norm (``"layer_l2"``). If a
+            layer uses its weight in several sizes, as 3x3 and, summed, as 1x1, the weights of all sizes count.
+        signed: Omit the absolute value.
 
     Source: Lee et al., arXiv 1810.02340; for features Hamblin et al., arXiv 2206.01627.
     """
@@ -101,28 +102,28 @@ def snip(
 def gauss_newton(
     trace: Trace, *, draws: int = 4, centered: bool = False, normalizer: Normalizer = "published"
 ) -> Saliency:
-    """Score the squared change of the map when an element alone goes: mean_n sum_p (df_p / dm_e)^2, estimated.
+    """Score the squared change of the map when that one element is removed: mean_n sum_p (df_p / dm_e)^2, estimated.
 
-    With random signs e_p the square of sum_p e_p df_p/dm has that expectation; ``draws`` of them are averaged, with
-    orthogonal (Hadamard) signs. One field of signs serves all images, so the result does not depend on batches.
-    p runs over the positions that count, of all units where there are several.
+    For random signs s_p, the square of sum_p s_p df_p/dm_e has this expectation. The estimate averages ``draws``
+    backward passes with orthogonal (Hadamard) signs. All images share the same signs, so the result does not depend on
+    batches. p runs over the positions that count, of all units if there are several.
 
     Args:
         trace: The feature's images.
-        draws: How many fields of signs, each one backward pass.
-        centered: Let an element that goes be replaced by the mean of its map over images and positions, so that only
-            its variation counts: z - mean z in place of z.
+        draws: Number of fields of signs; each costs one backward pass.
+        centered: Replace a removed element by the mean of its map over images and positions, so that only its variation
+            counts: z - mean z in place of z.
         normalizer: ``"published"`` and ``"sum"`` are the sum itself; ``"layer_l2"`` divides each layer by its L2 norm.
     """
     draws = whole_number("draws", draws, 1)
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        # Where one position of each unit's map counts, a field needs one sign per unit.
+        # If one position of each unit's map counts, a field needs one sign per unit.
         single = batch.indices is not None and batch.indices.shape[-1] == 1 and batch.maps.dim() > 2
         fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
         for draw, signs in enumerate(fields):
             for layer in batch.backward(signs.expand_as(batch.maps) / batch.scale):
-                # (a - zbar b)^2 opened up, since zbar is known only after the last image.
+                # (a - zbar b)^2 is expanded, since zbar is known only after the last image.
                 slopes = layer.filter_gradients().double()[..., None] * batch.scale
                 aa = torch.zeros(layer.weights.shape[:3], dtype=torch.float64, device=slopes.device)
                 ab = torch.zeros_like(aa)
@@ -153,12 +154,12 @@ def gauss_newton(
 
 
 def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
-    """Score the size of the weights: mean |w| over the element (a baseline that sees no image).
+    """Score the size of the weights: mean |w| over the element (a baseline that uses no images).
 
     Args:
         trace: The feature's images.
-        normalizer: ``"published"`` is the mean over the element's weights, ``"sum"`` their sum, ``"layer_l2"`` that sum
-            divided by the layer's L2 norm.
+        normalizer: ``"published"`` takes the mean over the element's weights, ``"sum"`` their sum, ``"layer_l2"`` that
+            sum divided by the layer's L2 norm.
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
@@ -178,27 +179,29 @@ def random(trace: Trace) -> Saliency:
 
 
 def layer_random(trace: Trace, *, like: Circuit) -> Saliency:
-    """Draw at random, with as many elements in each layer as another circuit keeps (a baseline).
+    """Draw at random, with the number of elements per layer taken from another circuit (a baseline).
 
-    The element at place r (from 0) of its layer's random order gets count / (r + 1/2): pruned to as many elements as
-    ``like`` has, each layer keeps exactly its count; pruned to others, a proportional share.
+    The element at rank r (from 0) in its layer's random order gets count / (r + 1/2). Pruned to the size of ``like``,
+    each layer keeps exactly its count; pruned to another size, a proportional share.
 
     Args:
         trace: The feature's images.
-        like: The circuit whose counts are taken, of the same granularity.
+        like: The circuit that sets the number of elements per layer; of the same granularity.
     """
     if not isinstance(like, Circuit) or list(like.elements) != list(trace.relevant):
-        raise ConvCircuitsError("like is a circuit of the same feature and model, whose counts per layer are taken.")
+        raise ConvCircuitsError(
+            "like must be a circuit of the same feature and model; it sets the number of elements per layer."
+        )
     if like.granularity != trace.granularity:
         raise ConvCircuitsError(
-            f"like is a circuit of {like.granularity}s, and {trace.granularity}s are scored; give "
+            f"like is a circuit of {like.granularity}s, but {trace.granularity}s are scored; give "
             f"{option('granularity', like.granularity)} or another circuit."
         )
     return drawn_like(trace.relevant, like, trace.seed)
 
 
 def drawn_like(relevant: Mapping[str, Tensor], like: Circuit, seed: int) -> Saliency:
-    """Draw what ``layer_random`` gives, of the elements that are relevant: layer name -> bool."""
+    """Draw the scores of ``layer_random`` for the relevant elements (layer name -> bool); 0 for the others."""
     saliency = {}
     for layer, elements in relevant.items():
         count = int((like[layer] & elements).sum())
@@ -218,20 +221,21 @@ def force(
 ) -> Saliency:
     """Prune step by step: each step keeps the best by SNIP of the network masked so far, and can revive elements.
 
-    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) elements, the last exactly k. A masked element is
-    scored by its unmasked weights and the masked network's gradient. Dead filters keep their biases, else nothing
-    could be revived. The mask that results is scored once more: a layer whose scores are all zero has collapsed.
-    Then the loop goes no further: the k best by the last scores that were not collapsed are kept, and a note says so.
+    Step t of T keeps k_t = ceil(exp(t/T ln k + (1 - t/T) ln n)) of the n relevant elements, the last exactly k. A
+    masked element is scored by its unmasked weights and the masked network's gradient. Dead filters keep their biases;
+    otherwise nothing could be revived. After each step the resulting mask is scored again; a layer whose scores are all
+    zero has collapsed. The loop then stops, the k best by the last scores before the collapse are kept, and a note says
+    so.
 
     Args:
         trace: The feature's images.
-        kernels: k, how many elements to keep.
-        steps: T.
+        kernels: k, the number of elements to keep.
+        steps: T, the number of steps.
         collapse: As for ``snip``.
         normalizer: As for ``snip``.
 
     Returns:
-        The scores whose k best are the mask.
+        The scores whose k best elements are the mask.
 
     Source: de Jorge et al., arXiv 2006.09081; for features Hamblin et al., arXiv 2206.01627.
     """
@@ -239,7 +243,7 @@ def force(
     options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     trace.passes = steps + 1
-    # Inside a circuit all steps run under one semantics, that of the masked network.
+    # Inside a circuit, all steps run under the same semantics, that of the masked network.
     scores = snip(trace if trace.masks is None else trace.masked(trace.relevant), **options)
     for step in range(1, steps + 1):
         share = step / steps
@@ -255,7 +259,7 @@ def force(
         if dead:
             trace.notes.append(
                 f"FORCE collapsed at step {step} of {steps} ({count} {trace.granularity}s kept): no gradient reaches "
-                f"{', '.join(dead)}. The circuit is the {kernels} best by the scores before that step."
+                f"{', '.join(dead)}. The circuit keeps the {kernels} best by the scores before that step."
             )
             break
         if step < steps:
@@ -275,25 +279,25 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:
-    """Return dL/df in such a unit of L that f dL/df is about one, and that unit, a power of two."""
+    """Return dL/df scaled so that f dL/df is near one, and the scale, a power of two."""
     if collapse not in _COLLAPSE:
-        raise ConvCircuitsError(f"collapse is one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
+        raise ConvCircuitsError(f"collapse must be one of {', '.join(map(repr, _COLLAPSE))}; got {collapse!r}.")
     gradient, power = _COLLAPSE[collapse]
     return gradient(batch.maps / batch.scale) / batch.scale, batch.scale**power
 
 
 def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
     if normalizer not in ("published", "sum", "layer_l2"):
-        raise ConvCircuitsError(f"normalizer is one of 'published', 'sum', 'layer_l2'; got {normalizer!r}.")
+        raise ConvCircuitsError(f"normalizer must be one of 'published', 'sum', 'layer_l2'; got {normalizer!r}.")
     if normalizer != "layer_l2":
         return saliency
     return {layer: s / (float(torch.linalg.vector_norm(s)) or 1.0) for layer, s in saliency.items()}
 
 
 def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Return random fields of signs shaped as one map (of all units), orthogonal to each other in blocks of values.
+    """Return random fields of signs, each shaped as one map (of all units), orthogonal to each other within blocks.
 
-    On a single value all draws say the same, so one is given.
+    There are at most as many as a map has values: on a single value, all draws would give the same square.
     """
     shape, count = maps.shape[1:], maps[0].numel()
     size = 1 << (min(draws, count) - 1).bit_length()

@@ -38,22 +38,22 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure how well a circuit preserves its feature on images it should not have been found on.
+    """Measure how well a circuit preserves its feature, on images that it was not found on.
 
-    Streams over batches; no map is stored but the average one. Where the feature has a position, only the values
-    there count.
+    Streams over batches and stores no map except the average. If the feature has a position, only the values there
+    count.
 
     Args:
         model: The model that the circuit belongs to.
         circuit: The circuit.
         images: Held-out images, as for ``score``.
-        fit: Images on which the readout a f_c + d is fitted, and whose average map is the baseline: those the circuit
-            was found on. Without them there is no verdict, unless the circuit fails on its own.
-        effective: Run the circuit as it is defined: no kernel reads a dead channel and a dead filter adds nothing.
-            False leaves the biases of dead filters, as published.
-        batch_size: The most images that run at once.
-        seed: Of the random circuit that this one is compared with.
-        progress: Called with images done and images in all (or None).
+        fit: The images that the circuit was found on. The readout a f_c + d is fitted on them, and their average map is
+            the baseline. Without them there is no verdict, unless the circuit fails on its own.
+        effective: Run the circuit as it is defined: no kernel reads a dead channel, and a dead filter adds nothing.
+            False keeps the biases of dead filters, as published.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of the random circuit that this one is compared with.
+        progress: Called with the number of images done and their total (or None).
 
     Raises:
         ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
@@ -85,13 +85,13 @@ def evaluate_all(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """Measure circuits of one feature as ``evaluate`` does, with one run of the full model for all of them.
+    """Measure several circuits of one feature as ``evaluate`` does, running the full model only once.
 
-    ``controls`` are the circuits that each is compared with in place of ones drawn here; None for none. Without
-    ``readout`` the full model alone runs on the images of ``fit``.
+    ``controls`` replaces the random circuits that the circuits are compared with, one each; None for no comparison.
+    Without ``readout``, only the full model runs on the images of ``fit``.
 
     Raises:
-        ConvCircuitsError: As ``evaluate``, or if there are no circuits or their features differ.
+        ConvCircuitsError: As for ``evaluate``, or if there are no circuits or their features differ.
     """
     if not circuits:
         raise ConvCircuitsError("There are no circuits to measure; give at least one.")
@@ -150,24 +150,24 @@ def activations(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return the feature's maps in the full model, or in a circuit.
+    """Return the feature's maps in the full model or in a circuit.
 
     Args:
         model: Any CNN; it runs in eval mode.
-        feature: The feature; its position plays no part.
+        feature: The feature; its position is ignored.
         images: As for ``score``.
-        circuit: Run this circuit in place of the full model.
+        circuit: Run this circuit instead of the full model.
         effective: As for ``evaluate``.
-        batch_size: The most images that run at once.
-        progress: Called with images done and images in all (or None).
+        batch_size: Maximum number of images that run at once.
+        progress: Called with the number of images done and their total (or None).
 
     Returns:
-        (N, H, W), or (N,) where the layer is Linear; of several units (N, U, H, W) or (N, U), in the feature's order;
-        on the CPU, in the model's dtype.
+        (N, H, W), or (N,) for a Linear layer; for several units (N, U, H, W) or (N, U), in the feature's order; on the
+        CPU, in the model's dtype.
 
     Raises:
-        ConvCircuitsError: If the circuit is of other weights, or images do not fit the model or give maps of
-            different size.
+        ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model or give maps of
+            different sizes.
 
     Examples:
         >>> maps = cc.activations(model, feature, images, circuit=circuit)
@@ -191,7 +191,7 @@ def activations(
             maps.append(subject.maps(batch, masks).cpu())
             if maps[-1].shape[1:] != maps[0].shape[1:]:
                 raise ConvCircuitsError(
-                    f"Images of different sizes give maps of {tuple(maps[0].shape[1:])} and "
+                    f"Images of different sizes give maps of shape {tuple(maps[0].shape[1:])} and "
                     f"{tuple(maps[-1].shape[1:])}; give images of one size."
                 )
             if progress is not None:
@@ -201,13 +201,13 @@ def activations(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one pass over images says.
+    """The results of one pass over images.
 
     Attributes:
-        comparisons: Of each circuit of the sweep with the full model.
-        average_map: Of the average of other images; None where it is not known.
-        averages: Those of these images.
-        census: What the full model's maps say.
+        comparisons: Each circuit of the sweep, compared with the full model.
+        average_map: The average map of other images, compared with the full model; None if it is not known.
+        averages: The average maps of these images.
+        census: Statistics of the full model's maps.
     """
 
     comparisons: list[Comparison]
@@ -253,7 +253,7 @@ def _measure(
 
 
 def _interior(positions: Positions, shape: tuple[int, ...], census: Census) -> Interior | None:
-    """Return the interior; None, and the census says why, where it cannot be told for images of any size."""
+    """Return the interior; None once it is not known for some size of image, with the reason in the census."""
     if census.problem:
         return None
     try:
@@ -272,7 +272,7 @@ def _evaluation(
     control: int | None,
     provenance: Mapping[str, Any],
 ) -> Evaluation:
-    """Return the figures of a circuit: its place in the sweep, and that of its control."""
+    """Return the figures of a circuit, given its index in the sweep and that of its control."""
     own, census, interior = measured.comparisons[place], measured.census, measured.census.interior
     lines = fitted.comparisons[place].lines() if fitted is not None and fitted.comparisons else []
     kernels, effective = counts

@@ -27,11 +27,10 @@ from convcircuits.values.scores import Scores
 from convcircuits.values.tables import LayerTable, suggest
 
 MEMORY = 4 * 2**20
-"""Bytes of working memory for one chunk of pre-sum maps where nothing is said: about what a core's cache holds."""
-
+"""Default bytes of working memory for one chunk of pre-sum maps: about the size of a core's cache."""
 
 _RANGE = 100
-"""float32 holds scores up to 2 to this power, and down to its inverse, with room for those far below the largest."""
+"""Float32 scores are scaled unless the largest is within 2**-_RANGE to 2**_RANGE, which leaves room for small ones."""
 
 
 @outside_autocast
@@ -51,29 +50,30 @@ def score(
 ) -> Scores:
     """Score every kernel, filter or weight that a feature depends on, in one pass over the images.
 
-    Scores are means over images: the same for any batch size and order, to rounding. The model is not changed.
+    Scores are means over images, so they do not depend on batch size or order, up to rounding. The model is not
+    changed.
 
     Args:
         model: Any CNN; it runs in eval mode.
         feature: What is to be preserved.
         images: (N, C, H, W), or a re-iterable of such tensors or (tensor, label) batches, prepared for the model.
-        criterion: A name in ``CRITERIA``, or a function of the same shape.
-        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter counts as relevant
-            if any of its kernels is, a weight if its kernel is.
+        criterion: A name in ``CRITERIA``, or a function with the same signature.
+        granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``. A filter is relevant if any
+            of its kernels is, a weight if its kernel is.
         circuit: Score inside this circuit, run as ``evaluate`` runs it; elements outside it get NaN. Its granularity
-            is the same or a coarser one, so that each element lies wholly inside or outside.
-        batch_size: The most images that run at once.
-        seed: For criteria that draw.
-        memory: Bytes of working memory that chunks of pre-sum maps may take.
-        progress: Called with images done and images in all, over all passes (or None).
-        **options: The criterion's own, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
+            must be the same or coarser, so that each element lies entirely inside or outside.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed for criteria that draw random numbers.
+        memory: Bytes of working memory for chunks of pre-sum maps.
+        progress: Called with the number of images done, over all passes, and their total (or None).
+        **options: Options of the criterion, such as ``collapse="sum"`` or ``normalizer="layer_l2"``.
 
     Returns:
-        Scores on the CPU; float64 for a float64 model, else float32. Where float32 cannot hold them they are in units
-        of a power of two, ``provenance["scale"]``.
+        Scores on the CPU; float64 for a float64 model, otherwise float32. If float32 cannot hold them, they are divided
+        by a power of two, ``provenance["scale"]``.
 
     Raises:
-        ConvCircuitsError: If feature, images, criterion, granularity or an option do not fit, the criterion is
+        ConvCircuitsError: If feature, images, criterion, granularity or an option is invalid, the criterion is
             iterative, or scores are not finite or all zero.
 
     Examples:
@@ -84,7 +84,7 @@ def score(
     function = _criterion(criterion)
     if needs_budget(function):
         raise ConvCircuitsError(
-            f"{_name(criterion)} must know how many {granularity}s are to be kept; use "
+            f"{_name(criterion)} must know how many {granularity}s to keep; use "
             f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
         )
     _check_options(function, criterion, options)
@@ -94,25 +94,25 @@ def score(
 
 
 def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
-    """Keep the elements (kernels, filters or weights) with the highest scores: exactly as many as asked for.
+    """Keep the elements (kernels, filters or weights) with the highest scores: exactly the requested number.
 
-    Ties go by layer in execution order, then filter, then input channel, then place in the kernel; so smaller circuits
-    lie inside larger ones.
+    Ties are broken by layer in execution order, then filter, then input channel, then position in the kernel, so
+    smaller circuits lie inside larger ones.
 
     Args:
         scores: From ``score``.
         density: Kept elements as a share of the elements that have a score, in (0, 1]; rounded, at least one.
-        kernels: How many elements to keep, in place of a density.
+        kernels: Number of elements to keep, instead of a density.
 
     Raises:
-        ConvCircuitsError: If neither or both are given, or they are out of range.
+        ConvCircuitsError: If neither or both are given, or the one given is out of range.
 
     Examples:
         >>> len(cc.prune(scores, kernels=20))
         20
     """
     if not isinstance(scores, Scores):
-        raise ConvCircuitsError(f"prune takes Scores, which score gives; got {type(scores).__name__}.")
+        raise ConvCircuitsError(f"prune expects the Scores that score returns; got {type(scores).__name__}.")
     count = _budget(scores.relevant, density, kernels, scores.granularity)
     provenance = dict(scores.provenance) | {
         "elements": count,
@@ -145,22 +145,22 @@ def find(
     progress: Progress | None = None,
     **options: Any,
 ) -> Circuit:
-    """Find a circuit with any criterion, iterative ones too.
+    """Find a circuit with any criterion, including iterative ones.
 
     Args:
         model: Any CNN; it runs in eval mode.
         feature: What is to be preserved.
         images: As for ``score``.
-        criterion: A name in ``CRITERIA``, or a function of the same shape.
+        criterion: A name in ``CRITERIA``, or a function with the same signature.
         density: Kept elements as a share of the relevant ones, in (0, 1].
-        kernels: How many elements to keep, in place of a density.
+        kernels: Number of elements to keep, instead of a density.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         circuit: Find inside this circuit, of the same or a coarser granularity.
-        batch_size: The most images that run at once.
-        seed: For criteria that draw.
-        memory: Bytes of working memory that chunks of pre-sum maps may take.
-        progress: Called with images done and images in all, over all passes (or None).
-        **options: The criterion's own, such as ``steps=10`` for FORCE.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed for criteria that draw random numbers.
+        memory: Bytes of working memory for chunks of pre-sum maps.
+        progress: Called with the number of images done, over all passes, and their total (or None).
+        **options: Options of the criterion, such as ``steps=10`` for FORCE.
 
     Raises:
         ConvCircuitsError: As for ``score`` and ``prune``.
@@ -212,7 +212,7 @@ def _trace(
         kept = subject.elements(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
         scored = {layer: mask & kept[layer] for layer, mask in scored.items()}
         if len(circuit) == 0:
-            raise ConvCircuitsError("The circuit to score inside keeps no kernel.")
+            raise ConvCircuitsError("The circuit to score inside keeps nothing; give one that keeps an element.")
     trace = Trace(
         subject,
         batches,
@@ -236,32 +236,37 @@ def _scores(
     circuit: Circuit | None,
 ) -> Scores:
     if batches.count == 0:
-        trace.mean(lambda batch: ())  # a criterion that saw no image: count and hash them all the same
+        trace.mean(lambda batch: ())  # the criterion read no images: count and hash them all the same
     subject = trace.subject
     dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
     if not isinstance(saliency, Mapping):
-        raise ConvCircuitsError(f"{_name(criterion)} gave {type(saliency).__name__}; expected layer -> scores.")
+        raise ConvCircuitsError(
+            f"{_name(criterion)} returned {type(saliency).__name__}; expected a mapping from layers to scores."
+        )
     for layer, values in saliency.items():
         if not isinstance(values, Tensor) or not values.is_floating_point():
-            raise ConvCircuitsError(f"{_name(criterion)} scored {layer} by no floating-point tensor.")
+            raise ConvCircuitsError(
+                f"{_name(criterion)} returned scores for {layer} that are not a tensor of floating-point numbers."
+            )
         if layer not in trace.shapes:
             raise ConvCircuitsError(f"{_name(criterion)} scored {layer!r}. {suggest(layer, trace.shapes)}")
         if values.shape != trace.shapes[layer]:
             raise ConvCircuitsError(
-                f"{_name(criterion)} gave scores of shape {tuple(values.shape)} for {layer}; expected "
+                f"{_name(criterion)} returned scores of shape {tuple(values.shape)} for {layer}; expected "
                 f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
             )
     kernels, scale = _in_range(in_order(saliency, trace.relevant), dtype)
     for layer, values in kernels.items():
         if not bool(values[trace.relevant[layer]].isfinite().all()):
             raise ConvCircuitsError(
-                f"{_name(criterion)} gave NaN or Inf in {layer}; are the model's weights and images of sane size?"
+                f"{_name(criterion)} returned NaN or Inf for {layer}; check the scale of the model's weights and of "
+                "the images."
             )
     if not any(bool(values.nan_to_num().any()) for values in kernels.values()):
         raise ConvCircuitsError(
-            f"{_name(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. A unit that is "
-            f"dead, or silent on these images, gives that: no gradient of {subject.feature} reaches a kernel. Give "
-            "other images or another unit."
+            f"{_name(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. This happens if "
+            f"a unit is dead or silent on these images: no gradient of {subject.feature} reaches a kernel. Give other "
+            "images or another unit."
         )
     provenance = dict(about) | {
         "criterion": _name(criterion),
@@ -288,7 +293,7 @@ def _scores(
 
 
 def _in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
-    """Bring scores to a dtype, in units of a power of two where float32 could not hold them; give that unit too."""
+    """Return scores in a dtype, divided by a power of two if float32 could not hold them, and that power."""
     largest = max(float(values.double().nan_to_num(0, math.inf, math.inf).abs().max()) for values in kernels.values())
     scale = 1.0
     if dtype == torch.float32 and 0 < largest < math.inf and not 2.0**-_RANGE < largest < 2.0**_RANGE:
@@ -309,7 +314,7 @@ def _name(criterion: str | Criterion) -> str:
 
 
 def needs_budget(function: Criterion) -> bool:
-    """Return whether a criterion must know how many elements are to be kept, so that only ``find`` can run it."""
+    """Return whether a criterion must know how many elements to keep, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
 
@@ -324,9 +329,9 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
             raise ConvCircuitsError(f"{_name(criterion)} has no option {name!r}. {suggest(name, known)}")
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ConvCircuitsError(f"{_name(criterion)} needs an option: {option(name, of_criterion=True)}.")
+            raise ConvCircuitsError(f"{_name(criterion)} needs the option {option(name, of_criterion=True)}.")
         if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
-            raise ConvCircuitsError(f"{_name(criterion)}'s option {name} is true or false; got {options[name]!r}.")
+            raise ConvCircuitsError(f"The option {name} of {_name(criterion)} is true or false; got {options[name]!r}.")
 
 
 def _budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
@@ -338,11 +343,11 @@ def _budget(relevant: int | None, density: object, kernels: int | None, granular
         number = density if isinstance(density, numbers.Real) else math.nan
         share = math.nan if number is True else float(number)
         if not 0 < share <= 1:
-            raise ConvCircuitsError(f"{option('density')} is a share in (0, 1]; got {density!r}.")
+            raise ConvCircuitsError(f"{option('density')} must be in (0, 1]; got {density!r}.")
         return max(1, round(share * (relevant or 0)))
     count = whole_number(option("kernels"), kernels, 1)
     if relevant is not None and count > relevant:
-        raise ConvCircuitsError(f"{count} {granularity}s were asked for, but only {relevant} have a score.")
+        raise ConvCircuitsError(f"{count} {granularity}s were requested, but only {relevant} have a score.")
     return count
 
 

@@ -1,4 +1,4 @@
-"""What streams of pairs say: the full model's values of a feature beside those of a circuit, or of a baseline."""
+"""Streaming statistics of pairs: a feature's values in the full model and in a circuit or baseline."""
 
 import math
 from collections.abc import Sequence
@@ -38,26 +38,26 @@ class Moments:
 
     @property
     def full_constant(self) -> bool:
-        """Whether the full model's values are one, to rounding."""
+        """Whether the full model's values are constant, up to rounding."""
         return _constant(self.ff, self.full, self.n, self.eps)
 
     @property
     def circuit_constant(self) -> bool:
-        """Whether the circuit's values are one, to rounding."""
+        """Whether the circuit's values are constant, up to rounding."""
         return _constant(self.cc, self.circuit, self.n, self.eps)
 
     def pearson(self) -> float:
-        """Correlate the two; NaN where one of them is constant."""
+        """Return Pearson's r of the two; NaN if either is constant."""
         if self.full_constant or self.circuit_constant or not math.isfinite(self.fc + self.ff + self.cc):
             return math.nan
         return max(-1.0, min(1.0, self.fc / math.sqrt(self.ff) / math.sqrt(self.cc)))
 
     def r2(self) -> float:
-        """Return 1 - squared error / squared deviation of the full model's values; NaN where these are constant."""
+        """Return 1 - squared error / squared deviation of the full model's values; NaN if these are constant."""
         return math.nan if self.full_constant else 1 - self.squared_error / self.ff
 
     def line(self) -> tuple[float, float]:
-        """Fit full = a circuit + d by least squares; a is 0 where the circuit is constant."""
+        """Fit full = a circuit + d by least squares; a is 0 if the circuit is constant."""
         a = 0.0 if self.circuit_constant else self.fc / self.cc
         return a, self.full - a * self.circuit
 
@@ -70,15 +70,15 @@ class Moments:
 
 
 class Comparison:
-    """Moments per unit and errors over all units of a feature's counted values, and of parts of them.
+    """Moments of a feature's counted values for each unit, and errors over all units.
 
     Attributes:
         units: The feature's units.
-        several: Whether it is a feature of several units.
-        values: Moments of all counted values, of each unit.
-        interior: Those of values at interior positions.
-        rectified: Those of max(0, value).
-        maxima: Those of each image's highest value.
+        several: Whether the feature has several units.
+        values: Moments of all counted values, for each unit.
+        interior: Moments of the values at interior positions.
+        rectified: Moments of max(0, value).
+        maxima: Moments of each image's highest value.
     """
 
     def __init__(self, feature: Feature, eps: float) -> None:
@@ -91,9 +91,9 @@ class Comparison:
         """Add a batch.
 
         Args:
-            full: Counted values in the full model, (N, P), or (N, U, P) of several units.
-            other: Those to be compared with it, of the same shape.
-            inside: Which of them are at interior positions, bool of the same shape; None where nobody knows.
+            full: Counted values in the full model, (N, P), or (N, U, P) for several units.
+            other: The values to compare with them, of the same shape.
+            inside: Which values are at interior positions, bool of the same shape; None if that is not known.
         """
         gap, best = (other - full).abs(), full.argmax(-1, keepdim=True)
         self.error += float(gap.sum())
@@ -114,7 +114,7 @@ class Comparison:
         return [moments.line() for moments in self.values]
 
     def pearson(self, moments: Sequence[Moments]) -> float:
-        """Average r over units; of several, one that is constant in the circuit alone counts as 0."""
+        """Average r over units; of several, one that is constant only in the circuit counts as 0."""
         return _mean(moments, [0.0 if self.several and m.circuit_constant else m.pearson() for m in moments])
 
     def r2(self, moments: Sequence[Moments]) -> float:
@@ -122,7 +122,7 @@ class Comparison:
         return _mean(moments, [m.r2() for m in moments])
 
     def r2_of_lines(self, lines: Sequence[tuple[float, float]]) -> float:
-        """Average over units the R2 of lines that were fitted elsewhere."""
+        """Average over units the R2 after lines that were fitted on other images."""
         return _mean(self.values, [m.r2_of_line(*line) for m, line in zip(self.values, lines, strict=True)])
 
 
@@ -134,26 +134,27 @@ class Averages:
         self._counts: dict[tuple[int, ...], int] = {}
 
     def add(self, values: Tensor, shape: tuple[int, ...]) -> None:
-        """Add counted values, (N, P) or (N, U, P), of maps of a shape."""
+        """Add counted values, (N, P) or (N, U, P), of maps with a given shape."""
         self._sums[shape] = self._sums.get(shape, torch.zeros(())) + values.sum(0)
         self._counts[shape] = self._counts.get(shape, 0) + len(values)
 
     def of(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Return the average, (P,) or (U, P), of maps of a shape; None where there were none."""
+        """Return the average, (P,) or (U, P), of maps with a given shape; None if there were none."""
         return self._sums[shape] / self._counts[shape] if shape in self._sums else None
 
 
 class Census:
-    """What the full model's maps of a feature say of it, on some images.
+    """Statistics of the full model's maps of a feature on some images.
 
     Attributes:
-        values: Counted values.
-        positive: How many of them are above 0.
-        inside: How many of them are at interior positions.
-        maxima: Maps, one for each image and unit.
-        at_border: How many of these are highest outside of the interior.
-        interior: The interior of the maps, of one size where there are several: one that is not inside, if any.
-        problem: Why the interior is not known, for images of any one size; empty where it is.
+        values: Number of counted values.
+        positive: Number of values above 0.
+        inside: Number of values at interior positions.
+        maxima: Number of maps, one per image and unit.
+        at_border: Number of maps that are highest outside the interior.
+        interior: The interior of the maps. If maps differ in size, that of one size, preferably one whose interior is
+            the central positions.
+        problem: Why the interior is not known, for some size of image; empty if it is known.
     """
 
     def __init__(self) -> None:
@@ -176,9 +177,9 @@ class Census:
 
 def _mean(moments: Sequence[Moments], figures: Sequence[float]) -> float:
     """Average a figure over the units that are not constant in the full model."""
-    telling = [figure for m, figure in zip(moments, figures, strict=True) if not m.full_constant]
-    return sum(telling) / len(telling) if telling else math.nan
+    defined = [figure for m, figure in zip(moments, figures, strict=True) if not m.full_constant]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _constant(moment: float, mean: float, n: int, eps: float) -> bool:
-    return moment <= n * (8 * eps * mean) ** 2  # what rounding in the model's dtype alone can make
+    return moment <= n * (8 * eps * mean) ** 2  # the spread that rounding in the model's dtype can cause

@@ -1,26 +1,26 @@
-"""What the reader of a circuit's figures must know to read them rightly."""
+"""Notes beside a circuit's figures: what a reader must know to interpret them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from convcircuits.circuits.moments import Census, Comparison, Moments
 from convcircuits.texts import sentences
 from convcircuits.values.report import WHERE, Evaluation
 
 FEW_IMAGES = 10
-"""Figures on fewer images than these are said to be on few."""
+"""Figures on fewer images than this get a note."""
 
 HARDLY_VARIES = 0.05
-"""A feature of which the standard deviation is less than this share of its root mean square hardly varies."""
+"""A feature hardly varies if its standard deviation is below this share of its root mean square."""
 
 
 def notes(report: Evaluation, own: Comparison, census: Census) -> tuple[str, ...]:
-    """Return what stands behind the figures of a circuit.
+    """Return the notes on a circuit's figures, as sentences.
 
     Args:
         report: The figures, without notes.
-        own: What they were made of.
-        census: What the full model's maps say.
+        own: The comparison of the circuit with the full model, from which they were computed.
+        census: Statistics of the full model's maps.
     """
     return sentences(
         [
@@ -39,35 +39,35 @@ def _on_origin(report: Evaluation) -> Iterator[str]:
     circuit = report.provenance["circuit"]
     yield from (str(note) for note in circuit.get("notes", ()))
     if circuit.get("images") == report.provenance["images"]:
-        yield "These are the very images that the circuit was found on; figures on held-out images may be lower."
+        yield "Measured on the same images that the circuit was found on; figures on held-out images may be lower."
     if report.provenance["fitted_on"] == report.provenance["images"]:
-        yield "The readout was fitted on the very images that it is measured on, and they make the average map too."
+        yield "The readout and the average map come from the same images that the circuit is measured on."
 
 
 def _on_images(report: Evaluation) -> Iterator[str]:
     if report.images < FEW_IMAGES:
         count = f"{report.images} image{'s' * (report.images != 1)}"
-        yield f"Measured on {count} alone; on fewer than {FEW_IMAGES}, figures can be far from those on others."
+        yield f"Measured on only {count}; with fewer than {FEW_IMAGES}, figures can differ much on other images."
     if report.images < 2:
-        yield "One image has no correlation of maxima (NaN)."
+        yield "With one image, r of the maxima is not defined (NaN)."
 
 
 def _on_run(report: Evaluation) -> Iterator[str]:
     if report.provenance["run"] == "masked":
         yield f"Measured by masked runs of the whole model, which are slower: {report.provenance['run_reason']}"
     if "unchecked" in report.provenance["laws"]:
-        yield f"Not all could be checked: {report.provenance['laws']['unchecked']}"
+        yield f"Some checks were not possible: {report.provenance['laws']['unchecked']}"
 
 
 def _on_constancy(values: Moments, maxima: Moments) -> Iterator[str]:
     if not math.isfinite(values.squared_error):
-        yield "The circuit's maps or the model's hold NaN or Inf, so r and R2 are not defined (NaN)."
+        yield "Maps of the circuit or of the model contain NaN or Inf, so r and R2 are not defined (NaN)."
     if values.full_constant:
         yield "The feature is constant on these images, so r and R2 are not defined (NaN)."
     elif values.circuit_constant:
         yield "The circuit's feature is constant on these images, so r is not defined (NaN)."
     if _hardly_varies(values):
-        yield "The feature hardly varies on these images, so R2 is of small differences."
+        yield "The feature hardly varies on these images, so R2 describes small differences."
     if maxima.n > 1 and not values.full_constant and maxima.full_constant:
         yield "The feature has the same maximum in every image, so r of the maxima is not defined (NaN)."
     elif maxima.n > 1 and not values.circuit_constant and maxima.circuit_constant:
@@ -80,13 +80,17 @@ def _on_units(own: Comparison) -> Iterator[str]:
     lost = [str(unit) for unit, m in by_unit if m.circuit_constant and not m.full_constant]
     still = [str(unit) for unit, m in by_unit if _hardly_varies(m)]
     if not all(math.isfinite(m.squared_error) for m in own.values):
-        yield "The circuit's maps or the model's hold NaN or Inf, so r and R2 are not defined (NaN)."
+        yield "Maps of the circuit or of the model contain NaN or Inf, so r and R2 are not defined (NaN)."
     if silent:
-        yield f"Constant on these images, and so left out of r and R2: unit {', '.join(silent)}."
+        yield f"Constant on these images, so left out of r and R2: {_named(silent)}."
     if lost:
-        yield f"Constant in the circuit, and so counted as r = 0: unit {', '.join(lost)}."
+        yield f"Constant in the circuit, so counted as r = 0: {_named(lost)}."
     if still:
-        yield f"Hardly varying on these images, so that R2 is of small differences: unit {', '.join(still)}."
+        yield f"Hardly varying on these images, so R2 describes small differences: {_named(still)}."
+
+
+def _named(units: Sequence[str]) -> str:
+    return f"unit{'s' * (len(units) > 1)} {', '.join(units)}"
 
 
 def _hardly_varies(values: Moments) -> bool:
@@ -97,7 +101,7 @@ def _hardly_varies(values: Moments) -> bool:
 def _on_interior(report: Evaluation, own: Comparison, census: Census) -> Iterator[str]:
     interior = census.interior
     if interior is None:
-        yield f"Receptive fields are not known, so there is no R2 on the interior (NaN): {census.problem}"
+        yield f"Receptive fields are not known, so R2 on the interior is not defined (NaN): {census.problem}"
         return
     where = WHERE[report.interior]
     if not interior.inside and interior.mask.numel() > 1:
@@ -105,38 +109,39 @@ def _on_interior(report: Evaluation, own: Comparison, census: Census) -> Iterato
         few = f"only {interior.within} of them" if interior.within else "none"
         yield (
             f"Receptive fields are {field} pixels, and {few} lie{'s' * (interior.within < 2)} inside the image ({image}"
-            f"), so the {len(interior.positions)} central positions of the {whole} map, whose fields leave the image "
-            "least, stand in for the interior."
+            f"), so the {len(interior.positions)} central positions of the {whole} map, whose fields extend least "
+            "beyond the image, are used as the interior."
         )
     if not census.inside:
-        yield f"No position that counts is on {where}, so R2 there is not defined (NaN)."
+        yield f"No counted position is on {where}, so R2 there is not defined (NaN)."
     elif all(m.full_constant for m in own.interior) and not all(m.full_constant for m in own.values):
-        yield f"The feature varies at the border alone: on {where} it is constant, and R2 not defined (NaN)."
+        yield f"The feature varies only at the border: on {where} it is constant, so R2 there is not defined (NaN)."
     if report.maxima_at_border > 0.5:
         yield (
             f"In {report.maxima_at_border:.0%} of the images the feature is highest at the border, where its receptive "
-            f"field leaves the image ({1 - interior.mask.double().mean():.0%} of the positions): padding may drive it."
+            f"field extends beyond the image ({1 - interior.mask.double().mean():.0%} of the positions): padding may "
+            "drive it."
         )
 
 
 def _on_baseline(report: Evaluation) -> Iterator[str]:
     fitted_on, found_on = report.provenance["fitted_on"], report.provenance["circuit"].get("images")
     if fitted_on is None:
-        yield "No baseline: the images that the circuit was found on were not given, so their average map is not known."
+        yield "There is no average map to compare with: the images that the circuit was found on were not given."
         return
     if found_on is not None and fitted_on not in (found_on, report.provenance["images"]):
-        yield "The average map is of other images, or of other crops, than those that the circuit was found on."
+        yield "The average map was computed on other images or crops than those that the circuit was found on."
     if math.isnan(report.r2_average_map) and not math.isnan(report.r2):
         yield "The training images give maps of other sizes, so there is no average map to compare with (NaN)."
     elif report.r2 > 0 and report.r2_average_map > report.r2 / 2:
         yield (
             f"The average training map, which needs no network, reaches R2 {report.r2_average_map:.2f}, more than half "
-            f"of the circuit's {report.r2:.2f}: much of what varies is alike in every image."
+            f"of the circuit's {report.r2:.2f}: much of the variation is the same in every image."
         )
 
 
 def _on_rectification(report: Evaluation, own: Comparison) -> Iterator[str]:
     if not report.positive:
-        yield "The feature is never above 0 on these images: where a ReLU follows, nothing of it is ever read."
+        yield "The feature is never above 0 on these images: if a ReLU follows, nothing of it passes."
     elif dead := [str(u) for u, m in zip(own.units, own.rectified, strict=True) if own.several and not m.full]:
-        yield f"Never above 0 on these images: unit {', '.join(dead)}. Where a ReLU follows, nothing of it is read."
+        yield f"Never above 0 on these images: {_named(dead)}. If a ReLU follows, nothing of that passes."

@@ -1,8 +1,9 @@
 """Sum |z g| over positions without ever storing z, the pre-sum map of each kernel.
 
-z has (in x out x positions) values per image, and a matrix product of a kernel's few elements is bound by writing them.
-Where numba is installed, a loop compiled for the kernel's size keeps z in registers, and takes about twice the time of
-the convolution itself; matrix products in chunks take five to ten times as long. Large kernels suit those better.
+z has (in x out x positions) values per image, and the time of a matrix product over a kernel's few weights goes into
+writing them. If numba is installed, a loop compiled for the kernel's size keeps z in registers and takes about twice
+the time of the convolution itself; matrix products in chunks take five to ten times as long. Large kernels use the
+products all the same.
 """
 
 import importlib.util
@@ -25,15 +26,15 @@ Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 def absolute_sums(
     images: Iterable[Reads], kernels: Sequence[Float[Tensor, "g o i _"]], memory: int
 ) -> Float[Tensor, "g o i"]:
-    """Sum |z g| over images and positions; where a layer runs several times, |sum over calls of z g|.
+    """Sum |z g| over images and positions; for a layer that runs several times, |sum over calls of z g|.
 
     Args:
-        images: One after another.
-        kernels: The weights of each call, (g, o, i, k); k may differ from call to call.
-        memory: Bytes that a chunk of z may take where matrix products are used.
+        images: What the layer reads and the gradients, one image after another.
+        kernels: The weights of each call, (g, o, i, k); k may differ between calls.
+        memory: Bytes that a chunk of z may take if matrix products are used.
 
     Returns:
-        (g, o, i), in the dtype of the kernels, float32 at least.
+        (g, o, i), in the dtype of the kernels, at least float32.
     """
     groups, out, inputs, size = kernels[0].shape
     total = kernels[0].new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels[0].dtype, torch.float32))
@@ -49,7 +50,7 @@ def absolute_sums(
     with ThreadPoolExecutor(threads) as pool:
         for reads in images:
             active = torch.stack([(gradient != 0).flatten(0, 1).any(0) for _, gradient in reads]).any(0)
-            if int(active.sum()) < active.numel() // 2:  # where no filter has a gradient there is nothing to sum
+            if int(active.sum()) < active.numel() // 2:  # positions without a gradient add nothing
                 reads = [(columns[..., active], gradient[..., active]) for columns, gradient in reads]
             if compiled:
                 _add_compiled(total, *reads[0], by_input[0], pool, threads)
@@ -94,7 +95,7 @@ def _add_compiled(
 
 @lru_cache
 def _loop(size: int) -> Callable[..., None]:
-    """Compile the loop for kernels of that many elements, which the compiler then unrolls."""
+    """Compile the loop for kernels of ``size`` weights, so that the compiler can unroll it."""
     import numba
 
     # Sums may be reordered, so that they use vector registers; NaN and Inf keep their meaning.

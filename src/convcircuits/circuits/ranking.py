@@ -1,4 +1,4 @@
-"""How saliencies rank kernels, and the one rule by which the best are taken."""
+"""How saliencies rank elements, and the one rule that selects the best."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def top(scores: Mapping[str, Tensor], kernels: int) -> dict[str, Tensor]:
-    """Keep exactly the best: ties go by layer in the mapping's order, then row-major; NaN is never kept.
+    """Select the best elements; ties go to the earlier layer, then in row-major order. NaN is never selected.
 
     Args:
         scores: Layer name -> a table of elements.
-        kernels: How many elements to keep, at most as many as have a score.
+        kernels: Number of elements to keep; all that have a score if there are fewer.
 
     Returns:
         Layer name -> bool, same shapes.
@@ -26,7 +26,7 @@ def top(scores: Mapping[str, Tensor], kernels: int) -> dict[str, Tensor]:
 
 
 def in_order(saliency: Mapping[str, Tensor], scored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put saliencies in execution order; NaN for elements that are not scored, 0 where no gradient came.
+    """Put saliencies in execution order; NaN for elements that are not scored, 0 for layers that are missing.
 
     Args:
         saliency: Layer name -> a table of elements, in any order; layers may be missing.

@@ -1,4 +1,4 @@
-"""What a feature does on single images, in the full model and in circuits."""
+"""The responses of a feature to single images, in the full model and in circuits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convcircuits.circuits.moments import Comparison
-from convcircuits.errors import ConvCircuitsError
-from convcircuits.maps.interior import Interior, Positions
+from convcircuits.maps.interior import Positions
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature, at
@@ -17,16 +16,15 @@ from convcircuits.values.feature import Feature, at
 
 @dataclass(frozen=True)
 class Responses:
-    """What a feature does on each of some images, at the positions that count, in C circuits; float64, on the CPU.
+    """The responses of a feature to each of N images, at the counted positions, in C circuits; float64, on the CPU.
 
-    Where the position is ``"max"``, it is the full model's.
+    With position ``"max"``, the full model's maximum is the position.
 
     Attributes:
-        mean: Mean over positions and units, of the full model and then of each circuit.
-        maximum: The highest value at any position, of any unit, likewise.
-        r2: R2 of each circuit on that image alone, as ``Evaluation.r2``; NaN where the full model's values on it are
-            one and the same.
-        r2_interior: Likewise, as ``Evaluation.r2_interior``; NaN where the interior cannot be told, too.
+        mean: Mean over positions and units, for the full model and then each circuit.
+        maximum: Maximum over positions and units, in the same order.
+        r2: R2 of each circuit on that image alone, as ``Evaluation.r2``; NaN if the full model is constant on it.
+        r2_interior: The same for ``Evaluation.r2_interior``; NaN also if the interior is not known.
     """
 
     mean: Float[Tensor, "1+c n"]
@@ -45,7 +43,7 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
             indices = positions.counted(full, shape)
             maps = [full, *(subject.maps(images, masks) for masks in circuits)]
         parts.append(torch.stack([at(one, indices).double().cpu() for one in maps]))
-        interior = _interior(positions, shape)
+        interior = positions.known(shape)
         insides.append(None if interior is None else interior.among(parts[-1][0], indices))
     values = torch.cat(parts, 1)
     known = [one for one in insides if one is not None]
@@ -63,16 +61,8 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
     return Responses(flat.mean(2), flat.amax(2), both[..., 0], both[..., 1])
 
 
-def _interior(positions: Positions, shape: tuple[int, ...]) -> Interior | None:
-    """Return the interior, where it can be told."""
-    try:
-        return positions.interior(shape)
-    except ConvCircuitsError:
-        return None
-
-
 def _r2(feature: Feature, eps: float, full: Tensor, other: Tensor, inside: Tensor | None) -> tuple[float, float]:
-    """Compare one image's values, of all positions and of the interior ones."""
+    """Return R2 on one image, over all positions and over the interior ones."""
     comparison = Comparison(feature, eps)
     comparison.add(full[None], other[None], None if inside is None else inside[None])
     return comparison.r2(comparison.values), comparison.r2(comparison.interior)

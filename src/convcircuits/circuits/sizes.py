@@ -1,4 +1,4 @@
-"""Circuits of other sizes: the smallest that reaches an R2, and smaller ones to lay beside another."""
+"""Circuits of other sizes: the smallest that reaches an R2, and smaller ones to compare with a given circuit."""
 
 import inspect
 import math
@@ -20,19 +20,19 @@ from convcircuits.values.feature import Feature
 PARTS = (2, 4, 8)
 """The smaller circuits keep a half, a quarter and an eighth of the elements."""
 _AT_ONCE = 8
-"""Circuits of a sweep, where one scoring gives them all."""
+"""Circuits measured per sweep if one scoring pass ranks them all."""
 _WITHIN = 100
-"""The size is found to within its hundredth part, or one element."""
+"""The size is found to within one part in this many, or one element."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """The smallest circuit of those tried that reaches an R2.
+    """The smallest circuit, of those tried, that reaches an R2.
 
     Attributes:
         circuit: The circuit.
         r2: Its R2 on the validation images.
-        tried: The sizes that were tried and their R2 on the validation images, from the smallest.
+        tried: The sizes that were tried and their R2 on the validation images, in ascending order of size.
     """
 
     circuit: Circuit
@@ -54,30 +54,31 @@ def reach(
     progress: Progress | None = None,
     **options: Any,
 ) -> Reached:
-    """Find the smallest circuit whose R2 on validation images is at least so much.
+    """Find the smallest circuit whose R2 on validation images is at least ``r2``.
 
-    Sizes are tried between the largest that failed and the smallest that did not, evenly by their logarithms, until
-    these are a hundredth apart, or one element. R2 need not grow with the size: a smaller one that was not tried may
-    reach it too. Having been chosen by it, the R2 on validation images flatters the circuit: report it on others.
+    Sizes are tried between the largest that failed and the smallest that succeeded, evenly spaced on a log scale, until
+    the two are 1 % or one element apart. R2 need not grow with the size, so a smaller circuit that was not tried may
+    reach it too. The circuit is chosen by its R2 on the validation images, which is therefore too optimistic: report R2
+    on other images.
 
     Args:
         model: Any CNN.
         feature: What is to be preserved.
         images: The images that circuits are found on.
         validation: The images that decide on the size.
-        r2: Above 0 and below 1, over all positions that count.
-        criterion: A name in ``CRITERIA``; one that is iterative runs anew for every size.
+        r2: The R2 to reach over all counted positions, above 0 and below 1.
+        criterion: A name in ``CRITERIA``; an iterative one runs again for every size.
         granularity: As for ``find``.
-        batch_size: The most images that run at once.
-        seed: For criteria that draw.
-        progress: As for ``find``, anew for each step.
-        **options: The criterion's own.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed for criteria that draw random numbers.
+        progress: As for ``find``, starting again for each step.
+        **options: Options of the criterion.
 
     Raises:
-        ConvCircuitsError: If r2 is out of range or not defined on the validation images, or as ``find``.
+        ConvCircuitsError: If r2 is out of range or not defined on the validation images, or as for ``find``.
     """
     if isinstance(r2, bool) or not isinstance(r2, (int, float)) or not 0 < r2 < 1:
-        raise ConvCircuitsError(f"{option('reach_r2')} is an R2 above 0 and below 1; got {r2!r}.")
+        raise ConvCircuitsError(f"{option('reach_r2')} must be above 0 and below 1; got {r2!r}.")
     chosen: dict[str, Any] = {
         "criterion": criterion,
         "granularity": granularity,
@@ -109,7 +110,9 @@ def reach(
 
     best, (best_r2,), failed = whole, measure([whole]), 0
     if math.isnan(best_r2):
-        raise ConvCircuitsError(f"{feature} does not vary on the validation images, so R2 says nothing; give others.")
+        raise ConvCircuitsError(
+            f"{feature} does not vary on the validation images, so R2 is not defined; give other images."
+        )
     tried = {len(whole): best_r2}
     while len(best) - failed > max(1, len(best) // _WITHIN):
         sizes = _between(failed, len(best), at_once)
@@ -125,40 +128,41 @@ def reach(
 
 
 def _between(low: int, high: int, count: int) -> list[int]:
-    """Return at most so many whole numbers between two others, evenly spaced by their logarithms; one at least."""
+    """Return 1 to ``count`` whole numbers between two others, evenly spaced on a log scale."""
     start = max(low, 0.5)
     numbers = {round(start * (high / start) ** (step / (count + 1))) for step in range(1, count + 1)}
     return sorted(number for number in numbers if low < number < high) or [(low + high) // 2]
 
 
 def nested(circuit: Circuit) -> bool:
-    """Return whether the first kernels by saliency are those that would be kept, were fewer asked for."""
+    """Return whether the first kernels by saliency are those that a smaller circuit would keep."""
     criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
     return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
 
 
 def found_on(circuit: Circuit, images: Batches) -> Tensor | None:
-    """Return the images that a circuit was found on, if images (in memory) begin with them."""
-    said = circuit.provenance.get("images", {})
-    first = images.take(range(min(int(said.get("count", 0)), images.total or 0)))
+    """Return the images that a circuit was found on if ``images``, in memory, begin with them; otherwise None."""
+    recorded = circuit.provenance.get("images", {})
+    first = images.take(range(min(int(recorded.get("count", 0)), images.total or 0)))
     held = list(first) if first.total else []
-    return torch.cat(held) if held and first.describe() == said else None
+    return torch.cat(held) if held and first.describe() == recorded else None
 
 
 def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progress | None = None) -> list[Circuit]:
-    """Find smaller circuits anew where an iterative criterion found this one: its rankings are not nested.
+    """Find smaller circuits again if an iterative criterion found this one, since its rankings are not nested.
 
-    On the images that it was found on, if images (in memory) begin with these. None otherwise, where its criterion or
-    what that was given is not known by name and number, and none that keep less than one element.
+    They are found on the images that the circuit was found on. The list is empty if ``images``, in memory, do not begin
+    with these, if the circuit was found inside another one, if its criterion is not iterative or not known by name, or
+    if an option is not a plain value. Circuits that would keep less than one element are left out.
     """
-    said = circuit.provenance
-    criterion = CRITERIA.get(str(said.get("criterion")))
-    options = said.get("options", {})
+    provenance = circuit.provenance
+    criterion = CRITERIA.get(str(provenance.get("criterion")))
+    options = provenance.get("options", {})
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
-    if criterion is None or not needs_budget(criterion) or not plain or "inside" in said:
+    if criterion is None or not needs_budget(criterion) or not plain or "inside" in provenance:
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
-        return []  # of a criterion by another maker, or of a file that was changed
+        return []  # a custom criterion of the same name, or an edited file
     first = found_on(circuit, images)
     if first is None:
         return []
@@ -170,11 +174,11 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
                 model,
                 circuit.feature,
                 first,
-                criterion=str(said["criterion"]),
+                criterion=str(provenance["criterion"]),
                 kernels=count,
                 granularity=circuit.granularity,
                 batch_size=images.batch_size,
-                seed=int(said.get("seed", 0)),
+                seed=int(provenance.get("seed", 0)),
                 progress=progress,
                 **options,
             )

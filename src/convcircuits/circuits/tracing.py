@@ -1,4 +1,4 @@
-"""What criteria see: for each batch of images, what every element read and the gradient of what it wrote."""
+"""What criteria see: for each batch of images, the input of every element and the gradient of its output."""
 
 import functools
 import math
@@ -22,20 +22,20 @@ from convcircuits.values.granularity import by_element
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer read in a batch, with the gradient of what it wrote; ``Batch.backward`` yields it.
+    """The inputs of one layer in a batch and the gradients of its outputs; ``Batch.backward`` yields it.
 
     Shape letters: n image, g group, o filter in the group, e element of the filter, k weight of the element, p
-    position. The elements are what the granularity says: the filter itself, its kernels or its weights; so a formula
-    that sums or averages over k is that of any granularity. A layer that runs several times has several calls; their
-    products are summed before any absolute value. Where the calls' kernels differ in size, an element's weights are
-    those of all sizes.
+    position. The granularity decides what the elements are: the filter itself, its kernels or its weights. So one
+    formula that sums or averages over k serves every granularity. A layer that runs several times has several calls;
+    their products are summed before any absolute value. If the calls' kernels differ in size, an element has the
+    weights of all sizes.
 
     Attributes:
         name: The layer's name, as in ``model.named_modules()``.
-        shape: Shape of its table of elements, which ``per_element`` gives.
+        shape: Shape of its table of elements, as returned by ``per_element``.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         calls: Its kernel calls in this batch, each with the gradient of its output.
-        memory: Bytes of working memory that chunks of pre-sum maps may take.
+        memory: Bytes of working memory for chunks of pre-sum maps.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def weights(self) -> Float[Tensor, "g o e k"]:
-        """The weights that the elements are made of; where calls use different ones, all of them."""
+        """The weights of the elements; if calls use different weights, all of them."""
         used: list[Tensor] = []
         for call, _ in self.calls:
             if not any(torch.equal(call.kernels, one) for one in used):
@@ -55,22 +55,22 @@ class Layer:
 
     @property
     def element_size(self) -> int:
-        """Weights of one element, the last axis of ``weight_products``."""
+        """Number of weights of one element, the size of the last axis of ``weight_products``."""
         kernels = [calls[0][0].kernels for calls in self._by(_kernel_size)]
         return by_element(_joined(kernels), self.granularity).shape[3]
 
     @property
     def positions(self) -> int:
-        """Output positions, of all calls together where their maps differ in size."""
+        """Number of output positions; if the calls' maps differ in size, summed over the sizes."""
         return sum(_map_size(*calls[0]) for calls in self._by(_map_size))
 
     @property
     def images(self) -> int:
-        """Images in the batch."""
+        """Number of images in the batch."""
         return len(self.calls[0][0].x)
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o e k"]]:
-        """Yield w * dL_n/dw of one image after another, each (g, o, e, k), in float32 at least."""
+        """Yield w * dL_n/dw for one image after another, each (g, o, e, k), at least float32."""
         for image in range(self.images):
             products = [
                 torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
@@ -84,7 +84,7 @@ class Layer:
     def absolute_sums(self) -> Float[Tensor, "g o e"]:
         """Return the sum of |z * g|, each element's pre-sum map times its filter's gradient, over images and positions.
 
-        Where calls have maps of one size their products are added position by position, before the absolute value.
+        Products of calls with maps of equal size are added position by position, before the absolute value.
         """
         parts = []
         for calls in self._by(_map_size):
@@ -105,7 +105,7 @@ class Layer:
         return absolute_sums(images, kernels, self.memory)
 
     def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o e"]:
-        """Sum |w x g| as |w| sum |x| |g|, which is the weight gradient of |x| and |g|."""
+        """Sum |w x g| as |w| sum |x| |g|; that sum is the weight gradient of |x| and |g|."""
         sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
         weights = by_element(call.kernels, self.granularity)
         sums = weights.new_zeros(weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
@@ -114,18 +114,18 @@ class Layer:
         return sums * weights[..., 0].abs()
 
     def filter_gradients(self) -> Float[Tensor, "n g o"]:
-        """Return each filter's gradient, summed over its positions."""
+        """Return each filter's gradient, summed over positions."""
         return torch.stack([call.by_position(gradient).sum(3) for call, gradient in self.calls]).sum(0)
 
     def presum_totals(self) -> tuple[Float[Tensor, "g o e"], int]:
-        """Return each element's pre-sum map, summed over images, positions and calls, and how many values were summed.
+        """Return each element's pre-sum map summed over images, positions and calls, and the number of summed values.
 
         Raises:
-            ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no mean in common.
+            ConvCircuitsError: If the calls' kernels differ in size, so that their maps have no common mean.
         """
         if len(self._by(_kernel_size)) > 1:
             raise ConvCircuitsError(
-                f"{self.name} uses its weight in several sizes, and their maps have no mean in common; leave out "
+                f"{self.name} uses its weight in several sizes, and their maps have no common mean; leave out "
                 f"{option('centered', True, of_criterion=True)}."
             )
         parts = []
@@ -136,7 +136,7 @@ class Layer:
         return torch.stack(parts).sum(0), positions * self.images
 
     def per_element(self, values: Float[Tensor, "g o e"]) -> Float[Tensor, "out ..."]:
-        """Return (g, o, e) in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
+        """Return values in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
         computed = values.reshape(-1, *self.shape[1:])
         rows = self.calls[0][0].rows
         if rows is None:
@@ -154,7 +154,7 @@ class Layer:
 
 
 def _joined(parts: Sequence[Float[Tensor, "g o i _"]]) -> Float[Tensor, "g o i k"]:
-    """Lay the elements of several forms of one kernel side by side."""
+    """Concatenate the weights of several forms of one kernel."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 3)
 
 
@@ -167,14 +167,14 @@ def _kernel_size(call: KernelCall, gradient: Tensor) -> int:
 
 
 class Batch:
-    """One batch of images, run forward to the feature; ``Trace.mean`` hands it out.
+    """One batch of images, run forward to the feature; ``Trace.mean`` passes it to the criterion.
 
     Attributes:
-        size: How many images it holds.
-        maps: The feature's maps, (N, H, W) or (N,); of several units (N, U, H, W) or (N, U).
-        scale: A power of two near the maps' largest value. Gradients of maps that are measured in it neither overflow
-            nor vanish, however large or small the maps are, and no rounding changes.
-        indices: The flat positions that count in each map, (N, K) or (N, U, K), or None where all count.
+        size: Number of images.
+        maps: The feature's maps, (N, H, W) or (N,); for several units (N, U, H, W) or (N, U).
+        scale: A power of two near the maps' largest value. Gradients of maps divided by it neither overflow nor vanish,
+            however large or small the maps are, and rounding is unchanged.
+        indices: The flat positions that count in each map, (N, K) or (N, U, K), or None if all count.
     """
 
     def __init__(self, trace: "Trace", images: Tensor) -> None:
@@ -200,23 +200,22 @@ class Batch:
                 x = x * call.spread(read.to(x).expand(len(x), -1))
             if not output.requires_grad:
                 raise ConvCircuitsError(
-                    f"{call.layer} runs on what no gradient leads to from the image (a constant, or a map that the "
-                    "model cuts the gradient off: detach, a comparison), and criteria that follow gradients cannot "
-                    f"score that. Give such calls a layer of their own, use {option('criterion', 'magnitude')}, or "
-                    "choose a feature before it."
+                    f"{call.layer} runs on an input without a gradient (a constant, or a map that the model cuts off: "
+                    "detach, a comparison), and criteria that follow gradients cannot score that. Give such calls a "
+                    f"layer of their own, use {option('criterion', 'magnitude')}, or choose a feature before it."
                 )
             self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
-        """Send a gradient of the maps back and yield the layers, the last one first.
+        """Backpropagate a gradient of the maps and yield the layers, the last one first.
 
         It may be called several times, with different gradients.
 
         Args:
-            gradient: dL/df, shaped as ``maps``; positions that do not count are set to zero.
+            gradient: dL/df, shaped like ``maps``; set to zero at positions that do not count.
 
         Raises:
-            ConvCircuitsError: If no gradient can be taken, or none reaches a layer that leads to the feature.
+            ConvCircuitsError: If no gradient can be computed, or none reaches a layer that leads to the feature.
         """
         if self.indices is not None:
             none = torch.zeros_like(flattened(gradient))
@@ -232,7 +231,7 @@ class Batch:
             )
         except (RuntimeError, NotImplementedError) as error:
             raise ConvCircuitsError(
-                f"No gradient of {self._trace.subject.feature} can be taken: {error} Choose a feature before that "
+                f"No gradient of {self._trace.subject.feature} can be computed: {error} Choose a feature before that "
                 f"operation, or {option('criterion', 'magnitude')}."
             ) from error
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
@@ -245,18 +244,18 @@ class Batch:
             yield self._layer(name, by_layer.pop(name))
 
     def _check_reached(self, layers: Container[str]) -> None:
-        """Refuse to score layers that lead to the feature by ways that have no gradient: their zeros would be wrong."""
+        """Raise if a layer leads to the feature on paths without a gradient only: its scores of zero would be wrong."""
         relevant = (name for name, elements in self._trace.relevant.items() if bool(elements.any()))
         lost = next((name for name in relevant if name not in layers), None)
         if lost is not None:
             raise ConvCircuitsError(
-                f"No gradient of {self._trace.subject.feature} reaches {lost}, though it is computed from it: the "
+                f"No gradient of {self._trace.subject.feature} reaches {lost}, although the feature depends on it: the "
                 "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
-                f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before."
+                f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before it."
             )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
-        """Yield each layer's name, the weights that its elements really used, (g, o, e, k), and the layer."""
+        """Yield each layer's name, the weights that its elements actually use, (g, o, e, k), and the layer."""
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for call, _ in self._calls:
             by_layer.setdefault(call.layer, []).append((call, call.x))
@@ -273,14 +272,14 @@ def _power_of_two(maps: Tensor, feature: Feature) -> float:
     largest = float(maps.abs().max())
     if not math.isfinite(largest):
         raise ConvCircuitsError(
-            f"The maps of {feature} hold NaN or Inf; look at the model's weights and at how images are prepared."
+            f"The maps of {feature} contain NaN or Inf; check the model's weights and how the images are prepared."
         )
     most = math.frexp(torch.finfo(maps.dtype).max)[1] * 4 // 5
     return 2.0 ** max(-most, min(most, math.frexp(largest)[1]))
 
 
 def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
-    """Under autocast a call reads, multiplies and writes in different dtypes; give all in the widest of them."""
+    """Convert a call and its gradient to their widest dtype, since they differ under autocast."""
     dtypes = {call.x.dtype, call.weight.dtype, gradient.dtype}
     if len(dtypes) == 1:
         return call, gradient
@@ -289,19 +288,19 @@ def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tenso
 
 
 class Trace:
-    """A feature's images, run batch by batch: what a criterion is given. ``score`` and ``find`` make it.
+    """A feature's images, run batch by batch: the argument of a criterion, created by ``score`` and ``find``.
 
     Attributes:
-        subject: The feature of the model; ``subject.feature`` is the feature.
+        subject: The opened model; ``subject.feature`` is the feature.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
-        shapes: Layer name -> shape of its table of elements, in execution order: for filters (out,), for kernels
-            (out, in per group), for weights the weight's own.
-        relevant: Layer name -> bool of that shape, elements to be scored.
-        masks: The network that is scored: None for the full model.
+        shapes: Layer name -> shape of its table of elements, in execution order: (out,) for filters, (out, in per
+            group) for kernels, the shape of the weight for weights.
+        relevant: Layer name -> bool of that shape: the elements to score.
+        masks: The network that is scored; None for the full model.
         positions: Which positions of the feature's map count.
-        seed: For criteria that draw.
-        notes: Sentences that a criterion leaves for the reader of the result.
-        passes: How many passes over the images a criterion means to make, so that progress can tell.
+        seed: Seed for criteria that draw random numbers.
+        notes: Sentences that a criterion adds for the reader of the result.
+        passes: Number of passes over the images that a criterion will make, for progress.
     """
 
     def __init__(
@@ -324,11 +323,11 @@ class Trace:
         self._batches, self._progress = batches, progress
 
     def masked(self, elements: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
-        """Return the same images seen by the network with only some elements; all biases stay, as published.
+        """Return a trace of the network that keeps only some elements; all biases stay, as published.
 
         Args:
-            elements: Layer name -> bool, of the shapes in ``shapes``: what is kept.
-            passed: How many passes over the images were made before, so that progress can tell.
+            elements: Layer name -> bool, of the shapes in ``shapes``: the elements to keep.
+            passed: Number of passes over the images made before, for progress.
         """
         trace = Trace(
             self.subject,
@@ -344,22 +343,22 @@ class Trace:
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
-        """Return means over all images: the one loop over them.
+        """Return means over all images. This is the one loop over them.
 
         Args:
-            contribution: Yields for a batch pairs of a name and a tensor that is summed over its images. A name that
-                comes several times in a batch adds up.
+            contribution: Function of a batch that yields pairs of a name and a tensor summed over the batch's images.
+                Tensors with the same name are added.
 
         Returns:
-            Name -> the mean over all images, float64, on the CPU: independent of batch size and order to rounding.
+            Name -> the mean over all images, float64, on the CPU; independent of batch size and order up to rounding.
 
         Examples:
-            A criterion, the squared change of the sum of the map to first order when a kernel goes:
+            A criterion: the squared change of the sum of the map, to first order, if one kernel is removed:
 
             >>> def squared(trace):
             ...     def contribution(batch):
             ...         for layer in batch.backward(torch.ones_like(batch.maps)):
-            ...             products = layer.weight_products()  # of one image after another, each (g, o, e, k)
+            ...             products = layer.weight_products()  # one image after another, each (g, o, e, k)
             ...             yield layer.name, layer.per_element(sum(p.sum(3) ** 2 for p in products))
             ...
             ...     return trace.mean(contribution)

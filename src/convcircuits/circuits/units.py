@@ -1,6 +1,6 @@
 """Choose a unit that is worth a circuit: statistics of all units of a layer in the full model, and a rule.
 
-No circuit is looked at, so that none is chosen for how well it does.
+The rule considers no circuit, so that no unit is chosen because its circuit does well.
 """
 
 import math
@@ -19,40 +19,40 @@ from convcircuits.network.masking import Subject
 from convcircuits.values.feature import Feature
 
 ACTIVE = (0.05, 0.5)
-"""Share of the positions where a chosen unit is above zero, from and to."""
+"""Lowest and highest share of positions where a chosen unit is above zero."""
 
 ACTIVE_IMAGES = 0.5
-"""Share of the images with such a position, at least."""
+"""Lowest share of images with such a position."""
 
 AVERAGE_MAP = 0.1
-"""R2 of the average map, less than this."""
+"""R2 of the average map must be below this."""
 
 RULE = (
-    "the unit whose rectified map varies most inside, of those (1) that are above zero, where a ReLU lets them "
-    f"through, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions and on at least {ACTIVE_IMAGES:.0%} of the "
-    "images, (2) whose map varies inside, where the receptive field does not reach the padding (or at the central "
-    f"positions, where that is so at fewer than {FEWEST}), at least as much as over all positions, and (3) of whose "
-    f"map the average of other photographs predicts less than {AVERAGE_MAP:.0%} (R2)"
+    "the unit whose rectified map varies most inside, of those (1) that are above zero, so that a ReLU passes them, at "
+    f"{ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions and on at least {ACTIVE_IMAGES:.0%} of the images, (2) whose "
+    "map varies inside, where the receptive field does not reach the padding (or at the central positions, if there "
+    f"are fewer than {FEWEST} inside), at least as much as over all positions, and (3) whose map is predicted by the "
+    f"average map of other photographs with R2 below {AVERAGE_MAP:.2g}"
 )
-"""How ``choose_unit`` chooses. It looks at no circuit."""
+"""How ``choose_unit`` chooses. The rule considers no circuit."""
 
 
 @dataclass(frozen=True)
 class UnitStatistics:
-    """What a unit of a layer does on some images, in the full model.
+    """Statistics of a unit of a layer on some images, in the full model.
 
     Attributes:
-        unit: Its number.
-        active: Share of the positions, of all images, where it is above zero.
+        unit: Index of the unit.
+        active: Share of all positions, over all images, where it is above zero.
         active_images: Share of the images with such a position.
-        inside: Share of its variance, about its one mean over images and positions, that is on interior positions:
-            those whose receptive field lies inside the image or, where these are too few, the central ones
-            (``Interior``). NaN for a constant unit.
-        interior: Share of the positions that are interior ones, the same for all units.
-        average_map_r2: R2 of the average map of the other photographs, which knows nothing of the image; NaN for a
+        inside: Share of its variance, around its mean over images and positions, that is on interior positions: those
+            whose receptive field lies inside the image, or the central ones if these are too few (``Interior``). NaN
+            for a constant unit.
+        interior: Share of the positions that are interior, the same for all units.
+        average_map_r2: R2 of the average map of the other photographs, which does not see the image itself; NaN for a
             constant unit.
         rectified_variance: Variance of the rectified map, which the next layer reads, over interior positions.
-        central: Whether these are the central ones.
+        central: Whether the interior positions are the central ones.
     """
 
     unit: int
@@ -66,7 +66,7 @@ class UnitStatistics:
 
     @property
     def allowed(self) -> bool:
-        """Whether the rule may choose it."""
+        """Whether the rule may choose the unit."""
         return (
             ACTIVE[0] <= self.active <= ACTIVE[1]
             and self.active_images >= ACTIVE_IMAGES
@@ -75,7 +75,7 @@ class UnitStatistics:
         )
 
     def summary(self) -> str:
-        """Return the statistics as a line."""
+        """Return the statistics as one line."""
         inside = "at the central positions" if self.central else "inside"
         return (
             f"unit {self.unit}: above zero at {self.active:.0%} of the positions and on {self.active_images:.0%} of "
@@ -93,20 +93,21 @@ def unit_statistics(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[UnitStatistics]:
-    """Return of each unit of a layer how often it is active, and how much of its map is the border's doing.
+    """Return, for each unit of a layer, how often it is active and how much of its variation is at the border.
 
     Args:
         model: Any CNN.
         layer: Name of a module whose output is (N, C, H, W) or (N, C).
         images: As for ``score``, of one size.
-        photographs: Of which photograph each image is, in their order: crops of one are left out together for
-            ``average_map_r2``. None: each image is one of its own. A map per unit and photograph is held in memory.
-        batch_size: The most images that run at once.
-        progress: Called with images done and images in all (or None).
+        photographs: The photograph that each image is a crop of, in order; crops of the same photograph are left out
+            together for ``average_map_r2``. None: each image is its own photograph. One map per unit and photograph is
+            held in memory.
+        batch_size: Maximum number of images that run at once.
+        progress: Called with the number of images done and their total (or None).
 
     Raises:
-        ConvCircuitsError: If there is no such layer, it has no units, images do not fit the model or come from one
-            photograph alone, or there is not one photograph for each image.
+        ConvCircuitsError: If there is no such layer, it has no units, images do not fit the model or come from only
+            one photograph, or there is not one photograph for each image.
     """
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
@@ -115,7 +116,9 @@ def unit_statistics(
     sums, done = _Sums(Positions(subject).interior(shape)), 0
     for batch in batches:
         if tuple(batch.shape[1:]) != shape:
-            raise ConvCircuitsError(f"Images are {shape} and {tuple(batch.shape[1:])}; give images of one size.")
+            raise ConvCircuitsError(
+                f"Images have shapes {shape} and {tuple(batch.shape[1:])}; give images of one size."
+            )
         names = range(done, done + len(batch)) if photographs is None else photographs[done : done + len(batch)]
         with torch.no_grad():
             maps = subject.maps(batch)
@@ -124,24 +127,28 @@ def unit_statistics(
         if progress is not None:
             progress(done, batches.total)
     if photographs is not None and len(photographs) != done:
-        raise ConvCircuitsError(f"There are {done} images and {len(photographs)} photographs; give one for each image.")
+        raise ConvCircuitsError(
+            f"There are {done} images but {len(photographs)} photographs; give one photograph for each image."
+        )
     return sums.statistics()
 
 
 def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
-    """Choose by ``RULE``.
+    """Choose a unit by ``RULE``.
 
     Raises:
         ConvCircuitsError: If the rule allows no unit.
     """
     allowed = [one for one in statistics if one.allowed]
     if not allowed:
-        raise ConvCircuitsError(f"None of {len(statistics)} units may be chosen by the rule: {RULE}.")
+        raise ConvCircuitsError(
+            f"None of the {len(statistics)} units satisfies the rule: {RULE}. Name a unit yourself."
+        )
     return max(allowed, key=lambda one: one.rectified_variance)
 
 
 class _Sums:
-    """Sums over images, by position, from which all statistics follow."""
+    """Sums over images for each position, from which all statistics follow."""
 
     def __init__(self, interior: Interior) -> None:
         self.interior, self.central, self.images = interior.mask, not interior.inside, 0
@@ -163,11 +170,11 @@ class _Sums:
 
     def statistics(self) -> list[UnitStatistics]:
         if len(self.by_photograph) < 2:
-            raise ConvCircuitsError("All images are of one photograph; give images of two at least.")
+            raise ConvCircuitsError("All images are of one photograph; give images of at least two.")
         n, inside = self.images, self.interior
         total = torch.stack(list(self.by_photograph.values())).sum(0)  # (U, P)
         mean = total.mean(1, keepdim=True) / n
-        spread = self.squares - 2 * mean * total + n * mean.square()  # about the one mean, by position
+        spread = self.squares - 2 * mean * total + n * mean.square()  # around the one mean, for each position
         missed = self.squares.clone()
         for photograph, own in self.by_photograph.items():
             count = self.crops[photograph]
@@ -192,7 +199,7 @@ class _Sums:
 
 
 def _all_units(network: Network, layer: str, shape: tuple[int, ...]) -> Subject:
-    """Take all units of a layer for one feature."""
+    """Open a feature that consists of all units of a layer."""
     image = torch.zeros(1, *shape, device=network.device, dtype=network.dtype)
     with torch.no_grad():
         count = network.run(Feature(layer, 0), image, lambda call: call.compute()).shape[1]

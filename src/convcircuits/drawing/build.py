@@ -1,4 +1,4 @@
-"""Make a circuit's diagram: what is drawn, pictured and measured of it, as one document."""
+"""Build a circuit's diagram: everything drawn, pictured and measured, as one document."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ from convcircuits.version import __version__
 from convcircuits.zoo.images import Crops
 
 MOST_IMAGES = 1000
-"""Images that patches are taken from."""
+"""Maximum number of images that patches are taken from."""
 
 ROLES = {
     "circuit": "the circuit",
@@ -47,7 +47,7 @@ ROLES = {
     "control": "a random circuit of equal size",
     "level": "the circuit found anew with {:,} {}s",
 }
-"""What the circuits of a diagram are called, by the number of elements that they keep."""
+"""Names of a diagram's circuits, to be formatted with the number and kind of elements that they keep."""
 
 
 @outside_autocast
@@ -69,46 +69,48 @@ def diagram(
 ) -> Diagram:
     """Draw a circuit: filters as pictures in columns, kernels as edges between them.
 
-    What is not given is not drawn, and the caption says what was not measured. The widths and the density slider are
-    the circuit's own saliency; flow, by which the budget chooses, is a display heuristic made of it. A random circuit
-    with as many kernels in each layer is laid beside, for comparison. Where an iterative criterion found the circuit,
-    and the images begin with those that it was found on, the slider has the sizes at which that criterion finds it
-    anew: a half, a quarter and an eighth.
+    Images are optional: without them there are no pictures or measurements, and the caption says what was not measured.
+    Edge widths and the density slider follow the circuit's saliency; flow, by which the budget selects, is a display
+    heuristic computed from it. A random circuit with the same number of elements in each layer is included for
+    comparison. If an iterative criterion found the circuit and ``images`` begin with those it was found on, the slider
+    instead offers circuits that the criterion finds again at a half, a quarter and an eighth of the size.
 
     Args:
         model: The model that the circuit belongs to.
-        circuit: The circuit, of any granularity; kernels are drawn, those on a complete path.
-        images: As for ``score``: the parts of them (of the first 1,000) that drive filters most picture these, and six
-            of them, from the one that drives the feature most to the one that drives it least, can be chosen to see
+        circuit: The circuit, of any granularity; its kernels on complete paths are drawn.
+        images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures. Six
+            of them, from the one that drives the feature most to the one that drives it least, can be selected to show
             every map.
-        held_out: Images to measure on, of the whole circuit, of what is drawn of it, and of the random circuit; beside
-            them stands the average map of ``fit``.
-        fit: As for ``evaluate``, the images that the circuit was found on; if not given, those that ``images`` begin
-            with, if they do. Without them no average map is measured, and the caption says so.
+        held_out: Images to measure the whole circuit, its drawn part and the random circuit on; the average map of
+            ``fit`` is measured on them too.
+        fit: The images that the circuit was found on, as for ``evaluate``. If not given, the first of ``images`` if
+            these begin with them. Without them no average map is measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
-        title: Over the picture; the feature's and the model's name if not given.
-        pictures: ``"patches"``, or ``"features"`` to add feature visualisations of the drawn filters inside the
+        title: Title of the diagram; names the feature and the model if not given.
+        pictures: ``"patches"``, or ``"features"`` to add feature visualizations of the drawn filters inside the
             circuit, which takes minutes.
-        primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
-            ``LoadedModel.primaries`` gives; without it, pictures go from the images' least to their highest values.
-        names: What each of the ``images`` is called where it is shown, in their order. Where they are not given, images
-            that are ``Crops`` have their photographs' names; others are numbered.
-        batch_size: The most images that run at once.
-        seed: Of the random circuit and of feature visualisations.
-        progress: Called with images done and images in all (or None), pass by pass; of feature visualisations with maps
-            done and maps in all. Its method ``phase``, if it has one, is called before each pass with what that is for.
+        primaries: The inputs that the model's preparation makes of black, red, green and blue, (4, C), as in
+            ``LoadedModel.primaries``. Without it, pictures range from the images' lowest to their highest values.
+        names: Display names of the ``images``, in order. If not given, ``Crops`` have the names of their photographs
+            and other images are numbered.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of the random circuit and of feature visualizations.
+        progress: Called with the number of images done and their total (or None) in each pass; for feature
+            visualizations, with the number of maps. If it has a method ``phase``, that is called before each pass with
+            a description.
 
     Returns:
-        A ``Diagram``: shows itself in a notebook, ``.save("x.html")`` and as ``.svg``, ``.pdf``, ``.png``, ``.json``.
+        A ``Diagram``. It displays in a notebook, and ``.save`` writes ``.html``, ``.svg``, ``.pdf``, ``.png`` or
+        ``.json``.
 
     Raises:
-        ConvCircuitsError: If a circuit is of other weights or another feature, no kernel lies on a complete path or
-            more than 250,000 do, images do not fit the model, or an argument is out of range.
+        ConvCircuitsError: If a circuit belongs to other weights or another feature, no kernel lies on a complete path
+            or more than 250,000 do, images do not fit the model, or an argument is out of range.
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     if pictures not in LABELS:
-        raise ConvCircuitsError(f"pictures is one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
+        raise ConvCircuitsError(f"pictures must be one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
     check_progress(progress)
     network = Network(model)
 
@@ -172,7 +174,7 @@ def diagram(
 
 
 def _first(batches: Batches) -> Tensor:
-    """Hold the first images in memory, on the CPU: a shuffling loader would number them anew in each pass."""
+    """Load the first images into memory, on the CPU: a shuffling loader would renumber them in each pass."""
     held: list[Tensor] = []
     for batch in batches:
         held.append(batch.cpu())
@@ -182,23 +184,23 @@ def _first(batches: Batches) -> Tensor:
 
 
 def _checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
-    """Refuse names of other images: there may be more than are looked at, but not fewer."""
+    """Check that there is a name for every image; names beyond the last image used are allowed."""
     if names is None:
         return None
     if isinstance(names, str) or len(names) < count or not all(isinstance(name, str) for name in names):
-        raise ConvCircuitsError(f"names are one text for each image, {count:,} of them; got {names!r:.80}.")
+        raise ConvCircuitsError(f"names must hold one string for each of {count:,} images; got {names!r:.80}.")
     return names
 
 
 def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -> data.Meta:
     circuit = drawing.circuits[0]
     origin = circuit.provenance
-    colours = (
-        "Orange and purple tell the sign of what a kernel adds to its filter, on average over the images shown (of "
-        "kernels that the circuit lacks, of the sum of their weights), as seen after the filter's BatchNorm and its "
-        "depthwise kernel."
+    colors = (
+        "Orange and purple show the sign of what a kernel adds to its filter, averaged over the images shown and taken "
+        "after the filter's BatchNorm and its depthwise kernel; for kernels outside the circuit, the sign of the sum "
+        "of their weights."
         if seen is not None
-        else "Orange and purple tell the sign of the sum of a kernel's weights, as no images were given."
+        else "Orange and purple show the sign of the sum of a kernel's weights, since no images were given."
     )
     model = str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name)
     return data.Meta(
@@ -207,7 +209,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
-        notes=sentences([colours, *(str(note) for note in origin.get("notes", ())), checks]),
+        notes=sentences([colors, *(str(note) for note in origin.get("notes", ())), checks]),
         versions={"convcircuits": __version__, "torch": torch.__version__},
         file=named_after(model, circuit.feature.slug),
     )
@@ -223,9 +225,9 @@ def measured(
     seed: int,
     progress: Progress | None,
 ) -> data.Document:
-    """Measure each circuit on held-out images, and what the default view draws of each as a network of its own.
+    """Measure each circuit on held-out images, and the part that the default view draws as a circuit of its own.
 
-    The average map is that of ``fit``.
+    The average map is computed on ``fit``.
     """
     views = figure.drawn_by_each(document, [data.View(variant=n) for n in range(len(document.variants))])
     parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
@@ -259,7 +261,7 @@ def measured(
 
 
 def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
-    """Return the random circuit that a circuit is compared with: the one that is laid beside, or one of its own."""
+    """Return the random circuit that a circuit is compared with: the drawn one for the circuit itself."""
     if drawing.roles[n] == "control":
         return None
     if drawing.roles[n] == "circuit":
@@ -289,7 +291,7 @@ def _known(figure: float) -> float | None:
 
 
 def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:
-    """Make a circuit of the kernels that are drawn of a circuit."""
+    """Return the circuit of those kernels of a circuit that are drawn."""
     circuit, relevant, g = drawing.circuits[n], drawing.subject.survey.kernels, drawing.graph
     drawn = {layer: torch.zeros_like(mask, device="cpu") for layer, mask in relevant.items()}
     for e in edges:

@@ -1,4 +1,4 @@
-"""The document's edges: which way each kernel works, and its weights."""
+"""The document's edges: the sign and the weights of each kernel."""
 
 import numpy as np
 import torch
@@ -10,16 +10,16 @@ from convcircuits.drawing.sheet import Drawing, readout_of
 
 
 def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, np.ndarray, np.ndarray]:
-    """Describe the edges, and give all their weights.
+    """Build the edges and their weights.
 
     Args:
         drawing: What is drawn.
-        effect: (E, I): the mean of what each kernel adds, on some images, whose sum over images gives its sign. Where
-            it is not known, the sum of the kernel's weights does.
+        effect: (E, I), the mean of what each kernel adds on each image; the sum over images decides the edge's sign.
+            Where it is not known, the sum of the kernel's weights does.
 
     Returns:
-        The edges; the weights of all, int8; and for each edge 1, or -1 where what follows it inside its node turns
-        round what it adds: a BatchNorm with a negative weight, a depthwise kernel that lowers.
+        The edges; the weights of all, int8; and a factor for each edge: -1 where what follows inside its node inverts
+        what it adds (a BatchNorm with a negative weight, or a depthwise kernel that lowers), otherwise 1.
     """
     g = drawing.graph
     index = {call: n for n, call in enumerate(drawing.calls)}
@@ -58,7 +58,7 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
 
 
 def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Turn what comes before depthwise kernels inside a node by what those do, one after the other."""
+    """Invert the edges before each inverting depthwise kernel inside a node, one kernel after the other."""
     g, turned = drawing.graph, turned.copy()
     inner = np.flatnonzero((g.kind == EdgeKind.INNER) & np.logical_or.reduce(g.present))
     for e in inner[np.argsort(g.call[inner], kind="stable")]:
@@ -68,7 +68,7 @@ def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> 
 
 
 def _gain(drawing: Drawing, number: int, filters: np.ndarray) -> np.ndarray:
-    """Return the sign of the circuit's gain, by which a calibrated filter's output is multiplied."""
+    """Return the sign of the circuit's gain, which multiplies the output of a calibrated filter."""
     gain = drawing.circuits[0].gain.get(drawing.call(number).layer)
     return np.ones(len(filters)) if gain is None else np.where(gain.cpu().numpy()[filters] < 0, -1.0, 1.0)
 

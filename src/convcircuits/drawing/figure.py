@@ -1,4 +1,4 @@
-"""Static figures of a diagram: SVG by the browser's own renderer, run without a browser; PDF and PNG from that SVG."""
+"""Static figures of a diagram: SVG by the page's own renderer, run without a browser; PDF and PNG from that SVG."""
 
 import json
 import re
@@ -14,25 +14,25 @@ from convcircuits.errors import ConvCircuitsError
 
 Width: TypeAlias = Literal["screen", "180mm", "88mm"]  # the last two: both columns and one column of a journal
 
-_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels of a PNG to an inch
-_POINTS = {"mm": 72 / 25.4, "": 72 / 96}  # of a unit of SVG
+_DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels per inch of a PNG
+_POINTS = {"mm": 72 / 25.4, "": 72 / 96}  # points per unit of SVG
 
 
 def svg(document: Document, *, width: Width = "screen") -> str:
-    """Draw a diagram at its own view.
+    """Draw a diagram as SVG, in the document's view.
 
     Args:
         document: What to draw.
         width: For a screen, or for paper: 180 mm or 88 mm wide, in points, with no text under 6 points.
 
     Returns:
-        One SVG document, the same for the same input. Text is text, pictures are in it, and nothing is fetched.
+        One SVG document, the same for the same input. Text stays text, pictures are embedded, and nothing is fetched.
 
     Raises:
-        ConvCircuitsError: If the width is another.
+        ConvCircuitsError: If the width is unknown.
     """
     if width not in _DOTS:
-        raise ConvCircuitsError(f"A figure's width is one of {', '.join(get_args(Width))}; got {width!r}.")
+        raise ConvCircuitsError(f"A figure's width must be one of {', '.join(get_args(Width))}; got {width!r}.")
     figures = _Figures(document)
     shown = json.loads(figures.call("tiles", width))
     return figures.call("svg", width, json.dumps(_cut(document.tiles, shown)))
@@ -43,44 +43,44 @@ class Shown:
     """What a view draws."""
 
     nodes: tuple[int, ...]  # numbers of nodes
-    edges: tuple[int, ...]  # numbers of edges, with inner kernels and those of the image
-    kernels: int  # of these edges
+    edges: tuple[int, ...]  # numbers of edges, including inner kernels and those that read the image
+    kernels: int  # number of kernels among these edges
     filters: int
-    path: float  # share of the target's flow that complete drawn paths carry
-    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # nodes and edges that stand out where one node is isolated
+    path: float  # share of the target's flow on complete drawn paths
+    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # highlighted nodes and edges if one node is isolated
     caption: str
 
 
 def drawn(document: Document, view: View | None = None) -> Shown:
-    """Describe what a view draws, by the code that draws it.
+    """Return what a view draws, as computed by the renderer.
 
     Args:
-        document: What is drawn.
-        view: How; by default the document's own view.
+        document: The document.
+        view: The view; the document's own by default.
 
     Raises:
-        ConvCircuitsError: If the view names what is not in the document.
+        ConvCircuitsError: If the view names something that is not in the document.
     """
     return drawn_by_each(document, [document.view if view is None else view])[0]
 
 
 def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
-    """Return what each of some views draws, as ``drawn`` does; the document is read once."""
+    """Return what each view draws, as ``drawn`` does, reading the document only once."""
     for view in views:
         check_view(document, view)
     figures = _Figures(document)
     return [_shown(json.loads(figures.call("drawn", json.dumps(view_to_dict(view))))) for view in views]
 
 
-def _shown(said: dict[str, Any]) -> Shown:
+def _shown(values: dict[str, Any]) -> Shown:
     return Shown(
-        nodes=tuple(said["nodes"]),
-        edges=tuple(said["edges"]),
-        kernels=said["kernels"],
-        filters=said["filters"],
-        path=said["path"],
-        lit=said["lit"] and (tuple(said["lit"]["nodes"]), tuple(said["lit"]["edges"])),
-        caption=said["caption"]["text"],
+        nodes=tuple(values["nodes"]),
+        edges=tuple(values["edges"]),
+        kernels=values["kernels"],
+        filters=values["filters"],
+        path=values["path"],
+        lit=values["lit"] and (tuple(values["lit"]["nodes"]), tuple(values["lit"]["edges"])),
+        caption=values["caption"]["text"],
     )
 
 
@@ -88,42 +88,42 @@ def pdf(document: Document, *, width: Width = "screen") -> bytes:
     """Draw a diagram as PDF: text stays text, lines stay lines.
 
     Raises:
-        ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
+        ConvCircuitsError: If the width is unknown, or the extra ``figure`` is not installed.
     """
     return bytes(converter().svg_to_pdf(_in_points(svg(document, width=width))))
 
 
 def png(document: Document, *, width: Width = "screen") -> bytes:
-    """Draw a diagram as pixels: two for each of a screen's, 300 an inch of a page, 600 an inch of one column.
+    """Draw a diagram as PNG: 2 pixels per screen pixel, 300 per inch at 180 mm, 600 per inch at 88 mm.
 
     Raises:
-        ConvCircuitsError: If the width is another, or the extra ``figure`` is not installed.
+        ConvCircuitsError: If the width is unknown, or the extra ``figure`` is not installed.
     """
     return bytes(converter().svg_to_png(_in_points(svg(document, width=width)), ppi=_DOTS[width]))
 
 
 class _Figures:
-    """What ``figure.js`` gives, in an engine of its own that can reach nothing outside. It reads the document once."""
+    """The functions of ``figure.js`` on one document, in a JavaScript engine without access to anything outside."""
 
     def __init__(self, document: Document) -> None:
-        import quickjs  # here, so that a library that draws nothing does not load it
+        import quickjs  # imported here, so that only figures load it
 
-        said = document.to_dict() | {"images": None}  # what no figure shows is most of it
-        for page in said["tiles"]["pages"]:
+        content = document.to_dict() | {"images": None}  # large, and in no figure
+        for page in content["tiles"]["pages"]:
             page["src"] = ""
         self._engine = quickjs.Context()
         self._engine.eval((files("convcircuits.drawing") / "static" / "figure.js").read_text(encoding="utf-8"))
         self._engine.eval("function open(text) { globalThis.figures = convcircuits.figures(text); }")
-        self._engine.get("open")(json.dumps(said))
+        self._engine.get("open")(json.dumps(content))
         self._engine.eval("function call(name, ...texts) { return figures[name](...texts); }")
 
     def call(self, function: str, *texts: str) -> str:
-        """Call one of them."""
+        """Call one of the functions."""
         return str(self._engine.get("call")(function, *texts))
 
 
 def _cut(tiles: Tiles, numbers: list[int]) -> dict[int, str]:
-    """Cut some tiles out of their pages, so that a figure holds no picture that it does not show."""
+    """Cut tiles out of their pages, so that a figure holds only the pictures that it shows."""
     found = {}
     first = 0
     for page in tiles.pages:
@@ -138,17 +138,17 @@ def _cut(tiles: Tiles, numbers: list[int]) -> dict[int, str]:
 
 
 def _in_points(text: str) -> str:
-    """Return an SVG's size in points: an inch of the converter's has 72 units."""
+    """Convert an SVG's size to points, since the converter takes 72 units per inch."""
     return re.sub(
         r'(width|height)="([\d.]+)(mm|)"',
         lambda found: f'{found[1]}="{float(found[2]) * _POINTS[found[3]]}"',
         text,
-        count=2,  # of the outermost element, which comes first
+        count=2,  # width and height of the outermost element, which comes first
     )
 
 
 def converter() -> ModuleType:
-    """Return what turns SVG into PDF and PNG.
+    """Return the package that converts SVG to PDF and PNG.
 
     Raises:
         ConvCircuitsError: If the extra ``figure`` is not installed.

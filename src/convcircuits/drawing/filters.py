@@ -1,4 +1,4 @@
-"""A circuit as a graph of networkx: filters and the kernels between them, on complete paths alone."""
+"""A circuit as a networkx graph: filters and the kernels between them, on complete paths only."""
 
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def graph_of_filters(
     model: nn.Module, circuit: Circuit, input_shape: tuple[int, int, int] | None
 ) -> "networkx.MultiDiGraph":
-    """Return what ``Circuit.to_networkx`` says."""
+    """Build the graph that ``Circuit.to_networkx`` returns."""
     made = optional("networkx", "to_networkx").MultiDiGraph()
     subject = Subject.open(model, circuit.feature, input_shape or circuit.provenance.get("input_shape"))
     subject.check(circuit)
@@ -39,7 +39,7 @@ def graph_of_filters(
         if kind == EdgeKind.KERNEL:
             layer = wiring.sites[int(laid.site[laid.target[e]])].name
             kernel = {"layer": layer, "filter": int(laid.out[e]), "channel": int(laid.inp[e])}
-            # A layer that runs twice on one map has one kernel there, not two.
+            # A layer that runs twice on one map contributes one edge per kernel, not two.
             made.add_edge(
                 *ends, (layer, kernel["channel"]), kind="kernel", **kernel, saliency=float(laid.saliency[0][e])
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convcircuits.compiler.layout import Layout
 from convcircuits.drawing.data import EdgeKind
-from convcircuits.drawing.wiring import Site, Sources, Wiring
+from convcircuits.drawing.wiring import Site, Sources, Wiring, call_of
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.operations import argument, is_batch_norm
 from convcircuits.values.circuit import Circuit
@@ -17,11 +17,11 @@ from convcircuits.values.circuit import Circuit
 
 @dataclass(frozen=True)
 class Kernels:
-    """One variant's kernels: which are effective, and how salient each is.
+    """The kernels of one variant: which are effective, and their saliency.
 
     Attributes:
         effective: Layer name -> bool (out, in per group).
-        saliency: Layer name -> float (out, in per group); of filters or weights, shared out or summed up.
+        saliency: Layer name -> float (out, in per group); divided or summed if elements are filters or weights.
     """
 
     effective: Mapping[str, Tensor]
@@ -30,18 +30,18 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes and edges of all variants, each in order of the columns.
+    """Nodes and edges of all variants, both ordered by column.
 
     Attributes:
         site: (N,) number of each node's site.
-        channel: (N,) its channel.
+        channel: (N,) channel of each node.
         source: (E,) node that an edge comes from.
         target: (E,) node that it goes to.
         kind: (E,) an ``EdgeKind``.
-        call: (E,) number of the kernel call's value; -1 for connections.
+        call: (E,) value number of the kernel call; -1 for connections.
         out: (E,) filter; -1 for connections.
-        inp: (E,) input channel in its group; -1 for connections.
-        present: For each variant (E,) bool, which kernels it has; connections are in all.
+        inp: (E,) input channel within its group; -1 for connections.
+        present: For each variant (E,) bool, the kernels that it has; connections are in all variants.
         saliency: For each variant (E,) float32; NaN where there is none.
         goal: The target's node.
     """
@@ -60,11 +60,11 @@ class Graph:
 
 
 def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> Kernels:
-    """Return a circuit's saliency by kernel.
+    """Return a circuit's effective kernels with a saliency for each.
 
     Args:
-        circuit: Of any granularity. A filter's saliency is shared out among its relevant kernels; a kernel's is the
-            sum of its kept weights'.
+        circuit: A circuit of any granularity. A filter's saliency is divided equally among its relevant kernels;
+            weights' are summed over the kept weights of a kernel.
         effective: Layer name -> bool (out, in per group).
         relevant: Layer name -> bool (out, in per group).
     """
@@ -80,7 +80,7 @@ def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapp
 
 
 def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequence[Kernels]) -> Graph:
-    """Lay circuits over a model's wiring: a node for each filter that any of them uses, an edge for each kernel."""
+    """Lay circuits over a model's wiring: a node for each filter that any of them uses, and an edge for each kernel."""
     rows: list[np.ndarray] = []  # (source site, channel, target site, channel, kind, call, out, in)
     present: list[list[np.ndarray]] = [[] for _ in variants]
     saliency: list[list[np.ndarray]] = [[] for _ in variants]
@@ -88,7 +88,7 @@ def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequen
     for number in sorted(wiring.sites, key=lambda n: (wiring.columns[n], n)):
         site = wiring.sites[number]
         for call_number, kind in [(c, EdgeKind.KERNEL) for c in site.calls] + [(c, EdgeKind.INNER) for c in site.inner]:
-            call = _call(layout, call_number)
+            call = call_of(layout, call_number)
             masks = [one.kernels[call_number] for one in used]
             out, inp = torch.stack(masks).any(0).nonzero(as_tuple=True)
             if kind is EdgeKind.INNER:
@@ -116,7 +116,7 @@ def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequen
 
 
 def turns(layout: Layout, call: int) -> Tensor:
-    """Return how a filter's raw output counts: -1 where a BatchNorm right after it turns it round; (out,)."""
+    """Return the sign with which a filter's raw output counts, (out,): -1 if a BatchNorm right after it inverts it."""
     filters = layout.values[call].channels
     for value in layout.values.values():
         if value.inputs == (call,) and value.node is not None and is_batch_norm(value.node):
@@ -126,14 +126,8 @@ def turns(layout: Layout, call: int) -> Tensor:
     return torch.ones(filters)
 
 
-def _call(layout: Layout, number: int) -> KernelCall:
-    call = layout.values[number].call
-    assert call is not None
-    return call
-
-
 def _read_by(reads: Sources, call: KernelCall, out: Tensor, inp: Tensor) -> Sources:
-    """Return what kernels read, by filter and by input channel in the group."""
+    """Return the sources of kernels, given their filters and input channels within the group."""
     if not isinstance(call, ConvCall):
         return reads[inp]
     group = 0 if call.groups == 1 else out // (len(call.weight) // call.groups)
@@ -146,16 +140,16 @@ def _rows(*columns: int | Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Used:
-    """What one variant uses: of each kernel call (filters, in) and of each site's links which channels, bool."""
+    """What one variant uses, as bool: kernels (filters, in) of each call, and channels of each site's links."""
 
     kernels: dict[int, Tensor]
     links: dict[int, list[Tensor]]
 
 
 def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Used:
-    """Return what lies on complete paths, call by call: a layer may run twice, and its kernels be dead in one call.
+    """Return what lies on complete paths, call by call: a layer may run twice, with kernels that are dead in one call.
 
-    What acts on the target by a normalization alone is left out: nothing that is drawn reads it.
+    What acts on the target only through a normalization is left out, since nothing that is drawn reads it.
     """
     paths = layout.paths
     live = paths.live(variant.effective)
@@ -172,7 +166,7 @@ def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Us
             kernels[call_number] = kernels[call_number] & here[:, None]
         for call_number in site.calls:
             out, inp = kernels[call_number].nonzero(as_tuple=True)
-            _mark(read, _read_by(wiring.reads[call_number], _call(layout, call_number), out, inp))
+            _mark(read, _read_by(wiring.reads[call_number], call_of(layout, call_number), out, inp))
         links[number] = [here[link.targets] & _at(alive, link.sources) for link in site.links]
         for link, some in zip(site.links, links[number], strict=True):
             _mark(read, link.sources[some])
@@ -180,7 +174,7 @@ def _used(layout: Layout, wiring: Wiring, rows: Tensor, variant: Kernels) -> _Us
 
 
 def _marked(layout: Layout, site: Site, marks: Mapping[int, Tensor]) -> Tensor:
-    """Return which channels of a site are marked; all of one that is no value of the model, as a target."""
+    """Return which channels of a site are marked; all if the site is not a value of the model, as for a target."""
     if site.value is None:
         return torch.ones(site.channels, dtype=torch.bool)
     if site.value not in marks:
@@ -190,7 +184,7 @@ def _marked(layout: Layout, site: Site, marks: Mapping[int, Tensor]) -> Tensor:
 
 
 def _at(tables: Mapping[int, Tensor], sources: Sources) -> Tensor:
-    """Look up a bool per channel; False for a zero."""
+    """Look up a bool for each channel; False for zeros."""
     found = torch.zeros(len(sources), dtype=torch.bool)
     for site in sources.sites():
         if site in tables:

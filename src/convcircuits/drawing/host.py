@@ -1,4 +1,4 @@
-"""A diagram in Python's hands: shown in a notebook, opened in a browser, saved to files."""
+"""A diagram in Python: shown in a notebook, opened in a browser, saved to files."""
 
 import dataclasses
 import os
@@ -24,28 +24,28 @@ _FIGURES: dict[str, Callable[..., str | bytes]] = {".svg": figure.svg, ".pdf": f
 
 
 def check_file(path: Path, width: str | None = None) -> None:
-    """Refuse a file that no diagram can be written to, before one is made.
+    """Check that a diagram can be written to a file, before one is made.
 
     Raises:
-        ConvCircuitsError: If the suffix or the width is another, a page or document is given a width, the folder is
-            not there, the path cannot be written, or what draws PDF and PNG is not installed.
+        ConvCircuitsError: If the suffix or the width is unknown, a page or document is given a width, the folder does
+            not exist, the path cannot be written, or the extra ``figure``, needed for PDF and PNG, is not installed.
     """
     if path.suffix not in {**_PAGES, **_FIGURES}:
-        raise ConvCircuitsError(f"{path}: a diagram is saved as .html, .svg, .pdf, .png or .json.")
+        raise ConvCircuitsError(f"{path}: a diagram can be saved as .html, .svg, .pdf, .png or .json.")
     if width is not None and (path.suffix in _PAGES or width not in get_args(figure.Width)):
         raise ConvCircuitsError(
-            f"A width is for .svg, .pdf and .png, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
+            f"Only .svg, .pdf and .png have a width, one of {', '.join(get_args(figure.Width))}; got {width!r} for "
             f"{path.name}."
         )
     if not is_folder(path.parent):
-        raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
+        raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to; create it first.")
     check_place(path)
     if path.suffix in (".pdf", ".png"):
         figure.converter()
 
 
 class Diagram:
-    """A circuit diagram and what its reader has chosen, which in a notebook is what is chosen there.
+    """A circuit diagram with its view and selection; in a notebook, these follow the widget.
 
     Attributes:
         document: What is drawn; it never changes.
@@ -62,14 +62,14 @@ class Diagram:
         """Read a diagram that was saved as ``.json`` or ``.html``, with its view.
 
         Raises:
-            ConvCircuitsError: If there is no such file, it ends otherwise, or it holds no diagram.
+            ConvCircuitsError: If there is no such file, its suffix is another, or it holds no diagram.
         """
         path = Path(path)
         readers: dict[str, Callable[[str], Document]] = {".json": Document.from_json, ".html": read_page}
         if path.suffix not in readers:
-            raise ConvCircuitsError(f"{path}: diagrams are read from .json and .html; their figures cannot be.")
+            raise ConvCircuitsError(f"{path}: diagrams can be read from .json and .html, not from figures.")
         if not is_file(path) and os.path.lexists(path):
-            raise ConvCircuitsError(f"{path} cannot be read: it is no ordinary file.")
+            raise ConvCircuitsError(f"{path} cannot be read: it is not an ordinary file.")
         try:
             return cls(readers[path.suffix](path.read_text(encoding="utf-8")))
         except OSError as error:
@@ -79,7 +79,7 @@ class Diagram:
 
     @property
     def view(self) -> View:
-        """What is shown of the document, and how."""
+        """Which part of the document is shown, and how."""
         if self._widget is None:
             return self._view
         return view_from_dict({**self._widget.view, "kernels": self._widget.kernels, "image": self._widget.image})
@@ -95,12 +95,12 @@ class Diagram:
 
     @property
     def caption(self) -> str:
-        """What the figure says of itself: how much is drawn, and how much of the feature that keeps."""
+        """The figure's caption: how much of the circuit is drawn, and how well that preserves the feature."""
         return figure.drawn(self.document, self.view).caption
 
     @property
     def selection(self) -> tuple[int, ...]:
-        """Numbers of the nodes that are chosen."""
+        """Numbers of the selected nodes."""
         return self._selection if self._widget is None else tuple(self._widget.selection)
 
     @selection.setter
@@ -112,7 +112,7 @@ class Diagram:
 
     @property
     def kernels(self) -> int | None:
-        """How many kernels of the circuit are there, the first by rank; None: all. The density slider."""
+        """Number of kernels of the circuit that the density slider keeps, the first by rank; None for all."""
         return self.view.kernels
 
     @kernels.setter
@@ -121,7 +121,7 @@ class Diagram:
 
     @property
     def image(self) -> int | None:
-        """The number of the image whose maps are shown, or None."""
+        """Number of the image whose maps are shown, or None."""
         return self.view.image
 
     @image.setter
@@ -129,19 +129,19 @@ class Diagram:
         self.view = dataclasses.replace(self.view, image=image)
 
     def save(self, path: str | os.PathLike[str], *, width: figure.Width | None = None) -> Path:
-        """Write the diagram as it is seen now to one file, whole or not at all.
+        """Write the diagram in its current view to one file, completely or not at all.
 
         Args:
-            path: Its suffix says what is written: ``.html``, a page that opens offline; ``.svg``, ``.pdf``, ``.png``, a
-                figure; ``.json``, the document.
-            width: Of a figure: "screen" (the default), "180mm" or "88mm".
+            path: The file. Its suffix decides the format: ``.html`` for a page that opens offline, ``.svg``, ``.pdf``
+                or ``.png`` for a figure, ``.json`` for the document.
+            width: Width of a figure: "screen" (the default), "180mm" or "88mm".
 
         Returns:
             The path.
 
         Raises:
-            ConvCircuitsError: If the suffix or the width is another, a page or document is given a width, the folder
-                is not there, or what draws PDF and PNG is not installed.
+            ConvCircuitsError: If the suffix or the width is unknown, a page or document is given a width, the folder
+                does not exist, or the extra ``figure``, needed for PDF and PNG, is not installed.
         """
         path = Path(path)
         check_file(path, width)
@@ -154,13 +154,13 @@ class Diagram:
         return path
 
     def open(self) -> Path:
-        """Show the diagram in the web browser, as a page in a new folder for passing files, which is given back."""
+        """Open the diagram in the web browser, from a temporary folder, and return the path of the page."""
         path = self.save(Path(tempfile.mkdtemp(prefix="convcircuits-")) / f"{self.document.meta.file}.html")
         webbrowser.open(path.as_uri())
         return path
 
     def widget(self) -> "DiagramWidget":
-        """Return the notebook's widget of this diagram, one for all its places.
+        """Return the notebook widget of this diagram; every place that shows it shares one widget.
 
         Raises:
             ConvCircuitsError: If the extra ``notebook`` is not installed.
@@ -170,7 +170,7 @@ class Diagram:
                 from convcircuits.drawing.widget import DiagramWidget
             except ImportError as error:
                 raise ConvCircuitsError(
-                    "A notebook shows the diagram by anywidget: pip install 'convcircuits[notebook]'."
+                    "Showing the diagram in a notebook needs anywidget: pip install 'convcircuits[notebook]'."
                 ) from error
             self._widget = DiagramWidget(
                 document=self.document.to_json(),
@@ -182,7 +182,7 @@ class Diagram:
         return self._widget
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """Show a notebook the widget, where one can run, and a figure for where the notebook is only read."""
+        """Return the widget for a notebook that can run it, and a figure for one that is only read."""
         bundle = {"text/plain": repr(self), "image/svg+xml": figure.svg(self._seen())}
         if not _in_kernel():
             return bundle
@@ -208,6 +208,6 @@ class Diagram:
 
 
 def _in_kernel() -> bool:
-    """Whether this runs in a notebook's kernel, which a widget can talk to."""
+    """Return whether this runs in a notebook kernel, which a widget needs."""
     shell = sys.modules.get("IPython")
     return shell is not None and hasattr(shell.get_ipython(), "kernel")

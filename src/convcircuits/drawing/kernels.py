@@ -1,4 +1,4 @@
-"""Pictures of the filters that read the image: the kernels that they are, in the colours of what they really read."""
+"""Pictures of the filters that read the image: their kernels, in the colors of the image that they respond to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,42 +14,42 @@ from convcircuits.drawing.wiring import SiteKind
 from convcircuits.maps.colors import mixing_of
 from convcircuits.network.calls import ConvCall, KernelCall
 
-NOT_IN_COLOUR = (
-    "Kernels of the first layer are drawn as their weights, summed over what they read, orange above zero and purple "
-    "below: what the model makes of the image before them is no sum of its colours near by."
+NOT_IN_COLOR = (
+    "Kernels of the first layer are drawn as their weights, summed over input channels, orange above zero and purple "
+    "below: the model does not feed them a weighted sum of nearby colors of the image."
 )
-"""Said of a diagram with such pictures."""
+"""The note of a diagram with such pictures."""
 
 _ZERO, _POSITIVE, _NEGATIVE = (247, 246, 244), (180, 78, 6), (84, 49, 150)  # as in frontend/src/core/colour.ts
 
 
 @dataclass(frozen=True)
 class KernelPicture:
-    """A first filter's picture.
+    """The picture of a filter that reads the image.
 
     Attributes:
-        pixels: RGB, uint8 (h, w, 3); zero is grey.
-        in_colour: Whether these are the image's colours; else those of weights above and below zero.
+        pixels: RGB, uint8 (h, w, 3); zero is gray.
+        in_color: Whether the pixels are colors of the image; otherwise they show weights above and below zero.
     """
 
     pixels: np.ndarray
-    in_colour: bool
+    in_color: bool
 
 
 def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, KernelPicture]:
-    """Picture the filters that read the image: what each of the image's pixels adds to the filter.
+    """Picture the filters that read the image: what each pixel of the image adds to the filter.
 
-    A model may prepare the image itself (repeat a grey one, swap its colours, lay neighbouring pixels into channels)
-    before the first convolution reads it. So a filter is followed back to the image, by its gradient there: that is
-    the filter itself where the preparation is a weighted sum of near pixels, and differs between two images where it
-    is not; then the picture is of the weights alone.
+    A model may prepare the image itself (repeat a gray one, swap its colors, move neighboring pixels into channels)
+    before the first convolution reads it. So a filter is traced back to the image by its gradient there. If the
+    preparation is a weighted sum of nearby pixels, the gradient is the filter itself. Otherwise the gradients on two
+    images differ, and the picture shows the weights.
 
     Args:
-        drawing: What is drawn; kernels that the circuit drops are left out of the pictures.
+        drawing: What is drawn; kernels outside the circuit are left out of the pictures.
         primaries: As for ``mixing_of``.
 
     Returns:
-        Node -> picture, for filters of a convolution in one group that reads the image.
+        Node -> picture, for filters of a convolution without groups that reads the image.
     """
     weights = _weights(drawing)
     if not weights:
@@ -57,18 +57,18 @@ def first_kernels(drawing: Drawing, primaries: Tensor | None) -> dict[int, Kerne
     found: dict[int, KernelPicture] = {}
     for number, slopes in _slopes(drawing, weights, primaries).items():
         for n, weight in weights[number].items():
-            in_colour = n in slopes
-            found[n] = KernelPicture(_coloured(slopes[n], primaries) if in_colour else _heat(weight.sum(0)), in_colour)
+            in_color = n in slopes
+            found[n] = KernelPicture(_colored(slopes[n], primaries) if in_color else _heat(weight.sum(0)), in_color)
     return found
 
 
 def to_bytes(pictures: Tensor) -> list[np.ndarray]:
-    """Turn pictures from 0 to 1 into bytes."""
+    """Convert pictures with values from 0 to 1 to uint8."""
     return list((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def _weights(drawing: Drawing) -> dict[int, dict[int, Tensor]]:
-    """Return for each call that reads the image, and each node that it alone makes, its kept kernels, (C, kh, kw)."""
+    """Return the kept kernels, (C, kh, kw), of each call that reads the image and each node that only it writes."""
     g, found = drawing.graph, dict[int, dict[int, Tensor]]()
     image = {n for n, site in drawing.wiring.sites.items() if site.kind is SiteKind.IMAGE}
     from_image = np.isin(g.site[g.source], list(image)) & (g.kind == EdgeKind.KERNEL)
@@ -90,9 +90,9 @@ def _weights(drawing: Drawing) -> dict[int, dict[int, Tensor]]:
 def _slopes(
     drawing: Drawing, weights: Mapping[int, Mapping[int, Tensor]], primaries: Tensor | None
 ) -> dict[int, dict[int, Tensor]]:
-    """Follow filters back to the image: for each call its nodes' gradients there, (C, h, w), where these are one.
+    """Trace filters back to the image: for each call, its nodes' gradients there, (C, h, w), if two images agree.
 
-    The model runs on two pictures of noise, and a filter is looked at where it is applied to the middle.
+    The model runs on two pictures of noise, and each filter is considered at the middle of the image.
     """
     subject = drawing.subject
     wanted = {
@@ -119,7 +119,7 @@ def _slopes(
 
 
 def _gradients(call: ConvCall, weights: Mapping[int, Tensor], images: Tensor) -> dict[int, Tensor]:
-    """Return the gradient of each filter in the middle of the image, cut to what the call's filters see there."""
+    """Return the gradient of each filter at the middle of the image, cropped to what the call's filters see there."""
     window = _middle(call)
     if not window.requires_grad:
         return {}
@@ -129,7 +129,7 @@ def _gradients(call: ConvCall, weights: Mapping[int, Tensor], images: Tensor) ->
         (slope,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
         return torch.zeros_like(images).cpu() if slope is None else slope.detach().double().cpu()
 
-    # No sum of random weights is zero by chance: this tells how far any filter sees.
+    # A sum with random weights is never zero by chance, so this shows how far any filter sees.
     any_filter = torch.randn(window.shape[1:], generator=torch.Generator().manual_seed(0))
     try:
         seen = gradient(any_filter) != 0
@@ -139,14 +139,14 @@ def _gradients(call: ConvCall, weights: Mapping[int, Tensor], images: Tensor) ->
         if any(side.stop - side.start > max(own, whole // 2) for side, own, whole in spans) or not seen.any():
             return {}
         slopes = {n: gradient(weight)[:, :, rows, columns] for n, weight in weights.items()}
-    except RuntimeError:  # a function without a gradient
+    except RuntimeError:  # an operation without a gradient
         return {}
     tolerance = 64 * torch.finfo(images.dtype).eps
     return {n: one for n, (one, other) in slopes.items() if (one - other).abs().max() <= tolerance * one.abs().max()}
 
 
 def _middle(call: ConvCall) -> Tensor:
-    """Return what the filters read where they are applied to the middle, (n, C, kh, kw)."""
+    """Return what the filters read at the middle of their input, (n, C, kh, kw)."""
     height, width = call.padding
     window = F.pad(call.x, (width, width, height, height))
     for dim, stride, dilation in zip((2, 3), call.stride, call.dilation, strict=True):
@@ -157,21 +157,21 @@ def _middle(call: ConvCall) -> Tensor:
 
 
 def _span(seen: Tensor) -> slice:
-    """Return the part of the last axis where anything is seen."""
+    """Return the part of the last axis that contains anything seen."""
     places = seen.flatten(0, -2).any(0).nonzero()[:, 0].tolist()
     return slice(places[0], places[-1] + 1) if places else slice(0, 0)
 
 
-def _coloured(slope: Tensor, primaries: Tensor | None) -> np.ndarray:
-    mixing, _ = mixing_of(primaries, len(slope))  # what a step of red, green, blue, or of grey, does to channels
-    colours = torch.einsum("cyx,rc->yxr", slope, mixing).expand(-1, -1, 3)
-    pixels = 0.5 + 0.5 * colours / colours.abs().max().clamp_min(1e-30)
+def _colored(slope: Tensor, primaries: Tensor | None) -> np.ndarray:
+    mixing, _ = mixing_of(primaries, len(slope))  # what a step of red, green, blue, or of gray, adds to channels
+    colors = torch.einsum("cyx,rc->yxr", slope, mixing).expand(-1, -1, 3)
+    pixels = 0.5 + 0.5 * colors / colors.abs().max().clamp_min(1e-30)
     return to_bytes(pixels[None].float())[0]
 
 
 def _heat(weight: Tensor) -> np.ndarray:
-    """Paint a kernel: orange above zero, purple below, zero neutral."""
+    """Draw a kernel: orange above zero, purple below, zero neutral."""
     share = (weight / weight.abs().max().clamp_min(1e-30))[:, :, None]
-    zero, positive, negative = (torch.tensor(colour).double() for colour in (_ZERO, _POSITIVE, _NEGATIVE))
+    zero, positive, negative = (torch.tensor(color).double() for color in (_ZERO, _POSITIVE, _NEGATIVE))
     pixels = zero + (torch.where(share < 0, negative, positive) - zero) * share.abs()
     return to_bytes(pixels[None].float() / 255)[0]

@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a diagram: opens offline, asks for nothing."""
+"""A diagram as one self-contained HTML file that opens offline and fetches nothing."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from convcircuits.errors import ConvCircuitsError
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _OPENING = '<script type="application/json" id="circuit">'
 
-# What is seen before the script runs: the title, and where the pictures will be.
+# Shown before the script runs: the title, and placeholders for the pictures.
 _STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --ink: #222220; --soft: #62625d; --empty: #e9e9e5; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15161a; --ink: #ecece8; --soft: #a5a59e; --empty: #2a2c32; } }
@@ -32,8 +32,8 @@ body { margin: 0; }
 def page(document: Document) -> str:
     """Write a diagram as one HTML file.
 
-    The document stands in it as JSON, the renderer as a script that the page's own policy names by its hash; the policy
-    lets no other script run and nothing be fetched. The title and a skeleton are seen before the script runs.
+    It contains the document as JSON and the renderer as a script. The page's content security policy names that script
+    by its hash, and allows no other script and no request. A title and a skeleton are shown before the script runs.
     """
     script = _inline(_bundle())
     policy = {
@@ -62,7 +62,7 @@ def page(document: Document) -> str:
 <div class="skeleton">
 <h1 dir="auto">{title}</h1>
 <p dir="auto">{html.escape(plain_text(document.meta.feature))} · {html.escape(plain_text(document.meta.model))}</p>
-<noscript><p>The diagram is drawn by a script, and scripts are switched off here. Its data is in this file as JSON.</p>
+<noscript><p>A script draws this diagram, but scripts are disabled here. The file contains its data as JSON.</p>
 </noscript>
 <ol aria-hidden="true">{_skeleton(document)}</ol>
 </div>
@@ -75,20 +75,20 @@ def page(document: Document) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return text without bidi and control characters, which change how other text is read, as the renderer does."""
+    """Return text without bidi and control characters, which change how other text reads, as the renderer does."""
     return _UNSEEN.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text))
 
 
 def read_page(text: str) -> Document:
-    """Read back the document of a page.
+    """Read the document back from a page.
 
     Raises:
-        ConvCircuitsError: If the text is no such page.
+        ConvCircuitsError: If the text is not such a page.
     """
     start = text.find(_OPENING)
     end = text.find("</script>", start)
     if start < 0 or end < 0:
-        raise ConvCircuitsError("This HTML holds no circuit diagram.")
+        raise ConvCircuitsError("This HTML contains no circuit diagram; give a page that a Diagram saved.")
     return Document.from_json(text[start + len(_OPENING) : end])
 
 
@@ -97,7 +97,7 @@ def _bundle() -> str:
 
 
 def _inline(script: str) -> str:
-    """Write a script so that it cannot end its own element: a slash in JavaScript's texts may be escaped."""
+    """Escape a script so that it cannot close its own element; JavaScript strings allow an escaped slash."""
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)
 
 
@@ -106,7 +106,7 @@ def _hash(script: str) -> str:
 
 
 def _skeleton(document: Document) -> str:
-    """Grey squares, as many to a column as the first view draws at most."""
+    """Return gray squares, in each column at most as many as the first view draws."""
     drawn = document.nodes.kind != NodeKind.IMAGE
     counts = [int((document.nodes.column[drawn] == column).sum()) for column in range(len(document.columns))]
     return "".join(f"<li>{'<i></i>' * min(count, document.view.nodes_per_column)}</li>" for count in counts)

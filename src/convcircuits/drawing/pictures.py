@@ -1,4 +1,4 @@
-"""What the nodes look like and what images do to them: first kernels, patches, feature visualisations, maps."""
+"""Pictures of the nodes and maps on images: first kernels, patches, feature visualizations, activation maps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from convcircuits.circuits.responses import responses
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.figure import Shown
-from convcircuits.drawing.kernels import NOT_IN_COLOUR, first_kernels, to_bytes
+from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.drawing.wiring import SiteKind
 from convcircuits.maps.colors import displayable
-from convcircuits.maps.feature_visualization import visualise
+from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.patches import (
     LARGEST_MAP,
     Best,
@@ -34,24 +34,24 @@ from convcircuits.maps.receptive_fields import Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
 
 LABELS = {
-    "patches": "parts of images that drive a filter most, at the size that it sees; of the first layer the kernels",
-    "features": "pictures optimised to drive a filter most, inside the circuit; of the first layer the kernels",
+    "patches": "the image parts that drive a filter most, as large as it sees; for the first layer, its kernels",
+    "features": "pictures optimized to drive a filter most inside the circuit; for the first layer, its kernels",
 }
-"""Ways to picture the nodes, and what they show."""
+"""The sets of pictures, with what they show."""
 
 TILE = 64
-"""Pixels of a picture's side."""
+"""Side of a picture, in pixels."""
 
-PATCHES = 6  # of a node that is drawn at first; of the others the best one
+PATCHES = 6  # per node that is drawn at first; other nodes have one
 MOST_PICTURED = 2500  # nodes
-THUMBNAIL = 112
-MAPS, PRESUMS = 1_200_000, 600_000  # bytes of maps that a page carries
+THUMBNAIL = 112  # side, in pixels
+MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
 
 
 def readings_of(drawing: Drawing) -> dict[int, Reading]:
-    """Return for each node which map shows it: what the first kernel call that reads it reads; of the target its own.
+    """Return the map that shows each node: what the first kernel call to read it reads; for the target, its own map.
 
-    A node that no kernel reads, as a gate, is not named.
+    Nodes that no kernel reads, such as gates, are left out.
     """
     found: dict[tuple[int, int], Reading] = {}
     for value in drawing.layout.values.values():
@@ -66,23 +66,23 @@ def readings_of(drawing: Drawing) -> dict[int, Reading]:
 
 
 def once_called(drawing: Drawing) -> set[str]:
-    """Name the layers that run once: what a kernel does in one of several calls is not told apart."""
+    """Return the layers that run once: for the others, the calls of a kernel are not distinguished."""
     times = Counter(value.call.layer for value in drawing.layout.values.values() if value.call is not None)
     return {layer for layer, count in times.items() if count == 1}
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the circuit does on some images, from the one that drives the feature most to the one that drives it least.
+    """The circuit on some images, from the one that drives the feature most to the one that drives it least.
 
     Attributes:
-        images: All images that were looked at, (N, C, H, W).
-        numbers: Which of them are shown, I of them.
-        target: What the feature does on these.
-        effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known: of
-            kernels that the circuit lacks, and of layers that run several times.
+        images: All images considered, (N, C, H, W).
+        numbers: Indices of the I images that are shown.
+        target: The feature's maps and figures on these.
+        effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known,
+            that is for kernels outside the circuit and for layers that run several times.
         readings: Node -> the map that shows it.
-        fields: That map's receptive fields.
+        fields: Map -> its receptive fields.
     """
 
     images: Batches
@@ -94,7 +94,7 @@ class Seen:
 
     @classmethod
     def of(cls, drawing: Drawing, images: Batches) -> Self:
-        """Look at images: at first in the full model alone, to choose some."""
+        """Rank the images in the full model, choose some, and run the circuits on them."""
         subject, g = drawing.subject, drawing.graph
         every = responses(subject, [], images).mean[0]
         ranked = every.argsort(descending=True, stable=True).tolist()
@@ -118,7 +118,7 @@ class Seen:
     def document(
         self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray, names: Sequence[str] | None = None
     ) -> data.Images:
-        """Return the document's part on images; maps of what is drawn at first come first, while there is room."""
+        """Return the document's images; maps of what is drawn at first come first, as far as there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
         nodes = _with_maps(drawing, [n for n in shown.nodes if n in self.readings], self.readings)
@@ -157,7 +157,7 @@ class Seen:
 
 
 class _Maps:
-    """Maps of some nodes or edges on each image, one byte a value."""
+    """Maps of some nodes or edges on each image, one byte per value."""
 
     def __init__(self, count: int, images: int) -> None:
         self.offset = np.full(count, -1, np.int32)
@@ -191,12 +191,12 @@ def pictured(
     batch_size: int,
     progress: Progress | None,
 ) -> data.Document:
-    """Add its pictures to a document: kernels of the first filters, patches of images, feature visualisations."""
+    """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations."""
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
     kernels = {n: picture.pixels for n, picture in firsts.items()}
-    if not all(picture.in_colour for picture in firsts.values()):
-        meta = replace(document.meta, notes=(*document.meta.notes, NOT_IN_COLOUR))
+    if not all(picture.in_color for picture in firsts.values()):
+        meta = replace(document.meta, notes=(*document.meta.notes, NOT_IN_COLOR))
         document = replace(document, meta=meta)
     for n, picture in kernels.items():
         album.add("patches", n, picture)
@@ -215,7 +215,7 @@ def pictured(
 
 
 class _Album:
-    """Pictures of nodes, by set, the best first."""
+    """Pictures of nodes for each set, the best first."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
@@ -246,7 +246,7 @@ class _Album:
 
 
 def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
-    """Cut for each node the parts of images that drive it most, at the size that it sees."""
+    """Return for each node the parts of images that drive it most, as large as it sees."""
     nodes = _with_maps(drawing, drawn, seen.readings)[:MOST_PICTURED]
     fields = {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
     best: Best = best_patches(drawing.subject, drawing.masks[0], seen.images, fields, top=PATCHES)
@@ -271,14 +271,14 @@ def _features(
     batch_size: int,
     progress: Progress | None,
 ) -> list[tuple[str, np.ndarray]]:
-    """Optimise pictures of some nodes inside the circuit, and of the target in the full model too."""
+    """Optimize pictures of some nodes inside the circuit, and one of the target in the full model."""
     subject, masks, readings = drawing.subject, drawing.masks[0], readings_of(drawing)
     nodes = [n for n in dict.fromkeys([*some, drawing.graph.goal]) if n in readings]
     fields = receptive_fields(subject, list(dict.fromkeys(readings[n] for n in nodes)), local=True)
-    begin(progress, "visualising the feature in the full model")
-    full = visualise(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
-    begin(progress, "visualising filters in the circuit")
-    found = visualise(
+    begin(progress, "visualizing the feature in the full model")
+    full = visualize(subject, {None: fields[None]}, primaries=primaries, seed=seed, progress=progress)[None]
+    begin(progress, "visualizing filters in the circuit")
+    found = visualize(
         subject, fields, masks=masks, primaries=primaries, seed=seed, batch_size=batch_size, progress=progress
     )
     for n in nodes:
@@ -290,14 +290,14 @@ def _features(
 
 
 def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading]) -> list[int]:
-    """List nodes that have a map: some, then the rest, the most salient first."""
+    """List the nodes that have a map: the given ones, then the others from the most salient."""
     g = drawing.graph
     salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
     return [n for n in dict.fromkeys([*some, *np.argsort(-salience).tolist()]) if n in known]
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
-    """Return a picture no larger than a tile: thousands of whole ones are not held."""
+    """Return a picture no larger than a tile, since thousands at full size would not fit in memory."""
     return picture if max(picture.shape[:2]) <= TILE else _resized(picture, TILE)
 
 

@@ -1,4 +1,4 @@
-"""What is drawn, and the document's tables that say it: columns, layers, nodes, edges, variants."""
+"""What is drawn, and the document's tables of it: columns, layers, nodes, variants."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
-from convcircuits.drawing.graph import Graph, Kernels, graph, kernels_of
-from convcircuits.drawing.wiring import Site, SiteKind, Wiring, wire
+from convcircuits.drawing.graph import Graph, graph, kernels_of
+from convcircuits.drawing.wiring import Site, SiteKind, Wiring, call_of, wire
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Progress
 from convcircuits.network.calls import ConvCall, KernelCall
@@ -23,21 +23,21 @@ from convcircuits.values.circuit import Circuit
 from convcircuits.values.granularity import masks_of
 
 MOST_KERNELS = 250_000
-"""Kernels on complete paths that a circuit may have to be drawn: a page of more is no page that opens."""
+"""Maximum number of kernels on complete paths that can be drawn; larger pages do not open."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What all parts of the document are made from.
+    """Everything from which the parts of the document are built.
 
     Attributes:
         subject: The feature of the model.
-        layout: What the model does, and where its channels lie.
+        layout: The model's operations, and where its channels lie.
         wiring: The model as a graph of sites.
         graph: The circuits as nodes and edges.
         circuits: The circuit itself, then those it is compared with.
-        roles: What each of them is.
-        masks: Of a run of each of them.
+        roles: The role of each circuit.
+        masks: The masks with which each circuit runs.
     """
 
     subject: Subject
@@ -50,14 +50,12 @@ class Drawing:
 
     @property
     def calls(self) -> list[int]:
-        """The kernel calls that are drawn, by number of the value, in execution order."""
+        """Value numbers of the kernel calls that are drawn, in execution order."""
         return sorted(self.wiring.site_of_call())
 
     def call(self, number: int) -> KernelCall:
-        """Return a kernel call by the number of its value."""
-        call = self.layout.values[number].call
-        assert call is not None
-        return call
+        """Return the kernel call with a value number."""
+        return call_of(self.layout, number)
 
 
 def lay_out(
@@ -71,10 +69,11 @@ def lay_out(
 ) -> Drawing:
     """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
 
-    With images, in memory, also the smaller circuits that an iterative criterion finds anew, as far as they are alive.
+    With images, in memory, the smaller circuits that an iterative criterion finds again are included, except those
+    without a complete path.
 
     Raises:
-        ConvCircuitsError: If a circuit is of other weights or another feature, has no complete path or too many
+        ConvCircuitsError: If a circuit belongs to other weights or another feature, or has no complete path or too many
             kernels.
     """
     subject = Subject.open(model, circuit.feature, shape or circuit.provenance.get("input_shape"))
@@ -88,7 +87,7 @@ def lay_out(
         if effective > MOST_KERNELS:
             raise ConvCircuitsError(
                 f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
-                f"Prune it to fewer, for example {option('kernels', MOST_KERNELS * len(one) // effective)}."
+                f"Prune it further, for example with {option('kernels', MOST_KERNELS * len(one) // effective)}."
             )
     if not _count(masks[0]):
         raise ConvCircuitsError(
@@ -112,7 +111,7 @@ def lay_out(
             layout,
             wiring,
             subject.rows,
-            [_kernels(subject, one, its) for (_, one), its in zip(laid, masks, strict=True)],
+            [kernels_of(one, its.kernels, found.kernels) for (_, one), its in zip(laid, masks, strict=True)],
         ),
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
@@ -124,16 +123,11 @@ def _count(masks: Masks) -> int:
     return sum(int(mask.sum()) for mask in masks.kernels.values())
 
 
-def _kernels(subject: Subject, circuit: Circuit, masks: Masks) -> Kernels:
-    effective = {layer: mask.cpu() for layer, mask in masks.kernels.items()}
-    return kernels_of(circuit, effective, subject.survey.kernels)
-
-
 # ---------------------------------------- the document's tables
 
 
 def columns_of(drawing: Drawing) -> tuple[data.Column, ...]:
-    """Head each column with what its sites have in common."""
+    """Label each column with what its sites have in common."""
     columns = []
     for column in range(drawing.wiring.columns[drawing.wiring.target[0]] + 1):
         sites = [s for n, s in drawing.wiring.sites.items() if drawing.wiring.columns[n] == column]
@@ -147,7 +141,7 @@ def _name_of(site: Site, drawing: Drawing) -> str:
 
 
 def _common(names: Sequence[str]) -> str:
-    """Return the names' common beginning, up to a dot; of names that have none, all."""
+    """Return the common prefix of dotted names; if there is none, all names."""
     if len(names) == 1:
         return names[0]
     parts = [name.split(".") for name in names]
@@ -158,7 +152,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _about(site: Site, drawing: Drawing) -> str:
-    """Return in words what a site is."""
+    """Describe a site in words."""
     layers = [drawing.call(c).layer for c in site.calls]
     text = " + ".join(layers) or _name_of(site, drawing)
     if site.inner:
@@ -183,7 +177,7 @@ def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
 
 
 def kernel_shape(drawing: Drawing, number: int) -> tuple[int, int]:
-    """Return (kh, kw) of a call; of a linear layer on a flattened map, the map's, where it is known, else one row."""
+    """Return (kh, kw) of a call; for a linear layer on a flattened map, the map's shape if known, else one row."""
     call = drawing.call(number)
     if isinstance(call, ConvCall):
         return int(call.weight.shape[2]), int(call.weight.shape[3])
@@ -201,7 +195,7 @@ def nodes_of(drawing: Drawing) -> data.Nodes:
     """Describe the nodes."""
     index = {call: n for n, call in enumerate(drawing.calls)}
     sites = [drawing.wiring.sites[int(s)] for s in drawing.graph.site]
-    # A sum is named by its first layer, a chain by its last.
+    # A sum is named after its first layer, a chain after its last.
     last = [index[(s.inner or s.calls[:1])[-1]] if s.calls else -1 for s in sites]
     return data.Nodes(
         kind=np.array([NodeKind[s.kind.name] for s in sites], dtype=np.uint8),
@@ -212,7 +206,7 @@ def nodes_of(drawing: Drawing) -> data.Nodes:
 
 
 def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, ...]:
-    """Describe the circuits: saliency and rank of each edge."""
+    """Describe the circuits, with the saliency and rank of each edge."""
     g, variants = drawing.graph, []
     weighted = g.kind <= EdgeKind.INNER
     relevant = drawing.subject.survey.kernels
@@ -241,7 +235,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Rank each kept kernel: its place by saliency, 0 the highest, in ``prune``'s order; -1 to others."""
+    """Rank the kept kernels by saliency in ``prune``'s order, from 0 for the highest; -1 for other kernels."""
     if circuit.granularity == "kernel":
         saliency: Mapping[str, Tensor] = circuit.saliency
     else:
@@ -258,7 +252,7 @@ def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str,
 
 
 def readout_of(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
-    """Return the connections by which a direction, or several units, are read, and the coefficient of each."""
+    """Return the connections that read a direction or several units, and the coefficient of each."""
     g = drawing.graph
     readout = np.flatnonzero(g.kind == EdgeKind.READOUT)
     links = drawing.wiring.sites[drawing.wiring.target[0]].links if len(readout) else []
@@ -271,7 +265,7 @@ def readout_of(drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_readout(drawing: Drawing, saliency: np.ndarray) -> np.ndarray:
-    """Weight the connections of a direction by the size of its coefficients."""
+    """Set the saliency of readout connections to the absolute value of their coefficients."""
     readout, coefficients = readout_of(drawing)
     saliency = saliency.copy()
     saliency[readout] = np.abs(coefficients)

@@ -1,4 +1,4 @@
-"""What the target does on the images that can be chosen, in the full model and in each circuit."""
+"""The target's maps and figures on the images that can be selected, in the full model and in each circuit."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from convcircuits.circuits.responses import responses
 from convcircuits.drawing import data
-from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.interior import Interior, Positions
 from convcircuits.maps.patches import activation_maps
 from convcircuits.maps.receptive_fields import Field
@@ -17,15 +16,15 @@ from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature
 
 LARGEST = 32
-"""Rows and columns that the target's map has at most; one of more is averaged over areas."""
+"""Maximum rows and columns of the target's map; larger maps are averaged over areas."""
 
 
 def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, field: Field) -> data.TargetMaps:
-    """Return the target's maps on images of one size, with figures of the positions that count.
+    """Return the target's maps on images of one size, with figures over the positions that count.
 
     Args:
         subject: The feature.
-        circuits: Each variant's.
+        circuits: The masks of each variant.
         images: The images.
         field: The receptive fields of the feature's map.
     """
@@ -33,10 +32,7 @@ def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, fi
     runs = [None, *circuits]
     maps = torch.stack([activation_maps(subject, run, images, {None: field}, LARGEST)[None] for run in runs])
     bytes_, scale = in_bytes(maps)
-    try:
-        interior = Positions(subject).interior(images.first_shape())
-    except ConvCircuitsError:
-        interior = None
+    interior = Positions(subject).known(images.first_shape())
     return data.TargetMaps(
         positions=_positions(subject.feature, field.shape, interior),
         shape=field.shape,
@@ -55,14 +51,14 @@ def target_maps(subject: Subject, circuits: Sequence[Masks], images: Batches, fi
 
 
 def in_bytes(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return maps (..., h, w) as int8, 127 for each one's largest size, and these sizes (...)."""
+    """Return maps (..., h, w) as int8, scaled so that 127 is each map's largest absolute value, and these values."""
     values = maps.float().numpy()
     largest = np.abs(values).max((-2, -1))
     return np.round(values / np.where(largest > 0, largest, 1)[..., None, None] * 127).astype(np.int8), largest
 
 
 def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | None) -> str:
-    """Return in words which positions count."""
+    """Describe in words which positions count."""
     height, width = shape
     if feature.position == "max":
         where = "the one where the full model is highest"
@@ -79,7 +75,7 @@ def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | No
 
 
 def _inside(interior: Interior) -> data.Inside:
-    """Return the interior as the part of the map that it is."""
+    """Return the interior as ranges of rows and columns of the map."""
     mask = interior.mask.reshape(interior.map)
     rows, columns = (axis.nonzero()[:, 0].tolist() for axis in (mask.any(1), mask.any(0)))
     return data.Inside((rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1), exact=interior.inside)

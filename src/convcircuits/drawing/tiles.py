@@ -1,4 +1,4 @@
-"""Pack pictures of any size into a few pages of square tiles, as data URLs that browsers and the PDF writer read."""
+"""Pack pictures of any size into a few pages of square tiles, as data URLs for browsers and the PDF writer."""
 
 import base64
 import io
@@ -12,35 +12,35 @@ from convcircuits.drawing.data import PAGE, Page, Tiles
 from convcircuits.drawing.records import Array
 from convcircuits.errors import ConvCircuitsError
 
-SHARP = 12  # pictures of at most so many pixels a side, such as kernels, are shown pixel by pixel
-_MATT = (236, 236, 232)  # beside pictures that are not square
+SHARP = 12  # pictures of at most this many pixels per side, such as kernels, keep their pixels
+_MATT = (236, 236, 232)  # fills the tile beside pictures that are not square
 
 
 def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
-    """Make one tile of every picture, the small ones with sharp pixels, the others resampled (Lanczos).
+    """Make one tile per picture; small pictures keep sharp pixels, others are resampled (Lanczos).
 
-    Sharp tiles and photographs go to pages of their own: the first compress without loss, the second as JPEG, whichever
-    is smaller. (WebP would be smaller still, but not every reader of SVG knows it.)
+    Sharp tiles and photographs go to separate pages, since the first compress better without loss and the second as
+    JPEG; each page uses whichever is smaller. (WebP would be smaller still, but not every SVG reader supports it.)
 
     Args:
-        pictures: RGB pictures, uint8 (h, w, 3), of any sizes. What is not square is centered on a square.
-        size: Pixels of a tile's side; a multiple of 16 keeps a JPEG's blocks from reaching into the next tile.
+        pictures: RGB pictures, uint8 (h, w, 3), of any size. Those that are not square are centered on a square.
+        size: Side of a tile in pixels; multiples of 16 keep JPEG blocks from spanning two tiles.
 
     Returns:
         The tiles, and the number of each picture's tile, int32.
 
     Raises:
-        ConvCircuitsError: If a picture has another dtype or shape, or the size is no multiple of 16 up to 512.
+        ConvCircuitsError: If a picture has another dtype or shape, or the size is not a multiple of 16 from 16 to 512.
     """
     if size % 16 or not 16 <= size <= 512:
-        raise ConvCircuitsError(f"A tile's size is a multiple of 16 from 16 to 512; got {size}.")
+        raise ConvCircuitsError(f"A tile's size must be a multiple of 16 from 16 to 512; got {size}.")
     tiles: dict[bool, list[Array]] = {True: [], False: []}
     places: list[tuple[bool, int]] = []
     for number, picture in enumerate(pictures):
         given = np.asarray(picture)
         if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or 0 in given.shape:
             raise ConvCircuitsError(
-                f"Pictures are uint8 of shape (h, w, 3); number {number} is {given.dtype} of shape {given.shape}."
+                f"Pictures must be uint8 of shape (h, w, 3); number {number} is {given.dtype} of shape {given.shape}."
             )
         sharp = max(given.shape[:2]) <= SHARP
         places.append((sharp, len(tiles[sharp])))
@@ -51,7 +51,7 @@ def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
 
 
 def data_url(picture: Array, *, lossless: bool = False) -> str:
-    """Return one picture, uint8 (h, w, 3), as a data URL: PNG or, where losses are allowed, JPEG if that is smaller."""
+    """Return one picture, uint8 (h, w, 3), as a data URL: PNG, or JPEG if that is smaller and losses are allowed."""
     kinds = ("png",) if lossless else ("png", "jpeg")
     kind, content = min((_encoded(picture, kind) for kind in kinds), key=lambda made: len(made[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
@@ -91,8 +91,8 @@ def _page(tiles: Sequence[Array], size: int) -> Page:
 
 def _encoded(picture: Array, kind: str) -> tuple[str, bytes]:
     file = io.BytesIO()
-    # Full colour resolution: the edges of a small picture are its content. Not optimised, for which libjpeg would need
-    # room for the whole file at once, and Pillow gives it too little for grain; that costs some 1 % of a page.
+    # Full color resolution, because the edges of a small picture are its content. JPEGs are not optimized: libjpeg
+    # would buffer the whole file, and Pillow's buffer is too small for grainy pictures. That costs about 1 % of a page.
     options = {"quality": 85, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
     Image.fromarray(picture).save(file, kind, **options)
     return kind, file.getvalue()

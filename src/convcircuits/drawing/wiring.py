@@ -1,9 +1,9 @@
 """Which filters each kernel reads: a recorded model as a graph of filters, small enough to draw.
 
-A *site* is a set of channels that one thing makes: a layer's filters, an addition, a gate. What lies between a site and
-the kernels that read it (BatchNorm, ReLU, pooling, views, concatenation) is followed through. Where it loses nothing,
-neighbours are one site: the last convolutions of a residual block with the sum that they are added to, and a chain of a
-layer and the depthwise layer that alone reads it (but of the first layer, whose kernels are pictures).
+A *site* is a set of channels with one origin: a layer's filters, an addition, a gate. What lies between a site and the
+kernels that read it (BatchNorm, ReLU, pooling, views, concatenation) is skipped. Neighbors are merged into one site
+where nothing is lost: the last convolutions of a residual block with the sum that they are added to, and a layer with
+the depthwise layer that is its only reader (except for the first layer, whose kernels are pictures).
 """
 
 from collections import Counter
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from convcircuits.compiler.layout import Layout, Value
-from convcircuits.network.calls import ConvCall
+from convcircuits.network.calls import ConvCall, KernelCall
 
 
 class SiteKind(Enum):
-    """What makes the channels of a site."""
+    """The origin of a site's channels."""
 
     FILTER = auto()
     IMAGE = auto()
@@ -40,11 +40,11 @@ class LinkKind(Enum):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where some channels come from, one for each of them.
+    """The sources of some channels, one for each channel.
 
     Attributes:
         site: Number of the site, int64; -1 for a zero.
-        channel: Number of the channel in it, int64.
+        channel: Number of the channel within the site, int64.
     """
 
     site: Tensor
@@ -57,11 +57,11 @@ class Sources:
         return len(self.site)
 
     def sites(self) -> list[int]:
-        """List the sites that any of them come from."""
+        """List the sites that any of the channels come from."""
         return sorted(set(self.site.tolist()) - {-1})
 
     def only_site(self) -> int | None:
-        """Name the site whose channels these are, all of them in their order."""
+        """Return the one site that all channels come from, with their numbers in order from 0; None otherwise."""
         site = int(self.site[0]) if len(self.site) else -1
         same = bool((self.site == site).all()) and torch.equal(self.channel, torch.arange(len(self.channel)))
         return site if same and site >= 0 else None
@@ -69,7 +69,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection without weights: of each channel of a site, one channel that goes into it, where there is one."""
+    """A connection without weights: channels, ``sources``, that go into channels of a site, ``targets``, one each."""
 
     kind: LinkKind
     sources: Sources
@@ -78,17 +78,17 @@ class Link:
 
 @dataclass
 class Site:
-    """A set of channels that one thing makes.
+    """A set of channels with one origin.
 
     Attributes:
-        number: Its number.
-        kind: What makes its channels.
-        name: Name of the module that does.
-        channels: How many there are.
-        value: Number of the value of the model that they are; None where they are none.
-        calls: Kernel calls, by number of the value, whose filter c writes channel c.
-        inner: Depthwise calls, in order, that channel c of all that comes in then runs through.
-        links: Connections without weights that come into it.
+        number: Number of the site.
+        kind: Origin of its channels.
+        name: Name of the module that computes them.
+        channels: Number of channels.
+        value: Number of the model's value that holds them; None if there is none.
+        calls: Value numbers of the kernel calls whose filter c writes channel c.
+        inner: Value numbers of the depthwise calls, in order, that the sum of these passes through channel by channel.
+        links: Connections without weights into the site.
     """
 
     number: int
@@ -106,11 +106,11 @@ class Wiring:
     """A model up to a feature as a graph of sites.
 
     Attributes:
-        sites: By number, those that lead to the target.
-        reads: For each kernel call, by number of the value, what each of its input channels (of a linear layer on
-            a flattened map: blocks) is, over all groups.
-        target: Number of the site of the feature, and the channel.
-        columns: Site -> how many steps it is away from the first ones; the target's is the largest.
+        sites: Number -> site, for the sites that lead to the target.
+        reads: Value number of a kernel call -> the sources of its input channels over all groups (for a linear layer
+            on a flattened map, of its blocks).
+        target: Number of the feature's site, and the channel.
+        columns: Site -> its column, from 0; the target's is the largest, and the image is in column -1.
     """
 
     sites: Mapping[int, Site]
@@ -119,8 +119,15 @@ class Wiring:
     columns: Mapping[int, int]
 
     def site_of_call(self) -> dict[int, Site]:
-        """Return for each kernel call the site that its filters write to, inner ones too."""
+        """Return the site that each kernel call writes to, including inner calls."""
         return {call: site for site in self.sites.values() for call in (*site.calls, *site.inner)}
+
+
+def call_of(layout: Layout, number: int) -> KernelCall:
+    """Return the kernel call that computes a value."""
+    call = layout.values[number].call
+    assert call is not None
+    return call
 
 
 def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Tensor, *, merged: bool = True) -> Wiring:
@@ -128,11 +135,11 @@ def wire(layout: Layout, layers: Collection[str], rows: Tensor, coefficients: Te
 
     Args:
         layout: The model up to the feature.
-        layers: Those with kernels on a path to the feature; others are computed beside it, and left out.
+        layers: The layers with kernels on a path to the feature; the calls of others are left out.
         rows: The channels that the feature reads, int64.
-        coefficients: Its coefficient on each. One channel with coefficient 1 is the target itself; else a site of one
-            channel is, which reads several.
-        merged: Whether neighbours between which nothing is lost are one site; else every layer is one of its own.
+        coefficients: The coefficient of each. One channel with coefficient 1 is the target itself; otherwise the target
+            is an extra site of one channel that reads them.
+        merged: Whether to merge neighbors where nothing is lost; otherwise every layer is a site of its own.
     """
     wirer = _Wirer(layout)
     read = wirer.sources[layout.output.number][rows.cpu()]
@@ -166,7 +173,7 @@ class _Wirer:
         return site
 
     def _sources(self, value: Value) -> Sources:
-        """Return what each channel of a value is; a value without an axis counts as one channel."""
+        """Return the source of each channel of a value; a value without a channel axis counts as one channel."""
         if value.number == 0:
             return _own(self.add(SiteKind.IMAGE, "image", value.channels, value.number))
         if value.call is not None:
@@ -185,7 +192,7 @@ class _Wirer:
             return self._mixed(value, inputs)
         if len(value.node.inputs if value.node else ()) == 1:
             return inputs[0]
-        if all(read.sites() == [0] for read in inputs):  # of the image alone
+        if all(read.sites() == [0] for read in inputs):  # computed from the image alone
             return self._mixed(value, inputs)
         inputs = [self.sources[n] for n in (value.node.inputs if value.node else ())]
         kind = SiteKind.ADD if operation.data is None else SiteKind.GATE
@@ -198,14 +205,13 @@ class _Wirer:
         return _own(site)
 
     def _of_call(self, value: Value) -> Sources:
-        call, source = value.call, self.layout.values[value.inputs[0]]
-        assert call is not None
+        call, source = call_of(self.layout, value.number), self.layout.values[value.inputs[0]]
         read = self.sources[source.number]
         count = call.groups * call.weight.shape[1] if isinstance(call, ConvCall) else call.blocks
         if source.axis is None or source.axis != (0 if isinstance(call, ConvCall) else len(source.shape) - 1):
             read = read if len(read) == 1 else self._mixed(value, [read])
             read = read[torch.zeros(count, dtype=torch.long)]
-        elif len(read) != count:  # a block of a flattened map: all its positions are of one channel
+        elif len(read) != count:  # all positions of a flattened map's block belong to one channel
             read = read[torch.arange(count) * (len(read) // count)]
         self.reads[value.number] = read
         site = self.add(SiteKind.FILTER, call.layer, value.channels, value.number)
@@ -213,12 +219,12 @@ class _Wirer:
         return _own(site)
 
     def _mixed(self, value: Value, inputs: list[Sources]) -> Sources:
-        """Make one channel of all that is mixed beyond telling apart."""
+        """Return one channel that stands for all sources, which are mixed beyond distinction."""
         pairs = torch.cat([torch.stack([s.site, s.channel], 1) for s in inputs])
         pairs = torch.unique(pairs[pairs[:, 0] >= 0], dim=0)
         if len(pairs) == 1:
             return Sources(pairs[:1, 0], pairs[:1, 1])[torch.zeros(value.channels, dtype=torch.long)]
-        if bool((pairs[:, 0] == 0).all()):  # an image that was prepared channel by channel is still one
+        if bool((pairs[:, 0] == 0).all()):  # a prepared image is still the image
             same = value.channels == self.sites[0].channels
             return _own(self.sites[0]) if same else _own(self.sites[0])[torch.zeros(value.channels, dtype=torch.long)]
         site = self.add(SiteKind.MIX, value.layer, 1, value.number)
@@ -229,7 +235,7 @@ class _Wirer:
     # ---------------------------------------- fewer sites
 
     def _readers(self, target: int) -> dict[int, set[tuple[str, int]]]:
-        """Return who reads each site: kernel calls, sites with links, the target's reader."""
+        """Return the readers of each site: kernel calls, sites with links, and a reader of the target."""
         readers: dict[int, set[tuple[str, int]]] = {number: set() for number in self.sites}
         for call, read in self.reads.items():
             for site in read.sites():
@@ -242,7 +248,7 @@ class _Wirer:
         return readers
 
     def merge_sums(self, target: int) -> None:
-        """Merge filters that are only added to others with the sum."""
+        """Merge filters into a sum if nothing else reads them."""
         for site in list(self.sites.values()):
             if site.kind is not SiteKind.ADD:
                 continue
@@ -261,17 +267,16 @@ class _Wirer:
             site.links = links
 
     def merge_depthwise(self, target: int) -> None:
-        """Merge a layer with the depthwise layer that alone reads it, unless it reads the image.
+        """Merge a layer with the depthwise layer that is its only reader, unless the layer reads the image.
 
-        Filters that read the image are best seen as the kernels that they are.
+        Filters that read the image are best shown as their kernels.
         """
         readers = self._readers(target)
         for site in list(self.sites.values()):
             if site.kind is not SiteKind.FILTER or len(site.calls) != 1 or site.inner or site.links:
                 continue
             number = site.calls[0]
-            call, source = self.layout.values[number].call, self.reads[number].only_site()
-            assert call is not None
+            call, source = call_of(self.layout, number), self.reads[number].only_site()
             depthwise = call.groups == len(call.weight) and call.weight.shape[1] == 1 and call.groups > 1
             if source is None or not depthwise or len(readers[source]) > 1:
                 continue
@@ -285,19 +290,14 @@ class _Wirer:
             del self.sites[source], self.reads[number]
 
     def leave_out_all_but(self, layers: Collection[str]) -> None:
-        """Forget calls of other layers."""
+        """Remove the calls of all other layers."""
         for site in self.sites.values():
-            site.calls = [number for number in site.calls if self._layer(number) in layers]
-
-    def _layer(self, number: int) -> str:
-        call = self.layout.values[number].call
-        assert call is not None
-        return call.layer
+            site.calls = [number for number in site.calls if call_of(self.layout, number).layer in layers]
 
     # ---------------------------------------- columns
 
     def wiring(self, target: tuple[int, int]) -> Wiring:
-        """Keep what leads to the target, and count steps back from it."""
+        """Keep what leads to the target, and number the columns by steps back from it."""
         depth: dict[int, int] = {}
         order = self._order(target[0])
         for number in order:
@@ -317,7 +317,7 @@ class _Wirer:
         return {n for read in reads for n in read.sites()}
 
     def _order(self, target: int) -> list[int]:
-        """List the sites that lead to the target, each after all that read it."""
+        """List the sites that lead to the target, each after all sites that read it."""
         order: list[int] = []
         seen: set[int] = set()
         stack: list[tuple[int, Iterator[int]]] = [(target, iter(sorted(self._inputs(target))))]

@@ -1,7 +1,7 @@
-"""From a model's inputs to colours and back.
+"""From a model's inputs to colors and back.
 
-*Primaries*, (4, C), are what the model's preparation makes of plain black, red, green and blue. As a preparation is
-linear in the colours, they say all of it.
+*Primaries*, (4, C), are the model inputs that the preparation makes of plain black, red, green and blue. A preparation
+is linear in the colors, so the primaries describe it completely.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,10 @@ from convcircuits.errors import ConvCircuitsError
 
 
 def primaries_of(images: Iterable[Tensor]) -> Float[Tensor, "4 c"]:
-    """Make up primaries for images whose preparation is not known: each channel from its least to its highest value.
+    """Guess primaries for images of unknown preparation: each channel runs from its lowest to its highest value.
 
-    Three channels are red, green and blue; of any other number all are grey. A constant one is half of its way.
+    Three channels are red, green and blue; any other number of channels is gray. The value of a constant channel is
+    the middle of its range.
 
     Args:
         images: Batches of inputs, (N, C, H, W), at least one.
@@ -30,29 +31,29 @@ def primaries_of(images: Iterable[Tensor]) -> Float[Tensor, "4 c"]:
 
 
 def mixing_of(primaries: Tensor | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Return what each colour, or grey alone, adds to the model's channels, (3 or 1, C), and what black is, (C,).
+    """Return what each color, or only gray, adds to the model's channels, (3 or 1, C), and the inputs of black, (C,).
 
     Args:
-        primaries: (4, C). Where they keep no colour, there is grey alone. None: values from 0 to 1 are the model's
-            inputs, red, green and blue or, of another number of channels, the same grey in each.
+        primaries: (4, C). If they preserve no color, only gray is returned. None: the model's inputs are values from 0
+            to 1, namely red, green and blue, or the same gray in each channel if there are not three channels.
         channels: C.
 
     Returns:
         Both float64, on the CPU.
 
     Raises:
-        ConvCircuitsError: If the primaries are not those of as many channels.
+        ConvCircuitsError: If the primaries have another number of channels.
     """
     if primaries is None:
         mixing = torch.eye(3) if channels == 3 else torch.ones(1, channels)
         return mixing.double(), torch.zeros(channels).double()
     if primaries.shape != (4, channels):
         raise ConvCircuitsError(
-            f"The primaries are of shape {tuple(primaries.shape)}; for images of {channels} channels give "
-            f"(4, {channels}): what black, red, green and blue become."
+            f"The primaries have shape {tuple(primaries.shape)}; images with {channels} channels need "
+            f"(4, {channels}): the inputs of black, red, green and blue."
         )
-    black, *colours = primaries.detach().to("cpu", torch.float64)
-    mixing = torch.stack(colours) - black
+    black, *colors = primaries.detach().to("cpu", torch.float64)
+    mixing = torch.stack(colors) - black
     return (mixing if int(torch.linalg.matrix_rank(mixing)) == 3 else mixing.sum(0, keepdim=True)), black
 
 
@@ -60,11 +61,11 @@ def displayable(images: Float[Tensor, "n c h w"], primaries: Float[Tensor, "4 c"
     """Turn a model's inputs back into pictures: float32 RGB from 0 to 1, on the CPU.
 
     Args:
-        images: Inputs, as the model wants them.
-        primaries: As above; the preparation is inverted exactly. Where it keeps no colour, the picture is grey.
+        images: Inputs as the model expects them.
+        primaries: (4, C); the preparation is inverted exactly. If it preserves no color, the pictures are gray.
 
     Raises:
-        ConvCircuitsError: If the primaries are not those of as many channels.
+        ConvCircuitsError: If the primaries have another number of channels.
     """
     pixels = images.detach().to("cpu", torch.float64).movedim(1, -1)
     mixing, black = mixing_of(primaries, pixels.shape[-1])

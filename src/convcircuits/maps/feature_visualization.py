@@ -1,8 +1,9 @@
-"""Pictures that drive maps most, found by gradient ascent, in the full model or inside a circuit.
+"""Pictures that drive a map most, found by gradient ascent in the full model or inside a circuit.
 
-Olah, Mordvintsev and Schubert, Feature Visualization (Distill 2017): a picture is a Fourier spectrum in decorrelated
-colours, so that the ascent goes through natural pictures, and it jitters meanwhile. The contrast of a picture is fixed
-here: it says what drives a map most among pictures of one contrast, and where it is grey nothing matters to the map.
+After Olah, Mordvintsev and Schubert, Feature Visualization (Distill 2017): a picture is parametrized as a Fourier
+spectrum in decorrelated colors, which keeps the ascent among natural-looking pictures, and it is jittered at each step.
+The contrast is fixed here: a picture shows what drives a map most among pictures of equal contrast, and its gray areas
+do not matter to the map.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.maps.colors import mixing_of
-from convcircuits.maps.receptive_fields import Field, Reading, no_such_map
+from convcircuits.maps.receptive_fields import Field, Reading, feature_map, no_such_map
 from convcircuits.network.batches import Progress, check_progress
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.graph import Graph
@@ -25,13 +26,13 @@ from convcircuits.network.reach import Paths
 from convcircuits.network.recording import Recorder, record_graph
 from convcircuits.network.surroundings import outside_autocast
 
-# The square root of the covariance of ImageNet's colours (rows red, green, blue), as lucid (Apache 2.0) gives it; it is
-# a measured fact. Divided by the length of its longest column.
-_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
-_CONTRAST = 2.0  # root mean square of a picture before the sigmoid, in decorrelated colours
+# The square root of the covariance of ImageNet's colors (rows red, green, blue), a measured fact, as published by lucid
+# (Apache 2.0), divided by the norm of its longest column.
+_COLORS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
+_CONTRAST = 2.0  # root mean square of a picture before the sigmoid, in decorrelated colors
 _FALL = 1.5  # amplitudes fall with this power of the frequency
 _RATE = 0.1
-_SLOPE = 0.1  # of a ReLU that is shut, in the first quarter of the steps
+_SLOPE = 0.1  # of a ReLU for negative inputs, in the first quarter of the steps
 _TRIES = 3
 
 
@@ -40,9 +41,9 @@ class Picture:
     """A picture that drives a map.
 
     Attributes:
-        pixels: Red, green and blue, (h, w, 3), on the CPU: as large as the map's receptive field.
-        value: What the map is on it, in the middle.
-        start: What it was on the noise that the picture was made of.
+        pixels: Red, green and blue, (h, w, 3), on the CPU; as large as the map's receptive field.
+        value: The map's value on the picture, at the position that was optimized.
+        start: Its value on the noise that the ascent started from.
     """
 
     pixels: UInt8[Tensor, "h w rgb"]
@@ -51,7 +52,7 @@ class Picture:
 
 
 @outside_autocast
-def visualise(
+def visualize(
     subject: Subject,
     fields: Mapping[Reading, Field],
     *,
@@ -62,30 +63,30 @@ def visualise(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[Reading, Picture | None]:
-    """Find the picture that drives each map most at one place, in the full model or inside a circuit.
+    """Find the picture that drives each map most at one position, in the full model or inside a circuit.
 
-    Pictures depend neither on each other nor on the batch size, to rounding; all begin with the same noise. A filter
-    that noise leaves silent has no gradient: so in the first quarter of the steps some of it passes the ReLUs that are
-    shut, and those that stay silent begin again, with other noise, three times in all.
+    Pictures depend neither on each other nor on the batch size, up to rounding; all start from the same noise. A filter
+    that is silent on noise has no gradient. So in the first quarter of the steps ReLUs pass a little of their negative
+    inputs, and maps that stay silent start again from other noise, up to three times.
 
     Args:
         subject: The feature.
-        fields: The maps with their fields, as ``receptive_fields`` gives.
+        fields: The maps with their fields, from ``receptive_fields``.
         masks: The circuit that runs; None for the full model.
-        primaries: What the model's preparation makes of black, red, green and blue, (4, C), as
-            ``LoadedModel.primaries`` gives. Where it keeps no colour, pictures are grey. Without it the model gets
-            values from 0 to 1: red, green and blue, or of any other number of channels the same grey in each.
-        steps: Of gradient ascent.
-        seed: Of noise and jitter.
-        batch_size: The most pictures that are made at once.
-        progress: Called with maps done and maps in all.
+        primaries: The inputs that the model's preparation makes of black, red, green and blue, (4, C), as in
+            ``LoadedModel.primaries``. If it preserves no color, pictures are gray. Without it the model is given values
+            from 0 to 1: red, green and blue, or the same gray in each channel if there are not three channels.
+        steps: Number of steps of gradient ascent.
+        seed: Seed of the noise and the jitter.
+        batch_size: Maximum number of pictures optimized at once.
+        progress: Called with the number of maps done and their total.
 
     Returns:
-        A picture of each map, in their order. None where none was found on which the map is higher than on noise.
+        The picture of each map, in order; None if no picture drives the map more than noise does.
 
     Raises:
-        ConvCircuitsError: If there is no such map, the primaries are not those of as many channels, or a number is out
-            of range.
+        ConvCircuitsError: If there is no such map, the primaries have another number of channels, or a number is out of
+            range.
     """
     check_progress(progress)
     steps, seed = whole_number("steps", steps, 1), whole_number("seed", seed, 0)
@@ -105,7 +106,7 @@ def visualise(
 
 
 class _Read(BaseException):
-    """Stop a forward pass: the kernels have read. Not an ``Exception``, so that no model swallows it."""
+    """Stop a forward pass at the call that reads the maps. Not an ``Exception``, so that no model swallows it."""
 
     def __init__(self, call: KernelCall) -> None:
         self.call = call
@@ -113,7 +114,7 @@ class _Read(BaseException):
 
 @dataclass(frozen=True)
 class _Place:
-    """Along one axis: a position of the map, the part of the image it sees, and how much of the image must run."""
+    """Along one axis: a position of the map, the part of the image it sees, and the length of the image that runs."""
 
     position: int
     seen: slice
@@ -121,9 +122,9 @@ class _Place:
 
     @classmethod
     def inside(cls, spans: Sequence[tuple[int, int]], image: int) -> "_Place":
-        """Choose the first position that sees no padding, and no more of the image than it needs.
+        """Choose the first position that sees no padding, and as little of the image as it needs.
 
-        The rest is a multiple of the map's stride, so that padding that is computed from the size stays what it is.
+        What is cut off is a multiple of the map's stride, so padding that a model computes from the size is unchanged.
         """
         for position, (begin, end) in enumerate(spans):
             if begin >= 0 and end <= image and end - begin < image:
@@ -139,7 +140,7 @@ class _Place:
 
 
 class _Ascent:
-    """Gradient ascent of one picture for each of some maps, which one call reads at places of one kind."""
+    """Gradient ascent of one picture per map, for maps that one call reads and that share a field."""
 
     def __init__(
         self,
@@ -154,12 +155,12 @@ class _Ascent:
         self.readings, self.field = readings, field
         device, dtype = subject.network.device, subject.network.dtype
         self.mixing, self.black = mixing.to(device, dtype), black.to(device, dtype)
-        self.colours = (_COLOURS if len(mixing) == 3 else torch.ones(1, 1)).to(device, dtype)
+        self.colors = (_COLORS if len(mixing) == 3 else torch.ones(1, 1)).to(device, dtype)
         axes = list(zip((field.rows, field.columns), field.image, strict=True))
         self.places = [_Place.inside(*axis) for axis in axes]
         try:
             self.graph, self.call = self.recorded()
-        except ConvCircuitsError:  # of a model that takes images of one size alone, or none so small
+        except ConvCircuitsError:  # the model takes images of one size only, or none this small
             self.places = [_Place.middle(*axis) for axis in axes]
             self.graph, self.call = self.recorded()
         self.plan = None
@@ -168,18 +169,18 @@ class _Ascent:
             self.plan = paths.plan(paths.live(self.masks.kernels)).to(device)
 
     def run(self, steps: int, seed: int) -> list[Picture | None]:
-        """Begin with noise and climb."""
+        """Start from noise and climb."""
         generator = torch.Generator().manual_seed(seed)
         play = [min(8, (place.seen.stop - place.seen.start) // 8) for place in self.places]
         size = [place.length + 2 * room for place, room in zip(self.places, play, strict=True)]
         scale = _scale(size).to(self.mixing)
-        noise = torch.randn(1, len(self.colours), *scale.shape, 2, generator=generator, dtype=torch.float64)
+        noise = torch.randn(1, len(self.colors), *scale.shape, 2, generator=generator, dtype=torch.float64)
         spectrum = noise.to(scale).repeat(len(self.readings), 1, 1, 1, 1).requires_grad_()
-        optimiser = torch.optim.Adam([spectrum], lr=_RATE)
+        optimizer = torch.optim.Adam([spectrum], lr=_RATE)
 
         def pictures(offsets: Sequence[int]) -> Tensor:
             top, left = (slice(n, n + place.length) for n, place in zip(offsets, self.places, strict=True))
-            return _pictures(spectrum, scale, self.colours, size)[..., top, left]
+            return _pictures(spectrum, scale, self.colors, size)[..., top, left]
 
         with torch.no_grad():
             start = self.read(pictures(play))
@@ -187,10 +188,10 @@ class _Ascent:
             offsets = [int(torch.randint(2 * room + 1, (), generator=generator)) for room in play]
             with torch.enable_grad():
                 values = self.read(pictures(offsets), leaky=step < steps / 4)
-                if not values.requires_grad:  # of constants
+                if not values.requires_grad:  # computed from constants alone
                     break
                 (spectrum.grad,) = torch.autograd.grad(-values.sum(), spectrum)
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
             final = (pictures(play) * 255).round()
             values = self.read(final / 255)
@@ -201,9 +202,9 @@ class _Ascent:
         ]
 
     def recorded(self) -> tuple[Graph, KernelCall | None]:
-        """Record what leads to the maps, on grey pictures; with the kernel call that reads them, if one does."""
+        """Record the graph up to the maps, on gray pictures; also return the kernel call that reads them, if any."""
         size = [place.length for place in self.places]
-        images = self.images(self.mixing.new_full((len(self.readings), len(self.colours), *size), 0.5))
+        images = self.images(self.mixing.new_full((len(self.readings), len(self.colors), *size), 0.5))
         network, feature, reading = self.subject.network, self.subject.feature, self.readings[0]
         if not isinstance(reading, tuple):
             return record_graph(network, feature, images), None
@@ -223,11 +224,11 @@ class _Ascent:
         raise no_such_map(reading)
 
     def images(self, pictures: Tensor) -> Tensor:
-        """Return what the model is given for pictures."""
+        """Return the model's inputs for pictures."""
         return torch.einsum("nrhw,rc->nchw", pictures, self.mixing) + self.black[:, None, None]
 
     def read(self, pictures: Tensor, *, leaky: bool = False) -> Tensor:
-        """Return what each map is on its picture, (n,); with ``leaky``, where ReLUs that are shut pass a little."""
+        """Return the value of each map on its picture, (n,); with ``leaky``, ReLUs pass a little of negative inputs."""
         direct = self.call is None and self.subject.survey.direct
         graph, rows = _leaky(self.graph) if leaky else self.graph, self.subject.rows if direct else None
         output = graph.run(self.images(pictures), self.masks.kernel, self.plan, rows).to(self.mixing)
@@ -237,7 +238,7 @@ class _Ascent:
         return maps[list(range(len(maps))), channels, row, column]
 
     def maps(self, output: Tensor) -> tuple[Tensor, list[int], tuple[int, int]]:
-        """Return maps (n, c, h, w), which of them each reading means, and where."""
+        """Return maps (n, c, h, w), the channel of each reading, and the position (row, column) to read."""
         row, column = (place.position for place in self.places)
         first = self.readings[0]
         if self.call is not None:
@@ -255,13 +256,11 @@ class _Ascent:
         output = output if output.dim() == 4 else output[..., None, None]
         if first is not None:
             return output, [rows.index(reading) for reading in self.readings], (row, column)
-        several = isinstance(self.subject.feature.unit, tuple)
-        maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, self.subject.coefficients)
-        return maps[:, None], [0], (row, column)
+        return feature_map(self.subject, output), [0], (row, column)
 
 
 def _leaky(graph: Graph) -> Graph:
-    """Return a graph in which ReLUs that are shut pass a little."""
+    """Return a graph in which ReLUs pass a little of negative inputs."""
     leaky = torch.ops.aten.leaky_relu.default
     return replace(
         graph,
@@ -281,15 +280,15 @@ def _scale(size: Sequence[int]) -> Tensor:
     return frequency.clamp_min(1 / max(size)).pow(-_FALL)
 
 
-def _pictures(spectrum: Tensor, scale: Tensor, colours: Tensor, size: Sequence[int]) -> Tensor:
-    """Turn spectra (n, c, h, w // 2 + 1, 2) into pictures (n, c, h, w) from 0 to 1, all of one contrast."""
+def _pictures(spectrum: Tensor, scale: Tensor, colors: Tensor, size: Sequence[int]) -> Tensor:
+    """Turn spectra (n, c, h, w // 2 + 1, 2) into pictures (n, c, h, w) from 0 to 1, all of equal contrast."""
     waves = torch.fft.irfft2(torch.view_as_complex(spectrum) * scale, s=tuple(size))
     waves = waves * (_CONTRAST / waves.square().mean((1, 2, 3), keepdim=True).sqrt())
-    return torch.einsum("rc,nchw->nrhw", colours, waves).sigmoid()
+    return torch.einsum("rc,nchw->nrhw", colors, waves).sigmoid()
 
 
 def _together(fields: Mapping[Reading, Field], batch_size: int) -> Iterator[list[Reading]]:
-    """Return the maps that run at once, at most ``batch_size``: of one call and with one field, or the feature's."""
+    """Group maps that run together, at most ``batch_size`` at once: of one call, or the feature's, with one field."""
     groups: dict[Any, list[Reading]] = {}
     for reading, field in fields.items():
         kind = reading[:2] if isinstance(reading, tuple) else type(reading)

@@ -1,4 +1,4 @@
-"""Which positions of a feature's map count, and which see the image alone."""
+"""Which positions of a feature's map count, and which of them see no padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,23 +11,23 @@ from convcircuits.maps.receptive_fields import Field, receptive_fields
 from convcircuits.network.masking import Subject
 
 FEWEST = 4
-"""Positions that an interior has at least: a figure of fewer tells of single places, not of the map."""
+"""Minimum number of interior positions: a figure over fewer describes single positions, not the map."""
 
 
 @dataclass(frozen=True)
 class Interior:
-    """The positions of a map whose receptive fields lie inside the image, or where these are too few, the central ones.
+    """The positions of a map whose receptive fields lie inside the image, or the central ones if these are too few.
 
-    Too few are fewer than ``FEWEST`` that are not all of the map. The central ones are of each axis the quarter whose
-    fields leave the image least far on either side, with all that leave it as little.
+    Too few means fewer than ``FEWEST`` and not the whole map. Along each axis, the central positions are the quarter
+    whose fields extend least beyond the image on either side, including ties.
 
     Attributes:
-        mask: Which positions these are, bool (P,), laid out as by ``flattened``.
-        inside: Whether their fields do lie inside the image; False: these are the central ones.
-        within: How many positions' fields do.
-        map: (h, w).
+        mask: The interior positions, bool (P,), in the order of ``flattened``.
+        inside: Whether their fields lie inside the image; False if these are the central positions.
+        within: Number of positions whose fields lie inside the image.
+        map: (h, w) of the map.
         field: (height, width) of a field, in pixels.
-        image: (H, W).
+        image: (H, W) of the image.
     """
 
     mask: Tensor
@@ -39,7 +39,7 @@ class Interior:
 
     @classmethod
     def of(cls, field: Field) -> "Interior":
-        """Build it from the receptive fields of a map's positions."""
+        """Build the interior from the receptive fields of a map's positions."""
         beyond = [_beyond(*axis) for axis in zip((field.rows, field.columns), field.image, strict=True)]
         rows, columns = (outside == 0 for outside in beyond)
         mask = rows[:, None] & columns
@@ -52,20 +52,20 @@ class Interior:
 
     @property
     def positions(self) -> Tensor:
-        """The flat numbers of its positions, int64 (K,)."""
+        """The flat indices of the interior positions, int64 (K,)."""
         return self.mask.nonzero()[:, 0]
 
     def among(self, values: Tensor, indices: Tensor | None) -> Tensor:
-        """Return which counted values, laid out as by ``at``, are at its positions: bool of their shape."""
+        """Return which counted values, in the layout of ``at``, are at interior positions: bool of their shape."""
         return self.mask.expand_as(values) if indices is None else self.mask[indices.cpu()]
 
 
 class Positions:
     """The positions of a feature's map that count, and its interior, for images of any size.
 
-    What reaches all positions of a map alike, as the gates of squeeze-excitation, is no part of a receptive field
-    here: it does not tell the border from the rest. Of several units, and of the channels that a direction reads, the
-    largest field counts.
+    Receptive fields here leave out what reaches all positions of a map alike, such as the gates of squeeze-excitation,
+    since that does not distinguish the border from the rest. For several units, or the channels that a direction reads,
+    the largest field counts.
 
     Args:
         subject: The feature of the model.
@@ -79,11 +79,11 @@ class Positions:
         """Return the interior of the map on images of shape (C, H, W).
 
         Raises:
-            ConvCircuitsError: If the receptive fields cannot be told.
+            ConvCircuitsError: If the receptive fields cannot be computed.
         """
         if shape not in self._found:
             try:
-                self._found[shape] = self._told(shape)
+                self._found[shape] = self._computed(shape)
             except ConvCircuitsError as error:
                 self._found[shape] = error
         found = self._found[shape]
@@ -91,16 +91,23 @@ class Positions:
             raise found
         return found
 
-    def _told(self, shape: tuple[int, ...]) -> Interior:
+    def known(self, shape: tuple[int, ...]) -> Interior | None:
+        """Return the interior, or None if the receptive fields cannot be computed."""
+        try:
+            return self.interior(shape)
+        except ConvCircuitsError:
+            return None
+
+    def _computed(self, shape: tuple[int, ...]) -> Interior:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
         try:
             field = receptive_fields(sized, [None], local=True)[None]
         except ConvCircuitsError:
             raise
-        except Exception as error:  # a rule met a form that it was not made for: no figure, but no crash
+        except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
             raise ConvCircuitsError(
-                f"{subject.network.name} cannot compute receptive fields: {type(error).__name__}: {error}"
+                f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
             ) from error
         return Interior.of(field)
 
@@ -108,7 +115,7 @@ class Positions:
         """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
 
         Raises:
-            ConvCircuitsError: As ``Feature.indices``, or if the interior counts and cannot be told.
+            ConvCircuitsError: As for ``Feature.indices``, or if the interior counts and cannot be computed.
         """
         feature = self._subject.feature
         if feature.position != "interior":
@@ -117,10 +124,10 @@ class Positions:
             return feature.indices(full, interior=self.interior(shape).positions)
         except ConvCircuitsError as error:
             raise ConvCircuitsError(
-                f"The interior of {feature} cannot be told: {error} Give the feature another position."
+                f"The interior of {feature} is not known: {error} Give the feature another position."
             ) from error
 
 
 def _beyond(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
-    """Return how far each field of an axis leaves the image on the side where it does so most, in pixels."""
+    """Return how far each field extends beyond the image along one axis, on its worse side, in pixels."""
     return torch.tensor([max(0, -first, end - length) for first, end in spans])

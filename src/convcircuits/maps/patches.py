@@ -1,4 +1,4 @@
-"""What drives each map of a circuit: the images and places of its highest values, its maps, what kernels add to it."""
+"""What drives each map of a circuit: the images and positions of its highest values, and what kernels add to it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,30 +9,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError, whole_number
-from convcircuits.maps.receptive_fields import Box, Field, Reading, channels_of, maps_read, no_such_map
+from convcircuits.maps.receptive_fields import Box, Field, Reading, channels_of, feature_map, maps_read, no_such_map
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature
 
 LARGEST_MAP = 14
-"""Rows and columns that a map for display has at most."""
+"""Maximum rows and columns of a map for display."""
 
 OUTSIDE = 0.5
-"""Mid grey, where a patch leaves its image."""
+"""Mid gray, shown where a patch extends beyond its image."""
 
 Kernel = tuple[str, int, int]
-"""Layer, filter, and input channel (of its group; of a flattened map, the block)."""
+"""Layer, filter, and input channel (within its group; for a flattened map, the block)."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The images that drive some maps most, the best first.
+    """The images that drive each map most, the best first.
 
     Attributes:
-        image: Number of the image, (R, K).
-        position: Row and column of its highest value in the map, away from the border, (R, K, 2); the first where
-            several are as high.
+        image: Index of the image, (R, K).
+        position: Row and column of its highest value in the map, away from the border, (R, K, 2); the first if several
+            are equally high.
         value: That value, (R, K), float64.
     """
 
@@ -44,27 +44,27 @@ class Best:
 def best_patches(
     subject: Subject, masks: Masks | None, batches: Batches, fields: Mapping[Reading, Field], top: int = 6
 ) -> Best:
-    """Find the images on which maps are highest, one place in each, in one pass.
+    """Find the images on which each map is highest, with one position per image, in one pass.
 
-    Places whose fields lie inside the image are chosen among (``Field.unpadded``): at the border it is often the
-    padding that drives a map, and a patch cannot show that.
+    Only positions that see no padding are considered (``Field.unpadded``): at the border padding often drives a map,
+    and a patch cannot show that.
 
     Args:
         subject: The feature.
         masks: The circuit that runs; None for the full model.
         batches: The images, of the size that the feature was surveyed on.
-        fields: The maps (R of them) with their fields, as ``receptive_fields`` gives.
-        top: Images per map, K; all where there are fewer. Of equal ones the first.
+        fields: The R maps with their fields, from ``receptive_fields``.
+        top: Number of images per map, K, or all if there are fewer. Ties go to the earlier image.
 
     Raises:
-        ConvCircuitsError: If there is no such map, or images are of another size.
+        ConvCircuitsError: If there is no such map, or the images have another size.
     """
     top = whole_number("top", top, 1)
     places = {reading: r for r, reading in enumerate(fields)}
     widths = torch.tensor([field.shape[1] for field in fields.values()])[:, None]
     value = torch.empty(len(fields), 0, dtype=torch.float64)
     image, flat = value.long(), value.long()
-    insides = {field: _inside(field) for field in set(fields.values())}
+    insides = {field: field.unpadded() for field in set(fields.values())}
     done = 0
     for images in batches:
         highest = torch.empty(len(fields), len(images), dtype=torch.float64)
@@ -86,11 +86,6 @@ def best_patches(
     return Best(image, torch.stack([flat // widths, flat % widths], 2), value)
 
 
-def _inside(field: Field) -> Tensor:
-    rows, columns = field.unpadded()
-    return rows[:, None] & columns
-
-
 def activation_maps(
     subject: Subject,
     masks: Masks | None,
@@ -98,17 +93,17 @@ def activation_maps(
     fields: Mapping[Reading, Field],
     largest: int = LARGEST_MAP,
 ) -> dict[Reading, Tensor]:
-    """Return maps on each image, (images, h, w), averaged over areas down to at most so many rows and columns.
+    """Return each map on each image, (images, h, w), averaged over areas to at most ``largest`` rows and columns.
 
     Args:
         subject: The feature.
         masks: The circuit that runs; None for the full model.
         batches: The images, as for ``best_patches``.
         fields: The maps with their fields, as for ``best_patches``.
-        largest: Rows and columns of a map, at most.
+        largest: Maximum rows and columns of a map.
 
     Raises:
-        ConvCircuitsError: As ``best_patches``.
+        ConvCircuitsError: As for ``best_patches``.
     """
     parts: dict[Reading, list[Tensor]] = {reading: [] for reading in fields}
 
@@ -128,12 +123,12 @@ def presum_maps(
 
     Args:
         subject: The feature.
-        masks: The circuit that runs; what it does not keep adds nothing, and its gain is part of the kernel.
+        masks: The circuit that runs; kernels outside it add nothing, and its gain is part of the kernel.
         batches: The images.
         kernels: Kernels of layers on a path to the feature.
 
     Returns:
-        For each kernel its pre-sum maps (before the bias and any BatchNorm), (images, h, w), at most 14 x 14.
+        The pre-sum maps of each kernel (before the bias and any BatchNorm), (images, h, w), at most 14 x 14.
 
     Raises:
         ConvCircuitsError: If there is no such kernel.
@@ -162,12 +157,12 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
 
     Args:
         subject: The feature.
-        masks: The circuit that runs; what it does not keep adds nothing, and its gain is part of the kernel.
+        masks: The circuit that runs; kernels outside it add nothing, and its gain is part of the kernel.
         batches: The images.
 
     Returns:
         Layer name -> (images, out, in per group) for each layer on a path to the feature; zero for kernels that are
-        not kept. Of a layer that runs several times the sum over its calls.
+        not kept. For a layer that runs several times, the sum over its calls.
     """
     shapes = {layer: mask.shape for layer, mask in subject.survey.kernels.items()}
     parts: dict[str, list[Tensor]] = {layer: [] for layer in shapes}
@@ -178,7 +173,7 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
 
         def watch(call: KernelCall, totals: Mapping[str, Tensor] = totals) -> None:
             if call.layer in totals:
-                # The mean of a convolution is the convolution of means: of what each weight reads.
+                # The mean of a convolution is the weights times the mean of what each weight reads.
                 weights = replace(call, weight=_used(call, masks)).kernels
                 effect = torch.einsum("goik,ngik->ngoi", weights, _mean_reads(call)).flatten(1, 2).cpu()
                 rows = slice(None) if call.rows is None else call.rows.cpu()
@@ -191,7 +186,7 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
 
 
 def crop(picture: Float[Tensor, "h w rgb"], box: Box) -> Float[Tensor, "height width rgb"]:
-    """Cut a box out of a picture; what lies outside the picture is mid grey, for nothing is there."""
+    """Cut a box out of a picture; parts outside the picture are mid gray."""
     height, width = picture.shape[:2]
     bottom, right = box.top + box.height, box.left + box.width
     patch = picture.new_full((box.height, box.width, picture.shape[2]), OUTSIDE)
@@ -211,7 +206,7 @@ def _read(
     fields: Mapping[Reading, Field],
     see: Callable[[list[Reading], Float[Tensor, "n r h w"]], None],
 ) -> None:
-    """Run on a batch and show the maps, those of one kernel call together."""
+    """Run a batch and pass the maps to ``see``, those of one kernel call together."""
     wanted, seen = channels_of(list(fields)), set[Reading]()
 
     def found(readings: list[Reading], maps: Tensor) -> None:
@@ -234,43 +229,41 @@ def _read(
     if channels:
         found([*channels], output[:, [rows.index(channel) for channel in channels]])
     if None in fields:
-        several = isinstance(subject.feature.unit, tuple)
-        maps = output.amax(1) if several else torch.einsum("nchw,c->nhw", output, subject.coefficients)
-        found([None], maps[:, None])
+        found([None], feature_map(subject, output))
     for reading in fields:
         if reading not in seen:
             raise no_such_map(reading)
 
 
 def _watched(subject: Subject, masks: Masks | None, images: Tensor, watch: Callable[[KernelCall], None]) -> Tensor:
-    """Run on a batch, tell of every kernel call; give the feature's maps."""
+    """Run a batch, calling ``watch`` on every kernel call, and return the feature's maps."""
     with torch.no_grad():
         return subject.maps(images, masks, lambda call, output: watch(call))
 
 
 def _used(call: KernelCall, masks: Masks | None) -> Tensor:
-    """Return the weight that a run uses in a call: zero in kernels that do not run, the circuit's gain worked in."""
+    """Return the weight that a run uses in a call: zero in kernels that do not run; the gain is applied."""
     if masks is None or call.layer not in masks.kernels:
         return call.weight
     return masks.weight_and_bias(call, masks.running(call))[0]
 
 
 def _mean_reads(call: KernelCall) -> Float[Tensor, "n g i k"]:
-    """Average over positions what each weight of a kernel reads."""
+    """Return the mean over positions of what each weight of a kernel reads."""
     if not isinstance(call, ConvCall):
         return call.columns(slice(None)).mean(4)
     height, width = call.padding
     x = F.pad(call.x, (width, width, height, height))
-    for axis in (1, 0):  # columns, then rows: the axis that is averaged is the last, and becomes the kernel's
+    for axis in (1, 0):  # columns, then rows: the last axis is averaged and becomes the kernel's
         kernel, stride, dilation = call.weight.shape[2 + axis], call.stride[axis], call.dilation[axis]
-        last = x.shape[3] - 1 - dilation * (kernel - 1)  # where the first weight can stand
+        last = x.shape[3] - 1 - dilation * (kernel - 1)  # last position of the first weight
         parts = [x[..., t * dilation : t * dilation + last + 1 : stride].mean(3) for t in range(kernel)]
         x = torch.stack(parts, 3).transpose(2, 3)
     return x.reshape(len(x), call.groups, x.shape[1] // call.groups, -1)
 
 
 def _presums(call: KernelCall, masks: Masks | None, kernels: Sequence[Kernel]) -> Float[Tensor, "n r h w"]:
-    """Compute some kernels of a call, each by itself."""
+    """Compute the outputs of some kernels of a call, each by itself."""
     computed = list(range(len(call.weight))) if call.rows is None else call.rows.tolist()
     filters = call.kernels.shape[1]
     shape = (len(call.weight), call.kernels.shape[2])
@@ -297,5 +290,5 @@ def _small(maps: Float[Tensor, "n r h w"], largest: int = LARGEST_MAP) -> Float[
 
 def _no_such_kernel(kernel: Kernel) -> ConvCircuitsError:
     return ConvCircuitsError(
-        f"There is no kernel {kernel!r} on the way to the feature; give (layer, filter, input channel of its group)."
+        f"There is no kernel {kernel!r} on a path to the feature; give (layer, filter, input channel of its group)."
     )

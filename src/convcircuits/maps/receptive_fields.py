@@ -1,9 +1,10 @@
 """Receptive fields: the box of the image that each position of a map depends on, followed through the model's graph.
 
-Boxes take the place of values: first the first and the last row of what a value depends on, then its first and its last
-column, where two images would be. Whatever joins values takes the outermost, which is the box around them all. So any
-graph is followed, channel by channel and position by position, and the weights' values play no part. Padding counts as
-outside: the boxes of a padded map go on beyond its border as they do inside, and may leave the image.
+Boxes take the place of values in two walks through the graph, one for rows and one for columns. In each, the first of
+two images holds the first row (or column) that a value depends on, the second image the last. Whatever joins values
+takes the outermost, which is the box around them all. So any graph can be followed, channel by channel and position by
+position, whatever the weights' values. Padding counts as outside: the boxes of a padded map continue beyond its border
+as they do inside, and may extend beyond the image.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
@@ -23,19 +25,19 @@ from convcircuits.network.operations import argument
 from convcircuits.network.reach import Paths
 
 Reading = tuple[str, int, int] | int | None
-"""A map: (layer, call, channel) is what that kernel call of the layer (from 0) reads, one channel or, of a flattened
-map, one block, without padding that the model adds before the call; a number is a channel of the feature's layer that
-the feature reads; None is the feature itself (of several units the largest, position by position)."""
+"""A map. (layer, call, channel) is one channel that a kernel call of the layer (from 0) reads, or one block of a
+flattened map, without padding that the model adds before the call. A number is a channel of the feature's layer that
+the feature reads. None is the feature itself (for several units the largest, position by position)."""
 
 Padding = tuple[int, int, int, int]  # rows above and below, columns left and right
 
-# A first row is held as this less its number, a last one as this more: so the larger is the further out, and what
-# operations leave empty, zero, lies inside of all. Whole numbers of this size are exact in float32.
+# A first row r is stored as _BASE - r and a last row as _BASE + r: the larger is the further out, and the zeros that
+# operations fill in lie inside of everything. Whole numbers of this size are exact in float32.
 _BASE = 2**20
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels; it may leave the image."""
+    """A part of an image, in pixels; it may extend beyond the image."""
 
     top: int
     left: int
@@ -48,10 +50,10 @@ class Field:
     """The receptive fields of a map's positions.
 
     Attributes:
-        rows: For each row of the map the first row of the image and the one after the last.
-        columns: Likewise.
+        rows: For each row of the map, the first row of the image and the one after the last.
+        columns: The same for columns.
         image: (H, W) of the image.
-        padding: Rows of padding above and below the map, columns left and right of it, in what a call reads.
+        padding: Rows of padding above and below the map and columns left and right of it, in what a call reads.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -66,38 +68,19 @@ class Field:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of a position's field, in pixels; the largest where they differ."""
+        """(height, width) of a position's field, in pixels; the largest if they differ."""
         return _longest(self.rows), _longest(self.columns)
 
-    def unpadded(self) -> tuple[Tensor, Tensor]:
-        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,).
+    def unpadded(self) -> Tensor:
+        """Return which positions of the map see no padding, bool (h, w).
 
-        These are at least a quarter of each, for which those count that see the least padding; all, along an axis
-        where fields are as long as the image.
+        These are at least a quarter of its rows and columns: if fewer see no padding, those that see the least. Along
+        an axis where fields are as long as the image, all count.
         """
-        return _unpadded(self.rows, self.image[0]), _unpadded(self.columns, self.image[1])
-
-    def interior(self) -> tuple[Tensor, Tensor, bool]:
-        """Return which rows and which columns of the map see the image alone, bool (h,) and (w,), and nothing else.
-
-        Where there are none along an axis, these are its central ones: the quarter of it whose fields leave the image
-        least far on either side, with all that leave it as little. The last value tells whether all are inside.
-        """
-        beyond = [
-            torch.tensor([max(0, -first, end - length) for first, end in spans])
-            for spans, length in zip((self.rows, self.columns), self.image, strict=True)
-        ]
-        rows, columns = (outside <= outside.sort().values[(len(outside) - 1) // 4] for outside in beyond)
-        inside = [outside == 0 for outside in beyond]
-        exact = all(bool(axis.any()) for axis in inside)
-        return (
-            inside[0] if inside[0].any() else rows,
-            inside[1] if inside[1].any() else columns,
-            exact,
-        )
+        return _unpadded(self.rows, self.image[0])[:, None] & _unpadded(self.columns, self.image[1])
 
     def box(self, row: int, column: int) -> Box:
-        """Return the field of a position; along an axis where fields are as long as the image, all of it."""
+        """Return the field of a position; along an axis where fields are as long as the image, the whole axis."""
         spans = [
             (0, length) if _longest(axis) >= length else axis[place]
             for axis, place, length in zip((self.rows, self.columns), (row, column), self.image, strict=True)
@@ -109,21 +92,20 @@ class Field:
 def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bool = False) -> dict[Reading, Field]:
     """Return the part of the image that each position of some maps depends on, in the full model.
 
-    Exact for kernel calls, poolings, paddings, resizing and whatever is element-wise, moves values, or mixes them along
-    whole dimensions, as normalisations do. Of an operation of which more is not known, each value counts as depending
-    on all that it was given.
+    Exact for kernel calls, pooling, padding, resizing, and operations that are element-wise, move values, or mix them
+    along whole dimensions, as normalizations do. For other operations, each result counts as depending on every input.
 
     Args:
-        subject: The feature of the model, surveyed on images of the size that is meant.
+        subject: The feature, surveyed on images of the size in question.
         readings: The maps.
-        local: Leave out what reaches all positions of a map alike, as the gates of squeeze-excitation; else these
-            make every field after them the whole image.
+        local: Leave out what reaches all positions of a map alike, such as the gates of squeeze-excitation, which would
+            make every later field the whole image.
 
     Returns:
-        The field of each reading, in their order.
+        The field of each reading, in order.
 
     Raises:
-        ConvCircuitsError: If there is no such map, or the image plays no part in it.
+        ConvCircuitsError: If there is no such map, or it does not depend on the image.
     """
     shape, network = subject.survey.input_shape, subject.network
     paths = subject.paths_on(torch.zeros(2, *shape, device=network.device, dtype=network.dtype))
@@ -146,20 +128,22 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
         spans = (_spans(rows.found[reading], 2), _spans(columns.found[reading], 1))
         padding = rows.padding.get(reading, (0, 0, 0, 0))
         key = (*(one.numpy().tobytes() for one in spans), padding)
-        if key not in known:  # one object for all maps that are alike
+        if key not in known:  # one object for all equal fields
             first, second = (tuple((top, bottom) for top, bottom in one.tolist()) for one in spans)
             known[key] = Field(first, second, (shape[1], shape[2]), padding)
         fields[reading] = known[key]
         if fields[reading].size[0] < 1:
-            raise ConvCircuitsError(f"The map {reading} does not depend on the image, so it has no receptive field.")
+            raise ConvCircuitsError(
+                f"The map {reading} does not depend on the image, so it has no receptive field; choose another map."
+            )
     return fields
 
 
 def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: Padding) -> Tensor:
-    """Return some channels of what a call reads, padding cut off, a flattened map's folded back: (n, r, h, w).
+    """Return some channels of what a call reads, (n, r, h, w), without padding; a flattened map is folded back.
 
     Raises:
-        ConvCircuitsError: If they are not of that shape.
+        ConvCircuitsError: If they do not have the given shape.
     """
     if isinstance(call, ConvCall):
         top, bottom, left, right = padding
@@ -174,14 +158,21 @@ def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], paddin
         fits = maps.shape[2] == shape[0] and maps[0, 0].numel() == shape[0] * shape[1]
     if not fits:
         raise ConvCircuitsError(
-            f"{call.layer} reads maps of {tuple(call.x.shape[1:])}, where {shape[0]} x {shape[1]} positions were "
-            "expected; give images of the one size that the feature was surveyed on."
+            f"{call.layer} reads maps of shape {tuple(call.x.shape[1:])}, but {shape[0]} x {shape[1]} positions were "
+            "expected; give images of the size that the feature was surveyed on."
         )
     return maps.reshape(*maps.shape[:2], *shape)
 
 
+def feature_map(subject: Subject, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Return the map of the feature itself, the reading None, from the maps of the channels that it reads."""
+    if isinstance(subject.feature.unit, tuple):
+        return maps.amax(1, keepdim=True)
+    return torch.einsum("nchw,c->nhw", maps, subject.coefficients)[:, None]
+
+
 def channels_of(readings: Sequence[Reading]) -> dict[tuple[str, int], dict[Reading, int]]:
-    """Sort readings of kernel calls by (layer, call): each reading's channel."""
+    """Group the readings of kernel calls: (layer, call) -> the channel of each reading."""
     sorted_: dict[tuple[str, int], dict[Reading, int]] = {}
     for reading in readings:
         if isinstance(reading, tuple):
@@ -191,15 +182,15 @@ def channels_of(readings: Sequence[Reading]) -> dict[tuple[str, int], dict[Readi
 
 
 def no_such_map(reading: Reading) -> ConvCircuitsError:
-    """Return the error of a run that meets no such map."""
+    """Return the error for a map that a run does not meet."""
     return ConvCircuitsError(
-        f"On the way to the feature there is no map {reading!r}; give (layer, call, channel) of what a kernel call "
+        f"There is no map {reading!r} on a path to the feature; give (layer, call, channel) for what a kernel call "
         "reads, a channel that the feature itself reads, or None for the feature."
     )
 
 
 class _Walk:
-    """Follows boxes through a graph, two in place of images: where they begin and end along one axis."""
+    """A walk of boxes through a graph: in place of two images, where boxes begin and end along one axis."""
 
     def __init__(self, paths: Paths, readings: Sequence[Reading], local: bool) -> None:
         self.paths, self.graph, self.local = paths, paths.graph, local
@@ -207,10 +198,10 @@ class _Walk:
         self.found: dict[Reading, Tensor] = {}
         self.padding: dict[Reading, Padding] = {}
         self.places = {n: place for place, node in enumerate(self.graph.nodes) for n in node.outputs if n is not None}
-        self.around: dict[int, Padding] = {}  # by number of a value: padding that is part of it
+        self.around: dict[int, Padding] = {}  # value number -> padding that is part of the value
 
     def run(self, boxes: Tensor) -> Tensor:
-        """Return the boxes of the output; keep those of the maps that are wanted."""
+        """Return the boxes of the output, and keep those of the wanted maps in ``found``."""
         values, last = {0: boxes}, self.graph.last_uses()
         for place, node in enumerate(self.graph.nodes):
             given = [values[n] for n in dict.fromkeys(node.inputs)]
@@ -245,7 +236,7 @@ class _Walk:
         return joined.repeat_interleave(len(call.weight) // call.groups, 1)
 
     def folded(self, number: int) -> tuple[int, int] | None:
-        """Return (h, w) of the map that a flattened one was, element by element; None if it was none."""
+        """Return (h, w) of the map that was flattened into a value; None if the value is not a flattened map."""
         shape = self.graph.shapes[number]
         while number in self.places:
             number = self.graph.nodes[self.places[number]].inputs[0]
@@ -257,7 +248,7 @@ class _Walk:
         return None
 
     def results(self, place: int, given: list[Tensor]) -> list[Tensor]:
-        """Return the boxes of what an operation computes that is no kernel call."""
+        """Return the boxes of the results of an operation that is not a kernel call."""
         node, operation, x = self.graph.nodes[place], self.paths.operations[place], given[0]
         assert operation is not None
         shapes = self.graph.shapes_of(node)
@@ -293,12 +284,15 @@ class _Walk:
     def all_of(self, maps: list[Tensor], shape: torch.Size) -> Tensor:
         """Return boxes in which every value depends on all of the maps."""
         if any(not form or form[0] != 2 for form in (shape, *(x.shape for x in maps))):
-            raise ConvCircuitsError("The model computes across images on the way to the feature: no receptive field.")
+            raise ConvCircuitsError(
+                "The model mixes images of a batch before the feature, so receptive fields are not defined; choose an "
+                "earlier layer."
+            )
         largest = torch.stack([x.flatten(1).amax(1) for x in maps]).amax(0)
         return largest.reshape(2, *[1] * (len(shape) - 1)).expand(shape)
 
     def padded(self, node: Node, x: Tensor) -> Tensor:
-        """Return the boxes of a padded map: beyond rows and columns as inside, along further dimensions nothing."""
+        """Return the boxes of a padded map: rows and columns continue as inside, further dimensions get zeros."""
         left, right, top, bottom, *further = [*node.args[1], *[0] * 4][: max(4, len(node.args[1]))]
         (number,) = node.outputs
         assert number is not None
@@ -307,8 +301,8 @@ class _Walk:
 
 
 def _as_wide(boxes: Tensor, shape: torch.Size) -> Tensor:
-    """Spread boxes over a shape, or leave out dimensions of size 1."""
-    if not shape.numel():  # statistics that are not computed
+    """Expand boxes to a shape, or drop dimensions of size 1."""
+    if not shape.numel():  # e.g. statistics that are not computed
         return boxes.new_zeros(shape)
     return boxes.expand(shape) if boxes.dim() == len(shape) else boxes.reshape(shape)
 
@@ -334,7 +328,7 @@ def _joined(
 
 
 def _extended(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-    """Go on beyond the border of the last dimensions as the boxes do inside, by (before, after); below zero, cut."""
+    """Continue boxes linearly beyond the border of the last dimensions by (before, after); negative numbers crop."""
     for dim, (before, after) in enumerate(pads, -len(pads)):
         last = x.shape[dim] - 1
         place = torch.arange(-before, last + 1 + after)
@@ -358,7 +352,7 @@ def _pooled(node: Node, x: Tensor, over: Sequence[int], shape: torch.Size) -> Te
 
 
 def _resized(node: Node, x: Tensor, over: Sequence[int]) -> Tensor:
-    """Ask the operation itself, axis by axis, which places its results depend on: of each the outermost."""
+    """Return the boxes of a resized map: probe the operation, axis by axis, for the outermost positions it reads."""
     shape = x.shape[over[0] :]
     for dim in over:
         length = x.shape[dim]
@@ -372,7 +366,7 @@ def _resized(node: Node, x: Tensor, over: Sequence[int]) -> Tensor:
 
 
 def _spans(boxes: Tensor, along: int) -> Tensor:
-    """Return the first place and the one after the last, (length, 2), of boxes (2, h, w) along one axis of them."""
+    """Return the first position and the one after the last, (length, 2), of boxes (2, h, w) along one axis."""
     first, last = boxes.amax(along)
     return torch.stack([_BASE - first, last - _BASE + 1], 1).int()
 
