@@ -96,7 +96,7 @@ def test_layer_random_is_like_a_circuit_of_what_is_scored(granularity):
     case = NETS["residual"]
     model, images, feature = case.build(), case.images(1), cc.Feature("head", 0)
     like = random_circuit(model, feature, images, granularity, 0.4)
-    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, and kernels are scored"):
+    with pytest.raises(cc.ConvCircuitsError, match=f"like is a circuit of {granularity}s, but kernels are scored"):
         cc.score(model, feature, images, criterion="layer_random", like=like)
 
 
