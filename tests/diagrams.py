@@ -13,14 +13,14 @@ from convcircuits.drawing.data import (
     Column,
     Document,
     Drawn,
+    DrawnLayer,
     EdgeKind,
     Edges,
     Fidelity,
     Group,
     HeldOut,
-    Images,
+    ImageMaps,
     Inside,
-    Layer,
     Meta,
     NodeKind,
     Nodes,
@@ -69,7 +69,7 @@ class Sketch:
 
     def __init__(self) -> None:
         self.columns: list[Column] = []
-        self.layers: list[Layer] = []
+        self.layers: list[DrawnLayer] = []
         self.nodes: list[tuple[int, int, int, int]] = []
         self.edges: list[tuple[int, int, int, int, int, int]] = []
         self.names: dict[int, str] = {}
@@ -79,7 +79,7 @@ class Sketch:
         return len(self.columns) - 1
 
     def layer(self, name: str, column: int, kernel: tuple[int, int], filters: int) -> int:
-        self.layers.append(Layer(name, name, column, kernel, filters))
+        self.layers.append(DrawnLayer(name, name, column, kernel, filters))
         return len(self.layers) - 1
 
     def node(self, kind: NodeKind, column: int, unit: int, layer: int = -1) -> int:
@@ -175,11 +175,11 @@ class Sketch:
             drawn=drawn,
         )
 
-    def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> Images:
+    def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> ImageMaps:
         n, e, h, w = len(self.nodes), len(self.edges), 4, 5
         filters = np.array([kind != NodeKind.IMAGE for kind, *_ in self.nodes])
         kernels = np.array([kind == EdgeKind.KERNEL for _, _, kind, *_ in self.edges])
-        return Images(
+        return ImageMaps(
             names=[f"photograph {i}" for i in range(images)],
             src=[picture(16, i) for i in range(images)],
             target=self._target(rng, images, variants),
@@ -279,7 +279,7 @@ def hostile() -> Document:
             "meta": Meta(a + d, b, c, e, notes=(f, g, a, b), versions={a: b, d: c}),
             "columns": [Column(text, more) for text, more in ((a, d), (b, e), (c + d, g))],
             "layers": [
-                Layer(text, text, layer.column, layer.kernel, layer.filters)
+                DrawnLayer(text, text, layer.column, layer.kernel, layer.filters)
                 for layer, text in zip(made.layers, (b, d, a), strict=True)
             ],
             "nodes": Nodes(
@@ -292,7 +292,7 @@ def hostile() -> Document:
                 PictureSet(a, b, sets[0].tiles, (TargetPicture(a, 0), TargetPicture(d, 1))),
                 PictureSet(e, d, sets[1].tiles),
             ],
-            "images": Images(**{**vars(images), "names": (a, d)}),
+            "images": ImageMaps(**{**vars(images), "names": (a, d)}),
             "view": View(pictures=a, groups=(Group(b, (3, 4)),)),
         }
     )

@@ -14,10 +14,10 @@ from convcircuits.drawing.data import (
     Column,
     Document,
     Drawn,
+    DrawnLayer,
     Fidelity,
     Group,
     Inside,
-    Layer,
     Meta,
     Nodes,
     Page,
@@ -133,7 +133,7 @@ def test_arrays_are_copies_that_nobody_writes_into():
 
 
 def test_numbers_of_numpy_become_pythons():
-    layer = Layer("a", "a", np.int64(0), [np.int32(3), 3], np.uint8(2))
+    layer = DrawnLayer("a", "a", np.int64(0), [np.int32(3), 3], np.uint8(2))
     assert (type(layer.column), layer.kernel, type(layer.kernel[0])) == (int, (3, 3), int)
     assert type(Drawn(1, np.float32(0.5), 1).r2) is float
 
@@ -181,7 +181,7 @@ def broken():
         "one edge less": (lambda: changed(made, "edges", sign=edges.sign[1:]), r"edges.sign has shape.*\(E\)"),
         "another axis": (target(mean=images.target.full_mean[None]), r"images.target.mean.*\(V, I\)"),
         "layer beyond columns": (
-            lambda: dataclasses.replace(made, layers=(Layer("x", "x", 9, (3, 3), 2), *made.layers[1:])),
+            lambda: dataclasses.replace(made, layers=(DrawnLayer("x", "x", 9, (3, 3), 2), *made.layers[1:])),
             "'x' is in column 9",
         ),
         "unknown kind": (node(kind=(0, 6)), "nodes.kind"),
@@ -246,7 +246,7 @@ def broken():
         "an inside of nothing": (target(inside=Inside((2, 2), (0, 7), exact=True)), "2 to 2 are no rows"),
         "a thumbnail on the web": (
             lambda: changed(made, "images", src=("https://example.org/a.png", images.src[1])),
-            r"Images.src\[0\] is .* that matches \^data:image/; got 'https",
+            r"ImageMaps.src\[0\] is .* that matches \^data:image/; got 'https",
         ),
         "names without thumbnails": (lambda: changed(made, "images", names=("a",)), "a name and a thumbnail"),
         "a view of no node": (lambda: changed(made, "view", root=last + 1), f"view names node {last + 1}"),
@@ -274,11 +274,11 @@ def test_a_document_that_breaks_a_law_is_refused_by_its_name(law):
     [
         (lambda: Column(3), "Column.label is a text"),
         (lambda: Column("\ud800"), "Column.label is a text of whole characters"),
-        (lambda: Layer("a", "a", 0, (3,), 2), "Layer.kernel is 2 whole numbers"),
-        (lambda: Layer("a", "a", 0, (3, 0), 2), r"Layer.kernel\[1\] is a whole number, at least 1; got 0"),
-        (lambda: Layer("a", "a", -1, (3, 3), 2), "Layer.column is a whole number, at least 0; got -1"),
-        (lambda: Layer("a", "a", True, (3, 3), 2), "Layer.column is a whole number"),
-        (lambda: Layer("a", "a", 0.0, (3, 3), 2), "Layer.column is a whole number"),
+        (lambda: DrawnLayer("a", "a", 0, (3,), 2), "DrawnLayer.kernel is 2 whole numbers"),
+        (lambda: DrawnLayer("a", "a", 0, (3, 0), 2), r"DrawnLayer.kernel\[1\] is a whole number, at least 1; got 0"),
+        (lambda: DrawnLayer("a", "a", -1, (3, 3), 2), "DrawnLayer.column is a whole number, at least 0; got -1"),
+        (lambda: DrawnLayer("a", "a", True, (3, 3), 2), "DrawnLayer.column is a whole number"),
+        (lambda: DrawnLayer("a", "a", 0.0, (3, 3), 2), "DrawnLayer.column is a whole number"),
         (lambda: Nodes([0.5], [0], [0], [0]), "Nodes.kind is an array of uint8 with 1 axes"),
         (lambda: Nodes([[0]], [0], [0], [0]), "Nodes.kind is an array of uint8 with 1 axes"),
         (lambda: Nodes([256], [0], [0], [0]), "Nodes.kind holds 256 to 256; expected 0 to 255"),
@@ -347,23 +347,23 @@ def spoilt(change):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        ("[]", "no circuit diagram"),
-        ("{}", "no circuit diagram"),
-        (spoilt(lambda d: d.update(schema="convcircuits-diagram/2")), "no circuit diagram"),
+        ("{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        ("[]", "not a circuit diagram"),
+        ("{}", "not a circuit diagram"),
+        (spoilt(lambda d: d.update(schema="convcircuits-diagram/2")), "not a circuit diagram"),
         (spoilt(lambda d: d.pop("target")), "document lacks target"),
         (spoilt(lambda d: d.update(more=1)), "unknown fields: more"),
         (spoilt(lambda d: d["nodes"].pop("kind")), "document.nodes lacks kind"),
         (spoilt(lambda d: d["edges"].update(in_=1)), "document.edges has unknown fields: in_"),
-        (spoilt(lambda d: d["nodes"].update(kind=[0])), "document.nodes.kind is no buffer"),
-        (spoilt(lambda d: d["nodes"]["kind"].update(data="*")), "document.nodes.kind is no buffer"),
+        (spoilt(lambda d: d["nodes"].update(kind=[0])), "document.nodes.kind is not a buffer"),
+        (spoilt(lambda d: d["nodes"]["kind"].update(data="*")), "document.nodes.kind is not a buffer"),
         (spoilt(lambda d: d["nodes"]["kind"].update(data="AAA=")), "document.nodes.kind has 2 bytes"),
-        (spoilt(lambda d: d["nodes"]["kind"].update(dtype="object")), "document.nodes.kind is no buffer"),
+        (spoilt(lambda d: d["nodes"]["kind"].update(dtype="object")), "document.nodes.kind is not a buffer"),
         (spoilt(lambda d: d["nodes"]["kind"].update(shape=[-1, -11])), "document.nodes.kind has 11 bytes"),
-        (spoilt(lambda d: d["nodes"]["kind"].update(shape=[1.5])), "document.nodes.kind is no buffer"),
+        (spoilt(lambda d: d["nodes"]["kind"].update(shape=[1.5])), "document.nodes.kind is not a buffer"),
         (spoilt(lambda d: d["nodes"].update(names={"1x": "a"})), "Nodes.names is a whole number"),
-        (spoilt(lambda d: d["layers"][0].update(kernel=[3, 3, 3])), "Layer.kernel"),
+        (spoilt(lambda d: d["layers"][0].update(kernel=[3, 3, 3])), "DrawnLayer.kernel"),
         (spoilt(lambda d: d.update(meta=3)), "Document.meta is a Meta"),
         (spoilt(lambda d: d.update(columns=None)), "Document.columns"),
         (spoilt(lambda d: d["view"].update(pins=[99])), "node 99"),

@@ -78,7 +78,7 @@ export interface Column {
 }
 
 /** A layer that has kernels, or filters of its own. */
-export interface Layer {
+export interface DrawnLayer {
   name: string;
   label: string;
   column: number;
@@ -200,7 +200,7 @@ export interface TargetMaps {
 }
 
 /** What the circuit does on some images. Maps are int8 / 127 * scale, map after map. */
-export interface Images {
+export interface ImageMaps {
   names: string[];
   src: string[]; // thumbnails
   target: TargetMaps;
@@ -248,7 +248,7 @@ export interface Document {
   schema: "convcircuits-diagram/1";
   meta: Meta;
   columns: Column[]; // left to right; the target's is the last
-  layers: Layer[];
+  layers: DrawnLayer[];
   nodes: Nodes;
   edges: Edges;
   weights: Buffer; // int8 (*)
@@ -256,7 +256,7 @@ export interface Document {
   variants: Variant[]; // the first is the circuit itself
   pictures: PictureSet[]; // the first is the default
   tiles: Tiles;
-  images: Images | null;
+  images: ImageMaps | null;
   heldOut: HeldOut | null; // null: fidelity was not measured
   view: Partial<View>;
 }

@@ -74,7 +74,7 @@ class Column(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Layer(Record):
+class DrawnLayer(Record):
     """A layer that has kernels, or filters of its own."""
 
     name: str
@@ -269,7 +269,7 @@ class TargetMaps(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Images(Record):
+class ImageMaps(Record):
     """What the circuit does on some images. Maps are int8 / 127 * scale, map after map."""
 
     names: Annotated[tuple[str, ...], Law("minItems", 1)]
@@ -341,7 +341,7 @@ class Document(Record):
 
     meta: Meta
     columns: Annotated[tuple[Column, ...], Law("minItems", 1)]  # left to right; the target's is the last
-    layers: tuple[Layer, ...]
+    layers: tuple[DrawnLayer, ...]
     nodes: Nodes
     edges: Edges
     weights: Annotated[Array, "int8", "*"]
@@ -349,7 +349,7 @@ class Document(Record):
     variants: Annotated[tuple[Variant, ...], Law("minItems", 1)]  # the first is the circuit itself
     pictures: tuple[PictureSet, ...]  # the first is the default
     tiles: Tiles
-    images: Images | None = None
+    images: ImageMaps | None = None
     held_out: HeldOut | None = None  # None: fidelity was not measured
     view: View = dataclasses.field(default_factory=View)
 
@@ -377,44 +377,44 @@ class Document(Record):
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document as what ``json`` writes."""
+        """Return the document as values that ``json`` can write."""
         return {"schema": SCHEMA, **plain(self)}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read what ``to_json`` gave.
+        """Read the text that ``to_json`` returned.
 
         Raises:
-            ConvCircuitsError: If it is no JSON, of another schema, or no valid document.
+            ConvCircuitsError: If the text is not valid JSON, has another schema, or is not a valid document.
         """
         try:
             said = json.loads(text)
             if not isinstance(said, dict) or said.pop("schema", None) != SCHEMA:
-                raise ConvCircuitsError(f'This is no circuit diagram: its "schema" is not {SCHEMA!r}.')
+                raise ConvCircuitsError(f'This is not a circuit diagram: its "schema" is not {SCHEMA!r}.')
             document: Self = read("document", said, cls)
         except ConvCircuitsError:
             raise
         except ValueError as error:
-            raise ConvCircuitsError(f"This is no JSON: {error}.") from error
+            raise ConvCircuitsError(f"This is not valid JSON: {error}.") from error
         except RecursionError as error:
-            raise ConvCircuitsError("This is no circuit diagram: its JSON is nested too deep.") from error
+            raise ConvCircuitsError("This is not a circuit diagram: its JSON is nested too deep.") from error
         return document
 
 
 def view_from_dict(said: Mapping[str, Any]) -> View:
-    """Read a view as the browser writes it, whole or only what differs from the defaults."""
+    """Read a view as the browser writes it: completely, or only what differs from the defaults."""
     view: View = read("view", said, View)
     return view
 
 
 def view_to_dict(view: View) -> dict[str, Any]:
-    """Return a view, all of it, as the browser reads it."""
+    """Return a complete view as the browser reads it."""
     said: dict[str, Any] = plain(view, whole=True)
     return said
 
 
 def check_view(document: Document, view: View) -> None:
-    """See that a view speaks of what is in the document: what a browser would leave out is refused here.
+    """Refuse a view that does not fit the document. The browser would ignore what does not fit.
 
     Raises:
         ConvCircuitsError: If it names a node, variant, image or picture set that is not there, or a channel of the
@@ -447,7 +447,7 @@ def check_view(document: Document, view: View) -> None:
 
 
 def _refuse(wrong: Array, what: str) -> None:
-    """Name the first entry that breaks a law."""
+    """Raise an error that names the first wrong entry, if there is one."""
     if wrong.any():
         raise ConvCircuitsError(what.format(int(np.flatnonzero(wrong)[0])))
 
@@ -463,7 +463,7 @@ def _check_nodes(document: Document) -> None:
     within("nodes.unit", nodes.unit, -1, 2**31)
     within("nodes.names", np.array(list(nodes.names), dtype=np.int64), 0, len(nodes))
     image = nodes.kind == NodeKind.IMAGE
-    _refuse((nodes.column == -1) != image, "Node {} has column -1 but is no channel of the image, or the reverse.")
+    _refuse((nodes.column == -1) != image, "Node {} has column -1 but is not a channel of the image, or the reverse.")
     _refuse((nodes.kind == NodeKind.FILTER) & (nodes.layer == -1), "Node {} is a filter without a layer.")
     if document.target >= len(nodes):
         raise ConvCircuitsError(f"The target is node {document.target}; there are {len(nodes)}.")
@@ -515,7 +515,7 @@ def _check_pictures(document: Document) -> None:
         within(f"The target's tiles of {pictures.name!r}", shown, 0, len(document.tiles))
 
 
-def _check_images(document: Document, images: Images) -> None:
+def _check_images(document: Document, images: ImageMaps) -> None:
     for name in ("activation", "presum"):
         maps, offset = getattr(images, name), getattr(images, f"{name}_offset").astype(np.int64)
         shape, scale = getattr(images, f"{name}_shape").astype(np.int64), getattr(images, f"{name}_scale")

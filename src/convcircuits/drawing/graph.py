@@ -29,7 +29,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Graph:
+class DrawnGraph:
     """Nodes and edges of all variants, both ordered by column.
 
     Attributes:
@@ -79,7 +79,7 @@ def kernels_of(circuit: Circuit, effective: Mapping[str, Tensor], relevant: Mapp
     return Kernels({layer: mask.cpu() for layer, mask in effective.items()}, saliency)
 
 
-def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequence[Kernels]) -> Graph:
+def graph(layout: Layout, wiring: Wiring, feature_rows: Tensor, variants: Sequence[Kernels]) -> DrawnGraph:
     """Lay circuits over a model's wiring: a node for each filter that any of them uses, and an edge for each kernel."""
     rows: list[np.ndarray] = []  # (source site, channel, target site, channel, kind, call, out, in)
     present: list[list[np.ndarray]] = [[] for _ in variants]
@@ -199,14 +199,14 @@ def _mark(tables: Mapping[int, Tensor], sources: Sources) -> None:
             tables[site][sources.channel[sources.site == site]] = True
 
 
-def _numbered(table: np.ndarray, wiring: Wiring, present: list[np.ndarray], saliency: list[np.ndarray]) -> Graph:
+def _numbered(table: np.ndarray, wiring: Wiring, present: list[np.ndarray], saliency: list[np.ndarray]) -> DrawnGraph:
     """Number the nodes by column, then site, then channel."""
     ends = np.concatenate([table[:, 0:2], table[:, 2:4], np.array([wiring.target])])
     columns = np.array([wiring.columns[int(site)] for site in ends[:, 0]])
     nodes, inverse = np.unique(np.column_stack([columns, ends]), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
     count = len(table)
-    return Graph(
+    return DrawnGraph(
         site=nodes[:, 1],
         channel=nodes[:, 2],
         source=inverse[:count],

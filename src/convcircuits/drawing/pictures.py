@@ -117,7 +117,7 @@ class Seen:
 
     def document(
         self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray, names: Sequence[str] | None = None
-    ) -> data.Images:
+    ) -> data.ImageMaps:
         """Return the document's images; maps of what is drawn at first come first, as far as there is room."""
         images, masks = self.images.take(self.numbers), drawing.masks[0]
         g, subject = drawing.graph, drawing.subject
@@ -140,7 +140,7 @@ class Seen:
         for e, kernel in kernels.items():
             presum.add(e, sums[kernel])
         rgb = displayable(torch.cat(list(images)), primaries)
-        return data.Images(
+        return data.ImageMaps(
             names=tuple(f"image {number}" if names is None else names[number] for number in self.numbers),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
             target=self.target,

@@ -25,7 +25,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class Law(NamedTuple):
-    """What a field's type does not say, by a keyword of JSON schema."""
+    """A limit of a field beyond its type, as a keyword of JSON schema."""
 
     keyword: Literal["minimum", "maximum", "enum", "minItems", "maxLength", "pattern"]
     value: Any
@@ -53,7 +53,7 @@ class Record:
         self._check()
 
     def _check(self) -> None:
-        """Raise ConvCircuitsError for what the types alone do not say."""
+        """Raise ConvCircuitsError for anything that the types alone do not rule out."""
 
 
 def hints(record: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def camel(name: str) -> str:
 
 
 def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
-    """Go through all arrays of a value, with the names of their axes."""
+    """Yield all arrays of a value, with the names of their axes."""
     if isinstance(value, tuple):
         for number, item in enumerate(value):
             yield from arrays(f"{where}[{number}]", item)
@@ -87,7 +87,7 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
 
 
 def plain(value: Any, *, whole: bool = False) -> Any:
-    """Return a value as what ``json`` writes; a partial record only where it differs from its defaults."""
+    """Return a value as ``json`` can write it; of a partial record only what differs from the defaults."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
         if value.partial and not whole:
@@ -109,7 +109,7 @@ def plain(value: Any, *, whole: bool = False) -> Any:
 
 
 def read(where: str, said: Any, hint: Any) -> Any:
-    """Turn what ``json`` read into records and arrays. What has another form is left to the record to refuse."""
+    """Turn what ``json`` read into records and arrays. Records refuse values of another form."""
     origin, inner = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Record) and isinstance(said, Mapping):
         return _read_record(where, said, hint)
@@ -142,14 +142,14 @@ def _read_array(where: str, said: Any) -> Array:
         dtype = np.dtype({"int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "float32": "<f4"}[said["dtype"]])
         shape = tuple(operator.index(size) for size in said["shape"])
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise ConvCircuitsError(f"{where} is no buffer of dtype, shape and data in base64: {error}.") from error
+        raise ConvCircuitsError(f"{where} is not a buffer of dtype, shape and data in base64: {error}.") from error
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise ConvCircuitsError(f"{where} has {len(data)} bytes, which is not what shape {shape} holds.")
     return np.ndarray(shape, dtype, data).astype(dtype.newbyteorder("="), copy=False)
 
 
 def _fit(where: str, value: Any, hint: Any) -> Any:
-    """Return a value as its field has it: arrays as read-only copies, NumPy's numbers as Python's."""
+    """Return a value as its field holds it: arrays as read-only copies, NumPy's numbers as Python's."""
     origin, inner = get_origin(hint), get_args(hint)
     if is_array(hint):
         return _fit_array(where, value, *hint.__metadata__)
@@ -206,7 +206,7 @@ def within(where: str, values: Array, low: int, high: int) -> None:
 
 
 def _words(hint: Any) -> str:
-    """Name a type for people."""
+    """Return the name of a type for error messages."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return ", ".join([_words(inner[0]), *(_LAWS[law.keyword][1].format(law.value) for law in hint.__metadata__)])

@@ -13,7 +13,7 @@ from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
-from convcircuits.drawing.graph import Graph, graph, kernels_of
+from convcircuits.drawing.graph import DrawnGraph, graph, kernels_of
 from convcircuits.drawing.wiring import Site, SiteKind, Wiring, call_of, wire
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Progress
@@ -43,7 +43,7 @@ class Drawing:
     subject: Subject
     layout: Layout
     wiring: Wiring
-    graph: Graph
+    graph: DrawnGraph
     circuits: tuple[Circuit, ...]
     roles: tuple[str, ...]
     masks: tuple[Masks, ...]
@@ -162,7 +162,7 @@ def _about(site: Site, drawing: Drawing) -> str:
     return f"{text}, {extra}" if extra and (site.links or len(site.calls) > 1) else text
 
 
-def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
+def layers_of(drawing: Drawing) -> tuple[data.DrawnLayer, ...]:
     """Describe the layers that have kernels, in the order of ``Drawing.calls``."""
     sites = drawing.wiring.site_of_call()
     layers = []
@@ -172,7 +172,9 @@ def layers_of(drawing: Drawing) -> tuple[data.Layer, ...]:
         head = _common([_name_of(s, drawing) for s in beside]) + "."
         label = call.layer.removeprefix(head) if len(beside) > 1 else call.layer
         relevant = drawing.subject.survey.kernels[call.layer]
-        layers.append(data.Layer(call.layer, label, column, kernel_shape(drawing, number), int(relevant.any(1).sum())))
+        layers.append(
+            data.DrawnLayer(call.layer, label, column, kernel_shape(drawing, number), int(relevant.any(1).sum()))
+        )
     return tuple(layers)
 
 
