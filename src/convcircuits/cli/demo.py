@@ -19,13 +19,13 @@ BEST_AT = 0.05
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=f"{options.COUNT_HELP}.")] = 14,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo-output"),
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 14,
+    seed: Annotated[int, typer.Option(min=0, help=options.SEED_HELP)] = 0,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare criteria on a real network, draw the best circuit."""
+    """Compare criteria on a real network and draw the best circuit."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
     from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
@@ -53,7 +53,7 @@ def demo(
     feature = cc.Feature(LAYER, unit.unit)
     if not as_json:
         say(
-            f"{feature} of {MODEL}: {RULE}. Chosen on the training photographs, without a look at any circuit.\n"
+            f"{feature} of {MODEL}: {RULE}. Chosen on the training photographs, without looking at any circuit.\n"
             f"{unit.summary()}"
         )
         setup.say()
@@ -98,7 +98,7 @@ def demo(
         return
     say(comparison_table(rows))
     say(EXPLAINED)
-    say(f"The best at {BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
+    say(f"Best circuit at {BEST_AT:.0%}, chosen by these figures, found by {best.criterion}:")
     say(best.evaluation.summary())
     say(drawn.caption)
     say_written(
@@ -106,8 +106,8 @@ def demo(
         {
             "comparison.csv": "every figure",
             "comparison.png": "fidelity against density",
-            "circuit.safetensors": f"that circuit; try: convcircuits show {out / 'circuit.safetensors'}",
-            "circuit.html": "the circuit as a diagram: open it in a web browser",
+            "circuit.safetensors": f"the best circuit; try: convcircuits show {out / 'circuit.safetensors'}",
+            "circuit.html": "its diagram; open it in a web browser",
         },
     )
     say(f"done in {time.monotonic() - start:.0f} s")
