@@ -394,7 +394,8 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     line = FIND.replace("tiny_net:net", "plain_net:net") + " --size 16"
     text = good(line)
     warning = (
-        "ImageNet's, as nothing says what the model was trained with. If that is wrong, every figure is: give --mean"
+        "ImageNet's, because nothing says what the model was trained with. If that is wrong, so is every figure: "
+        "give --mean"
     )
     assert text.count(warning) == 1
     assert warning in good("layers -m plain_net:net")
@@ -402,7 +403,7 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     assert warning in good(f"{line} --json")["normalization"]
     usual = cc.load("a.safetensors")
     given = f"{line} --mean 0.5 --std .25,.25,.5"
-    assert "mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.5 of pixels from 0 to 1, as was asked for" in good(given)
+    assert "mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.5 of pixels from 0 to 1, as requested" in good(given)
     said = good(f"{given} --json")
     assert cc.load("a.safetensors").provenance["images"] != usual.provenance["images"]
     again = good("evaluate a.safetensors --model plain_net:net --json")
@@ -414,7 +415,7 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     held_out = [one for one in picture if one.name in cc.load("a.safetensors").provenance["photographs"]["held_out"]]
     plain = Preprocess(mean=(127.5,) * 3, std=(63.75, 63.75, 127.5))
     assert torch.equal(images, crops(held_out, plain, count=4, seed=1, size=(16, 16)))
-    assert "as the factory's preprocess says" in good(FIND)
+    assert "as the factory's preprocess specifies" in good(FIND)
     assert "normalized" not in good(
         FIND.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature features.2:2 --size 32")
     )
@@ -1038,7 +1039,7 @@ BAD = {
     ),
     "unknown unit": (F.replace("4:2", "4:99"), "99"),
     "unit given twice": (F.replace("4:2", "4:2,3,2"), "2 came more than once"),
-    "class name": (F.replace("4:2", "4:dog"), "tiny_net:net comes without class names"),
+    "class name": (F.replace("4:2", "4:dog"), "tiny_net:net has no class names"),
     "direction": (F.replace("4:2", "4:direction-01234567"), "directions live in files"),
     "no unit": (F.replace("4:2", "4"), "layer:unit"),
     "position outside": (F.replace("4:2", "4:2@99,0"), "99,0"),
@@ -1052,10 +1053,10 @@ BAD = {
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),
     "mean of 255": (
         f"{F.replace('tiny_net:net', 'plain_net:net')} --mean 104,117,123 --std .2",
-        "--mean is three numbers for red, green and blue, or one for all, of pixels from 0 to 1; got 104.0, 117.0",
+        "--mean takes three numbers for red, green and blue, or one for all, for pixels from 0 to 1; got 104.0, 117.0",
     ),
     "std of text": (f"{F} --std a,b", "--std takes numbers separated by commas; got 'a,b'"),
-    "mean of one that says it itself": (f"{F} --mean .5 --std .5", "leave out --mean and --std"),
+    "mean of one that says it itself": (f"{F} --mean .5 --std .5", "omit --mean and --std"),
     "a file of code": (F.replace("tiny_net:net", "tiny_net.py"), "tiny_net:factory."),
     "no recipes": (f"{FIND} --recipe no.toml", "no.toml cannot be read as a file of recipes: No such file"),
     "recipes: no TOML": ("find --recipe text.safetensors", "cannot be read as a file of recipes: Expected '='"),
@@ -1092,7 +1093,7 @@ BAD = {
     "missing weights": (f"{F} --weights no.pt", "no.pt"),
     "no CUDA": (f"{F} --device cuda", "CUDA"),
     "images too small": (f"{F} --size 3", "larger"),
-    "held-out": (f"{F} --held-out 1.5", "--held-out is a share above 0 and below 1, say 0.4; got 1.5"),
+    "held-out": (f"{F} --held-out 1.5", "--held-out must be a share above 0 and below 1, such as 0.4; got 1.5"),
     "nobody held out": (f"{F} --held-out 0.01", "--held-out 0.01 of 6 photographs"),
     "seed": (f"{F} --seed 99999999999", "--seed is a whole number from 0 to"),
     "batch size": (f"{F} --batch-size {2**70}", f"--batch-size is a whole number from 1 to {2**63 - 1}"),
