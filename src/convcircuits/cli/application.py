@@ -10,7 +10,6 @@ from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
 app = typer.Typer(
-    help=cc.__doc__.splitlines()[0] if cc.__doc__ else None,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

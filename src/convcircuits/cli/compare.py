@@ -11,7 +11,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import made_folder, print_json, say, say_written
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
 from convcircuits.files import named_after
 from convcircuits.values.recipe import Recipe
 
@@ -65,8 +65,7 @@ def compare(
     check_compared(names, shares)
     chosen = _options_by_criterion(option or [], names)
     check_charts_installed()
-    if out is not None and out.exists() and not out.is_dir():
-        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    check_folder(out)
     recipe = Recipe.of(fields)
     setup = set_up(recipe, device)
     wanted = setup.loaded.feature(feature)

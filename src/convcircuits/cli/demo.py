@@ -11,7 +11,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import made_folder, print_json, say, say_written
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
 from convcircuits.values.recipe import Recipe
 
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 112
@@ -32,8 +32,7 @@ def demo(
     from convcircuits.cli.preparing import set_up, with_recipe
 
     start = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    check_folder(out)
     check_charts_installed()
     recipe = Recipe(model=MODEL, feature=LAYER, count=count, size=SIZE, seed=seed)  # its unit is chosen below
     setup = set_up(recipe, device)

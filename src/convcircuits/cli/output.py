@@ -69,6 +69,16 @@ def check_writable(option: str, path: Path | None, suffix: str) -> None:
     check_place(path)
 
 
+def check_folder(path: Path | None) -> None:
+    """Check, before any work is done, that ``--out`` is not a file.
+
+    Raises:
+        ConvCircuitsError: If it is a file.
+    """
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConvCircuitsError(f"--out {path} is a file; give a folder.")
+
+
 def made_folder(path: Path) -> Path:
     """Create a folder to write to, unless it exists.
 
