@@ -1,8 +1,8 @@
 """Measure how fast circuits run: extracted modules, and the evaluation of a sweep, against one plain forward pass.
 
-The yardstick is a forward pass of the same model cut off after the feature's layer, all of its filters, in the same
-process, run in turn with what is measured, since machines drift; medians are quoted. VGG16 has real weights and real
-photographs; AlexNet and ResNet18 random ones, for want of a hub.
+The yardstick is a forward pass of the same model, truncated after the feature's layer, with all of its filters. It runs
+in the same process and alternates with the measured code, because machines drift. Figures are medians. VGG16 has real
+weights and photographs; AlexNet and ResNet18 have random ones, so that nothing is downloaded.
 """
 
 import argparse
@@ -36,12 +36,12 @@ class ResNet18ToLayer3(nn.Module):
         self.block = nn.Sequential(block.conv1, block.bn1, block.relu, block.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the layer's maps."""
+        """Return the layer's maps."""
         return self.block(self.before(x))
 
 
 def in_turn(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Time functions one after the other, round after round."""
+    """Time several functions, alternating between them."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
@@ -67,7 +67,7 @@ def macs(run: Callable[[Tensor], object], image: Tensor) -> float:
 def extracted(
     name: str, model: nn.Module, truncated: nn.Module, feature: cc.Feature, images: Tensor, criterion: str, rounds: int
 ) -> str:
-    """Time a 5 % circuit's module beside the full model; give a row of the table."""
+    """Time the module of a 5 % circuit and the full model. Return a row of the table."""
     circuit = cc.find(model, feature, images, criterion=criterion, density=0.05)
     small = cc.extract(model, circuit)
     last = truncated.eval()
@@ -84,7 +84,7 @@ def extracted(
 def sweep(
     name: str, model: nn.Module, truncated: nn.Module, feature: cc.Feature, images: Tensor, criterion: str, rounds: int
 ) -> str:
-    """Time the evaluation of 13 circuits beside one forward pass; give a row of the table."""
+    """Time the evaluation of 13 circuits and one forward pass. Return a row of the table."""
     scores = cc.score(model, feature, images, criterion=criterion)
     circuits = [cc.prune(scores, density=density) for density in DENSITIES]
 

@@ -1,8 +1,9 @@
-"""Measure the circuit diagram: how long it takes to make, how large its page is, how quickly the page answers.
+"""Measure the circuit diagram: how long it takes to make, how large its page is, and how fast the page responds.
 
-The circuit is the demo's kind: a unit of VGG16's conv3_3, real weights, the built-in photographs. The page is opened in
-a real Chromium, as a file, as a reader would. A latency is the time from an event to the frame that shows what it did:
-handlers, layout and paint included, and the wait for the next frame too (up to 16 ms). ``--browser`` names another one.
+The circuit is like the demo's: a unit of VGG16's conv3_3 with real weights and the built-in photographs. The page is
+opened as a file in a real Chromium, as a reader would. A latency is the time from an event to the frame that shows its
+effect, including handlers, layout, paint and the wait for the next frame (up to 16 ms). ``--browser`` names another
+browser.
 """
 
 import argparse
@@ -57,7 +58,7 @@ ZOOM = """async (canvas) => {
   }
   return times;
 }"""
-# Runs before the page's own script: notes when the page said that it was ready, and that had been painted.
+# Runs before the page's own script. Records when the page was ready and painted.
 WATCH = f"""new MutationObserver(async (_, observer) => {{
   if (document.documentElement?.dataset.ready !== "true") return;
   observer.disconnect();

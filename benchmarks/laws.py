@@ -1,7 +1,7 @@
-"""Measure what the check of the laws costs beside a score: one process, in turns, medians.
+"""Measure the cost of checking the laws relative to a score: in one process, alternating, with medians.
 
-Random weights and images, 16 of 224 x 224, the default criterion. The first score of a feature has the check inside,
-later ones do not.
+Weights and images are random: 16 images of 224 x 224, scored with the default criterion. The first score of a feature
+includes the check, later ones do not.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Measure speed and memory as ratios to one plain forward and backward pass of the same truncated model.
 
-The yardstick is ``loss.backward()`` with weight gradients at batch 8, run in turn with what is measured, since machines
-drift; medians are quoted. Random weights and images: the figures here do not depend on their values, except for
-how sparse the gradients are.
+The yardstick is ``loss.backward()`` with weight gradients at batch size 8. It alternates with the measured code,
+because machines drift. Figures are medians. Weights and images are random: the figures do not depend on their values,
+apart from the sparsity of the gradients.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import convcircuits as cc
 
 @dataclass(frozen=True)
 class Case:
-    """A model cut off after the feature's layer, and how many images are scored."""
+    """A model truncated after the feature's layer, and the number of images to score."""
 
     name: str
     layer: str
@@ -98,7 +98,7 @@ def measure(case: Case, criteria: dict[str, Callable[[nn.Module, cc.Feature, tor
 
 
 def peak_memory(case_name: str, what: str, images: int) -> float:
-    """Peak resident memory of a fresh process, in MiB."""
+    """Return the peak resident memory of a fresh process, in MiB."""
     out = subprocess.run(
         [sys.executable, __file__, "--peak", case_name, what, str(images)], check=True, capture_output=True, text=True
     )

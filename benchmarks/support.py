@@ -1,8 +1,8 @@
 """Try every architecture of the tests' table and write docs/support.md.
 
-What can be scored, evaluated, extracted and exported is found by doing it.
+The script tries to score, evaluate, extract, export and draw a circuit of each, and writes down what works.
 
-Weights are random and images small: what counts is whether it works and agrees, not what a circuit shows.
+Weights are random and images small: it only matters whether a step works and its results agree.
 """
 
 import argparse
@@ -59,7 +59,7 @@ around a call changes no result.
 
 
 def tried(step: Callable[[], object]) -> str:
-    """Run a step; return yes, or no and the reason."""
+    """Run a step. Return yes, or no with the reason."""
     try:
         step()
     except cc.ConvCircuitsError as error:
@@ -68,13 +68,13 @@ def tried(step: Callable[[], object]) -> str:
 
 
 def agree(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise where two runs of one computation differ."""
+    """Raise an error if two runs of the same computation differ."""
     if float((got - expected).abs().max()) > 2e-5 * float(expected.abs().max()):
         raise cc.ConvCircuitsError("differs from the masked run")
 
 
 def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
-    """Try one feature: a circuit with a map, evaluated, extracted, exported."""
+    """Try all steps on one feature, with the smallest circuit tried whose map is not zero."""
     model, images = architecture.build(), architecture.images()
     feature, found = cc.Feature(layer, unit), {}
 
@@ -119,7 +119,7 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
     if exporter():
         steps["ONNX"] = export
     steps["diagram"] = draw
-    needs = {"diagram": ["score"]}  # of the steps before; the others need all of them
+    needs = {"diagram": ["score"]}  # earlier steps that a step needs; the others need all of them
     cells: dict[str, str] = {}
     for column, step in steps.items():
         before = [cells[name] for name in needs.get(column, cells)]
@@ -128,12 +128,12 @@ def row(architecture: Architecture, layer: str, unit: int) -> list[str]:
 
 
 def exporter() -> bool:
-    """Tell whether circuits can be exported to ONNX and run here."""
+    """Return whether circuits can be exported to ONNX and run on this machine."""
     return all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def table() -> list[str]:
-    """Return the lines of the table, and of the reasons below it."""
+    """Return the lines of the table, and those of the reasons below it."""
     reasons = []
     lines = ["| architecture | feature | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
     for architecture in ARCHITECTURES.values():

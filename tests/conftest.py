@@ -9,11 +9,11 @@ from jaxtyping import install_import_hook
 
 from nets import NETS
 
-# The nets are tiny: threads cost more than they give, and two workers share two cores.
+# The networks are tiny: threads cost more than they gain, and two workers share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# Annotated shapes are checked inside. (Modules that meet a caller's mistakes must see them first, and numba
+# Annotated shapes are checked in internal modules. (Public modules must see a caller's mistakes first, and numba
 # compiles presum.)
 INSIDE = ["network.calls", "circuits.ranking", "circuits.tracing"]
 with install_import_hook([f"convcircuits.{module}" for module in INSIDE], "beartype.beartype"):

@@ -238,7 +238,7 @@ def test_maps_of_the_circuit_are_shown_with_no_other(show):
     assert page.locator("image.map").count() > 0
     page.locator("[part=variant]").select_option("1")
     expect(page.locator("image.map")).to_have_count(0)
-    expect(page.locator("[part=target]")).to_contain_text("known for the circuit alone")
+    expect(page.locator("[part=target]")).to_contain_text("known for the circuit itself")
     page.locator("[part=variant]").select_option("0")
     assert page.locator("image.map").count() > 0
 
@@ -247,7 +247,7 @@ HEAT = np.array([[84, 49, 150], [247, 246, 244], [180, 78, 6]])  # of the least,
 
 
 def painted(values, top):
-    """The pixels of a map: its values' shares of what full colour stands for."""
+    """The pixels of a map: its values' shares of what full color stands for."""
     share = (values / top)[..., None]
     return HEAT[1] + (np.where(share < 0, HEAT[0], HEAT[2]) - HEAT[1]) * np.abs(share)
 

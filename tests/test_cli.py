@@ -189,7 +189,7 @@ def test_layers_lists_what_models_lists_and_hides_what_computes_nothing(folder, 
     assert [row["name"] for row in every if not row["computes"]] == ["2", "4.0", "4"]
     assert [row for row in every if row["computes"]] == rows
     text = good("layers -m own_net:net")
-    assert "3 more compute nothing: identities, dropouts outside training; --all lists them" in text
+    assert "3 more compute nothing (identities, dropouts outside training); list them with --all" in text
     assert "more compute nothing" not in good("layers -m own_net:net --all")
     assert good("models own_net:net") == text
     assert good("models own_net:net --all --json") == every
@@ -388,7 +388,7 @@ def test_reach_r2_finds_the_smallest_circuit_that_reaches_it_on_photographs_of_t
     assert said["r2"] == good("evaluate a.safetensors --model tiny_net:net --json")["r2"] != reached["r2"]
     text = good(line)
     assert f"size chosen on 4 crops of {len(parts['validated_on'])} others: {', '.join(parts['validated_on'])}" in text
-    assert "validation photographs, where it is" in " ".join(said["notes"])
+    assert "validation photographs (R2 there: " in " ".join(said["notes"])
     own = good("evaluate a.safetensors --model tiny_net:net --images pictures --count 9")
     held_out = re.search(r"measured on 9 crops of \d others: (.*)", own)[1].split(", ")
     assert not {*held_out} & {*parts["found_on"], *parts["validated_on"]}
@@ -400,7 +400,8 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     line = FIND.replace("tiny_net:net", "plain_net:net") + " --size 16"
     text = good(line)
     warning = (
-        "ImageNet's, as nothing says what the model was trained with. If that is wrong, every figure is: give --mean"
+        "ImageNet's, because nothing says what the model was trained with. If that is wrong, so is every figure: "
+        "give --mean"
     )
     assert text.count(warning) == 1
     assert warning in good("layers -m plain_net:net")
@@ -408,7 +409,7 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     assert warning in good(f"{line} --json")["normalization"]
     usual = cc.load("a.safetensors")
     given = f"{line} --mean 0.5 --std .25,.25,.5"
-    assert "mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.5 of pixels from 0 to 1, as was asked for" in good(given)
+    assert "mean 0.5, 0.5, 0.5 and std 0.25, 0.25, 0.5 of pixels from 0 to 1, as requested" in good(given)
     said = good(f"{given} --json")
     assert cc.load("a.safetensors").provenance["images"] != usual.provenance["images"]
     again = good("evaluate a.safetensors --model plain_net:net --json")
@@ -420,7 +421,7 @@ def test_how_a_factory_s_images_are_normalized_is_said_and_can_be_given(folder, 
     held_out = [one for one in picture if one.name in cc.load("a.safetensors").provenance["photographs"]["held_out"]]
     plain = Preprocess(mean=(127.5,) * 3, std=(63.75, 63.75, 127.5))
     assert torch.equal(images, crops(held_out, plain, count=4, seed=1, size=(16, 16)))
-    assert "as the factory's preprocess says" in good(FIND)
+    assert "as the factory's preprocess specifies" in good(FIND)
     assert "normalized" not in good(
         FIND.replace("tiny_net:net --feature 4:2", "vgg16_hed --feature features.2:2 --size 32")
     )
@@ -734,7 +735,7 @@ def test_unreadable_files_are_named_with_a_count(folder, run):
     code, out, _ = run(f"{FIND} --density 0.3")
     assert code == 0
     (line,) = [line for line in out.splitlines() if "torn.png" in line]
-    assert line.startswith("Not readable and left out (2)")
+    assert line.startswith("Unreadable files, left out (2)")
     assert "words.jpg" in line
     assert "torn.png" not in str(cc.load("a.safetensors").provenance["photographs"])
     assert f"note: {line}" in run("show a.safetensors")[1]
@@ -749,7 +750,7 @@ def test_copies_of_photographs_are_counted_once_and_said(folder, good, run):
         Path("pictures", name).parent.mkdir(exist_ok=True)
         Path("pictures", name).write_bytes(Path("pictures/a.png").read_bytes())
     text = good(f"{FIND} --density 0.3 --count 9")
-    (line,) = [line for line in text.splitlines() if line.startswith("Copies of other photographs and left out (2): ")]
+    (line,) = [line for line in text.splitlines() if line.startswith("Copies of other photographs, left out (2): ")]
     said = cc.load("a.safetensors").provenance
     assert said["notes"] == [line]
     names = said["photographs"]["found_on"] + said["photographs"]["held_out"]
@@ -768,7 +769,7 @@ def test_copies_of_photographs_are_counted_once_and_said(folder, good, run):
     Image.new("RGB", (30, 30), "red").save("others/new.png")
     text = good("evaluate a.safetensors --model tiny_net:net --images others")
     assert "of 1 others: new.png" in text
-    assert "Copies of other photographs and left out (1): old.png." in text
+    assert "Copies of other photographs, left out (1): old.png." in text
 
 
 def test_a_photograph_that_is_torn_since_is_missed_by_name(folder, good, run):
@@ -777,7 +778,7 @@ def test_a_photograph_that_is_torn_since_is_missed_by_name(folder, good, run):
     whole = Path("pictures", name).read_bytes()
     Path("pictures", name).write_bytes(whole[:60])
     code, _, err = run("evaluate a.safetensors --model tiny_net:net")
-    assert (code, f"no longer holds {name}" in err) == (1, True)
+    assert (code, f"no longer contains {name}" in err) == (1, True)
 
 
 def test_class_folders_and_names_of_any_bytes_make_the_round_trip(folder, good):
@@ -979,7 +980,7 @@ def test_the_average_map_is_of_the_photographs_that_it_was_found_on_or_it_is_sai
     text = good(line + (" --size 18" if change == "size" else ""))
     assert ("average map, which needs no network, reaches" in text) == (command == "diagram" and change != "gone")
     assert ("there is no baseline, as no average map" in text) == (command == "diagram" and change == "gone")
-    reason = "no baseline: The photographs of pictures that the circuit was found on are not all there any more."
+    reason = "no baseline: Some photographs of pictures that the circuit was found on are missing."
     assert (reason in text.splitlines()) == (change == "gone")
     assert ("note: There is no average map to compare with" in text) == (change == "gone")
     differs = "note: The average map was computed on other images or crops than those that the circuit was found on."
@@ -1047,24 +1048,24 @@ BAD = {
     ),
     "unknown unit": (F.replace("4:2", "4:99"), "99"),
     "unit given twice": (F.replace("4:2", "4:2,3,2"), "given more than once: 2"),
-    "class name": (F.replace("4:2", "4:dog"), "tiny_net:net comes without class names"),
+    "class name": (F.replace("4:2", "4:dog"), "tiny_net:net has no class names"),
     "direction": (F.replace("4:2", "4:direction-01234567"), "is a direction, which text cannot hold"),
     "no unit": (F.replace("4:2", "4"), "layer:unit"),
     "position outside": (F.replace("4:2", "4:2@99,0"), "99,0"),
     "density 0": (f"{FIND} --density 0", "0.0"),
     "density above 1": (f"{FIND} --density 1.5", "1.5"),
     "density nan": (f"{FIND} --density nan", "nan"),
-    "density and kernels": (f"{F} --kernels 3", "either --density"),
+    "density and kernels": (f"{F} --kernels 3", "only one of --density"),
     "density and an R2": (f"{F} --reach-r2 .8", "or --reach-r2"),
     "an R2 of 1": (f"{FIND} --reach-r2 1", "above 0 and below 1; got 1.0"),
-    "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs three"),
+    "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs at least three"),
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),
     "mean of 255": (
         f"{F.replace('tiny_net:net', 'plain_net:net')} --mean 104,117,123 --std .2",
-        "--mean is three numbers for red, green and blue, or one for all, of pixels from 0 to 1; got 104.0, 117.0",
+        "--mean takes three numbers for red, green and blue, or one for all, for pixels from 0 to 1; got 104.0, 117.0",
     ),
-    "std of text": (f"{F} --std a,b", "--std is numbers with commas between them; got 'a,b'"),
-    "mean of one that says it itself": (f"{F} --mean .5 --std .5", "leave out --mean and --std"),
+    "std of text": (f"{F} --std a,b", "--std takes numbers separated by commas; got 'a,b'"),
+    "mean of one that says it itself": (f"{F} --mean .5 --std .5", "omit --mean and --std"),
     "a file of code": (F.replace("tiny_net:net", "tiny_net.py"), "tiny_net:factory."),
     "no recipes": (f"{FIND} --recipe no.toml", "no.toml is not a readable file of recipes: No such file"),
     "recipes: no TOML": ("find --recipe text.safetensors", "is not a readable file of recipes: Expected '='"),
@@ -1073,11 +1074,11 @@ BAD = {
     "recipes: unknown field": ("find --recipe field.toml", "circuit 2 of field.toml has the unknown field 'densty'"),
     "recipes: other type": ("find --recipe type.toml", "density in circuit 1 of type.toml is 'much'; expected a share"),
     "recipes: no feature": ("find --recipe nothing.toml", "circuit 1 of nothing.toml has no feature"),
-    "recipes: out": ("find --recipe out.toml", "out.txt should end in .safetensors"),
+    "recipes: out": ("find --recipe out.toml", "out.txt must end in .safetensors"),
     "recipes: one file for two": ("find --recipe twice.toml --model tiny_net:net", "Two circuits would be written to"),
     "compare: unknown criterion": (f"{COMPARE} --criteria snip,snap", "Similar names: snip"),
     "compare: density": (f"{COMPARE} --densities .5,2", "must be in (0, 1]; got 2.0"),
-    "compare: densities": (f"{COMPARE} --densities many", "--densities is numbers"),
+    "compare: densities": (f"{COMPARE} --densities many", "--densities takes numbers"),
     "compare: option": (f"{COMPARE} --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
     "compare: unknown option": (f"{COMPARE} --criteria force --option force.steeps=2", "force has no option 'steeps'"),
     "compare: out is a file": (f"{COMPARE} --out text.safetensors", "is a file; give a folder"),
@@ -1104,7 +1105,7 @@ BAD = {
     "missing weights": (f"{F} --weights no.pt", "no.pt"),
     "no CUDA": (f"{F} --device cuda", "CUDA"),
     "images too small": (f"{F} --size 3", "larger"),
-    "held-out": (f"{F} --held-out 1.5", "--held-out is a share above 0 and below 1, say 0.4; got 1.5"),
+    "held-out": (f"{F} --held-out 1.5", "--held-out must be a share above 0 and below 1, such as 0.4; got 1.5"),
     "nobody held out": (f"{F} --held-out 0.01", "--held-out 0.01 of 6 photographs"),
     "seed": (f"{F} --seed 99999999999", "--seed must be a whole number from 0 to"),
     "batch size": (f"{F} --batch-size {2**70}", f"--batch-size must be a whole number from 1 to {2**63 - 1}"),
@@ -1126,8 +1127,8 @@ BAD = {
     "extract: no file": ("extract no.safetensors", "no.safetensors"),
     "extract: scores": ("extract scores.safetensors", "holds scores"),
     "extract: module": ("extract module.safetensors", "holds a module"),
-    "extract: suffix": ("extract hand.safetensors --out a.onnx", "should end in .safetensors"),
-    "extract: onnx suffix": ("extract hand.safetensors --onnx a.safetensors", "should end in .onnx"),
+    "extract: suffix": ("extract hand.safetensors --out a.onnx", "must end in .safetensors"),
+    "extract: onnx suffix": ("extract hand.safetensors --onnx a.safetensors", "must end in .onnx"),
     "extract: missing folder": ("extract hand.safetensors --onnx nowhere/a.onnx", "nowhere"),
     "extract: no model": ("extract hand.safetensors", "--model"),
     "extract: other model": ("extract hand.safetensors --model efficientnet_lite0", "EfficientNet"),

@@ -208,7 +208,7 @@ def test_memory_that_runs_out_is_one_line(error, capsys):
 
     code, out, err = ending(application, capsys)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("error: out of memory; take fewer (--batch-size)")
+    assert err.startswith("error: out of memory; run fewer images at once (--batch-size)")
 
 
 def test_a_fault_of_our_own_is_not_hidden():

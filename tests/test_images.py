@@ -314,10 +314,10 @@ def test_folder_leaves_the_warning_filters_alone(tmp_path):
 def test_folder_without_pictures(tmp_path):
     with pytest.raises(ConvCircuitsError, match="is not a folder"):
         load_folder(tmp_path / "absent")
-    with pytest.raises(ConvCircuitsError, match="holds no pictures"):
+    with pytest.raises(ConvCircuitsError, match="contains no pictures"):
         load_folder(tmp_path)
     (tmp_path / "a.txt").write_text("no picture")
-    with pytest.raises(ConvCircuitsError, match="holds no pictures"):
+    with pytest.raises(ConvCircuitsError, match="contains no pictures"):
         load_folder(tmp_path)
     (tmp_path / "a.png").write_bytes(b"broken")
     with pytest.raises(ConvCircuitsError, match=r"none of its pictures can be read \(a\.png\)"):
@@ -354,8 +354,8 @@ def test_split_depends_on_the_seed_not_on_the_order_nor_on_global_state():
     [
         (1, 0.5, "both parts need"),
         (2, 0.1, "both parts need"),
-        (4, 0.0, "held_out is a share above 0 and below 1"),
-        (4, 1.0, "held_out is a share above 0 and below 1"),
+        (4, 0.0, "held_out must be a share above 0 and below 1"),
+        (4, 1.0, "held_out must be a share above 0 and below 1"),
     ],
 )
 def test_split_with_an_empty_part(count, share, message):
@@ -395,7 +395,7 @@ def test_files_of_one_size_and_files_that_are_gone_are_no_copies(tmp_path):
 
 
 def test_split_of_two_photographs_with_one_name():
-    with pytest.raises(ConvCircuitsError, match="More than one photograph is called 'a'"):
+    with pytest.raises(ConvCircuitsError, match="More than one photograph is named 'a'"):
         split_photographs([noise("a"), noise("b"), noise("a")])
 
 

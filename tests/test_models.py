@@ -225,7 +225,7 @@ def test_a_failed_torchvision_download_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(ConvCircuitsError, match="no route to host") as caught:
         load_model(SMALL)
     assert all(
-        hint in str(caught.value) for hint in ("a file that you have by weights,", f"{SMALL}@random", "vgg16_hed")
+        hint in str(caught.value) for hint in ("Set weights to a file that you have,", f"{SMALL}@random", "vgg16_hed")
     )
 
 
@@ -271,7 +271,7 @@ def test_timm_failures_say_what_to_do(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        ConvCircuitsError, match=r"no route to host.*a file that you have by weights, .*timm:resnet18@random"
+        ConvCircuitsError, match=r"no route to host.*Set weights to a file that you have, .*timm:resnet18@random"
     ):
         load_model("timm:resnet18")
 
@@ -342,8 +342,12 @@ def configured():
 @pytest.mark.parametrize(
     ("name", "assumed", "said"),
     [
-        ("bare", True, "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 of pixels from 0 to 1, ImageNet's, as no"),
-        ("grey", True, "mean 0.449 and std 0.226 of pixels from 0 to 1, ImageNet's, as nothing says"),
+        (
+            "bare",
+            True,
+            "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 of pixels from 0 to 1, ImageNet's, because no",
+        ),
+        ("grey", True, "mean 0.449 and std 0.226 of pixels from 0 to 1, ImageNet's, because nothing says"),
         ("own", False, "prepared by the factory's own preprocess."),
         ("says", False, "mean 0.2, 0.2, 0.2 and std 0.4, 0.4, 0.4 of pixels from 0 to 1, as the factory's preprocess"),
         (
@@ -369,20 +373,20 @@ def test_a_mean_and_std_can_be_given_where_a_factory_has_no_preprocess(name, cod
     plain = Preprocess(mean=(127.5,) * channels, std=(63.75,) * channels)
     assert torch.equal(loaded.preprocess(picture), plain(picture))
     assert not loaded.assumed
-    assert loaded.normalization.endswith("as was asked for.")
+    assert loaded.normalization.endswith("as requested.")
 
 
 @pytest.mark.parametrize(
     ("spec", "given", "said"),
     [
-        ("nets:own", {"mean": [0.5], "std": [0.5]}, "says itself how its images are prepared"),
-        ("nets:says", {"mean": [0.5], "std": [0.5]}, "says itself how its images are prepared"),
-        ("torchvision:alexnet@random", {"std": [0.5]}, "says itself how its images are prepared"),
+        ("nets:own", {"mean": [0.5], "std": [0.5]}, "specifies its own preprocessing"),
+        ("nets:says", {"mean": [0.5], "std": [0.5]}, "specifies its own preprocessing"),
+        ("torchvision:alexnet@random", {"std": [0.5]}, "specifies its own preprocessing"),
         ("nets:bare", {"mean": [0.5]}, "Give mean and std together"),
-        ("nets:bare", {"mean": [0.5], "std": [0.0]}, "std is three numbers"),
-        ("nets:bare", {"mean": [0.5, 0.5], "std": [0.5]}, "mean is three numbers"),
+        ("nets:bare", {"mean": [0.5], "std": [0.0]}, "std takes three numbers"),
+        ("nets:bare", {"mean": [0.5, 0.5], "std": [0.5]}, "mean takes three numbers"),
         ("nets:bare", {"mean": [104, 117, 123], "std": [1, 1, 1]}, "divide them by 255"),
-        ("nets:bare", {"mean": [float("nan")], "std": [0.5]}, "mean is three numbers"),
+        ("nets:bare", {"mean": [float("nan")], "std": [0.5]}, "mean takes three numbers"),
     ],
 )
 def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code):
@@ -399,7 +403,7 @@ def test_a_mean_and_std_that_cannot_be_meant_are_refused(spec, given, said, code
         ("model", "is a Identity; give a function"),
         ("needy", "cannot be called without arguments"),
         ("lost", "returned a NoneType"),
-        ("uncropped", "one shape"),
+        ("uncropped", "same shape"),
     ],
 )
 def test_factory_mistakes_are_explained(code, name, message):
@@ -487,10 +491,10 @@ def test_weights_files_that_are_none(tmp_path):
         load_model(SMALL, weights=tmp_path / "absent.pth")
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(ConvCircuitsError, match="cannot be read as weights alone"):
+        with pytest.raises(ConvCircuitsError, match="cannot be read as weights:"):
             load_model(SMALL, weights=tmp_path / name)
     torch.save({"weight": print}, tmp_path / "w.pth")
-    with pytest.raises(ConvCircuitsError, match="other things than tensors, which could run code") as refused:
+    with pytest.raises(ConvCircuitsError, match="objects other than tensors, which could run code") as refused:
         load_model(SMALL, weights=tmp_path / "w.pth")
     assert "weights_only" not in str(refused.value)
     (tmp_path / "w.bin").write_bytes(b"")
@@ -516,7 +520,7 @@ def test_weights_files_cannot_run_code(tmp_path):
         ("vgg16_hde", None, "No model is called 'vgg16_hde'. Give one of vgg16_hed, .*torchvision:NAME"),
         ("alexnet", None, "No model is called 'alexnet'"),
         ("vgg16_hed@random", None, "only 'torchvision:NAME'"),
-        ("torchvision:alexnet@random", "w.pth", "Drop one"),
+        ("torchvision:alexnet@random", "w.pth", "Omit one"),
     ],
 )
 def test_specs_that_mean_nothing(spec, weights, message):
@@ -703,12 +707,12 @@ def test_a_class_name_stands_for_its_unit(text, feature):
     ("text", "said"),
     [
         ("fc:golden retreiver", "few has no class 'golden retreiver'. Similar names: Golden Retriever"),
-        ("fc:CARDIGAN", "'CARDIGAN' names several units; write which is meant: fc:4 (Cardigan), fc:5 (cardigan)."),
+        ("fc:CARDIGAN", "'CARDIGAN' names several units; choose one: fc:4 (Cardigan), fc:5 (cardigan)."),
         (
             "conv:tench",
-            "conv has 4 channels, which the 7 class names of few do not name. Layers with class names: fc, so",
+            "conv has 4 channels, but few has 7 class names, so they do not apply to it. Layers with class names: fc",
         ),
-        ("fcc:tench", "few has no layer 'fcc' with a feature. Similar names: fc"),
+        ("fcc:tench", "few has no layer 'fcc' that can carry a feature. Similar names: fc"),
         ("fc:", "is not a feature; write layer:unit"),
         ("fc:tench@top", "is not a feature; write layer:unit"),
         ("fc:direction-12345678", "is a direction, which text cannot hold"),
@@ -727,7 +731,7 @@ def test_a_name_that_two_classes_share_lists_both():
 
 
 def test_without_class_names_the_error_says_what_to_write():
-    with pytest.raises(ConvCircuitsError, match=r"few comes without class names; write layer:unit, for example fc:9"):
+    with pytest.raises(ConvCircuitsError, match=r"few has no class names; write layer:unit, for example fc:9"):
         named(None).feature("fc:tench")
 
 

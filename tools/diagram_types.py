@@ -1,8 +1,9 @@
-"""Write what the diagram's document is for others than Python, from its records in ``convcircuits.drawing.data``.
+"""Generate the JSON schema and the TypeScript types of the diagram's document.
 
-    python tools/diagram_types.py    # as `make frontend` does first; what it writes is committed
+    python tools/diagram_types.py    # the first step of `make frontend`; commit the output
 
-A JSON schema and, from it, the renderer's types, constants and table of arrays in TypeScript.
+Both are generated from the records in ``convcircuits.drawing.data``. The TypeScript file has the renderer's types,
+constants and table of arrays.
 """
 
 import inspect
@@ -38,14 +39,14 @@ def main() -> None:
 
 
 def definitions() -> dict[str, dict[str, Any]]:
-    """Return the schemas of all records and kinds of arrays by name, each after those that it refers to."""
+    """Return the schemas of all records and kinds of arrays by name, each after the schemas that it refers to."""
     found: dict[str, dict[str, Any]] = {}
     schema(Document, found)
     return found
 
 
 def schema(hint: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the schema of a field's type. What it refers to is added to what was found."""
+    """Return the schema of a field's type. Add the schemas that it refers to to those found so far."""
     origin, inner = get_origin(hint), get_args(hint)
     if is_array(hint):
         dtype, axes = hint.__metadata__
@@ -71,7 +72,7 @@ def schema(hint: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def of_record(record: type[Record], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the schema of a record, with what its docstring and the comments behind its fields say."""
+    """Return the schema of a record, with descriptions from its docstring and from the comments on its fields."""
     source = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.MULTILINE)
     comments = {name: {"description": in_json(words)} for name, words in source}
     fields = {camel(name): schema(hint, found) | comments.get(name, {}) for name, hint in hints(record).items()}
@@ -95,7 +96,7 @@ def closed(fields: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
 
 
 def in_json(words: str) -> str:
-    """Return what Python says in the words of JSON."""
+    """Return a Python comment in the terms of JSON."""
     for kind in KINDS:
         words = words.replace(kind.__name__, ", ".join(f"{one.value} {one.name.lower()}" for one in kind))
     return words.replace("None", "null").replace("False", "false").replace("``", "`")
@@ -113,7 +114,7 @@ def json_schema() -> str:
 
 
 def broken(value: Any, indent: int = 0) -> str:
-    """Return a value as JSON, in one line where it fits."""
+    """Return a value as JSON, on one line if it fits."""
     line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (dict, list)) or indent + len(line) < WIDTH:
         return line
@@ -182,13 +183,13 @@ def typescript() -> str:
 
 
 def enumeration(kind: type[IntEnum]) -> str:
-    """Write an enumeration as an object."""
+    """Return an enumeration as an object in TypeScript."""
     members = ", ".join(f"{one.name.lower()}: {one.value}" for one in kind)
     return f"/** {kind.__doc__} */\nexport const {kind.__name__} = {{ {members} }} as const;"
 
 
 def arrays(records: dict[str, dict[str, Any]], record: str, where: str = "") -> Iterator[tuple[str, str]]:
-    """Go through the places of arrays, with their dtypes and axes."""
+    """Yield the places of all arrays, with their dtypes and axes."""
     for name, field in records[record].items():
         place = f"{where}.{name}".lstrip(".")
         if "axes" in field:
@@ -204,7 +205,7 @@ def dtype(field: dict[str, Any]) -> str:
 
 
 def interface(name: str, record: dict[str, Any]) -> str:
-    """Write a record's interface."""
+    """Return a record as an interface in TypeScript."""
     lines = []
     for field, kind in record["properties"].items():
         array = f"{dtype(kind)} ({', '.join(kind['axes'].split())})" if "axes" in kind else ""
@@ -215,7 +216,7 @@ def interface(name: str, record: dict[str, Any]) -> str:
 
 
 def typed(field: dict[str, Any]) -> str:
-    """Write a field's type."""
+    """Return a field's type in TypeScript."""
     match field:
         case {"axes": _}:
             return "Buffer"
@@ -238,7 +239,7 @@ def typed(field: dict[str, Any]) -> str:
 
 
 def union(values: list[Any]) -> str:
-    """Write a choice of values as a type."""
+    """Return a choice of values as a type in TypeScript."""
     return " | ".join(map(json.dumps, values))
 
 

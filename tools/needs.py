@@ -1,11 +1,11 @@
-"""Install what pip cannot: Python's venv, which Debian packages apart, and the Chromium that pages are tested in.
+"""Install what pip cannot: Python's venv, a separate package on Debian, and the Chromium that pages are tested in.
 
     python3 tools/needs.py venv .venv    # make a virtual environment of this Python
     python3 tools/needs.py chromium      # print the path of a Chromium or Chrome; install one where none is found
 
-Node.js needs no place here: it comes from a wheel, with the extra ``dev``. Nothing is ever asked. What is there is
-used; what is missing is installed by apt-get (as root, or by sudo where it needs no password), a browser else by
-Playwright's own download. One line on standard error says what is being done.
+Node.js is not handled here: it comes from a wheel, with the extra ``dev``. The script never asks questions. It uses
+what is installed. What is missing is installed by apt-get (as root, or with sudo if that needs no password) or, for the
+browser, by Playwright's own download. One line on standard error says what is being done.
 """
 
 import os
@@ -24,7 +24,7 @@ PLACES = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what the command line names."""
+    """Run the command that is named on the command line."""
     match list(arguments):
         case ["venv", folder]:
             make_venv(folder)
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def make_venv(folder: str) -> None:
-    """Make a virtual environment of the Python that runs this.
+    """Create a virtual environment of the Python that runs this script.
 
     Raises:
-        SystemExit: It has no venv, and none can be installed.
+        SystemExit: If it has no venv, and none can be installed.
     """
     if not _has_venv():
         package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
@@ -49,12 +49,12 @@ def make_venv(folder: str) -> None:
 
 
 def find_chromium() -> str | None:
-    """Return the path of a Chromium or Chrome that runs, None where there is none.
+    """Return the path of a Chromium or Chrome that runs, or None.
 
-    ``CHROME_BIN`` comes first, then what is on the PATH, where macOS has it, and what Playwright has downloaded.
+    ``CHROME_BIN`` comes first, then the PATH, the usual places on macOS, and Playwright's downloads.
 
     Raises:
-        SystemExit: ``CHROME_BIN`` names something that does not run.
+        SystemExit: If ``CHROME_BIN`` names something that does not run.
     """
     if given := os.environ.get("CHROME_BIN"):
         if not _runs(given):
@@ -65,15 +65,15 @@ def find_chromium() -> str | None:
 
 
 def find_node() -> str | None:
-    """Return the path of Node.js: the wheel's, beside this Python, else what is on the PATH."""
+    """Return the path of Node.js: the wheel's, next to this Python, or else the one on the PATH."""
     return shutil.which("node", path=Path(sys.executable).parent) or shutil.which("node")
 
 
 def make_driver_run() -> None:
-    """Install what Playwright's driver, which drives the browser, is linked with, where that is missing.
+    """Install the library that Playwright's driver needs, if it is missing.
 
     Raises:
-        SystemExit: It does not run, and what it needs cannot be installed.
+        SystemExit: If the driver does not run and the library cannot be installed.
     """
     if not (_runs(*PLAYWRIGHT) or (_apt_get("libatomic1") and _runs(*PLAYWRIGHT))):
         raise SystemExit("Playwright does not run: pip install playwright; on Debian and Ubuntu it needs libatomic1.")
@@ -83,19 +83,19 @@ def install_chromium() -> str:
     """Install a Chromium and return its path.
 
     Raises:
-        SystemExit: Neither apt-get nor Playwright could install one.
+        SystemExit: If neither apt-get nor Playwright could install one.
     """
-    # Ubuntu's package only points to a snap, so that apt-get may find nothing to install.
+    # Ubuntu's package is only a stub for a snap, so that apt-get may install no browser.
     if _apt_get("chromium", "fonts-liberation") and (found := find_chromium()):
         return found
     _say("Downloading Playwright's Chromium.")
-    needs = ["--with-deps"] if _root() is not None else []  # the libraries that it is linked with
+    needs = ["--with-deps"] if _root() is not None else []  # install the browser's libraries too
     subprocess.run([*PLAYWRIGHT, "install", *needs, "chromium"], stdout=sys.stderr)
     if found := _playwrights():
         return found
     raise SystemExit(
         "No Chromium was found, and none could be installed: install Chromium or Chrome so that it is on the PATH, "
-        "or name one by CHROME_BIN."
+        "or set CHROME_BIN to one."
     )
 
 
@@ -104,12 +104,12 @@ def _say(what: str) -> None:
 
 
 def _has_venv() -> bool:
-    """Return whether this Python can make virtual environments with pip in them."""
+    """Return whether this Python can create virtual environments with pip."""
     return subprocess.run([sys.executable, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0
 
 
 def _runs(*command: str) -> bool:
-    """Return whether a command tells its version; a stub of a browser that points to a snap does not."""
+    """Return whether a command prints its version, which a browser's stub for a snap does not."""
     try:
         return subprocess.run([*command, "--version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -128,7 +128,7 @@ def _playwrights() -> str | None:
 
 
 def _root() -> list[str] | None:
-    """Return what a command begins with so that it runs as root, None where that would ask for a password."""
+    """Return the prefix that runs a command as root, or None if that would ask for a password."""
     if not hasattr(os, "geteuid"):
         return None
     if os.geteuid() == 0:
@@ -139,13 +139,13 @@ def _root() -> list[str] | None:
 
 
 def _apt_get(*packages: str) -> bool:
-    """Install Debian packages; return whether that was possible."""
+    """Install Debian packages. Return whether that was possible."""
     root = _root()
     if root is None or not shutil.which("apt-get"):
         return False
     _say(f"Installing {' and '.join(packages)} by apt-get.")
     quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
-    subprocess.run([*quiet, "update"], capture_output=True)  # where one source of several fails, the others may do
+    subprocess.run([*quiet, "update"], capture_output=True)  # if one source fails, the others may suffice
     install = [*quiet, "install", "--yes", "--no-install-recommends", *packages]
     done = subprocess.run(install, capture_output=True, text=True, errors="replace")
     if done.returncode:

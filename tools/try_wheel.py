@@ -1,6 +1,6 @@
-"""Install a wheel alone, with what it depends on and no extra, in a new environment, and use it as a new user would.
+"""Install a wheel with its dependencies, but no extras, in a new environment, and use it as a new user would.
 
-``python tools/try_wheel.py dist/convcircuits-0.1.0-py3-none-any.whl``: ``make dist`` does it.
+``make dist`` runs ``python tools/try_wheel.py dist/convcircuits-0.1.0-py3-none-any.whl``.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ assert "</html>" in Path("circuit.html").read_text(encoding="utf-8")
 
 
 def main(wheel: str) -> None:
-    """Make the environment in a folder of its own, where the repository cannot be imported, and try the wheel."""
+    """Create the environment in a temporary folder, where the repository cannot be imported, and try the wheel."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", ".venv"], cwd=folder, check=True)
         scripts = Path(folder, ".venv", "Scripts" if sys.platform == "win32" else "bin")

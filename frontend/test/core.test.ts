@@ -392,7 +392,7 @@ test("a document that contradicts itself is refused with a sentence", () => {
     (document) => ([document.edges.source, document.edges.target] = [document.edges.target, document.edges.source]),
     /does not go to the right/,
   );
-  wrong((document) => (document.target = 999), /target 999 is none/);
+  wrong((document) => (document.target = 999), /target is node 999/);
 });
 
 test("of a view from outside what is not valid is left out; what Python takes stays as it is", () => {

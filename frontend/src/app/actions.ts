@@ -1,4 +1,4 @@
-/** What a reader does, whether by pointer, key or button; each says what changed to those who cannot see it. */
+/** The reader's actions, by pointer, key or button. Each announces what changed to screen readers. */
 
 import { percent } from "../core/format.js";
 import type { Store } from "./store.js";
@@ -16,14 +16,14 @@ export function isolateNode(store: Store, node: number): void {
   store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
 }
 
-/** Clears what is isolated and chosen. */
+/** Clears the isolation and the selection. */
 export function clear(store: Store): void {
   if (store.view.value.isolate === null && store.selection.value.length === 0) return;
   store.selection.value = [];
   store.change({ isolate: null }, "nothing is isolated");
 }
 
-/** Escape: first what is isolated or chosen, then the root, one step back. */
+/** Escape: clears the isolation and the selection; if there are none, goes back to the previous root. */
 export function stepBack(store: Store): void {
   if (store.view.value.isolate !== null || store.selection.value.length > 0) {
     clear(store);
@@ -50,7 +50,7 @@ export function pin(store: Store, node: number): void {
   );
 }
 
-/** Adds nodes to the chosen ones, or takes them away; those of another column are chosen no longer. */
+/** Adds nodes to the selection or, if all are in it, removes them. Nodes of other columns are deselected. */
 export function choose(store: Store, nodes: number[]): void {
   const { column } = store.graph;
   const held = store.selection.value.filter((node) => column[node] === column[nodes[0]!]);
@@ -61,7 +61,7 @@ export function choose(store: Store, nodes: number[]): void {
   store.say(`${store.selection.value.length} filters chosen`);
 }
 
-/** The chosen nodes, drawn as one; groups that they belonged to are part of it. */
+/** Draws the selected nodes as one group, in place of the groups that they belonged to. */
 export function group(store: Store): void {
   const nodes = store.selection.value;
   if (nodes.length < 2) return;
@@ -70,7 +70,7 @@ export function group(store: Store): void {
   store.selection.value = [];
   store.change(
     { groups: [...others, { name, nodes }], isolate: null },
-    `${nodes.length} filters are drawn as one, ${name}`,
+    `${nodes.length} filters are drawn as one: ${name}`,
   );
 }
 
@@ -80,8 +80,5 @@ export function renameGroup(store: Store, at: number, name: string): void {
 
 export function ungroup(store: Store, at: number): void {
   const name = store.view.value.groups[at]?.name;
-  store.change(
-    { groups: store.view.value.groups.filter((_, i) => i !== at), isolate: null },
-    `${name} is drawn as its filters`,
-  );
+  store.change({ groups: store.view.value.groups.filter((_, i) => i !== at), isolate: null }, `${name} is ungrouped`);
 }

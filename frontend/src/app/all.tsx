@@ -1,8 +1,8 @@
-/** All kernels at once, on a canvas. A gesture moves the picture that is there; when it rests, it is drawn anew. */
+/** All kernels at once, on a canvas. A gesture moves the existing picture; when it ends, the picture is redrawn. */
 
 import { useComputed } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { DARK, LIGHT, type Palette } from "../core/colour.js";
+import { DARK, LIGHT, type Palette } from "../core/color.js";
 import { plural } from "../core/format.js";
 import { lightAll, type Overview, overview } from "../core/overview.js";
 import type { Lit } from "../core/scene-types.js";
@@ -12,11 +12,11 @@ import type { Store } from "./store.js";
 
 const TOP = 34; // px for the headings
 const REACH = 14; // px from a node at which the pointer is on it
-const REST = 140; // ms without a gesture after which it is drawn anew
-const MOST = 16; // times larger
+const REST = 140; // ms without a gesture until the picture is redrawn
+const MOST = 16; // largest zoom factor
 const BATCH = 64; // edges in one stroke: many are slow alone, and very many are slow together
 
-/** Where the drawing is: a point of it is at scale * point + shift. */
+/** The place of the drawing: a point of it is at scale * point + (x, y). */
 interface Place {
   scale: number;
   x: number;
@@ -58,7 +58,7 @@ export function AllKernels({ store }: { store: Store }) {
         part="all"
         tabIndex={0}
         role="img"
-        aria-label={`${drawn}; the table lists them. Plus and minus zoom, arrow keys move, 0 shows all`}
+        aria-label={`${drawn}; the table lists them. Plus and minus zoom, arrow keys pan, 0 shows everything`}
         style={{ width: `${shown.width}px`, height: `${shown.height + TOP}px` }}
         onKeyDown={(event) => {
           const act: Record<string, () => void> = {
@@ -77,10 +77,10 @@ export function AllKernels({ store }: { store: Store }) {
         }}
       />
       <div class="zoom">
-        <button type="button" aria-label="larger" onClick={() => zoom(1.5)}>
+        <button type="button" aria-label="zoom in" onClick={() => zoom(1.5)}>
           +
         </button>
-        <button type="button" aria-label="smaller" onClick={() => zoom(1 / 1.5)}>
+        <button type="button" aria-label="zoom out" onClick={() => zoom(1 / 1.5)}>
           {"\u2212"}
         </button>
         <button type="button" aria-label="show all" onClick={() => painter.current?.home()}>
@@ -99,7 +99,7 @@ class Painter {
   #lit: Lit | null = null;
   #palette: Palette = LIGHT;
   #place: Place = HOME;
-  /** The picture that is there, and where it was drawn. */
+  /** The current picture, and the place for which it was drawn. */
   #bitmap = document.createElement("canvas");
   #drawn: Place = HOME;
   #timer = 0;
@@ -147,14 +147,14 @@ class Painter {
     this.#to({ ...this.#place, x: this.#place.x + x, y: this.#place.y + y });
   }
 
-  /** Larger around a point of the canvas. */
+  /** Zooms around a point of the canvas. */
   zoom(by: number, x: number, y: number): void {
     const { scale, x: left, y: top } = this.#place;
     const next = Math.max(1, Math.min(MOST, scale * by));
     this.#to({ scale: next, x: x - ((x - left) * next) / scale, y: y - ((y - top) * next) / scale });
   }
 
-  /** Nothing is moved so far that the drawing would leave the canvas. */
+  /** Moves the drawing, but never so far that it leaves the canvas. */
   #to({ scale, x, y }: Place): void {
     const [width, height] = [this.#all!.width, this.#all!.height + TOP];
     this.#place = {
@@ -169,7 +169,7 @@ class Painter {
     this.#timer = window.setTimeout(this.#redraw, REST);
   }
 
-  /** Shows the picture that is there where it belongs now, and what the pointer is on above it. */
+  /** Shows the current picture at its new place, with the node under the pointer on top. */
   #present(): void {
     cancelAnimationFrame(this.#frame);
     this.#frame = requestAnimationFrame(() => {
@@ -208,7 +208,7 @@ class Painter {
     const { x: left, y: top, scale } = this.#place;
     const [from, to] = [-left / scale, (all.width - left) / scale];
     const [above, below] = [-top / scale - TOP, (all.height + TOP - top) / scale];
-    // Only what crosses the window is stroked.
+    // Only stroke edges that cross the window.
     const inSight = (edge: number) => {
       const at = 4 * edge;
       const [x0, y0, x1, y1] = [all.ends[at]!, all.ends[at + 1]!, all.ends[at + 2]!, all.ends[at + 3]!];
@@ -251,7 +251,7 @@ class Painter {
     );
   }
 
-  /** Edges, in their order, in batches of one colour and about one width. */
+  /** Draws edges in order, in batches of one color and about the same width. */
   #edges(context: CanvasRenderingContext2D, edges: number[], alpha: number): void {
     const all = this.#all!;
     for (const sign of [0, -1, 1]) {
@@ -294,7 +294,7 @@ class Painter {
     context.strokeRect(x, y, side, side);
   }
 
-  /** The node nearest to a point of the window; -1 where none is near. */
+  /** The node nearest to the pointer; -1 if none is near. */
   #at(event: PointerEvent): number {
     const frame = this.#canvas.getBoundingClientRect();
     const { scale, x, y } = this.#place;

@@ -1,4 +1,4 @@
-/** The whole app: controls, what they change, and what it says of itself. */
+/** The whole app: controls, the diagram, its legend and its caption. */
 
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import type { LegendItem } from "../core/scene-types.js";
@@ -12,7 +12,7 @@ import { TargetPanel } from "./target.js";
 import { FlowText, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
-const NARROWEST = 42; // px for a column; where there is less room, the diagram scrolls in a region of its own
+const NARROWEST = 42; // px for a column; with less room, the diagram scrolls in its own region
 
 export function App({ store }: { store: Store }) {
   const root = useRef<HTMLDivElement>(null);
@@ -57,7 +57,7 @@ export function App({ store }: { store: Store }) {
     };
   }, [store]);
 
-  // The page around the app has the app's ground, so that a toggled theme leaves no border.
+  // The page around the app gets the app's background, so that a toggled theme leaves no border.
   useEffect(() => {
     if (host !== "page") return;
     document.documentElement.style.colorScheme = theme;
@@ -95,7 +95,7 @@ export function App({ store }: { store: Store }) {
         <Card store={store} />
       </div>
       <p class="caption" part="caption">
-        {mode !== "diagram" && "Of the diagram: "}
+        {mode !== "diagram" && "In the diagram: "}
         {scene.numbers.text}
       </p>
       <div class="hidden" role="status" aria-live="polite" part="message">
@@ -105,8 +105,8 @@ export function App({ store }: { store: Store }) {
   );
 }
 
-/** A line of the legend. With an image chosen, kernels are painted by what they do on it, and not by what the core's
- *  legend says. */
+/** A line of the legend. If an image is chosen, kernels are painted by their effect on it, which the core's legend does
+ *  not describe. */
 function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image: boolean }) {
   return (
     <li data-legend={kind}>
@@ -125,9 +125,7 @@ function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image:
           {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
         </svg>
       )}
-      {image && label.title.startsWith("width")
-        ? "colour and width: effect on the image, grey: not known"
-        : label.title}
+      {image && label.title.startsWith("width") ? "color and width: effect on the image; gray: unknown" : label.title}
       {label.title.startsWith("score") && (
         <Pop label="(i)" name="flow" right aria="what flow is">
           {() => <FlowText />}

@@ -1,4 +1,4 @@
-/** The card beside what the pointer or the focus is on: all that the document knows of it. */
+/** The card beside the node or edge under the pointer or with the focus: everything that the document knows about it. */
 
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
@@ -15,9 +15,9 @@ import { Kernel, MapPicture, Picture } from "./ui.js";
 
 const AWAY = 16; // px between the card and what it is about
 const PICTURE = 116;
-const BESIDE = 72; // where the image stands beside two maps
+const BESIDE = 72; // if the image is beside two maps
 const PATCH = 46;
-const MOST_CELL = 50; // px: a weight's square, where its number is written
+const MOST_CELL = 50; // px: largest square of a weight with its number
 
 export function Card({ store }: { store: Store }) {
   const spot = store.hover.value;
@@ -37,11 +37,12 @@ export function Card({ store }: { store: Store }) {
   );
 }
 
-/** Beside it and its neighbours where there is room, or else beside it alone, or below or above it: never over it. */
+/** Places the card beside the spot and its neighbors if there is room, else beside the spot, else below or above it, but
+ *  never over it. */
 function place(card: HTMLElement, { box, around }: Spot): void {
   const frame = (card.offsetParent as HTMLElement).getBoundingClientRect();
   const [width, height] = [card.offsetWidth, card.offsetHeight];
-  // What is in the window, in the stage's coordinates.
+  // The visible part of the window, in the stage's coordinates.
   const [top, bottom] = [Math.max(0, -frame.top) + 6, innerHeight - frame.top - 6];
   const sides = [around.right + AWAY, around.left - AWAY - width, box.right + AWAY, box.left - AWAY - width];
   let left = sides.find((each) => each >= 4 && each + width <= frame.width - 4);
@@ -99,22 +100,22 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
             {Number.isNaN(saliency[edge]!) ? "not in this circuit" : significant(saliency[edge]!)}
           </Fact>
         )}
-        {graph.edgeKind[edge] === EdgeKind.readout && <Fact name="weighs">{significant(saliency[edge]!)}</Fact>}
+        {graph.edgeKind[edge] === EdgeKind.readout && <Fact name="weight">{significant(saliency[edge]!)}</Fact>}
         {!connection && rank[edge]! >= 0 && (
           <Fact name="rank">
             {count(rank[edge]! + 1)} of {count(kernels)}
           </Fact>
         )}
         <Fact name="flow">{percent(flow.value.edge[edge]!)} of the target's</Fact>
-        {image !== null && <Fact name="effect here">{effect === null ? "not known" : significant(effect)}</Fact>}
+        {image !== null && <Fact name="effect on image">{effect === null ? "unknown" : significant(effect)}</Fact>}
       </dl>
       {image !== null &&
         !connection &&
         (presum ? (
           <div class="pictures">
             <figure>
-              <MapPicture map={presum} size={PICTURE} label="what it adds, position by position" />
-              <figcaption>what it adds, position by position; full colour = {significant(presum.top)}</figcaption>
+              <MapPicture map={presum} size={PICTURE} label="contribution by position" />
+              <figcaption>contribution by position; full color = {significant(presum.top)}</figcaption>
             </figure>
           </div>
         ) : (
@@ -122,7 +123,7 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
         ))}
       {edges.length > 1 && (
         <>
-          <h3>{plural(edges.length - 1, "other kernel")} drawn as one with it</h3>
+          <h3>drawn as one with {plural(edges.length - 1, "other kernel")}</h3>
           <Kernels store={store} edges={edges.slice(1, 6)} by="both" />
         </>
       )}
@@ -164,7 +165,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const set = graph.document.pictures.find(({ name }) => name === view.value.pictures);
   const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
   const [best, ...others] = pictures.of(view.value.pictures, node);
-  // Of the set whose pictures of the target stand side by side, the best is one of these.
+  // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
@@ -201,7 +202,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       ) : (
         set &&
         (best === undefined ? (
-          <p class="soft">There is no such picture of it ({plain(set.label)}).</p>
+          <p class="soft">No picture of this kind ({plain(set.label)}).</p>
         ) : (
           <div class="pictures">
             <figure>
@@ -221,7 +222,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length === 1 &&
         inner(store, node).map((edge) => (
           <>
-            <h3>its own kernel, {edgeName(graph, edge)}</h3>
+            <h3>kernel of this filter alone, {edgeName(graph, edge)}</h3>
             <div class="pictures">
               <Kernel
                 graph={graph}
@@ -245,7 +246,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
               activation && (
                 <figure>
                   <MapPicture map={activation} size={PICTURE} label="activation map" />
-                  <figcaption>on the image; full colour = {significant(activation.top)}</figcaption>
+                  <figcaption>activation on the image; full color = {significant(activation.top)}</figcaption>
                 </figure>
               )
             )}
@@ -262,7 +263,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         return (
           edges.length > 0 && (
             <>
-              <h3>{direction === "incoming" ? "reads most from" : "is read most by"}</h3>
+              <h3>{direction === "incoming" ? "strongest inputs" : "strongest outputs"}</h3>
               <Kernels store={store} edges={edges} by={direction === "incoming" ? "source" : "target"} />
             </>
           )

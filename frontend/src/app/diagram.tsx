@@ -19,9 +19,9 @@ const REACH = 7; // px from an edge at which the pointer is on it
 const MARGIN = 14; // px around what is drawn
 const WIDEST = 8; // px: an edge of the greatest effect
 const LABEL =
-  "circuit diagram: arrow keys walk the filters, Enter draws one as the target, Space isolates it, p pins it";
+  "circuit diagram: arrow keys move between filters, Enter draws one as the target, Space isolates it, p pins it";
 
-/** How an edge is painted: by its saliency, or, with an image chosen, by its effect there. */
+/** How an edge is painted: by its saliency or, if an image is chosen, by its effect on it. */
 interface Paint {
   sign: number;
   width: number;
@@ -48,7 +48,7 @@ function kindOf(sign: number): string {
   return sign > 0 ? "excites" : sign < 0 ? "inhibits" : "connects";
 }
 
-/** How the two sides of a comparison are dashed. */
+/** The dash pattern of either side of a comparison. */
 export function dashes(mark: Mark, width: number): string | undefined {
   return mark === "both" ? undefined : DASHES[mark].map((part) => part * Math.max(width, 0.8)).join(" ");
 }
@@ -69,7 +69,7 @@ const EdgePath = pure(({ edge, paint, name }: { edge: SceneEdge; paint: Paint; n
   </g>
 ));
 
-/** An edge that is isolated, over the dimmed ones: dimming them as one is what keeps isolation quick. */
+/** An isolated edge, on top of the dimmed ones: dimming all edges as one layer keeps isolation fast. */
 const LitPath = pure(({ edge, paint }: { edge: SceneEdge; paint: Paint }) => (
   <g class={kindOf(paint.sign)}>
     <path
@@ -87,7 +87,7 @@ function Bar({ edge, paint }: { edge: SceneEdge; paint: Paint }) {
   return <path class="edge" d={edge.bar ?? barOf(edge, paint.width)} stroke-width={Math.max(1.5, paint.width * 0.8)} />;
 }
 
-/** The bar at the end of an edge that inhibits on an image, though it does not by its saliency's sign. */
+/** The bar at the end of an edge that inhibits on an image, although the sign of its saliency says otherwise. */
 function barOf({ points }: SceneEdge, width: number): string {
   const [x, y] = points.slice(-2) as [number, number];
   return `M${x} ${y - width / 2 - 2}V${y + width / 2 + 2}`;
@@ -108,7 +108,7 @@ interface NodeProps {
   name: string;
 }
 
-/** What a node shows. It lies under the node itself, whose bounds would else be those of the whole atlas. */
+/** A node's picture. It lies below the node itself, whose bounds would otherwise be those of the whole atlas. */
 const NodePicture = pure(
   ({ store, node, map, lit }: { store: Store; node: SceneNode; map: PositionMap | null; lit: boolean }) => {
     const { size } = node;
@@ -166,7 +166,7 @@ const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps
   );
 });
 
-/** Where the scene begins and ends without its title, legend and caption: the page has those as text of its own. */
+/** Where the scene begins and ends without its title, legend and caption, which the page shows as its own text. */
 export function bodyOf(scene: Scene): { top: number; height: number } {
   const tops = [
     ...scene.headings.map((label) => labelBox(label).top),
@@ -177,7 +177,7 @@ export function bodyOf(scene: Scene): { top: number; height: number } {
   return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
 }
 
-/** The strongest edges into a scene node, drawn or not, by flow. */
+/** The strongest edges into or out of some nodes by flow, drawn or not. */
 export function strongest(store: Store, nodes: number[], direction: "incoming" | "outgoing", most: number): number[] {
   const { graph, flow } = store;
   const lists = graph[direction];
@@ -192,7 +192,7 @@ export function strongest(store: Store, nodes: number[], direction: "incoming" |
 export function Diagram({ store }: { store: Store }) {
   const svg = useRef<SVGSVGElement>(null);
   const { graph } = store;
-  // What follows from the layout alone, and stays while things are lit.
+  // Depends on the layout only, and stays the same while nodes are lit.
   const names = useComputed(() => {
     const { nodes, edges } = store.plan.value;
     return {
@@ -227,7 +227,7 @@ export function Diagram({ store }: { store: Store }) {
     ? store.current.value
     : graph.document.target;
 
-  // A node that gets the focus by the keyboard's walk may have been drawn only just now.
+  // A node that the arrow keys focus may have been drawn only just now.
   useSignalEffect(() => {
     const node = store.current.value;
     store.scene.value;
@@ -255,7 +255,7 @@ export function Diagram({ store }: { store: Store }) {
       },
     };
   };
-  /** A column and those beside it. */
+  /** A column and its neighbors. */
   const beside = (column: number) => {
     const drawn = [...new Set(scene.nodes.map((node) => node.column))].sort((a, b) => a - b);
     const at = drawn.indexOf(column);
@@ -334,7 +334,7 @@ export function Diagram({ store }: { store: Store }) {
   };
 
   return (
-    // The listeners are not the SVG's own: one with a listener for the focus takes the focus itself.
+    // The listeners are on a div, because an SVG element with a focus listener takes the focus itself.
     <div
       class={lit ? "drawing isolated" : "drawing"}
       onPointerMove={move}
@@ -350,7 +350,7 @@ export function Diagram({ store }: { store: Store }) {
         store.hover.value = null;
       }}
     >
-      {/* A layer of its own, so that to dim it or to draw over it is not to paint it anew. */}
+      {/* A separate layer, so that it can be dimmed or drawn over without a repaint. */}
       <svg
         class="edges"
         role="group"
@@ -467,7 +467,7 @@ const GlyphMark = pure(({ store, kind, x, y, width, height, kernel }: KernelMap 
   );
 });
 
-/** What the pointer is on, drawn once more above the rest. */
+/** The edges of the node or edge under the pointer, drawn once more on top. */
 function Over({ store, paints }: { store: Store; paints: Paint[] }) {
   const spot = store.hover.value;
   const scene = store.scene.value;
@@ -515,7 +515,7 @@ function add(sum: number | null, value: number | null): number | null {
 }
 
 function focusNode(svg: SVGSVGElement | null, node: number): void {
-  // What Tab comes to is an old place until all is drawn again; but a node in a group has none of its own.
+  // The node that Tab focuses is out of date until everything is redrawn, but a node in a group has no other.
   const found =
     svg?.querySelector<SVGGElement>(`[data-node="${node}"]`) ?? svg?.querySelector<SVGGElement>('.node[tabindex="0"]');
   found?.focus({ preventScroll: false });
@@ -525,7 +525,7 @@ function to(store: Store, node: SceneNode | undefined): void {
   if (node) store.current.value = node.nodes[0]!;
 }
 
-/** Along the strongest lit edge, or else to the nearest node of the next column on that side. */
+/** Moves along the strongest lit edge, or else to the nearest node of the next column on that side. */
 function walk(store: Store, scene: Scene, from: SceneNode, side: "source" | "target"): void {
   const here = scene.nodes.indexOf(from);
   const other = side === "source" ? "target" : "source";

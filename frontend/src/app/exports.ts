@@ -7,7 +7,7 @@ import type { Document, Meta } from "../core/types.js";
 import { onPaper } from "../core/view.js";
 import type { Store } from "./store.js";
 
-/** The view as SVG text: as wide as on the screen, or, as Python would write it, for a paper. */
+/** The view as SVG text: as wide as on the screen or, exactly as Python writes it, for a paper. */
 async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<string> {
   const { graph } = store;
   const { medium, size, budget, width } = PRESETS[preset];
@@ -41,7 +41,7 @@ export function saved(store: Store): string {
   return JSON.stringify(document);
 }
 
-/** What a document's files are named, without what no name of a file should hold. */
+/** The name of an exported file, without characters that do not belong in file names. */
 export function fileName({ file }: Meta, ending: string): string {
   return `${(file ?? "").replace(/[^\w.+-]+/g, "-").replace(/^[-.]+/, "") || "circuit"}.${ending}`;
 }

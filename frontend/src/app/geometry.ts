@@ -1,4 +1,4 @@
-/** Which edge the pointer is on: the nearest curve, rather than the one that happens to be painted last. */
+/** Finds the edge under the pointer: the nearest curve, not the one that is painted last. */
 
 import type { SceneEdge } from "../core/scene-types.js";
 
@@ -30,7 +30,7 @@ export function polyline(edge: SceneEdge): Float32Array {
   return line;
 }
 
-/** The edge nearest to a point, of those no farther from their paint's border than `reach`; -1 for none. */
+/** The edge nearest to a point, among those whose painted border is within `reach`; -1 for none. */
 export function nearest(
   edges: SceneEdge[],
   x: number,

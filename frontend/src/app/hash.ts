@@ -1,4 +1,4 @@
-/** A view as the text after a URL's "#", and back. Only what differs from the document's own view is written. */
+/** Converts a view to the text after a URL's "#", and back. Only differences from the document's own view are written. */
 
 import type { View } from "../core/types.js";
 
@@ -29,7 +29,7 @@ export function formatHash(view: View, base: View): string {
   return out.join("&");
 }
 
-/** What a hash says, unchecked: a key that it does not name, or whose value is no number, is left out. */
+/** Parses a hash, without checking it against the document. Missing keys and invalid numbers are left out. */
 export function parseHash(hash: string): Partial<View> {
   const given = new URLSearchParams(hash.replace(/^#/, ""));
   const out: Record<string, unknown> = {};

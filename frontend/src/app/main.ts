@@ -1,4 +1,4 @@
-/** The circuit diagram in a page, which it finds by itself, or in a notebook: what anywidget and pages load. */
+/** The entry point that pages and anywidget load. In a page, it finds the document and draws it. */
 
 import { mount } from "./mount.js";
 import { type Model, pageSource, widgetSource } from "./source.js";

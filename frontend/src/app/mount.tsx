@@ -1,4 +1,4 @@
-/** Puts the app in an element, in a shadow root of its own. */
+/** Mounts the app in an element, in its own shadow root. */
 
 import { render as renderInto } from "preact";
 import { App } from "./app.js";
@@ -6,7 +6,7 @@ import type { Source } from "./source.js";
 import { createStore, type Store } from "./store.js";
 import { STYLES } from "./styles.js";
 
-/** Draws a source's document in `el`, in place of what is there; returns what takes it away. */
+/** Draws a source's document in `el`, replacing its content. Returns a function that removes it. */
 export function mount(el: HTMLElement, source: Source): () => void {
   const root = el.shadowRoot ?? el.attachShadow({ mode: "open" });
   let store: Store | null = null;
@@ -16,9 +16,10 @@ export function mount(el: HTMLElement, source: Source): () => void {
     let failure = "";
     try {
       store = createStore(source);
-      store.scene.value; // what cannot be drawn fails here, where it can be said
+      store.scene.value; // a document that cannot be drawn fails here, where the error can be shown
     } catch (error) {
-      failure = error instanceof SyntaxError ? "The document is no JSON." : String((error as Error)?.message ?? error);
+      failure =
+        error instanceof SyntaxError ? "The document is not valid JSON." : String((error as Error)?.message ?? error);
     }
     renderInto(null, root);
     renderInto(

@@ -1,10 +1,10 @@
-/** Pictures out of the document: tiles of its atlases, and maps over positions as small images. */
+/** Pictures from the document: tiles of its atlases, and maps over positions as small images. */
 
-import { heat } from "../core/colour.js";
+import { heat } from "../core/color.js";
 import { type Graph, numbers, type Place, tileAt } from "../core/decode.js";
 import type { Document } from "../core/types.js";
 
-/** The atlases' pages, each behind one short URL, so that a hundred nodes can name it. */
+/** The pages of the atlases, each behind one short URL that many nodes can refer to. */
 export class Pictures {
   readonly size: number;
   readonly pages: { url: string; columns: number; rows: number; image: HTMLImageElement }[];
@@ -22,7 +22,7 @@ export class Pictures {
     });
   }
 
-  /** Where a tile is; null for -1 and for what is in no page. */
+  /** The place of a tile; null for -1 and for a tile that is on no page. */
   at(tile: number): { page: number; x: number; y: number } | null {
     const place = tile < 0 ? null : tileAt(this.#document, tile);
     return place && { page: place.page, x: place.column * this.size, y: place.row * this.size };
@@ -38,13 +38,13 @@ export class Pictures {
     return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
   }
 
-  /** An image's thumbnail; nothing that would have to be fetched. */
+  /** An image's thumbnail, or an empty string if it would have to be fetched. */
   thumbnail(image: number): string {
     const src = this.#document.images?.src[image] ?? "";
     return src.startsWith("data:image/") ? src : "";
   }
 
-  /** Tiles as pictures of their own, data URLs by number. */
+  /** Cuts tiles out of their pages: data URLs by number. */
   async cut(tiles: number[]): Promise<Record<string, string>> {
     await Promise.all(this.pages.map(({ image }) => image.decode()));
     const canvas = document.createElement("canvas");
@@ -66,7 +66,7 @@ export class Pictures {
   }
 }
 
-/** A map over positions, as an image as small as it is, and what its strongest colour stands for. */
+/** A map over positions as an image with one pixel per position, and the value that full color stands for. */
 export interface PositionMap {
   url: string;
   height: number;
@@ -78,19 +78,19 @@ export interface PositionMap {
 export interface OnImage {
   networks: {
     variant: number | null; // null: the full model
-    map: PositionMap | null; // null: there is but one position
+    map: PositionMap | null; // null: there is only one position
     mean: number;
     maximum: number;
     r2: number | null; // null: of the full model itself, and where it is not defined
     r2Inside: number | null;
   }[];
-  /** What full colour stands for in all maps, and the least and the highest value in them, or 0. */
+  /** The value that full color stands for in all maps, and the lowest and highest values in them (or 0). */
   top: number;
   low: number;
   high: number;
 }
 
-/** Maps of nodes and kernels for the document's images, decoded when first asked for. */
+/** Maps of nodes and kernels for the document's images, decoded on first use. */
 export class Maps {
   #graph: Graph;
   #made = new Map<string, PositionMap | null>();
@@ -100,7 +100,7 @@ export class Maps {
     this.#graph = graph;
   }
 
-  /** What a node does on an image in the circuit; null: not stored. */
+  /** A node's activation on an image in the circuit; null: not stored. */
   activation(node: number, image: number): PositionMap | null {
     return this.#map("activation", node, image);
   }
@@ -187,7 +187,7 @@ export class Maps {
     );
   }
 
-  /** Values of `scale` at 127, full colour at `top`. */
+  /** Values of `scale` at 127, full color at `top`. */
   #paint(
     key: string,
     values: ArrayLike<number>,
@@ -204,8 +204,8 @@ export class Maps {
     const context = canvas.getContext("2d")!;
     const image = context.createImageData(width, height);
     for (let i = 0; i < height * width; i++) {
-      const colour = Number.parseInt(heat(top > 0 ? ((values[start + i]! / 127) * scale) / top : 0).slice(1), 16);
-      image.data.set([colour >> 16, (colour >> 8) & 255, colour & 255, 255], 4 * i);
+      const color = Number.parseInt(heat(top > 0 ? ((values[start + i]! / 127) * scale) / top : 0).slice(1), 16);
+      image.data.set([color >> 16, (color >> 8) & 255, color & 255, 255], 4 * i);
     }
     context.putImageData(image, 0, 0);
     const map = { url: canvas.toDataURL(), height, width, top };
@@ -213,7 +213,7 @@ export class Maps {
     return map;
   }
 
-  /** Decoded when it is first asked for. */
+  /** Decoded on first use. */
   #numbers(place: Place) {
     if (!this.#decoded.has(place)) this.#decoded.set(place, numbers(this.#graph.document, place));
     return this.#decoded.get(place)!;

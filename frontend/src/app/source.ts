@@ -4,17 +4,17 @@ import type { View } from "../core/types.js";
 import { formatHash, parseHash } from "./hash.js";
 
 export interface Source {
-  /** A page owns the URL, the tab's colours and the "/" key; a widget is a guest among others. */
+  /** A page owns the URL, the tab's colors and the "/" key; a widget shares them with other content. */
   readonly host: "page" | "widget";
   /** The document, as JSON. */
   document(): string;
-  /** What the host says of the view, unchecked. */
+  /** The host's view, unchecked. */
   view(): Partial<View>;
   /** The nodes that are chosen in the host. */
   selection(): number[];
   /** Tells the host what the reader sees now. `base` is the document's own view. */
   write(view: View, base: View, selection: number[]): void;
-  /** Call back when the host has another view, or another document; they return what ends that. */
+  /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
 }
@@ -31,8 +31,8 @@ export function pageSource(text: string): Source {
       const hash = formatHash(view, base);
       if (hash === location.hash.replace(/^#/, "")) return;
       written = hash;
-      // Replaced, not pushed: a slider's every step is no page to go back to. A file that forbids it keeps its old
-      // hash.
+      // Replaced, not pushed: steps of a slider are not pages to go back to. Where this is forbidden, the old hash
+      // stays.
       try {
         history.replaceState(null, "", hash === "" ? location.pathname + location.search : `#${hash}`);
       } catch {
@@ -51,7 +51,7 @@ export function pageSource(text: string): Source {
   };
 }
 
-/** What anywidget hands to `render`. */
+/** The model that anywidget passes to `render`. */
 export interface Model {
   get(name: string): unknown;
   set(name: string, value: unknown): void;
@@ -76,7 +76,7 @@ export function widgetSource(model: Model): Source {
       const now: Record<string, unknown> = { view, kernels: view.kernels, image: view.image, selection };
       const changed = Object.keys(now).filter((name) => JSON.stringify(model.get(name)) !== JSON.stringify(now[name]));
       if (changed.length === 0) return;
-      // Setting a trait calls its listeners back at once: what we say ourselves is no news.
+      // Setting a trait calls its listeners at once: ignore our own changes.
       writing = true;
       for (const name of changed) model.set(name, now[name]);
       writing = false;

@@ -1,4 +1,4 @@
-/** What the app knows: the document, the reader's view of it, and all that follows from the two. */
+/** The app's state: the document, the reader's view of it, and everything derived from the two. */
 
 import { computed, effect, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import { decode, type Graph } from "../core/decode.js";
@@ -18,7 +18,7 @@ export interface Spot {
   nodes: number[];
   edges: number[];
   box: { left: number; top: number; right: number; bottom: number };
-  /** From where to where its neighbours are drawn. */
+  /** The horizontal extent of its neighbors. */
   around: { left: number; right: number };
 }
 
@@ -29,16 +29,16 @@ export interface Store {
   view: Signal<View>;
   /** Nodes chosen for a group, or for the notebook. */
   selection: Signal<number[]>;
-  /** Of the stage. */
+  /** Width of the stage. */
   width: Signal<number>;
-  /** The layout, and the same with what is isolated lit. */
+  /** The layout, and the same with the isolated part lit. */
   plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
   /** The image whose maps and effects are shown: they are the first circuit's, and shown with no other. */
   image: ReadonlySignal<number | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
-  /** The node that the Tab key comes to. */
+  /** The node that the Tab key focuses. */
   current: Signal<number>;
   /** The roots on the way to the one that is drawn, for Esc. */
   trail: Signal<(number | null)[]>;
@@ -54,14 +54,14 @@ export interface Store {
 
 const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every step of a slider
 
-/** Raises DocumentError for a document that cannot be drawn. */
+/** Throws DocumentError if the document cannot be drawn. */
 export function createStore(source: Source): Store {
   const graph = decode(JSON.parse(source.document()));
   const base = ownView(graph);
   const view = signal(viewOf(graph, base, source.view()));
   const selection = signal(known(graph, source.selection()));
   const width = signal(1200);
-  // What moves nodes, apart from what only lights or colours them: isolation and images need no new layout.
+  // The part of the view that moves nodes. Isolation and images only light or color them, without a new layout.
   const layout = computed(() =>
     JSON.stringify({ ...view.value, isolate: null, share: base.share, image: null, mode: "diagram" }),
   );
@@ -96,7 +96,7 @@ export function createStore(source: Source): Store {
         const before = trail.lastIndexOf(next.root);
         store.trail.value = before >= 0 ? trail.slice(0, before + 1) : [...trail, next.root];
       }
-      // What was pinned only to be isolated is so no longer.
+      // A node that was pinned only to be isolated is unpinned.
       if (lent !== null && next.isolate !== lent) {
         next.pins = next.pins.filter((node) => node !== lent);
         lent = null;
@@ -118,7 +118,7 @@ export function createStore(source: Source): Store {
   };
 
   let lent: number | null = null;
-  // What is isolated must be drawn: it is pinned where it was not, and forgotten where it is dead.
+  // An isolated node must be drawn: it is pinned if it is not drawn, and dropped if it is dead.
   const drawIsolated = () => {
     const { isolate: node, pins } = view.value;
     if (node === null || scene.value.view.isolate === node) return;

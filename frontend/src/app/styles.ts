@@ -1,6 +1,6 @@
-/** All the app's styles, in its shadow root. Colours are AA on their ground in both themes. */
+/** All styles of the app, for its shadow root. Colors have AA contrast with their background in both themes. */
 
-import { DARK, LIGHT } from "../core/colour.js";
+import { DARK, LIGHT } from "../core/color.js";
 
 export const STYLES = `
 :host { display: block; }

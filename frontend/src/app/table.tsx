@@ -1,4 +1,4 @@
-/** All kernels as a table that can be sorted. Only the rows in sight are in the page, so that many stay quick. */
+/** All kernels as a sortable table. Only visible rows are in the page, so that large tables stay fast. */
 
 import { useSignal } from "@preact/signals";
 import { useMemo, useRef } from "preact/hooks";
@@ -9,7 +9,7 @@ import type { Store } from "./store.js";
 import { Kernel } from "./ui.js";
 
 const ROW = 31; // px
-const BEYOND = 8; // rows kept above and below those in sight
+const BEYOND = 8; // rows kept above and below the visible ones
 
 type Key = "layer" | "out" | "in" | "sign" | "saliency" | "rank" | "flow" | "effect";
 

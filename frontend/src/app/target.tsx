@@ -1,7 +1,7 @@
-/** The target on the chosen image: its maps in the full model and in what is drawn, on one scale, with their
+/** The target on the chosen image: its maps in the full model and in the drawn circuits, on one scale, with their
  *  figures. */
 
-import { heat } from "../core/colour.js";
+import { heat } from "../core/color.js";
 import { decimal, significant } from "../core/format.js";
 import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
@@ -10,7 +10,7 @@ import type { Store } from "./store.js";
 import { MapPicture } from "./ui.js";
 
 const MAP = 112; // px
-const STOPS = 9; // of the scale's colours
+const STOPS = 9; // of the scale's colors
 
 export function TargetPanel({ store }: { store: Store }) {
   const { graph } = store;
@@ -33,7 +33,7 @@ export function TargetPanel({ store }: { store: Store }) {
         <p class="soft">{explained(store, found)}</p>
         {store.image.value === null && (
           <p class="soft">
-            Maps of other filters and effects of kernels are known for the circuit alone, and are not shown.
+            Maps of other filters and effects of kernels are only known for the circuit itself, so they are not shown.
           </p>
         )}
       </div>
@@ -41,13 +41,13 @@ export function TargetPanel({ store }: { store: Store }) {
   );
 }
 
-/** What is drawn of it: the chosen variant, and the one that it is compared with. */
+/** The target's maps and figures in the chosen variant, and in the one that it is compared with. */
 export function onImage({ maps, view }: Store, image: number): OnImage | null {
   const { variant, compare } = view.value;
   return maps.target(compare === null ? [variant] : [variant, compare], image);
 }
 
-/** The maps side by side, and the scale of all. */
+/** The maps side by side, with their common scale. */
 export function TargetMaps({ store, found, size }: { store: Store; found: OnImage; size: number }) {
   const { shape, inside } = store.graph.document.images!.target;
   const frame = inside && framed(store) ? inside : null;
@@ -86,9 +86,9 @@ export function TargetMaps({ store, found, size }: { store: Store; found: OnImag
   );
 }
 
-/** The one colour scale of the maps, from the least to the highest value in them. */
+/** The one color scale of the maps, from the least to the highest value in them. */
 function Scale({ found: { top, low, high }, size }: { found: OnImage; size: number }) {
-  const colours = Array.from({ length: STOPS }, (_, i) =>
+  const colors = Array.from({ length: STOPS }, (_, i) =>
     heat(top > 0 ? (high + ((low - high) * i) / (STOPS - 1)) / top : 0),
   );
   const zero = high > low ? high / (high - low) : 0.5;
@@ -96,10 +96,10 @@ function Scale({ found: { top, low, high }, size }: { found: OnImage; size: numb
     <div
       class="scale"
       role="img"
-      aria-label={`colours from ${significant(low)} to ${significant(high)}, the same in all maps`}
+      aria-label={`colors from ${significant(low)} to ${significant(high)}, the same in all maps`}
       style={{ height: `${size}px` }}
     >
-      <i style={{ background: `linear-gradient(${colours.join(", ")})` }} />
+      <i style={{ background: `linear-gradient(${colors.join(", ")})` }} />
       {high > 0 && <span style={{ top: 0 }}>{significant(high)}</span>}
       {(low === 0 || (zero > 0.2 && zero < 0.8)) && <span style={{ top: `${100 * zero}%` }}>0</span>}
       {low < 0 && <span style={{ top: "100%" }}>{significant(low)}</span>}
@@ -107,7 +107,7 @@ function Scale({ found: { top, low, high }, size }: { found: OnImage; size: numb
   );
 }
 
-/** The figures: what can be compared without a look at colours. */
+/** The figures, which can be compared without looking at colors. */
 export function TargetFigures({ store, found }: { store: Store; found: OnImage }) {
   const one = found.networks[0]!.map === null;
   const inside = framed(store);
@@ -138,7 +138,7 @@ export function TargetFigures({ store, found }: { store: Store; found: OnImage }
   );
 }
 
-/** Over which positions, and what R² means. */
+/** Explains which positions count, and what R² means. */
 function explained({ graph }: Store, found: OnImage): string {
   const { positions, shape, inside, fullMap } = graph.document.images!.target;
   const where = `Over ${plain(positions)}.`;
@@ -151,15 +151,15 @@ function explained({ graph }: Store, found: OnImage): string {
       ? ""
       : inside.exact
         ? " In the frame, no receptive field reaches the padding."
-        : " Too few receptive fields lie inside the image; the frame is the middle.";
+        : " Too few receptive fields lie inside the image, so the frame marks the middle.";
   const undefined_ = found.networks.slice(1).every(({ r2 }) => r2 === null);
   const scale = undefined_
-    ? "R² is not defined where the full model's values do not differ."
-    : "R² is 1 for the full model's own map and 0 for one that knows no more than its mean.";
+    ? "R² is not defined if all of the full model's values are equal."
+    : "R² is 1 for the full model's own map, and 0 for a map that equals its mean everywhere.";
   return `${where}${frame}${averaged} ${scale}`;
 }
 
-/** All that is seen, for readers who hear it. */
+/** The same information for screen readers. */
 export function spokenTarget(store: Store, image: number): string {
   const found = onImage(store, image);
   if (!found) return "";

@@ -1,4 +1,4 @@
-/** The row of quiet controls, and the row that says what is isolated, chosen, pinned or grouped. */
+/** The toolbar, and the row below it that says what is isolated, chosen, pinned or grouped. */
 
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
@@ -62,7 +62,7 @@ export function Toolbar({ store }: { store: Store }) {
             </select>
           </label>
           <label class="field">
-            against
+            compare with
             <select
               part="compare"
               value={now.compare ?? ""}
@@ -76,7 +76,7 @@ export function Toolbar({ store }: { store: Store }) {
                 )
               }
             >
-              <option value="">nothing</option>
+              <option value="">none</option>
               {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
             </select>
           </label>
@@ -131,9 +131,7 @@ export function Toolbar({ store }: { store: Store }) {
                 <select
                   part="pictures"
                   value={now.pictures}
-                  onChange={(event) =>
-                    store.change({ pictures: event.currentTarget.value }, "other pictures are shown")
-                  }
+                  onChange={(event) => store.change({ pictures: event.currentTarget.value }, "pictures changed")}
                 >
                   {pictures.map(({ name, label }) => (
                     <option value={name}>{plain(label)}</option>
@@ -142,25 +140,25 @@ export function Toolbar({ store }: { store: Store }) {
               </label>
             )}
             <Choice
-              label="filters in a column"
+              label="filters per column"
               part="nodes-per-column"
               of={NODES}
               value={now.nodesPerColumn}
               change={(nodesPerColumn) =>
-                store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters in a column`)
+                store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters per column`)
               }
             />
             <Choice
-              label="kernels into a filter"
+              label="kernels into each filter"
               part="kernels-per-node"
               of={KERNELS}
               value={now.kernelsPerNode}
               change={(kernelsPerNode) =>
-                store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into a filter`)
+                store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into each filter`)
               }
             />
             <div class="row">
-              <span>a click isolates</span>
+              <span>flow that a click isolates</span>
               <Shares store={store} />
             </div>
           </>
@@ -209,7 +207,7 @@ export function Toolbar({ store }: { store: Store }) {
                 close();
               }}
             >
-              PNG, twice the size
+              PNG, double size
             </button>
             <button
               type="button"
@@ -228,7 +226,7 @@ export function Toolbar({ store }: { store: Store }) {
       <button
         type="button"
         part="theme"
-        aria-label={store.theme.value === "dark" ? "light colours" : "dark colours"}
+        aria-label={store.theme.value === "dark" ? "use light colors" : "use dark colors"}
         onClick={() => {
           store.theme.value = store.theme.value === "dark" ? "light" : "dark";
         }}
@@ -268,7 +266,7 @@ function Choice({
 
 function Shares({ store }: { store: Store }) {
   return (
-    <span class="segments" role="group" aria-label="share of the drawn flow that is isolated">
+    <span class="segments" role="group" aria-label="share of the drawn flow to isolate">
       {SHARES.map((share) => (
         <button
           type="button"
@@ -283,8 +281,8 @@ function Shares({ store }: { store: Store }) {
   );
 }
 
-/** The density slider: kernels kept, by rank, on a logarithmic scale; or the sizes at which the circuit was found
- *  anew. */
+/** The density slider: kernels kept by rank, on a logarithmic scale, or the sizes at which the circuit was found
+ *  separately. */
 function Density({ store }: { store: Store }) {
   const { variants } = store.graph.document;
   const { variant, kernels } = store.view.value;
@@ -300,16 +298,16 @@ function Density({ store }: { store: Store }) {
     if (anew)
       return store.change(
         { variant: anew[to]!, kernels: null },
-        `${plural(variants[anew[to]!]!.kept, "kernel")}, found anew`,
+        `${plural(variants[anew[to]!]!.kept, "kernel")}, found separately at this size`,
       );
     const k = Math.round(most ** (to / STEPS));
     store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
   };
   const hint = anew
-    ? "Its criterion finds other kernels at each size: these are the sizes at which it was run."
+    ? "The criterion finds other kernels at each size; these are the sizes at which it was run."
     : nested
       ? undefined
-      : "The criterion itself might keep other kernels at a smaller size: its rankings are not nested.";
+      : "At a smaller size, the criterion itself might keep other kernels: its rankings are not nested.";
   return (
     <label class="field" title={hint}>
       kernels
@@ -330,7 +328,7 @@ function Density({ store }: { store: Store }) {
   );
 }
 
-/** Filters by layer, number and name. One that is not drawn is pinned, so that it is. */
+/** Finds filters by layer, number and name. A found filter that is not drawn is pinned, so that it is. */
 function Search({ store }: { store: Store }) {
   const { graph } = store;
   const text = useSignal("");
@@ -399,7 +397,7 @@ function Search({ store }: { store: Store }) {
         aria-label="filters found"
       >
         {found.map((node, i) => (
-          // The pointer's press would take the focus, and with it the list.
+          // Pressing the pointer would move the focus and close the list.
           <li
             id={`result-${node}`}
             role="option"
@@ -436,7 +434,7 @@ function About({ store }: { store: Store }) {
               </>
             )}
             <dt>held out</dt>
-            <dd>{heldOut ? plural(heldOut.count, "image") : "nothing was measured"}</dd>
+            <dd>{heldOut ? plural(heldOut.count, "image") : "none: nothing was measured"}</dd>
             {Object.entries(meta.versions).map(([name, version]) => (
               <>
                 <dt>{plain(name)}</dt>
@@ -454,17 +452,17 @@ function About({ store }: { store: Store }) {
           <h2>Keys</h2>
           <dl>
             <dt>arrows</dt>
-            <dd>walk: left and right along the strongest kernel, up and down in a column</dd>
+            <dd>move left and right along the strongest kernels, up and down within a column</dd>
             <dt>Enter</dt>
-            <dd>draw a filter as the target</dd>
+            <dd>draw the filter as the target</dd>
             <dt>Space</dt>
             <dd>isolate it; with Shift, choose it for a group</dd>
             <dt>p</dt>
-            <dd>pin it</dd>
+            <dd>pin or unpin it</dd>
             <dt>/</dt>
             <dd>find a filter</dd>
             <dt>Esc</dt>
-            <dd>clear, then go back</dd>
+            <dd>clear, or go back to the previous target</dd>
           </dl>
         </>
       )}
@@ -475,14 +473,14 @@ function About({ store }: { store: Store }) {
 export function FlowText() {
   return (
     <p>
-      The target's score is sent back layer by layer: each filter's share is split among the kernels that come into it,
-      in proportion to their saliency. It adds up to the whole in every layer. It decides what is drawn and lit, and it
-      is only that: a heuristic for display, not a measurement. What was measured stands in the caption.
+      The target's score is propagated back layer by layer. Each filter's share is split among its incoming kernels, in
+      proportion to their saliency. In every layer, the shares add up to the whole score. Flow decides what is drawn and
+      lit. It is only a heuristic for display, not a measurement. What was measured is in the caption.
     </p>
   );
 }
 
-/** What is isolated, chosen, pinned, grouped, rooted: and how to undo it. */
+/** What is isolated, chosen, pinned, grouped or drawn as the target, with a button to undo each. */
 export function State({ store }: { store: Store }) {
   const { graph } = store;
   const { isolate, root, pins, groups, image, mode } = store.view.value;
@@ -490,7 +488,7 @@ export function State({ store }: { store: Store }) {
   return (
     <div class="state" part="state">
       {root !== null && (
-        <nav class="group" aria-label="roots">
+        <nav class="group" aria-label="targets">
           {store.trail.value.map((each, i, all) =>
             i === all.length - 1 ? (
               <b aria-current="page">{nodeName(graph, each ?? graph.document.target)}</b>
@@ -525,7 +523,7 @@ export function State({ store }: { store: Store }) {
               group
             </button>
           ) : (
-            <span>(shift-click others of its column to group them)</span>
+            <span>(shift-click others in its column to group them)</span>
           )}
           <button type="button" onClick={() => clear(store)}>
             clear (Esc)

@@ -1,13 +1,13 @@
-/** Small parts that several others are made of. */
+/** Small components that several others use. */
 
 import { Component, type ComponentChildren, createRef } from "preact";
-import { heat } from "../core/colour.js";
+import { heat } from "../core/color.js";
 import { type Graph, kernel } from "../core/decode.js";
 import { significant } from "../core/format.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
 
-/** A component that is drawn again only when one of its properties is another object. */
+/** A component that only renders again if one of its properties is another object. */
 export function pure<P extends object>(render: (props: P) => ComponentChildren) {
   return class extends Component<P> {
     override shouldComponentUpdate(next: P) {
@@ -32,7 +32,7 @@ export function Tile({ store, tile, x, y, size }: { store: Store; tile: number; 
   );
 }
 
-/** A tile as a picture of its own. */
+/** A tile as a separate picture. */
 export function Picture({ store, tile, size, label }: { store: Store; tile: number; size: number; label: string }) {
   return (
     <svg width={size} height={size} role="img" aria-label={label}>
@@ -84,7 +84,7 @@ export function Kernel({ graph, edge, cell, numbers }: { graph: Graph; edge: num
   );
 }
 
-/** A button that opens a panel under it. Escape, a click elsewhere and the focus leaving close it. */
+/** A button that opens a panel below it. Escape, a click elsewhere or a loss of focus closes it. */
 export class Pop extends Component<
   {
     label: ComponentChildren;

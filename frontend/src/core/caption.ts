@@ -1,4 +1,4 @@
-/** What the figure says about itself: all of it computed, and what was not measured is said to be so. */
+/** The caption of a figure. All of it is computed, and it says what was not measured. */
 
 import type { Graph } from "./decode.js";
 import type { Flow } from "./flow.js";
@@ -21,7 +21,7 @@ export interface Caption {
   r2ControlDrawn: number | null;
 }
 
-/** Whether the view draws the whole of its variant, or fewer of its kernels by the slider. */
+/** Whether the view draws all kernels of its variant, rather than fewer by the slider. */
 function isWhole(graph: Graph, view: View): boolean {
   return view.kernels === null || view.kernels >= graph.document.variants[view.variant]!.kept;
 }
@@ -65,7 +65,7 @@ function verdict(subject: string, { verdict, sentence }: Fidelity): string {
   return found[0]!.toUpperCase() + found.slice(1) + said;
 }
 
-/** R\u00b2 of a circuit, and of what it stands beside. */
+/** R\u00b2 of a circuit and of its baselines. */
 function figures(of: Fidelity): string {
   const where = of.interior === "central" ? "the central positions" : "the interior";
   const reaches = (name: string, all: number, inside: number | null) =>

@@ -1,4 +1,4 @@
-/** The document as typed arrays, with what comes into and goes out of each node. */
+/** The document as typed arrays, with the incoming and outgoing edges of each node. */
 
 import { ARRAYS, type Buffer, type Document, EdgeKind, NodeKind, SCHEMA } from "./types.js";
 
@@ -19,7 +19,7 @@ type Numbers<P extends Place> = (typeof ARRAYS)[P] extends `${infer D extends ke
   ? InstanceType<(typeof TYPES)[D]>
   : never;
 
-/** For each of some things, a list: those of thing i are items[start[i]] up to items[start[i + 1]]. */
+/** A list for each of several keys: that of key i is items[start[i]] up to (not including) items[start[i + 1]]. */
 export interface Lists {
   start: Int32Array;
   items: Int32Array;
@@ -60,7 +60,7 @@ export interface Graph {
 /** Decode a document. Raises DocumentError, with a sentence, for what is not one or contradicts itself. */
 export function decode(document: Document): Graph {
   if (document?.schema !== SCHEMA)
-    throw new DocumentError(`This is no ${SCHEMA} document: its schema is ${JSON.stringify(document?.schema)}.`);
+    throw new DocumentError(`This is not a ${SCHEMA} document: its schema is ${JSON.stringify(document?.schema)}.`);
   checkArrays(document);
   const n = document.nodes.kind.shape[0]!;
   const source = numbers(document, "edges.source");
@@ -110,7 +110,7 @@ function buffersAt(value: unknown, fields: string[], name = ""): { buffer: Buffe
   return buffersAt(inner, rest, name ? `${name}.${field}` : field);
 }
 
-/** See that every array is of its dtype and as long along its axes as what it is of. Raises DocumentError. */
+/** Checks that every array has its dtype, and that its shape matches the counts it belongs to. Throws DocumentError. */
 function checkArrays(document: Document): void {
   const sizes: Record<string, number | undefined> = {
     N: document.nodes?.kind?.shape?.[0],
@@ -144,7 +144,7 @@ export function numbers<P extends Place>(document: Document, place: P, entry = 0
   return new Typed(bytes.buffer) as Numbers<P>;
 }
 
-/** The bytes of base64 text: by what the engine has for it, where it has it, for documents are large. */
+/** The bytes of base64 text. Uses the engine's own decoder if it has one, because documents are large. */
 function fromBase64(text: string, name: string): Uint8Array<ArrayBuffer> {
   const { fromBase64: native } = Uint8Array as unknown as { fromBase64?: (text: string) => Uint8Array<ArrayBuffer> };
   try {
@@ -160,7 +160,7 @@ function firstTiles(document: Document, set: number): Int32Array {
   return Int32Array.from({ length: n }, (_, node) => (each ? tiles[node * each]! : -1));
 }
 
-/** Items 0, 1, ... that pass, listed by their key, in order. */
+/** Lists the items 0, 1, ... that pass by their key, in order. */
 export function lists(keys: number, keyOf: ArrayLike<number>, passes: (item: number) => boolean): Lists {
   const start = new Int32Array(keys + 1);
   for (let item = 0; item < keyOf.length; item++)
@@ -182,8 +182,9 @@ function check(graph: Graph): void {
   const fail = (sentence: string): never => {
     throw new DocumentError(sentence);
   };
-  if (!inside(document.target, nodeCount)) fail(`The target ${document.target} is none of the ${nodeCount} nodes.`);
-  if (!document.variants.length) fail("The document holds no variant: there is no circuit to draw.");
+  if (!inside(document.target, nodeCount))
+    fail(`The target is node ${document.target}, but there are only ${nodeCount} nodes.`);
+  if (!document.variants.length) fail("The document has no variant, so there is no circuit to draw.");
   for (let node = 0; node < nodeCount; node++) {
     if ((kind[node] === NodeKind.image) !== (column[node] === -1))
       fail(`Node ${node}: the image's channels, and they alone, are in column -1.`);

@@ -1,4 +1,4 @@
-/** What Python asks of the core through an embedded engine: JSON text in, text out. */
+/** The functions that Python calls through an embedded engine: JSON text in, text out. */
 
 import { decode } from "./decode.js";
 import { draw } from "./scene.js";
@@ -6,7 +6,7 @@ import type { Scene } from "./scene-types.js";
 import { svg as toSvg } from "./svg.js";
 import { defaultView, onPaper, ownView, viewOf } from "./view.js";
 
-/** Widths in points, and a budget that can be read at that width. */
+/** Widths in points, each with a budget that is readable at that width. */
 export const PRESETS = {
   screen: { width: 1440, medium: "screen", size: null, budget: {} },
   "180mm": { width: 510, medium: "paper", size: "180mm", budget: {} },
@@ -15,8 +15,8 @@ export const PRESETS = {
 
 type Preset = keyof typeof PRESETS;
 
-/** The figures of a document, which is read once. All goes in and comes out as text: embedded engines hand over nothing
- *  else. */
+/** The figures of a document, which is parsed once. Arguments and results are text, which is all that embedded engines
+ *  can exchange. */
 export function figures(documentJson: string) {
   const graph = decode(JSON.parse(documentJson));
   const scenes = new Map<Preset, Scene>();

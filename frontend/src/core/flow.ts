@@ -1,4 +1,4 @@
-/** Which edges are alive at a view, and how the target's score is sent back over them.
+/** Which edges are alive in a view, and how the target's score is propagated back over them.
  *
  * The flow is a display heuristic: 1 at the target, split at every node among what comes into it, in proportion to
  * saliency. It is non-negative and conserved: what comes into the image's channels sums to 1. It measures nothing.
@@ -20,7 +20,7 @@ export interface Flow {
   edge: Float64Array;
 }
 
-/** The flow at a view. Of two compared circuits it is the mean. */
+/** The flow in a view; for two compared circuits, the mean of their flows. */
 export function flowOf(graph: Graph, view: View): Flow {
   const root = view.root ?? graph.document.target;
   const first = one(graph, view.variant, view.kernels, root);

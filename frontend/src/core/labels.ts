@@ -1,4 +1,4 @@
-/** All text of a scene: in the room there is, in full in its title. */
+/** All text of a scene: shortened to the available room, with the full text in its title. */
 
 import type { Graph } from "./decode.js";
 import { count, percent } from "./format.js";
@@ -14,7 +14,7 @@ export function lineHeight(size: number): number {
   return size * 1.25;
 }
 
-/** A label of these lines; its title only where it says more. */
+/** A label with these lines, and a title if that says more. */
 export function line(
   lines: string[],
   x: number,
@@ -26,7 +26,7 @@ export function line(
   return { x, y, lines, size, anchor, turned: false, title };
 }
 
-/** The room that a label takes. */
+/** The box that a label takes up. */
 export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
   const width = Math.max(0, ...lines.map((each) => textWidth(each, size)));
   const height = lines.length ? size + (lines.length - 1) * lineHeight(size) : 0;
@@ -67,12 +67,12 @@ function unitText(graph: Graph, node: number): string {
   return kind && graph.layer[node]! < 0 ? `${kind} ${graph.unit[node]}` : String(graph.unit[node]);
 }
 
-/** All that a node's label may lack: its name, or a group's with those of its members. */
+/** The full text of a node's label: its name, or a group's name with its members', and its flow. */
 export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
   return `${unitName(graph, parts, unit)}, ${percent(parts.flow[unit]!)} of the flow`;
 }
 
-/** The name of a node, or of a group with those of its members. */
+/** The name of a node, or of a group with the names of its members. */
 export function unitName(graph: Graph, parts: Parts, unit: number): string {
   const group = parts.groups[unit] === null ? "" : `${plain(parts.groups[unit]!)}: `;
   return group + parts.members[unit]!.map((node) => nodeName(graph, node)).join(", ");
@@ -80,7 +80,7 @@ export function unitName(graph: Graph, parts: Parts, unit: number): string {
 
 const HEADING = 3; // lines
 
-/** The columns' headings, and where they end: in up to three lines, or, where columns are narrow, all turned. */
+/** The columns' headings, in up to three lines or, if columns are narrow, all turned; and where they end. */
 export function headings(
   graph: Graph,
   shown: number[],
@@ -121,7 +121,7 @@ export function headings(
   };
 }
 
-/** "+88 more · 55 % shown" with its bar below each column that hides something: all in the longest form that fits. */
+/** "+88 more · 55 % shown" and a bar below each column that hides nodes, all in the longest form that fits. */
 export function moreLabels(
   hidden: { count: number; share: number }[],
   columns: Columns,
@@ -153,7 +153,7 @@ export function moreLabels(
   });
 }
 
-/** The legend's items in rows from y = 0; beside the title where there is room, else `beside` is false. */
+/** The legend's items in rows from y = 0; `beside` says whether they fit beside the title. */
 export function legend(
   graph: Graph,
   view: View,
@@ -171,7 +171,7 @@ export function legend(
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
-  if (what.inner) entries.push(["text", "map by a number: its depthwise kernel"]);
+  if (what.inner) entries.push(["text", "map beside a number: depthwise kernel"]);
   entries.push(["text", "width: square root of saliency"], ["text", "score: flow of saliency, a heuristic"]);
 
   const size = sizes.font;

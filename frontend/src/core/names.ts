@@ -1,4 +1,4 @@
-/** What nodes and edges are called, in whole words. */
+/** Names of nodes and edges, in full. */
 
 import type { Graph } from "./decode.js";
 import { percent } from "./format.js";
@@ -9,7 +9,7 @@ export function layerName(graph: Graph, layer: number): string {
   return plain(graph.document.layers[layer]?.name ?? "");
 }
 
-/** "filter 37 of conv3_1", and a name where it has one. */
+/** "filter 37 of conv3_1", followed by the node's own name if it has one. */
 export function nodeName(graph: Graph, node: number): string {
   const layer = layerName(graph, graph.layer[node]!) || plain(graph.document.columns[graph.column[node]!]?.label ?? "");
   const unit = graph.unit[node]!;
@@ -26,20 +26,20 @@ export function nodeName(graph: Graph, node: number): string {
 }
 
 const CONNECTIONS: Record<number, string> = {
-  [EdgeKind.identity]: "handed on as it is",
+  [EdgeKind.identity]: "passed on unchanged",
   [EdgeKind.gate]: "scaled by a gate",
   [EdgeKind.mix]: "mixed with other channels",
   [EdgeKind.readout]: "read by the target",
 };
 
-/** "conv3_1, 12 \u2190 37", or what a connection does. */
+/** "conv3_1, 12 \u2190 37", or what happens in a connection. */
 export function edgeName(graph: Graph, edge: number): string {
   if (graph.out[edge]! < 0)
     return `${nodeName(graph, graph.source[edge]!)}, ${CONNECTIONS[graph.edgeKind[edge]!] ?? "connected"}`;
   return `${layerName(graph, graph.edgeLayer[edge]!)}, ${graph.out[edge]} \u2190 ${graph.in[edge]}`;
 }
 
-/** "excites" and the like. */
+/** "excites", "inhibits", or what happens in a connection. */
 export function signName(graph: Graph, edge: number): string {
   return graph.sign[edge]! > 0
     ? "excites"
@@ -48,7 +48,7 @@ export function signName(graph: Graph, edge: number): string {
       : (CONNECTIONS[graph.edgeKind[edge]!] ?? "connected");
 }
 
-/** For readers who hear it: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
+/** For screen readers: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
 export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[]): string {
   const by = (sign: number) =>
     strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));

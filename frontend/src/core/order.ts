@@ -1,12 +1,12 @@
-/** The order of what stands in each column, so that edges, the heavy ones above all, cross little. */
+/** The order of the items in each column, chosen so that edges, especially heavy ones, rarely cross. */
 
-/** Things in columns, and links from each column to the next. */
+/** Items in columns, and links from each column to the next. */
 export interface Layers {
   columns: number[][]; // the things of each column, from top to bottom
   links: { from: number; to: number; weight: number }[][]; // links[c]: from column c to c + 1
 }
 
-/** The best order that twelve barycentre sweeps found; never worse than the one given. */
+/** The best order found by twelve barycenter sweeps; never worse than the given one. */
 export function order(layers: Layers, sweeps = 12): number[][] {
   let columns = layers.columns.map((column) => [...column]);
   let best = columns;
@@ -49,18 +49,18 @@ function places(column: number[]): Map<number, number> {
 
 function leftToRight(columns: number[][], links: Layers["links"]): number[][] {
   const next = columns.slice();
-  for (let c = 1; c < next.length; c++) next[c] = byBarycentre(next[c]!, next[c - 1]!, links[c - 1]!, "to", "from");
+  for (let c = 1; c < next.length; c++) next[c] = byBarycenter(next[c]!, next[c - 1]!, links[c - 1]!, "to", "from");
   return next;
 }
 
 function rightToLeft(columns: number[][], links: Layers["links"]): number[][] {
   const next = columns.slice();
-  for (let c = next.length - 2; c >= 0; c--) next[c] = byBarycentre(next[c]!, next[c + 1]!, links[c]!, "from", "to");
+  for (let c = next.length - 2; c >= 0; c--) next[c] = byBarycenter(next[c]!, next[c + 1]!, links[c]!, "from", "to");
   return next;
 }
 
-/** A column by the weighted mean place of what each thing is linked to; what is linked to nothing keeps its place. */
-function byBarycentre(
+/** Sorts a column by the weighted mean place of each item's neighbors. An item without links keeps its place. */
+function byBarycenter(
   column: number[],
   fixed: number[],
   links: Layers["links"][number],
@@ -75,11 +75,11 @@ function byBarycentre(
     sum[1] += link.weight;
   }
   const scale = fixed.length / Math.max(1, column.length);
-  const centre = new Map(
+  const center = new Map(
     column.map((thing, at) => {
       const [sum, weight] = sums.get(thing)!;
       return [thing, weight > 0 ? sum / weight : (at + 0.5) * scale];
     }),
   );
-  return [...column].sort((a, b) => centre.get(a)! - centre.get(b)!);
+  return [...column].sort((a, b) => center.get(a)! - center.get(b)!);
 }

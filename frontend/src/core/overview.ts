@@ -11,8 +11,8 @@ export interface Overview {
   view: View;
   width: number;
   height: number;
-  columns: { column: number; x: number }[]; // their centres, for headings
-  /** Per node, numbered as the units of `parts`: its centre and side, its first tile (-1 for none). */
+  columns: { column: number; x: number }[]; // their centers, for headings
+  /** Per node, numbered as the units of `parts`: its center and side, its first tile (-1 for none). */
   x: Float32Array;
   y: Float32Array;
   size: Float32Array;
@@ -105,7 +105,7 @@ function lines(graph: Graph, flow: Flow, parts: Parts, x: Float32Array, y: Float
   return { bundle, source, target, ends, strength: Float32Array.from(bundle, (b) => width[b]!), sign };
 }
 
-/** What carries `share` of the flow through a node of the overview, over all alive edges. */
+/** The nodes and edges that carry `share` of the flow through a node of the overview, among all alive edges. */
 export function lightAll(all: Overview, node: number, share: number): Lit {
   const { units, bundles } = light(all.parts, new Uint8Array(all.parts.edges.length).fill(1), node, share);
   return { nodes: units, edges: Uint8Array.from(all.bundle, (bundle) => bundles[bundle]!) };

@@ -1,4 +1,4 @@
-/** Where things stand: columns from left to right, and in each column its things from top to bottom. */
+/** The layout: columns from left to right, and the items of each column from top to bottom. */
 
 import type { Layers } from "./order.js";
 import type { Canvas } from "./scene-types.js";
@@ -48,7 +48,7 @@ export function measures({ width, medium }: Canvas): Measures {
   };
 }
 
-/** Columns side by side: their centres, how wide what stands in one may be, and the sides of pictures and widths of
+/** Columns side by side: their centers, how wide what stands in one may be, and the sides of pictures and widths of
  *  edges at that. */
 export interface Columns {
   x: number[];
@@ -75,14 +75,14 @@ export function placeColumns(count: number, width: number, { margin, node, targe
   };
 }
 
-/** How far a thing reaches above and below its centre, and how far it stays from others. */
+/** How far an item extends above and below its center, and the gap it keeps to others. */
 export interface Extent {
   above: number;
   below: number;
   gap: number;
 }
 
-/** The centre of each thing: near what it is linked to, in order, apart from each other, between 0 and the height. */
+/** The center of each item: close to its neighbors, in order, without overlaps, between 0 and the height. */
 export function placeThings(layers: Layers, extents: Extent[], least: number): { y: Float64Array; height: number } {
   const y = new Float64Array(extents.length);
   const needed = layers.columns.map((column) => stack(column, extents).needed);
@@ -127,7 +127,7 @@ function mean(links: [number, number][], y: Float64Array): number | null {
   return total > 0 ? sum / total : null;
 }
 
-/** The offsets of a column's things from its top if they stand as close as they may. */
+/** The offsets of a column's items from its top if they are packed as closely as allowed. */
 function stack(column: number[], extents: Extent[], slack = 0): { offsets: number[]; needed: number } {
   const offsets: number[] = [];
   let end = 0;
@@ -140,7 +140,7 @@ function stack(column: number[], extents: Extent[], slack = 0): { offsets: numbe
   return { offsets, needed: end };
 }
 
-/** The places nearest to the desired ones, in the sense of weighted squares, that keep order, gaps and bounds. */
+/** The places closest to the desired ones (weighted least squares) that keep order, gaps and bounds. */
 function settle(
   column: number[],
   extents: Extent[],
@@ -151,7 +151,7 @@ function settle(
   y: Float64Array,
 ): void {
   const { offsets, needed } = stack(column, extents, slack);
-  // Without the offsets the things only have to be in order: isotonic regression, pooling adjacent violators.
+  // Without the offsets, the items only need to be in order: isotonic regression by pooling adjacent violators.
   const pools: { value: number; weight: number; count: number }[] = [];
   for (const [at, want] of desired.entries()) {
     let pool = { value: want - offsets[at]!, weight: weights[at]!, count: 1 };

@@ -1,4 +1,4 @@
-/** The paths of edges: cubic pieces that leave and arrive horizontally and pass between the things of a column. */
+/** The paths of edges: cubic pieces that leave and arrive horizontally and pass between the items of a column. */
 
 import type { Glyph, SceneEdge } from "./scene-types.js";
 
@@ -25,7 +25,7 @@ export function toPath(points: number[]): string {
   return path;
 }
 
-/** A number for a path: to hundredths, without what is not needed. */
+/** A number for a path, rounded to hundredths and written as short as possible. */
 export function short(value: number): string {
   return String(Math.round(value * 100) / 100 || 0);
 }

@@ -1,5 +1,5 @@
-/** A scene: all that a back end (SVG DOM, Canvas, SVG text) needs to draw one view, positions in pixels (points on
- *  paper), no colours. */
+/** A scene: everything that a back end (SVG DOM, Canvas, SVG text) needs to draw one view. Positions are in pixels
+ *  (points on paper). There are no colors. */
 
 import type { Caption } from "./caption.js";
 import type { Flow } from "./flow.js";
@@ -12,10 +12,10 @@ export interface Canvas {
   medium: "screen" | "paper";
 }
 
-/** In which of two compared circuits something is; "both" wherever nothing is compared. */
+/** Which of two compared circuits something belongs to; "both" if nothing is compared. */
 export type Mark = "both" | "a" | "b";
 
-/** Lines of text at a point; what is shortened says all of it in its title. */
+/** Lines of text at a point. If they are shortened, the title has the full text. */
 export interface Label {
   x: number;
   y: number; // the baseline of its first line
@@ -33,7 +33,7 @@ export interface SceneNode {
   group: string | null;
   kind: number;
   column: number;
-  x: number; // of its centre
+  x: number; // of its center
   y: number;
   size: number;
   tile: number; // -1: it has no picture
@@ -56,7 +56,7 @@ export interface SceneEdge {
   edges: number[]; // of the document
   source: number; // a scene node
   target: number;
-  connection: boolean; // no weights: grey
+  connection: boolean; // no weights: gray
   sign: number; // 1, -1; 0 for connections
   saliency: number; // summed; what a connection weighs in the flow
   flow: number;
@@ -71,7 +71,7 @@ export interface SceneEdge {
 /** A kernel's weights as a small heat map. */
 export interface KernelMap {
   kernel: number; // an edge of the document
-  x: number; // of its centre
+  x: number; // of its center
   y: number;
   width: number;
   height: number;
@@ -82,7 +82,7 @@ export interface Glyph extends KernelMap {
   edge: number; // a scene edge
 }
 
-/** What a column hides: "+88 more · 55 % shown" and its bar. */
+/** A summary of what a column hides: "+88 more · 55 % shown" and its bar. */
 export interface More {
   column: number;
   count: number;

@@ -1,4 +1,4 @@
-/** From a document and a view to a scene. */
+/** Turns a document and a view into a scene. */
 
 import { caption } from "./caption.js";
 import type { Graph } from "./decode.js";
@@ -198,7 +198,8 @@ function labelled(
   return { label, inner };
 }
 
-/** The same scene with what carries `share` of a node's flow lit, or with nothing isolated. Nothing moves. */
+/** The same scene with the nodes and edges lit that carry `share` of a node's flow, or with nothing isolated. Nothing
+ *  moves. */
 export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
   const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
   const lit = unit >= 0 && scene.selection.units[unit] ? lightOf(scene, unit, share) : null;
@@ -217,7 +218,7 @@ function noteOf(graph: Graph, scene: Scene, unit: number, share: number): string
   return shorten(text, scene.width - 2 * scene.note.x, scene.note.size);
 }
 
-/** What would be lit if a unit of the scene were isolated. */
+/** The nodes and edges to light if a unit of the scene is isolated. */
 export function lightOf(scene: Scene, unit: number, share: number): Lit {
   const { units, bundles } = light(scene.parts, scene.selection.bundles, unit, share);
   return {
@@ -325,7 +326,7 @@ function picturesOf(parts: Parts, selection: Selection, { node: [least, most], t
   );
 }
 
-/** For each shown column (one of which something is drawn), whether its filters are of several layers. */
+/** For each shown column (one with drawn nodes), whether its filters belong to several layers. */
 function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (unit: number) => number): boolean[] {
   const seen = Array.from({ length: columnCount }, () => new Set<number>());
   for (const [unit, nodes] of parts.members.entries())
@@ -354,7 +355,7 @@ function header(
     full,
   );
   const start = labelBox(title).bottom + sizes.font * 1.3;
-  // A number stays on one line with what it is the number of.
+  // A number stays on the same line as its noun.
   const glued = plain(text).replace(/ (=|%) ?/g, (sign) => sign.replace(/^ /, "\u00a0").replace("= ", "=\u00a0"));
   const caption = line(
     wrap(glued, Math.min(inner, sizes.font * 92), sizes.font),
@@ -468,7 +469,7 @@ export function barWidth({ edge }: Measures): number {
   return edge[1] * 0.26;
 }
 
-/** Dotted stubs at nodes for the flow that comes and goes by what is not drawn. */
+/** Dotted stubs at nodes for the flow through edges that are not drawn. */
 function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: Columns, sizes: Measures): void {
   const seenIn = parts.image.slice();
   const seenOut = new Float64Array(parts.members.length);
@@ -490,7 +491,7 @@ function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: 
   }
 }
 
-/** For each shown column: how many nodes it hides, and the share of its flow through those it shows. */
+/** For each shown column, the number of hidden nodes and the share of its flow through the shown ones. */
 function hiddenOf(parts: Parts, selection: Selection, columnCount: number, slot: (unit: number) => number) {
   const hidden = Array.from({ length: columnCount }, () => ({ count: 0, all: 0, drawn: 0, shown: 1 }));
   for (const [unit, nodes] of parts.members.entries()) {
@@ -534,7 +535,7 @@ function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
   return placeGlyphs(candidates, boxes);
 }
 
-/** The kernel of an edge that weighs most, if it is larger than one weight; -1 for none. */
+/** The most salient kernel of an edge, if it is larger than one weight; -1 for none. */
 function strongest(graph: Graph, scene: Scene, edge: SceneEdge): number {
   let best = -1;
   for (const each of edge.edges) {
@@ -543,7 +544,7 @@ function strongest(graph: Graph, scene: Scene, edge: SceneEdge): number {
   return best;
 }
 
-/** One line about an edge: what it is, how strong, between what. */
+/** One line about an edge: its name, its ends, its kind and its strength. */
 export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   const [from, to] = [scene.nodes[edge.source]!, scene.nodes[edge.target]!].map(
     (node) => node.label.lines.join(" ") || node.label.title,

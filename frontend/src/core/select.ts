@@ -114,7 +114,7 @@ function unitsOf(graph: Graph, flow: Flow, view: View) {
   return { unitOf, members, groups };
 }
 
-/** What the view's budget draws. */
+/** Selects the units and bundles to draw within the view's budget. */
 export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Selection {
   const units = chooseUnits(parts, view);
   const bundles = chooseBundles(parts, units, view.kernelsPerNode);
@@ -123,8 +123,8 @@ export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Sele
   return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
 }
 
-/** How many kernels are among some edges, and of how many filters. A kernel of a layer that runs several times is
- *  one. */
+/** The number of kernels among some edges, and of the filters that they belong to. A kernel of a layer that runs several
+ *  times counts once. */
 export function countOf(graph: Graph, edges: Iterable<number>): { kernels: number; filters: number } {
   const kernels = new Set<number>();
   const filters = new Set<number>();
@@ -169,7 +169,7 @@ function chooseUnits(parts: Parts, view: View): Uint8Array {
   return chosen;
 }
 
-/** Of each unit the bundles of most flow from chosen units; each unit keeps the best one that it feeds. */
+/** For each unit, the bundles with the most flow from chosen units. Each unit also keeps its best outgoing bundle. */
 function chooseBundles(parts: Parts, units: Uint8Array, budget: number): Uint8Array {
   const chosen = new Uint8Array(parts.edges.length);
   const feeds = new Uint8Array(units.length);
@@ -190,7 +190,7 @@ function chooseBundles(parts: Parts, units: Uint8Array, budget: number): Uint8Ar
   return chosen;
 }
 
-/** Takes away what lies on no complete path from the image to the root, but for what is kept whatever happens. */
+/** Removes everything that is on no complete path from the image to the root, except the units in `keep`. */
 function dropDeadEnds(parts: Parts, units: Uint8Array, bundles: Uint8Array, keep: Set<number>): void {
   const complete = completeUnits(parts, bundles, parts.root);
   for (let unit = 0; unit < units.length; unit++)
@@ -310,7 +310,7 @@ function leadsTo(parts: Parts, bundles: Uint8Array, end: number): Uint8Array {
   return on;
 }
 
-/** The shortest beginning of the bundles, most flow first, that carries `share` of what all of them carry. */
+/** The fewest bundles, most flow first, that carry `share` of what all of them carry. */
 function fewest(
   drawn: Uint8Array,
   share: number,

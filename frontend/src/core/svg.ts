@@ -1,6 +1,6 @@
-/** A scene as SVG text that stands alone: for papers, for the export, the same from every engine. */
+/** A scene as self-contained SVG text, for papers and exports; the same from every engine. */
 
-import { DARK, edgeColour, heat, LIGHT, type Palette } from "./colour.js";
+import { DARK, edgeColor, heat, LIGHT, type Palette } from "./color.js";
 import { type Graph, kernel } from "./decode.js";
 import { measures } from "./place.js";
 import { short } from "./route.js";
@@ -23,7 +23,7 @@ export interface SvgOptions {
   tiles?: Record<string, string>;
 }
 
-/** The scene as SVG. A node whose tile is not given has a sign in place of its picture. */
+/** The scene as SVG. A node whose tile is missing has a sign instead of a picture. */
 export function svg(graph: Graph, scene: Scene, { dark = false, size = null, tiles = {} }: SvgOptions = {}): string {
   const palette = dark ? DARK : LIGHT;
   const { width, height } = scene;
@@ -39,7 +39,7 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
     ...scene.edges.map((edge, i) => edgeSvg(graph, scene, edge, !scene.lit || scene.lit.edges[i] === 1, palette)),
     "</g>",
     ...nodes,
-    ...scene.glyphs.map((glyph) => mapSvg(graph, scene, glyph, edgeColour(palette, scene.edges[glyph.edge]!), palette)),
+    ...scene.glyphs.map((glyph) => mapSvg(graph, scene, glyph, edgeColor(palette, scene.edges[glyph.edge]!), palette)),
     ...scene.more.map(({ bar, shown, label }) =>
       [
         rect(bar.x, bar.y, bar.width, bar.height, `rx="${short(bar.height / 2)}" fill="${palette.faint}"`),
@@ -67,7 +67,7 @@ function scaled(size: string, ratio: number): string {
   return size.replace(/^[\d.]+/, (value) => short(Number(value) * ratio));
 }
 
-/** Text as it may stand in markup and in attributes. */
+/** Text escaped for markup and attributes. */
 export function escaped(text: string): string {
   return text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
@@ -76,7 +76,7 @@ function rect(x: number, y: number, width: number, height: number, more: string)
   return `<rect x="${short(x)}" y="${short(y)}" width="${short(width)}" height="${short(height)}" ${more}/>`;
 }
 
-function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, colour: string, more = ""): string {
+function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, color: string, more = ""): string {
   if (!lines.length) return "";
   const turn = turned ? ` transform="rotate(-90 ${short(x)} ${short(y)})"` : "";
   const spans = lines.map((text, i) =>
@@ -84,7 +84,7 @@ function labelSvg({ x, y, lines, size, anchor, turned, title }: Label, colour: s
   );
   const hint = title && title !== lines.join(" ") ? `<title>${escaped(title)}</title>` : "";
   const place = `x="${short(x)}" y="${short(y)}" font-size="${short(size)}" text-anchor="${anchor}"`;
-  return `<text ${place} fill="${colour}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
+  return `<text ${place} fill="${color}"${turn}${more ? ` ${more}` : ""}>${hint}${spans.join("")}</text>`;
 }
 
 function dashes(mark: Mark, widest: number): string {
@@ -93,17 +93,17 @@ function dashes(mark: Mark, widest: number): string {
 
 function edgeSvg(graph: Graph, scene: Scene, edge: SceneEdge, lit: boolean, palette: Palette): string {
   const sizes = measures(scene);
-  const colour = edgeColour(palette, edge);
+  const color = edgeColor(palette, edge);
   const around = short(edge.width + sizes.edge[1] * 0.3);
   const halo = lit
     ? `<path d="${edge.path}" stroke="${palette.background}" stroke-width="${around}" stroke-opacity="0.7"/>`
     : "";
   const line = `<path d="${edge.path}" stroke-width="${short(edge.width)}"${dashes(edge.mark, sizes.edge[1])}/>`;
   const bar = edge.bar ? `<path d="${edge.bar}" stroke-width="${short(barWidth(sizes))}"/>` : "";
-  // Opacity of strokes, not of groups: to draw each group apart takes readers of SVG seconds.
+  // Opacity of strokes, not of groups: SVG viewers take seconds to composite each group.
   const opacity = short((scene.lit ? 0.92 : 0.78) * (lit ? 1 : DIM));
   const title = `<title>${escaped(edgeTitle(graph, scene, edge))}</title>`;
-  return `<g>${title}${halo}<g stroke="${colour}" stroke-opacity="${opacity}">${line}${bar}</g></g>`;
+  return `<g>${title}${halo}<g stroke="${color}" stroke-opacity="${opacity}">${line}${bar}</g></g>`;
 }
 
 function nodeSvg(
@@ -156,7 +156,7 @@ function stubStroke(widest: number, palette: Palette): string {
   return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" ${dots}`;
 }
 
-/** A node's tile; a sign where there is none. */
+/** A node's tile, or a sign if it has none. */
 function pictureSvg(
   { x, y, size, tile, kind, label }: SceneNode,
   palette: Palette,
@@ -180,7 +180,7 @@ function mapSvg(
   graph: Graph,
   scene: Scene,
   { kernel: of, x, y, width, height }: KernelMap,
-  colour: string,
+  color: string,
   palette: Palette,
 ): string {
   const { weights, width: columns, height: rows } = kernel(graph, of)!;
@@ -197,7 +197,7 @@ function mapSvg(
       `fill="${heat(weight / largest)}"`,
     ),
   );
-  const frame = rect(left, top, width, height, `fill="none" stroke="${colour}" stroke-width="${short(hair)}"`);
+  const frame = rect(left, top, width, height, `fill="none" stroke="${color}" stroke-width="${short(hair)}"`);
   const ground = `fill="${palette.background}"`;
   const behind = rect(left - hair * 2, top - hair * 2, width + hair * 4, height + hair * 4, ground);
   return `<g>${behind}<g shape-rendering="crispEdges">${cells.join("")}</g>${frame}</g>`;
@@ -210,8 +210,8 @@ function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Pal
   const width = sizes.edge[1] * 0.5;
   const line = `d="M${short(x)} ${short(middle)}h${short(length)}"`;
   const end = `d="M${short(x + length)} ${short(middle - width)}v${short(width * 2)}"`;
-  const stroke = (colour: string, mark: Mark = "both") =>
-    `<path ${line} stroke="${colour}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
+  const stroke = (color: string, mark: Mark = "both") =>
+    `<path ${line} stroke="${color}" stroke-width="${short(width)}" fill="none"${dashes(mark, sizes.edge[1])}/>`;
   const bar = `<path ${end} stroke="${palette.inhibits}" stroke-width="${short(barWidth(sizes))}"/>`;
   const signs: Record<LegendItem["kind"], () => string> = {
     excites: () => stroke(palette.excites),

@@ -1,11 +1,11 @@
-/** How wide text is without a browser to ask, and how it is wrapped and shortened. */
+/** Measures text without a browser, wraps it and shortens it. */
 
 // Widths in units of the font's size, a little more than Helvetica's, so that other fonts fit too.
 const NARROW = /[ijl.,:;'|!I()[\]{}ftr\-\u00b7]/;
 const WIDE = /[mwMW@%\u2026+]/;
 const CAPITAL = /[A-Z&]/;
 
-/** About how wide a text is, in the units of its size; rather more than less. */
+/** The approximate width of a text in the units of its size, rather too large than too small. */
 export function textWidth(text: string, size: number): number {
   let width = 0;
   for (const sign of text) {
@@ -18,14 +18,14 @@ export function textWidth(text: string, size: number): number {
   return width * size;
 }
 
-/** Text without what would change how other text is read: bidi and other control characters, broken surrogates. */
+/** Removes characters that would change how other text is read: bidi and other controls, broken surrogates. */
 export function plain(text: string): string {
   return text
     .replace(/[\t\n\r]+/g, " ")
     .replace(/[\p{Cc}\p{Cs}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]/gu, "\ufffd");
 }
 
-/** The text, its middle replaced by an ellipsis where it is wider than `room`. */
+/** The text, with its middle replaced by an ellipsis if it is wider than `room`. */
 export function shorten(text: string, room: number, size: number): string {
   if (textWidth(text, size) <= room) return text;
   const signs = [...text];

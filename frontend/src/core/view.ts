@@ -41,7 +41,7 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
   return view;
 }
 
-/** The view that says nothing: the defaults, with pictures that the document has. */
+/** The default view, with pictures that the document has. */
 export function defaultView(graph: Graph): View {
   const { pictures } = graph.document;
   const usual = pictures.find(({ name }) => name === DEFAULT_VIEW.pictures) ?? pictures[0];
@@ -53,7 +53,7 @@ export function ownView(graph: Graph): View {
   return viewOf(graph, defaultView(graph), graph.document.view ?? {});
 }
 
-/** The view with a width's budget in place of the usual one; another budget was chosen, and stays. */
+/** The view with a width's budget instead of the default one. A budget that the reader chose stays. */
 export function onPaper(
   view: View,
   budget: { readonly nodesPerColumn?: number; readonly kernelsPerNode?: number },

@@ -1,10 +1,11 @@
-"""The command ``convcircuits``: reads options, calls the library, prints what it says. No maths.
+"""The command ``convcircuits``: it parses options, calls the library and prints the results. No maths.
 
-``console`` is how it begins, reports and ends; ``application`` has the commands, each in a file of its own; ``options``
-are the options that several of them take, ``preparing`` what these come to, ``output`` how results are printed.
+``console`` starts the command, reports its progress and handles how it ends. ``application`` registers the commands,
+each of which has a file of its own. ``options`` defines the options that several commands share, ``preparing`` turns
+them into a model and images, and ``output`` prints results.
 
-A command's own file is light, so that ``--help`` and completion answer at once: what it needs of the library is
-imported when it runs.
+A command's file imports little, so that ``--help`` and completion respond at once. A command imports what it needs
+from the library when it runs.
 """
 
 import importlib
@@ -14,7 +15,7 @@ from convcircuits.cli.console import end_at_once, run
 
 
 def main() -> None:
-    """Run the command: what the installed script and ``python -m convcircuits`` do."""
+    """Run the command, for the installed script and for ``python -m convcircuits``."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end_at_once)  # while modules are imported, and after all is done
+        signal.signal(signal.SIGINT, end_at_once)  # during imports, and after the work is done
     run(lambda: importlib.import_module("convcircuits.cli.application").app)

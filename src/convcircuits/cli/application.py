@@ -1,4 +1,4 @@
-"""The application: one command, and the commands below it, each in a file of its own."""
+"""The typer application and its commands, one per file."""
 
 from typing import Annotated
 
@@ -10,11 +10,10 @@ from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
 app = typer.Typer(
-    help=cc.__doc__.splitlines()[0] if cc.__doc__ else None,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # text is text: brackets in it are no markup, and help needs no rich
+    rich_markup_mode=None,  # brackets in text are not markup, and help does not need rich
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -11,7 +11,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import made_folder, print_json, say, say_written
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
 from convcircuits.files import named_after
 from convcircuits.values.recipe import Recipe
 
@@ -24,11 +24,12 @@ def compare(
         typer.Option(
             "--out",
             "-o",
-            help="The folder to write comparison.csv, .json and .png to, named after model and feature if not given.",
+            help="Folder for comparison.csv, .json and .png.",
+            show_default=options.NAMED,
         ),
     ] = None,
     criteria: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="What is compared: criteria, as find takes them.")
+        str, typer.Option(metavar="NAME,NAME,...", help="Criteria to compare, by the names that find takes.")
     ] = ",".join(CRITERIA),
     densities: Annotated[
         str, typer.Option(metavar="SHARE,SHARE,...", help="Shares of the relevant kernels to keep, each in (0, 1].")
@@ -37,7 +38,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="CRITERION.NAME=VALUE",
-            help="An option of one criterion, for example force.steps=5; may be repeated. They are listed below.",
+            help="Option of one criterion, for example force.steps=5; repeatable. The options are listed below.",
         ),
     ] = None,
     images: options.ImagesOption = None,
@@ -52,7 +53,7 @@ def compare(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare criteria at several sizes of circuits."""
+    """Compare criteria at several circuit sizes."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import check_compared
     from convcircuits.circuits.comparison import compare as compared
@@ -64,8 +65,7 @@ def compare(
     check_compared(names, shares)
     chosen = _options_by_criterion(option or [], names)
     check_charts_installed()
-    if out is not None and out.exists() and not out.is_dir():
-        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    check_folder(out)
     recipe = Recipe.of(fields)
     setup = set_up(recipe, device)
     wanted = setup.loaded.feature(feature)
@@ -105,20 +105,20 @@ def compare(
         folder,
         {
             "comparison.csv": "every figure",
-            "comparison.json": "the same with the photographs",
+            "comparison.json": "every figure, and the photographs",
             "comparison.png": "fidelity against density",
         },
     )
 
 
 def _options_by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read options of several criteria, each CRITERION.NAME=VALUE."""
+    """Parse options of several criteria, each CRITERION.NAME=VALUE."""
     chosen: dict[str, dict[str, Any]] = {}
     for text in texts:
         criterion, dot, rest = text.partition(".")
         if not dot or criterion not in criteria:
             raise cc.ConvCircuitsError(
-                f"--option {text} is of no criterion that is compared; write it as --option {criteria[0]}.NAME=VALUE."
+                f"--option {text} names none of the compared criteria; write it as --option {criteria[0]}.NAME=VALUE."
             )
         chosen.setdefault(criterion, {}).update(options.criterion_options([rest]))
     return chosen

@@ -1,4 +1,4 @@
-"""What ``compare`` and ``demo`` share: what they compare by default, and how they write and print it."""
+"""Shared by ``compare`` and ``demo``: what they compare by default, and how they write and print the results."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 CRITERIA = ("gauss_newton", "actgrad", "snip", "force", "magnitude", "random")
 DENSITIES = (0.3, 0.1, 0.05, 0.02, 0.01)
 EXPLAINED = (
-    "R2 is 1 for a perfect copy of the feature's map and below 0 where its mean alone would do better; the "
-    "interior\nis where padding plays no part. The average map is that of the training images, for which no "
-    "network is needed;\nrandom circuits keep as many kernels of each layer, and the best is shown.\n"
+    "R2 is 1 for a perfect copy of the feature's map, and below 0 if the map's mean would do better. The interior "
+    "is\nwhere padding plays no part. The average map is that of the training images and needs no network. Random "
+    "circuits\nkeep the same number of kernels in each layer; the best one is shown.\n"
 )
 _SHORT = {"keeps": "yes", "keeps in part": "part", "does not keep": "no", "not decided": "?"}
 
@@ -27,7 +27,7 @@ _SHORT = {"keeps": "yes", "keeps in part": "part", "does not keep": "no", "not d
 def write_comparison(
     rows: "Sequence[Row]", folder: Path, feature: "cc.Feature", setup: "Setup"
 ) -> list[dict[str, Any]]:
-    """Write ``comparison.csv`` and the chart ``comparison.png`` to a folder, and return the rows of the table."""
+    """Write ``comparison.csv`` and the chart ``comparison.png`` to a folder. Return the rows of the table."""
     from convcircuits.charts import fidelity_chart
     from convcircuits.files import write_whole
 
@@ -47,7 +47,7 @@ def write_comparison(
 
 
 def comparison_table(rows: "Sequence[Row]") -> str:
-    """Tabulate R2, R2 on the interior and the verdict by criterion and density, with what they stand beside."""
+    """Tabulate R2, R2 on the interior and the verdict by criterion and density, with both baselines."""
     densities = sorted({row.density for row in rows}, reverse=True)
     found = {(row.criterion, row.density): row.evaluation for row in rows}
     table = [["R2, interior, keeps?", *(f"{100 * density:g}% kept".rjust(12) for density in densities)]]

@@ -1,6 +1,6 @@
-"""The command's terminal: how far work is, and how a mistake, Ctrl-C, a full disk and a closed pipe end.
+"""The command's terminal: progress reports, and how the command ends on errors, Ctrl-C, a full disk or a closed pipe.
 
-What is imported here is light: Ctrl-C counts while the command itself is still being imported.
+This module imports little, because Ctrl-C must work while the rest of the command is still being imported.
 """
 
 import codecs
@@ -23,16 +23,16 @@ from convcircuits.errors import ConvCircuitsError, options_written
 
 _T = TypeVar("_T")
 EVERY = 5.0
-"""Seconds between lines on how far the work is, where no terminal shows a bar."""
+"""Seconds between progress lines if no terminal shows a bar."""
 _INTERRUPTED = "interrupted; nothing was left half written"
 _IN_ASCII = {"²": "2", "·": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "±": "+-", "≤": "<=", "≥": ">="}
 
 
 def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
-    """Run an application of typer and exit.
+    """Run a typer application and exit.
 
-    The exit code is the application's own; 1 after a mistake, which is said in one sentence, and where standard output
-    cannot be written; 130 after Ctrl-C, which is said in one line; 141 where whoever read the output has gone.
+    The exit code is the application's own; 1 after an error, reported in one line, or if standard output cannot be
+    written; 130 after Ctrl-C, reported in one line; 141 if the reader of the output has closed the pipe.
 
     Args:
         load: Imports the application and returns it.
@@ -40,7 +40,7 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        _write_what_the_encoding_lacks(getattr(sys, name))
+        _replace_unencodable(getattr(sys, name))
     given, ending = sys.stdout, _Ending()
     output, messages = cast(TextIO, _Output(given)), cast(TextIO, _Output(sys.stderr, needed=False))
     with (
@@ -62,19 +62,19 @@ def run(load: Callable[[], Callable[..., object]]) -> NoReturn:
 
 
 class Report:
-    """Told what is done and what there is (None where nobody knows), as the library's ``progress`` is."""
+    """A ``progress`` callback for the library, called with the steps done and their total (None if unknown)."""
 
     def phase(self, description: str) -> None:
-        """Announce what begins, and is counted from nothing."""
+        """Announce a new phase, whose steps are counted from zero."""
         _TICKER.begin(description)
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Report how far it is."""
+        """Report the number of steps done."""
         _TICKER.update(done, total)
 
 
 class _Bar(Report):
-    """Shows it as a bar of rich, too."""
+    """A report that also updates a rich progress bar."""
 
     def __init__(self, bar: Any, description: str) -> None:
         self._bar, self._task = bar, bar.add_task(description, total=None)
@@ -91,10 +91,10 @@ class _Bar(Report):
 
 @contextmanager
 def progress(description: str) -> Iterator[Report]:
-    """Report how far a piece of work is: as a bar in a terminal, else in a line every few seconds.
+    """Show the progress of a task: as a bar in a terminal, otherwise as a line every few seconds.
 
     Yields:
-        What the library takes as ``progress``.
+        The callback to pass to the library as ``progress``.
     """
     _TICKER.begin(description)
     try:
@@ -125,7 +125,7 @@ def progress(description: str) -> Iterator[Report]:
 
 
 class _Ticker:
-    """Says on standard error every few seconds what is being done, from a thread of its own, where no bar shows it."""
+    """Prints the current task to standard error every few seconds, from a separate thread, while no bar is shown."""
 
     def __init__(self) -> None:
         self._doing, self._done = "starting", ""
@@ -165,7 +165,7 @@ class _Ticker:
             try:
                 sys.stderr.write(f"{self._doing}{self._done} ({time.monotonic() - start:.0f} s)\n")
                 sys.stderr.flush()
-            except (OSError, ValueError):  # standard error is closed: nobody listens
+            except (OSError, ValueError):  # standard error is closed
                 return
 
 
@@ -176,19 +176,19 @@ def _is_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
-# ---------------------------------------- how it ends
+# ---------------------------------------- how the command ends
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, as an exception of our own: frameworks end on ``KeyboardInterrupt`` in their own ways."""
+    """Raised on Ctrl-C in place of ``KeyboardInterrupt``, which frameworks handle in their own ways."""
 
 
 class _Unwritable(BaseException):
-    """Standard output cannot be written."""
+    """Raised if standard output cannot be written."""
 
 
 class _Output:
-    """A standard stream: what it cannot take ends the command or, where it is not needed, is dropped."""
+    """A standard stream. A failed write ends the command or, if the stream is not needed, is ignored."""
 
     def __init__(self, stream: TextIO, *, needed: bool = True) -> None:
         self._stream, self._needed = stream, needed
@@ -197,16 +197,16 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._told(lambda: self._stream.write(text))
+        return self._attempt(lambda: self._stream.write(text))
 
     def flush(self) -> None:
-        return self._told(self._stream.flush)
+        return self._attempt(self._stream.flush)
 
-    def _told(self, act: Callable[[], _T]) -> _T:
+    def _attempt(self, act: Callable[[], _T]) -> _T:
         try:
             return act()
         except OSError as error:
-            # What is left in the buffer has no place to go: else the interpreter fails on it when it ends.
+            # Discard what is left in the buffer, or the interpreter fails on it at exit.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if self._needed:
@@ -228,7 +228,7 @@ class _Ending:
 
 @contextmanager
 def _errors_as_lines(ending: _Ending) -> Iterator[None]:
-    """Print in one line what ends the command, and keep the exit code."""
+    """Print whatever ends the command in one line, and record the exit code."""
     try:
         yield
     except ConvCircuitsError as error:
@@ -243,7 +243,9 @@ def _errors_as_lines(ending: _Ending) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
             raise
-        ending.code = _fail("error: out of memory; take fewer (--batch-size) or smaller images (--size).", 1)
+        ending.code = _fail(
+            "error: out of memory; run fewer images at once (--batch-size) or smaller ones (--size).", 1
+        )
 
 
 def _fail(text: str, code: int) -> int:
@@ -255,7 +257,7 @@ def _fail(text: str, code: int) -> int:
 
 
 def end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End where there is nothing to clear away; an exception in the middle of an import may be swallowed or printed."""
+    """Exit where there is nothing to clean up. An exception during an import may be swallowed or printed."""
     with contextlib.suppress(OSError):
         os.write(2, f"{_INTERRUPTED}\n".encode())
     os._exit(130)
@@ -263,16 +265,16 @@ def end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """End the work through an exception on Ctrl-C, so that it clears away what is half written."""
+    """Raise an exception on Ctrl-C, so that half-written files are removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         if _imports(frame):
             end_at_once(number, frame)
-        signal.signal(signal.SIGINT, end_at_once)  # a second time it ends whatever is going on
+        signal.signal(signal.SIGINT, end_at_once)  # a second Ctrl-C does not wait
         raise _Interrupted
 
     before = signal.getsignal(signal.SIGINT)
-    if before not in (signal.default_int_handler, end_at_once):  # whoever started the command means it to be ignored
+    if before not in (signal.default_int_handler, end_at_once):  # the parent process had Ctrl-C ignored
         yield
         return
     signal.signal(signal.SIGINT, interrupt)
@@ -283,7 +285,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Return whether a module is being imported, as the commands do with what they need."""
+    """Return whether a module is being imported, as commands do when they start."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -291,8 +293,8 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
-def _write_what_the_encoding_lacks(stream: TextIO) -> None:
-    """Write typographic signs as ASCII ones and other characters as escapes, in place of an error."""
+def _replace_unencodable(stream: TextIO) -> None:
+    """Write characters that the encoding lacks as ASCII equivalents or escapes, instead of raising an error."""
     codecs.register_error("convcircuits", _in_ascii)
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="convcircuits")

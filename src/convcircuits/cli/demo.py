@@ -11,7 +11,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import made_folder, print_json, say, say_written
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
 from convcircuits.values.recipe import Recipe
 
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 112
@@ -19,21 +19,20 @@ BEST_AT = 0.05
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo-output"),
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=f"{options.COUNT_HELP}.")] = 14,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the split, the crops and criteria that draw.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo-output"),
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 14,
+    seed: Annotated[int, typer.Option(min=0, help=options.SEED_HELP)] = 0,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare criteria on a real network, draw the best circuit."""
+    """Compare criteria on a real network and draw the best circuit."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
     from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
     from convcircuits.cli.preparing import set_up, with_recipe
 
     start = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise cc.ConvCircuitsError(f"--out {out} is a file; give a folder.")
+    check_folder(out)
     check_charts_installed()
     recipe = Recipe(model=MODEL, feature=LAYER, count=count, size=SIZE, seed=seed)  # its unit is chosen below
     setup = set_up(recipe, device)
@@ -53,7 +52,7 @@ def demo(
     feature = cc.Feature(LAYER, unit.unit)
     if not as_json:
         say(
-            f"{feature} of {MODEL}: {RULE}. Chosen on the training photographs, without a look at any circuit.\n"
+            f"{feature} of {MODEL}: {RULE}. Chosen on the training photographs, without looking at any circuit.\n"
             f"{unit.summary()}"
         )
         setup.say()
@@ -98,7 +97,7 @@ def demo(
         return
     say(comparison_table(rows))
     say(EXPLAINED)
-    say(f"The best at {BEST_AT:.0%} (by these same figures), found by {best.criterion}:")
+    say(f"Best circuit at {BEST_AT:.0%}, chosen by these figures, found by {best.criterion}:")
     say(best.evaluation.summary())
     say(drawn.caption)
     say_written(
@@ -106,8 +105,8 @@ def demo(
         {
             "comparison.csv": "every figure",
             "comparison.png": "fidelity against density",
-            "circuit.safetensors": f"that circuit; try: convcircuits show {out / 'circuit.safetensors'}",
-            "circuit.html": "the circuit as a diagram: open it in a web browser",
+            "circuit.safetensors": f"the best circuit; try: convcircuits show {out / 'circuit.safetensors'}",
+            "circuit.html": "its diagram; open it in a web browser",
         },
     )
     say(f"done in {time.monotonic() - start:.0f} s")

@@ -15,37 +15,44 @@ def diagram(
     file: options.CircuitArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .html, .svg, .pdf, .png or .json file to write; FILE.html if not given."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write (.html, .svg, .pdf, .png or .json).",
+            show_default="FILE with the suffix .html",
+        ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Show the page in the web browser.")] = False,
-    against: Annotated[Path | None, typer.Option(help="Another circuit of the same feature, to compare with.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the web browser.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Circuit of the same feature to compare with.")] = None,
     pictures: Annotated[
         options.Pictures,
-        typer.Option(help="What pictures the filters: parts of images, or optimised ones (takes minutes)."),
+        typer.Option(help="Pictures of the filters: patches of images, or optimized images (features; takes minutes)."),
     ] = "patches",
     title: Annotated[
-        str | None, typer.Option(help="Over the picture; the feature's and the model's name if not given.")
+        str | None, typer.Option(help="Title of the diagram.", show_default="the feature and the model")
     ] = None,
-    width: Annotated[options.Width | None, typer.Option(help="Of a figure; the last two are for papers.")] = None,
+    width: Annotated[
+        options.Width | None, typer.Option(help="Width of a figure; 180mm and 88mm are for papers.")
+    ] = None,
     model: options.ModelAgainOption = None,
     images: options.ImagesAgainOption = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     count: options.CountAgainOption = None,
-    size: options.SizeOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds the random circuit that it is drawn beside.")] = 0,
+    size: options.SizeAgainOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random circuit that serves as a baseline.")] = 0,
     batch_size: options.BatchOption = 16,
     device: options.DeviceOption = "auto",
 ) -> None:
-    """Draw a circuit as an interactive page, or as a figure."""
+    """Draw a circuit as an interactive page or as a figure."""
     from convcircuits.cli.preparing import loaded_circuit, set_up_again
     from convcircuits.drawing.host import check_file
 
     path = file.with_suffix(".html") if out is None else out
     check_file(path, width)
     if open_ and path.suffix != ".html":
-        raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out ends in .html; got {path}.")
+        raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out must end in .html; got {path}.")
     other = None if against is None else loaded_circuit(against)
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)

@@ -18,9 +18,9 @@ def evaluate(
     mean: options.MeanOption = None,
     std: options.StdOption = None,
     count: options.CountAgainOption = None,
-    size: options.SizeOption = None,
+    size: options.SizeAgainOption = None,
     effective: Annotated[
-        bool, typer.Option(help="Run the circuit as it is defined, or leave the biases of dead filters, as published.")
+        bool, typer.Option(help="Silence dead filters, as circuits are defined, or keep their biases, as published.")
     ] = True,
     batch_size: options.BatchOption = 16,
     device: options.DeviceOption = "auto",

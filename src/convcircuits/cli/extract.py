@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 def extract(
     file: options.CircuitArgument,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The .safetensors file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write the module to (.safetensors).")] = None,
     onnx: Annotated[
-        Path | None, typer.Option(help="The .onnx file to write, compared with torch in onnxruntime.")
+        Path | None, typer.Option(help="File to export to (.onnx); it is run in onnxruntime and compared with torch.")
     ] = None,
     model: options.ModelAgainOption = None,
     weights: options.WeightsOption = None,
-    size: options.SizeOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="How many images run at once when it is timed.")] = 16,
+    size: options.SizeAgainOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that run at once for the timing.")] = 16,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Turn a circuit into a small module, and measure what it costs."""
+    """Turn a circuit into a small module and measure its cost."""
     from convcircuits.cli.preparing import loaded_circuit, loaded_model, recipe_again, side
     from convcircuits.compiler.costs import costs
     from convcircuits.compiler.onnx_export import check_onnx_installed
@@ -43,7 +43,7 @@ def extract(
     shape = (loaded.channels, *(side(recipe.size) or loaded.size))
     with progress("extracting the circuit, in steps") as told:
         module = cc.extract(loaded.model, circuit, input_shape=shape, progress=told)
-    with progress("timing it beside the full model") as told:
+    with progress("timing the module and the full model") as told:
         measured = costs(loaded.model, circuit, module, shape, batch_size=batch_size, progress=told)
     with progress("writing"):
         written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
@@ -69,5 +69,5 @@ def _costs_table(circuit: "cc.Circuit", measured: "Costs") -> str:
             f"{measured.speedup:.1f} times faster",
         ],
     ]
-    end = "the full model runs up to the feature; the module differs from the circuit's masked run by at most "
-    return f"{aligned(rows)}\n{end}{measured.difference:.0e} of the largest value"
+    end = "The full model runs up to the feature. The module differs from the circuit's masked run by at most "
+    return f"{aligned(rows)}\n{end}{measured.difference:.0e} of the largest value."

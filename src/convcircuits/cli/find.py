@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from convcircuits.cli.preparing import Setup
 
 _SHARED = ("model", "weights", "mean", "std", "images", "count", "size", "held_out", "seed")
-"""The fields of a recipe that a model and its images follow from, but for what is split off to validate on."""
+"""The fields of a recipe that determine the model and its images, apart from the validation split."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A circuit that is to be found.
+    """A circuit to find.
 
     Attributes:
-        recipe: How, its feature's names resolved.
-        feature: Of which feature.
-        options: Of the criterion.
-        setup: In which model, on which photographs.
-        file: Where it is written to.
+        recipe: How to find it, with the names in its feature resolved.
+        feature: The feature it computes.
+        options: Options of the criterion.
+        setup: The model and the photographs.
+        file: The file to write it to.
     """
 
     recipe: Recipe
@@ -49,17 +49,18 @@ def find(
         typer.Option(
             "--out",
             "-o",
-            help="The .safetensors file to write, named after model and feature if not given; with --recipe a folder.",
+            help="File to write (.safetensors); with --recipe, a folder.",
+            show_default=options.NAMED,
         ),
     ] = None,
     density: options.DensityOption = None,
-    kernels: Annotated[int | None, typer.Option(help="How many elements to keep, in place of --density.")] = None,
+    kernels: Annotated[int | None, typer.Option(help="Number of elements to keep, instead of --density.")] = None,
     reach_r2: Annotated[
         float | None,
         typer.Option(
-            help="Keep as few elements as reach this R2, in place of --density. The size is chosen on validation "
-            "photographs: a part of those that are not held out, on which the circuit is not found. What is reported "
-            "is measured on the held-out ones, and may be a little less."
+            help="Smallest R2 to reach with as few elements as possible, instead of --density. The size is chosen on "
+            "validation photographs, split off from the training photographs. The reported R2 is measured on the "
+            "held-out photographs and may be slightly lower."
         ),
     ] = None,
     granularity: options.GranularityOption = None,
@@ -68,14 +69,14 @@ def find(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="An option of the criterion, for example steps=5; may be repeated. They are listed below.",
+            help="Option of the criterion, for example steps=5; repeatable. The options are listed below.",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A .toml file of many features: what all share (model, images, density, ...), then for each circuit "
-            "a table [[circuit]] with its feature and what is its own. Options given here go before both."
+            help="TOML file of many circuits: the fields that all share (model, images, density, ...), then for each "
+            "a table [[circuit]] with its feature and its own fields. Options given here override both."
         ),
     ] = None,
     images: options.ImagesOption = None,
@@ -91,14 +92,14 @@ def find(
     require: options.RequireOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Find a circuit on some photographs, measure it on others."""
+    """Find a circuit on some photographs and measure it on others."""
     fields = options.given(options=tuple(option or ()), **locals())
     if len(fields.keys() & set(SIZES)) > 1:
-        raise cc.ConvCircuitsError("Give either --density, a share in (0, 1], or --kernels, a number, or --reach-r2.")
+        raise cc.ConvCircuitsError("Give only one of --density, a share in (0, 1], --kernels, a number, or --reach-r2.")
     if recipe is None:
         for name in ("model", "feature"):
             if name not in fields:
-                raise typer.BadParameter("it is needed, unless --recipe says it.", param_hint=f"--{name}")
+                raise typer.BadParameter("it is required unless --recipe is given.", param_hint=f"--{name}")
         check_writable("--out", out, ".safetensors")
         planned = [(Recipe.of(fields), out)]
     else:
@@ -114,7 +115,7 @@ def find(
 
 
 def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
-    """Read a file of recipes, with the file that each writes, if it says one."""
+    """Read a file of recipes. Return each with the file to write, if it names one."""
     from convcircuits.cli.preparing import check_runs_no_code_unasked
 
     recipes = read_recipes(path, fields)
@@ -129,7 +130,7 @@ def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tu
 
 
 def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, device: str) -> list[_Task]:
-    """Load every model and its photographs once, and read every feature, before any circuit is found."""
+    """Load every model with its photographs once, and parse every feature, before any circuit is found."""
     from convcircuits.cli.preparing import set_up
 
     chosen = [options.criterion_options(recipe.options) for recipe, _ in planned]
@@ -143,14 +144,14 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
         path = file or folder / f"{named_after(recipe.model, feature.slug)}.safetensors"
         check_writable("--out", path, ".safetensors")
         if path in tasks:
-            raise cc.ConvCircuitsError(f"Two circuits would be written to {path}; give one of them an out.")
+            raise cc.ConvCircuitsError(f"Two circuits would be written to {path}; set out for one of them.")
         recipe = dataclasses.replace(recipe, feature=str(feature))
         tasks[path] = _Task(recipe, feature, own, setups[key], path)
     return list(tasks.values())
 
 
 def _found(task: _Task, batch_size: int, *, as_json: bool) -> tuple["cc.Evaluation", dict[str, Any]]:
-    """Find a circuit, measure and write it; print that, or return what is to be printed as JSON."""
+    """Find, measure and write a circuit. Print the report, and return it with what to print as JSON."""
     from convcircuits.cli.preparing import noted, with_recipe
 
     recipe, setup = task.recipe, task.setup
@@ -170,7 +171,7 @@ def _found(task: _Task, batch_size: int, *, as_json: bool) -> tuple["cc.Evaluati
 
 
 def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]]:
-    """Find a circuit of the size that its recipe asks for, and say what was reached if that is by an R2."""
+    """Find a circuit of the size that its recipe asks for. If that is an R2, also return what was reached."""
     recipe, setup = task.recipe, task.setup
     chosen: dict[str, Any] = {
         "criterion": recipe.criterion,
@@ -196,8 +197,9 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
             **chosen,
         )
     note = (
-        f"Its size is the smallest tried whose R2 is at least {recipe.reach_r2:g} on {len(setup.validation.names)} "
-        f"validation photographs, where it is {found.r2:.3f}; it was not found on these, nor are they held out."
+        f"The circuit's size is the smallest tried that reaches R2 = {recipe.reach_r2:g} on "
+        f"{len(setup.validation.names)} validation photographs (R2 there: {found.r2:.3f}); these are neither the "
+        "photographs that it was found on nor the held-out ones."
     )
     reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation.names, "tried": found.tried}
     return noted(found.circuit, [note]), {"reached": reached}

@@ -11,7 +11,8 @@ from convcircuits.cli.console import progress
 from convcircuits.cli.output import aligned, cell, print_json, say
 
 AllOption = Annotated[
-    bool, typer.Option("--all", help="Modules too that compute nothing: identities, dropouts outside training.")
+    bool,
+    typer.Option("--all", help="Include modules that compute nothing: identities, and dropouts outside training."),
 ]
 _COLUMNS = {
     "layer": "name",
@@ -33,7 +34,7 @@ def layers(
     every: AllOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """List a model's layers: their names, units and kernels."""
+    """List a model's layers with their names, units and kernels."""
     from convcircuits.zoo.models import load_model
 
     loading = options.given(weights=weights, mean=mean, std=std)
@@ -41,7 +42,10 @@ def layers(
         loaded = load_model(model, **loading)
         infos = loaded.layers()
     if not infos:
-        raise cc.ConvCircuitsError(f"{model} has no layer inside it that can carry a feature.")
+        raise cc.ConvCircuitsError(
+            f"{model} has no layer that can carry a feature: no submodule, from the first kernel on, outputs a tensor "
+            "(N, C, H, W) or (N, C). Give another model."
+        )
     shown = [dataclasses.asdict(info) for info in infos if every or info.computes]
     if as_json:
         print_json(shown)
@@ -49,5 +53,8 @@ def layers(
     shown = [{**row, "kernels": f"{row['kernels']:,}" if row["kernels"] else ""} for row in shown]
     say(aligned([list(_COLUMNS), *([cell(row[key]) for key in _COLUMNS.values()] for row in shown)]))
     if len(shown) < len(infos):
-        say(f"{len(infos) - len(shown)} more compute nothing: identities, dropouts outside training; --all lists them")
+        say(
+            f"{len(infos) - len(shown)} more compute nothing (identities, dropouts outside training); "
+            "list them with --all"
+        )
     say(loaded.normalization)

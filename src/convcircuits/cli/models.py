@@ -12,7 +12,7 @@ from convcircuits.cli.output import aligned, cell, print_json, say
 
 def models(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A model whose layers are listed, as by convcircuits layers.")
+        str | None, typer.Argument(metavar="MODEL", help="Model to list the layers of, as convcircuits layers does.")
     ] = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -20,7 +20,7 @@ def models(
     every: AllOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """List models, or the layers of one."""
+    """List the models, or the layers of one."""
     if model is not None:
         layers(model, weights, mean, std, every, as_json)
         return

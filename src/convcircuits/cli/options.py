@@ -1,4 +1,4 @@
-"""Options that several commands take, with their types, choices and defaults."""
+"""Options that several commands share, with their types, choices and defaults."""
 
 import inspect
 import json
@@ -11,7 +11,7 @@ import typer
 import convcircuits as cc
 from convcircuits.values.recipe import DENSITY, Recipe
 
-# What there is to choose from, without importing what chooses: a test holds that it is the library's.
+# The choices are written out because importing the library is slow. A test compares them with the library's.
 Criterion = Literal["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
 Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
@@ -23,24 +23,27 @@ CRITERION_OPTIONS = {
     "force": "steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2",
     "magnitude": "normalizer=published|sum|layer_l2",
     "random": "",
-    "layer_random": "like=CIRCUIT.safetensors, which is needed",
+    "layer_random": "like=CIRCUIT.safetensors (required)",
 }
-"""The options of each criterion with their defaults, the first of those to choose from."""
-CRITERIA_HELP = "Options of the criteria, and their defaults (the first, where there is a choice):\n\n\b\n" + "\n".join(
+"""The options of each criterion with their defaults; of several choices, the first is the default."""
+CRITERIA_HELP = "Options of the criteria with their defaults (of several choices, the first):\n\n\b\n" + "\n".join(
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
 
 MODELS = ("vgg16_hed", "efficientnet_lite0", "torchvision:", "timm:")
-_MODEL_HELP = "vgg16_hed, efficientnet_lite0, torchvision:NAME, timm:NAME or package.module:factory."
-
+_MODEL_HELP = "Model: vgg16_hed, efficientnet_lite0, torchvision:NAME, timm:NAME or package.module:factory."
+_IN_FILE = "as in FILE"
+NAMED = "named after model and feature"
+COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out."
+SEED_HELP = "Seed of the split, the crops and criteria that draw random numbers."
 
 _FEATURE = typer.Option(
     "--feature",
     "-f",
     metavar="FEATURE",
-    help="layer:unit, for example features.14:166 or conv3_3:166; layer:3,9,40 is several units, fc:golden retriever "
-    "a class by name; @max, @center, @interior (no padding reaches it) or @row,column says which positions count. "
-    "The layers: convcircuits layers -m MODEL.",
+    help="Feature as layer:unit, for example features.14:166 or conv3_3:166. Several units: layer:3,9,40. A class by "
+    "name: fc:golden retriever. To choose the positions that count, append @max, @center, @interior (where no padding "
+    "reaches) or @row,column. To list the layers, run convcircuits layers -m MODEL.",
 )
 
 
@@ -48,42 +51,51 @@ def _begin_with(beginning: str) -> list[str]:
     return [name for name in MODELS if name.startswith(beginning)]
 
 
-def _model(help: str) -> Any:
-    return typer.Option("--model", "-m", help=help, metavar="MODEL", autocompletion=_begin_with)
+def _model(help: str, default: str | bool = True) -> Any:
+    return typer.Option("--model", "-m", help=help, metavar="MODEL", autocompletion=_begin_with, show_default=default)
 
 
-def _if_not_given(name: str) -> str:
-    return f"; {Recipe.__dataclass_fields__[name].default} if not given."
+def _default(name: str) -> str:
+    return str(Recipe.__dataclass_fields__[name].default)
 
-
-COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out"
 
 ModelOption = Annotated[str, _model(_MODEL_HELP)]
 FeatureOption = Annotated[str, _FEATURE]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs; auto is cuda where there is one.")
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Device that the model runs on; auto is cuda if available.")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="The most images that run at once.")]
-WeightsOption = Annotated[Path | None, typer.Option(help="A state dict (.safetensors, .pt) to load.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Largest number of images that run at once.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="State dict to load into the model (.safetensors, .pt or .pth).")
+]
 MeanOption = Annotated[
     str | None,
     typer.Option(
         metavar="R,G,B",
-        help="Mean that the images of your own factory's model are normalized by, of pixels from 0 to 1, for example "
-        "0.485,0.456,0.406; ImageNet's if neither the factory (by an attribute preprocess) nor this says it.",
+        help="Channel means, of pixels from 0 to 1, to normalize the images of your own factory's model by, for "
+        "example 0.485,0.456,0.406. Not for a factory with an attribute preprocess.",
+        show_default="the model's configuration, else ImageNet's",
     ),
 ]
-StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, likewise.")]
+StdOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B",
+        help="Standard deviations of the channels, given together with --mean.",
+        show_default="as for --mean",
+    ),
+]
 
-# Of a recipe: not given, they are the recipe file's or the default.
+# Options of a recipe. If one is not given, the recipe file's value applies, or else the default.
 ModelOfRecipe = Annotated[str | None, _model(_MODEL_HELP)]
 FeatureOfRecipe = Annotated[str | None, _FEATURE]
 ImagesOption = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|sample",
-        help="A folder of photographs; 'sample', those that are built in, if not given.",
+        help="Folder of photographs, or sample for the built-in ones.",
+        show_default=_default("images"),
     ),
 ]
 CountOption = Annotated[
@@ -91,75 +103,78 @@ CountOption = Annotated[
     typer.Option(
         min=1,
         max=1_000_000,
-        help=f"{COUNT_HELP}{_if_not_given('count')}",
+        help=COUNT_HELP,
+        show_default=_default("count"),
     ),
 ]
 SizeOption = Annotated[
-    int | None, typer.Option(min=1, max=4096, help="Side of the crops in pixels; the model's own if not given.")
+    int | None,
+    typer.Option(min=1, max=4096, help="Side length of the crops in pixels.", show_default="the model's own"),
 ]
 HeldOutOption = Annotated[
     float | None,
-    typer.Option(help=f"The share of photographs that is held out{_if_not_given('held_out')}"),
+    typer.Option(help="Share of the photographs to hold out, in (0, 1).", show_default=_default("held_out")),
 ]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(min=0, help=f"Seeds the split, the crops and criteria that draw{_if_not_given('seed')}"),
-]
+SeedOption = Annotated[int | None, typer.Option(min=0, help=SEED_HELP, show_default=_default("seed"))]
 DensityOption = Annotated[
     float | None,
-    typer.Option(
-        help=f"Share of the relevant elements to keep, in (0, 1]; {DENSITY} if nothing says how many.",
-    ),
+    typer.Option(help="Share of the relevant elements to keep, in (0, 1].", show_default=str(DENSITY)),
 ]
 CriterionOption = Annotated[
     Criterion | None,
-    typer.Option("--criterion", "-c", help=f"How elements are scored{_if_not_given('criterion')}"),
+    typer.Option("--criterion", "-c", help="Criterion that scores the elements.", show_default=_default("criterion")),
 ]
 GranularityOption = Annotated[
     Granularity | None,
-    typer.Option(help=f"What the circuit keeps or drops{_if_not_given('granularity')}"),
+    typer.Option(help="Kind of element that the circuit keeps or drops.", show_default=_default("granularity")),
 ]
 
-# Of a circuit's file: not given, they are what the file says.
-CircuitArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A circuit's .safetensors file.")]
-ModelAgainOption = Annotated[str | None, _model("The model; the one in the file if not given.")]
+# Options of a circuit's file. If one is not given, the file's value applies.
+CircuitArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the circuit (.safetensors).")]
+ModelAgainOption = Annotated[str | None, _model(_MODEL_HELP, _IN_FILE)]
 ImagesAgainOption = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|sample",
-        help="A folder of photographs, all of them held out. If not given: "
-        "those that were held out when the circuit was found.",
+        help="Folder of photographs, all of them held out, or sample for the built-in ones.",
+        show_default="those held out when the circuit was found",
     ),
 ]
-CountAgainOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="How many crops.")]
+CountAgainOption = Annotated[
+    int | None, typer.Option(min=1, max=1_000_000, help="Number of crops.", show_default=_IN_FILE)
+]
+SizeAgainOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=4096, help="Side length of the crops in pixels.", show_default=_IN_FILE),
+]
 RequireOption = Annotated[
     Literal["keeps", "part"] | None,
     typer.Option(
-        help="Exit with 3 unless the verdict is 'keeps', or for 'part' at least 'keeps in part'; what was found is "
-        "written and printed all the same."
+        help="Verdict to require: exit with code 3 unless it is 'keeps' or, for part, at least 'keeps in part'. "
+        "Results are written and printed in any case."
     ),
 ]
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Read numbers that are separated by commas.
+    """Parse numbers separated by commas.
 
     Raises:
-        ConvCircuitsError: If it is anything else.
+        ConvCircuitsError: If the text is anything else.
     """
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise cc.ConvCircuitsError(f"{option} is numbers with commas between them; got {text!r}.") from None
+        raise cc.ConvCircuitsError(f"{option} takes numbers separated by commas; got {text!r}.") from None
 
 
 def given(**parameters: Any) -> dict[str, Any]:
-    """Return those of a command's parameters that were given and are fields of a recipe, as it holds them.
+    """Return the parameters of a command that were given and are fields of a recipe, in the recipe's types.
 
-    A command that begins with ``given(**locals())`` forgets none.
+    A command that begins with ``given(**locals())`` misses none.
 
     Raises:
-        ConvCircuitsError: If a mean or a standard deviation is no numbers.
+        ConvCircuitsError: If a mean or a standard deviation does not consist of numbers.
     """
     fields = {k: v for k, v in parameters.items() if k in Recipe.__dataclass_fields__ and v not in (None, ())}
     for name in fields.keys() & {"mean", "std"}:
@@ -170,10 +185,10 @@ def given(**parameters: Any) -> dict[str, Any]:
 
 
 def criterion_options(given: Sequence[str]) -> dict[str, Any]:
-    """Read options of a criterion, each NAME=VALUE: a JSON value, yes or no, a circuit's file, or else text.
+    """Parse options of a criterion, each NAME=VALUE. A value is yes or no, a circuit's file, JSON, or else text.
 
     Raises:
-        ConvCircuitsError: If one has no value, or is an option of the command itself.
+        ConvCircuitsError: If an option has no value, or is an option of the command itself.
     """
     options: dict[str, Any] = {}
     for text in given:

@@ -1,4 +1,4 @@
-"""How results are printed and where they may be written."""
+"""Print results, and check where they can be written."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def say(text: str = "") -> None:
-    """Print text, wherever it comes from, with what is not to be seen in it as escapes."""
+    """Print text from any source, with invisible characters escaped."""
     sys.stdout.write(printable_lines(text) + "\n")
 
 
@@ -28,14 +28,14 @@ def print_json(value: Any) -> None:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Set cells in columns, whole at any width of the terminal: names in them are there to be copied."""
+    """Align cells in columns. They are never shortened to the terminal's width, so that names can be copied."""
     lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def cell(value: Any) -> str:
-    """Write a value of a table: a shape as 3 x 5, yes and no, nothing as a dash."""
+    """Format a value of a table: a shape as 3 x 5, a bool as yes or no, an empty value as a dash."""
     if isinstance(value, tuple):
         return " x ".join(map(str, value)) or "-"
     if isinstance(value, bool):
@@ -44,46 +44,56 @@ def cell(value: Any) -> str:
 
 
 def say_written(folder: Path, files: Mapping[str, str]) -> None:
-    """Print which files were written to a folder, and what each is."""
+    """Print which files were written to a folder, and what each one holds."""
     for name, what in files.items():
         say(f"wrote {folder / name} ({what})")
 
 
 def names(of: Sequence[str]) -> str:
-    """List names, the first twelve of many."""
+    """Join names by commas; of more than twelve, name the first twelve and count the rest."""
     return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
 
 
 def check_writable(option: str, path: Path | None, suffix: str) -> None:
-    """Refuse a path of another suffix, or that cannot be written, before work is done.
+    """Check, before any work is done, that a path has the right suffix and can be written.
 
     Raises:
-        ConvCircuitsError: If that is so.
+        ConvCircuitsError: If it has another suffix or cannot be written.
     """
     if path is None:
         return
     if path.suffix != suffix:
-        raise ConvCircuitsError(f"{option} {path} should end in {suffix}.")
+        raise ConvCircuitsError(f"{option} {path} must end in {suffix}.")
     if not is_folder(path.parent):
         raise ConvCircuitsError(f"There is no folder {path.parent} to write {path.name} to.")
     check_place(path)
 
 
-def made_folder(path: Path) -> Path:
-    """Make a folder to write to, unless it is there.
+def check_folder(path: Path | None) -> None:
+    """Check, before any work is done, that ``--out`` is not a file.
 
     Raises:
-        ConvCircuitsError: If it is a file or cannot be made.
+        ConvCircuitsError: If it is a file.
+    """
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConvCircuitsError(f"--out {path} is a file; give a folder.")
+
+
+def made_folder(path: Path) -> Path:
+    """Create a folder to write to, unless it exists.
+
+    Raises:
+        ConvCircuitsError: If it is a file or cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConvCircuitsError(f"The folder {path} cannot be made: {error.strerror}.") from error
+        raise ConvCircuitsError(f"The folder {path} cannot be created: {error.strerror}.") from error
     return path
 
 
 def insist(require: str | None, reports: Sequence["Evaluation"]) -> None:
-    """Exit with 3 where a circuit's verdict is not what is required."""
+    """Exit with code 3 if the verdict on any circuit falls short of the required one."""
     lacking = [report for report in reports if require is not None and report.verdict not in ENOUGH[require]]
     for report in lacking:
         whose = "" if len(reports) == 1 else f" on {report.feature}"

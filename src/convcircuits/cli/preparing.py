@@ -1,4 +1,4 @@
-"""What the commands' options come to: a model, photographs, a circuit with the model it belongs to."""
+"""Turn a command's options into a model, photographs, and a circuit with its model."""
 
 import dataclasses
 import shlex
@@ -18,9 +18,9 @@ from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.sources import is_plain_name
 
 PICTURED = 120
-"""Crops that a diagram's pictures are taken from: more than a circuit needs, for they are looked at."""
+"""Number of crops to take a diagram's pictures from: more than a circuit needs, because people look at them."""
 KEPT = 2**27
-"""Bytes of crops that are kept in memory; more are cut anew, batch by batch, in each pass."""
+"""Bytes of crops to keep in memory at most; larger sets are cut anew, batch by batch, in each pass."""
 
 
 _LOADING = "loading the model and photographs"
@@ -28,7 +28,7 @@ _LOADING = "loading the model and photographs"
 
 @dataclass(frozen=True)
 class Cut:
-    """Crops, and the names of the photographs that they are cut from; by default there are none."""
+    """Crops, and the names of the photographs that they are cut from; empty by default."""
 
     images: torch.Tensor | Crops = field(default_factory=lambda: torch.empty(0))
     names: list[str] = field(default_factory=list)
@@ -40,14 +40,15 @@ class Setup:
 
     Attributes:
         loaded: The model.
-        train: What the circuit is found on; nothing where all photographs are held out.
-        validation: What a circuit's size is chosen on, where it is to reach an R2.
-        held_out: What it is measured on.
-        unreadable: Files that were left out, as they are no pictures or could not be read.
-        copies: Photographs that were left out, as they are copies of others or of those that the circuit was found on.
-        photographs: Those that the circuit was found on (where there are none, those that are held out), all of them.
-        pictured: Makes more crops of these, for pictures, which keep the photographs' names.
-        no_baseline: Why there are no crops that the circuit was found on; empty where there are some.
+        train: Crops that the circuit is found on; empty if all photographs are held out.
+        validation: Crops that the circuit's size is chosen on, if it has to reach an R2.
+        held_out: Crops that the circuit is measured on.
+        unreadable: Files left out because they are not pictures or could not be read.
+        copies: Photographs left out because they are copies of others or of those that the circuit was found on.
+        photographs: Names of all readable photographs that the circuit was found on, or of the held-out ones if it
+            was found on none of this folder.
+        pictured: Cuts more crops of these, for pictures; they keep the photographs' names.
+        no_baseline: Why there are no crops that the circuit was found on; empty if there are some.
     """
 
     loaded: LoadedModel
@@ -62,18 +63,18 @@ class Setup:
 
     @property
     def fit(self) -> torch.Tensor | Crops | None:
-        """The images that the circuit is found on, if there are any."""
+        """The images that the circuit is found on, or None."""
         return self.train.images if self.train.names else None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must be known of the photographs and of how they were prepared to read figures rightly."""
-        left_out = (("Not readable", self.unreadable), ("Copies of other photographs", self.copies))
-        notes = [f"{what} and left out ({len(some)}): {names(some)}" for what, some in left_out if some]
+        """What a reader of the figures must know about the photographs and their normalization."""
+        left_out = (("Unreadable files", self.unreadable), ("Copies of other photographs", self.copies))
+        notes = [f"{what}, left out ({len(some)}): {names(some)}" for what, some in left_out if some]
         return sentences([*notes, *([self.loaded.normalization] if self.loaded.assumed else [])])
 
     def say(self) -> None:
-        """Print which photographs are which, and what must be known of them."""
+        """Print how the photographs were used, and the notes on them."""
         for done, cut, others in (
             ("found on", self.train, "photographs"),
             ("size chosen on", self.validation, "others"),
@@ -90,7 +91,13 @@ class Setup:
 
 
 def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | None = None) -> Setup:
-    """Load a recipe's model, and crops of photographs; split anew, or by name as they were before."""
+    """Load a recipe's model and cut crops of its photographs.
+
+    Args:
+        recipe: The recipe.
+        device: As for ``--device``.
+        by_name: The names of the photographs by role, to split them as before; by default they are split anew.
+    """
     with progress(_LOADING):
         loaded = loaded_model(recipe, device)
         pictures, unreadable = photographs(recipe.images)
@@ -101,7 +108,7 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
             copies = _others(pictures, [*train, *rest])
             if recipe.reach_r2 is not None:
                 train, validated = _split_again(train, recipe)
-        else:  # as they were split before, whatever has come to the folder since
+        else:  # split as before, ignoring files added to the folder since
             train, rest = (_named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
         cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
         cuts = (
@@ -115,24 +122,25 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
 
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
-    """Split those photographs that are not held out once more, by the same share: some only tell the size."""
+    """Split the photographs that are not held out once more, by the same share: one part only chooses the size."""
     if len(train) < 2:
         raise cc.ConvCircuitsError(
-            "--reach-r2 needs three photographs or more: some to find circuits on, some to choose the size on, and "
-            f"some to measure on; {len(train)} is left besides those held out."
+            "--reach-r2 needs at least three photographs: to find circuits on, to choose the size on and to measure "
+            f"on. Besides those held out, there is only {len(train)}; give --images with more photographs."
         )
     share = min(max(recipe.held_out, 0.5 / len(train) + 1e-9), 1 - 0.5 / len(train) - 1e-9)  # one on each side
     return split_photographs(train, held_out=share, seed=recipe.seed)
 
 
 def set_up_again(file: Path, *, device: str, images: str | None = None, **given: object) -> tuple[cc.Circuit, Setup]:
-    """Load a circuit's file, its model, and its photographs, split as before; of another folder all are held out.
+    """Load a circuit's file, its model and its photographs.
 
     Args:
-        file: The circuit's.
-        device: As ``--device`` takes it.
-        images: Another folder, if one is given.
-        **given: Fields of a recipe in place of the file's.
+        file: The file of the circuit.
+        device: As for ``--device``.
+        images: Another folder, whose photographs are all held out. By default, the circuit's photographs are split as
+            before.
+        **given: Fields of a recipe that replace the file's.
     """
     circuit = loaded_circuit(file)
     recipe = recipe_again(file, circuit, **given)
@@ -150,7 +158,9 @@ def set_up_again(file: Path, *, device: str, images: str | None = None, **given:
         others = [p for p in pictures if p.name not in used]
         fresh = distinct(others, apart_from=old)
         if not fresh:
-            raise cc.ConvCircuitsError(f"The circuit was found on every photograph of {images}; give others.")
+            raise cc.ConvCircuitsError(
+                f"The circuit was found on every photograph of {images}; give --images with others."
+            )
         cuts, copies = (train, Cut(), cut(fresh, seed, count)), _others(others, fresh)
         return circuit, Setup(loaded, *cuts, unreadable, copies, *cut.pictured(fresh, seed, count), no_baseline)
 
@@ -158,7 +168,7 @@ def set_up_again(file: Path, *, device: str, images: str | None = None, **given:
 def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], Cut, str]:
     """Return the photographs that a circuit was made with, and crops of those it was found on.
 
-    Where they are not to be had any more, there are none, and the last value says why.
+    If they are no longer available, both are empty and the last value says why.
     """
     recipe, by_name = recipe_of(circuit), circuit.provenance.get("photographs")
     if recipe is None or by_name is None:
@@ -166,11 +176,11 @@ def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], Cu
     try:
         pictures = photographs(recipe.images)[0]
         old = _named(pictures, by_name["found_on"], recipe.images)
-        # Copies of those that its size was chosen on are not held out either.
+        # Copies of the photographs that its size was chosen on are not held out either.
         seen = [*old, *(p for p in pictures if p.name in by_name["validated_on"])]
         return seen, cut(old, recipe.seed, recipe.count), ""
     except cc.ConvCircuitsError:
-        gone = f"The photographs of {recipe.images} that the circuit was found on are not all there any more."
+        gone = f"Some photographs of {recipe.images} that the circuit was found on are missing."
         return [], Cut(), gone
 
 
@@ -180,26 +190,26 @@ def _others(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
 
 
 class _Cutter:
-    """Cuts photographs into crops for a model, and notes the files that turn out not to be readable."""
+    """Cuts photographs into crops for a model, and records the files that turn out to be unreadable."""
 
     def __init__(self, loaded: LoadedModel, size: int | None, unreadable: list[str]) -> None:
         self._loaded, self._size, self._unreadable = loaded, side(size), unreadable
         self.failed: list[str] = []
 
     def __call__(self, some: list[Photograph], seed: int, count: int) -> Cut:
-        """Return crops, in one tensor where they are few."""
+        """Return crops, in one tensor if they are few."""
         made, those = self._lazily(some, seed, count)
         height, width = self._size or self._loaded.size
         few = 4 * self._loaded.channels * height * width * count <= KEPT
         return Cut(torch.cat(list(made)) if few else made, those)
 
     def pictured(self, some: list[Photograph], seed: int, count: int) -> tuple[list[str], Callable[[], Crops]]:
-        """Return the names of those that could be read, and a function that cuts enough of them to look at."""
+        """Return the names of the readable photographs, and a function that cuts enough crops of them for pictures."""
         readable = [photograph.name for photograph in some if photograph.name not in self.failed]
         return readable, lambda: self._lazily(some, seed, max(count, PICTURED))[0]
 
     def _lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
-        """Return crops that are cut anew in each pass and know their names, and the names of the photographs."""
+        """Return crops that are cut anew in each pass and have names, and the names of the photographs."""
         good, bad = readable(some, count)
         self._unreadable += [name for name in bad if name not in self._unreadable]
         self.failed += bad
@@ -218,20 +228,20 @@ def loaded_model(recipe: Recipe, device: str) -> LoadedModel:
 
 
 def loaded_circuit(file: Path) -> cc.Circuit:
-    """Load a file that has to hold a circuit."""
+    """Load a file that must hold a circuit."""
     value = cc.load(file)
     if isinstance(value, cc.Circuit):
         return value
     if isinstance(value, cc.Scores):
-        raise cc.ConvCircuitsError(f"{file} holds scores, not a circuit; prune them first.")
+        raise cc.ConvCircuitsError(f"{file} holds scores, not a circuit; give a file that convcircuits find wrote.")
     raise cc.ConvCircuitsError(f"{file} holds a module; give the file of the circuit that it was extracted from.")
 
 
 def recipe_again(file: Path, circuit: cc.Circuit, **given: object) -> Recipe:
-    """Return the recipe of a circuit's file with what is given in its place, or one of what is given alone.
+    """Return the recipe of a circuit's file with the given fields replaced, or a recipe of the given fields alone.
 
     Raises:
-        ConvCircuitsError: If no model is named, or the file names code: that only runs where it is asked for.
+        ConvCircuitsError: If no model is named, or only the file names a model that is built by custom code.
     """
     said = recipe_of(circuit)
     fields = {name: value for name, value in given.items() if value is not None}
@@ -241,26 +251,26 @@ def recipe_again(file: Path, circuit: cc.Circuit, **given: object) -> Recipe:
         return Recipe.of({"feature": str(circuit.feature), **fields})
     if "model" not in fields:
         check_runs_no_code_unasked(file, said.model)
-    if fields.get("model", said.model) != said.model:  # what belongs to the other model is not this one's
+    if fields.get("model", said.model) != said.model:  # these belong to the file's model
         said = dataclasses.replace(said, weights=None, mean=None, std=None)
     return dataclasses.replace(said, **fields)  # type: ignore[arg-type]
 
 
 def check_runs_no_code_unasked(file: Path, model: str) -> None:
-    """Refuse a model that a file names and that code other than a library's makes.
+    """Reject a model that is named by a file and built by code other than a library's.
 
     Raises:
-        ConvCircuitsError: If it is one.
+        ConvCircuitsError: If the model is built by such code.
     """
     if not is_plain_name(model):
         raise cc.ConvCircuitsError(
-            f"{file} names a model that code of its own makes, and code that a file names is not run unasked. "
+            f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for it. "
             f"If it is yours or you trust it, add: --model {shlex.quote(model)}"
         )
 
 
 def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
-    """Return what the command was told when it made a circuit, if it did."""
+    """Return the recipe of a circuit or scores that the command found, or None."""
     said = circuit.provenance.get("recipe")
     if said is None:
         return None
@@ -268,7 +278,7 @@ def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
 
 
 def with_recipe(circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit:
-    """Note in a circuit how it was found, and on which photographs."""
+    """Record in a circuit how it was found, and on which photographs."""
     photographs = {
         "found_on": setup.train.names,
         "validated_on": setup.validation.names,
@@ -279,7 +289,7 @@ def with_recipe(circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit
 
 
 def noted(circuit: cc.Circuit, notes: Sequence[str]) -> cc.Circuit:
-    """Add notes to those of a circuit."""
+    """Append notes to a circuit's own."""
     if not notes:
         return circuit
     return dataclasses.replace(
@@ -288,7 +298,7 @@ def noted(circuit: cc.Circuit, notes: Sequence[str]) -> cc.Circuit:
 
 
 def side(size: int | None) -> tuple[int, int] | None:
-    """Make (H, W) of the side of a square, if there is one."""
+    """Return the (H, W) of a square from its side, or None."""
     return None if size is None else (size, size)
 
 
@@ -302,6 +312,6 @@ def _named(pictures: list[Photograph], wanted: list[str], source: str) -> list[P
 
 def _gone(source: str, missing: list[str]) -> cc.ConvCircuitsError:
     return cc.ConvCircuitsError(
-        f"{source} no longer holds {names(missing)}, which the circuit was found or measured on; "
+        f"{source} no longer contains {names(missing)}, which the circuit was found or measured on; "
         "give --images with photographs to measure it on."
     )

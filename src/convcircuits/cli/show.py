@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file of scores, a circuit or a module.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File of scores, a circuit or a module (.safetensors).")],
     as_json: options.JsonOption = False,
 ) -> None:
-    """Describe a file, and print the command that makes it again."""
+    """Describe a file and print the command that recreates it."""
     value = cc.load(file)
     if not isinstance(value, (cc.Circuit, cc.Scores)):
         _show_module(value, as_json=as_json)
@@ -47,7 +47,7 @@ def show(
         f"images: {images.get('count', 'unknown')}, hash {images.get('hash', 'unknown')}",
         f"made with: {versions or 'unknown'}",
         "",
-        "to make it again:",
+        "to recreate it:",
         f"  {again}",
     ):
         say(printable(line))
@@ -58,12 +58,12 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
 
     said, recipe = value.provenance, recipe_of(value)
     if recipe is not None:
-        return recipe.command(file) or "(not shown: it holds characters that cannot be printed)"
+        return recipe.command(file) or "(not shown: the command contains unprintable characters)"
     if "criterion" not in said:
-        return f"(made by {said.get('made_by', 'hand')}; there is no one command)"
+        return f"(made by {said.get('made_by', 'hand')}; no single command recreates it)"
     given = said.get("options", {})
     if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in given.values()):
-        return "(found with the help of another circuit; there is no one command)"
+        return "(found with the help of another circuit; no single command recreates it)"
     options = "".join(f", {k}={v!r}" for k, v in given.items() if k.isidentifier())
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"

@@ -1,6 +1,6 @@
 """Models by name with their preprocessing, and photographs.
 
-``models`` loads; ``sources`` is where models come from, ``weights`` how theirs are read, ``packages`` how what they
-need is installed; ``preprocessing`` turns pictures into inputs; ``layers`` lists where features can be; ``images``
-finds photographs, splits them and cuts them into inputs.
+``models`` loads models. ``sources`` knows where they come from, ``weights`` reads their weights, and ``packages`` says
+how to install what they need. ``preprocessing`` turns pictures into inputs, and ``layers`` lists the layers that can
+carry a feature. ``images`` finds photographs, splits them and cuts them into inputs.
 """

@@ -28,8 +28,8 @@ from convcircuits.zoo.packages import file_in
 _log = logging.getLogger(__name__)
 
 _LONGEST = 64
-"""The most times that a picture is longer than wide: resized to cover a model's input, a thinner one is huge."""
-_NO_PICTURES = {"EPS", "MPEG"}  # the one runs a program in the file (in Ghostscript), the other is never decoded
+"""The largest aspect ratio of a picture: a thinner one becomes huge when it is resized to cover a model's input."""
+_NO_PICTURES = {"EPS", "MPEG"}  # EPS files are programs, which Ghostscript would run; Pillow never decodes MPEG
 _SAMPLES = {  # name -> (package, path inside it)
     "astronaut": ("skimage", "data/astronaut.png"),
     "brick": ("skimage", "data/brick.png"),
@@ -51,8 +51,8 @@ class Photograph:
     """A picture with a name.
 
     Attributes:
-        name: Of the file, with the folders that it is in below the one that was loaded, or of the built-in photograph;
-            unique within a set of photographs.
+        name: Path of the file relative to the folder that was loaded, or the name of a built-in photograph. Unique
+            within a set of photographs.
         source: The file, or a picture in memory.
     """
 
@@ -61,30 +61,30 @@ class Photograph:
 
     @property
     def image(self) -> Image.Image:
-        """The picture in mode RGB, upright; a file is decoded each time, and nothing of it is kept.
+        """The picture in mode RGB, upright. A file is decoded anew on each access.
 
         Raises:
-            ConvCircuitsError: The file cannot be read.
+            ConvCircuitsError: If the file cannot be read.
         """
         if isinstance(self.source, Image.Image):
             return self.source
         try:
             return _read(self.source)
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Remove it, or repair it.") from error
+            raise ConvCircuitsError(f"{self.name} cannot be read: {error}. Remove or repair it.") from error
 
 
 def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
-    """List ``sample``, the built-in photographs, or a folder of your own.
+    """List the built-in photographs or those of a folder.
 
     Args:
-        source: ``sample``, or a folder (``./sample`` for one of that name).
+        source: ``sample`` for the built-in photographs, or a folder (``./sample`` if that is its name).
 
     Returns:
         The photographs, sorted by name, and the names of the files that are left out.
 
     Raises:
-        ConvCircuitsError: As of ``sample_photographs`` and ``load_folder``.
+        ConvCircuitsError: As in ``sample_photographs`` and ``load_folder``.
     """
     return (sample_photographs(), []) if source == "sample" else load_folder(source)
 
@@ -92,32 +92,32 @@ def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
 def sample_photographs() -> list[Photograph]:
     """Return twelve photographs, sorted by name: eight in color, four (brick, camera, grass, gravel) gray.
 
-    They are files in the wheels of scikit-image and scikit-learn; neither package is imported.
+    They are files in the wheels of scikit-image and scikit-learn. Neither package is imported.
 
     Raises:
-        ConvCircuitsError: One of the two is not installed.
+        ConvCircuitsError: If one of the two is not installed.
     """
     return [Photograph(name, file_in(package, inside)) for name, (package, inside) in _SAMPLES.items()]
 
 
 def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
-    r"""List the pictures of a folder and of all folders in it, sorted as people count (2 before 10).
+    r"""List the pictures in a folder and its subfolders, in natural order (2 before 10).
 
-    Files of every kind that Pillow decodes here are pictures (.jpg, .jfif, .png, .webp, .tif, .avif and more, but for
-    .eps, which is a program). Of each only the beginning is read; it is decoded when its ``image`` is asked for: the
-    camera's orientation is applied; transparent pictures are laid on white, 16-bit ones scaled to 8 bits, of
-    animations the first frame is taken. Hidden files and folders are ignored; a folder that links lead to again is
-    seen once, and so is a file: two names of one photograph could come to be held out and trained on.
+    A picture is a file of any format that the installed Pillow decodes (.jpg, .jfif, .png, .webp, .tif, .avif and
+    more), except .eps, which is a program. Only its header is read here. It is decoded when its ``image`` is accessed:
+    the camera's orientation is applied, transparent pictures are placed on white, 16-bit pictures are scaled to 8 bits,
+    and the first frame of an animation is used. Hidden files and folders are ignored. A folder or file that several
+    links lead to is listed once: otherwise the same photograph could be both trained on and held out.
 
     Returns:
         The photographs, named by their files (``cat/1.jpg`` in a folder of classes), and the names of all other files:
-        those of other kinds, further links to one that is listed, and those whose beginning says that they cannot be
-        used, which are logged with the reason: damaged or floating-point ones, those with more pixels than
-        ``PIL.Image.MAX_IMAGE_PIXELS``, and those that are more than 64 times as long as wide. Bytes of a name that are
-        not UTF-8 are written as ``\xff``.
+        those of other kinds, further links to a listed file, and those whose header shows that they cannot be used.
+        The latter are logged with the reason: they are damaged, have floating-point pixels, have more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or have an aspect ratio above 64. Bytes of a name that are not UTF-8 are
+        written as ``\xff``.
 
     Raises:
-        ConvCircuitsError: No such folder, or no readable picture in it.
+        ConvCircuitsError: If there is no such folder, or no readable picture in it.
     """
     folder = Path(path)
     if not is_folder(folder):
@@ -143,7 +143,7 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
             _left_out(name, error)
             bad.append(name)
     if not good:
-        problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it holds no pictures"
+        problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it contains no pictures"
         raise ConvCircuitsError(
             f"Nothing to load from {str(path)!r}: {problem}. Give a folder with .jpg, .png or other picture files."
         )
@@ -151,13 +151,13 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
 
 
 def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photograph], list[str]]:
-    """Find those photographs that ``count`` crops are cut from: the first ones that can be decoded, one after another.
+    """Find the photographs to cut ``count`` crops from: the first that can be decoded, in order.
 
     Returns:
-        At most ``count`` photographs, and the names of those among them that could not be read, which are logged.
+        At most ``count`` photographs, and the names of those that were tried but could not be read, which are logged.
 
     Raises:
-        ConvCircuitsError: None can be read.
+        ConvCircuitsError: If none can be read.
     """
     good: list[Photograph] = []
     bad: list[str] = []
@@ -177,13 +177,13 @@ def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photog
 
 
 def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photograph] = ()) -> list[Photograph]:
-    """Keep the first of photographs that are copies of each other, byte by byte, and none that is a copy of others.
+    """Drop photographs that are byte-for-byte copies of earlier ones, or of those in ``apart_from``.
 
-    Files of one size alone are read; one that cannot be read is kept.
+    Only files of equal size are read. A file that cannot be read is kept.
 
     Args:
-        photographs: In the order in which they are kept.
-        apart_from: Those of which no copy is kept.
+        photographs: The photographs; of several copies, the first is kept.
+        apart_from: Photographs of which no copy is kept.
     """
     every = [*apart_from, *photographs]
     sizes = [_content(photograph.source, hashed=False) for photograph in every]
@@ -201,29 +201,31 @@ def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photogra
 def split_photographs(
     photographs: Sequence[Photograph], *, held_out: float = 0.4, seed: int = 0
 ) -> tuple[list[Photograph], list[Photograph]]:
-    """Split photographs in two at random: never two crops of one photograph on both sides.
+    """Split photographs in two at random, so that crops of the same photograph are never on both sides.
 
-    Of copies, as ``distinct`` tells them, the first by name is split and the others are on neither side. The split
-    depends on the names and the seed, not on the order.
+    Of several copies (see ``distinct``), the first by name takes part and the others are on neither side. The split
+    depends on the names and the seed, but not on the order.
 
     Args:
-        photographs: With different names.
-        held_out: The share of the second part, above 0 and below 1; rounded to whole photographs.
-        seed: Of the split.
+        photographs: The photographs, with distinct names.
+        held_out: Share of photographs to hold out, above 0 and below 1; rounded to whole photographs.
+        seed: Seed of the split.
 
     Returns:
-        The photographs to work with and those held out, each sorted by name.
+        The photographs to work with and the held-out ones, each sorted by name.
 
     Raises:
-        ConvCircuitsError: A share outside of (0, 1), a name that occurs twice, or a part without photographs.
+        ConvCircuitsError: If the share is outside (0, 1), a name occurs twice, or a part has no photographs.
     """
     if not 0 < held_out < 1:
-        raise ConvCircuitsError(f"{option('held_out')} is a share above 0 and below 1, say 0.4; got {held_out}.")
+        raise ConvCircuitsError(
+            f"{option('held_out')} must be a share above 0 and below 1, such as 0.4; got {held_out}."
+        )
     names = Counter(photograph.name for photograph in photographs)
     twice = [name for name, times in sorted(names.items()) if times > 1]
     if twice:
         raise ConvCircuitsError(
-            f"More than one photograph is called {twice[0]!r}; the split is by name. Give each its own name."
+            f"More than one photograph is named {twice[0]!r}; the split is by name. Give each a name of its own."
         )
     by_name = distinct(sorted(photographs, key=lambda photograph: photograph.name))
     count = round(held_out * len(by_name))
@@ -231,7 +233,7 @@ def split_photographs(
         copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
         raise ConvCircuitsError(
             f"{option('held_out', held_out)} of {len(by_name)} photographs{copies} leaves {len(by_name) - count} and "
-            f"{count}; both parts need at least one. Give more photographs, or a share nearer to 0.5."
+            f"{count}; both parts need at least one. Give more photographs, or a share closer to 0.5."
         )
     chosen = set(random.Random(seed).sample([photograph.name for photograph in by_name], count))
     kept = [photograph for photograph in by_name if photograph.name not in chosen]
@@ -239,27 +241,27 @@ def split_photographs(
 
 
 class Crops:
-    """A model's inputs cut from photographs: each one whole, then random parts of it.
+    """A model's inputs, cut from photographs: first each whole photograph, then random crops of them.
 
-    Image i is crop i // P of photograph i % P, for P photographs: so a smaller count yields the beginning of
-    a larger one, and with a count below P only the first photographs are used. Crop 0 is the whole
-    picture. Every other one has proportions of 3/4 to 4/3, covers from 0.2 of the picture's area up to all
-    that fits (of a thin strip: what fits), and is mirrored half of the time. Crops depend on the name of
-    their photograph and on the seed, on no other photograph and not on the batch size.
+    With P photographs, image i is crop i // P of photograph i % P. So a smaller ``count`` yields the first images of a
+    larger one, and a ``count`` below P uses only the first photographs. Crop 0 is the whole picture. Every other crop
+    has an aspect ratio from 3/4 to 4/3, covers between 0.2 of the picture's area and the most that fits (in a thin
+    strip, the most that fits), and is mirrored with probability 1/2. Crops depend on the name of their photograph and
+    on the seed, but not on other photographs or the batch size.
 
-    Iterating gives batches, (N, C, H, W) on the CPU, the same in every pass. Memory holds one batch and one decoded
-    photograph at a time. ``len()`` is the number of images.
+    Iterating yields batches (N, C, H, W) on the CPU, the same in every pass. At any time, memory holds one batch and
+    one decoded photograph. ``len()`` is the number of images.
 
     Args:
-        photographs: At least one.
-        preprocess: A picture -> float (C, H, W).
-        count: Of images, at least 1.
-        seed: Of the crops.
-        size: (H, W) to resize the images to after preprocessing; default: as preprocessing yields them.
-        batch_size: The most images in a batch.
+        photographs: The photographs, at least one.
+        preprocess: A function that turns a picture into a float (C, H, W) tensor.
+        count: Number of images, at least 1.
+        seed: Seed of the crops.
+        size: (H, W) to resize the images to after preprocessing. Default: no resizing.
+        batch_size: Largest number of images in a batch.
 
     Raises:
-        ConvCircuitsError: No photographs, or a number below 1; when iterated, a file that cannot be read.
+        ConvCircuitsError: If there are no photographs or a number is below 1; on iteration, if a file cannot be read.
 
     Source of the crops: Szegedy et al., Going Deeper with Convolutions (2015).
     """
@@ -287,7 +289,7 @@ class Crops:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """For each image the name of its photograph, and which crop of it: ``"astronaut"``, ``"astronaut, crop 1"``."""
+        """Names of the images, by photograph and crop: ``"astronaut"``, ``"astronaut, crop 1"``."""
         among = len(self._photographs)
         return tuple(
             self._photographs[n % among].name + (f", crop {n // among}" if n >= among else "")
@@ -307,7 +309,7 @@ class Crops:
     def _batch(self, numbers: range, generators: Sequence[random.Random]) -> torch.Tensor:
         images: dict[int, torch.Tensor] = {}
         among = len(self._photographs)
-        for first in numbers[:among]:  # a photograph is decoded once for all of its crops in the batch
+        for first in numbers[:among]:  # decode each photograph once for all of its crops in the batch
             which = first % among
             picture = self._photographs[which].image
             for number in range(first, numbers.stop, among):
@@ -324,9 +326,9 @@ def crops(
     seed: int,
     size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Cut photographs into a model's inputs, all in one tensor: (count, C, H, W), on the CPU.
+    """Cut photographs into a model's inputs and return them in one tensor (count, C, H, W) on the CPU.
 
-    The images, arguments and errors are those of ``Crops``, which yields them batch by batch.
+    Images, arguments and errors are the same as for ``Crops``, which yields the images batch by batch.
     """
     (images,) = Crops(photographs, preprocess, count=count, seed=seed, size=size, batch_size=count)
     return images
@@ -341,7 +343,7 @@ def _random_crop(picture: Image.Image, generator: random.Random) -> Image.Image:
 
 
 def _crop_size(size: tuple[int, int], generator: random.Random) -> tuple[int, int]:
-    """Draw the (width, height) of a crop: its proportions first, then an area that fits with them."""
+    """Draw the (width, height) of a crop: first an aspect ratio, then an area that fits it."""
     ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
     widest = min(size[0], size[1] * ratio)
     largest = widest**2 / ratio / (size[0] * size[1])
@@ -356,9 +358,9 @@ def _read(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a file, whose size and kind are known then; its pixels are not read yet."""
+    """Open a file and check its size and mode, without reading its pixels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on damaged metadata, which no crop depends on
+        warnings.simplefilter("ignore")  # about damaged metadata, which no crop depends on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=sorted(set(_suffixes().values()))) as image:
             if image.mode == "F":
@@ -370,7 +372,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @functools.cache
 def _suffixes() -> dict[str, str]:
-    """Map the suffixes of the files that Pillow decodes here to their formats."""
+    """Map the suffixes of the files that the installed Pillow decodes to their formats."""
     suffixes = Image.registered_extensions()
     decoded = {
         name
@@ -381,7 +383,7 @@ def _suffixes() -> dict[str, str]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; some readers hand them out as 32
+    if image.mode.startswith("I"):  # 16 bits, which some readers return as 32
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -390,7 +392,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and all folders in it, none hidden, and those folders that cannot be read."""
+    """Yield the files in a folder and its subfolders, without hidden ones, and the subfolders that cannot be read."""
     seen: set[str] = set()
     closed: list[OSError] = []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
@@ -403,7 +405,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _content(source: Path | Image.Image, *, hashed: bool) -> object:
-    """Return the size of a file or of a picture in memory, or else a hash; of what cannot be read, the path itself."""
+    """Return the size or the hash of a file or of a picture in memory; for an unreadable file, the path itself."""
     if isinstance(source, Image.Image):
         return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest() if hashed else None
     try:
@@ -420,6 +422,6 @@ def _left_out(name: str, error: BaseException) -> None:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """Return a key that sorts the numbers in names by value; text and numbers alternate, so they compare."""
+    """Return a key that sorts the numbers in names by value. Text and numbers alternate, so keys are comparable."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name

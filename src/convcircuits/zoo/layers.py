@@ -1,4 +1,4 @@
-"""List a model's layers, with the names that its community has for them."""
+"""List a model's layers, with the names that papers use for them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ class LayerInfo:
     """One module that can carry a feature.
 
     Attributes:
-        name: Dotted, as in ``model.named_modules()``.
+        name: Its dotted name, as in ``model.named_modules()``.
         kind: The name of its class.
-        channels: Of its (first) output, which is (N, channels, H, W) or (N, channels).
-        map: (H, W) of that output, or () for a 2-D one.
-        calls: How often it runs in one forward pass.
-        categories: Whether it has as many channels as the model has categories, so that class names name them.
-        alias: What the network's community calls it, or nothing.
-        kernels: How many it has itself, 0 unless it is a convolution or a Linear layer.
-        computes: Whether its output differs from its input; false for an identity, or a dropout in eval mode.
+        channels: Number of channels of its (first) output, which is (N, channels, H, W) or (N, channels).
+        map: (H, W) of that output, or () if it is 2-D.
+        calls: Number of times it runs in one forward pass.
+        categories: Whether it has one channel per category of the model, so that class names apply to its channels.
+        alias: The name that papers use for it, or an empty string.
+        kernels: Number of its own kernels; 0 unless it is a convolution or a Linear layer.
+        computes: Whether its output differs from its input; False for an identity, or a dropout in eval mode.
     """
 
     name: str
@@ -48,24 +48,24 @@ def list_layers(
 ) -> list[LayerInfo]:
     """List the modules that can carry a feature, in the order in which they (first) finish.
 
-    Those are the modules below the model itself whose output is a 4-D or a 2-D tensor, from the first kernel on. A copy
-    of the model runs once, in eval mode, on an image of zeros; the model itself is left alone.
+    These are the submodules that output a 4-D or 2-D tensor, from the first kernel on. A copy of the model runs once,
+    in eval mode, on an image of zeros. The model itself is not changed.
 
     Args:
-        model: Takes images (N, channels, H, W).
+        model: The model; takes images (N, channels, H, W).
         size: (H, W) of the image.
-        channels: Of the image.
-        categories: The names of the model's outputs, if they are known.
-        aliases: A layer's name in the network's community -> the layer.
+        channels: Number of channels of the image.
+        categories: Names of the model's outputs, if known.
+        aliases: A map from the names that papers use for layers to the layers.
 
     Raises:
-        ConvCircuitsError: The model cannot run on such an image.
+        ConvCircuitsError: If the model cannot run on such an image.
     """
     twin = _twin(model)
     names = {module: name for name, module in twin.named_modules()}
     called = {layer: alias for alias, layer in (aliases or {}).items()}
     found: dict[str, LayerInfo] = {}
-    running: list[list[tuple[torch.Tensor, int]]] = []  # of each module its inputs, and how often they had been written
+    running: list[list[tuple[torch.Tensor, int]]] = []  # per running module: its inputs with their versions
     kernels_ran = False
 
     def begin(_module: nn.Module, inputs: tuple[object, ...]) -> None:
@@ -96,7 +96,7 @@ def list_layers(
         )
 
     for module in names:
-        module._forward_hooks.clear()  # the user's own, which may count or record
+        module._forward_hooks.clear()  # the user's hooks, which may count or record
         module._forward_pre_hooks.clear()
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
@@ -105,7 +105,7 @@ def list_layers(
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ConvCircuitsError(
             f"The model does not run on an image of shape {(1, channels, *size)}: {error}. "
-            "Give the size, and the number of channels, that it takes."
+            "Give the size and the number of channels that it takes."
         ) from error
     return list(found.values())
 
@@ -114,13 +114,13 @@ def takes(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
     """Return whether a copy of a model runs on an image of zeros."""
     try:
         _run_on_zeros(_twin(model), channels, size)
-    except Exception:  # a model may refuse an image in any way
+    except Exception:  # a model may raise anything
         return False
     return True
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in eval mode, with weights of its own, which its forward may write to."""
+    """Return a copy of a model in eval mode. Its weights are copied too, because ``forward`` may write to them."""
     twin = private_copy(model)
     for parameter in twin.parameters():
         parameter.data = parameter.data.clone()
@@ -134,13 +134,13 @@ def _run_on_zeros(twin: nn.Module, channels: int, size: tuple[int, int]) -> None
 
 
 def _is_same(x: torch.Tensor, output: object) -> bool:
-    """Return whether an output is an input itself, or a view of all of it."""
+    """Return whether an output is the input itself, or a view of all of it."""
     return isinstance(output, torch.Tensor) and (
         (x.data_ptr(), x.shape, x.stride()) == (output.data_ptr(), output.shape, output.stride())
     )
 
 
-# ---------------------------------------- what the networks' communities call layers
+# ---------------------------------------- names that papers use for layers
 
 _KINDS = {nn.Conv2d: "conv", nn.ReLU: "relu", nn.MaxPool2d: "pool"}
 _GOOGLENET = {
@@ -150,14 +150,14 @@ _GOOGLENET = {
 
 
 def aliases(network: str, model: nn.Module) -> dict[str, str]:
-    """Return the names that papers and atlases have for a network's layers -> the layers; none is a module's name.
+    """Map the names that papers and atlases use for a network's layers to the layers. None is a module's name.
 
-    VGG's convolutions count within blocks (``conv3_3``), AlexNet's through (``conv5``), as in Caffe; so do the ReLUs
-    and poolings after them, and Linear layers go on as ``fc6``, ``fc7``, ``fc8``. GoogLeNet's blocks are those of lucid
-    and the OpenAI Microscope (``mixed4d``).
+    As in Caffe, VGG's convolutions are numbered within blocks (``conv3_3``) and AlexNet's straight through
+    (``conv5``), as are the ReLUs and poolings after them; Linear layers continue as ``fc6``, ``fc7``, ``fc8``.
+    GoogLeNet's blocks have their names in lucid and the OpenAI Microscope (``mixed4d``).
 
     Args:
-        network: Its name in torchvision or timm.
+        network: The network's name in torchvision or timm.
         model: The network.
     """
     if network.startswith("vgg") or network == "alexnet":
@@ -169,7 +169,7 @@ def aliases(network: str, model: nn.Module) -> dict[str, str]:
 
 
 def _numbered(model: nn.Module, *, in_blocks: bool) -> dict[str, str]:
-    """Number the layers of a plain network, in blocks that end with a pooling or straight through."""
+    """Number the layers of a plain network, either within blocks that end with a pooling or straight through."""
     numbered: dict[str, str] = {}
     block, index, linear = 1, 0, 6
     for name, module in model.named_modules():

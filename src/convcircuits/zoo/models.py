@@ -34,15 +34,15 @@ class LoadedModel:
 
     Attributes:
         name: The spec that it was loaded by.
-        model: In eval mode, on the CPU.
-        preprocess: A picture -> its float32 (C, H, W) input, normalized as this model wants it.
-        size: (H, W) that ``preprocess`` yields.
-        categories: The names of the outputs (of its default weights, whichever it has), or None where they are not
-            known.
-        channels: C that ``preprocess`` yields.
-        normalization: What ``preprocess`` does to a picture and who says so, in a sentence.
-        assumed: Whether nobody says so, and ImageNet's mean and std are taken.
-        aliases: A layer's name in the network's community -> the layer.
+        model: The model, in eval mode, on the CPU.
+        preprocess: A function that turns a picture into a float32 (C, H, W) input, normalized for this model.
+        size: (H, W) that ``preprocess`` returns.
+        categories: Names of the outputs (those of the default weights, whichever weights are loaded), or None if they
+            are not known.
+        channels: C that ``preprocess`` returns.
+        normalization: A sentence on what ``preprocess`` does to a picture and where that is specified.
+        assumed: Whether it is specified nowhere, so that ImageNet's mean and std are assumed.
+        aliases: A map from the names that papers use for layers to the layers.
     """
 
     name: str
@@ -56,26 +56,26 @@ class LoadedModel:
     aliases: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def feature(self, text: str) -> Feature:
-        """Read the text form of a feature: ``features.14:166``, ``conv3_3:166``, ``fc:golden retriever``.
+        """Parse the text form of a feature: ``features.14:166``, ``conv3_3:166``, ``fc:golden retriever``.
 
-        A layer may go by one of ``aliases``, and a class name may stand for its unit. Case is ignored, unless the
-        spelling as given is a name. Where a category has several names, separated by commas, each of them will do.
+        A layer can be named by one of ``aliases``, and a unit by its class name. An exact match takes precedence;
+        otherwise case is ignored. If a category has several names, separated by commas, any of them works.
 
         Raises:
-            ConvCircuitsError: The text has another form; the name is unknown or that of several units; the layer
-                does not have as many channels as there are categories.
+            ConvCircuitsError: If the text has another form, the name is unknown or names several units, or the layer
+                does not have one channel per category.
         """
         feature = Feature.parse(text, names=self._unit)
         return replace(feature, layer=self.aliases.get(feature.layer, feature.layer))
 
     def layers(self) -> list[LayerInfo]:
-        """List the modules that can carry a feature, as ``list_layers`` does."""
+        """List the modules that can carry a feature. See ``list_layers``."""
         return list_layers(
             self.model, self.size, channels=self.channels, categories=self.categories, aliases=self.aliases
         )
 
     def primaries(self) -> torch.Tensor:
-        """Return what ``preprocess`` makes of black, red, green and blue, to turn inputs into pictures: (4, C)."""
+        """Return the inputs (4, C) for black, red, green and blue, from which inputs can be turned into pictures."""
         plain = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
         return torch.stack([self.preprocess(Image.new("RGB", (64, 64), color)).mean((1, 2)) for color in plain])
 
@@ -83,8 +83,8 @@ class LoadedModel:
         layer = self.aliases.get(layer, layer)
         if self.categories is None:
             raise ConvCircuitsError(
-                f"{layer}:{name} asks for a class by name, but {self.name} comes without class names; write "
-                f"layer:unit, for example {layer}:9."
+                f"{layer}:{name} names a class, but {self.name} has no class names; write layer:unit, for example "
+                f"{layer}:9."
             )
         units = _units_named(name, self.categories)
         if not units:
@@ -92,21 +92,23 @@ class LoadedModel:
             raise ConvCircuitsError(f"{self.name} has no class {name!r}. {suggest(name, known)}")
         infos = {info.name: info for info in self.layers()}
         if layer not in infos:
-            raise ConvCircuitsError(f"{self.name} has no layer {layer!r} with a feature. {suggest(layer, infos)}")
-        if not infos[layer].categories:
-            classifiers = ", ".join(info.name for info in infos.values() if info.categories) or "no layer"
             raise ConvCircuitsError(
-                f"{layer} has {infos[layer].channels} channels, which the {len(self.categories)} class names of "
-                f"{self.name} do not name. Layers with class names: {classifiers}."
+                f"{self.name} has no layer {layer!r} that can carry a feature. {suggest(layer, infos)}"
+            )
+        if not infos[layer].categories:
+            classifiers = ", ".join(info.name for info in infos.values() if info.categories) or "none"
+            raise ConvCircuitsError(
+                f"{layer} has {infos[layer].channels} channels, but {self.name} has {len(self.categories)} class "
+                f"names, so they do not apply to it. Layers with class names: {classifiers}."
             )
         if len(units) > 1:
             which = ", ".join(f"{layer}:{unit} ({self.categories[unit]})" for unit in units)
-            raise ConvCircuitsError(f"{name!r} names several units; write which is meant: {which}.")
+            raise ConvCircuitsError(f"{name!r} names several units; choose one: {which}.")
         return units[0]
 
 
 def _units_named(name: str, categories: Sequence[str]) -> list[int]:
-    """List the units of exactly that name; if there are none, those with it in other case or among their names."""
+    """List the units with exactly this name; failing that, those that have it in another case or among several."""
     exact = [unit for unit, category in enumerate(categories) if category == name]
     wanted = name.casefold().strip()
     return exact or [
@@ -125,8 +127,7 @@ def load_model(
 ) -> LoadedModel:
     """Load a model by name, in eval mode, with its own preprocessing.
 
-    The caller's random state is left as it was; whatever is initialized at random comes out the same each
-    time.
+    Random initialization gives the same result each time and does not change the caller's random state.
 
     Args:
         spec: One of
@@ -135,43 +136,43 @@ def load_model(
             - ``efficientnet_lite0``: EfficientNet-Lite0, ImageNet weights (no download);
             - ``torchvision:NAME``: an image classifier with torchvision's default weights;
             - ``timm:NAME``: a timm model with its pretrained weights;
-            - ``torchvision:NAME@random``, ``timm:NAME@random``: the same with seeded random weights;
-            - ``package.module:factory``: a function without arguments that returns the model, found in the
-              working directory too. Its preprocessing is the attribute ``preprocess`` of the function or of
-              its module, else what the model's ``pretrained_cfg`` or ``default_cfg`` says (as in timm), else
-              that of ImageNet classifiers at 224 x 224. A model of one channel is shown gray pictures by a
-              ``Preprocess``; for other numbers of channels (an alpha channel, which photographs lack) write a
-              preprocessing of your own. The names of its outputs are the attribute ``categories``, in the same
-              two places.
-        weights: A state dict to load instead, as .safetensors, .pt or .pth; one under the key ``state_dict``
-            or ``model`` and one saved from a data-parallel model are understood. Nothing is downloaded
-            then. Preprocessing and categories stay those of the model's default weights.
-        mean: By which a factory's images are normalized, where it has no ``preprocess``: three numbers for red, green
-            and blue or one for all, of pixels from 0 to 1.
-        std: The standard deviation, likewise.
+            - ``torchvision:NAME@random``, ``timm:NAME@random``: the same models with seeded random weights;
+            - ``package.module:factory``: a function without arguments that returns the model. The module may be in
+              the working directory. Preprocessing is the attribute ``preprocess`` of the function or of its module;
+              failing that, it follows the model's ``pretrained_cfg`` or ``default_cfg`` (as in timm); failing that,
+              it is that of ImageNet classifiers at 224 x 224. A ``Preprocess`` converts pictures to gray for a model
+              that takes one channel. For any other number of channels (such as an alpha channel, which photographs
+              lack), write your own preprocessing. The attribute ``categories``, in the same two places, names the
+              outputs.
+        weights: A file with a state dict to load instead (.safetensors, .pt or .pth). The state dict may be under the
+            key ``state_dict`` or ``model``, or saved from a data-parallel model. With it, nothing is downloaded.
+            Preprocessing and categories stay those of the model's default weights.
+        mean: Mean that normalizes the images of a factory without ``preprocess``, for pixels from 0 to 1: three
+            numbers for red, green and blue, or one for all.
+        std: Standard deviation, in the same form.
 
     Raises:
-        ConvCircuitsError: An unknown spec, a missing package, a failed download, weights that do not fit, or a mean
-            and std that are out of range or given for a model that says itself how its images are prepared.
+        ConvCircuitsError: If the spec is unknown, a package is missing, a download fails, the weights do not fit, or
+            ``mean`` and ``std`` are out of range or given for a model that specifies its own preprocessing.
 
-    Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), whose VGG16 convolutions ``vgg16_hed``
-    are; Tan and Le, EfficientNet (2019).
+    Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), for the VGG16 convolutions of ``vgg16_hed``; Tan
+    and Le, EfficientNet (2019).
     """
     source, name, is_random = parts(spec)
     if is_random and (source not in SOURCES or not name):
         raise ConvCircuitsError(
-            f"{spec!r}: only 'torchvision:NAME' and 'timm:NAME' come with random weights. Leave {RANDOM!r} out."
+            f"{spec!r}: only 'torchvision:NAME' and 'timm:NAME' come with random weights. Omit {RANDOM!r}."
         )
     if is_random and weights is not None:
         raise ConvCircuitsError(
-            f"{spec!r} asks for random weights, but {option('weights', str(weights))} was given too. Drop one."
+            f"{spec!r} asks for random weights, but {option('weights', str(weights))} was given too. Omit one of them."
         )
     state = None if weights is None else read_state_dict(Path(weights))
     built = build(spec, pretrained=not is_random and state is None)
     model = built.model
     if state is not None:
         load_state_dict(model, state, f"the weights in {str(weights)!r}", spec)
-    model.eval()  # which a class of one's own may have overridden to return nothing
+    model.eval()  # not chained: an overridden eval may return None
     if mean is not None or std is not None:
         built = _normalized(built, mean, std, spec)
     preprocess = built.preprocess
@@ -192,25 +193,23 @@ def load_model(
 
 
 def _normalized(built: Built, mean: Sequence[float] | None, std: Sequence[float] | None, spec: str) -> Built:
-    """Put a mean and std that were given in place of a configuration's, or of those that nobody gave."""
+    """Replace the mean and std of a configuration, or the assumed ones, by those given."""
     own = built.authority not in (Authority.CONFIGURATION, Authority.NOBODY)
     if own or not isinstance(built.preprocess, Preprocess):
-        raise ConvCircuitsError(
-            f"{spec!r} says itself how its images are prepared; leave out {option('mean')} and {option('std')}."
-        )
+        raise ConvCircuitsError(f"{spec!r} specifies its own preprocessing; omit {option('mean')} and {option('std')}.")
     return built._replace(preprocess=normalized_by(built.preprocess, mean, std), authority=Authority.CALLER)
 
 
 def _fitting(model: nn.Module, preprocess: Preprocessing, spec: str) -> Preprocessing:
-    """Make a ``Preprocess`` of three colors gray where the model takes one channel; refuse where it takes others."""
+    """Convert a ``Preprocess`` to gray if the model takes one channel; raise an error if it takes neither 1 nor 3."""
     if not isinstance(preprocess, Preprocess) or len(preprocess.mean) == 1:
         return preprocess
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
-    # A model that takes none of these shows what is wrong when it runs on images.
+    # A model that takes none of these raises its own error when it runs on images.
     channels = next((number for number in (3, 1, first) if takes(model, number, preprocess.size)), 3)
     if channels not in (1, 3):
         raise ConvCircuitsError(
-            f"{spec!r} takes images of {channels} channels, and a photograph has three, or one in gray. Give the "
+            f"{spec!r} takes images of {channels} channels, but a photograph has three, or one in gray. Give the "
             f"factory, or its module, a function `preprocess` that turns a picture into ({channels}, H, W)."
         )
     return preprocess.gray() if channels == 1 else preprocess
@@ -218,13 +217,13 @@ def _fitting(model: nn.Module, preprocess: Preprocessing, spec: str) -> Preproce
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One kind of spec that ``load_model`` understands.
+    """One kind of spec that ``load_model`` accepts.
 
     Attributes:
-        name: The spec, or its pattern with the free part in capitals.
+        name: The spec, or its pattern with the variable part in capitals.
         source: The packages that it comes from.
         available: Whether they are installed.
-        note: What it is, or how to install it.
+        note: A description, or how to install the packages.
     """
 
     name: str
@@ -234,7 +233,7 @@ class ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """List what ``load_model`` understands, and which of it is installed."""
+    """List the specs that ``load_model`` accepts, and whether their packages are installed."""
     infos = []
     for pattern, packages, note, _ in SOURCES.values():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]

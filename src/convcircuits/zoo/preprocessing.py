@@ -1,4 +1,4 @@
-"""Turn a picture into a model's input, and say what is done to it."""
+"""Turn a picture into a model's input, and describe how."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from PIL import Image
 from convcircuits.errors import ConvCircuitsError, option
 
 Preprocessing = Callable[[Image.Image], torch.Tensor]
-"""A picture -> its float32 (C, H, W) input."""
+"""A function that turns a picture into a float32 (C, H, W) input."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Turn a picture into a model's input: resize to cover, crop the center, normalize.
 
-    The picture is resized, its proportions kept, to the smallest size that covers ``resize``; for a square
-    ``resize`` that sets the shorter side. Then the center of size ``size`` is cut out, and every channel
-    becomes (pixel - mean) / std.
+    The picture is resized, keeping its aspect ratio, to the smallest size that covers ``resize``; a square ``resize``
+    sets the shorter side. Then the center of size ``size`` is cropped, and every channel becomes
+    (pixel - mean) / std.
 
     Attributes:
-        mean: Per channel, in pixel units (0 to 255), in the order of the model's channels; a single one converts the
-            picture to gray.
-        std: Per channel, in pixel units (0 to 255).
+        mean: Mean of each channel, in pixel units (0 to 255), in the order of the model's channels. A single value
+            converts the picture to gray.
+        std: Standard deviation of each channel, in pixel units (0 to 255).
         size: (H, W) of the result.
         resize: (H, W) to cover before the crop, at least ``size``.
         bgr: Whether the model's channels are blue, green, red.
-        resample: Pillow's filter for the resize.
+        resample: Pillow's resampling filter for the resize.
     """
 
     mean: tuple[float, ...] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -50,7 +50,7 @@ class Preprocess:
             )
 
     def gray(self) -> Preprocess:
-        """Return the same for a model of one channel: gray pictures, normalized by the averages of mean and std."""
+        """Return the same preprocessing for gray pictures, normalized by the averages of mean and std."""
         mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
         return replace(self, mean=(mean,), std=(std,))
 
@@ -73,22 +73,22 @@ class Preprocess:
 
 
 def on_rgb(transform: Preprocessing) -> Preprocessing:
-    """Give a transform of another library RGB pictures only."""
+    """Wrap a transform of another library so that it only gets RGB pictures."""
     return lambda image: transform(image.convert("RGB"))
 
 
 class Authority(Enum):
-    """Who says how a model's images are prepared, as the end of a sentence on it."""
+    """Where a model's normalization comes from. The values end a sentence that describes it."""
 
-    WEIGHTS = "as its weights want"
-    FACTORY = "as the factory's preprocess says"
-    CONFIGURATION = "as the model's own configuration says"
-    CALLER = "as was asked for"
-    NOBODY = "ImageNet's, as nothing says what the model was trained with"
+    WEIGHTS = "as its weights require"
+    FACTORY = "as the factory's preprocess specifies"
+    CONFIGURATION = "as the model's own configuration specifies"
+    CALLER = "as requested"
+    NOBODY = "ImageNet's, because nothing says what the model was trained with"
 
 
 def configured(config: Mapping[str, Any]) -> Preprocess:
-    """Read a model's data configuration, a mapping with timm's keys; what it lacks is as for ImageNet classifiers."""
+    """Read a model's data configuration, a mapping with timm's keys. Missing keys default to ImageNet's values."""
     plain = Preprocess()
     _, height, width = config.get("input_size", (3, *plain.size))
     share = config.get("crop_pct", 0.875)
@@ -102,21 +102,21 @@ def configured(config: Mapping[str, Any]) -> Preprocess:
 
 
 def normalized_by(preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocess:
-    """Return the same with another mean and standard deviation, of pixels from 0 to 1, for each color or for all."""
+    """Replace the mean and standard deviation, for pixels from 0 to 1: one value per color, or one for all."""
     if mean is None or std is None:
         raise ConvCircuitsError(f"Give {option('mean')} and {option('std')} together.")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
             raise ConvCircuitsError(
-                f"{option(name)} is three numbers for red, green and blue, or one for all, of pixels from 0 to 1; got "
-                f"{', '.join(map(str, values))}. (If they are of pixels from 0 to 255, divide them by 255.)"
+                f"{option(name)} takes three numbers for red, green and blue, or one for all, for pixels from 0 to 1; "
+                f"got {', '.join(map(str, values))}. (If they are for pixels from 0 to 255, divide them by 255.)"
             )
     means, stds = (tuple(255 * value for value in values) * (3 // len(values)) for values in (mean, std))
     return replace(preprocess, mean=means, std=stds)
 
 
 def described(preprocess: Preprocessing, authority: Authority, spec: str) -> str:
-    """Say in a sentence how a model's images are prepared and who says so."""
+    """Describe in a sentence how a model's images are prepared and where that comes from."""
     if not isinstance(preprocess, Preprocess):
         own = authority is Authority.FACTORY
         whose = "the factory's own preprocess" if own else "the transforms that belong to its weights"
@@ -130,17 +130,17 @@ def described(preprocess: Preprocessing, authority: Authority, spec: str) -> str
     if authority is not Authority.NOBODY:
         return sentence
     return (
-        f"{sentence} If that is wrong, every figure is: give {option('mean')} and {option('std')}, or let the factory "
-        "or its module have an attribute preprocess."
+        f"{sentence} If that is wrong, so is every figure: give {option('mean')} and {option('std')}, or the factory "
+        "or its module an attribute preprocess."
     )
 
 
 def output_shape(preprocess: Preprocessing, spec: str) -> tuple[int, int, int]:
-    """Return the (C, H, W) that the preprocessing yields, for a wide and for a tall picture alike."""
+    """Return the (C, H, W) that the preprocessing yields, after checking a wide and a tall picture."""
     wide, tall = (tuple(preprocess(Image.new("RGB", size)).shape) for size in ((640, 480), (480, 640)))
     if wide != tall or len(wide) != 3:
         raise ConvCircuitsError(
             f"The preprocessing of {spec!r} yields shapes {wide} and {tall} for a wide and a tall "
-            "picture; it has to yield one shape (C, H, W) for every picture. Let it crop the center."
+            "picture; it must yield the same shape (C, H, W) for every picture. Let it crop the center."
         )
     return wide

