@@ -1056,7 +1056,7 @@ BAD = {
     "density above 1": (f"{FIND} --density 1.5", "1.5"),
     "density nan": (f"{FIND} --density nan", "nan"),
     "density and kernels": (f"{F} --kernels 3", "only one of --density"),
-    "density and an R2": (f"{F} --reach-r2 .8", "or --reach-r2"),
+    "density and an R2": (f"{F} --reach-r2 .8", "and --reach-r2"),
     "an R2 of 1": (f"{FIND} --reach-r2 1", "above 0 and below 1; got 1.0"),
     "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs at least three"),
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),

@@ -95,7 +95,7 @@ def find(
     """Find a circuit on some photographs and measure it on others."""
     fields = options.given(options=tuple(option or ()), **locals())
     if len(fields.keys() & set(SIZES)) > 1:
-        raise cc.ConvCircuitsError("Give only one of --density, a share in (0, 1], --kernels, a number, or --reach-r2.")
+        raise cc.ConvCircuitsError("Give only one of --density (a share), --kernels (a number) and --reach-r2 (an R2).")
     if recipe is None:
         for name in ("model", "feature"):
             if name not in fields:
