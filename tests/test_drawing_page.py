@@ -133,5 +133,5 @@ def test_a_page_that_was_cut_short_is_refused():
     at = text.index('id="circuit">') + 100
     with pytest.raises(ConvCircuitsError):
         read_page(text[:at])
-    with pytest.raises(ConvCircuitsError, match="no JSON"):
+    with pytest.raises(ConvCircuitsError, match="not valid JSON"):
         read_page(text[:at] + "</script>")

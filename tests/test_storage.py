@@ -270,10 +270,10 @@ def test_a_file_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("name", ["f", "f.pt", "f.safetensors.gz", "f.json", ".safetensors", "f.onnx"])
 def test_another_suffix_is_refused(name, tmp_path):
-    with pytest.raises(cc.ConvCircuitsError, match=r"should end in \.safetensors\."):
+    with pytest.raises(cc.ConvCircuitsError, match=r"must end in \.safetensors\."):
         cc.save(made(), tmp_path / name)
     if name != "f.onnx":
-        with pytest.raises(cc.ConvCircuitsError, match=r"should end in \.safetensors or, for ONNX, in \.onnx"):
+        with pytest.raises(cc.ConvCircuitsError, match=r"must end in \.safetensors or, for ONNX, in \.onnx"):
             cc.save(made_module(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -63,7 +63,7 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
         return path
     if path.suffix != ".safetensors":
         also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
-        raise ConvCircuitsError(f"{path} should end in .safetensors{also}.")
+        raise ConvCircuitsError(f"{path} must end in .safetensors{also}.")
     header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
     try:
         check_provenance(header.get("provenance") or header.get("circuit") or {})

@@ -20,7 +20,7 @@ NOT_IN_COLOR = (
 )
 """The note of a diagram with such pictures."""
 
-_ZERO, _POSITIVE, _NEGATIVE = (247, 246, 244), (180, 78, 6), (84, 49, 150)  # as in frontend/src/core/colour.ts
+_ZERO, _POSITIVE, _NEGATIVE = (247, 246, 244), (180, 78, 6), (84, 49, 150)  # as in frontend/src/core/color.ts
 
 
 @dataclass(frozen=True)
