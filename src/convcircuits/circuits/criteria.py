@@ -58,12 +58,12 @@ def actgrad(
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        gradient, scaled = _gradient(batch, collapse)
+        gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
             # Without the absolute value the sum over positions of z g is the sum over the element of w dL/dw.
             total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_element(total).double() * (scale * scaled)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total).double() * (scale * power)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
@@ -89,12 +89,12 @@ def snip(
     """
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        gradient, scaled = _gradient(batch, collapse)
+        gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
             products = (p if signed else p.abs_() for p in layer.weight_products())
             scale = 1 / layer.element_size if normalizer == "published" else 1.0
             total = sum(product.sum(3) for product in products)
-            yield layer.name, layer.per_element(total).double() * (scale * scaled)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total).double() * (scale * power)  # type: ignore[arg-type]
 
     return _normalized(trace.mean(contribution), normalizer)
 
