@@ -124,14 +124,14 @@ def main() -> None:
     lines = [
         "# How fast circuits run",
         "",
-        f"Made by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}; medians, and least to "
-        "most in brackets.",
+        f"Written by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()};",
+        "medians, with minimum and maximum in parentheses.",
         "",
-        "A 5 % circuit as a module of its own, against the full model cut off after the feature's layer:",
+        "The extracted module of a 5 % circuit, compared with the full model truncated after the feature's layer:",
         "",
         "| model, feature | criterion | full model | module faster by | fewer multiplications by | "
-        "against the full model in channels-last |",
+        "faster than the full model in channels-last by |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for case, criterion in ((layer3, "gauss_newton"), (conv3, "gauss_newton"), (conv3, "snip"), (conv3, "force")):
@@ -139,8 +139,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits, all figures; no random circuits), in "
-        "forward passes of the full model:",
+        f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits and all figures, but no random",
+        "circuits), in forward passes of the full model:",
         "",
         "| model, feature | criterion | one forward | circuits alive | evaluate_all | as masked runs |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -132,7 +132,7 @@ def main() -> None:
         one = seconds(yardstick)
         making = seconds(lambda: made(small), rounds=1)
         rows.append(
-            ("making the diagram, in forward+backward passes of its 120 images", f"**{making / one:.1f}x**", "")
+            ("making the diagram, in forward + backward passes of its 120 images", f"**{making / one:.1f}x**", "")
         )
         svg = seconds(lambda: diagram.save(Path(folder) / "a.svg"), rounds=1)
         pdf = seconds(lambda: diagram.save(Path(folder) / "a.pdf"), rounds=1)
@@ -164,7 +164,8 @@ def main() -> None:
         rows.append(("from the request to the title and skeleton", firsts, "at once"))
         loads = spread([max(0.0, each["ready"] - each["load"]) for each in said])
         rows.append((f"{edges:,} edges drawn: from the page's load to interactive and painted", loads, "1,000 ms"))
-        rows.append((f"{edges:,} edges drawn: from the request to that", spread([each["ready"] for each in said]), ""))
+        ready = spread([each["ready"] for each in said])
+        rows.append((f"{edges:,} edges drawn: from the request to the same point", ready, ""))
         for view in (wide, ""):
             page = opened(path, view)
             edges = page.locator(".edges [data-edge]").count()
@@ -182,9 +183,9 @@ def main() -> None:
         browser.close()
 
     text = [
-        "# How quick the circuit diagram is",
+        "# How fast the circuit diagram is",
         "",
-        "Made by `python benchmarks/diagram.py --out benchmarks/DIAGRAM.md`: median (least-most).",
+        "Written by `make bench`: medians, with minimum and maximum in parentheses.",
         f"VGG16 conv3_3 unit {FEATURE.unit}; Chromium {version} without a GPU; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}.",
         "",

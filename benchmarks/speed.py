@@ -143,9 +143,10 @@ def main() -> None:
     lines = [
         "# Speed and memory",
         "",
-        "Made by `make bench`. Ratios to one plain forward + `loss.backward()` (with weight gradients, batch 8) of the",
-        "same model cut off after the feature's layer, measured in turn; median, and least to most in brackets.",
-        "Everything that `cc.score` and `cc.find` do is inside: the probe of relevance, hashes, ranking.",
+        "Written by `make bench`. Times are relative to one plain forward pass and `loss.backward()` (with weight",
+        "gradients, batch 8) of the same model, truncated after the feature's layer. The two alternate. Cells show the",
+        "median, with minimum and maximum in parentheses. All that `cc.score` and `cc.find` do is included: finding",
+        "the relevant kernels, hashing, ranking.",
         f"{os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
         "",
         "| model, feature | images | one forward + backward | " + " | ".join(criteria) + " |",
@@ -159,7 +160,7 @@ def main() -> None:
     if not options.no_memory:
         lines += [
             "",
-            "Peak memory of a fresh process above that of the forward + backward (VGG11 features.13, batch 8):",
+            "Peak memory of a fresh process, for criteria beyond the forward + backward (VGG11 features.13, batch 8):",
             "",
             "| images | forward + backward | actgrad | snip | gauss_newton |",
             "| --- | --- | --- | --- | --- |",
