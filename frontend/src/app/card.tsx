@@ -1,4 +1,4 @@
-/** The card beside the node or edge under the pointer or with the focus: everything that the document knows about it. */
+/** The card beside the node or edge under the pointer or with the focus: all that the document knows about it. */
 
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
@@ -37,7 +37,7 @@ export function Card({ store }: { store: Store }) {
   );
 }
 
-/** Places the card beside the spot and its neighbors if there is room, else beside the spot, else below or above it, but
+/** Places the card beside the spot and its neighbors if there is room, else beside the spot, else below or above, but
  *  never over it. */
 function place(card: HTMLElement, { box, around }: Spot): void {
   const frame = (card.offsetParent as HTMLElement).getBoundingClientRect();

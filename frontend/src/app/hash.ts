@@ -1,4 +1,4 @@
-/** Converts a view to the text after a URL's "#", and back. Only differences from the document's own view are written. */
+/** Converts a view to the text after a URL's "#", and back. Only what differs from the document's view is written. */
 
 import type { View } from "../core/types.js";
 

@@ -123,8 +123,8 @@ export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Sele
   return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
 }
 
-/** The number of kernels among some edges, and of the filters that they belong to. A kernel of a layer that runs several
- *  times counts once. */
+/** The number of kernels among some edges, and of the filters that they belong to. A kernel counts once if its layer
+ *  runs several times. */
 export function countOf(graph: Graph, edges: Iterable<number>): { kernels: number; filters: number } {
   const kernels = new Set<number>();
   const filters = new Set<number>();
