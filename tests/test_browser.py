@@ -444,7 +444,7 @@ def test_before_the_script_runs_the_title_and_a_skeleton_are_there(show):
     assert page.locator(".skeleton i").count() == (document.nodes.kind != NodeKind.IMAGE).sum()
     expect(page.locator(".skeleton i").first).to_be_visible()
     expect(page.locator("noscript p")).to_be_visible()
-    assert "scripts are switched off" in page.locator("noscript").inner_html()
+    assert "scripts are disabled" in page.locator("noscript").inner_html()
     assert page.locator("html").get_attribute("lang") == "en"
 
 
