@@ -15,7 +15,7 @@ def suggest(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, known, n=5, cutoff=0.4)
     if near:
         return f"Similar names: {', '.join(near)}."
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
     return f"Known names: {shown}." if known else "There are none."
 
 
