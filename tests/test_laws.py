@@ -185,6 +185,12 @@ def test_a_model_to_which_the_batch_matters_gives_no_result(place):
             give()
 
 
+def test_a_model_that_fails_in_larger_batches_is_refused_with_the_size():
+    model = net(lambda x: x.view(2, -1, *x.shape[1:]).flatten(0, 1) if len(x) == 5 else x)
+    with pytest.raises(cc.ConvCircuitsError, match=r"cannot run on images of shape \(3, 8, 8\) in a batch of 5: shape"):
+        cc.score(model, FEATURE, IMAGES)
+
+
 def test_kernels_that_are_missed_are_noticed(monkeypatch):
     """A survey that takes a filter's kernels for irrelevant."""
     real = reach.survey

@@ -151,7 +151,8 @@ class Network:
                 raise ConvCircuitsError(f"{_if_alone(images)}{error}") from error
         except (RuntimeError, TypeError, IndexError) as error:
             raise ConvCircuitsError(
-                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])}: {error} {_if_alone(images)}"
+                f"{self.name} cannot run on images of shape {tuple(images.shape[1:])} in a batch of {len(images)}: "
+                f"{error} {_if_alone(images)}"
             ) from error
         raise no_such_call(feature, calls, self.name)
 
