@@ -19,6 +19,14 @@ from nets import NETS
 # ---------------------------------------- cases
 
 
+def calibration(kernels, seed=4):
+    """Random gains of kernels and offsets of filters, for layers with these kernel masks."""
+    generator = torch.Generator().manual_seed(seed)
+    gain = {k: 0.5 + torch.rand(m.shape, generator=generator, dtype=torch.float64) for k, m in kernels.items()}
+    offset = {k: torch.rand(len(m), generator=generator, dtype=torch.float64) - 0.5 for k, m in kernels.items()}
+    return {"gain": gain, "offset": offset}
+
+
 FEATURES = [
     pytest.param(name, layer, unit, id=f"{name}:{layer}:{unit}")
     for name, case in NETS.items()

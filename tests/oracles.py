@@ -924,11 +924,13 @@ class _Circuit(fx.Interpreter):
         if slow.conv:
             x = slow.pad(slow.module[0], x)
         weight = slow.weight * slow.keep * slow.spread(reads.to(slow.weight))
+        if node.target in self.gain:
+            weight = weight * slow.spread(self.gain[node.target].to(weight))
         out = slow.apply_weight(x, weight, slow.bias, slow.module[0].groups if slow.conv else 1)
         alive = self.live[node] = reads.any(1)
         for o in range(out.shape[1]):
-            if alive[o] and node.target in self.gain:
-                out[:, o] = self.gain[node.target][o] * out[:, o] + self.offset[node.target][o]
+            if alive[o] and node.target in self.offset:
+                out[:, o] += self.offset[node.target][o]
         return out
 
     def run_add(self, node):
@@ -961,7 +963,7 @@ def _silence(value, live):
 def circuit_map(model, masks, layer, unit, images, *, blocks=None, call=None, gain=None, offset=None):
     """The feature's maps by the circuit's own (effective) function; a dead feature is zero.
 
-    `gain` and `offset` {layer: (out,)}: a calibration of the live filters' raw outputs.
+    `gain` {layer: (out, in)} multiplies kernels; `offset` {layer: (out,)} is added to live filters' raw outputs.
     """
     graph_module = trace(model, images.shape[1:])
     feature = _feature_node(graph_module, layer, call)

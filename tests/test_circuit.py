@@ -48,6 +48,10 @@ def table(layer="b", values=(1.0, 2.0)):
     return LayerTable({layer: torch.tensor(values)})
 
 
+def gains(layer="b", values=((1.0, 2.0, 3.0), (4.0, 4.0, 4.0))):
+    return table(layer, values)
+
+
 # ---------------------------------------- the algebra
 
 
@@ -94,7 +98,7 @@ def test_len_and_density_count_kept_kernels(x):
 
 
 def test_an_operator_drops_the_calibration_of_both():
-    a = circuit(KERNELS, gain=table(), offset=table())
+    a = circuit(KERNELS, gain=gains(), offset=table())
     for made in (a & a, a | a, a - circuit(), circuit() | a):
         assert len(made.gain) == len(made.offset) == 0
 
@@ -147,9 +151,9 @@ def test_equality_is_by_feature_weights_kernels_and_calibration():
     a = circuit(KERNELS[:4])
     assert a == circuit(KERNELS[:4])  # another saliency
     assert a != circuit(KERNELS[:5])
-    assert a != circuit(KERNELS[:4], gain=table())
+    assert a != circuit(KERNELS[:4], gain=gains())
     assert a != circuit(KERNELS[:4], offset=table())
-    assert circuit(gain=table()) != circuit(gain=table(values=(1.0, 3.0)))
+    assert circuit(gain=gains()) != circuit(gain=gains(values=((1.0, 2.0, 3.0), (4.0, 4.0, 5.0))))
     assert a != 4
     with pytest.raises(TypeError, match="unhashable"):
         hash(a)
@@ -157,7 +161,7 @@ def test_equality_is_by_feature_weights_kernels_and_calibration():
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
 def test_copies_are_equal(again):
-    made = circuit(KERNELS[::2], gain=table(), offset=table())
+    made = circuit(KERNELS[::2], gain=gains(), offset=table())
     assert again(made) == made
     assert again(made).saliency == made.saliency
     assert again(made).provenance == made.provenance
@@ -185,8 +189,8 @@ BAD = {
         {"saliency": LayerTable({k: torch.ones(1, 1) for k in SHAPES})},
         "same layers and shapes",
     ),
-    "gain per kernel": ({"gain": LayerTable({"b": torch.ones(2, 3)})}, "gain of b has shape"),
-    "gain of 3": ({"gain": table(values=(1.0, 1.0, 1.0))}, "gain of b has shape"),
+    "gain per filter": ({"gain": table()}, r"gain of b has shape \(2,\); expected one value per kernel"),
+    "gain of another shape": ({"gain": table(values=((1.0,), (1.0,)))}, "gain of b has shape"),
     "offset of 1": ({"offset": table(values=(1.0,))}, "offset of b has shape"),
     "offset of another layer": ({"offset": table("c")}, "offset of c has shape"),
     "scalar gain": ({"gain": LayerTable({"b": torch.tensor(1.0)})}, "gain of b has shape"),
@@ -200,10 +204,20 @@ def test_parts_that_do_not_fit_are_refused(change, said):
         circuit(KERNELS, **change)
 
 
-def test_a_calibration_of_one_value_per_filter_is_kept():
-    made = circuit(gain=table(), offset=table("a.b", (1.0, 2.0, 3.0)))
-    assert made.gain["b"].tolist() == [1.0, 2.0]
-    assert list(made.offset) == ["a.b"]
+def test_a_calibration_counts_what_was_fitted():
+    assert circuit(KERNELS).constants == 0
+    ones = torch.ones(2, 3)
+    assert circuit(KERNELS, gain=LayerTable({"b": ones}), offset=table(values=(0.0, 0.0))).constants == 0
+    made = circuit(KERNELS, gain=gains(), offset=table(values=(0.0, 2.0)))
+    assert made.gain["b"].tolist() == [[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]]
+    assert made.constants == 3 + 1 + 1  # a gain per kernel, one gain of a filter, one offset
+    assert "5 constants fitted" in repr(made)
+    kept = [("b", 0, 0), ("b", 0, 1)]  # only two kernels of the first filter are left
+    assert dataclasses.replace(made, elements=circuit(kept).elements).constants == 2
+    filters = {layer: torch.ones(shape[0]).bool() for layer, shape in SHAPES.items()}
+    saliency = {layer: torch.ones(shape[0]) for layer, shape in SHAPES.items()}
+    made = dataclasses.replace(made, granularity="filter", elements=filters, saliency=saliency)
+    assert made.constants == 5
 
 
 def test_repr_is_short_and_true():

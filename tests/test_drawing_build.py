@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
+from cases import calibration
 from convcircuits.circuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
@@ -417,9 +418,7 @@ def test_a_circuit_that_leads_nowhere_is_refused_before_images_are_run(model):
 
 def test_gain_and_offset_of_a_circuit_are_measured_too(model):
     plain = found(model)
-    gain = {layer: torch.full((len(kept),), 1.5, dtype=torch.float64) for layer, kept in plain.kernels.items()}
-    offset = {layer: torch.zeros(len(kept), dtype=torch.float64) for layer, kept in plain.kernels.items()}
-    circuit = dataclasses.replace(plain, gain=gain, offset=offset)
+    circuit = dataclasses.replace(plain, **calibration(plain.kernels))
     held_out = images(4, seed=2)
     (variant, _) = cc.diagram(model, circuit, held_out=held_out).document.variants
     assert variant.fidelity.r2 == pytest.approx(cc.evaluate(model, circuit, held_out).r2, rel=1e-9)

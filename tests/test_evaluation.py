@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from cases import COUNTS, FIGURES, agree, closed_form, counted
+from cases import COUNTS, FIGURES, agree, calibration, closed_form, counted
 from convcircuits.values.tables import LayerTable
 from nets import NETS
 
@@ -88,13 +88,10 @@ def test_the_published_semantics_leave_every_bias(name):
 def test_a_calibration_is_applied_to_live_filters(name):
     case, *_ = subject(name)
     plain = found(name, 0.8)
-    generator = torch.Generator().manual_seed(3)
-    gain, offset = (
-        LayerTable({k: torch.rand(len(m), generator=generator).double() + shift for k, m in plain.kernels.items()})
-        for shift in (0.5, -0.5)
-    )
-    circuit = dataclasses.replace(plain, gain=gain, offset=offset)
-    calibrated = check(name, circuit, "all", case.images(3), gain=gain, offset=offset)
+    tables = calibration(plain.kernels)
+    circuit = dataclasses.replace(plain, **tables)
+    calibrated = check(name, circuit, "all", case.images(3), **tables)
+    assert calibrated.constants == circuit.constants > 0
     assert calibrated.error != cc.evaluate(subject(name)[1], plain, case.images(3)).error
 
 
@@ -475,7 +472,7 @@ def test_maps_that_overflow_are_no_perfect_correlation():
     case = NETS["plain"]
     model, images, feature = case.build(), case.images(3), cc.Feature("features.3", 1)
     whole = cc.prune(cc.score(model, feature, images, criterion="random"), density=1.0)
-    huge = {layer: torch.full((len(mask),), 1e200, dtype=torch.float64) for layer, mask in whole.kernels.items()}
+    huge = {layer: torch.full(mask.shape, 1e200, dtype=torch.float64) for layer, mask in whole.kernels.items()}
     report = cc.evaluate(model, dataclasses.replace(whole, gain=LayerTable(huge)), case.images(3, 1))
     assert math.isnan(report.pearson)
     assert any("NaN or Inf" in note for note in report.notes)

@@ -19,6 +19,7 @@ from cases import (
     KINDS,
     LAST,
     agree,
+    calibration,
     circuit_of,
     closed_form,
     counted,
@@ -32,7 +33,6 @@ from convcircuits.compiler.layout import UnextractableError, layout_of
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
-from convcircuits.values.tables import LayerTable
 from nets import NETS, seeded
 from random_nets import RandomNet
 
@@ -101,13 +101,8 @@ def test_the_module_of_a_calibrated_circuit_is_the_circuit(name, layer, unit):
     case = NETS[name]
     model, feature = case.build(), cc.Feature(layer, unit)
     plain = circuit_of(model, feature, case.images(), 0.6)
-    generator = torch.Generator().manual_seed(4)
-    gain, offset = (
-        {k: 0.5 + torch.rand(len(m), generator=generator, dtype=torch.float64) for k, m in plain.kernels.items()}
-        for _ in range(2)
-    )
-    circuit = dataclasses.replace(plain, gain=LayerTable(gain), offset=LayerTable(offset))
-    check(case, model, circuit, gain=gain, offset=offset)
+    tables = calibration(plain.kernels)
+    check(case, model, dataclasses.replace(plain, **tables), **tables)
 
 
 @pytest.mark.oracle
@@ -443,9 +438,8 @@ def circuits_of(model, feature, images):
     """Nested ones, equal ones, a dead one, other units, a calibrated one, and the full model."""
     scores = cc.score(model, feature, images[:1], criterion="random", seed=2)
     nested = [cc.prune(scores, density=d) for d in (0.3, 0.6, 0.6, 0.9, 1.0)]
-    gain = LayerTable({k: torch.linspace(0.5, 1.5, len(m)).double() for k, m in nested[3].kernels.items()})
     others = [circuit_of(model, feature, images, 0.5, granularity) for granularity in ("filter", "weight")]
-    return [*nested, nested[0] - nested[0], dataclasses.replace(nested[3], gain=gain), *others]
+    return [*nested, nested[0] - nested[0], dataclasses.replace(nested[3], **calibration(nested[3].kernels)), *others]
 
 
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])

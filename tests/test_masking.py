@@ -1,5 +1,7 @@
 """Masked runs against the oracles: the circuit's own function and the published one."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from cases import DERIVED, FEATURES, LAST, close, random_masks, relevant_of
-from convcircuits.values.tables import LayerTable
+from cases import DERIVED, FEATURES, LAST, calibration, close, random_masks, relevant_of
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -121,34 +122,44 @@ def test_gain_and_offset_apply_to_the_raw_output_of_live_filters(name, layer, un
     relevant = relevant_of(case, model, layer, unit)
     masks = random_masks(relevant, density, seed=9)
     plain = circuit_of(case, model, feature, masks)
-    generator = torch.Generator().manual_seed(4)
-    gain, offset = (
-        {k: 0.5 + torch.rand(len(r), generator=generator, dtype=torch.float64) for k, r in relevant.items()}
-        for _ in range(2)
-    )
-    circuit = cc.Circuit(
-        feature,
-        plain.kernels,
-        plain.saliency,
-        plain.relevant,
-        gain=LayerTable(gain),
-        offset=LayerTable(offset),
-        provenance=plain.provenance,
-    )
+    tables = calibration(relevant)
+    circuit = dataclasses.replace(plain, **tables)
     close(
         cc.activations(model, feature, images, circuit=circuit),
-        oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks, gain=gain, offset=offset),
+        oracles.circuit_map(model, masks, layer, unit, images, blocks=case.blocks, **tables),
     )
 
 
-def test_gain_without_offset_scales_and_float32_tables_are_brought_to_the_models_dtype():
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+@pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
+def test_gains_are_per_kernel_for_filters_and_weights_too(name, granularity):
+    case = NETS[name]
+    model, images, feature = case.build(), case.images(2), cc.Feature(*case.features[-1])
+    plain = cc.find(model, feature, images, criterion="magnitude", density=0.5, granularity=granularity)
+    tables = calibration(relevant_of(case, model, *case.features[-1]))
+    circuit = dataclasses.replace(plain, **tables)
+    masks = plain.elements
+    if granularity == "filter":
+        masks = {k: r & plain[k][:, None] for k, r in relevant_of(case, model, *case.features[-1]).items()}
+    expected = oracles.circuit_map(model, masks, *case.features[-1], images, blocks=case.blocks, **tables)
+    close(cc.activations(model, feature, images, circuit=circuit), expected)
+    layer = next(iter(tables["gain"]))
+    wrong = dataclasses.replace(circuit, gain={layer: torch.ones(len(plain[layer]), 1)})
+    with pytest.raises(cc.ConvCircuitsError, match="one value per kernel"):
+        cc.activations(model, feature, images, circuit=wrong)
+
+
+def test_equal_gains_scale_a_filter_without_its_bias():
     case = NETS["plain"]
     model, images, feature = case.build(), case.images(2), cc.Feature("features.3", 1)
     whole = circuit_of(case, model, feature, relevant_of(case, model, "features.3", 1))
-    tables = {"gain": LayerTable({"features.3": torch.full((5,), 3.0)})}
-    circuit = cc.Circuit(feature, whole.kernels, whole.saliency, whole.relevant, provenance=whole.provenance, **tables)
-    run = cc.activations(model, feature, images, circuit=circuit)
-    close(run, 3 * cc.activations(model, feature, images))
+    circuit = dataclasses.replace(whole, gain={"features.3": torch.full((5, 4), 3.0)})
+    bias = float(model.features[3].bias[1].detach())
+    close(
+        cc.activations(model, feature, images, circuit=circuit),
+        3 * (cc.activations(model, feature, images) - bias) + bias,
+    )
+    assert circuit.constants == 1  # of the one filter that is relevant in the feature's layer
 
 
 # ---------------------------------------- by hand

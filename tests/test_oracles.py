@@ -509,17 +509,19 @@ def test_liveness_of_a_shared_layer_is_per_call():
     torch.testing.assert_close(oracles.circuit_map(model, masks, "head", 1, images), expected)
 
 
-def test_a_calibration_scales_the_raw_output_of_live_filters():
+def test_a_calibration_scales_kernels_and_shifts_the_raw_output_of_live_filters():
     case = NETS["plain"]
     model, images = case.build(), case.images(2)
-    gain, offset = torch.tensor([1.0, 1.5, 0.5, 2.0]), torch.tensor([0.0, 0.2, -0.1, 0.3])
+    gain, offset = torch.linspace(0.5, 2, 12).reshape(4, 3), torch.tensor([0.0, 0.2, -0.1, 0.3])
     masks = {"features.0": torch.ones(4, 3, dtype=torch.bool)}
     masks["features.0"][1] = False
     found = oracles.circuit_map(
         model, masks, "features.3", 1, images, gain={"features.0": gain}, offset={"features.0": offset}
     )
     with torch.no_grad():
-        x = model.features[0](images) * gain[:, None, None] + offset[:, None, None]
+        first = model.features[0]
+        weight = first.weight * gain[:, :, None, None]
+        x = F.conv2d(images, weight, first.bias + offset, first.stride, first.padding)
         x[:, 1] = 0.0
         expected = model.features[3](F.max_pool2d(F.relu(x), 2))[:, 1]
     torch.testing.assert_close(found, expected)

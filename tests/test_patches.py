@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import convcircuits as cc
 import oracles
+from cases import calibration
 from convcircuits.maps import patches
 from convcircuits.maps import receptive_fields as fields
 from convcircuits.network.batches import Batches
@@ -579,7 +580,7 @@ def test_effects_of_a_circuit_run_as_defined_add_up_to_its_filters():
     for name in ("mobile", "dense", "se_conv", "flat_head", "grouped"):
         _, _, subject, masks, images = running(name, density=0.4, effective=True)
         feature = subject.feature
-        gain = {layer: torch.linspace(0.5, 2, len(mask)).double() for layer, mask in masks.kernels.items()}
+        gain = calibration(masks.kernels)["gain"]
         masks = type(masks)(masks.kernels, gain, {}, effective=True)
         outputs, calls = {}, {}
 
@@ -595,7 +596,7 @@ def test_effects_of_a_circuit_run_as_defined_add_up_to_its_filters():
             rows = torch.arange(len(call.weight)) if call.rows is None else call.rows
             total = effect[layer][:, rows].sum(2)
             live = masks.running(call).any(1)
-            bias = 0 if call.bias is None else call.bias * gain[layer][rows]
+            bias = 0 if call.bias is None else call.bias
             mean = output.flatten(2).mean(2) if output.dim() == 4 else output
             torch.testing.assert_close((total + bias)[:, live], mean[:, live], rtol=1e-9, atol=1e-10)
             assert not total[:, ~live].any()

@@ -48,7 +48,7 @@ def made(kind="circuit", **changes):
     if kind == "scores":
         value = cc.Scores(feature, LayerTable(values), 9, provenance)
     else:
-        gain = {"z.1": torch.tensor([0.5, 4.0])}
+        gain = {"z.1": torch.tensor([[0.5, 4.0, 1.0], [-1.0, 0.0, 2.0]])}
         offset = {"z.1": torch.tensor([-1.0, 0.0], dtype=torch.float64)}
         value = cc.Circuit(
             feature,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, prune, score
+    from convcircuits.circuits.refitting import refit
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
@@ -49,6 +50,7 @@ __all__ = [
     "iou",
     "load",
     "prune",
+    "refit",
     "save",
     "score",
 ]
@@ -71,6 +73,7 @@ _MODULES = {
     "iou": "values.circuit",
     "load": "storage",
     "prune": "circuits.finding",
+    "refit": "circuits.refitting",
     "save": "storage",
     "score": "circuits.finding",
 }

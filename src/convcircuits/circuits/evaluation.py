@@ -311,6 +311,7 @@ def _evaluation(
         density=circuit.density,
         images=provenance["images"]["count"],
         elements=len(circuit),
+        constants=circuit.constants,
         granularity=circuit.granularity,
         provenance={**provenance, "circuit": dict(circuit.provenance)},
     )

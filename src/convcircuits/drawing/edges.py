@@ -34,7 +34,7 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
         parts.append(np.round(values / np.where(largest > 0, largest, 1)[:, None] * 127).astype(np.int8))
         start[here] = filled + np.arange(len(here)) * values.shape[1]
         filled += values.size
-        added[here] = values.sum(1) * _gain(drawing, number, g.out[here])
+        added[here] = values.sum(1) * _gain(drawing, number, g.out[here], g.inp[here])
         turned[here] = turns(drawing.layout, number).numpy()[g.out[here]]
     if effect is not None:
         known = ~np.isnan(effect).all(1)
@@ -67,10 +67,10 @@ def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> 
     return turned
 
 
-def _gain(drawing: Drawing, number: int, filters: np.ndarray) -> np.ndarray:
-    """Return the sign of the circuit's gain, which multiplies the output of a calibrated filter."""
+def _gain(drawing: Drawing, number: int, filters: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Return the circuit's gains of some kernels of a call."""
     gain = drawing.circuits[0].gain.get(drawing.call(number).layer)
-    return np.ones(len(filters)) if gain is None else np.where(gain.cpu().numpy()[filters] < 0, -1.0, 1.0)
+    return np.ones(len(filters)) if gain is None else gain.cpu().numpy()[filters, channels]
 
 
 def _weights(drawing: Drawing, number: int) -> np.ndarray:

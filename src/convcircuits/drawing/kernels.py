@@ -83,6 +83,9 @@ def _weights(drawing: Drawing) -> dict[int, dict[int, Tensor]]:
         row = int(g.channel[n]) if call.rows is None else int((call.rows == int(g.channel[n])).nonzero()[0])
         weight = torch.zeros(call.weight.shape[1:], dtype=torch.float64)
         weight[channels] = call.weight[row][channels].detach().cpu().double()
+        gain = drawing.circuits[0].gain.get(call.layer)
+        if gain is not None:
+            weight *= gain[int(g.channel[n])].cpu().double()[:, None, None]
         found.setdefault(site.calls[0], {})[int(n)] = weight
     return found
 

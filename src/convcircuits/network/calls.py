@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -40,9 +40,9 @@ class ConvCall:
         out, inputs = self.weight.shape[:2]
         return self.weight.reshape(self.groups, out // self.groups, inputs, -1)
 
-    def per_kernel(self, mask: Bool[Tensor, "out in"]) -> Bool[Tensor, "..."]:
-        """Reshape a mask (out, in per group) so that it broadcasts with the weight."""
-        return mask[:, :, None, None]
+    def per_kernel(self, values: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
+        """Reshape one value per kernel, (out, in per group), so that it broadcasts with the weight."""
+        return values[:, :, None, None]
 
     def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Compute the call, with another weight and bias if a weight is given."""
@@ -54,13 +54,25 @@ class ConvCall:
         """Expand one value per channel, (n, c), to the shape of the input."""
         return channels[:, :, None, None].expand_as(self.x)
 
-    def columns(self, images: slice) -> Float[Tensor, "n g i k p"]:
-        """Return the inputs of the kernels, (n, g, i, k, p)."""
+    def columns(self, images: slice, positions: Tensor | None = None) -> Float[Tensor, "n g i k p"]:
+        """Return the inputs of the kernels, (n, g, i, k, p), at all positions of the output or at some of them."""
         x = self.x[images]
         n, k = len(x), self.weight[0, 0].numel()
+        if positions is not None:
+            return self._read_at(x, positions).reshape(n, self.groups, x.shape[1] // self.groups, k, -1)
         if k > 1 or self.stride != (1, 1) or self.padding != (0, 0):
             x = F.unfold(x, self.weight.shape[2:], self.dilation, self.padding, self.stride)
         return x.reshape(n, self.groups, x.shape[1] // self.groups // (k if x.dim() == 3 else 1), k, -1)
+
+    def _read_at(self, x: Float[Tensor, "n c _ _"], positions: Tensor) -> Float[Tensor, "n c kh kw p"]:
+        """Return what the kernels read at some positions of the output."""
+        (height, width), kernel = self.padding, self.weight.shape[2:]
+        x = F.pad(x, (width, width, height, height))
+        across = (x.shape[3] - self.dilation[1] * (kernel[1] - 1) - 1) // self.stride[1] + 1
+        corners = positions // across * self.stride[0], positions % across * self.stride[1]
+        taps = [torch.arange(size, device=x.device) * step for size, step in zip(kernel, self.dilation, strict=True)]
+        rows, columns = (tap[:, None] + corner for tap, corner in zip(taps, corners, strict=True))
+        return x[:, :, rows[:, None], columns[None]]
 
     def by_position(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n g o p"]:
         """Reshape a gradient of the output to (n, g, o, p)."""
@@ -108,9 +120,9 @@ class LinearCall:
         """The weight as (1, o, i, k)."""
         return self.weight.reshape(1, len(self.weight), self.blocks, -1)
 
-    def per_kernel(self, mask: Bool[Tensor, "out in"]) -> Bool[Tensor, "..."]:
-        """Expand a mask (out, blocks) to the shape of the weight."""
-        return mask.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
+    def per_kernel(self, values: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
+        """Expand one value per kernel, (out, blocks), to the shape of the weight."""
+        return values.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
 
     def compute(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Compute the call, with another weight and bias if a weight is given."""
@@ -123,10 +135,11 @@ class LinearCall:
         values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
         return values.reshape(len(values), *[1] * (self.x.dim() - 2), -1).expand_as(self.x)
 
-    def columns(self, images: slice) -> Float[Tensor, "n g i k p"]:
-        """Return the inputs of the kernels, (n, 1, i, k, p)."""
+    def columns(self, images: slice, positions: Tensor | None = None) -> Float[Tensor, "n g i k p"]:
+        """Return the inputs of the kernels, (n, 1, i, k, p), at all positions of the output or at some of them."""
         x = self.x[images]
         x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)
+        x = x if positions is None else x[:, positions]
         return x.permute(0, 2, 3, 1)[:, None]
 
     def by_position(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n g o p"]:

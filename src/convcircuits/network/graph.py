@@ -6,7 +6,7 @@ dispatched. A write to a tensor is recorded as the out-of-place operation, and i
 as a separate value. So each value is computed once, from earlier ones, and nothing is overwritten.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,9 @@ from torch import Tensor
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.operations import Plan, name_of
+
+Steps = Generator[tuple[KernelCall, torch.dtype | None], Tensor, Tensor]
+"""A run that waits at each kernel call for its output; see ``Graph.steps``."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,32 @@ class Graph:
         plan: "Plan | None" = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Compute the output of the feature's layer.
+        """Compute the output of the feature's layer, with each kernel call computed by ``kernel``.
+
+        The other arguments are as for ``steps``.
+
+        Raises:
+            ConvCircuitsError: If the images do not have the recorded shape.
+        """
+        steps = self.steps(images, plan, rows)
+        output = None
+        with torch.autocast(images.device.type, enabled=False):
+            while True:
+                try:
+                    call, dtype = steps.send(output)  # type: ignore[arg-type]
+                except StopIteration as end:
+                    result: Tensor = end.value
+                    return result
+                with autocast(images.device.type, dtype):
+                    output = kernel(call)
+
+    def steps(self, images: Tensor, plan: "Plan | None" = None, rows: Tensor | None = None) -> "Steps":
+        """Yield one kernel call after the other, each with its dtype of autocast, and take its output in return.
+
+        Autocast must be off while the steps run. The value of the generator is the output of the feature's layer.
 
         Args:
             images: The batch, of the recorded shape.
-            kernel: Computes each kernel call.
             plan: The dead values of a circuit, which are set to zero where they meet live ones; None if there are none.
             rows: The only filters of the last kernel call to compute, if the output is its result.
 
@@ -125,23 +149,21 @@ class Graph:
             )
         values: dict[int, Tensor] = {0: images}
         last = self.last_uses()
-        with torch.autocast(images.device.type, enabled=False):
-            for place, node in enumerate(self.nodes):
-                value = _silenced(values, {} if plan is None else plan.silent.get(place, {}))
-                if node.call is not None:
-                    call = replace(node.call, x=value(node.inputs[0]))
-                    if plan is not None:
-                        call = replace(call, live=plan.reads[place])
-                    if rows is not None and node.outputs[0] == self.output:
-                        bias = None if call.bias is None else call.bias[rows]
-                        call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
-                    with _autocast(images.device.type, node.autocast):
-                        results: Sequence[Any] = (kernel(call),)
-                else:
-                    results = node.compute(value)
-                values |= {n: x for n, x in zip(node.outputs, results, strict=True) if n is not None}
-                for number in last[place]:
-                    del values[number]
+        for place, node in enumerate(self.nodes):
+            value = _silenced(values, {} if plan is None else plan.silent.get(place, {}))
+            if node.call is not None:
+                call = replace(node.call, x=value(node.inputs[0]))
+                if plan is not None:
+                    call = replace(call, live=plan.reads[place])
+                if rows is not None and node.outputs[0] == self.output:
+                    bias = None if call.bias is None else call.bias[rows]
+                    call = replace(call, weight=call.weight[rows], bias=bias, rows=rows)
+                results: Sequence[Any] = ((yield call, node.autocast),)
+            else:
+                results = node.compute(value)
+            values |= {n: x for n, x in zip(node.outputs, results, strict=True) if n is not None}
+            for number in last[place]:
+                del values[number]
         output = values[self.output]
         if plan is None or plan.output is None:
             return output
@@ -181,7 +203,8 @@ def _numbers_in(value: Any) -> Iterator[int]:
 
 
 @contextmanager
-def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+def autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Turn on autocast to a dtype, or leave it as it is for None."""
     if dtype is None:
         yield
     else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
+from convcircuits.network.graph import Steps
 from convcircuits.network.operations import Plan
 from convcircuits.network.provenance import check_same_model, describe
 from convcircuits.network.reach import Paths, Survey, guessed_input_shapes, survey, survey_of_unknown_size
@@ -29,8 +30,8 @@ class Masks:
 
     Attributes:
         kernels: Layer name -> bool (out, in per group). Layers without a mask run in full.
-        gain: Layer name -> (out,), for the raw output of live filters.
-        offset: Layer name -> (out,), like ``gain``.
+        gain: Layer name -> (out, in per group), the factor of each kernel that runs.
+        offset: Layer name -> (out,), added to the raw output of each live filter.
         effective: Whether dead filters, which have no kept kernel, contribute nothing: their bias, and any BatchNorm
             shift after it, are removed where their maps meet others. Dead gates, which multiply, keep their constant
             value. If False, every bias stays, as published.
@@ -83,9 +84,9 @@ class Masks:
             kept = kept | call.per_kernel(constant & biased[:, None])
         weight, bias = call.weight * kept, call.bias
         if call.layer in self.gain:
-            gain = torch.where(live, _computed(self.gain[call.layer], call), 1)
-            weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-            bias = None if bias is None else bias * gain
+            # Kernels that read only constants are part of the bias, which has no gain.
+            gain = torch.where(running, _computed(self.gain[call.layer], call), 1)
+            weight = weight * call.per_kernel(gain)
         if call.layer in self.offset:
             bias = torch.where(live, _computed(self.offset[call.layer], call), 0) + (0 if bias is None else bias)
         return weight, bias
@@ -146,7 +147,8 @@ class Subject:
         """Check that a circuit belongs to this model and feature.
 
         Raises:
-            ConvCircuitsError: If it is not a Circuit, or if its weights or its feature differ. The position may differ.
+            ConvCircuitsError: If it is not a Circuit, if its weights or its feature differ, or if a gain does not have
+                the shape of the layer's kernels. The position may differ.
         """
         if not isinstance(circuit, Circuit):
             raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -155,6 +157,13 @@ class Subject:
             raise ConvCircuitsError(
                 f"The circuit preserves {circuit.feature}, not {self.feature}; give a circuit of the same unit."
             )
+        for layer, gain in circuit.gain.items():
+            kernels = tuple(self.survey.kernels[layer].shape)
+            if tuple(gain.shape) != kernels:
+                raise ConvCircuitsError(
+                    f"The gain of {layer} has shape {tuple(gain.shape)}; expected {kernels}, one value per kernel, "
+                    f"also for a circuit of {circuit.granularity}s."
+                )
 
     def maps(
         self,
@@ -198,6 +207,12 @@ class Subject:
             return self.network.run(self.feature, images, kernel, rows=rows, copied=self.survey.copied)
         paths = self.paths_on(images)
         return paths.graph.run(images, kernel, self._plan(paths, masks), rows)
+
+    def steps(self, images: Tensor, masks: Masks | None) -> Steps:
+        """Run the graph of the full model, or of a circuit with effective masks, one kernel call after the other."""
+        paths = self.paths_on(images)
+        plan = None if masks is None else self._plan(paths, masks)
+        return paths.graph.steps(images, plan, self.rows if self.survey.direct else None)
 
     def unread_filters(self, masks: Masks, images: Tensor) -> list[Tensor]:
         """Return, for each kernel call in order, the filters that are dead and not read as a gate, (out,) bool."""

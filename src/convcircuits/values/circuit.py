@@ -36,9 +36,11 @@ class Circuit:
         saliency: Layer name -> the saliency by which the elements were pruned, in the same shapes; NaN for elements
             without a score.
         relevant: Number of elements on a path from the image to the feature in the full model.
-        gain: Layer name -> shape (out,). Together with ``offset`` a calibration: y' = gain * y + offset on the raw
-            output of the layer, before any BatchNorm. Empty without a calibration.
-        offset: Layer name -> shape (out,), like ``gain``.
+        gain: Layer name -> shape (out, in per group), for circuits of any granularity. Together with ``offset`` a
+            calibration: y_o = sum_i gain_oi z_oi + b_o + offset_o on the raw output of the layer, before any BatchNorm,
+            with z_oi the pre-sum map of a kernel and b_o the bias. A dead filter stays 0. Layers that are missing have
+            gain 1 and offset 0; both tables are empty without a calibration.
+        offset: Layer name -> shape (out,).
         provenance: How the circuit was made, as JSON values.
         granularity: What an element is: ``"filter"``, ``"kernel"`` or ``"weight"``. A kept filter keeps all
             its relevant kernels; a circuit of weights may drop single weights of a kernel.
@@ -76,15 +78,26 @@ class Circuit:
             for layer, values in table.items():
                 if not bool(values.isfinite().all()):
                     raise ConvCircuitsError(f"The {name} of {layer} contains NaN or Inf.")
-                if layer not in shapes or values.shape != shapes[layer][:1]:
+                if layer not in shapes:
+                    raise ConvCircuitsError(f"The {name} of {layer} belongs to no layer of the circuit.")
+                if not self._fits(name, values, shapes[layer]):
+                    per = "kernel, (out, in per group)" if name == "gain" else "filter, (out,)"
                     raise ConvCircuitsError(
-                        f"The {name} of {layer} has shape {tuple(values.shape)}; expected one value per filter of "
-                        "a layer of the circuit."
+                        f"The {name} of {layer} has shape {tuple(values.shape)}; expected one value per {per}, for "
+                        f"{shapes[layer][0]} filters."
                     )
         if len(self) > self.relevant:
             raise ConvCircuitsError(
                 f"The circuit keeps {len(self)} {self.granularity}s, but only {self.relevant} are relevant."
             )
+
+    def _fits(self, name: str, values: Tensor, elements: torch.Size) -> bool:
+        """Return whether a gain or offset has the right shape, as far as the shape of the elements tells."""
+        if name == "offset" or self.granularity == "filter":
+            return values.dim() == (1 if name == "offset" else 2) and len(values) == elements[0]
+        if self.granularity == "kernel":
+            return values.shape == elements
+        return values.dim() == 2 and len(values) == elements[0] and elements[1:].numel() % max(1, values.shape[1]) == 0
 
     @classmethod
     def from_masks(
@@ -166,6 +179,26 @@ class Circuit:
         """Kept elements / relevant elements of the full model, from 0 to 1."""
         return len(self) / self.relevant if self.relevant else 0.0
 
+    @property
+    def constants(self) -> int:
+        """Number of constants that the calibration has, which were fitted; 0 without a calibration.
+
+        A filter whose kept kernels share a gain has one constant for it, or none if it is 1; otherwise each kept kernel
+        has one. An offset other than 0 is one more.
+        """
+        count = 0
+        for layer, gain in self.gain.items():
+            mask = self.elements[layer]
+            kept = mask[:, None].expand_as(gain) if mask.dim() == 1 else mask.reshape(*gain.shape, -1).any(2)
+            lowest = gain.masked_fill(~kept, torch.inf).amin(1)
+            highest = gain.masked_fill(~kept, -torch.inf).amax(1)
+            shared = (lowest == highest) & (highest != 1)
+            count += int(shared.sum()) + int(kept[lowest < highest].sum())
+        for layer, offset in self.offset.items():
+            live = self.elements[layer].reshape(len(offset), -1).any(1)
+            count += int((live & (offset != 0)).sum())
+        return count
+
     def __getitem__(self, layer: str) -> Tensor:
         return self.elements[layer]
 
@@ -230,7 +263,9 @@ class Circuit:
 
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion")
-        how = (f", {criterion}" if criterion else "") + (", calibrated" if self.gain or self.offset else "")
+        how = f", {criterion}" if criterion else ""
+        if self.gain or self.offset:
+            how += f", {self.constants:,} constants fitted"
         counted = f"{len(self):,} of {self.relevant:,} {self.granularity}s = {self.density:.3%}"
         return printable(f"Circuit({self.feature}{how}, {counted})")
 

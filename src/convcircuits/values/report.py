@@ -69,6 +69,7 @@ class Evaluation:
         density: elements / relevant.
         images: Number of images measured.
         elements: Number of elements that the circuit keeps.
+        constants: Number of fitted constants, the gains and offsets of the circuit's calibration.
         granularity: What an element is.
         notes: Remarks needed to read the figures correctly.
         provenance: How the figures were obtained, as JSON values.
@@ -102,6 +103,7 @@ class Evaluation:
     density: float
     images: int
     elements: int
+    constants: int
     granularity: str
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -118,7 +120,7 @@ class Evaluation:
         return "\n".join(
             [
                 f"{self.feature}: {self.elements:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
-                f"effective; {self.filters:,} filters, {self.effective_filters:,} effective",
+                f"effective; {self.filters:,} filters, {self.effective_filters:,} effective{self._fitted()}",
                 *_table(f"on {self.images:,} image{'s' * (self.images != 1)}", rows),
                 self.verdict_sentence,
                 *(f"note: {printable(note)}" for note in self.notes),
@@ -142,9 +144,12 @@ class Evaluation:
         rows = [(label, *map(figure, (*figures, math.nan, math.nan)[:3])) for label, _, *figures in self._figures()]
         kept = (
             f"{self.elements:,} of {self.relevant:,} {self.granularity}s kept ({self.density:.3%}), "
-            f"{self.effective_kernels:,} kernels effective."
+            f"{self.effective_kernels:,} kernels effective{self._fitted()}."
         )
         return card(self.verdict_sentence, head, rows, [kept, *self.notes])
+
+    def _fitted(self) -> str:
+        return f"; {self.constants:,} constants fitted" if self.constants else ""
 
     def _figures(self) -> list[tuple[Any, ...]]:
         """List the figures, each as label, name, value and, if there are any, the values of the baselines."""
