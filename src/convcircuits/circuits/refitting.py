@@ -287,7 +287,9 @@ class _Equations:
         if positions is not None:
             target, output = target[..., positions], output[..., positions]
         missing = (target - output).transpose(0, 1).flatten(1)[:, None]  # (o, 1, n p)
-        values = torch.cat([self._added(call, running, positions), missing], 1)
+        values = missing
+        if self._method != "mean":
+            values = torch.cat([self._added(call, running, positions), missing], 1)
         if not bool(values.isfinite().all()):
             raise ConvCircuitsError(
                 f"{call.layer} computes NaN or Inf on these images and cannot be fitted; check how they are prepared."
@@ -311,8 +313,6 @@ class _Equations:
             whole = whole if positions is None else whole[..., positions]
             return whole.transpose(0, 1).flatten(1)[:, None]
         filters, width = self._which.shape
-        if width == 0:
-            return weight.new_zeros(filters, 0, 1).expand(-1, -1, 0)
         columns = call.columns(slice(None), positions)  # (n, g, i, k, p)
         n, groups, inputs, k, p = columns.shape
         columns, kernels = columns.flatten(1, 2), replace(call, weight=weight).kernels.flatten(0, 1)  # (o, i, k)
@@ -322,7 +322,7 @@ class _Equations:
         for some in torch.split(torch.arange(filters), step):
             which = self._which[some]
             read = columns[:, (which + group[some, None] * inputs).flatten().to(columns.device)]
-            used = kernels.gather(1, self._which.to(kernels.device)[:, :, None].expand(-1, -1, k))[some] * 1
+            used = kernels[some].gather(1, which.to(kernels.device)[:, :, None].expand(-1, -1, k))
             used = used * self._there[some].to(used)[:, :, None]
             z = torch.einsum("nckp,ck->cnp", read, used.flatten(0, 1))
             maps.append(z.reshape(len(some), width, n * p))
