@@ -198,6 +198,8 @@ class Batch:
                 running = masks.running(call)
                 read = running.reshape(call.groups, -1, running.shape[1]).any(1).flatten()
                 x = x * call.spread(read.to(x).expand(len(x), -1))
+            if masks is not None and call.layer in masks.gain:
+                call = replace(call, weight=masks.gained(call))
             if not output.requires_grad:
                 raise ConvCircuitsError(
                     f"{call.layer} runs on an input without a gradient (a constant, or a map that the model cuts off: "

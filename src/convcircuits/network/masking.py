@@ -91,6 +91,10 @@ class Masks:
             bias = torch.where(live, _computed(self.offset[call.layer], call), 0) + (0 if bias is None else bias)
         return weight, bias
 
+    def gained(self, call: KernelCall) -> Tensor:
+        """Return the weight of a call with the gains applied, also of kernels that are not kept."""
+        return call.weight * call.per_kernel(_computed(self.gain[call.layer], call))
+
     def kernel(self, call: KernelCall) -> Tensor:
         """Compute a kernel call with only the kept kernels."""
         if call.layer not in self.kernels:
