@@ -101,8 +101,9 @@ FeatureOfRecipe = Annotated[str | None, _FEATURE]
 ImagesOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER|sample",
-        help="Folder of photographs, or sample for the built-in ones.",
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help="Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, "
+        "unpacked in a folder.",
         show_default=_default("images"),
     ),
 ]
@@ -143,8 +144,9 @@ ModelAgainOption = Annotated[str | None, _model(_MODEL_HELP, _IN_FILE)]
 ImagesAgainOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER|sample",
-        help="Folder of photographs, all of them held out, or sample for the built-in ones.",
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help="Photographs, all of them held out: a folder, sample for the built-in ones, or gcompris:FOLDER for those "
+        "of GCompris's package, unpacked in a folder.",
         show_default="those held out when the circuit was found",
     ),
 ]
