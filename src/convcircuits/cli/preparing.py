@@ -1,6 +1,7 @@
 """Turn a command's options into a model, photographs, and a circuit with its model."""
 
 import dataclasses
+import random
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,12 +124,13 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
     """Split the photographs that are not held out once more, by the same share: one part only chooses the size."""
-    if len(train) < 2:
+    subjects = len({photograph.subject for photograph in train})
+    if subjects < 2:
         raise cc.ConvCircuitsError(
             "--reach-r2 needs at least three photographs: to find circuits on, to choose the size on and to measure "
-            f"on. Besides those held out, there is only {len(train)}; give --images with more photographs."
+            f"on. Besides those held out, there is only {subjects}; give --images with more photographs."
         )
-    share = min(max(recipe.held_out, 0.5 / len(train) + 1e-9), 1 - 0.5 / len(train) - 1e-9)  # one on each side
+    share = min(max(recipe.held_out, 0.5 / subjects + 1e-9), 1 - 0.5 / subjects - 1e-9)  # one on each side
     return split_photographs(train, held_out=share, seed=recipe.seed)
 
 
@@ -155,7 +157,8 @@ def set_up_again(file: Path, *, device: str, images: str | None = None, **given:
         cut, seed, count = _Cutter(loaded, recipe.size, unreadable), recipe.seed + 1, recipe.count
         old, train, no_baseline = _found_on(circuit, cut)
         used = {name for role in ("found_on", "validated_on") for name in (by_name or {}).get(role, [])}
-        others = [p for p in pictures if p.name not in used]
+        subjects = {p.subject for p in pictures if p.name in used}
+        others = [p for p in pictures if p.subject not in subjects]
         fresh = distinct(others, apart_from=old)
         if not fresh:
             raise cc.ConvCircuitsError(
@@ -210,6 +213,8 @@ class _Cutter:
 
     def _lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
         """Return crops that are cut anew in each pass and have names, and the names of the photographs."""
+        if len(some) > count:  # neighbors in a folder are often alike
+            some = random.Random(seed).sample(some, len(some))
         good, bad = readable(some, count)
         self._unreadable += [name for name in bad if name not in self._unreadable]
         self.failed += bad

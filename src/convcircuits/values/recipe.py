@@ -33,7 +33,7 @@ class Recipe:
         weights: A file of weights.
         mean: Mean of the model's inputs by channel, from 0 to 1.
         std: Standard deviation of the model's inputs by channel, from 0 to 1.
-        images: A folder, or ``"sample"``.
+        images: A folder, ``"sample"`` or ``"gcompris:FOLDER"``.
         count: Number of crops of the training photographs.
         size: Side of the crops in pixels.
         held_out: The share of photographs that is held out.

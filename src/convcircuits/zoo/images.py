@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image, ImageFile, ImageOps
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.files import is_folder
 from convcircuits.zoo.packages import file_in
+from convcircuits.zoo.rcc import entries
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,22 @@ _SAMPLES = {  # name -> (package, path inside it)
     "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
+_GCOMPRIS = "gcompris:"
+_BUNDLES = (  # of GCompris's activities that have photographs
+    "categorization.rcc",
+    "erase.rcc",
+    "explore_farm_animals.rcc",
+    "explore_monuments.rcc",
+    "explore_world_animals.rcc",
+    "explore_world_music.rcc",
+)
+_ALSO_CALLED = {  # subjects of GCompris's photographs that have several names
+    "chamaeleon": "chameleon",
+    "greatpyramidofgiza": "greatpyramid",
+    "greatwallofchina": "greatwall",
+    "kutubminar": "qutubminar",
+    "numbers": "alphabets",  # on the same toy blocks
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +71,17 @@ class Photograph:
     Attributes:
         name: Path of the file relative to the folder that was loaded, or the name of a built-in photograph. Unique
             within a set of photographs.
-        source: The file, or a picture in memory.
+        source: The file, its content, or a picture in memory.
+        subject: What it shows. Photographs of one subject are never split. By default the name, so that each
+            photograph has its own.
     """
 
     name: str
-    source: Path | Image.Image
+    source: Path | bytes | Image.Image = field(repr=False)
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "subject", self.subject or self.name)
 
     @property
     def image(self) -> Image.Image:
@@ -75,18 +99,23 @@ class Photograph:
 
 
 def photographs(source: str | Path) -> tuple[list[Photograph], list[str]]:
-    """List the built-in photographs or those of a folder.
+    """List the built-in photographs, those of a folder, or those of GCompris.
 
     Args:
-        source: ``sample`` for the built-in photographs, or a folder (``./sample`` if that is its name).
+        source: ``sample`` for the built-in photographs, a folder (``./sample`` if that is its name), or
+            ``gcompris:FOLDER`` for a folder that holds GCompris's files (see ``gcompris_photographs``).
 
     Returns:
         The photographs, sorted by name, and the names of the files that are left out.
 
     Raises:
-        ConvCircuitsError: As in ``sample_photographs`` and ``load_folder``.
+        ConvCircuitsError: As in ``sample_photographs``, ``load_folder`` and ``gcompris_photographs``.
     """
-    return (sample_photographs(), []) if source == "sample" else load_folder(source)
+    if source == "sample":
+        return sample_photographs(), []
+    if str(source).startswith(_GCOMPRIS):
+        return gcompris_photographs(str(source).removeprefix(_GCOMPRIS))
+    return load_folder(source)
 
 
 def sample_photographs() -> list[Photograph]:
@@ -117,7 +146,7 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
         written as ``\xff``.
 
     Raises:
-        ConvCircuitsError: If there is no such folder, or no readable picture in it.
+        ConvCircuitsError: If there is no such folder, or no readable picture in it, or it holds GCompris's files.
     """
     folder = Path(path)
     if not is_folder(folder):
@@ -142,12 +171,68 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             _left_out(name, error)
             bad.append(name)
+    if any(Path(name).name in _BUNDLES for name in others):
+        raise ConvCircuitsError(f"The photographs in {str(path)!r} are GCompris's. Give {_GCOMPRIS}{path}.")
     if not good:
         problem = f"none of its pictures can be read ({', '.join(bad[:3])})" if bad else "it contains no pictures"
         raise ConvCircuitsError(
             f"Nothing to load from {str(path)!r}: {problem}. Give a folder with .jpg, .png or other picture files."
         )
     return good, bad + others
+
+
+def gcompris_photographs(path: str | Path) -> tuple[list[Photograph], list[str]]:
+    """List the photographs in the educational game GCompris: 257 of animals, buildings and tools in version 3.1.
+
+    They are read from its Debian package ``gcompris-qt-data``, which need not be installed: ``apt-get download
+    gcompris-qt-data`` and ``dpkg-deb -x gcompris-qt-data_*.deb FOLDER`` put its files into a folder. Only the
+    activities with photographs are read, and of these only WebP pictures without transparency.
+
+    Photographs of one subject are never split. A name without its folder, case, digits and underscores is the subject.
+    So the two photographs of the Taj Mahal stay together, and so do all hammers.
+
+    Args:
+        path: A folder with the package's files, in any of its subfolders.
+
+    Returns:
+        The photographs, sorted by name, and the names of the bundles and pictures that are left out: missing or
+        damaged ones, which are logged.
+
+    Raises:
+        ConvCircuitsError: If there is no such folder, or no photograph in it.
+    """
+    folder = Path(path)
+    if not is_folder(folder):
+        raise ConvCircuitsError(f"{str(path)!r} is not a folder. Give one with the files of gcompris-qt-data.")
+    good: list[Photograph] = []
+    bad: list[str] = []
+    for bundle in _BUNDLES:
+        try:
+            found = min(folder.rglob(bundle), default=folder / bundle)
+            pictures = [entry for entry in entries(found.read_bytes()) if entry.path.endswith(".webp")]
+        except (OSError, ValueError) as error:
+            _left_out(bundle, error)
+            bad.append(bundle)
+            continue
+        for entry in pictures:
+            name = entry.path.rpartition("activities/")[2].replace("/resource/", "/")
+            try:
+                content = entry.content()
+                with _opened(content) as image:
+                    drawing = image.mode != "RGB"
+            except Exception as error:  # a damaged file makes Pillow raise nearly anything
+                _left_out(name, error)
+                bad.append(name)
+                continue
+            if not drawing:
+                subject = re.sub(r"[\d_]", "", Path(name).stem).lower()
+                good.append(Photograph(name, content, _ALSO_CALLED.get(subject, subject)))
+    if not good:
+        raise ConvCircuitsError(
+            f"No photographs of GCompris are in {str(path)!r}. Give a folder that its package is unpacked in: "
+            "apt-get download gcompris-qt-data; dpkg-deb -x gcompris-qt-data_*.deb FOLDER."
+        )
+    return sorted(good, key=lambda photograph: photograph.name), bad
 
 
 def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photograph], list[str]]:
@@ -201,14 +286,15 @@ def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photogra
 def split_photographs(
     photographs: Sequence[Photograph], *, held_out: float = 0.4, seed: int = 0
 ) -> tuple[list[Photograph], list[Photograph]]:
-    """Split photographs in two at random, so that crops of the same photograph are never on both sides.
+    """Split photographs in two at random, so that those of the same subject, and their crops, are on one side.
 
     Of several copies (see ``distinct``), the first by name takes part and the others are on neither side. The split
-    depends on the names and the seed, but not on the order.
+    depends on the names, the subjects and the seed, but not on the order.
 
     Args:
         photographs: The photographs, with distinct names.
-        held_out: Share of photographs to hold out, above 0 and below 1; rounded to whole photographs.
+        held_out: Share of subjects to hold out, above 0 and below 1; rounded to whole subjects. Unless said otherwise,
+            each photograph is its own subject.
         seed: Seed of the split.
 
     Returns:
@@ -228,16 +314,18 @@ def split_photographs(
             f"More than one photograph is named {twice[0]!r}; the split is by name. Give each a name of its own."
         )
     by_name = distinct(sorted(photographs, key=lambda photograph: photograph.name))
-    count = round(held_out * len(by_name))
-    if not 0 < count < len(by_name):
+    subjects = list(dict.fromkeys(photograph.subject for photograph in by_name))
+    count = round(held_out * len(subjects))
+    if not 0 < count < len(subjects):
+        what = "photographs" if len(subjects) == len(by_name) else "subjects of photographs"
         copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
         raise ConvCircuitsError(
-            f"{option('held_out', held_out)} of {len(by_name)} photographs{copies} leaves {len(by_name) - count} and "
+            f"{option('held_out', held_out)} of {len(subjects)} {what}{copies} leaves {len(subjects) - count} and "
             f"{count}; both parts need at least one. Give more photographs, or a share closer to 0.5."
         )
-    chosen = set(random.Random(seed).sample([photograph.name for photograph in by_name], count))
-    kept = [photograph for photograph in by_name if photograph.name not in chosen]
-    return kept, [photograph for photograph in by_name if photograph.name in chosen]
+    chosen = set(random.Random(seed).sample(subjects, count))
+    kept = [photograph for photograph in by_name if photograph.subject not in chosen]
+    return kept, [photograph for photograph in by_name if photograph.subject in chosen]
 
 
 class Crops:
@@ -351,18 +439,19 @@ def _crop_size(size: tuple[int, int], generator: random.Random) -> tuple[int, in
     return max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
 
 
-def _read(path: Path) -> Image.Image:
-    with _opened(path) as image:
+def _read(source: Path | bytes) -> Image.Image:
+    with _opened(source) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a file and check its size and mode, without reading its pixels."""
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """Open a file, or its content, and check its size and mode, without reading its pixels."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damaged metadata, which no crop depends on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=sorted(set(_suffixes().values()))) as image:
+        with Image.open(file, formats=sorted(set(_suffixes().values()))) as image:
             if image.mode == "F":
                 raise ValueError("floating-point pixels have no fixed range")
             if max(image.size) > _LONGEST * min(image.size):
@@ -404,10 +493,12 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _content(source: Path | Image.Image, *, hashed: bool) -> object:
+def _content(source: Path | bytes | Image.Image, *, hashed: bool) -> object:
     """Return the size or the hash of a file or of a picture in memory; for an unreadable file, the path itself."""
     if isinstance(source, Image.Image):
         return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest() if hashed else None
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest() if hashed else len(source)
     try:
         if not hashed:
             return source.stat().st_size

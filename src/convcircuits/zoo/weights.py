@@ -2,10 +2,12 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -46,6 +48,30 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if all(key.startswith("module.") for key in content):  # saved from a data-parallel model
         return {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content)
+
+
+def read_storages(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read the first tensors of a file of ``torch.save`` without the pickle in it, which tells their names.
+
+    The file is a zip archive. Its entry ``ROOT/data/K`` holds the values of the K-th tensor.
+
+    Args:
+        path: The file, of little-endian values.
+        like: Tensors of the same names, shapes and dtypes, float32 or int64, in the file's order.
+
+    Raises:
+        ValueError, KeyError, zipfile.BadZipFile, OSError: If the file is damaged or has other tensors.
+    """
+    state = {}
+    with zipfile.ZipFile(path) as file:
+        root = file.namelist()[0].partition("/")[0]
+        for number, (name, tensor) in enumerate(like.items()):
+            content = file.read(f"{root}/data/{number}")
+            if len(content) != tensor.nbytes:
+                raise ValueError(f"{name} takes {tensor.nbytes} bytes, but entry {number} has {len(content)}")
+            stored, native = ("<f4", np.float32) if tensor.dtype == torch.float32 else ("<i8", np.int64)
+            state[name] = torch.from_numpy(np.frombuffer(content, stored).astype(native)).reshape(tensor.shape)
+    return state
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str, spec: str) -> None:
