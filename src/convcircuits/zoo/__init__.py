@@ -1,6 +1,7 @@
-"""Models by name with their preprocessing, and photographs.
+"""Models by name with their preprocessing, photographs, and networks with a planted circuit.
 
 ``models`` loads models. ``sources`` knows where they come from, ``weights`` reads their weights, and ``packages`` says
 how to install what they need. ``preprocessing`` turns pictures into inputs, and ``layers`` lists the layers that can
-carry a feature. ``images`` finds photographs, splits them and cuts them into inputs.
+carry a feature. ``images`` finds photographs, splits them and cuts them into inputs. ``planted`` makes small
+networks whose circuit is known.
 """
