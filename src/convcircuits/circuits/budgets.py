@@ -18,8 +18,8 @@ Kernels = Mapping[str, Tensor]
 Inside = Callable[[Kernels], dict[str, Tensor]]
 """From kernel masks to the masks of their effective kernels, such as ``Survey.inside``."""
 
-_PATHS = 8
-"""After this many paths for which there is no place, free places stay free."""
+_REJECTED = 8
+"""After this many paths for which no place was found, free places stay free."""
 _TRIALS = 64
 """The number of kernels that may be tried, worst first, to make place for a path."""
 
@@ -31,7 +31,8 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
     places go to the best kernels that read a live channel and write a live filter, which add exactly one each; then to
     the complete path whose worst kernel is best, for which the worst kernels that others do not depend on make room.
     The number is exact unless no such exchange is found, as in networks whose filters have one kernel each; then it is
-    lower. The kernels taken first are those of every larger circuit, too; the ones that fill free places need not be.
+    a little lower, and in layers that run several times it may be lower than is possible. The kernels taken first are
+    those of every larger circuit, too; the ones that fill free places need not be.
 
     Args:
         saliency: Layer name -> (out, in per group), in execution order; NaN for kernels that must not be kept.
@@ -45,11 +46,10 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
     effective = order.effective(inside, torch.arange(order.count))
     if int(effective.sum()) <= count:
         return order.tables(effective)
-    ranks = torch.arange(order.count)
-    kept = order.effective(inside, ranks[: _longest(order, inside, ranks[:0], ranks, count)])
-    allowed = torch.ones_like(kept)
-    for _ in range(_PATHS):
-        kept = _connected(order, inside, kept, count)
+    kept, allowed = torch.zeros_like(effective), torch.ones_like(effective)
+    rejected = 0
+    while rejected < _REJECTED:
+        kept = _filled(order, inside, kept, count)
         path = None if int(kept.sum()) == count else _next_path(order, inside, kept, allowed)
         if path is None:
             break
@@ -57,6 +57,7 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
         exact = longer if int(longer.sum()) <= count else _shortened(order, inside, longer, path, count)
         if exact is None:
             allowed[path[0]] = False
+            rejected += 1
         else:
             kept = exact
     return order.tables(kept)
@@ -143,8 +144,11 @@ def _longest(order: _Order, inside: Inside, first: Tensor, ranks: Tensor, count:
     return low
 
 
-def _connected(order: _Order, inside: Inside, kept: Tensor, count: int) -> Tensor:
-    """Fill free places with the best kernels that read a live channel and write a live filter."""
+def _filled(order: _Order, inside: Inside, kept: Tensor, count: int) -> Tensor:
+    """Add the best kernels as long as they fit, then those that read a live channel and write a live filter."""
+    first, rest = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+    best = rest[: _longest(order, inside, first, rest, count)]
+    kept = order.effective(inside, torch.cat([first, best]))
     tried = kept
     while int(kept.sum()) < count:
         filters = {layer: mask.any(1, keepdim=True).expand_as(mask) for layer, mask in order.tables(kept).items()}
