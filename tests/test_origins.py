@@ -140,7 +140,8 @@ def test_a_recipe_goes_out_and_comes_back():
 @pytest.mark.parametrize("field", RECIPE.to_json())
 def test_a_recipe_of_other_types_is_refused(field):
     said = RECIPE.to_json()
-    for wrong in ({}, [[1]], True, -1, 10**30, "\ud800" * 10**6, float("nan")):
+    true = () if isinstance(said[field], bool) else (True,)
+    for wrong in ({}, [[1]], *true, -1, 10**30, "\ud800" * 10**6, float("nan")):
         with pytest.raises(cc.ConvCircuitsError, match=f"{field} in its recipe is .*; expected"):
             Recipe.from_json(said | {field: wrong})
     with pytest.raises(cc.ConvCircuitsError, match=f"its recipe lacks '{field}'"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convcircuits.circuits.budgets import drawable_top, effective_top
 from convcircuits.circuits.criteria import CRITERIA, Criterion
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.tracing import Trace
@@ -21,6 +22,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import SHAPES, check_granularity, check_inside, elements_with
 from convcircuits.values.scores import Scores
@@ -97,7 +99,8 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
     """Keep the elements (kernels, filters or weights) with the highest scores: exactly the requested number.
 
     Ties are broken by layer in execution order, then filter, then input channel, then position in the kernel, so
-    smaller circuits lie inside larger ones.
+    smaller circuits lie inside larger ones. Kernels that lie on no complete path inside the circuit count too;
+    ``find(..., effective=True)``, which has the model, keeps only others.
 
     Args:
         scores: From ``score``.
@@ -114,18 +117,8 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
     if not isinstance(scores, Scores):
         raise ConvCircuitsError(f"prune expects the Scores that score returns; got {type(scores).__name__}.")
     count = _budget(scores.relevant, density, kernels, scores.granularity)
-    provenance = dict(scores.provenance) | {
-        "elements": count,
-        "asked": {"density": density} if kernels is None else {"kernels": kernels},
-    }
-    return Circuit(
-        scores.feature,
-        LayerTable(top(scores.elements, count)),
-        scores.elements,
-        scores.relevant_in_model,
-        provenance=provenance,
-        granularity=scores.granularity,
-    )
+    asked = {"density": density} if kernels is None else {"kernels": kernels}
+    return _circuit(scores, top(scores.elements, count), asked)
 
 
 @outside_autocast
@@ -137,6 +130,10 @@ def find(
     criterion: str | Criterion = "gauss_newton",
     density: float | None = None,
     kernels: int | None = None,
+    effective: bool = False,
+    filters: int | None = None,
+    fan_in: int | None = None,
+    drawable: bool = False,
     granularity: str = "kernel",
     circuit: Circuit | None = None,
     batch_size: int = 16,
@@ -147,6 +144,8 @@ def find(
 ) -> Circuit:
     """Find a circuit with any criterion, including iterative ones.
 
+    One of four sizes is given: ``density``, ``kernels``, ``filters`` with ``fan_in``, or ``drawable``.
+
     Args:
         model: Any CNN; it runs in eval mode.
         feature: What is to be preserved.
@@ -154,6 +153,13 @@ def find(
         criterion: A name in ``CRITERIA``, or a function with the same signature.
         density: Kept elements as a share of the relevant ones, in (0, 1].
         kernels: Number of elements to keep, instead of a density.
+        effective: Whether ``density`` and ``kernels`` count only effective kernels, those on a complete path inside the
+            circuit. Then no other kernel is kept, and its place goes to the next best. If the number cannot be reached,
+            a note says which one is.
+        filters: The most live filters of a layer. With ``fan_in``, instead of a density; all kept kernels are
+            effective.
+        fan_in: The most kernels of a filter.
+        drawable: Whether to keep what the default view of a diagram has room for: ``filters=12, fan_in=5``.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         circuit: Find inside this circuit, of the same or a coarser granularity.
         batch_size: Maximum number of images that run at once.
@@ -163,16 +169,30 @@ def find(
         **options: Options of the criterion, such as ``steps=10`` for FORCE.
 
     Raises:
-        ConvCircuitsError: As for ``score`` and ``prune``.
+        ConvCircuitsError: As for ``score`` and ``prune``; or if no complete path has as few kernels.
 
     Examples:
         >>> circuit = cc.find(model, feature, images, criterion="force", density=0.5, steps=3)
         >>> circuit.density
         0.5
+        >>> small = cc.find(model, feature, images, filters=2, fan_in=3)
+        >>> max(int(mask.any(1).sum()) for mask in small.kernels.values())
+        2
     """
     function = _criterion(criterion)
     _check_options(function, criterion, options)
-    _budget(None, density, kernels, granularity)  # before any work is done
+    if not all(isinstance(value, bool) for value in (effective, drawable)):
+        raise ConvCircuitsError(f"effective and drawable are true or false; got {effective!r} and {drawable!r}.")
+    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
+    if shape is None:
+        _budget(None, density, kernels, granularity)  # before any work is done
+        if effective:
+            _check_kernels("A budget of effective kernels", granularity)
+    elif needs_budget(function):
+        raise ConvCircuitsError(
+            f"{_name(criterion)} must know how many kernels to keep, which {option('filters')} and {option('fan_in')} "
+            f"do not say; give {option('density')} or {option('kernels')}, or another criterion."
+        )
     trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
@@ -180,7 +200,41 @@ def find(
     else:
         saliency = function(trace, **options)
     scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
-    return prune(scores, density=density, kernels=kernels)
+    survey = trace.subject.survey
+    if shape is not None:
+        masks = drawable_top(scores.elements, *shape, survey.inside, survey.read)
+        return _circuit(scores, masks, {"filters": shape[0], "fan_in": shape[1]}, effective=True)
+    if not effective:
+        return prune(scores, density=density, kernels=kernels)
+    count = _budget(scores.relevant, density, kernels, granularity)
+    masks = effective_top(scores.elements, count, survey.inside)
+    asked = ({"density": density} if kernels is None else {}) | {"kernels": count}
+    return _circuit(scores, masks, asked, effective=True)
+
+
+def _circuit(
+    scores: Scores, masks: Mapping[str, Tensor], asked: Mapping[str, Any], *, effective: bool = False
+) -> Circuit:
+    """Return the circuit of some elements; ``effective`` says that only effective kernels were counted and kept."""
+    elements = sum(int(mask.sum()) for mask in masks.values())
+    provenance = dict(scores.provenance) | {"elements": elements, "asked": dict(asked)}
+    if effective:
+        provenance["effective"] = True
+        if elements == 0:
+            raise ConvCircuitsError(
+                f"No complete path from the image to {scores.feature} was found that has so few kernels; ask for more."
+            )
+        if elements != asked.get("kernels", elements):
+            note = f"Asked for {asked['kernels']:,} effective kernels; only {elements:,} were found to fit together."
+            provenance["notes"] = [*provenance.get("notes", ()), note]
+    return Circuit(
+        scores.feature,
+        LayerTable(masks),
+        scores.elements,
+        scores.relevant_in_model,
+        provenance=provenance,
+        granularity=scores.granularity,
+    )
 
 
 def _trace(
@@ -349,6 +403,37 @@ def _budget(relevant: int | None, density: object, kernels: int | None, granular
     if relevant is not None and count > relevant:
         raise ConvCircuitsError(f"{count} {granularity}s were requested, but only {relevant} have a score.")
     return count
+
+
+def _drawable(
+    density: object,
+    kernels: object,
+    filters: int | None,
+    fan_in: int | None,
+    drawable: bool,
+    granularity: str,
+) -> tuple[int, int] | None:
+    """Return the most filters of a layer and kernels of a filter, if that is the size that was given."""
+    if not drawable and filters is None and fan_in is None:
+        return None
+    given = option("drawable") if drawable else f"{option('filters')} with {option('fan_in')}"
+    others = {"density": density, "kernels": kernels}
+    others |= {"filters": filters, "fan_in": fan_in} if drawable else {}
+    if extra := [option(name) for name, value in others.items() if value is not None]:
+        raise ConvCircuitsError(f"{given} sets the size, so it does not go with {' and '.join(extra)}.")
+    _check_kernels(given, granularity)
+    if drawable:
+        return FILTERS, FAN_IN
+    if filters is None or fan_in is None:
+        raise ConvCircuitsError(
+            f"Give both {option('filters')}, a number for each layer, and {option('fan_in')}, one for each filter."
+        )
+    return whole_number(option("filters"), filters, 1), whole_number(option("fan_in"), fan_in, 1)
+
+
+def _check_kernels(name: str, granularity: str) -> None:
+    if granularity != "kernel":
+        raise ConvCircuitsError(f"{name} needs granularity 'kernel'; got {granularity!r}.")
 
 
 def _as_json(value: Any) -> Any:

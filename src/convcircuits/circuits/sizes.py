@@ -137,7 +137,8 @@ def _between(low: int, high: int, count: int) -> list[int]:
 def nested(circuit: Circuit) -> bool:
     """Return whether the first kernels by saliency are those that a smaller circuit would keep."""
     criterion = CRITERIA.get(str(circuit.provenance.get("criterion")))
-    return circuit.granularity == "kernel" and (criterion is None or not needs_budget(criterion))
+    ranked = criterion is None or not needs_budget(criterion)
+    return circuit.granularity == "kernel" and ranked and not circuit.provenance.get("effective", False)
 
 
 def found_on(circuit: Circuit, images: Batches) -> Tensor | None:
@@ -176,6 +177,7 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
                 first,
                 criterion=str(provenance["criterion"]),
                 kernels=count,
+                effective=bool(provenance.get("effective", False)),
                 granularity=circuit.granularity,
                 batch_size=images.batch_size,
                 seed=int(provenance.get("seed", 0)),

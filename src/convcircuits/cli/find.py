@@ -13,6 +13,7 @@ from convcircuits.cli import options
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_writable, insist, made_folder, print_json, say
 from convcircuits.files import named_after
+from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.recipe import SIZES, Recipe, read_recipes
 
 if TYPE_CHECKING:
@@ -63,6 +64,27 @@ def find(
             "held-out photographs and may be slightly lower."
         ),
     ] = None,
+    effective_kernels: Annotated[
+        bool | None,
+        typer.Option(
+            "--effective-kernels",
+            help="Let --density or --kernels count effective kernels, those on a complete path inside the circuit, and "
+            "keep no others.",
+            show_default=False,
+        ),
+    ] = None,
+    filters: Annotated[
+        int | None, typer.Option(help="Largest number of live filters in a layer, with --fan-in, instead of --density.")
+    ] = None,
+    fan_in: Annotated[int | None, typer.Option(help="Largest number of kernels of a filter, with --filters.")] = None,
+    drawable: Annotated[
+        bool | None,
+        typer.Option(
+            "--drawable",
+            help=f"Keep what a diagram has room for: --filters {FILTERS} --fan-in {FAN_IN}.",
+            show_default=False,
+        ),
+    ] = None,
     granularity: options.GranularityOption = None,
     criterion: options.CriterionOption = None,
     option: Annotated[
@@ -94,8 +116,11 @@ def find(
 ) -> None:
     """Find a circuit on some photographs and measure it on others."""
     fields = options.given(options=tuple(option or ()), **locals())
-    if len(fields.keys() & set(SIZES)) > 1:
-        raise cc.ConvCircuitsError("Give only one of --density (a share), --kernels (a number) and --reach-r2 (an R2).")
+    if len({"filters" if name == "fan_in" else name for name in fields.keys() & set(SIZES)}) > 1:
+        raise cc.ConvCircuitsError(
+            "Give only one of --density (a share), --kernels (a number), --reach-r2 (an R2), --filters with --fan-in, "
+            "and --drawable."
+        )
     if recipe is None:
         for name in ("model", "feature"):
             if name not in fields:
@@ -182,8 +207,11 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
     }
     with progress(f"scoring with {recipe.criterion}") as told:
         if recipe.reach_r2 is None:
-            size: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels}
+            size: dict[str, Any] = {k: getattr(recipe, k) for k in SIZES if k != "reach_r2"}
+            size["effective"] = recipe.effective_kernels
             return cc.find(setup.loaded.model, task.feature, setup.train.images, progress=told, **size, **chosen), {}
+        if recipe.effective_kernels:
+            raise cc.ConvCircuitsError("--effective-kernels needs --density or --kernels; got --reach-r2.")
         from convcircuits.circuits.sizes import reach
         from convcircuits.cli.preparing import noted
 

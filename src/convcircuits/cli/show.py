@@ -72,7 +72,14 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     call = f"(model, cc.Feature({feature.layer!r}, {unit}{where}), images, criterion={said['criterion']!r}"
     call += "" if value.granularity == "kernel" else f", granularity={value.granularity!r}"
     call += f", seed={said.get('seed', 0)}{options}"
-    return f"cc.find{call}, kernels={len(value)})" if isinstance(value, cc.Circuit) else f"cc.score{call})"
+    if not isinstance(value, cc.Circuit):
+        return f"cc.score{call})"
+    size, asked = f"kernels={len(value)}", said.get("asked", {})
+    if said.get("effective"):
+        size = f"kernels={asked.get('kernels', len(value))}, effective=True"
+        if "filters" in asked:
+            size = f"filters={asked['filters']}, fan_in={asked['fan_in']}"
+    return f"cc.find{call}, {size})"
 
 
 def _show_module(module: "CircuitModule", *, as_json: bool) -> None:

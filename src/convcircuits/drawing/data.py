@@ -17,6 +17,7 @@ import numpy as np
 
 from convcircuits.drawing.records import Array, Law, Record, arrays, plain, read, within
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.values.drawable import FAN_IN, FILTERS
 
 SCHEMA = "convcircuits-diagram/1"
 PAGE = 2048  # the most pixels a page of pictures may be wide or high, so that every browser decodes it
@@ -319,8 +320,8 @@ class View(Record):
     variant: Count = 0
     compare: Count | None = None  # a second variant: only this, only that, both
     kernels: Positive | None = None  # the first k kernels by rank; None: all
-    nodes_per_column: Positive = 12
-    kernels_per_node: Positive = 5
+    nodes_per_column: Positive = FILTERS
+    kernels_per_node: Positive = FAN_IN
     root: Count | None = None  # a node drawn as the target
     isolate: Count | None = None  # a node whose flow alone is drawn
     share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow

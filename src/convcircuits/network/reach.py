@@ -55,6 +55,21 @@ class Survey:
         found = self.paths.found(self.paths.live(kernels), self.rows)
         return {layer: found[layer] & mask.cpu() for layer, mask in kernels.items()}
 
+    def read(self, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return, for each filter, the summed saliency of the kernels that read it; NaN if none does.
+
+        Args:
+            saliency: Layer name -> (out, in per group); NaN for kernels that are not kept.
+
+        Returns:
+            Layer name -> (out,), same layers.
+        """
+        kept = {layer: ~values.isnan() for layer, values in saliency.items()}
+        live = self.paths.live(kept)
+        sums = self.paths.read(live, {layer: values.float().nan_to_num(0) for layer, values in saliency.items()})
+        readers = self.paths.read(live, {layer: mask.float() for layer, mask in kept.items()})
+        return {layer: values.masked_fill(readers[layer] == 0, torch.nan) for layer, values in sums.items()}
+
 
 @dataclass(frozen=True)
 class Live:
@@ -177,31 +192,72 @@ class Paths:
             numbers = [n for n in node.outputs if n is not None]
             if not any(n in need for n in numbers):
                 continue
-            distinct = list(dict.fromkeys(node.inputs))
             if node.call is not None:
                 on_path = live.conducting[place] & self._rows_needed(place, need)[:, None]
                 back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
-                _add(need, distinct[0], _along_inputs(node.call, back, graph.shapes[distinct[0]]))
+                _add(need, node.inputs[0], _along_inputs(node.call, back, graph.shapes[node.inputs[0]]))
                 continue
-            values = [live.marks[n].float().requires_grad_() for n in distinct]
-            with torch.enable_grad():
-                results = self.through(place, values)
-            wanted = [
-                (result, _as_wide(need[n], result.shape))
-                for n, result in zip(numbers, results, strict=True)
-                if n in need and result.requires_grad
-            ]
-            if wanted:
-                operation = self.operations[place]
-                assert operation is not None
-                spared = operation.spared([value.detach() for value in values])
-                gradients = torch.autograd.grad(
-                    [result for result, _ in wanted], values, [mark for _, mark in wanted], allow_unused=True
-                )
-                for number, gradient, counts in zip(distinct, gradients, spared, strict=True):
-                    if gradient is not None:
-                        _add(need, number, (gradient > 0) & counts)
+            for number, gradient in self._back(place, live, need):
+                _add(need, number, gradient > 0)
         return need
+
+    def read(self, live: Live, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return, for each filter, the sum of a saliency over the kernels that read it: layer name -> (out,).
+
+        What lies between passes sums back by the gradients of its rules: BatchNorm, ReLU, pooling, additions and
+        concatenations as they are.
+
+        Args:
+            live: The live values of a circuit.
+            saliency: Layer name -> (out, in per group); 0 for kernels that are not counted.
+        """
+        graph, sums, found = self.graph, dict[int, Tensor](), dict[str, Tensor]()
+        for place, node in reversed(list(enumerate(graph.nodes))):
+            if node.call is None:
+                for number, gradient in self._back(place, live, sums):
+                    sums[number] = sums[number] + gradient if number in sums else gradient
+                continue
+            layer, (result,), (read, *_) = node.call.layer, node.outputs, node.inputs
+            if layer not in saliency:
+                continue
+            if result is not None and result in sums:
+                by_channel = sums[result].movedim(_channel_dim(node.call, sums[result].dim()), 0)
+                of_call = by_channel.flatten(1).sum(1).expand(len(node.call.weight))
+                found[layer] = found[layer] + of_call if layer in found else of_call
+            shape = graph.shapes[read]
+            counted = saliency[layer] * live.conducting[place]
+            back = counted.reshape(node.call.groups, -1, counted.shape[1]).sum(1).flatten()
+            back = _along_inputs(node.call, back, shape) * (len(back) / shape[_channel_dim(node.call, len(shape))])
+            sums[read] = sums[read] + back if read in sums else back
+        return {layer: found.get(layer, values.new_zeros(len(values))) for layer, values in saliency.items()}
+
+    def _back(self, place: int, live: Live, given: Mapping[int, Tensor]) -> list[tuple[int, Tensor]]:
+        """Return what the gradient of an operation's rule makes of values at its results, by number of its inputs."""
+        node = self.graph.nodes[place]
+        distinct, numbers = list(dict.fromkeys(node.inputs)), [n for n in node.outputs if n is not None]
+        if not any(n in given for n in numbers):
+            return []
+        values = [live.marks[n].float().requires_grad_() for n in distinct]
+        with torch.enable_grad():
+            results = self.through(place, values)
+        wanted = [
+            (result, _as_wide(given[n], result.shape))
+            for n, result in zip(numbers, results, strict=True)
+            if n in given and result.requires_grad
+        ]
+        if not wanted:
+            return []
+        operation = self.operations[place]
+        assert operation is not None
+        spared = operation.spared([value.detach() for value in values])
+        gradients = torch.autograd.grad(
+            [result for result, _ in wanted], values, [mark for _, mark in wanted], allow_unused=True
+        )
+        return [
+            (number, gradient * counts)
+            for number, gradient, counts in zip(distinct, gradients, spared, strict=True)
+            if gradient is not None
+        ]
 
     def plan(self, live: Live) -> Plan:
         """Return the dead values of a circuit and where they must be zero. Constants of the full model stay."""
@@ -261,9 +317,9 @@ def _add(need: dict[int, Tensor], number: int, mark: Tensor) -> None:
 
 
 def _as_wide(mark: Tensor, shape: torch.Size) -> Tensor:
-    """Sum or expand a mark to a shape that it broadcasts with."""
-    both = [max(m, n) for m, n in zip(mark.shape, shape, strict=True)]
-    return mark.float().expand(both).sum_to_size(shape)
+    """Sum a mark, or divide it equally, over a shape that it broadcasts with."""
+    both = torch.Size(max(m, n) for m, n in zip(mark.shape, shape, strict=True))
+    return (mark / (both.numel() / mark.numel())).expand(both).sum_to_size(shape)
 
 
 def _table(call: KernelCall) -> tuple[int, int]:

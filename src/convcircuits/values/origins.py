@@ -85,7 +85,8 @@ _KNOWN: dict[str, Kind] = {
     "versions": ("texts by name", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
     "options": ("values by name", lambda value: isinstance(value, dict)),
     "laws": ("figures by law", lambda value: isinstance(value, dict)),
-    "asked": ("a density or a number of kernels", lambda value: isinstance(value, dict)),
+    "effective": ("true or false", lambda value: type(value) is bool),
+    "asked": ("a size by name", lambda value: isinstance(value, dict)),
     "images": ("a count and a hash", lambda v: _is_record(v, {"count": whole(0, 1 << 50), "hash": is_text})),
     "photographs": (
         "the names of the photographs for finding it, for choosing its size and held out",

@@ -13,8 +13,8 @@ from convcircuits.errors import ConvCircuitsError
 DENSITY = 0.05
 """The share of relevant elements to keep if no size is given."""
 
-SIZES = ("density", "kernels", "reach_r2")
-"""The fields that set how many elements are kept; a recipe has one of them."""
+SIZES = ("density", "kernels", "reach_r2", "filters", "fan_in", "drawable")
+"""The fields that set how many elements are kept; a recipe has one of them, or ``filters`` and ``fan_in``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,10 @@ class Recipe:
         density: The share of elements to keep.
         kernels: The number of elements to keep.
         reach_r2: The R2 that the smallest circuit must reach on validation photographs.
+        filters: The most live filters of a layer, with ``fan_in``.
+        fan_in: The most kernels of a filter.
+        drawable: Whether to keep what the default view of a diagram has room for.
+        effective_kernels: Whether ``density`` or ``kernels`` counts effective kernels, and no other is kept.
         weights: A file of weights.
         mean: Mean of the model's inputs by channel, from 0 to 1.
         std: Standard deviation of the model's inputs by channel, from 0 to 1.
@@ -48,6 +52,10 @@ class Recipe:
     density: float | None = None
     kernels: int | None = None
     reach_r2: float | None = None
+    filters: int | None = None
+    fan_in: int | None = None
+    drawable: bool = False
+    effective_kernels: bool = False
     weights: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -83,7 +91,7 @@ class Recipe:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Recipe":
         """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given."""
-        size = {} if any(given.get(name) is not None for name in SIZES) else {"density": DENSITY}
+        size = {} if any(given.get(name) not in (None, False) for name in SIZES) else {"density": DENSITY}
         return cls(**{**given, **size})
 
     def command(self, out: Path | str) -> str | None:
@@ -96,10 +104,23 @@ class Recipe:
         words += ["--criterion", self.criterion]
         words += [word for text in self.options for word in ("--option", text)]
         words += [] if self.granularity == "kernel" else ["--granularity", self.granularity]
-        for name in (*SIZES, "weights", "mean", "std", "images", "count", "size", "held_out", "seed"):
+        for name in (
+            *SIZES,
+            "effective_kernels",
+            "weights",
+            "mean",
+            "std",
+            "images",
+            "count",
+            "size",
+            "held_out",
+            "seed",
+        ):
             value = getattr(self, name)
+            if value is None or value is False:
+                continue
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [] if value is None else [f"--{name.replace('_', '-')}", text]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
         words += ["--out", str(out)]
         return shlex.join(words) if all(word.isprintable() for word in words) else None
 
@@ -207,6 +228,10 @@ _KINDS: dict[str, Kind] = {
     "density": ("a share or nothing", _or_none(_is_share)),
     "kernels": ("a whole number or nothing", _or_none(whole(0, 1 << 40))),
     "reach_r2": ("a share or nothing", _or_none(_is_share)),
+    "filters": ("a whole number from 1 or nothing", _or_none(whole(1, 1 << 20))),
+    "fan_in": ("a whole number from 1 or nothing", _or_none(whole(1, 1 << 20))),
+    "drawable": ("true or false", lambda value: type(value) is bool),
+    "effective_kernels": ("true or false", lambda value: type(value) is bool),
     "weights": ("text or nothing", _or_none(is_text)),
     "mean": ("one number from 0 to 1 or three, or nothing", _or_none(_are_channels)),
     "std": ("one number from 0 to 1 or three, or nothing", _or_none(_are_channels)),
