@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.comparison import ComparisonTable, compare
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
-    from convcircuits.circuits.finding import find, prune, score
+    from convcircuits.circuits.finding import find, find_path, prune, score
     from convcircuits.circuits.refitting import refit
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate",
     "extract",
     "find",
+    "find_path",
     "iou",
     "load",
     "prune",
@@ -70,6 +71,7 @@ _MODULES = {
     "evaluate": "circuits.evaluation",
     "extract": "compiler.extraction",
     "find": "circuits.finding",
+    "find_path": "circuits.finding",
     "iou": "values.circuit",
     "load": "storage",
     "prune": "circuits.finding",

@@ -6,11 +6,13 @@ ones.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from convcircuits.circuits.ranking import top
+from convcircuits.network.reach import Survey
 
 Kernels = Mapping[str, Tensor]
 """Layer name -> a table of kernels, (out, in per group)."""
@@ -22,6 +24,32 @@ _REJECTED = 8
 """After this many paths for which no place was found, free places stay free."""
 _TRIALS = 64
 """The number of kernels that may be tried, worst first, to make place for a path."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The size of a circuit by its number of effective kernels, the only ones that it keeps."""
+
+    kernels: int
+
+    def select(self, saliency: Kernels, survey: Survey) -> dict[str, Tensor]:
+        """Select kernels as ``effective_top`` does."""
+        return effective_top(saliency, self.kernels, survey.inside)
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """The size of a circuit by the most live filters of a layer and the most kernels of a filter, all effective."""
+
+    filters: int
+    fan_in: int
+
+    def select(self, saliency: Kernels, survey: Survey) -> dict[str, Tensor]:
+        """Select kernels as ``drawable_top`` does."""
+        return drawable_top(saliency, self.filters, self.fan_in, survey.inside, survey.read)
+
+
+Size = Effective | Drawable
 
 
 def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Tensor]:

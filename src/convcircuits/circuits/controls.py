@@ -1,7 +1,11 @@
 """Random circuits that show how well any circuit of the same size would do."""
 
+from dataclasses import replace
+
 from convcircuits.circuits.criteria import drawn_like
 from convcircuits.circuits.ranking import in_order, top
+from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit
+from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
@@ -33,3 +37,23 @@ def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit
         | {"criterion": "layer_random", "seed": seed, "granularity": circuit.granularity},
         granularity=circuit.granularity,
     )
+
+
+def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
+    """Return a control refitted as a circuit was, on some images, if that circuit has a calibration.
+
+    A calibration whose origin is not known is taken for one of ``refit`` with its defaults.
+    """
+    if not circuit.gain and not circuit.offset:
+        return control
+    known = circuit.provenance.get("calibration", {})
+    fit = Refit(
+        subject,
+        batches,
+        method=known.get("method", "kernels"),
+        ridge=known.get("ridge", RIDGE),
+        positions=known.get("positions", POSITIONS),
+        seed=known.get("seed", 0),
+    )
+    gain, offset = fit(subject.masks(control, subject.survey.input_shape, effective=True))
+    return replace(control, gain=LayerTable(gain), offset=LayerTable(offset))

@@ -13,18 +13,22 @@ factor on all of them.
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from convcircuits.circuits.budgets import Size
+from convcircuits.circuits.descent import Level, descend
 from convcircuits.circuits.ranking import in_order, top
+from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit
 from convcircuits.circuits.tracing import Batch, Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.values.circuit import Circuit
 
 Saliency = dict[str, Tensor]
-Criterion = Callable[..., Mapping[str, Tensor]]
+Criterion = Callable[..., Any]
 Collapse = Literal["abs", "sum", "square"]
 Normalizer = Literal["published", "sum", "layer_l2"]
 
@@ -267,15 +271,61 @@ def force(
     return scores
 
 
+def progressive(
+    trace: Trace,
+    size: Size,
+    *,
+    start: float = 0.1,
+    ratio: float = 0.71,
+    draws: int = 1,
+    scored: int = 64,
+    ridge: float = RIDGE,
+    positions: int = POSITIONS,
+) -> Iterator[Level]:
+    """Descend: refit the kernels that are left after every cut, and score them in the refitted circuit.
+
+    The first cut is by ``gauss_newton`` in the full model, the others by centered ``gauss_newton`` in the refitted
+    circuit. All kept kernels are effective.
+
+    Args:
+        trace: The feature's images.
+        size: The size to reach.
+        start: Share of the relevant kernels that the first circuit keeps.
+        ratio: Each circuit keeps about this share of the kernels of the one before.
+        draws: As for ``gauss_newton``.
+        scored: Number of images that later cuts are scored on.
+        ridge: As for ``refit``.
+        positions: As for ``refit``.
+    """
+    draws, scored = whole_number("draws", draws, 1), whole_number("scored", scored, 1)
+    fit = Refit(
+        trace.subject, trace.batches, ridge=ridge, positions=positions, seed=trace.seed, progress=trace.progress
+    )
+    return descend(
+        trace,
+        size,
+        partial(gauss_newton, draws=draws),
+        partial(gauss_newton, draws=draws, centered=True),
+        fit,
+        start=start,
+        ratio=ratio,
+        scored=scored,
+    )
+
+
 CRITERIA: dict[str, Criterion] = {
     "actgrad": actgrad,
     "snip": snip,
     "gauss_newton": gauss_newton,
     "force": force,
+    "progressive": progressive,
     "magnitude": magnitude,
     "random": random,
     "layer_random": layer_random,
 }
+
+DESCENTS: tuple[Criterion, ...] = (progressive,)
+"""The criteria that yield circuits of several sizes, each refitted, in place of saliencies."""
 
 
 def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:

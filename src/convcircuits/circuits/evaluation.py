@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.controls import random_like, treated_alike
 from convcircuits.circuits.moments import Averages, Census, Comparison
 from convcircuits.circuits.notes import notes
 from convcircuits.compiler.extraction import Sweep
@@ -48,7 +48,8 @@ def evaluate(
         circuit: The circuit.
         images: Held-out images, as for ``score``.
         fit: The images that the circuit was found on. The readout a f_c + d is fitted on them, and their average map is
-            the baseline. Without them there is no verdict, unless the circuit fails on its own.
+            the baseline. The random circuit is refitted on them if the circuit has a calibration. Without them there is
+            no verdict, unless the circuit fails on its own.
         effective: Run the circuit as it is defined: no kernel reads a dead channel, and a dead filter adds nothing.
             False keeps the biases of dead filters, as published.
         batch_size: Maximum number of images that run at once.
@@ -113,18 +114,23 @@ def evaluate_all(
     described = checked(subject, first)
     if controls is None:
         controls = [random_like(subject, circuit, seed=seed) for circuit in circuits]
+    fit_batches = None if fit is None else _batches(fit, network, batch_size)
+    if fit_batches is not None:
+        controls = [
+            None if control is None else treated_alike(subject, control, circuit, fit_batches)
+            for control, circuit in zip(controls, circuits, strict=True)
+        ]
     swept = {id(circuit): circuit for circuit in [*circuits, *controls] if circuit is not None}
     sweep, positions = Sweep(subject, list(swept.values()), effective=effective), Positions(subject)
     fitted = None
-    if fit is not None:
-        fit_batches = _batches(fit, network, batch_size)
+    if fit_batches is not None:
         fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit_batches)
     averages = None if fitted is None else fitted.averages
     measured = _measure(sweep, positions, batches, averages=averages, progress=progress)
     provenance = described | {
         **sweep.about(),
         "images": batches.describe(),
-        "fitted_on": None if fit is None else fit_batches.describe(),
+        "fitted_on": None if fit_batches is None else fit_batches.describe(),
         "effective": effective,
         "seed": seed,
     }

@@ -1,5 +1,6 @@
 """Find a circuit: score kernels, filters or weights by a criterion and keep the best."""
 
+import dataclasses
 import inspect
 import math
 import numbers
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.budgets import drawable_top, effective_top
-from convcircuits.circuits.criteria import CRITERIA, Criterion
+from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.criteria import CRITERIA, DESCENTS, Criterion
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
@@ -130,7 +131,7 @@ def find(
     criterion: str | Criterion = "gauss_newton",
     density: float | None = None,
     kernels: int | None = None,
-    effective: bool = False,
+    effective: bool | None = None,
     filters: int | None = None,
     fan_in: int | None = None,
     drawable: bool = False,
@@ -155,7 +156,7 @@ def find(
         kernels: Number of elements to keep, instead of a density.
         effective: Whether ``density`` and ``kernels`` count only effective kernels, those on a complete path inside the
             circuit. Then no other kernel is kept, and its place goes to the next best. If the number cannot be reached,
-            a note says which one is.
+            a note says which one is. By default only criteria that descend count so.
         filters: The most live filters of a layer. With ``fan_in``, instead of a density; all kept kernels are
             effective.
         fan_in: The most kernels of a filter.
@@ -180,10 +181,32 @@ def find(
         2
     """
     function = _criterion(criterion)
+    if is_descent(function):
+        if effective is False:
+            raise ConvCircuitsError(f"{_name(criterion)} keeps only effective kernels; leave out effective=False.")
+        *_, last = find_path(
+            model,
+            feature,
+            images,
+            criterion=str(criterion),
+            density=density,
+            kernels=kernels,
+            filters=filters,
+            fan_in=fan_in,
+            drawable=drawable,
+            granularity=granularity,
+            circuit=circuit,
+            batch_size=batch_size,
+            seed=seed,
+            memory=memory,
+            progress=progress,
+            **options,
+        )
+        return last
     _check_options(function, criterion, options)
-    if not all(isinstance(value, bool) for value in (effective, drawable)):
-        raise ConvCircuitsError(f"effective and drawable are true or false; got {effective!r} and {drawable!r}.")
     shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
+    if effective not in (None, True, False):
+        raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
     if shape is None:
         _budget(None, density, kernels, granularity)  # before any work is done
         if effective:
@@ -200,16 +223,93 @@ def find(
     else:
         saliency = function(trace, **options)
     scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
-    survey = trace.subject.survey
-    if shape is not None:
-        masks = drawable_top(scores.elements, *shape, survey.inside, survey.read)
-        return _circuit(scores, masks, {"filters": shape[0], "fan_in": shape[1]}, effective=True)
-    if not effective:
+    if shape is None and not effective:
         return prune(scores, density=density, kernels=kernels)
-    count = _budget(scores.relevant, density, kernels, granularity)
-    masks = effective_top(scores.elements, count, survey.inside)
-    asked = ({"density": density} if kernels is None else {}) | {"kernels": count}
-    return _circuit(scores, masks, asked, effective=True)
+    size = shape or Effective(_budget(scores.relevant, density, kernels, granularity))
+    masks = size.select(scores.elements, trace.subject.survey)
+    return _circuit(scores, masks, _asked(size, density), effective=True)
+
+
+@outside_autocast
+def find_path(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    criterion: str = "progressive",
+    density: float | None = None,
+    kernels: int | None = None,
+    filters: int | None = None,
+    fan_in: int | None = None,
+    drawable: bool = False,
+    granularity: str = "kernel",
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Circuit, ...]:
+    """Find circuits of many sizes in one descent, each refitted and inside the one before.
+
+    The last one is what ``find`` returns for the same arguments.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        feature: What is to be preserved.
+        images: As for ``score``. Gains and offsets are fitted on them, so use many different ones.
+        criterion: A name in ``CRITERIA`` of a criterion that descends: ``"progressive"``.
+        density: Size of the smallest circuit, as a share of the relevant kernels, in (0, 1]. All kept kernels are
+            effective.
+        kernels: Number of kernels of the smallest circuit, instead of a density.
+        filters: The most live filters of a layer of the smallest circuit, with ``fan_in``, instead of a density.
+        fan_in: The most kernels of a filter of the smallest circuit.
+        drawable: Whether the smallest circuit is one that the default view of a diagram has room for.
+        granularity: ``"kernel"``.
+        circuit: Find inside this circuit.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of random signs, positions and images.
+        memory: Bytes of working memory for chunks of pre-sum maps.
+        progress: Called with the number of images done in each step, and their total (or None).
+        **options: Options of the criterion, such as ``start=0.1``.
+
+    Returns:
+        The circuits, the largest first.
+
+    Raises:
+        ConvCircuitsError: As for ``find``, or if the criterion does not descend.
+
+    Examples:
+        >>> path = cc.find_path(model, feature, images, kernels=10, start=0.5)
+        >>> [len(circuit) for circuit in path]
+        [48, 32, 22, 15, 10]
+    """
+    function = _criterion(criterion)
+    if not is_descent(function):
+        known = [name for name, one in CRITERIA.items() if is_descent(one)]
+        raise ConvCircuitsError(
+            f"{_name(criterion)} does not descend, so it gives no path of circuits; choose {' or '.join(known)}, or "
+            "prune its scores to several sizes."
+        )
+    _check_options(function, criterion, options)
+    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
+    if shape is None:
+        _budget(None, density, kernels, granularity)
+    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    size = shape or Effective(_budget(relevant, density, kernels, granularity))
+    path: list[Circuit] = []
+    for level in function(trace, size, **options):
+        saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
+        scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
+        found = _circuit(scores, level.kernels, _asked(level.size, None), effective=True)
+        path.append(dataclasses.replace(found, gain=LayerTable(level.gain), offset=LayerTable(level.offset)))
+    return tuple(path)
+
+
+def _asked(size: Size, density: float | None) -> dict[str, Any]:
+    """Return the size that was asked for, as JSON values."""
+    return ({} if density is None else {"density": density}) | dataclasses.asdict(size)
 
 
 def _circuit(
@@ -367,6 +467,11 @@ def _name(criterion: str | Criterion) -> str:
     return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
 
 
+def is_descent(function: Criterion) -> bool:
+    """Return whether a criterion descends through circuits of several sizes, each refitted."""
+    return function in DESCENTS
+
+
 def needs_budget(function: Criterion) -> bool:
     """Return whether a criterion must know how many elements to keep, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -412,8 +517,10 @@ def _drawable(
     fan_in: int | None,
     drawable: bool,
     granularity: str,
-) -> tuple[int, int] | None:
+) -> Drawable | None:
     """Return the most filters of a layer and kernels of a filter, if that is the size that was given."""
+    if not isinstance(drawable, bool):
+        raise ConvCircuitsError(f"drawable is true or false; got {drawable!r}.")
     if not drawable and filters is None and fan_in is None:
         return None
     given = option("drawable") if drawable else f"{option('filters')} with {option('fan_in')}"
@@ -423,12 +530,12 @@ def _drawable(
         raise ConvCircuitsError(f"{given} sets the size, so it does not go with {' and '.join(extra)}.")
     _check_kernels(given, granularity)
     if drawable:
-        return FILTERS, FAN_IN
+        return Drawable(FILTERS, FAN_IN)
     if filters is None or fan_in is None:
         raise ConvCircuitsError(
             f"Give both {option('filters')}, a number for each layer, and {option('fan_in')}, one for each filter."
         )
-    return whole_number(option("filters"), filters, 1), whole_number(option("fan_in"), fan_in, 1)
+    return Drawable(whole_number(option("filters"), filters, 1), whole_number(option("fan_in"), fan_in, 1))
 
 
 def _check_kernels(name: str, granularity: str) -> None:

@@ -1,7 +1,8 @@
 """Notes beside a circuit's figures: what a reader must know to interpret them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from convcircuits.circuits.moments import Census, Comparison, Moments
 from convcircuits.texts import sentences
@@ -40,8 +41,20 @@ def _on_origin(report: Evaluation) -> Iterator[str]:
     yield from (str(note) for note in circuit.get("notes", ()))
     if circuit.get("images") == report.provenance["images"]:
         yield "Measured on the same images that the circuit was found on; figures on held-out images may be lower."
+    if report.constants:
+        yield from _on_calibration(report, circuit.get("calibration", {}))
     if report.provenance["fitted_on"] == report.provenance["images"]:
         yield "The readout and the average map come from the same images that the circuit is measured on."
+
+
+def _on_calibration(report: Evaluation, calibration: Mapping[str, Any]) -> Iterator[str]:
+    fitted_on = calibration.get("images")
+    on = "" if fitted_on is None else f" on {fitted_on['count']:,} images"
+    yield f"The circuit has {report.constants:,} constants that were fitted{on}."
+    if fitted_on is not None and fitted_on == report.provenance["images"]:
+        yield "These are the images that it is measured on; figures on held-out images may be much lower."
+    if report.provenance["fitted_on"] is None and not math.isnan(report.r2_random):
+        yield "The random circuit has none, as no images were given to fit them on, so the comparison favors the circuit."
 
 
 def _on_images(report: Evaluation) -> Iterator[str]:

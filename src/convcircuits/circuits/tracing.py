@@ -303,6 +303,8 @@ class Trace:
         seed: Seed for criteria that draw random numbers.
         notes: Sentences that a criterion adds for the reader of the result.
         passes: Number of passes over the images that a criterion will make, for progress.
+        batches: The images.
+        progress: Called with the images done, or None.
     """
 
     def __init__(
@@ -322,7 +324,7 @@ class Trace:
         self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
         self.notes: list[str] = []
         self.passes, self._passed = 1, 0
-        self._batches, self._progress = batches, progress
+        self.batches, self.progress = batches, progress
 
     def masked(self, elements: Mapping[str, Tensor], *, passed: int = 0) -> "Trace":
         """Return a trace of the network that keeps only some elements; all biases stay, as published.
@@ -333,15 +335,36 @@ class Trace:
         """
         trace = Trace(
             self.subject,
-            self._batches,
+            self.batches,
             relevant=self.relevant,
             granularity=self.granularity,
             masks=self.subject.kept(elements, self.granularity),
             seed=self.seed,
             memory=self.memory,
-            progress=self._progress,
+            progress=self.progress,
         )
         trace.notes, trace.passes, trace._passed, trace.positions = self.notes, self.passes, passed, self.positions
+        return trace
+
+    def inside(self, masks: Masks, kernels: dict[str, Tensor], images: Batches) -> "Trace":
+        """Return a trace of a circuit, in which only its own kernels are scored.
+
+        Args:
+            masks: The circuit.
+            kernels: Layer name -> bool (out, in per group): the kernels to score.
+            images: The images to score them on.
+        """
+        trace = Trace(
+            self.subject,
+            images,
+            relevant=kernels,
+            granularity=self.granularity,
+            masks=masks,
+            seed=self.seed,
+            memory=self.memory,
+            progress=self.progress,
+        )
+        trace.notes, trace.positions = self.notes, self.positions
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
@@ -369,15 +392,15 @@ class Trace:
         """
         totals: dict[str, Tensor] = {}
         done = 0
-        for images in self._batches:
+        for images in self.batches:
             batch = Batch(self, images)
             for name, value in contribution(batch):
                 value = value.detach().to("cpu", torch.float64)
                 totals[name] = totals[name] + value if name in totals else value
             done += batch.size
-            if self._progress is not None:
-                total = self._batches.total
+            if self.progress is not None:
+                total = self.batches.total
                 before = 0 if total is None else self._passed * total
-                self._progress(before + done, None if total is None else self.passes * total)
+                self.progress(before + done, None if total is None else self.passes * total)
         self._passed += 1
         return {name: total / done for name, total in totals.items()}

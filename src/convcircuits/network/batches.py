@@ -134,6 +134,18 @@ class Batches:
         some = self._images[list(numbers)]
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
+    def sample(self, count: int, seed: int) -> "Batches":
+        """Return at most ``count`` of the images, drawn by their content, so that their order does not matter."""
+        drawn: list[tuple[int, int, Tensor]] = []
+        for part in self._parts():
+            for image in part:
+                key = int.from_bytes(hashlib.sha256(f"{seed}|{_image_hash(image)}".encode()).digest()[:8], "little")
+                drawn.append((key, len(drawn), image))
+            drawn = sorted(drawn, key=lambda one: one[:2])[:count]
+        sizes = dict.fromkeys(image.shape for *_, image in drawn)
+        given = [torch.stack([image for *_, image in drawn if image.shape == size]) for size in sizes]
+        return Batches(given, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
+
     def describe(self) -> dict[str, Any]:
         """Return the image count and an order-independent hash, after a complete pass."""
         return {"count": self.count, "hash": f"{self._digest:016x}"}

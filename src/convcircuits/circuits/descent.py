@@ -1,0 +1,134 @@
+"""Descend from a large circuit to a small one: score inside the refitted circuit, cut, refit, and so on.
+
+A one-shot criterion scores kernels in the full model, where the others still do their work. Here every cut is decided
+in the circuit that is left, whose kernels have been given the gains that make up for those that are gone. One descent
+gives a refitted circuit of every size on its way, each inside the one before.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.ranking import in_order
+from convcircuits.circuits.refitting import Refit
+from convcircuits.circuits.tracing import Trace
+from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.network.batches import begin
+from convcircuits.network.masking import Masks
+
+Score = Callable[[Trace], Mapping[str, Tensor]]
+
+_BEFORE_DRAWING = 0.01
+"""Density down to which kernels are cut by their scores alone before a circuit is narrowed to what can be drawn."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One circuit of a descent.
+
+    Attributes:
+        size: The size that was asked of it.
+        kernels: Layer name -> bool (out, in per group): the kernels that it keeps, all effective.
+        saliency: Layer name -> the scores by which they were kept, of the same shapes; NaN for kernels that were not
+            scored.
+        gain: Layer name -> (out, in per group), as fitted.
+        offset: Layer name -> (out,), as fitted.
+    """
+
+    size: Size
+    kernels: dict[str, Tensor]
+    saliency: dict[str, Tensor]
+    gain: dict[str, Tensor]
+    offset: dict[str, Tensor]
+
+
+def descend(
+    trace: Trace, size: Size, first: Score, score: Score, fit: Refit, *, start: float, ratio: float, scored: int
+) -> Iterator[Level]:
+    """Yield refitted circuits, from a share of the relevant kernels down to a size.
+
+    Args:
+        trace: The feature's images, in the full model or in the circuit to descend in.
+        size: The size to reach.
+        first: The criterion of the first cut.
+        score: The criterion of the later cuts, which are decided inside the refitted circuit.
+        fit: How circuits are refitted.
+        start: Share of the relevant kernels that the first circuit keeps, in (0, 1].
+        ratio: Each circuit keeps about this share of the kernels of the one before, in (0, 1).
+        scored: Number of images that later cuts are scored on.
+
+    Raises:
+        ConvCircuitsError: If an option is out of range, or the elements are not kernels.
+    """
+    for name, value, most in (("start", start, 1.0), ("ratio", ratio, 1 - 1e-9)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise ConvCircuitsError(
+                f"{name} must be above 0 and {'at most' if most == 1 else 'below'} 1; got {value!r}."
+            )
+    if trace.granularity != "kernel":
+        raise ConvCircuitsError(
+            f"A descent refits kernels; choose {option('granularity', 'kernel')} or a criterion without refits."
+        )
+    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    if isinstance(size, Effective):
+        target = size.kernels
+    else:
+        room = sum(min(int(mask.sum()), size.filters * size.fan_in) for mask in trace.relevant.values())
+        target = max(room, round(_BEFORE_DRAWING * relevant))
+    counts = _between(max(target, round(start * relevant)), target, ratio)
+    few = trace.batches.sample(scored, trace.seed)
+    level: Level | None = None
+
+    def sizes() -> Iterator[Size]:
+        yield from map(Effective, counts)
+        if isinstance(size, Drawable) and level is not None:
+            yield from _narrower(level.kernels, size, ratio)
+
+    for stage in sizes():
+        if level is None:
+            begin(trace.progress, f"scoring {relevant:,} kernels")
+            saliency = in_order(first(trace), trace.relevant)
+        else:
+            begin(trace.progress, f"scoring {_count(level):,} kernels")
+            masks = _masks(trace, level.kernels, level.gain, level.offset)
+            saliency = in_order(score(trace.inside(masks, level.kernels, few)), level.kernels)
+        kernels = stage.select(saliency, trace.subject.survey)
+        level = Level(stage, kernels, saliency, {}, {})
+        begin(trace.progress, f"refitting {_count(level):,} kernels")
+        level = Level(stage, kernels, saliency, *fit(_masks(trace, kernels, {}, {})))
+        yield level
+
+
+def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> Iterator[Drawable]:
+    """Yield limits from those that a circuit keeps to those of a size, each about ``ratio`` times the one before."""
+    widest = (
+        max(int(mask.any(1).sum()) for mask in kernels.values()),
+        max(int(mask.sum(1).max()) for mask in kernels.values()),
+    )
+    factors = [max(1.0, now / wanted) for now, wanted in zip(widest, (size.filters, size.fan_in), strict=True)]
+    steps = max(1, math.ceil(math.log(max(factors)) / -math.log(ratio)))
+    for step in reversed(range(steps)):
+        filters, fan_in = (factor ** (step / steps) for factor in factors)
+        yield Drawable(round(size.filters * filters), round(size.fan_in * fan_in))
+
+
+def _between(largest: int, smallest: int, ratio: float) -> list[int]:
+    """Return whole numbers from the largest to the smallest, each about ``ratio`` times the one before."""
+    steps = math.ceil(round(math.log(largest / smallest) / -math.log(ratio), 6))
+    numbers = [round(largest * (smallest / largest) ** (step / max(1, steps))) for step in range(steps + 1)]
+    return list(dict.fromkeys(numbers))
+
+
+def _masks(
+    trace: Trace, kernels: Mapping[str, Tensor], gain: Mapping[str, Tensor], offset: Mapping[str, Tensor]
+) -> Masks:
+    subject = trace.subject
+    masks = Masks(kernels, gain, offset, constant=subject.survey.constant)
+    return masks.to(subject.network.device, subject.network.dtype)
+
+
+def _count(level: Level) -> int:
+    return sum(int(mask.sum()) for mask in level.kernels.values())
