@@ -155,10 +155,12 @@ def test_a_circuit_is_refitted_and_the_full_one_stays_as_it_is(case):
     kept = case.graph.reachable(case.unit, thinned(relevant, 0.3, case.layer))
     masks = {layer: kept[layer] for layer in relevant}
     circuit = cc.Circuit.from_masks(model, case.feature, masks, input_shape=shape)
-    refitted = cc.refit(model, circuit, images, positions=300)
+    size = max(int(mask.sum(1).square().sum()) for mask in masks.values())  # of the largest layer's equations
+    method = "kernels" if size < 2e7 else "filters"  # else it takes minutes: Linear layers of AlexNet
+    refitted = cc.refit(model, circuit, images, positions=300, method=method)
     assert list(refitted.gain) == [layer for layer, mask in masks.items() if mask.any()]
-    assert all((gain[~masks[layer]] == 1).all() for layer, gain in refitted.gain.items())
-    assert refitted.constants > 0.5 * len(circuit)
+    assert all((gain[~masks[layer].any(1)] == 1).all() for layer, gain in refitted.gain.items())
+    assert method == "filters" or refitted.constants > 0.5 * len(circuit)
     maps, before = (cc.activations(model, case.feature, images, circuit=c) for c in (refitted, circuit))
     assert maps.isfinite().all()
     assert not torch.equal(maps, before)

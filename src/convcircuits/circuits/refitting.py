@@ -3,11 +3,11 @@
 Layer after layer, on the inputs that the layer gets in the circuit refitted so far, each live filter o is fitted to the
 full model's raw output of the same call by least squares:
 
-    min over a, b of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b)^2 + ridge sum_i G_ii (a_i - 1)^2
+    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i G_ii (a_i - 1)^2
 
-p runs over positions of all images, z_oi is the pre-sum map of a kept kernel and G_ii its sum of squared deviations
-from its mean. Only the normal equations are kept, in float64. Regression onto a full model's outputs is how channel
-pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
+p runs over positions of all images, z_oi is the pre-sum map of a kept kernel, G_ii its sum of squared deviations from
+its mean, and b_o the bias. Only the normal equations are kept, in float64. Regression onto a full model's outputs is
+how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
 
 import math
