@@ -394,6 +394,40 @@ def test_kernels_that_read_the_same_share_the_change():
             torch.testing.assert_close(change[:, 0], change[:, 1] * 1.5, rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize("power", [-80, 60])
+def test_the_scale_of_a_filter_changes_nothing(power):
+    """In float32, its squares would vanish, or overflow."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), 3)().float()
+    images = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    masks = {"0": torch.tensor([[1, 1, 0]] * 4), "2": torch.tensor([[1, 1, 1, 0]] * 2)}
+
+    def refitted(ridge):
+        circuit = cc.Circuit.from_masks(model, cc.Feature("2", 1), masks, input_shape=(3, 9, 9))
+        return cc.refit(model, circuit, images, ridge=ridge)
+
+    expected = [refitted(ridge) for ridge in (0, 0.01)]
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter *= 2.0**power
+        model[2].weight *= 2.0**-power
+    for ridge, before in zip((0, 0.01), expected, strict=True):
+        after = refitted(ridge)
+        offset = dict(after.offset) | {"0": after.offset["0"] * 2.0**-power}
+        agree(replace(after, offset=LayerTable(offset)), before.gain, before.offset, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_that_adds_nothing_visible_is_not_fitted():
+    """Its map varies, but its filter's output rounds it away: no gain however large may make something of it."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), 3)()
+    images = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images[:, 1] *= 1e-20
+    masks = {"0": torch.tensor([[1, 1, 0]] * 4), "2": torch.ones(2, 4)}
+    circuit = cc.Circuit.from_masks(model, cc.Feature("2", 1), masks, input_shape=(3, 9, 9))
+    gain = cc.refit(model, circuit, images).gain["0"]
+    assert (gain[:, 1] == 1).all()
+    assert (gain[:, 0] != 1).all()
+
+
 class OverSpread(nn.Module):
     """Each channel over its own spread, which is no number, or a huge one, where a dead filter holds a constant."""
 
@@ -425,7 +459,10 @@ def test_values_that_are_not_finite_cannot_be_fitted():
     images = torch.rand(3, 1, 5, 5, dtype=torch.float64).expand(3, 2, 5, 5)
     masks = {"0": torch.tensor([[1, 0], [1, 0]]), "1": torch.ones(2, 2), "2": torch.ones(2, 2)}
     circuit = cc.Circuit.from_masks(model, cc.Feature("2", 1), masks, input_shape=(2, 5, 5))
-    with pytest.raises(cc.ConvCircuitsError, match=r"0|1 computes NaN or Inf on these images and cannot be fitted"):
+    with pytest.raises(
+        cc.ConvCircuitsError,
+        match=r"^[01] computes NaN, Inf or far too large values on these images and cannot be fitted",
+    ):
         cc.refit(model, circuit, images)
 
 

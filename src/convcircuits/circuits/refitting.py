@@ -13,6 +13,7 @@ how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al.
 import math
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -192,6 +193,8 @@ class Refit:
                     for images, full, circuit in runs.at(numbers):
                         call, target = circuit.call, full.output()
                         equations.add(call, target, circuit.output(), self._drawn(call, target, len(numbers)))
+                        if filters is parts[layer][-1]:
+                            full.advance(target)
                         done += images
                         if images and self._progress is not None:
                             self._progress(done, total)
@@ -245,7 +248,7 @@ class _Equations:
         self._masks, self._filters, self._method = replace(masks, gain={}, offset={}, constant={}), filters, method
         kernels = masks.kernels[layer].cpu()[filters]
         width = {"kernels": int(kernels.sum(1).max()), "filters": 1, "mean": 0}[method]
-        self._shape, self._eps = masks.kernels[layer].shape, 0.0
+        self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
         self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
         self._there = kernels.gather(1, self._which)
         self._n, self._size = torch.zeros(2, len(filters), dtype=torch.float64)
@@ -276,21 +279,17 @@ class _Equations:
         for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
             if len(some):
                 values = torch.cat([missing[computed, None], added(some, computed)], 1)
-                self._add(some, target[computed], values, call.layer)
+                self._add(some, target[computed].double(), values.double())  # squares of floats overflow and vanish
 
-    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"], layer: str) -> None:
+    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"]) -> None:
         """Add values of some filters: at 0 what is missing, then what kernels add."""
-        if not bool(values.isfinite().all()):
-            raise ConvCircuitsError(
-                f"{layer} computes NaN or Inf on these images and cannot be fitted; check how they are prepared."
-            )
         width, new = values.shape[1], self._n[some] == 0
-        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).double().cpu()
-        values = values - self._shift[some, :width, None].to(values)
+        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
+        values = values - self._shift[some, :width, None].to(values.device)
         self._n[some] += values.shape[2]
-        self._size[some] += target.double().square().sum(1).cpu()
-        self._sums[some, :width] += values.sum(2).double().cpu()
-        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).double().cpu()
+        self._size[some] += target.square().sum(1).cpu()
+        self._sums[some, :width] += values.sum(2).cpu()
+        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
 
     def _added(
         self, call: KernelCall, running: Bool[Tensor, "o i"], positions: Tensor | None
@@ -320,25 +319,36 @@ class _Equations:
         return maps
 
     def solve(self, ridge: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
-        """Return the gains and offsets of the filters."""
+        """Return the gains and offsets of the filters.
+
+        Raises:
+            ConvCircuitsError: If what is computed is not finite.
+        """
+        if not bool(self._products.isfinite().all()):
+            raise ConvCircuitsError(
+                f"{self._layer} computes NaN, Inf or far too large values on these images and cannot be fitted; "
+                "check how they are prepared."
+            )
         n = self._n[:, None]
         means = self._sums / n
         moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
         means = means + self._shift
         spread = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
-        noise = n * (8 * self._eps * means) ** 2  # what rounding alone can cause is not fitted
-        noise[:, 0] = self._size * (8 * self._eps) ** 2
-        varies = spread > noise
+        # What rounding can cause, of a map and of the filter's output, is not fitted.
+        noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
+        noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
+        varies = spread > noise + _TINY
         free = varies[:, 1:] & varies[:, :1] & self._there
         scale = torch.where(free, spread[:, 1:], 1).rsqrt()
         both = free[:, :, None] & free[:, None]
         system = torch.where(both, moments[:, 1:, 1:] * scale[:, :, None] * scale[:, None], 0)
         system = system + torch.diag_embed((~free).double() + ridge * free.double())
         wanted = torch.where(free, moments[:, 1:, 0] * scale, 0)[:, :, None]
-        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)  # of an eigenvalue of the system
+        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
+        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
         if ridge > rounding:
             change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
-        else:  # maps may depend on each other; then the smallest change is the answer
+        else:  # maps that depend on each other get the smallest change
             change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
         change = torch.where(free, change[..., 0] * scale, 0)
         offset = means[:, 0] - (change * means[:, 1:]).sum(1)
@@ -349,6 +359,7 @@ class _Equations:
 
 
 _CHUNK = 2**22  # values of what kernels read that are gathered at once
+_TINY = 1e-290  # below it, squares of float64 lose digits
 
 
 def _at(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:
@@ -380,11 +391,16 @@ class _Run:
         with autocast(self.call.x.device.type, self._dtype):
             return self._kernel(self.call)
 
+    def advance(self, output: Tensor) -> None:
+        """Continue to the next kernel call, if there is one, with the output of this one."""
+        with suppress(StopIteration):
+            self.call, self._dtype = self._steps.send(output)
+            self.number += 1
+
     def advance_to(self, number: int) -> None:
         """Continue to a kernel call."""
         while self.number < number:
-            self.call, self._dtype = self._steps.send(self.output())
-            self.number += 1
+            self.advance(self.output())
 
 
 class _Runs:
