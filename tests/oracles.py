@@ -894,9 +894,9 @@ def reachable(model, layer, unit, input_shape, masks=None, *, blocks=None, call=
 class _Circuit(fx.Interpreter):
     """Runs the circuit: every tensor carries the set of its live channels."""
 
-    def __init__(self, graph_module, slow, feature, gain, offset):
+    def __init__(self, graph_module, slow, feature, gain, offset, watch=None):
         super().__init__(graph_module, garbage_collect_values=False)
-        self.slow, self.feature, self.gain, self.offset = slow, feature, gain, offset
+        self.slow, self.feature, self.gain, self.offset, self.watch = slow, feature, gain, offset, watch
         self.live, self.found = {}, None
 
     def run_node(self, node):
@@ -931,6 +931,8 @@ class _Circuit(fx.Interpreter):
         for o in range(out.shape[1]):
             if alive[o] and node.target in self.offset:
                 out[:, o] += self.offset[node.target][o]
+        if self.watch is not None:
+            self.watch(slow, x, reads, out.clone())
         return out
 
     def run_add(self, node):
@@ -975,6 +977,92 @@ def circuit_map(model, masks, layer, unit, images, *, blocks=None, call=None, ga
             run.run(image[None].clone())
         maps.append(_unit_map(run.found, unit))
     return torch.stack(maps).detach()
+
+
+# ---------------------------------------------------------------------- refitting
+
+
+def kernel_calls(model, masks, layer, unit, images, *, blocks=None, call=None, gain=None, offset=None):
+    """{layer: its calls, image by image: (reads (out, in), z (out, in, P), output (out, P))} in the circuit.
+
+    z is what each kernel adds at each position, without gain; 0 for a kernel that does not read a live channel. The
+    output is the raw one, with gain and offset.
+    """
+    graph_module = trace(model, images.shape[1:])
+    feature = _feature_node(graph_module, layer, call)
+    slow = _slow_layers(graph_module, feature, masks, blocks)
+    calls = {}
+
+    def watch(slow, x, reads, out):
+        z = torch.zeros(*reads.shape, out[0, 0].numel(), dtype=out.dtype)
+        for o, i in reads.nonzero().tolist():
+            one = torch.zeros_like(slow.mask.detach())
+            one[o, i] = 1
+            weight = slow.weight * slow.keep * slow.spread(one)
+            z[o, i] = slow.apply_weight(x, weight, None, slow.module[0].groups if slow.conv else 1)[0, o].flatten()
+        calls.setdefault(slow.name, []).append((reads, z, out[0].reshape(len(reads), -1)))
+
+    for image in images:
+        run = _Circuit(graph_module, slow, feature, gain or {}, offset or {}, watch)
+        with torch.no_grad(), contextlib.suppress(_Reached):
+            run.run(image[None].clone())
+    return calls
+
+
+def design(full, circuit, o, at=slice(None)):
+    """What filter o computes in the full model (N,), and what its kernels add in the circuit (N, in) and its rest (N,).
+
+    Over positions of all calls, image by image, in which the filter is live.
+    """
+    targets, maps, rests = [], [], []
+    for (_, _, target), (reads, z, output) in zip(full, circuit, strict=True):
+        if reads[o].any():
+            targets.append(target[o, at])
+            maps.append(z[o].T[at])
+            rests.append((output[o] - z[o].sum(0))[at])
+    return torch.cat(targets).numpy(), torch.cat(maps).numpy(), torch.cat(rests).numpy()
+
+
+def least_squares(y, z, ridge):
+    """(a, b) that minimise |y - z a - b|^2 + ridge sum_i G_ii (a_i - 1)^2; a_i = 1 where z_i does not vary."""
+    a = np.ones(z.shape[1])
+    varies = np.ptp(z, axis=0) > 1e-12 * np.abs(z).max(axis=0, initial=0)
+    y = y - z[:, ~varies].sum(1)
+    z = z[:, varies]
+    pull = np.diag(np.sqrt(ridge * ((z - z.mean(0)) ** 2).sum(0)))
+    system = np.block([[z, np.ones((len(z), 1))], [pull, np.zeros((len(pull), 1))]])
+    found = np.linalg.lstsq(system, np.concatenate([y, pull.sum(1)]), rcond=None)[0]
+    a[varies] = found[:-1]
+    return a, found[-1]
+
+
+def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call=None, positions=None):
+    """(gain, offset) of the effective kernels: layer after layer, filter after filter, on explicit design matrices.
+
+    Masks of weights must be those of convolutions. `positions` {layer: indices}: all where a layer is left out.
+    """
+    about = {"blocks": blocks, "call": call}
+    full = kernel_calls(model, None, layer, unit, images, **about)
+    effective = reachable(model, layer, unit, images.shape[1:], masks, **about)
+    weights = {key: mask & effective[key][..., None, None] for key, mask in masks.items() if mask.ndim > 2}
+    gain, offset = {}, {}
+    for name, kernels in effective.items():
+        if not kernels.any():
+            continue
+        circuit = kernel_calls(model, effective | weights, layer, unit, images, gain=gain, offset=offset, **about)
+        gain[name] = torch.ones(kernels.shape, dtype=torch.float64)
+        offset[name] = torch.zeros(len(kernels), dtype=torch.float64)
+        for o in kernels.any(1).nonzero()[:, 0].tolist():
+            y, z, rest = design(full[name], circuit[name], o, (positions or {}).get(name, slice(None)))
+            if method == "mean":
+                offset[name][o] = (y - rest - z.sum(1)).mean()
+            elif method == "filters":
+                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge)
+                gain[name][o] = float(a[0])
+            else:
+                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge)
+                gain[name][o, kernels[o]] = torch.from_numpy(a)
+    return gain, offset
 
 
 # ---------------------------------------------------------------------- fidelity

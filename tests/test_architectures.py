@@ -142,6 +142,30 @@ def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
     torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
 
 
+def test_a_circuit_is_refitted_and_the_full_one_stays_as_it_is(case):
+    model, images = case.model, case.architecture.images(3)
+    shape = case.architecture.input_shape
+    relevant = case.survey().kernels
+    full = cc.refit(
+        model, cc.Circuit.from_masks(model, case.feature, relevant, input_shape=shape), images, method="filters"
+    )
+    assert list(full.gain) == list(relevant)
+    assert all((gain == 1).all() for gain in full.gain.values())
+    assert all((offset == 0).all() for offset in full.offset.values())
+    kept = case.graph.reachable(case.unit, thinned(relevant, 0.3, case.layer))
+    masks = {layer: kept[layer] for layer in relevant}
+    circuit = cc.Circuit.from_masks(model, case.feature, masks, input_shape=shape)
+    size = max(int(mask.sum(1).square().sum()) for mask in masks.values())  # of the largest layer's equations
+    method = "kernels" if size < 2e7 else "filters"  # else it takes minutes: Linear layers of AlexNet
+    refitted = cc.refit(model, circuit, images, positions=300, method=method)
+    assert list(refitted.gain) == [layer for layer, mask in masks.items() if mask.any()]
+    assert all((gain[~masks[layer].any(1)] == 1).all() for layer, gain in refitted.gain.items())
+    assert method == "filters" or refitted.constants > 0.5 * len(circuit)
+    maps, before = (cc.activations(model, case.feature, images, circuit=c) for c in (refitted, circuit))
+    assert maps.isfinite().all()
+    assert not torch.equal(maps, before) or not before.any()
+
+
 # ---------------------------------------- not supported: a clear error
 
 

@@ -3,17 +3,17 @@
 Layer after layer, on the inputs that the layer gets in the circuit refitted so far, each live filter o is fitted to the
 full model's raw output of the same call by least squares:
 
-    min over a, b of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b)^2 + ridge sum_i G_ii (a_i - 1)^2
+    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i G_ii (a_i - 1)^2
 
-p runs over positions of all images, z_oi is the pre-sum map of a kept kernel and G_ii its sum of squared deviations
-from its mean. Only the normal equations are kept, in float64. Regression onto a full model's outputs is how channel
-pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
+p runs over positions of all images, z_oi is the pre-sum map of a kept kernel, G_ii its sum of squared deviations from
+its mean, and b_o the bias. Only the normal equations are kept, in float64. Regression onto a full model's outputs is
+how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
 
 import math
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
 from convcircuits.network.graph import Graph, Steps, autocast
 from convcircuits.network.laws import checked
-from convcircuits.network.masking import Masks, Subject
+from convcircuits.network.masking import Masks, Subject, read_alone
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
@@ -50,7 +50,7 @@ POSITIONS = 10_000
 """Default number of positions, over all images, on which a layer is fitted."""
 
 MEMORY = 2**30
-"""Default bytes for runs that wait at a layer, and for the normal equations of one layer."""
+"""Default bytes for the runs that wait at a layer, and for the normal equations of a layer."""
 
 
 @outside_autocast
@@ -69,8 +69,9 @@ def refit(
 ) -> Circuit:
     """Fit gains and offsets, so that each layer of a circuit computes what it does in the full model.
 
-    Calls of a layer that runs several times share their gains. Kernels and filters that are not effective, and kernels
-    whose maps do not vary on these images, keep gain 1. The circuit's own calibration, if any, is replaced.
+    Calls of a layer that runs several times share their gains. Filters and kernels that are not effective keep gain 1
+    and offset 0, and so do those that miss nothing or whose maps do not vary on these images. With ``"filters"`` all
+    kernels of a filter get its gain. The circuit's own calibration, if any, is replaced.
 
     Args:
         model: The model that the circuit belongs to.
@@ -83,8 +84,9 @@ def refit(
             random; at least one an image. None for all.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the drawn positions.
-        memory: Bytes for runs that wait at a layer; batches beyond it are run again for each layer.
-        progress: Called with the number of images done, over all layers, and their total.
+        memory: Bytes for the runs that wait for the gains of a layer, and for the equations of a layer. If they do not
+            fit, images run again for each layer, or several times for a layer; the result is the same.
+        progress: Called with the number of images done, over all passes, and their total.
 
     Returns:
         The circuit with new ``gain`` and ``offset``; its provenance says how they were fitted.
@@ -134,11 +136,7 @@ def check_fit(ridge: float, positions: int | None) -> tuple[float, int | None]:
 
 
 class Refit:
-    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``.
-
-    Attributes:
-        notes: Sentences on what could not be fitted as asked.
-    """
+    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``."""
 
     def __init__(
         self,
@@ -154,8 +152,7 @@ class Refit:
     ) -> None:
         self._subject, self._batches, self._method, self._ridge = subject, batches, method, ridge
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
-        self._images = batches.total or sum(len(batch) for batch in batches)
-        self.notes: list[str] = []
+        self._images = sum(len(batch) for batch in batches)
 
     def about(self, circuit: Circuit) -> dict[str, Any]:
         """Return how a circuit's calibration was fitted, as JSON values."""
@@ -166,7 +163,7 @@ class Refit:
             "seed": self._seed,
             "constants": circuit.constants,
             "images": self._batches.describe(),
-        } | ({"notes": self.notes} if self.notes else {})
+        }
 
     def __call__(self, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Fit the gains and offsets of a circuit without calibration.
@@ -175,63 +172,52 @@ class Refit:
             masks: The circuit, effective.
 
         Returns:
-            The gains, layer name -> (out, in per group), and the offsets, layer name -> (out,); float64 for a float64
-            model, otherwise float32; on the CPU.
+            The gains, layer name -> (out, in per group), and the offsets, layer name -> (out,), of the layers with any
+            kernel; float64 for a float64 model, otherwise float32; on the CPU.
         """
-        self.notes = []
         gain: dict[str, Tensor] = {}
         offset: dict[str, Tensor] = {}
         if self._method == "none":
-            for _ in self._batches:  # counted and hashed all the same
-                pass
             return gain, offset
+        network = self._subject.network
         fitted = replace(masks, gain={}, offset={})  # grows with every layer
+        parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
+        done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
             runs = _Runs(self._subject, fitted, self._batches, self._memory)
-            for numbers in runs.layers():
-                equations = self._equations(runs, fitted, numbers)
-                if equations is None:
-                    continue
-                layer = runs.calls[numbers[0]].layer
-                gain[layer], offset[layer] = equations.solve(self._ridge)
-                device, dtype = self._subject.network.device, self._subject.network.dtype
-                fitted.gain[layer], fitted.offset[layer] = (  # type: ignore[index]
-                    values[layer].to(device, dtype) for values in (gain, offset)
-                )
+            for layer, numbers in runs.layers():
+                shape = masks.kernels[layer].shape
+                gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
+                for filters in parts[layer]:
+                    equations = _Equations(fitted, layer, filters, self._method)
+                    for images, full, circuit in runs.at(numbers):
+                        call, target = circuit.call, full.output()
+                        equations.add(call, target, circuit.output(), self._drawn(call, target, len(numbers)))
+                        if filters is parts[layer][-1]:
+                            full.advance(target)
+                        done += images
+                        if images and self._progress is not None:
+                            self._progress(done, total)
+                    gains[filters], offsets[filters] = equations.solve(self._ridge)
+                if parts[layer]:
+                    dtype = network.dtype if network.dtype == torch.float64 else torch.float32
+                    gain[layer], offset[layer] = gains.to(dtype), offsets.to(dtype)
+                if bool((gains != 1).any() | (offsets != 0).any()):  # else the layer runs as it is, without rounding
+                    fitted.gain[layer] = gains.to(network.device, network.dtype)  # type: ignore[index]
+                    fitted.offset[layer] = offsets.to(network.device, network.dtype)  # type: ignore[index]
         return gain, offset
 
-    def _equations(self, runs: "_Runs", masks: Masks, numbers: list[int]) -> "_Equations | None":
-        """Gather the normal equations of a layer, given its calls; None if none of its kernels runs."""
-        equations: _Equations | None = None
-        for full, circuit in runs.at(numbers):
-            call, running = circuit.call, masks.running(circuit.call)
-            if not bool(running.any()):
-                circuit.advance()
-                full.advance()
-                continue
-            target, output = full.output(), circuit.output()
-            positions = self._drawn(call, target, len(numbers))
-            if equations is None:
-                equations = self._begun(call, masks)
-            equations.add(call, running, target, output, positions)
-            full.advance(target)
-            if len(numbers) > 1:  # else it waits for the gains
-                circuit.advance(output)
-        return equations
-
-    def _begun(self, call: KernelCall, masks: Masks) -> "_Equations":
-        """Return the empty equations of a layer; with one gain per filter if there is no room for one per kernel."""
-        kernels = masks.kernels[call.layer].cpu()
-        kernels = kernels if call.rows is None else kernels[call.rows.cpu()]
-        width = int(kernels.sum(1).max())
-        method, size = self._method, len(kernels) * (width + 1) ** 2 * 8
-        if method == "kernels" and size > self._memory:
-            method = "filters"
-            self.notes.append(
-                f"{call.layer} has up to {width:,} kernels in a filter, whose equations take {size / 2**30:.1f} GiB; "
-                "its filters got one gain each."
-            )
-        return _Equations(call, masks, method)
+    def _parts(self, kernels: Bool[Tensor, "out in"]) -> list[Tensor]:
+        """Split the filters of a layer that have kernels into those whose equations fit into memory together."""
+        widths = kernels.sum(1)
+        filters = widths.argsort(descending=True, stable=True)[: int((widths > 0).sum())]  # like ones together
+        parts = []
+        while len(filters):
+            width = int(widths[filters[0]]) if self._method == "kernels" else 1
+            count = max(1, self._memory // (32 * (width + 1) ** 2))  # products, moments, the system and its factor
+            parts.append(filters[:count])
+            filters = filters[count:]
+        return parts
 
     def _drawn(self, call: KernelCall, output: Tensor, calls: int) -> Tensor | None:
         """Return the positions on which a call is fitted; None for all."""
@@ -246,132 +232,146 @@ class Refit:
 
 
 class _Equations:
-    """The normal equations of one layer: means and co-moments of what its kernels add, and of what is missing.
+    """The normal equations of some filters of a layer: sums and products of what is missing and what kernels add.
 
-    Filters have different numbers of kernels; all are filled up with empty ones to the same width.
+    Each filter has its unknowns at positions 1, 2, ... of the tables, as many as the widest filter, and at 0 what its
+    output misses. All values are shifted by their first means, so that no digits are lost to large ones.
 
     Args:
-        call: A call of the layer.
-        masks: The circuit.
+        masks: The circuit, without gains and offsets of the layer.
+        layer: Name of the layer.
+        filters: Indices of the filters, those with the most kernels first.
         method: What is fitted.
     """
 
-    def __init__(self, call: KernelCall, masks: Masks, method: Method) -> None:
-        self._masks, self._rows = masks, None if call.rows is None else call.rows.cpu()
-        self._shape, self._method = masks.kernels[call.layer].shape, method
-        self._eps = torch.finfo(call.weight.dtype).eps
-        mask = masks.kernels[call.layer].cpu()
-        mask = mask if self._rows is None else mask[self._rows]
-        self._live = mask.any(1)
-        order = mask.long().argsort(dim=1, descending=True, stable=True)
-        width = {"kernels": int(mask.sum(1).max()), "filters": 1, "mean": 0}[method]
-        self._which, self._there = order[:, :width], mask.gather(1, order[:, :width])
-        self._n, self._size = 0, torch.zeros(len(mask), dtype=torch.float64)
-        self._shift: Tensor | None = None
-        self._sums = torch.zeros(len(mask), width + 1, dtype=torch.float64)
-        self._products = torch.zeros(len(mask), width + 1, width + 1, dtype=torch.float64)
+    def __init__(self, masks: Masks, layer: str, filters: Tensor, method: Method) -> None:
+        self._masks, self._filters, self._method = replace(masks, gain={}, offset={}, constant={}), filters, method
+        kernels = masks.kernels[layer].cpu()[filters]
+        width = {"kernels": int(kernels.sum(1).max()), "filters": 1, "mean": 0}[method]
+        self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
+        self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+        self._there = kernels.gather(1, self._which)
+        self._n, self._size = torch.zeros(2, len(filters), dtype=torch.float64)
+        self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
+        self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
 
-    def add(
-        self, call: KernelCall, running: Bool[Tensor, "o i"], target: Tensor, output: Tensor, positions: Tensor | None
-    ) -> None:
-        """Add a batch.
+    def add(self, call: KernelCall, target: Tensor, output: Tensor, positions: Tensor | None) -> None:
+        """Add the positions of a batch, for the filters that are live in the call.
 
         Args:
             call: The call in the circuit.
-            running: The kernels that run in it.
             target: The full model's output.
             output: The circuit's output, without gains and offsets of the layer.
             positions: The positions that count; None for all.
         """
-        target, output = (call.by_position(x).flatten(1, 2) for x in (target, output))
-        if positions is not None:
-            target, output = target[..., positions], output[..., positions]
-        missing = (target - output).transpose(0, 1).flatten(1)[:, None]  # (o, 1, n p)
-        values = missing
-        if self._method != "mean":
-            values = torch.cat([self._added(call, running, positions), missing], 1)
-        if not bool(values.isfinite().all()):
-            raise ConvCircuitsError(
-                f"{call.layer} computes NaN or Inf on these images and cannot be fitted; check how they are prepared."
-            )
-        if self._shift is None:
-            self._shift = values.mean(2, keepdim=True)  # so that no digits are lost to a large mean
-        values = values - self._shift
-        self._n += values.shape[2]
-        self._sums += values.sum(2).double().cpu()
-        self._products += (values @ values.transpose(1, 2)).double().cpu()
-        self._size += target.transpose(0, 1).flatten(1).double().square().sum(1).cpu()
+        self._eps = max(self._eps, torch.finfo(target.dtype).eps)
+        running = self._masks.running(call)
+        rows = torch.arange(len(running)) if call.rows is None else call.rows.cpu()
+        place = torch.full(self._shape[:1], -1)  # of a filter among those that are computed, if it is live
+        place[rows] = torch.where(running.any(1).cpu(), torch.arange(len(rows)), -1)
+        live = (place[self._filters] >= 0).nonzero()[:, 0]
+        place = place[self._filters[live]]
+        target, output = (_at(call, x, positions) for x in (target, output))
+        missing = target - output
+        added = self._added(call, running, positions)
+        width = self._which.shape[1] + 1
+        step = max(1, _CHUNK // (width * call.kernels.shape[3] * target.shape[1]))
+        for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
+            if len(some):
+                values = torch.cat([missing[computed, None], added(some, computed)], 1)
+                self._add(some, target[computed].double(), values.double())  # squares of floats overflow and vanish
+
+    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"]) -> None:
+        """Add values of some filters: at 0 what is missing, then what kernels add."""
+        width, new = values.shape[1], self._n[some] == 0
+        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
+        values = values - self._shift[some, :width, None].to(values.device)
+        self._n[some] += values.shape[2]
+        self._size[some] += target.square().sum(1).cpu()
+        self._sums[some, :width] += values.sum(2).cpu()
+        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
 
     def _added(
         self, call: KernelCall, running: Bool[Tensor, "o i"], positions: Tensor | None
-    ) -> Float[Tensor, "o width np"]:
-        """Return what is given a gain, at each position: each kernel's map, or the sum of a filter's."""
-        uncalibrated = replace(self._masks, gain={}, offset={}, constant={})
-        weight, _ = uncalibrated.weight_and_bias(replace(call, bias=None), running)
-        if self._method == "filters":
-            whole = call.by_position(call.compute(weight)).flatten(1, 2)
-            whole = whole if positions is None else whole[..., positions]
-            return whole.transpose(0, 1).flatten(1)[:, None]
-        filters, width = self._which.shape
-        columns = call.columns(slice(None), positions)  # (n, g, i, k, p)
-        n, groups, inputs, k, p = columns.shape
-        columns, kernels = columns.flatten(1, 2), replace(call, weight=weight).kernels.flatten(0, 1)  # (o, i, k)
-        group = torch.arange(filters) // (filters // groups)
-        maps = []
-        step = max(1, _CHUNK // max(1, n * width * k * p))
-        for some in torch.split(torch.arange(filters), step):
-            which = self._which[some]
-            read = columns[:, (which + group[some, None] * inputs).flatten().to(columns.device)]
-            used = kernels[some].gather(1, which.to(kernels.device)[:, :, None].expand(-1, -1, k))
-            used = used * self._there[some].to(used)[:, :, None]
-            z = torch.einsum("nckp,ck->cnp", read, used.flatten(0, 1))
-            maps.append(z.reshape(len(some), width, n * p))
-        return torch.cat(maps)
+    ) -> Callable[[Tensor, Tensor], Float[Tensor, "o width p"]]:
+        """Return a function from filters to what is given a gain: each kernel's map, or their sum.
 
-    def solve(self, ridge: float) -> tuple[Float[Tensor, "out i"], Float[Tensor, "out"]]:
-        """Return the gains and offsets."""
-        assert self._shift is not None
-        shift = self._shift[..., 0].double().cpu()
-        means = self._sums / self._n
-        moments = self._products - self._n * means[:, :, None] * means[:, None]
-        means = means + shift
+        It takes the indices of filters in the tables and among those that the call computes.
+        """
+        call = read_alone(call, running)
+        weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
+        if self._method != "kernels":
+            whole = _at(call, call.compute(weight), positions)
+            return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
+        inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
+        inputs = _wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
+        kernels = _wide(replace(call, weight=weight).kernels)
+        filters, channels = kernels.shape[1:3]
+        kernels = kernels.flatten(0, 1)
+
+        def maps(some: Tensor, computed: Tensor) -> Tensor:
+            width = int(self._there[some].sum(1).max())
+            which = self._which[some, :width]
+            read = which + computed[:, None] // filters * channels
+            used = kernels[computed[:, None], which] * self._there[some, :width, None].to(kernels)
+            return (used.flatten(0, 1)[:, None] @ inputs[read.flatten()]).reshape(len(some), width, -1)
+
+        return maps
+
+    def solve(self, ridge: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
+        """Return the gains and offsets of the filters.
+
+        Raises:
+            ConvCircuitsError: If what is computed is not finite.
+        """
+        if not bool(self._products.isfinite().all()):
+            raise ConvCircuitsError(
+                f"{self._layer} computes NaN, Inf or far too large values on these images and cannot be fitted; "
+                "check how they are prepared."
+            )
+        n = self._n[:, None]
+        means = self._sums / n
+        moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
+        means = means + self._shift
         spread = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
-        # What rounding alone can cause is not fitted.
-        noise = self._n * (8 * self._eps * means) ** 2
-        noise[:, -1] = self._size * (8 * self._eps) ** 2
-        varies = spread > noise
-        free = varies[:, :-1] & varies[:, -1:] & self._live[:, None]
-        free = free & self._there if self._method == "kernels" else free
-        scale = torch.where(free, spread[:, :-1], 1).rsqrt()
+        # What rounding can cause, of a map and of the filter's output, is not fitted.
+        noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
+        noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
+        varies = spread > noise + _TINY
+        free = varies[:, 1:] & varies[:, :1] & self._there
+        scale = torch.where(free, spread[:, 1:], 1).rsqrt()
         both = free[:, :, None] & free[:, None]
-        system = torch.where(both, moments[:, :-1, :-1] * scale[:, :, None] * scale[:, None], 0)
+        system = torch.where(both, moments[:, 1:, 1:] * scale[:, :, None] * scale[:, None], 0)
         system = system + torch.diag_embed((~free).double() + ridge * free.double())
-        wanted = torch.where(free, moments[:, :-1, -1] * scale, 0)[:, :, None]
-        if ridge > 0:
-            change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))[..., 0] * scale
-        else:  # maps may depend on each other; then the smallest change is the answer
-            change = (torch.linalg.pinv(system, hermitian=True) @ wanted)[..., 0] * scale
-        change = torch.where(free, change, 0)
-        offset = means[:, -1] - (change * means[:, :-1]).sum(1)
-        known = self._live & (offset.abs() > (noise[:, -1] / self._n).sqrt())
-        return self._tables(change, torch.where(known, offset, 0))
-
-    def _tables(self, change: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gains and offsets in the shapes of the layer's tables."""
+        wanted = torch.where(free, moments[:, 1:, 0] * scale, 0)[:, :, None]
+        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
+        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
+        if ridge > rounding:
+            change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
+        else:  # maps that depend on each other get the smallest change
+            change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
+        change = torch.where(free, change[..., 0] * scale, 0)
+        offset = means[:, 0] - (change * means[:, 1:]).sum(1)
+        offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
         gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)
-        if self._method == "filters":
-            gain = gain + change
-        else:
-            gain.scatter_add_(1, self._which, change)
-        dtype = torch.float64 if self._eps < 1e-10 else torch.float32
-        if self._rows is not None:
-            whole = torch.ones(self._shape, dtype=torch.float64), torch.zeros(self._shape[0], dtype=torch.float64)
-            whole[0][self._rows], whole[1][self._rows] = gain, offset
-            gain, offset = whole
-        return gain.to(dtype), offset.to(dtype)
+        gain = gain + change if self._method == "filters" else gain.scatter_add(1, self._which, change)
+        return gain, offset
 
 
 _CHUNK = 2**22  # values of what kernels read that are gathered at once
+_TINY = 1e-290  # below it, squares of float64 lose digits
+
+
+def _at(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:
+    """Return a call's output for each filter that is computed, at some positions of all images."""
+    values = call.by_position(output).flatten(1, 2).transpose(0, 1)
+    values = values if positions is None else values[..., positions]
+    return _wide(values.flatten(1))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return values in a precision that can be summed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Run:
@@ -391,87 +391,70 @@ class _Run:
         with autocast(self.call.x.device.type, self._dtype):
             return self._kernel(self.call)
 
-    def advance(self, output: Tensor | None = None) -> None:
-        """Continue to the next kernel call, with an output of this one if it is known."""
-        try:
-            self.call, self._dtype = self._steps.send(self.output() if output is None else output)
-        except StopIteration:
-            return  # it was the last one
-        self.number += 1
+    def advance(self, output: Tensor) -> None:
+        """Continue to the next kernel call, if there is one, with the output of this one."""
+        with suppress(StopIteration):
+            self.call, self._dtype = self._steps.send(output)
+            self.number += 1
 
     def advance_to(self, number: int) -> None:
         """Continue to a kernel call."""
         while self.number < number:
-            self.advance()
+            self.advance(self.output())
 
 
 class _Runs:
     """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
 
-    So fitting all layers costs one forward pass of each. Batches for which there is no room start anew at every layer.
+    So fitting all layers costs one forward pass of each. If there is no room for all batches, every layer starts anew.
 
     Args:
         subject: The feature of the model.
         masks: The circuit, whose calibration may grow.
         batches: The images.
         memory: Bytes for what waits.
-
-    Attributes:
-        calls: The kernel calls of a run, without their inputs.
     """
 
     def __init__(self, subject: Subject, masks: Masks, batches: Batches, memory: int) -> None:
         self._subject, self._masks, self._batches = subject, masks, batches
         graph = subject.survey.paths.graph
-        self.calls = [node.call for node in graph.nodes if node.call is not None]
-        self._room = int(memory // max(1, 2 * _largest(graph) * batches.batch_size // graph.shapes[0][0]))
-        self._held: list[tuple[_Run, _Run]] | None = None
-        self._all_held = False
+        self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
+        self._room = memory // max(1, 2 * _largest(graph) * batches.batch_size // graph.shapes[0][0])
+        self._held: list[tuple[int, _Run, _Run]] = []
 
-    def layers(self) -> Iterator[list[int]]:
-        """Yield, for each layer of the circuit, the numbers of its kernel calls, in the order of their first ones."""
-        times = Counter(call.layer for call in self.calls)
-        for layer in times:
+    def layers(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield each layer of the circuit and the numbers of its kernel calls, in the order of their first ones."""
+        for layer in dict.fromkeys(self._calls):
             if layer in self._masks.kernels:
-                yield [number for number, call in enumerate(self.calls) if call.layer == layer]
+                yield layer, [number for number, name in enumerate(self._calls) if name == layer]
 
-    def at(self, numbers: list[int]) -> Iterator[tuple[_Run, _Run]]:
-        """Yield, for each batch and each of some kernel calls of a layer, the full model's run and the circuit's."""
-        if len(numbers) > 1:  # later calls depend on earlier ones, so held runs cannot wait at all of them
-            for images in self._batches:
-                yield from _stops(self._started(images), numbers)
+    def at(self, numbers: list[int]) -> Iterator[tuple[int, _Run, _Run]]:
+        """Yield the full model's run and the circuit's for each batch and each of some kernel calls of a layer.
+
+        The first value is the number of images that are done with them.
+        """
+        # Later calls depend on earlier ones, so runs that wait for several calls of a layer cannot be kept.
+        for count, full, circuit in self._every() if len(numbers) == 1 else map(self._started, self._batches):
+            for number in numbers:
+                full.advance_to(number)
+                circuit.advance_to(number)
+                yield count if number == numbers[-1] else 0, full, circuit
+
+    def _every(self) -> Iterator[tuple[int, _Run, _Run]]:
+        if self._held:
+            yield from self._held
             return
-        for full, circuit in self._every():
-            full.advance_to(numbers[0])
-            circuit.advance_to(numbers[0])
-            yield full, circuit
+        for runs in map(self._started, self._batches):
+            if len(self._held) < self._room:
+                self._held.append(runs)
+            else:
+                self._held.clear()
+                self._room = 0
+            yield runs
 
-    def _every(self) -> Iterator[tuple[_Run, _Run]]:
-        if self._all_held:
-            yield from self._held or []
-            return
-        held, self._held = self._held, self._held or []
-        count = 0
-        for count, images in enumerate(self._batches, start=1):
-            if held is not None and count <= len(held):
-                yield held[count - 1]
-                continue
-            run = self._started(images)
-            if count <= self._room:
-                self._held.append(run)
-            yield run
-        self._all_held = count <= len(self._held)
-
-    def _started(self, images: Tensor) -> tuple[_Run, _Run]:
+    def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
         full = _Run(self._subject.steps(images, None), lambda call: call.compute())
-        return full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
-
-
-def _stops(runs: tuple[_Run, _Run], numbers: list[int]) -> Iterator[tuple[_Run, _Run]]:
-    for number in numbers:
-        for run in runs:
-            run.advance_to(number)
-        yield runs
+        return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 
 
 def _largest(graph: Graph) -> int:

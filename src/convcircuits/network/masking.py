@@ -101,7 +101,7 @@ class Masks:
             return call.compute()
         running = self.running(call)
         read = running | _computed(self.constant[call.layer], call) if call.layer in self.constant else running
-        return _with_read_alone(call, read).compute(*self.weight_and_bias(call, running))
+        return read_alone(call, read).compute(*self.weight_and_bias(call, running))
 
 
 class Subject:
@@ -319,7 +319,7 @@ def _computed(values: Tensor, call: KernelCall) -> Tensor:
     return values if call.rows is None else values[call.rows]
 
 
-def _with_read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
+def read_alone(call: KernelCall, mask: Tensor) -> KernelCall:
     """Zero the channels that no kernel reads if the input has NaN or Inf, since 0 times these is NaN."""
     read = mask.reshape(call.groups, -1, mask.shape[1]).any(1).flatten()
     if bool(read.all()) or bool(call.x.sum().isfinite()):
