@@ -54,7 +54,7 @@ def _on_calibration(report: Evaluation, calibration: Mapping[str, Any]) -> Itera
     if fitted_on is not None and fitted_on == report.provenance["images"]:
         yield "These are the images that it is measured on; figures on held-out images may be much lower."
     if report.provenance["fitted_on"] is None and not math.isnan(report.r2_random):
-        yield "The random circuit has none, as no images were given to fit them on, so the comparison favors the circuit."
+        yield "The random circuit has none, as no images were given to fit them on; the comparison favors the circuit."
 
 
 def _on_images(report: Evaluation) -> Iterator[str]:
