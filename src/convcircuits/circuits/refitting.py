@@ -406,7 +406,7 @@ class _Run:
 class _Runs:
     """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
 
-    So fitting all layers costs one forward pass of each. If there is no room for all batches, every layer starts anew.
+    So fitting all layers costs one forward pass of each. Batches for which there is no room start anew at every layer.
 
     Args:
         subject: The feature of the model.
@@ -419,8 +419,9 @@ class _Runs:
         self._subject, self._masks, self._batches = subject, masks, batches
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
-        self._room = memory // max(1, 2 * _largest(graph) * batches.batch_size // graph.shapes[0][0])
+        self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
         self._held: list[tuple[int, _Run, _Run]] = []
+        self._all_held = False
 
     def layers(self) -> Iterator[tuple[str, list[int]]]:
         """Yield each layer of the circuit and the numbers of its kernel calls, in the order of their first ones."""
@@ -441,28 +442,28 @@ class _Runs:
                 yield count if number == numbers[-1] else 0, full, circuit
 
     def _every(self) -> Iterator[tuple[int, _Run, _Run]]:
-        if self._held:
+        if self._all_held:
             yield from self._held
             return
-        for runs in map(self._started, self._batches):
-            if len(self._held) < self._room:
+        number = 0
+        for number, images in enumerate(self._batches):
+            runs = self._held[number] if number < len(self._held) else self._started(images)
+            if len(self._held) == number < self._room:
                 self._held.append(runs)
-            else:
-                self._held.clear()
-                self._room = 0
             yield runs
+        self._all_held = number < len(self._held)
 
     def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
         full = _Run(self._subject.steps(images, None), lambda call: call.compute())
         return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 
 
-def _largest(graph: Graph) -> int:
-    """Return the most bytes that values of a graph take at once."""
+def _waiting(graph: Graph) -> int:
+    """Return the most bytes that values of a graph take while a run waits at a kernel call."""
     sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(graph.shapes, graph.dtypes, strict=True)]
     alive = most = sizes[0]
     for node, unread in zip(graph.nodes, graph.last_uses(), strict=True):
-        alive += sum(sizes[n] for n in node.outputs if n is not None)
-        most = max(most, alive)
-        alive -= sum(sizes[n] for n in unread)
+        if node.call is not None:
+            most = max(most, alive)
+        alive += sum(sizes[n] for n in node.outputs if n is not None) - sum(sizes[n] for n in unread)
     return most
