@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from convcircuits.compiler.cutting import Cut, cut
 from convcircuits.compiler.emission import Emitter
@@ -16,6 +17,7 @@ from convcircuits.compiler.layout import Layout, UnextractableError, layout_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES, agreement, parting_of_module, random_images, shown
 from convcircuits.network.batches import Progress, check_progress
+from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Masks, Subject
@@ -226,6 +228,82 @@ class _Written:
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
     """Return a circuit's masks without finding its effective kernels, as the cut does that."""
     return replace(subject.masks(circuit, (), effective=False), effective=effective)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A circuit as a module whose gains and offsets are given at every call.
+
+    Attributes:
+        module: The module, with gain 1 and offset 0.
+        kernels: Name of a weight -> the number of the kernel that each of its values belongs to.
+        filters: Name of a bias -> the number of the filter that each of its values belongs to.
+    """
+
+    module: CircuitModule
+    kernels: dict[str, Tensor]
+    filters: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, subject: Subject, masks: Masks) -> "Trainable":
+        """Write the module of a circuit.
+
+        Kernels are numbered from 1 over the layers of its masks in order, each in row-major order; so are filters. 0
+        stands for none.
+
+        Raises:
+            UnextractableError: If the model cannot be written as a module.
+        """
+        one = {layer: torch.ones_like(mask, dtype=subject.network.dtype) for layer, mask in masks.kernels.items()}
+        zero = {layer: gain[:, 0] * 0 for layer, gain in one.items()}
+        plain = replace(masks, gain=one, offset=zero)
+        with _writing(subject):
+            layout = layout_of(subject, subject.survey.input_shape)
+            kept = cut(layout, plain, subject.survey.rows)
+            module, numbered = (
+                _written(subject, layout, [kept], [one], fold=False) for one in (plain, _Numbered.of(plain))
+            )
+        numbers: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+        for name, layer in numbered.named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                for one_kind, (own, values) in zip(numbers, layer.named_parameters(), strict=True):
+                    one_kind[f"{name}.{own}"] = values.detach().long()
+        return cls(module.requires_grad_(False), *numbers)
+
+    def __call__(self, images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+        """Compute the feature's map.
+
+        Args:
+            images: (N, C, H, W).
+            gain: The gain of each kernel, by number; the first value is not used.
+            offset: The offset of each filter, by number; the first value must be 0.
+        """
+        parameters = dict(self.module.named_parameters())
+        weights = {name: parameters[name] * gain[number] for name, number in self.kernels.items()}
+        biases = {name: parameters[name] + offset[number] for name, number in self.filters.items()}
+        maps: Tensor = functional_call(self.module, weights | biases, (images,))
+        return maps
+
+
+class _Numbered(Masks):
+    """Masks of a circuit whose weights are the numbers of its kernels, and whose biases are those of its filters."""
+
+    @classmethod
+    def of(cls, masks: Masks) -> "_Numbered":
+        """Number the kernels and filters of some masks."""
+        gain, offset, kernels, filters = {}, {}, 1, 1
+        for layer, mask in masks.kernels.items():
+            gain[layer] = torch.arange(kernels, kernels + mask.numel()).double().reshape(mask.shape)
+            offset[layer] = torch.arange(filters, filters + len(mask)).double()
+            kernels, filters = kernels + mask.numel(), filters + len(mask)
+        return cls(masks.kernels, gain, offset, masks.effective, masks.weights, masks.constant)
+
+    def weight_and_bias(self, call: KernelCall, running: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the numbers of the kernels that run, in the shape of the weight, and of the live filters."""
+        if call.layer not in self.gain:
+            return torch.zeros_like(call.weight, dtype=torch.float64), None
+        numbers = call.per_kernel(running * self.gain[call.layer]).expand_as(call.weight)
+        return numbers, running.any(1) * self.offset[call.layer]
 
 
 @contextmanager
