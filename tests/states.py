@@ -73,6 +73,7 @@ def everything(model, feature, images, folder):
         "score centered": lambda: cc.score(model, feature, images, centered=True),
         "score inside": lambda: cc.score(model, feature, images, circuit=circuit),
         "find force": lambda: cc.find(model, feature, images, criterion="force", density=0.4),
+        "refit": lambda: cc.refit(model, circuit, images),
         "prune": lambda: cc.prune(scores, kernels=3),
         "evaluate": lambda: cc.evaluate(model, circuit, images, fit=images),
         "evaluate published": lambda: cc.evaluate(model, circuit, images, effective=False),

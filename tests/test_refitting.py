@@ -428,6 +428,31 @@ def test_a_kernel_that_adds_nothing_visible_is_not_fitted():
     assert (gain[:, 0] != 1).all()
 
 
+def test_rounding_is_not_fitted():
+    """Neither what a removed kernel adds in the last digit, nor the last digits of a map far larger than the output."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), 3)()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(6, 3, 9, 9, generator=generator, dtype=torch.float64)
+
+    def refitted(first):
+        masks = {"0": torch.tensor([first] * 4), "2": torch.ones(2, 4)}
+        circuit = cc.Circuit.from_masks(model, cc.Feature("2", 1), masks, input_shape=(3, 9, 9))
+        return cc.refit(model, circuit, images)
+
+    images[:, 1] = images[:, 1].abs() * 1e-16
+    unchanged = refitted([1, 0, 1])
+    assert all((gain == 1).all() for gain in unchanged.gain.values())
+    assert all((offset == 0).all() for offset in unchanged.offset.values())
+    digits = torch.randint(0, 5, images[:, 1].shape, generator=generator).double()
+    images[:, 1] = 1 + digits * torch.finfo(torch.float64).eps
+    with torch.no_grad():
+        model[0].weight[:, 1] = 1e8
+        model[0].bias -= 9e8
+    gain = refitted([1, 1, 0]).gain["0"]
+    assert (gain[:, 1] == 1).all()
+    assert (gain[:, 0] != 1).all()
+
+
 class OverSpread(nn.Module):
     """Each channel over its own spread, which is no number, or a huge one, where a dead filter holds a constant."""
 
