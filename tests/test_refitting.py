@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, circuit_of, close, masks_for_oracle
-from convcircuits.circuits.refitting import METHODS, _Equations, _largest
+from convcircuits.circuits.refitting import METHODS, _Equations, _waiting
 from convcircuits.network.calls import ConvCall, LinearCall
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
@@ -270,7 +270,7 @@ def test_batches_order_and_memory_change_nothing(name):
 def room(model, circuit, case, batches):
     """Bytes in which runs of so many batches, but not of one more, fit."""
     subject = Subject.open(Network(model), circuit.feature, case.input_shape)
-    return batches * 16 * _largest(subject.survey.paths.graph)
+    return batches * 16 * _waiting(subject.survey.paths.graph)
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -583,7 +583,7 @@ def test_the_circuit_says_how_it_was_fitted():
     refitted = cc.refit(model, circuit, case.images(5), ridge=0.5, positions=40, seed=3)
     about = refitted.provenance["calibration"]
     assert about.pop("images")["count"] == 5
-    assert about == {"method": "kernels", "ridge": 0.5, "positions": 40, "seed": 3, "constants": refitted.constants}
+    assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positions": 40, "seed": 3}
     assert {k: v for k, v in refitted.provenance.items() if k != "calibration"} == circuit.provenance
     assert refitted.elements == circuit.elements
     assert refitted.saliency == circuit.saliency
@@ -608,7 +608,7 @@ def test_an_empty_circuit_has_nothing_to_fit():
     empty = circuit - circuit
     refitted = cc.refit(model, empty, case.images(2))
     assert refitted == empty
-    assert refitted.provenance["calibration"]["constants"] == 0
+    assert refitted.constants == 0
     assert refitted.provenance["calibration"]["images"]["count"] == 2
 
 

@@ -52,6 +52,7 @@ def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches:
         batches,
         method=known.get("method", "kernels"),
         ridge=known.get("ridge", RIDGE),
+        toward=known.get("toward", 1.0),
         positions=known.get("positions", POSITIONS),
         seed=known.get("seed", 0),
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from convcircuits.circuits.budgets import Size
 from convcircuits.circuits.descent import Level, descend
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit
+from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit, check_fit
 from convcircuits.circuits.tracing import Batch, Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.values.circuit import Circuit
@@ -280,7 +280,8 @@ def progressive(
     draws: int = 1,
     scored: int = 64,
     ridge: float = RIDGE,
-    positions: int = POSITIONS,
+    toward: float = 0.0,
+    positions: int | None = POSITIONS,
 ) -> Iterator[Level]:
     """Descend: refit the kernels that are left after every cut, and score them in the refitted circuit.
 
@@ -295,11 +296,19 @@ def progressive(
         draws: As for ``gauss_newton``.
         scored: Number of images that later cuts are scored on.
         ridge: As for ``refit``.
+        toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
         positions: As for ``refit``.
     """
     draws, scored = whole_number("draws", draws, 1), whole_number("scored", scored, 1)
+    ridge, toward, positions = check_fit(ridge, toward, positions)
     fit = Refit(
-        trace.subject, trace.batches, ridge=ridge, positions=positions, seed=trace.seed, progress=trace.progress
+        trace.subject,
+        trace.batches,
+        ridge=ridge,
+        toward=toward,
+        positions=positions,
+        seed=trace.seed,
+        progress=trace.progress,
     )
     return descend(
         trace,

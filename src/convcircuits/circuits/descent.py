@@ -8,6 +8,7 @@ gives a refitted circuit of every size on its way, each inside the one before.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class Level:
             scored.
         gain: Layer name -> (out, in per group), as fitted.
         offset: Layer name -> (out,), as fitted.
+        calibration: How these were fitted, as JSON values.
     """
 
     size: Size
@@ -43,6 +45,7 @@ class Level:
     saliency: dict[str, Tensor]
     gain: dict[str, Tensor]
     offset: dict[str, Tensor]
+    calibration: dict[str, Any]
 
 
 def descend(
@@ -92,13 +95,13 @@ def descend(
             begin(trace.progress, f"scoring {relevant:,} kernels")
             saliency = in_order(first(trace), trace.relevant)
         else:
-            begin(trace.progress, f"scoring {_count(level):,} kernels")
+            begin(trace.progress, f"scoring {_count(level.kernels):,} kernels")
             masks = _masks(trace, level.kernels, level.gain, level.offset)
             saliency = in_order(score(trace.inside(masks, level.kernels, few)), level.kernels)
         kernels = stage.select(saliency, trace.subject.survey)
-        level = Level(stage, kernels, saliency, {}, {})
-        begin(trace.progress, f"refitting {_count(level):,} kernels")
-        level = Level(stage, kernels, saliency, *fit(_masks(trace, kernels, {}, {})))
+        begin(trace.progress, f"refitting {_count(kernels):,} kernels")
+        gain, offset = fit(_masks(trace, kernels, {}, {}))
+        level = Level(stage, kernels, saliency, gain, offset, fit.about())
         yield level
 
 
@@ -130,5 +133,5 @@ def _masks(
     return masks.to(subject.network.device, subject.network.dtype)
 
 
-def _count(level: Level) -> int:
-    return sum(int(mask.sum()) for mask in level.kernels.values())
+def _count(kernels: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in kernels.values())

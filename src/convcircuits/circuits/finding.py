@@ -303,7 +303,14 @@ def find_path(
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
         scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, _asked(level.size, None), effective=True)
-        path.append(dataclasses.replace(found, gain=LayerTable(level.gain), offset=LayerTable(level.offset)))
+        path.append(
+            dataclasses.replace(
+                found,
+                gain=LayerTable(level.gain),
+                offset=LayerTable(level.offset),
+                provenance={**found.provenance, "calibration": level.calibration},
+            )
+        )
     return tuple(path)
 
 

@@ -3,11 +3,11 @@
 Layer after layer, on the inputs that the layer gets in the circuit refitted so far, each live filter o is fitted to the
 full model's raw output of the same call by least squares:
 
-    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i G_ii (a_i - 1)^2
+    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i G_ii (a_i - t)^2
 
 p runs over positions of all images, z_oi is the pre-sum map of a kept kernel, G_ii its sum of squared deviations from
-its mean, and b_o the bias. Only the normal equations are kept, in float64. Regression onto a full model's outputs is
-how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
+its mean, b_o the bias, and t is 1 or 0. Only the normal equations are kept, in float64. Regression onto a full model's
+outputs is how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
 
 import math
@@ -61,6 +61,7 @@ def refit(
     *,
     method: Method = "kernels",
     ridge: float = RIDGE,
+    toward: float = 1.0,
     positions: int | None = POSITIONS,
     batch_size: int = 16,
     seed: int = 0,
@@ -79,7 +80,9 @@ def refit(
         images: The images to fit on, as for ``score``; never those that the circuit is to be measured on.
         method: What is fitted: ``"kernels"``, a gain for each kernel and an offset for each filter; ``"filters"``, one
             gain and offset for each filter; ``"mean"``, an offset alone; ``"none"`` removes the calibration.
-        ridge: The pull of the gains toward 1, relative to the spread of each kernel's map; 0 for none.
+        ridge: The pull of the gains, relative to the spread of each kernel's map; 0 for none.
+        toward: The gain toward which they are pulled, 1 or 0. Toward 0, kernels of a filter that cancel each other
+            fade; toward 1 they stay.
         positions: Number of positions over all images on which a layer is fitted, the same in every image, drawn at
             random; at least one an image. None for all.
         batch_size: Maximum number of images that run at once.
@@ -103,7 +106,7 @@ def refit(
     check_progress(progress)
     if method not in METHODS:
         raise ConvCircuitsError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}.")
-    ridge, positions = check_fit(ridge, positions)
+    ridge, toward, positions = check_fit(ridge, toward, positions)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
@@ -117,14 +120,22 @@ def refit(
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
     masks = subject.masks(bare, tuple(first.shape[1:]), effective=True)
     fit = Refit(
-        subject, batches, method=method, ridge=ridge, positions=positions, seed=seed, memory=memory, progress=progress
+        subject,
+        batches,
+        method=method,
+        ridge=ridge,
+        toward=toward,
+        positions=positions,
+        seed=seed,
+        memory=memory,
+        progress=progress,
     )
     gain, offset = fit(masks)
     refitted = replace(bare, gain=LayerTable(gain), offset=LayerTable(offset))
-    return replace(refitted, provenance=dict(circuit.provenance) | {"calibration": fit.about(refitted)})
+    return replace(refitted, provenance=dict(circuit.provenance) | {"calibration": fit.about()})
 
 
-def check_fit(ridge: float, positions: int | None) -> tuple[float, int | None]:
+def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float, float, int | None]:
     """Return the options of a fit if they are valid.
 
     Raises:
@@ -132,7 +143,9 @@ def check_fit(ridge: float, positions: int | None) -> tuple[float, int | None]:
     """
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
         raise ConvCircuitsError(f"ridge must be a finite number from 0; got {ridge!r}.")
-    return float(ridge), None if positions is None else whole_number("positions", positions, 1)
+    if isinstance(toward, bool) or toward not in (0, 1):
+        raise ConvCircuitsError(f"toward must be 1 or 0, a gain; got {toward!r}.")
+    return float(ridge), float(toward), None if positions is None else whole_number("positions", positions, 1)
 
 
 class Refit:
@@ -145,23 +158,25 @@ class Refit:
         *,
         method: Method = "kernels",
         ridge: float = RIDGE,
+        toward: float = 1.0,
         positions: int | None = POSITIONS,
         seed: int = 0,
         memory: int = MEMORY,
         progress: Progress | None = None,
     ) -> None:
-        self._subject, self._batches, self._method, self._ridge = subject, batches, method, ridge
+        self._subject, self._batches, self._method = subject, batches, method
+        self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
 
-    def about(self, circuit: Circuit) -> dict[str, Any]:
-        """Return how a circuit's calibration was fitted, as JSON values."""
+    def about(self) -> dict[str, Any]:
+        """Return how circuits are fitted, as JSON values."""
         return {
             "method": self._method,
             "ridge": self._ridge,
+            "toward": self._toward,
             "positions": self._positions,
             "seed": self._seed,
-            "constants": circuit.constants,
             "images": self._batches.describe(),
         }
 
@@ -198,7 +213,7 @@ class Refit:
                         done += images
                         if images and self._progress is not None:
                             self._progress(done, total)
-                    gains[filters], offsets[filters] = equations.solve(self._ridge)
+                    gains[filters], offsets[filters] = equations.solve(self._ridge, self._toward)
                 if parts[layer]:
                     dtype = network.dtype if network.dtype == torch.float64 else torch.float32
                     gain[layer], offset[layer] = gains.to(dtype), offsets.to(dtype)
@@ -318,7 +333,7 @@ class _Equations:
 
         return maps
 
-    def solve(self, ridge: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
+    def solve(self, ridge: float, toward: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
         """Return the gains and offsets of the filters.
 
         Raises:
@@ -338,19 +353,21 @@ class _Equations:
         noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
         noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
         varies = spread > noise + _TINY
-        free = varies[:, 1:] & varies[:, :1] & self._there
+        missing = varies[:, :1] | (toward != 1)  # toward 1, a filter that misses nothing stays as it is
+        free = varies[:, 1:] & missing & self._there
         scale = torch.where(free, spread[:, 1:], 1).rsqrt()
         both = free[:, :, None] & free[:, None]
-        system = torch.where(both, moments[:, 1:, 1:] * scale[:, :, None] * scale[:, None], 0)
+        gram = torch.where(both, moments[:, 1:, 1:], 0)
+        system = gram * scale[:, :, None] * scale[:, None]
         system = system + torch.diag_embed((~free).double() + ridge * free.double())
-        wanted = torch.where(free, moments[:, 1:, 0] * scale, 0)[:, :, None]
+        wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
         # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
         rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
         if ridge > rounding:
             change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
         else:  # maps that depend on each other get the smallest change
             change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
-        change = torch.where(free, change[..., 0] * scale, 0)
+        change = torch.where(free, toward - 1 + change[..., 0] * scale, 0)
         offset = means[:, 0] - (change * means[:, 1:]).sum(1)
         offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
         gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)
@@ -406,7 +423,8 @@ class _Run:
 class _Runs:
     """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
 
-    So fitting all layers costs one forward pass of each. Batches for which there is no room start anew at every layer.
+    So fitting all layers costs one forward pass of each. Batches for which there is no room start anew at every layer,
+    and so do all batches of a loader if there is none for one of them.
 
     Args:
         subject: The feature of the model.
@@ -450,6 +468,8 @@ class _Runs:
             runs = self._held[number] if number < len(self._held) else self._started(images)
             if len(self._held) == number < self._room:
                 self._held.append(runs)
+            elif self._batches.total is None:  # a loader may shuffle: then all runs are held, or none
+                self._held, self._room = [], 0
             yield runs
         self._all_held = number < len(self._held)
 

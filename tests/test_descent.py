@@ -1,0 +1,170 @@
+"""Laws of descents: circuits inside each other, of the sizes asked, refitted, and the truth where it is known."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import convcircuits as cc
+from cases import LAST, calibration, close
+from convcircuits.compiler.extraction import Trainable
+from convcircuits.network.masking import Subject
+from convcircuits.zoo.planted import plant, planted_images
+from nets import NETS
+
+
+def descent(name, **options):
+    case = NETS[name]
+    model, feature = case.build(), cc.Feature(*case.features[-1])
+    return case, model, feature, cc.find_path(model, feature, case.images(6), **{"start": 0.8, **options})
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_a_descent_gives_nested_refitted_circuits_without_dead_kernels(name, layer, unit):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(layer, unit), case.images(6)
+    whole = cc.find(model, feature, images, criterion="random", density=1.0)
+    path = cc.find_path(model, feature, images, kernels=max(len(whole) // 4, 4), start=0.8)
+    sizes = [len(circuit) for circuit in path]
+    assert sizes == sorted(sizes, reverse=True)
+    for larger, smaller in itertools.pairwise(path):
+        assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
+    for circuit in path:
+        report = cc.evaluate(model, circuit, images)
+        assert report.effective_kernels == report.kernels == len(circuit)
+        asked = circuit.provenance["asked"]["kernels"]
+        assert len(circuit) == asked or any("effective kernels" in note for note in circuit.provenance["notes"])
+        assert circuit.constants > 0
+        again = cc.refit(model, circuit, images, toward=0)
+        for mine, theirs in ((circuit.gain, again.gain), (circuit.offset, again.offset)):
+            for layer in mine:
+                close(mine[layer], theirs[layer])
+    found = cc.find(model, feature, images, criterion="progressive", kernels=max(len(whole) // 4, 4), start=0.8)
+    assert found == path[-1]
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
+def test_batches_and_order_change_nothing(name):
+    case, model, feature, path = descent(name, density=0.3)
+    images = case.images(6)
+    for given, batch_size in ((images, 2), (images.flip(0), 16), ([images[3:], images[:3]], 3)):
+        other = cc.find_path(model, feature, given, density=0.3, start=0.8, batch_size=batch_size)
+        assert [circuit.elements for circuit in other] == [circuit.elements for circuit in path]
+        for layer, gain in path[-1].gain.items():
+            torch.testing.assert_close(other[-1].gain[layer], gain, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "inception", "mobile"])
+def test_a_drawable_circuit_keeps_the_limits(name):
+    case, model, _, path = descent(name, filters=2, fan_in=2)
+    small = path[-1]
+    assert all(int(kept.any(1).sum()) <= 2 and int(kept.sum(1).max()) <= 2 for kept in small.kernels.values())
+    report = cc.evaluate(model, small, case.images(4, seed=2))
+    assert report.effective_kernels == len(small) > 0
+    for larger, smaller in itertools.pairwise(path):
+        assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
+
+
+VARIANTS = {"plain": {}, "batchnorm": {"batchnorm": True}, "residual": {"residual": True}, "grouped": {"groups": 2}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_planted_circuit_is_recovered_and_its_gains_come_out_1(variant, seed):
+    """Where one-shot scores fail: cancelling pairs, constants, redundant paths and rescaled channels."""
+    planted = plant(seed, dtype=torch.float64, **VARIANTS[variant])
+    images = planted_images(48, seed=seed).double()
+    snip = cc.score(planted.model, planted.feature, images, criterion="snip")
+    count = sum(int(kept.sum()) for kept in planted.truth.values())
+    path = cc.find_path(planted.model, planted.feature, images, kernels=count, start=1.0, positions=2000)
+    order = {layer: sum(circuit[layer].double() for circuit in path) for layer in path[0].elements}
+    assert auroc(planted, snip.elements, snip) < 0.8
+    assert auroc(planted, order, snip) >= 0.95
+    last = cc.refit(planted.model, path[-1], images, ridge=1e-6)
+    assert cc.evaluate(planted.model, last, planted_images(24, seed=99).double()).r2 > 0.9999
+    for layer, kept in last.kernels.items():
+        torch.testing.assert_close(last.gain[layer][kept], torch.ones_like(last.gain[layer][kept]), rtol=0, atol=1e-3)
+
+
+def auroc(planted, order, scores):
+    """The best over the minimal truths."""
+    scored = {layer: ~values.isnan() for layer, values in scores.elements.items()}
+    values = torch.cat([order[layer][mask].double() for layer, mask in scored.items()]).numpy()
+    truths = [torch.cat([one[k][mask] for k, mask in scored.items()]) for one in (planted.truth, *planted.alternatives)]
+    return max(roc_auc_score(truth.numpy(), values) for truth in truths)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"start": 0.0}, "start must be above 0 and at most 1; got 0.0"),
+        ({"ratio": 1.0}, "ratio must be above 0 and below 1; got 1.0"),
+        ({"scored": 0}, "scored"),
+        ({"ridge": -1.0}, "ridge must be"),
+        ({"toward": 2}, "toward must be 1 or 0"),
+        ({"positions": 0}, "positions"),
+        ({"granularity": "filter"}, "A descent refits kernels"),
+        ({"criterion": "snip"}, "snip does not descend"),
+        ({"kernels": 3}, "either"),
+        ({"unknown": 3}, "no option 'unknown'"),
+    ],
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        descent("plain", **{"density": 0.3, **options})
+
+
+def test_published_budgets_do_not_go_with_a_descent():
+    case = NETS["plain"]
+    with pytest.raises(cc.ConvCircuitsError, match="keeps only effective kernels"):
+        cc.find(
+            case.build(),
+            cc.Feature(*case.features[-1]),
+            case.images(3),
+            criterion="progressive",
+            density=0.3,
+            effective=False,
+        )
+
+
+def test_a_descent_inside_a_circuit_stays_inside():
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    outer = cc.find(model, feature, images, density=0.7)
+    inner = cc.find(model, feature, images, criterion="progressive", density=0.4, circuit=outer, start=0.8)
+    assert all(bool((~kept | outer[layer]).all()) for layer, kept in inner.elements.items())
+    assert inner.provenance["inside"]["criterion"] == "gauss_newton"
+
+
+def test_the_random_circuit_is_refitted_like_the_circuit():
+    case, model, _, path = descent("plain", density=0.6)
+    images, held_out = case.images(6), case.images(6, seed=3)
+    report = cc.evaluate(model, path[-1], held_out, fit=images)
+    bare = dataclasses.replace(path[-1], gain={}, offset={})
+    assert report.r2_random != cc.evaluate(model, bare, held_out, fit=images).r2_random
+    assert any("constants that were fitted on 6 images" in note for note in report.notes)
+    alone = cc.evaluate(model, path[-1], held_out)
+    assert any("comparison favors the circuit" in note for note in alone.notes)
+    assert any("are the images that it is measured on" in note for note in cc.evaluate(model, path[-1], images).notes)
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(layer, unit), case.images(3)
+    plain = cc.find(model, feature, images, density=0.6)
+    circuit = dataclasses.replace(plain, **calibration(plain.kernels))
+    subject = Subject.open(model, feature, tuple(images.shape[1:]))
+    masks = subject.masks(circuit, tuple(images.shape[1:]), effective=True)
+    trainable = Trainable.of(subject, masks)
+    none = torch.zeros(1, dtype=torch.float64)
+    gain = torch.cat([none, *(values.flatten() for values in masks.gain.values())]).requires_grad_()
+    offset = torch.cat([none, *masks.offset.values()]).requires_grad_()
+    maps = trainable(images, gain, offset)
+    close(maps.detach(), cc.activations(model, feature, images, circuit=circuit))
+    maps.square().sum().backward()
+    kept = torch.cat([torch.zeros(1, dtype=torch.bool), *(mask.flatten() for mask in masks.kernels.values())])
+    assert not gain.grad[~kept].any()  # kernels that are not in the circuit
+    assert gain.grad[kept].any()
