@@ -21,6 +21,7 @@ from torch import Tensor
 
 from convcircuits.circuits.budgets import Size
 from convcircuits.circuits.descent import Level, descend
+from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit, check_fit
 from convcircuits.circuits.tracing import Batch, Trace
@@ -299,9 +300,57 @@ def progressive(
         toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
         positions: As for ``refit``.
     """
-    draws, scored = whole_number("draws", draws, 1), whole_number("scored", scored, 1)
+    fit = _refit(trace, ridge, toward, positions)
+    return _descent(trace, size, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+
+
+def learned(
+    trace: Trace,
+    size: Size,
+    *,
+    start: float = 0.1,
+    ratio: float = 0.71,
+    draws: int = 1,
+    scored: int = 64,
+    ridge: float = RIDGE,
+    toward: float = 0.0,
+    positions: int | None = POSITIONS,
+    steps: int = 240,
+    rate: float = 0.01,
+    batch: int = 8,
+    rectified: float = 0.5,
+) -> Iterator[Level]:
+    """Descend as ``progressive`` does, and train the constants by gradient steps after every refit.
+
+    The loss is the mean squared error of the map and of the rectified map, each relative to its variance.
+
+    Args:
+        trace: The feature's images, all of one size.
+        size: The size to reach.
+        start: As for ``progressive``.
+        ratio: As for ``progressive``.
+        draws: As for ``progressive``.
+        scored: As for ``progressive``.
+        ridge: As for ``progressive``.
+        toward: As for ``progressive``.
+        positions: As for ``progressive``.
+        steps: Number of steps of Adam for each circuit.
+        rate: Size of the first steps: of gains, and of offsets in standard deviations of their filter's output.
+        batch: Number of images in a step.
+        rectified: Share of the rectified map's error in the loss, from 0 to 1.
+    """
+    steps, batch = whole_number("steps", steps, 0), whole_number("batch", batch, 1)
+    for name, value, allowed in (("rate", rate, "above 0 and at most 1"), ("rectified", rectified, "from 0 to 1")):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
+            raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
+    fit = Learn(trace, _refit(trace, ridge, toward, positions), Training(steps, rate, batch, rectified, trace.seed))
+    return _descent(trace, size, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+
+
+def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> Refit:
     ridge, toward, positions = check_fit(ridge, toward, positions)
-    fit = Refit(
+    return Refit(
         trace.subject,
         trace.batches,
         ridge=ridge,
@@ -310,6 +359,11 @@ def progressive(
         seed=trace.seed,
         progress=trace.progress,
     )
+
+
+def _descent(
+    trace: Trace, size: Size, fit: Refit | Learn, *, start: float, ratio: float, draws: int, scored: int
+) -> Iterator[Level]:
     return descend(
         trace,
         size,
@@ -318,7 +372,7 @@ def progressive(
         fit,
         start=start,
         ratio=ratio,
-        scored=scored,
+        scored=whole_number("scored", scored, 1),
     )
 
 
@@ -328,12 +382,13 @@ CRITERIA: dict[str, Criterion] = {
     "gauss_newton": gauss_newton,
     "force": force,
     "progressive": progressive,
+    "learned": learned,
     "magnitude": magnitude,
     "random": random,
     "layer_random": layer_random,
 }
 
-DESCENTS: tuple[Criterion, ...] = (progressive,)
+DESCENTS: tuple[Criterion, ...] = (progressive, learned)
 """The criteria that yield circuits of several sizes, each refitted, in place of saliencies."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.learning import Learn
 from convcircuits.circuits.ranking import in_order
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.tracing import Trace
@@ -49,7 +50,7 @@ class Level:
 
 
 def descend(
-    trace: Trace, size: Size, first: Score, score: Score, fit: Refit, *, start: float, ratio: float, scored: int
+    trace: Trace, size: Size, first: Score, score: Score, fit: Refit | Learn, *, start: float, ratio: float, scored: int
 ) -> Iterator[Level]:
     """Yield refitted circuits, from a share of the relevant kernels down to a size.
 

@@ -1,0 +1,201 @@
+"""Train a circuit's gains and offsets to the feature's map by gradient steps, through the circuit's small module.
+
+Refitting brings every layer close to the full model's, which is more than the feature needs and, in small circuits,
+more than they can do. Here all constants together serve the one map.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convcircuits.circuits.refitting import Refit
+from convcircuits.circuits.tracing import Trace
+from convcircuits.compiler.extraction import Trainable
+from convcircuits.compiler.layout import UnextractableError
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import KernelCall
+from convcircuits.network.masking import Masks
+from convcircuits.values.feature import at
+
+_DECAY = 20.0
+"""The last step is this many times smaller than the first."""
+_IN_MEMORY = 512
+_STEADY = 0.3
+"""Share of the steps before they become smaller."""
+
+Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Gains, layer name -> (out, in per group), and offsets, layer name -> (out,)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How constants are trained, by Adam.
+
+    Attributes:
+        steps: Number of steps; 0 for none.
+        rate: Size of a step: of gains, and of offsets in standard deviations of their filter's output.
+        batch: Number of images in a step.
+        rectified: Share of the error of the rectified map in the loss, from 0 to 1; the rest is the error of the map
+            itself. Both are relative to the variance.
+        seed: Seed of the order of images.
+    """
+
+    steps: int
+    rate: float
+    batch: int
+    rectified: float
+    seed: int
+
+
+class Learn:
+    """The refitting and training of a feature's circuits on the same images.
+
+    Args:
+        trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
+        fit: How circuits are refitted before they are trained.
+        training: How constants are trained.
+
+    Raises:
+        ConvCircuitsError: If the images differ in size, or the feature does not vary on them.
+    """
+
+    def __init__(self, trace: Trace, fit: Refit, training: Training) -> None:
+        self._subject, self._notes, self._progress = trace.subject, trace.notes, trace.progress
+        self._fit, self._training = fit, training
+        parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise ConvCircuitsError("Constants are trained on images of one size; crop or resize the images to one.")
+        self._images = torch.cat(parts)
+        with torch.no_grad():
+            maps = torch.cat([trace.subject.maps(part) for part in parts])
+            self._counted = trace.positions.counted(maps, tuple(self._images.shape[1:]))
+            self._targets = _by_unit(at(maps, self._counted))
+        self._scale = self._targets.flatten(0, -2).var(0)
+        self._rectified_scale = self._targets.relu().flatten(0, -2).var(0)
+        if not bool((self._scale > 0).all()):
+            raise ConvCircuitsError(
+                f"{trace.subject.feature} does not vary on these images, so nothing can be trained; give other images."
+            )
+
+    def about(self) -> dict[str, Any]:
+        """Return how circuits are fitted, as JSON values."""
+        training = self._training
+        trained = {"steps": training.steps, "rate": training.rate, "batch": training.batch}
+        return self._fit.about() | {"trained": trained | {"rectified": training.rectified, "images": len(self._images)}}
+
+    def __call__(self, masks: Masks) -> Tables:
+        """Refit and train a circuit without calibration."""
+        start = self._fit(masks)
+        if not self._training.steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
+            return start
+        device, dtype = self._subject.network.device, self._subject.network.dtype
+        whole = _complete(start, masks)
+        gain, offset = (_flat(table).to(device, dtype) for table in whole)
+        kept = torch.cat([mask.flatten() for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
+        live = torch.cat([mask.any(1) for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
+        spread = self._spread(replace(masks, gain=whole[0], offset=whole[1]).to(device, dtype))[live]
+        run = self._runner(masks)
+        with torch.enable_grad():
+            gains = gain[kept].clone().requires_grad_()
+            shifts = torch.zeros_like(spread, requires_grad=True)
+
+            def constants() -> tuple[Tensor, Tensor]:
+                moved = offset[live] + shifts * spread
+                return gain.index_put((kept,), gains), offset.index_put((live,), moved)
+
+            self._descend([gains, shifts], lambda images: run(images, *constants()))
+            trained = [values.detach() for values in constants()]
+        return _like(whole[0], trained[0].cpu()), _like(whole[1], trained[1].cpu())
+
+    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor]) -> None:
+        """Take the steps."""
+        training = self._training
+        optimizer = torch.optim.Adam(parameters, lr=training.rate, betas=(0.9, 0.99))
+        generator, order = torch.Generator().manual_seed(training.seed), torch.zeros(0, dtype=torch.long)
+        for step in range(training.steps):
+            for group in optimizer.param_groups:
+                late = max(0.0, step / training.steps - _STEADY) / (1 - _STEADY)
+                group["lr"] = training.rate * _DECAY**-late
+            if len(order) < min(training.batch, len(self._images)):
+                order = torch.cat([order, torch.randperm(len(self._images), generator=generator)])
+            some, order = order[: training.batch], order[training.batch :]
+            counted = None if self._counted is None else self._counted[some]
+            loss = self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
+            if not bool(loss.isfinite()):
+                raise ConvCircuitsError(
+                    f"The error became {float(loss)} after {step} steps of training; choose a smaller rate than "
+                    f"{training.rate:g}."
+                )
+            for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = slope
+            optimizer.step()
+            if self._progress is not None:
+                self._progress(step + 1, training.steps)
+
+    def _loss(self, maps: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared error relative to the variance, of the map and of the rectified map."""
+        raw = ((maps - targets).square() / self._scale).mean()
+        share, varies = self._training.rectified, self._rectified_scale > 0
+        if share == 0 or not bool(varies.any()):
+            return raw
+        scale = torch.where(varies, self._rectified_scale, torch.inf)
+        rectified = ((maps.relu() - targets.relu()).square() / scale).mean()
+        return (1 - share) * raw + share * rectified
+
+    def _runner(self, masks: Masks) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return a function from images, gains and offsets to the map: the small module, or masked runs."""
+        try:
+            return Trainable.of(self._subject, masks)
+        except UnextractableError as problem:
+            self._notes.append(f"Constants are trained by masked runs of the whole model, which are slower: {problem}")
+
+        def run(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+            gains = _like(masks.kernels, gain)
+            offsets = _like({layer: mask[:, 0] for layer, mask in masks.kernels.items()}, offset)
+            return self._subject.maps(images, replace(masks, gain=gains, offset=offsets))
+
+        return run
+
+    def _spread(self, masks: Masks) -> Tensor:
+        """Return the standard deviation of each filter's output in the circuit, by number; 1 if it does not vary."""
+        found = {layer: torch.ones(len(mask), device=mask.device) for layer, mask in masks.kernels.items()}
+
+        def watch(call: KernelCall, output: Tensor) -> None:
+            if call.layer in found:
+                spread = call.by_position(output).flatten(1, 2).transpose(0, 1).flatten(1).std(1, correction=0)
+                rows = slice(None) if call.rows is None else call.rows
+                found[call.layer][rows] = torch.where(spread > 0, spread, 1).to(found[call.layer])
+
+        with torch.no_grad():
+            self._subject.maps(self._images[:16], masks, watch)
+        return _flat(found).to(self._subject.network.dtype)
+
+
+def _by_unit(values: Tensor) -> Float[Tensor, "n p u"]:
+    """Return counted values, (n, p) or (n, u, p), with the units last."""
+    return values[..., None] if values.dim() == 2 else values.transpose(1, 2)
+
+
+def _complete(tables: Tables, masks: Masks) -> Tables:
+    """Return tables of all layers: without an entry, gain 1 and offset 0."""
+    gain, offset = tables
+    return (
+        {layer: gain.get(layer, torch.ones(mask.shape)) for layer, mask in masks.kernels.items()},
+        {layer: offset.get(layer, torch.zeros(len(mask))) for layer, mask in masks.kernels.items()},
+    )
+
+
+def _flat(table: Mapping[str, Tensor]) -> Tensor:
+    """Return values by number, from 1; the first is 0."""
+    values = [value.flatten() for value in table.values()]
+    return torch.cat([values[0].new_zeros(1), *values])
+
+
+def _like(table: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Return values by number as a table of the same shapes."""
+    parts = torch.split(values[1:], [one.numel() for one in table.values()])
+    return {layer: part.reshape(one.shape) for (layer, one), part in zip(table.items(), parts, strict=True)}
