@@ -629,14 +629,28 @@ def test_show_reads_scores_and_circuits_of_the_library(folder, good):
     images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     feature = cc.Feature("4", 2, position="max")
     scores = cc.score(model, feature, images, criterion="actgrad", signed=True)
-    cc.save(scores, "s.safetensors")
-    cc.save(cc.prune(scores, kernels=9), "c.safetensors")
     cc.save(cc.Circuit.from_masks(model, feature, {"4": torch.ones(5, 8)}), "m.safetensors")
     scope = {"cc": cc, "model": model, "images": images}
-    for name, value in (("s", scores), ("c", cc.prune(scores, kernels=9))):
-        again = good(f"show {name}.safetensors --json")["again"]
-        assert again in good(f"show {name}.safetensors")
+    kept = cc.prune(scores, kernels=9)
+    path = cc.find_path(model, cc.Feature("4", 2), images, kernels=[30, 20], start=0.5, seed=2)
+    drawable = cc.find_path(model, cc.Feature("4", 2), images, filters=2, fan_in=2, start=0.5, scored=1)
+    values = {
+        "s": scores,
+        "c": kept,
+        "refitted": cc.refit(model, kept, images, method="filters", ridge=0.1, positions=None, seed=3),
+        "first": path[0],
+        "last": path[-1],
+        "drawable": drawable[-1],
+        "on the way": drawable[1],
+        "found": cc.find(model, cc.Feature("4", 2), images, criterion="progressive", density=0.3),
+    }
+    for name, value in values.items():
+        cc.save(value, f"{name}.safetensors")
+        again = good(f"show '{name}.safetensors' --json")["again"]
+        assert again in good(f"show '{name}.safetensors'")
         assert eval(again, scope) == value
+    cc.save(cc.refit(model, kept, images + 1), "elsewhere.safetensors")
+    assert "refitted on other images" in good("show elsewhere.safetensors")
     assert "made by from_masks" in good("show m.safetensors")
 
 

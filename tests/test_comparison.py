@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import convcircuits as cc
+from convcircuits.circuits import criteria as criteria_module
 from convcircuits.circuits.comparison import compare
 from nets import NETS
 
@@ -19,6 +20,7 @@ KEYS = [
     *("r2_average_map_interior", "r2_random", "r2_random_interior", "verdict", "interior", "interior_share"),
     *("maxima_at_border", "positive", "r2_readout", "error", "error_at_max", "pearson_max"),
     *("kernels", "effective_kernels", "filters", "effective_filters", "relevant", "images"),
+    "constants",
 ]
 
 
@@ -68,6 +70,35 @@ def test_a_row_is_find_and_evaluate_done_by_hand(made, index):
 def test_progress_starts_at_zero_climbs_by_one_and_ends_at_the_total(made):
     total = (len(CRITERIA) - 1) + len(DENSITIES) + len(CRITERIA)  # force is found anew at every density
     assert made[3] == [(done, total) for done in range(total + 1)]
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_descent_runs_once_through_all_densities(criterion, monkeypatch):
+    case = NETS["plain"]
+    given = case.build(), cc.Feature("features.5", 2), case.images(4), case.images(5, seed=1)
+    options = {"steps": 4} if criterion == "learned" else {}
+    runs, descend = [], criteria_module.descend
+    monkeypatch.setattr(criteria_module, "descend", lambda *a, **k: runs.append(a[1]) or descend(*a, **k))
+    seen = []
+    rows = compare(
+        *given,
+        criteria=[criterion],
+        densities=DENSITIES,
+        options={criterion: options},
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert len(runs) == 1
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+    path = cc.find_path(*given[:3], criterion=criterion, density=DENSITIES, **options)
+    whole = cc.find(*given[:3], criterion="random", density=1.0)
+    for row, density in zip(rows, DENSITIES, strict=True):
+        assert row.density == density
+        asked = row.circuit.provenance["asked"]["kernels"]
+        assert asked == round(density * len(whole))
+        assert len(row.circuit) == asked or any("effective kernels" in note for note in row.circuit.provenance["notes"])
+        assert row.circuit in path
+        assert row.evaluation.constants == row.circuit.constants > 0
+        assert row.evaluation.r2 == cc.evaluate(given[0], row.circuit, given[3]).r2
 
 
 def test_a_row_is_flat_strict_json(made):

@@ -67,6 +67,37 @@ def test_a_drawable_circuit_keeps_the_limits(name):
         assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
 
 
+@pytest.mark.parametrize("start", [0.2, 0.8, 1.0])
+def test_a_descent_passes_through_every_size_that_is_asked_for(start):
+    _, _, _, whole = descent("plain", density=1.0, start=1.0)
+    kernels = len(whole[-1])
+    asked = [kernels // 5, kernels // 2, kernels // 3]
+    _, _, _, path = descent("plain", kernels=asked, start=start)
+    sizes = [len(circuit) for circuit in path]
+    assert set(asked) <= set(sizes)
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert (sizes[0], sizes[-1]) == (max(round(start * kernels), max(asked)), min(asked))
+    for larger, smaller in itertools.pairwise(path):
+        assert len(smaller) >= 0.7 * len(larger) or len(larger) - len(smaller) <= 1
+        assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
+    by_density = descent("plain", density=[size / kernels for size in asked], start=start)[3]
+    assert by_density == path
+    assert [circuit.provenance["path"]["number"] for circuit in path] == list(range(len(path)))
+
+
+def test_a_descent_ends_with_the_first_circuit_that_is_not_enough():
+    _, _, _, whole = descent("plain", kernels=8)
+    seen = []
+    _, _, _, path = descent("plain", kernels=8, enough=lambda circuit: seen.append(circuit) or len(circuit) > 12)
+    assert list(path) == seen == list(whole[: len(path)])
+    assert len(path[-1]) <= 12 < len(path[-2])
+    assert len(path) < len(whole)
+    with pytest.raises(cc.ConvCircuitsError, match="No complete path"):
+        descent("plain", kernels=1)
+    last = descent("plain", kernels=1, enough=lambda circuit: True)[3][-1]
+    assert len(last) <= 4
+
+
 VARIANTS = {"plain": {}, "batchnorm": {"batchnorm": True}, "residual": {"residual": True}, "grouped": {"groups": 2}}
 
 
@@ -108,6 +139,8 @@ def auroc(planted, order, scores):
         ({"granularity": "filter"}, "A descent refits kernels"),
         ({"criterion": "snip"}, "snip does not descend"),
         ({"kernels": 3}, "either"),
+        ({"density": [0.3, 1.5]}, "1.5"),
+        ({"density": []}, "must be in"),
         ({"unknown": 3}, "no option 'unknown'"),
     ],
 )
@@ -127,6 +160,14 @@ def test_published_budgets_do_not_go_with_a_descent():
             density=0.3,
             effective=False,
         )
+
+
+def test_find_takes_one_size():
+    case = NETS["plain"]
+    given = case.build(), cc.Feature(*case.features[-1]), case.images(3)
+    for size in ({"density": [0.3, 0.1]}, {"kernels": [9, 5]}):
+        with pytest.raises(cc.ConvCircuitsError, match="got "):
+            cc.find(*given, criterion="progressive", **size)
 
 
 def test_a_descent_inside_a_circuit_stays_inside():

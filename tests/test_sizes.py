@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
 import convcircuits as cc
+from convcircuits.circuits import sizes
 from convcircuits.circuits.sizes import nested, reach, smaller
 from convcircuits.network.batches import Batches
 from nets import NETS
@@ -30,6 +32,43 @@ def test_it_reaches_it_and_the_next_smaller_size_that_was_tried_does_not(criteri
     alone = cc.find(model, FEATURE, images, kernels=len(found.circuit), criterion=criterion, seed=3, **options)
     assert alone == found.circuit
     assert cc.evaluate(model, alone, validation).r2 == pytest.approx(found.r2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("criterion", "options"), [("progressive", {}), ("learned", {"steps": 4})])
+@pytest.mark.parametrize("r2", [0.01, 0.5, 0.99])
+def test_a_descent_reaches_it_in_one_run(criterion, options, r2, monkeypatch):
+    model, images, validation = CASE.build(), CASE.images(6), CASE.images(6, seed=1)
+    runs = []
+    monkeypatch.setattr(sizes, "find_path", lambda *a, **k: runs.append(k.get("start")) or cc.find_path(*a, **k))
+    found = reach(model, FEATURE, images, validation, r2=r2, criterion=criterion, seed=3, start=0.6, **options)
+    tried = dict(found.tried)
+    assert list(tried) == sorted(tried)
+    assert tried[len(found.circuit)] == found.r2 >= r2
+    assert all(value < r2 for size, value in tried.items() if size < len(found.circuit))
+    assert sum(value < r2 for size, value in tried.items() if size < len(found.circuit)) <= len(runs)
+    assert cc.evaluate(model, found.circuit, validation).r2 == pytest.approx(found.r2, abs=1e-6)
+    assert runs == ([0.6] if max(tried) < 0.61 * found.circuit.relevant else [0.6, 1.0])
+    assert found.circuit in cc.find_path(
+        model, FEATURE, images, kernels=5, criterion=criterion, seed=3, start=runs[-1], **options
+    )
+
+
+def test_a_descent_that_starts_too_small_starts_again_with_all_kernels():
+    model, images, validation = CASE.build(), CASE.images(6), CASE.images(6, seed=1)
+    found = reach(model, FEATURE, images, validation, r2=0.9, criterion="progressive", start=0.05)
+    assert len(found.circuit) > 0.05 * found.circuit.relevant
+    assert max(dict(found.tried)) == found.circuit.relevant
+    with pytest.raises(cc.ConvCircuitsError, match="No circuit of the descent reaches R2 = 1 on"):
+        reach(model, FEATURE, images, validation, r2=1 - 1e-12, criterion="progressive", ridge=1.0)
+
+
+@pytest.mark.parametrize("method", ["kernels", "mean"])
+def test_circuits_are_measured_as_they_are_refitted(method):
+    model, images, validation = CASE.build(), CASE.images(6), CASE.images(6, seed=1)
+    found = reach(model, FEATURE, images, validation, r2=0.7, criterion="snip", method=method, seed=3)
+    alone = cc.find(model, FEATURE, images, kernels=len(found.circuit), criterion="snip", seed=3)
+    assert found.circuit == cc.refit(model, alone, images, method=method, seed=3) != alone
+    assert cc.evaluate(model, found.circuit, validation).r2 == pytest.approx(found.r2, abs=1e-6)
 
 
 @pytest.mark.parametrize("r2", [0, 1, 1.5, float("nan"), True, "much", None])
@@ -84,7 +123,7 @@ def test_rankings_are_nested_where_fewer_kernels_are_the_first_of_more(criterion
     more, fewer = found(model, criterion), found(model, criterion, density=0.2)
     inside = all((more.kernels[layer] | ~kept).all() for layer, kept in fewer.kernels.items())
     same = all(torch.allclose(s, fewer.saliency[layer], 0, 0, equal_nan=True) for layer, s in more.saliency.items())
-    assert nested(more) == nested(fewer) == same
+    assert nested(more) == nested(fewer) == (same and not more.constants)  # constants are those of one size
     assert inside or not same
 
 
@@ -108,8 +147,8 @@ def test_smaller_circuits_are_those_that_an_iterative_criterion_finds_when_asked
     images = torch.cat([CASE.images(5), CASE.images(9, seed=2)])
     made = smaller(model, circuit, held(images))
     assert smaller(model, circuit, held(images[1:])) == smaller(model, circuit, held(images[:3])) == []
-    sizes = [len(circuit) // part for part in (2, 4, 8)]
-    assert [len(one) for one in made] == [size for size in sizes if size]
+    counts = [len(circuit) // part for part in (2, 4, 8)]
+    assert [len(one) for one in made] == [count for count in counts if count]
     for one in made:
         # On the five images that the circuit was found on, with its own options and seed.
         again = cc.find(
@@ -125,6 +164,20 @@ def test_smaller_circuits_are_those_that_an_iterative_criterion_finds_when_asked
         assert one.elements == again.elements
         assert one.granularity == granularity
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_smaller_circuits_of_a_descent_are_on_one_path_from_the_circuit(monkeypatch):
+    model = CASE.build()
+    circuit = found(model, "progressive", density=0.8, start=0.9)
+    runs = []
+    monkeypatch.setattr(sizes, "find_path", lambda *a, **k: runs.append(k) or cc.find_path(*a, **k))
+    made = smaller(model, circuit, held(torch.cat([CASE.images(5), CASE.images(9, seed=2)])))
+    assert len(runs) == 1
+    assert [len(one) for one in made] == [len(circuit) // part for part in (2, 4, 8)]
+    for larger, one in itertools.pairwise([circuit, *made]):
+        assert all((larger.kernels[layer] | ~kept).all() for layer, kept in one.kernels.items())
+        assert one.constants > 0
+        assert one.provenance["images"] == circuit.provenance["images"]
 
 
 def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():

@@ -9,7 +9,7 @@ from torch import nn
 from convcircuits.cards import card, figure
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import evaluate_all
-from convcircuits.circuits.finding import MEMORY, find, needs_budget, prune, score
+from convcircuits.circuits.finding import MEMORY, budget, find, find_path, is_descent, needs_budget, prune, score
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.network.batches import Images, Progress, check_progress
@@ -110,6 +110,9 @@ def compare(
 ) -> ComparisonTable:
     """Find circuits by every criterion at every density, and measure them on held-out images.
 
+    A criterion that descends does so once, through all densities, beginning at the largest if that is above its option
+    ``start``. So its circuits may differ from those that ``find`` returns for a single density.
+
     Args:
         model: Any CNN.
         feature: What is to be preserved.
@@ -121,8 +124,8 @@ def compare(
         batch_size: Maximum number of images that run at once.
         seed: Seed for criteria that draw random numbers.
         memory: As for ``score``.
-        progress: Called with the steps done and their total. For each criterion, scoring is one step (finding is one
-            per density for an iterative one) and measuring is one.
+        progress: Called with the steps done and their total. For each criterion, scoring or descending is one step
+            (finding is one per density for another iterative one) and measuring is one.
 
     Returns:
         One row per criterion and density, in the order given; displays as a table, and ``to_pandas`` converts it.
@@ -136,7 +139,7 @@ def compare(
         [('snip', 0.5), ('snip', 0.1), ('random', 0.5), ('random', 0.1)]
     """
     check_compared(criteria, densities)
-    work = _Work(sum(len(densities) if _iterative(c) else 1 for c in criteria) + len(criteria), progress)
+    work = _Work(sum(len(densities) if _anew(c) else 1 for c in criteria) + len(criteria), progress)
     rows = []
     for criterion in criteria:
         chosen = {
@@ -146,7 +149,12 @@ def compare(
             "memory": memory,
             **(options or {}).get(criterion, {}),
         }
-        if _iterative(criterion):
+        if is_descent(CRITERIA[criterion]):
+            path = find_path(model, feature, images, density=densities, **chosen)
+            by_size = {circuit.provenance["asked"]["kernels"]: circuit for circuit in path}
+            circuits = [by_size[budget(path[0].relevant, density, None, "kernel")] for density in densities]
+            work.done_one()
+        elif _anew(criterion):
             circuits = []
             for density in densities:
                 circuits.append(find(model, feature, images, density=density, **chosen))
@@ -193,5 +201,6 @@ class _Work:
             self._progress(self._done, self._total)
 
 
-def _iterative(criterion: str) -> bool:
-    return criterion in CRITERIA and needs_budget(CRITERIA[criterion])
+def _anew(criterion: str) -> bool:
+    """Return whether a criterion must find a circuit of every size anew."""
+    return needs_budget(CRITERIA[criterion]) and not is_descent(CRITERIA[criterion])

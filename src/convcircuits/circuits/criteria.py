@@ -12,7 +12,7 @@ factor on all of them.
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -274,7 +274,7 @@ def force(
 
 def progressive(
     trace: Trace,
-    size: Size,
+    sizes: Sequence[Size],
     *,
     start: float = 0.1,
     ratio: float = 0.71,
@@ -291,7 +291,7 @@ def progressive(
 
     Args:
         trace: The feature's images.
-        size: The size to reach.
+        sizes: The sizes that circuits have, the largest first; the last is the size to reach.
         start: Share of the relevant kernels that the first circuit keeps.
         ratio: Each circuit keeps about this share of the kernels of the one before.
         draws: As for ``gauss_newton``.
@@ -301,12 +301,12 @@ def progressive(
         positions: As for ``refit``.
     """
     fit = _refit(trace, ridge, toward, positions)
-    return _descent(trace, size, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+    return _descent(trace, sizes, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
 def learned(
     trace: Trace,
-    size: Size,
+    sizes: Sequence[Size],
     *,
     start: float = 0.1,
     ratio: float = 0.71,
@@ -326,7 +326,7 @@ def learned(
 
     Args:
         trace: The feature's images, all of one size.
-        size: The size to reach.
+        sizes: The sizes that circuits have, the largest first; the last is the size to reach.
         start: As for ``progressive``.
         ratio: As for ``progressive``.
         draws: As for ``progressive``.
@@ -345,7 +345,7 @@ def learned(
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
     fit = Learn(trace, _refit(trace, ridge, toward, positions), Training(steps, rate, batch, rectified, trace.seed))
-    return _descent(trace, size, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+    return _descent(trace, sizes, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
 def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> Refit:
@@ -362,11 +362,11 @@ def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> 
 
 
 def _descent(
-    trace: Trace, size: Size, fit: Refit | Learn, *, start: float, ratio: float, draws: int, scored: int
+    trace: Trace, sizes: Sequence[Size], fit: Refit | Learn, *, start: float, ratio: float, draws: int, scored: int
 ) -> Iterator[Level]:
     return descend(
         trace,
-        size,
+        sizes,
         partial(gauss_newton, draws=draws),
         partial(gauss_newton, draws=draws, centered=True),
         fit,

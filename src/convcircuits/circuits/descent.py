@@ -5,8 +5,9 @@ in the circuit that is left, whose kernels have been given the gains that make u
 gives a refitted circuit of every size on its way, each inside the one before.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +51,22 @@ class Level:
 
 
 def descend(
-    trace: Trace, size: Size, first: Score, score: Score, fit: Refit | Learn, *, start: float, ratio: float, scored: int
+    trace: Trace,
+    sizes: Sequence[Size],
+    first: Score,
+    score: Score,
+    fit: Refit | Learn,
+    *,
+    start: float,
+    ratio: float,
+    scored: int,
 ) -> Iterator[Level]:
     """Yield refitted circuits, from a share of the relevant kernels down to a size.
 
     Args:
         trace: The feature's images, in the full model or in the circuit to descend in.
-        size: The size to reach.
+        sizes: The sizes that circuits have, the largest first. There are others in between, and before if the first is
+            below ``start``. Several are numbers of effective kernels.
         first: The criterion of the first cut.
         score: The criterion of the later cuts, which are decided inside the refitted circuit.
         fit: How circuits are refitted.
@@ -77,21 +87,19 @@ def descend(
             f"A descent refits kernels; choose {option('granularity', 'kernel')} or a criterion without refits."
         )
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-    if isinstance(size, Effective):
-        target = size.kernels
-    else:
-        room = sum(min(int(mask.sum()), size.filters * size.fan_in) for mask in trace.relevant.values())
-        target = max(room, round(_BEFORE_DRAWING * relevant))
-    counts = _between(max(target, round(start * relevant)), target, ratio)
+    last, wanted = sizes[-1], [size.kernels for size in sizes if isinstance(size, Effective)]
+    if isinstance(last, Drawable):
+        room = sum(min(int(mask.sum()), last.filters * last.fan_in) for mask in trace.relevant.values())
+        wanted.append(max(room, round(_BEFORE_DRAWING * relevant)))
     few = trace.batches.sample(scored, trace.seed)
     level: Level | None = None
 
-    def sizes() -> Iterator[Size]:
-        yield from map(Effective, counts)
-        if isinstance(size, Drawable) and level is not None:
-            yield from _narrower(level.kernels, size, ratio)
+    def stages() -> Iterator[Size]:
+        yield from map(Effective, _through([max(wanted[0], round(start * relevant)), *wanted], ratio))
+        if isinstance(last, Drawable) and level is not None:
+            yield from _narrower(level.kernels, last, ratio)
 
-    for stage in sizes():
+    for stage in stages():
         if level is None:
             begin(trace.progress, f"scoring {relevant:,} kernels")
             saliency = in_order(first(trace), trace.relevant)
@@ -119,11 +127,16 @@ def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> It
         yield Drawable(round(size.filters * filters), round(size.fan_in * fan_in))
 
 
+def _through(counts: Sequence[int], ratio: float) -> list[int]:
+    """Return falling numbers with those between them, each about ``ratio`` times the one before, and none twice."""
+    between = [_between(larger, smaller, ratio) for larger, smaller in itertools.pairwise(counts)]
+    return list(dict.fromkeys(itertools.chain(*between)))
+
+
 def _between(largest: int, smallest: int, ratio: float) -> list[int]:
     """Return whole numbers from the largest to the smallest, each about ``ratio`` times the one before."""
     steps = math.ceil(round(math.log(largest / smallest) / -math.log(ratio), 6))
-    numbers = [round(largest * (smallest / largest) ** (step / max(1, steps))) for step in range(steps + 1)]
-    return list(dict.fromkeys(numbers))
+    return [round(largest * (smallest / largest) ** (step / max(1, steps))) for step in range(steps + 1)]
 
 
 def _masks(

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def prune(scores: Scores, *, density: float | None = None, kernels: int | None =
     """
     if not isinstance(scores, Scores):
         raise ConvCircuitsError(f"prune expects the Scores that score returns; got {type(scores).__name__}.")
-    count = _budget(scores.relevant, density, kernels, scores.granularity)
+    count = budget(scores.relevant, density, kernels, scores.granularity)
     asked = {"density": density} if kernels is None else {"kernels": kernels}
     return _circuit(scores, top(scores.elements, count), asked)
 
@@ -181,6 +181,12 @@ def find(
         2
     """
     function = _criterion(criterion)
+    _check_options(function, criterion, options)
+    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
+    if effective not in (None, True, False):
+        raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
+    if shape is None:
+        budget(None, density, kernels, granularity)  # before any work is done
     if is_descent(function):
         if effective is False:
             raise ConvCircuitsError(f"{_name(criterion)} keeps only effective kernels; leave out effective=False.")
@@ -203,12 +209,7 @@ def find(
             **options,
         )
         return last
-    _check_options(function, criterion, options)
-    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
-    if effective not in (None, True, False):
-        raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
     if shape is None:
-        _budget(None, density, kernels, granularity)  # before any work is done
         if effective:
             _check_kernels("A budget of effective kernels", granularity)
     elif needs_budget(function):
@@ -219,13 +220,13 @@ def find(
     trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-        saliency = function(trace, _budget(relevant, density, kernels, granularity), **options)
+        saliency = function(trace, budget(relevant, density, kernels, granularity), **options)
     else:
         saliency = function(trace, **options)
     scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
     if shape is None and not effective:
         return prune(scores, density=density, kernels=kernels)
-    size = shape or Effective(_budget(scores.relevant, density, kernels, granularity))
+    size = shape or Effective(budget(scores.relevant, density, kernels, granularity))
     masks = size.select(scores.elements, trace.subject.survey)
     return _circuit(scores, masks, _asked(size, density), effective=True)
 
@@ -237,8 +238,8 @@ def find_path(
     images: Images,
     *,
     criterion: str = "progressive",
-    density: float | None = None,
-    kernels: int | None = None,
+    density: float | Sequence[float] | None = None,
+    kernels: int | Sequence[int] | None = None,
     filters: int | None = None,
     fan_in: int | None = None,
     drawable: bool = False,
@@ -247,6 +248,7 @@ def find_path(
     batch_size: int = 16,
     seed: int = 0,
     memory: int = MEMORY,
+    enough: Callable[[Circuit], bool] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Circuit, ...]:
@@ -258,10 +260,10 @@ def find_path(
         model: Any CNN; it runs in eval mode.
         feature: What is to be preserved.
         images: As for ``score``. Gains and offsets are fitted on them, so use many different ones.
-        criterion: A name in ``CRITERIA`` of a criterion that descends: ``"progressive"``.
-        density: Size of the smallest circuit, as a share of the relevant kernels, in (0, 1]. All kept kernels are
-            effective.
-        kernels: Number of kernels of the smallest circuit, instead of a density.
+        criterion: A name in ``CRITERIA`` of a criterion that descends: ``"progressive"`` or ``"learned"``.
+        density: Size of the smallest circuit, as a share of the relevant kernels, in (0, 1]; or several sizes, all of
+            which circuits of the path have. All kept kernels are effective.
+        kernels: Number of kernels of the smallest circuit, instead of a density; or several numbers.
         filters: The most live filters of a layer of the smallest circuit, with ``fan_in``, instead of a density.
         fan_in: The most kernels of a filter of the smallest circuit.
         drawable: Whether the smallest circuit is one that the default view of a diagram has room for.
@@ -270,8 +272,11 @@ def find_path(
         batch_size: Maximum number of images that run at once.
         seed: Seed of random signs, positions and images.
         memory: Bytes of working memory for chunks of pre-sum maps.
+        enough: Called with each circuit, the largest first; if it returns False, that circuit is the last. With it, the
+            path also ends where no complete path from the image has so few kernels, which is an error without it.
         progress: Called with the number of images done in each step, and their total (or None).
-        **options: Options of the criterion, such as ``start=0.1``.
+        **options: Options of the criterion, such as ``start=0.1``, the size of the first circuit. If a size that is
+            asked for is larger, the first circuit has that one.
 
     Returns:
         The circuits, the largest first.
@@ -283,6 +288,9 @@ def find_path(
         >>> path = cc.find_path(model, feature, images, kernels=10, start=0.5)
         >>> [len(circuit) for circuit in path]
         [48, 32, 22, 15, 10]
+        >>> path = cc.find_path(model, feature, images, kernels=[30, 20, 10], start=0.5)
+        >>> [len(circuit) for circuit in path]
+        [48, 38, 30, 24, 20, 14, 10]
     """
     function = _criterion(criterion)
     if not is_descent(function):
@@ -293,24 +301,32 @@ def find_path(
         )
     _check_options(function, criterion, options)
     shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
-    if shape is None:
-        _budget(None, density, kernels, granularity)
+    wanted = [] if shape else _several(density, kernels)
+    for size in wanted:
+        budget(None, *size, granularity)
     trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-    size = shape or Effective(_budget(relevant, density, kernels, granularity))
+    counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
+    sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
+    asked = [dataclasses.asdict(size) for size in sizes]
     path: list[Circuit] = []
-    for level in function(trace, size, **options):
+    for level in function(trace, sizes, **options):
+        if enough is not None and not any(bool(mask.any()) for mask in level.kernels.values()):
+            break
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
         scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
-        found = _circuit(scores, level.kernels, _asked(level.size, None), effective=True)
+        found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
+        said = {"calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}
         path.append(
             dataclasses.replace(
                 found,
                 gain=LayerTable(level.gain),
                 offset=LayerTable(level.offset),
-                provenance={**found.provenance, "calibration": level.calibration},
+                provenance={**found.provenance, **said},
             )
         )
+        if enough is not None and not enough(path[-1]):
+            break
     return tuple(path)
 
 
@@ -500,7 +516,12 @@ def _check_options(function: Criterion, criterion: str | Criterion, options: Map
             raise ConvCircuitsError(f"The option {name} of {_name(criterion)} is true or false; got {options[name]!r}.")
 
 
-def _budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
+def budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
+    """Return the number of elements that a density or a number asks for, of the relevant ones.
+
+    Raises:
+        ConvCircuitsError: If it is out of range; without the number of relevant elements, if it is in any case.
+    """
     if (density is None) == (kernels is None):
         raise ConvCircuitsError(
             f"Give either {option('density')}, a share in (0, 1], or {option('kernels')}, a number."
@@ -515,6 +536,15 @@ def _budget(relevant: int | None, density: object, kernels: int | None, granular
     if relevant is not None and count > relevant:
         raise ConvCircuitsError(f"{count} {granularity}s were requested, but only {relevant} have a score.")
     return count
+
+
+def _several(density: object, kernels: object) -> list[tuple[Any, Any]]:
+    """Return each size of a path, as a density or a number of kernels; the other is None."""
+    if kernels is None and isinstance(density, Sequence) and density:
+        return [(share, None) for share in density]
+    if density is None and isinstance(kernels, Sequence) and kernels:
+        return [(None, number) for number in kernels]
+    return [(density, kernels)]
 
 
 def _drawable(

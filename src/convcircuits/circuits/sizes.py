@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import evaluate_all
-from convcircuits.circuits.finding import find, needs_budget, prune, score
+from convcircuits.circuits.finding import find, find_path, is_descent, needs_budget, prune, score
+from convcircuits.circuits.refitting import Method, refit
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Images, Progress, begin
 from convcircuits.values.circuit import Circuit
@@ -49,6 +50,7 @@ def reach(
     r2: float,
     criterion: str = "gauss_newton",
     granularity: str = "kernel",
+    method: Method = "none",
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -57,7 +59,9 @@ def reach(
     """Find the smallest circuit whose R2 on validation images is at least ``r2``.
 
     Sizes are tried between the largest that failed and the smallest that succeeded, evenly spaced on a log scale, until
-    the two are 1 % or one element apart. R2 need not grow with the size, so a smaller circuit that was not tried may
+    the two are 1 % or one element apart. A criterion that descends does so once, until a circuit falls short; the size
+    is then known only to within its option ``ratio``. If the first circuit of the descent falls short already, it
+    starts again from all relevant kernels. R2 need not grow with the size, so a smaller circuit that was not tried may
     reach it too. The circuit is chosen by its R2 on the validation images, which is therefore too optimistic: report R2
     on other images.
 
@@ -67,15 +71,17 @@ def reach(
         images: The images that circuits are found on.
         validation: The images that decide on the size.
         r2: The R2 to reach over all counted positions, above 0 and below 1.
-        criterion: A name in ``CRITERIA``; an iterative one runs again for every size.
+        criterion: A name in ``CRITERIA``; an iterative one that does not descend runs again for every size.
         granularity: As for ``find``.
+        method: How each circuit is refitted before it is measured, as for ``refit``; not if the criterion descends.
         batch_size: Maximum number of images that run at once.
         seed: Seed for criteria that draw random numbers.
         progress: As for ``find``, starting again for each step.
         **options: Options of the criterion.
 
     Raises:
-        ConvCircuitsError: If r2 is out of range or not defined on the validation images, or as for ``find``.
+        ConvCircuitsError: If r2 is out of range, not defined on the validation images or reached by no circuit of a
+            descent, or as for ``find``.
     """
     if isinstance(r2, bool) or not isinstance(r2, (int, float)) or not 0 < r2 < 1:
         raise ConvCircuitsError(f"{option('reach_r2')} must be above 0 and below 1; got {r2!r}.")
@@ -86,33 +92,44 @@ def reach(
         "seed": seed,
         **options,
     }
-    begin(progress, f"scoring with {criterion}")
-    make: Callable[[int], Circuit]
-    if criterion in CRITERIA and needs_budget(CRITERIA[criterion]):
-        at_once, whole = 1, find(model, feature, images, density=1.0, progress=progress, **chosen)
-
-        def make(kernels: int) -> Circuit:
-            begin(progress, f"finding a circuit of {kernels:,} {granularity}s")
-            return find(model, feature, images, kernels=kernels, progress=progress, **chosen)
-    else:
-        scores = score(model, feature, images, progress=progress, **chosen)
-        at_once, whole = _AT_ONCE, prune(scores, density=1.0)
-
-        def make(kernels: int) -> Circuit:
-            return prune(scores, kernels=kernels)
 
     def measure(circuits: list[Circuit]) -> list[float]:
         begin(progress, f"measuring on validation images, up to {max(map(len, circuits)):,} {granularity}s")
         reports = evaluate_all(
             model, circuits, validation, controls=[None] * len(circuits), batch_size=batch_size, progress=progress
         )
-        return [report.r2 for report in reports]
+        measured = [report.r2 for report in reports]
+        if math.isnan(measured[0]):
+            raise ConvCircuitsError(
+                f"{feature} does not vary on the validation images, so R2 is not defined; give other images."
+            )
+        return measured
+
+    if criterion in CRITERIA and is_descent(CRITERIA[criterion]):
+        return _descended(model, feature, images, measure, r2, {"progress": progress, **chosen})
+    begin(progress, f"scoring with {criterion}")
+    find_one: Callable[[int], Circuit]
+    if criterion in CRITERIA and needs_budget(CRITERIA[criterion]):
+        at_once, whole = 1, find(model, feature, images, density=1.0, progress=progress, **chosen)
+
+        def find_one(kernels: int) -> Circuit:
+            begin(progress, f"finding a circuit of {kernels:,} {granularity}s")
+            return find(model, feature, images, kernels=kernels, progress=progress, **chosen)
+    else:
+        scores = score(model, feature, images, progress=progress, **chosen)
+        at_once, whole = _AT_ONCE if method == "none" else 1, prune(scores, density=1.0)
+
+        def find_one(kernels: int) -> Circuit:
+            return prune(scores, kernels=kernels)
+
+    def make(kernels: int) -> Circuit:
+        circuit = find_one(kernels)
+        if method == "none":
+            return circuit
+        begin(progress, f"refitting {kernels:,} {granularity}s")
+        return refit(model, circuit, images, method=method, batch_size=batch_size, seed=seed, progress=progress)
 
     best, (best_r2,), failed = whole, measure([whole]), 0
-    if math.isnan(best_r2):
-        raise ConvCircuitsError(
-            f"{feature} does not vary on the validation images, so R2 is not defined; give other images."
-        )
     tried = {len(whole): best_r2}
     while len(best) - failed > max(1, len(best) // _WITHIN):
         sizes = _between(failed, len(best), at_once)
@@ -125,6 +142,33 @@ def reach(
                 break
             failed = len(circuit)
     return Reached(best, best_r2, tuple(sorted(tried.items())))
+
+
+def _descended(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    measure: Callable[[list[Circuit]], list[float]],
+    r2: float,
+    chosen: dict[str, Any],
+) -> Reached:
+    """Descend until a circuit falls short of an R2."""
+    tried: dict[int, float] = {}
+
+    def enough(circuit: Circuit) -> bool:
+        (tried[len(circuit)],) = measure([circuit])
+        return tried[len(circuit)] >= r2
+
+    path = find_path(model, feature, images, kernels=1, enough=enough, **chosen)
+    if not path or tried[len(path[0])] < r2:
+        path = find_path(model, feature, images, kernels=1, enough=enough, **{**chosen, "start": 1.0})
+    reached = [circuit for circuit in path if tried[len(circuit)] >= r2]
+    if not reached:
+        raise ConvCircuitsError(
+            f"No circuit of the descent reaches R2 = {r2:g} on the validation images; the one of all kernels has "
+            f"{tried[len(path[0])]:.3f}. Ask for less, or give more images to find circuits on."
+        )
+    return Reached(reached[-1], tried[len(reached[-1])], tuple(sorted(tried.items())))
 
 
 def _between(low: int, high: int, count: int) -> list[int]:
@@ -154,7 +198,8 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
 
     They are found on the images that the circuit was found on. The list is empty if ``images``, in memory, do not begin
     with these, if the circuit was found inside another one, if its criterion is not iterative or not known by name, or
-    if an option is not a plain value. Circuits that would keep less than one element are left out.
+    if an option is not a plain value. Circuits that would keep less than one element are left out. If the criterion
+    descends, it does so once more, from this circuit through all smaller ones.
     """
     provenance = circuit.provenance
     criterion = CRITERIA.get(str(provenance.get("criterion")))
@@ -167,22 +212,22 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     first = found_on(circuit, images)
     if first is None:
         return []
+    counts = [len(circuit) // part for part in PARTS if len(circuit) >= part]
+    chosen: dict[str, Any] = {
+        "criterion": str(provenance["criterion"]),
+        "granularity": circuit.granularity,
+        "batch_size": images.batch_size,
+        "seed": int(provenance.get("seed", 0)),
+        "progress": progress,
+        **options,
+    }
+    if is_descent(criterion):
+        chosen |= {"circuit": circuit, "start": 1.0}
+        path = find_path(model, circuit.feature, first, kernels=counts, **chosen) if counts else ()
+        return [one for one in path if one.provenance["asked"]["kernels"] in counts]
     found = []
-    for count in (len(circuit) // part for part in PARTS if len(circuit) >= part):
+    for count in counts:
         begin(progress, f"finding {count:,} {circuit.granularity}s anew")
-        found.append(
-            find(
-                model,
-                circuit.feature,
-                first,
-                criterion=str(provenance["criterion"]),
-                kernels=count,
-                effective=bool(provenance.get("effective", False)),
-                granularity=circuit.granularity,
-                batch_size=images.batch_size,
-                seed=int(provenance.get("seed", 0)),
-                progress=progress,
-                **options,
-            )
-        )
+        effective = bool(provenance.get("effective", False))
+        found.append(find(model, circuit.feature, first, kernels=count, effective=effective, **chosen))
     return found

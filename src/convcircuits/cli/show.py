@@ -1,7 +1,8 @@
 """``convcircuits show``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,7 +65,7 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     given = said.get("options", {})
     if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in given.values()):
         return "(found with the help of another circuit; no single command recreates it)"
-    options = "".join(f", {k}={v!r}" for k, v in given.items() if k.isidentifier())
+    options = f", {_arguments(given)}" if given else ""
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"
     where += "" if feature.call is None else f", call={feature.call}"
@@ -74,12 +75,27 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     call += f", seed={said.get('seed', 0)}{options}"
     if not isinstance(value, cc.Circuit):
         return f"cc.score{call})"
-    size, asked = f"kernels={len(value)}", said.get("asked", {})
+    path, asked, fitted = said.get("path"), said.get("asked", {}), said.get("calibration")
+    if path is not None and path["asked"] != [asked]:
+        one, *more = path["asked"]
+        size = f"kernels={[one.get('kernels') for one in path['asked']]}" if more else _arguments(one)
+        return f"cc.find_path{call}, {size})[{path['number']}]"
+    size = f"kernels={len(value)}"
     if said.get("effective"):
         size = f"kernels={asked.get('kernels', len(value))}, effective=True"
         if "filters" in asked:
             size = f"filters={asked['filters']}, fan_in={asked['fan_in']}"
-    return f"cc.find{call}, {size})"
+    found = f"cc.find{call}, {size})"
+    if path is not None or fitted is None:
+        return found
+    if fitted.get("images") != said.get("images"):
+        return "(refitted on other images than it was found on; no single command recreates it)"
+    how = {k: fitted[k] for k in ("method", "ridge", "toward", "positions", "seed") if k in fitted}
+    return f"cc.refit(model, {found}, images, {_arguments(how)})"
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if name.isidentifier())
 
 
 def _show_module(module: "CircuitModule", *, as_json: bool) -> None:

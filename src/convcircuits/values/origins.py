@@ -71,6 +71,10 @@ def _is_shape(value: Any) -> bool:
     return is_list_of(value, whole(1, 1 << 16)) and len(value) == 3 and value[0] * value[1] * value[2] <= 1 << 27
 
 
+def _are_sizes(value: Any) -> bool:
+    return is_list_of(value, lambda one: isinstance(one, dict) and all(map(is_whole, one.values()))) and len(value) > 0
+
+
 _KNOWN: dict[str, Kind] = {
     "model": TEXT,
     "weights": TEXT,
@@ -87,6 +91,11 @@ _KNOWN: dict[str, Kind] = {
     "laws": ("figures by law", lambda value: isinstance(value, dict)),
     "effective": ("true or false", lambda value: type(value) is bool),
     "asked": ("a size by name", lambda value: isinstance(value, dict)),
+    "calibration": ("values by name", lambda value: isinstance(value, dict)),
+    "path": (
+        "the sizes of a path and a number",
+        lambda v: _is_record(v, {"asked": _are_sizes, "number": whole(0, 1000)}),
+    ),
     "images": ("a count and a hash", lambda v: _is_record(v, {"count": whole(0, 1 << 50), "hash": is_text})),
     "photographs": (
         "the names of the photographs for finding it, for choosing its size and held out",
