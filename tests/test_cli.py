@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 import convcircuits as cc
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.refitting import METHODS
 from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.cli import application, comparing, console, find, preparing
 from convcircuits.cli import options as choices
@@ -35,7 +36,7 @@ from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import Recipe, read_recipes
-from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.images import crops, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import list_models, load_model
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -226,6 +227,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert args(choices.Criterion) == set(choices.CRITERION_OPTIONS) == set(CRITERIA)
     assert args(choices.Granularity) == set(SHAPES)
     assert args(choices.Pictures) == set(LABELS)
+    assert args(choices.Refit) == set(METHODS)
     assert args(choices.Width) == args(Width)
     assert {*choices.MODELS} == {row.name.replace("NAME", "") for row in list_models()} - {"package.module:factory"}
     for name, said in choices.CRITERION_OPTIONS.items():
@@ -313,6 +315,12 @@ TRIPS = {
     "filters and fan-in": "--filters 2 --fan-in 2 --criterion snip",
     "drawable": "--drawable --criterion snip",
     "normalization": "--model plain_net:net --mean .5,.4,.3 --std .2 --size 16",
+    "progressive": "--density 0.2 --criterion progressive --option start=0.5 --seed 2",
+    "learned": "--drawable --criterion learned --option steps=3 --option start=0.5",
+    "a descent to an R2": "--reach-r2 0.3 --criterion progressive --option start=0.5",
+    "refitted": "--density 0.3 --criterion snip --refit kernels --seed 3",
+    "refitted filters": "--density 0.5 --granularity filter --refit filters",
+    "refitted to an R2": "--reach-r2 0.5 --criterion snip --refit mean",
     "nothing": "",
 }
 
@@ -334,6 +342,79 @@ def test_show_prints_a_command_that_makes_an_equal_circuit(options, folder, good
     assert other == cc.load("first.safetensors") == made
     assert other.provenance == made.provenance
     assert all(torch.equal(a.nan_to_num(), made.saliency[k].nan_to_num()) for k, a in other.saliency.items())
+
+
+def test_refit_is_the_library_s_on_the_training_photographs(folder, good):
+    good(f"{FIND} --density 0.4 --criterion snip --seed 3")
+    bare = cc.load("a.safetensors")
+    for method in ("kernels", "filters", "mean"):
+        said = good(f"{FIND} --density 0.4 --criterion snip --seed 3 --refit {method} --json")
+        made = cc.load("a.safetensors")
+        loaded = load_model("tiny_net:net")
+        names = made.provenance["photographs"]["found_on"]
+        pictures = [p for p in photographs("pictures")[0] if p.name in names]
+        images = crops(sorted(pictures, key=lambda p: names.index(p.name)), loaded.preprocess, count=4, seed=3)
+        assert made == cc.refit(loaded.model, bare, images, method=method, seed=3) != bare
+        assert said["constants"] == made.constants > 0
+        assert made.provenance["recipe"]["refit"] == method
+
+
+@pytest.mark.parametrize("criterion", ["progressive --option start=0.6", "learned --option steps=2 --option start=0.6"])
+def test_a_path_is_written_with_a_table(criterion, folder, good):
+    line = f"{FIND} --criterion {criterion} --kernels 9 --path path"
+    said = good(f"{line} --json")
+    text = good(line)
+    with Path("path/path.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(said["path"]) > 3
+    assert {path.name for path in Path("path").iterdir()} == {"path.csv", *(row["file"] for row in table)}
+    sizes = [int(row["kernels"]) for row in table]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 9
+    for row, as_json in zip(table, said["path"], strict=True):
+        assert row == {key: str(value) for key, value in as_json.items()}
+        assert f"{as_json['r2']:z.3f}" in text
+        circuit = cc.load(f"path/{row['file']}")
+        assert (len(circuit), str(circuit.constants)) == (int(row["kernels"]), row["constants"])
+        report = good(f"evaluate path/{row['file']} --json --model tiny_net:net")
+        for name in ("r2", "r2_interior", "r2_rectified", "density"):
+            assert as_json[name] == pytest.approx(report[name], abs=1e-6)
+        assert as_json["r2_training"] == pytest.approx(r2_on_training_photographs(circuit), abs=1e-6)
+    assert cc.load(f"path/{table[-1]['file']}") == cc.load("a.safetensors")
+
+
+def r2_on_training_photographs(circuit):
+    loaded = load_model("tiny_net:net")
+    names = circuit.provenance["photographs"]["found_on"]
+    pictures = sorted(photographs("pictures")[0], key=lambda p: names.index(p.name) if p.name in names else 99)
+    images = crops(pictures[: len(names)], loaded.preprocess, count=4, seed=0)
+    return cc.evaluate(loaded.model, circuit, images).r2
+
+
+def test_show_prints_the_command_that_makes_the_path_of_a_circuit_again(folder, good):
+    good(f"{FIND} --criterion progressive --option start=0.6 --kernels 9 --path path")
+    first = min(Path("path").glob("01-*.safetensors"))
+    made = cc.load(first)
+    again = good(f"show {first} --json")["again"]
+    assert again.endswith("--out path.safetensors --path path")
+    assert "--path" not in good("show a.safetensors --json")["again"]
+    first.unlink()
+    good(again.removeprefix("convcircuits "))
+    assert cc.load(first) == made
+    assert cc.load("path.safetensors") == cc.load("a.safetensors")
+
+
+@pytest.mark.parametrize("options", ["--criterion progressive --option start=0.6", "--criterion snip --refit kernels"])
+def test_a_circuit_with_constants_goes_all_the_way(options, folder, good):
+    found = good(f"{FIND} --density 0.3 {options} --json")
+    assert found["constants"] > 0
+    measured = good("evaluate a.safetensors --json --model tiny_net:net")
+    assert measured["r2"] == pytest.approx(found["r2"], abs=1e-6)
+    assert measured["r2_random"] == pytest.approx(found["r2_random"], abs=1e-6)
+    assert f"{found['constants']:,} constants fitted" in good("show a.safetensors")
+    good("extract a.safetensors --out small.safetensors --model tiny_net:net")
+    good("diagram a.safetensors -o a.json --model tiny_net:net")
+    assert any("constants that were fitted" in note for note in cc.Diagram.load("a.json").document.meta.notes)
 
 
 @pytest.mark.parametrize("options", ["", "--weights w.pt", "--size 16 --seed 2 --held-out 0.3"])
@@ -1047,6 +1128,7 @@ def test_models_of_one_and_of_four_channels_go_all_the_way(channels, folder, goo
 
 F = f"{FIND} --density 0.3"
 RECIPES = {
+    "refit": "model = 'vgg16_hed'\nrefit = 'all'\n[[circuit]]\nfeature = '4:2'",
     "empty": "model = 'tiny_net:net'",
     "code": "model = 'tiny_net:net'\n[[circuit]]\nfeature = '4:2'",
     "field": "model = 'vgg16_hed'\n[[circuit]]\nfeature = '4:2'\n[[circuit]]\nfeature = '4:1'\ndensty = 0.1",
@@ -1073,11 +1155,24 @@ BAD = {
     "density above 1": (f"{FIND} --density 1.5", "1.5"),
     "density nan": (f"{FIND} --density nan", "nan"),
     "density and kernels": (f"{F} --kernels 3", "only one of --density"),
-    "density and an R2": (f"{F} --reach-r2 .8", "and --reach-r2"),
+    "density and an R2": (f"{F} --reach-r2 .8", "only one of --density"),
     "filters alone": (f"{FIND} --filters 3", "Give both --filters, a number for each layer, and --fan-in"),
+    "fan-in of 0": (f"{FIND} --filters 3 --fan-in 0", "--fan-in must be a whole number"),
     "drawable and a density": (f"{F} --drawable", "only one of --density"),
     "drawable filters": (f"{FIND} --drawable --granularity filter", "--drawable needs granularity 'kernel'"),
     "effective kernels and an R2": (f"{FIND} --reach-r2 .5 --effective-kernels", "needs --density or --kernels; got"),
+    "a descent and a refit": (
+        f"{F} --criterion progressive --refit mean",
+        "progressive refits by itself; omit --refit",
+    ),
+    "a path without a descent": (
+        f"{F} --criterion snip --path p",
+        "choose --criterion progressive or --criterion learned",
+    ),
+    "a path to an R2": (f"{FIND} --criterion learned --reach-r2 .5 --path p", "--path goes with neither"),
+    "a path that is a file": (f"{F} --criterion progressive --path text.safetensors", "text.safetensors"),
+    "a descent of filters": (f"{F} --criterion learned --granularity filter", "A descent refits kernels"),
+    "recipes: unknown refit": ("find --recipe refit.toml", "--refit must be one of kernels, filters, mean, none"),
     "an R2 of 1": (f"{FIND} --reach-r2 1", "above 0 and below 1; got 1.0"),
     "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs at least three"),
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),

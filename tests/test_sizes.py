@@ -178,6 +178,10 @@ def test_smaller_circuits_of_a_descent_are_on_one_path_from_the_circuit(monkeypa
         assert all((larger.kernels[layer] | ~kept).all() for layer, kept in one.kernels.items())
         assert one.constants > 0
         assert one.provenance["images"] == circuit.provenance["images"]
+    small = found(model, "progressive", density=0.3)
+    assert [len(one) for one in smaller(model, small, held(CASE.images(5)))] == [
+        len(small) // 2
+    ]  # a path has 3 kernels
 
 
 def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():

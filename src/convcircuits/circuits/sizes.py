@@ -222,7 +222,7 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
         **options,
     }
     if is_descent(criterion):
-        chosen |= {"circuit": circuit, "start": 1.0}
+        chosen |= {"circuit": circuit, "start": 1.0, "enough": lambda _: True}  # to the last with a complete path
         path = find_path(model, circuit.feature, first, kernels=counts, **chosen) if counts else ()
         return [one for one in path if one.provenance["asked"]["kernels"] in counts]
     found = []

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,9 @@ def write_comparison(
 ) -> list[dict[str, Any]]:
     """Write ``comparison.csv`` and the chart ``comparison.png`` to a folder. Return the rows of the table."""
     from convcircuits.charts import fidelity_chart
-    from convcircuits.files import write_whole
 
     table = [row.as_dict() for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_whole(folder / "comparison.csv", text.getvalue().encode())
+    write_table(folder / "comparison.csv", table)
     fidelity_chart(
         table,
         folder / "comparison.png",
@@ -44,6 +39,17 @@ def write_comparison(
         f"{len(setup.held_out.names)} photographs they were not found on",
     )
     return table
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same columns as CSV."""
+    from convcircuits.files import write_whole
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def comparison_table(rows: "Sequence[Row]") -> str:

@@ -11,7 +11,16 @@ import typer
 import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import check_writable, insist, made_folder, print_json, say
+from convcircuits.cli.output import (
+    aligned,
+    cell,
+    check_writable,
+    insist,
+    made_folder,
+    print_json,
+    say,
+    say_written,
+)
 from convcircuits.files import named_after
 from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.recipe import SIZES, Recipe, read_recipes
@@ -87,11 +96,20 @@ def find(
     ] = None,
     granularity: options.GranularityOption = None,
     criterion: options.CriterionOption = None,
+    refit: options.RefitOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
             help="Option of the criterion, for example steps=5; repeatable. The options are listed below.",
+        ),
+    ] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for all circuits of a descent, from the largest to the one that is asked for, and a table of "
+            "their figures, path.csv; with --criterion progressive or learned.",
+            show_default=False,
         ),
     ] = None,
     recipe: Annotated[
@@ -129,9 +147,13 @@ def find(
         planned = [(Recipe.of(fields), out)]
     else:
         planned = _planned(recipe, fields, out)
+    if path is not None and (recipe is not None or reach_r2 is not None):
+        raise cc.ConvCircuitsError("--path goes with neither --recipe nor --reach-r2.")
+    for one, _ in planned:
+        _check_refitted(one, path)
     reports, printed = [], []
     for task in _prepared(planned, Path() if recipe is None or out is None else out, device):
-        report, said = _found(task, batch_size, as_json=as_json)
+        report, said = _found(task, path, batch_size, as_json=as_json)
         reports.append(report)
         printed.append(said)
     if as_json:
@@ -152,6 +174,28 @@ def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tu
     for _, file in planned:
         check_writable("out", file, ".safetensors")
     return planned
+
+
+def _check_refitted(recipe: Recipe, path: Path | None) -> None:
+    """Check, before any work is done, that a criterion that refits by itself is one or is not, as other options need.
+
+    Raises:
+        ConvCircuitsError: If it is not.
+    """
+    from convcircuits.circuits.finding import is_descent
+    from convcircuits.circuits.refitting import METHODS
+
+    if recipe.refit not in METHODS:
+        raise cc.ConvCircuitsError(f"--refit must be one of {', '.join(METHODS)}; got {recipe.refit!r:.80}.")
+    descends = recipe.criterion in cc.CRITERIA and is_descent(cc.CRITERIA[recipe.criterion])
+    if descends and recipe.refit != "none":
+        raise cc.ConvCircuitsError(f"{recipe.criterion} refits by itself; omit --refit {recipe.refit}.")
+    if path is not None and not descends:
+        known = [name for name, one in cc.CRITERIA.items() if is_descent(one)]
+        raise cc.ConvCircuitsError(
+            f"{recipe.criterion} does not descend, so it has no other circuits for --path; choose "
+            f"{' or '.join(f'--criterion {name}' for name in known)}."
+        )
 
 
 def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, device: str) -> list[_Task]:
@@ -175,52 +219,106 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
     return list(tasks.values())
 
 
-def _found(task: _Task, batch_size: int, *, as_json: bool) -> tuple["cc.Evaluation", dict[str, Any]]:
+def _found(
+    task: _Task, folder: Path | None, batch_size: int, *, as_json: bool
+) -> tuple["cc.Evaluation", dict[str, Any]]:
     """Find, measure and write a circuit. Print the report, and return it with what to print as JSON."""
     from convcircuits.cli.preparing import noted, with_recipe
 
     recipe, setup = task.recipe, task.setup
-    circuit, reached = _circuit(task, batch_size)
-    circuit = with_recipe(circuit, recipe, setup)
+    if folder is not None:
+        made_folder(folder)
+    circuits, reached = _circuits(task, folder is not None, batch_size)
+    path = [noted(with_recipe(one, recipe, setup), setup.notes) for one in circuits]
+    circuit = path[-1]
     with progress("measuring on held-out photographs") as told:
         report = cc.evaluate(
             setup.loaded.model, circuit, setup.held_out.images, fit=setup.fit, batch_size=batch_size, progress=told
         )
-    cc.save(noted(circuit, setup.notes), task.file)
+    cc.save(circuit, task.file)
     if not as_json:
         setup.say()
         say(report.summary())
         say(f"wrote {task.file}")
+    if folder is not None:
+        reached["path"] = _write_path(folder, path, setup, batch_size, as_json=as_json)
     about = {"unreadable": setup.unreadable, "copies": setup.copies, "normalization": setup.loaded.normalization}
     return report, {"file": str(task.file), **about, **reached, **report.as_dict()}
 
 
-def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]]:
-    """Find a circuit of the size that its recipe asks for. If that is an R2, also return what was reached."""
+def _write_path(
+    folder: Path, circuits: Sequence["cc.Circuit"], setup: "Setup", batch_size: int, *, as_json: bool
+) -> list[dict[str, Any]]:
+    """Write the circuits of a descent and a table of their figures. Print and return the table."""
+    from convcircuits.circuits.evaluation import evaluate_all
+    from convcircuits.cli.comparing import write_table
+
+    figures = []
+    for what, cut in (("held-out", setup.held_out), ("training", setup.train)):
+        with progress(f"measuring the path on {what} photographs") as told:
+            figures.append(
+                evaluate_all(
+                    setup.loaded.model,
+                    circuits,
+                    cut.images,
+                    controls=[None] * len(circuits),
+                    batch_size=batch_size,
+                    progress=told,
+                )
+            )
+    table = []
+    for number, (circuit, held_out, training) in enumerate(zip(circuits, *figures, strict=True), start=1):
+        file = f"{number:02}-{len(circuit)}.safetensors"
+        cc.save(circuit, folder / file)
+        said = held_out.as_dict()
+        row = {name: said[name] for name in ("kernels", "density", "constants", "r2", "r2_interior", "r2_rectified")}
+        table.append(row | {"r2_training": training.as_dict()["r2"], "file": file})
+    write_table(folder / "path.csv", table)
+    if not as_json:
+        say(aligned([list(table[0]), *([_figure(value) for value in row.values()] for row in table)]))
+        say_written(folder, {"path.csv": "this table"})
+    return table
+
+
+def _figure(value: Any) -> str:
+    return f"{value:z.3f}" if isinstance(value, float) else cell(value)
+
+
+def _circuits(task: _Task, whole_path: bool, batch_size: int) -> tuple[Sequence["cc.Circuit"], dict[str, Any]]:
+    """Find a circuit of the size that its recipe asks for, after all larger ones of its descent if they are wanted.
+
+    If the size is an R2, also return what was reached.
+    """
+    from convcircuits.network.batches import begin
+
     recipe, setup = task.recipe, task.setup
-    chosen: dict[str, Any] = {
-        "criterion": recipe.criterion,
-        "granularity": recipe.granularity,
-        "seed": recipe.seed,
-        "batch_size": batch_size,
-        **task.options,
-    }
-    with progress(f"scoring with {recipe.criterion}") as told:
+    model, images = setup.loaded.model, setup.train.images
+    common: dict[str, Any] = {"seed": recipe.seed, "batch_size": batch_size}
+    chosen = {"criterion": recipe.criterion, "granularity": recipe.granularity, **common, **task.options}
+    method: Any = recipe.refit
+    with progress(f"finding a circuit with {recipe.criterion}") as told:
         if recipe.reach_r2 is None:
             size: dict[str, Any] = {k: getattr(recipe, k) for k in SIZES if k != "reach_r2"}
-            size["effective"] = recipe.effective_kernels
-            return cc.find(setup.loaded.model, task.feature, setup.train.images, progress=told, **size, **chosen), {}
+            if whole_path:
+                return cc.find_path(model, task.feature, images, progress=told, **size, **chosen), {}
+            size["effective"] = recipe.effective_kernels or None
+            circuit = cc.find(model, task.feature, images, progress=told, **size, **chosen)
+            if method == "none":
+                return [circuit], {}
+            begin(told, f"refitting {len(circuit):,} {recipe.granularity}s")
+            return [cc.refit(model, circuit, images, method=method, progress=told, **common)], {}
         if recipe.effective_kernels:
             raise cc.ConvCircuitsError("--effective-kernels needs --density or --kernels; got --reach-r2.")
         from convcircuits.circuits.sizes import reach
         from convcircuits.cli.preparing import noted
 
         found = reach(
-            setup.loaded.model,
+            model,
             task.feature,
-            setup.train.images,
+            images,
             setup.validation.images,
             r2=recipe.reach_r2,
+            method=method,
             progress=told,
             **chosen,
         )
@@ -230,4 +328,4 @@ def _circuit(task: _Task, batch_size: int) -> tuple["cc.Circuit", dict[str, Any]
         "photographs that it was found on nor the held-out ones."
     )
     reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation.names, "tried": found.tried}
-    return noted(found.circuit, [note]), {"reached": reached}
+    return [noted(found.circuit, [note])], {"reached": reached}

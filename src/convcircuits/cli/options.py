@@ -12,15 +12,21 @@ import convcircuits as cc
 from convcircuits.values.recipe import DENSITY, Recipe
 
 # The choices are written out because importing the library is slow. A test compares them with the library's.
-Criterion = Literal["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
+Criterion = Literal[
+    "gauss_newton", "actgrad", "snip", "force", "progressive", "learned", "magnitude", "random", "layer_random"
+]
 Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
+Refit = Literal["none", "kernels", "filters", "mean"]
 Width = Literal["screen", "180mm", "88mm"]
+_DESCENT = "start=0.1, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
     "actgrad": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "snip": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "force": "steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2",
+    "progressive": _DESCENT,
+    "learned": f"{_DESCENT}, steps=240, rate=0.01, batch=8, rectified=0.5",
     "magnitude": "normalizer=published|sum|layer_l2",
     "random": "",
     "layer_random": "like=CIRCUIT.safetensors (required)",
@@ -132,6 +138,15 @@ DensityOption = Annotated[
 CriterionOption = Annotated[
     Criterion | None,
     typer.Option("--criterion", "-c", help="Criterion that scores the elements.", show_default=_default("criterion")),
+]
+RefitOption = Annotated[
+    Refit | None,
+    typer.Option(
+        help="Constants that are fitted to the training photographs after the circuit is found: a gain for each kernel "
+        "and an offset for each filter (kernels), one gain and offset for each filter (filters), or offsets (mean). "
+        "progressive and learned refit by themselves.",
+        show_default=_default("refit"),
+    ),
 ]
 GranularityOption = Annotated[
     Granularity | None,

@@ -59,7 +59,12 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
 
     said, recipe = value.provenance, recipe_of(value)
     if recipe is not None:
-        return recipe.command(file) or "(not shown: the command contains unprintable characters)"
+        path = said.get("path")
+        if path is None or recipe.reach_r2 is not None or path["asked"] == [said.get("asked")]:
+            command = recipe.command(file)
+        else:  # a larger circuit on the way to the one that the recipe asks for
+            command = recipe.command(f"{file.parent.absolute().name}.safetensors", path=file.parent)
+        return command or "(not shown: the command contains unprintable characters)"
     if "criterion" not in said:
         return f"(made by {said.get('made_by', 'hand')}; no single command recreates it)"
     given = said.get("options", {})

@@ -26,6 +26,7 @@ class Recipe:
         feature: The feature, in text form.
         criterion: Name of the criterion.
         options: Options of the criterion, each as NAME=VALUE.
+        refit: What is fitted after the circuit is found, as for ``refit``.
         granularity: Granularity of the elements.
         density: The share of elements to keep.
         kernels: The number of elements to keep.
@@ -48,6 +49,7 @@ class Recipe:
     feature: str
     criterion: str = "gauss_newton"
     options: tuple[str, ...] = ()
+    refit: str = "none"
     granularity: str = "kernel"
     density: float | None = None
     kernels: int | None = None
@@ -91,18 +93,21 @@ class Recipe:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Recipe":
         """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given."""
-        size = {} if any(given.get(name) not in (None, False) for name in SIZES) else {"density": DENSITY}
+        sized = any(given.get(name) is not None and given[name] is not False for name in SIZES)  # 0 is an error
+        size = {} if sized else {"density": DENSITY}
         return cls(**{**given, **size})
 
-    def command(self, out: Path | str) -> str | None:
+    def command(self, out: Path | str, *, path: Path | str | None = None) -> str | None:
         """Return the shell command that finds the circuit again, or None if a word of it is not printable.
 
         Args:
             out: The file that the command writes.
+            path: The folder that it writes the circuits of the descent to, if any.
         """
         words = ["convcircuits", "find", "--model", self.model, "--feature", self.feature]
         words += ["--criterion", self.criterion]
         words += [word for text in self.options for word in ("--option", text)]
+        words += [] if self.refit == "none" else ["--refit", self.refit]
         words += [] if self.granularity == "kernel" else ["--granularity", self.granularity]
         for name in (
             *SIZES,
@@ -121,7 +126,7 @@ class Recipe:
                 continue
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
-        words += ["--out", str(out)]
+        words += ["--out", str(out), *([] if path is None else ["--path", str(path)])]
         return shlex.join(words) if all(word.isprintable() for word in words) else None
 
 
@@ -224,6 +229,7 @@ _KINDS: dict[str, Kind] = {
     "feature": TEXT,
     "criterion": TEXT,
     "options": TEXTS,
+    "refit": TEXT,
     "granularity": TEXT,
     "density": ("a share or nothing", _or_none(_is_share)),
     "kernels": ("a whole number or nothing", _or_none(whole(0, 1 << 40))),
