@@ -10,7 +10,9 @@ from convcircuits.circuits.criteria import (
     force,
     gauss_newton,
     layer_random,
+    learned,
     magnitude,
+    progressive,
     random,
     snip,
 )
@@ -25,7 +27,9 @@ __all__ = [
     "force",
     "gauss_newton",
     "layer_random",
+    "learned",
     "magnitude",
+    "progressive",
     "random",
     "snip",
 ]
