@@ -267,3 +267,55 @@ def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     for layer, gain in expected.gain.items():
         torch.testing.assert_close(found.gain[layer], gain, rtol=1e-6, atol=1e-8)
     assert any("trained by masked runs" in note for note in found.provenance["notes"])
+
+
+# ---------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    options = {"criterion": criterion, "density": 0.2, "start": 0.8}
+    options |= {"steps": 5} if criterion == "learned" else {}
+    whole = cc.find_path(model, feature, images, **options)
+    file = tmp_path / "run.safetensors"
+
+    class StoppedError(Exception):
+        pass
+
+    class Stop:
+        cuts = 0
+
+        def __call__(self, done, total):
+            pass
+
+        def phase(self, description):
+            self.cuts += description.startswith("refitting")
+            if self.cuts == 4:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        cc.find_path(model, feature, images, checkpoint=file, progress=Stop(), **options)
+    assert cc.load(file) == whole[:3]
+    seen = []
+
+    class Watch(Stop):
+        def phase(self, description):
+            seen.append(description)
+
+    assert cc.find_path(model, feature, images, checkpoint=file, progress=Watch(), **options) == whole
+    assert sum(one.startswith("refitting") for one in seen) == len(whole) - 3
+    assert cc.load(file) == whole
+    assert cc.find_path(model, feature, images, checkpoint=file, **options) == whole  # nothing is left to do
+    assert [one.provenance for one in cc.load(file)] == [one.provenance for one in whole]
+    for change in ({"density": 0.3}, {"start": 0.7}, {"seed": 1}):
+        with pytest.raises(cc.ConvCircuitsError, match="is of another run"):
+            cc.find_path(model, feature, images, checkpoint=file, **{**options, **change})
+    with pytest.raises(cc.ConvCircuitsError, match="is of another run, with images"):
+        cc.find_path(model, feature, images[:5], checkpoint=file, **options)
+    cc.save(whole[0], file)
+    with pytest.raises(cc.ConvCircuitsError, match="holds no path of circuits"):
+        cc.find_path(model, feature, images, checkpoint=file, **options)
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
+        cc.find_path(model, feature, images, checkpoint=tmp_path / "none" / "run.safetensors", **options)

@@ -6,8 +6,8 @@ gives a refitted circuit of every size on its way, each inside the one before.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -50,13 +50,23 @@ class Level:
 
 
 def descend(
-    trace: Trace, size: Size, first: Score, score: Score, fit: Refit | Learn, *, start: float, ratio: float, scored: int
+    trace: Trace,
+    size: Size,
+    done: Sequence[Level],
+    first: Score,
+    score: Score,
+    fit: Refit | Learn,
+    *,
+    start: float,
+    ratio: float,
+    scored: int,
 ) -> Iterator[Level]:
     """Yield refitted circuits, from a share of the relevant kernels down to a size.
 
     Args:
         trace: The feature's images, in the full model or in the circuit to descend in.
         size: The size to reach.
+        done: The first circuits of this descent, if an earlier run found them.
         first: The criterion of the first cut.
         score: The criterion of the later cuts, which are decided inside the refitted circuit.
         fit: How circuits are refitted.
@@ -91,7 +101,11 @@ def descend(
         if isinstance(size, Drawable) and level is not None:
             yield from _narrower(level.kernels, size, ratio)
 
-    for stage in sizes():
+    for number, stage in enumerate(sizes()):
+        if number < len(done):
+            level = replace(done[number], size=stage)
+            yield level
+            continue
         if level is None:
             begin(trace.progress, f"scoring {relevant:,} kernels")
             saliency = in_order(first(trace), trace.relevant)

@@ -2,15 +2,19 @@
 
 import dataclasses
 import inspect
+import itertools
 import math
 import numbers
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.checkpoints import resumed
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS, Criterion
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.tracing import Trace
@@ -21,6 +25,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.storage import save
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.drawable import FAN_IN, FILTERS
@@ -248,6 +253,7 @@ def find_path(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> tuple[Circuit, ...]:
     """Find circuits of many sizes in one descent, each refitted and inside the one before.
@@ -271,13 +277,15 @@ def find_path(
         seed: Seed of random signs, positions and images.
         memory: Bytes of working memory for chunks of pre-sum maps.
         progress: Called with the number of images done in each step, and their total (or None).
+        checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut. If it exists
+            already, the run goes on from its last circuit. ``load`` reads it.
         **options: Options of the criterion, such as ``start=0.1``.
 
     Returns:
         The circuits, the largest first.
 
     Raises:
-        ConvCircuitsError: As for ``find``, or if the criterion does not descend.
+        ConvCircuitsError: As for ``find``, or if the criterion does not descend or the checkpoint is of another run.
 
     Examples:
         >>> path = cc.find_path(model, feature, images, kernels=10, start=0.5)
@@ -298,8 +306,15 @@ def find_path(
     trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     size = shape or Effective(_budget(relevant, density, kernels, granularity))
-    path: list[Circuit] = []
-    for level in function(trace, size, **options):
+    run = {
+        "criterion": criterion,
+        "options": {key: _as_json(value) for key, value in options.items()},
+        "inside": None if circuit is None else dict(circuit.provenance),
+    }
+    done = [] if checkpoint is None else resumed(Path(checkpoint), trace, size, run)
+    path = [circuit for circuit, _ in done]
+    levels = function(trace, size, [level for _, level in done], **options)
+    for level in itertools.islice(levels, len(done), None):
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
         scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, _asked(level.size, None), effective=True)
@@ -308,9 +323,11 @@ def find_path(
                 found,
                 gain=LayerTable(level.gain),
                 offset=LayerTable(level.offset),
-                provenance={**found.provenance, "calibration": level.calibration},
+                provenance={**found.provenance, "calibration": level.calibration, "descent": dataclasses.asdict(size)},
             )
         )
+        if checkpoint is not None:
+            save(tuple(path), checkpoint)
     return tuple(path)
 
 
