@@ -113,7 +113,7 @@ def test_a_path_of_circuits_comes_back(tmp_path):
     with pytest.raises(cc.ConvCircuitsError, match="got tuple"):
         cc.save((path[0], 3), tmp_path / "f.safetensors")
     (tmp_path / "g.safetensors").write_bytes((tmp_path / "f.safetensors").read_bytes()[:-3])
-    with pytest.raises(cc.ConvCircuitsError, match="complete|damaged"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"complete|damaged"):
         cc.load(tmp_path / "g.safetensors")
 
 
