@@ -290,7 +290,7 @@ def find_path(
     Examples:
         >>> path = cc.find_path(model, feature, images, kernels=10, start=0.5)
         >>> [len(circuit) for circuit in path]
-        [48, 32, 22, 15, 10]
+        [48, 35, 26, 19, 14, 10]
     """
     function = _criterion(criterion)
     if not is_descent(function):
