@@ -6,6 +6,7 @@ gives a refitted circuit of every size on its way, each inside the one before.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +39,8 @@ class Level:
             scored.
         gain: Layer name -> (out, in per group), as fitted.
         offset: Layer name -> (out,), as fitted.
-        calibration: How these were fitted, as JSON values.
+        calibration: How these were fitted, as JSON values, and under ``"cost"`` the number of images that have run up
+            to here: forward, backward, and in training.
     """
 
     size: Size
@@ -95,6 +97,7 @@ def descend(
     counts = _between(max(target, round(start * relevant)), target, ratio)
     few = trace.batches.sample(scored, trace.seed)
     level: Level | None = None
+    spent = Counter[str](done[-1].calibration.get("cost", {}) if done else {})
 
     def sizes() -> Iterator[Size]:
         yield from map(Effective, counts)
@@ -116,7 +119,8 @@ def descend(
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         gain, offset = fit(_masks(trace, kernels, {}, {}))
-        level = Level(stage, kernels, saliency, gain, offset, fit.about())
+        cost = dict(spent + trace.cost + fit.cost)
+        level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost})
         yield level
 
 
