@@ -44,6 +44,7 @@ def test_a_descent_gives_nested_refitted_circuits_without_dead_kernels(name, lay
                 close(mine[layer], theirs[layer])
     found = cc.find(model, feature, images, criterion="progressive", kernels=max(len(whole) // 4, 4), start=0.8)
     assert found == path[-1]
+    assert cc.find_path(model, feature, images, criterion=cc.CRITERIA["progressive"], kernels=len(path[0]), start=0.8)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])

@@ -193,7 +193,7 @@ def find(
             model,
             feature,
             images,
-            criterion=str(criterion),
+            criterion=criterion,
             density=density,
             kernels=kernels,
             filters=filters,
@@ -241,7 +241,7 @@ def find_path(
     feature: Feature,
     images: Images,
     *,
-    criterion: str = "progressive",
+    criterion: str | Criterion = "progressive",
     density: float | None = None,
     kernels: int | None = None,
     filters: int | None = None,
@@ -307,7 +307,7 @@ def find_path(
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     size = shape or Effective(_budget(relevant, density, kernels, granularity))
     run = {
-        "criterion": criterion,
+        "criterion": _name(criterion),
         "options": {key: _as_json(value) for key, value in options.items()},
         "inside": None if circuit is None else dict(circuit.provenance),
     }
