@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 import convcircuits as cc
 from cases import LAST, calibration, close
 from convcircuits.compiler.extraction import Trainable
+from convcircuits.compiler.layout import UnextractableError
 from convcircuits.network.masking import Subject
 from convcircuits.zoo.planted import plant, planted_images
 from nets import NETS
@@ -43,6 +44,7 @@ def test_a_descent_gives_nested_refitted_circuits_without_dead_kernels(name, lay
                 close(mine[layer], theirs[layer])
     found = cc.find(model, feature, images, criterion="progressive", kernels=max(len(whole) // 4, 4), start=0.8)
     assert found == path[-1]
+    assert cc.find_path(model, feature, images, criterion=cc.CRITERIA["progressive"], kernels=len(path[0]), start=0.8)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
@@ -208,4 +210,154 @@ def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit):
     maps.square().sum().backward()
     kept = torch.cat([torch.zeros(1, dtype=torch.bool), *(mask.flatten() for mask in masks.kernels.values())])
     assert not gain.grad[~kept].any()  # kernels that are not in the circuit
-    assert gain.grad[kept].any()
+    assert gain.grad[kept].any() or offset.grad.any()
+
+
+# ---------------------------------------- trained constants
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_training_lowers_the_error_on_its_images(name, layer, unit):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(layer, unit), case.images(16)
+    options = {"density": 0.4, "start": 0.4, "rectified": 0.0}  # one circuit, so that both have the same kernels
+    refitted = cc.find(model, feature, images, criterion="learned", steps=0, **options)
+    trained = cc.find(model, feature, images, criterion="learned", steps=200, rate=0.003, batch=16, **options)
+    assert refitted == cc.find(model, feature, images, criterion="progressive", density=0.4, start=0.4)
+    assert trained.elements == refitted.elements
+    before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
+    assert after > before or before > 0.999
+    about = trained.provenance["calibration"]["trained"]
+    assert about == {"steps": 200, "rate": 0.003, "batch": 16, "rectified": 0.0, "images": 16}
+
+
+def test_training_does_not_depend_on_batches_and_order():
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "steps": 20, "batch": 5}
+    one = cc.find(model, feature, images, **options)
+    for given, batch_size in ((images.flip(0), 16), ([images[6:], images[:6]], 4)):
+        other = cc.find(model, feature, given, batch_size=batch_size, **options)
+        for layer, gain in one.gain.items():
+            torch.testing.assert_close(other.gain[layer], gain, rtol=1e-6, atol=1e-8)
+    assert cc.find(model, feature, images, seed=1, **options) != one
+
+
+def test_the_loss_can_count_the_rectified_map_alone():
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "steps": 200, "batch": 16}
+    raw, rectified = (cc.find(model, feature, images, rectified=share, **options) for share in (0.0, 1.0))
+    of_raw, of_rectified = (cc.evaluate(model, circuit, images) for circuit in (raw, rectified))
+    assert of_rectified.r2_rectified > of_raw.r2_rectified
+    assert of_rectified.r2 < of_raw.r2
+
+
+@pytest.mark.parametrize("position", ["all", "max", "center", "interior", (1, 0)])
+def test_a_position_of_the_feature_is_what_is_trained(position):
+    case = NETS["plain"]
+    layer, unit = case.features[-1]
+    model, images = case.build(), case.images(16)
+    feature = cc.Feature(layer, unit, position=position)
+    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "rectified": 0.0, "batch": 16, "rate": 0.003}
+    before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
+    assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
+
+
+def test_several_units_are_trained_together():
+    case = NETS["plain"]
+    layer, _ = case.features[-1]
+    model, images, feature = case.build(), case.images(16), cc.Feature(case.features[-1][0], (0, 2))
+    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "rectified": 0.0, "batch": 16, "rate": 0.003}
+    before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
+    assert layer in after.gain
+    assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": -1}, "steps"),
+        ({"rate": 0}, "rate must be above 0 and at most 1; got 0"),
+        ({"rectified": 1.5}, "rectified must be from 0 to 1; got 1.5"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_bad_options_of_training_are_refused(options, said):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        descent("plain", criterion="learned", density=0.3, **options)
+
+
+def test_images_of_several_sizes_cannot_be_trained_on():
+    case = NETS["plain"]
+    images = [case.images(2), torch.nn.functional.pad(case.images(2), (0, 4))]
+    with pytest.raises(cc.ConvCircuitsError, match="images of one size"):
+        cc.find(case.build(), cc.Feature(*case.features[-1]), images, criterion="learned", density=0.3)
+
+
+def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(8)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "steps": 5}
+    expected = cc.find(model, feature, images, **options)
+
+    def refuse(subject, masks):
+        raise UnextractableError("it cannot be written")
+
+    monkeypatch.setattr(Trainable, "of", refuse)
+    found = cc.find(model, feature, images, **options)
+    for layer, gain in expected.gain.items():
+        torch.testing.assert_close(found.gain[layer], gain, rtol=1e-6, atol=1e-8)
+    assert any("trained by masked runs" in note for note in found.provenance["notes"])
+
+
+# ---------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    options = {"criterion": criterion, "density": 0.2, "start": 0.8}
+    options |= {"steps": 5} if criterion == "learned" else {}
+    whole = cc.find_path(model, feature, images, **options)
+    file = tmp_path / "run.safetensors"
+
+    class StoppedError(Exception):
+        pass
+
+    class Stop:
+        cuts = 0
+
+        def __call__(self, done, total):
+            pass
+
+        def phase(self, description):
+            self.cuts += description.startswith("refitting")
+            if self.cuts == 4:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        cc.find_path(model, feature, images, checkpoint=file, progress=Stop(), **options)
+    assert cc.load(file) == whole[:3]
+    seen = []
+
+    class Watch(Stop):
+        def phase(self, description):
+            seen.append(description)
+
+    assert cc.find_path(model, feature, images, checkpoint=file, progress=Watch(), **options) == whole
+    assert sum(one.startswith("refitting") for one in seen) == len(whole) - 3
+    assert cc.load(file) == whole
+    assert cc.find_path(model, feature, images, checkpoint=file, **options) == whole  # nothing is left to do
+    assert [one.provenance for one in cc.load(file)] == [one.provenance for one in whole]
+    for change in ({"density": 0.3}, {"start": 0.7}, {"seed": 1}):
+        with pytest.raises(cc.ConvCircuitsError, match="is of another run"):
+            cc.find_path(model, feature, images, checkpoint=file, **{**options, **change})
+    with pytest.raises(cc.ConvCircuitsError, match="is of another run, with images"):
+        cc.find_path(model, feature, images[:5], checkpoint=file, **options)
+    cc.save(whole[0], file)
+    with pytest.raises(cc.ConvCircuitsError, match="holds no path of circuits"):
+        cc.find_path(model, feature, images, checkpoint=file, **options)
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
+        cc.find_path(model, feature, images, checkpoint=tmp_path / "none" / "run.safetensors", **options)

@@ -102,6 +102,21 @@ def test_what_is_saved_comes_back(kind, feature, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["f.safetensors"]
 
 
+def test_a_path_of_circuits_comes_back(tmp_path):
+    path = (made(), made(provenance={}), made(gain=LayerTable(), offset=LayerTable()))
+    again = cc.load(cc.save(path, tmp_path / "f.safetensors"))
+    assert len(again) == 3
+    for one, other in zip(again, path, strict=True):
+        same(one, other)
+    with pytest.raises(cc.ConvCircuitsError, match="Only Scores, a Circuit, a tuple of circuits"):
+        cc.save((), tmp_path / "f.safetensors")
+    with pytest.raises(cc.ConvCircuitsError, match="got tuple"):
+        cc.save((path[0], 3), tmp_path / "f.safetensors")
+    (tmp_path / "g.safetensors").write_bytes((tmp_path / "f.safetensors").read_bytes()[:-3])
+    with pytest.raises(cc.ConvCircuitsError, match=r"complete|damaged"):
+        cc.load(tmp_path / "g.safetensors")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -299,7 +314,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     "value", [None, 3, {}, cc.Feature("a", 1), torch.ones(2), made().kernels, cc.Circuit, torch.nn.Conv2d(1, 1, 1)]
 )
 def test_only_results_are_saved(value, tmp_path):
-    with pytest.raises(cc.ConvCircuitsError, match="Only Scores, a Circuit or a module from extract can be saved"):
+    with pytest.raises(cc.ConvCircuitsError, match="Only Scores, a Circuit, a tuple of circuits or a module from"):
         cc.save(value, tmp_path / "f.safetensors")
 
 

@@ -6,7 +6,8 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
-``circuits`` finds, measures and compares; ``storage`` and ``charts`` write files; ``drawing`` makes the diagram;
+``storage`` writes results to files; ``circuits`` finds, measures and compares; ``charts`` draws charts; ``drawing``
+makes the diagram;
 ``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
 """
 

@@ -1,4 +1,4 @@
-"""Scores, circuits and extracted modules as files, one each, with provenance as JSON in the header.
+"""Scores, circuits, paths of circuits and modules as files, one each, with provenance as JSON in the header.
 
 The format is safetensors. Our metadata begins with a checksum over all bytes of the file, in which the checksum itself
 counts as zeros, so no bit of a file can change unnoticed.
@@ -33,8 +33,8 @@ _NO_SUM = "0" * 64
 _TABLES = {"scores": ("elements",), "circuit": ("elements", "saliency", "gain", "offset")}
 
 
-def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) -> Path:
-    """Write scores, a circuit or an extracted module to one file, completely or not at all.
+def save(value: Scores | Circuit | tuple[Circuit, ...] | CircuitModule, path: str | os.PathLike[str]) -> Path:
+    """Write scores, a circuit, a path of circuits or an extracted module to one file, completely or not at all.
 
     Args:
         value: What to write. A module can be loaded without the code of the model that it came from.
@@ -54,9 +54,11 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
         True
     """
     path = Path(path)
-    if not isinstance(value, (Scores, Circuit, CircuitModule)):
+    is_path = isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, Circuit) for one in value)
+    if not is_path and not isinstance(value, (Scores, Circuit, CircuitModule)):
         raise ConvCircuitsError(
-            f"Only Scores, a Circuit or a module from extract can be saved; got {type(value).__name__}."
+            "Only Scores, a Circuit, a tuple of circuits or a module from extract can be saved; got "
+            f"{type(value).__name__}."
         )
     if path.suffix == ".onnx" and isinstance(value, CircuitModule):
         write_whole(path, onnx_bytes(value))
@@ -64,9 +66,16 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     if path.suffix != ".safetensors":
         also = " or, for ONNX, in .onnx" if isinstance(value, CircuitModule) else ""
         raise ConvCircuitsError(f"{path} must end in .safetensors{also}.")
-    header, tensors = _of_module(value) if isinstance(value, CircuitModule) else _of_tables(value)
+    header, tensors = (
+        _of_module(value)
+        if isinstance(value, CircuitModule)
+        else _of_path(value)
+        if isinstance(value, tuple)
+        else _of_tables(value)
+    )
     try:
-        check_provenance(header.get("provenance") or header.get("circuit") or {})
+        for one in header.get("circuits", [header]):
+            check_provenance(one.get("provenance") or one.get("circuit") or {})
     except ConvCircuitsError as error:
         raise ConvCircuitsError(f"{path} cannot be written: {error}.") from error
     try:
@@ -77,7 +86,7 @@ def save(value: Scores | Circuit | CircuitModule, path: str | os.PathLike[str]) 
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
+def load(path: str | os.PathLike[str]) -> Scores | Circuit | tuple[Circuit, ...] | CircuitModule:
     """Read a ``.safetensors`` file that ``save`` wrote. Nothing in the file is executed.
 
     A module is returned in eval mode on the CPU, with the same ``state_dict`` and bit-identical results.
@@ -108,6 +117,8 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | CircuitModule:
     if not _is_sealed(content, header):
         raise ConvCircuitsError(f"{path} is damaged: its checksum does not match. Copy or make it again.")
     try:
+        if kind == "path":
+            return _read_path(header, tensors)
         return (_read_module if kind == "module" else _read_tables)(header, tensors)
     except Exception as error:  # a malicious file makes torch raise nearly anything
         raise ConvCircuitsError(f"{path} is damaged: {' '.join(str(error).split()):.500}.") from error
@@ -173,6 +184,23 @@ def _read_module(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ci
         check_provenance(circuit)
         module.meta["circuit"] = circuit
     return module
+
+
+def _of_path(path: tuple[Circuit, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    parts = [_of_tables(circuit) for circuit in path]
+    tensors = {f"{n}/{name}": x for n, (_, own) in enumerate(parts) for name, x in own.items()}
+    return {"kind": "path", "circuits": [header for header, _ in parts]}, tensors
+
+
+def _read_path(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Circuit, ...]:
+    parts: list[dict[str, Tensor]] = [{} for _ in header["circuits"]]
+    for name, x in tensors.items():
+        number, _, own = name.partition("/")
+        parts[int(number)][own] = x
+    path = tuple(_read_tables(one, own) for one, own in zip(header["circuits"], parts, strict=True))
+    if not path or not all(isinstance(one, Circuit) for one in path):
+        raise ConvCircuitsError("its circuits are something else")
+    return path  # type: ignore[return-value]
 
 
 def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -275,6 +275,7 @@ def force(
 def progressive(
     trace: Trace,
     sizes: Sequence[Size],
+    done: Sequence[Level] = (),
     *,
     start: float = 0.1,
     ratio: float = 0.71,
@@ -292,6 +293,7 @@ def progressive(
     Args:
         trace: The feature's images.
         sizes: The sizes that circuits have, the largest first; the last is the size to reach.
+        done: The first circuits of this descent, if an earlier run found them.
         start: Share of the relevant kernels that the first circuit keeps.
         ratio: Each circuit keeps about this share of the kernels of the one before.
         draws: As for ``gauss_newton``.
@@ -301,12 +303,13 @@ def progressive(
         positions: As for ``refit``.
     """
     fit = _refit(trace, ridge, toward, positions)
-    return _descent(trace, sizes, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+    return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
 def learned(
     trace: Trace,
     sizes: Sequence[Size],
+    done: Sequence[Level] = (),
     *,
     start: float = 0.1,
     ratio: float = 0.71,
@@ -327,6 +330,7 @@ def learned(
     Args:
         trace: The feature's images, all of one size.
         sizes: The sizes that circuits have, the largest first; the last is the size to reach.
+        done: The first circuits of this descent, if an earlier run found them.
         start: As for ``progressive``.
         ratio: As for ``progressive``.
         draws: As for ``progressive``.
@@ -345,7 +349,7 @@ def learned(
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
     fit = Learn(trace, _refit(trace, ridge, toward, positions), Training(steps, rate, batch, rectified, trace.seed))
-    return _descent(trace, sizes, fit, start=start, ratio=ratio, draws=draws, scored=scored)
+    return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
 def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> Refit:
@@ -362,11 +366,20 @@ def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> 
 
 
 def _descent(
-    trace: Trace, sizes: Sequence[Size], fit: Refit | Learn, *, start: float, ratio: float, draws: int, scored: int
+    trace: Trace,
+    sizes: Sequence[Size],
+    done: Sequence[Level],
+    fit: Refit | Learn,
+    *,
+    start: float,
+    ratio: float,
+    draws: int,
+    scored: int,
 ) -> Iterator[Level]:
     return descend(
         trace,
         sizes,
+        done,
         partial(gauss_newton, draws=draws),
         partial(gauss_newton, draws=draws, centered=True),
         fit,

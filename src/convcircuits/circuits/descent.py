@@ -7,8 +7,9 @@ gives a refitted circuit of every size on its way, each inside the one before.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -39,7 +40,8 @@ class Level:
             scored.
         gain: Layer name -> (out, in per group), as fitted.
         offset: Layer name -> (out,), as fitted.
-        calibration: How these were fitted, as JSON values.
+        calibration: How these were fitted, as JSON values, and under ``"cost"`` the number of images that have run up
+            to here: forward, backward, and in training.
     """
 
     size: Size
@@ -53,6 +55,7 @@ class Level:
 def descend(
     trace: Trace,
     sizes: Sequence[Size],
+    done: Sequence[Level],
     first: Score,
     score: Score,
     fit: Refit | Learn,
@@ -67,6 +70,7 @@ def descend(
         trace: The feature's images, in the full model or in the circuit to descend in.
         sizes: The sizes that circuits have, the largest first. There are others in between, and before if the first is
             below ``start``. Several are numbers of effective kernels.
+        done: The first circuits of this descent, if an earlier run found them.
         first: The criterion of the first cut.
         score: The criterion of the later cuts, which are decided inside the refitted circuit.
         fit: How circuits are refitted.
@@ -93,13 +97,18 @@ def descend(
         wanted.append(max(room, round(_BEFORE_DRAWING * relevant)))
     few = trace.batches.sample(scored, trace.seed)
     level: Level | None = None
+    spent = Counter[str](done[-1].calibration.get("cost", {}) if done else {})
 
     def stages() -> Iterator[Size]:
         yield from map(Effective, _through([max(wanted[0], round(start * relevant)), *wanted], ratio))
         if isinstance(last, Drawable) and level is not None:
             yield from _narrower(level.kernels, last, ratio)
 
-    for stage in stages():
+    for number, stage in enumerate(stages()):
+        if number < len(done):
+            level = replace(done[number], size=stage)
+            yield level
+            continue
         if level is None:
             begin(trace.progress, f"scoring {relevant:,} kernels")
             saliency = in_order(first(trace), trace.relevant)
@@ -110,7 +119,8 @@ def descend(
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         gain, offset = fit(_masks(trace, kernels, {}, {}))
-        level = Level(stage, kernels, saliency, gain, offset, fit.about())
+        cost = dict(spent + trace.cost + fit.cost)
+        level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost})
         yield level
 
 

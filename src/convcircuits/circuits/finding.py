@@ -4,13 +4,16 @@ import dataclasses
 import inspect
 import math
 import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.checkpoints import resumed
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS, Criterion
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.tracing import Trace
@@ -21,6 +24,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.storage import save
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.drawable import FAN_IN, FILTERS
@@ -194,7 +198,7 @@ def find(
             model,
             feature,
             images,
-            criterion=str(criterion),
+            criterion=criterion,
             density=density,
             kernels=kernels,
             filters=filters,
@@ -237,7 +241,7 @@ def find_path(
     feature: Feature,
     images: Images,
     *,
-    criterion: str = "progressive",
+    criterion: str | Criterion = "progressive",
     density: float | Sequence[float] | None = None,
     kernels: int | Sequence[int] | None = None,
     filters: int | None = None,
@@ -250,6 +254,7 @@ def find_path(
     memory: int = MEMORY,
     enough: Callable[[Circuit], bool] | None = None,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> tuple[Circuit, ...]:
     """Find circuits of many sizes in one descent, each refitted and inside the one before.
@@ -275,6 +280,8 @@ def find_path(
         enough: Called with each circuit, the largest first; if it returns False, that circuit is the last. With it, the
             path also ends where no complete path from the image has so few kernels, which is an error without it.
         progress: Called with the number of images done in each step, and their total (or None).
+        checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut. If it exists
+            already, the run goes on from its last circuit. ``load`` reads it.
         **options: Options of the criterion, such as ``start=0.1``, the size of the first circuit. If a size that is
             asked for is larger, the first circuit has that one.
 
@@ -282,7 +289,7 @@ def find_path(
         The circuits, the largest first.
 
     Raises:
-        ConvCircuitsError: As for ``find``, or if the criterion does not descend.
+        ConvCircuitsError: As for ``find``, or if the criterion does not descend or the checkpoint is of another run.
 
     Examples:
         >>> path = cc.find_path(model, feature, images, kernels=10, start=0.5)
@@ -309,8 +316,19 @@ def find_path(
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
     asked = [dataclasses.asdict(size) for size in sizes]
+    run = {
+        "criterion": _name(criterion),
+        "options": {key: _as_json(value) for key, value in options.items()},
+        "inside": None if circuit is None else dict(circuit.provenance),
+    }
+    done = [] if checkpoint is None else resumed(Path(checkpoint), trace, sizes, run)
     path: list[Circuit] = []
-    for level in function(trace, sizes, **options):
+    for level in function(trace, sizes, [level for _, level in done], **options):
+        if len(path) < len(done):
+            path.append(done[len(path)][0])
+            if enough is not None and not enough(path[-1]):
+                break
+            continue
         if enough is not None and not any(bool(mask.any()) for mask in level.kernels.values()):
             break
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
@@ -325,6 +343,8 @@ def find_path(
                 provenance={**found.provenance, **said},
             )
         )
+        if checkpoint is not None:
+            save(tuple(path), checkpoint)
         if enough is not None and not enough(path[-1]):
             break
     return tuple(path)

@@ -54,6 +54,9 @@ class Training:
 class Learn:
     """The refitting and training of a feature's circuits on the same images.
 
+    Attributes:
+        cost: As for ``Refit``, and the number of images that have run forward and backward in training.
+
     Args:
         trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
         fit: How circuits are refitted before they are trained.
@@ -66,6 +69,8 @@ class Learn:
     def __init__(self, trace: Trace, fit: Refit, training: Training) -> None:
         self._subject, self._notes, self._progress = trace.subject, trace.notes, trace.progress
         self._fit, self._training = fit, training
+        self.cost = fit.cost
+        self.cost["trained"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
         if len({part.shape[1:] for part in parts}) > 1:
             raise ConvCircuitsError("Constants are trained on images of one size; crop or resize the images to one.")
@@ -133,6 +138,7 @@ class Learn:
             for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = slope
             optimizer.step()
+            self.cost["trained"] += len(some)
             if self._progress is not None:
                 self._progress(step + 1, training.steps)
 

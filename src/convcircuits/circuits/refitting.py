@@ -12,6 +12,7 @@ outputs is how channel pruning reconstructs layers (He et al., arXiv 1707.06168;
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -149,7 +150,11 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
 
 
 class Refit:
-    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``."""
+    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``.
+
+    Attributes:
+        cost: Number of images that have run forward, in whole or in part, in the full model and in circuits.
+    """
 
     def __init__(
         self,
@@ -168,6 +173,7 @@ class Refit:
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
+        self.cost = Counter(forward=0)
 
     def about(self) -> dict[str, Any]:
         """Return how circuits are fitted, as JSON values."""
@@ -199,7 +205,7 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            runs = _Runs(self._subject, fitted, self._batches, self._memory)
+            runs = _Runs(self._subject, fitted, self._batches, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
@@ -431,10 +437,11 @@ class _Runs:
         masks: The circuit, whose calibration may grow.
         batches: The images.
         memory: Bytes for what waits.
+        cost: Counts the images that run.
     """
 
-    def __init__(self, subject: Subject, masks: Masks, batches: Batches, memory: int) -> None:
-        self._subject, self._masks, self._batches = subject, masks, batches
+    def __init__(self, subject: Subject, masks: Masks, batches: Batches, memory: int, cost: Counter[str]) -> None:
+        self._subject, self._masks, self._batches, self._cost = subject, masks, batches, cost
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
         self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
@@ -474,6 +481,7 @@ class _Runs:
         self._all_held = number < len(self._held)
 
     def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
+        self._cost["forward"] += 2 * len(images)
         full = _Run(self._subject.steps(images, None), lambda call: call.compute())
         return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -187,6 +188,7 @@ class Batch:
         if subject.feature.position == "max" and trace.masks is not None:
             with torch.no_grad():
                 full = subject.maps(images)
+        trace.cost["forward"] += self.size * (1 if full is maps else 2)
         self.indices = trace.positions.counted(full, tuple(images.shape[1:]))
         self._graph, self.maps = maps, maps.detach()
         self.scale = _power_of_two(self.maps, subject.feature)
@@ -240,6 +242,7 @@ class Batch:
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
                 by_layer.setdefault(call.layer, []).append(_in_one_dtype(call, g))
+        self._trace.cost["backward"] += self.size
         del gradients
         self._check_reached(by_layer)
         for name in reversed(list(by_layer)):
@@ -304,6 +307,7 @@ class Trace:
         notes: Sentences that a criterion adds for the reader of the result.
         passes: Number of passes over the images that a criterion will make, for progress.
         batches: The images.
+        cost: Number of images that have run forward, and that have run backward (once for each gradient).
         progress: Called with the images done, or None.
     """
 
@@ -323,6 +327,7 @@ class Trace:
         self.relevant, self.granularity, self.positions = relevant, granularity, Positions(subject)
         self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
         self.notes: list[str] = []
+        self.cost = Counter(forward=0, backward=0)
         self.passes, self._passed = 1, 0
         self.batches, self.progress = batches, progress
 
@@ -364,7 +369,7 @@ class Trace:
             memory=self.memory,
             progress=self.progress,
         )
-        trace.notes, trace.positions = self.notes, self.positions
+        trace.notes, trace.positions, trace.cost = self.notes, self.positions, self.cost
         return trace
 
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:

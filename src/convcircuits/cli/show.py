@@ -21,6 +21,9 @@ def show(
 ) -> None:
     """Describe a file and print the command that recreates it."""
     value = cc.load(file)
+    if isinstance(value, tuple):
+        _show_path(value, as_json=as_json)
+        return
     if not isinstance(value, (cc.Circuit, cc.Scores)):
         _show_module(value, as_json=as_json)
         return
@@ -101,6 +104,15 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
 
 def _arguments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items() if name.isidentifier())
+
+
+def _show_path(path: tuple["cc.Circuit", ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"kind": "path", "circuits": [dict(one.provenance) | {"kernels": len(one)} for one in path]})
+        return
+    say(f"{len(path):,} circuits of one descent; cc.load(FILE) returns them:")
+    for circuit in path:
+        say(repr(circuit))
 
 
 def _show_module(module: "CircuitModule", *, as_json: bool) -> None:

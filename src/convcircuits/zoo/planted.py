@@ -142,6 +142,7 @@ def plant(
         ConvCircuitsError: If the channels do not suffice, or cannot be divided into groups.
 
     Examples:
+        >>> from convcircuits.zoo.planted import plant
         >>> planted = plant(seed=1)
         >>> circuit = cc.Circuit.from_masks(planted.model, planted.feature, planted.truth)
     """
