@@ -229,13 +229,13 @@ def _found(
     if folder is not None:
         made_folder(folder)
     circuits, reached = _circuits(task, folder is not None, batch_size)
-    path = [noted(with_recipe(one, recipe, setup), setup.notes) for one in circuits]
+    path = [with_recipe(one, recipe, setup) for one in circuits]
     circuit = path[-1]
     with progress("measuring on held-out photographs") as told:
         report = cc.evaluate(
             setup.loaded.model, circuit, setup.held_out.images, fit=setup.fit, batch_size=batch_size, progress=told
         )
-    cc.save(circuit, task.file)
+    cc.save(noted(circuit, setup.notes), task.file)
     if not as_json:
         setup.say()
         say(report.summary())
@@ -252,6 +252,7 @@ def _write_path(
     """Write the circuits of a descent and a table of their figures. Print and return the table."""
     from convcircuits.circuits.evaluation import evaluate_all
     from convcircuits.cli.comparing import write_table
+    from convcircuits.cli.preparing import noted
 
     figures = []
     for what, cut in (("held-out", setup.held_out), ("training", setup.train)):
@@ -269,7 +270,7 @@ def _write_path(
     table = []
     for number, (circuit, held_out, training) in enumerate(zip(circuits, *figures, strict=True), start=1):
         file = f"{number:02}-{len(circuit)}.safetensors"
-        cc.save(circuit, folder / file)
+        cc.save(noted(circuit, setup.notes), folder / file)
         said = held_out.as_dict()
         row = {name: said[name] for name in ("kernels", "density", "constants", "r2", "r2_interior", "r2_rectified")}
         table.append(row | {"r2_training": training.as_dict()["r2"], "file": file})
