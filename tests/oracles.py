@@ -1023,13 +1023,16 @@ def design(full, circuit, o, at=slice(None)):
     return torch.cat(targets).numpy(), torch.cat(maps).numpy(), torch.cat(rests).numpy()
 
 
-def least_squares(y, z, ridge):
-    """(a, b) that minimise |y - z a - b|^2 + ridge sum_i G_ii (a_i - 1)^2; a_i = 1 where z_i does not vary."""
+def least_squares(y, z, ridge, spread):
+    """(a, b) that minimise |y - z a - b|^2 + ridge sum_i (G_ii + spread / 100) (a_i - 1)^2.
+
+    a_i = 1 where z_i does not vary.
+    """
     a = np.ones(z.shape[1])
     varies = np.ptp(z, axis=0) > 1e-12 * np.abs(z).max(axis=0, initial=0)
     y = y - z[:, ~varies].sum(1)
     z = z[:, varies]
-    pull = np.diag(np.sqrt(ridge * ((z - z.mean(0)) ** 2).sum(0)))
+    pull = np.diag(np.sqrt(ridge * (((z - z.mean(0)) ** 2).sum(0) + spread / 100)))
     system = np.block([[z, np.ones((len(z), 1))], [pull, np.zeros((len(pull), 1))]])
     found = np.linalg.lstsq(system, np.concatenate([y, pull.sum(1)]), rcond=None)[0]
     a[varies] = found[:-1]
@@ -1054,13 +1057,14 @@ def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call
         offset[name] = torch.zeros(len(kernels), dtype=torch.float64)
         for o in kernels.any(1).nonzero()[:, 0].tolist():
             y, z, rest = design(full[name], circuit[name], o, (positions or {}).get(name, slice(None)))
+            spread = ((y - y.mean()) ** 2).sum()
             if method == "mean":
                 offset[name][o] = (y - rest - z.sum(1)).mean()
             elif method == "filters":
-                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge)
+                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge, spread)
                 gain[name][o] = float(a[0])
             else:
-                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge)
+                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge, spread)
                 gain[name][o, kernels[o]] = torch.from_numpy(a)
     return gain, offset
 

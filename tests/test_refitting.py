@@ -391,7 +391,8 @@ def test_kernels_that_read_the_same_share_the_change():
         for ridge in (0.0, 1e-12, 1e-8, 1e-4):
             change = cc.refit(model, circuit, images, ridge=ridge).gain["0"] - 1
             assert 0.1 < change.abs().max() < 2
-            torch.testing.assert_close(change[:, 0], change[:, 1] * 1.5, rtol=0.02, atol=1e-3)
+            # With a ridge, the pull that is the same for both maps makes the smaller one change a little less.
+            torch.testing.assert_close(change[:, 0], change[:, 1] * 1.5, rtol=0.15 if ridge else 0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("power", [-80, 60])
@@ -523,7 +524,8 @@ def test_images_of_several_sizes_are_fitted_together():
         for o in live[name].any(1).nonzero()[:, 0].tolist():
             y, z, rest = oracles.design(pairs[0][0] + pairs[1][0], pairs[0][1] + pairs[1][1], o)
             kept = live[name][o]
-            a, offset[name][o] = oracles.least_squares(y - rest, z[:, kept.numpy()], 0.01)
+            spread = ((y - y.mean()) ** 2).sum()
+            a, offset[name][o] = oracles.least_squares(y - rest, z[:, kept.numpy()], 0.01, spread)
             gain[name][o, kept] = torch.from_numpy(a)
     agree(got, gain, offset)
 

@@ -3,11 +3,12 @@
 Layer after layer, on the inputs that the layer gets in the circuit refitted so far, each live filter o is fitted to the
 full model's raw output of the same call by least squares:
 
-    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i G_ii (a_i - t)^2
+    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i (G_ii + F Y_o) (a_i - t)^2
 
 p runs over positions of all images, z_oi is the pre-sum map of a kept kernel, G_ii its sum of squared deviations from
-its mean, b_o the bias, and t is 1 or 0. Only the normal equations are kept, in float64. Regression onto a full model's
-outputs is how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
+its mean and Y_o that of y_o, b_o the bias, and t is 1 or 0. Only the normal equations are kept, in float64. Regression
+onto a full model's outputs is how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv
+1707.06342).
 """
 
 import math
@@ -46,6 +47,9 @@ METHODS: dict[str, str] = {
 
 RIDGE = 0.01
 """Default strength of the pull toward gain 1."""
+
+FLOOR = 0.01
+"""F in the formula. A kernel that hardly varies on these images would get a huge gain, and may vary on others."""
 
 POSITIONS = 10_000
 """Default number of positions, over all images, on which a layer is fitted."""
@@ -272,7 +276,7 @@ class _Equations:
         self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
         self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
         self._there = kernels.gather(1, self._which)
-        self._n, self._size = torch.zeros(2, len(filters), dtype=torch.float64)
+        self._n, self._size, self._total = torch.zeros(3, len(filters), dtype=torch.float64)
         self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
         self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
 
@@ -309,6 +313,7 @@ class _Equations:
         values = values - self._shift[some, :width, None].to(values.device)
         self._n[some] += values.shape[2]
         self._size[some] += target.square().sum(1).cpu()
+        self._total[some] += target.sum(1).cpu()
         self._sums[some, :width] += values.sum(2).cpu()
         self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
 
@@ -365,7 +370,9 @@ class _Equations:
         both = free[:, :, None] & free[:, None]
         gram = torch.where(both, moments[:, 1:, 1:], 0)
         system = gram * scale[:, :, None] * scale[:, None]
-        system = system + torch.diag_embed((~free).double() + ridge * free.double())
+        target = (self._size - self._total.square() / self._n).clamp_min(0)[:, None]
+        pull = ridge * (1 + FLOOR * target * scale.square())
+        system = system + torch.diag_embed(torch.where(free, pull, 1))
         wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
         # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
         rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
