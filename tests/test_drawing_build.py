@@ -488,10 +488,14 @@ def test_a_negative_gain_turns_the_sign_of_its_kernels_alone(model, given):
     np.testing.assert_array_equal(made[0].weights, made[1].weights)
 
 
-def test_the_drawn_part_of_a_fitted_circuit_runs_with_its_gains_and_offsets_beside_a_refitted_random_one(model):
+@pytest.mark.parametrize(
+    ("granularity", "method"),
+    [("kernel", "kernels"), ("kernel", "filters"), ("filter", "kernels"), ("weight", "kernels")],
+)
+def test_the_drawn_part_of_a_fitted_circuit_runs_as_fitted_beside_a_refitted_random_one(model, granularity, method):
     given, held_out = images(12), images(6, seed=1)
-    plain = found(model)
-    circuit = cc.refit(model, plain, given)
+    plain = found(model, granularity)
+    circuit = cc.refit(model, plain, given, method=method)
     drawn = cc.diagram(model, circuit, images=images(5, seed=4), held_out=held_out, fit=given)
     document = drawn.document
     fidelity = document.variants[0].fidelity
@@ -501,7 +505,7 @@ def test_the_drawn_part_of_a_fitted_circuit_runs_with_its_gains_and_offsets_besi
     assert fidelity.drawn.r2 == pytest.approx(cc.evaluate(model, fitted, held_out).r2, rel=1e-9)
     assert fidelity.drawn.r2 != pytest.approx(cc.evaluate(model, part, held_out).r2, rel=1e-3)
     assert "run as a network of their own with its gains and offsets, reach" in drawn.caption
-    control = cc.refit(model, control_of(model, plain), given)
+    control = cc.refit(model, control_of(model, plain), given, method=method)
     assert document.variants[1].calibration.constants == control.constants
     measured = cc.evaluate(model, control, held_out).r2
     assert document.variants[1].fidelity.r2 == fidelity.r2_random == pytest.approx(measured, rel=1e-9)
