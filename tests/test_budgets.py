@@ -303,7 +303,7 @@ def test_a_drawable_circuit_fits_the_default_view():
     assert circuit.provenance["asked"] == {"filters": 12, "fan_in": 6}
     assert len(circuit) == cc.evaluate(model, circuit, images).effective_kernels
     assert max(int(mask.any(1).sum()) for mask in circuit.kernels.values()) <= 12
-    assert max(int(mask.sum(1).max()) for mask in circuit.kernels.values()) == 5
+    assert max(int(mask.sum(1).max()) for mask in circuit.kernels.values()) == 6
 
 
 WRONG = {
