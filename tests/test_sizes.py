@@ -127,13 +127,6 @@ def test_smaller_circuits_are_those_that_an_iterative_criterion_finds_when_asked
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_was_asked_for_by_filters_and_kernels_of_a_filter_has_no_smaller_sizes():
-    model = CASE.build()
-    circuit = cc.find(model, FEATURE, CASE.images(5), criterion="progressive", filters=2, fan_in=2)
-    assert circuit.provenance["images"]["count"] == 5
-    assert smaller(model, circuit, held(CASE.images(5))) == []
-
-
 def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():
     model = CASE.build()
     images = CASE.images(5)

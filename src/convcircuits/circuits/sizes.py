@@ -153,17 +153,14 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     """Find smaller circuits again if an iterative criterion found this one, since its rankings are not nested.
 
     They are found on the images that the circuit was found on. The list is empty if ``images``, in memory, do not begin
-    with these, if the circuit was found inside another one, if its size was given by filters and kernels of a filter,
-    if its criterion is not iterative or not known by name, or if an option is not a plain value. Circuits that would
-    keep less than one element are left out.
+    with these, if the circuit was found inside another one, if its criterion is not iterative or not known by name, or
+    if an option is not a plain value. Circuits that would keep less than one element are left out.
     """
     provenance = circuit.provenance
     criterion = CRITERIA.get(str(provenance.get("criterion")))
     options = provenance.get("options", {})
     plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
     if criterion is None or not needs_budget(criterion) or not plain or "inside" in provenance:
-        return []
-    if "fan_in" in provenance.get("asked", {}):
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
         return []  # a custom criterion of the same name, or an edited file
