@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from convcircuits.drawing.data import (
+    Calibration,
     Column,
     Document,
     Drawn,
@@ -152,9 +153,14 @@ class Sketch:
             filters=len({(int(edge[3, e]), int(edge[4, e])) for e in np.flatnonzero(kept)}),
             kept=effective + 1,
             relevant=len(kind) * 4 + 1,
+            calibration=self._calibration(rng, kind) if number == 1 else None,
             nested=number == 0,
             fidelity=self._fidelity(number, drawn) if measured else None,
         )
+
+    def _calibration(self, rng: np.random.Generator, kind: np.ndarray) -> Calibration:
+        gain = np.where(kind <= EdgeKind.INNER, rng.normal(1, 1, len(kind)), 1)
+        return Calibration(constants=int((gain != 1).sum()), images=9, gain=gain)
 
     def _fidelity(self, number: int, drawn: Drawn) -> Fidelity:
         word = ("keeps", "does not keep", "not decided")[number]
@@ -173,6 +179,7 @@ class Sketch:
             ],
             found_on=number == 1,
             drawn=drawn,
+            random_refitted=number == 1,
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> ImageMaps:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -241,6 +242,47 @@ def test_maps_of_the_circuit_are_shown_with_no_other(show):
     expect(page.locator("[part=target]")).to_contain_text("known for the circuit itself")
     page.locator("[part=variant]").select_option("0")
     assert page.locator("image.map").count() > 0
+
+
+def gain_text(gain):
+    """A gain as the page writes it: three significant digits and a true minus sign."""
+    digits = max(0, 2 - math.floor(math.log10(abs(gain))))
+    return f"\u00d7 {gain:.{digits}f}".replace("-", "\u2212")
+
+
+def test_the_gains_of_a_fitted_circuit_are_in_the_table_and_under_the_pointer(show):
+    document = plain(variants=2, measured=True)
+    circuit, other = document.variants
+    fitted = dataclasses.replace(circuit, calibration=other.calibration)
+    document = dataclasses.replace(document, variants=(fitted, dataclasses.replace(other, calibration=None)))
+    edges, gain = document.edges, fitted.calibration.gain
+    page = show(document)
+    expect(page.locator("[part=caption]")).to_contain_text("fitted on 9 images")
+    expect(page.locator(".stub")).to_have_count(0)
+    expect(page.locator(".more rect")).to_have_count(0)
+    expect(page.locator("[part=caption]")).to_contain_text("The whole circuit is drawn")
+    path = page.locator(".edges path[data-edge]").last
+    x, y = path.evaluate(
+        """path => {
+            const [{ x, y }, m] = [path.getPointAtLength(path.getTotalLength() / 4), path.getScreenCTM()];
+            return [x * m.a + m.e, y * m.d + m.f];
+        }"""
+    )
+    page.mouse.move(x, y)
+    card = page.locator("[data-card=edge]")
+    layer, out, read = re.fullmatch(r"(\w+), (\d+) \u2190 (\d+)", card.locator("h2").inner_text()).groups()
+    index = [made.name for made in document.layers].index(layer)
+    (edge,) = np.flatnonzero((edges.layer == index) & (edges.out == int(out)) & (edges.in_ == int(read)))
+    expect(card).to_contain_text(f"{gain_text(gain[edge])} these weights")
+    page.locator("[data-mode-button=table]").click()
+    rows = page.locator("[data-edge]")
+    assert rows.count() == fitted.effective
+    at = page.locator("thead th").all_inner_texts().index("gain")
+    for row in rows.all():
+        edge = int(row.get_attribute("data-edge"))
+        assert row.locator("td").nth(at).inner_text() == gain_text(gain[edge])
+    page.locator("[part=variant]").select_option("1")
+    expect(page.locator("thead")).not_to_contain_text("gain")
 
 
 HEAT = np.array([[84, 49, 150], [247, 246, 244], [180, 78, 6]])  # of the least, of zero, of the highest

@@ -300,10 +300,10 @@ def test_a_drawable_circuit_fits_the_default_view():
 
     model, circuit, images = lite(drawable=True)
     assert circuit == lite(filters=View().nodes_per_column, fan_in=View().kernels_per_node)[1]
-    assert circuit.provenance["asked"] == {"filters": 12, "fan_in": 5}
+    assert circuit.provenance["asked"] == {"filters": 12, "fan_in": 6}
     assert len(circuit) == cc.evaluate(model, circuit, images).effective_kernels
     assert max(int(mask.any(1).sum()) for mask in circuit.kernels.values()) <= 12
-    assert max(int(mask.sum(1).max()) for mask in circuit.kernels.values()) == 5
+    assert max(int(mask.sum(1).max()) for mask in circuit.kernels.values()) == 6
 
 
 WRONG = {

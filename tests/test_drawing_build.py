@@ -425,6 +425,99 @@ def test_gain_and_offset_of_a_circuit_are_measured_too(model):
     assert variant.fidelity.r2 != pytest.approx(cc.evaluate(model, plain, held_out).r2, rel=1e-3)
 
 
+def test_a_drawable_circuit_is_drawn_whole_with_its_constants(model):
+    given, held_out = images(12), images(6, seed=1)
+    circuit = cc.find(model, FEATURE, given, criterion="progressive", filters=12, fan_in=6, start=0.5)
+    report = cc.evaluate(model, circuit, held_out, fit=given)
+    kernels, filters = report.effective_kernels, report.effective_filters
+    assert kernels > 5 * 12  # more than five kernels of a filter
+    drawn = cc.diagram(model, circuit, images=given, held_out=held_out)
+    document = drawn.document
+    assert [variant.role for variant in document.variants[:2]] == ["circuit", "control"]
+    shown = figure.drawn(document)
+    assert (shown.kernels, shown.filters) == (kernels, filters)
+    assert shown.path == pytest.approx(1)
+    assert f"The whole circuit is drawn: {filters} filters and {kernels} kernels." in drawn.caption
+    constants = f"has {circuit.constants} constants (gains of kernels, offsets of filters) fitted on 12 images."
+    assert constants in drawn.caption
+    assert "complete drawn paths" not in drawn.caption
+    fidelity = document.variants[0].fidelity
+    assert fidelity.r2 == fidelity.drawn.r2 == pytest.approx(report.r2, rel=1e-9)
+    assert fidelity.random_refitted
+    assert fidelity.r2_random == pytest.approx(report.r2_random, rel=1e-9) == document.variants[1].fidelity.r2
+    assert any("in the refitted circuit before it" in note for note in document.meta.notes)
+    text = figure.svg(document)
+    assert "not drawn" not in text
+    assert " more" not in text
+
+
+def test_every_edge_has_its_circuits_gain(model):
+    plain, other = found(model), found(model, seed=1)
+    circuit = dataclasses.replace(plain, **calibration(plain.kernels))
+    document = cc.diagram(model, circuit, against=other).document
+    edges = document.edges
+    assert [variant.calibration is None for variant in document.variants] == [False, True, True]
+    calibrated = document.variants[0].calibration
+    assert calibrated.constants == circuit.constants
+    assert calibrated.images is None
+    for e in range(len(edges)):
+        gain = circuit.gain[document.layers[edges.layer[e]].name][edges.out[e], edges.in_[e]]
+        assert calibrated.gain[e] == np.float32(gain)
+    refitted = cc.refit(model, plain, images(7))
+    document = cc.diagram(model, refitted).document
+    assert document.variants[0].calibration.images == 7
+    assert any("was measured before the gains" in note for note in document.meta.notes)
+
+
+@pytest.mark.parametrize("given", [None, images(4)])
+def test_a_negative_gain_turns_the_sign_of_its_kernels_alone(model, given):
+    plain = found(model)
+    tables = calibration(plain.kernels)
+    tables["offset"] = {layer: torch.zeros_like(offset) for layer, offset in tables["offset"].items()}
+    turned = {layer: gain.clone() for layer, gain in tables["gain"].items()}
+    turned["head"][1, ::2] *= -1
+    made = [
+        cc.diagram(model, dataclasses.replace(plain, gain=gain, offset=tables["offset"]), images=given).document
+        for gain in (tables["gain"], turned)
+    ]
+    before, after = (document.edges for document in made)
+    here = np.array([made[0].layers[layer].name == "head" for layer in before.layer]) & (before.in_ % 2 == 0)
+    inside = made[0].variants[0].rank >= 0
+    assert 1 < (here & inside).sum() < inside.sum()
+    np.testing.assert_array_equal(after.sign[inside], np.where(here, -before.sign, before.sign)[inside])
+    np.testing.assert_array_equal(made[0].weights, made[1].weights)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method"),
+    [("kernel", "kernels"), ("kernel", "filters"), ("filter", "kernels"), ("weight", "kernels")],
+)
+def test_the_drawn_part_of_a_fitted_circuit_runs_as_fitted_beside_a_refitted_random_one(model, granularity, method):
+    given, held_out = images(12), images(6, seed=1)
+    plain = found(model, granularity)
+    circuit = cc.refit(model, plain, given, method=method)
+    drawn = cc.diagram(model, circuit, images=images(5, seed=4), held_out=held_out, fit=given)
+    document = drawn.document
+    fidelity = document.variants[0].fidelity
+    shown, part = part_of(model, document, 0, circuit)
+    assert shown.kernels < document.variants[0].kernels
+    fitted = dataclasses.replace(part, gain=circuit.gain, offset=circuit.offset)
+    assert fidelity.drawn.r2 == pytest.approx(cc.evaluate(model, fitted, held_out).r2, rel=1e-9)
+    assert fidelity.drawn.r2 != pytest.approx(cc.evaluate(model, part, held_out).r2, rel=1e-3)
+    assert "run as a network of their own with its gains and offsets, reach" in drawn.caption
+    control = cc.refit(model, control_of(model, plain), given, method=method)
+    assert document.variants[1].calibration.constants == control.constants
+    measured = cc.evaluate(model, control, held_out).r2
+    assert document.variants[1].fidelity.r2 == fidelity.r2_random == pytest.approx(measured, rel=1e-9)
+    _, part = part_of(model, document, 1, control)
+    fitted = dataclasses.replace(part, gain=control.gain, offset=control.offset)
+    assert document.variants[1].fidelity.drawn.r2 == pytest.approx(cc.evaluate(model, fitted, held_out).r2, rel=1e-9)
+    assert "a random circuit of equal size, refitted too, reaches" in drawn.caption
+    without = cc.diagram(model, circuit, images=images(5, seed=4), held_out=held_out)
+    assert "a random circuit of equal size, not refitted, reaches" in without.caption
+    assert without.document.variants[1].calibration is None
+
+
 @pytest.mark.zoo
 def test_grainy_images_are_pictured():
     """Each tile is noise, whose JPEG takes more than a byte a pixel."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import diagram_types
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing.data import (
+    Calibration,
     Column,
     Document,
     Drawn,
@@ -32,7 +33,7 @@ from convcircuits.drawing.data import (
 )
 from diagrams import DOCUMENTS, FIXTURES, plain, residual
 
-SCHEMA = json.loads((files("convcircuits.drawing") / "static" / "convcircuits-diagram-1.schema.json").read_text())
+SCHEMA = json.loads((files("convcircuits.drawing") / "static" / "convcircuits-diagram-2.schema.json").read_text())
 VIEWS = json.loads((FIXTURES.parent / "views.json").read_text(encoding="utf-8"))
 
 
@@ -165,6 +166,9 @@ def broken():
         first, *others = document.variants
         return lambda: dataclasses.replace(document, variants=(dataclasses.replace(first, **changes), *others))
 
+    def gains(gain):
+        return variant(calibration=Calibration(1, None, gain))
+
     def pictures(**changes):
         return lambda: dataclasses.replace(made, pictures=(dataclasses.replace(made.pictures[0], **changes),))
 
@@ -207,6 +211,9 @@ def broken():
         "infinite scale": (edge(scale=(3, np.inf)), "scale of edge 3"),
         "negative scale": (edge(scale=(3, -1)), "scale of edge 3"),
         "infinite saliency": (variant(saliency=np.full(len(edges), np.inf)), "infinite saliency"),
+        "gains of fewer edges": (gains(np.ones(len(edges) - 1)), r"calibration.gain has shape.*\(E\)"),
+        "a gain of no number": (gains(np.full(len(edges), np.nan)), "a gain that is not a finite number"),
+        "fitted on no image": (lambda: Calibration(3, 0, np.ones(1)), "Calibration.images is .* at least 1"),
         "a rank twice": (variant(rank=with_entry(rank, 0, rank[1])), "one for each of its kernels"),
         "a rank too many": (variant(kernels=len(edges) - 1), "one for each of its kernels"),
         "a rank beyond": (variant(rank=with_entry(rank, 0, 10**6)), "one for each of its kernels"),
@@ -301,7 +308,7 @@ def test_a_document_that_breaks_a_law_is_refused_by_its_name(law):
         (lambda: Tiles(64, (Page(2, 65, "data:image/png;base64,"),)), "at most 2048 pixels"),
         (lambda: Tiles(0), "Tiles.size is a whole number, at least 1, at most 2048"),
         (lambda: PictureSet("a", "b", [1, 2]), "with 2 axes"),
-        (lambda: Variant("a", "best", [], [], 0, 0, 0, 0, 0, True), "Variant.role is one of"),
+        (lambda: Variant("a", "best", [], [], 0, 0, 0, 0, 0, None, True), "Variant.role is one of"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_name(make, words):
@@ -351,7 +358,7 @@ def spoilt(change):
         (b"\xff\xfe", "not valid JSON"),
         ("[]", "not a circuit diagram"),
         ("{}", "not a circuit diagram"),
-        (spoilt(lambda d: d.update(schema="convcircuits-diagram/2")), "not a circuit diagram"),
+        (spoilt(lambda d: d.update(schema="convcircuits-diagram/1")), "not a circuit diagram"),
         (spoilt(lambda d: d.pop("target")), "document lacks target"),
         (spoilt(lambda d: d.update(more=1)), "unknown fields: more"),
         (spoilt(lambda d: d["nodes"].pop("kind")), "document.nodes lacks kind"),

@@ -21,7 +21,7 @@ from convcircuits.drawing.data import SCHEMA, Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.records import Record, camel, hints, is_array
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA_FILE = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-1.schema.json"
+SCHEMA_FILE = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-2.schema.json"
 TYPES_FILE = ROOT / "frontend" / "src" / "core" / "types.ts"
 
 WIDTH = 120
@@ -107,7 +107,7 @@ def json_schema() -> str:
     found = definitions()
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:convcircuits-diagram:1",
+        "$id": "urn:convcircuits-diagram:2",
         "title": "A circuit diagram",
     }
     return broken({**head, **found.pop("Document"), "$defs": found}) + "\n"

@@ -3,10 +3,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
-import { DocumentError, decode, type Graph } from "../src/core/decode.js";
+import { DocumentError, decode, type Graph, gainOf, isFitted } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
-import { flowOf } from "../src/core/flow.js";
-import { count, decimal, percent } from "../src/core/format.js";
+import { type Flow, flowOf } from "../src/core/flow.js";
+import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
@@ -14,6 +14,7 @@ import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
 import { defaultView, ownView, viewOf } from "../src/core/view.js";
@@ -103,10 +104,76 @@ test("the flow is conserved at every node and sums to 1 at the image, wherever t
       }
 });
 
+/** The most filters of a layer, and the most kernels of a filter, that are alive: what a budget must allow. */
+function neededOf(graph: Graph, flow: Flow): [number, number] {
+  const alive = [...flow.alive.keys()].filter((edge) => flow.alive[edge] && graph.edgeLayer[edge]! >= 0);
+  const filter = (edge: number) => `${graph.document.layers[graph.edgeLayer[edge]!]!.name} ${graph.out[edge]}`;
+  const most = (of: Map<string, Set<unknown>>) => Math.max(0, ...[...of.values()].map(({ size }) => size));
+  const gather = (key: (edge: number) => string, item: (edge: number) => unknown) => {
+    const found = new Map<string, Set<unknown>>();
+    for (const edge of alive) found.set(key(edge), (found.get(key(edge)) ?? new Set()).add(item(edge)));
+    return most(found);
+  };
+  return [
+    gather(
+      (edge) => graph.document.layers[graph.edgeLayer[edge]!]!.name,
+      (edge) => graph.out[edge],
+    ),
+    gather(filter, (edge) => graph.in[edge]),
+  ];
+}
+
+test("a circuit that fits the budget in every layer is drawn whole, and one that does not in one layer is not", () => {
+  let beyond = 0;
+  for (const graph of SEEDS.map(large)) {
+    const { alive, aliveNode, root } = flowOf(graph, view());
+    if (!aliveNode[root]) continue;
+    const { kernels, filters } = countOf(
+      graph,
+      [...alive.keys()].filter((edge) => alive[edge]),
+    );
+    Object.assign(graph.document.variants[0]!, { effective: kernels, filters });
+    for (const at of [view(), view({ compare: 2 }), view({ kernels: 40 })]) {
+      const [nodesPerColumn, kernelsPerNode] = neededOf(graph, flowOf(graph, at));
+      const scene = draw(graph, { ...at, nodesPerColumn, kernelsPerNode }, CANVASES[0]!);
+      const { selection, numbers } = scene;
+      assert.ok(selection.units.every(Boolean) && selection.bundles.every(Boolean));
+      assert.deepEqual(scene.more, []);
+      assert.ok(scene.nodes.every(({ hiddenIn, hiddenOut }) => !hiddenIn && !hiddenOut));
+      assert.ok(!scene.legend.some(({ kind }) => kind === "hidden"));
+      near(selection.path, scene.flow.aliveNode[root] ? 1 : 0);
+      const perColumn = new Map<number, number>();
+      for (const column of scene.parts.column) perColumn.set(column, (perColumn.get(column) ?? 0) + 1);
+      beyond += [...perColumn.values()].some((count) => count > nodesPerColumn) ? 1 : 0;
+      if (at.kernels !== null || at.compare !== null) {
+        assert.doesNotMatch(numbers.text, /The whole/);
+        continue;
+      }
+      holds(numbers.text, ` The whole circuit is drawn: ${plural(filters, "filter")} and ${plural(kernels, "kernel")}`);
+      assert.doesNotMatch(numbers.text, /complete drawn paths|run as a network/);
+      assert.equal(numbers.r2Drawn, numbers.r2);
+      for (const fewer of [{ nodesPerColumn: nodesPerColumn - 1 }, { kernelsPerNode: kernelsPerNode - 1 }]) {
+        const less = { ...at, nodesPerColumn, kernelsPerNode, ...fewer };
+        if (!less.nodesPerColumn || !less.kernelsPerNode) continue;
+        const { numbers, selection } = draw(graph, less, CANVASES[0]!);
+        if (selection.kernels < kernels) assert.doesNotMatch(numbers.text, /The whole/);
+        else assert.match(numbers.text, /The whole/);
+        if (fewer.kernelsPerNode) continue; // a filter's only reader keeps it
+        assert.ok(selection.kernels < kernels);
+      }
+    }
+  }
+  assert.ok(beyond > 0, "a column that several layers share");
+});
+
 test("what is drawn fits the budget, lies on complete paths, and leaves no part of the circuit without one", () => {
+  let checked = 0;
   for (const graph of SEEDS.map(large))
     for (const at of [...views(graph), view({ nodesPerColumn: 3, kernelsPerNode: 2 }), view({ compare: 2 })]) {
-      const { parts, selection } = drawnOf(graph, at);
+      const { flow, parts, selection } = drawnOf(graph, at);
+      const [filters, kernels] = neededOf(graph, flow);
+      if (filters <= at.nodesPerColumn && kernels <= at.kernelsPerNode) continue; // drawn whole
+      checked++;
       const { units, bundles } = selection;
       const inColumn = new Map<number, number>();
       const leaving = Array.from(units, () => 0);
@@ -125,6 +192,7 @@ test("what is drawn fits the budget, lies on complete paths, and leaves no part 
       for (const drawn of inColumn.values()) assert.ok(drawn <= at.nodesPerColumn);
       if (parts.root >= 0) assert.ok(inColumn.size > 0 && [...units].some((is, unit) => is && parts.seesImage[unit]));
     }
+  assert.ok(checked > 20);
 });
 
 test("the path share is the sum over complete drawn paths", () => {
@@ -502,6 +570,58 @@ test("the caption says what was measured, and of what was not that it was not", 
   assert.match(say({}).text, / \(as a network of their own they were not measured\)\.$/);
 });
 
+test("a fitted circuit is said to be one, and so is what was done to the random one beside it", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
+  const say = () => draw(graph, view(), CANVASES[0]!).numbers.text;
+  const [circuit, control] = graph.document.variants;
+  assert.doesNotMatch(say(), /constants|refitted|gains/);
+  circuit!.calibration = { constants: 1234, images: 100, gain: pack("float32", graph.source) };
+  holds(say(), "The circuit has 1,234 constants (gains of kernels, offsets of filters) fitted on 100 images. ");
+  holds(say(), "; a random circuit of equal size, not refitted, reaches 0.40 (");
+  holds(say(), " run as a network of their own with its gains and offsets, reach R\u00b2 = 0.41");
+  holds(say(), "(a random circuit of equal size, not refitted, drawn the same way: \u22120.09)");
+  circuit!.fidelity!.randomRefitted = true;
+  holds(say(), "; a random circuit of equal size, refitted too, reaches 0.40 (");
+  control!.effective = 0;
+  holds(say(), "; a random circuit of equal size, in which nothing is on a complete path, reaches 0.40 (");
+  circuit!.calibration.images = null;
+  holds(say(), " fitted. ");
+});
+
+test("a kernel has the gain of the drawn circuit, and its small map the sign of that gain", () => {
+  const document = randomDocument(3, { columns: 4, width: 6, readers: 3, variants: 2 });
+  const count = document.edges.source.shape[0]!;
+  const gains = Array.from({ length: count }, (_, edge) => (edge % 2 ? -1 : 1) * (1 + edge / 4));
+  const plain = decode(document);
+  assert.equal(gainOf(plain, view(), 3), 1);
+  assert.ok(!isFitted(plain, view()));
+  const text = svg(plain, draw(plain, view(), CANVASES[0]!), { size: null, tiles: {} });
+  assert.doesNotMatch(text, /gain/);
+  document.variants[1]!.calibration = { constants: 9, images: null, gain: pack("float32", gains) };
+  const graph = decode(document);
+  const { rank } = graph.variants[0]!;
+  assert.ok(!isFitted(graph, view()) && isFitted(graph, view({ variant: 1 })) && isFitted(graph, view({ compare: 1 })));
+  for (let edge = 0; edge < count; edge++) {
+    assert.equal(gainOf(graph, view(), edge), 1);
+    assert.equal(gainOf(graph, view({ variant: 1 }), edge), gains[edge]);
+    const only = rank[edge]! < 0 && graph.variants[1]!.rank[edge]! >= 0;
+    assert.equal(gainOf(graph, view({ compare: 1 }), edge), only ? gains[edge] : 1);
+  }
+  document.variants[0]!.calibration = { constants: 9, images: null, gain: pack("float32", gains) };
+  const fitted = decode(document);
+  const scene = draw(fitted, view(), CANVASES[0]!);
+  const signs = new Set(scene.glyphs.map(({ kernel }) => Math.sign(gains[kernel]!)));
+  assert.equal(signs.size, 2);
+  const cells = (of: Graph) => svg(of, draw(of, view(), CANVASES[0]!), { size: null, tiles: {} }).split("crispEdges");
+  const [before, after] = [cells(plain), cells(fitted)];
+  scene.glyphs.forEach(({ kernel }, i) => {
+    const fills = (part: string) => part.slice(0, part.indexOf("</g>")).match(/#[0-9a-f]{6}/g);
+    const same = JSON.stringify(fills(after[i + 1]!)) === JSON.stringify(fills(before[i + 1]!));
+    assert.equal(same, gains[kernel]! > 0);
+  });
+  assert.match(after.join(), /, gain \u00d7 /);
+});
+
 test("a column of which nothing is drawn takes no room", () => {
   let left = 0;
   for (const graph of SEEDS.map(large))
@@ -539,7 +659,7 @@ test("a kernel of a layer that runs twice is one kernel, and its filter one filt
 test("the fixtures that Python writes are of the schema that ships, and are drawn", () => {
   const folder = "../tests/fixtures/diagram";
   const schema = JSON.parse(
-    readFileSync("../src/convcircuits/drawing/static/convcircuits-diagram-1.schema.json", "utf8"),
+    readFileSync("../src/convcircuits/drawing/static/convcircuits-diagram-2.schema.json", "utf8"),
   );
   const valid = new Ajv2020({ strict: false }).compile(schema);
   const names = readdirSync(folder).filter((name) => name.endsWith(".json"));

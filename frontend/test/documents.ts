@@ -136,6 +136,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
       filters: new Set(ranked.map((edge) => edges[edge]!.layer * 1000 + edges[edge]!.out)).size,
       kept: kernels,
       relevant: kernels,
+      calibration: null,
       nested: true,
       fidelity: {
         r2: 0.9 - 0.5 * v,
@@ -152,6 +153,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
           : "The circuit keeps a.b:3: R2 is 0.90.",
         foundOn: false,
         drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 },
+        randomRefitted: false,
       },
     };
   });

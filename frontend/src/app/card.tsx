@@ -2,8 +2,8 @@
 
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { kernel } from "../core/decode.js";
-import { count, percent, plural, significant } from "../core/format.js";
+import { gainOf, isFitted, kernel } from "../core/decode.js";
+import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
 import { of } from "../core/select.js";
 import { plain } from "../core/text.js";
@@ -66,7 +66,9 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
 
 function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
   const { graph, flow, maps } = store;
-  const { variant } = store.view.value;
+  const view = store.view.value;
+  const { variant } = view;
+  const fitted = isFitted(graph, view);
   const image = store.image.value;
   const edge = edges[0]!;
   const { saliency, rank } = graph.variants[variant]!;
@@ -106,6 +108,7 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
             {count(rank[edge]! + 1)} of {count(kernels)}
           </Fact>
         )}
+        {!connection && fitted && <Fact name="gain">{gainText(gainOf(graph, view, edge))} these weights</Fact>}
         <Fact name="flow">{percent(flow.value.edge[edge]!)} of the target's</Fact>
         {image !== null && <Fact name="effect on image">{effect === null ? "unknown" : significant(effect)}</Fact>}
       </dl>
@@ -222,7 +225,10 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length === 1 &&
         inner(store, node).map((edge) => (
           <>
-            <h3>kernel of this filter alone, {edgeName(graph, edge)}</h3>
+            <h3>
+              kernel of this filter alone, {edgeName(graph, edge)}
+              {isFitted(graph, view.value) && `, gain ${gainText(gainOf(graph, view.value, edge))}`}
+            </h3>
             <div class="pictures">
               <Kernel
                 graph={graph}

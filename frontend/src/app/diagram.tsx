@@ -2,6 +2,7 @@
 
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
+import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
 import { edgeName, signName, spokenNode } from "../core/names.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
@@ -397,6 +398,7 @@ export function Diagram({ store }: { store: Store }) {
               key={glyph.kernel}
               store={store}
               kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+              turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
               {...glyph}
             />
           ))}
@@ -428,7 +430,13 @@ export function Diagram({ store }: { store: Store }) {
         <g class="inner" aria-hidden="true">
           {scene.nodes.map(({ inner }, i) =>
             inner.map((map) => (
-              <GlyphMark key={map.kernel} store={store} kind={lit && !lit.nodes[i] ? "unlit" : ""} {...map} />
+              <GlyphMark
+                key={map.kernel}
+                store={store}
+                kind={lit && !lit.nodes[i] ? "unlit" : ""}
+                turn={Math.sign(gainOf(graph, scene.view, map.kernel))}
+                {...map}
+              />
             )),
           )}
         </g>
@@ -453,15 +461,16 @@ export function Diagram({ store }: { store: Store }) {
   );
 }
 
-/** A kernel's heat map in a frame. */
-const GlyphMark = pure(({ store, kind, x, y, width, height, kernel }: KernelMap & { store: Store; kind: string }) => {
+/** A kernel's heat map in a frame, as the circuit uses it: with the sign of its gain. */
+const GlyphMark = pure((props: KernelMap & { store: Store; kind: string; turn: number }) => {
+  const { store, kind, turn, x, y, width, height, kernel } = props;
   const { graph } = store;
   const [rows, columns] = graph.document.layers[graph.edgeLayer[kernel]!]?.kernel ?? [1, 1];
   return (
     <g class={`glyph ${kind}`} transform={`translate(${x - width / 2} ${y - height / 2})`} aria-hidden="true">
       <rect class="sheet edge" x={-1.5} y={-1.5} width={width + 3} height={height + 3} />
       <g transform={`scale(${width / columns} ${height / rows})`}>
-        <Kernel graph={graph} edge={kernel} cell={1} numbers={false} />
+        <Kernel graph={graph} edge={kernel} cell={1} numbers={false} turn={turn} />
       </g>
     </g>
   );

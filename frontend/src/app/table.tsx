@@ -2,7 +2,8 @@
 
 import { useSignal } from "@preact/signals";
 import { useMemo, useRef } from "preact/hooks";
-import { count, percent, plural, significant } from "../core/format.js";
+import { gainOf, isFitted } from "../core/decode.js";
+import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { layerName } from "../core/names.js";
 import { EdgeKind } from "../core/types.js";
 import type { Store } from "./store.js";
@@ -11,7 +12,7 @@ import { Kernel } from "./ui.js";
 const ROW = 31; // px
 const BEYOND = 8; // rows kept above and below the visible ones
 
-type Key = "layer" | "out" | "in" | "sign" | "saliency" | "rank" | "flow" | "effect";
+type Key = "layer" | "out" | "in" | "sign" | "saliency" | "rank" | "flow" | "gain" | "effect";
 
 export function Table({ store }: { store: Store }) {
   const { graph } = store;
@@ -31,6 +32,7 @@ export function Table({ store }: { store: Store }) {
     saliency: (edge) => saliency[edge] || 0,
     rank: (edge) => rank[edge]!,
     flow: (edge) => flow.edge[edge]!,
+    gain: (edge) => gainOf(graph, store.view.value, edge),
     effect: (edge) => (image === null ? 0 : (store.maps.effect(edge, image) ?? 0)),
   };
   const scene = store.scene.value;
@@ -56,6 +58,8 @@ export function Table({ store }: { store: Store }) {
     { key: "rank", name: "rank", cell: (edge) => (rank[edge]! < 0 ? "\u2013" : count(rank[edge]! + 1)) },
     { key: "flow", name: "flow", cell: (edge) => percent(flow.edge[edge]!) },
   ];
+  if (isFitted(graph, store.view.value))
+    columns.push({ key: "gain", name: "gain", cell: (edge) => gainText(value.gain(edge)) });
   if (image !== null)
     columns.push({ key: "effect", name: "effect", cell: (edge) => effectText(store.maps.effect(edge, image)) });
   const first = Math.max(0, Math.floor(top.value / ROW) - BEYOND);

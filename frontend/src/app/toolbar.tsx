@@ -18,7 +18,7 @@ const MODES: { mode: View["mode"]; label: string }[] = [
   { mode: "table", label: "table" },
 ];
 const NODES = [4, 6, 8, 12, 16, 24, 40];
-const KERNELS = [1, 2, 3, 5, 8, 12, 20];
+const KERNELS = [1, 2, 3, 4, 6, 8, 12, 20];
 const STEPS = 200; // of the slider
 
 export function Toolbar({ store }: { store: Store }) {

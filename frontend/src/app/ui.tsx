@@ -47,35 +47,50 @@ export function MapPicture({ map, size, label }: { map: PositionMap; size: numbe
   return <img class="map" src={map.url} alt={label} width={map.width * scale} height={map.height * scale} />;
 }
 
-/** A kernel's weights as squares, with their numbers where there is room: right way up, zero neutral. */
-export function Kernel({ graph, edge, cell, numbers }: { graph: Graph; edge: number; cell: number; numbers: boolean }) {
+/** A kernel's weights as squares, with their numbers where there is room: right way up, zero neutral; times the sign
+ *  `turn`. */
+export function Kernel({
+  graph,
+  edge,
+  cell,
+  numbers,
+  turn = 1,
+}: {
+  graph: Graph;
+  edge: number;
+  cell: number;
+  numbers: boolean;
+  turn?: number;
+}) {
   const given = kernel(graph, edge);
   if (!given) return null;
   const { height, width, weights } = given;
   const top = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
   const tall = numbers ? cell * 0.72 : cell;
+  const texts = numbers ? Array.from(weights, significant) : [];
+  const font = Math.min(10.5, cell / 3.9, (cell * 1.5) / Math.max(1, ...texts.map((text) => text.length)));
   return (
     <svg
       class="kernel"
       width={width * cell}
       height={height * tall}
       role="img"
-      aria-label={numbers ? `weights ${[...weights].map(significant).join(" ")}` : "weights"}
+      aria-label={numbers ? `weights ${texts.join(" ")}` : "weights"}
     >
       {[...weights].map((weight, i) => {
         const [x, y] = [(i % width) * cell, Math.floor(i / width) * tall];
         const share = Math.abs(weight) / top;
         return [
-          <rect x={x} y={y} width={cell} height={tall} fill={heat(weight / top)} />,
+          <rect x={x} y={y} width={cell} height={tall} fill={heat((turn * weight) / top)} />,
           numbers && (
             <text
               x={x + cell / 2}
               y={y + tall / 2 + 3.5}
               text-anchor="middle"
-              font-size={Math.min(10.5, cell / 3.9)}
+              font-size={font}
               style={{ fill: share > 0.55 ? "#fff" : "#222" }}
             >
-              {significant(weight)}
+              {texts[i]}
             </text>
           ),
         ];

@@ -62,11 +62,25 @@ function verdict(subject: string, { verdict, sentence }: Fidelity): string {
     verdict === "keeps" || !reasons
       ? ""
       : `: ${reasons.replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212")}`;
-  return found[0]!.toUpperCase() + found.slice(1) + said;
+  return capital(found) + said;
+}
+
+function capital(text: string): string {
+  return text[0]!.toUpperCase() + text.slice(1);
+}
+
+/** What the random circuit is that one is compared with: whether it is alive, where that is known, and whether it was
+ *  fitted where that one was. */
+function randomOf({ calibration, fidelity }: Variant, control: Variant | undefined): string {
+  const random = "a random circuit of equal size";
+  if (control?.effective === 0) return `${random}, in which nothing is on a complete path`;
+  if (!calibration) return random;
+  return `${random}, ${fidelity?.randomRefitted ? "refitted too" : "not refitted"}`;
 }
 
 /** R\u00b2 of a circuit and of its baselines. */
-function figures(of: Fidelity): string {
+function figures(of: Fidelity, random: string): string {
+  const named = random.includes(",") ? `${random},` : random;
   const where = of.interior === "central" ? "the central positions" : "the interior";
   const reaches = (name: string, all: number, inside: number | null) =>
     `${name} reaches ${value(all)} (${value(inside)} on ${where})`;
@@ -74,7 +88,7 @@ function figures(of: Fidelity): string {
     of.r2AverageMap === null
       ? "there is no baseline, as no average map of the images that it was found on was measured"
       : reaches("the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior),
-    ...(of.r2Random === null ? [] : [reaches("a random circuit of equal size", of.r2Random, of.r2RandomInterior)]),
+    ...(of.r2Random === null ? [] : [reaches(named, of.r2Random, of.r2RandomInterior)]),
   ];
   if (of.r2 === null) return "no R\u00b2, as the feature is constant";
   return [
@@ -93,6 +107,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const alive = whole ? { filters: variant.filters, kernels: variant.effective } : countOf(graph, aliveEdges(flow));
   const [ofFilters, ofKernels] = [alive.filters, alive.kernels];
 
+  const complete = whole && selection.kernels === ofKernels;
   const measured = isMeasured(graph, view);
   const of = other
     ? ` of "${variant.name}" and "${other.name}" together`
@@ -110,17 +125,20 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
 
   const { fidelity } = variant;
   const drawnPart = fidelity?.drawn ?? null;
-  const control = variant.role === "circuit" ? variants.find((each) => each.role === "control") : undefined;
+  const controlOf = ({ role }: Variant) =>
+    role === "circuit" ? variants.find((each) => each.role === "control") : undefined;
+  const control = controlOf(variant);
   const r2ControlDrawn = control?.fidelity?.drawn?.r2 ?? null;
   const random = control?.fidelity?.drawn
-    ? ` (a random circuit of equal size, drawn the same way: ${value(r2ControlDrawn)})`
+    ? ` (${randomOf(variant, control)}, drawn the same way: ${value(r2ControlDrawn)})`
     : "";
   const unmeasured = "as a network of their own they were not measured";
+  const own = variant.calibration ? " with its gains and offsets" : "";
   const alone =
     !drawnPart || other
       ? ` (${unmeasured})`
       : measured
-        ? ` and, run as a network of their own, ${reach(drawnPart.r2)}${random}`
+        ? ` and, run as a network of their own${own}, ${reach(drawnPart.r2)}${random}`
         : ` (${unmeasured}; those of the default view ${reach(drawnPart.r2)}${random})`;
 
   const named = (each: Variant) =>
@@ -129,24 +147,37 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
     each.foundOn
       ? `the very ${plural(heldOut!.count, "image")} that it was found on`
       : plural(heldOut!.count, "held-out image");
+  const all = (each: Variant) => figures(each.fidelity!, randomOf(each, controlOf(each)));
   const kept = (each: Variant) =>
     each.role === "control" && each.fidelity && heldOut
-      ? `On ${on(each.fidelity)} ${named(each)} has ${figures(each.fidelity)}.`
+      ? `On ${on(each.fidelity)} ${named(each)} has ${all(each)}.`
       : each.fidelity && heldOut
-        ? `${verdict(named(each), each.fidelity)}. On ${on(each.fidelity)} it has ${figures(each.fidelity)}.`
+        ? `${verdict(named(each), each.fidelity)}. On ${on(each.fidelity)} it has ${all(each)}.`
         : `How much of the feature ${named(each)} keeps was not measured on held-out images.`;
+  const fitted = (each: Variant) => {
+    if (!each.calibration) return "";
+    const { constants, images } = each.calibration;
+    const what = `${plural(constants, "constant")} (gains of kernels, offsets of filters)`;
+    return ` ${capital(named(each))} has ${what} fitted${images === null ? "" : ` on ${plural(images, "image")}`}.`;
+  };
+  const said = [variant, ...(other ? [other] : [])].map((each) => kept(each) + fitted(each)).join(" ");
+  const subject = variant.role === "circuit" ? "The whole circuit" : `The whole of ${named(variant)}`;
+  const dead = variant.kept - variant.effective;
+  const aside = dead ? `; it keeps ${plural(dead, "kernel")} more, on no complete path` : "";
   const nested =
     sliced && !variant.nested
       ? " The criterion itself might keep other kernels at this size: its rankings are not nested."
       : "";
   return {
-    text: `${kept(variant)} ${other ? `${kept(other)} ` : ""}${drawn}; ${paths}${alone}.${nested}`,
+    text: complete
+      ? `${said} ${subject} is drawn: ${plural(ofFilters, "filter")} and ${plural(ofKernels, "kernel")}${aside}.`
+      : `${said} ${drawn}; ${paths}${alone}.${nested}`,
     filters: selection.filters,
     ofFilters,
     kernels: selection.kernels,
     ofKernels,
     path: selection.path,
-    r2Drawn: measured ? (drawnPart?.r2 ?? null) : null,
+    r2Drawn: complete ? (fidelity?.r2 ?? null) : measured ? (drawnPart?.r2 ?? null) : null,
     r2: fidelity?.r2 ?? null,
     heldOut: heldOut?.count ?? null,
     r2Control: fidelity?.r2Random ?? null,

@@ -1,6 +1,6 @@
 /** The document as typed arrays, with the incoming and outgoing edges of each node. */
 
-import { ARRAYS, type Buffer, type Document, EdgeKind, NodeKind, SCHEMA } from "./types.js";
+import { ARRAYS, type Buffer, type Document, EdgeKind, NodeKind, SCHEMA, type View } from "./types.js";
 
 export class DocumentError extends Error {}
 
@@ -46,7 +46,7 @@ export interface Graph {
   weightStart: Int32Array;
   scale: Float32Array;
   weights: Int8Array;
-  variants: { saliency: Float32Array; rank: Int32Array }[];
+  variants: { saliency: Float32Array; rank: Int32Array; gain: Float32Array | null }[];
   /** Edges by their target and by their source; inner ones apart, by their node. */
   incoming: Lists;
   outgoing: Lists;
@@ -67,6 +67,7 @@ export function decode(document: Document): Graph {
   const target = numbers(document, "edges.target");
   const edgeKind = numbers(document, "edges.kind");
   const column = numbers(document, "nodes.column");
+  const calibrated = document.variants.flatMap(({ calibration }) => calibration ?? []);
   const graph: Graph = {
     document,
     nodeCount: n,
@@ -86,9 +87,10 @@ export function decode(document: Document): Graph {
     weightStart: numbers(document, "edges.weights"),
     scale: numbers(document, "edges.scale"),
     weights: numbers(document, "weights"),
-    variants: document.variants.map((_, v) => ({
+    variants: document.variants.map(({ calibration }, v) => ({
       saliency: numbers(document, "variants.saliency", v),
       rank: numbers(document, "variants.rank", v),
+      gain: calibration && numbers(document, "variants.calibration.gain", calibrated.indexOf(calibration)),
     })),
     incoming: lists(n, target, (edge) => edgeKind[edge] !== EdgeKind.inner),
     outgoing: lists(n, source, (edge) => edgeKind[edge] !== EdgeKind.inner),
@@ -224,6 +226,18 @@ export function kernel(graph: Graph, edge: number): { height: number; width: num
     width,
     weights: Float32Array.from(graph.weights.subarray(start, start + height * width), (weight) => weight * scale),
   };
+}
+
+/** What the drawn circuit multiplies a kernel by: 1 unless it was fitted. Of two that are compared, the first that has
+ *  the kernel counts. */
+export function gainOf(graph: Graph, { variant, compare }: View, edge: number): number {
+  const has = (v: number | null): v is number => v !== null && graph.variants[v]!.rank[edge]! >= 0;
+  return graph.variants[[variant, compare].find(has) ?? variant]!.gain?.[edge] ?? 1;
+}
+
+/** Whether a drawn circuit has gains of its own. */
+export function isFitted(graph: Graph, { variant, compare }: View): boolean {
+  return [variant, compare].some((v) => v !== null && graph.variants[v]!.gain !== null);
 }
 
 /** Where a tile is: its page and its place there. */

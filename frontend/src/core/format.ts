@@ -26,6 +26,11 @@ export function significant(value: number): string {
   return decimal(value, Math.max(0, 2 - size));
 }
 
+/** A gain, as a factor. */
+export function gainText(gain: number): string {
+  return `\u00d7 ${significant(gain)}`;
+}
+
 /** A count with its noun: plural(1, "kernel") is "1 kernel". */
 export function plural(value: number, noun: string): string {
   return `${count(value)} ${noun}${value === 1 ? "" : "s"}`;

@@ -1,9 +1,9 @@
 /** Turns a document and a view into a scene. */
 
 import { caption } from "./caption.js";
-import type { Graph } from "./decode.js";
+import { type Graph, gainOf, isFitted } from "./decode.js";
 import { flowOf } from "./flow.js";
-import { count, percent, significant } from "./format.js";
+import { count, gainText, percent, significant } from "./format.js";
 import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle, unitName } from "./labels.js";
 import { type Layers, order } from "./order.js";
 import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
@@ -554,5 +554,7 @@ export function edgeTitle(graph: Graph, scene: Scene, edge: SceneEdge): string {
   const layer = graph.edgeLayer[edge.edges[0]!]!;
   const name = layer >= 0 ? `${graph.document.layers[layer]!.name}: ` : "";
   const saliency = edge.connection ? "" : `, saliency ${significant(edge.saliency)}`;
-  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${saliency}, ${percent(edge.flow)} of the flow`);
+  const alone = layer >= 0 && edge.edges.length === 1 && isFitted(graph, scene.view);
+  const gain = alone ? `, gain ${gainText(gainOf(graph, scene.view, edge.edges[0]!))}` : "";
+  return plain(`${name}${from} \u2192 ${to}, ${kind}${many}${saliency}${gain}, ${percent(edge.flow)} of the flow`);
 }

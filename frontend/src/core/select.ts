@@ -114,11 +114,13 @@ function unitsOf(graph: Graph, flow: Flow, view: View) {
   return { unitOf, members, groups };
 }
 
-/** Selects the units and bundles to draw within the view's budget. */
+/** Selects the units and bundles to draw within the view's budget. A circuit that fits it in every layer is drawn
+ *  whole, although a column or a node that several layers share may then hold more. */
 export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Selection {
-  const units = chooseUnits(parts, view);
-  const bundles = chooseBundles(parts, units, view.kernelsPerNode);
-  dropDeadEnds(parts, units, bundles, pinned(parts, view));
+  const whole = fits(graph, flow, view);
+  const units = whole ? new Uint8Array(parts.members.length).fill(1) : chooseUnits(parts, view);
+  const bundles = whole ? new Uint8Array(parts.edges.length).fill(1) : chooseBundles(parts, units, view.kernelsPerNode);
+  if (!whole) dropDeadEnds(parts, units, bundles, pinned(parts, view));
   const edges = edgesOf(graph, flow, parts, units, bundles);
   return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
 }
@@ -135,6 +137,23 @@ export function countOf(graph: Graph, edges: Iterable<number>): { kernels: numbe
     kernels.add(filter * 2 ** 20 + graph.in[edge]!);
   }
   return { kernels: kernels.size, filters: filters.size };
+}
+
+/** Whether no layer has more filters, and no filter more kernels, than the view's budget. */
+function fits(graph: Graph, flow: Flow, view: View): boolean {
+  const filters = new Map<number, Map<number, Set<number>>>(); // by layer: the channels that each filter reads
+  for (let edge = 0; edge < graph.edgeCount; edge++) {
+    if (!flow.alive[edge] || graph.edgeLayer[edge]! < 0) continue;
+    const layer = graph.sameLayer[graph.edgeLayer[edge]!]!;
+    if (!filters.has(layer)) filters.set(layer, new Map());
+    const kernels = filters.get(layer)!;
+    if (!kernels.has(graph.out[edge]!)) kernels.set(graph.out[edge]!, new Set());
+    kernels.get(graph.out[edge]!)!.add(graph.in[edge]!);
+  }
+  return [...filters.values()].every(
+    (kernels) =>
+      kernels.size <= view.nodesPerColumn && [...kernels.values()].every((read) => read.size <= view.kernelsPerNode),
+  );
 }
 
 /** The units that are pinned and alive. */

@@ -1,7 +1,7 @@
 /** A scene as self-contained SVG text, for papers and exports; the same from every engine. */
 
 import { DARK, edgeColor, heat, LIGHT, type Palette } from "./color.js";
-import { type Graph, kernel } from "./decode.js";
+import { type Graph, gainOf, kernel } from "./decode.js";
 import { measures } from "./place.js";
 import { short } from "./route.js";
 import { barWidth, edgeTitle } from "./scene.js";
@@ -175,7 +175,7 @@ function pictureSvg(
   return `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
 }
 
-/** A kernel's heat map in a frame. */
+/** A kernel's heat map in a frame, as the circuit uses it: with the sign of its gain. */
 function mapSvg(
   graph: Graph,
   scene: Scene,
@@ -184,6 +184,7 @@ function mapSvg(
   palette: Palette,
 ): string {
   const { weights, width: columns, height: rows } = kernel(graph, of)!;
+  const turn = Math.sign(gainOf(graph, scene.view, of));
   const hair = measures(scene).edge[1] * 0.12;
   const largest = weights.reduce((most, weight) => Math.max(most, Math.abs(weight)), 0) || 1;
   const [left, top] = [x - width / 2, y - height / 2];
@@ -194,7 +195,7 @@ function mapSvg(
       top + Math.floor(i / columns) * (height / rows),
       cell,
       height / rows,
-      `fill="${heat(weight / largest)}"`,
+      `fill="${heat((turn * weight) / largest)}"`,
     ),
   );
   const frame = rect(left, top, width, height, `fill="none" stroke="${color}" stroke-width="${short(hair)}"`);

@@ -1,7 +1,7 @@
 /** The circuit diagram's document and what a view of it is. Written by tools/diagram_types.py from the records of
  *  src/convcircuits/drawing/data.py, where its laws are: change them there and run `make frontend`. */
 
-export const SCHEMA = "convcircuits-diagram/1";
+export const SCHEMA = "convcircuits-diagram/2";
 export const SHARES = [0.5, 0.8, 0.95] as const;
 export const MODES = ["diagram", "all", "table"] as const;
 export const LONGEST_NAME = 80;
@@ -37,6 +37,7 @@ export const ARRAYS = {
   weights: "int8 *",
   "variants.saliency": "float32 E",
   "variants.rank": "int32 E",
+  "variants.calibration.gain": "float32 E",
   "pictures.tiles": "int32 N K",
   "images.target.fullMean": "float32 I",
   "images.target.fullMaximum": "float32 I",
@@ -110,6 +111,13 @@ export interface Edges {
   scale: Buffer; // float32 (E); a weight is its int8 / 127 * scale
 }
 
+/** What was fitted of a circuit: gains of its kernels, and offsets of its filters. */
+export interface Calibration {
+  constants: number; // how many gains and offsets that is
+  images: number | null; // how many they were fitted on; null: not known
+  gain: Buffer; // float32 (E); what the circuit multiplies a kernel by; 1 where it has no gain of its own
+}
+
 /** What the default view draws, measured as a network of its own. */
 export interface Drawn {
   kernels: number;
@@ -131,6 +139,7 @@ export interface Fidelity {
   sentence: string; // the verdict and why
   foundOn: boolean; // whether these are the very images that it was found on
   drawn: Drawn | null;
+  randomRefitted: boolean; // whether the random circuit was refitted as this one was
 }
 
 /** A circuit over the document's nodes and edges. */
@@ -144,6 +153,7 @@ export interface Variant {
   filters: number; // filters that have effective kernels
   kept: number; // kernels the circuit keeps, effective or not
   relevant: number; // kernels of the full model that lie on a path to the feature
+  calibration: Calibration | null; // null: its kernels are the model's
   nested: boolean; // whether the first k kernels by rank are what the criterion would keep at k
   fidelity: Fidelity | null;
 }
@@ -245,7 +255,7 @@ export interface View {
 
 /** A circuit diagram: everything that any host needs to draw it, and nothing that only Python can read. */
 export interface Document {
-  schema: "convcircuits-diagram/1";
+  schema: "convcircuits-diagram/2";
   meta: Meta;
   columns: Column[]; // left to right; the target's is the last
   layers: DrawnLayer[];
@@ -266,7 +276,7 @@ export const DEFAULT_VIEW: View = {
   compare: null,
   kernels: null,
   nodesPerColumn: 12,
-  kernelsPerNode: 5,
+  kernelsPerNode: 6,
   root: null,
   isolate: null,
   share: 0.8,

@@ -42,9 +42,10 @@ def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit
 def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
     """Return a control refitted as a circuit was, on some images, if that circuit has a calibration.
 
-    A calibration whose origin is not known is taken for one of ``refit`` with its defaults.
+    A control that has a calibration of its own keeps it. A calibration of a circuit whose origin is not known is taken
+    for one of ``refit`` with its defaults.
     """
-    if not circuit.gain and not circuit.offset:
+    if not circuit.calibrated or control.calibrated:
         return control
     known = circuit.provenance.get("calibration", {})
     fit = Refit(
@@ -57,4 +58,5 @@ def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches:
         seed=known.get("seed", 0),
     )
     gain, offset = fit(subject.masks(control, subject.survey.input_shape, effective=True))
-    return replace(control, gain=LayerTable(gain), offset=LayerTable(offset))
+    provenance = dict(control.provenance) | {"calibration": fit.about()}
+    return replace(control, gain=LayerTable(gain), offset=LayerTable(offset), provenance=provenance)

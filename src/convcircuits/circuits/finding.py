@@ -164,7 +164,7 @@ def find(
         filters: The most live filters of a layer. With ``fan_in``, instead of a density; all kept kernels are
             effective.
         fan_in: The most kernels of a filter.
-        drawable: Whether to keep what the default view of a diagram has room for: ``filters=12, fan_in=5``.
+        drawable: Whether to keep what the default view of a diagram has room for: ``filters=12, fan_in=6``.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
         circuit: Find inside this circuit, of the same or a coarser granularity.
         batch_size: Maximum number of images that run at once.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.criteria import CRITERIA, DESCENTS
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.sizes import found_on
 from convcircuits.drawing import data, figure
@@ -71,8 +72,9 @@ def diagram(
 
     Images are optional: without them there are no pictures or measurements, and the caption says what was not measured.
     Edge widths and the density slider follow the circuit's saliency; flow, by which the budget selects, is a display
-    heuristic computed from it. A random circuit with the same number of elements in each layer is included for
-    comparison. If an iterative criterion found the circuit and ``images`` begin with those it was found on, the slider
+    heuristic computed from it. A circuit that fits the budget in every layer is drawn whole. A random circuit with the
+    same number of elements in each layer is included for comparison, refitted if the circuit was and the images are
+    there. If an iterative criterion found the circuit and ``images`` begin with those it was found on, the slider
     instead offers circuits that the criterion finds again at a half, a quarter and an eighth of the size.
 
     Args:
@@ -83,8 +85,9 @@ def diagram(
             every map.
         held_out: Images to measure the whole circuit, its drawn part and the random circuit on; the average map of
             ``fit`` is measured on them too.
-        fit: The images that the circuit was found on, as for ``evaluate``. If not given, the first of ``images`` if
-            these begin with them. Without them no average map is measured, and the caption says so.
+        fit: The images that the circuit was found on, as for ``evaluate``; a fitted circuit's random one is refitted on
+            them. If not given, the first of ``images`` if these begin with them. Without them no average map is
+            measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
         title: Title of the diagram; names the feature and the model if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualizations of the drawn filters inside the
@@ -123,7 +126,18 @@ def diagram(
         kept = _first(batches(images))
         names = _checked_names(images.names if names is None and isinstance(images, Crops) else names, len(kept))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
-    drawing = lay_out(model, circuit, against, shape, seed, None if kept is None else batches(kept), progress)
+    if fit is None and kept is not None:
+        fit = found_on(circuit, batches(kept))
+    drawing = lay_out(
+        model,
+        circuit,
+        against,
+        shape,
+        seed,
+        None if kept is None else batches(kept),
+        progress,
+        None if fit is None else batches(fit),
+    )
     laws = checked(drawing.subject, kept)["laws"]
     seen = None
     if kept is not None:
@@ -152,8 +166,6 @@ def diagram(
         tiles=data.Tiles(TILE),
     )
     if held_out is not None:
-        if fit is None and kept is not None:
-            fit = found_on(circuit, batches(kept))
         document = measured(drawing, document, model, held_out, fit, batch_size, seed, progress)
     shown = figure.drawn(document)
     document = pictured(
@@ -209,10 +221,22 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
-        notes=sentences([colors, *(str(note) for note in origin.get("notes", ())), checks]),
+        notes=sentences([colors, *_on_saliency(circuit), *(str(note) for note in origin.get("notes", ())), checks]),
         versions={"convcircuits": __version__, "torch": torch.__version__},
         file=named_after(model, circuit.feature.slug),
     )
+
+
+def _on_saliency(circuit: Circuit) -> list[str]:
+    """Say what the saliency of a fitted circuit is of, since its kernels act otherwise than in the model."""
+    if not circuit.calibrated:
+        return []
+    if CRITERIA.get(str(circuit.provenance.get("criterion"))) in DESCENTS:
+        return [
+            "Saliency, which sets the width of edges, is a kernel's estimated effect on the feature at the last cut: "
+            "in the refitted circuit before it, or in the full model if it was the only one."
+        ]
+    return ["Saliency, which sets the width of edges, was measured before the gains and offsets were fitted."]
 
 
 def measured(
@@ -251,6 +275,7 @@ def measured(
                 reports[n],
                 found_on=circuit.provenance.get("images") == reports[0].provenance["images"],
                 drawn=data.Drawn(kernels=view.kernels, r2=_known(reports[count + n].r2), path=view.path),
+                random_refitted=circuit.calibrated and fit is not None,
             ),
         )
         for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
@@ -269,7 +294,7 @@ def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
     return random_like(drawing.subject, drawing.circuits[n], seed=seed)
 
 
-def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn) -> data.Fidelity:
+def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn, random_refitted: bool) -> data.Fidelity:
     return data.Fidelity(
         r2=_known(report.r2),
         r2_interior=_known(report.r2_interior),
@@ -283,6 +308,7 @@ def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn) -> data.
         sentence=report.verdict_sentence,
         found_on=found_on,
         drawn=drawn,
+        random_refitted=random_refitted,
     )
 
 

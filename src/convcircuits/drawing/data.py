@@ -19,7 +19,7 @@ from convcircuits.drawing.records import Array, Law, Record, arrays, plain, read
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.values.drawable import FAN_IN, FILTERS
 
-SCHEMA = "convcircuits-diagram/1"
+SCHEMA = "convcircuits-diagram/2"
 PAGE = 2048  # the most pixels a page of pictures may be wide or high, so that every browser decodes it
 SHARES = (0.5, 0.8, 0.95)  # of a node's flow, which a view may isolate
 LONGEST_NAME = 80  # characters of a group's name
@@ -151,6 +151,16 @@ class Fidelity(Record):
     sentence: str = "Not decided."  # the verdict and why
     found_on: bool = False  # whether these are the very images that it was found on
     drawn: Drawn | None = None
+    random_refitted: bool = False  # whether the random circuit was refitted as this one was
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration(Record):
+    """What was fitted of a circuit: gains of its kernels, and offsets of its filters."""
+
+    constants: Count  # how many gains and offsets that is
+    images: Positive | None  # how many they were fitted on; None: not known
+    gain: Annotated[Array, "float32", "E"]  # what the circuit multiplies a kernel by; 1 where it has no gain of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +176,7 @@ class Variant(Record):
     filters: Count  # filters that have effective kernels
     kept: Count  # kernels the circuit keeps, effective or not
     relevant: Count  # kernels of the full model that lie on a path to the feature
+    calibration: Calibration | None  # None: its kernels are the model's
     nested: bool  # whether the first k kernels by rank are what the criterion would keep at k
     fidelity: Fidelity | None = None
 
@@ -177,6 +188,8 @@ class Variant(Record):
             )
         if np.isinf(self.saliency).any():
             raise ConvCircuitsError(f"Variant {self.name!r} has an infinite saliency; it is finite or NaN.")
+        if self.calibration is not None and not np.isfinite(self.calibration.gain).all():
+            raise ConvCircuitsError(f"Variant {self.name!r} has a gain that is not a finite number.")
 
 
 @dataclass(frozen=True, eq=False)

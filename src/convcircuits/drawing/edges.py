@@ -6,7 +6,7 @@ import torch
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.graph import turns
-from convcircuits.drawing.sheet import Drawing, readout_of
+from convcircuits.drawing.sheet import Drawing, gains_of, readout_of
 
 
 def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, np.ndarray, np.ndarray]:
@@ -26,6 +26,7 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
     weighted = g.kind <= EdgeKind.INNER
     start, scale = np.full(len(g.kind), -1, np.int32), np.zeros(len(g.kind), np.float32)
     added, turned, parts, filled = np.zeros(len(g.kind)), np.ones(len(g.kind)), [], 0
+    gain = gains_of(drawing, drawing.circuits[0])
     for number in drawing.calls:
         here = np.flatnonzero(g.call == number)
         values = _weights(drawing, number)[g.out[here], g.inp[here]]
@@ -34,7 +35,7 @@ def edges_of(drawing: Drawing, effect: np.ndarray | None) -> tuple[data.Edges, n
         parts.append(np.round(values / np.where(largest > 0, largest, 1)[:, None] * 127).astype(np.int8))
         start[here] = filled + np.arange(len(here)) * values.shape[1]
         filled += values.size
-        added[here] = values.sum(1) * _gain(drawing, number, g.out[here], g.inp[here])
+        added[here] = values.sum(1) * gain[here]
         turned[here] = turns(drawing.layout, number).numpy()[g.out[here]]
     if effect is not None:
         known = ~np.isnan(effect).all(1)
@@ -65,12 +66,6 @@ def _through_chains(drawing: Drawing, added: np.ndarray, turned: np.ndarray) -> 
         before = (g.target == g.target[e]) & (g.call < g.call[e]) & (g.kind <= EdgeKind.INNER)
         turned[before] *= -1 if added[e] * turned[e] < 0 else 1
     return turned
-
-
-def _gain(drawing: Drawing, number: int, filters: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """Return the circuit's gains of some kernels of a call."""
-    gain = drawing.circuits[0].gain.get(drawing.call(number).layer)
-    return np.ones(len(filters)) if gain is None else gain.cpu().numpy()[filters, channels]
 
 
 def _weights(drawing: Drawing, number: int) -> np.ndarray:

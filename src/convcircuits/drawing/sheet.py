@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.controls import random_like, treated_alike
 from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
@@ -66,11 +66,12 @@ def lay_out(
     seed: int,
     images: Batches | None = None,
     progress: Progress | None = None,
+    fit: Batches | None = None,
 ) -> Drawing:
     """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
 
     With images, in memory, the smaller circuits that an iterative criterion finds again are included, except those
-    without a complete path.
+    without a complete path. The random circuit is refitted on the images ``fit`` if the circuit has a calibration.
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, or has no complete path or too many
@@ -94,7 +95,8 @@ def lay_out(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
             "prune to a larger density."
         )
-    beside = [("control", random_like(subject, circuit, seed=seed))]
+    control = random_like(subject, circuit, seed=seed)
+    beside = [("control", control if fit is None else treated_alike(subject, control, circuit, fit))]
     beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images, progress))]
     for role, one in beside:
         its = subject.masks(one, found.input_shape, effective=True)
@@ -230,10 +232,29 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
                 filters=sum(int(mask.any(1).sum()) for mask in drawing.masks[n].kernels.values()),
                 kept=sum(int(mask.sum()) for mask in kept.values()),
                 relevant=sum(int(mask.sum()) for mask in relevant.values()),
+                calibration=_calibration(drawing, circuit),
                 nested=nested(circuit),
             )
         )
     return tuple(variants)
+
+
+def gains_of(drawing: Drawing, circuit: Circuit) -> np.ndarray:
+    """Return what a circuit multiplies each edge's kernel by, (E,): its gain, or 1."""
+    g, gains = drawing.graph, np.ones(len(drawing.graph.kind))
+    for number in drawing.calls:
+        table = circuit.gain.get(drawing.call(number).layer)
+        if table is not None:
+            here = np.flatnonzero(g.call == number)
+            gains[here] = table.cpu().numpy()[g.out[here], g.inp[here]]
+    return gains
+
+
+def _calibration(drawing: Drawing, circuit: Circuit) -> data.Calibration | None:
+    if not circuit.calibrated:
+        return None
+    origin = circuit.provenance.get("calibration", {}).get("images", {})
+    return data.Calibration(circuit.constants, origin.get("count"), gains_of(drawing, circuit))
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

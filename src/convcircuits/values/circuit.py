@@ -180,6 +180,11 @@ class Circuit:
         return len(self) / self.relevant if self.relevant else 0.0
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the circuit has gains or offsets of its own."""
+        return bool(self.gain or self.offset)
+
+    @property
     def constants(self) -> int:
         """Number of constants that the calibration has, which were fitted; 0 without a calibration.
 
@@ -264,7 +269,7 @@ class Circuit:
     def __repr__(self) -> str:
         criterion = self.provenance.get("criterion")
         how = f", {criterion}" if criterion else ""
-        if self.gain or self.offset:
+        if self.calibrated:
             how += f", {self.constants:,} constants fitted"
         counted = f"{len(self):,} of {self.relevant:,} {self.granularity}s = {self.density:.3%}"
         return printable(f"Circuit({self.feature}{how}, {counted})")

@@ -3,5 +3,5 @@
 FILTERS = 12
 """The most filters of a column, so the most live filters of a layer."""
 
-FAN_IN = 5
+FAN_IN = 6
 """The most kernels into a filter."""
