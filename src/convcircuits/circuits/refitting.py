@@ -149,13 +149,23 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
 
 
 class Refit:
-    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``."""
+    """The refitting of a feature's circuits on the same images; the other arguments are those of ``refit``.
+
+    Args:
+        subject: The model that the circuits belong to.
+        batches: The images.
+        target: The model whose layers they are fitted to, if it is another one of the same architecture.
+
+    Attributes:
+        target: The model whose layers circuits are fitted to.
+    """
 
     def __init__(
         self,
         subject: Subject,
         batches: Batches,
         *,
+        target: Subject | None = None,
         method: Method = "kernels",
         ridge: float = RIDGE,
         toward: float = 1.0,
@@ -165,6 +175,7 @@ class Refit:
         progress: Progress | None = None,
     ) -> None:
         self._subject, self._batches, self._method = subject, batches, method
+        self.target = target or subject
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
@@ -199,7 +210,7 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            runs = _Runs(self._subject, fitted, self._batches, self._memory)
+            runs = _Runs(self._subject, self.target, fitted, self._batches, self._memory)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
@@ -427,14 +438,15 @@ class _Runs:
     and so do all batches of a loader if there is none for one of them.
 
     Args:
-        subject: The feature of the model.
+        subject: The feature of the circuit's model.
+        target: The feature of the full model.
         masks: The circuit, whose calibration may grow.
         batches: The images.
         memory: Bytes for what waits.
     """
 
-    def __init__(self, subject: Subject, masks: Masks, batches: Batches, memory: int) -> None:
-        self._subject, self._masks, self._batches = subject, masks, batches
+    def __init__(self, subject: Subject, target: Subject, masks: Masks, batches: Batches, memory: int) -> None:
+        self._subject, self._target, self._masks, self._batches = subject, target, masks, batches
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
         self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
@@ -474,7 +486,7 @@ class _Runs:
         self._all_held = number < len(self._held)
 
     def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
-        full = _Run(self._subject.steps(images, None), lambda call: call.compute())
+        full = _Run(self._target.steps(images, None), lambda call: call.compute())
         return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 
 
