@@ -1,7 +1,7 @@
 """Measure the margin of a circuit over its controls: was it found, or made by its constants?"""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -151,9 +151,8 @@ class _Made:
             self.elsewhere.append((model, fitted(model, circuit, again)))
 
     def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:
-        shares = [
-            len(circuit & replace(graph, provenance=circuit.provenance)) / max(1, len(circuit)) for graph in graphs
-        ]
+        size = max(1, len(circuit))
+        shares = [sum(int((mask & one[a]).sum()) for a, mask in circuit.elements.items()) / size for one in graphs]
         if shares and sum(shares) / len(shares) > _STAYS:
             self.notes.append(
                 f"{sum(shares) / len(shares):.0%} of the circuit's {circuit.granularity}s are also in its relabelled "
