@@ -1,14 +1,18 @@
-"""Random circuits of equal size."""
+"""Circuits that show how well any of the same size, treated alike, would do."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import convcircuits as cc
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.controls import fit_of, fitted, random_like, redrawn, relabelled_like, treated_alike, without
+from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
-from nets import NETS
+from nets import NETS, net
 
 CASE = NETS["plain"]
 FEATURE = cc.Feature("features.5", 2)
@@ -76,3 +80,105 @@ def test_the_control_of_an_empty_circuit_is_empty():
     model = CASE.build()
     circuit = found(model)
     assert len(random_like(subject_of(model), circuit - circuit)) == 0
+
+
+def batches_of(images):
+    return Batches(images, device=images.device, dtype=images.dtype, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "options"),
+    [("progressive", {"toward": 1.0, "positions": 300}), ("learned", {"steps": 5, "rate": 0.03, "batch": 3})],
+)
+def test_a_circuit_that_is_treated_as_it_was_comes_out_the_same(criterion, options):
+    model = CASE.build()
+    circuit = found(model, criterion, 0.3, **options)
+    again = treated_alike(subject_of(model), circuit, circuit, batches_of(CASE.images(5)))
+    assert again == circuit
+    assert circuit.constants
+    other = replace(circuit, provenance=dict(circuit.provenance) | {"calibration": {"method": "kernels"}})
+    assert treated_alike(subject_of(model), circuit, other, batches_of(CASE.images(5))) != circuit
+
+
+@pytest.mark.parametrize("method", ["kernels", "filters", "mean"])
+def test_a_control_is_refitted_as_the_circuit_was(method):
+    model, images = CASE.build(), CASE.images(5)
+    circuit = cc.refit(model, found(model), images, method=method, ridge=0.3, positions=20, seed=4)
+    control = treated_alike(subject_of(model), random_like(subject_of(model), circuit), circuit, batches_of(images))
+    bare = replace(control, gain=type(control.gain)(), offset=type(control.offset)())
+    assert control == cc.refit(model, bare, images, method=method, ridge=0.3, positions=20, seed=4)
+
+
+def test_without_a_calibration_nothing_is_fitted():
+    model, images = CASE.build(), CASE.images(5)
+    circuit = found(model)
+    assert fit_of(subject_of(model), circuit, batches_of(images)) is None
+    refitted = cc.refit(model, circuit, images)
+    assert fitted(subject_of(model), refitted, None) == circuit
+
+
+def test_the_rest_of_the_model_without_a_circuit():
+    model = CASE.build()
+    circuit = cc.refit(model, found(model), CASE.images(5))
+    rest = without(subject_of(model), circuit)
+    assert not rest.gain
+    for layer, relevant in subject_of(model).survey.kernels.items():
+        assert torch.equal(rest[layer] | circuit[layer], relevant)
+        assert not (rest[layer] & circuit[layer]).any()
+
+
+def test_a_relabelled_circuit_says_how_it_was_made():
+    model = CASE.build()
+    circuit = found(model, density=0.3)
+    made = [relabelled_like(subject_of(model), circuit, seed=seed) for seed in range(4)]
+    assert len({str([mask.tolist() for mask in one.elements.values()]) for one in made}) > 1
+    assert made[1] == relabelled_like(subject_of(model), circuit, seed=1)
+    assert made[1].provenance["made_by"] == "relabelled"
+    assert made[1].provenance["weights"] == circuit.provenance["weights"]
+
+
+@pytest.mark.parametrize("name", ["plain", "mobile", "standardised", "twice"])
+def test_redrawn_weights_have_the_same_values_in_each_layer(name):
+    case = NETS[name]
+    model = case.build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    subject = Subject.open(model, cc.Feature(*case.features[-1]), case.input_shape)
+    other = redrawn(subject, seed=3)
+    after = other.network.module.state_dict()
+    for key, value in before.items():
+        assert torch.equal(model.state_dict()[key], value)
+        if key.removesuffix(".weight") in subject.survey.kernels:
+            assert not torch.equal(after[key], value)
+            assert torch.equal(after[key].flatten().sort().values, value.flatten().sort().values)
+        else:
+            assert torch.equal(after[key], value)
+    again = redrawn(subject, seed=3).network.module.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in after.items())
+
+
+def test_weights_that_are_computed_cannot_be_drawn_again():
+    model = net()
+    nn.utils.parametrizations.weight_norm(model.conv)
+    subject = Subject.open(model, cc.Feature("head", 1), (3, 8, 8))
+    with pytest.raises(cc.ConvCircuitsError, match="computed while the model runs, so they cannot be drawn again"):
+        redrawn(subject)
+
+
+def test_a_circuit_of_another_model_is_fitted_to_the_trained_one():
+    model, images = CASE.build(), CASE.images(5)
+    scaled = CASE.build()
+    for layer in ("features.0", "features.3", "features.5"):
+        scaled.get_submodule(layer).weight.data *= 0.5
+    whole = cc.Circuit.from_masks(
+        scaled,
+        FEATURE,
+        {layer: torch.ones(mask.shape) for layer, mask in subject_of(scaled).survey.kernels.items()},
+        input_shape=CASE.input_shape,
+    )
+    like = cc.refit(scaled, whole, images, ridge=0.0, positions=None)
+    fit = fit_of(subject_of(scaled), like, batches_of(images), target=subject_of(model))
+    made = fitted(subject_of(scaled), whole, fit)
+    for layer, gain in made.gain.items():
+        assert torch.allclose(gain[whole[layer]], torch.tensor(2.0, dtype=torch.float64))
+    maps = cc.activations(scaled, FEATURE, images, circuit=made)
+    assert torch.allclose(maps, cc.activations(model, FEATURE, images))

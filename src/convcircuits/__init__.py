@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, find_path, prune, score
+    from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
     from convcircuits.storage import load, save
     from convcircuits.values.circuit import Circuit, iou
+    from convcircuits.values.controls import Controls
     from convcircuits.values.feature import Feature
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
@@ -36,6 +38,7 @@ __all__ = [
     "CRITERIA",
     "Circuit",
     "ComparisonTable",
+    "Controls",
     "ConvCircuitsError",
     "Diagram",
     "Evaluation",
@@ -44,6 +47,7 @@ __all__ = [
     "__version__",
     "activations",
     "compare",
+    "controls",
     "diagram",
     "evaluate",
     "extract",
@@ -62,12 +66,14 @@ _MODULES = {
     "CRITERIA": "circuits.criteria",
     "Circuit": "values.circuit",
     "ComparisonTable": "circuits.comparison",
+    "Controls": "values.controls",
     "Diagram": "drawing.host",
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Scores": "values.scores",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
+    "controls": "circuits.margin",
     "diagram": "drawing.build",
     "evaluate": "circuits.evaluation",
     "extract": "compiler.extraction",

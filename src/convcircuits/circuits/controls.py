@@ -1,14 +1,24 @@
-"""Random circuits that show how well any circuit of the same size would do."""
+"""Controls: circuits that show how well others of the same size, treated alike, do."""
 
 from dataclasses import replace
 
+import torch
+
 from convcircuits.circuits.criteria import drawn_like
+from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit
-from convcircuits.network.batches import Batches
+from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit
+from convcircuits.circuits.relabelling import Relabelling, relabelled
+from convcircuits.circuits.tracing import Trace
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.batches import Batches, Progress
+from convcircuits.network.copying import private_copy
 from convcircuits.network.masking import Subject
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
+
+Fit = Refit | Learn
+"""From the masks of a circuit without calibration to its gains and offsets."""
 
 _APART = 1_000_003  # keeps the draw apart from that of a circuit which was itself drawn at random
 _OF_THE_MODEL = ("model", "weights", "feature", "input_shape", "versions")
@@ -33,30 +43,114 @@ def random_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit
         LayerTable(top(saliency, len(circuit))),
         LayerTable(saliency),
         sum(int(elements.sum()) for elements in relevant.values()),
-        provenance={key: circuit.provenance[key] for key in _OF_THE_MODEL if key in circuit.provenance}
+        provenance=_of_the_model(circuit)
         | {"criterion": "layer_random", "seed": seed, "granularity": circuit.granularity},
         granularity=circuit.granularity,
     )
 
 
-def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
-    """Return a control refitted as a circuit was, on some images, if that circuit has a calibration.
+def relabelled_like(subject: Subject, circuit: Circuit, *, seed: int = 0) -> Circuit:
+    """Return a circuit's graph on other filters, drawn at random; without calibration.
 
-    A control that has a calibration of its own keeps it. A calibration of a circuit whose origin is not known is taken
-    for one of ``refit`` with its defaults.
+    Raises:
+        ConvCircuitsError: If the model's channels cannot be followed.
     """
-    if not circuit.calibrated or control.calibrated:
-        return control
+    made = relabelled(subject, circuit, Relabelling.draw(subject, seed + _APART))
+    about = {"made_by": "relabelled", "seed": seed + _APART, "granularity": circuit.granularity}
+    return replace(made, provenance=_of_the_model(circuit) | about)
+
+
+def without(subject: Subject, circuit: Circuit) -> Circuit:
+    """Return what is left of the full model without a circuit's elements."""
+    relevant = subject.relevant(circuit.granularity, subject.survey.input_shape)
+    left = {layer: elements & ~circuit.elements[layer] for layer, elements in relevant.items()}
+    return replace(circuit, elements=LayerTable(left), gain=LayerTable(), offset=LayerTable())
+
+
+def redrawn(subject: Subject, *, seed: int = 0) -> Subject:
+    """Return a copy of the model in which the weights of each layer on a path to the feature are shuffled.
+
+    A layer keeps the values of its weights, and so their mean and spread, but not their places. Biases and all other
+    layers stay.
+
+    Raises:
+        ConvCircuitsError: If the weights of a layer are no parameter of it.
+    """
+    copied = private_copy(subject.network.module)
+    parameters = dict(copied.named_parameters())
+    generator = torch.Generator().manual_seed(seed + _APART)
+    for layer in subject.survey.kernels:
+        weight = parameters.get(f"{layer}.weight" if layer else "weight", parameters.get(layer))
+        if weight is None:
+            raise ConvCircuitsError(
+                f"The weights of {layer} are computed while the model runs, so they cannot be drawn again."
+            )
+        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+        weight.data = weight.data.flatten()[order].reshape(weight.shape)
+    return Subject.open(copied, subject.feature, subject.survey.input_shape)
+
+
+def fit_of(
+    subject: Subject,
+    circuit: Circuit,
+    batches: Batches,
+    *,
+    target: Subject | None = None,
+    progress: Progress | None = None,
+) -> Fit | None:
+    """Return how a circuit was fitted, as a function that fits others on some images; None without a calibration.
+
+    A calibration whose origin is not known is taken for one of ``refit`` with its defaults.
+
+    Args:
+        subject: The model that the others belong to.
+        circuit: The circuit.
+        batches: The images to fit on.
+        target: The model to which they are fitted, if it is another one of the same architecture.
+        progress: Called with the number of images or steps done and their total.
+    """
+    if not circuit.calibrated:
+        return None
     known = circuit.provenance.get("calibration", {})
     fit = Refit(
         subject,
         batches,
+        target=target,
         method=known.get("method", "kernels"),
         ridge=known.get("ridge", RIDGE),
         toward=known.get("toward", 1.0),
         positions=known.get("positions", POSITIONS),
         seed=known.get("seed", 0),
+        progress=progress,
     )
-    gain, offset = fit(subject.masks(control, subject.survey.input_shape, effective=True))
-    provenance = dict(control.provenance) | {"calibration": fit.about()}
-    return replace(control, gain=LayerTable(gain), offset=LayerTable(offset), provenance=provenance)
+    if "trained" not in known:
+        return fit
+    relevant, seed = subject.relevant("kernel", subject.survey.input_shape), known.get("seed", 0)
+    trace = Trace(subject, batches, relevant=relevant, seed=seed, memory=MEMORY, progress=progress)
+    options = ("steps", "rate", "batch", "rectified")
+    return Learn(trace, fit, Training(**{name: known["trained"][name] for name in options}, seed=seed))
+
+
+def fitted(subject: Subject, circuit: Circuit, fit: Fit | None) -> Circuit:
+    """Return a circuit whose calibration is replaced by a new one; without any if there is no fit."""
+    about = {key: value for key, value in circuit.provenance.items() if key != "calibration"}
+    bare = replace(circuit, gain=LayerTable(), offset=LayerTable(), provenance=about)
+    if fit is None:
+        return bare
+    gain, offset = fit(subject.masks(bare, subject.survey.input_shape, effective=True))
+    about["calibration"] = fit.about()
+    return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
+
+
+def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
+    """Return a control refitted, and trained, on some images as a circuit was, if that has a calibration.
+
+    A control that has a calibration of its own keeps it.
+    """
+    if not circuit.calibrated or control.calibrated:
+        return control
+    return fitted(subject, control, fit_of(subject, circuit, batches))
+
+
+def _of_the_model(circuit: Circuit) -> dict[str, object]:
+    return {key: circuit.provenance[key] for key in _OF_THE_MODEL if key in circuit.provenance}

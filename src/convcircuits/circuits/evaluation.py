@@ -48,8 +48,8 @@ def evaluate(
         circuit: The circuit.
         images: Held-out images, as for ``score``.
         fit: The images that the circuit was found on. The readout a f_c + d is fitted on them, and their average map is
-            the baseline. The random circuit is refitted on them if the circuit has a calibration. Without them there is
-            no verdict, unless the circuit fails on its own.
+            the baseline. The random circuit is refitted, or trained, on them as the circuit was, if that has a
+            calibration. Without them there is no verdict, unless the circuit fails on its own.
         effective: Run the circuit as it is defined: no kernel reads a dead channel, and a dead filter adds nothing.
             False keeps the biases of dead filters, as published.
         batch_size: Maximum number of images that run at once.

@@ -59,7 +59,7 @@ class Learn:
 
     Args:
         trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
-        fit: How circuits are refitted before they are trained.
+        fit: How circuits are refitted before they are trained; they are trained to the map of its target.
         training: How constants are trained.
 
     Raises:
@@ -76,7 +76,7 @@ class Learn:
             raise ConvCircuitsError("Constants are trained on images of one size; crop or resize the images to one.")
         self._images = torch.cat(parts)
         with torch.no_grad():
-            maps = torch.cat([trace.subject.maps(part) for part in parts])
+            maps = torch.cat([fit.target.maps(part) for part in parts])
             self._counted = trace.positions.counted(maps, tuple(self._images.shape[1:]))
             self._targets = _by_unit(at(maps, self._counted))
         self._scale = self._targets.flatten(0, -2).var(0)

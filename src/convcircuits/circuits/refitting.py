@@ -154,9 +154,15 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
 
 
 class Refit:
-    """The refitting of a feature's circuits on the same images; the arguments are those of ``refit``.
+    """The refitting of a feature's circuits on the same images; the other arguments are those of ``refit``.
+
+    Args:
+        subject: The model that the circuits belong to.
+        batches: The images.
+        target: The model whose layers they are fitted to, if it is another one of the same architecture.
 
     Attributes:
+        target: The model whose layers circuits are fitted to.
         cost: Number of images that have run forward, in whole or in part, in the full model and in circuits.
     """
 
@@ -165,6 +171,7 @@ class Refit:
         subject: Subject,
         batches: Batches,
         *,
+        target: Subject | None = None,
         method: Method = "kernels",
         ridge: float = RIDGE,
         toward: float = 1.0,
@@ -174,6 +181,7 @@ class Refit:
         progress: Progress | None = None,
     ) -> None:
         self._subject, self._batches, self._method = subject, batches, method
+        self.target = target or subject
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
@@ -209,7 +217,7 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            runs = _Runs(self._subject, fitted, self._batches, self._memory, self.cost)
+            runs = _Runs(self._subject, self.target, fitted, self._batches, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
@@ -440,15 +448,25 @@ class _Runs:
     and so do all batches of a loader if there is none for one of them.
 
     Args:
-        subject: The feature of the model.
+        subject: The feature of the circuit's model.
+        target: The feature of the full model.
         masks: The circuit, whose calibration may grow.
         batches: The images.
         memory: Bytes for what waits.
         cost: Counts the images that run.
     """
 
-    def __init__(self, subject: Subject, masks: Masks, batches: Batches, memory: int, cost: Counter[str]) -> None:
-        self._subject, self._masks, self._batches, self._cost = subject, masks, batches, cost
+    def __init__(
+        self,
+        subject: Subject,
+        target: Subject,
+        masks: Masks,
+        batches: Batches,
+        memory: int,
+        cost: Counter[str],
+    ) -> None:
+        self._subject, self._target, self._masks, self._batches = subject, target, masks, batches
+        self._cost = cost
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
         self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
@@ -489,7 +507,7 @@ class _Runs:
 
     def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
         self._cost["forward"] += 2 * len(images)
-        full = _Run(self._subject.steps(images, None), lambda call: call.compute())
+        full = _Run(self._target.steps(images, None), lambda call: call.compute())
         return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 
 

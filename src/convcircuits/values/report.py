@@ -110,7 +110,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all figures as JSON values; NaN becomes None."""
-        return {k: _without_nan(v) for k, v in dataclasses.asdict(self).items()}
+        return {k: without_nan(v) for k, v in dataclasses.asdict(self).items()}
 
     def summary(self) -> str:
         """Return the figures as a table, followed by the verdict and the notes."""
@@ -175,11 +175,12 @@ def _table(head: str, rows: Sequence[tuple[Any, ...]]) -> list[str]:
     return ["".join([row[0].ljust(wide), *(cell.rjust(16) for cell in row[1:])]) for row in cells]
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return a JSON value with None in place of numbers that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (tuple, list)):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     return value

@@ -1,0 +1,302 @@
+"""Measure the margin of a circuit over its controls: was it found, or made by its constants?"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convcircuits.circuits.controls import (
+    fit_of,
+    fitted,
+    random_like,
+    redrawn,
+    relabelled_like,
+    without,
+)
+from convcircuits.circuits.moments import Averages
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.maps.interior import Interior, Positions
+from convcircuits.network.agreement import IMAGES
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, judged
+from convcircuits.values.feature import at
+from convcircuits.values.report import WHERE
+
+_RESAMPLES = 1000
+_STAYS = 0.1  # of the circuit's elements: from there on, a note says how many stay in the relabelled graphs
+
+
+@outside_autocast
+def controls(
+    model: nn.Module,
+    circuit: Circuit,
+    images: Images,
+    *,
+    fit: Images,
+    draws: int = 3,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Controls:
+    """Measure a circuit beside controls of equal size and equal treatment, on images that it was not found on.
+
+    With many fitted constants, a wrong graph can be made to imitate a feature. So the circuit's calibration is repeated
+    on controls, with the same method, options and number of steps: if these do as well, the circuit was not found.
+
+    This is a function and no method of ``Evaluation``, which is data and has no model to run.
+
+    Args:
+        model: The model that the circuit belongs to.
+        circuit: The circuit.
+        images: Held-out images, as for ``score``.
+        fit: The images that the circuit was found on. The controls are fitted on them.
+        draws: Number of draws of each control that is drawn at random. One gives no spread, at a third of the cost.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of what is drawn at random.
+        progress: Called with the number of images or steps done in each phase, and their total (or None).
+
+    Raises:
+        ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
+
+    Examples:
+        >>> report = cc.controls(model, circuit, held_out, fit=images)
+        >>> report.margin == report.circuit.r2_interior - max(0, report[report.best].r2_interior)
+        True
+        >>> report.margin > report.noise
+        True
+    """
+    check_progress(progress)
+    if not isinstance(circuit, Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    seed, draws = whole_number(option("seed"), seed, 0, 2**32 - 1), whole_number("draws", draws, 1)
+    network = Network(model)
+    batches, fit_batches = (
+        Batches(some, device=network.device, dtype=network.dtype, batch_size=batch_size) for some in (images, fit)
+    )
+    first = batches.first(IMAGES)
+    subject = Subject.open(network, circuit.feature, tuple(first.shape[1:]))
+    subject.check(circuit)
+    described = checked(subject, first)
+    made = _Made(subject, circuit, fit_batches, draws, seed, progress)
+    tally = _measured(subject, made, batches, fit_batches, progress)
+    interior = tally.interior
+    kind: Literal["inside", "central", "unknown"] = (
+        "unknown" if interior is None else "inside" if interior.inside else "central"
+    )
+    provenance = described | {
+        "images": batches.describe(),
+        "fitted_on": fit_batches.describe(),
+        "draws": draws,
+        "seed": seed,
+        "circuit": dict(circuit.provenance),
+    }
+    return _report(circuit, tally, made, kind, provenance)
+
+
+class _Made:
+    """A circuit and its controls.
+
+    Attributes:
+        names: The name of each, the draws of one control in a row.
+        circuits: Those of the model itself.
+        elsewhere: Redrawn models, each with the circuit in it.
+        notes: What could not be made, and what must be known of the others.
+    """
+
+    def __init__(
+        self, subject: Subject, circuit: Circuit, batches: Batches, draws: int, seed: int, progress: Progress | None
+    ) -> None:
+        self.names, self.circuits, self.notes = ["circuit"], [circuit], list[str]()
+        self.elsewhere: list[tuple[Subject, Circuit]] = []
+        fit = fit_of(subject, circuit, batches, progress=progress)
+
+        def add(name: str, control: Circuit, *, treated: bool = True) -> None:
+            if treated and fit is not None:
+                begin(progress, f"fitting a control: {name}")
+            self.names.append(name)
+            self.circuits.append(fitted(subject, control, fit) if treated else control)
+
+        try:
+            graphs = [relabelled_like(subject, circuit, seed=seed + n) for n in range(draws)]
+        except ConvCircuitsError as problem:
+            graphs = []
+            self.notes.append(f"The circuit is not compared with its graph on other filters. {problem}")
+        for graph in graphs:
+            add("relabelled", graph)
+        self._note_what_stays(circuit, graphs)
+        random = [random_like(subject, circuit, seed=seed + n) for n in range(draws)]
+        for one in random:
+            add("random", one)
+        if fit is not None:
+            add("refitted", circuit)
+        add("without_circuit", without(subject, circuit), treated=False)
+        add("without_random", without(subject, random[0]), treated=False)
+        try:
+            models = [redrawn(subject, seed=seed + n) for n in range(draws)]
+        except ConvCircuitsError as problem:
+            self.notes.append(f"The circuit is not compared with the same graph of other weights. {problem}")
+            return
+        for model in models:
+            begin(progress, "fitting a control: redrawn")
+            again = fit_of(model, circuit, batches, target=subject, progress=progress)
+            self.elsewhere.append((model, fitted(model, circuit, again)))
+
+    def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:
+        size = max(1, len(circuit))
+        shares = [sum(int((mask & one[a]).sum()) for a, mask in circuit.elements.items()) / size for one in graphs]
+        if shares and sum(shares) / len(shares) > _STAYS:
+            self.notes.append(
+                f"{sum(shares) / len(shares):.0%} of the circuit's {circuit.granularity}s are also in its relabelled "
+                "graphs: the circuit is dense, or the network has few channels that can change places."
+            )
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Sums of each held-out image: over all positions, the interior, and of the rectified map.
+
+    Attributes:
+        names: Names of what was measured.
+        full: Number, sum and sum of squares of the full model's values, less ``shift``.
+        errors: Squared errors of what was measured.
+        shift: What the full model's values are shifted by.
+        eps: Relative precision of the model.
+        interior: The interior; None if it is not known.
+    """
+
+    names: list[str]
+    full: Float[Tensor, "n units 3 3"]
+    errors: Float[Tensor, "n units 3 measured"]
+    shift: Float[Tensor, "units 3"]
+    eps: float
+    interior: Interior | None
+
+    def r2(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times 3 measured"]:
+        """Return R2, averaged over units that vary, if each image counts as often as a row of weights says."""
+        count, total, squares = torch.einsum("tn,nuws->stuw", weights, self.full)
+        spread = squares - total.square() / count
+        constant = spread <= count * (8 * self.eps * (total / count + self.shift)).square()
+        spread = torch.where(constant, torch.nan, spread)[..., None]
+        return (1 - torch.einsum("tn,nuwm->tuwm", weights, self.errors) / spread).nanmean(1)
+
+
+def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, progress: Progress | None) -> _Tally:
+    begin(progress, "measuring the controls")
+    positions, averages = Positions(subject), Averages()
+    with torch.no_grad():
+        for images in fit:
+            full = subject.maps(images)
+            averages.add(
+                at(full, positions.counted(full, tuple(images.shape[1:]))).double().cpu(), tuple(full.shape[1:])
+            )
+    sweeps = [Sweep(subject, made.circuits, effective=True)]
+    sweeps += [Sweep(model, [circuit], effective=True) for model, circuit in made.elsewhere]
+    names = [*made.names, *["redrawn"] * len(made.elsewhere), "average_map"]
+    full_sums, errors, done = [], [], 0
+    shift, interior, known = torch.zeros(0), None, True
+    for images in batches:
+        shape = tuple(images.shape[1:])
+        with torch.no_grad():
+            (full, *maps), *others = (sweep.maps(images) for sweep in sweeps)
+        counted, here = positions.counted(full, shape), positions.known(shape)
+        values = at(full, counted).double().cpu()
+        known = known and here is not None
+        interior = here if interior is None or interior.inside else interior
+        inside = torch.zeros_like(values) if here is None else here.among(values, counted).double()
+        average = averages.of(tuple(full.shape[1:]))
+        compared = [at(one, counted).double().cpu() for one in (*maps, *(one for _, one in others))]
+        compared.append(torch.full_like(values, torch.nan) if average is None else average.expand_as(values))
+        counts = torch.stack([_by_unit(one) for one in (torch.ones_like(values), inside, torch.ones_like(values))], 2)
+        expected = _thrice(values)
+        shift = shift if done else expected.mean((0, 3))
+        centered = expected - shift[..., None]
+        full_sums.append(torch.stack([(part * counts).sum(3) for part in (counts, centered, centered.square())], 3))
+        errors.append(torch.stack([((_thrice(one) - expected).square() * counts).sum(3) for one in compared], 3))
+        done += len(images)
+        if progress is not None:
+            progress(done, batches.total)
+    eps = torch.finfo(subject.network.dtype).eps
+    return _Tally(names, torch.cat(full_sums), torch.cat(errors), shift, eps, interior if known else None)
+
+
+def _by_unit(values: Tensor) -> Float[Tensor, "n units positions"]:
+    return values[:, None] if values.dim() == 2 else values
+
+
+def _thrice(values: Tensor) -> Float[Tensor, "n units 3 positions"]:
+    """Return values for all positions, for the interior, and rectified."""
+    values = _by_unit(values)
+    return torch.stack([values, values, values.relu()], 2)
+
+
+def _report(
+    circuit: Circuit,
+    tally: _Tally,
+    made: _Made,
+    kind: Literal["inside", "central", "unknown"],
+    provenance: dict[str, Any],
+) -> Controls:
+    count = len(tally.full)
+    r2 = tally.r2(torch.ones(1, count, dtype=torch.float64))[0]  # (3, measured)
+    inside = kind != "unknown" and not bool(r2[1, 0].isnan())
+    deciding = 1 if inside else 0
+    places: dict[str, int] = {}  # of the best draw of each
+    draws: dict[str, list[float]] = {}
+    for place, name in enumerate(tally.names):
+        value = float(r2[deciding, place])
+        draws.setdefault(name, []).append(value)
+        if name not in places or value > float(r2[deciding, places[name]].nan_to_num(-math.inf)):
+            places[name] = place
+    rows = {}
+    for name in (name for name in ("circuit", *RIVALS, *CHECKS) if name in places):
+        everywhere, interior, rectified = r2[:, places[name]].tolist()
+        rows[name] = Control(name, everywhere, interior, rectified, tuple(draws[name]))
+    figure = {name: float(r2[deciding, place]) for name, place in places.items()}
+    best = max((name for name in RIVALS if name in rows), key=lambda name: (not math.isnan(figure[name]), figure[name]))
+    generator = torch.Generator().manual_seed(provenance["seed"])
+    again = torch.randint(count, (_RESAMPLES, count), generator=generator)
+    weights = torch.zeros(again.shape, dtype=torch.float64)
+    resampled = tally.r2(weights.scatter_add_(1, again, torch.ones_like(weights)))[:, deciding]
+    margins = resampled[:, places["circuit"]] - resampled[:, places[best]].clamp_min(0)
+    drawn = [torch.tensor(one, dtype=torch.float64).clamp_min(0) for one in draws.values() if len(one) > 1]
+    margins = margins[~margins.isnan()] if count > 1 else margins[:0]
+    resampling = float(margins.var()) if len(margins) > 1 else math.nan
+    variance = max([float(one.var()) for one in drawn], default=0.0) + resampling
+    margin, noise = figure["circuit"] - max(figure[best], 0.0), 2 * math.sqrt(variance)
+    where = WHERE[kind] if inside else "all positions"
+    verdict, sentence = judged(
+        figure["circuit"], best, figure[best], margin, noise, feature=str(circuit.feature), where=where
+    )
+    notes = [*made.notes]
+    if not drawn:
+        notes.append("Each control was drawn once, so the noise holds no spread over draws; give draws=3 or more.")
+    if "refitted" in rows and figure["circuit"] - figure["refitted"] > noise:
+        notes.append(
+            f"The same kernels, fitted again, reach R2 {figure['refitted']:z.2f}: part of the figure is in "
+            "constants that this procedure does not give."
+        )
+    return Controls(
+        feature=str(circuit.feature),
+        circuit=rows.pop("circuit"),
+        controls=tuple(rows.values()),
+        best=best,
+        margin=margin,
+        noise=noise,
+        verdict=verdict,
+        verdict_sentence=sentence,
+        interior=kind if inside else "unknown",
+        elements=len(circuit),
+        constants=circuit.constants,
+        images=count,
+        notes=tuple(notes),
+        provenance=provenance,
+    )

@@ -1,0 +1,190 @@
+"""A circuit beside its controls, and the verdict on whether it was found."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from convcircuits.cards import card, figure
+from convcircuits.frames import frame
+from convcircuits.texts import printable
+from convcircuits.values.report import WHERE, without_nan
+
+if TYPE_CHECKING:
+    import pandas
+
+RIVALS = {
+    "relabelled": "the same graph on other filters",
+    "random": "a random circuit of equal size",
+    "redrawn": "the same graph with shuffled weights",
+    "average_map": "the average training map",
+}
+"""The controls that a circuit must beat, in words."""
+
+CHECKS = {
+    "refitted": "the same kernels, fitted again",
+    "without_circuit": "the full model without the circuit",
+    "without_random": "the full model without as many others",
+}
+"""What else is measured, in words."""
+
+_NAMES = {"circuit": "the circuit", **RIVALS, **CHECKS}
+
+
+@dataclass(frozen=True)
+class Control:
+    """The figures of a circuit, or of the best draw of a control.
+
+    Attributes:
+        name: ``"circuit"`` or the name of a control.
+        r2: R2 over all counted positions, as in ``Evaluation``.
+        r2_interior: The same, on the interior.
+        r2_rectified: R2 of the rectified map.
+        draws: The R2 that decides, of each draw.
+    """
+
+    name: str
+    r2: float
+    r2_interior: float
+    r2_rectified: float
+    draws: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """How well a circuit does beside controls that were treated alike: whether it was found, or made by its constants.
+
+    A circuit is found if its R2 exceeds that of each rival by more than the noise. R2 on the interior decides, if there
+    is one. The rivals are refitted and trained as the circuit was; of several draws, the best counts. They are
+
+    - ``relabelled``: the circuit's graph on other filters;
+    - ``random``: as many random elements in each layer;
+    - ``redrawn``: the circuit itself in a copy of the model whose weights are shuffled within each layer, fitted to the
+      trained model;
+    - ``average_map``: the average training map, which needs no network.
+
+    Three others are reported beside them: ``refitted``, the circuit's own elements fitted again from the start;
+    ``without_circuit``, the full model without them, which nothing makes up for; and ``without_random``, the same for
+    as many random ones in each layer.
+
+    Attributes:
+        feature: Text form of the feature.
+        circuit: The figures of the circuit.
+        controls: The figures of each control that could be made.
+        best: Name of the best rival.
+        margin: R2 of the circuit minus that of the best rival, or minus 0, where a constant is, if that is higher.
+        noise: Two standard deviations: of the draws of the rival whose draws differ most (those below 0 count as 0),
+            and of the margin over resampled held-out images, taken together.
+        verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or the noise is undefined.
+        verdict_sentence: The verdict and its reasons.
+        interior: What ``r2_interior`` covers, as in ``Evaluation``; ``"unknown"`` if all positions decide.
+        elements: Number of elements that the circuit keeps.
+        constants: Number of fitted constants of the circuit.
+        images: Number of held-out images.
+        notes: Remarks needed to read the figures correctly.
+        provenance: How the figures were obtained, as JSON values.
+    """
+
+    feature: str
+    circuit: Control
+    controls: tuple[Control, ...]
+    best: str
+    margin: float
+    noise: float
+    verdict: Literal["found", "not found", "not decided"]
+    verdict_sentence: str
+    interior: Literal["inside", "central", "unknown"]
+    elements: int
+    constants: int
+    images: int
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> Control:
+        """Return the figures of ``"circuit"`` or of a control by its name.
+
+        Raises:
+            KeyError: If there is no such control.
+        """
+        return {row.name: row for row in self._rows()}[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures as JSON values; NaN becomes None."""
+        return {key: without_nan(value) for key, value in dataclasses.asdict(self).items()}
+
+    def summary(self) -> str:
+        """Return the figures as a table, followed by the verdict and the notes."""
+        cells = [
+            self._head(),
+            *([name, *(f"{x:z.3f}" if x == x else "-" for x in xs)] for name, *xs in self._figures()),
+        ]
+        wide = max(len(row[0]) for row in cells)
+        return "\n".join(
+            [
+                f"{self.feature}: {self._about()}",
+                *("".join([row[0].ljust(wide), *(cell.rjust(24) for cell in row[1:])]) for row in cells),
+                self.verdict_sentence,
+                *(f"note: {printable(note)}" for note in self.notes),
+            ]
+        )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table with one row for the circuit and each control, indexed by name.
+
+        The columns are ``r2``, ``r2_interior`` and ``r2_rectified``.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        columns = ("control", "r2", "r2_interior", "r2_rectified")
+        return frame(
+            [{name: getattr(row, name if name != "control" else "name") for name in columns} for row in self._rows()],
+            index="control",
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *map(figure, figures)) for name, *figures in self._figures()]
+        return card(self.verdict_sentence, self._head(), rows, [f"{self._about()}.", *self.notes])
+
+    def _rows(self) -> tuple[Control, ...]:
+        return (self.circuit, *self.controls)
+
+    def _about(self) -> str:
+        fitted = f", {self.constants:,} constants fitted" if self.constants else ""
+        return f"a circuit of {self.elements:,} elements{fitted}, and its controls"
+
+    def _head(self) -> list[str]:
+        where = WHERE[self.interior].removeprefix("the ")
+        return [f"on {self.images:,} image{'s' * (self.images != 1)}", "R2", f"R2, {where}", "R2, rectified"]
+
+    def _figures(self) -> list[tuple[Any, ...]]:
+        return [(_NAMES[row.name], row.r2, row.r2_interior, row.r2_rectified) for row in self._rows()]
+
+
+def judged(
+    circuit: float, best: str, rival: float, margin: float, noise: float, *, feature: str, where: str
+) -> tuple[Literal["found", "not found", "not decided"], str]:
+    """Return the verdict on a circuit, and sentences that state and explain it.
+
+    Args:
+        circuit: R2 of the circuit.
+        best: Name of the best rival.
+        rival: Its R2.
+        margin: The margin of the circuit.
+        noise: The noise of the margin.
+        feature: Text form of the feature.
+        where: The positions that the figures cover, in words.
+    """
+    if math.isnan(margin) or math.isnan(noise):
+        return (
+            "not decided",
+            f"Whether the circuit of {feature} was found is not decided: R2 on {where}, or its noise, is not defined.",
+        )
+    is_found = margin > noise
+    constant = " (less than a constant)" if rival < 0 else ""
+    return "found" if is_found else "not found", (
+        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}, and "
+        f"{RIVALS[best]}, the best control, reaches {rival:z.2f}{constant}. The margin of {margin:z.2f} is "
+        f"{'' if is_found else 'not '}above its noise of {noise:.2f}."
+    )

@@ -1,0 +1,273 @@
+"""A circuit beside its controls: the figures, their noise and the verdict."""
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import convcircuits as cc
+from convcircuits.circuits.controls import random_like, relabelled_like
+from convcircuits.network.masking import Subject
+from convcircuits.values.controls import CHECKS, RIVALS, judged
+from convcircuits.values.tables import LayerTable
+from convcircuits.zoo.planted import plant, planted_images
+from nets import NETS, net
+
+CASE = NETS["plain"]
+FEATURE = cc.Feature("features.3", 1)
+
+
+def found(model, feature=FEATURE, criterion="gauss_newton", seed=1, density=0.5, **options):
+    return cc.find(model, feature, CASE.images(6, seed), criterion=criterion, density=density, **options)
+
+
+@cache
+def planted():
+    """Return a network with a planted circuit, images to fit and to measure on, and the circuit as it is found."""
+    made = plant(0, channels=10, depth=3, live=3, pairs=1, constants=2)
+    size = sum(int(mask.sum()) for mask in made.truth.values())
+    images, held_out = planted_images(24), planted_images(16, seed=1)
+    circuit = cc.find(made.model, made.feature, images, criterion="progressive", kernels=size, start=0.5)
+    return made, images, held_out, circuit
+
+
+@cache
+def planted_report():
+    made, images, held_out, circuit = planted()
+    return cc.controls(made.model, circuit, held_out, fit=images)
+
+
+@pytest.mark.parametrize("feature", ["features.3:1", "features.3:1,3", "features.3:2@max", "features.5:1@interior"])
+def test_the_figures_are_those_of_an_evaluation(feature):
+    model, held_out, images = CASE.build(), CASE.images(5, 2), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model, cc.Feature.parse(feature)), images)
+    report = cc.controls(model, circuit, held_out, fit=images, draws=1)
+    expected = cc.evaluate(model, circuit, held_out, fit=images)
+    for got, figure in (
+        (report.circuit.r2, expected.r2),
+        (report.circuit.r2_interior, expected.r2_interior),
+        (report.circuit.r2_rectified, expected.r2_rectified),
+        (report["average_map"].r2, expected.r2_average_map),
+        (report["average_map"].r2_interior, expected.r2_average_map_interior),
+        (report["random"].r2, expected.r2_random),
+        (report["random"].r2_interior, expected.r2_random_interior),
+    ):
+        assert got == pytest.approx(figure, nan_ok=True)
+    assert report["refitted"].r2 == pytest.approx(report.circuit.r2)
+    assert report.images == 5
+    assert (report.elements, report.constants) == (len(circuit), circuit.constants)
+
+
+def test_what_is_left_without_a_circuit():
+    model, held_out = CASE.build(), CASE.images(5, 2)
+    circuit = found(model)
+    report = cc.controls(model, circuit, held_out, fit=CASE.images(6, 1), draws=2)
+    subject = Subject.open(model, FEATURE, CASE.input_shape)
+    relevant = subject.survey.kernels
+    for name, removed in (("without_circuit", circuit), ("without_random", random_like(subject, circuit))):
+        left = {layer: mask & ~removed[layer] for layer, mask in relevant.items()}
+        rest = cc.Circuit.from_masks(model, FEATURE, left, input_shape=CASE.input_shape)
+        assert report[name].r2 == pytest.approx(cc.evaluate(model, rest, held_out).r2)
+    assert "refitted" not in {row.name for row in report.controls}
+    assert [len(row.draws) for row in report.controls] == [2, 2, 2, 1, 1, 1]
+
+
+def test_the_order_and_the_batches_of_images_do_not_matter():
+    model, held_out, images = CASE.build(), CASE.images(7, 2), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model), images)
+    one = cc.controls(model, circuit, held_out, fit=images)
+    other = cc.controls(model, circuit, held_out, fit=images.flip(0), batch_size=2)
+    for row in (one.circuit, *one.controls):
+        assert other[row.name].r2 == pytest.approx(row.r2)
+        assert other[row.name].draws == pytest.approx(row.draws)
+    assert other.margin == pytest.approx(one.margin)
+    assert other.noise == pytest.approx(one.noise)
+
+
+def test_a_planted_circuit_is_found_and_its_graph_on_other_filters_is_not():
+    made, images, held_out, circuit = planted()
+    report = planted_report()
+    assert report.verdict == "found"
+    assert report.circuit.r2_interior > 0.99
+    assert max(report[name].r2_interior for name in RIVALS) < 0.3
+    assert report["without_circuit"].r2 < 0
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    wrong = cc.refit(made.model, relabelled_like(subject, circuit, seed=8), images, toward=0)
+    assert wrong.constants > 10
+    report = cc.controls(made.model, wrong, held_out, fit=images)
+    assert report.verdict == "not found"
+    assert report.margin < 0.2
+
+
+def test_a_trained_circuit_has_trained_controls():
+    made, images, held_out, circuit = planted()
+    learned = cc.find(
+        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, steps=20, batch=4
+    )
+    report = cc.controls(made.model, learned, held_out, fit=images, draws=1)
+    assert report["refitted"].r2 == pytest.approx(report.circuit.r2, abs=1e-4)
+    closed = dict(learned.provenance["calibration"])
+    del closed["trained"]
+    other = replace(learned, provenance=dict(learned.provenance) | {"calibration": closed})
+    untrained = cc.controls(made.model, other, held_out, fit=images, draws=1)
+    for name in ("relabelled", "random", "redrawn", "refitted"):
+        assert untrained[name].r2 != pytest.approx(report[name].r2, abs=1e-3)
+
+
+def test_constants_that_the_procedure_does_not_give_are_noted():
+    made, images, held_out, _ = planted()
+    one_twin = cc.Circuit.from_masks(made.model, made.feature, made.alternatives[0], input_shape=(3, 32, 32))
+    circuit = cc.refit(made.model, one_twin, images, toward=0)  # the gains make up for the other
+    circuit = replace(circuit, provenance=dict(circuit.provenance) | {"calibration": {"method": "none"}})
+    report = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
+    assert report["refitted"].r2 < report.circuit.r2 - report.noise
+    assert any("part of the figure is in constants that this procedure does not give" in note for note in report.notes)
+    assert not any("procedure" in note for note in planted_report().notes)
+
+
+def test_the_noise_is_that_of_draws_and_of_resampled_images():
+    report = planted_report()
+    spreads = [torch.tensor(report[name].draws).clamp_min(0).std() for name in ("relabelled", "random", "redrawn")]
+    assert report.noise >= 2 * max(spreads)
+    made, images, held_out, circuit = planted()
+    several = cc.controls(made.model, circuit, held_out.repeat(4, 1, 1, 1), fit=images, draws=1)
+    once = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
+    assert several.margin == pytest.approx(once.margin)
+    assert several.noise == pytest.approx(once.noise / 2, rel=0.15)  # four times as many images
+    assert any("drawn once" in note for note in once.notes)
+    assert not any("drawn once" in note for note in report.notes)
+
+
+def test_a_dense_circuit_has_graphs_that_are_nearly_the_same():
+    model = CASE.build()
+    report = cc.controls(model, found(model, density=1.0), CASE.images(4, 2), fit=CASE.images(5, 1), draws=1)
+    assert report["relabelled"].r2 == pytest.approx(1)
+    assert report.margin == pytest.approx(0)
+    assert report.verdict == "not found"
+    assert any(
+        note.startswith("100% of the circuit's kernels are also in its relabelled graphs") for note in report.notes
+    )
+
+
+class WithConstant(nn.Module):
+    """A map of ones among those that the last layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 3, 3)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        return self.head(torch.cat([y, torch.ones_like(y[:, :1])], 1))
+
+
+def test_controls_that_cannot_be_made_are_left_out_and_noted():
+    generator = torch.Generator().manual_seed(0)
+    images, held_out = torch.randn(12, 3, 8, 8, generator=generator).split(6)
+    model = WithConstant().eval()
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="snip", density=0.5)
+    report = cc.controls(model, circuit, held_out, fit=images)
+    assert "relabelled" not in {row.name for row in report.controls}
+    assert any(note.startswith("The circuit is not compared with its graph on other filters.") for note in report.notes)
+    model = net().float()
+    nn.utils.parametrizations.weight_norm(model.conv)
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="snip", density=0.5)
+    report = cc.controls(model, circuit, held_out, fit=images)
+    assert "redrawn" not in {row.name for row in report.controls}
+    assert any(note.startswith("The circuit is not compared with the same graph of other") for note in report.notes)
+
+
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+def test_other_granularities(granularity):
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model, granularity=granularity)
+    report = cc.controls(model, circuit, CASE.images(4, 2), fit=images, draws=1)
+    assert {row.name for row in report.controls} == {*RIVALS, *CHECKS} - {"refitted"}
+
+
+def test_the_model_stays_as_it_is():
+    model, images = CASE.build(), CASE.images(6, 1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cc.controls(model, cc.refit(model, found(model), images), CASE.images(4, 2), fit=images, draws=1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_progress_has_a_phase_for_each_fit():
+    phases, counts = [], []
+
+    class Told:
+        def phase(self, name):
+            phases.append(name)
+
+        def __call__(self, done, total):
+            counts.append((done, total))
+
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model), images)
+    cc.controls(model, circuit, CASE.images(4, 2), fit=images, draws=2, progress=Told())
+    fits = ["relabelled"] * 2 + ["random"] * 2 + ["refitted"] + ["redrawn"] * 2
+    assert phases == [*(f"fitting a control: {name}" for name in fits), "measuring the controls"]
+    assert counts[-1] == (4, 4)
+
+
+def test_mistakes():
+    model, images = CASE.build(), CASE.images(6, 1)
+    with pytest.raises(cc.ConvCircuitsError, match="Expected a Circuit, got str"):
+        cc.controls(model, "circuit", images, fit=images)
+    with pytest.raises(cc.ConvCircuitsError, match="draws must be"):
+        cc.controls(model, found(model), images, fit=images, draws=0)
+    with pytest.raises(cc.ConvCircuitsError, match="belongs to another model"):
+        cc.controls(NETS["no_bias"].build(), found(model), images, fit=images)
+
+
+def test_it_shows_as_text_html_table_and_json():
+    report = planted_report()
+    text, html, table = report.summary(), report._repr_html_(), report.to_pandas()
+    for words in ("the same graph on other filters", "the full model without the circuit", report.verdict_sentence):
+        assert words in text
+        assert words in html
+    assert f"{report['redrawn'].r2_interior:.3f}" in text
+    assert f"{report.constants:,} constants fitted" in text
+    assert list(table.index) == ["circuit", *RIVALS, *CHECKS]
+    assert table.loc["random", "r2"] == report["random"].r2
+    assert json.loads(json.dumps(report.as_dict()))["margin"] == report.margin
+    assert replace(report, noise=math.nan).as_dict()["noise"] is None
+    with pytest.raises(KeyError):
+        report["other"]
+
+
+def test_the_verdict():
+    asked = {"feature": "layer:3", "where": "the interior"}
+    assert judged(0.7, "random", 0.2, 0.5, 0.1, **asked) == (
+        "found",
+        "The circuit of layer:3 was found: R2 on the interior is 0.70, and a random circuit of equal size, the best "
+        "control, reaches 0.20. The margin of 0.50 is above its noise of 0.10.",
+    )
+    assert judged(0.1, "average_map", -0.2, 0.1, 0.1, **asked) == (
+        "not found",
+        "The circuit of layer:3 was not found: R2 on the interior is 0.10, and the average training map, the best "
+        "control, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
+    )
+    assert judged(math.nan, "random", 0.1, math.nan, 0.1, **asked)[0] == "not decided"
+
+
+def test_a_feature_that_does_not_vary_is_not_decided():
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model)
+    same = images[:1].repeat(4, 1, 1, 1)
+    feature = cc.Feature("features.3", 1, position="max")
+    circuit = replace(circuit, feature=feature, gain=LayerTable())
+    report = cc.controls(model, circuit, same, fit=images, draws=1)
+    assert report.verdict == "not decided"
+    assert report.as_dict()["margin"] is None
+
+
+def test_one_image_does_not_decide():
+    model, images = CASE.build(), CASE.images(6, 1)
+    report = cc.controls(model, found(model), images[:1], fit=images, draws=2)
+    assert math.isfinite(report.margin)
+    assert report.verdict == "not decided"
