@@ -143,12 +143,7 @@ def fitted(subject: Subject, circuit: Circuit, fit: Fit | None) -> Circuit:
 
 
 def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
-    """Return a control refitted, and trained, on some images as a circuit was, if that has a calibration.
-
-    A control that has a calibration of its own keeps it.
-    """
-    if not circuit.calibrated or control.calibrated:
-        return control
+    """Return a control refitted, and trained, on some images as a circuit was, if that has a calibration."""
     return fitted(subject, control, fit_of(subject, circuit, batches))
 
 

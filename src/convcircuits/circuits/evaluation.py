@@ -117,7 +117,9 @@ def evaluate_all(
     fit_batches = None if fit is None else _batches(fit, network, batch_size)
     if fit_batches is not None:
         controls = [
-            None if control is None else treated_alike(subject, control, circuit, fit_batches)
+            control
+            if control is None or control.calibrated  # a caller has fitted it already
+            else treated_alike(subject, control, circuit, fit_batches)
             for control, circuit in zip(controls, circuits, strict=True)
         ]
     swept = {id(circuit): circuit for circuit in [*circuits, *controls] if circuit is not None}
