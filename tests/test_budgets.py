@@ -323,7 +323,7 @@ WRONG = {
     ),
     "iterative": ({"drawable": True, "criterion": "force"}, "force must know how many kernels to keep"),
     "no size": ({"effective": True}, "Give either density"),
-    "not true": ({"density": 0.1, "effective": "yes"}, "effective and drawable are true or false; got 'yes'"),
+    "not true": ({"density": 0.1, "effective": "yes"}, "effective is true or false; got 'yes'"),
 }
 
 

@@ -192,7 +192,7 @@ BAD = {
     "gain per filter": ({"gain": table()}, r"gain of b has shape \(2,\); expected one value per kernel"),
     "gain of another shape": ({"gain": table(values=((1.0,), (1.0,)))}, "gain of b has shape"),
     "offset of 1": ({"offset": table(values=(1.0,))}, "offset of b has shape"),
-    "offset of another layer": ({"offset": table("c")}, "offset of c has shape"),
+    "offset of another layer": ({"offset": table("c")}, "offset of c belongs to no layer of the circuit"),
     "scalar gain": ({"gain": LayerTable({"b": torch.tensor(1.0)})}, "gain of b has shape"),
     "more than relevant": ({"relevant": 5}, "keeps 18 kernels, but only 5 are relevant"),
 }

@@ -199,7 +199,8 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     They are found on the images that the circuit was found on. The list is empty if ``images``, in memory, do not begin
     with these, if the circuit was found inside another one, if its criterion is not iterative or not known by name, or
     if an option is not a plain value. Circuits that would keep less than one element are left out. If the criterion
-    descends, it does so once more, from this circuit through all smaller ones.
+    descends, it does so once more, from this circuit through all smaller ones; but not from one that is small enough to
+    be drawn whole.
     """
     provenance = circuit.provenance
     criterion = CRITERIA.get(str(provenance.get("criterion")))
@@ -209,6 +210,8 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
         return []  # a custom criterion of the same name, or an edited file
+    if is_descent(criterion) and "fan_in" in provenance.get("asked", {}):
+        return []
     first = found_on(circuit, images)
     if first is None:
         return []

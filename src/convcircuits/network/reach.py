@@ -319,7 +319,8 @@ def _add(need: dict[int, Tensor], number: int, mark: Tensor) -> None:
 def _as_wide(mark: Tensor, shape: torch.Size) -> Tensor:
     """Sum a mark, or divide it equally, over a shape that it broadcasts with."""
     both = torch.Size(max(m, n) for m, n in zip(mark.shape, shape, strict=True))
-    return (mark / (both.numel() / mark.numel())).expand(both).sum_to_size(shape)
+    share = mark.numel() / max(1, both.numel())  # a slice beyond the end has no values
+    return (mark * share).expand(both).sum_to_size(shape)
 
 
 def _table(call: KernelCall) -> tuple[int, int]:
