@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from convcircuits.circuits.finding import is_descent
+from convcircuits.circuits.asking import is_descent
 from convcircuits.values.tables import LayerTable
 from nets import NETS
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from convcircuits.cards import card, figure
+from convcircuits.circuits.asking import budget, is_descent, needs_budget
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import evaluate_all
-from convcircuits.circuits.finding import MEMORY, budget, find, find_path, is_descent, needs_budget, prune, score
+from convcircuits.circuits.finding import find, find_path, prune, score
+from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.network.batches import Images, Progress, check_progress

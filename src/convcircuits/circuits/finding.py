@@ -1,43 +1,39 @@
 """Find a circuit: score kernels, filters or weights by a criterion and keep the best."""
 
 import dataclasses
-import inspect
-import math
-import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.asking import (
+    as_json,
+    asked_for,
+    budget,
+    check_kernels,
+    check_options,
+    criterion_named,
+    drawable_size,
+    is_descent,
+    name_of,
+    needs_budget,
+    several,
+)
+from convcircuits.circuits.budgets import Effective, Size
 from convcircuits.circuits.checkpoints import resumed
-from convcircuits.circuits.criteria import CRITERIA, DESCENTS, Criterion
-from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.tracing import Trace
-from convcircuits.errors import ConvCircuitsError, option, whole_number
-from convcircuits.network.agreement import IMAGES
-from convcircuits.network.batches import Batches, Images, Progress, check_progress
-from convcircuits.network.capture import Network
-from convcircuits.network.laws import checked
-from convcircuits.network.masking import Subject
+from convcircuits.circuits.criteria import CRITERIA, Criterion
+from convcircuits.circuits.ranking import top
+from convcircuits.circuits.scoring import MEMORY, scores_of, trace_of
+from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.network.batches import Images, Progress
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.storage import save
-from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.feature import Feature
-from convcircuits.values.granularity import SHAPES, check_granularity, check_inside, elements_with
 from convcircuits.values.scores import Scores
-from convcircuits.values.tables import LayerTable, suggest
-
-MEMORY = 4 * 2**20
-"""Default bytes of working memory for one chunk of pre-sum maps: about the size of a core's cache."""
-
-_RANGE = 100
-"""Float32 scores are scaled unless the largest is within 2**-_RANGE to 2**_RANGE, which leaves room for small ones."""
+from convcircuits.values.tables import LayerTable
 
 
 @outside_autocast
@@ -88,16 +84,16 @@ def score(
         >>> tuple(scores["features.3"].shape)  # (out, in)
         (8, 8)
     """
-    function = _criterion(criterion)
+    function = criterion_named(criterion)
     if needs_budget(function):
         raise ConvCircuitsError(
-            f"{_name(criterion)} must know how many {granularity}s to keep; use "
-            f"find(model, feature, images, criterion={_name(criterion)!r}, density=...)."
+            f"{name_of(criterion)} must know how many {granularity}s to keep; use "
+            f"find(model, feature, images, criterion={name_of(criterion)!r}, density=...)."
         )
-    _check_options(function, criterion, options)
-    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    check_options(function, criterion, options)
+    trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     saliency = function(trace, **options)
-    return _scores(trace, batches, about, saliency, criterion, options, circuit)
+    return scores_of(trace, batches, about, saliency, criterion, options, circuit)
 
 
 def prune(scores: Scores, *, density: float | None = None, kernels: int | None = None) -> Circuit:
@@ -184,16 +180,16 @@ def find(
         >>> max(int(mask.any(1).sum()) for mask in small.kernels.values())
         2
     """
-    function = _criterion(criterion)
-    _check_options(function, criterion, options)
-    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
+    function = criterion_named(criterion)
+    check_options(function, criterion, options)
+    shape = drawable_size(density, kernels, filters, fan_in, drawable, granularity)
     if effective not in (None, True, False):
         raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
     if shape is None:
         budget(None, density, kernels, granularity)  # before any work is done
     if is_descent(function):
         if effective is False:
-            raise ConvCircuitsError(f"{_name(criterion)} keeps only effective kernels; leave out effective=False.")
+            raise ConvCircuitsError(f"{name_of(criterion)} keeps only effective kernels; leave out effective=False.")
         *_, last = find_path(
             model,
             feature,
@@ -215,24 +211,24 @@ def find(
         return last
     if shape is None:
         if effective:
-            _check_kernels("A budget of effective kernels", granularity)
+            check_kernels("A budget of effective kernels", granularity)
     elif needs_budget(function):
         raise ConvCircuitsError(
-            f"{_name(criterion)} must know how many kernels to keep, which {option('filters')} and {option('fan_in')} "
-            f"do not say; give {option('density')} or {option('kernels')}, or another criterion."
+            f"{name_of(criterion)} must know how many kernels to keep, which {option('filters')} and "
+            f"{option('fan_in')} do not say; give {option('density')} or {option('kernels')}, or another criterion."
         )
-    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
         relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
         saliency = function(trace, budget(relevant, density, kernels, granularity), **options)
     else:
         saliency = function(trace, **options)
-    scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
+    scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
     if shape is None and not effective:
         return prune(scores, density=density, kernels=kernels)
     size = shape or Effective(budget(scores.relevant, density, kernels, granularity))
     masks = size.select(scores.elements, trace.subject.survey)
-    return _circuit(scores, masks, _asked(size, density), effective=True)
+    return _circuit(scores, masks, asked_for(size, density), effective=True)
 
 
 @outside_autocast
@@ -299,26 +295,26 @@ def find_path(
         >>> [len(circuit) for circuit in path]
         [48, 38, 30, 24, 20, 16, 13, 10]
     """
-    function = _criterion(criterion)
+    function = criterion_named(criterion)
     if not is_descent(function):
         known = [name for name, one in CRITERIA.items() if is_descent(one)]
         raise ConvCircuitsError(
-            f"{_name(criterion)} does not descend, so it gives no path of circuits; choose {' or '.join(known)}, or "
+            f"{name_of(criterion)} does not descend, so it gives no path of circuits; choose {' or '.join(known)}, or "
             "prune its scores to several sizes."
         )
-    _check_options(function, criterion, options)
-    shape = _drawable(density, kernels, filters, fan_in, drawable, granularity)
-    wanted = [] if shape else _several(density, kernels)
+    check_options(function, criterion, options)
+    shape = drawable_size(density, kernels, filters, fan_in, drawable, granularity)
+    wanted = [] if shape else several(density, kernels)
     for size in wanted:
         budget(None, *size, granularity)
-    trace, batches, about = _trace(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
     asked = [dataclasses.asdict(size) for size in sizes]
     run = {
-        "criterion": _name(criterion),
-        "options": {key: _as_json(value) for key, value in options.items()},
+        "criterion": name_of(criterion),
+        "options": {key: as_json(value) for key, value in options.items()},
         "inside": None if circuit is None else dict(circuit.provenance),
     }
     done = [] if checkpoint is None else resumed(Path(checkpoint), trace, sizes, run)
@@ -332,7 +328,7 @@ def find_path(
         if enough is not None and not any(bool(mask.any()) for mask in level.kernels.values()):
             break
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
-        scores = _scores(trace, batches, about, saliency, criterion, options, circuit)
+        scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
         said = {"calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}
         path.append(
@@ -348,11 +344,6 @@ def find_path(
         if enough is not None and not enough(path[-1]):
             break
     return tuple(path)
-
-
-def _asked(size: Size, density: float | None) -> dict[str, Any]:
-    """Return the size that was asked for, as JSON values."""
-    return ({} if density is None else {"density": density}) | dataclasses.asdict(size)
 
 
 def _circuit(
@@ -378,232 +369,3 @@ def _circuit(
         provenance=provenance,
         granularity=scores.granularity,
     )
-
-
-def _trace(
-    model: nn.Module,
-    feature: Feature,
-    images: Images,
-    granularity: str,
-    circuit: Circuit | None,
-    batch_size: int,
-    seed: int,
-    memory: int,
-    progress: Progress | None,
-) -> tuple[Trace, Batches, dict[str, Any]]:
-    check_granularity(granularity)
-    check_progress(progress)
-    memory = whole_number("memory, in bytes,", memory, 1)
-    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
-    network = Network(model)
-    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    first = batches.first(IMAGES)
-    shape = tuple(first.shape[1:])
-    subject = Subject.open(network, feature, shape)
-    about = checked(subject, first)
-    scored, masks = subject.relevant(granularity, shape), None
-    if circuit is not None:
-        subject.check(circuit)
-        check_inside(circuit.granularity, granularity)
-        masks = subject.masks(circuit, shape, effective=True)
-        kept = subject.elements(circuit, granularity, {layer: tuple(mask.shape) for layer, mask in scored.items()})
-        scored = {layer: mask & kept[layer] for layer, mask in scored.items()}
-        if len(circuit) == 0:
-            raise ConvCircuitsError("The circuit to score inside keeps nothing; give one that keeps an element.")
-    trace = Trace(
-        subject,
-        batches,
-        relevant=scored,
-        granularity=granularity,
-        masks=masks,
-        seed=seed,
-        memory=memory,
-        progress=progress,
-    )
-    return trace, batches, about
-
-
-def _scores(
-    trace: Trace,
-    batches: Batches,
-    about: Mapping[str, Any],
-    saliency: Mapping[str, Tensor],
-    criterion: str | Criterion,
-    options: Mapping[str, Any],
-    circuit: Circuit | None,
-) -> Scores:
-    if batches.count == 0:
-        trace.mean(lambda batch: ())  # the criterion read no images: count and hash them all the same
-    subject = trace.subject
-    dtype = torch.float64 if subject.network.dtype == torch.float64 else torch.float32
-    if not isinstance(saliency, Mapping):
-        raise ConvCircuitsError(
-            f"{_name(criterion)} returned {type(saliency).__name__}; expected a mapping from layers to scores."
-        )
-    for layer, values in saliency.items():
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            raise ConvCircuitsError(
-                f"{_name(criterion)} returned scores for {layer} that are not a tensor of floating-point numbers."
-            )
-        if layer not in trace.shapes:
-            raise ConvCircuitsError(f"{_name(criterion)} scored {layer!r}. {suggest(layer, trace.shapes)}")
-        if values.shape != trace.shapes[layer]:
-            raise ConvCircuitsError(
-                f"{_name(criterion)} returned scores of shape {tuple(values.shape)} for {layer}; expected "
-                f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
-            )
-    kernels, scale = _in_range(in_order(saliency, trace.relevant), dtype)
-    for layer, values in kernels.items():
-        if not bool(values[trace.relevant[layer]].isfinite().all()):
-            raise ConvCircuitsError(
-                f"{_name(criterion)} returned NaN or Inf for {layer}; check the scale of the model's weights and of "
-                "the images."
-            )
-    if not any(bool(values.nan_to_num().any()) for values in kernels.values()):
-        raise ConvCircuitsError(
-            f"{_name(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. This happens if "
-            f"a unit is dead or silent on these images: no gradient of {subject.feature} reaches a kernel. Give other "
-            "images or another unit."
-        )
-    provenance = dict(about) | {
-        "criterion": _name(criterion),
-        "granularity": trace.granularity,
-        "options": {key: _as_json(value) for key, value in options.items()},
-        "seed": trace.seed,
-        "images": batches.describe(),
-        "notes": list(sentences(trace.notes)),
-    }
-    if scale != 1:
-        provenance["scale"] = scale
-    if circuit is not None:
-        provenance["inside"] = dict(circuit.provenance)
-    relevant = (
-        elements_with(mask, trace.granularity, trace.shapes[layer]) for layer, mask in subject.survey.kernels.items()
-    )
-    return Scores(
-        subject.feature,
-        LayerTable(kernels),
-        relevant_in_model=sum(int(elements.sum()) for elements in relevant),
-        provenance=provenance,
-        granularity=trace.granularity,
-    )
-
-
-def _in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
-    """Return scores in a dtype, divided by a power of two if float32 could not hold them, and that power."""
-    largest = max(float(values.double().nan_to_num(0, math.inf, math.inf).abs().max()) for values in kernels.values())
-    scale = 1.0
-    if dtype == torch.float32 and 0 < largest < math.inf and not 2.0**-_RANGE < largest < 2.0**_RANGE:
-        scale = 2.0 ** math.frexp(largest)[1]
-    return {layer: (values.double() / scale).to(dtype) for layer, values in kernels.items()}, scale
-
-
-def _criterion(criterion: str | Criterion) -> Criterion:
-    if callable(criterion):
-        return criterion
-    if not isinstance(criterion, str) or criterion not in CRITERIA:
-        raise ConvCircuitsError(f"There is no criterion {criterion!r}. {suggest(str(criterion), CRITERIA)}")
-    return CRITERIA[criterion]
-
-
-def _name(criterion: str | Criterion) -> str:
-    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
-
-
-def is_descent(function: Criterion) -> bool:
-    """Return whether a criterion descends through circuits of several sizes, each refitted."""
-    return function in DESCENTS
-
-
-def needs_budget(function: Criterion) -> bool:
-    """Return whether a criterion must know how many elements to keep, so that only ``find`` can run it."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return len([p for p in inspect.signature(function).parameters.values() if p.kind in positional]) > 1
-
-
-def _check_options(function: Criterion, criterion: str | Criterion, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return
-    known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name in options:
-        if name not in known:
-            raise ConvCircuitsError(f"{_name(criterion)} has no option {name!r}. {suggest(name, known)}")
-    for name, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ConvCircuitsError(f"{_name(criterion)} needs the option {option(name, of_criterion=True)}.")
-        if isinstance(parameter.default, bool) and not isinstance(options.get(name, True), bool):
-            raise ConvCircuitsError(f"The option {name} of {_name(criterion)} is true or false; got {options[name]!r}.")
-
-
-def budget(relevant: int | None, density: object, kernels: int | None, granularity: str) -> int:
-    """Return the number of elements that a density or a number asks for, of the relevant ones.
-
-    Raises:
-        ConvCircuitsError: If it is out of range; without the number of relevant elements, if it is in any case.
-    """
-    if (density is None) == (kernels is None):
-        raise ConvCircuitsError(
-            f"Give either {option('density')}, a share in (0, 1], or {option('kernels')}, a number."
-        )
-    if density is not None:
-        number = density if isinstance(density, numbers.Real) else math.nan
-        share = math.nan if number is True else float(number)
-        if not 0 < share <= 1:
-            raise ConvCircuitsError(f"{option('density')} must be in (0, 1]; got {density!r}.")
-        return max(1, round(share * (relevant or 0)))
-    count = whole_number(option("kernels"), kernels, 1)
-    if relevant is not None and count > relevant:
-        raise ConvCircuitsError(f"{count} {granularity}s were requested, but only {relevant} have a score.")
-    return count
-
-
-def _several(density: object, kernels: object) -> list[tuple[Any, Any]]:
-    """Return each size of a path, as a density or a number of kernels; the other is None."""
-    if kernels is None and isinstance(density, Sequence) and density:
-        return [(share, None) for share in density]
-    if density is None and isinstance(kernels, Sequence) and kernels:
-        return [(None, number) for number in kernels]
-    return [(density, kernels)]
-
-
-def _drawable(
-    density: object,
-    kernels: object,
-    filters: int | None,
-    fan_in: int | None,
-    drawable: bool,
-    granularity: str,
-) -> Drawable | None:
-    """Return the most filters of a layer and kernels of a filter, if that is the size that was given."""
-    if not isinstance(drawable, bool):
-        raise ConvCircuitsError(f"drawable is true or false; got {drawable!r}.")
-    if not drawable and filters is None and fan_in is None:
-        return None
-    given = option("drawable") if drawable else f"{option('filters')} with {option('fan_in')}"
-    others = {"density": density, "kernels": kernels}
-    others |= {"filters": filters, "fan_in": fan_in} if drawable else {}
-    if extra := [option(name) for name, value in others.items() if value is not None]:
-        raise ConvCircuitsError(f"{given} sets the size, so it does not go with {' and '.join(extra)}.")
-    _check_kernels(given, granularity)
-    if drawable:
-        return Drawable(FILTERS, FAN_IN)
-    if filters is None or fan_in is None:
-        raise ConvCircuitsError(
-            f"Give both {option('filters')}, a number for each layer, and {option('fan_in')}, one for each filter."
-        )
-    return Drawable(whole_number(option("filters"), filters, 1), whole_number(option("fan_in"), fan_in, 1))
-
-
-def _check_kernels(name: str, granularity: str) -> None:
-    if granularity != "kernel":
-        raise ConvCircuitsError(f"{name} needs granularity 'kernel'; got {granularity!r}.")
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Circuit):
-        return dict(value.provenance)
-    if hasattr(value, "item") and not isinstance(value, torch.Tensor):  # a NumPy number
-        value = value.item()
-    plain = isinstance(value, (str, int, type(None))) or (isinstance(value, float) and math.isfinite(value))
-    return value if plain else repr(value)

@@ -182,7 +182,7 @@ def _check_refitted(recipe: Recipe, path: Path | None) -> None:
     Raises:
         ConvCircuitsError: If it is not.
     """
-    from convcircuits.circuits.finding import is_descent
+    from convcircuits.circuits.asking import is_descent
     from convcircuits.circuits.refitting import METHODS
 
     if recipe.refit not in METHODS:
