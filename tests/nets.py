@@ -47,6 +47,18 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
     return build
 
 
+class WithConstant(nn.Module):
+    """A map of ones among those that the last layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        return self.head(torch.cat([y, torch.ones_like(y[:, :1])], 1))
+
+
 class StandardisedConv2d(nn.Conv2d):
     """Standardises every filter inside `forward`; the stored weight is never used as it is."""
 

@@ -361,3 +361,14 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
         cc.find_path(model, feature, images, checkpoint=file, **options)
     with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
         cc.find_path(model, feature, images, checkpoint=tmp_path / "none" / "run.safetensors", **options)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])
+def test_steps_that_raise_the_error_are_taken_back(name):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "batch": 1, "rate": 1.0}
+    refitted = cc.find(model, feature, images, steps=0, **options)
+    found = cc.find(model, feature, images, steps=3, **options)
+    assert found == refitted
+    assert any("Training raised the error on its images" in note for note in found.provenance["notes"])

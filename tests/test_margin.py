@@ -15,7 +15,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.values.controls import CHECKS, RIVALS, judged
 from convcircuits.values.tables import LayerTable
 from convcircuits.zoo.planted import plant, planted_images
-from nets import NETS, net
+from nets import NETS, WithConstant, net
 
 CASE = NETS["plain"]
 FEATURE = cc.Feature("features.3", 1)
@@ -106,7 +106,7 @@ def test_a_planted_circuit_is_found_and_its_graph_on_other_filters_is_not():
 def test_a_trained_circuit_has_trained_controls():
     made, images, held_out, circuit = planted()
     learned = cc.find(
-        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, steps=20, batch=4
+        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, steps=120, batch=16
     )
     report = cc.controls(made.model, learned, held_out, fit=images, draws=1)
     assert report["refitted"].r2 == pytest.approx(report.circuit.r2, abs=1e-4)
@@ -151,18 +151,6 @@ def test_a_dense_circuit_has_graphs_that_are_nearly_the_same():
     assert any(
         note.startswith("100% of the circuit's kernels are also in its relabelled graphs") for note in report.notes
     )
-
-
-class WithConstant(nn.Module):
-    """A map of ones among those that the last layer reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 3, 3)
-
-    def forward(self, x):
-        y = self.conv(x).relu()
-        return self.head(torch.cat([y, torch.ones_like(y[:, :1])], 1))
 
 
 def test_controls_that_cannot_be_made_are_left_out_and_noted():

@@ -12,7 +12,7 @@ import convcircuits as cc
 from architectures import ARCHITECTURES, SUPPORTED
 from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.network.masking import Subject
-from nets import NETS, net, seeded
+from nets import NETS, WithConstant, net, seeded
 
 CASES = [(name, *feature) for name, case in NETS.items() for feature in case.features]
 
@@ -159,18 +159,6 @@ def test_groups_of_a_group_norm_move_as_a_whole(groups):
         assert all(len(one) == 1 for one in of_group)
     for one in moves:
         relabelled(subject, drawn(model, subject, 0.3), one)
-
-
-class WithConstant(nn.Module):
-    """A map of ones among those that the last layer reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(5, 3, 3)
-
-    def forward(self, x):
-        y = self.conv(x).relu()
-        return self.head(torch.cat([y, torch.ones_like(y[:, :1])], 1))
 
 
 def test_a_model_whose_channels_cannot_be_followed_is_refused():

@@ -40,6 +40,7 @@ class Level:
             scored.
         gain: Layer name -> (out, in per group), as fitted.
         offset: Layer name -> (out,), as fitted.
+        notes: Sentences on how this circuit was fitted.
         calibration: How these were fitted, as JSON values, and under ``"cost"`` the number of images that have run up
             to here: forward, backward, and in training.
     """
@@ -50,6 +51,7 @@ class Level:
     gain: dict[str, Tensor]
     offset: dict[str, Tensor]
     calibration: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def descend(
@@ -120,7 +122,7 @@ def descend(
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         gain, offset = fit(_masks(trace, kernels, {}, {}))
         cost = dict(spent + trace.cost + fit.cost)
-        level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost})
+        level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
         yield level
 
 

@@ -331,6 +331,7 @@ def find_path(
         scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
         said = {"calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}
+        said["notes"] = [*found.provenance["notes"], *level.notes]
         path.append(
             dataclasses.replace(
                 found,

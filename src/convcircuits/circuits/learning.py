@@ -23,6 +23,7 @@ from convcircuits.values.feature import at
 
 _DECAY = 20.0
 """The last step is this many times smaller than the first."""
+_AT_ONCE = 16
 _IN_MEMORY = 512
 _STEADY = 0.3
 """Share of the steps before they become smaller."""
@@ -55,6 +56,7 @@ class Learn:
     """The refitting and training of a feature's circuits on the same images.
 
     Attributes:
+        notes: Sentences on the circuit that was trained last.
         cost: As for ``Refit``, and the number of images that have run forward and backward in training.
 
     Args:
@@ -67,9 +69,9 @@ class Learn:
     """
 
     def __init__(self, trace: Trace, fit: Refit, training: Training) -> None:
-        self._subject, self._notes, self._progress = trace.subject, trace.notes, trace.progress
+        self._subject, self._progress = trace.subject, trace.progress
         self._fit, self._training = fit, training
-        self.cost = fit.cost
+        self.cost, self.notes = fit.cost, list[str]()
         self.cost["trained"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
         if len({part.shape[1:] for part in parts}) > 1:
@@ -93,7 +95,11 @@ class Learn:
         return self._fit.about() | {"trained": trained | {"rectified": training.rectified, "images": len(self._images)}}
 
     def __call__(self, masks: Masks) -> Tables:
-        """Refit and train a circuit without calibration."""
+        """Refit and train a circuit without calibration.
+
+        The error on the images never rises: if the steps raise it, the refit is returned, and a note says so.
+        """
+        self.notes = []
         start = self._fit(masks)
         if not self._training.steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
@@ -112,9 +118,34 @@ class Learn:
                 moved = offset[live] + shifts * spread
                 return gain.index_put((kept,), gains), offset.index_put((live,), moved)
 
-            self._descend([gains, shifts], lambda images: run(images, *constants()))
+            def maps(images: Tensor) -> Tensor:
+                return run(images, *constants())
+
+            before = self._error(maps)
+            self._descend([gains, shifts], maps)
+            after = self._error(maps)
             trained = [values.detach() for values in constants()]
+        if not after <= before:
+            self.notes.append(
+                f"Training raised the error on its images from {before:.3g} to {after:.3g} of the variance, so the "
+                "constants are those of the refit; choose a smaller rate."
+            )
+            return start
         return _like(whole[0], trained[0].cpu()), _like(whole[1], trained[1].cpu())
+
+    def _error(self, maps: Callable[[Tensor], Tensor]) -> float:
+        """Return the loss on all images."""
+        total = 0.0
+        with torch.no_grad():
+            for some in torch.split(torch.arange(len(self._images)), _AT_ONCE):
+                total += len(some) * float(self._loss_of(maps, some))
+        self.cost["forward"] += len(self._images)
+        return total / len(self._images)
+
+    def _loss_of(self, maps: Callable[[Tensor], Tensor], some: Tensor) -> Tensor:
+        """Return the loss on some of the images."""
+        counted = None if self._counted is None else self._counted[some]
+        return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
 
     def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor]) -> None:
         """Take the steps."""
@@ -128,8 +159,7 @@ class Learn:
             if len(order) < min(training.batch, len(self._images)):
                 order = torch.cat([order, torch.randperm(len(self._images), generator=generator)])
             some, order = order[: training.batch], order[training.batch :]
-            counted = None if self._counted is None else self._counted[some]
-            loss = self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
+            loss = self._loss_of(maps, some)
             if not bool(loss.isfinite()):
                 raise ConvCircuitsError(
                     f"The error became {float(loss)} after {step} steps of training; choose a smaller rate than "
@@ -157,7 +187,7 @@ class Learn:
         try:
             return Trainable.of(self._subject, masks)
         except UnextractableError as problem:
-            self._notes.append(f"Constants are trained by masked runs of the whole model, which are slower: {problem}")
+            self.notes.append(f"Constants are trained by masked runs of the whole model, which are slower: {problem}")
 
         def run(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
             gains = _like(masks.kernels, gain)

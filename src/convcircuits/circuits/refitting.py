@@ -164,6 +164,7 @@ class Refit:
     Attributes:
         target: The model whose layers circuits are fitted to.
         cost: Number of images that have run forward, in whole or in part, in the full model and in circuits.
+        notes: Sentences on the last circuit; a refit has none.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Refit:
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
-        self.cost = Counter(forward=0)
+        self.cost, self.notes = Counter(forward=0), list[str]()
 
     def about(self) -> dict[str, Any]:
         """Return how circuits are fitted, as JSON values."""

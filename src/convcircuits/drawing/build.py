@@ -228,7 +228,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
 
 
 def _on_saliency(circuit: Circuit) -> list[str]:
-    """Say what the saliency of a fitted circuit is of, since its kernels act otherwise than in the model."""
+    """Describe what the saliency of a fitted circuit measures, since its kernels act otherwise than in the model."""
     if not circuit.calibrated:
         return []
     if CRITERIA.get(str(circuit.provenance.get("criterion"))) in DESCENTS:
