@@ -9,8 +9,14 @@ from sklearn.metrics import roc_auc_score
 
 import convcircuits as cc
 from cases import LAST, calibration, close
+from convcircuits.circuits.learning import Learn, Training
+from convcircuits.circuits.refitting import Refit
+from convcircuits.circuits.scoring import MEMORY
+from convcircuits.circuits.tracing import Trace
 from convcircuits.compiler.extraction import Trainable
 from convcircuits.compiler.layout import UnextractableError
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.zoo.planted import plant, planted_images
 from nets import NETS
@@ -220,7 +226,12 @@ def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit):
 def test_training_lowers_the_error_on_its_images(name, layer, unit):
     case = NETS[name]
     model, feature, images = case.build(), cc.Feature(layer, unit), case.images(16)
-    options = {"density": 0.4, "start": 0.4, "rectified": 0.0}  # one circuit, so that both have the same kernels
+    options = {
+        "density": 0.4,
+        "start": 0.4,
+        "rectified": 0.0,
+        "tolerance": 0.0,
+    }  # one circuit, so that both have the same kernels
     refitted = cc.find(model, feature, images, criterion="learned", steps=0, **options)
     trained = cc.find(model, feature, images, criterion="learned", steps=200, rate=0.003, batch=16, **options)
     assert refitted == cc.find(model, feature, images, criterion="progressive", density=0.4, start=0.4)
@@ -228,13 +239,51 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
     before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
     assert after > before or before > 0.999
     about = trained.provenance["calibration"]["trained"]
-    assert about == {"steps": 200, "rate": 0.003, "batch": 16, "rectified": 0.0, "images": 16}
+    assert about == {"steps": 200, "rate": 0.003, "batch": 16, "rectified": 0.0, "tolerance": 0.0, "images": 16}
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
+def test_training_goes_on_from_the_circuit_that_another_was_cut_from(name):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    subject = Subject.open(Network(model), feature, tuple(images.shape[1:]))
+    batches = Batches(images, device=images.device, dtype=images.dtype, batch_size=16)
+    trace = Trace(
+        subject, batches, relevant=subject.relevant("kernel", subject.survey.input_shape), seed=0, memory=MEMORY
+    )
+    circuit = cc.find(model, feature, images, criterion="snip", density=0.4, effective=True)
+    masks = subject.masks(circuit, subject.survey.input_shape, effective=True)
+
+    def trained(steps, rate, before=None):
+        fit = Refit(subject, batches, ridge=0.0, toward=0.0, positions=None)
+        training = Training(steps, rate, batch=16, rectified=0.0, tolerance=0.0, seed=0)
+        gain, offset = Learn(trace, fit, training)(masks, before=before)
+        return dataclasses.replace(masks, gain=gain, offset=offset)
+
+    def error(masks):
+        return float((subject.maps(images, masks) - subject.maps(images)).square().mean())
+
+    refitted, before = trained(1, 1e-12), trained(400, 0.003)
+    again = trained(1, 1e-12, before)
+    assert error(before) < 0.99 * error(refitted)
+    assert error(again) == pytest.approx(error(before), rel=1e-3)
+    worse = dataclasses.replace(before, gain={layer: 5 * gain for layer, gain in before.gain.items()})
+    assert error(trained(1, 1e-12, worse)) == pytest.approx(error(refitted), rel=1e-6)
+
+
+def test_a_circuit_that_is_good_enough_is_not_trained():
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    options = {"density": 0.4, "start": 0.4}
+    found = cc.find(model, feature, images, criterion="learned", tolerance=1.0, steps=50, **options)
+    assert found == cc.find(model, feature, images, criterion="progressive", **options)
+    assert "trained" not in found.provenance["calibration"]["cost"]
 
 
 def test_training_does_not_depend_on_batches_and_order():
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "steps": 20, "batch": 5}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "steps": 20, "batch": 5}
     one = cc.find(model, feature, images, **options)
     for given, batch_size in ((images.flip(0), 16), ([images[6:], images[:6]], 4)):
         other = cc.find(model, feature, given, batch_size=batch_size, **options)
@@ -246,7 +295,7 @@ def test_training_does_not_depend_on_batches_and_order():
 def test_the_loss_can_count_the_rectified_map_alone():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
-    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "steps": 200, "batch": 16}
+    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "tolerance": 0.0, "steps": 200, "batch": 16}
     raw, rectified = (cc.find(model, feature, images, rectified=share, **options) for share in (0.0, 1.0))
     of_raw, of_rectified = (cc.evaluate(model, circuit, images) for circuit in (raw, rectified))
     assert of_rectified.r2_rectified > of_raw.r2_rectified
@@ -259,7 +308,15 @@ def test_a_position_of_the_feature_is_what_is_trained(position):
     layer, unit = case.features[-1]
     model, images = case.build(), case.images(16)
     feature = cc.Feature(layer, unit, position=position)
-    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "rectified": 0.0, "batch": 16, "rate": 0.003}
+    options = {
+        "criterion": "learned",
+        "density": 0.5,
+        "start": 0.5,
+        "tolerance": 0.0,
+        "rectified": 0.0,
+        "batch": 16,
+        "rate": 0.003,
+    }
     before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
     assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
 
@@ -268,7 +325,15 @@ def test_several_units_are_trained_together():
     case = NETS["plain"]
     layer, _ = case.features[-1]
     model, images, feature = case.build(), case.images(16), cc.Feature(case.features[-1][0], (0, 2))
-    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "rectified": 0.0, "batch": 16, "rate": 0.003}
+    options = {
+        "criterion": "learned",
+        "density": 0.5,
+        "start": 0.5,
+        "tolerance": 0.0,
+        "rectified": 0.0,
+        "batch": 16,
+        "rate": 0.003,
+    }
     before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
     assert layer in after.gain
     assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
@@ -280,6 +345,7 @@ def test_several_units_are_trained_together():
         ({"steps": -1}, "steps"),
         ({"rate": 0}, "rate must be above 0 and at most 1; got 0"),
         ({"rectified": 1.5}, "rectified must be from 0 to 1; got 1.5"),
+        ({"tolerance": -0.1}, "tolerance must be from 0 to 1; got -0.1"),
         ({"batch": 0}, "batch"),
     ],
 )
@@ -298,7 +364,7 @@ def test_images_of_several_sizes_cannot_be_trained_on():
 def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(8)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "steps": 5}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "steps": 5}
     expected = cc.find(model, feature, images, **options)
 
     def refuse(subject, masks):
@@ -367,7 +433,7 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
 def test_steps_that_raise_the_error_are_taken_back(name):
     case = NETS[name]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "batch": 1, "rate": 1.0}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 1, "rate": 1.0}
     refitted = cc.find(model, feature, images, steps=0, **options)
     found = cc.find(model, feature, images, steps=3, **options)
     assert found == refitted

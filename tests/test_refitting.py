@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 import oracles
-from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, circuit_of, close, masks_for_oracle
-from convcircuits.circuits.refitting import METHODS, _Equations, _waiting
+from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, calibration, circuit_of, close, masks_for_oracle
+from convcircuits.circuits.refitting import METHODS, Refit, _Equations, _waiting
+from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall, LinearCall
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
@@ -332,6 +333,22 @@ def test_the_drawn_positions_alone_are_fitted(name, monkeypatch):
 
 
 # ---------------------------------------- what is fitted, and what is not
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name != "twice"])  # its calls cannot be fitted one by one
+def test_fitted_to_another_circuit_of_the_same_kernels_it_computes_the_same(name):
+    case, model, circuit = NETS[name], built(name), last(name)
+    subject = Subject.open(Network(model), circuit.feature, tuple(case.images(1).shape[1:]))
+    other = replace(circuit, **{key: LayerTable(value) for key, value in calibration(circuit.kernels).items()})
+    batches = Batches(case.images(6), device=torch.device("cpu"), dtype=torch.float64, batch_size=4)
+    bare, like = (subject.masks(one, subject.survey.input_shape, effective=True) for one in (circuit, other))
+    gain, offset = Refit(subject, batches, ridge=0.0, toward=0.0, positions=None)(bare, like=like)
+    fitted = replace(circuit, gain=LayerTable(gain), offset=LayerTable(offset))
+    expected = cc.activations(model, circuit.feature, case.images(6), circuit=other)
+    torch.testing.assert_close(
+        cc.activations(model, circuit.feature, case.images(6), circuit=fitted), expected, rtol=1e-6, atol=1e-8
+    )
+    assert not torch.allclose(cc.activations(model, circuit.feature, case.images(6), circuit=circuit), expected)
 
 
 @pytest.mark.parametrize("method", FITTED)

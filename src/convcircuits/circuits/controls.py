@@ -1,5 +1,6 @@
 """Controls: circuits that show how well others of the same size, treated alike, do."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,9 @@ from convcircuits.values.tables import LayerTable
 
 Fit = Refit | Learn
 """From the masks of a circuit without calibration to its gains and offsets."""
+
+MOST_STEPS = 500
+"""The most steps for which a control is trained."""
 
 _APART = 1_000_003  # keeps the draw apart from that of a circuit which was itself drawn at random
 _OF_THE_MODEL = ("model", "weights", "feature", "input_shape", "versions")
@@ -100,7 +104,8 @@ def fit_of(
 ) -> Fit | None:
     """Return how a circuit was fitted, as a function that fits others on some images; None without a calibration.
 
-    A calibration whose origin is not known is taken for one of ``refit`` with its defaults.
+    A calibration whose origin is not known is taken for one of ``refit`` with its defaults. A trained circuit took its
+    steps on the whole descent; others are trained for as many, at most ``MOST_STEPS``.
 
     Args:
         subject: The model that the others belong to.
@@ -127,8 +132,10 @@ def fit_of(
         return fit
     relevant, seed = subject.relevant("kernel", subject.survey.input_shape), known.get("seed", 0)
     trace = Trace(subject, batches, relevant=relevant, seed=seed, memory=MEMORY, progress=progress)
-    options = ("steps", "rate", "batch", "rectified")
-    return Learn(trace, fit, Training(**{name: known["trained"][name] for name in options}, seed=seed))
+    about = {key: value for key, value in known["trained"].items() if key != "images"}
+    taken = math.ceil(known.get("cost", {}).get("trained", 0) / min(about["batch"], known["trained"]["images"]))
+    steps = min(MOST_STEPS, max(about["steps"], taken))
+    return Learn(trace, fit, Training(**about | {"steps": steps, "tolerance": 0.0}, seed=seed))
 
 
 def fitted(subject: Subject, circuit: Circuit, fit: Fit | None) -> Circuit:

@@ -319,13 +319,16 @@ def learned(
     toward: float = 0.0,
     positions: int | None = POSITIONS,
     steps: int = 240,
-    rate: float = 0.01,
+    rate: float = 0.02,
     batch: int = 8,
     rectified: float = 0.5,
+    tolerance: float = 0.1,
 ) -> Iterator[Level]:
     """Descend as ``progressive`` does, and train the constants by gradient steps after every refit.
 
-    The loss is the mean squared error of the map and of the rectified map, each relative to its variance.
+    The loss is the mean squared error of the map and of the rectified map, each relative to its variance. A circuit is
+    refitted to the full model and to the trained circuit that it was cut from; the better of the two is trained, so
+    that training goes on from cut to cut.
 
     Args:
         trace: The feature's images, all of one size.
@@ -342,13 +345,19 @@ def learned(
         rate: Size of the first steps: of gains, and of offsets in standard deviations of their filter's output.
         batch: Number of images in a step.
         rectified: Share of the rectified map's error in the loss, from 0 to 1.
+        tolerance: Loss of a refitted circuit, a share of the variance, from which down it is not trained.
     """
     steps, batch = whole_number("steps", steps, 0), whole_number("batch", batch, 1)
-    for name, value, allowed in (("rate", rate, "above 0 and at most 1"), ("rectified", rectified, "from 0 to 1")):
+    for name, value, allowed in (
+        ("rate", rate, "above 0 and at most 1"),
+        ("rectified", rectified, "from 0 to 1"),
+        ("tolerance", tolerance, "from 0 to 1"),
+    ):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
-    fit = Learn(trace, _refit(trace, ridge, toward, positions), Training(steps, rate, batch, rectified, trace.seed))
+    training = Training(steps, rate, batch, rectified, tolerance, trace.seed)
+    fit = Learn(trace, _refit(trace, ridge, toward, positions), training)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 

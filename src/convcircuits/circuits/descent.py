@@ -113,27 +113,31 @@ def descend(
             continue
         if level is None:
             begin(trace.progress, f"scoring {relevant:,} kernels")
-            saliency = in_order(first(trace), trace.relevant)
+            masks, saliency = None, in_order(first(trace), trace.relevant)
         else:
             begin(trace.progress, f"scoring {_count(level.kernels):,} kernels")
             masks = _masks(trace, level.kernels, level.gain, level.offset)
             saliency = in_order(score(trace.inside(masks, level.kernels, few)), level.kernels)
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
-        gain, offset = fit(_masks(trace, kernels, {}, {}))
+        bare = _masks(trace, kernels, {}, {})
+        gain, offset = fit(bare, before=masks) if isinstance(fit, Learn) else fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
         yield level
 
 
 def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> Iterator[Drawable]:
-    """Yield limits from those that a circuit keeps to those of a size, each about ``ratio`` times the one before."""
+    """Yield limits from those that a circuit keeps to those of a size.
+
+    Each has room for about ``ratio`` times as many kernels as the one before.
+    """
     widest = (
         max(int(mask.any(1).sum()) for mask in kernels.values()),
         max(int(mask.sum(1).max()) for mask in kernels.values()),
     )
     factors = [max(1.0, now / wanted) for now, wanted in zip(widest, (size.filters, size.fan_in), strict=True)]
-    steps = max(1, math.ceil(math.log(max(factors)) / -math.log(ratio)))
+    steps = max(1, math.ceil(math.log(math.prod(factors)) / -math.log(ratio)))
     for step in reversed(range(steps)):
         filters, fan_in = (factor ** (step / steps) for factor in factors)
         yield Drawable(round(size.filters * filters), round(size.fan_in * fan_in))

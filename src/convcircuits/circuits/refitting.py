@@ -199,11 +199,13 @@ class Refit:
             "images": self._batches.describe(),
         }
 
-    def __call__(self, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def __call__(self, masks: Masks, *, like: Masks | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Fit the gains and offsets of a circuit without calibration.
 
         Args:
             masks: The circuit, effective.
+            like: Another circuit, with its calibration, to whose layers this one is fitted in place of the full
+                model's.
 
         Returns:
             The gains, layer name -> (out, in per group), and the offsets, layer name -> (out,), of the layers with any
@@ -218,7 +220,7 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            runs = _Runs(self._subject, self.target, fitted, self._batches, self._memory, self.cost)
+            runs = _Runs(self._subject, self.target, fitted, like, self._batches, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
@@ -452,6 +454,7 @@ class _Runs:
         subject: The feature of the circuit's model.
         target: The feature of the full model.
         masks: The circuit, whose calibration may grow.
+        like: The circuit that runs in place of the full model; None for the full model.
         batches: The images.
         memory: Bytes for what waits.
         cost: Counts the images that run.
@@ -462,11 +465,12 @@ class _Runs:
         subject: Subject,
         target: Subject,
         masks: Masks,
+        like: Masks | None,
         batches: Batches,
         memory: int,
         cost: Counter[str],
     ) -> None:
-        self._subject, self._target, self._masks, self._batches = subject, target, masks, batches
+        self._subject, self._target, self._masks, self._like, self._batches = subject, target, masks, like, batches
         self._cost = cost
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
@@ -508,7 +512,8 @@ class _Runs:
 
     def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
         self._cost["forward"] += 2 * len(images)
-        full = _Run(self._target.steps(images, None), lambda call: call.compute())
+        kernel = (lambda call: call.compute()) if self._like is None else self._like.kernel
+        full = _Run(self._target.steps(images, self._like), kernel)
         return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
 
 

@@ -73,7 +73,8 @@ class Controls:
         circuit: The figures of the circuit.
         controls: The figures of each control that could be made.
         best: Name of the best rival.
-        margin: R2 of the circuit minus that of the best rival, or minus 0, where a constant is, if that is higher.
+        margin: R2 of the circuit (or of ``refitted`` if that is lower, since the rivals were fitted as that was) minus
+            that of the best rival, or minus 0, where a constant is, if that is higher.
         noise: Two standard deviations: of the draws of the rival whose draws differ most (those below 0 count as 0),
             and of the margin over resampled held-out images, taken together.
         verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or the noise is undefined.
@@ -163,12 +164,13 @@ class Controls:
 
 
 def judged(
-    circuit: float, best: str, rival: float, margin: float, noise: float, *, feature: str, where: str
+    circuit: float, held: float, best: str, rival: float, margin: float, noise: float, *, feature: str, where: str
 ) -> tuple[Literal["found", "not found", "not decided"], str]:
     """Return the verdict on a circuit, and sentences that state and explain it.
 
     Args:
         circuit: R2 of the circuit.
+        held: R2 that is compared: that of the circuit, or of its kernels, fitted again, if that is lower.
         best: Name of the best rival.
         rival: Its R2.
         margin: The margin of the circuit.
@@ -183,8 +185,9 @@ def judged(
         )
     is_found = margin > noise
     constant = " (less than a constant)" if rival < 0 else ""
+    again = f" ({held:z.2f} if its kernels are fitted again as the controls are)" if held < circuit else ""
     return "found" if is_found else "not found", (
-        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}, and "
+        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}{again}, and "
         f"{RIVALS[best]}, the best control, reaches {rival:z.2f}{constant}. The margin of {margin:z.2f} is "
         f"{'' if is_found else 'not '}above its noise of {noise:.2f}."
     )

