@@ -274,11 +274,20 @@ def _report(
     margin, noise = figure["circuit"] - max(figure[best], 0.0), 2 * math.sqrt(variance)
     where = WHERE[kind] if inside else "all positions"
     verdict, sentence = judged(
-        figure["circuit"], best, figure[best], margin, noise, feature=str(circuit.feature), where=where
+        figure["circuit"],
+        {name: figure[name] for name in RIVALS if name in rows},
+        best,
+        margin,
+        noise,
+        feature=str(circuit.feature),
+        where=where,
+        fitted=circuit.calibrated,
     )
     notes = [*made.notes]
+    if provenance["images"] == provenance["fitted_on"]:
+        notes.append("Measured on the same images that the controls were fitted on; on others, the margin may be less.")
     if not drawn:
-        notes.append("Each control was drawn once, so the noise holds no spread over draws; give draws=3 or more.")
+        notes.append("Each control was drawn once, so the noise of its margin holds no spread over draws.")
     if "refitted" in rows and figure["circuit"] - figure["refitted"] > noise:
         notes.append(
             f"The same kernels, fitted again, reach R2 {figure['refitted']:z.2f}: part of the figure is in "
