@@ -169,8 +169,8 @@ def _needed(curves: dict[str, dict[Unit, Curve]]) -> str:
     parts = [
         "## Kernels needed\n\nThe share of the relevant kernels from which on R2 is at least .9, or .8: the median "
         "over units, where a unit that never\nreaches it counts as above all others. *Units*: how many reach it, of "
-        "how many were measured. *Ratio*: the kernels needed\nby the best of the published criteria, with a readout and "
-        "for each unit, in multiples of this row's; the median over units\nthat both were measured on."
+        "how many were measured. *Ratio*: the kernels\nneeded by the best of the published criteria, with a readout "
+        "and for each unit, in multiples of this row's; the median over units\nthat both were measured on."
     ]
     for title, members in groups.items():
         if members:

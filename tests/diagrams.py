@@ -12,6 +12,7 @@ from PIL import Image
 from convcircuits.drawing.data import (
     Calibration,
     Column,
+    Controls,
     Document,
     Drawn,
     DrawnLayer,
@@ -180,6 +181,20 @@ class Sketch:
             found_on=number == 1,
             drawn=drawn,
             random_refitted=number == 1,
+            controls=self._controls() if number == 1 else None,
+        )
+
+    def _controls(self) -> Controls:
+        return Controls(
+            verdict="not found",
+            sentence="The circuit of a:3 was not found: R2 on the interior is -0.20; the best control, the same "
+            "graph on other filters, fitted alike, reaches -0.50 (less than a constant). The margin of -0.20 is not "
+            "above its noise of 0.10.",
+            margin=-0.2,
+            noise=0.1,
+            best="relabelled",
+            r2_best=-0.5,
+            r2_relabelled=-0.5,
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> ImageMaps:

@@ -1039,6 +1039,20 @@ def test_a_diagram_s_caption_has_the_figures_of_evaluate(drawable, good):
     assert (fidelity.verdict, fidelity.sentence) == (report["verdict"], report["verdict_sentence"])
 
 
+def test_diagram_says_whether_a_fitted_circuit_was_found(folder, good):
+    good(f"{FIND} --density 0.6 --criterion snip --refit kernels")
+    printed = " ".join(good("diagram a.safetensors --model tiny_net:net").split())
+    controls = cc.Diagram.load("a.html").document.variants[0].fidelity.controls
+    assert controls.verdict in ("found", "not found")
+    reasons = controls.sentence.split(": ")[-1].replace("R2", "R²").replace(" -", " \N{MINUS SIGN}")
+    assert f"The circuit was {controls.verdict}" in printed
+    assert reasons in printed
+    assert "note: Each control was drawn once" in printed
+    printed = " ".join(good("diagram a.safetensors --model tiny_net:net --no-controls").split())
+    assert "No controls were fitted, so whether its constants made it is not known." in printed
+    assert cc.Diagram.load("a.html").document.variants[0].fidelity.controls is None
+
+
 @pytest.mark.parametrize(
     "line", [f"{FIND} --density 0.3", "extract a.safetensors --out {}", "diagram a.safetensors -o {}"]
 )

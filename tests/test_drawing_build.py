@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 from cases import calibration
+from convcircuits.circuits import margin
 from convcircuits.circuits.controls import random_like
 from convcircuits.drawing import build, figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
@@ -451,6 +452,96 @@ def test_a_drawable_circuit_is_drawn_whole_with_its_constants(model):
     assert " more" not in text
 
 
+def fitted_and_controls(model, **asked):
+    """A fitted circuit, the images that it was fitted on and others, and its controls."""
+    given, held_out = images(12), images(6, seed=1)
+    circuit = cc.refit(model, found(model), given)
+    return circuit, given, held_out, cc.controls(model, circuit, held_out, fit=given, **asked)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed):
+    circuit, given, held_out, report = fitted_and_controls(model, draws=1, seed=seed)
+    drawn = cc.diagram(model, circuit, held_out=held_out, fit=given, against=found(model, seed=1), seed=seed)
+    record, *others = (variant.fidelity.controls for variant in drawn.document.variants)
+    assert others == [None, None]
+    assert (record.verdict, record.sentence, record.best) == (report.verdict, report.verdict_sentence, report.best)
+    assert record.margin == pytest.approx(report.margin, rel=1e-9)
+    assert record.noise == pytest.approx(report.noise, rel=1e-9)
+    assert record.r2_best == pytest.approx(report[report.best].r2_interior, rel=1e-9)
+    assert record.r2_relabelled == pytest.approx(report["relabelled"].r2_interior, rel=1e-9)
+    reasons = report.verdict_sentence.split(": ")[-1].replace("R2", "R²").replace(" -", " \N{MINUS SIGN}")
+    assert reasons in drawn.caption
+    assert any("drawn once" in note for note in drawn.document.meta.notes)
+    assert set(report.notes) <= set(drawn.document.meta.notes)
+
+
+@pytest.mark.parametrize(("interior", "decides"), [("inside", "r2_interior"), ("unknown", "r2")])
+def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeypatch, interior, decides):
+    circuit, _, held_out, report = fitted_and_controls(model, draws=2)
+    monkeypatch.setattr(margin, "controls", pytest.fail)
+    rows = tuple(dataclasses.replace(row, r2=row.r2 - 1) for row in report.controls)
+    changes = {"interior": interior, "notes": ("A note of its own.",), "noise": float("nan")}
+    report = dataclasses.replace(report, controls=rows, **changes)
+    drawn = cc.diagram(model, circuit, held_out=held_out, controls=report)
+    record = drawn.document.variants[0].fidelity.controls
+    assert (record.sentence, record.margin, record.noise) == (report.verdict_sentence, report.margin, None)
+    assert record.r2_best == getattr(report[report.best], decides)
+    assert record.r2_relabelled == getattr(report["relabelled"], decides)
+    assert "A note of its own." in drawn.document.meta.notes
+    few = tuple(row for row in rows if row.name != "relabelled")
+    few = dataclasses.replace(report, controls=few, best="average_map")
+    drawn = cc.diagram(model, circuit, held_out=held_out, controls=few)
+    record = drawn.document.variants[0].fidelity.controls
+    assert (record.r2_relabelled, record.r2_best) == (None, getattr(report["average_map"], decides))
+
+
+def test_controls_of_another_circuit_or_of_other_images_are_refused(model):
+    circuit, _, held_out, report = fitted_and_controls(model, draws=1)
+
+    def refused(words, circuit=circuit, held_out=held_out, report=report):
+        with pytest.raises(cc.ConvCircuitsError, match=words):
+            cc.diagram(model, circuit, held_out=held_out, controls=report)
+
+    refused("controls must be Controls, True or False; got 'yes'", report="yes")
+    refused("Give the images that the controls were measured on as held_out", held_out=None)
+    refused("measured on other images than held_out", held_out=held_out[:5])
+    refused("of another circuit: of head:2, ", report=dataclasses.replace(report, feature="head:2"))
+    refused("of another circuit: .* how it was made", circuit=cc.refit(model, found(model), images(11)))
+    refused("of another circuit: .* and 0 constants, and", circuit=found(model))
+    smaller = cc.refit(model, found(model, density=0.5), images(12))
+    refused(f"The one to draw is of head:1, {len(smaller)} elements", circuit=smaller)
+    gain = {layer: torch.where(gain == 1, gain, 1.5 * gain) for layer, gain in circuit.gain.items()}
+    refused("of another circuit: of R2 .* on held_out", circuit=dataclasses.replace(circuit, gain=gain))
+
+
+@pytest.mark.parametrize("why", ["not wanted", "no images that it was found on", "nothing measured"])
+def test_without_controls_the_caption_says_so(model, monkeypatch, why):
+    given = images(12)
+    circuit = cc.refit(model, found(model), given)
+    monkeypatch.setattr(margin, "controls", pytest.fail)
+    options = {
+        "not wanted": {"held_out": images(6, seed=1), "fit": given, "controls": False},
+        "no images that it was found on": {"held_out": images(6, seed=1)},
+        "nothing measured": {"fit": given},
+    }[why]
+    drawn = cc.diagram(model, circuit, **options)
+    assert all(variant.fidelity is None or not variant.fidelity.controls for variant in drawn.document.variants)
+    assert "No controls were fitted, so whether its constants made it is not known." in drawn.caption
+
+
+def test_a_circuit_without_constants_has_no_controls_unless_they_are_given(model, monkeypatch):
+    circuit, given, held_out = found(model), images(12), images(6, seed=1)
+    report = cc.controls(model, circuit, held_out, fit=given, draws=1)
+    monkeypatch.setattr(margin, "controls", pytest.fail)
+    plain = cc.diagram(model, circuit, held_out=held_out, fit=given)
+    assert "controls" not in plain.caption
+    assert plain.document.variants[0].fidelity.controls is None
+    shown = cc.diagram(model, circuit, held_out=held_out, fit=given, controls=report)
+    assert shown.document.variants[0].fidelity.controls.sentence == report.verdict_sentence
+    assert f"The circuit was {report.verdict}: R²" in shown.caption
+
+
 def test_every_edge_has_its_circuits_gain(model):
     plain, other = found(model), found(model, seed=1)
     circuit = dataclasses.replace(plain, **calibration(plain.kernels))
@@ -512,7 +603,7 @@ def test_the_drawn_part_of_a_fitted_circuit_runs_as_fitted_beside_a_refitted_ran
     _, part = part_of(model, document, 1, control)
     fitted = dataclasses.replace(part, gain=control.gain, offset=control.offset)
     assert document.variants[1].fidelity.drawn.r2 == pytest.approx(cc.evaluate(model, fitted, held_out).r2, rel=1e-9)
-    assert "a random circuit of equal size, refitted too, reaches" in drawn.caption
+    assert "a random circuit of equal size, refitted too, drawn the same way: " in drawn.caption
     without = cc.diagram(model, circuit, images=images(5, seed=4), held_out=held_out)
     assert "a random circuit of equal size, not refitted, reaches" in without.caption
     assert without.document.variants[1].calibration is None

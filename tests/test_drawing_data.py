@@ -374,7 +374,7 @@ def spoilt(change):
         (spoilt(lambda d: d.update(meta=3)), "Document.meta is a Meta"),
         (spoilt(lambda d: d.update(columns=None)), "Document.columns"),
         (spoilt(lambda d: d["view"].update(pins=[99])), "node 99"),
-        (spoilt(lambda d: d["variants"][0].update(fidelity={"r2": 1})), "fidelity lacks drawn"),
+        (spoilt(lambda d: d["variants"][0].update(fidelity={"r2": 1})), "fidelity lacks controls, drawn"),
     ],
 )
 def test_json_that_is_no_document_is_refused_by_its_name(text, words):
@@ -405,6 +405,8 @@ def test_json_that_is_no_document_is_refused_by_its_name(text, words):
         lambda d: d["variants"][0].update(kept=-1),
         lambda d: d["variants"][0]["fidelity"].update(drawn=3),
         lambda d: d["variants"][0]["fidelity"].update(r2="0.5"),
+        lambda d: d["variants"][1]["fidelity"]["controls"].update(best="without_circuit"),
+        lambda d: d["variants"][1]["fidelity"]["controls"].update(verdict="keeps"),
         lambda d: d["pictures"][0]["target"].append({"label": "a", "tile": -1}),
         lambda d: d["tiles"].update(size=0),
         lambda d: d["tiles"].update(size=2049),

@@ -232,17 +232,24 @@ def test_it_shows_as_text_html_table_and_json():
 
 def test_the_verdict():
     asked = {"feature": "layer:3", "where": "the interior"}
-    assert judged(0.7, 0.7, "random", 0.2, 0.5, 0.1, **asked) == (
+    rivals = {"relabelled": -0.004, "random": 0.2, "average_map": 0.1}
+    assert judged(0.7, 0.7, rivals, "random", 0.5, 0.1, fitted=True, **asked) == (
         "found",
-        "The circuit of layer:3 was found: R2 on the interior is 0.70, and a random circuit of equal size, the best "
-        "control, reaches 0.20. The margin of 0.50 is above its noise of 0.10.",
+        "The circuit of layer:3 was found: R2 on the interior is 0.70; the same graph on other filters, fitted alike, "
+        "reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
+        "its noise of 0.10.",
     )
-    assert judged(0.1, 0.1, "average_map", -0.2, 0.1, 0.1, **asked) == (
+    assert judged(0.1, 0.1, {"average_map": -0.2, "random": -0.3}, "average_map", 0.1, 0.1, fitted=False, **asked) == (
         "not found",
-        "The circuit of layer:3 was not found: R2 on the interior is 0.10, and the average training map, the best "
-        "control, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
+        "The circuit of layer:3 was not found: R2 on the interior is 0.10; the best control, the average training "
+        "map, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
     )
-    assert judged(math.nan, math.nan, "random", 0.1, math.nan, 0.1, **asked)[0] == "not decided"
+    _, sentence = judged(0.7, 0.7, rivals | {"relabelled": 0.3}, "relabelled", 0.4, 0.1, fitted=True, **asked)
+    assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
+    assert judged(math.nan, math.nan, rivals, "random", math.nan, 0.1, fitted=True, **asked) == (
+        "not decided",
+        "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not defined.",
+    )
 
 
 def test_a_feature_that_does_not_vary_is_not_decided():
@@ -254,6 +261,14 @@ def test_a_feature_that_does_not_vary_is_not_decided():
     report = cc.controls(model, circuit, same, fit=images, draws=1)
     assert report.verdict == "not decided"
     assert report.as_dict()["margin"] is None
+
+
+def test_images_that_were_fitted_on_are_noted():
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model)
+    for held_out, noted in ((images.flip(0), True), (CASE.images(4, 2), False)):
+        report = cc.controls(model, circuit, held_out, fit=images, draws=1)
+        assert any("the same images that the controls were fitted on" in note for note in report.notes) == noted
 
 
 def test_one_image_does_not_decide():

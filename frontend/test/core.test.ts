@@ -588,6 +588,48 @@ test("a fitted circuit is said to be one, and so is what was done to the random 
   holds(say(), " fitted. ");
 });
 
+test("the caption says whether a fitted circuit was found or made by its constants", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
+  const say = (some: Partial<View> = {}) => draw(graph, view(some), CANVASES[0]!).numbers.text;
+  const [circuit, control] = graph.document.variants;
+  const calibration = { constants: 30, images: 9, gain: pack("float32", graph.source) };
+  assert.doesNotMatch(say(), /controls|found/);
+  circuit!.calibration = control!.calibration = calibration;
+  const none = " No controls were fitted, so whether its constants made it is not known.";
+  holds(say(), `The circuit has 30 constants (gains of kernels, offsets of filters) fitted on 9 images.${none} `);
+  assert.doesNotMatch(say({ variant: 1 }), /controls/);
+  const because =
+    "R2 on the interior is -0.02; the same graph on other filters, fitted alike, reaches -0.30, and the best " +
+    "control, a random circuit of equal size, 0.24. The margin of 0.36 is above its noise of 0.12";
+  const shown =
+    "R\u00b2 on the interior is \u22120.02; the same graph on other filters, fitted alike, reaches " +
+    "\u22120.30, and the best control, a random circuit of equal size, 0.24. The margin of 0.36 is above its noise of 0.12.";
+  const controls = (verdict: "found" | "not found" | "not decided", best: "random" | "redrawn" = "random") => ({
+    verdict,
+    sentence: `The circuit of R2.a: b:3 was ${verdict}: ${because}.`,
+    margin: 0.36,
+    noise: 0.12,
+    best,
+    r2Best: 0.24,
+    r2Relabelled: -0.3,
+  });
+  circuit!.fidelity!.controls = controls("found");
+  holds(say(), ` fitted on 9 images. The circuit was found, not made by its constants: ${shown} `);
+  assert.doesNotMatch(say(), /No controls|refitted, reaches/);
+  assert.equal(say().split("a random circuit of equal size").length - 1, 2); // as a control, and for the drawn part
+  holds(say({ compare: 1 }), ` "circuit" was found, not made by its constants: ${shown} `);
+  circuit!.fidelity!.controls = controls("found", "redrawn");
+  holds(say(), "; a random circuit of equal size, not refitted, reaches 0.40 (");
+  circuit!.fidelity!.controls = controls("not found");
+  holds(say(), ` The circuit was not found: ${shown} `);
+  circuit!.fidelity!.controls = controls("not decided");
+  holds(say(), ` Whether the circuit was found, or made by its constants, is not decided: ${shown} `);
+  circuit!.calibration = null;
+  holds(say(), ` Whether the circuit was found is not decided: ${shown} `);
+  circuit!.fidelity!.controls = controls("found");
+  holds(say(), ` The circuit was found: ${shown} `);
+});
+
 test("a kernel has the gain of the drawn circuit, and its small map the sign of that gain", () => {
   const document = randomDocument(3, { columns: 4, width: 6, readers: 3, variants: 2 });
   const count = document.edges.source.shape[0]!;

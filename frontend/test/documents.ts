@@ -154,6 +154,7 @@ export function randomDocument(seed: number, wish: Wish): Document {
         foundOn: false,
         drawn: { kernels: 193, r2: 0.41 - 0.5 * v, path: 0.35 },
         randomRefitted: false,
+        controls: null,
       },
     };
   });

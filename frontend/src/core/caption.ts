@@ -48,6 +48,18 @@ function reach(r2: number | null): string {
   return r2 === null ? "have no R\u00b2, as the feature is constant" : `reach R\u00b2 = ${decimal(r2)}`;
 }
 
+/** The reasons in a sentence of a verdict, which names the feature and then, after a colon, gives them; a name may hold a
+ *  colon, but no reason does. */
+function reasons(sentence: string): string | undefined {
+  return sentence
+    .replace(/\.$/, "")
+    .split(": ")
+    .slice(1)
+    .at(-1)
+    ?.replace(/\bR2\b/g, "R\u00b2")
+    .replace(/(^|[ (])-(?=\d)/g, "$1\u2212");
+}
+
 /** The verdict on a circuit, and why it is no better. */
 function verdict(subject: string, { verdict, sentence }: Fidelity): string {
   const found = {
@@ -56,13 +68,22 @@ function verdict(subject: string, { verdict, sentence }: Fidelity): string {
     "does not keep": `${subject} does not keep the feature`,
     "not decided": `whether ${subject} keeps the feature is not decided`,
   }[verdict];
-  // The sentence names the feature and then, after a colon, the reasons; a name may hold a colon, but no reason does.
-  const reasons = sentence.replace(/\.$/, "").split(": ").slice(1).at(-1);
-  const said =
-    verdict === "keeps" || !reasons
-      ? ""
-      : `: ${reasons.replace(/\bR2\b/g, "R\u00b2").replace(/(^|[ (])-(?=\d)/g, "$1\u2212")}`;
-  return capital(found) + said;
+  const why = reasons(sentence);
+  return capital(found) + (verdict === "keeps" || !why ? "" : `: ${why}`);
+}
+
+/** Whether a circuit was found, or made by its constants: what its controls say, or that there are none. */
+function beside(subject: string, { role, calibration, fidelity }: Variant): string {
+  if (!fidelity?.controls)
+    return calibration && role !== "control"
+      ? " No controls were fitted, so whether its constants made it is not known."
+      : "";
+  const found = {
+    found: `${subject} was found${calibration ? ", not made by its constants" : ""}`,
+    "not found": `${subject} was not found`,
+    "not decided": `whether ${subject} was found${calibration ? ", or made by its constants," : ""} is not decided`,
+  }[fidelity.controls.verdict];
+  return ` ${capital(found)}: ${reasons(fidelity.controls.sentence)}.`;
 }
 
 function capital(text: string): string {
@@ -78,22 +99,24 @@ function randomOf({ calibration, fidelity }: Variant, control: Variant | undefin
   return `${random}, ${fidelity?.randomRefitted ? "refitted too" : "not refitted"}`;
 }
 
-/** R\u00b2 of a circuit and of its baselines. */
+/** R\u00b2 of a circuit and of its baselines; of the random circuit only if it is not named as the best control. */
 function figures(of: Fidelity, random: string): string {
   const named = random.includes(",") ? `${random},` : random;
   const where = of.interior === "central" ? "the central positions" : "the interior";
   const reaches = (name: string, all: number, inside: number | null) =>
     `${name} reaches ${value(all)} (${value(inside)} on ${where})`;
-  const beside = [
+  const baselines = [
     of.r2AverageMap === null
       ? "there is no baseline, as no average map of the images that it was found on was measured"
       : reaches("the average map, which needs no network,", of.r2AverageMap, of.r2AverageMapInterior),
-    ...(of.r2Random === null ? [] : [reaches(named, of.r2Random, of.r2RandomInterior)]),
+    ...(of.r2Random === null || of.controls?.best === "random"
+      ? []
+      : [reaches(named, of.r2Random, of.r2RandomInterior)]),
   ];
   if (of.r2 === null) return "no R\u00b2, as the feature is constant";
   return [
     `R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`,
-    ...beside,
+    ...baselines,
   ].join("; ");
 }
 
@@ -160,7 +183,8 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
     const what = `${plural(constants, "constant")} (gains of kernels, offsets of filters)`;
     return ` ${capital(named(each))} has ${what} fitted${images === null ? "" : ` on ${plural(images, "image")}`}.`;
   };
-  const said = [variant, ...(other ? [other] : [])].map((each) => kept(each) + fitted(each)).join(" ");
+  const about = (each: Variant) => kept(each) + fitted(each) + beside(named(each), each);
+  const said = [variant, ...(other ? [other] : [])].map(about).join(" ");
   const subject = variant.role === "circuit" ? "The whole circuit" : `The whole of ${named(variant)}`;
   const dead = variant.kept - variant.effective;
   const aside = dead ? `; it keeps ${plural(dead, "kernel")} more, on no complete path` : "";

@@ -125,6 +125,17 @@ export interface Drawn {
   path: number; // share of the target's flow that complete drawn paths carry
 }
 
+/** A circuit beside controls that were treated alike; R2 is on the interior if there is one. null: not defined. */
+export interface Controls {
+  verdict: "found" | "not found" | "not decided";
+  sentence: string; // the verdict and why
+  margin: number | null; // R2 of the circuit minus that of the best control, or minus 0 if that is higher
+  noise: number | null; // of the margin
+  best: "relabelled" | "random" | "redrawn" | "average_map"; // the best control
+  r2Best: number | null;
+  r2Relabelled: number | null; // of the circuit's graph on other filters; null also if it could not be made
+}
+
 /** Measured of the whole circuit on the held-out images; null where it is not defined or was not measured. */
 export interface Fidelity {
   r2: number | null;
@@ -140,6 +151,7 @@ export interface Fidelity {
   foundOn: boolean; // whether these are the very images that it was found on
   drawn: Drawn | null;
   randomRefitted: boolean; // whether the random circuit was refitted as this one was
+  controls: Controls | null; // null: not measured
 }
 
 /** A circuit over the document's nodes and edges. */

@@ -278,16 +278,19 @@ def _report(
     verdict, sentence = judged(
         figure["circuit"],
         figure[held],
+        {name: figure[name] for name in RIVALS if name in rows},
         best,
-        figure[best],
         margin,
         noise,
         feature=str(circuit.feature),
         where=where,
+        fitted=circuit.calibrated,
     )
     notes = [*made.notes]
+    if provenance["images"] == provenance["fitted_on"]:
+        notes.append("Measured on the same images that the controls were fitted on; on others, the margin may be less.")
     if not drawn:
-        notes.append("Each control was drawn once, so the noise holds no spread over draws; give draws=3 or more.")
+        notes.append("Each control was drawn once, so the noise of its margin holds no spread over draws.")
     return Controls(
         feature=str(circuit.feature),
         circuit=rows.pop("circuit"),

@@ -24,6 +24,13 @@ def diagram(
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the web browser.")] = False,
     against: Annotated[Path | None, typer.Option(help="Circuit of the same feature to compare with.")] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            help="Fit controls beside a circuit that has gains or offsets, and say whether it was found or made by "
+            "these constants."
+        ),
+    ] = True,
     pictures: Annotated[
         options.Pictures,
         typer.Option(help="Pictures of the filters: patches of images, or optimized images (features; takes minutes)."),
@@ -64,6 +71,7 @@ def diagram(
             held_out=setup.held_out.images,
             fit=setup.fit,
             against=other,
+            controls=controls,
             title=title,
             pictures=pictures,
             primaries=setup.loaded.primaries(),

@@ -4,9 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convcircuits.circuits import margin
 from convcircuits.circuits.controls import random_like
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS
 from convcircuits.circuits.evaluation import evaluate_all
@@ -33,6 +35,7 @@ from convcircuits.network.laws import checked, sentence
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.controls import Controls
 from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
 from convcircuits.values.tables import LayerTable
@@ -60,6 +63,7 @@ def diagram(
     held_out: Images | None = None,
     fit: Images | None = None,
     against: Circuit | None = None,
+    controls: Controls | bool = True,
     title: str | None = None,
     pictures: str = "patches",
     primaries: Tensor | None = None,
@@ -89,6 +93,10 @@ def diagram(
             them. If not given, the first of ``images`` if these begin with them. Without them no average map is
             measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
+        controls: What ``cc.controls`` says of the circuit on ``held_out``. If True, it is asked when the circuit has
+            gains or offsets and both ``held_out`` and the images that it was found on are there, with one draw of each
+            control; that takes about as long as fitting the circuit four times. If False, the caption says that no
+            controls were fitted.
         title: Title of the diagram; names the feature and the model if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualizations of the drawn filters inside the
             circuit, which takes minutes.
@@ -107,13 +115,18 @@ def diagram(
         ``.json``.
 
     Raises:
-        ConvCircuitsError: If a circuit belongs to other weights or another feature, no kernel lies on a complete path
-            or more than 250,000 do, images do not fit the model, or an argument is out of range.
+        ConvCircuitsError: If a circuit belongs to other weights or another feature, the controls to another circuit or
+            other images, no kernel lies on a complete path or more than 250,000 do, images do not fit the model, or an
+            argument is out of range.
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     if pictures not in LABELS:
         raise ConvCircuitsError(f"pictures must be one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
+    if isinstance(controls, Controls):
+        _check_circuit(controls, circuit, held_out)
+    elif not isinstance(controls, bool):
+        raise ConvCircuitsError(f"controls must be Controls, True or False; got {controls!r:.80}.")
     check_progress(progress)
     network = Network(model)
 
@@ -166,7 +179,7 @@ def diagram(
         tiles=data.Tiles(TILE),
     )
     if held_out is not None:
-        document = measured(drawing, document, model, held_out, fit, batch_size, seed, progress)
+        document = measured(drawing, document, model, held_out, fit, controls, batch_size, seed, progress)
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -245,13 +258,15 @@ def measured(
     model: nn.Module,
     held_out: Images,
     fit: Images | None,
+    asked: Controls | bool,
     batch_size: int,
     seed: int,
     progress: Progress | None,
 ) -> data.Document:
     """Measure each circuit on held-out images, and the part that the default view draws as a circuit of its own.
 
-    The average map is computed on ``fit``.
+    The average map is computed on ``fit``. Of the controls, those of the circuit itself are measured or, if given,
+    shown.
     """
     views = figure.drawn_by_each(document, [data.View(variant=n) for n in range(len(document.variants))])
     parts = [_part(drawing, n, view.edges) for n, view in enumerate(views)]
@@ -267,6 +282,20 @@ def measured(
         batch_size=batch_size,
         progress=progress,
     )
+    beside = asked if isinstance(asked, Controls) else None
+    if beside is not None:
+        _check_figures(beside, reports[0])
+    elif asked and drawing.circuits[0].calibrated and fit is not None:
+        beside = margin.controls(
+            model,
+            drawing.circuits[0],
+            held_out,
+            fit=fit,
+            draws=1,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
     count = len(views)
     variants = [
         dataclasses.replace(
@@ -276,11 +305,13 @@ def measured(
                 found_on=circuit.provenance.get("images") == reports[0].provenance["images"],
                 drawn=data.Drawn(kernels=view.kernels, r2=_known(reports[count + n].r2), path=view.path),
                 random_refitted=circuit.calibrated and fit is not None,
+                controls=None if n or beside is None else _controls(beside),
             ),
         )
         for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
     ]
-    meta = dataclasses.replace(document.meta, notes=sentences([*document.meta.notes, *reports[0].notes]))
+    notes = [*document.meta.notes, *reports[0].notes, *(() if beside is None else beside.notes)]
+    meta = dataclasses.replace(document.meta, notes=sentences(notes))
     held = data.HeldOut(reports[0].images)
     return dataclasses.replace(document, meta=meta, variants=tuple(variants), held_out=held)
 
@@ -294,7 +325,9 @@ def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
     return random_like(drawing.subject, drawing.circuits[n], seed=seed)
 
 
-def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn, random_refitted: bool) -> data.Fidelity:
+def _fidelity(
+    report: Evaluation, *, found_on: bool, drawn: data.Drawn, random_refitted: bool, controls: data.Controls | None
+) -> data.Fidelity:
     return data.Fidelity(
         r2=_known(report.r2),
         r2_interior=_known(report.r2_interior),
@@ -309,7 +342,48 @@ def _fidelity(report: Evaluation, *, found_on: bool, drawn: data.Drawn, random_r
         found_on=found_on,
         drawn=drawn,
         random_refitted=random_refitted,
+        controls=controls,
     )
+
+
+def _controls(beside: Controls) -> data.Controls:
+    decides = "r2" if beside.interior == "unknown" else "r2_interior"
+    r2 = {row.name: _known(getattr(row, decides)) for row in beside.controls}
+    return data.Controls(
+        verdict=beside.verdict,
+        sentence=beside.verdict_sentence,
+        margin=_known(beside.margin),
+        noise=_known(beside.noise),
+        best=beside.best,  # type: ignore[arg-type]
+        r2_best=r2[beside.best],
+        r2_relabelled=r2.get("relabelled"),
+    )
+
+
+def _check_circuit(given: Controls, circuit: Circuit, held_out: Images | None) -> None:
+    """Refuse controls of another circuit, as far as can be told without running it."""
+    if held_out is None:
+        raise ConvCircuitsError("Give the images that the controls were measured on as held_out.")
+    theirs = (given.feature, given.elements, given.constants, given.provenance.get("circuit"))
+    if theirs != (str(circuit.feature), len(circuit), circuit.constants, dict(circuit.provenance)):
+        raise ConvCircuitsError(
+            f"The controls are of another circuit: of {given.feature}, {given.elements:,} elements and "
+            f"{given.constants:,} constants. The one to draw is of {circuit.feature}, {len(circuit):,} elements and "
+            f"{circuit.constants:,} constants, and how it was made must be the same, too. Call cc.controls on it."
+        )
+
+
+def _check_figures(given: Controls, report: Evaluation) -> None:
+    """Refuse controls that were measured on other images, or beside a circuit that does otherwise on these."""
+    if given.provenance.get("images") != report.provenance["images"]:
+        raise ConvCircuitsError(
+            "The controls were measured on other images than held_out; call cc.controls on the same images."
+        )
+    if not np.isclose(given.circuit.r2, report.r2, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise ConvCircuitsError(
+            f"The controls are of another circuit: of R2 {given.circuit.r2:z.3f} on held_out, where this one has "
+            f"{report.r2:z.3f}. Call cc.controls on it."
+        )
 
 
 def _known(figure: float) -> float | None:

@@ -136,6 +136,19 @@ class Drawn(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class Controls(Record):
+    """A circuit beside controls that were treated alike; R2 is on the interior if there is one. None: not defined."""
+
+    verdict: Literal["found", "not found", "not decided"]
+    sentence: str  # the verdict and why
+    margin: float | None  # R2 of the circuit minus that of the best control, or minus 0 if that is higher
+    noise: float | None  # of the margin
+    best: Literal["relabelled", "random", "redrawn", "average_map"]  # the best control
+    r2_best: float | None
+    r2_relabelled: float | None  # of the circuit's graph on other filters; None also if it could not be made
+
+
+@dataclass(frozen=True, eq=False)
 class Fidelity(Record):
     """Measured of the whole circuit on the held-out images; None where it is not defined or was not measured."""
 
@@ -152,6 +165,7 @@ class Fidelity(Record):
     found_on: bool = False  # whether these are the very images that it was found on
     drawn: Drawn | None = None
     random_refitted: bool = False  # whether the random circuit was refitted as this one was
+    controls: Controls | None = None  # None: not measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,19 +164,29 @@ class Controls:
 
 
 def judged(
-    circuit: float, held: float, best: str, rival: float, margin: float, noise: float, *, feature: str, where: str
+    circuit: float,
+    held: float,
+    rivals: Mapping[str, float],
+    best: str,
+    margin: float,
+    noise: float,
+    *,
+    feature: str,
+    where: str,
+    fitted: bool,
 ) -> tuple[Literal["found", "not found", "not decided"], str]:
     """Return the verdict on a circuit, and sentences that state and explain it.
 
     Args:
         circuit: R2 of the circuit.
         held: R2 that is compared: that of the circuit, or of its kernels, fitted again, if that is lower.
+        rivals: R2 of each rival.
         best: Name of the best rival.
-        rival: Its R2.
         margin: The margin of the circuit.
         noise: The noise of the margin.
         feature: Text form of the feature.
         where: The positions that the figures cover, in words.
+        fitted: Whether the circuit, and so its controls, were fitted.
     """
     if math.isnan(margin) or math.isnan(noise):
         return (
@@ -184,10 +194,17 @@ def judged(
             f"Whether the circuit of {feature} was found is not decided: R2 on {where}, or its noise, is not defined.",
         )
     is_found = margin > noise
-    constant = " (less than a constant)" if rival < 0 else ""
     again = f" ({held:z.2f} if its kernels are fitted again as the controls are)" if held < circuit else ""
+    rival = f"{rivals[best]:z.2f}" + (" (less than a constant)" if rivals[best] < 0 else "")
+    graph = RIVALS["relabelled"] + (", fitted alike," if fitted else "")
+    if best == "relabelled":
+        reached = f"the best control, {graph.rstrip(',')}, reaches {rival}"
+    elif "relabelled" in rivals:
+        reached = f"{graph} reaches {rivals['relabelled']:z.2f}, and the best control, {RIVALS[best]}, {rival}"
+    else:
+        reached = f"the best control, {RIVALS[best]}, reaches {rival}"
     return "found" if is_found else "not found", (
-        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}{again}, and "
-        f"{RIVALS[best]}, the best control, reaches {rival:z.2f}{constant}. The margin of {margin:z.2f} is "
+        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}{again}; "
+        f"{reached}. The margin of {margin:z.2f} is "
         f"{'' if is_found else 'not '}above its noise of {noise:.2f}."
     )
