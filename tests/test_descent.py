@@ -239,7 +239,16 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
     before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
     assert after > before or before > 0.999
     about = trained.provenance["calibration"]["trained"]
-    assert about == {"steps": 200, "rate": 0.003, "batch": 16, "rectified": 0.0, "tolerance": 0.0, "images": 16}
+    assert about == {
+        "steps": 200,
+        "final": 800,
+        "rate": 0.003,
+        "batch": 16,
+        "rectified": 0.0,
+        "tolerance": 0.0,
+        "images": 16,
+    }
+    assert trained.provenance["calibration"]["cost"]["trained"] == 800 * 16
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
@@ -256,7 +265,7 @@ def test_training_goes_on_from_the_circuit_that_another_was_cut_from(name):
 
     def trained(steps, rate, before=None):
         fit = Refit(subject, batches, ridge=0.0, toward=0.0, positions=None)
-        training = Training(steps, rate, batch=16, rectified=0.0, tolerance=0.0, seed=0)
+        training = Training(steps, steps, rate, batch=16, rectified=0.0, tolerance=0.0, seed=0)
         gain, offset = Learn(trace, fit, training)(masks, before=before)
         return dataclasses.replace(masks, gain=gain, offset=offset)
 
@@ -269,6 +278,16 @@ def test_training_goes_on_from_the_circuit_that_another_was_cut_from(name):
     assert error(again) == pytest.approx(error(before), rel=1e-3)
     worse = dataclasses.replace(before, gain={layer: 5 * gain for layer, gain in before.gain.items()})
     assert error(trained(1, 1e-12, worse)) == pytest.approx(error(refitted), rel=1e-6)
+
+
+def test_the_last_circuit_takes_its_own_number_of_steps():
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    options = {"criterion": "learned", "density": [0.4, 0.2], "start": 0.4, "ratio": 0.45, "tolerance": 0.0, "steps": 3}
+    for final, taken in ((None, 12), (7, 7), (0, 0)):
+        path = cc.find_path(model, feature, images, final=final, batch=16, **options)
+        trained = [circuit.provenance["calibration"]["cost"]["trained"] for circuit in path]
+        assert trained == [3 * 16, (3 + taken) * 16]
 
 
 def test_a_circuit_that_is_good_enough_is_not_trained():

@@ -135,7 +135,7 @@ def fit_of(
     about = {key: value for key, value in known["trained"].items() if key != "images"}
     taken = math.ceil(known.get("cost", {}).get("trained", 0) / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
-    return Learn(trace, fit, Training(**about | {"steps": steps, "tolerance": 0.0}, seed=seed))
+    return Learn(trace, fit, Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed))
 
 
 def fitted(subject: Subject, circuit: Circuit, fit: Fit | None) -> Circuit:

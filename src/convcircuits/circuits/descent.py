@@ -121,7 +121,7 @@ def descend(
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         bare = _masks(trace, kernels, {}, {})
-        gain, offset = fit(bare, before=masks) if isinstance(fit, Learn) else fit(bare)
+        gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
         yield level

@@ -38,6 +38,7 @@ class Training:
 
     Attributes:
         steps: Number of steps; 0 for none.
+        final: Number of steps of the last circuit of a descent.
         tolerance: Error on the images, as a share of the variance, from which down a circuit is not trained.
         rate: Size of a step: of gains, and of offsets in standard deviations of their filter's output.
         batch: Number of images in a step.
@@ -47,6 +48,7 @@ class Training:
     """
 
     steps: int
+    final: int
     rate: float
     batch: int
     rectified: float
@@ -96,7 +98,7 @@ class Learn:
         trained = {key: value for key, value in asdict(training).items() if key != "seed"}
         return self._fit.about() | {"trained": trained | {"images": len(self._images)}}
 
-    def __call__(self, masks: Masks, *, before: Masks | None = None) -> Tables:
+    def __call__(self, masks: Masks, *, before: Masks | None = None, last: bool = False) -> Tables:
         """Refit and train a circuit without calibration.
 
         It is refitted to the full model and, if it was cut from another, to what that one computes: training has
@@ -106,10 +108,11 @@ class Learn:
         Args:
             masks: The circuit, effective.
             before: The circuit that it was cut from, with its calibration.
+            last: Whether it is the last one of a descent.
         """
         self.notes = []
-        start = self._fit(masks)
-        if not self._training.steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
+        start, steps = self._fit(masks), self._training.final if last else self._training.steps
+        if not steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
         device, dtype = self._subject.network.device, self._subject.network.dtype
         run = self._runner(masks)
@@ -142,7 +145,7 @@ class Learn:
             def maps(images: Tensor) -> Tensor:
                 return run(images, *constants())
 
-            self._descend([gains, shifts], maps)
+            self._descend([gains, shifts], maps, steps)
             after = self._error(maps)
             trained = [values.detach() for values in constants()]
         if not after <= found:
@@ -167,14 +170,14 @@ class Learn:
         counted = None if self._counted is None else self._counted[some]
         return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
 
-    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor]) -> None:
+    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int) -> None:
         """Take the steps."""
         training = self._training
         optimizer = torch.optim.Adam(parameters, lr=training.rate, betas=(0.9, 0.99))
         generator, order = torch.Generator().manual_seed(training.seed), torch.zeros(0, dtype=torch.long)
-        for step in range(training.steps):
+        for step in range(steps):
             for group in optimizer.param_groups:
-                late = max(0.0, step / training.steps - _STEADY) / (1 - _STEADY)
+                late = max(0.0, step / steps - _STEADY) / (1 - _STEADY)
                 group["lr"] = training.rate * _DECAY**-late
             if len(order) < min(training.batch, len(self._images)):
                 order = torch.cat([order, torch.randperm(len(self._images), generator=generator)])
@@ -190,7 +193,7 @@ class Learn:
             optimizer.step()
             self.cost["trained"] += len(some)
             if self._progress is not None:
-                self._progress(step + 1, training.steps)
+                self._progress(step + 1, steps)
 
     def _loss(self, maps: Tensor, targets: Tensor) -> Tensor:
         """Return the squared error relative to the variance, of the map and of the rectified map."""
