@@ -31,8 +31,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 resnet50: setup
 	$(BIN)/python tools/needs.py resnet50
 
+# With a hundred photographs a circuit can be fitted; with the dozen that Python packages have, hardly.
 demo: setup
-	$(BIN)/convcircuits demo --out demo-output
+	$(BIN)/convcircuits demo --out demo-output --images "$$($(BIN)/python tools/needs.py photographs build/photographs)"
 
 # The diagram's renderer. What it builds is committed, so that only who changes it, or runs all tests, needs Node.js.
 frontend: frontend/node_modules/.package-lock.json

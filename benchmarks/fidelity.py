@@ -82,8 +82,6 @@ RULE = (
 SIZES = (0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.063, 0.045, 0.03, 0.02, 0.014, 0.01)
 FORCE_SIZES = (0.25, 0.13, 0.063, 0.03)
 PAPER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001)
-ONE_PERCENT = 0.0112
-"""The circuit that is compared with controls beside the drawable one: the largest that is not above this share."""
 
 
 @dataclass
@@ -133,19 +131,19 @@ def chosen_units(data: Data, layer: str, count: int) -> tuple[list[UnitStatistic
     return sorted(random.Random(0).sample(allowed, min(count, len(allowed))), key=lambda one: one.unit), len(allowed)
 
 
-def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit]) -> dict[str, Any]:
+def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit], *, readout: bool) -> dict[str, Any]:
     """Return what R2 needs, summed for each test photograph: over all positions, the interior, and rectified.
 
     ``full`` has number, sum and sum of squares of the full model's values, (photographs, 3, 3). ``errors`` has the
-    squared errors of each circuit and, with a readout (a gain and an offset of the map, fitted on the training images),
-    ``readout``, each (circuits, photographs, 3).
+    squared errors of each circuit, (circuits, photographs, 3), and ``readout`` those after a readout: a gain and an
+    offset of the map, fitted on the training images.
     """
     subject = Subject.open(Network(data.model), feature, tuple(data.test.shape[1:]))
     sweep, positions = Sweep(subject, circuits, effective=True), Positions(subject)
-    lines = _readouts(sweep, data.train)
+    lines = _readouts(sweep, data.train) if readout else [(1.0, 0.0)] * len(circuits)
     names = list(dict.fromkeys(data.test_names))
     full = torch.zeros(len(names), 3, 3, dtype=torch.float64)
-    errors, readout = (torch.zeros(len(circuits), len(names), 3, dtype=torch.float64) for _ in range(2))
+    errors, after = (torch.zeros(len(circuits), len(names), 3, dtype=torch.float64) for _ in range(2))
     for start in range(0, len(data.test), 16):
         images = data.test[start : start + 16]
         with torch.no_grad():
@@ -157,11 +155,11 @@ def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit]) -> dic
         for place, *parts in zip(places, *((wanted**n * counts).sum(2) for n in range(3)), strict=True):
             full[place] += torch.stack(parts, 1)
         for n, (one, (gain, offset)) in enumerate(zip(maps, lines, strict=True)):
-            for total, values in ((errors, one), (readout, gain * one + offset)):
+            for total, values in ((errors, one), (after, gain * one + offset)):
                 wrong = ((_thrice(values) - wanted).square() * counts).sum(2)
                 for place, row in zip(places, wrong, strict=True):
                     total[n, place] += row
-    return {"full": full.tolist(), "errors": errors.tolist(), "readout": readout.tolist()}
+    return {"full": full.tolist(), "errors": errors.tolist()} | ({"readout": after.tolist()} if readout else {})
 
 
 def _thrice(values: Tensor) -> Tensor:
@@ -216,7 +214,7 @@ RUNS: dict[str, Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit
 
 
 def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
-    """Find and measure a run's circuits; those of a descent also beside controls."""
+    """Find and measure a run's circuits; the last one of a descent, which can be drawn, also beside controls."""
     start, series, circuits = time.perf_counter(), [], []
     for name, found in RUNS[run](data, feature):
         series.append({"name": name, "circuits": len(found), "seconds": time.perf_counter() - start})
@@ -236,17 +234,11 @@ def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
             circuits, evaluate_all(data.model, circuits, data.test[:4], controls=[None] * len(circuits)), strict=True
         )
     ]
-    found = {"series": series, "rows": rows, **sums(data, feature, circuits)}
-    if run in ("progressive", "learned"):
-        compared = {"drawable": circuits[-1]}
-        if run == "progressive":  # to train so many larger circuits would take hours
-            compared["one percent"] = next(
-                one for one in circuits if len(one) <= ONE_PERCENT * one.relevant or one is circuits[-1]
-            )
-        found["controls"] = {}
-        for name, one in compared.items():
-            report = cc.controls(data.model, one, data.test, fit=data.train)
-            found["controls"][name] = report.as_dict() | {"row": next(n for n, c in enumerate(circuits) if c is one)}
+    descends = run in ("progressive", "learned")
+    found = {"series": series, "rows": rows, **sums(data, feature, circuits, readout=not descends)}
+    if descends:
+        report = cc.controls(data.model, circuits[-1], data.test, fit=data.train)
+        found["controls"] = report.as_dict()
     return found
 
 

@@ -96,8 +96,7 @@ def text(folder: Path, nets: Sequence[str], rule: str) -> str:
     parts += [
         _needed(curves),
         _at_sizes(curves),
-        _controlled(held_out, "drawable", "Drawable circuits: 12 filters a layer, 6 kernels a filter"),
-        _controlled(held_out, "one percent", "One percent of the kernels"),
+        _drawable(held_out),
         _cost(held_out, seconds),
         _paper([one for one in records if one["run"] == "paper"]),
     ]
@@ -272,13 +271,12 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
     return "\n\n".join(parts)
 
 
-def _controlled(records: Sequence[dict[str, Any]], which: str, title: str) -> str:
+def _drawable(records: Sequence[dict[str, Any]]) -> str:
     rows = []
     for record in records:
-        if which not in record.get("controls", {}):
+        if (report := record.get("controls")) is None:
             continue
-        report = record["controls"][which]
-        row, controls = record["rows"][report["row"]], {one["name"]: one for one in report["controls"]}
+        row, controls = record["rows"][-1], {one["name"]: one for one in report["controls"]}
         circuit = report["circuit"]
         rows.append(
             [
@@ -302,10 +300,10 @@ def _controlled(records: Sequence[dict[str, Any]], which: str, title: str) -> st
     heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,random,refitted,average map"
     heads += ",margin (noise),verdict"
     return (
-        f"## {title}\n\nWith controls of equal size, fitted and trained alike on the same photographs; best of three "
-        "draws, inside. *Relabelled*: the\ncircuit's graph on other filters. *Redrawn*: the same graph of shuffled "
-        "weights, aiming at the feature's map. *Random*: other\nkernels, as many in each layer. *Refitted*: the "
-        "circuit's own kernels, fitted again in the same way. *Margin*: of the circuit, or\nof the refitted one if "
+        "## Drawable circuits: 12 filters a layer, 6 kernels a filter\n\nWith controls of equal size, fitted and "
+        "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
+        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*: other\nkernels, as many in each layer. *Refitted*: the "
+        "circuit's own kernels, fitted again in the same way. *Margin*: of the circuit,\nor of the refitted one if "
         "that is lower, over the best of relabelled, redrawn, random and average map.\n\n"
         + _table(heads.split(","), rows)
     )

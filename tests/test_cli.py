@@ -31,12 +31,13 @@ from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
 from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.cli import application, comparing, console, find, preparing
+from convcircuits.cli import demo as demo_command
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import Recipe, read_recipes
-from convcircuits.zoo.images import crops, photographs, sample_photographs, split_photographs
+from convcircuits.zoo.images import crops, load_folder, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import list_models, load_model
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -471,11 +472,42 @@ def test_reach_r2_finds_the_smallest_circuit_that_reaches_it_on_photographs_of_t
     # What is reported is of the held-out photographs, and it is said what the others were for.
     assert said["r2"] == good("evaluate a.safetensors --model tiny_net:net --json")["r2"] != reached["r2"]
     text = good(line)
-    assert f"size chosen on 4 crops of {len(parts['validated_on'])} others: {', '.join(parts['validated_on'])}" in text
+    assert f"chosen on 4 crops of {len(parts['validated_on'])} others: {', '.join(parts['validated_on'])}" in text
     assert "validation photographs (R2 there: " in " ".join(said["notes"])
     own = good("evaluate a.safetensors --model tiny_net:net --images pictures --count 9")
     held_out = re.search(r"measured on 9 crops of \d others: (.*)", own)[1].split(", ")
     assert not {*held_out} & {*parts["found_on"], *parts["validated_on"]}
+
+
+@pytest.mark.parametrize("criterion", ["snip", "progressive --option start=0.6"])
+def test_constants_are_chosen_on_photographs_that_are_used_for_nothing_else(folder, good, criterion):
+    line = f"find --model tiny_net:net --feature 4:2 --density 0.4 --criterion {criterion} --refit best --count 6"
+    line += " --images pictures --out best.safetensors"
+    text = good(line)
+    circuit = cc.load("best.safetensors")
+    parts, note = circuit.provenance["photographs"], circuit.provenance["notes"][-1]
+    assert f"chosen on 6 crops of {len(parts['validated_on'])} others: {', '.join(parts['validated_on'])}" in text
+    assert len({*parts["found_on"], *parts["validated_on"], *parts["held_out"]}) == sum(map(len, parts.values()))
+    loaded = load_model("tiny_net:net")
+    by_name = {picture.name: picture for picture in load_folder("pictures")[0]}
+    train, validation = (
+        crops([by_name[name] for name in parts[role]], loaded.preprocess, count=6, seed=seed)
+        for role, seed in (("found_on", 0), ("validated_on", 2))
+    )
+    method, figures = re.search(r"The constants \((.*?)\) .* there: (.*?)\. These", note).groups()
+    r2 = {name: float(value) for name, value in (one.rsplit(" ", 1) for one in figures.split(", "))}
+    assert r2[method] == max(r2.values())
+    report = cc.evaluate(loaded.model, circuit, validation)
+    measured = report.r2 if math.isnan(report.r2_interior) else report.r2_interior
+    assert measured == pytest.approx(r2[method], abs=0.006)
+    bare = cc.refit(loaded.model, circuit, train, method="none")
+    assert ("as found" in r2) == (criterion != "snip")
+    assert (
+        cc.evaluate(loaded.model, bare, validation).r2 <= report.r2 + 1e-9 or report.r2_interior == report.r2_interior
+    )
+    command, *words = shlex.split(good("show best.safetensors --json")["again"])
+    good(shlex.join(words).replace("best.safetensors", "again.safetensors"))
+    assert cc.load("again.safetensors") == circuit
 
 
 @pytest.mark.zoo
@@ -1179,6 +1211,9 @@ BAD = {
         f"{F} --criterion progressive --refit mean",
         "progressive refits by itself; omit --refit",
     ),
+    "best constants for an R2": (f"{FIND} --refit best --reach-r2 .5", "omit it or --reach-r2"),
+    "best constants of a path": (f"{F} --criterion learned --refit best --path p", "omit it or --path"),
+    "no photographs to choose constants on": (f"{F} --refit best --held-out .9", "--refit best needs at least three"),
     "a path without a descent": (
         f"{F} --criterion snip --path p",
         "choose --criterion progressive or --criterion learned",
@@ -1186,7 +1221,7 @@ BAD = {
     "a path to an R2": (f"{FIND} --criterion learned --reach-r2 .5 --path p", "--path goes with neither"),
     "a path that is a file": (f"{F} --criterion progressive --path text.safetensors", "text.safetensors"),
     "a descent of filters": (f"{F} --criterion learned --granularity filter", "A descent refits kernels"),
-    "recipes: unknown refit": ("find --recipe refit.toml", "--refit must be one of kernels, filters, mean, none"),
+    "recipes: unknown refit": ("find --recipe refit.toml", "--refit must be one of kernels, filters, mean, none, best"),
     "an R2 of 1": (f"{FIND} --reach-r2 1", "above 0 and below 1; got 1.0"),
     "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs at least three"),
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),
@@ -1458,7 +1493,7 @@ def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):
 
 @pytest.mark.demo
 def test_the_demo_has_a_row_for_every_criterion_and_density(demo):
-    assert list(demo.table) == [(c, d) for c in comparing.CRITERIA for d in comparing.DENSITIES]
+    assert list(demo.table) == [(c, d) for c in demo_command.CRITERIA for d in demo_command.DENSITIES]
     assert len(demo.rows) == len(demo.table)
     evaluation = cc.evaluate(*tiny())
     assert list(demo.rows[0]) == list(comparison.Row("snip", 0.5, evaluation, tiny()[1]).as_dict())
@@ -1473,20 +1508,21 @@ def tiny():
 @pytest.mark.demo
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
-    names += [*comparing.CRITERIA, str(demo.circuit.feature), RULE]
+    names += [*demo_command.CRITERIA, str(demo.circuit.feature), RULE]
     for word in [*names, "(average map)", "(random circuit)", "R2, interior"]:
         assert word in demo.text
-    row = demo.table["snip", 0.3]
+    row = demo.table["snip", 0.1]
     assert f"{row['r2']:z6.2f} {row['r2_interior']:z5.2f}" in demo.text
-    found, measured = re.search(r"found on 7 crops.*: (.*)\nmeasured on 7 crops.*: (.*)\n", demo.text).groups()
-    assert not set(found.split(", ")) & set(measured.split(", "))
+    lines = [re.search(rf"^{what} on 7 crops.*: (.*)$", demo.text, re.M)[1] for what in ("found", "chosen", "measured")]
+    photographs = [name for line in lines for name in line.split(", ")]
+    assert len(set(photographs)) == len(photographs) == 12
 
 
 @pytest.mark.demo
 def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photographs(demo):
     loaded = load_model("vgg16_hed")
-    train, _ = split_photographs(sample_photographs())
-    images = crops(train, loaded.preprocess, count=120, seed=0, size=(112, 112))
+    train, _ = split_photographs(split_photographs(sample_photographs())[0])
+    images = crops(train, loaded.preprocess, count=120, seed=0, size=(demo_command.SIZE, demo_command.SIZE))
     photographs = [train[i % len(train)].name for i in range(120)]
     unit = choose_unit(unit_statistics(loaded.model, "features.14", images, photographs=photographs))
     assert demo.circuit.feature == cc.Feature("features.14", unit.unit)
@@ -1507,46 +1543,45 @@ def test_the_demo_counts_add_up(demo):
 
 @pytest.mark.demo
 def test_the_demo_tells_good_criteria_from_chance(demo):
-    largest = max(comparing.DENSITIES)
-    top = {criterion: demo.table[criterion, largest] for criterion in comparing.CRITERIA}
-    assert top["snip"]["pearson"] > 0.9
-    assert top["snip"]["r2"] > 0.8
-    assert top["random"]["r2"] < 0.3
-    assert {c: top[c]["r2"] for c in ("actgrad", "force", "gauss_newton") if not top[c]["r2"] > 0.7} == {}
-    for criterion in ("actgrad", "force", "gauss_newton", "snip"):
-        assert top[criterion]["r2"] > demo.table[criterion, min(comparing.DENSITIES)]["r2"]
+    largest, smallest = max(demo_command.DENSITIES), min(demo_command.DENSITIES)
+    assert demo.table["progressive", largest]["r2"] > 0.8
+    assert demo.table["snip", largest]["pearson"] > 0.8
+    assert demo.table["random", largest]["r2"] < 0.3
+    for criterion in ("progressive", "actgrad", "gauss_newton", "snip"):
+        assert demo.table[criterion, largest]["r2"] > demo.table[criterion, smallest]["r2"]
 
 
 @pytest.mark.demo
-def test_the_demo_saves_the_best_circuit_with_its_recipe(demo):
+def test_the_demos_circuit_can_be_drawn_whole_and_its_recipe_says_how_it_was_found(demo):
     circuit, said = demo.circuit, demo.circuit.provenance
-    assert isinstance(circuit, cc.Circuit)
     assert circuit.feature.layer == "features.14"
-    assert circuit.density == pytest.approx(0.05, abs=1e-5)
-    assert said["recipe"]["model"] == "vgg16_hed"
-    assert said["recipe"]["count"] == 7
-    at = {criterion: demo.table[criterion, 0.05]["r2"] for criterion in comparing.CRITERIA}
-    assert said["criterion"] == max(at, key=at.get)
-    assert len(circuit) == demo.table[said["criterion"], 0.05]["kernels"]
+    assert all(int(kept.any(1).sum()) <= 12 and int(kept.sum(1).max()) <= 6 for kept in circuit.kernels.values())
+    recipe = {name: said["recipe"][name] for name in ("model", "count", "criterion", "drawable", "refit")}
+    assert recipe == {"model": "vgg16_hed", "count": 7, "criterion": "learned", "drawable": True, "refit": "best"}
+    variant = cc.Diagram.load(demo.folder / "circuit.html").document.variants[0]
+    assert variant.fidelity.drawn.kernels == variant.kernels == variant.kept == len(circuit)
 
 
 @pytest.mark.demo
-def test_the_demos_page_draws_the_best_circuit_as_it_was_measured(demo):
+def test_the_demo_chooses_the_constants_that_do_best_on_validation_photographs(demo):
+    note = next(note for note in demo.circuit.provenance["notes"] if "validation" in note)
+    assert note in demo.text
+    method, figures = re.search(r"The constants \((.*?)\) .* there: (.*?)\. These", note).groups()
+    r2 = {name: float(r2) for name, r2 in (one.rsplit(" ", 1) for one in figures.split(", "))}
+    assert list(r2) == ["none", "mean", "filters", "kernels", "as found"]
+    assert r2[method] == max(r2.values())
+
+
+@pytest.mark.demo
+def test_the_demos_page_says_what_was_measured_and_against_which_controls(demo, good):
     drawn = cc.Diagram.load(demo.folder / "circuit.html")
-    row = demo.table[demo.circuit.provenance["criterion"], 0.05]
-    variant = drawn.document.variants[0]
-    assert variant.fidelity.r2 == pytest.approx(row["r2"], abs=1e-4)
-    assert (variant.kernels, variant.kept) == (row["effective_kernels"], row["kernels"])
-    assert drawn.document.held_out.count == 7
-    assert re.sub(r"\s+", " ", drawn.caption) in re.sub(r"\s+", " ", demo.text)
-
-
-@pytest.mark.demo
-def test_the_demo_is_measured_again_with_the_same_figures(demo, good):
     again = good(f"evaluate {shlex.quote(str(demo.folder / 'circuit.safetensors'))} --json")
-    row = demo.table[demo.circuit.provenance["criterion"], 0.05]
-    names = [*FIGURES, "kernels", "effective_kernels", "filters", "effective_filters", "images", "relevant"]
-    assert {name: again[name] for name in names} == pytest.approx({name: row[name] for name in names}, abs=1e-4)
+    fidelity = drawn.document.variants[0].fidelity
+    for name in ("r2", "r2_interior", "r2_rectified", "r2_average_map"):
+        assert getattr(fidelity, name) == pytest.approx(again[name], abs=1e-4)
+    assert drawn.document.held_out.count == again["images"] == 7
+    assert fidelity.controls.sentence in demo.text
+    assert re.sub(r"\s+", " ", drawn.caption) in re.sub(r"\s+", " ", demo.text)
 
 
 @pytest.mark.demo

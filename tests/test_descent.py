@@ -241,14 +241,14 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
     about = trained.provenance["calibration"]["trained"]
     assert about == {
         "steps": 200,
-        "final": 800,
+        "final": 3200,
         "rate": 0.003,
         "batch": 16,
         "rectified": 0.0,
         "tolerance": 0.0,
         "images": 16,
     }
-    assert trained.provenance["calibration"]["cost"]["trained"] == 800 * 16
+    assert trained.provenance["calibration"]["cost"]["trained"] == 3200 * 16
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
@@ -284,7 +284,7 @@ def test_the_last_circuit_takes_its_own_number_of_steps():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
     options = {"criterion": "learned", "density": [0.4, 0.2], "start": 0.4, "ratio": 0.45, "tolerance": 0.0, "steps": 3}
-    for final, taken in ((None, 12), (7, 7), (0, 0)):
+    for final, taken in ((None, 48), (7, 7), (0, 0)):
         path = cc.find_path(model, feature, images, final=final, batch=16, **options)
         trained = [circuit.provenance["calibration"]["cost"]["trained"] for circuit in path]
         assert trained == [3 * 16, (3 + taken) * 16]

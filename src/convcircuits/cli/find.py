@@ -23,7 +23,7 @@ from convcircuits.cli.output import (
 )
 from convcircuits.files import named_after
 from convcircuits.values.drawable import FAN_IN, FILTERS
-from convcircuits.values.recipe import SIZES, Recipe, read_recipes
+from convcircuits.values.recipe import BEST, SIZES, Recipe, read_recipes
 
 if TYPE_CHECKING:
     from convcircuits.cli.preparing import Setup
@@ -185,10 +185,13 @@ def _check_refitted(recipe: Recipe, path: Path | None) -> None:
     from convcircuits.circuits.asking import is_descent
     from convcircuits.circuits.refitting import METHODS
 
-    if recipe.refit not in METHODS:
-        raise cc.ConvCircuitsError(f"--refit must be one of {', '.join(METHODS)}; got {recipe.refit!r:.80}.")
+    if recipe.refit not in (*METHODS, BEST):
+        raise cc.ConvCircuitsError(f"--refit must be one of {', '.join((*METHODS, BEST))}; got {recipe.refit!r:.80}.")
+    if recipe.refit == BEST and (recipe.reach_r2 is not None or path is not None):
+        other = "--path" if path is not None else "--reach-r2"
+        raise cc.ConvCircuitsError(f"--refit best chooses the constants of one circuit; omit it or {other}.")
     descends = recipe.criterion in cc.CRITERIA and is_descent(cc.CRITERIA[recipe.criterion])
-    if descends and recipe.refit != "none":
+    if descends and recipe.refit not in ("none", BEST):
         raise cc.ConvCircuitsError(f"{recipe.criterion} refits by itself; omit --refit {recipe.refit}.")
     if path is not None and not descends:
         known = [name for name, one in cc.CRITERIA.items() if is_descent(one)]
@@ -206,7 +209,7 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
     setups: dict[tuple[Any, ...], Setup] = {}
     tasks: dict[Path, _Task] = {}
     for (recipe, file), own in zip(planned, chosen, strict=True):
-        key = (*(getattr(recipe, name) for name in _SHARED), recipe.reach_r2 is None)
+        key = (*(getattr(recipe, name) for name in _SHARED), recipe.validated)
         if key not in setups:
             setups[key] = set_up(recipe, device)
         feature = setups[key].loaded.feature(recipe.feature)
@@ -290,6 +293,7 @@ def _circuits(task: _Task, whole_path: bool, batch_size: int) -> tuple[Sequence[
 
     If the size is an R2, also return what was reached.
     """
+    from convcircuits.cli.preparing import with_best_constants
     from convcircuits.network.batches import begin
 
     recipe, setup = task.recipe, task.setup
@@ -306,6 +310,8 @@ def _circuits(task: _Task, whole_path: bool, batch_size: int) -> tuple[Sequence[
             circuit = cc.find(model, task.feature, images, progress=told, **size, **chosen)
             if method == "none":
                 return [circuit], {}
+            if method == BEST:
+                return [with_best_constants(circuit, setup, batch_size=batch_size, seed=recipe.seed, told=told)], {}
             begin(told, f"refitting {len(circuit):,} {recipe.granularity}s")
             return [cc.refit(model, circuit, images, method=method, progress=told, **common)], {}
         if recipe.effective_kernels:

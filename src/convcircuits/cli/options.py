@@ -17,7 +17,7 @@ Criterion = Literal[
 ]
 Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
-Refit = Literal["none", "kernels", "filters", "mean"]
+Refit = Literal["none", "kernels", "filters", "mean", "best"]
 Width = Literal["screen", "180mm", "88mm"]
 _DESCENT = "start=0.1, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
@@ -48,6 +48,10 @@ MODELS = (
 _MODEL_HELP = "Model: vgg16_hed or another that convcircuits models lists, or your own package.module:factory."
 _IN_FILE = "as in FILE"
 NAMED = "named after model and feature"
+IMAGES_HELP = (
+    "Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, unpacked "
+    "in a folder."
+)
 COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out."
 SEED_HELP = "Seed of the split, the crops and criteria that draw random numbers."
 
@@ -108,8 +112,7 @@ ImagesOption = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|sample|gcompris:FOLDER",
-        help="Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, "
-        "unpacked in a folder.",
+        help=IMAGES_HELP,
         show_default=_default("images"),
     ),
 ]
@@ -143,8 +146,9 @@ RefitOption = Annotated[
     Refit | None,
     typer.Option(
         help="Constants that are fitted to the training photographs after the circuit is found: a gain for each kernel "
-        "and an offset for each filter (kernels), one gain and offset for each filter (filters), or offsets (mean). "
-        "progressive and learned refit by themselves.",
+        "and an offset for each filter (kernels), one gain and offset for each filter (filters), offsets (mean), or "
+        "whichever does best on validation photographs, split off from the training photographs (best). progressive "
+        "and learned refit by themselves; best chooses between their constants and fewer ones.",
         show_default=_default("refit"),
     ),
 ]

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 import convcircuits as cc
+from convcircuits.circuits.choosing import best_constants
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import names, say
+from convcircuits.network.batches import Progress
 from convcircuits.texts import sentences
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import Crops, Photograph, distinct, photographs, readable, split_photographs
@@ -42,7 +44,7 @@ class Setup:
     Attributes:
         loaded: The model.
         train: Crops that the circuit is found on; empty if all photographs are held out.
-        validation: Crops that the circuit's size is chosen on, if it has to reach an R2.
+        validation: Crops that the circuit's size or constants are chosen on, if they are.
         held_out: Crops that the circuit is measured on.
         unreadable: Files left out because they are not pictures or could not be read.
         copies: Photographs left out because they are copies of others or of those that the circuit was found on.
@@ -78,7 +80,7 @@ class Setup:
         """Print how the photographs were used, and the notes on them."""
         for done, cut, others in (
             ("found on", self.train, "photographs"),
-            ("size chosen on", self.validation, "others"),
+            ("chosen on", self.validation, "others"),
             ("measured on", self.held_out, "others"),
         ):
             if cut.names:
@@ -107,7 +109,7 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
         if by_name is None:
             train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
             copies = _others(pictures, [*train, *rest])
-            if recipe.reach_r2 is not None:
+            if recipe.validated:
                 train, validated = _split_again(train, recipe)
         else:  # split as before, ignoring files added to the folder since
             train, rest = (_named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
@@ -123,12 +125,13 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
 
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
-    """Split the photographs that are not held out once more, by the same share: one part only chooses the size."""
+    """Split the photographs that are not held out once more, by the same share: one part only chooses."""
     subjects = len({photograph.subject for photograph in train})
     if subjects < 2:
+        what = "--refit best" if recipe.reach_r2 is None else "--reach-r2"
         raise cc.ConvCircuitsError(
-            "--reach-r2 needs at least three photographs: to find circuits on, to choose the size on and to measure "
-            f"on. Besides those held out, there is only {subjects}; give --images with more photographs."
+            f"{what} needs at least three photographs: to find circuits on, to choose on and to measure on. Besides "
+            f"those held out, there is only {subjects}; give --images with more photographs."
         )
     share = min(max(recipe.held_out, 0.5 / subjects + 1e-9), 1 - 0.5 / subjects - 1e-9)  # one on each side
     return split_photographs(train, held_out=share, seed=recipe.seed)
@@ -280,6 +283,29 @@ def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
     if said is None:
         return None
     return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
+
+
+def with_best_constants(
+    circuit: cc.Circuit, setup: Setup, *, batch_size: int, seed: int, told: Progress | None = None
+) -> cc.Circuit:
+    """Give a circuit the constants that do best on the validation photographs, and a note that says which."""
+    chosen = best_constants(
+        setup.loaded.model,
+        circuit,
+        setup.train.images,
+        setup.validation.images,
+        batch_size=batch_size,
+        seed=seed,
+        progress=told,
+    )
+    figures = ", ".join(f"{method} {r2:z.2f}" for method, r2 in chosen.r2.items())
+    where = "R2 on the interior" if chosen.interior else "R2"
+    note = (
+        f"The constants ({chosen.method}) are those that do best on {len(setup.validation.names)} validation "
+        f"photographs; {where} there: {figures}. These are neither the photographs that the circuit was found on nor "
+        "the held-out ones."
+    )
+    return noted(chosen.circuit, [note])
 
 
 def with_recipe(circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit:

@@ -13,6 +13,9 @@ from convcircuits.errors import ConvCircuitsError
 DENSITY = 0.05
 """The share of relevant elements to keep if no size is given."""
 
+BEST = "best"
+"""The value of ``refit`` for what does best on validation photographs."""
+
 SIZES = ("density", "kernels", "reach_r2", "filters", "fan_in", "drawable")
 """The fields that set how many elements are kept; a recipe has one of them, or ``filters`` and ``fan_in``."""
 
@@ -26,7 +29,7 @@ class Recipe:
         feature: The feature, in text form.
         criterion: Name of the criterion.
         options: Options of the criterion, each as NAME=VALUE.
-        refit: What is fitted after the circuit is found, as for ``refit``.
+        refit: What is fitted after the circuit is found, as for ``refit``, or ``BEST``.
         granularity: Granularity of the elements.
         density: The share of elements to keep.
         kernels: The number of elements to keep.
@@ -66,6 +69,11 @@ class Recipe:
     size: int | None = None
     held_out: float = 0.4
     seed: int = 0
+
+    @property
+    def validated(self) -> bool:
+        """Whether photographs are set aside on which something is chosen."""
+        return self.reach_r2 is not None or self.refit == BEST
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
