@@ -302,10 +302,10 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
     return (
         "## Drawable circuits: 12 filters a layer, 6 kernels a filter\n\nWith controls of equal size, fitted and "
         "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
-        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*: other\nkernels, as many in each layer. *Refitted*: the "
-        "circuit's own kernels, fitted again in the same way. *Margin*: of the circuit,\nor of the refitted one if "
-        "that is lower, over the best of relabelled, redrawn, random and average map.\n\n"
-        + _table(heads.split(","), rows)
+        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*:\nother "
+        "kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way.\n"
+        "*Margin*: of the circuit, or of the refitted one if that is lower, over the best of relabelled, redrawn, "
+        "random and average map.\n\n" + _table(heads.split(","), rows)
     )
 
 
