@@ -720,6 +720,7 @@ def test_what_blocks_of_a_linear_read_at_some_positions_is_that_part(shape, bloc
 
 
 def check_columns(call):
+    torch.testing.assert_close(call.read_totals(), call.columns(slice(None)).sum((0, 4)), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         whole = call.columns(slice(None))
         output = call.by_position(replace(call, bias=None).compute())

@@ -129,10 +129,10 @@ class Layer:
                 f"{self.name} uses its weight in several sizes, and their maps have no common mean; leave out "
                 f"{option('centered', True, of_criterion=True)}."
             )
-        parts = []
-        for call, _ in self.calls:
-            read = sum(call.columns(slice(image, image + 1)).double().sum((0, 4)) for image in range(self.images))
-            parts.append(by_element(call.kernels.double() * read[:, None], self.granularity).sum(3))  # type: ignore[index]
+        parts = [
+            by_element(call.kernels.double() * call.read_totals()[:, None], self.granularity).sum(3)
+            for call, _ in self.calls
+        ]
         positions = sum(_map_size(call, gradient) for call, gradient in self.calls)
         return torch.stack(parts).sum(0), positions * self.images
 

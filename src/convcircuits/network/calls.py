@@ -64,6 +64,21 @@ class ConvCall:
             x = F.unfold(x, self.weight.shape[2:], self.dilation, self.padding, self.stride)
         return x.reshape(n, self.groups, x.shape[1] // self.groups // (k if x.dim() == 3 else 1), k, -1)
 
+    def read_totals(self) -> Float[Tensor, "g i k"]:
+        """Return the inputs of the kernels summed over images and positions, (g, i, k), float64."""
+        (height, width), (tall, wide) = self.padding, self.weight.shape[2:]
+        x = F.pad(self.x.sum(0, dtype=torch.float64), (width, width, height, height))
+        spans = [
+            size - dilation * (kernel - 1)  # of the places where one weight reads
+            for size, dilation, kernel in zip(x.shape[1:], self.dilation, (tall, wide), strict=True)
+        ]
+        totals = [
+            x[:, row : row + spans[0] : self.stride[0], column : column + spans[1] : self.stride[1]].sum((1, 2))
+            for row in range(0, tall * self.dilation[0], self.dilation[0])
+            for column in range(0, wide * self.dilation[1], self.dilation[1])
+        ]
+        return torch.stack(totals, 1).reshape(self.groups, -1, tall * wide)
+
     def _read_at(self, x: Float[Tensor, "n c _ _"], positions: Tensor) -> Float[Tensor, "n c kh kw p"]:
         """Return what the kernels read at some positions of the output."""
         (height, width), kernel = self.padding, self.weight.shape[2:]
@@ -141,6 +156,10 @@ class LinearCall:
         x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)
         x = x if positions is None else x[:, positions]
         return x.permute(0, 2, 3, 1)[:, None]
+
+    def read_totals(self) -> Float[Tensor, "g i k"]:
+        """Return the inputs of the kernels summed over images and positions, (1, i, k), float64."""
+        return self.x.reshape(-1, self.x.shape[-1]).sum(0, dtype=torch.float64).reshape(1, self.blocks, -1)
 
     def by_position(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n g o p"]:
         """Reshape a gradient of the output to (n, 1, o, p)."""
