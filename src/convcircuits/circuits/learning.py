@@ -31,6 +31,9 @@ _STEADY = 0.3
 Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Gains, layer name -> (out, in per group), and offsets, layer name -> (out,)."""
 
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From images, gains and offsets by number to the map."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -114,21 +117,34 @@ class Learn:
         start, steps = self._fit(masks), self._training.final if last else self._training.steps
         if not steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
-        device, dtype = self._subject.network.device, self._subject.network.dtype
         run = self._runner(masks)
-
-        def error_of(tables: Tables) -> float:
-            constants = [_flat(table).to(device, dtype) for table in _complete(tables, masks)]
-            return self._error(lambda images: run(images, *constants))
-
-        found = error_of(start)
-        if before is not None and found > self._training.tolerance:
-            again = self._fit(masks, like=before)
-            other = error_of(again)
-            if other < found:
-                start, found = again, other
-        if found <= self._training.tolerance:
+        error = self._error(self._with(start, masks, run))
+        if before is not None and error > self._training.tolerance:
+            other = self._fit(masks, like=before)
+            if (of_other := self._error(self._with(other, masks, run))) < error:
+                start, error = other, of_other
+        if error <= self._training.tolerance:
             return start
+        trained, after = self._trained(start, masks, run, steps)
+        if not after <= error:
+            self.notes.append(
+                f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, so the "
+                "constants are those of the refit; choose a smaller rate."
+            )
+            return start
+        return trained
+
+    def _with(self, tables: Tables, masks: Masks, run: Run) -> Callable[[Tensor], Tensor]:
+        """Return the map of a circuit with some constants, as a function of images."""
+        gain, offset = (
+            _flat(table).to(self._subject.network.device, self._subject.network.dtype)
+            for table in _complete(tables, masks)
+        )
+        return lambda images: run(images, gain, offset)
+
+    def _trained(self, start: Tables, masks: Masks, run: Run, steps: int) -> tuple[Tables, float]:
+        """Return the constants after some steps, and the error on all images."""
+        device, dtype = self._subject.network.device, self._subject.network.dtype
         whole = _complete(start, masks)
         gain, offset = (_flat(table).to(device, dtype) for table in whole)
         kept = torch.cat([mask.flatten() for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
@@ -146,15 +162,9 @@ class Learn:
                 return run(images, *constants())
 
             self._descend([gains, shifts], maps, steps)
-            after = self._error(maps)
-            trained = [values.detach() for values in constants()]
-        if not after <= found:
-            self.notes.append(
-                f"Training raised the error on its images from {found:.3g} to {after:.3g} of the variance, so the "
-                "constants are those of the refit; choose a smaller rate."
-            )
-            return start
-        return _like(whole[0], trained[0].cpu()), _like(whole[1], trained[1].cpu())
+            error = self._error(maps)
+            trained = [values.detach().cpu() for values in constants()]
+        return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
 
     def _error(self, maps: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on all images."""
@@ -205,8 +215,8 @@ class Learn:
         rectified = ((maps.relu() - targets.relu()).square() / scale).mean()
         return (1 - share) * raw + share * rectified
 
-    def _runner(self, masks: Masks) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return a function from images, gains and offsets to the map: the small module, or masked runs."""
+    def _runner(self, masks: Masks) -> Run:
+        """Return the circuit's small module, or masked runs."""
         try:
             return Trainable.of(self._subject, masks)
         except UnextractableError as problem:
