@@ -244,6 +244,11 @@ def test_the_verdict():
         "The circuit of layer:3 was not found: R2 on the interior is 0.10; the best control, the average training "
         "map, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
     )
+    for held, said in (
+        (0.696, "is 0.70; "),
+        (0.694, "is 0.70 (0.69 if its kernels are fitted again as the controls are); "),
+    ):
+        assert f"R2 on the interior {said}" in judged(0.7, held, rivals, "random", 0.5, 0.1, fitted=True, **asked)[1]
     _, sentence = judged(0.7, 0.7, rivals | {"relabelled": 0.3}, "relabelled", 0.4, 0.1, fitted=True, **asked)
     assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
     assert judged(math.nan, math.nan, rivals, "random", math.nan, 0.1, fitted=True, **asked) == (

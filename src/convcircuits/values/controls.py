@@ -194,7 +194,9 @@ def judged(
             f"Whether the circuit of {feature} was found is not decided: R2 on {where}, or its noise, is not defined.",
         )
     is_found = margin > noise
-    again = f" ({held:z.2f} if its kernels are fitted again as the controls are)" if held < circuit else ""
+    again = ""
+    if f"{held:z.2f}" != f"{circuit:z.2f}":
+        again = f" ({held:z.2f} if its kernels are fitted again as the controls are)"
     rival = f"{rivals[best]:z.2f}" + (" (less than a constant)" if rivals[best] < 0 else "")
     graph = RIVALS["relabelled"] + (", fitted alike," if fitted else "")
     if best == "relabelled":
