@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, calibration, circuit_of, close, masks_for_oracle
-from convcircuits.circuits.refitting import METHODS, Refit, _Equations, _waiting
+from convcircuits.circuits.refitting import METHODS, Refit, _waiting
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall, LinearCall
 from convcircuits.network.capture import Network
@@ -278,15 +278,15 @@ def room(model, circuit, case, batches):
 def test_drawn_positions_are_the_same_in_every_image_and_depend_on_the_seed_alone(name, monkeypatch):
     case, model, circuit = NETS[name], built(name), last(name)
     drawn = {}
-    add = _Equations.add
+    draw = Refit._drawn
 
-    def watched(self, call, target, output, positions):
-        count = call.by_position(target).shape[3]
+    def watched(self, call, output, calls):
+        positions, count = draw(self, call, output, calls), call.by_position(output).shape[3]
         seen = tuple(range(count)) if positions is None else tuple(positions.tolist())
         drawn.setdefault((call.layer, call.turn), set()).add((count, seen))
-        add(self, call, target, output, positions)
+        return positions
 
-    monkeypatch.setattr(_Equations, "add", watched)
+    monkeypatch.setattr(Refit, "_drawn", watched)
     found = []
     for seed, size, memory in ((0, 16, 2**30), (0, 2, 2**30), (0, 3, 1), (1, 16, 2**30)):
         found.append(
@@ -304,6 +304,34 @@ def test_drawn_positions_are_the_same_in_every_image_and_depend_on_the_seed_alon
     assert found[3].provenance["calibration"]["seed"] == 1
 
 
+@pytest.mark.parametrize(("memory", "kept"), [(2**30, True), (1, False)])
+@pytest.mark.parametrize("name", MANY)
+def test_one_run_of_the_full_model_serves_all_refits_if_there_is_room(name, memory, kept):
+    case, model, circuit = NETS[name], built(name), last(name)
+    subject = Subject.open(Network(model), circuit.feature, tuple(case.images(1).shape[1:]))
+    images = case.images(6)
+    batches = Batches(images, device=images.device, dtype=images.dtype, batch_size=4)
+    smaller = found(name, *case.features[-1], density=0.3)
+    first, second = (subject.masks(one, subject.survey.input_shape, effective=True) for one in (circuit, smaller))
+    alone, again = (Refit(subject, batches, positions=6 * 7, memory=memory) for _ in range(2))
+    expected = alone(second)
+    again(first)
+    before = again.cost["forward"]
+    assert all(
+        torch.equal(one[layer], other[layer])
+        for one, other in zip(expected, again(second), strict=True)
+        for layer in one
+    )
+    assert (again.cost["forward"] - before < alone.cost["forward"]) == kept
+    shuffled = Refit(
+        subject, Batches(list(images.split(4)), device=images.device, dtype=images.dtype, batch_size=4), positions=42
+    )
+    shuffled(first)
+    before = shuffled.cost["forward"]
+    shuffled(first)
+    assert shuffled.cost["forward"] == 2 * before  # a loader may give other images
+
+
 @pytest.mark.parametrize("name", MANY)
 def test_all_positions_are_as_good_as_more(name):
     case, model, circuit = NETS[name], built(name), last(name)
@@ -316,14 +344,15 @@ def test_all_positions_are_as_good_as_more(name):
 def test_the_drawn_positions_alone_are_fitted(name, monkeypatch):
     case, model, circuit = NETS[name], built(name), last(name)
     drawn = {}
-    add = _Equations.add
+    draw = Refit._drawn
 
-    def watched(self, call, target, output, positions):
+    def watched(self, call, output, calls):
+        positions = draw(self, call, output, calls)
         if positions is not None:
             drawn[call.layer] = positions
-        add(self, call, target, output, positions)
+        return positions
 
-    monkeypatch.setattr(_Equations, "add", watched)
+    monkeypatch.setattr(Refit, "_drawn", watched)
     images = case.images(10)
     got = cc.refit(model, circuit, images, positions=10 * 9)
     assert drawn

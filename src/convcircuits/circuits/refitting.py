@@ -11,6 +11,7 @@ onto a full model's outputs is how channel pruning reconstructs layers (He et al
 1707.06342).
 """
 
+import itertools
 import math
 import zlib
 from collections import Counter
@@ -186,6 +187,7 @@ class Refit:
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
+        self._targets = _Targets(memory // 2, positions is not None and batches.total is not None)
         self.cost, self.notes = Counter(forward=0), list[str]()
 
     def about(self) -> dict[str, Any]:
@@ -220,17 +222,20 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            runs = _Runs(self._subject, self.target, fitted, like, self._batches, self._memory, self.cost)
+            known = self._targets if like is None else _Targets(0, usable=False)
+            runs = _Runs(self._subject, self.target, fitted, like, self._batches, known, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
                 for filters in parts[layer]:
                     equations = _Equations(fitted, layer, filters, self._method)
                     for images, full, circuit in runs.at(numbers):
-                        call, target = circuit.call, full.output()
-                        equations.add(call, target, circuit.output(), self._drawn(call, target, len(numbers)))
+                        call, output = circuit.call, circuit.output()
+                        positions = self._drawn(call, output, len(numbers))
+                        target = full.fitted(call, positions)
+                        equations.add(call, target, _at(call, output, positions), positions)
                         if filters is parts[layer][-1]:
-                            full.advance(target)
+                            full.advance()
                         done += images
                         if images and self._progress is not None:
                             self._progress(done, total)
@@ -291,14 +296,16 @@ class _Equations:
         self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
         self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
 
-    def add(self, call: KernelCall, target: Tensor, output: Tensor, positions: Tensor | None) -> None:
+    def add(
+        self, call: KernelCall, target: Float[Tensor, "o p"], output: Float[Tensor, "o p"], positions: Tensor | None
+    ) -> None:
         """Add the positions of a batch, for the filters that are live in the call.
 
         Args:
             call: The call in the circuit.
-            target: The full model's output.
-            output: The circuit's output, without gains and offsets of the layer.
-            positions: The positions that count; None for all.
+            target: The full model's output at the positions that count.
+            output: The circuit's, without gains and offsets of the layer.
+            positions: These positions; None for all.
         """
         self._eps = max(self._eps, torch.finfo(target.dtype).eps)
         running = self._masks.running(call)
@@ -307,7 +314,6 @@ class _Equations:
         place[rows] = torch.where(running.any(1).cpu(), torch.arange(len(rows)), -1)
         live = (place[self._filters] >= 0).nonzero()[:, 0]
         place = place[self._filters[live]]
-        target, output = (_at(call, x, positions) for x in (target, output))
         missing = target - output
         added = self._added(call, running, positions)
         width = self._which.shape[1] + 1
@@ -444,11 +450,71 @@ class _Run:
             self.advance(self.output())
 
 
+class _Targets:
+    """What layers are fitted to, kept from one refit to the next: the full model's outputs at the drawn positions.
+
+    Args:
+        memory: The most bytes to keep; beyond them, nothing is kept.
+        usable: Whether the images and their order are the same in every refit, and positions are drawn.
+    """
+
+    def __init__(self, memory: int, usable: bool) -> None:
+        self._memory, self._usable = memory, usable
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def keep(self, batch: int, number: int, target: Tensor) -> None:
+        """Keep the target of a kernel call of a batch."""
+        if self._usable and (batch, number) not in self._kept:
+            self._memory -= target.numel() * target.element_size()
+            self._usable = self._memory >= 0
+            self._kept[batch, number] = target
+        if not self._usable:
+            self._kept.clear()
+
+    def get(self, batch: int, number: int) -> Tensor | None:
+        """Return the target of a kernel call of a batch, if it is kept."""
+        return self._kept.get((batch, number))
+
+
+class _Full:
+    """The full model's run on a batch, which is made only if a target is not kept."""
+
+    def __init__(self, batch: int, targets: _Targets, start: Callable[[], _Run]) -> None:
+        self._batch, self._targets, self._start = batch, targets, start
+        self._run: _Run | None = None
+        self._output: Tensor | None = None
+        self._number = 0
+
+    def advance_to(self, number: int) -> None:
+        """Continue to a kernel call."""
+        self._number, self._output = number, None
+
+    def fitted(self, call: KernelCall, positions: Tensor | None) -> Float[Tensor, "o p"]:
+        """Return the output of the kernel call at the positions on which it is fitted; ``call`` says how it lies."""
+        kept = self._targets.get(self._batch, self._number)
+        if kept is not None:
+            return kept
+        if self._output is None:
+            self._run = self._run or self._start()
+            self._run.advance_to(self._number)
+            self._output = self._run.output()
+        target = _at(call, self._output, positions)
+        self._targets.keep(self._batch, self._number, target)
+        return target
+
+    def advance(self) -> None:
+        """Continue to the next kernel call, if there is one."""
+        if self._run is not None and self._output is not None:
+            self._run.advance(self._output)
+        self._number, self._output = self._number + 1, None
+
+
 class _Runs:
     """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
 
-    So fitting all layers costs one forward pass of each. Batches for which there is no room start anew at every layer,
-    and so do all batches of a loader if there is none for one of them.
+    So fitting all layers costs one forward pass of each, and one of the circuit alone if the targets are kept. Batches
+    for which there is no room start anew at every layer, and so do all batches of a loader if there is none for one of
+    them.
 
     Args:
         subject: The feature of the circuit's model.
@@ -456,6 +522,7 @@ class _Runs:
         masks: The circuit, whose calibration may grow.
         like: The circuit that runs in place of the full model; None for the full model.
         batches: The images.
+        targets: What is kept of the full model's run.
         memory: Bytes for what waits.
         cost: Counts the images that run.
     """
@@ -467,15 +534,17 @@ class _Runs:
         masks: Masks,
         like: Masks | None,
         batches: Batches,
+        targets: _Targets,
         memory: int,
         cost: Counter[str],
     ) -> None:
+        self._targets = targets
         self._subject, self._target, self._masks, self._like, self._batches = subject, target, masks, like, batches
         self._cost = cost
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
         self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
-        self._held: list[tuple[int, _Run, _Run]] = []
+        self._held: list[tuple[int, _Full, _Run]] = []
         self._all_held = False
 
     def layers(self) -> Iterator[tuple[str, list[int]]]:
@@ -484,25 +553,26 @@ class _Runs:
             if layer in self._masks.kernels:
                 yield layer, [number for number, name in enumerate(self._calls) if name == layer]
 
-    def at(self, numbers: list[int]) -> Iterator[tuple[int, _Run, _Run]]:
+    def at(self, numbers: list[int]) -> Iterator[tuple[int, _Full, _Run]]:
         """Yield the full model's run and the circuit's for each batch and each of some kernel calls of a layer.
 
         The first value is the number of images that are done with them.
         """
         # Later calls depend on earlier ones, so runs that wait for several calls of a layer cannot be kept.
-        for count, full, circuit in self._every() if len(numbers) == 1 else map(self._started, self._batches):
+        every = self._every() if len(numbers) == 1 else itertools.starmap(self._started, enumerate(self._batches))
+        for count, full, circuit in every:
             for number in numbers:
                 full.advance_to(number)
                 circuit.advance_to(number)
                 yield count if number == numbers[-1] else 0, full, circuit
 
-    def _every(self) -> Iterator[tuple[int, _Run, _Run]]:
+    def _every(self) -> Iterator[tuple[int, _Full, _Run]]:
         if self._all_held:
             yield from self._held
             return
         number = 0
         for number, images in enumerate(self._batches):
-            runs = self._held[number] if number < len(self._held) else self._started(images)
+            runs = self._held[number] if number < len(self._held) else self._started(number, images)
             if len(self._held) == number < self._room:
                 self._held.append(runs)
             elif self._batches.total is None:  # a loader may shuffle: then all runs are held, or none
@@ -510,11 +580,16 @@ class _Runs:
             yield runs
         self._all_held = number < len(self._held)
 
-    def _started(self, images: Tensor) -> tuple[int, _Run, _Run]:
-        self._cost["forward"] += 2 * len(images)
+    def _started(self, batch: int, images: Tensor) -> tuple[int, _Full, _Run]:
         kernel = (lambda call: call.compute()) if self._like is None else self._like.kernel
-        full = _Run(self._target.steps(images, self._like), kernel)
-        return len(images), full, _Run(self._subject.steps(images, self._masks), self._masks.kernel)
+
+        def full() -> _Run:
+            self._cost["forward"] += len(images)
+            return _Run(self._target.steps(images, self._like), kernel)
+
+        self._cost["forward"] += len(images)
+        circuit = _Run(self._subject.steps(images, self._masks), self._masks.kernel)
+        return len(images), _Full(batch, self._targets, full), circuit
 
 
 def _waiting(graph: Graph) -> int:
