@@ -36,7 +36,7 @@ from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.values.granularity import SHAPES
-from convcircuits.values.recipe import Recipe, read_recipes
+from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.zoo.images import crops, load_folder, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import list_models, load_model
 from convcircuits.zoo.preprocessing import Preprocess
@@ -228,7 +228,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert args(choices.Criterion) == set(choices.CRITERION_OPTIONS) == set(CRITERIA)
     assert args(choices.Granularity) == set(SHAPES)
     assert args(choices.Pictures) == set(LABELS)
-    assert args(choices.Refit) == set(METHODS)
+    assert args(choices.Refit) == {*METHODS, BEST}
     assert args(choices.Width) == args(Width)
     assert {*choices.MODELS} == {row.name.replace("NAME", "") for row in list_models()} - {"package.module:factory"}
     for name, said in choices.CRITERION_OPTIONS.items():

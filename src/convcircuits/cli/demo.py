@@ -27,7 +27,7 @@ def demo(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare criteria on a real network, and find and draw a circuit that is small enough to be drawn whole."""
+    """Compare criteria on a real network, and draw a whole circuit."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
     from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
