@@ -48,8 +48,8 @@ def test_a_descent_reaches_it_in_one_run(criterion, options, r2, monkeypatch):
     assert sum(value < r2 for size, value in tried.items() if size < len(found.circuit)) <= len(runs)
     assert cc.evaluate(model, found.circuit, validation).r2 == pytest.approx(found.r2, abs=1e-6)
     assert runs == ([0.6] if max(tried) < 0.61 * found.circuit.relevant else [0.6, 1.0])
-    options |= {"criterion": criterion, "seed": 3, "start": runs[-1]}
-    path = cc.find_path(model, FEATURE, images, kernels=1, enough=lambda one: one != found.circuit, **options)
+    chosen = {"criterion": criterion, "seed": 3, "start": runs[-1], **options}
+    path = cc.find_path(model, FEATURE, images, kernels=1, enough=lambda one: one != found.circuit, **chosen)
     assert path[-1] == found.circuit
 
 
