@@ -144,8 +144,8 @@ def _head(records: Sequence[dict[str, Any]], rule: str) -> str:
     return f"""# How small can a circuit be?
 
 `python benchmarks/fidelity.py --images gcompris:FOLDER` measures this, version {example["version"]}. Circuits are
-found on {example["images"][0]} crops of {len(example["train"])} photographs and measured on {example["images"][1]} crops
-of {len(example["test"])} photographs of other subjects. Settings were chosen on units that are not here.
+found on {example["images"][0]} crops of {len(example["train"])} photographs and measured on {example["images"][1]}
+crops of {len(example["test"])} photographs of other subjects. Settings were chosen on units that are not here.
 
 R2 is over interior positions, whose receptive fields lie inside the image, unless said otherwise. *Readout*: after two
 numbers, a gain and an offset of the map, fitted on the training photographs. *Refitted*: `cc.refit`. `progressive` and
