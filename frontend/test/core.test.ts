@@ -603,7 +603,8 @@ test("the caption says whether a fitted circuit was found or made by its constan
     "control, a random circuit of equal size, 0.24. The margin of 0.36 is above its noise of 0.12";
   const shown =
     "R\u00b2 on the interior is \u22120.02; the same graph on other filters, fitted alike, reaches " +
-    "\u22120.30, and the best control, a random circuit of equal size, 0.24. The margin of 0.36 is above its noise of 0.12.";
+    "\u22120.30, and the best control, a random circuit of equal size, 0.24. " +
+    "The margin of 0.36 is above its noise of 0.12.";
   const controls = (verdict: "found" | "not found" | "not decided", best: "random" | "redrawn" = "random") => ({
     verdict,
     sentence: `The circuit of R2.a: b:3 was ${verdict}: ${because}.`,

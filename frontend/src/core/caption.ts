@@ -48,8 +48,8 @@ function reach(r2: number | null): string {
   return r2 === null ? "have no R\u00b2, as the feature is constant" : `reach R\u00b2 = ${decimal(r2)}`;
 }
 
-/** The reasons in a sentence of a verdict, which names the feature and then, after a colon, gives them; a name may hold a
- *  colon, but no reason does. */
+/** The reasons in a sentence of a verdict, which names the feature and then, after a colon, gives them; a name may hold
+ *  a colon, but no reason does. */
 function reasons(sentence: string): string | undefined {
   return sentence
     .replace(/\.$/, "")
