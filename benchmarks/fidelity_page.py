@@ -44,9 +44,10 @@ class Curve:
         return 1 - weights @ self.errors[:, :, where].T / spread[:, None]
 
     def needed(self, weights: Tensor, level: float) -> Tensor:
-        """Return the share of kernels, (times,), from which on R2 inside is at least a level; NaN if it never is.
+        """Return the share of kernels, (times,), from which on R2 inside is at least a level.
 
-        Between two sizes it is interpolated, linear in R2 and in the logarithm of the share.
+        Between two sizes it is interpolated, linear in R2 and in the logarithm of the share. NaN if the largest circuit
+        that was measured does not reach it.
         """
         r2 = self.r2(weights, INSIDE)
         found = torch.full((len(r2),), math.nan, dtype=torch.float64)
@@ -89,7 +90,7 @@ def text(folder: Path, nets: Sequence[str], rule: str) -> str:
     """Return the page."""
     records = read(folder, nets)
     held_out = [one for one in records if one["run"] != "paper"]
-    curves, seconds = curves_of(held_out)
+    curves = curves_of(held_out)
     parts = [_head(held_out, rule)]
     if FINDINGS.exists():
         parts.append(FINDINGS.read_text().strip())
@@ -97,16 +98,15 @@ def text(folder: Path, nets: Sequence[str], rule: str) -> str:
         _needed(curves),
         _at_sizes(curves),
         _drawable(held_out),
-        _cost(held_out, seconds),
+        _cost(held_out),
         _paper([one for one in records if one["run"] == "paper"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def curves_of(records: Iterable[dict[str, Any]]) -> tuple[dict[str, dict[Unit, Curve]], dict[str, dict[Unit, float]]]:
-    """Return the curve of each way and unit, and how long it took to find and fit its circuits."""
+def curves_of(records: Iterable[dict[str, Any]]) -> dict[str, dict[Unit, Curve]]:
+    """Return the curve of each way and unit."""
     curves: dict[str, dict[Unit, Curve]] = defaultdict(dict)
-    seconds: dict[str, dict[Unit, float]] = defaultdict(dict)
     for record in records:
         unit, first = (record["net"], record["layer"], record["unit"]["unit"]), 0
         full = torch.tensor(record["full"], dtype=torch.float64)
@@ -127,8 +127,7 @@ def curves_of(records: Iterable[dict[str, Any]]) -> tuple[dict[str, dict[Unit, C
             for suffix, key in ways:
                 errors = torch.tensor(record[key], dtype=torch.float64)[some][alive]
                 curves[series["name"] + suffix][unit] = Curve([shares[n] for n in alive], full, errors, record["test"])
-            seconds[series["name"]][unit] = series["seconds"]
-    return curves, seconds
+    return curves
 
 
 def _head(records: Sequence[dict[str, Any]], rule: str) -> str:
@@ -166,9 +165,11 @@ def _needed(curves: dict[str, dict[Unit, Curve]]) -> str:
     groups |= {f"{net} `{layer}`": [unit for unit in units if unit[:2] == (net, layer)] for net, layer in layers}
     parts = [
         "## Kernels needed\n\nThe share of the relevant kernels from which on R2 is at least .9, or .8: the median "
-        "over units, where a unit that never\nreaches it counts as above all others. *Units*: how many reach it, of "
-        "how many were measured. *Ratio*: the kernels\nneeded by the best of the published criteria, with a readout "
-        "and for each unit, in multiples of this row's; the median over units\nthat both were measured on."
+        "over units, where one for which\nthe largest circuit measured does not reach it counts as above all others; "
+        "then that circuit's size is given, after >. *Units*:\nhow many reach it, of how many were measured. *Ratio*: "
+        "the kernels needed by the best of the published criteria, with a\nreadout and for each unit, in multiples of "
+        "this row's; the median over units that both were measured on. It is a lower bound:\nwhere a published "
+        "criterion does not reach it, its largest circuit counts, and where this row does not, all kernels."
     ]
     for title, members in groups.items():
         if members:
@@ -198,6 +199,10 @@ def _needed_by(curves: dict[str, dict[Unit, Curve]], units: Sequence[Unit]) -> s
                     weights = again[:, [names.index(name) for name in curve.photographs]]
                     column[:, n] = curve.needed(weights, level).nan_to_num(math.inf)
             table[level][way] = column
+    largest = {
+        way: torch.tensor([curves[way][unit].shares[0] if unit in curves[way] else math.nan for unit in units])
+        for way in by_name
+    }
     rows = []
     for way in sorted(by_name, key=lambda way: float(_median(table[LEVELS[0]][way][0]))):
         cells = [way]
@@ -206,15 +211,14 @@ def _needed_by(curves: dict[str, dict[Unit, Curve]], units: Sequence[Unit]) -> s
             there = column[0] >= 0
             resampled = torch.stack([column[t, drawn[t]] for t in range(TIMES + 1)])
             medians = torch.stack([_median(one) for one in resampled])
-            cells.append(_interval(medians, _percent))
+            most = float(largest[way][there].min())
+            cells.append(_interval(medians, lambda share, most=most: _percent(min(share, most), share > most)))
             cells.append(f"{int((column[0][there] < math.inf).sum())} of {int(there.sum())}")
-            published = [table[level][one] for one in PUBLISHED if one in table[level]]
-            if not published:
-                cells.append("")
-                continue
-            best = torch.stack([one.where(one >= 0, torch.inf) for one in published]).amin(0)
-            ratio = best.clamp_max(1) / column
-            ratio = torch.where(column < 0, -1, ratio.nan_to_num(0))
+            best = torch.full_like(column, torch.inf)
+            for one in (one for one in PUBLISHED if one in table[level]):
+                needed = torch.minimum(table[level][one], largest[one].nan_to_num(torch.inf))
+                best = torch.where(table[level][one] >= 0, torch.minimum(best, needed), best)
+            ratio = torch.where((column < 0) | best.isinf(), -1, best / column.clamp(max=1))
             resampled = torch.stack([ratio[t, drawn[t]] for t in range(TIMES + 1)])
             cells.append(_interval(torch.stack([_median(one) for one in resampled]), lambda x: f"{x:.1f}"))
         rows.append(cells)
@@ -242,8 +246,8 @@ def _interval(draws: Tensor, shown: Callable[[float], str]) -> str:
     return f"{shown(float(draws[0]))} ({shown(float(low))}-{shown(float(high))})"
 
 
-def _percent(share: float) -> str:
-    return "never" if math.isinf(share) else f"{100 * share:.2g} %"
+def _percent(share: float, above: bool) -> str:
+    return f"{'> ' if above else ''}{100 * share:.2g} %"
 
 
 def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
@@ -308,26 +312,19 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _cost(records: Sequence[dict[str, Any]], seconds: dict[str, dict[Unit, float]]) -> str:
-    if "snip" not in seconds:
-        return ""
-    images: dict[str, list[float]] = defaultdict(list)
+def _cost(records: Sequence[dict[str, Any]]) -> str:
+    passes: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        cost = record["rows"][-1]["cost"]
-        if cost is not None and record["run"] in ("progressive", "learned"):
+        if (cost := record["rows"][-1]["cost"]) is not None and record["run"] in ("progressive", "learned"):
             run = cost.get("forward", 0) + 2 * cost.get("backward", 0) + 3 * cost.get("trained", 0)
-            images[record["run"]].append(run / 3 / record["images"][0])
-    rows = []
-    for way, by_unit in seconds.items():
-        ratios = [taken / seconds["snip"][unit] for unit, taken in by_unit.items() if unit in seconds["snip"]]
-        passes = f"{sorted(images[way])[len(images[way]) // 2]:.0f}" if images[way] else ""
-        middle = sorted(by_unit.values())[len(by_unit) // 2]
-        rows.append([way, f"{middle:.0f} s", f"{sorted(ratios)[len(ratios) // 2]:.1f}" if ratios else "", passes])
+            passes[record["run"]].append(run / 3 / record["images"][0])
+    rows = [[run, f"{len(some)}", f"{sorted(some)[len(some) // 2]:.0f}"] for run, some in passes.items()]
+    if not rows:
+        return ""
     return (
-        "## What it costs\n\nSeconds on one core to find all sizes (and to fit them), the median over units; beside "
-        "SNIP for all sizes; and the images run,\nin forward and backward passes of the training images (a pass of a "
-        "small circuit is far cheaper than one of the model).\n\n"
-        + _table(["run", "seconds", "SNIP x", "passes"], rows)
+        "## What it costs\n\nThe images that a descent runs, in forward and backward passes of the training images, "
+        "the median over units. SNIP takes one.\nA pass of training runs through the circuit's small module and is far "
+        "cheaper than one of the model.\n\n" + _table(["run", "units", "passes"], rows)
     )
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_the_kernels_needed_are_interpolated_and_never_reached_is_said():
     assert float(curve([0.95, 0.85, 0.99], [0.4, 0.2, 0.1]).needed(ONE, 0.9)) == pytest.approx(math.sqrt(0.4 * 0.2))
     assert float(curve([0.95, 0.92], [0.4, 0.2]).needed(ONE, 0.9)) == 0.2
     assert math.isnan(float(curve([0.89, 0.95], [0.4, 0.2]).needed(ONE, 0.9)))
+
+
+def test_what_was_not_reached_is_no_more_than_a_bound():
+    unit = ("net", "layer", 0)
+    curves = {
+        "snip, readout": {unit: curve([0.7, 0.6], [0.5, 0.25])},
+        "progressive": {unit: curve([0.95, 0.9], [0.5, 0.25])},
+        "learned": {unit: curve([0.85, 0.82], [0.2, 0.1])},
+        "elsewhere": {("net", "layer", 1): curve([0.95], [0.1])},
+    }
+
+    def shown(curves):  # without the intervals: of two photographs, one drawn twice does not vary
+        lines = page._needed_by(curves, [unit]).splitlines()[2:]
+        return {name: re.sub(r" \([^)]*\)", "", rest) for name, rest in (line[2:].split(" | ", 1) for line in lines)}
+
+    rows = shown(curves)
+    assert rows["snip, readout"] == "> 50 % | 0 of 1 | 0.5 | > 50 % | 0 of 1 | 0.5 |"
+    assert rows["progressive"].startswith("25 % | 1 of 1 | 2.0 | ")
+    assert rows["learned"] == "> 20 % | 0 of 1 | 0.5 | 10 % | 1 of 1 | 5.0 |"
+    assert "elsewhere" not in rows
+    alone = shown({"progressive": curves["progressive"]})
+    assert alone["progressive"].startswith("25 % | 1 of 1 | - | ")  # nothing published to compare with
 
 
 def test_r2_at_a_size_is_interpolated_and_unknown_outside():
