@@ -67,6 +67,18 @@ def test_without_them_the_photographs_of_python_packages_are_named(tmp_path, pro
     assert not (tmp_path / "photographs").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, programs, capfd):
+    programs(apt_get="echo deb > g.deb", dpkg_deb=UNPACKED)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "mine.txt").write_text("mine")
+    needs.main(["photographs", str(tmp_path / "photographs")])
+    out, err = capfd.readouterr()
+    assert out == "sample\n"
+    assert "exists and has no photographs" in err
+    assert (tmp_path / "photographs" / "mine.txt").read_text() == "mine"
+    assert calls(tmp_path) == []
+
+
 def test_the_list_of_packages_is_fetched_as_root_if_there_is_none(tmp_path, programs, capfd, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     listed = tmp_path / "listed"

@@ -133,11 +133,15 @@ def unpack_photographs(folder: Path) -> bool:
     """
     if any(folder.rglob("*.rcc")):
         return True
+    if folder.exists():
+        _say(f"{folder} exists and has no photographs; remove it to get them. The twelve of Python packages are used.")
+        return False
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         _say("Only Debian and its like have the package with more photographs; the twelve of Python packages are used.")
         return False
     _say("Downloading the photographs of GCompris (44 MB) by apt-get; nothing is installed.")
-    with tempfile.TemporaryDirectory() as place:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:  # on the same disk, so that moving is all or nothing
         download = ["apt-get", "-qq", "download", "gcompris-qt-data"]
         done = subprocess.run(download, cwd=place, capture_output=True, text=True, errors="replace")
         if done.returncode and (root := _root()) is not None:  # there may be no list of packages yet
@@ -148,8 +152,7 @@ def unpack_photographs(folder: Path) -> bool:
         if not files or subprocess.run(["dpkg-deb", "-x", files[0], whole], capture_output=True).returncode:
             _say(f"That failed, so the twelve photographs of Python packages are used: {done.stderr.strip()}")
             return False
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(whole, folder)
+        whole.replace(folder)
     return True
 
 
