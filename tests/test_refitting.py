@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, calibration, circuit_of, close, masks_for_oracle
-from convcircuits.circuits.refitting import METHODS, Refit, _waiting
+from convcircuits.circuits.lockstep import waiting
+from convcircuits.circuits.refitting import METHODS, Refit
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall, LinearCall
 from convcircuits.network.capture import Network
@@ -271,7 +272,7 @@ def test_batches_order_and_memory_change_nothing(name):
 def room(model, circuit, case, batches):
     """Bytes in which runs of so many batches, but not of one more, fit."""
     subject = Subject.open(Network(model), circuit.feature, case.input_shape)
-    return batches * 16 * _waiting(subject.survey.paths.graph)
+    return batches * 16 * waiting(subject.survey.paths.graph)
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from convcircuits.circuits.equations import Method
 from convcircuits.circuits.evaluation import evaluate_all
-from convcircuits.circuits.refitting import METHODS, RIDGE, Method, refit
+from convcircuits.circuits.refitting import METHODS, RIDGE, refit
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.batches import Images, Progress, begin
 from convcircuits.values.circuit import Circuit

@@ -11,32 +11,28 @@ onto a full model's outputs is how channel pruning reconstructs layers (He et al
 1707.06342).
 """
 
-import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from convcircuits.circuits.equations import Equations, Method, sampled
+from convcircuits.circuits.lockstep import Runs, Targets
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Images, Progress, check_progress
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
-from convcircuits.network.graph import Graph, Steps, autocast
 from convcircuits.network.laws import checked
-from convcircuits.network.masking import Masks, Subject, read_alone
+from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
-
-Method = Literal["kernels", "filters", "mean", "none"]
 
 METHODS: dict[str, str] = {
     "kernels": "a gain for each kernel and an offset for each filter",
@@ -48,9 +44,6 @@ METHODS: dict[str, str] = {
 
 RIDGE = 0.01
 """Default strength of the pull toward gain 1."""
-
-FLOOR = 0.01
-"""F in the formula. A kernel that hardly varies on these images would get a huge gain, and may vary on others."""
 
 POSITIONS = 10_000
 """Default number of positions, over all images, on which a layer is fitted."""
@@ -187,7 +180,7 @@ class Refit:
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
-        self._targets = _Targets(memory // 2, positions is not None and batches.total is not None)
+        self._targets = Targets(memory // 2, positions is not None and batches.total is not None)
         self.cost, self.notes = Counter(forward=0), list[str]()
 
     def about(self) -> dict[str, Any]:
@@ -222,18 +215,18 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            known = self._targets if like is None else _Targets(0, usable=False)
-            runs = _Runs(self._subject, self.target, fitted, like, self._batches, known, self._memory, self.cost)
+            known = self._targets if like is None else Targets(0, usable=False)
+            runs = Runs(self._subject, self.target, fitted, like, self._batches, known, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
                 for filters in parts[layer]:
-                    equations = _Equations(fitted, layer, filters, self._method)
+                    equations = Equations(fitted, layer, filters, self._method)
                     for images, full, circuit in runs.at(numbers):
                         call, output = circuit.call, circuit.output()
                         positions = self._drawn(call, output, len(numbers))
                         target = full.fitted(call, positions)
-                        equations.add(call, target, _at(call, output, positions), positions)
+                        equations.add(call, target, sampled(call, output, positions), positions)
                         if filters is parts[layer][-1]:
                             full.advance()
                         done += images
@@ -270,334 +263,3 @@ class Refit:
             return None
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}|{call.layer}|{call.turn}".encode()))
         return torch.randperm(count, generator=generator)[:wanted].sort().values.to(output.device)
-
-
-class _Equations:
-    """The normal equations of some filters of a layer: sums and products of what is missing and what kernels add.
-
-    Each filter has its unknowns at positions 1, 2, ... of the tables, as many as the widest filter, and at 0 what its
-    output misses. All values are shifted by their first means, so that no digits are lost to large ones.
-
-    Args:
-        masks: The circuit, without gains and offsets of the layer.
-        layer: Name of the layer.
-        filters: Indices of the filters, those with the most kernels first.
-        method: What is fitted.
-    """
-
-    def __init__(self, masks: Masks, layer: str, filters: Tensor, method: Method) -> None:
-        self._masks, self._filters, self._method = replace(masks, gain={}, offset={}, constant={}), filters, method
-        kernels = masks.kernels[layer].cpu()[filters]
-        width = {"kernels": int(kernels.sum(1).max()), "filters": 1, "mean": 0}[method]
-        self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
-        self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
-        self._there = kernels.gather(1, self._which)
-        self._n, self._size, self._total = torch.zeros(3, len(filters), dtype=torch.float64)
-        self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
-        self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
-
-    def add(
-        self, call: KernelCall, target: Float[Tensor, "o p"], output: Float[Tensor, "o p"], positions: Tensor | None
-    ) -> None:
-        """Add the positions of a batch, for the filters that are live in the call.
-
-        Args:
-            call: The call in the circuit.
-            target: The full model's output at the positions that count.
-            output: The circuit's, without gains and offsets of the layer.
-            positions: These positions; None for all.
-        """
-        self._eps = max(self._eps, torch.finfo(target.dtype).eps)
-        running = self._masks.running(call)
-        rows = torch.arange(len(running)) if call.rows is None else call.rows.cpu()
-        place = torch.full(self._shape[:1], -1)  # of a filter among those that are computed, if it is live
-        place[rows] = torch.where(running.any(1).cpu(), torch.arange(len(rows)), -1)
-        live = (place[self._filters] >= 0).nonzero()[:, 0]
-        place = place[self._filters[live]]
-        missing = target - output
-        added = self._added(call, running, positions)
-        width = self._which.shape[1] + 1
-        step = max(1, _CHUNK // (width * call.kernels.shape[3] * target.shape[1]))
-        for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
-            if len(some):
-                values = torch.cat([missing[computed, None], added(some, computed)], 1)
-                self._add(some, target[computed].double(), values.double())  # squares of floats overflow and vanish
-
-    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"]) -> None:
-        """Add values of some filters: at 0 what is missing, then what kernels add."""
-        width, new = values.shape[1], self._n[some] == 0
-        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
-        values = values - self._shift[some, :width, None].to(values.device)
-        self._n[some] += values.shape[2]
-        self._size[some] += target.square().sum(1).cpu()
-        self._total[some] += target.sum(1).cpu()
-        self._sums[some, :width] += values.sum(2).cpu()
-        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
-
-    def _added(
-        self, call: KernelCall, running: Bool[Tensor, "o i"], positions: Tensor | None
-    ) -> Callable[[Tensor, Tensor], Float[Tensor, "o width p"]]:
-        """Return a function from filters to what is given a gain: each kernel's map, or their sum.
-
-        It takes the indices of filters in the tables and among those that the call computes.
-        """
-        call = read_alone(call, running)
-        weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
-        if self._method != "kernels":
-            whole = _at(call, call.compute(weight), positions)
-            return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
-        inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
-        inputs = _wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
-        kernels = _wide(replace(call, weight=weight).kernels)
-        filters, channels = kernels.shape[1:3]
-        kernels = kernels.flatten(0, 1)
-
-        def maps(some: Tensor, computed: Tensor) -> Tensor:
-            width = int(self._there[some].sum(1).max())
-            which = self._which[some, :width]
-            read = which + computed[:, None] // filters * channels
-            used = kernels[computed[:, None], which] * self._there[some, :width, None].to(kernels)
-            return (used.flatten(0, 1)[:, None] @ inputs[read.flatten()]).reshape(len(some), width, -1)
-
-        return maps
-
-    def solve(self, ridge: float, toward: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
-        """Return the gains and offsets of the filters.
-
-        Raises:
-            ConvCircuitsError: If what is computed is not finite.
-        """
-        if not bool(self._products.isfinite().all()):
-            raise ConvCircuitsError(
-                f"{self._layer} computes NaN, Inf or far too large values on these images and cannot be fitted; "
-                "check how they are prepared."
-            )
-        n = self._n[:, None]
-        means = self._sums / n
-        moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
-        means = means + self._shift
-        spread = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
-        # What rounding can cause, of a map and of the filter's output, is not fitted.
-        noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
-        noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
-        varies = spread > noise + _TINY
-        missing = varies[:, :1] | (toward != 1)  # toward 1, a filter that misses nothing stays as it is
-        free = varies[:, 1:] & missing & self._there
-        scale = torch.where(free, spread[:, 1:], 1).rsqrt()
-        both = free[:, :, None] & free[:, None]
-        gram = torch.where(both, moments[:, 1:, 1:], 0)
-        system = gram * scale[:, :, None] * scale[:, None]
-        target = (self._size - self._total.square() / self._n).clamp_min(0)[:, None]
-        pull = ridge * (1 + FLOOR * target * scale.square())
-        system = system + torch.diag_embed(torch.where(free, pull, 1))
-        wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
-        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
-        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
-        if ridge > rounding:
-            change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
-        else:  # maps that depend on each other get the smallest change
-            change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
-        change = torch.where(free, toward - 1 + change[..., 0] * scale, 0)
-        offset = means[:, 0] - (change * means[:, 1:]).sum(1)
-        offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
-        gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)
-        gain = gain + change if self._method == "filters" else gain.scatter_add(1, self._which, change)
-        return gain, offset
-
-
-_CHUNK = 2**22  # values of what kernels read that are gathered at once
-_TINY = 1e-290  # below it, squares of float64 lose digits
-
-
-def _at(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:
-    """Return a call's output for each filter that is computed, at some positions of all images."""
-    values = call.by_position(output).flatten(1, 2).transpose(0, 1)
-    values = values if positions is None else values[..., positions]
-    return _wide(values.flatten(1))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return values in a precision that can be summed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class _Run:
-    """A run of a graph that waits at a kernel call.
-
-    Attributes:
-        number: Number of kernel calls before it.
-        call: The kernel call.
-    """
-
-    def __init__(self, steps: Steps, kernel: Callable[[KernelCall], Tensor]) -> None:
-        self._steps, self._kernel, self.number = steps, kernel, 0
-        self.call, self._dtype = next(steps)
-
-    def output(self) -> Tensor:
-        """Compute the call."""
-        with autocast(self.call.x.device.type, self._dtype):
-            return self._kernel(self.call)
-
-    def advance(self, output: Tensor) -> None:
-        """Continue to the next kernel call, if there is one, with the output of this one."""
-        with suppress(StopIteration):
-            self.call, self._dtype = self._steps.send(output)
-            self.number += 1
-
-    def advance_to(self, number: int) -> None:
-        """Continue to a kernel call."""
-        while self.number < number:
-            self.advance(self.output())
-
-
-class _Targets:
-    """What layers are fitted to, kept from one refit to the next: the full model's outputs at the drawn positions.
-
-    Args:
-        memory: The most bytes to keep; beyond them, nothing is kept.
-        usable: Whether the images and their order are the same in every refit, and positions are drawn.
-    """
-
-    def __init__(self, memory: int, usable: bool) -> None:
-        self._memory, self._usable = memory, usable
-        self._kept: dict[tuple[int, int], Tensor] = {}
-
-    def keep(self, batch: int, number: int, target: Tensor) -> None:
-        """Keep the target of a kernel call of a batch."""
-        if self._usable and (batch, number) not in self._kept:
-            self._memory -= target.numel() * target.element_size()
-            self._usable = self._memory >= 0
-            self._kept[batch, number] = target
-        if not self._usable:
-            self._kept.clear()
-
-    def get(self, batch: int, number: int) -> Tensor | None:
-        """Return the target of a kernel call of a batch, if it is kept."""
-        return self._kept.get((batch, number))
-
-
-class _Full:
-    """The full model's run on a batch, which is made only if a target is not kept."""
-
-    def __init__(self, batch: int, targets: _Targets, start: Callable[[], _Run]) -> None:
-        self._batch, self._targets, self._start = batch, targets, start
-        self._run: _Run | None = None
-        self._output: Tensor | None = None
-        self._number = 0
-
-    def advance_to(self, number: int) -> None:
-        """Continue to a kernel call."""
-        self._number, self._output = number, None
-
-    def fitted(self, call: KernelCall, positions: Tensor | None) -> Float[Tensor, "o p"]:
-        """Return the output of the kernel call at the positions on which it is fitted; ``call`` says how it lies."""
-        kept = self._targets.get(self._batch, self._number)
-        if kept is not None:
-            return kept
-        if self._output is None:
-            self._run = self._run or self._start()
-            self._run.advance_to(self._number)
-            self._output = self._run.output()
-        target = _at(call, self._output, positions)
-        self._targets.keep(self._batch, self._number, target)
-        return target
-
-    def advance(self) -> None:
-        """Continue to the next kernel call, if there is one."""
-        if self._run is not None and self._output is not None:
-            self._run.advance(self._output)
-        self._number, self._output = self._number + 1, None
-
-
-class _Runs:
-    """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
-
-    So fitting all layers costs one forward pass of each, and one of the circuit alone if the targets are kept. Batches
-    for which there is no room start anew at every layer, and so do all batches of a loader if there is none for one of
-    them.
-
-    Args:
-        subject: The feature of the circuit's model.
-        target: The feature of the full model.
-        masks: The circuit, whose calibration may grow.
-        like: The circuit that runs in place of the full model; None for the full model.
-        batches: The images.
-        targets: What is kept of the full model's run.
-        memory: Bytes for what waits.
-        cost: Counts the images that run.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        target: Subject,
-        masks: Masks,
-        like: Masks | None,
-        batches: Batches,
-        targets: _Targets,
-        memory: int,
-        cost: Counter[str],
-    ) -> None:
-        self._targets = targets
-        self._subject, self._target, self._masks, self._like, self._batches = subject, target, masks, like, batches
-        self._cost = cost
-        graph = subject.survey.paths.graph
-        self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
-        self._room = memory // max(1, 2 * _waiting(graph) * batches.batch_size // graph.shapes[0][0])
-        self._held: list[tuple[int, _Full, _Run]] = []
-        self._all_held = False
-
-    def layers(self) -> Iterator[tuple[str, list[int]]]:
-        """Yield each layer of the circuit and the numbers of its kernel calls, in the order of their first ones."""
-        for layer in dict.fromkeys(self._calls):
-            if layer in self._masks.kernels:
-                yield layer, [number for number, name in enumerate(self._calls) if name == layer]
-
-    def at(self, numbers: list[int]) -> Iterator[tuple[int, _Full, _Run]]:
-        """Yield the full model's run and the circuit's for each batch and each of some kernel calls of a layer.
-
-        The first value is the number of images that are done with them.
-        """
-        # Later calls depend on earlier ones, so runs that wait for several calls of a layer cannot be kept.
-        every = self._every() if len(numbers) == 1 else itertools.starmap(self._started, enumerate(self._batches))
-        for count, full, circuit in every:
-            for number in numbers:
-                full.advance_to(number)
-                circuit.advance_to(number)
-                yield count if number == numbers[-1] else 0, full, circuit
-
-    def _every(self) -> Iterator[tuple[int, _Full, _Run]]:
-        if self._all_held:
-            yield from self._held
-            return
-        number = 0
-        for number, images in enumerate(self._batches):
-            runs = self._held[number] if number < len(self._held) else self._started(number, images)
-            if len(self._held) == number < self._room:
-                self._held.append(runs)
-            elif self._batches.total is None:  # a loader may shuffle: then all runs are held, or none
-                self._held, self._room = [], 0
-            yield runs
-        self._all_held = number < len(self._held)
-
-    def _started(self, batch: int, images: Tensor) -> tuple[int, _Full, _Run]:
-        kernel = (lambda call: call.compute()) if self._like is None else self._like.kernel
-
-        def full() -> _Run:
-            self._cost["forward"] += len(images)
-            return _Run(self._target.steps(images, self._like), kernel)
-
-        self._cost["forward"] += len(images)
-        circuit = _Run(self._subject.steps(images, self._masks), self._masks.kernel)
-        return len(images), _Full(batch, self._targets, full), circuit
-
-
-def _waiting(graph: Graph) -> int:
-    """Return the most bytes that values of a graph take while a run waits at a kernel call."""
-    sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(graph.shapes, graph.dtypes, strict=True)]
-    alive = most = sizes[0]
-    for node, unread in zip(graph.nodes, graph.last_uses(), strict=True):
-        if node.call is not None:
-            most = max(most, alive)
-        alive += sum(sizes[n] for n in node.outputs if n is not None) - sum(sizes[n] for n in unread)
-    return most

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from convcircuits.circuits.asking import is_descent, needs_budget
 from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.equations import Method
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.finding import find, find_path, prune, score
-from convcircuits.circuits.refitting import Method, refit
+from convcircuits.circuits.refitting import refit
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Batches, Images, Progress, begin
 from convcircuits.values.circuit import Circuit

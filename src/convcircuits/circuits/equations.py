@@ -1,0 +1,168 @@
+"""The normal equations of a layer's filters: what is kept of many positions to fit gains and offsets."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import KernelCall
+from convcircuits.network.masking import Masks, read_alone
+
+Method = Literal["kernels", "filters", "mean", "none"]
+"""What is fitted; see ``METHODS``."""
+
+FLOOR = 0.01
+"""F in ``refitting``'s formula. A kernel that hardly varies on these images would get a huge gain, and may vary on
+others."""
+
+_CHUNK = 2**22  # values of what kernels read that are gathered at once
+_TINY = 1e-290  # below it, squares of float64 lose digits
+
+
+class Equations:
+    """The normal equations of some filters of a layer: sums and products of what is missing and what kernels add.
+
+    Each filter has its unknowns at positions 1, 2, ... of the tables, as many as the widest filter, and at 0 what its
+    output misses. All values are shifted by their first means, so that no digits are lost to large ones.
+
+    Args:
+        masks: The circuit, without gains and offsets of the layer.
+        layer: Name of the layer.
+        filters: Indices of the filters, those with the most kernels first.
+        method: What is fitted.
+    """
+
+    def __init__(self, masks: Masks, layer: str, filters: Tensor, method: Method) -> None:
+        self._masks, self._filters, self._method = replace(masks, gain={}, offset={}, constant={}), filters, method
+        kernels = masks.kernels[layer].cpu()[filters]
+        width = {"kernels": int(kernels.sum(1).max()), "filters": 1, "mean": 0}[method]
+        self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
+        self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+        self._there = kernels.gather(1, self._which)
+        self._n, self._size, self._total = torch.zeros(3, len(filters), dtype=torch.float64)
+        self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
+        self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
+
+    def add(
+        self, call: KernelCall, target: Float[Tensor, "o p"], output: Float[Tensor, "o p"], positions: Tensor | None
+    ) -> None:
+        """Add the positions of a batch, for the filters that are live in the call.
+
+        Args:
+            call: The call in the circuit.
+            target: The full model's output at the positions that count.
+            output: The circuit's, without gains and offsets of the layer.
+            positions: These positions; None for all.
+        """
+        self._eps = max(self._eps, torch.finfo(target.dtype).eps)
+        running = self._masks.running(call)
+        rows = torch.arange(len(running)) if call.rows is None else call.rows.cpu()
+        place = torch.full(self._shape[:1], -1)  # of a filter among those that are computed, if it is live
+        place[rows] = torch.where(running.any(1).cpu(), torch.arange(len(rows)), -1)
+        live = (place[self._filters] >= 0).nonzero()[:, 0]
+        place = place[self._filters[live]]
+        missing = target - output
+        added = self._added(call, running, positions)
+        width = self._which.shape[1] + 1
+        step = max(1, _CHUNK // (width * call.kernels.shape[3] * target.shape[1]))
+        for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
+            if len(some):
+                values = torch.cat([missing[computed, None], added(some, computed)], 1)
+                self._add(some, target[computed].double(), values.double())  # squares of floats overflow and vanish
+
+    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"]) -> None:
+        """Add values of some filters: at 0 what is missing, then what kernels add."""
+        width, new = values.shape[1], self._n[some] == 0
+        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
+        values = values - self._shift[some, :width, None].to(values.device)
+        self._n[some] += values.shape[2]
+        self._size[some] += target.square().sum(1).cpu()
+        self._total[some] += target.sum(1).cpu()
+        self._sums[some, :width] += values.sum(2).cpu()
+        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
+
+    def _added(
+        self, call: KernelCall, running: Bool[Tensor, "o i"], positions: Tensor | None
+    ) -> Callable[[Tensor, Tensor], Float[Tensor, "o width p"]]:
+        """Return a function from filters to what is given a gain: each kernel's map, or their sum.
+
+        It takes the indices of filters in the tables and among those that the call computes.
+        """
+        call = read_alone(call, running)
+        weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
+        if self._method != "kernels":
+            whole = sampled(call, call.compute(weight), positions)
+            return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
+        inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
+        inputs = _wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
+        kernels = _wide(replace(call, weight=weight).kernels)
+        filters, channels = kernels.shape[1:3]
+        kernels = kernels.flatten(0, 1)
+
+        def maps(some: Tensor, computed: Tensor) -> Tensor:
+            width = int(self._there[some].sum(1).max())
+            which = self._which[some, :width]
+            read = which + computed[:, None] // filters * channels
+            used = kernels[computed[:, None], which] * self._there[some, :width, None].to(kernels)
+            return (used.flatten(0, 1)[:, None] @ inputs[read.flatten()]).reshape(len(some), width, -1)
+
+        return maps
+
+    def solve(self, ridge: float, toward: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
+        """Return the gains and offsets of the filters.
+
+        Raises:
+            ConvCircuitsError: If what is computed is not finite.
+        """
+        if not bool(self._products.isfinite().all()):
+            raise ConvCircuitsError(
+                f"{self._layer} computes NaN, Inf or far too large values on these images and cannot be fitted; "
+                "check how they are prepared."
+            )
+        n = self._n[:, None]
+        means = self._sums / n
+        moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
+        means = means + self._shift
+        spread = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
+        # What rounding can cause, of a map and of the filter's output, is not fitted.
+        noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
+        noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
+        varies = spread > noise + _TINY
+        missing = varies[:, :1] | (toward != 1)  # toward 1, a filter that misses nothing stays as it is
+        free = varies[:, 1:] & missing & self._there
+        scale = torch.where(free, spread[:, 1:], 1).rsqrt()
+        both = free[:, :, None] & free[:, None]
+        gram = torch.where(both, moments[:, 1:, 1:], 0)
+        system = gram * scale[:, :, None] * scale[:, None]
+        target = (self._size - self._total.square() / self._n).clamp_min(0)[:, None]
+        pull = ridge * (1 + FLOOR * target * scale.square())
+        system = system + torch.diag_embed(torch.where(free, pull, 1))
+        wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
+        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
+        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
+        if ridge > rounding:
+            change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
+        else:  # maps that depend on each other get the smallest change
+            change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
+        change = torch.where(free, toward - 1 + change[..., 0] * scale, 0)
+        offset = means[:, 0] - (change * means[:, 1:]).sum(1)
+        offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
+        gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)
+        gain = gain + change if self._method == "filters" else gain.scatter_add(1, self._which, change)
+        return gain, offset
+
+
+def sampled(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:
+    """Return a call's output for each filter that is computed, at some positions of all images."""
+    values = call.by_position(output).flatten(1, 2).transpose(0, 1)
+    values = values if positions is None else values[..., positions]
+    return _wide(values.flatten(1))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return values in a precision that can be summed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
