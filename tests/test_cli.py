@@ -317,7 +317,7 @@ TRIPS = {
     "drawable": "--drawable --criterion snip",
     "normalization": "--model plain_net:net --mean .5,.4,.3 --std .2 --size 16",
     "progressive": "--density 0.2 --criterion progressive --option start=0.5 --seed 2",
-    "learned": "--drawable --criterion learned --option steps=3 --option start=0.5",
+    "learned": "--drawable --criterion learned --option steps=3 --option final=6 --option start=0.5",
     "a descent to an R2": "--reach-r2 0.3 --criterion progressive --option start=0.5",
     "refitted": "--density 0.3 --criterion snip --refit kernels --seed 3",
     "refitted filters": "--density 0.5 --granularity filter --refit filters",
@@ -360,7 +360,9 @@ def test_refit_is_the_library_s_on_the_training_photographs(folder, good):
         assert made.provenance["recipe"]["refit"] == method
 
 
-@pytest.mark.parametrize("criterion", ["progressive --option start=0.6", "learned --option steps=2 --option start=0.6"])
+@pytest.mark.parametrize(
+    "criterion", ["progressive --option start=0.6", "learned --option steps=2 --option final=4 --option start=0.6"]
+)
 def test_a_path_is_written_with_a_table(criterion, folder, good):
     line = f"{FIND} --criterion {criterion} --kernels 9 --path path"
     said = good(f"{line} --json")

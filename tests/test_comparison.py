@@ -76,7 +76,7 @@ def test_progress_starts_at_zero_climbs_by_one_and_ends_at_the_total(made):
 def test_a_descent_runs_once_through_all_densities(criterion, monkeypatch):
     case = NETS["plain"]
     given = case.build(), cc.Feature("features.5", 2), case.images(4), case.images(5, seed=1)
-    options = {"steps": 4} if criterion == "learned" else {}
+    options = {"steps": 4, "final": 8} if criterion == "learned" else {}
     runs, descend = [], criteria_module.descend
     monkeypatch.setattr(criteria_module, "descend", lambda *a, **k: runs.append(a[1]) or descend(*a, **k))
     seen = []

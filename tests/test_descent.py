@@ -233,23 +233,23 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
         "rectified": 0.0,
         "tolerance": 0.0,
     }  # one circuit, so that both have the same kernels
-    refitted = cc.find(model, feature, images, criterion="learned", steps=0, **options)
-    trained = cc.find(model, feature, images, criterion="learned", steps=200, rate=0.003, batch=16, **options)
+    refitted = cc.find(model, feature, images, criterion="learned", steps=0, final=0, **options)
+    trained = cc.find(model, feature, images, criterion="learned", final=200, rate=0.003, batch=16, **options)
     assert refitted == cc.find(model, feature, images, criterion="progressive", density=0.4, start=0.4)
     assert trained.elements == refitted.elements
     before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
     assert after > before or before > 0.999
     about = trained.provenance["calibration"]["trained"]
     assert about == {
-        "steps": 200,
-        "final": 3200,
+        "steps": 60,
+        "final": 200,
         "rate": 0.003,
         "batch": 16,
         "rectified": 0.0,
         "tolerance": 0.0,
         "images": 16,
     }
-    assert trained.provenance["calibration"]["cost"]["trained"] == 3200 * 16
+    assert trained.provenance["calibration"]["cost"]["trained"] == 200 * 16
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
@@ -285,7 +285,7 @@ def test_the_last_circuit_takes_its_own_number_of_steps():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
     options = {"criterion": "learned", "density": [0.4, 0.2], "start": 0.4, "ratio": 0.45, "tolerance": 0.0, "steps": 3}
-    for final, taken in ((None, 48), (7, 7), (0, 0)):
+    for final, taken in ((7, 7), (0, 0)):
         path = cc.find_path(model, feature, images, final=final, batch=16, **options)
         trained = [circuit.provenance["calibration"]["cost"]["trained"] for circuit in path]
         assert trained == [3 * 16, (3 + taken) * 16]
@@ -295,7 +295,7 @@ def test_a_circuit_that_is_good_enough_is_not_trained():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
     options = {"density": 0.4, "start": 0.4}
-    found = cc.find(model, feature, images, criterion="learned", tolerance=1.0, steps=50, **options)
+    found = cc.find(model, feature, images, criterion="learned", tolerance=1.0, **options)
     assert found == cc.find(model, feature, images, criterion="progressive", **options)
     assert "trained" not in found.provenance["calibration"]["cost"]
 
@@ -303,7 +303,7 @@ def test_a_circuit_that_is_good_enough_is_not_trained():
 def test_training_does_not_depend_on_batches_and_order():
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "steps": 20, "batch": 5}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 20, "batch": 5}
     one = cc.find(model, feature, images, **options)
     for given, batch_size in ((images.flip(0), 16), ([images[6:], images[:6]], 4)):
         other = cc.find(model, feature, given, batch_size=batch_size, **options)
@@ -315,7 +315,7 @@ def test_training_does_not_depend_on_batches_and_order():
 def test_the_loss_can_count_the_rectified_map_alone():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
-    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "tolerance": 0.0, "steps": 200, "batch": 16}
+    options = {"criterion": "learned", "density": 0.5, "start": 0.5, "tolerance": 0.0, "final": 200, "batch": 16}
     raw, rectified = (cc.find(model, feature, images, rectified=share, **options) for share in (0.0, 1.0))
     of_raw, of_rectified = (cc.evaluate(model, circuit, images) for circuit in (raw, rectified))
     assert of_rectified.r2_rectified > of_raw.r2_rectified
@@ -337,7 +337,7 @@ def test_a_position_of_the_feature_is_what_is_trained(position):
         "batch": 16,
         "rate": 0.003,
     }
-    before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
+    before, after = (cc.find(model, feature, images, final=steps, **options) for steps in (0, 300))
     assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
 
 
@@ -354,7 +354,7 @@ def test_several_units_are_trained_together():
         "batch": 16,
         "rate": 0.003,
     }
-    before, after = (cc.find(model, feature, images, steps=steps, **options) for steps in (0, 300))
+    before, after = (cc.find(model, feature, images, final=steps, **options) for steps in (0, 300))
     assert layer in after.gain
     assert cc.evaluate(model, after, images).r2 > cc.evaluate(model, before, images).r2
 
@@ -384,7 +384,7 @@ def test_images_of_several_sizes_cannot_be_trained_on():
 def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(8)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "steps": 5}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 5}
     expected = cc.find(model, feature, images, **options)
 
     def refuse(subject, masks):
@@ -405,7 +405,7 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
     options = {"criterion": criterion, "density": 0.2, "start": 0.8}
-    options |= {"steps": 5} if criterion == "learned" else {}
+    options |= {"steps": 5, "final": 5} if criterion == "learned" else {}
     whole = cc.find_path(model, feature, images, **options)
     file = tmp_path / "run.safetensors"
 
@@ -458,7 +458,7 @@ def test_steps_that_raise_the_error_are_taken_back(name):
     case = NETS[name]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 1, "rate": 1.0}
-    refitted = cc.find(model, feature, images, steps=0, **options)
-    found = cc.find(model, feature, images, steps=3, **options)
+    refitted = cc.find(model, feature, images, final=0, **options)
+    found = cc.find(model, feature, images, final=3, **options)
     assert found == refitted
     assert any("Training raised the error on its images" in note for note in found.provenance["notes"])

@@ -106,7 +106,7 @@ def test_a_planted_circuit_is_found_and_its_graph_on_other_filters_is_not():
 def test_a_trained_circuit_has_trained_controls():
     made, images, held_out, circuit = planted()
     learned = cc.find(
-        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, steps=120, batch=16
+        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, final=120, batch=16
     )
     report = cc.controls(made.model, learned, held_out, fit=images, draws=1)
     assert report["refitted"].r2 == pytest.approx(report.circuit.r2, abs=0.01)

@@ -34,7 +34,7 @@ def test_it_reaches_it_and_the_next_smaller_size_that_was_tried_does_not(criteri
     assert cc.evaluate(model, alone, validation).r2 == pytest.approx(found.r2, abs=1e-6)
 
 
-@pytest.mark.parametrize(("criterion", "options"), [("progressive", {}), ("learned", {"steps": 4})])
+@pytest.mark.parametrize(("criterion", "options"), [("progressive", {}), ("learned", {"steps": 4, "final": 8})])
 @pytest.mark.parametrize("r2", [0.01, 0.5, 0.99])
 def test_a_descent_reaches_it_in_one_run(criterion, options, r2, monkeypatch):
     model, images, validation = CASE.build(), CASE.images(6), CASE.images(6, seed=1)

@@ -319,7 +319,7 @@ def learned(
     toward: float = 0.0,
     positions: int | None = POSITIONS,
     steps: int = 60,
-    final: int | None = None,
+    final: int = 960,
     rate: float = 0.02,
     batch: int = 8,
     rectified: float = 0.5,
@@ -343,14 +343,14 @@ def learned(
         toward: As for ``progressive``.
         positions: As for ``progressive``.
         steps: Number of steps of Adam for each circuit.
-        final: Number of steps for the last one, the smallest that is asked for; by default 16 times ``steps``.
+        final: Number of steps for the last one, the smallest that is asked for.
         rate: Size of the first steps: of gains, and of offsets in standard deviations of their filter's output.
         batch: Number of images in a step.
         rectified: Share of the rectified map's error in the loss, from 0 to 1.
         tolerance: Loss of a refitted circuit, a share of the variance, from which down it is not trained.
     """
-    steps, batch = whole_number("steps", steps, 0), whole_number("batch", batch, 1)
-    final = 16 * steps if final is None else whole_number("final", final, 0)
+    steps, final = whole_number("steps", steps, 0), whole_number("final", final, 0)
+    batch = whole_number("batch", batch, 1)
     for name, value, allowed in (
         ("rate", rate, "above 0 and at most 1"),
         ("rectified", rectified, "from 0 to 1"),

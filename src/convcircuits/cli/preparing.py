@@ -288,7 +288,7 @@ def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
 def with_best_constants(
     circuit: cc.Circuit, setup: Setup, *, batch_size: int, seed: int, told: Progress | None = None
 ) -> cc.Circuit:
-    """Give a circuit the constants that do best on the validation photographs, and a note that says which."""
+    """Return a circuit with the constants that do best on validation photographs, and a note that says which."""
     chosen = best_constants(
         setup.loaded.model,
         circuit,
