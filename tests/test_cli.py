@@ -433,8 +433,19 @@ def test_evaluate_says_again_what_find_said(options, folder, good):
 
 
 def test_a_circuit_keeps_a_twentieth_where_nothing_says_how_much(folder, good):
-    said = good(FIND + " --json")
+    said = good(FIND + " --criterion snip --json")
     assert said["elements"] == round(0.05 * said["relevant"])
+
+
+@pytest.mark.parametrize(
+    ("given", "criterion"),
+    [("", "progressive"), ("--granularity filter", "gauss_newton"), ("--granularity weight", "gauss_newton")],
+)
+def test_kernels_are_refitted_by_default_and_other_elements_only_scored(given, criterion, folder, good):
+    good(f"{FIND} {given} --density .5 --json")
+    provenance = cc.load("a.safetensors").provenance
+    assert (provenance["criterion"], provenance["recipe"]["criterion"]) == (criterion, criterion)
+    assert ("calibration" in provenance) == (criterion == "progressive")
 
 
 @pytest.mark.parametrize("options", ["--criterion snip", "--criterion force --option steps=2", "--granularity filter"])
@@ -608,7 +619,7 @@ def test_the_recipes_in_the_readme_are_read(folder):
     Path("circuits.toml").write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
     (first, file), (second, out) = read_recipes(Path("circuits.toml"), {})
     shared = {"model": "vgg16_hed", "size": 112}
-    assert (first, file) == (Recipe(feature="conv3_3:166", density=0.05, **shared), None)
+    assert (first, file) == (Recipe(feature="conv3_3:166", criterion="progressive", density=0.05, **shared), None)
     options = {"criterion": "force", "options": ("steps=5",), "kernels": 2000}
     assert (second, out) == (Recipe(feature="conv4_1:12@max", **options, **shared), "small.safetensors")
 

@@ -315,7 +315,7 @@ BAD = {
     **{f"memory {m}": ({"memory": m}, "memory, in bytes, must be a whole") for m in (0, -1, 1.5, True, None, "1GB")},
     **{f"seed {s}": ({"seed": s}, "seed") for s in ("a", 1.5, None, 2**70)},
     "criterion": ({"criterion": "sinp"}, "no criterion 'sinp'. Similar names: snip"),
-    "criterion None": ({"criterion": None}, "no criterion None"),
+    "criterion number": ({"criterion": 5}, "no criterion 5"),
     "criterion list": ({"criterion": ["snip"]}, "no criterion"),
     "option": ({"colapse": "sum"}, "no option 'colapse'"),
     "near option": ({"criterion": "snip", "colapse": "sum"}, "snip has no option 'colapse'. Similar names: collapse"),

@@ -121,7 +121,12 @@ def descend(
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         bare = _masks(trace, kernels, {}, {})
-        gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
+        if stage == last and _count(kernels) == relevant:
+            gain, offset = {}, {}  # the model itself is asked for, and a ridge would move it
+        elif isinstance(fit, Learn):
+            gain, offset = fit(bare, before=masks, last=stage == last)
+        else:
+            gain, offset = fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
         yield level

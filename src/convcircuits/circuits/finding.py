@@ -32,6 +32,8 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.storage import save
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
+from convcircuits.values.granularity import check_granularity
+from convcircuits.values.recipe import default_criterion
 from convcircuits.values.scores import Scores
 from convcircuits.values.tables import LayerTable
 
@@ -128,7 +130,7 @@ def find(
     feature: Feature,
     images: Images,
     *,
-    criterion: str | Criterion = "gauss_newton",
+    criterion: str | Criterion | None = None,
     density: float | None = None,
     kernels: int | None = None,
     effective: bool | None = None,
@@ -151,7 +153,9 @@ def find(
         model: Any CNN; it runs in eval mode.
         feature: What is to be preserved.
         images: As for ``score``.
-        criterion: A name in ``CRITERIA``, or a function with the same signature.
+        criterion: A name in ``CRITERIA``, or a function with the same signature. Default: ``"progressive"``, which also
+            refits what it keeps, for kernels; ``"gauss_newton"`` for filters and weights, which it cannot descend
+            through.
         density: Kept elements as a share of the relevant ones, in (0, 1].
         kernels: Number of elements to keep, instead of a density.
         effective: Whether ``density`` and ``kernels`` count only effective kernels, those on a complete path inside the
@@ -180,6 +184,8 @@ def find(
         >>> max(int(mask.any(1).sum()) for mask in small.kernels.values())
         2
     """
+    check_granularity(granularity)
+    criterion = default_criterion(granularity) if criterion is None else criterion
     function = criterion_named(criterion)
     check_options(function, criterion, options)
     shape = drawable_size(density, kernels, filters, fan_in, drawable, granularity)
@@ -189,7 +195,10 @@ def find(
         budget(None, density, kernels, granularity)  # before any work is done
     if is_descent(function):
         if effective is False:
-            raise ConvCircuitsError(f"{name_of(criterion)} keeps only effective kernels; leave out effective=False.")
+            raise ConvCircuitsError(
+                f"{name_of(criterion)} keeps only effective kernels; leave out effective=False, or choose a criterion "
+                f"that does not descend, such as {option('criterion', 'gauss_newton')}."
+            )
         *_, last = find_path(
             model,
             feature,

@@ -50,7 +50,7 @@ def reach(
     validation: Images,
     *,
     r2: float,
-    criterion: str = "gauss_newton",
+    criterion: str,
     granularity: str = "kernel",
     method: Method = "none",
     batch_size: int = 16,

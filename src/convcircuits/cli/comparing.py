@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.comparison import Row
     from convcircuits.cli.preparing import Setup
 
-CRITERIA = ("gauss_newton", "actgrad", "snip", "force", "magnitude", "random")
+CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "force", "magnitude", "random")
 DENSITIES = (0.3, 0.1, 0.05, 0.02, 0.01)
 EXPLAINED = (
     "R2 is 1 for a perfect copy of the feature's map, and below 0 if the map's mean would do better. The interior "

@@ -192,7 +192,10 @@ def _check_refitted(recipe: Recipe, path: Path | None) -> None:
         raise cc.ConvCircuitsError(f"--refit best chooses the constants of one circuit; omit it or {other}.")
     descends = recipe.criterion in cc.CRITERIA and is_descent(cc.CRITERIA[recipe.criterion])
     if descends and recipe.refit not in ("none", BEST):
-        raise cc.ConvCircuitsError(f"{recipe.criterion} refits by itself; omit --refit {recipe.refit}.")
+        raise cc.ConvCircuitsError(
+            f"{recipe.criterion} refits by itself; omit --refit {recipe.refit}, or choose a criterion that does not, "
+            "such as --criterion gauss_newton."
+        )
     if path is not None and not descends:
         known = [name for name, one in cc.CRITERIA.items() if is_descent(one)]
         raise cc.ConvCircuitsError(

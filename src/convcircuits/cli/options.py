@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import convcircuits as cc
-from convcircuits.values.recipe import DENSITY, Recipe
+from convcircuits.values.recipe import DENSITY, Recipe, default_criterion
 
 # The choices are written out because importing the library is slow. A test compares them with the library's.
 Criterion = Literal[
@@ -140,7 +140,12 @@ DensityOption = Annotated[
 ]
 CriterionOption = Annotated[
     Criterion | None,
-    typer.Option("--criterion", "-c", help="Criterion that scores the elements.", show_default=_default("criterion")),
+    typer.Option(
+        "--criterion",
+        "-c",
+        help="Criterion that scores the elements.",
+        show_default=f"{default_criterion('kernel')}; {default_criterion('filter')} for filters and weights",
+    ),
 ]
 RefitOption = Annotated[
     Refit | None,

@@ -20,6 +20,11 @@ SIZES = ("density", "kernels", "reach_r2", "filters", "fan_in", "drawable")
 """The fields that set how many elements are kept; a recipe has one of them, or ``filters`` and ``fan_in``."""
 
 
+def default_criterion(granularity: str) -> str:
+    """Return the criterion that ``find`` uses if none is given: the best one measured that such elements can have."""
+    return "progressive" if granularity == "kernel" else "gauss_newton"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The options of the command that finds a circuit. Optional fields that were not given are None.
@@ -50,7 +55,7 @@ class Recipe:
 
     model: str
     feature: str
-    criterion: str = "gauss_newton"
+    criterion: str
     options: tuple[str, ...] = ()
     refit: str = "none"
     granularity: str = "kernel"
@@ -103,7 +108,8 @@ class Recipe:
         """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given."""
         sized = any(given.get(name) is not None and given[name] is not False for name in SIZES)  # 0 is an error
         size = {} if sized else {"density": DENSITY}
-        return cls(**{**given, **size})
+        criterion = default_criterion(str(given.get("granularity", "kernel")))
+        return cls(**{"criterion": criterion, **given, **size})
 
     def command(self, out: Path | str, *, path: Path | str | None = None) -> str | None:
         """Return the shell command that finds the circuit again, or None if a word of it is not printable.
