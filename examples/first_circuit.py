@@ -68,13 +68,26 @@ for density in (0.2, 0.1, 0.05, 0.02):
     print(f"{density:4.0%}  {figures}  {found.verdict}")
 
 # %% [markdown]
-# **diagram** draws the circuit. Its caption is measured too: only a small part is drawn, and the caption says how
-# small. `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is
-# interactive as well.
+# These scores say what a kernel does in the full model. **find** goes further: it cuts step by step, and after every
+# cut it refits what is left, one gain for each kept kernel and one offset for each filter. That holds the feature with
+# far fewer kernels. **find_path** returns all circuits of such a descent.
 
 # %%
+for refitted in cc.find_path(model, feature, images, density=[0.2, 0.1, 0.05, 0.02]):
+    found = cc.evaluate(model, refitted, held_out, fit=images)
+    figures = f"R2 {found.r2:5.2f}  on the interior {found.r2_interior:5.2f}"
+    print(f"{refitted.density:4.0%}  {figures}  {refitted.constants:6,} constants  {found.verdict}")
+
+# %% [markdown]
+# **diagram** draws a circuit. With `drawable=True`, `find` looks for one that can be drawn whole, so the picture is the
+# circuit. The caption is measured too, and compares it with wrong graphs that were fitted in the same way.
+# `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is interactive
+# as well.
+
+# %%
+small = cc.find(model, feature, images, drawable=True)
 colors = loaded.primaries()  # how to turn the model's inputs back into pictures
-diagram = cc.diagram(model, circuit, images=images, held_out=held_out, primaries=colors)
+diagram = cc.diagram(model, small, images=images, held_out=held_out, fit=images, primaries=colors)
 diagram
 
 # %% [markdown]

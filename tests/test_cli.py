@@ -239,7 +239,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
         for option, value in told.items():
             default = known[option].default
             if default is not inspect.Parameter.empty:
-                assert value.split("|")[0] == (str(default).lower() if isinstance(default, bool) else str(default))
+                assert value.split("|")[0] == (default if isinstance(default, str) else json.dumps(default))
             assert "|" not in value or args(hints[option]) == set(value.split("|"))
 
 

@@ -74,7 +74,7 @@ def test_circuits_are_measured_as_they_are_refitted(method):
 @pytest.mark.parametrize("r2", [0, 1, 1.5, float("nan"), True, "much", None])
 def test_an_r2_that_says_nothing_is_refused(r2):
     with pytest.raises(cc.ConvCircuitsError, match="above 0 and below 1; got"):
-        reach(CASE.build(), FEATURE, CASE.images(1), CASE.images(1), r2=r2)
+        reach(CASE.build(), FEATURE, CASE.images(1), CASE.images(1), r2=r2, criterion="snip")
 
 
 def test_a_feature_that_does_not_vary_on_the_validation_images_is_refused():
@@ -88,7 +88,7 @@ def test_a_feature_that_does_not_vary_on_the_validation_images_is_refused():
 
     images = CASE.images(1)[:, :1]
     with pytest.raises(cc.ConvCircuitsError, match="does not vary on the validation images"):
-        reach(Gate(), cc.Feature("conv", 0), images, torch.ones_like(images), r2=0.5)
+        reach(Gate(), cc.Feature("conv", 0), images, torch.ones_like(images), r2=0.5, criterion="snip")
 
 
 def test_it_says_what_it_does():

@@ -112,8 +112,8 @@ def compare(
 ) -> ComparisonTable:
     """Find circuits by every criterion at every density, and measure them on held-out images.
 
-    A criterion that descends does so once, through all densities, beginning at the largest if that is above its option
-    ``start``. So its circuits may differ from those that ``find`` returns for a single density.
+    A criterion that descends does so once, through all densities. So its circuits may differ from those that ``find``
+    returns for a single density.
 
     Args:
         model: Any CNN.

@@ -277,7 +277,7 @@ def progressive(
     sizes: Sequence[Size],
     done: Sequence[Level] = (),
     *,
-    start: float = 0.1,
+    start: float | None = None,
     ratio: float = 0.71,
     draws: int = 1,
     scored: int = 64,
@@ -294,7 +294,8 @@ def progressive(
         trace: The feature's images.
         sizes: The sizes that circuits have, the largest first; the last is the size to reach.
         done: The first circuits of this descent, if an earlier run found them.
-        start: Share of the relevant kernels that the first circuit keeps.
+        start: Share of the relevant kernels that the first circuit keeps. Default: twice the largest size, or 0.25 if
+            that is more.
         ratio: Each circuit keeps about this share of the kernels of the one before.
         draws: As for ``gauss_newton``.
         scored: Number of images that later cuts are scored on.
@@ -311,7 +312,7 @@ def learned(
     sizes: Sequence[Size],
     done: Sequence[Level] = (),
     *,
-    start: float = 0.1,
+    start: float | None = None,
     ratio: float = 0.71,
     draws: int = 1,
     scored: int = 64,
@@ -383,7 +384,7 @@ def _descent(
     done: Sequence[Level],
     fit: Refit | Learn,
     *,
-    start: float,
+    start: float | None,
     ratio: float,
     draws: int,
     scored: int,

@@ -25,6 +25,10 @@ from convcircuits.network.masking import Masks
 
 Score = Callable[[Trace], Mapping[str, Tensor]]
 
+_START = 0.25
+"""Default density of the first circuit, or twice the largest that is asked for: its cut is by scores in the full model,
+which do worse than those of later cuts."""
+
 _BEFORE_DRAWING = 0.01
 """Density down to which kernels are cut by their scores alone before a circuit is narrowed to what can be drawn."""
 
@@ -62,7 +66,7 @@ def descend(
     score: Score,
     fit: Refit | Learn,
     *,
-    start: float,
+    start: float | None,
     ratio: float,
     scored: int,
 ) -> Iterator[Level]:
@@ -76,14 +80,15 @@ def descend(
         first: The criterion of the first cut.
         score: The criterion of the later cuts, which are decided inside the refitted circuit.
         fit: How circuits are refitted.
-        start: Share of the relevant kernels that the first circuit keeps, in (0, 1].
+        start: Share of the relevant kernels that the first circuit keeps, in (0, 1]; None for ``_START``, or twice the
+            largest size if that is more.
         ratio: Each circuit keeps about this share of the kernels of the one before, in (0, 1).
         scored: Number of images that later cuts are scored on.
 
     Raises:
         ConvCircuitsError: If an option is out of range, or the elements are not kernels.
     """
-    for name, value, most in (("start", start, 1.0), ("ratio", ratio, 1 - 1e-9)):
+    for name, value, most in (("start", _START if start is None else start, 1.0), ("ratio", ratio, 1 - 1e-9)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
             raise ConvCircuitsError(
                 f"{name} must be above 0 and {'at most' if most == 1 else 'below'} 1; got {value!r}."
@@ -97,6 +102,8 @@ def descend(
     if isinstance(last, Drawable):
         room = sum(min(int(mask.sum()), last.filters * last.fan_in) for mask in trace.relevant.values())
         wanted.append(max(room, round(_BEFORE_DRAWING * relevant)))
+    if start is None:
+        start = min(1.0, max(_START, 2 * wanted[0] / relevant))
     few = trace.batches.sample(scored, trace.seed)
     level: Level | None = None
     spent = Counter[str](done[-1].calibration.get("cost", {}) if done else {})
@@ -121,12 +128,10 @@ def descend(
         kernels = stage.select(saliency, trace.subject.survey)
         begin(trace.progress, f"refitting {_count(kernels):,} kernels")
         bare = _masks(trace, kernels, {}, {})
-        if stage == last and _count(kernels) == relevant:
-            gain, offset = {}, {}  # the model itself is asked for, and a ridge would move it
-        elif isinstance(fit, Learn):
-            gain, offset = fit(bare, before=masks, last=stage == last)
-        else:
-            gain, offset = fit(bare)
+        gain: dict[str, Tensor] = {}
+        offset: dict[str, Tensor] = {}
+        if stage != last or _count(kernels) < relevant:  # else the model itself is asked for, and a ridge would move it
+            gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
         yield level

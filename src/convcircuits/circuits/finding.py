@@ -287,7 +287,7 @@ def find_path(
         progress: Called with the number of images done in each step, and their total (or None).
         checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut. If it exists
             already, the run goes on from its last circuit. ``load`` reads it.
-        **options: Options of the criterion, such as ``start=0.1``, the size of the first circuit. If a size that is
+        **options: Options of the criterion, such as ``start=0.5``, the size of the first circuit. If a size that is
             asked for is larger, the first circuit has that one.
 
     Returns:

@@ -19,7 +19,7 @@ Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Refit = Literal["none", "kernels", "filters", "mean", "best"]
 Width = Literal["screen", "180mm", "88mm"]
-_DESCENT = "start=0.1, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
+_DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
     "actgrad": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
@@ -35,6 +35,7 @@ CRITERION_OPTIONS = {
 CRITERIA_HELP = "Options of the criteria with their defaults (of several choices, the first):\n\n\b\n" + "\n".join(
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
+CRITERIA_HELP += "\n\nstart=null begins at twice the size that is asked for, or at 0.25 if that is more."
 
 MODELS = (
     "vgg16_hed",
