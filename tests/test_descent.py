@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import convcircuits as cc
 from cases import LAST, calibration, close
+from convcircuits.circuits import learning
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.scoring import MEMORY
@@ -463,11 +465,24 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])
-def test_steps_that_raise_the_error_are_taken_back(name):
+def test_smaller_steps_are_tried_where_the_error_rises(name, monkeypatch):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 12, "rate": 1.0}
+    run = partial(cc.find, model, feature, images, rectified=0.0, **options)
+    refitted, slower = run(final=0), run(final=5)
+    assert cc.evaluate(model, slower, images).r2 > cc.evaluate(model, refitted, images).r2
+    monkeypatch.setattr(learning, "_SLOWER", (1.0,))
+    assert run(final=5) == refitted
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])
+def test_steps_that_raise_the_error_are_taken_back(name, monkeypatch):
     case = NETS[name]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 1, "rate": 1.0}
     refitted = cc.find(model, feature, images, final=0, **options)
+    monkeypatch.setattr(learning, "_SLOWER", (1.0,))
     found = cc.find(model, feature, images, final=3, **options)
     assert found == refitted
     assert any("Training raised the error on its images" in note for note in found.provenance["notes"])

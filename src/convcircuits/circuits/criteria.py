@@ -345,7 +345,9 @@ def learned(
         positions: As for ``progressive``.
         steps: Number of steps of Adam for each circuit.
         final: Number of steps for the last one, the smallest that is asked for.
-        rate: Size of the first steps: of gains, and of offsets in standard deviations of their filter's output.
+        rate: Size of the first steps: of gains, and of offsets in standard deviations of their filter's output. Of more
+            than 400 constants each moves less, so that all together move as far. If the error on the images does not
+            fall, a quarter and a sixteenth of the rate are tried.
         batch: Number of images in a step.
         rectified: Share of the rectified map's error in the loss, from 0 to 1.
         tolerance: Loss of a refitted circuit, a share of the variance, from which down it is not trained.

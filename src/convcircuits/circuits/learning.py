@@ -4,6 +4,7 @@ Refitting brings every layer close to the full model's, which is more than the f
 more than they can do. Here all constants together serve the one map.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,6 +28,10 @@ _AT_ONCE = 16
 _IN_MEMORY = 512
 _STEADY = 0.3
 """Share of the steps before they become smaller."""
+_MANY = 400
+"""With more constants than this, each moves less, so that all together move as far as so many do."""
+_SLOWER = (1.0, 0.25, 0.0625)
+"""Parts of the rate that are tried one after another, until the error falls."""
 
 Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Gains, layer name -> (out, in per group), and offsets, layer name -> (out,)."""
@@ -43,7 +48,8 @@ class Training:
         steps: Number of steps; 0 for none.
         final: Number of steps of the last circuit of a descent.
         tolerance: Error on the images, as a share of the variance, from which down a circuit is not trained.
-        rate: Size of a step: of gains, and of offsets in standard deviations of their filter's output.
+        rate: Size of a step: of gains, and of offsets in standard deviations of their filter's output; less if there
+            are more than ``_MANY``, or if the error does not fall.
         batch: Number of images in a step.
         rectified: Share of the error of the rectified map in the loss, from 0 to 1; the rest is the error of the map
             itself. Both are relative to the variance.
@@ -125,11 +131,14 @@ class Learn:
                 start, error = other, of_other
         if error <= self._training.tolerance:
             return start
-        trained, after = self._trained(start, masks, run, steps)
-        if not after <= error:
+        for part in _SLOWER:
+            trained, after = self._trained(start, masks, run, steps, part)
+            if after <= error:
+                break
+        else:
             self.notes.append(
-                f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, so the "
-                "constants are those of the refit; choose a smaller rate."
+                f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, even with a "
+                "sixteenth of the rate, so the constants are those of the refit; choose more steps or a smaller rate."
             )
             return start
         return trained
@@ -142,8 +151,8 @@ class Learn:
         )
         return lambda images: run(images, gain, offset)
 
-    def _trained(self, start: Tables, masks: Masks, run: Run, steps: int) -> tuple[Tables, float]:
-        """Return the constants after some steps, and the error on all images."""
+    def _trained(self, start: Tables, masks: Masks, run: Run, steps: int, part: float) -> tuple[Tables, float]:
+        """Return the constants after some steps at a part of the rate, and the error on all images."""
         device, dtype = self._subject.network.device, self._subject.network.dtype
         whole = _complete(start, masks)
         gain, offset = (_flat(table).to(device, dtype) for table in whole)
@@ -161,7 +170,8 @@ class Learn:
             def maps(images: Tensor) -> Tensor:
                 return run(images, *constants())
 
-            self._descend([gains, shifts], maps, steps)
+            rate = part * self._training.rate * min(1.0, math.sqrt(_MANY / (len(gains) + len(shifts))))
+            self._descend([gains, shifts], maps, steps, rate)
             error = self._error(maps)
             trained = [values.detach().cpu() for values in constants()]
         return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
@@ -180,24 +190,21 @@ class Learn:
         counted = None if self._counted is None else self._counted[some]
         return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
 
-    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int) -> None:
+    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> None:
         """Take the steps."""
         training = self._training
-        optimizer = torch.optim.Adam(parameters, lr=training.rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
         generator, order = torch.Generator().manual_seed(training.seed), torch.zeros(0, dtype=torch.long)
         for step in range(steps):
             for group in optimizer.param_groups:
                 late = max(0.0, step / steps - _STEADY) / (1 - _STEADY)
-                group["lr"] = training.rate * _DECAY**-late
+                group["lr"] = rate * _DECAY**-late
             if len(order) < min(training.batch, len(self._images)):
                 order = torch.cat([order, torch.randperm(len(self._images), generator=generator)])
             some, order = order[: training.batch], order[training.batch :]
             loss = self._loss_of(maps, some)
             if not bool(loss.isfinite()):
-                raise ConvCircuitsError(
-                    f"The error became {float(loss)} after {step} steps of training; choose a smaller rate than "
-                    f"{training.rate:g}."
-                )
+                return  # the error on all images will say so
             for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = slope
             optimizer.step()
