@@ -470,10 +470,10 @@ def test_smaller_steps_are_tried_where_the_error_rises(name, monkeypatch):
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 12, "rate": 1.0}
     run = partial(cc.find, model, feature, images, rectified=0.0, **options)
-    refitted, slower = run(final=0), run(final=5)
+    refitted, slower = run(final=0), run(final=40)
     assert cc.evaluate(model, slower, images).r2 > cc.evaluate(model, refitted, images).r2
     monkeypatch.setattr(learning, "_SLOWER", (1.0,))
-    assert run(final=5) == refitted
+    assert run(final=40) == refitted
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])
