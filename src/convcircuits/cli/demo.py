@@ -17,6 +17,7 @@ from convcircuits.values.recipe import BEST, Recipe
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
+START = ("start=0.1",)  # in so large a network no less good than the default, and a minute faster
 
 
 def demo(
@@ -40,6 +41,7 @@ def demo(
         model=MODEL,
         feature=LAYER,
         criterion="learned",
+        options=START,
         refit=BEST,
         drawable=True,
         images=images,
@@ -64,7 +66,15 @@ def demo(
         setup.say()
     with progress("finding and measuring circuits") as told:
         rows = compare(
-            model, feature, train, held_out, criteria=CRITERIA, densities=DENSITIES, seed=seed, progress=told
+            model,
+            feature,
+            train,
+            held_out,
+            criteria=CRITERIA,
+            densities=DENSITIES,
+            options={"progressive": options.criterion_options(START)},
+            seed=seed,
+            progress=told,
         )
     table = write_comparison(rows, out, feature, setup)
     if not as_json:
@@ -80,6 +90,7 @@ def demo(
             drawable=True,
             seed=seed,
             progress=told,
+            **options.criterion_options(recipe.options),
         )
         found = with_best_constants(found, setup, batch_size=16, seed=seed, told=told)
     circuit = with_recipe(found, recipe, setup)
