@@ -81,8 +81,8 @@ for refitted in cc.find_path(model, feature, images, density=[0.2, 0.1, 0.05, 0.
 # %% [markdown]
 # **diagram** draws a circuit. With `drawable=True`, `find` looks for one that can be drawn whole, so the picture is the
 # circuit. The caption is measured too, and compares it with wrong graphs that were fitted in the same way.
-# `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is interactive
-# as well.
+# `diagram.save("circuit.html")` writes an interactive page that opens offline. In a notebook, the diagram is
+# interactive as well.
 
 # %%
 small = cc.find(model, feature, images, drawable=True)
