@@ -89,8 +89,8 @@ def batches_of(images):
 @pytest.mark.parametrize(
     ("criterion", "options"),
     [
-        ("progressive", {"toward": 1.0, "positions": 300}),
-        ("learned", {"steps": 5, "final": 5, "rate": 0.03, "batch": 3}),
+        ("progressive", {"start": 0.3, "toward": 1.0, "positions": 300}),
+        ("learned", {"start": 0.3, "steps": 5, "final": 5, "rate": 0.03, "batch": 3}),
     ],
 )
 def test_a_circuit_that_is_treated_as_it_was_comes_out_the_same(criterion, options):
