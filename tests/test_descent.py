@@ -65,6 +65,15 @@ def test_all_kernels_are_the_model_without_constants(name, layer, unit):
     assert cc.evaluate(model, whole, case.images(4, seed=2)).error == 0
 
 
+def test_all_kernels_of_a_circuit_are_refitted():
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    outer = cc.find(model, feature, images, criterion="snip", density=0.5, effective=True)
+    inner = cc.find(model, feature, images, circuit=outer, density=1.0)
+    assert inner.elements == outer.elements
+    assert cc.evaluate(model, inner, images).r2 > cc.evaluate(model, outer, images).r2
+
+
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
 def test_batches_and_order_change_nothing(name):
     case, model, feature, path = descent(name, density=0.3)

@@ -130,7 +130,8 @@ def descend(
         bare = _masks(trace, kernels, {}, {})
         gain: dict[str, Tensor] = {}
         offset: dict[str, Tensor] = {}
-        if stage != last or _count(kernels) < relevant:  # else the model itself is asked for, and a ridge would move it
+        is_model = trace.masks is None and _count(kernels) == relevant
+        if stage != last or not is_model:  # if the model itself is asked for, a ridge would only move it
             gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))

@@ -17,7 +17,7 @@ from convcircuits.values.recipe import BEST, Recipe
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
-START = ("start=0.1",)  # in so large a network no less good than the default, and a minute faster
+START = ("start=0.1",)  # in so large a network as good as the default, and faster
 
 
 def demo(
