@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, GRANULARITIES, HEAD, LAST, calibration, circuit_of, close, masks_for_oracle
+from convcircuits.circuits.equations import Equations
 from convcircuits.circuits.lockstep import waiting
 from convcircuits.circuits.refitting import METHODS, Refit
 from convcircuits.network.batches import Batches
@@ -79,6 +80,23 @@ def test_gains_and_offsets_are_those_of_an_explicit_design_matrix(name, layer, u
         blocks=case.blocks,
     )
     agree(refitted, gain, offset)
+
+
+@pytest.mark.parametrize("toward", [0, 1])
+@pytest.mark.parametrize("name", ["flat_head", "pooled_head", "se_linear", "se_conv"])
+def test_with_fewer_positions_than_unknowns_the_solution_is_the_same(name, toward, monkeypatch):
+    case, model, circuit = NETS[name], built(name), last(name, 0.8)
+    images, about = case.images(3), {"toward": toward, "batch_size": 2, "positions": 4}
+    centered, explicit = Equations._centered, []
+    monkeypatch.setattr(Equations, "_centered", lambda self: explicit.append(self) or centered(self))
+    few = cc.refit(model, circuit, images, **about)
+    assert explicit
+    add = Equations.add
+    monkeypatch.setattr(Equations, "add", lambda self, *given: (add(self, *given), self._reduce()))
+    explicit.clear()
+    reduced = cc.refit(model, circuit, images, **about)
+    assert not explicit
+    agree(few, reduced.gain, reduced.offset)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -27,7 +27,9 @@ class Equations:
     """The normal equations of some filters of a layer: sums and products of what is missing and what kernels add.
 
     Each filter has its unknowns at positions 1, 2, ... of the tables, as many as the widest filter, and at 0 what its
-    output misses. All values are shifted by their first means, so that no digits are lost to large ones.
+    output misses. All values are shifted by their first means, so that no digits are lost to large ones. As long as
+    there are no more positions than unknowns, as in wide Linear layers, the values themselves are kept: then a system
+    of the size of the positions has the same solution.
 
     Args:
         masks: The circuit, without gains and offsets of the layer.
@@ -44,8 +46,10 @@ class Equations:
         self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
         self._there = kernels.gather(1, self._which)
         self._n, self._size, self._total = torch.zeros(3, len(filters), dtype=torch.float64)
+        self._first = torch.ones(len(filters), dtype=torch.bool)
+        self._few: list[tuple[Tensor, Tensor]] = []  # filters and their values
         self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
-        self._products = torch.zeros(len(filters), width + 1, width + 1, dtype=torch.float64)
+        self._products = torch.zeros(0)
 
     def add(
         self, call: KernelCall, target: Float[Tensor, "o p"], output: Float[Tensor, "o p"], positions: Tensor | None
@@ -72,16 +76,29 @@ class Equations:
         for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
             if len(some):
                 values = torch.cat([missing[computed, None], added(some, computed)], 1)
-                self._add(some, target[computed].double(), values.double())  # squares of floats overflow and vanish
+                wanted = target[computed].double()  # squares of floats overflow and vanish
+                self._n[some] += wanted.shape[1]
+                self._size[some] += wanted.square().sum(1).cpu()
+                self._total[some] += wanted.sum(1).cpu()
+                self._few.append((some, values.double()))
+        if bool((self._n >= width).any()):
+            self._reduce()
 
-    def _add(self, some: Tensor, target: Float[Tensor, "o p"], values: Float[Tensor, "o width p"]) -> None:
+    def _reduce(self) -> None:
+        """Keep sums and products of the values in their place."""
+        width = self._which.shape[1] + 1
+        if self._few and not len(self._products):
+            self._products = torch.zeros(len(self._n), width, width, dtype=torch.float64)
+        for some, values in self._few:
+            self._add(some, values)
+        self._few = []
+
+    def _add(self, some: Tensor, values: Float[Tensor, "o width p"]) -> None:
         """Add values of some filters: at 0 what is missing, then what kernels add."""
-        width, new = values.shape[1], self._n[some] == 0
+        width, new = values.shape[1], self._first[some]
+        self._first[some] = False
         self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
         values = values - self._shift[some, :width, None].to(values.device)
-        self._n[some] += values.shape[2]
-        self._size[some] += target.square().sum(1).cpu()
-        self._total[some] += target.sum(1).cpu()
         self._sums[some, :width] += values.sum(2).cpu()
         self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
 
@@ -118,16 +135,23 @@ class Equations:
         Raises:
             ConvCircuitsError: If what is computed is not finite.
         """
-        if not bool(self._products.isfinite().all()):
+        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
+        rounding = self._which.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
+        if ridge <= rounding:
+            self._reduce()
+        n, explicit = self._n[:, None], bool(self._few)
+        if explicit:
+            values, means = self._centered()
+            spread = values.square().sum(2)
+        else:
+            means = self._sums / n
+            moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
+            means, spread = means + self._shift, moments.diagonal(dim1=1, dim2=2).clamp_min(0)
+        if not bool(spread.isfinite().all()):
             raise ConvCircuitsError(
                 f"{self._layer} computes NaN, Inf or far too large values on these images and cannot be fitted; "
                 "check how they are prepared."
             )
-        n = self._n[:, None]
-        means = self._sums / n
-        moments = self._products - n[:, :, None] * means[:, :, None] * means[:, None]
-        means = means + self._shift
-        spread = moments.diagonal(dim1=1, dim2=2).clamp_min(0)
         # What rounding can cause, of a map and of the filter's output, is not fitted.
         noise = (8 * self._eps) ** 2 * self._size[:, None].expand_as(spread).clone()
         noise[:, 1:] += n * (8 * self._eps * means[:, 1:]) ** 2
@@ -135,25 +159,43 @@ class Equations:
         missing = varies[:, :1] | (toward != 1)  # toward 1, a filter that misses nothing stays as it is
         free = varies[:, 1:] & missing & self._there
         scale = torch.where(free, spread[:, 1:], 1).rsqrt()
-        both = free[:, :, None] & free[:, None]
-        gram = torch.where(both, moments[:, 1:, 1:], 0)
-        system = gram * scale[:, :, None] * scale[:, None]
         target = (self._size - self._total.square() / self._n).clamp_min(0)[:, None]
-        pull = ridge * (1 + FLOOR * target * scale.square())
-        system = system + torch.diag_embed(torch.where(free, pull, 1))
-        wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
-        # Along eigenvectors with smaller eigenvalues, the rounding of maps alone would make gains of any size.
-        rounding = free.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
-        if ridge > rounding:
-            change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
-        else:  # maps that depend on each other get the smallest change
-            change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
+        pull = torch.where(free, ridge * (1 + FLOOR * target * scale.square()), 1)
+        if explicit:  # (S S' + D)^-1 S = D^-1 S (S' D^-1 S + 1)^-1, and the second is of the size of the positions
+            read = torch.where(free[..., None], values[:, 1:], 0)
+            scaled = read * scale[..., None]
+            weighted = scaled / pull[..., None]
+            system = scaled.transpose(1, 2) @ weighted + torch.eye(values.shape[2], dtype=torch.float64)
+            wanted = (values[:, 0] + (1 - toward) * read.sum(1))[..., None]
+            change = weighted @ torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
+        else:
+            both = free[:, :, None] & free[:, None]
+            gram = torch.where(both, moments[:, 1:, 1:], 0)
+            system = gram * scale[:, :, None] * scale[:, None] + torch.diag_embed(pull)
+            wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
+            if ridge > rounding:
+                change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
+            else:  # maps that depend on each other get the smallest change
+                change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
         change = torch.where(free, toward - 1 + change[..., 0] * scale, 0)
         offset = means[:, 0] - (change * means[:, 1:]).sum(1)
         offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
         gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)
         gain = gain + change if self._method == "filters" else gain.scatter_add(1, self._which, change)
         return gain, offset
+
+    def _centered(self) -> tuple[Float[Tensor, "o width p"], Float[Tensor, "o width"]]:
+        """Return the values less their means, with zeros after those of filters that have fewer, and the means."""
+        width = self._which.shape[1] + 1
+        values = torch.zeros(len(self._n), width, int(self._n.max()), dtype=torch.float64)
+        begin = torch.zeros(len(self._n), dtype=torch.long)
+        for some, added in self._few:
+            place = begin[some, None] + torch.arange(added.shape[2])
+            values[some[:, None, None], torch.arange(added.shape[1])[:, None], place[:, None]] = added.cpu()
+            begin[some] += added.shape[2]
+        means = values.sum(2) / self._n[:, None]
+        there = torch.arange(values.shape[2]) < begin[:, None]
+        return torch.where(there[:, None], values - means[..., None], 0), means
 
 
 def sampled(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:
