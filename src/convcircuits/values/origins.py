@@ -75,6 +75,35 @@ def _are_sizes(value: Any) -> bool:
     return is_list_of(value, lambda one: isinstance(one, dict) and all(map(is_whole, one.values()))) and len(value) > 0
 
 
+def _is_number(value: Any, low: float = 0.0, high: float = math.inf) -> bool:
+    return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
+
+
+def _is_calibration(value: Any) -> bool:
+    return isinstance(value, dict) and all(_FITTED[key](value[key]) for key in value.keys() & _FITTED.keys())
+
+
+_IMAGES: Mapping[str, Callable[[Any], bool]] = {"count": whole(0, 1 << 50), "hash": is_text}
+_TRAINED: Mapping[str, Callable[[Any], bool]] = {
+    "steps": whole(0, 1 << 40),
+    "final": whole(0, 1 << 40),
+    "rate": lambda value: _is_number(value, 1e-30, 1),
+    "batch": whole(1, 1 << 40),
+    "rectified": lambda value: _is_number(value, 0, 1),
+    "tolerance": lambda value: _is_number(value, 0, 1),
+    "images": whole(1, 1 << 50),
+}
+_FITTED: Mapping[str, Callable[[Any], bool]] = {
+    "method": lambda value: value in ("kernels", "filters", "mean", "none"),
+    "ridge": _is_number,
+    "toward": lambda value: type(value) in (int, float) and value in (0, 1),
+    "positions": lambda value: value is None or is_whole(value, 1, 1 << 50),
+    "seed": whole(0, (1 << 32) - 1),
+    "images": lambda value: _is_record(value, _IMAGES),
+    "trained": lambda value: _is_record(value, _TRAINED),
+    "cost": lambda value: isinstance(value, dict) and all(is_whole(one, 0) for one in value.values()),
+}
+
 _KNOWN: dict[str, Kind] = {
     "model": TEXT,
     "weights": TEXT,
@@ -91,12 +120,15 @@ _KNOWN: dict[str, Kind] = {
     "laws": ("figures by law", lambda value: isinstance(value, dict)),
     "effective": ("true or false", lambda value: type(value) is bool),
     "asked": ("a size by name", lambda value: isinstance(value, dict)),
-    "calibration": ("values by name", lambda value: isinstance(value, dict)),
+    "calibration": (
+        "how constants were fitted: method, ridge, images, ... as refit and find write them",
+        _is_calibration,
+    ),
     "path": (
         "the sizes of a path and a number",
         lambda v: _is_record(v, {"asked": _are_sizes, "number": whole(0, 1000)}),
     ),
-    "images": ("a count and a hash", lambda v: _is_record(v, {"count": whole(0, 1 << 50), "hash": is_text})),
+    "images": ("a count and a hash", lambda v: _is_record(v, _IMAGES)),
     "photographs": (
         "the names of the photographs for finding it, for choosing its size and held out",
         lambda v: _is_record(v, dict.fromkeys(("found_on", "validated_on", "held_out"), TEXTS[1])),
