@@ -15,6 +15,7 @@ from convcircuits.circuits import learning
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.scoring import MEMORY
+from convcircuits.circuits.sizes import PARTS
 from convcircuits.circuits.tracing import Trace
 from convcircuits.compiler.extraction import Trainable
 from convcircuits.compiler.layout import UnextractableError
@@ -63,6 +64,18 @@ def test_all_kernels_are_the_model_without_constants(name, layer, unit):
     whole = cc.find(model, feature, images, density=1.0)
     assert (whole.constants, whole.density) == (0, 1)
     assert cc.evaluate(model, whole, case.images(4, seed=2)).error == 0
+
+
+def test_a_descent_ends_where_no_kernel_matters_any_more():
+    case = NETS["plain"]
+    model, images = case.build(), case.images(2)
+    feature = cc.Feature("features.5", 1, position="interior")
+    circuit = cc.find(model, feature, images, density=0.8)
+    given = {"circuit": circuit, "start": 1.0, "kernels": [len(circuit) // part for part in PARTS]}
+    path = cc.find_path(model, feature, images, enough=lambda _: True, **given)
+    assert path
+    with pytest.raises(cc.ConvCircuitsError, match=f"circuit of {len(path[-1])} kernels no kernel changes"):
+        cc.find_path(model, feature, images, **given)
 
 
 def test_all_kernels_of_a_circuit_are_refitted():

@@ -227,13 +227,18 @@ def test_a_weight_in_several_forms_runs_as_kernels(criterion, several):
 
 def test_masks_reach_every_form_of_a_weight():
     model = forms(CentralDifference)
-    circuit = cc.find(model, HEAD, X, density=0.6)
+    circuit = cc.find(model, HEAD, X, criterion="gauss_newton", density=0.6)
     masked = forms(CentralDifference)
     for layer, mask in circuit.elements.items():
         masked.get_submodule(layer).weight.data.mul_(mask[:, :, None, None])
     with torch.no_grad():
         expected = masked(X)[:, 1]
     torch.testing.assert_close(cc.activations(model, HEAD, X, circuit=circuit, effective=False), expected)
+
+
+def test_a_descent_says_that_weights_in_several_sizes_need_another_criterion():
+    with pytest.raises(cc.ConvCircuitsError, match=r"between uses its weight in several sizes.*choose .*gauss_newton"):
+        cc.find(forms(CentralDifference), HEAD, X, density=0.6)
 
 
 def test_snip_counts_the_elements_of_all_forms():

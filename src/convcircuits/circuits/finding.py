@@ -283,7 +283,8 @@ def find_path(
         seed: Seed of random signs, positions and images.
         memory: Bytes of working memory for chunks of pre-sum maps.
         enough: Called with each circuit, the largest first; if it returns False, that circuit is the last. With it, the
-            path also ends where no complete path from the image has so few kernels, which is an error without it.
+            path also ends where no complete path from the image has so few kernels, or no kernel that is left changes
+            the feature, which is an error without it.
         progress: Called with the number of images done in each step, and their total (or None).
         checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut. If it exists
             already, the run goes on from its last circuit. ``load`` reads it.
@@ -334,9 +335,15 @@ def find_path(
             if enough is not None and not enough(path[-1]):
                 break
             continue
-        if enough is not None and not any(bool(mask.any()) for mask in level.kernels.values()):
-            break
         saliency = {layer: values.nan_to_num(0) for layer, values in level.saliency.items()}
+        still = bool(path) and not any(bool(values.any()) for values in saliency.values())
+        if enough is not None and (still or not any(bool(mask.any()) for mask in level.kernels.values())):
+            break
+        if still:
+            raise ConvCircuitsError(
+                f"In the refitted circuit of {len(path[-1]):,} kernels no kernel changes {feature} on these images any "
+                "more, so there is nothing to choose fewer by; ask for more kernels, or give other images."
+            )
         scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
         said = {"calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}

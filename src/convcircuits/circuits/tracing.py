@@ -126,8 +126,8 @@ class Layer:
         """
         if len(self._by(_kernel_size)) > 1:
             raise ConvCircuitsError(
-                f"{self.name} uses its weight in several sizes, and their maps have no common mean; leave out "
-                f"{option('centered', True, of_criterion=True)}."
+                f"{self.name} uses its weight in several sizes, and their maps have no common mean; choose "
+                f"{option('criterion', 'gauss_newton')} without {option('centered', True, of_criterion=True)}."
             )
         parts = [
             by_element(call.kernels.double() * call.read_totals()[:, None], self.granularity).sum(3)
