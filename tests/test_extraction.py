@@ -112,7 +112,8 @@ def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer,
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
         model, images = case.build().to(dtype), case.images().to(dtype)
         for density in (0.5, 0.9):
-            circuit = cc.find(model, cc.Feature(layer, unit), images, normalizer="layer_l2", density=density)
+            scores = cc.score(model, cc.Feature(layer, unit), images, normalizer="layer_l2")
+            circuit = cc.prune(scores, density=density)
             if cc.activations(model, circuit.feature, images, circuit=circuit).any():
                 assert {p.dtype for p in check(case, model, circuit, tolerance).parameters()} == {dtype}
 

@@ -63,7 +63,7 @@ def counted(maps, full, position):
 def test_every_figure_is_one_line_of_numpy(unit, position):
     model, feature = seeded(small, 3)(), cc.Feature("2", unit, position=position)
     fit, x = images(9, 1), images(11, 2)
-    circuit = cc.find(model, feature, fit, density=0.5)
+    circuit = cc.find(model, feature, fit, criterion="gauss_newton", density=0.5)
     report = cc.evaluate(model, circuit, x, fit=fit, batch_size=4, seed=5)
     full, trained = stored(model, feature, None, x), stored(model, feature, None, fit)
     f, inside = counted(full, full, position)

@@ -121,7 +121,7 @@ def test_an_interior_of_one_position_is_not_reported_as_such(side, within, kind)
     """Fields of 9 x 9 pixels: all of the figures, the verdict and a note say what they are of."""
     model = seeded(lambda: nn.Sequential(*(nn.Conv2d(3, 3, 5, padding=2) for _ in range(2))), 0)()
     x = torch.randn(12, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
-    circuit = cc.find(model, cc.Feature("1", 0), x, density=0.5)
+    circuit = cc.find(model, cc.Feature("1", 0), x, criterion="gauss_newton", density=0.5)
     report = cc.evaluate(model, circuit, x + 0.1, fit=x)
     assert report.interior == kind
     interior = positions_of(model, circuit.feature, (3, side, side)).interior((3, side, side))
@@ -185,7 +185,7 @@ def test_a_circuit_of_the_interior_is_found_saved_and_measured_there(tmp_path):
     model = net("3x3 twice")
     images = torch.randn(12, 3, 9, 9, generator=torch.Generator().manual_seed(1)).double()
     feature = cc.Feature.parse("2:1@interior")
-    circuit = cc.find(model, feature, images, density=0.6)
+    circuit = cc.find(model, feature, images, criterion="gauss_newton", density=0.6)
     assert circuit.feature == feature
     cc.save(circuit, tmp_path / "c.safetensors")
     report = cc.evaluate(model, cc.load(tmp_path / "c.safetensors"), images[:5] + 0.1)
