@@ -82,6 +82,24 @@ class Layer:
             whole = torch.cat(products, 3)
             yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
+    def mask_gradients(self) -> Iterator[Float[Tensor, "n g o e"]]:
+        """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time, in their order.
+
+        They are the sums of ``weight_products`` over k, without a loop over images: so many at once as fit the memory.
+        """
+        narrowed = [call.narrowed(gradient) for call, gradient in self.calls]
+        sizes = [call.weight.numel() + 2 * call.columns(slice(1)).numel() for call, _ in narrowed]
+        some = max(1, self.memory // (max(sizes) * self.calls[0][1].element_size()))
+        for first in range(0, self.images, some):
+            chosen = slice(first, first + some)
+            parts = []
+            for call, gradient in narrowed:
+                reads = call.columns(chosen).flatten(2, 3)
+                products = call.by_position(gradient[chosen]) @ reads.transpose(2, 3)
+                products = products.unflatten(3, (call.kernels.shape[2], -1)).mul_(call.kernels)
+                parts.append(_by_element(products, self.granularity))
+            yield torch.stack(parts).sum(0)
+
     def absolute_sums(self) -> Float[Tensor, "g o e"]:
         """Return the sum of |z * g|, each element's pre-sum map times its filter's gradient, over images and positions.
 
@@ -157,6 +175,13 @@ class Layer:
 def _joined(parts: Sequence[Float[Tensor, "g o i _"]]) -> Float[Tensor, "g o i k"]:
     """Concatenate the weights of several forms of one kernel."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 3)
+
+
+def _by_element(products: Float[Tensor, "n g o i k"], granularity: str) -> Float[Tensor, "n g o e"]:
+    """Sum the products of single weights over each element."""
+    if granularity == "weight":
+        return products.flatten(3)
+    return products.sum((3, 4))[..., None] if granularity == "filter" else products.sum(4)
 
 
 def _map_size(call: KernelCall, gradient: Tensor) -> int:

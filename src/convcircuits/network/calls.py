@@ -3,11 +3,11 @@
 Shape letters: n image, g group, o filter in the group, i channel in the group, k weight in the kernel, p position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 
@@ -78,6 +78,25 @@ class ConvCall:
             for column in range(0, wide * self.dilation[1], self.dilation[1])
         ]
         return torch.stack(totals, 1).reshape(self.groups, -1, tall * wide)
+
+    def narrowed(self, gradient: Float[Tensor, "n c h w"]) -> tuple["ConvCall", Float[Tensor, "n c _ _"]]:
+        """Return a call on the smallest windows of the input that hold all positions with a gradient, and the gradient.
+
+        The windows of all images have one size. If a feature has one position, they are its receptive field.
+        """
+        used = (gradient != 0).any(1)
+        (rows, height), (columns, width) = _spans(used.any(2)), _spans(used.any(1))
+        if (height, width) == tuple(gradient.shape[2:]):
+            return self, gradient
+        x = F.pad(self.x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        tall, wide = (
+            (count - 1) * stride + dilation * (size - 1) + 1
+            for count, stride, dilation, size in zip(
+                (height, width), self.stride, self.dilation, self.weight.shape[2:], strict=True
+            )
+        )
+        x = _windows(x, rows * self.stride[0], columns * self.stride[1], tall, wide)
+        return replace(self, x=x, padding=(0, 0)), _windows(gradient, rows, columns, height, width)
 
     def _read_at(self, x: Float[Tensor, "n c _ _"], positions: Tensor) -> Float[Tensor, "n c kh kw p"]:
         """Return what the kernels read at some positions of the output."""
@@ -157,6 +176,10 @@ class LinearCall:
         x = x if positions is None else x[:, positions]
         return x.permute(0, 2, 3, 1)[:, None]
 
+    def narrowed(self, gradient: Float[Tensor, "n ..."]) -> tuple["LinearCall", Float[Tensor, "n ..."]]:
+        """Return the call and the gradient as they are: vectors have no windows."""
+        return self, gradient
+
     def read_totals(self) -> Float[Tensor, "g i k"]:
         """Return the inputs of the kernels summed over images and positions, (1, i, k), float64."""
         return self.x.reshape(-1, self.x.shape[-1]).sum(0, dtype=torch.float64).reshape(1, self.blocks, -1)
@@ -172,3 +195,21 @@ class LinearCall:
 
 
 KernelCall = ConvCall | LinearCall
+
+
+def _spans(used: Bool[Tensor, "n length"]) -> tuple[Tensor, int]:
+    """Return where windows of one length begin, (n,), and the length, so that they cover all that is used."""
+    length = used.shape[1]
+    numbers = torch.arange(length, device=used.device)
+    first = torch.where(used, numbers, length - 1).amin(1)
+    last = torch.where(used, numbers, 0).amax(1)
+    longest = int((last - first).amax().clamp_min(0)) + 1
+    return first.clamp_max(length - longest), longest
+
+
+def _windows(x: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Return a window of each image, given its first row and column: (n, c, height, width)."""
+    n, c = (torch.arange(size, device=x.device) for size in x.shape[:2])
+    h = rows[:, None] + torch.arange(height, device=x.device)
+    w = columns[:, None] + torch.arange(width, device=x.device)
+    return x[n[:, None, None, None], c[:, None, None], h[:, None, :, None], w[:, None, None, :]]
