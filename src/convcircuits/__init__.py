@@ -6,9 +6,9 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
-``storage`` writes results to files; ``circuits`` finds, measures and compares; ``charts`` draws charts; ``drawing``
-makes the diagram;
-``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
+``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
+feature answers to which images; ``charts`` draws charts; ``drawing`` makes the diagram; ``zoo`` has models and
+photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
 """
 
 import importlib
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
     from convcircuits.storage import load, save
+    from convcircuits.subfeatures.crossing import cross
+    from convcircuits.subfeatures.splitting import split
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
+    from convcircuits.values.cross import Cross
     from convcircuits.values.feature import Feature
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
+    from convcircuits.values.split import Split
 
 __all__ = [
     "CRITERIA",
@@ -40,14 +44,17 @@ __all__ = [
     "ComparisonTable",
     "Controls",
     "ConvCircuitsError",
+    "Cross",
     "Diagram",
     "Evaluation",
     "Feature",
     "Scores",
+    "Split",
     "__version__",
     "activations",
     "compare",
     "controls",
+    "cross",
     "diagram",
     "evaluate",
     "extract",
@@ -59,6 +66,7 @@ __all__ = [
     "refit",
     "save",
     "score",
+    "split",
 ]
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
@@ -67,13 +75,16 @@ _MODULES = {
     "Circuit": "values.circuit",
     "ComparisonTable": "circuits.comparison",
     "Controls": "values.controls",
+    "Cross": "values.cross",
     "Diagram": "drawing.host",
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Scores": "values.scores",
+    "Split": "values.split",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
     "controls": "circuits.margin",
+    "cross": "subfeatures.crossing",
     "diagram": "drawing.build",
     "evaluate": "circuits.evaluation",
     "extract": "compiler.extraction",
@@ -85,6 +96,7 @@ _MODULES = {
     "refit": "circuits.refitting",
     "save": "storage",
     "score": "circuits.finding",
+    "split": "subfeatures.splitting",
 }
 
 

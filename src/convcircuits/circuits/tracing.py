@@ -96,7 +96,7 @@ class Layer:
             for call, gradient in narrowed:
                 reads = call.columns(chosen).flatten(2, 3)
                 products = call.by_position(gradient[chosen]) @ reads.transpose(2, 3)
-                products = products.unflatten(3, (call.kernels.shape[2], -1)).mul_(call.kernels)
+                products = products.reshape(*products.shape[:3], *call.kernels.shape[2:]).mul_(call.kernels)
                 parts.append(_by_element(products, self.granularity))
             yield torch.stack(parts).sum(0)
 

@@ -128,6 +128,11 @@ class Batches:
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
 
+    def hashes(self) -> Iterator[int]:
+        """Yield a hash of the content of every image, without running anything."""
+        for part in self._parts():
+            yield from map(_image_hash, part)
+
     def take(self, numbers: Sequence[int]) -> "Batches":
         """Return the images with the given indices. The images must be a tensor."""
         assert isinstance(self._images, Tensor)

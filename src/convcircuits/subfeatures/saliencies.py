@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from convcircuits.circuits.scoring import MEMORY, trace_of
-from convcircuits.circuits.tracing import Batch, Trace
+from convcircuits.circuits.tracing import Batch
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.network.batches import Images, Progress
 from convcircuits.network.surroundings import outside_autocast

@@ -1,0 +1,412 @@
+"""Measure circuits that were found on groups of images, each on every group."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.network.agreement import IMAGES
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.again import found_again
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.cross import KEPT, Cross, Crossing, Overlap, Selectivity
+from convcircuits.values.feature import Feature, at, flattened
+
+_RESAMPLES = 2000
+
+Sizes = Circuit | Sequence[Circuit]
+T = TypeVar("T")
+
+
+@outside_autocast
+def cross(
+    model: nn.Module,
+    circuits: Mapping[str, Sizes],
+    groups: Mapping[str, Images],
+    *,
+    fit: Mapping[str, Images] | None = None,
+    shuffles: int = 3,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Cross:
+    """Measure circuits that were found on groups of images, each on held-out images of every group.
+
+    Are they circuits of their groups, or of the feature as a whole? Each circuit should keep the feature's responses to
+    its own group longer than to the others as circuits get smaller. The control deals the same images into groups at
+    random, finds circuits on them in the same way, and measures these alike.
+
+    Args:
+        model: The model that the circuits belong to.
+        circuits: Name of a group -> its circuit, or its circuits of several sizes, the same number for all groups. All
+            preserve one unit or direction; their positions may be any.
+        groups: Name of the same group -> held-out images of it, as for ``score``. No image may be in two groups.
+        fit: Name of the group -> the images that its circuits were found on. Without them there is no control and no
+            verdict.
+        shuffles: Number of random deals of the control. Each costs as much as finding the circuits did.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of the deals and of resampling.
+        progress: Called with the number of images done in each phase, and their total (or None).
+
+    Raises:
+        ConvCircuitsError: If there are fewer than two groups, names or sizes differ, an image is in two groups or was
+            used to find a circuit, the feature is 0 on all images of a group, or as for ``evaluate``.
+
+    Examples:
+        >>> trained = {"a": images[:6], "b": images[6:]}
+        >>> maximum = cc.Feature(feature.layer, feature.unit, position="max")
+        >>> found = {name: cc.find(model, maximum, some, density=0.3) for name, some in trained.items()}
+        >>> report = cc.cross(model, found, {"a": held_out[:3], "b": held_out[3:]}, fit=trained, shuffles=1)
+        >>> [(row.circuit, row.group) for row in report.rows]
+        [('a', 'a'), ('a', 'b'), ('b', 'a'), ('b', 'b')]
+
+    Source: Hamblin et al., arXiv 2206.01627, for the error at each image's own maximum.
+    """
+    check_progress(progress)
+    seed, shuffles = whole_number(option("seed"), seed, 0, 2**32 - 1), whole_number("shuffles", shuffles, 0)
+    sizes = _by_size(circuits, groups)
+    network = Network(model)
+
+    def pooled(given: Mapping[str, Images]) -> dict[str, Batches]:
+        return {
+            name: Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+            for name, images in given.items()
+        }
+
+    held_out, found_on = pooled(groups), pooled(_in_groups(fit or {}, groups) if fit is not None else {})
+    _check_apart(held_out, found_on)
+    first = held_out[next(iter(held_out))].first(IMAGES)
+    feature = _measured_at(next(iter(sizes.values()))[0].feature)
+    subject = Subject.open(network, feature, tuple(first.shape[1:]))
+    for circuit in itertools.chain(*sizes.values()):
+        subject.check(circuit)
+    described = checked(subject, first)
+    begin(progress, "measuring every circuit on every group")
+    measured = {name: _Responses.of(subject, sizes, one, progress) for name, one in held_out.items()}
+    _check_active(feature, measured)
+    notes = _notes(measured)
+    controls: list[_Selective] = []
+    if fit is None:
+        notes.append("Without the images that the circuits were found on, there is no control with shuffled groups.")
+    for n in range(shuffles if fit is not None else 0):
+        begin(progress, f"control {n + 1} of {shuffles}: shuffled groups")
+        deal = torch.Generator().manual_seed(seed + n)
+        trained, tested = _dealt(found_on, deal), _dealt(held_out, deal)
+        again = {
+            name: found_again(model, some, trained[name], batch_size=batch_size, progress=progress)
+            for name, some in sizes.items()
+        }
+        others = {name: _Responses.of(subject, again, batches, None) for name, batches in pooled(tested).items()}
+        controls.append(_selective(list(others.values())))
+    table = _table(sizes, list(measured.values()), controls, seed)
+    return Cross(
+        feature=str(feature),
+        groups={name: len(one.full) for name, one in measured.items()},
+        rows=tuple(_rows(sizes, measured)),
+        overlaps=tuple(_overlaps(sizes)),
+        selectivity=table,
+        chosen=_chosen(table),
+        notes=tuple(notes),
+        provenance=described
+        | {
+            "images": {name: one.describe() for name, one in held_out.items()},
+            "fitted_on": {name: one.describe() for name, one in found_on.items()},
+            "shuffles": len(controls),
+            "seed": seed,
+            "circuits": {name: [dict(one.provenance) for one in some] for name, some in sizes.items()},
+        },
+    )
+
+
+class _Selective(NamedTuple):
+    """Errors by size: of circuits on their own groups, on others, and the difference; (sizes,) or (times, sizes)."""
+
+    own: Tensor
+    others: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class _Responses:
+    """What the full model and every circuit answer on a group's images.
+
+    Attributes:
+        full: The feature's value at the position of each image, in the full model, (n,), float64.
+        values: The same in the circuits, (n, circuits' groups, sizes).
+        missed: Squared error over all positions of all images, (circuits' groups, sizes).
+        spread: Squared deviation of the full model's map from its mean, over the same.
+    """
+
+    full: Float[Tensor, " n"]
+    values: Float[Tensor, "n groups sizes"]
+    missed: Float[Tensor, "groups sizes"]
+    spread: float
+
+    @classmethod
+    def of(
+        cls, subject: Subject, sizes: Mapping[str, Sequence[Circuit]], batches: Batches, progress: Progress | None
+    ) -> "_Responses":
+        """Run the full model and all circuits on a group's images."""
+        circuits = list(itertools.chain(*sizes.values()))
+        sweep, form = Sweep(subject, circuits, effective=True), (len(sizes), -1)
+        full, values, maps_of_full, done = [], [], list[Tensor](), 0
+        missed = torch.zeros(len(circuits), dtype=torch.float64)
+        for images in batches:
+            with torch.no_grad():
+                expected, *others = (one.double().cpu() for one in sweep.maps(images))
+            indices = subject.feature.indices(expected)
+            full.append(at(expected, indices)[:, 0])
+            values.append(torch.stack([at(one, indices)[:, 0] for one in others], 1))
+            missed += torch.stack([(one - expected).square().sum() for one in others])
+            maps_of_full.append(flattened(expected).flatten())
+            done += len(images)
+            if progress is not None:
+                progress(done, batches.total)
+        every = torch.cat(maps_of_full)
+        spread = float((every - every.mean()).square().sum())
+        return cls(torch.cat(full), torch.cat(values).reshape(done, *form), missed.reshape(form), spread)
+
+    def errors(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times groups sizes"]:
+        """Return the relative error of each circuit, if each image counts as often as a row of weights says."""
+        wrong = (self.values - self.full[:, None, None]).abs()
+        return torch.einsum("tn,ngs->tgs", weights, wrong) / (weights @ self.full.abs())[:, None, None]
+
+
+def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = None) -> _Selective:
+    """Return the selectivity of circuits, given the responses on each group, in the order of the circuits."""
+    if weights is None:
+        weights = [torch.ones(1, len(one.full), dtype=torch.float64) for one in groups]
+    errors = torch.stack([one.errors(some) for one, some in zip(groups, weights, strict=True)], 2)  # (t, of, on, sizes)
+    count = len(groups)
+    own = errors.diagonal(dim1=1, dim2=2).mean(2)
+    others = (errors.sum((1, 2)) - own * count) / (count * (count - 1))
+    return _Selective(own, others, others - own)
+
+
+def _table(
+    sizes: Mapping[str, Sequence[Circuit]], groups: Sequence[_Responses], controls: Sequence[_Selective], seed: int
+) -> tuple[Selectivity, ...]:
+    """Return the selectivity at each size, with its interval over resampled images of each group."""
+    own, others, value = (one[0].tolist() for one in _selective(groups))
+    low = high = torch.full((len(own),), math.nan)
+    if all(len(one.full) > 1 for one in groups):
+        dice = torch.Generator().manual_seed(seed)
+        weights = [_resampled(len(one.full), dice) for one in groups]
+        low, high = _selective(groups, weights).value.nanquantile(torch.tensor([0.025, 0.975]).double(), 0)
+    table = []
+    for size, circuits in enumerate(zip(*sizes.values(), strict=True)):
+        table.append(
+            Selectivity(
+                size=size,
+                kernels=sum(len(one) for one in circuits) / len(circuits),
+                density=sum(one.density for one in circuits) / len(circuits),
+                own=own[size],
+                others=others[size],
+                value=value[size],
+                low=float(low[size]),
+                high=float(high[size]),
+                shuffled=tuple(float(one.value[0, size]) for one in controls),
+            )
+        )
+    return tuple(table)
+
+
+def _resampled(count: int, dice: torch.Generator) -> Float[Tensor, "times n"]:
+    """Draw images with replacement, and return how often each was drawn."""
+    drawn = torch.randint(count, (_RESAMPLES, count), generator=dice)
+    weights = torch.zeros(drawn.shape, dtype=torch.float64)
+    return weights.scatter_add_(1, drawn, torch.ones_like(weights))
+
+
+def _chosen(table: Sequence[Selectivity]) -> int:
+    kept = [one for one in table if one.own <= KEPT]
+    best = min(kept, key=lambda one: one.density) if kept else min(table, key=lambda one: one.own)
+    return best.size
+
+
+def _rows(sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, _Responses]) -> Iterator[Crossing]:
+    for n, (name, circuits) in enumerate(sizes.items()):
+        for group, one in measured.items():
+            errors = one.errors(torch.ones(1, len(one.full), dtype=torch.float64))[0, n]
+            apart = (one.full - one.full.mean()).square().sum()
+            for size, circuit in enumerate(circuits):
+                values = one.values[:, n, size]
+                missed = (values - one.full).square().sum()
+                yield Crossing(
+                    circuit=name,
+                    group=group,
+                    size=size,
+                    kernels=len(circuit),
+                    density=circuit.density,
+                    error=float(errors[size]),
+                    kept=float(values.mean() / one.full.mean()),
+                    r2=1 - float(one.missed[n, size]) / one.spread if one.spread > 0 else math.nan,
+                    r2_max=1 - float(missed / apart) if len(values) > 2 and apart > 0 else math.nan,
+                )
+
+
+def _overlaps(sizes: Mapping[str, Sequence[Circuit]]) -> Iterator[Overlap]:
+    for (first, some), (second, others) in itertools.combinations(sizes.items(), 2):
+        for size, (a, b) in enumerate(zip(some, others, strict=True)):
+            layers = {layer: _Shared.of(a, b, layer) for layer in a.iou_by_layer(b)}
+            for layer, one in {"all": _Shared.total(layers.values()), **layers}.items():
+                yield Overlap(
+                    first=first,
+                    second=second,
+                    size=size,
+                    layer=layer,
+                    iou=one.iou,
+                    above_chance=one.above_chance,
+                    shared=one.elements[0],
+                    alone=one.elements[1:],
+                    filters=one.filters,
+                )
+
+
+class _Shared(NamedTuple):
+    """Numbers of elements of two circuits, in both, in the first and in the second alone, and the same for filters."""
+
+    elements: tuple[int, int, int]
+    filters: tuple[int, int, int]
+    expected: float  # number of elements in both by chance
+
+    @classmethod
+    def of(cls, a: Circuit, b: Circuit, layer: str) -> "_Shared":
+        one, other = a[layer], b[layer]
+        relevant = int((~a.saliency[layer].isnan()).sum())
+        expected = int(one.sum()) * int(other.sum()) / relevant if relevant else 0.0
+        live, living = (mask.reshape(len(mask), -1).any(1) for mask in (one, other))
+        return cls(_counts(one, other), _counts(live, living), expected)
+
+    @classmethod
+    def total(cls, layers: Iterable["_Shared"]) -> "_Shared":
+        elements, filters, expected = zip(*layers, strict=True)
+        return cls(_added(elements), _added(filters), sum(expected))
+
+    @property
+    def iou(self) -> float:
+        return self.elements[0] / sum(self.elements) if any(self.elements) else math.nan
+
+    @property
+    def above_chance(self) -> float:
+        either = sum(self.elements) + self.elements[0] - self.expected
+        chance = self.expected / either if either else math.nan
+        return (self.iou - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def _counts(a: Tensor, b: Tensor) -> tuple[int, int, int]:
+    return int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum())
+
+
+def _added(counts: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:
+    both, first, second = map(sum, zip(*counts, strict=True))
+    return both, first, second
+
+
+def _by_size(circuits: Mapping[str, Sizes], groups: Mapping[str, Images]) -> dict[str, list[Circuit]]:
+    """Return the circuits of each group as lists, in the order of the groups, the largest first.
+
+    Raises:
+        ConvCircuitsError: If there are fewer than two groups, their names differ, or the circuits do not fit together.
+    """
+    for what, named in (("circuits", circuits), ("groups", groups)):
+        if not isinstance(named, Mapping):
+            raise ConvCircuitsError(f"{what} must be a mapping from the names of groups; got {type(named).__name__}.")
+    if len(groups) < 2:
+        raise ConvCircuitsError(f"A cross-test needs at least two groups; got {len(groups)}.")
+    sizes = {}
+    for name, given in _in_groups(circuits, groups).items():
+        some = [given] if isinstance(given, Circuit) else list(given)
+        if not some or not all(isinstance(one, Circuit) for one in some):
+            raise ConvCircuitsError(f"The circuits of group {name!r} must be a Circuit or several; got {given!r}.")
+        sizes[name] = sorted(some, key=len, reverse=True)
+    counts = {name: len(some) for name, some in sizes.items()}
+    if len(set(counts.values())) > 1:
+        raise ConvCircuitsError(f"Each group needs circuits of the same number of sizes; got {counts}.")
+    return sizes
+
+
+def _in_groups(given: Mapping[str, T], groups: Mapping[str, Images]) -> dict[str, T]:
+    """Return what is given for each group, in their order.
+
+    Raises:
+        ConvCircuitsError: If the names are not those of the groups.
+    """
+    if set(given) != set(groups):
+        raise ConvCircuitsError(
+            f"Names must be those of the groups, {', '.join(map(repr, groups))}; got {', '.join(map(repr, given))}."
+        )
+    return {name: given[name] for name in groups}
+
+
+def _measured_at(feature: Feature) -> Feature:
+    """Return the feature at the position that is measured: its own if it has a single one, else its maximum."""
+    if isinstance(feature.unit, tuple):
+        raise ConvCircuitsError(f"{feature} has several units; a cross-test is of one unit or direction.")
+    return feature if feature.position not in ("all", "interior") else replace(feature, position="max")
+
+
+def _check_apart(held_out: Mapping[str, Batches], found_on: Mapping[str, Batches]) -> None:
+    """Check that no image is in two groups, or both held out and used to find a circuit.
+
+    Raises:
+        ConvCircuitsError: If one is.
+    """
+    places: dict[int, str] = {}
+    for what, groups in (("the held-out images", held_out), ("the images that circuits were found on", found_on)):
+        for name, batches in groups.items():
+            place = f"{what} of group {name!r}"
+            for key in batches.hashes():
+                if places.setdefault(key, place) != place:
+                    raise ConvCircuitsError(f"An image is in {places[key]} and again in {place}; give each image once.")
+
+
+def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
+    for name, one in measured.items():
+        if not bool(one.full.any()):
+            raise ConvCircuitsError(
+                f"{feature} is 0 on all images of group {name!r}, so no error is defined; give images it answers to."
+            )
+
+
+def _notes(measured: Mapping[str, _Responses]) -> list[str]:
+    notes = []
+    for name, one in measured.items():
+        silent = int((one.full <= 0).sum())
+        if silent:
+            notes.append(
+                f"On {silent} of the {len(one.full)} held-out images of group {name!r} the feature is not above 0."
+            )
+    if any(len(one.full) == 1 for one in measured.values()):
+        notes.append("A group has a single held-out image, so there is no interval.")
+    return notes
+
+
+def _dealt(groups: Mapping[str, Batches], dice: torch.Generator) -> dict[str, Tensor]:
+    """Deal the images of all groups at random into groups of the same sizes.
+
+    Raises:
+        ConvCircuitsError: If images differ in size.
+    """
+    parts = {name: list(batches) for name, batches in groups.items()}
+    shapes = {tuple(part.shape[1:]) for some in parts.values() for part in some}
+    if len(shapes) > 1:
+        raise ConvCircuitsError(
+            f"Images have shapes {', '.join(map(str, sorted(shapes)))}, so groups cannot be shuffled; give images of "
+            "one size, or no images to fit."
+        )
+    every = torch.cat([part for some in parts.values() for part in some])
+    every = every[torch.randperm(len(every), generator=dice).to(every.device)]
+    counts = [sum(map(len, some)) for some in parts.values()]
+    return dict(zip(parts, torch.split(every, counts), strict=True))

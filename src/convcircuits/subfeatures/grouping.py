@@ -1,0 +1,136 @@
+"""Group images by vectors: coordinates, two-means, and a test of whether there are two groups at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.subfeatures.unimodality import dip_p_value
+
+Points = NDArray[np.float64]
+Vectors = Mapping[str, Float[Tensor, "n _"]]
+"""Parts of what describes each image, such as the saliencies of each layer: name -> (images, d)."""
+
+COMPONENTS = 10
+"""Number of principal components that images are grouped by."""
+
+FEWEST = 20
+"""The fewest photographs for which ``two_groups_p_value`` can be asked."""
+
+_STARTS = 10  # of k-means
+_TIMES = 5  # that photographs are divided into halves
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Principal components of vectors, learned on some images.
+
+    Each part is brought to unit length, so that the strength of a response does not matter; centered on the mean of the
+    images that were learned on; and again brought to unit length, so that each part and each image counts alike.
+
+    Attributes:
+        means: The mean of each part, at unit length.
+        mean: The mean of all parts together, after that.
+        basis: The principal components, (d, k).
+    """
+
+    means: Mapping[str, Points]
+    mean: Points
+    basis: Points
+
+    @classmethod
+    def learned(cls, vectors: Vectors, components: int = COMPONENTS) -> "Coordinates":
+        """Learn the components of some images."""
+        means = {name: _unit(part).mean(0) for name, part in vectors.items()}
+        joined = _joined(vectors, means)
+        mean = joined.mean(0)
+        _, sizes, basis = np.linalg.svd(joined - mean, full_matrices=False)
+        kept = min(components, int((sizes > 1e-9 * max(sizes[0], 1e-300)).sum()))
+        return cls(means, mean, basis[:kept].T)
+
+    def of(self, vectors: Vectors) -> Points:
+        """Return the coordinates of images, (n, k)."""
+        return (_joined(vectors, self.means) - self.mean) @ self.basis
+
+
+def k_means(points: Points, count: int, seed: int) -> Any:
+    """Return scikit-learn's fitted ``KMeans``.
+
+    Raises:
+        ConvCircuitsError: If scikit-learn is not installed, or there are fewer different images than groups.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ConvCircuitsError("Grouping images needs scikit-learn: pip install 'convcircuits[split]'.") from error
+    different = len(np.unique(points, axis=0)) if points.size else min(1, len(points))
+    if different < count:
+        raise ConvCircuitsError(
+            f"On {len(points)} images the feature is computed in {different} different ways, fewer than {count} "
+            "groups; give more images, or ask for fewer groups."
+        )
+    return KMeans(count, n_init=_STARTS, random_state=seed).fit(points)
+
+
+def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: int) -> float:
+    """Return a p-value of the hypothesis that images form one group, though perhaps a wide or skewed one.
+
+    Half of the photographs decide, by two-means, along which direction there might be two groups. Along it, the others
+    must be bimodal by Hartigan's dip test. Since they did not choose the direction, the p-value holds whatever the
+    distribution is, as long as it is unimodal along every direction; it need not be a Gaussian.
+    (SigClust, which compares with a Gaussian of equal covariance, called 30 % of planted units with one mechanism
+    several.) Twice the median over ten halves is again a p-value (Rueger's bound).
+
+    Crops of one photograph are averaged: they are no independent evidence.
+
+    Args:
+        vectors: What describes the images.
+        photographs: Number of the photograph that each image is a crop of.
+        seed: Seed of the halves.
+
+    Returns:
+        The p-value; 1 if there are fewer than ``FEWEST`` photographs.
+    """
+    names, places = np.unique(photographs, return_inverse=True)
+    if len(names) < FEWEST:
+        return 1.0
+    dice, values = np.random.default_rng(seed), []
+    for _ in range(_TIMES):
+        halves = np.array_split(dice.permutation(len(names)), 2)
+        for chosen, rest in (halves, halves[::-1]):
+            learning = torch.from_numpy(np.isin(places, chosen))
+            coordinates = Coordinates.learned({name: part[learning] for name, part in vectors.items()})
+            points = _averaged(coordinates.of(vectors), places)
+            if not coordinates.basis.shape[1] or len(np.unique(points[chosen], axis=0)) < 2:
+                values.append(1.0)
+                continue
+            first, second = k_means(points[chosen], 2, seed).cluster_centers_
+            values.append(dip_p_value(points[rest] @ (second - first)))
+    return min(1.0, 2 * float(np.median(values)))
+
+
+def _averaged(points: Points, places: NDArray[np.int64]) -> Points:
+    """Return the mean of the points of each photograph."""
+    totals = np.zeros((places.max() + 1, points.shape[1]))
+    np.add.at(totals, places, points)
+    means: Points = totals / np.bincount(places)[:, None]
+    return means
+
+
+def _joined(vectors: Vectors, means: Mapping[str, Points]) -> Points:
+    return np.concatenate([_unit(_unit(part) - means[name]) for name, part in vectors.items()], 1)
+
+
+def _unit(part: Tensor | Points) -> Points:
+    values: Points = part.double().numpy() if isinstance(part, Tensor) else part
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    divided: Points = np.divide(
+        values, lengths, out=np.zeros_like(values), where=lengths > 1e-12 * lengths.max(initial=0)
+    )
+    return divided

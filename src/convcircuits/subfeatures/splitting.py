@@ -1,0 +1,342 @@
+"""Divide the images of a feature by how the network computes it on them."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convcircuits.circuits.criteria import Criterion
+from convcircuits.circuits.equations import Method
+from convcircuits.circuits.finding import prune, score
+from convcircuits.circuits.refitting import refit as refitted
+from convcircuits.circuits.scoring import MEMORY
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.subfeatures.crossing import cross
+from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
+from convcircuits.subfeatures.saliencies import ImageSaliencies, image_saliencies
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.cross import Cross
+from convcircuits.values.feature import Feature
+from convcircuits.values.split import Division, Split
+
+Numbers = NDArray[np.int64]
+
+
+def split(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    groups: int | None = None,
+    photographs: Sequence[Hashable] | None = None,
+    held_out: float = 0.4,
+    alpha: float = 0.05,
+    criterion: str | Criterion = "gauss_newton",
+    densities: Sequence[float] = (0.2, 0.1, 0.05),
+    refit: Method = "filters",
+    shuffles: int = 3,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Split:
+    """Find out whether a feature is computed by one mechanism or by several, and on which images by which.
+
+    Images are compared by the signed saliencies of all kernels at each image's own maximum (``image_saliencies``),
+    layer by layer, whatever the strength of the response. A group of training images is divided in two if both tests
+    say so: (1) it is bimodal, on photographs that did not choose the direction (``two_groups_p_value``); (2) circuits
+    found on the parts are selective on held-out images, which are assigned by the same saliencies (``cross``). Each
+    part is then tested in the same way.
+
+    Args:
+        model: Any CNN.
+        feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
+        images: As for ``score``; they are read several times, in the same order.
+        groups: Divide into this many, whatever the tests say; they are reported all the same. By default the tests
+            decide.
+        photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
+            count as one in the test. By default each image is its own; copies are recognized.
+        held_out: Share of the photographs to hold out, in (0, 1).
+        alpha: The p-value up to which a group counts as bimodal, in (0, 1).
+        criterion: A one-shot criterion that circuits are found by.
+        densities: Sizes of the circuits of each group.
+        refit: How circuits are refitted on their own group: a method of ``refit``, or ``"none"``.
+        shuffles: Number of random deals of the cross-test's control.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of everything random.
+        memory: As for ``score``.
+        progress: Called with the number of images done in each phase, and their total (or None).
+        **options: Options of the criterion; by default ``centered=True`` for ``"gauss_newton"``.
+
+    Raises:
+        ConvCircuitsError: If the feature is not above 0 on enough images, there are more groups than images can be
+            told apart into, scikit-learn is not installed, or as for ``score`` and ``refit``.
+
+    Examples:
+        >>> parts = cc.split(model, feature, images, groups=2, densities=[0.3], shuffles=1)
+        >>> len(parts), len(parts.labels) == len(images)
+        (2, True)
+    """
+    check_progress(progress)
+    for name, value in (("held_out", held_out), ("alpha", alpha)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise ConvCircuitsError(f"{option(name)} must be between 0 and 1; got {value!r}.")
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
+    groups = None if groups is None else whole_number("groups", groups, 1)
+    if feature.position in ("all", "interior"):
+        feature = replace(feature, position="max")
+    if criterion == "gauss_newton":
+        options = {"centered": True} | options
+    begin(progress, "reading how each image is computed")
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    saliencies = image_saliencies(model, feature, images, memory=memory, **given)
+    names, notes = _photographs(model, images, photographs, batch_size)
+    active = saliencies.response > 0
+    _check_active(feature, active, names, 1 if groups is None else groups)
+    if not bool(active.all()):
+        notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
+
+    def find_all(some: Tensor) -> list[Circuit]:
+        chosen = Chosen(images, some)
+        scores = score(model, feature, chosen, criterion=criterion, memory=memory, **given, **options)
+        circuits = [prune(scores, density=density) for density in densities]
+        if refit == "none":
+            return circuits
+        return [refitted(model, one, chosen, method=refit, batch_size=batch_size, seed=seed) for one in circuits]
+
+    def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
+        groups, fit = ({name: Chosen(images, some) for name, some in parts.items()} for parts in (tested, trained))
+        return cross(model, circuits, groups, fit=fit, shuffles=shuffles, **given)
+
+    tree = _Tree(saliencies, names, active & ~_drawn(names, active, held_out, seed), alpha, seed, find_all, cross_all)
+    parts = tree.divide(active) if groups is None else tree.into(active, groups)
+    circuits, report = tree.circuits(parts), tree.crossed(parts) if len(parts) > 1 else None
+    labels = torch.full((len(active),), -1)
+    for number, part in enumerate(parts.values()):
+        labels[part] = number
+    return Split(
+        feature=str(feature),
+        labels=labels,
+        held_out=active & ~tree.train,
+        confidence=tree.confidence(labels, len(parts)),
+        response=saliencies.response,
+        position=saliencies.position,
+        circuits={name: tuple(some) for name, some in circuits.items()},
+        cross=report,
+        divisions=tuple(tree.divisions),
+        notes=tuple(notes),
+        provenance={
+            **{key: circuits["A"][0].provenance[key] for key in ("model", "weights", "feature", "versions")},
+            "images": len(active),
+            "alpha": alpha,
+            "held_out": held_out,
+            "criterion": circuits["A"][0].provenance["criterion"],
+            "options": circuits["A"][0].provenance["options"],
+            "refit": refit,
+            "densities": list(densities),
+            "shuffles": shuffles,
+            "seed": seed,
+        },
+    )
+
+
+class Chosen:
+    """Some of the images, as an iterable that can be read again.
+
+    Args:
+        images: As for ``score``.
+        chosen: Which of them, bool (images,).
+    """
+
+    def __init__(self, images: Images, chosen: Tensor) -> None:
+        self._images, self._chosen = images, chosen
+
+    def __iter__(self) -> Iterator[Tensor]:
+        done = 0
+        for batch in [self._images] if isinstance(self._images, Tensor) else self._images:
+            some = batch[0] if isinstance(batch, (tuple, list)) else batch
+            here = self._chosen[done : done + len(some)]
+            done += len(some)
+            if bool(here.any()):
+                yield some[here]
+        if done != len(self._chosen):
+            raise ConvCircuitsError(
+                f"images yielded {len(self._chosen)} images in one pass and {done} in the next; give the same images "
+                "in every pass, in the same order."
+            )
+
+
+Parts = Mapping[str, Tensor]
+"""Name of a group -> which of the images are in it, bool (images,)."""
+
+
+@dataclass
+class _Tree:
+    """Groups of images, from the whole down.
+
+    Attributes:
+        saliencies: Of all images.
+        names: Number of the photograph that each image is a crop of.
+        train: Which images are not held out, of those that count.
+        alpha: As for ``split``.
+        seed: As for ``split``.
+        find_all: Finds the circuits of some images.
+        cross_all: Cross-tests circuits on held-out and training images of groups.
+        divisions: What was tried.
+    """
+
+    saliencies: ImageSaliencies
+    names: Numbers
+    train: Tensor
+    alpha: float
+    seed: int
+    find_all: Callable[[Tensor], list[Circuit]]
+    cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
+    divisions: list[Division] = field(default_factory=list)
+    _found: dict[bytes, list[Circuit]] = field(default_factory=dict)
+    _crossed: dict[bytes, Cross] = field(default_factory=dict)
+
+    def divide(self, part: Tensor) -> dict[str, Tensor]:
+        """Divide a group, and its parts, as long as both tests say so."""
+        p_value, count = self.p_value(part)
+        if count < FEWEST:
+            self._tried(part, p_value, f"{count} photographs are too few to tell (at least {FEWEST}).")
+            return {"A": part}
+        if p_value > self.alpha:
+            self._tried(part, p_value, f"They do not fall into two groups (dip test, p = {p_value:.2g}).")
+            return {"A": part}
+        halves = self._halves(part, 2)
+        few = min(int((half & held).sum()) for half in halves.values() for held in (self.train, ~self.train))
+        if few < 2:
+            self._tried(part, p_value, f"Two groups (p = {p_value:.2g}) are too small for a cross-test.")
+            return {"A": part}
+        report = self.crossed(halves)
+        kept = report.verdict == "selective"
+        sentence = f"They fall into two groups (dip test, p = {p_value:.2g}). {report.verdict_sentence}"
+        self._tried(part, p_value, sentence if kept else f"{sentence} So they are one group.", report, kept)
+        if not kept:
+            return {"A": part}
+        leaves = [leaf for half in halves.values() for leaf in self.divide(half).values()]
+        return _named(leaves)
+
+    def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
+        """Divide a group into so many, whatever the tests say."""
+        p_value, _ = self.p_value(part)
+        parts = self._halves(part, count)
+        for name, one in parts.items():
+            trained, held = (int((one & some).sum()) for some in (self.train, ~self.train))
+            if min(trained, held) < 1:
+                raise ConvCircuitsError(
+                    f"Of {count} groups, {name!r} has {trained} training images and {held} held-out ones; ask for "
+                    "fewer groups, or give more images."
+                )
+        report = self.crossed(parts) if count > 1 else None
+        said = "" if report is None else f" {report.verdict_sentence}"
+        asked = f"Divided into {count} as asked for; two groups at all: dip test, p = {p_value:.2g}.{said}"
+        self._tried(part, p_value, asked, report, True)
+        return parts
+
+    def p_value(self, part: Tensor) -> tuple[float, int]:
+        """Return the p-value of the training images of a group, and their number of photographs."""
+        some = part & self.train
+        names = self.names[some.numpy()]
+        return two_groups_p_value(self.saliencies.of(some).layers, names, self.seed), len(np.unique(names))
+
+    def circuits(self, parts: Parts) -> dict[str, list[Circuit]]:
+        """Return the circuits of each group."""
+        found = {}
+        for name, part in parts.items():
+            key = part.numpy().tobytes()
+            if key not in self._found:
+                self._found[key] = self.find_all(part & self.train)
+            found[name] = self._found[key]
+        return found
+
+    def crossed(self, parts: Parts) -> Cross:
+        """Cross-test groups."""
+        key = b"".join(part.numpy().tobytes() for part in parts.values())
+        if key not in self._crossed:
+            tested, trained = ({name: one & some for name, one in parts.items()} for some in (~self.train, self.train))
+            self._crossed[key] = self.cross_all(self.circuits(parts), tested, trained)
+        return self._crossed[key]
+
+    def confidence(self, labels: Tensor, count: int) -> Tensor:
+        """Return how much nearer each image is to the center of its group than to the next."""
+        sure = torch.zeros(len(labels))
+        if count < 2:
+            return sure
+        counted = labels >= 0
+        points = torch.from_numpy(Coordinates.learned(self.saliencies.of(self.train).layers).of(self.saliencies.layers))
+        centers = torch.stack([points[self.train & (labels == one)].mean(0) for one in range(count)])
+        far = torch.cdist(points[counted], centers)
+        own = far.gather(1, labels[counted][:, None])[:, 0]
+        others = far.scatter(1, labels[counted][:, None], torch.inf).amin(1)
+        sure[counted] = (1 - own / others).clamp_min(0).float()
+        return sure
+
+    def _halves(self, part: Tensor, count: int) -> dict[str, Tensor]:
+        """Divide the training images of a group by k-means, and assign the others to the nearest center."""
+        coordinates = Coordinates.learned(self.saliencies.of(part & self.train).layers)
+        fitted = k_means(coordinates.of(self.saliencies.of(part & self.train).layers), count, self.seed)
+        labels = torch.full((len(part),), -1)
+        labels[part] = torch.from_numpy(fitted.predict(coordinates.of(self.saliencies.of(part).layers))).long()
+        return _named([labels == one for one in range(count)])
+
+    def _tried(
+        self, part: Tensor, p_value: float, sentence: str, report: Cross | None = None, kept: bool = False
+    ) -> None:
+        some = part & self.train
+        count = len(np.unique(self.names[some.numpy()]))
+        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence))
+
+
+def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name groups by letters, the largest first."""
+    ordered = sorted(parts, key=lambda part: -int(part.sum()))
+    return {chr(ord("A") + n) if n < 26 else f"group {n + 1}": part for n, part in enumerate(ordered)}
+
+
+def _photographs(
+    model: nn.Module, images: Images, photographs: Sequence[Hashable] | None, batch_size: int
+) -> tuple[Numbers, list[str]]:
+    """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    hashes = list(batches.hashes())
+    if photographs is not None and len(photographs) != len(hashes):
+        raise ConvCircuitsError(
+            f"There are {len(hashes)} images but {len(photographs)} photographs; give one photograph for each image."
+        )
+    numbers: dict[Hashable, int] = {}
+    by_hash: dict[int, int] = {}
+    copies, found = 0, []
+    for n, key in enumerate(hashes):
+        number = numbers.setdefault(n if photographs is None else photographs[n], len(numbers))
+        copies += key in by_hash
+        found.append(by_hash.setdefault(key, number))
+    note = f"{copies} images are copies of others; copies are held out together and count once in the test."
+    return np.array(found), [note] if copies else []
+
+
+def _drawn(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:
+    """Draw the images to hold out, by photograph, of those that count."""
+    counted = np.unique(names[active.numpy()])
+    drawn = np.random.default_rng(seed).permutation(counted)[: max(1, round(share * len(counted)))]
+    return torch.from_numpy(np.isin(names, drawn))
+
+
+def _check_active(feature: Feature, active: Tensor, names: Numbers, groups: int) -> None:
+    """Check that a feature is above 0 on images of enough photographs."""
+    count, needed = len(np.unique(names[active.numpy()])), max(2, 2 * groups)
+    if count < needed:
+        raise ConvCircuitsError(
+            f"{feature} is above 0 on {int(active.sum())} of {len(active)} images, of {count} photographs; to find and "
+            f"to test {groups} group{'s' * (groups > 1)} it takes at least {needed}. Give other images or another unit."
+        )

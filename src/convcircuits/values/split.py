@@ -1,0 +1,147 @@
+"""The images of a feature in groups, by how the network computes the feature on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from convcircuits.cards import card
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.frames import frame
+from convcircuits.texts import printable
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.cross import Cross
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Division:
+    """One attempt to divide a group of images.
+
+    Attributes:
+        images: Number of training images of the group.
+        photographs: Number of photographs that they are crops of.
+        p_value: Of the hypothesis that they form one group, by Hartigan's dip on photographs that did not choose the
+            direction.
+        cross: The cross-test of the parts, if it was made.
+        kept: Whether the parts stay apart.
+        sentence: Why.
+    """
+
+    images: int
+    photographs: int
+    p_value: float
+    cross: Cross | None
+    kept: bool
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images of a feature in groups, by how the network computes the feature on them: its mechanisms.
+
+    Whether the groups also differ in meaning is for whoever looks at the images, or has labels, to say.
+
+    Attributes:
+        feature: Text form of the feature, at each image's own maximum.
+        labels: Index of the group that each image is in, (images,), int64; -1 where the feature is not above 0.
+        held_out: Whether an image was held out: it was assigned to a group, but took no part in finding the groups and
+            their circuits. (images,), bool.
+        confidence: From 0, between two groups, to 1: 1 - (distance to the own center / to the next one). 0 if there is
+            one group.
+        response: The feature's value at the position, (images,).
+        position: Flat index of the position in the map, (images,).
+        circuits: Name of each group -> its circuits, the largest first.
+        cross: The circuits of all groups on the held-out images of each; None if there is one group.
+        divisions: What was tried, the whole first.
+        notes: Remarks needed to read the figures correctly.
+        provenance: How the groups were found, as JSON values.
+    """
+
+    feature: str
+    labels: Int[Tensor, " n"]
+    held_out: Bool[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    response: Float[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    circuits: Mapping[str, tuple[Circuit, ...]]
+    cross: Cross | None
+    divisions: tuple[Division, ...]
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.circuits)
+
+    def images(self, group: str, *, held_out: bool | None = None) -> Int[Tensor, " m"]:
+        """Return the indices of the images of a group, those it is surest of first.
+
+        Args:
+            group: Name of the group.
+            held_out: Only those that were held out, or only those that were not.
+
+        Raises:
+            ConvCircuitsError: If there is no such group.
+        """
+        names = list(self.circuits)
+        if group not in names:
+            raise ConvCircuitsError(f"There is no group {group!r}; the groups are {', '.join(map(repr, names))}.")
+        chosen = self.labels == names.index(group)
+        if held_out is not None:
+            chosen &= self.held_out == held_out
+        numbers = chosen.nonzero()[:, 0]
+        return numbers[self.confidence[numbers].argsort(descending=True, stable=True)]
+
+    @property
+    def verdict_sentence(self) -> str:
+        """How many mechanisms there are, and why."""
+        count = "one mechanism" if len(self) == 1 else f"{len(self)} mechanisms"
+        return f"On these images the network computes {self.feature} by {count}. {self.divisions[0].sentence}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each image: its number, group, whether it was held out, confidence and response."""
+        names = [*self.circuits, ""]  # the last for the label -1
+        return [
+            {"image": n, "group": names[label], "held_out": held, "confidence": sure, "response": value}
+            for n, (label, held, sure, value) in enumerate(
+                zip(
+                    self.labels.tolist(),
+                    self.held_out.tolist(),
+                    self.confidence.tolist(),
+                    self.response.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the table of ``rows``.
+
+        Raises:
+            ConvCircuitsError: If pandas is not installed (extra ``notebook``).
+        """
+        return frame(self.rows(), index="image")
+
+    def summary(self) -> str:
+        """Return the groups with their numbers of images, the verdict, what was tried and the notes."""
+        lines = [self.verdict_sentence]
+        lines += [f"{name}: {count} images, {held} of them held out" for name, count, held in self._counts()]
+        lines += [one.sentence for one in self.divisions[1:]]
+        if self.cross is not None:
+            lines.append(self.cross.summary())
+        return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        return printable(f"Split({self.feature}, {len(self.labels)} images, {len(self)} groups)")
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(count), str(held)) for name, count, held in self._counts()]
+        return card(self.verdict_sentence, ("group", "images", "held out"), rows, self.notes)
+
+    def _counts(self) -> list[tuple[str, int, int]]:
+        return [(name, len(self.images(name)), len(self.images(name, held_out=True))) for name in self.circuits]

@@ -1,0 +1,154 @@
+"""Images in groups by how the network computes a feature, on a unit whose mechanisms are known."""
+
+import numpy as np
+import pytest
+import torch
+
+import convcircuits as cc
+import twofold
+from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
+from convcircuits.subfeatures.splitting import Chosen
+from convcircuits.zoo.planted import plant, planted_images
+
+torch.set_num_threads(1)
+
+OPTIONS = {"densities": [0.4, 0.25], "shuffles": 1}
+
+
+def same(labels, truth):
+    """Return whether two divisions into two are the same, whatever the names."""
+    return bool((labels == truth.long()).all() or (labels == 1 - truth.long()).all())
+
+
+def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
+    made, blue = twofold.images(80)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, **OPTIONS)
+    assert len(found) == 2
+    assert same(found.labels, blue)
+    assert found.held_out.sum() == 32
+    assert found.cross.verdict == "selective"
+    assert found.divisions[0].p_value < 0.05
+    assert found.divisions[0].kept
+    assert "2 mechanisms" in found.verdict_sentence
+    for name, circuits in found.circuits.items():
+        color = "blue" if blue[found.images(name)[0]] else "red"
+        assert circuits[-1].kernels == twofold.circuit(color).kernels
+    assert found.confidence.min() > 0.3
+
+
+def test_a_unit_of_one_mechanism_is_not_divided():
+    made, blue = twofold.images(100)
+    found = cc.split(twofold.net(), twofold.FEATURE, made[~blue], **OPTIONS)
+    assert len(found) == 1
+    assert set(found.labels.tolist()) == {0}
+    assert found.cross is None
+    assert not found.divisions[0].kept
+    assert "one mechanism" in found.verdict_sentence
+
+
+def test_the_number_of_groups_can_be_given():
+    made, blue = twofold.images(40)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS)
+    assert same(found.labels, blue)
+    assert "as asked for" in found.divisions[0].sentence
+    three = cc.split(twofold.net(), twofold.FEATURE, made, groups=3, **OPTIONS)
+    assert len(three) == 3
+    assert sorted(three.labels.unique().tolist()) == [0, 1, 2]
+    assert len(three.images("A")) >= len(three.images("B")) >= len(three.images("C"))
+
+
+def test_held_out_images_and_crops_of_one_photograph_stay_together():
+    made, _ = twofold.images(60)
+    photographs = [n // 2 for n in range(60)]
+    found = cc.split(twofold.net(), twofold.FEATURE, made, photographs=photographs, groups=2, **OPTIONS)
+    assert found.held_out.reshape(30, 2).all(1).sum() * 2 == found.held_out.sum() == 24
+    copied = torch.cat([made, made[:20]])
+    again = cc.split(twofold.net(), twofold.FEATURE, copied, groups=2, **OPTIONS)
+    assert again.held_out[:20].tolist() == again.held_out[60:].tolist()
+    assert any("20 images are copies" in note for note in again.notes)
+
+
+def test_a_loader_gives_what_a_tensor_does_and_seeds_repeat():
+    made, _ = twofold.images(40)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(made), batch_size=7)
+    one, other = (cc.split(twofold.net(), twofold.FEATURE, some, groups=2, **OPTIONS) for some in (made, loader))
+    assert one.labels.tolist() == other.labels.tolist()
+    assert one.cross.verdict_sentence == other.cross.verdict_sentence
+    assert list(one.circuits) == list(other.circuits)
+    for name, circuits in one.circuits.items():
+        assert [dict(a.kernels) for a in circuits] != []
+        assert all(cc.iou(a, b) == 1 for a, b in zip(circuits, other.circuits[name], strict=True))
+
+
+def test_images_without_a_response_are_left_out():
+    made, _ = twofold.images(40)
+    silent = torch.full((5, 3, 12, 12), -1.0).double() - torch.arange(5)[:, None, None, None]
+    found = cc.split(twofold.net(), twofold.FEATURE, torch.cat([made, silent]), groups=2, **OPTIONS)
+    assert found.labels[40:].tolist() == [-1] * 5
+    assert not found.held_out[40:].any()
+    assert any("not above 0 on 5 of 45 images" in note for note in found.notes)
+    assert [row["group"] for row in found.rows()][40:] == [""] * 5
+
+
+def test_what_cannot_be_split_is_refused():
+    made, _ = twofold.images(40)
+
+    def refused(match, images=made, **options):
+        with pytest.raises(cc.ConvCircuitsError, match=match):
+            cc.split(twofold.net(), twofold.FEATURE, images, **options)
+
+    refused("is above 0 on 0 of 3 images", images=torch.full((3, 3, 12, 12), -1.0).double())
+    refused("takes at least 40", groups=20, images=made[:30])
+    refused("held_out must be between 0 and 1", held_out=1.0)
+    refused("alpha must be between 0 and 1", alpha=True)
+    refused("one photograph for each image", photographs=[1, 2])
+    refused("groups must be", groups=0)
+    with pytest.raises(cc.ConvCircuitsError, match="no group 'Z'"):
+        cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS).images("Z")
+
+
+def test_too_few_photographs_are_said():
+    made, _ = twofold.images(20)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, **OPTIONS)
+    assert len(found) == 1
+    assert "too few to tell" in found.verdict_sentence
+
+
+def test_coordinates_ignore_the_strength_of_a_response():
+    dice = torch.Generator().manual_seed(0)
+    vectors = {"a": torch.randn(30, 8, generator=dice), "b": torch.randn(30, 5, generator=dice)}
+    strength = 10 ** torch.rand(30, 1, generator=dice)
+    one, other = (
+        Coordinates.learned(some).of(some) for some in (vectors, {k: strength * v for k, v in vectors.items()})
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_planted_units_of_one_mechanism_are_rarely_called_several():
+    called = []
+    for seed in range(60):
+        planted = plant(seed)
+        maximum = cc.Feature(planted.feature.layer, planted.feature.unit, position="max")
+        found = cc.split(planted.model, maximum, planted_images(60, seed=1000 + seed), densities=[0.3], shuffles=1)
+        called.append(len(found) > 1)
+    assert sum(called) <= 6  # 5 % of 60 are 3; more than 6 have a probability of 3 %
+
+
+def test_the_p_value_does_not_see_copies_of_crops():
+    dice = torch.Generator().manual_seed(0)
+    one = {"a": torch.randn(40, 6, generator=dice)}
+    ten = {"a": one["a"].repeat_interleave(10, 0)}
+    assert two_groups_p_value(ten, np.repeat(np.arange(40), 10), 0) == pytest.approx(
+        two_groups_p_value(one, np.arange(40), 0), abs=0.2
+    )
+    assert two_groups_p_value(ten, np.repeat(np.arange(19), 22)[:400], 0) == 1.0
+
+
+def test_chosen_images_can_be_read_again_and_must_stay_the_same():
+    made, blue = twofold.images(10)
+    chosen = Chosen([made[:4], made[4:]], blue)
+    for _ in range(2):
+        torch.testing.assert_close(torch.cat(list(chosen)), made[blue])
+    with pytest.raises(cc.ConvCircuitsError, match="yielded 10 images in one pass and 4 in the next"):
+        list(Chosen([made[:4]], blue))
