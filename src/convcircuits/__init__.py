@@ -6,9 +6,9 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
-``storage`` writes results to files; ``circuits`` finds, measures and compares; ``charts`` draws charts; ``drawing``
-makes the diagram;
-``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
+``storage`` writes results to files; ``circuits`` finds, measures and compares; ``charts`` draws charts and
+``contact_sheets`` parts of photographs; ``drawing`` makes the diagram; ``zoo`` has models and photographs; ``cli`` is
+the command. ``criteria`` collects what authors of criteria need.
 """
 
 import importlib
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
+    from convcircuits.maps.top import top
+    from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
     from convcircuits.values.feature import Feature
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
+    from convcircuits.values.top import Top
 
 __all__ = [
     "CRITERIA",
@@ -44,6 +47,8 @@ __all__ = [
     "Evaluation",
     "Feature",
     "Scores",
+    "Top",
+    "Units",
     "__version__",
     "activations",
     "compare",
@@ -59,6 +64,8 @@ __all__ = [
     "refit",
     "save",
     "score",
+    "top",
+    "units",
 ]
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
@@ -71,6 +78,8 @@ _MODULES = {
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Scores": "values.scores",
+    "Top": "values.top",
+    "Units": "maps.units",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
     "controls": "circuits.margin",
@@ -85,6 +94,8 @@ _MODULES = {
     "refit": "circuits.refitting",
     "save": "storage",
     "score": "circuits.finding",
+    "top": "maps.top",
+    "units": "maps.units",
 }
 
 
