@@ -72,11 +72,6 @@ class Cut(nn.Module):
     def forward(self, x):
         return self.b(self.a(x) + self.c(x).argmax(1, keepdim=True))
 
-def upside_down():
-    return net()
-
-upside_down.preprocess = lambda image: preprocess(image).flip(1)
-
 def net():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3))
 """
@@ -1447,7 +1442,7 @@ BAD = {
     "top: missing folder": (TOP.replace("pictures", "nowhere"), "nowhere"),
     "top: folder without pictures": (TOP.replace("pictures", "empty"), "empty"),
     "top: out is a file": (TOP.replace("new", "text.safetensors"), "is a file; give a folder"),
-    "top: no resize and crop": (TOP.replace("net:net", "net:upside_down"), "does more than resize and crop"),
+    "top: no resize and crop": (TOP.replace("tiny_net", "turned_net"), "does more than resize and crop"),
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
@@ -1474,6 +1469,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     for name, text in RECIPES.items():
         Path(f"{name}.toml").write_text(text)
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
+    turned = "plain = {}\npreprocess = lambda image: plain(image).flip(1)\n".format
+    Path("turned_net.py").write_text(re.sub(r"preprocess = (.*)\n", lambda found: turned(found[1]), SOURCE))
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")

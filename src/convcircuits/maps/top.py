@@ -52,8 +52,7 @@ def top(
         images: As for ``score``, of one size; they may be more than fit into memory.
         count: Number of images on which the feature is highest, or all if there are fewer.
         sample: Number of images in the sample, or all if there are fewer; 0 for none.
-        names: Names of the images, in order. If not given, those of images with an attribute ``names``, such as
-            ``Crops``.
+        names: Names of the images, in order. If not given, those that images such as ``Crops`` have.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the sample.
         progress: Called with the number of images done and their total (or None).
@@ -79,11 +78,17 @@ def top(
     ranking = Ranking(subject, count=count, sample=sample, seed=seed)
     for maps, hashes in full_maps(subject, batches):
         ranking.add(maps, hashes)
-    return ranking.top(batches, names=getattr(images, "names", ()) if names is None else names)
+    return ranking.top(batches, names_of(images) if names is None else names)
+
+
+def names_of(images: Images) -> tuple[str, ...]:
+    """Return the names of images that have some, as ``Crops`` do, else none."""
+    names = getattr(images, "names", ())  # of a tensor, in older versions of torch, the names of its dimensions
+    return tuple(names) if isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names) else ()
 
 
 def full_maps(subject: Subject, batches: Batches) -> Iterator[tuple[Tensor, list[int]]]:
-    """Run the full model, and yield the feature's maps on each batch, (N, U, P), with a hash of each image.
+    """Run the full model, and yield the feature's maps on each batch with a hash of each image.
 
     Raises:
         ConvCircuitsError: If an image has another size than the feature was surveyed on.

@@ -17,7 +17,7 @@ from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.maps.interior import FEWEST, Interior
-from convcircuits.maps.top import Ranking, full_maps
+from convcircuits.maps.top import Ranking, full_maps, names_of
 from convcircuits.network.batches import Batches, Images, Progress
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
@@ -47,7 +47,6 @@ RULE = (
     f"average map of other photographs with R2 below {AVERAGE_MAP:.2g}"
 )
 """How ``choose_unit`` chooses. The rule considers no circuit."""
-
 
 MEASURES = {
     "rectified_variance": "varies",
@@ -141,6 +140,20 @@ class Units(list[UnitStatistics]):
         super().__init__(statistics)
         self.top = top
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on the units as a whole."""
+        dead = [str(one.unit) for one in self if one.dead]
+        allowed = [one for one in self if one.allowed]
+        return [
+            f"{len(dead)} of {len(self)} units are dead, that is never above 0 on these images"
+            + (f": {', '.join(dead)}." if dead else "."),
+            f"{len(allowed)} units may be chosen for a circuit by the rule"
+            + (f", which prefers unit {choose_unit(allowed).unit}." if allowed else "."),
+            f"{self[0].interior:.0%} of the positions of each map are interior"
+            + (", the central ones, because too few see no padding." if self[0].central else "."),
+        ]
+
     def __repr__(self) -> str:
         return f"Units({len(self)} of {self.top.feature.layer}, {self.top.images:,} images)"
 
@@ -185,19 +198,6 @@ class Units(list[UnitStatistics]):
     def _title(self) -> str:
         return f"{len(self)} units of {self.top.feature.layer} on {self.top.images:,} images"
 
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on the units as a whole."""
-        dead, allowed = ([str(one.unit) for one in self if getattr(one, what)] for what in ("dead", "allowed"))
-        return [
-            f"{len(dead)} of {len(self)} units are dead, that is never above 0 on these images"
-            + (f": {', '.join(dead)}." if dead else "."),
-            f"{len(allowed)} units may be chosen for a circuit by the rule"
-            + (f", which prefers unit {choose_unit(self).unit}." if allowed else "."),
-            f"{self[0].interior:.0%} of the positions of each map are interior"
-            + (", the central ones, because too few see no padding." if self[0].central else "."),
-        ]
-
 
 _HEAD = ("unit", *MEASURES.values(), "may be chosen")
 
@@ -234,7 +234,7 @@ def units(
         layer: Name of a module whose output is (N, C, H, W) or (N, C).
         images: As for ``score``, of one size; they may be more than fit into memory.
         call: Index of the layer's call, from 0, if it runs several times in one forward pass.
-        count: Number of images on which each unit is highest to return, or all if there are fewer.
+        count: Number of images to return on which each unit is highest, or all if there are fewer.
         photographs: The photograph that each image is a crop of, in order; crops of the same photograph are left out
             together for ``average_map_r2``, and one map per unit and photograph is held in memory. None: each image is
             its own photograph.
@@ -267,7 +267,7 @@ def units(
         raise ConvCircuitsError(
             f"There are {done} images but {len(photographs)} photographs; give one photograph for each image."
         )
-    return Units(sums.statistics(), ranking.top(batches, getattr(images, "names", ()) if names is None else names))
+    return Units(sums.statistics(), ranking.top(batches, names_of(images) if names is None else names))
 
 
 def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:

@@ -56,7 +56,7 @@ class Top:
         feature: The feature.
         highest: The images on which each unit is highest, the highest first.
         sample: Images spread over the range of the unit's values, the highest first; no images if none were asked for.
-        active: Share of all images on which the unit is above zero, (U,), float64.
+        active: Share of all images on which the unit is above zero at the positions that count, (U,), float64.
         images: Number of all images.
         size: (H, W) of the images.
         names: Names of all images; empty if they have none.
