@@ -32,6 +32,7 @@ def colors(picture):
 def test_a_part_within_a_picture_fills_the_square():
     for window, color in (
         ((5, 5, 30, 30), (255, 0, 0)),
+        ((11, 26, 30, 30), (255, 0, 0)),
         ((5, 70, 30, 30), (0, 255, 0)),
         ((50, 5, 30, 30), (0, 0, 255)),
         ((50, 70, 30, 30), (0, 0, 0)),

@@ -61,15 +61,20 @@ def test_threads_read_at_the_same_time_and_never_far_ahead():
             running -= 1
         return -item
 
-    results = in_threads(work, range(40), threads=4, ahead=8)
+    results = in_threads(work, range(80), threads=4, ahead=30)
     for expected in range(20):
         assert next(results) == -expected
-        assert len(begun) <= expected + 8 + 1
     assert 1 < most <= 4
+    time.sleep(0.3)
+    assert len(begun) == 20 - 1 + 30  # no more is begun before the next result is asked for
+    next(results), next(results)
     before = len(begun)
     results.close()
-    time.sleep(0.05)
-    assert len(begun) <= before + 4  # what was waiting is cancelled
+    assert len(begun) <= before + 4
+    results = in_threads(work, range(80), threads=2, ahead=40)
+    next(results)
+    results.close()
+    assert len(begun) < before + 4 + 20  # what was waiting is cancelled
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 

@@ -200,6 +200,9 @@ def test_of_equally_high_images_the_earlier_come_first():
     for examples in (found.highest, found.sample):
         for unit in examples.image.tolist():
             assert unit[1::2] == [image + 6 for image in unit[::2]]
+    model.features[5].bias.data[0] = -99  # and 0 on each image after the ReLU
+    dead = cc.top(model, cc.Feature("features.6", 0), images.repeat(50, 1, 1, 1), count=20, batch_size=100)
+    assert dead.highest.image[0].tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("seed", range(3))
