@@ -1,5 +1,6 @@
 """Shared by ``top`` and ``units``: every photograph as one image, and the parts of photographs on contact sheets."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -104,18 +105,28 @@ def cut(
             both.append((seen, part_of(picture, window, seen, side)))
         return both
 
-    tiles: dict[int, Tile] = {}
+    short, tiles = _short(images.names), dict[int, Tile]()
     for done, (places, found_there) in enumerate(
         zip(by_image.values(), in_threads(parts, by_image, _READERS, 2 * _READERS), strict=True), start=1
     ):
         for place, (seen, picture) in zip(places, found_there, strict=True):
             rows[place] |= _in_pixels(seen)
-            tiles[place] = Tile(picture, f"{rows[place]['value']:.3g}", PurePosixPath(rows[place]["name"]).stem)
+            tiles[place] = Tile(picture, f"{rows[place]['value']:.3g}", short[rows[place]["image"]])
         report(done, len(by_image))
     sorted_: dict[tuple[int | str, str], list[Tile]] = {}
     for place, row in enumerate(rows):
         sorted_.setdefault((row["unit"], row["which"]), []).append(tiles[place])
     return rows, sorted_
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return names without suffixes, and without folders if they are distinct in that form."""
+    stems = [PurePosixPath(name).stem for name in names]
+    often = Counter(stems)
+    return [
+        stem if often[stem] == 1 else str(PurePosixPath(name).with_suffix(""))
+        for name, stem in zip(names, stems, strict=True)
+    ]
 
 
 def _in_pixels(region: Region) -> Mapping[str, int]:

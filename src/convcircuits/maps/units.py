@@ -258,10 +258,10 @@ def units(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     subject = _all_units(network, layer, call, batches.first_shape())
     ranking = Ranking(subject, count=count, sample=0, seed=0)
-    sums, done = _Sums(ranking.positions.interior(subject.survey.input_shape)), 0
+    sums, done = _Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
     for maps, hashes in full_maps(subject, batches):
         ranking.add(maps, hashes)
-        sums.add(flattened(maps).cpu().double(), None if photographs is None else photographs[done : done + len(maps)])
+        sums.add(flattened(maps).cpu(), None if photographs is None else photographs[done : done + len(maps)])
         done += len(maps)
     if photographs is not None and len(photographs) != done:
         raise ConvCircuitsError(
@@ -285,33 +285,39 @@ def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
 
 
 class _Sums:
-    """Sums over images for each position, from which all statistics follow."""
+    """Sums over images for each unit and position, (U, P), and of the values on images, (U,): all statistics follow."""
 
-    def __init__(self, interior: Interior) -> None:
+    def __init__(self, interior: Interior, units: int) -> None:
         self.interior, self.central, self.images = interior.mask, not interior.inside, 0
-        zero = torch.zeros((), dtype=torch.double)
-        self.active = self.active_images = self.total = self.squares = self.rectified = self.rectified_squares = zero
-        self.values = self.value_squares = self.at_border = self.highest = zero
+        zeros = torch.zeros(units, len(interior.mask), dtype=torch.double)
+        self.active, self.total, self.squares, self.rectified, self.rectified_squares = (
+            zeros.clone() for _ in range(5)
+        )
+        self.active_images, self.values, self.value_squares, self.at_border = (zeros[:, 0].clone() for _ in range(4))
+        self.highest = torch.full((units,), -math.inf, dtype=torch.double)
         self.by_photograph: dict[Hashable, Tensor] = {}
         self.crops: dict[Hashable, int] = {}
 
     def add(self, maps: Float[Tensor, "n u p"], photographs: Sequence[Hashable] | None) -> None:
-        rectified = maps[..., self.interior].clamp_min(0)
         value, place = maps.max(2)
-        self.highest = value.amax(0) if not self.images else self.highest.maximum(value.amax(0))
+        value = value.double()
         self.images += len(maps)
-        self.active = self.active + (maps > 0).sum((0, 2))
-        self.active_images = self.active_images + (value > 0).sum(0)
-        self.values = self.values + value.clamp_min(0).sum(0)
-        self.value_squares = self.value_squares + value.clamp_min(0).square().sum(0)
-        self.at_border = self.at_border + (~self.interior[place]).sum(0)
-        self.total = self.total + maps.sum(0)
-        self.squares = self.squares + maps.square().sum(0)
-        self.rectified = self.rectified + rectified.sum((0, 2))
-        self.rectified_squares = self.rectified_squares + rectified.square().sum((0, 2))
-        for one, photograph in zip(maps, photographs or (), strict=False):
-            self.by_photograph[photograph] = self.by_photograph.get(photograph, 0) + one
-            self.crops[photograph] = self.crops.get(photograph, 0) + 1
+        self.highest = self.highest.maximum(value.amax(0))
+        self.active_images += (value > 0).sum(0)
+        self.values += value.clamp_min(0).sum(0)
+        self.value_squares += value.clamp_min(0).square().sum(0)
+        self.at_border += (~self.interior[place]).sum(0)
+        for n, one in enumerate(maps):  # one by one, which fits into the cache, and so takes a fraction of the time
+            one = one.double()
+            rectified = one.clamp_min(0)
+            self.active += one > 0
+            self.total += one
+            self.squares.addcmul_(one, one)
+            self.rectified += rectified
+            self.rectified_squares.addcmul_(rectified, rectified)
+            if photographs is not None and n < len(photographs):
+                self.by_photograph[photographs[n]] = self.by_photograph.get(photographs[n], 0) + one
+                self.crops[photographs[n]] = self.crops.get(photographs[n], 0) + 1
 
     def statistics(self) -> Iterator[UnitStatistics]:
         if self.images < 2 or len(self.by_photograph) == 1:
@@ -321,10 +327,10 @@ class _Sums:
         spread = self.squares - 2 * mean * self.total + n * mean.square()  # around the one mean, for each position
         variance = spread.sum(1)
         constant = variance <= n * spread.shape[1] * (1e-9 * mean[:, 0]).square()
-        count = n * int(inside.sum())
+        rectified, squares = ((one[:, inside].mean(1) / n) for one in (self.rectified, self.rectified_squares))
         evenness = (self.values / n).square() / (self.value_squares / n)
         figures = {
-            "active": self.active / (n * spread.shape[1]),
+            "active": self.active.mean(1) / n,
             "active_images": self.active_images / n,
             "highest": self.highest,
             "sparsity": ((1 - evenness) / (1 - 1 / n)).clamp_min(0),
@@ -332,7 +338,7 @@ class _Sums:
             "inside": (spread[:, inside].sum(1) / variance).masked_fill(constant, math.nan),
             "interior": inside.double().mean().expand(len(mean)),
             "average_map_r2": (1 - self._missed().sum(1) / variance).masked_fill(constant, math.nan),
-            "rectified_variance": (self.rectified_squares / count - (self.rectified / count).square()).clamp_min(0),
+            "rectified_variance": (squares - rectified.square()).clamp_min(0),
         }
         columns = {name: values.tolist() for name, values in figures.items()}
         for unit in range(len(mean)):
