@@ -28,10 +28,10 @@ from torch import Tensor, nn
 import convcircuits as cc
 import fidelity_page as page
 from convcircuits.circuits.evaluation import evaluate_all
-from convcircuits.circuits.units import UnitStatistics, unit_statistics
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.files import write_whole
 from convcircuits.maps.interior import Positions
+from convcircuits.maps.units import UnitStatistics, units
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.values.feature import at
@@ -120,7 +120,7 @@ class Data:
 def chosen_units(data: Data) -> tuple[list[UnitStatistics], int]:
     """Return units drawn by lot from those that ``RULE`` allows, and the number of these."""
     net = data.net
-    statistics = unit_statistics(data.model, net.layer, data.train, photographs=data.train_names)
+    statistics = units(data.model, net.layer, data.train, photographs=data.train_names)
     allowed = [
         one
         for one in statistics

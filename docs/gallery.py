@@ -8,7 +8,7 @@
 The pages and all pictures, in two widths and two color schemes, go to gallery-output/, which is not committed. Small
 copies of the few that README and docs show go to docs/gallery/.
 Each circuit is found and measured on the photographs of GCompris. None of these is shown: the pictures of filters are
-parts of the built-in photographs. The rule in ``convcircuits.circuits.units`` chooses each layer's unit without looking
+parts of the built-in photographs. The rule in ``convcircuits.maps.units`` chooses each layer's unit without looking
 at any circuit. A picture shows the page as a reader sees it, without its controls.
 """
 
@@ -25,17 +25,17 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import convcircuits as cc
-from convcircuits.circuits.units import (
+from convcircuits.drawing import figure
+from convcircuits.drawing.data import Document
+from convcircuits.maps.interior import FEWEST
+from convcircuits.maps.units import (
     ACTIVE,
     ACTIVE_IMAGES,
     AVERAGE_MAP,
     UnitStatistics,
     choose_unit,
-    unit_statistics,
+    units,
 )
-from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document
-from convcircuits.maps.interior import FEWEST
 from convcircuits.zoo.images import Crops, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 
@@ -57,7 +57,7 @@ them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture li
 drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in light
 and dark colors and two widths.
 
-A fixed rule (`convcircuits.circuits.units`), which looks at no circuit, chooses the unit of each layer on the
+A fixed rule (`convcircuits.maps.units`), which looks at no circuit, chooses the unit of each layer on the
 training photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three
 conditions:
 
@@ -126,7 +126,7 @@ def chosen(model: str, layer: str, size: int, source: str) -> UnitStatistics:
     """Choose a layer's unit by the rule, on the training photographs."""
     loaded, found_on, *_ = prepared(model, size, source)
     names = [name.partition(", crop")[0] for name in found_on.names]
-    return choose_unit(unit_statistics(loaded.model, layer, found_on, photographs=names))
+    return choose_unit(units(loaded.model, layer, found_on, photographs=names))
 
 
 @functools.cache

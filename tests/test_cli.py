@@ -29,16 +29,17 @@ import convcircuits as cc
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
-from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
 from convcircuits.cli import application, comparing, console, find, preparing
 from convcircuits.cli import demo as demo_command
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
+from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.zoo.images import crops, load_folder, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import list_models, load_model
+from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
 
 SOURCE = """
@@ -76,6 +77,8 @@ def net():
 """
 FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --out a.safetensors"
 COMPARE = "compare --model tiny_net:net --feature 4:2 --images pictures --count 4"
+TOP = "top tiny_net:net 4:2 --images pictures --out new"
+UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
 
@@ -213,7 +216,7 @@ def test_layers_go_by_the_names_that_their_community_has(folder, good):
 # --- help
 
 
-COMMANDS = ["find", "evaluate", "compare", "extract", "diagram", "show", "models", "layers", "demo"]
+COMMANDS = ["find", "evaluate", "compare", "extract", "diagram", "show", "models", "layers", "units", "top", "demo"]
 
 
 def test_find_has_a_parameter_for_every_field_of_a_recipe():
@@ -230,6 +233,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert args(choices.Pictures) == set(LABELS)
     assert args(choices.Refit) == {*METHODS, BEST}
     assert args(choices.Width) == args(Width)
+    assert args(choices.Measure) == set(MEASURES)
     assert {*choices.MODELS} == {row.name.replace("NAME", "") for row in list_models()} - {"package.module:factory"}
     for name, said in choices.CRITERION_OPTIONS.items():
         known = {p.name: p for p in inspect.signature(CRITERIA[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
@@ -1186,6 +1190,110 @@ def test_models_of_one_and_of_four_channels_go_all_the_way(channels, folder, goo
     assert cc.Diagram.load("x.json").document.pictures
 
 
+# --- the photographs of a feature, and the units of a layer
+
+
+def table(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_top_writes_what_the_library_finds_and_where_it_is_on_the_photographs(folder, good):
+    text = good(f"{TOP} --count 4 --sample 3")
+    assert [path for path in files() if path.startswith("new")] == ["new", "new/top.csv", "new/top.png"]
+    loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
+    prepared = Prepared(pictures, loaded.preprocess)
+    found = cc.top(loaded.model, cc.Feature("4", 2), prepared, count=4, sample=3)
+    assert text.startswith(found.summary())
+    assert text.endswith(
+        "wrote new/top.csv (every photograph in the table, with boxes)\nwrote new/top.png (a contact sheet)\n"
+    )
+    rows = table("new/top.csv")
+    assert len(rows) == 7
+    for row, expected in zip(rows, found.rows(), strict=True):
+        assert {name: row[name] for name in expected} == {name: str(value) for name, value in expected.items()}
+        # The photographs are 36 x 30; resized to 26 x 22, of which the central 20 x 20 are the image.
+        region = loaded.preprocess.region((36, 30))
+        part = region.part([expected[name] for name in ("top", "left", "height", "width")], (20, 20))
+        assert int(row["photo_top"]) == pytest.approx(part.top, abs=0.5)
+        assert int(row["photo_left"]) == pytest.approx(part.left, abs=0.5)
+        assert int(row["photo_height"]) == pytest.approx(part.height, abs=1)
+        assert int(row["photo_width"]) == pytest.approx(part.width, abs=1)
+    with Image.open("new/top.png") as sheet:
+        assert sheet.width == 2 * 32 + 8 * 136 - 8
+
+
+def test_top_prints_json_names_the_folder_and_takes_several_units(folder, good):
+    Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
+    Path("pictures/copy.png").write_bytes(Path("pictures/b.png").read_bytes())
+    said = good("top tiny_net:net 4:2,0@center --images pictures --size 16 --count 99 --sample 0 --json")
+    assert said["folder"] == "tiny_net-net-4-2+0-center"
+    assert (said["model"], said["feature"], said["photographs"]) == ("tiny_net:net", "4:2,0@center", 6)
+    assert (said["unreadable"], said["copies"]) == (["torn.png"], ["copy.png"])
+    assert said["notes"][0] == "There are only 6 images; 99 were asked for."
+    assert [row["unit"] for row in said["rows"]] == [2] * 6 + [0] * 6
+    assert all((row["row"], row["column"]) == (5, 5) for row in said["rows"])
+    assert len(table(f"{said['folder']}/top.csv")) == 12
+    text = good("top tiny_net:net 4:2,0@center --images pictures --size 16 --count 99 --sample 0")
+    assert "Unreadable files, left out (1): torn.png." in text
+    assert "Copies of other photographs, left out (1): copy.png." in text
+
+
+def test_a_file_that_is_torn_in_its_pixels_is_skipped_and_named(folder, good):
+    whole = Path("pictures/a.png").read_bytes()
+    Path("pictures/a.png").write_bytes(whole[: len(whole) - 40])
+    said = good(f"{TOP} --json")
+    assert said["unreadable"] == ["a.png"]
+    assert {row["name"] for row in said["rows"]} == {f"{name}.png" for name in "bcdef"}
+
+
+def test_units_lists_a_layer_sorted_with_a_sheet(folder, good):
+    text = good(f"{UNITS} --sort active --count 2")
+    assert {"new/units.csv", "new/units.png", "new/top.csv"} < set(files())
+    loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
+    found = units(loaded.model, "4", Prepared(pictures, loaded.preprocess), count=2)
+    assert text.startswith(found.summary("active"))
+    assert "Sorted by active, the highest first; dead units last." in text
+    rows = table("new/units.csv")
+    assert [int(row["unit"]) for row in rows] == [one.unit for one in found.ranked("active")]
+    for row in rows:
+        expected = found[int(row["unit"])].as_dict()
+        assert row == {name: "" if value is None else str(value) for name, value in expected.items()}
+    assert len(table("new/top.csv")) == 10
+    said = good(f"{UNITS} --sort sparsity --lowest-first --json")
+    assert [one["unit"] for one in said["units"]] == [one.unit for one in found.ranked("sparsity", lowest_first=True)]
+    assert (said["layer"], said["photographs"]) == ("4", 6)
+
+
+def test_a_dead_unit_is_marked(folder, good):
+    Path("dead_net.py").write_text(
+        SOURCE.replace("return nn.Sequential(", "made = nn.Sequential(")
+        + "    made[4].bias.data[3] = -99\n    return made\n"
+    )
+    text = good(UNITS.replace("tiny_net", "dead_net"))
+    (line,) = [line for line in text.splitlines() if line.endswith("dead")]
+    assert line.split()[0] == "3"
+    assert "never above 0 on these images: 3" in text
+    assert [row["unit"] for row in table("new/units.csv") if row["dead"] == "True"] == ["3"]
+    text = good(TOP.replace("tiny_net", "dead_net").replace("4:2", "4:3"))
+    assert "note: Never above 0 on these images: 4:3." in text
+
+
+@pytest.mark.zoo
+def test_the_photographs_of_a_real_layer(tmp_path, good):
+    said = good(f"units vgg16_hed conv3_3 --size 80 --out {tmp_path} --json")
+    assert (len(said["units"]), said["photographs"]) == (256, 12)
+    assert said["units"][-1]["dead"]
+    with Image.open(tmp_path / "units.png") as sheet:
+        sheet.load()
+    said = good(f"top vgg16_hed conv3_3:166 --size 80 --out {tmp_path} --json")
+    assert said["feature"] == "features.14:166"
+    sizes = {photograph.name: photograph.image.size for photograph in sample_photographs()}
+    for row in said["rows"]:
+        assert 0 <= row["photo_left"] < row["photo_left"] + row["photo_width"] <= sizes[row["name"]][0]
+        assert 0 <= row["photo_top"] < row["photo_top"] + row["photo_height"] <= sizes[row["name"]][1]
+
+
 # --- mistakes
 
 F = f"{FIND} --density 0.3"
@@ -1326,6 +1434,18 @@ BAD = {
     "diagram: no images": ("diagram hand.safetensors --model tiny_net:net", "--images"),
     "diagram: other model": ("diagram hand.safetensors --model efficientnet_lite0 --images pictures", "EfficientNet"),
     "diagram: nothing to draw": ("diagram hand.safetensors --model tiny_net:net --images pictures", "nothing to draw"),
+    "top: unknown model": (TOP.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
+    "top: unknown unit": (TOP.replace("4:2", "4:99"), "Unit 99 does not exist"),
+    "top: a layer": (TOP.replace("4:2", "4"), "layer:unit"),
+    "top: no photographs": (f"{TOP} --count 0", "--count must be a whole number from 1; got 0"),
+    "top: a sample below 0": (f"{TOP} --sample -1", "--sample must be a whole number from 0; got -1"),
+    "top: missing folder": (TOP.replace("pictures", "nowhere"), "nowhere"),
+    "top: folder without pictures": (TOP.replace("pictures", "empty"), "empty"),
+    "top: out is a file": (TOP.replace("new", "text.safetensors"), "is a file; give a folder"),
+    "top: no resize and crop": (TOP.replace("tiny_net", "turned_net"), "does more than resize and crop"),
+    "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
+    "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
+    "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
     "models: unknown": ("models vgg16_head", "vgg16_hed"),
     "demo: out is a file": ("demo --count 1 --out text.safetensors", "text.safetensors"),
 }
@@ -1349,6 +1469,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     for name, text in RECIPES.items():
         Path(f"{name}.toml").write_text(text)
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
+    turned = "plain = {}\npreprocess = lambda image: plain(image).flip(1)\n".format
+    Path("turned_net.py").write_text(re.sub(r"preprocess = (.*)\n", lambda found: turned(found[1]), SOURCE))
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")
@@ -1388,6 +1510,9 @@ USAGE = [
     "layers",
     "compare --model vgg16_hed",
     "find '[bold]x'",
+    "top tiny_net:net",
+    "units tiny_net:net",
+    f"{UNITS} --sort unit",
 ]
 
 
@@ -1540,7 +1665,7 @@ def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photogr
     train, _ = split_photographs(split_photographs(sample_photographs())[0])
     images = crops(train, loaded.preprocess, count=120, seed=0, size=(demo_command.SIZE, demo_command.SIZE))
     photographs = [train[i % len(train)].name for i in range(120)]
-    unit = choose_unit(unit_statistics(loaded.model, "features.14", images, photographs=photographs))
+    unit = choose_unit(units(loaded.model, "features.14", images, photographs=photographs))
     assert demo.circuit.feature == cc.Feature("features.14", unit.unit)
     assert unit.summary() in demo.text
 

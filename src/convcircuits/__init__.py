@@ -7,8 +7,9 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
 ``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
-feature answers to which images; ``charts`` draws charts; ``drawing`` makes the diagram; ``zoo`` has models and
-photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria need.
+feature answers to which images; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
+the diagram; ``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria
+need.
 """
 
 import importlib
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
+    from convcircuits.maps.top import top
+    from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
     from convcircuits.values.split import Split
+    from convcircuits.values.top import Top
 
 __all__ = [
     "CRITERIA",
@@ -50,6 +54,8 @@ __all__ = [
     "Feature",
     "Scores",
     "Split",
+    "Top",
+    "Units",
     "__version__",
     "activations",
     "compare",
@@ -67,6 +73,8 @@ __all__ = [
     "save",
     "score",
     "split",
+    "top",
+    "units",
 ]
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
@@ -81,6 +89,8 @@ _MODULES = {
     "Feature": "values.feature",
     "Scores": "values.scores",
     "Split": "values.split",
+    "Top": "values.top",
+    "Units": "maps.units",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
     "controls": "circuits.margin",
@@ -97,6 +107,8 @@ _MODULES = {
     "save": "storage",
     "score": "circuits.finding",
     "split": "subfeatures.splitting",
+    "top": "maps.top",
+    "units": "maps.units",
 }
 
 

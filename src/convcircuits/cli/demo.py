@@ -31,8 +31,8 @@ def demo(
     """Compare criteria on a real network, and draw a whole circuit."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
-    from convcircuits.circuits.units import RULE, choose_unit, unit_statistics
     from convcircuits.cli.preparing import set_up, with_best_constants, with_recipe
+    from convcircuits.maps.units import RULE, choose_unit, units
 
     start = time.monotonic()
     check_folder(out)
@@ -56,7 +56,7 @@ def demo(
     with progress("choosing a unit") as told:
         cycle = len(setup.photographs)
         names = [setup.photographs[i % cycle] for i in range(len(pictured))]
-        unit = choose_unit(unit_statistics(model, LAYER, pictured, photographs=names, progress=told))
+        unit = choose_unit(units(model, LAYER, pictured, photographs=names, progress=told))
     feature = cc.Feature(LAYER, unit.unit)
     if not as_json:
         say(

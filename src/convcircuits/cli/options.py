@@ -19,6 +19,9 @@ Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Refit = Literal["none", "kernels", "filters", "mean", "best"]
 Width = Literal["screen", "180mm", "88mm"]
+Measure = Literal[
+    "rectified_variance", "active", "active_images", "sparsity", "at_border", "inside", "average_map_r2", "highest"
+]
 _DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
@@ -56,14 +59,12 @@ IMAGES_HELP = (
 COUNT_HELP = "Number of crops from each of the two sets of photographs, training and held-out."
 SEED_HELP = "Seed of the split, the crops and criteria that draw random numbers."
 
-_FEATURE = typer.Option(
-    "--feature",
-    "-f",
-    metavar="FEATURE",
-    help="Feature as layer:unit, for example features.14:166 or conv3_3:166. Several units: layer:3,9,40. A class by "
+_FEATURE_HELP = (
+    "Feature as layer:unit, for example features.14:166 or conv3_3:166. Several units: layer:3,9,40. A class by "
     "name: fc:golden retriever. To choose the positions that count, append @max, @center, @interior (where no padding "
-    "reaches) or @row,column. To list the layers, run convcircuits layers -m MODEL.",
+    "reaches) or @row,column. To list the layers, run convcircuits layers -m MODEL."
 )
+_FEATURE = typer.Option("--feature", "-f", metavar="FEATURE", help=_FEATURE_HELP)
 
 
 def _begin_with(beginning: str) -> list[str]:
@@ -78,6 +79,10 @@ def _default(name: str) -> str:
     return str(Recipe.__dataclass_fields__[name].default)
 
 
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_begin_with, show_default=False)
+]
+FeatureArgument = Annotated[str, typer.Argument(metavar="FEATURE", help=_FEATURE_HELP, show_default=False)]
 ModelOption = Annotated[str, _model(_MODEL_HELP)]
 FeatureOption = Annotated[str, _FEATURE]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -161,6 +166,20 @@ RefitOption = Annotated[
 GranularityOption = Annotated[
     Granularity | None,
     typer.Option(help="Kind of element that the circuit keeps or drops.", show_default=_default("granularity")),
+]
+
+# Options of commands that look at every photograph once.
+LookedAtOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help=f"{IMAGES_HELP} Each is one image, prepared as the model's images are: usually resized and cropped to the "
+        "center.",
+    ),
+]
+SideOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=4096, help="Side length of the images in pixels.", show_default="the model's own"),
 ]
 
 # Options of a circuit's file. If one is not given, the file's value applies.

@@ -72,9 +72,7 @@ class Setup:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know about the photographs and their normalization."""
-        left_out = (("Unreadable files", self.unreadable), ("Copies of other photographs", self.copies))
-        notes = [f"{what}, left out ({len(some)}): {names(some)}" for what, some in left_out if some]
-        return sentences([*notes, *([self.loaded.normalization] if self.loaded.assumed else [])])
+        return notes_on(self.loaded, self.unreadable, self.copies)
 
     def say(self) -> None:
         """Print how the photographs were used, and the notes on them."""
@@ -93,6 +91,13 @@ class Setup:
             say(note)
 
 
+def notes_on(loaded: LoadedModel, unreadable: Sequence[str], copies: Sequence[str]) -> tuple[str, ...]:
+    """Return sentences on the photographs that were left out, and on a normalization that is assumed."""
+    left_out = (("Unreadable files", unreadable), ("Copies of other photographs", copies))
+    notes = [f"{what}, left out ({len(some)}): {names(some)}" for what, some in left_out if some]
+    return sentences([*notes, *([loaded.normalization] if loaded.assumed else [])])
+
+
 def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | None = None) -> Setup:
     """Load a recipe's model and cut crops of its photographs.
 
@@ -108,7 +113,7 @@ def set_up(recipe: Recipe, device: str, *, by_name: Mapping[str, list[str]] | No
         validated: list[Photograph] = []
         if by_name is None:
             train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
-            copies = _others(pictures, [*train, *rest])
+            copies = names_besides(pictures, [*train, *rest])
             if recipe.validated:
                 train, validated = _split_again(train, recipe)
         else:  # split as before, ignoring files added to the folder since
@@ -167,7 +172,7 @@ def set_up_again(file: Path, *, device: str, images: str | None = None, **given:
             raise cc.ConvCircuitsError(
                 f"The circuit was found on every photograph of {images}; give --images with others."
             )
-        cuts, copies = (train, Cut(), cut(fresh, seed, count)), _others(others, fresh)
+        cuts, copies = (train, Cut(), cut(fresh, seed, count)), names_besides(others, fresh)
         return circuit, Setup(loaded, *cuts, unreadable, copies, *cut.pictured(fresh, seed, count), no_baseline)
 
 
@@ -190,7 +195,8 @@ def _found_on(circuit: cc.Circuit, cut: "_Cutter") -> tuple[list[Photograph], Cu
         return [], Cut(), gone
 
 
-def _others(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
+def names_besides(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
+    """Return the names of the photographs that are not kept."""
     names = {photograph.name for photograph in kept}
     return [photograph.name for photograph in photographs if photograph.name not in names]
 

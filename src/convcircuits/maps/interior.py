@@ -73,7 +73,8 @@ class Positions:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._found: dict[tuple[int, ...], Interior | ConvCircuitsError] = {}
+        self._fields: dict[tuple[int, ...], tuple[Field, ...] | ConvCircuitsError] = {}
+        self._interiors: dict[tuple[int, ...], Interior] = {}
 
     def interior(self, shape: tuple[int, ...]) -> Interior:
         """Return the interior of the map on images of shape (C, H, W).
@@ -81,15 +82,20 @@ class Positions:
         Raises:
             ConvCircuitsError: If the receptive fields cannot be computed.
         """
-        if shape not in self._found:
-            try:
-                self._found[shape] = self._computed(shape)
-            except ConvCircuitsError as error:
-                self._found[shape] = error
-        found = self._found[shape]
-        if isinstance(found, ConvCircuitsError):
-            raise found
-        return found
+        if shape not in self._interiors:
+            self._interiors[shape] = Interior.of(self._computed(shape)[0])
+        return self._interiors[shape]
+
+    def fields(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
+        """Return the receptive fields of each unit's map on images of shape (C, H, W).
+
+        They are those of the feature itself if it is not several units, and if one of these does not depend on the
+        image.
+
+        Raises:
+            ConvCircuitsError: If the receptive fields cannot be computed.
+        """
+        return self._computed(shape)[1:]
 
     def known(self, shape: tuple[int, ...]) -> Interior | None:
         """Return the interior, or None if the receptive fields cannot be computed."""
@@ -98,18 +104,34 @@ class Positions:
         except ConvCircuitsError:
             return None
 
-    def _computed(self, shape: tuple[int, ...]) -> Interior:
+    def _computed(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
+        """Return the receptive fields of the feature's map, then those of each unit's."""
+        if shape not in self._fields:
+            try:
+                self._fields[shape] = self._walked(shape)
+            except ConvCircuitsError as error:
+                self._fields[shape] = error
+        found = self._fields[shape]
+        if isinstance(found, ConvCircuitsError):
+            raise found
+        return found
+
+    def _walked(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
         try:
-            field = receptive_fields(sized, [None], local=True)[None]
+            units = subject.rows.tolist() if isinstance(subject.feature.unit, tuple) else [None]
+            try:
+                found = receptive_fields(sized, [None, *units], local=True)
+            except ConvCircuitsError:
+                found = receptive_fields(sized, [None], local=True)
+            return tuple(found.get(unit, found[None]) for unit in [None, *units])
         except ConvCircuitsError:
             raise
         except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
             raise ConvCircuitsError(
                 f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
             ) from error
-        return Interior.of(field)
 
     def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.

@@ -104,11 +104,16 @@ class Batches:
         raise ConvCircuitsError(NO_IMAGES)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return (images for images, _ in self.hashed())
+
+    def hashed(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield each batch with a hash of each of its images, by their content as given."""
         count, digest = 0, 0
         for part in self._parts():
+            hashes = [_image_hash(image) for image in part]
             count += len(part)
-            digest += sum(_image_hash(image) for image in part)
-            yield part.to(self._device, self._dtype)
+            digest += sum(hashes)
+            yield part.to(self._device, self._dtype), hashes
             if self._progress is not None:
                 self._progress(count, self.total)
         if count == 0:
@@ -128,11 +133,6 @@ class Batches:
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
 
-    def hashes(self) -> Iterator[int]:
-        """Yield a hash of the content of every image, without running anything."""
-        for part in self._parts():
-            yield from map(_image_hash, part)
-
     def take(self, numbers: Sequence[int]) -> "Batches":
         """Return the images with the given indices. The images must be a tensor."""
         assert isinstance(self._images, Tensor)
@@ -144,8 +144,7 @@ class Batches:
         drawn: list[tuple[int, int, Tensor]] = []
         for part in self._parts():
             for image in part:
-                key = int.from_bytes(hashlib.sha256(f"{seed}|{_image_hash(image)}".encode()).digest()[:8], "little")
-                drawn.append((key, len(drawn), image))
+                drawn.append((lot(_image_hash(image), seed), len(drawn), image))
             drawn = sorted(drawn, key=lambda one: one[:2])[:count]
         sizes = dict.fromkeys(image.shape for *_, image in drawn)
         given = [torch.stack([image for *_, image in drawn if image.shape == size]) for size in sizes]
@@ -154,6 +153,11 @@ class Batches:
     def describe(self) -> dict[str, Any]:
         """Return the image count and an order-independent hash, after a complete pass."""
         return {"count": self.count, "hash": f"{self._digest:016x}"}
+
+
+def lot(image_hash: int, seed: int) -> int:
+    """Return a random number for an image: the images with the lowest are a random sample, whatever their order."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{image_hash}".encode()).digest()[:8], "little")
 
 
 def _is_one_shot(images: Iterable[Any]) -> bool:

@@ -367,7 +367,7 @@ def _check_apart(held_out: Mapping[str, Batches], found_on: Mapping[str, Batches
     for what, groups in (("the held-out images", held_out), ("the images that circuits were found on", found_on)):
         for name, batches in groups.items():
             place = f"{what} of group {name!r}"
-            for key in batches.hashes():
+            for key in itertools.chain.from_iterable(hashes for _, hashes in batches.hashed()):
                 if places.setdefault(key, place) != place:
                     raise ConvCircuitsError(f"An image is in {places[key]} and again in {place}; give each image once.")
 

@@ -309,7 +309,7 @@ def _photographs(
     """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    hashes = list(batches.hashes())
+    hashes = [key for _, some in batches.hashed() for key in some]
     if photographs is not None and len(photographs) != len(hashes):
         raise ConvCircuitsError(
             f"There are {len(hashes)} images but {len(photographs)} photographs; give one photograph for each image."

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +170,7 @@ def load_folder(path: str | Path) -> tuple[list[Photograph], list[str]]:
             with _opened(file):
                 good.append(Photograph(name, file))
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            _left_out(name, error)
+            left_out(name, error)
             bad.append(name)
     if any(Path(name).name in _BUNDLES for name in others):
         raise ConvCircuitsError(f"The photographs in {str(path)!r} are GCompris's. Give {_GCOMPRIS}{path}.")
@@ -211,7 +212,7 @@ def gcompris_photographs(path: str | Path) -> tuple[list[Photograph], list[str]]
             found = min(folder.rglob(bundle), default=folder / bundle)
             pictures = [entry for entry in entries(found.read_bytes()) if entry.path.endswith(".webp")]
         except (OSError, ValueError) as error:
-            _left_out(bundle, error)
+            left_out(bundle, error)
             bad.append(bundle)
             continue
         for entry in pictures:
@@ -221,7 +222,7 @@ def gcompris_photographs(path: str | Path) -> tuple[list[Photograph], list[str]]
                 with _opened(content) as image:
                     drawing = image.mode != "RGB"
             except Exception as error:  # a damaged file makes Pillow raise nearly anything
-                _left_out(name, error)
+                left_out(name, error)
                 bad.append(name)
                 continue
             if not drawing:
@@ -252,7 +253,7 @@ def readable(photographs: Sequence[Photograph], count: int) -> tuple[list[Photog
         try:
             _ = photograph.image
         except ConvCircuitsError as error:
-            _left_out(photograph.name, error.__cause__ or error)
+            left_out(photograph.name, error.__cause__ or error)
             bad.append(photograph.name)
         else:
             good.append(photograph)
@@ -387,12 +388,7 @@ class Crops:
     def __iter__(self) -> Iterator[torch.Tensor]:
         generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
         for start in range(0, self._count, self._batch_size):
-            batch = self._batch(range(start, min(start + self._batch_size, self._count)), generators)
-            yield (
-                batch
-                if self._size is None
-                else F.interpolate(batch, size=self._size, mode="bilinear", antialias=True, align_corners=False)
-            )
+            yield resized(self._batch(range(start, min(start + self._batch_size, self._count)), generators), self._size)
 
     def _batch(self, numbers: range, generators: Sequence[random.Random]) -> torch.Tensor:
         images: dict[int, torch.Tensor] = {}
@@ -422,6 +418,13 @@ def crops(
     return images
 
 
+def resized(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Resize inputs (N, C, H, W) to (H, W); None leaves them as they are."""
+    if size is None:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
 def _random_crop(picture: Image.Image, generator: random.Random) -> Image.Image:
     width, height = _crop_size(picture.size, generator)
     left = int(generator.random() * (picture.width - width + 1))
@@ -448,15 +451,28 @@ def _read(source: Path | bytes) -> Image.Image:
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     """Open a file, or its content, and check its size and mode, without reading its pixels."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _quiet(), Image.open(file, formats=sorted(set(_suffixes().values()))) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no fixed range")
+        if max(image.size) > _LONGEST * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels are too thin")
+        yield image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ignore warnings about damaged metadata, which no crop depends on.
+
+    Only in the main thread: filters belong to all threads, so that one which restores them undoes what another has set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged metadata, which no crop depends on
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=sorted(set(_suffixes().values()))) as image:
-            if image.mode == "F":
-                raise ValueError("floating-point pixels have no fixed range")
-            if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"{image.width} x {image.height} pixels are too thin")
-            yield image
+        warnings.simplefilter("ignore")
+        yield
 
 
 @functools.cache
@@ -508,7 +524,8 @@ def _content(source: Path | bytes | Image.Image, *, hashed: bool) -> object:
         return source
 
 
-def _left_out(name: str, error: BaseException) -> None:
+def left_out(name: str, error: BaseException) -> None:
+    """Log that a photograph is left out."""
     _log.warning("%s cannot be read and is left out: %s", name, error)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,37 @@ from convcircuits.errors import ConvCircuitsError, option
 
 Preprocessing = Callable[[Image.Image], torch.Tensor]
 """A function that turns a picture into a float32 (C, H, W) input."""
+
+
+_UNEVEN = 0.02
+"""Largest distance, as a share of a picture's side, of a pixel from where an even resize puts it."""
+
+
+class Region(NamedTuple):
+    """A part of a picture, in its pixels, fractions included; it may extend beyond the picture."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def part(self, box: Sequence[float], shape: tuple[int, int]) -> Region:
+        """Return the part of the picture that a box of an image shows, if the region is the whole image.
+
+        Args:
+            box: Top, left, height and width, in pixels of the image.
+            shape: (H, W) of the image.
+        """
+        rows, columns = self.height / shape[0], self.width / shape[1]
+        top, left, height, width = box
+        return Region(self.top + top * rows, self.left + left * columns, height * rows, width * columns)
+
+    def within(self, other: Region) -> Region:
+        """Return the part that lies within another region; its sides are 0 if there is none."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom = min(self.top + self.height, other.top + other.height)
+        right = min(self.left + self.width, other.left + other.width)
+        return Region(top, left, max(0.0, bottom - top), max(0.0, right - left))
 
 
 @dataclass(frozen=True)
@@ -56,13 +87,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the float32 (3, H, W) or, in gray, (1, H, W) input for one picture, on the CPU."""
-        width, height = image.size
-        rows, columns = self.resize
-        if rows * width >= columns * height:
-            resized = (rows * width // height, rows)
-        else:
-            resized = (columns, columns * height // width)
-        left, top = round((resized[0] - self.size[1]) / 2), round((resized[1] - self.size[0]) / 2)
+        resized, (left, top) = self._placed(image.size)
         picture = image.convert("L" if len(self.mean) == 1 else "RGB").resize(resized, self.resample)
         picture = picture.crop((left, top, left + self.size[1], top + self.size[0]))
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).reshape(*self.size, -1).permute(2, 0, 1)
@@ -70,6 +95,77 @@ class Preprocess:
             pixels = pixels.flip(0)
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
         return ((pixels - mean) / std).contiguous()
+
+    def region(self, size: tuple[int, int]) -> Region:
+        """Return the part of a picture of this (width, height) that the result shows."""
+        (width, height), (left, top) = self._placed(size)
+        across, down = size[0] / width, size[1] / height
+        return Region(top * down, left * across, self.size[0] * down, self.size[1] * across)
+
+    def _placed(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the (width, height) that a picture is resized to, and (left, top) of what is cut out of that."""
+        width, height = size
+        rows, columns = self.resize
+        if rows * width >= columns * height:
+            resized = (rows * width // height, rows)
+        else:
+            resized = (columns, columns * height // width)
+        return resized, (round((resized[0] - self.size[1]) / 2), round((resized[1] - self.size[0]) / 2))
+
+
+def region_shown(preprocess: Preprocessing, size: tuple[int, int]) -> Region:
+    """Return the part of a picture that its input shows.
+
+    A function of another origin is measured on ramps from black to white, to a fraction of the input's pixel.
+
+    Args:
+        preprocess: What turns the picture into an input.
+        size: (width, height) of the picture.
+
+    Raises:
+        ConvCircuitsError: If the function is not a resize and a crop, so that there is no such part.
+    """
+    if isinstance(preprocess, Preprocess):
+        return preprocess.region(size)
+    black, white = (preprocess(Image.new("RGB", size, color)).double() for color in ("black", "white"))
+    width, height = size
+    spans = []
+    for axis, length in enumerate((height, width)):
+        levels = (np.arange(length) + 0.5) * (255 / length)
+        across = np.linspace(0, 16, size[axis], endpoint=False) % 1 - 0.5  # so that rounding errors average out
+        ramp = np.add.outer(levels, across).round().clip(0, 255).astype(np.uint8)
+        seen = preprocess(Image.fromarray(ramp.T if axis else ramp).convert("RGB")).double()
+        spans.append([length * end for end in _ends(seen - black, white - black, axis)])
+    (top, bottom), (left, right) = spans
+    return Region(top, left, bottom - top, right - left)
+
+
+def _ends(ramp: torch.Tensor, whole: torch.Tensor, axis: int) -> tuple[float, float]:
+    """Return where an input (C, H, W) begins and ends on a ramp, as shares of its length.
+
+    Args:
+        ramp: The input of the ramp, minus that of a black picture.
+        whole: The same for a white picture. Both are 0 where the preprocessing pads.
+        axis: The ramp ascends along the input's rows (0) or columns (1).
+
+    Raises:
+        ConvCircuitsError: If the input does not ascend evenly.
+    """
+    summed = (0, 2 - axis)
+    weight = whole.square().sum(summed)
+    shown = weight > 0.9 * weight.max()
+    share = (ramp * whole).sum(summed)[shown] / weight[shown]
+    place = (torch.arange(len(weight)) + 0.5)[shown]
+    slope, start = 0.0, 0.0
+    if len(place) > 1:
+        slope = float(torch.cov(torch.stack([place, share]))[0, 1] / place.var())
+        start = float(share.mean() - slope * place.mean())
+    if slope <= 0 or float((share - start - slope * place).abs().max()) > _UNEVEN:
+        raise ConvCircuitsError(
+            "Where an input lies on its photograph cannot be measured, because the preprocessing of the model's images "
+            "does more than resize and crop."
+        )
+    return start, start + slope * len(weight)
 
 
 def on_rgb(transform: Preprocessing) -> Preprocessing:
