@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.finding import find, find_path, prune, score
     from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
+    from convcircuits.circuits.tuning import tune
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from convcircuits.values.feature import Feature
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
+    from convcircuits.values.stimulus import Stimulus
+    from convcircuits.values.tuning import Tuning
 
 __all__ = [
     "CRITERIA",
@@ -44,6 +47,8 @@ __all__ = [
     "Evaluation",
     "Feature",
     "Scores",
+    "Stimulus",
+    "Tuning",
     "__version__",
     "activations",
     "compare",
@@ -59,6 +64,7 @@ __all__ = [
     "refit",
     "save",
     "score",
+    "tune",
 ]
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
@@ -71,6 +77,8 @@ _MODULES = {
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Scores": "values.scores",
+    "Stimulus": "values.stimulus",
+    "Tuning": "values.tuning",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
     "controls": "circuits.margin",
@@ -85,6 +93,7 @@ _MODULES = {
     "refit": "circuits.refitting",
     "save": "storage",
     "score": "circuits.finding",
+    "tune": "circuits.tuning",
 }
 
 

@@ -112,7 +112,7 @@ def unit_statistics(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     shape = batches.first_shape()
-    subject = _all_units(network, layer, shape)
+    subject = all_units(network, layer, shape)
     sums, done = _Sums(Positions(subject).interior(shape)), 0
     for batch in batches:
         if tuple(batch.shape[1:]) != shape:
@@ -198,7 +198,7 @@ class _Sums:
         ]
 
 
-def _all_units(network: Network, layer: str, shape: tuple[int, ...]) -> Subject:
+def all_units(network: Network, layer: str, shape: tuple[int, ...]) -> Subject:
     """Open a feature that consists of all units of a layer."""
     image = torch.zeros(1, *shape, device=network.device, dtype=network.dtype)
     with torch.no_grad():
