@@ -71,8 +71,8 @@ def tune(
     Examples:
         >>> from convcircuits.zoo.stimuli import battery
         >>> tuning = cc.tune(model, feature, battery, draw=loaded.draw)
-        >>> tuning.field, len(tuning.stimuli), tuning.preferred("circle")[0].kind
-        ((14, 14), 1572, 'circle')
+        >>> tuning.field, tuple(tuning.responses.shape)
+        ((12, 12), (1, 1776))
         >>> tuple(cc.tune(model, "features.5", tuning.stimuli[:10], draw=loaded.draw).responses.shape)
         (6, 10)
     """
@@ -163,31 +163,38 @@ class _Place:
     image: tuple[int, int]
 
     @property
+    def axes(self) -> list[tuple[int, int, int]]:
+        """For rows and columns: where the field begins and ends, and the length of the image."""
+        return [(*span, length) for span, length in zip((self.rows, self.columns), self.image, strict=True)]
+
+    @property
     def center(self) -> tuple[float, float]:
-        return sum(self.rows) / 2, sum(self.columns) / 2
+        """The center of the field; along an axis where it covers the image, that of the image."""
+        row, column = (n / 2 if first <= 0 and end >= n else (first + end) / 2 for first, end, n in self.axes)
+        return row, column
 
     @property
     def field(self) -> tuple[int, int]:
+        """(height, width) of the field, in pixels."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
     @property
     def inside(self) -> bool:
         """Whether the field lies in the image."""
-        spans = zip((self.rows, self.columns), self.image, strict=True)
-        return all(first >= 0 and end <= length for (first, end), length in spans)
+        return all(first >= 0 and end <= n for first, end, n in self.axes)
 
     @property
     def whole(self) -> bool:
-        """Whether the field is the image, as that of a Linear layer is."""
-        return self.inside and self.field == self.image
+        """Whether the field covers the image, as that of a Linear layer does."""
+        return all(first <= 0 and end >= n for first, end, n in self.axes)
 
     @property
     def side(self) -> float:
         """The side of the largest square around the center that extends neither beyond the field nor the image."""
-        room = [
-            min(center - max(first, 0), min(end, length) - center)
-            for center, (first, end), length in zip(self.center, (self.rows, self.columns), self.image, strict=True)
-        ]
+        room = (
+            min(center - max(first, 0), min(end, n) - center)
+            for center, (first, end, n) in zip(self.center, self.axes, strict=True)
+        )
         return 2 * min(room)
 
     @property
@@ -208,7 +215,8 @@ class _Place:
             if max(map(abs, stimulus.offset)) + stimulus.reach > self.side / 2 + 1e-6:
                 raise ConvCircuitsError(
                     f"{stimulus!r} extends beyond what {self.subject.feature} sees, a square of {self.side:g} pixels "
-                    f"around the center of its receptive field; give a smaller size, width or offset."
+                    f"around the center of its receptive field in images of "
+                    f"{self.image[0]} x {self.image[1]}; give a smaller size, width or offset."
                 )
         return shown
 
@@ -217,12 +225,14 @@ def _placed(network: Network, feature: Feature | str, draw: Draw, size: tuple[in
     """Return the place of a feature in images of a size, or of the smallest that hold its receptive field."""
     if not isinstance(feature, (Feature, str)):
         raise ConvCircuitsError(f"feature must be a Feature or the name of a layer; got {feature!r}.")
-    network.layer(feature if isinstance(feature, str) else feature.layer)
+    network.layer(feature if isinstance(feature, str) else _at_one_position(feature).layer)
     if size is not None:
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise ConvCircuitsError(f"size must be the (H, W) of images; got {size!r}.")
         return _place(network, feature, draw, size)
     found, problem = None, None
     for side in _SIDES:
-        if found is not None and side != _SIDES[-1] and (found.whole or side <= max(found.field)):
+        if found is not None and side != _SIDES[-1] and side <= max(found.field):
             continue
         try:
             found = _place(network, feature, draw, (side, side))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show
+from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show, tune
 from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
@@ -41,4 +41,5 @@ app.command()(diagram.diagram)
 app.command()(show.show)
 app.command()(models.models)
 app.command()(layers.layers)
+app.command()(tune.tune)
 app.command()(demo.demo)

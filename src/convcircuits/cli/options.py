@@ -19,6 +19,22 @@ Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Refit = Literal["none", "kernels", "filters", "mean", "best"]
 Width = Literal["screen", "180mm", "88mm"]
+Measure = Literal[
+    "curve_preference",
+    "polarity_invariance",
+    "relative",
+    "line",
+    "arc",
+    "corner",
+    "circle",
+    "square",
+    "grating",
+    "line_selectivity",
+    "arc_selectivity",
+    "corner_selectivity",
+    "square_selectivity",
+    "grating_selectivity",
+]
 _DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
@@ -79,6 +95,7 @@ def _default(name: str) -> str:
 
 
 ModelOption = Annotated[str, _model(_MODEL_HELP)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL", autocompletion=_begin_with)]
 FeatureOption = Annotated[str, _FEATURE]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DeviceOption = Annotated[

@@ -321,4 +321,6 @@ def _ink(stimulus: Stimulus) -> tuple[float | None, float, float]:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -93,7 +93,8 @@ def battery(side: float, *, contrast: float = 0.5, background: float = 0.5) -> l
     """
     if not side >= _SMALLEST:
         raise ConvCircuitsError(
-            f"A battery needs a square of {_SMALLEST} pixels or more; got {side!r}. Choose stimuli."
+            f"These stimuli need a square of {_SMALLEST} pixels or more; got {side:g}. Choose a later layer, "
+            "or other stimuli."
         )
     widths = [width for width in (max(1, side / 20), max(2, side / 10)) if math.pi * width <= _LENGTHS[-1] * side]
     strokes = [
