@@ -9,7 +9,7 @@ from PIL import Image
 
 import convcircuits as cc
 from convcircuits import charts
-from convcircuits.charts import fidelity_chart
+from convcircuits.charts import fidelity_chart, tuning_chart
 
 CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
 COLUMNS = ("r2", "r2_interior", "r2_rectified", "pearson")
@@ -203,6 +203,69 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
     fidelity_chart(table(), tmp_path / "a.png", title="T")
     assert dict(matplotlib.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) == pyplot
+
+
+# --- tuning curves
+
+CURVES = [
+    {"feature": feature, "kind": kind, "parameter": parameter, "value": value, "relative": sign * value - 3}
+    for feature, sign in (("conv:1", 1), ("conv:2", -1))
+    for kind, parameters in (("line", ("size", "orientation")), ("grating", ("frequency",)))
+    for parameter in parameters
+    for value in (0, 5, 9)
+]
+
+
+def shown(figure):
+    """The panels with curves: (kind, parameter) -> the axis."""
+    rows, columns = figure.axes[0].get_subplotspec().get_gridspec().get_geometry()
+    lines = [figure.axes[n * columns : (n + 1) * columns] for n in range(rows)]
+    return {(line[0].get_title(), axis.get_xlabel()): axis for line in lines for axis in line[1:] if axis.axison}
+
+
+def test_each_kind_and_parameter_has_a_panel_with_the_curve_of_each_feature(tmp_path, drawn):
+    tuning_chart(CURVES, tmp_path / "a.svg", title="How it is tuned")
+    panels = shown(drawn[0])
+    assert set(panels) == {
+        ("line", "size (pixels)"),
+        ("line", "orientation (degrees)"),
+        ("grating", "cycles per pixel"),
+    }
+    for axis in panels.values():
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        assert lines["conv:1"].get_xydata().tolist() == [[0, -3], [5, 2], [9, 6]]
+        assert lines["conv:2"].get_xydata().tolist() == [[0, -3], [5, -8], [9, -12]]
+    assert len({axis.get_ylim() for axis in panels.values()}) == 1
+    assert {"How it is tuned", "conv:1", "conv:2", "line", "grating"} <= set(svg_text(tmp_path / "a.svg"))
+
+
+def test_one_feature_needs_no_legend_and_may_have_gaps(tmp_path, drawn):
+    rows = [row for row in CURVES if row["feature"] == "conv:1" and (row["kind"], row["value"]) != ("grating", 5)]
+    tuning_chart(rows, tmp_path / "a.png", title="T")
+    assert not drawn[0].legends
+    axis = shown(drawn[0])["grating", "cycles per pixel"]
+    assert axis.get_lines()[0].get_xdata().tolist() == [0, 9]
+
+
+def test_pictures_stand_before_the_curves_of_their_kind(tmp_path, drawn):
+    tuning_chart(CURVES, tmp_path / "a.png", title="T", pictures={"line": [[0, 0.5], [1, 0.25]]})
+    images = {axis.get_title(): [image.get_array().tolist() for image in axis.get_images()] for axis in drawn[0].axes}
+    assert images["line"] == [[[0, 0.5], [1, 0.25]]]
+    assert images["grating"] == []
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 500
+
+
+def test_a_unit_that_answers_to_nothing_has_a_chart(tmp_path):
+    tuning_chart([row | {"relative": 0.0} for row in CURVES], tmp_path / "a.svg", title="T")
+    assert "conv:2" in svg_text(tmp_path / "a.svg")
+
+
+def test_a_chart_of_curves_is_written_whole_or_not_at_all(tmp_path):
+    for name, said in (("a.gif", "must be a .png, .svg or .pdf"), ("none/a.png", "cannot be written")):
+        with pytest.raises(cc.ConvCircuitsError, match=said):
+            tuning_chart(CURVES, tmp_path / name, title="T")
+    assert not list(tmp_path.iterdir())
 
 
 def test_charts_know_tables_only():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.finding import find, find_path, prune, score
     from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
+    from convcircuits.circuits.tuning import tune
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.host import Diagram
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
     from convcircuits.values.split import Split
+    from convcircuits.values.stimulus import Stimulus
     from convcircuits.values.top import Top
+    from convcircuits.values.tuning import Tuning
 
 __all__ = [
     "CRITERIA",
@@ -54,7 +57,9 @@ __all__ = [
     "Feature",
     "Scores",
     "Split",
+    "Stimulus",
     "Top",
+    "Tuning",
     "Units",
     "__version__",
     "activations",
@@ -74,6 +79,7 @@ __all__ = [
     "score",
     "split",
     "top",
+    "tune",
     "units",
 ]
 
@@ -89,7 +95,9 @@ _MODULES = {
     "Feature": "values.feature",
     "Scores": "values.scores",
     "Split": "values.split",
+    "Stimulus": "values.stimulus",
     "Top": "values.top",
+    "Tuning": "values.tuning",
     "Units": "maps.units",
     "activations": "circuits.evaluation",
     "compare": "circuits.comparison",
@@ -108,6 +116,7 @@ _MODULES = {
     "score": "circuits.finding",
     "split": "subfeatures.splitting",
     "top": "maps.top",
+    "tune": "circuits.tuning",
     "units": "maps.units",
 }
 

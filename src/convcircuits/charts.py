@@ -24,6 +24,15 @@ _BESIDE_STYLE: dict[str, dict[str, Any]] = {
     "best random circuit of equal size": {"color": "#999999", "linestyle": (0, (1, 3)), "linewidth": 1.6},
 }
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
+_PARAMETERS = {
+    "size": "size (pixels)",
+    "width": "width (pixels)",
+    "orientation": "orientation (degrees)",
+    "turn": "turn (degrees)",
+    "frequency": "cycles per pixel",
+    "phase": "phase (degrees)",
+    "contrast": "contrast",
+}
 
 
 def check_charts_installed() -> None:
@@ -58,12 +67,10 @@ def fidelity_chart(
         ConvCircuitsError: If matplotlib is not installed, or the file has another suffix or cannot be written.
     """
     check_charts_installed()
+    _check_suffix(path)
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    kind = path.suffix.lstrip(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise ConvCircuitsError(f"A chart must be a .png, .svg or .pdf file; got {path}.")
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
     figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
@@ -110,8 +117,91 @@ def fidelity_chart(
     lines += [line for line in axes[0].get_lines() if line.get_label() in _BESIDE_STYLE]
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
+    _write(figure, path)
+
+
+def tuning_chart(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    pictures: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> None:
+    """Draw tuning curves: a row of panels for each kind of stimulus, one for each parameter, a line for each feature.
+
+    All panels have one scale of responses; 0 is the response to the background alone.
+
+    Args:
+        rows: Mappings as returned by ``Tuning.curves``, at least one.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file.
+        title: Title above the charts.
+        pictures: Gray levels from 0 to 1, row by row, of a stimulus of each kind, such as the preferred one of the
+            first feature; drawn at the beginning of the row.
+
+    Raises:
+        ConvCircuitsError: If matplotlib is not installed, or the file has another suffix or cannot be written.
+    """
+    check_charts_installed()
+    _check_suffix(path)
+    from matplotlib.figure import Figure
+
+    kinds, features = (list(dict.fromkeys(row[name] for row in rows)) for name in ("kind", "feature"))
+    parameters = {k: list(dict.fromkeys(row["parameter"] for row in rows if row["kind"] == k)) for k in kinds}
+    columns = 1 + max(map(len, parameters.values()))
+    figure = Figure(figsize=(2.3 * columns, 1.75 * len(kinds) + 1.1), layout="constrained")
+    axes = figure.subplots(len(kinds), columns, squeeze=False)
+    values = [row["relative"] for row in rows]
+    room = 0.06 * (max(*values, 0) - min(*values, 0)) or 1
+    limits = (min(*values, 0) - room, max(*values, 0) + room)
+    for line, kind in zip(axes, kinds, strict=True):
+        for axis in line[1 + len(parameters[kind]) :]:
+            axis.set_axis_off()
+        _show_picture(line[0], kind, (pictures or {}).get(kind))
+        for axis, parameter in zip(line[1:], parameters[kind], strict=False):
+            own = [row for row in rows if (row["kind"], row["parameter"]) == (kind, parameter)]
+            _draw_curves(axis, own, features)
+            axis.set_ylim(*limits)
+            axis.set_xlabel(_PARAMETERS[parameter], fontsize=8)
+        line[1].set_ylabel("relative response", fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    if len(features) > 1:
+        handles = axes[0][1].get_lines()[: len(features)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    _write(figure, path)
+
+
+def _show_picture(axis: Any, kind: str, picture: Sequence[Sequence[float]] | None) -> None:
+    axis.set_title(kind, fontsize=10)
+    axis.set_axis_off()
+    if picture is not None:
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _draw_curves(axis: Any, rows: Sequence[Mapping[str, Any]], features: Sequence[str]) -> None:
+    """Draw the curve of each feature, and the line of no response."""
+    for n, feature in enumerate(features):
+        points = [(row["value"], row["relative"]) for row in rows if row["feature"] == feature]
+        axis.plot(
+            *zip(*points, strict=True) if points else ([], []),
+            color=_COLORS[n % len(_COLORS)],
+            marker=_MARKERS[n % len(_MARKERS)],
+            markersize=3.5,
+            linewidth=1.4,
+            label=feature,
+        )
+    axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConvCircuitsError(f"A chart must be a .png, .svg or .pdf file; got {path}.")
+
+
+def _write(figure: Any, path: Path) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=150)
+    figure.savefig(content, format=path.suffix.lstrip("."), dpi=150)
     write_whole(path, content.getvalue())
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show, top, units
+from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show, top, tune, units
 from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
@@ -43,4 +43,5 @@ app.command()(models.models)
 app.command()(layers.layers)
 app.command()(units.units)
 app.command()(top.top)
+app.command()(tune.tune)
 app.command()(demo.demo)

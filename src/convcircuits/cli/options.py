@@ -22,6 +22,22 @@ Width = Literal["screen", "180mm", "88mm"]
 Measure = Literal[
     "rectified_variance", "active", "active_images", "sparsity", "at_border", "inside", "average_map_r2", "highest"
 ]
+TuningMeasure = Literal[
+    "curve_preference",
+    "polarity_invariance",
+    "relative",
+    "line",
+    "arc",
+    "corner",
+    "circle",
+    "square",
+    "grating",
+    "line_selectivity",
+    "arc_selectivity",
+    "corner_selectivity",
+    "square_selectivity",
+    "grating_selectivity",
+]
 _DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",

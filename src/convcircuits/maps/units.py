@@ -256,7 +256,7 @@ def units(
     """
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
-    subject = _all_units(network, layer, call, batches.first_shape())
+    subject = all_units(network, layer, batches.first_shape(), position="interior", call=call)
     ranking = Ranking(subject, count=count, sample=0, seed=0)
     sums, done = _Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
     for maps, hashes in full_maps(subject, batches):
@@ -357,10 +357,12 @@ class _Sums:
         return missed
 
 
-def _all_units(network: Network, layer: str, call: int | None, shape: tuple[int, ...]) -> Subject:
-    """Open a feature that consists of all units of a layer, on the interior."""
+def all_units(
+    network: Network, layer: str, shape: tuple[int, ...], *, position: Position = "all", call: int | None = None
+) -> Subject:
+    """Open a feature that consists of all units of a layer."""
     image = torch.zeros(1, *shape, device=network.device, dtype=network.dtype)
     with torch.no_grad():
         output = network.run(Feature(layer, 0, call=call), image, lambda call: call.compute())
     every = tuple(range(output.shape[1]))
-    return Subject.open(network, Feature(layer, every, position="interior", call=call), shape)
+    return Subject.open(network, Feature(layer, every, position=position, call=call), shape)

@@ -13,6 +13,7 @@ from torch import nn
 
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.values.feature import Feature
+from convcircuits.values.stimulus import Stimulus
 from convcircuits.values.tables import suggest
 from convcircuits.zoo.layers import LayerInfo, aliases, list_layers, takes
 from convcircuits.zoo.packages import INSTALL
@@ -25,6 +26,7 @@ from convcircuits.zoo.preprocessing import (
     output_shape,
 )
 from convcircuits.zoo.sources import OWN_CODE, RANDOM, SOURCES, Built, build, parts
+from convcircuits.zoo.stimuli import draw
 from convcircuits.zoo.weights import load_state_dict, read_state_dict
 
 
@@ -78,6 +80,29 @@ class LoadedModel:
         """Return the inputs (4, C) for black, red, green and blue, from which inputs can be turned into pictures."""
         plain = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
         return torch.stack([self.preprocess(Image.new("RGB", (64, 64), color)).mean((1, 2)) for color in plain])
+
+    def draw(
+        self, stimuli: Sequence[Stimulus], *, size: tuple[int, int], center: tuple[float, float] | None = None
+    ) -> torch.Tensor:
+        """Draw stimuli as inputs of the model (N, C, H, W), normalized like pictures, but never resized or cropped.
+
+        Arguments and errors are those of ``convcircuits.zoo.stimuli.draw``.
+
+        Raises:
+            ConvCircuitsError: Also if the preprocessing is not linear in gray levels, so that it cannot be applied.
+        """
+        black, white = (self._input_of_gray(level) for level in (0, 255))
+        if not torch.allclose(self._input_of_gray(128), black + 128 / 255 * (white - black), rtol=1e-3, atol=1e-5):
+            raise ConvCircuitsError(
+                f"The preprocessing of {self.name} is not linear in gray levels, so stimuli cannot be prepared like "
+                "pictures; draw inputs with a function of your own."
+            )
+        levels = draw(stimuli, size=size, center=center)[:, :1]
+        return black[:, None, None] + levels * (white - black)[:, None, None]
+
+    def _input_of_gray(self, level: int) -> torch.Tensor:
+        """Return the input (C,) for a plain gray picture."""
+        return self.preprocess(Image.new("RGB", (64, 64), (level, level, level))).mean((1, 2))
 
     def _unit(self, layer: str, name: str) -> int:
         layer = self.aliases.get(layer, layer)

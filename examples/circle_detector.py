@@ -1,0 +1,171 @@
+# %% [markdown]
+# # A circle detector, from parts
+#
+# A unit answers to large circles and to small ones. Does one circuit do both? Here a unit of VGG16 is chosen by its
+# tuning. One circuit is found on small circles alone, another on large ones alone, and each is measured on both. (The
+# paper does so for a unit of AlexNet.)
+#
+# First, **tune** shows lines, arcs, corners, circles, squares and gratings to every unit of three layers, placed in its
+# receptive field. The strokes have one width here, to save time.
+
+# %%
+import random
+from itertools import product
+from statistics import median
+
+import torch
+
+import convcircuits as cc
+from convcircuits.zoo.models import load_model
+from convcircuits.zoo.stimuli import battery
+
+loaded = load_model("vgg16_hed")
+model = loaded.model
+
+
+def shown(side):
+    """Stimuli for a field: the gratings and the thick strokes."""
+    return [stimulus for stimulus in battery(side) if stimulus.width in (None, side / 10)]
+
+
+tunings = {
+    layer: cc.tune(model, layer, shown, draw=loaded.draw) for layer in ("features.10", "features.12", "features.14")
+}
+for layer, tuning in tunings.items():
+    print(layer, tuning.responses.shape, "field", tuning.field)
+
+# %% [markdown]
+# The rule that chooses the unit: circles of every diameter, bright and dark, excite it at least half as much as what
+# excites it most. Of these units, it is the one with the highest **curve preference**: the one whose best response to
+# anything straight, squares of the same circumference included, is the smallest share of that to circles and arcs.
+
+# %%
+
+
+def weakest_circle(tuning):
+    """Each unit's response to the diameter and polarity of circles that excites it least, at the best place."""
+    alike = {}
+    for number, stimulus in enumerate(tuning.stimuli):
+        if stimulus.kind == "circle":
+            alike.setdefault((stimulus.size, stimulus.contrast), []).append(number)
+    return torch.stack([tuning.relative[:, numbers].amax(1) for numbers in alike.values()]).amin(0)
+
+
+candidates = [
+    (float(tuning.curve_preference[unit]), layer, unit)
+    for layer, tuning in tunings.items()
+    for unit in range(len(tuning.features))
+    if not tuning.weak[unit] and weakest_circle(tuning)[unit] >= tuning.highest()[unit] / 2
+]
+for preference, layer, unit in sorted(candidates, reverse=True)[:5]:
+    print(f"{layer}:{unit}  curve preference {preference:.2f}")
+
+_, layer, unit = max(candidates)
+tuning = tunings[layer]
+feature = tuning.features[unit]
+tuning.take([unit])
+
+# %% [markdown]
+# Now small circles and large ones, in the center of its field. Circuits are found on some, and measured on circles of
+# other diameters, widths, contrasts and places.
+
+# %%
+
+
+def circles(diameters, widths, contrasts, shifts):
+    """Circles of all combinations."""
+    return [
+        cc.Stimulus("circle", diameter, width=width, contrast=contrast, offset=offset)
+        for diameter, width, contrast, offset in product(diameters, widths, contrasts, product(shifts, shifts))
+    ]
+
+
+found_on = {
+    "small": circles((6, 8), (2,), (-0.5, 0.5), (-3, 0, 3)),
+    "large": circles((22, 24), (2,), (-0.5, 0.5), (-3, 0, 3)),
+}
+held_out = {
+    "small": circles((7,), (1.5, 2.5), (-0.35, 0.35), (-1.5, 1.5)),
+    "large": circles((23,), (1.5, 2.5), (-0.35, 0.35), (-1.5, 1.5)),
+}
+print({name: (len(some), len(held_out[name])) for name, some in found_on.items()})
+
+# %% [markdown]
+# One set of scores per group gives circuits of all sizes. The error of a circuit is the mean of |response in the
+# circuit - response in the model|, as a share of the mean |response in the model|, at the center of the map.
+
+# %%
+densities = (0.2, 0.1, 0.05)
+
+
+def circuits(groups):
+    """For each group of stimuli, the circuits of all densities."""
+    found = {}
+    for name, stimuli in groups.items():
+        images = loaded.draw(stimuli, size=tuning.image, center=tuning.center)
+        scores = cc.score(model, feature, images, criterion="snip")
+        found[name] = [cc.prune(scores, density=density) for density in densities]
+    return found
+
+
+def responses(stimuli, circuit=None):
+    """What the unit answers at the center of its map, in the model or in a circuit."""
+    return cc.tune(model, feature, stimuli, draw=loaded.draw, size=tuning.image, circuit=circuit).responses[0]
+
+
+def cross(found, groups):
+    """Print the error of every circuit on the held-out circles of both groups."""
+    every = [stimulus for stimuli in groups.values() for stimulus in stimuli]
+    full = responses(every).split([len(stimuli) for stimuli in groups.values()])
+    for number, density in enumerate(densities):
+        for name, path in found.items():
+            own = responses(every, path[number]).split([len(part) for part in full])
+            errors = [float((a - b).abs().mean() / b.abs().mean()) for a, b in zip(own, full, strict=True)]
+            said = "  ".join(f"on {group} {error:.2f}" for group, error in zip(groups, errors, strict=True))
+            print(f"{density:4.0%} of the kernels, found on {name}: error {said}")
+
+
+by_size = circuits(found_on)
+cross(by_size, held_out)
+
+# %% [markdown]
+# Each circuit keeps the responses to its own circles much better than those to the others. Is that because the groups
+# differ in size? Dealt out to two groups by chance, the same circles give circuits that do equally well on both:
+
+
+# %%
+def dealt(groups, seed):
+    """Deal the stimuli of both groups out by chance."""
+    every = [stimulus for stimuli in groups.values() for stimulus in stimuli]
+    random.Random(seed).shuffle(every)
+    return {"one half": every[::2], "the other": every[1::2]}
+
+
+by_chance = circuits(dealt(found_on, 0))
+cross(by_chance, dealt(held_out, 1))
+
+# %% [markdown]
+# The two circuits begin alike, part in the middle, and meet again at the unit. The overlap of circuits found on circles
+# dealt out by chance is what to compare with.
+
+# %%
+small, large = (path[-1] for path in by_size.values())
+chance = by_chance["one half"][-1].iou_by_layer(by_chance["the other"][-1])
+for name, overlap in small.iou_by_layer(large).items():
+    print(f"{name:12s} overlap {overlap:.2f}  by chance {chance[name]:.2f}")
+
+# %% [markdown]
+# What are the parts? The unit reads the filters of the layer before it. Their tuning is known from the beginning: here
+# are the diameters of the circles that they prefer.
+
+# %%
+before = tunings["features.12"]
+diameters = [stimulus.size for stimulus in before.preferred("circle")]
+in_small, in_large = (circuit.kernels[layer][unit] for circuit in (small, large))
+for name, kept in (
+    ("small alone", in_small & ~in_large),
+    ("both", in_small & in_large),
+    ("large alone", in_large & ~in_small),
+):
+    preferred = [diameters[n] for n in kept.nonzero()[:, 0].tolist() if not before.weak[n]]
+    print(f"read for {name:11s}  {len(preferred):3d} filters, which prefer circles of {median(preferred):4.1f} pixels")
