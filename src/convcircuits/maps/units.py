@@ -22,7 +22,7 @@ from convcircuits.network.batches import Batches, Images, Progress
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
-from convcircuits.values.feature import Feature, flattened
+from convcircuits.values.feature import Feature, Position, flattened
 from convcircuits.values.report import without_nan
 from convcircuits.values.tables import suggest
 from convcircuits.values.top import Top
