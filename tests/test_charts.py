@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import convcircuits as cc
+import twofold
 from convcircuits import charts
-from convcircuits.charts import fidelity_chart, tuning_chart
+from convcircuits.charts import cross_chart, fidelity_chart, tuning_chart
 
 CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
 COLUMNS = ("r2", "r2_interior", "r2_rectified", "pearson")
@@ -272,3 +273,51 @@ def test_charts_know_tables_only():
     source = Path(charts.__file__).read_text()
     assert "torch" not in source
     assert "numpy" not in source
+
+
+# --- the cross-test
+
+
+def cross(groups=("red", "blue"), densities=(0.5, 0.1)):
+    """A cross-test in which circuits err by .1 on their own groups and by .8 on others."""
+    return {
+        "feature": "2:0@max",
+        "verdict": "selective",
+        "groups": dict.fromkeys(groups, 5),
+        "chosen": 1,
+        "selectivity": [{"density": density} for density in densities],
+        "rows": [
+            {"circuit": a, "group": b, "size": size, "density": density, "error": 0.1 if a == b else 0.8}
+            for size, density in enumerate(densities)
+            for a in groups
+            for b in groups
+        ],
+    }
+
+
+def test_a_cross_test_shows_a_curve_of_each_circuit_on_each_group_and_the_matrix(tmp_path, drawn):
+    cross_chart(cross(("a", "b", "c")), tmp_path / "cross.svg")
+    (figure,) = drawn
+    *panels, matrix = figure.axes
+    assert [panel.get_title() for panel in panels] == ["on images of a", "on images of b", "on images of c"]
+    for own, panel in enumerate(panels):
+        lines = panel.get_lines()[:3]
+        assert [list(line.get_ydata()) for line in lines] == [[0.1] * 2 if n == own else [0.8] * 2 for n in range(3)]
+        assert all(list(line.get_xdata()) == [0.5, 0.1] for line in lines)
+        assert [line.get_linestyle() for line in lines] == ["-" if n == own else "--" for n in range(3)]
+    shown = [float(text.get_text()) for text in matrix.texts]
+    assert shown == [0.1 if a == b else 0.8 for a in range(3) for b in range(3)]
+    assert matrix.get_title() == "at 10 % of the kernels"
+    text = svg_text(tmp_path / "cross.svg")
+    assert {"2:0@max: selective", "circuit of a", "circuit of c"} <= set(text)
+
+
+def test_a_real_cross_test_can_be_drawn(tmp_path):
+    made, blue = twofold.images(12)
+    groups = {"red": made[~blue], "blue": made[blue]}
+    report = cc.cross(twofold.net(), {name: twofold.circuit(name) for name in groups}, groups)
+    cross_chart(report.as_dict(), tmp_path / "cross.png")
+    with Image.open(tmp_path / "cross.png") as image:
+        assert image.width > 1000
+    with pytest.raises(cc.ConvCircuitsError, match=r"a \.png, \.svg or \.pdf file"):
+        cross_chart(report.as_dict(), tmp_path / "cross.gif")

@@ -69,7 +69,6 @@ def fidelity_chart(
     check_charts_installed()
     _check_suffix(path)
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
 
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
@@ -104,16 +103,10 @@ def fidelity_chart(
             )
         for label, points in _beside(rows, column).items():
             axis.plot(*zip(*points, strict=True), label=label, **_BESIDE_STYLE[label])
-        axis.set_xscale("log")
-        axis.set_xticks(densities)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{100 * d:g} %"))
-        axis.xaxis.set_minor_locator(NullLocator())
+        _show_densities(axis, densities)
         axis.set_ylim(-0.55, 1.04)  # how far R2 is below 0 does not matter
         axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
         axis.set_title(heading, fontsize=10)
-        axis.set_xlabel("kernels kept / relevant kernels", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
     lines += [line for line in axes[0].get_lines() if line.get_label() in _BESIDE_STYLE]
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
@@ -191,6 +184,89 @@ def _draw_curves(axis: Any, rows: Sequence[Mapping[str, Any]], features: Sequenc
         )
     axis.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
     axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def cross_chart(cross: Mapping[str, Any], path: Path) -> None:
+    """Draw a cross-test: errors on each group against density, and the matrix of errors at one size.
+
+    A circuit's line is solid on its own group and dashed on the others.
+
+    Args:
+        cross: What ``Cross.as_dict`` returns.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file.
+
+    Raises:
+        ConvCircuitsError: If matplotlib is not installed, or the file has another suffix or cannot be written.
+    """
+    check_charts_installed()
+    _check_suffix(path)
+    from matplotlib.figure import Figure
+
+    names, chosen = list(cross["groups"]), cross["chosen"]
+    figure = Figure(figsize=(3.3 * len(names) + 3.6, 3.9), layout="constrained")
+    *axes, last = figure.subplots(1, len(names) + 1)
+    densities = [one["density"] for one in cross["selectivity"]]
+    for axis, name in zip(axes, names, strict=True):
+        for n, other in enumerate(names):
+            rows = [row for row in cross["rows"] if (row["circuit"], row["group"]) == (other, name)]
+            axis.plot(
+                [row["density"] for row in rows],
+                [row["error"] for row in rows],
+                color=_COLORS[n % len(_COLORS)],
+                marker=_MARKERS[n % len(_MARKERS)],
+                linestyle="-" if other == name else "--",
+                linewidth=2 if other == name else 1.4,
+                label=f"circuit of {other}",
+            )
+        axis.axhline(1, color="#dddddd", linewidth=0.8, zorder=0)
+        axis.axvline(densities[chosen], color="#dddddd", linewidth=0.8, zorder=0)
+        _show_densities(axis, densities)
+        axis.set_ylim(-0.03, max(1.05, *(row["error"] or 0 for row in cross["rows"])) + 0.03)
+        axis.set_title(f"on images of {name}", fontsize=10)
+    axes[0].set_ylabel("relative error at the image's own position", fontsize=9)
+    _show_matrix(last, cross, names, chosen)
+    figure.suptitle(f"{cross['feature']}: {cross['verdict']}", fontsize=11)
+    handles = [axis.get_lines()[n] for n, axis in enumerate(axes)]  # each on its own group, a solid line
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    _write(figure, path)
+
+
+def _show_matrix(axis: Any, cross: Mapping[str, Any], names: Sequence[str], chosen: int) -> None:
+    """Show the error of every circuit on every group at one size."""
+    errors = {(row["circuit"], row["group"]): row["error"] for row in cross["rows"] if row["size"] == chosen}
+    matrix = [[errors[circuit, group] for group in names] for circuit in names]
+    most = max(1, *(value for row in matrix for value in row))
+    axis.imshow(matrix, cmap="Oranges", vmin=0, vmax=most)
+    for n, row in enumerate(matrix):
+        for m, value in enumerate(row):
+            axis.text(
+                m,
+                n,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=11,
+                color="#111111" if value < most / 2 else "white",
+            )
+    places = range(len(names))
+    axis.set_xticks(places, [f"on {name}" for name in names], fontsize=8)
+    axis.set_yticks(places, [f"circuit of\n{name}" for name in names], fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(f"at {100 * cross['selectivity'][chosen]['density']:.3g} % of the kernels", fontsize=10)
+
+
+def _show_densities(axis: Any, densities: Sequence[float]) -> None:
+    """Set up a horizontal axis of densities."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xticks(sorted(densities))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{100 * d:.3g} %"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("kernels kept / relevant kernels", fontsize=9)
+    axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
