@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show
+from convcircuits.cli import benchmark, compare, demo, diagram, evaluate, extract, find, layers, models, show
 from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
@@ -42,3 +42,4 @@ app.command()(show.show)
 app.command()(models.models)
 app.command()(layers.layers)
 app.command()(demo.demo)
+app.add_typer(benchmark.app, name="benchmark")
