@@ -1,5 +1,6 @@
 """What tests of several modules share: cases to run over, circuits of them, how results are compared."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
+from convcircuits.values.tables import LayerTable
 from nets import NETS
 
 # ---------------------------------------- cases
@@ -262,3 +264,22 @@ def parts_of_file(value):
     header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"])
     del header["checksum"]
     return header, tensors
+
+
+# ---------------------------------------- planted circuits
+
+
+def planted_circuit(net, masks, offset=None):
+    """The circuit of these kernels with the truth's offsets, or others."""
+    circuit = cc.Circuit.from_masks(net.model, net.feature, masks, input_shape=(3, 32, 32))
+    return dataclasses.replace(circuit, offset=LayerTable(net.offset if offset is None else offset))
+
+
+def planted_map(net, masks, images, offset=None):
+    return cc.activations(net.model, net.feature, images, circuit=planted_circuit(net, masks, offset))
+
+
+def planted_loss(net, masks, images):
+    """1 - R2 of the circuit with these masks and the truth's offsets."""
+    full = cc.activations(net.model, net.feature, images)
+    return float((planted_map(net, masks, images) - full).square().sum() / (full - full.mean()).square().sum())

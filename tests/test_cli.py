@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import inspect
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ import convcircuits as cc
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
-from convcircuits.cli import application, comparing, console, find, preparing
+from convcircuits.cli import application, benchmark, comparing, console, find, preparing
 from convcircuits.cli import demo as demo_command
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
@@ -40,6 +41,7 @@ from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.values.stimulus import OWN, PERIODS
 from convcircuits.zoo.images import crops, load_folder, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import list_models, load_model
+from convcircuits.zoo.planted import KINDS
 from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
 from convcircuits.zoo.stimuli import battery
@@ -215,6 +217,30 @@ def test_layers_go_by_the_names_that_their_community_has(folder, good):
     assert "--feature features.5:5@max " in good("show vgg16_hed-features.5-5-max.safetensors --json")["again"]
 
 
+# --- benchmark
+
+
+def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
+    line = "benchmark truth --nets plain,compiled --criteria gauss_newton,random --seeds 2 --count 8 --out t.csv"
+    head, *rows, _, _, wrote = good(f"{line} --option gauss_newton.centered=yes").splitlines()
+    assert head.split("  ")[0] == "net"
+    assert [row.split()[:2] for row in rows] == [
+        [net, criterion] for net in ("plain", "compiled") for criterion in ("gauss_newton", "random")
+    ]
+    assert wrote == "wrote t.csv"
+    with Path("t.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [(row["net"], row["seed"], row["criterion"]) for row in written] == [
+        (net, seed, criterion)
+        for net, seed, criterion in itertools.product(("plain", "compiled"), "01", ("gauss_newton", "random"))
+    ]
+    document = good(f"{line.replace(' --out t.csv', '')} --option gauss_newton.centered=yes --json")
+    assert document["count"] == 8
+    assert [{name: str(value) for name, value in row.items()} for row in document["rows"]] == written
+    assert sum(row["auroc"] for row in document["rows"][::2]) > sum(row["auroc"] for row in document["rows"][1::2]) + 1
+    assert good(f"{line} --json")["rows"][0] != document["rows"][0]  # without the option
+
+
 # --- help
 
 
@@ -231,6 +257,7 @@ COMMANDS = [
     "top",
     "tune",
     "demo",
+    "benchmark",
 ]
 
 
@@ -246,6 +273,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert args(choices.Criterion) == set(choices.CRITERION_OPTIONS) == set(CRITERIA)
     assert args(choices.Granularity) == set(SHAPES)
     assert args(choices.Pictures) == set(LABELS)
+    assert tuple(KINDS) == benchmark.NETS
     assert args(choices.Refit) == {*METHODS, BEST}
     assert args(choices.Width) == args(Width)
     assert args(choices.Measure) == set(MEASURES)
@@ -275,7 +303,9 @@ def test_help_lists_commands_types_choices_and_the_options_of_every_criterion(go
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ["--help", "--version", *(f"{command} --help" for command in COMMANDS)])
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", *(f"{command} --help" for command in [*COMMANDS, "benchmark truth"])]
+)
 def test_help_needs_no_torch(line):
     """That is what takes long; how long is no test's to say."""
     program = (
@@ -1535,6 +1565,14 @@ BAD = {
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
+    "truth: unknown net": (
+        "benchmark truth --nets plain,leak",
+        "There is no kind of network 'leak'. Similar names: leaky",
+    ),
+    "truth: unknown criterion": ("benchmark truth --criteria snip,snap", "Similar names: snip"),
+    "truth: option": ("benchmark truth --criteria snip --option force.steps=2", "write it as --option snip.NAME=VALUE"),
+    "truth: suffix": ("benchmark truth --out a.txt", "--out a.txt must end in .csv"),
+    "truth: missing folder": ("benchmark truth --out nowhere/a.csv", "nowhere"),
     "models: unknown": ("models vgg16_head", "vgg16_hed"),
     "tune: unknown model": ("tune vgg16_head 2", "vgg16_hed"),
     "tune: unknown layer": ("tune tiny_net:net 22", "has no layer '22'. Similar names: 2"),
@@ -1615,6 +1653,8 @@ USAGE = [
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",
+    "benchmark",
+    "benchmark truth --seeds 0",
 ]
 
 
@@ -1632,9 +1672,10 @@ def test_a_usage_error_is_exit_code_2(line, folder, run):
 def test_every_option_has_been_given_what_is_wrong():
     """So that what is said of each one is among the mistakes above."""
     wrong = " ".join([line for line, _ in BAD.values()] + USAGE)
+    commands = typer.main.get_command(application.app).commands
     options = {
         parameter.opts[0]
-        for command in typer.main.get_command(application.app).commands.values()
+        for command in [*commands.values(), *commands["benchmark"].commands.values()]
         for parameter in command.params
         if parameter.param_type_name == "option" and not parameter.is_flag
     }

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 import convcircuits as cc
 from cases import LAST, calibration, close
@@ -17,6 +16,7 @@ from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.circuits.sizes import PARTS
 from convcircuits.circuits.tracing import Trace
+from convcircuits.circuits.truth import agreement, removal_order
 from convcircuits.compiler.extraction import Trainable
 from convcircuits.compiler.layout import UnextractableError
 from convcircuits.network.batches import Batches
@@ -152,21 +152,12 @@ def test_a_planted_circuit_is_recovered_and_its_gains_come_out_1(variant, seed):
     snip = cc.score(planted.model, planted.feature, images, criterion="snip")
     count = sum(int(kept.sum()) for kept in planted.truth.values())
     path = cc.find_path(planted.model, planted.feature, images, kernels=count, start=1.0, positions=2000)
-    order = {layer: sum(circuit[layer].double() for circuit in path) for layer in path[0].elements}
-    assert auroc(planted, snip.elements, snip) < 0.8
-    assert auroc(planted, order, snip) >= 0.95
+    assert agreement(snip.elements, planted.truths).auroc < 0.8
+    assert agreement(removal_order(path), planted.truths).auroc >= 0.95
     last = cc.refit(planted.model, path[-1], images, ridge=1e-6)
     assert cc.evaluate(planted.model, last, planted_images(24, seed=99).double()).r2 > 0.9999
     for layer, kept in last.kernels.items():
         torch.testing.assert_close(last.gain[layer][kept], torch.ones_like(last.gain[layer][kept]), rtol=0, atol=1e-3)
-
-
-def auroc(planted, order, scores):
-    """The best over the minimal truths."""
-    scored = {layer: ~values.isnan() for layer, values in scores.elements.items()}
-    values = torch.cat([order[layer][mask].double() for layer, mask in scored.items()]).numpy()
-    truths = [torch.cat([one[k][mask] for k, mask in scored.items()]) for one in (planted.truth, *planted.alternatives)]
-    return max(roc_auc_score(truth.numpy(), values) for truth in truths)
 
 
 @pytest.mark.parametrize(

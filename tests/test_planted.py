@@ -6,10 +6,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 
 import convcircuits as cc
-from convcircuits.values.tables import LayerTable
+from cases import planted_circuit, planted_loss, planted_map
+from convcircuits.circuits.truth import agreement
 from convcircuits.zoo.planted import plant, planted_images
 
 VARIANTS = {
@@ -21,7 +21,6 @@ VARIANTS = {
 }
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.oracle) for seed in range(1, 5))]
 EACH = pytest.mark.parametrize("variant", VARIANTS)
-SHAPE = (3, 32, 32)
 
 
 def planted(seed, variant="plain", **options):
@@ -32,16 +31,12 @@ def images(count=6):
     return planted_images(count, seed=1000).double()
 
 
-def circuit_map(net, masks, offset=None):
-    circuit = cc.Circuit.from_masks(net.model, net.feature, masks, input_shape=SHAPE)
-    circuit = dataclasses.replace(circuit, offset=LayerTable(net.offset if offset is None else offset))
-    return cc.activations(net.model, net.feature, images(), circuit=circuit)
+def circuit_map(net, masks):
+    return planted_map(net, masks, images())
 
 
 def lost(net, masks):
-    """1 - R2 of the circuit with these masks and the truth's offsets."""
-    full = cc.activations(net.model, net.feature, images())
-    return float((circuit_map(net, masks) - full).square().sum() / (full - full.mean()).square().sum())
+    return planted_loss(net, masks, images())
 
 
 def least_squares(net, masks):
@@ -107,17 +102,15 @@ def test_without_constants_the_truth_needs_no_offset():
 
 def test_the_planting_holds_on_any_images():
     net = planted(2, "residual")
-    circuit = cc.Circuit.from_masks(net.model, net.feature, net.truth, input_shape=SHAPE)
-    circuit = dataclasses.replace(circuit, offset=LayerTable(net.offset))
     strange = torch.randn(2, 3, 40, 36, generator=torch.Generator().manual_seed(0)).double() * 30
     full = cc.activations(net.model, net.feature, strange)
-    torch.testing.assert_close(cc.activations(net.model, net.feature, strange, circuit=circuit), full)
+    torch.testing.assert_close(planted_map(net, net.truth, strange), full)
 
 
 @EACH
 def test_in_float32_the_library_measures_the_truth_as_perfect(variant):
     net = plant(1, constants=0, **VARIANTS[variant])
-    circuit = cc.Circuit.from_masks(net.model, net.feature, net.truth, input_shape=SHAPE)
+    circuit = planted_circuit(net, net.truth, {})
     report = cc.evaluate(net.model, circuit, images().float())
     assert report.r2 > 1 - 1e-8
     assert report.effective_kernels == len(circuit)
@@ -203,17 +196,10 @@ def test_a_seed_decides_everything():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def auroc(net, saliency):
-    """The AUROC of a saliency against the truth or, if it is better, a smaller truth."""
-    relevant = {layer: ~table.isnan() for layer, table in saliency.items()}
-    found = torch.cat([saliency[layer][mask] for layer, mask in relevant.items()])
-    truths = [torch.cat([masks[a][mask] for a, mask in relevant.items()]) for masks in (net.truth, *net.alternatives)]
-    return max(roc_auc_score(truth, found) for truth in truths)
-
-
 def scored(net, criterion, **options):
     data = planted_images(24, seed=1000).to(net.model.convs[0].weight)
-    return auroc(net, cc.score(net.model, net.feature, data, criterion=criterion, **options).kernels)
+    scores = cc.score(net.model, net.feature, data, criterion=criterion, **options)
+    return agreement(scores.kernels, net.truths).auroc
 
 
 @EACH

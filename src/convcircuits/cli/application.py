@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 import convcircuits as cc
-from convcircuits.cli import compare, demo, diagram, evaluate, extract, find, layers, models, show, top, tune, units
+from convcircuits.cli import (
+    benchmark,
+    compare,
+    demo,
+    diagram,
+    evaluate,
+    extract,
+    find,
+    layers,
+    models,
+    show,
+    top,
+    tune,
+    units,
+)
 from convcircuits.cli.options import CRITERIA_HELP
 from convcircuits.cli.output import say
 
@@ -45,3 +59,4 @@ app.command()(units.units)
 app.command()(top.top)
 app.command()(tune.tune)
 app.command()(demo.demo)
+app.add_typer(benchmark.app, name="benchmark")

@@ -1,13 +1,11 @@
 """``convcircuits compare``."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.comparing import CRITERIA, DENSITIES, EXPLAINED, comparison_table, write_comparison
 from convcircuits.cli.console import progress
@@ -28,19 +26,11 @@ def compare(
             show_default=options.NAMED,
         ),
     ] = None,
-    criteria: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Criteria to compare, by the names that find takes.")
-    ] = ",".join(CRITERIA),
+    criteria: options.CriteriaOption = ",".join(CRITERIA),
     densities: Annotated[
         str, typer.Option(metavar="SHARE,SHARE,...", help="Shares of the relevant kernels to keep, each in (0, 1].")
     ] = ",".join(map(str, DENSITIES)),
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CRITERION.NAME=VALUE",
-            help="Option of one criterion, for example force.steps=5; repeatable. The options are listed below.",
-        ),
-    ] = None,
+    option: options.OptionByCriterion = None,
     images: options.ImagesOption = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -63,7 +53,7 @@ def compare(
     fields = options.given(**locals())
     names, shares = [name.strip() for name in criteria.split(",")], options.numbers("--densities", densities)
     check_compared(names, shares)
-    chosen = _options_by_criterion(option or [], names)
+    chosen = options.by_criterion(option or [], names)
     check_charts_installed()
     check_folder(out)
     recipe = Recipe.of(fields)
@@ -109,16 +99,3 @@ def compare(
             "comparison.png": "fidelity against density",
         },
     )
-
-
-def _options_by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Parse options of several criteria, each CRITERION.NAME=VALUE."""
-    chosen: dict[str, dict[str, Any]] = {}
-    for text in texts:
-        criterion, dot, rest = text.partition(".")
-        if not dot or criterion not in criteria:
-            raise cc.ConvCircuitsError(
-                f"--option {text} names none of the compared criteria; write it as --option {criteria[0]}.NAME=VALUE."
-            )
-        chosen.setdefault(criterion, {}).update(options.criterion_options([rest]))
-    return chosen

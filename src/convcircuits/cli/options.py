@@ -127,6 +127,18 @@ StdOption = Annotated[
     ),
 ]
 
+CriteriaOption = Annotated[
+    str, typer.Option(metavar="NAME,NAME,...", help="Criteria to compare, by the names that find takes.")
+]
+OptionByCriterion = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="CRITERION.NAME=VALUE",
+        help="Option of one criterion, for example force.steps=5; repeatable. The options are listed below.",
+    ),
+]
+
 # Options of a recipe. If one is not given, the recipe file's value applies, or else the default.
 ModelOfRecipe = Annotated[str | None, _model(_MODEL_HELP)]
 FeatureOfRecipe = Annotated[str | None, _FEATURE]
@@ -277,3 +289,20 @@ def criterion_options(given: Sequence[str]) -> dict[str, Any]:
             except ValueError:
                 options[name] = value
     return options
+
+
+def by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parse options of several criteria, each CRITERION.NAME=VALUE.
+
+    Raises:
+        ConvCircuitsError: If one names none of the criteria, or as for ``criterion_options``.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        criterion, dot, rest = text.partition(".")
+        if not dot or criterion not in criteria:
+            raise cc.ConvCircuitsError(
+                f"--option {text} names none of the compared criteria; write it as --option {criteria[0]}.NAME=VALUE."
+            )
+        chosen.setdefault(criterion, {}).update(criterion_options([rest]))
+    return chosen

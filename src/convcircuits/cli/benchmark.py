@@ -1,0 +1,75 @@
+"""``convcircuits benchmark``: how well the library does where the answer is known."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli import options
+from convcircuits.cli.comparing import write_table
+from convcircuits.cli.console import progress
+from convcircuits.cli.output import check_writable, print_json, say
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+# The choices are written out because importing the library is slow. A test compares them with the library's.
+NETS = ("plain", "leaky", "stitched", "compiled", "polysemantic")
+_IMAGES = 1000  # seeds of images are others than those of networks
+_EXPLAINED = (
+    "The median over the networks of a kind, and the range. Each figure is 1 if all kernels of the truth rank above\n"
+    "all others. If a ranking says nothing, AUROC is 0.5, and the others are about the truth's share of the kernels."
+)
+
+
+@app.callback()
+def benchmark() -> None:
+    """Measure how well circuits are found where they are known."""
+
+
+@app.command(epilog=options.CRITERIA_HELP)
+def truth(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="CSV file for the figures of every network.", show_default="none is written"),
+    ] = None,
+    nets: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Kinds of networks with a planted circuit.")
+    ] = ",".join(NETS),
+    criteria: options.CriteriaOption = ",".join(options.CRITERION_OPTIONS),
+    option: options.OptionByCriterion = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of networks of each kind.")] = 5,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of images that circuits are found on.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of criteria that draw random numbers.")] = 0,
+    batch_size: options.BatchOption = 16,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Compare criteria on small networks whose circuits are known."""
+    from convcircuits.circuits.truth import Case, Recoveries, recover
+    from convcircuits.values.tables import suggest
+    from convcircuits.zoo.planted import KINDS
+
+    check_writable("--out", out, ".csv")
+    kinds, names = ([name.strip() for name in text.split(",")] for text in (nets, criteria))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise cc.ConvCircuitsError(f"There is no kind of network {kind!r}. {suggest(kind, KINDS)}")
+    chosen, rows = options.by_criterion(option or [], names), Recoveries()
+    with progress("finding planted circuits") as told:
+        for kind in kinds:
+            for number in range(seeds):
+                planted = KINDS[kind](number)
+                images = planted.images(count, seed=_IMAGES + number)
+                case = Case(kind, number, planted.model, planted.feature, images, planted.truths)
+                rows += recover(case, criteria=names, options=chosen, seed=seed, batch_size=batch_size)
+                told(len(rows), len(kinds) * seeds * len(names))
+    table = [row.as_dict() for row in rows]
+    if out is not None:
+        write_table(out, table)
+    if as_json:
+        print_json({"count": count, "seed": seed, "options": option or [], "rows": table})
+        return
+    say(rows.summary())
+    say(_EXPLAINED)
+    if out is not None:
+        say(f"wrote {out}")
