@@ -233,6 +233,8 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(cc.ConvCircuitsError, match="24 channels in 1 groups cannot contain 4 live ones, 9 pairs"):
         plant(pairs=9)
     with pytest.raises(cc.ConvCircuitsError, match="Each group needs the same number"):
+        plant(groups=4, live=8)
+    with pytest.raises(cc.ConvCircuitsError, match="live must be at least 2 for each of 3 groups; got 4"):
         plant(groups=3)
     with pytest.raises(cc.ConvCircuitsError, match="pairs must be a whole number from 0"):
         plant(pairs=-1)

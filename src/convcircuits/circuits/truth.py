@@ -85,7 +85,7 @@ def _areas(values: Tensor, true: Tensor) -> tuple[float, float]:
 
 
 def removal_order(path: Sequence[Circuit]) -> dict[str, Tensor]:
-    """Rank kernels by how long they stay in a descent, and those that leave together by the scores of that cut.
+    """Rank kernels by how long they stay in a descent, and those that leave together by their scores at that cut.
 
     Returns:
         Layer name -> float64 of the shape of the kernels; NaN for those that are not relevant.

@@ -57,8 +57,8 @@ class Polysemantic(Planted):
     def labelled_images(self, count: int, *, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Return images each of which one mechanism drives, in random order, and which one it is.
 
-        They are chosen from many ``planted_images``: those to which one mechanism adds at least 1 somewhere, as it does
-        to about a quarter of them, and no other anywhere more than a tenth of that.
+        They are chosen from many ``planted_images``: those to which one mechanism adds at least 1 somewhere, its
+        mean maximum on the images where it is active at all, and no other anywhere more than a tenth of what it does.
 
         Returns:
             (count, 3, size, size) in the network's dtype, and (count,) with numbers of mechanisms from 0, int64. Each
@@ -141,14 +141,8 @@ def polysemantic(
     """
     last, count = whole_number("depth", depth, 3) - 1, whole_number("mechanisms", mechanisms, 1)
     sizes = [whole_number("Each of sizes", size, 1) for size in ([4] * count if sizes is None else sizes)]
-    for name, number in (("channels", channels), ("pairs", pairs), ("constants", constants)):
-        whole_number(name, number, 0)
     if len(sizes) != count:
         raise ConvCircuitsError(f"There are {count} mechanisms, but {len(sizes)} sizes; give one for each.")
-    if sum(sizes) + 2 * pairs + constants > channels:
-        raise ConvCircuitsError(
-            f"{channels} channels cannot contain {sum(sizes)} live ones, {pairs} pairs and {constants} constants."
-        )
     dice = Generator().manual_seed(seed)
     parts = {"pairs": pairs, "constants": constants}
     plans = [dealt(dice, channels, live=sum(sizes) if n < last - 1 else count, **parts) for n in range(last)]

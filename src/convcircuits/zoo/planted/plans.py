@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from convcircuits.errors import ConvCircuitsError, whole_number
+
 
 @dataclass
 class Plan:
@@ -51,8 +53,24 @@ class Plan:
         return Plan(self.live, self.pairs, self.constants, self.others)
 
 
-def dealt(dice: Generator, channels: int, *, live: int, pairs: int, constants: int, groups: int = 1) -> Plan:
-    """Deal the channels of each group out to parts, given the number of each part in the whole layer."""
+def dealt(
+    dice: Generator, channels: int, *, live: int, pairs: int, constants: int, twins: int = 0, groups: int = 1
+) -> Plan:
+    """Deal the channels of each group out to parts, given the number of each part in the whole layer.
+
+    Raises:
+        ConvCircuitsError: If the channels do not suffice, among them one for each of ``twins``, or cannot be divided
+            into groups.
+    """
+    numbers = {"channels": channels, "live": live, "pairs": pairs, "constants": constants}
+    for name, number in numbers.items():
+        whole_number(name, number, 0)
+    if any(number % groups for number in numbers.values()) or live + 2 * pairs + constants + twins > channels:
+        doubled = f" and {twins} twins" if twins else ""
+        raise ConvCircuitsError(
+            f"{channels} channels in {groups} groups cannot contain {live} live ones, {pairs} pairs, {constants} "
+            f"constants{doubled}. Each group needs the same number of each."
+        )
     plan, paired = Plan(), (live + 2 * pairs) // groups
     live, fixed = live // groups, paired + constants // groups
     for group in torch.arange(channels).chunk(groups):

@@ -123,14 +123,9 @@ def compiled(
         detectors[k % groups] += [_Detector(corner, reach) for reach in reaches]
     edges = [sorted({edge for detector in group for edge in detector.corner}) for group in detectors]
     live = [groups * max(map(len, parts)) for parts in (edges, detectors)]
-    parts = {name: whole_number(name, n, 0) for name, n in (("pairs", pairs), ("constants", constants))}
-    if any(n % groups for n in (channels, pairs, constants)) or max(live) + 2 * pairs + constants > channels:
-        raise ConvCircuitsError(
-            f"{channels} channels in {groups} groups cannot contain {max(live)} live ones, {pairs} pairs and "
-            f"{constants} constants. Each group needs the same number of each."
-        )
     dice = Generator().manual_seed(seed)
-    plans = [dealt(dice, channels, live=count, groups=groups, **parts) for count in (*live, live[1])]
+    parts = {"pairs": pairs, "constants": constants, "groups": groups}
+    plans = [dealt(dice, channels, live=count, **parts) for count in (*live, live[1])]
     if residual:
         plans[2] = plans[1].same_parts()
     plans.append(Plan())

@@ -80,16 +80,10 @@ def plant(
         >>> circuit = cc.Circuit.from_masks(planted.model, planted.feature, planted.truth)
     """
     last, groups = whole_number("depth", depth, 3) - 1, whole_number("groups", groups, 1)
-    for name, count in (("channels", channels), ("live", live), ("pairs", pairs), ("constants", constants)):
-        whole_number(name, count, 0)
-    needed = live + 2 * pairs + constants + groups * twins
-    if any(count % groups for count in (channels, live, pairs, constants)) or live < 2 * groups or needed > channels:
-        raise ConvCircuitsError(
-            f"{channels} channels in {groups} groups cannot contain {live} live ones, {pairs} pairs, {constants} "
-            f"constants and {groups * twins} twins. Each group needs the same number of each, and two live ones."
-        )
+    if whole_number("live", live, 0) < 2 * groups:
+        raise ConvCircuitsError(f"live must be at least 2 for each of {groups} groups; got {live}.")
     dice = Generator().manual_seed(seed)
-    parts = {"live": live, "pairs": pairs, "constants": constants, "groups": groups}
+    parts = {"live": live, "pairs": pairs, "constants": constants, "twins": groups * twins, "groups": groups}
     plans = [dealt(dice, channels, **parts) for _ in range(last)]
     if residual:
         plans = [plans[0].same_parts() for _ in plans]
