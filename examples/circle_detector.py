@@ -9,7 +9,6 @@
 # receptive field. The strokes have one width here, to save time.
 
 # %%
-import random
 from itertools import product
 from statistics import median
 
@@ -91,68 +90,37 @@ held_out = {
 print({name: (len(some), len(held_out[name])) for name, some in found_on.items()})
 
 # %% [markdown]
-# One set of scores per group gives circuits of all sizes. The error of a circuit is the mean of |response in the
-# circuit - response in the model|, as a share of the mean |response in the model|, at the center of the map.
+# One set of scores per group gives circuits of all sizes. **cross** measures every circuit on the held-out circles of
+# both groups, at the center of the map: the mean of |response in the circuit - response in the model|, as a share of
+# the mean |response in the model|. Its control deals the same circles out to two groups by chance, and does all of this
+# again.
 
 # %%
 densities = (0.2, 0.1, 0.05)
 
 
-def circuits(groups):
-    """For each group of stimuli, the circuits of all densities."""
-    found = {}
-    for name, stimuli in groups.items():
-        images = loaded.draw(stimuli, size=tuning.image, center=tuning.center)
-        scores = cc.score(model, feature, images, criterion="snip")
-        found[name] = [cc.prune(scores, density=density) for density in densities]
-    return found
+def images(groups):
+    """The stimuli of each group as images for the model, in the field of the unit."""
+    return {name: loaded.draw(some, size=tuning.image, center=tuning.center) for name, some in groups.items()}
 
 
-def responses(stimuli, circuit=None):
-    """What the unit answers at the center of its map, in the model or in a circuit."""
-    return cc.tune(model, feature, stimuli, draw=loaded.draw, size=tuning.image, circuit=circuit).responses[0]
+circuits = {}
+for name, some in images(found_on).items():
+    scores = cc.score(model, feature, some, criterion="snip")
+    circuits[name] = [cc.prune(scores, density=density) for density in densities]
 
-
-def cross(found, groups):
-    """Print the error of every circuit on the held-out circles of both groups."""
-    every = [stimulus for stimuli in groups.values() for stimulus in stimuli]
-    full = responses(every).split([len(stimuli) for stimuli in groups.values()])
-    for number, density in enumerate(densities):
-        for name, path in found.items():
-            own = responses(every, path[number]).split([len(part) for part in full])
-            errors = [float((a - b).abs().mean() / b.abs().mean()) for a, b in zip(own, full, strict=True)]
-            said = "  ".join(f"on {group} {error:.2f}" for group, error in zip(groups, errors, strict=True))
-            print(f"{density:4.0%} of the kernels, found on {name}: error {said}")
-
-
-by_size = circuits(found_on)
-cross(by_size, held_out)
+report = cc.cross(model, circuits, images(held_out), fit=images(found_on), shuffles=1)
+print(report.summary())
 
 # %% [markdown]
-# Each circuit keeps the responses to its own circles much better than those to the others. Is that because the groups
-# differ in size? Dealt out to two groups by chance, the same circles give circuits that do equally well on both:
-
-
-# %%
-def dealt(groups, seed):
-    """Deal the stimuli of both groups out by chance."""
-    every = [stimulus for stimuli in groups.values() for stimulus in stimuli]
-    random.Random(seed).shuffle(every)
-    return {"one half": every[::2], "the other": every[1::2]}
-
-
-by_chance = circuits(dealt(found_on, 0))
-cross(by_chance, dealt(held_out, 1))
-
-# %% [markdown]
-# The two circuits begin alike, part in the middle, and meet again at the unit. The overlap of circuits found on circles
-# dealt out by chance is what to compare with.
+# The two circuits begin alike, part in the middle, and meet again at the unit. An overlap is the kernels in both as a
+# share of those in either: as it is, and above what two random circuits of these sizes share.
 
 # %%
-small, large = (path[-1] for path in by_size.values())
-chance = by_chance["one half"][-1].iou_by_layer(by_chance["the other"][-1])
-for name, overlap in small.iou_by_layer(large).items():
-    print(f"{name:12s} overlap {overlap:.2f}  by chance {chance[name]:.2f}")
+small, large = (path[-1] for path in circuits.values())
+for overlap in report.overlaps:
+    if overlap.size == len(densities) - 1:
+        print(f"{overlap.layer:12s} overlap {overlap.iou:.2f}  above chance {overlap.above_chance:.2f}")
 
 # %% [markdown]
 # What are the parts? The unit reads the filters of the layer before it. Their tuning is known from the beginning: here
