@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convcircuits.circuits.units import all_units
 from convcircuits.errors import ConvCircuitsError, option, whole_number
-from convcircuits.maps.receptive_fields import receptive_fields
+from convcircuits.maps.receptive_fields import feature_field
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Progress, check_progress
 from convcircuits.network.capture import Network
@@ -257,7 +257,7 @@ def _place(network: Network, feature: Feature | str, draw: Draw, size: tuple[int
     shape = tuple(image.shape[1:])
     subject = all_units(network, feature, shape) if isinstance(feature, str) else Subject.open(network, feature, shape)
     one = _at_one_position(subject.feature)
-    field = receptive_fields(subject, [None], local=True)[None]
+    field = feature_field(subject)
     index = one.indices(torch.zeros(1, *field.shape))
     assert index is not None
     row, column = divmod(int(index), field.shape[1])

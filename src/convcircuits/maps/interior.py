@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.maps.receptive_fields import Field, receptive_fields
+from convcircuits.maps.receptive_fields import Field, feature_field
 from convcircuits.network.masking import Subject
 
 FEWEST = 4
@@ -101,15 +101,7 @@ class Positions:
     def _computed(self, shape: tuple[int, ...]) -> Interior:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
-        try:
-            field = receptive_fields(sized, [None], local=True)[None]
-        except ConvCircuitsError:
-            raise
-        except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
-            raise ConvCircuitsError(
-                f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
-            ) from error
-        return Interior.of(field)
+        return Interior.of(feature_field(sized))
 
     def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
