@@ -202,7 +202,7 @@ def test_where_receptive_fields_are_refused_interior_features_are_and_others_hav
     def refuse(*_, **__):
         raise error("No receptive fields here.")
 
-    monkeypatch.setattr("convcircuits.maps.interior.receptive_fields", refuse)
+    monkeypatch.setattr("convcircuits.maps.receptive_fields.receptive_fields", refuse)
     model, images = net("3x3 twice"), torch.randn(12, 3, 9, 9).double()
     with pytest.raises(cc.ConvCircuitsError, match=r"interior of 2:1@interior .*No receptive.*position"):
         cc.find(model, cc.Feature("2", 1, position="interior"), images, density=0.5)

@@ -118,6 +118,21 @@ def test_the_mean_of_a_grating_is_the_background(phase, frequency):
         assert float(gray(stimulus).mean()) == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("orientation", [0, 25, 90])
+@pytest.mark.parametrize("frequency", [0.1, 0.49])
+def test_pixels_inside_of_a_grating_are_means_of_the_wave_over_their_area(frequency, orientation):
+    """At phase 90, the wave is odd, so that its mean over the window is 0."""
+    stimulus = cc.Stimulus("grating", 40, orientation=orientation, frequency=frequency, phase=90)
+    places = torch.arange(48, dtype=torch.float64) + 0.5 - 24
+    angle = torch.tensor(math.radians(orientation), dtype=torch.float64)
+    left = -places[:, None] * angle.cos() - places[None] * angle.sin()
+    wave = torch.sin(2 * math.pi * frequency * left)
+    wave *= torch.sinc(frequency * angle.cos()) * torch.sinc(frequency * angle.sin())
+    inside = torch.hypot(places[:, None], places[None]) < 19
+    found = (gray(stimulus, center=(24, 24)) - 0.5) / 0.5
+    torch.testing.assert_close(found[inside], wave[inside], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ORIENTED)
 def test_turning_a_stimulus_by_a_right_angle_turns_the_picture(name):
     stimulus = ORIENTED[name]

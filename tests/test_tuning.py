@@ -156,6 +156,22 @@ def test_by_default_images_are_the_smallest_that_hold_the_field():
     assert small.notes[0] in small.summary()
 
 
+def test_a_field_larger_than_any_image_gets_the_largest():
+    wide = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=100, dilation=100) for _ in range(2))).double()
+    tuning = cc.tune(wide, cc.Feature("1", 0), few, draw=inputs)
+    assert (tuning.field, tuning.image, tuning.center) == ((401, 401), (224, 224), (112, 112))
+    assert len(tuning.notes) == 1
+
+
+@pytest.mark.parametrize("conv", [{"stride": 2, "padding": 1}, {}], ids=str)
+def test_what_sees_the_whole_image_gets_the_largest_and_stimuli_in_its_middle(conv):
+    """Fields of the strided layer extend beyond the image on one side only."""
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3, **conv), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
+    tuning = cc.tune(pooled, "3", few, draw=inputs)
+    assert (tuning.image, tuning.center) == ((224, 224), (112, 112))
+    assert cc.tune(pooled, "3", few, draw=inputs, size=(20, 24)).center == (10, 12)
+
+
 def test_a_model_of_one_size_gets_images_of_that_size():
     model = nn.Sequential(nn.Conv2d(3, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 22 * 22, 6)).double()
     for layer, side in (("0", 32), ("3", 48)):
@@ -488,6 +504,7 @@ def test_units_are_ranked_with_the_weak_and_the_undefined_last():
     features = tuple(cc.Feature("conv", n) for n in range(5))
     tuning = Tuning(features, stimuli, responses, torch.zeros_like(responses), (8, 8), (16, 16), (16, 16))
     assert tuning.weak.tolist() == [False, True, False, True, False]
+    assert replace(tuning, responses=-responses.abs()).weak.tolist() == [True] * 5
     assert tuning.ranked("grating") == [4, 2, 0, 1, 3]
     assert tuning.ranked("line") == [2, 0, 4, 1, 3]
     assert tuning.ranked() == [0, 2, 4, 1, 3]  # no curves: in order, the weak ones last

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError, option, whole_number
-from convcircuits.maps.receptive_fields import receptive_fields
+from convcircuits.maps.receptive_fields import local_fields
 from convcircuits.maps.units import all_units
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Progress, check_progress
@@ -257,7 +257,7 @@ def _place(network: Network, feature: Feature | str, draw: Draw, size: tuple[int
     shape = tuple(image.shape[1:])
     subject = all_units(network, feature, shape) if isinstance(feature, str) else Subject.open(network, feature, shape)
     one = _at_one_position(subject.feature)
-    field = receptive_fields(subject, [None], local=True)[None]
+    field = local_fields(subject, [None])[None]
     index = one.indices(torch.zeros(1, *field.shape))
     assert index is not None
     row, column = divmod(int(index), field.shape[1])

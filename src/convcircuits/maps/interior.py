@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.maps.receptive_fields import Field, receptive_fields
+from convcircuits.maps.receptive_fields import Field, local_fields
 from convcircuits.network.masking import Subject
 
 FEWEST = 4
@@ -119,19 +119,12 @@ class Positions:
     def _walked(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
         subject = self._subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
+        units = subject.rows.tolist() if isinstance(subject.feature.unit, tuple) else [None]
         try:
-            units = subject.rows.tolist() if isinstance(subject.feature.unit, tuple) else [None]
-            try:
-                found = receptive_fields(sized, [None, *units], local=True)
-            except ConvCircuitsError:
-                found = receptive_fields(sized, [None], local=True)
-            return tuple(found.get(unit, found[None]) for unit in [None, *units])
+            found = local_fields(sized, [None, *units])
         except ConvCircuitsError:
-            raise
-        except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
-            raise ConvCircuitsError(
-                f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
-            ) from error
+            found = local_fields(sized, [None])
+        return tuple(found.get(unit, found[None]) for unit in [None, *units])
 
     def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.

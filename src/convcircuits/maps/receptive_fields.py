@@ -139,6 +139,22 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
     return fields
 
 
+def local_fields(subject: Subject, readings: Sequence[Reading]) -> dict[Reading, Field]:
+    """Return the receptive fields of some maps, without what reaches all positions alike.
+
+    Raises:
+        ConvCircuitsError: If they cannot be computed.
+    """
+    try:
+        return receptive_fields(subject, readings, local=True)
+    except ConvCircuitsError:
+        raise
+    except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
+        raise ConvCircuitsError(
+            f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
+        ) from error
+
+
 def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: Padding) -> Tensor:
     """Return some channels of what a call reads, (n, r, h, w), without padding; a flattened map is folded back.
 
