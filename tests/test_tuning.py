@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
@@ -581,3 +582,32 @@ def test_of_conv3_3_the_units_that_prefer_circles_are_found():
         assert rows[unit]["circle"] > 1.3 * rows[unit]["square"] > 2 * rows[unit]["line"]
         assert rows[unit]["polarity_invariance"] > 0.8
         assert unit in tuning.ranked("circle")[:40]
+
+
+@pytest.mark.zoo
+def test_small_and_large_circles_are_kept_by_different_circuits():
+    """As examples/circle_detector.py shows. Measured before: errors of .21 and .20, on the other size .92 and .56."""
+    loaded, feature = load_model("vgg16_hed"), cc.Feature("features.14", 106, position="center")
+
+    def circles(diameters, contrast, width, shift):
+        places = [(rows, columns) for rows in (-shift, 0, shift) for columns in (-shift, 0, shift)]
+        return [
+            S("circle", diameter, width=width, contrast=sign * contrast, offset=place)
+            for diameter in diameters
+            for sign in (1, -1)
+            for place in places
+        ]
+
+    found_on = [circles(diameters, 0.5, 2, 3) for diameters in ((6, 8), (22, 24))]
+    held_out = [circles(diameters, 0.35, 2.5, 1.5) for diameters in ((7,), (23,))]
+    full = [cc.tune(loaded.model, feature, some, draw=loaded.draw) for some in held_out]
+    errors = []
+    for some in found_on:
+        images = loaded.draw(some, size=full[0].image, center=full[0].center)
+        circuit = cc.prune(cc.score(loaded.model, feature, images, criterion="snip"), density=0.05)
+        found = [cc.tune(loaded.model, feature, other, draw=loaded.draw, circuit=circuit) for other in held_out]
+        pairs = [(one.responses, model.responses) for one, model in zip(found, full, strict=True)]
+        errors.append([float(F.l1_loss(one, model) / model.abs().mean()) for one, model in pairs])
+    (small, small_on_large), (large_on_small, large) = errors
+    assert small < small_on_large / 2
+    assert large < large_on_small / 2
