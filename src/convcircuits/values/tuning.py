@@ -189,8 +189,9 @@ class Tuning:
     def units(self) -> list[dict[str, Any]]:
         """Return the measures, one row per unit; None where not defined.
 
-        ``response`` and ``relative`` are the highest ones, ``prefers`` is the kind that has them, each kind's name the
-        highest relative response to that kind.
+        ``blank`` is the response to the background of the first stimulus. ``response`` and ``relative`` are the
+        highest ones, ``prefers`` is the kind that evokes the latter, and a kind's name is the highest relative
+        response to it.
         """
         columns: dict[str, list[Any]] = {
             "feature": [str(feature) for feature in self.features],
