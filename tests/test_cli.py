@@ -82,6 +82,7 @@ def net():
 FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --out a.safetensors"
 COMPARE = "compare --model tiny_net:net --feature 4:2 --images pictures --count 4"
 TOP = "top tiny_net:net 4:2 --images pictures --out new"
+SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
@@ -255,6 +256,7 @@ COMMANDS = [
     "layers",
     "units",
     "top",
+    "split",
     "tune",
     "demo",
     "benchmark",
@@ -276,6 +278,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert tuple(KINDS) == benchmark.NETS
     assert args(choices.Refit) == {*METHODS, BEST}
     assert args(choices.Width) == args(Width)
+    assert args(choices.GroupRefit) == set(METHODS)
     assert args(choices.Measure) == set(MEASURES)
     kinds = {*OWN, *(f"{kind}_selectivity" for kind in PERIODS)}
     assert args(choices.TuningMeasure) == {"curve_preference", "polarity_invariance", "relative"} | kinds
@@ -1326,6 +1329,34 @@ def test_a_dead_unit_is_marked(folder, good):
     assert "note: Never above 0 on these images: 4:3." in text
 
 
+def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report(folder, good):
+    Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
+    text = good(f"{SPLIT} --groups 2")
+    written = {path.removeprefix("new/") for path in files() if path.startswith("new/")}
+    assert written == {"groups.csv", "groups.png", "cross.png", "report.md", "A-0.5.safetensors", "B-0.5.safetensors"}
+    loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
+    prepared = Prepared(pictures, loaded.preprocess)
+    found = cc.split(loaded.model, cc.Feature("4", 2), prepared, groups=2, densities=[0.5], shuffles=1)
+    assert text.startswith(found.summary())
+    assert "Unreadable files, left out (1): torn.png." in text
+    rows = table("new/groups.csv")
+    assert [row["photograph"] for row in rows] == [f"{name}.png" for name in "abcdef"]
+    assert [row["group"] for row in rows] == [row["group"] for row in found.rows()]
+    assert found.summary() in Path("new/report.md").read_text()
+    for name, (circuit,) in found.circuits.items():
+        assert cc.load(f"new/{name}-0.5.safetensors") == circuit
+    said = good(f"{SPLIT} --groups 2 --json")
+    assert said["groups"] == {name: len(found.images(name)) for name in "AB"}
+    assert said["cross"]["verdict"] == found.cross.verdict
+    assert [row["group"] for row in said["rows"]] == [row["group"] for row in rows]
+
+
+def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
+    text = good(SPLIT)
+    assert "by one mechanism. 4 photographs are too few to tell" in text
+    assert not Path("new/cross.png").exists()
+
+
 @pytest.mark.zoo
 def test_the_photographs_of_a_real_layer(tmp_path, good):
     said = good(f"units vgg16_hed conv3_3 --size 80 --out {tmp_path} --json")
@@ -1562,6 +1593,13 @@ BAD = {
     "top: folder without pictures": (TOP.replace("pictures", "empty"), "empty"),
     "top: out is a file": (TOP.replace("new", "text.safetensors"), "is a file; give a folder"),
     "top: no resize and crop": (TOP.replace("tiny_net", "turned_net"), "does more than resize and crop"),
+    "split: unknown unit": (SPLIT.replace("4:2", "4:99"), "Unit 99 does not exist"),
+    "split: several units": (SPLIT.replace("4:2", "4:2,0"), "has several units"),
+    "split: too many groups": (f"{SPLIT} --groups 5", "it takes at least 10"),
+    "split: no group": (f"{SPLIT} --groups 0", "groups must be a whole number from 1; got 0"),
+    "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
+    "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
+    "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
@@ -1650,6 +1688,8 @@ USAGE = [
     "top tiny_net:net",
     "units tiny_net:net",
     f"{UNITS} --sort unit",
+    "split tiny_net:net",
+    f"{SPLIT} --refit best",
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",

@@ -16,6 +16,7 @@ from convcircuits.cli import (
     layers,
     models,
     show,
+    split,
     top,
     tune,
     units,
@@ -57,6 +58,7 @@ app.command()(models.models)
 app.command()(layers.layers)
 app.command()(units.units)
 app.command()(top.top)
+app.command()(split.split)
 app.command()(tune.tune)
 app.command()(demo.demo)
 app.add_typer(benchmark.app, name="benchmark")

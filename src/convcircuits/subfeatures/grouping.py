@@ -87,7 +87,7 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
     (SigClust, which compares with a Gaussian of equal covariance, called 30 % of planted units with one mechanism
     several.) Twice the median over ten halves is again a p-value (Rueger's bound).
 
-    Crops of one photograph are averaged: they are no independent evidence.
+    Of each photograph one crop is tested, drawn at random: several are no independent evidence.
 
     Args:
         vectors: What describes the images.
@@ -104,23 +104,18 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
     for _ in range(_TIMES):
         halves = np.array_split(dice.permutation(len(names)), 2)
         for chosen, rest in (halves, halves[::-1]):
-            learning = torch.from_numpy(np.isin(places, chosen))
-            coordinates = Coordinates.learned({name: part[learning] for name, part in vectors.items()})
-            points = _averaged(coordinates.of(vectors), places)
-            if not coordinates.basis.shape[1] or len(np.unique(points[chosen], axis=0)) < 2:
+            learning = np.isin(places, chosen)
+            coordinates = Coordinates.learned(
+                {name: part[torch.from_numpy(learning)] for name, part in vectors.items()}
+            )
+            points = coordinates.of(vectors)
+            if len(np.unique(points[learning], axis=0)) < 2:
                 values.append(1.0)
                 continue
-            first, second = k_means(points[chosen], 2, seed).cluster_centers_
-            values.append(dip_p_value(points[rest] @ (second - first)))
+            first, second = k_means(points[learning], 2, seed).cluster_centers_
+            tested = [dice.choice(np.flatnonzero(places == photograph)) for photograph in rest]
+            values.append(dip_p_value(points[tested] @ (second - first)))
     return min(1.0, 2 * float(np.median(values)))
-
-
-def _averaged(points: Points, places: NDArray[np.int64]) -> Points:
-    """Return the mean of the points of each photograph."""
-    totals = np.zeros((places.max() + 1, points.shape[1]))
-    np.add.at(totals, places, points)
-    means: Points = totals / np.bincount(places)[:, None]
-    return means
 
 
 def _joined(vectors: Vectors, means: Mapping[str, Points]) -> Points:

@@ -1,0 +1,167 @@
+"""``convcircuits split``."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli import options
+from convcircuits.cli.console import Report, progress
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
+from convcircuits.files import named_after
+
+if TYPE_CHECKING:
+    from convcircuits.cli.looking import View
+    from convcircuits.contact_sheets import Section
+
+_SIDE, _COLUMNS = 128, 8
+
+
+def split(
+    model: options.ModelArgument,
+    feature: options.FeatureArgument,
+    images: options.LookedAtOption = "sample",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for groups.csv, groups.png, cross.png, report.md and the circuits.",
+            show_default=options.NAMED,
+        ),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option(help="Divide into this many, whatever the tests say.", show_default="the tests decide"),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the photographs to hold out, in (0, 1).")] = 0.4,
+    alpha: Annotated[float, typer.Option(help="p-value up to which a group counts as bimodal, in (0, 1).")] = 0.05,
+    densities: Annotated[
+        str, typer.Option(metavar="SHARE,SHARE,...", help="Sizes of each group's circuits, shares of the kernels.")
+    ] = "0.2,0.1,0.05",
+    refit: Annotated[
+        options.GroupRefit, typer.Option(help="How circuits are refitted on the images of their own group.")
+    ] = "filters",
+    shuffles: Annotated[int, typer.Option(help="Number of random deals of the cross-test's control.")] = 3,
+    count: Annotated[int, typer.Option(min=1, help="Number of photographs of each group on the sheet.")] = 16,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    size: options.SideOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Divide a unit's photographs by how it is computed."""
+    from convcircuits.charts import check_charts_installed, cross_chart
+    from convcircuits.cli.comparing import write_table
+    from convcircuits.cli.looking import described, view
+    from convcircuits.contact_sheets import contact_sheet
+    from convcircuits.files import write_whole
+
+    check_folder(out)
+    check_charts_installed()
+    shares = options.numbers("--densities", densities)
+    loading = options.given(model=model, weights=weights, mean=mean, std=std)
+    looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
+    wanted = looked.loaded.feature(feature)
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    with progress("looking at photographs") as told:
+        seen = cc.top(
+            looked.loaded.model,
+            wanted,
+            looked.images,
+            count=len(looked.images),
+            sample=0,
+            progress=looked.told(told),
+            **given,
+        )
+        found = cc.split(
+            looked.loaded.model,
+            wanted,
+            looked.images,
+            groups=groups,
+            photographs=[photograph.subject for photograph in looked.images.photographs],
+            held_out=held_out,
+            alpha=alpha,
+            densities=shares,
+            refit=refit,
+            shuffles=shuffles,
+            progress=told,
+            **given,
+        )
+        sections = _sections(found, seen, looked, count, told)
+        sheet = contact_sheet(f"{feature} of {model}", described(seen), sections, side=_SIDE, columns=_COLUMNS)
+    names = looked.images.names
+    rows = [{"photograph": names[row["image"]], **row} for row in found.rows()]
+    folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-groups")))
+    files = {"groups.csv": "the group of every photograph", "groups.png": "a contact sheet of each group"}
+    write_table(folder / "groups.csv", rows)
+    write_whole(folder / "groups.png", sheet)
+    for name, circuits in found.circuits.items():
+        for circuit in circuits:
+            file = f"{name}-{circuit.provenance['asked']['density']:g}.safetensors"
+            cc.save(circuit, folder / file)
+            files[file] = f"the circuit of group {name} with {len(circuit):,} kernels"
+    if found.cross is not None:
+        cross_chart(found.cross.as_dict(), folder / "cross.png")
+        files["cross.png"] = "every circuit on every group"
+    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *looked.notes])
+    write_whole(folder / "report.md", (report + "\n").encode())
+    files["report.md"] = "what is printed here"
+    if as_json:
+        print_json({"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found), "rows": rows})
+        return
+    say(found.summary())
+    for note in looked.notes:
+        say(note)
+    say_written(folder, files)
+
+
+def _said(found: "cc.Split") -> dict[str, Any]:
+    """Return what was found as JSON values."""
+    return {
+        "groups": {name: len(found.images(name)) for name in found.circuits},
+        "verdict": found.verdict_sentence,
+        "divisions": [
+            {"images": one.images, "photographs": one.photographs, "p_value": one.p_value, "kept": one.kept}
+            for one in found.divisions
+        ],
+        "cross": None if found.cross is None else found.cross.as_dict(),
+        "notes": list(found.notes),
+    }
+
+
+def _sections(found: "cc.Split", seen: "cc.Top", looked: "View", count: int, told: Report) -> "list[Section]":
+    """Cut out what the unit sees on the photographs of each group that drive it most."""
+    import torch
+
+    from convcircuits.cli.looking import cut
+    from convcircuits.contact_sheets import Section
+
+    place = torch.empty_like(seen.highest.image[0])
+    place[seen.highest.image[0]] = torch.arange(len(place))  # of each image, where it is in the table
+    shown = {
+        name: found.images(name)[found.response[found.images(name)].argsort(descending=True, stable=True)][:count]
+        for name in found.circuits
+    }
+    chosen = place[torch.cat(list(shown.values()))][None]
+    some = dataclasses.replace(
+        seen.highest,
+        image=seen.highest.image.gather(1, chosen),
+        value=seen.highest.value.gather(1, chosen),
+        position=seen.highest.position[:, chosen[0]],
+        box=seen.highest.box[:, chosen[0]],
+    )
+    _, tiles = cut(dataclasses.replace(seen, highest=some), looked.images, _SIDE, told)
+    (every,) = (row for (_, which), row in tiles.items() if which == "highest")
+    sections, done = [], 0
+    for name, part in shown.items():
+        held = len(found.images(name, held_out=True))
+        remark = f"{len(found.images(name))} photographs, {held} of them held out; the highest first"
+        sections.append(Section(f"group {name}", remark, every[done : done + len(part)]))
+        done += len(part)
+    return sections
