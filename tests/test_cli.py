@@ -1597,6 +1597,7 @@ BAD = {
     "split: several units": (SPLIT.replace("4:2", "4:2,0"), "has several units"),
     "split: too many groups": (f"{SPLIT} --groups 5", "it takes at least 10"),
     "split: no group": (f"{SPLIT} --groups 0", "groups must be a whole number from 1; got 0"),
+    "split: alpha": (f"{SPLIT} --alpha 0", "--alpha must be between 0 and 1; got 0.0"),
     "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
     "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),

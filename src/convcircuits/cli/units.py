@@ -56,7 +56,7 @@ def units(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """List a layer's units, with statistics and with what drives each."""
+    """List a layer's units, and what drives each."""
     from convcircuits.cli.comparing import write_table
     from convcircuits.cli.looking import cut, described, view
     from convcircuits.contact_sheets import Section, contact_sheet

@@ -100,7 +100,8 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
     names, places = np.unique(photographs, return_inverse=True)
     if len(names) < FEWEST:
         return 1.0
-    dice, values = np.random.default_rng(seed), []
+    dice, crops = np.random.default_rng(seed), np.random.default_rng([seed, 1])  # the halves do not depend on crops
+    values = []
     for _ in range(_TIMES):
         halves = np.array_split(dice.permutation(len(names)), 2)
         for chosen, rest in (halves, halves[::-1]):
@@ -113,7 +114,7 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
                 values.append(1.0)
                 continue
             first, second = k_means(points[learning], 2, seed).cluster_centers_
-            tested = [dice.choice(np.flatnonzero(places == photograph)) for photograph in rest]
+            tested = [crops.choice(np.flatnonzero(places == photograph)) for photograph in rest]
             values.append(dip_p_value(points[tested] @ (second - first)))
     return min(1.0, 2 * float(np.median(values)))
 
