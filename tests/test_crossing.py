@@ -7,6 +7,7 @@ import torch
 
 import convcircuits as cc
 import twofold
+from convcircuits.subfeatures.again import found_again
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -113,6 +114,24 @@ def test_a_refit_is_repeated_in_the_control():
     report = cc.cross(twofold.net(), found, held_out, fit=trained, shuffles=1)
     assert [one.kernels for one in report.selectivity] == [8, 6]
     assert all(len(one.shuffled) == 1 for one in report.selectivity)
+
+
+@pytest.mark.parametrize(
+    "found_by",
+    [
+        {"criterion": "force", "kernels": 6},
+        {"criterion": "snip", "kernels": 6, "effective": True},
+        {"criterion": "progressive", "kernels": 6},
+        {"criterion": "progressive", "filters": 2, "fan_in": 2},
+    ],
+    ids=str,
+)
+def test_a_refit_is_repeated_whatever_finds_the_circuit(found_by):
+    model, images = twofold.net(), halves(6)["red"]
+    circuit = cc.refit(model, cc.find(model, twofold.FEATURE, images, **found_by), images, method="filters")
+    (again,) = found_again(model, [circuit], images)
+    assert again == circuit
+    assert again.provenance["calibration"]["method"] == "filters"
 
 
 def test_circuits_of_the_same_images_are_not_selective():

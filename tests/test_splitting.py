@@ -103,8 +103,20 @@ def test_what_cannot_be_split_is_refused():
     refused("alpha must be between 0 and 1", alpha=True)
     refused("one photograph for each image", photographs=[1, 2])
     refused("groups must be", groups=0)
+    refused(r"densities must be one or more shares in \(0, 1\]; got \[\]", densities=[])
+    refused(r"densities must be .* got \[1.5, 0.2\]", densities=[0.2, 1.5])
+    refused("refit must be one of .* got 'best'", refit="best")
+    data = torch.utils.data.TensorDataset(made)
+    refused("not the same in every pass", images=torch.utils.data.DataLoader(data, batch_size=8, shuffle=True))
     with pytest.raises(cc.ConvCircuitsError, match="no group 'Z'"):
         cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS).images("Z")
+
+
+def test_both_sides_have_photographs_whatever_share_is_held_out():
+    made, _ = twofold.images(20)
+    for share, held in ((0.01, 1), (0.99, 19)):
+        found = cc.split(twofold.net(), twofold.FEATURE, made, held_out=share, **OPTIONS)
+        assert int(found.held_out.sum()) == held
 
 
 def test_too_few_photographs_are_said():

@@ -40,29 +40,36 @@ def found_again(
     criterion, feature = CRITERIA[about["criterion"]], circuits[0].feature
     chosen: dict[str, Any] = {"criterion": about["criterion"], "seed": about["seed"], **about["options"]}
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
-    if is_descent(criterion):
-        asked = circuits[-1].provenance["asked"]
-        if "kernels" not in asked:
-            if len(circuits) > 1:
-                raise ConvCircuitsError("Drawable circuits are found again one by one; give one size for each group.")
-            return [find(model, feature, images, filters=asked["filters"], fan_in=asked["fan_in"], **chosen)]
-        counts = [one.provenance["asked"]["kernels"] for one in circuits]
-        path = find_path(model, feature, images, kernels=counts, **chosen)
+    asked = [one.provenance["asked"] for one in circuits]
+    if is_descent(criterion) and "kernels" not in asked[0]:
+        if len(circuits) > 1:
+            raise ConvCircuitsError("Drawable circuits are found again one by one; give one size for each group.")
+        found = [find(model, feature, images, filters=asked[0]["filters"], fan_in=asked[0]["fan_in"], **chosen)]
+    elif is_descent(criterion):
+        path = find_path(model, feature, images, kernels=[one["kernels"] for one in asked], **chosen)
         by_size = {one.provenance["asked"]["kernels"]: one for one in path}
-        return [by_size[count] for count in counts]
-    if needs_budget(criterion) or any(one.provenance.get("effective") for one in circuits):
-        return [
+        found = [by_size[one["kernels"]] for one in asked]
+    elif needs_budget(criterion) or any(one.provenance.get("effective") for one in circuits):
+        found = [
             find(model, feature, images, kernels=len(one), effective=one.provenance.get("effective"), **chosen)
             for one in circuits
         ]
-    scores = score(model, feature, images, **chosen)
-    found = [prune(scores, kernels=len(one)) for one in circuits]
-    if not any(one.calibrated for one in circuits):
-        return found
+    else:
+        scores = score(model, feature, images, **chosen)
+        found = [prune(scores, kernels=len(one)) for one in circuits]
     subject = Subject.open(model, feature, tuple(circuits[0].provenance["input_shape"]))
     network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    return [treated_alike(subject, one, circuit, batches) for one, circuit in zip(found, circuits, strict=True)]
+    return [
+        one if _refit(one) == _refit(circuit) else treated_alike(subject, one, circuit, batches)
+        for one, circuit in zip(found, circuits, strict=True)
+    ]
+
+
+def _refit(circuit: Circuit) -> dict[str, Any]:
+    """Return how a circuit was refitted, after the descent that found it if there was one."""
+    about = circuit.provenance.get("calibration", {}) if circuit.calibrated else {}
+    return {key: about.get(key) for key in ("method", "ridge", "toward", "positions")}
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:

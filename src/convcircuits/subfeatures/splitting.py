@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convcircuits.circuits.criteria import Criterion
 from convcircuits.circuits.equations import Method
 from convcircuits.circuits.finding import prune, score
+from convcircuits.circuits.refitting import METHODS
 from convcircuits.circuits.refitting import refit as refitted
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
@@ -58,7 +59,7 @@ def split(
     Args:
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
-        images: As for ``score``; they are read several times, in the same order.
+        images: As for ``score``, but in the same order in every pass.
         groups: Divide into this many, whatever the tests say; they are reported all the same. By default the tests
             decide.
         photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
@@ -90,6 +91,11 @@ def split(
             raise ConvCircuitsError(f"{option(name)} must be between 0 and 1; got {value!r}.")
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     groups = None if groups is None else whole_number("groups", groups, 1)
+    densities = sorted(densities, reverse=True)
+    if not densities or not all(0 < density <= 1 for density in densities):
+        raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
+    if refit not in METHODS:
+        raise ConvCircuitsError(f"refit must be one of {', '.join(map(repr, METHODS))}; got {refit!r}.")
     if feature.position in ("all", "interior"):
         feature = replace(feature, position="max")
     if criterion == "gauss_newton":
@@ -309,7 +315,12 @@ def _photographs(
     """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    hashes = [key for _, some in batches.hashed() for key in some]
+    hashes, again = ([key for _, some in batches.hashed() for key in some] for _ in range(2))
+    if hashes != again:
+        raise ConvCircuitsError(
+            "images are not the same in every pass, or come in another order, so groups of them mean nothing; give a "
+            "tensor, or a loader that neither shuffles nor draws at random."
+        )
     if photographs is not None and len(photographs) != len(hashes):
         raise ConvCircuitsError(
             f"There are {len(hashes)} images but {len(photographs)} photographs; give one photograph for each image."
@@ -328,7 +339,8 @@ def _photographs(
 def _drawn(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:
     """Draw the images to hold out, by photograph, of those that count."""
     counted = np.unique(names[active.numpy()])
-    drawn = np.random.default_rng(seed).permutation(counted)[: max(1, round(share * len(counted)))]
+    drawn = np.random.default_rng(seed).permutation(counted)
+    drawn = drawn[: min(max(1, round(share * len(counted))), len(counted) - 1)]  # on each side at least one
     return torch.from_numpy(np.isin(names, drawn))
 
 

@@ -99,9 +99,12 @@ class Split:
 
     @property
     def verdict_sentence(self) -> str:
-        """How many mechanisms there are, and why."""
-        count = "one mechanism" if len(self) == 1 else f"{len(self)} mechanisms"
-        return f"On these images the network computes {self.feature} by {count}. {self.divisions[0].sentence}"
+        """How many mechanisms were found, and why."""
+        if len(self) == 1:  # which is not to say that there is no other
+            found = f"No more than one mechanism of {self.feature} was found on these images."
+        else:
+            found = f"On these images the network computes {self.feature} by {len(self)} mechanisms."
+        return f"{found} {self.divisions[0].sentence}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each image: its number, group, whether it was held out, confidence and response."""
