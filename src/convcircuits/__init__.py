@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from convcircuits.storage import load, save
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
+    from convcircuits.subfeatures.trajectories import trajectory
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
     from convcircuits.values.cross import Cross
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from convcircuits.values.split import Split
     from convcircuits.values.stimulus import Stimulus
     from convcircuits.values.top import Top
+    from convcircuits.values.trajectory import Trajectory
     from convcircuits.values.tuning import Tuning
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Split",
     "Stimulus",
     "Top",
+    "Trajectory",
     "Tuning",
     "Units",
     "__version__",
@@ -79,6 +82,7 @@ __all__ = [
     "score",
     "split",
     "top",
+    "trajectory",
     "tune",
     "units",
 ]
@@ -97,6 +101,7 @@ _MODULES = {
     "Split": "values.split",
     "Stimulus": "values.stimulus",
     "Top": "values.top",
+    "Trajectory": "values.trajectory",
     "Tuning": "values.tuning",
     "Units": "maps.units",
     "activations": "circuits.evaluation",
@@ -116,6 +121,7 @@ _MODULES = {
     "score": "circuits.finding",
     "split": "subfeatures.splitting",
     "top": "maps.top",
+    "trajectory": "subfeatures.trajectories",
     "tune": "circuits.tuning",
     "units": "maps.units",
 }

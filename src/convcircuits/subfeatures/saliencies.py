@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,11 +36,13 @@ class ImageSaliencies:
             al., 2002: a count sketch).
         response: The feature's value in the full model on each image, float64; at its positions' mean if several count.
         position: Flat index of the position in the map; -1 if several count.
+        provenance: How they were obtained, as JSON values.
     """
 
     layers: Mapping[str, Float[Tensor, "n d"]]
     response: Float[Tensor, " n"]
     position: Int[Tensor, " n"]
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.response)
@@ -47,7 +50,10 @@ class ImageSaliencies:
     def of(self, images: Tensor) -> "ImageSaliencies":
         """Return those of some images, given by index or as a mask."""
         return ImageSaliencies(
-            {layer: one[images] for layer, one in self.layers.items()}, self.response[images], self.position[images]
+            {layer: one[images] for layer, one in self.layers.items()},
+            self.response[images],
+            self.position[images],
+            self.provenance,
         )
 
 
@@ -82,7 +88,7 @@ def image_saliencies(
     if isinstance(feature.unit, tuple):
         raise ConvCircuitsError(f"{feature} has several units; choose one, such as {feature.layer}:{feature.unit[0]}.")
     size = whole_number("The sketch", SKETCH, 1)
-    trace, _, _ = trace_of(model, feature, images, "kernel", circuit, batch_size, seed, memory, progress)
+    trace, batches, about = trace_of(model, feature, images, "kernel", circuit, batch_size, seed, memory, progress)
     sketches = {layer: _Sketch(layer, mask, size, seed) for layer, mask in trace.relevant.items() if bool(mask.any())}
     parts: dict[str, list[Tensor]] = {layer: [] for layer in sketches}
     response: list[Tensor] = []
@@ -107,7 +113,10 @@ def image_saliencies(
 
     trace.mean(see)
     return ImageSaliencies(
-        {name: torch.cat(part) for name, part in parts.items()}, torch.cat(response), torch.cat(position)
+        {name: torch.cat(part) for name, part in parts.items()},
+        torch.cat(response),
+        torch.cat(position),
+        {**about, "images": batches.describe(), "seed": seed},
     )
 
 

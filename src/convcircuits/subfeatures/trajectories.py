@@ -1,0 +1,303 @@
+"""Place the images of a feature, layer by layer, by how the network computes it on them."""
+
+import math
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convcircuits.circuits.scoring import MEMORY
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.network.batches import Images, Progress, begin, check_progress
+from convcircuits.subfeatures.grouping import Coordinates, Points
+from convcircuits.subfeatures.saliencies import image_saliencies
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.split import Split
+from convcircuits.values.trajectory import Trajectory
+
+Placing = Literal["pca", "umap"]
+
+FEWEST = 3
+"""The fewest images that can be placed: two always lie on a line, at the same distance."""
+
+NEIGHBOURS = 10
+"""Number of nearest neighbours that are compared, if there are more than twice as many images."""
+
+_UMAP_FEWEST = 10  # below, UMAP has no neighbourhoods to keep
+_UMAP_NEIGHBOURS = 15  # as umap-learn has by default
+_ROWS = 512  # images whose distances to all others are in memory at a time
+_TIE = 1e-9  # difference of squared distances that count as equal, relative to the mean from the center
+_FLAT = 1e-9  # variance, of at most 1, up to which all images are at the same place
+_LITTLE = 0.5  # share of the variance below which a map is said to hold little
+
+
+def trajectory(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    method: Placing = "pca",
+    groups: Split | Sequence[Hashable] | None = None,
+    circuit: Circuit | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Place images by how each layer computes a feature on them.
+
+    What describes an image in a layer are the signed saliencies of the layer's kernels at the image's own maximum
+    (``image_saliencies``), at unit length, so that the strength of the response does not matter, as ``split`` compares
+    images too. Two dimensions are left of them for each layer. The layers' maps are turned and mirrored onto each other
+    (orthogonal Procrustes), each onto the one before, so that images can be followed from layer to layer.
+
+    Args:
+        model: Any CNN.
+        feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
+        images: As for ``score``. Those on which the feature is not above 0 are left out.
+        method: ``"pca"``: the two principal components. ``"umap"``: UMAP (extra ``umap``), which keeps neighbours but
+            not distances, beginning at the principal components.
+        groups: The group of each image: what ``split`` returned for these images, or a name for each of them, with None
+            or ``""`` for no group. They change no point.
+        circuit: Stay inside this circuit.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of the compression and of UMAP.
+        memory: As for ``score``.
+        progress: Called with the number of images done and their total (or None).
+
+    Raises:
+        ConvCircuitsError: If the feature is above 0 on fewer than three images (UMAP: ten), there is no such method,
+            umap-learn is not installed, there is not one group for each image, or as for ``score``.
+
+    Examples:
+        >>> way = cc.trajectory(model, feature, images)
+        >>> way.points.shape == (len(way.layers), len(way), 2)
+        True
+    """
+    check_progress(progress)
+    if method not in get_args(Placing):
+        raise ConvCircuitsError(
+            f"{option('method')} must be one of {', '.join(map(repr, get_args(Placing)))}; got {method!r}."
+        )
+    if method == "umap":
+        _umap()
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
+    if feature.position in ("all", "interior"):
+        feature = replace(feature, position="max")
+    begin(progress, "reading how each image is computed")
+    saliencies = image_saliencies(
+        model,
+        feature,
+        images,
+        circuit=circuit,
+        batch_size=batch_size,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
+    names, labels = _labels(groups, len(saliencies))
+    active = saliencies.response > 0
+    count, fewest = int(active.sum()), _UMAP_FEWEST if method == "umap" else FEWEST
+    if count < fewest:
+        raise ConvCircuitsError(
+            f"{feature} is above 0 on {count} of {len(active)} images; to place them by {method} it takes at least "
+            f"{fewest}. Give other images or another unit."
+        )
+    placed = saliencies.of(active)
+    near = min(NEIGHBOURS, (count - 1) // 2)
+    begin(progress, "placing images")
+    raw, explained, kept, notes = [], [], [], []
+    for done, (layer, part) in enumerate(placed.layers.items(), start=1):
+        every = Coordinates.learned({layer: part}, count).of({layer: part})
+        variance = float((every**2).sum()) / count
+        if variance <= _FLAT:
+            notes.append(f"{layer} computes the feature alike on all images; its map is one point.")
+            raw.append(np.zeros((count, 2)))
+            explained.append(math.nan)
+            kept.append(math.nan)
+        else:
+            first = np.pad(every[:, :2], ((0, 0), (0, max(0, 2 - every.shape[1]))))
+            raw.append(first if method == "pca" else _by_umap(every, first, seed))
+            explained.append(float((first**2).sum()) / count / variance if method == "pca" else math.nan)
+            kept.append(common_neighbours(raw[-1], every, near))
+        silent = int((part == 0).all(1).sum())
+        if silent:
+            notes.append(f"No kernel of {layer} matters on {silent} of {count} images; they are at one place there.")
+        if progress is not None:
+            progress(done, len(placed.layers))
+    points = in_line(raw, placed.response.numpy())
+    return Trajectory(
+        feature=str(feature),
+        method=method,
+        layers=tuple(placed.layers),
+        image=active.nonzero()[:, 0],
+        points=torch.from_numpy(np.stack(points)),
+        explained=torch.tensor(explained, dtype=torch.float64),
+        kept=torch.tensor(kept, dtype=torch.float64),
+        disparity=_from_layer_to_layer(points, disparity),
+        shared=_from_layer_to_layer(points, lambda a, b: common_neighbours(a, b, near)),
+        neighbours=near,
+        response=placed.response,
+        groups=names,
+        labels=labels[active],
+        notes=(*_notes(feature, method, explained, count, len(active)), *notes),
+        provenance={**saliencies.provenance, "method": method, "neighbours": near},
+    )
+
+
+def in_line(maps: Sequence[Points], response: Points) -> list[Points]:
+    """Return maps of the same images, each turned and mirrored onto the one before.
+
+    All are centered and scaled to a mean square distance of 1 from the center. The first is mirrored such that the
+    response grows to the right and upward; one without any spread is passed over.
+
+    Args:
+        maps: The maps, each (n, 2).
+        response: What grows along both axes of the first map, (n,).
+    """
+    found: list[Points] = []
+    onto: Points | None = None
+    for points in map(_scaled, maps):
+        if points.any():
+            if onto is None:
+                turned = np.where((response - response.mean()) @ points < 0, -points, points)
+            else:
+                left, _, right = np.linalg.svd(points.T @ onto)
+                turned = points @ (left @ right)
+            onto = turned
+            found.append(turned)
+        else:
+            found.append(points)
+    return found
+
+
+def disparity(points: Points, onto: Points) -> float:
+    """Return the Procrustes disparity of two maps of the same images; NaN if one has no spread.
+
+    It is what ``scipy.spatial.procrustes`` returns: after both are brought to equal size, the sum of squared distances
+    that is left when one is turned, mirrored and scaled onto the other, from 0 to 1.
+    """
+    one, other = _scaled(points), _scaled(onto)
+    if not one.any() or not other.any():
+        return math.nan
+    return float(max(0.0, 1 - (np.linalg.svd(one.T @ other / len(one), compute_uv=False).sum()) ** 2))
+
+
+def common_neighbours(one: Points, other: Points, count: int) -> float:
+    """Return the share of nearest neighbours that images have in common in two spaces, above chance.
+
+    Images at equal distances are neighbours in equal parts, so that the order of images does not matter.
+
+    Args:
+        one: Points of the images, (n, d).
+        other: Points of the same images, (n, e).
+        count: Number of neighbours, below n - 1.
+
+    Returns:
+        1 if all are in common, 0 for as many as expected by chance; NaN if a space has no spread.
+    """
+    if not np.ptp(one, 0).any() or not np.ptp(other, 0).any():
+        return math.nan
+    chance = count / (len(one) - 1)
+    total = 0.0
+    for begins in range(0, len(one), _ROWS):
+        rows = np.arange(begins, min(begins + _ROWS, len(one)))
+        total += float(np.minimum(_neighbours(one, rows, count), _neighbours(other, rows, count)).sum())
+    return (total / (len(one) * count) - chance) / (1 - chance)
+
+
+def _neighbours(points: Points, rows: Any, count: int) -> Points:
+    """Return how far each image is one of the nearest neighbours of some, from 0 to 1: (rows, n)."""
+    points = points - points.mean(0)
+    sizes = (points**2).sum(1)
+    far = sizes[rows, None] + sizes - 2 * points[rows] @ points.T  # squared
+    far[np.arange(len(rows)), rows] = np.inf
+    limit, tie = np.partition(far, count - 1, 1)[:, [count - 1]], _TIE * sizes.mean()
+    nearer = far < limit - tie
+    tied = (far <= limit + tie) & ~nearer
+    found: Points = nearer + tied * ((count - nearer.sum(1, keepdims=True)) / tied.sum(1, keepdims=True))
+    return found
+
+
+def _scaled(points: Points) -> Points:
+    """Return a map around 0 with a mean square distance of 1 from it; zeros if it has no spread."""
+    centered = points - points.mean(0)
+    size = math.sqrt(float((centered**2).sum()) / len(centered))
+    if size <= _FLAT * max(1.0, float(np.abs(points).max())):
+        return np.zeros_like(centered)
+    scaled: Points = centered / size
+    return scaled
+
+
+def _from_layer_to_layer(maps: Sequence[Points], measure: Any) -> Tensor:
+    """Measure each map against the one before."""
+    pairs = zip(maps[1:], maps, strict=False)
+    return torch.tensor([math.nan, *(measure(one, before) for one, before in pairs)], dtype=torch.float64)
+
+
+def _labels(groups: Split | Sequence[Hashable] | None, count: int) -> tuple[tuple[str, ...], Tensor]:
+    """Return the names of the groups, in the order of a split or of first use, and the label of each image."""
+    if groups is None:
+        return (), torch.full((count,), -1)
+    given = [row["group"] for row in groups.rows()] if isinstance(groups, Split) else groups
+    if isinstance(given, str) or len(given) != count:
+        raise ConvCircuitsError(
+            f"There are {count} images but {len(given)} groups; give the name of a group, or None, for each image."
+        )
+    texts = ["" if one is None else str(one) for one in given]
+    names = list(groups.circuits) if isinstance(groups, Split) else list(dict.fromkeys(filter(None, texts)))
+    numbers = {name: n for n, name in enumerate(names)} | {"": -1}
+    return tuple(names), torch.tensor([numbers[text] for text in texts])
+
+
+def _umap() -> Any:
+    """Import umap-learn.
+
+    Raises:
+        ConvCircuitsError: If it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a part of it needs TensorFlow
+            import umap
+    except ImportError as error:
+        raise ConvCircuitsError("UMAP needs umap-learn: pip install 'convcircuits[umap]'.") from error
+    return umap
+
+
+def _by_umap(points: Points, first: Points, seed: int) -> Points:
+    """Return UMAP's map, which begins at the principal components."""
+    placing = _umap().UMAP(
+        n_neighbors=min(_UMAP_NEIGHBOURS, len(points) - 1),
+        init=10 * first / np.abs(first).max(),  # as large as UMAP's own beginnings
+        random_state=seed,
+        n_jobs=1,  # as a seed requires
+    )
+    found: Points = np.asarray(placing.fit_transform(points), dtype=np.float64)
+    return found
+
+
+def _notes(feature: Feature, method: str, explained: Sequence[float], count: int, images: int) -> list[str]:
+    """Return what there is to say of all layers together."""
+    notes = []
+    if count < images:
+        notes.append(f"{feature} is not above 0 on {images - count} of {images} images; they are left out.")
+    if count <= 2 * NEIGHBOURS:
+        notes.append(f"With {count} images the figures vary much from one choice of images to another.")
+    little = sum(share < _LITTLE for share in explained)
+    if little:
+        notes.append(
+            f"In {little} of {len(explained)} layers the map holds less than {_LITTLE:.0%} of the variance: images "
+            "that lie together there may be computed differently."
+        )
+    if method == "umap":
+        notes.append(
+            "UMAP keeps neighbours, not distances: how wide a group or a gap is means nothing, and there is no share "
+            "of variance."
+        )
+    return notes
