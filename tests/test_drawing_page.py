@@ -105,7 +105,7 @@ def test_the_skeleton_has_as_many_squares_in_a_column_as_the_first_view_may_draw
 
 def test_a_renderer_that_names_its_own_end_does_not_end_itself(monkeypatch):
     script = 'export const a = "</script><p>", b = `</SCRIPT >`, c = /<\\/p>/;'
-    monkeypatch.setattr(module, "_bundle", lambda: script)
+    monkeypatch.setattr(module, "shipped", lambda _: script)
     found = Elements(page(plain()))
     assert len(found.all("script")) == 2
     inline = found.text("script")[1]

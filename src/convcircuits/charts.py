@@ -23,6 +23,8 @@ _BESIDE_STYLE: dict[str, dict[str, Any]] = {
     "average training map": {"color": "#111111", "linestyle": "--", "linewidth": 1.1},
     "best random circuit of equal size": {"color": "#999999", "linestyle": (0, (1, 3)), "linewidth": 1.6},
 }
+_RESPONSES = ["#e3d3c6", "#c2570c", "#4d1f03"]  # from the weakest response to the strongest
+_NO_GROUP = "#bbbbbb"
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 _PARAMETERS = {
     "size": "size (pixels)",
@@ -255,6 +257,73 @@ def _show_matrix(axis: Any, cross: Mapping[str, Any], names: Sequence[str], chos
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_title(f"at {100 * cross['selectivity'][chosen]['density']:.3g} % of the kernels", fontsize=10)
+
+
+def trajectory_chart(trajectory: Mapping[str, Any], path: Path, *, title: str) -> None:
+    """Draw the maps of a trajectory, one panel for each layer, colored by group, or by response if there are no groups.
+
+    Each panel says what share of the variance its map holds, and its disparity from the map before.
+
+    Args:
+        trajectory: What ``Trajectory.as_dict`` returns.
+        path: A ``.png``, ``.svg`` or ``.pdf`` file.
+        title: Title above the charts.
+
+    Raises:
+        ConvCircuitsError: If matplotlib is not installed, or the file has another suffix or cannot be written.
+    """
+    check_charts_installed()
+    _check_suffix(path)
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    layers, groups = trajectory["layers"], trajectory["groups"]
+    columns = min(5, len(layers))
+    lines = -(-len(layers) // columns)
+    figure = Figure(figsize=(max(5.5, 2.3 * columns), 2.75 * lines + 1), layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    most = 1.06 * max(abs(value) for points in trajectory["points"] for point in points for value in point) or 1
+    looks: dict[str, Any] = {"s": 16, "linewidths": 0.3, "edgecolors": "white"}
+    drawn: Any = None
+    for axis, layer, points in zip(axes, layers, trajectory["points"], strict=False):
+        if groups:
+            for label in range(-1, len(groups)):
+                own = [point for point, of in zip(points, trajectory["labels"], strict=True) if of == label]
+                color = _NO_GROUP if label < 0 else _COLORS[label % len(_COLORS)]
+                marker = _MARKERS[max(0, label) % len(_MARKERS)]
+                name = "no group" if label < 0 else groups[label]
+                if own:
+                    axis.scatter(*zip(*own, strict=True), color=color, marker=marker, label=name, **looks)
+        else:
+            order = sorted(range(len(points)), key=trajectory["response"].__getitem__)  # the strongest on top
+            drawn = axis.scatter(
+                *zip(*(points[n] for n in order), strict=True),
+                c=[trajectory["response"][n] for n in order],
+                cmap=LinearSegmentedColormap.from_list("responses", _RESPONSES),
+                **looks,
+            )
+        axis.set(xlim=(-most, most), ylim=(-most, most), xticks=[], yticks=[], aspect="equal")
+        axis.spines[:].set_color("#dddddd")
+        axis.set_title(layer["layer"], fontsize=9)
+        axis.set_xlabel(_said_of(layer), fontsize=7, color="#555555")
+    for axis in axes[len(layers) :]:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    if groups:
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=9)
+    else:
+        bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.3, aspect=40, pad=0.02)
+        bar.set_label("response", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)
+    _write(figure, path)
+
+
+def _said_of(layer: Mapping[str, Any]) -> str:
+    """Return the figures of a layer's map that are defined."""
+    figures = {"explained": "{:.0%} of variance", "disparity": "disparity {:.2f}"}
+    return ", ".join(form.format(layer[name]) for name, form in figures.items() if layer[name] is not None)
 
 
 def _show_densities(axis: Any, densities: Sequence[float]) -> None:

@@ -18,6 +18,7 @@ from convcircuits.cli import (
     show,
     split,
     top,
+    trajectory,
     tune,
     units,
 )
@@ -59,6 +60,7 @@ app.command()(layers.layers)
 app.command()(units.units)
 app.command()(top.top)
 app.command()(split.split)
+app.command()(trajectory.trajectory)
 app.command()(tune.tune)
 app.command()(demo.demo)
 app.add_typer(benchmark.app, name="benchmark")

@@ -19,6 +19,7 @@ Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Refit = Literal["none", "kernels", "filters", "mean", "best"]
 GroupRefit = Literal["none", "kernels", "filters", "mean"]
+Placing = Literal["pca", "umap"]
 Width = Literal["screen", "180mm", "88mm"]
 Measure = Literal[
     "rectified_variance", "active", "active_images", "sparsity", "at_border", "inside", "average_map_r2", "highest"

@@ -35,7 +35,31 @@ def page(document: Document) -> str:
     It contains the document as JSON and the renderer as a script. The page's content security policy names that script
     by its hash, and allows no other script and no request. A title and a skeleton are shown before the script runs.
     """
-    script = _inline(_bundle())
+    title = html.escape(plain_text(document.meta.title))
+    body = f"""<main id="diagram">
+<div class="skeleton">
+<h1 dir="auto">{title}</h1>
+<p dir="auto">{html.escape(plain_text(document.meta.feature))} · {html.escape(plain_text(document.meta.model))}</p>
+<noscript><p>A script draws this diagram, but scripts are disabled here. The file contains its data as JSON.</p>
+</noscript>
+<ol aria-hidden="true">{_skeleton(document)}</ol>
+</div>
+</main>"""
+    return self_contained(document.meta.title, _STYLE, body, _OPENING, document.to_json(), shipped("diagram.js"))
+
+
+def self_contained(title: str, style: str, body: str, opening: str, data: str, script: str) -> str:
+    """Write an HTML file that fetches nothing and runs one script.
+
+    Args:
+        title: Title of the page, any text.
+        style: CSS.
+        body: HTML, in which all text from outside is escaped.
+        opening: The tag that opens the element of the data.
+        data: JSON that the script reads, with any text.
+        script: A JavaScript module.
+    """
+    script = _inline(script)
     policy = {
         "default-src": "'none'",
         "script-src": _hash(script),
@@ -44,8 +68,7 @@ def page(document: Document) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    title = html.escape(plain_text(document.meta.title))
-    data = document.to_json().replace("<", "\\u003c")  # no text of the document can end the element
+    data = data.replace("<", "\\u003c")  # no text of the data can end the element
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -54,20 +77,12 @@ def page(document: Document) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="convcircuits">
 <link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{_STYLE}</style>
+<title>{html.escape(plain_text(title))}</title>
+<style>{style}</style>
 </head>
 <body>
-<main id="diagram">
-<div class="skeleton">
-<h1 dir="auto">{title}</h1>
-<p dir="auto">{html.escape(plain_text(document.meta.feature))} · {html.escape(plain_text(document.meta.model))}</p>
-<noscript><p>A script draws this diagram, but scripts are disabled here. The file contains its data as JSON.</p>
-</noscript>
-<ol aria-hidden="true">{_skeleton(document)}</ol>
-</div>
-</main>
-{_OPENING}{data}</script>
+{body}
+{opening}{data}</script>
 <script type="module">{script}</script>
 </body>
 </html>
@@ -92,8 +107,9 @@ def read_page(text: str) -> Document:
     return Document.from_json(text[start + len(_OPENING) : end])
 
 
-def _bundle() -> str:
-    return (files("convcircuits.drawing") / "static" / "diagram.js").read_text(encoding="utf-8")
+def shipped(name: str) -> str:
+    """Return a text file that the package carries."""
+    return (files("convcircuits.drawing") / "static" / name).read_text(encoding="utf-8")
 
 
 def _inline(script: str) -> str:

@@ -96,6 +96,22 @@ class Trajectory:
             for n, layer in enumerate(self.layers)
         ]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the provenance as JSON values; ``by_layer`` is in ``layers``."""
+        return {
+            "feature": self.feature,
+            "title": self.title,
+            "method": self.method,
+            "layers": self.by_layer(),
+            "image": self.image.tolist(),
+            "points": self.points.tolist(),
+            "neighbours": self.neighbours,
+            "response": self.response.tolist(),
+            "groups": list(self.groups),
+            "labels": self.labels.tolist(),
+            "notes": list(self.notes),
+        }
+
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the table of ``rows``.
 
