@@ -10,7 +10,7 @@ from PIL import Image
 import convcircuits as cc
 import twofold
 from convcircuits import charts
-from convcircuits.charts import cross_chart, fidelity_chart, tuning_chart
+from convcircuits.charts import cross_chart, fidelity_chart, trajectory_chart, tuning_chart
 
 CRITERIA = ["gauss_newton", "actgrad", "snip", "force", "magnitude", "random", "layer_random"]
 COLUMNS = ("r2", "r2_interior", "r2_rectified", "pearson")
@@ -321,3 +321,26 @@ def test_a_real_cross_test_can_be_drawn(tmp_path):
         assert image.width > 1000
     with pytest.raises(cc.ConvCircuitsError, match=r"a \.png, \.svg or \.pdf file"):
         cross_chart(report.as_dict(), tmp_path / "cross.gif")
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_trajectory_has_a_panel_for_each_layer_with_every_image_in_it(grouped, tmp_path, drawn):
+    made, blue = twofold.images(12)
+    groups = [("blue" if b else "red") if n else None for n, b in enumerate(blue)] if grouped else None
+    found = cc.trajectory(twofold.net(), twofold.FEATURE, made, groups=groups)
+    trajectory_chart(found.as_dict(), tmp_path / "a.svg", title="What it shows")
+    (figure,) = drawn
+    panels = figure.axes[:2]
+    assert [panel.get_title() for panel in panels] == ["0", "2"]
+    for panel, points in zip(panels, found.points.tolist(), strict=True):
+        shown = [point for part in panel.collections for point in part.get_offsets().tolist()]
+        assert sorted(shown) == sorted(points)
+        assert len(panel.collections) == (3 if grouped else 1)
+        assert panel.get_xlim() == panel.get_ylim() == panels[0].get_xlim()
+    assert panels[0].get_xlabel() == f"{found.explained[0]:.0%} of variance"
+    assert panels[1].get_xlabel().endswith(f", disparity {found.disparity[1]:.2f}")
+    assert {"What it shows", *(["red", "blue", "no group"] if grouped else ["response"])} <= set(
+        svg_text(tmp_path / "a.svg")
+    )
+    with pytest.raises(cc.ConvCircuitsError, match=r"a \.png, \.svg or \.pdf file"):
+        trajectory_chart(found.as_dict(), tmp_path / "a.gif", title="")

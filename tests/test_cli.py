@@ -30,12 +30,13 @@ import convcircuits as cc
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
-from convcircuits.cli import application, benchmark, comparing, console, find, preparing
+from convcircuits.cli import application, benchmark, comparing, console, find, preparing, trajectory
 from convcircuits.cli import demo as demo_command
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
+from convcircuits.subfeatures.trajectories import Placing
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.values.stimulus import OWN, PERIODS
@@ -83,6 +84,7 @@ FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --ou
 COMPARE = "compare --model tiny_net:net --feature 4:2 --images pictures --count 4"
 TOP = "top tiny_net:net 4:2 --images pictures --out new"
 SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
+TRAJECTORY = "trajectory tiny_net:net 4:2 --images pictures --out new"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
@@ -257,6 +259,7 @@ COMMANDS = [
     "units",
     "top",
     "split",
+    "trajectory",
     "tune",
     "demo",
     "benchmark",
@@ -278,6 +281,7 @@ def test_what_the_command_has_to_choose_from_is_what_the_library_has():
     assert tuple(KINDS) == benchmark.NETS
     assert args(choices.Refit) == {*METHODS, BEST}
     assert args(choices.Width) == args(Width)
+    assert args(choices.Placing) == args(Placing)
     assert args(choices.GroupRefit) == set(METHODS)
     assert args(choices.Measure) == set(MEASURES)
     kinds = {*OWN, *(f"{kind}_selectivity" for kind in PERIODS)}
@@ -1357,6 +1361,54 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     assert not Path("new/cross.png").exists()
 
 
+def test_trajectory_writes_where_every_photograph_is_a_chart_and_a_page(folder, good):
+    text = good(TRAJECTORY)
+    assert {path.removeprefix("new/") for path in files() if path.startswith("new/")} == {
+        "trajectory.csv",
+        "trajectory.html",
+        "trajectory.png",
+    }
+    loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
+    found = cc.trajectory(loaded.model, cc.Feature("4", 2), Prepared(pictures, loaded.preprocess))
+    assert text.startswith(found.summary())
+    names = [f"{name}.png" for name in "abcdef"]
+    rows = table("new/trajectory.csv")
+    assert rows == [
+        {"photograph": names[row["image"]], **{key: str(value) for key, value in row.items()}} for row in found.rows()
+    ]
+    data = json.loads(re.search(r'id="trajectory">(.*?)</script>', Path("new/trajectory.html").read_text())[1])
+    assert data["names"] == [names[image] for image in found.image]
+    assert all(picture.startswith("data:image/") for picture in data["pictures"])
+    assert len(data["pictures"]) == len(found)
+    assert data["finding"] == {
+        "folder": "pictures",
+        "command": "convcircuits find --model tiny_net:net --feature 4:2@max --images chosen",
+    }
+
+
+def test_trajectory_takes_the_groups_of_split(folder, good):
+    good(f"{SPLIT} --groups 2".replace("new", "split"))
+    said = good(f"{TRAJECTORY} --groups split/groups.csv --size 24 --json")
+    expected = {row["photograph"]: row["group"] for row in table("split/groups.csv")}
+    assert said["rows"] != []
+    assert all(row["group"] == expected[row["photograph"]] for row in said["rows"])
+    assert [row["layer"] for row in said["layers"]] == ["0", "2", "4"]
+    assert "--size 24" in Path("new/trajectory.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_find_a_circuit_for_photographs_that_are_no_files(folder, good):
+    program = trajectory._finding(
+        SimpleNamespace(feature="4:2@max"), "sample", 24, {"model": "tiny_net:net", "mean": (0.5, 0.5, 0.5)}
+    )["program"]
+    assert "load_model('tiny_net:net', mean=(0.5, 0.5, 0.5))" in program
+    program = program.replace(", mean=(0.5, 0.5, 0.5)", "").replace("CHOSEN", '["coffee", "chelsea"]')
+    made = {}
+    exec(program.replace("density=", "criterion='snip', density="), made)
+    assert [one.name for one in made["pictures"]] == ["chelsea", "coffee"]
+    assert made["circuit"].feature == cc.Feature("4", 2, position="max")
+
+
 @pytest.mark.zoo
 def test_the_photographs_of_a_real_layer(tmp_path, good):
     said = good(f"units vgg16_hed conv3_3 --size 80 --out {tmp_path} --json")
@@ -1601,6 +1653,17 @@ BAD = {
     "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
     "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
+    "trajectory: unknown unit": (TRAJECTORY.replace("4:2", "4:99"), "Unit 99 does not exist"),
+    "trajectory: several units": (TRAJECTORY.replace("4:2", "4:2,0"), "has several units"),
+    "trajectory: out is a file": (TRAJECTORY.replace("new", "text.safetensors"), "is a file; give a folder"),
+    "trajectory: one photograph": (TRAJECTORY.replace("pictures", "one"), "of 1 images; to place them by pca it takes"),
+    "trajectory: no table": (f"{TRAJECTORY} --groups nowhere.csv", "nowhere.csv cannot be read"),
+    "trajectory: no groups": (f"{TRAJECTORY} --groups text.safetensors", "with the columns photograph and group"),
+    "trajectory: other photographs": (
+        f"{TRAJECTORY} --groups other.csv",
+        "no row for 5 of 6 photographs, such as b",
+    ),
+    "trajectory: in two groups": (f"{TRAJECTORY} --groups twice.csv", "puts a.png in two groups"),
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
@@ -1635,6 +1698,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
         Path(name).mkdir()
     Path("one/a.png").write_bytes(Path("pictures/a.png").read_bytes())
     Path("text.safetensors").write_text("no circuit")
+    Path("other.csv").write_text("photograph,group\na.png,A\nz.png,B\n")
+    Path("twice.csv").write_text("photograph,group\na.png,A\na.png,B\n")
     save_file({"x": torch.zeros(2)}, "foreign.safetensors")
     model, feature = load_model("tiny_net:net").model, cc.Feature("4", 2)
     cc.save(cc.score(model, feature, torch.ones(1, 3, 12, 12), criterion="magnitude"), "scores.safetensors")
@@ -1691,6 +1756,8 @@ USAGE = [
     f"{UNITS} --sort unit",
     "split tiny_net:net",
     f"{SPLIT} --refit best",
+    "trajectory tiny_net:net",
+    f"{TRAJECTORY} --method tsne",
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",

@@ -12,7 +12,7 @@ from scipy.spatial import procrustes
 
 import convcircuits as cc
 import twofold
-from convcircuits.subfeatures.trajectories import common_neighbours, disparity, in_line
+from convcircuits.subfeatures.trajectories import common_neighbors, disparity, in_line
 from convcircuits.zoo.planted import polysemantic
 
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ def test_turning_mirroring_moving_or_scaling_a_layers_map_changes_nothing(mirror
         changed = [7 * turned(points, 0.7, mirrored) + 3 if n == m else points for m, points in enumerate(raw)]
         np.testing.assert_allclose(in_line(changed, response), expected, atol=1e-9)
         assert disparity(changed[n], raw[n]) == pytest.approx(0, abs=1e-12)
-        assert common_neighbours(changed[n], raw[n], 5) == pytest.approx(1)
+        assert common_neighbors(changed[n], raw[n], 5) == pytest.approx(1)
     flipped = [raw[0] * (-1, 1), *raw[1:]]
     np.testing.assert_allclose(in_line(flipped, response), expected, atol=1e-9)
     assert ((response - response.mean()) @ expected[0] >= 0).all()
@@ -81,28 +81,28 @@ def test_a_map_of_one_point_is_passed_over():
     assert not found[1].any()
     np.testing.assert_allclose([found[0], found[2]], in_line(raw, response))
     assert math.isnan(disparity(raw[0], found[1]))
-    assert math.isnan(common_neighbours(raw[0], found[1], 3))
+    assert math.isnan(common_neighbors(raw[0], found[1], 3))
 
 
-def test_neighbours_in_common_are_0_by_chance_and_as_a_slow_count_says():
-    unlike = [common_neighbours(*maps(2, images=40, seed=seed)[0], 5) for seed in range(60)]
+def test_neighbors_in_common_are_0_by_chance_and_as_a_slow_count_says():
+    unlike = [common_neighbors(*maps(2, images=40, seed=seed)[0], 5) for seed in range(60)]
     assert abs(np.mean(unlike)) < 3 * np.std(unlike) / 60**0.5 + 1e-12
     (one, other), _ = maps(2, images=12)
     shared = 0
     for n in range(12):
         nearest = [set(np.argsort(((p - p[n]) ** 2).sum(1))[1:5]) for p in (one, other)]
         shared += len(nearest[0] & nearest[1]) / 4
-    assert common_neighbours(one, other, 4) == pytest.approx((shared / 12 - 4 / 11) / (1 - 4 / 11))
+    assert common_neighbors(one, other, 4) == pytest.approx((shared / 12 - 4 / 11) / (1 - 4 / 11))
 
 
-def test_images_at_one_place_are_neighbours_in_any_order():
+def test_images_at_one_place_are_neighbors_in_any_order():
     (one, other), _ = maps(2, images=12)
     one, other = (np.concatenate([points, points[[0] * 4]]) for points in (one, other))
-    expected = common_neighbours(one, other, 3)
+    expected = common_neighbors(one, other, 3)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(16)
-        assert common_neighbours(one[order], other[order], 3) == pytest.approx(expected)
-    assert common_neighbours(one, one, 3) == pytest.approx(1)
+        assert common_neighbors(one[order], other[order], 3) == pytest.approx(expected)
+    assert common_neighbors(one, one, 3) == pytest.approx(1)
 
 
 def test_distances_are_those_of_unit_saliencies_as_far_as_two_components_hold_them():
@@ -178,7 +178,7 @@ def test_rows_tables_and_what_is_said():
     assert "not above 0 on 2 of 22 images" in found.summary()
     assert "vary much" in found.summary()
     assert found.to_pandas().shape == (40, 6)
-    assert "neighbours shared" in found._repr_html_()
+    assert "neighbors shared" in found._repr_html_()
     assert repr(found) == "Trajectory(2:0@max, 20 images, 2 layers, pca)"
     assert found.provenance["images"]["count"] == 22
     again = cc.trajectory(twofold.net(), twofold.FEATURE, made, groups=parts)
@@ -238,7 +238,7 @@ def test_umap_is_asked_for_where_it_is_used(monkeypatch):
     assert [one["random_state"] for one in asked] == [5, 5]
     assert found.method == "umap"
     assert found.explained.isnan().all()
-    assert any("UMAP keeps neighbours" in note for note in found.notes)
+    assert any("UMAP keeps neighbors" in note for note in found.notes)
     expected = cc.trajectory(twofold.net(), twofold.FEATURE, made, seed=5)
     for one, other in zip(found.points, expected.points, strict=True):
         torch.testing.assert_close(torch.cdist(one, one), torch.cdist(other, other), atol=1e-5, rtol=1e-5)

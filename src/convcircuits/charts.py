@@ -23,7 +23,7 @@ _BESIDE_STYLE: dict[str, dict[str, Any]] = {
     "average training map": {"color": "#111111", "linestyle": "--", "linewidth": 1.1},
     "best random circuit of equal size": {"color": "#999999", "linestyle": (0, (1, 3)), "linewidth": 1.6},
 }
-_RESPONSES = ["#e3d3c6", "#c2570c", "#4d1f03"]  # from the weakest response to the strongest
+_RESPONSES = ["#d8bfac", "#c2570c", "#4d1f03"]  # from the weakest response to the strongest
 _NO_GROUP = "#bbbbbb"
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
 _PARAMETERS = {

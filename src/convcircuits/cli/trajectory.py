@@ -14,6 +14,7 @@ from convcircuits.cli import options
 from convcircuits.cli.console import Report, progress
 from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
 from convcircuits.files import named_after
+from convcircuits.values.recipe import DENSITY
 
 if TYPE_CHECKING:
     from convcircuits.cli.looking import View
@@ -38,12 +39,13 @@ def trajectory(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Table of groups to color by, with the columns photograph and group: groups.csv of convcircuits split.",
+            help="Table of groups to color by, with the columns photograph and group, such as groups.csv of "
+            "convcircuits split.",
         ),
     ] = None,
     method: Annotated[
         options.Placing,
-        typer.Option(help="Principal components, or UMAP (extra umap), which keeps neighbours but not distances."),
+        typer.Option(help="Principal components, or UMAP (extra umap), which keeps neighbors but not distances."),
     ] = "pca",
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -151,8 +153,8 @@ def _grouped(by_name: Mapping[str, str], names: Sequence[str], file: Path) -> li
     missing = [name for name in names if name not in by_name]
     if missing:
         raise cc.ConvCircuitsError(
-            f"--groups {file} has no row for {len(missing)} of {len(names)} photographs, such as {missing[0]}; give the "
-            "table of these photographs, with an empty group for those that are in none."
+            f"--groups {file} has no row for {len(missing)} of {len(names)} photographs, such as {missing[0]}; give "
+            "the table of these photographs, with an empty group for those that are in none."
         )
     return [by_name[name] for name in names]
 
@@ -177,8 +179,8 @@ def _pictures(found: "cc.Trajectory", seen: "cc.Top", looked: "View", told: Repo
 def _finding(found: "cc.Trajectory", images: str, size: int | None, loading: Mapping[str, Any]) -> dict[str, str]:
     """Return how to find a circuit for some photographs: in a shell if they are files of a folder, else in Python."""
     if images != "sample" and Path(images).is_dir():
-        words = ["convcircuits", "find", "--feature", found.feature, "--images", "chosen"]
-        for name, value in {**loading, "size": size}.items():
+        words = ["convcircuits", "find"]
+        for name, value in {**loading, "feature": found.feature, "images": "chosen", "size": size}.items():
             if value is not None:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 words += [f"--{name}", text]
@@ -195,6 +197,6 @@ chosen = CHOSEN
 loaded = load_model({model[1]!r}{given})
 pictures = [one for one in photographs({images!r})[0] if one.name in chosen]
 images = Prepared(pictures, loaded.preprocess{"" if size is None else f", size=({size}, {size})"})
-circuit = cc.find(loaded.model, loaded.feature({found.feature!r}), images)
+circuit = cc.find(loaded.model, loaded.feature({found.feature!r}), images, density={DENSITY})
 """
     }

@@ -46,7 +46,8 @@ def trajectory_page(
 <h1 dir="auto">{html.escape(plain_text(title))}</h1>
 <p>{len(names)} images, near each other where a layer's kernels compute the feature alike</p>
 </header>
-<noscript><p>A script draws these maps, but scripts are disabled here. The file contains its data as JSON.</p></noscript>
+<noscript><p>A script draws these maps, but scripts are disabled here. The file contains its data as JSON.</p>
+</noscript>
 <main id="page"></main>
 </div>"""
     return self_contained(title, shipped("trajectory.css"), body, _OPENING, json.dumps(data), shipped("trajectory.js"))

@@ -25,11 +25,11 @@ Placing = Literal["pca", "umap"]
 FEWEST = 3
 """The fewest images that can be placed: two always lie on a line, at the same distance."""
 
-NEIGHBOURS = 10
-"""Number of nearest neighbours that are compared, if there are more than twice as many images."""
+NEIGHBORS = 10
+"""Number of nearest neighbors that are compared, if there are more than twice as many images."""
 
-_UMAP_FEWEST = 10  # below, UMAP has no neighbourhoods to keep
-_UMAP_NEIGHBOURS = 15  # as umap-learn has by default
+_UMAP_FEWEST = 10  # below, UMAP has no neighborhoods to keep
+_UMAP_NEIGHBORS = 15  # as umap-learn has by default
 _ROWS = 512  # images whose distances to all others are in memory at a time
 _TIE = 1e-9  # difference of squared distances that count as equal, relative to the mean from the center
 _FLAT = 1e-9  # variance, of at most 1, up to which all images are at the same place
@@ -60,7 +60,7 @@ def trajectory(
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
         images: As for ``score``. Those on which the feature is not above 0 are left out.
-        method: ``"pca"``: the two principal components. ``"umap"``: UMAP (extra ``umap``), which keeps neighbours but
+        method: ``"pca"``: the two principal components. ``"umap"``: UMAP (extra ``umap``), which keeps neighbors but
             not distances, beginning at the principal components.
         groups: The group of each image: what ``split`` returned for these images, or a name for each of them, with None
             or ``""`` for no group. They change no point.
@@ -109,7 +109,7 @@ def trajectory(
             f"{fewest}. Give other images or another unit."
         )
     placed = saliencies.of(active)
-    near = min(NEIGHBOURS, (count - 1) // 2)
+    near = min(NEIGHBORS, (count - 1) // 2)
     begin(progress, "placing images")
     raw, explained, kept, notes = [], [], [], []
     for done, (layer, part) in enumerate(placed.layers.items(), start=1):
@@ -124,7 +124,7 @@ def trajectory(
             first = np.pad(every[:, :2], ((0, 0), (0, max(0, 2 - every.shape[1]))))
             raw.append(first if method == "pca" else _by_umap(every, first, seed))
             explained.append(float((first**2).sum()) / count / variance if method == "pca" else math.nan)
-            kept.append(common_neighbours(raw[-1], every, near))
+            kept.append(common_neighbors(raw[-1], every, near))
         silent = int((part == 0).all(1).sum())
         if silent:
             notes.append(f"No kernel of {layer} matters on {silent} of {count} images; they are at one place there.")
@@ -140,13 +140,13 @@ def trajectory(
         explained=torch.tensor(explained, dtype=torch.float64),
         kept=torch.tensor(kept, dtype=torch.float64),
         disparity=_from_layer_to_layer(points, disparity),
-        shared=_from_layer_to_layer(points, lambda a, b: common_neighbours(a, b, near)),
-        neighbours=near,
+        shared=_from_layer_to_layer(points, lambda a, b: common_neighbors(a, b, near)),
+        neighbors=near,
         response=placed.response,
         groups=names,
         labels=labels[active],
         notes=(*_notes(feature, method, explained, count, len(active)), *notes),
-        provenance={**saliencies.provenance, "method": method, "neighbours": near},
+        provenance={**saliencies.provenance, "method": method, "neighbors": near},
     )
 
 
@@ -188,15 +188,15 @@ def disparity(points: Points, onto: Points) -> float:
     return float(max(0.0, 1 - (np.linalg.svd(one.T @ other / len(one), compute_uv=False).sum()) ** 2))
 
 
-def common_neighbours(one: Points, other: Points, count: int) -> float:
-    """Return the share of nearest neighbours that images have in common in two spaces, above chance.
+def common_neighbors(one: Points, other: Points, count: int) -> float:
+    """Return the share of nearest neighbors that images have in common in two spaces, above chance.
 
-    Images at equal distances are neighbours in equal parts, so that the order of images does not matter.
+    Images at equal distances are neighbors in equal parts, so that the order of images does not matter.
 
     Args:
         one: Points of the images, (n, d).
         other: Points of the same images, (n, e).
-        count: Number of neighbours, below n - 1.
+        count: Number of neighbors, below n - 1.
 
     Returns:
         1 if all are in common, 0 for as many as expected by chance; NaN if a space has no spread.
@@ -207,12 +207,12 @@ def common_neighbours(one: Points, other: Points, count: int) -> float:
     total = 0.0
     for begins in range(0, len(one), _ROWS):
         rows = np.arange(begins, min(begins + _ROWS, len(one)))
-        total += float(np.minimum(_neighbours(one, rows, count), _neighbours(other, rows, count)).sum())
+        total += float(np.minimum(_neighbors(one, rows, count), _neighbors(other, rows, count)).sum())
     return (total / (len(one) * count) - chance) / (1 - chance)
 
 
-def _neighbours(points: Points, rows: Any, count: int) -> Points:
-    """Return how far each image is one of the nearest neighbours of some, from 0 to 1: (rows, n)."""
+def _neighbors(points: Points, rows: Any, count: int) -> Points:
+    """Return how far each image is one of the nearest neighbors of some, from 0 to 1: (rows, n)."""
     points = points - points.mean(0)
     sizes = (points**2).sum(1)
     far = sizes[rows, None] + sizes - 2 * points[rows] @ points.T  # squared
@@ -273,7 +273,7 @@ def _umap() -> Any:
 def _by_umap(points: Points, first: Points, seed: int) -> Points:
     """Return UMAP's map, which begins at the principal components."""
     placing = _umap().UMAP(
-        n_neighbors=min(_UMAP_NEIGHBOURS, len(points) - 1),
+        n_neighbors=min(_UMAP_NEIGHBORS, len(points) - 1),
         init=10 * first / np.abs(first).max(),  # as large as UMAP's own beginnings
         random_state=seed,
         n_jobs=1,  # as a seed requires
@@ -287,7 +287,7 @@ def _notes(feature: Feature, method: str, explained: Sequence[float], count: int
     notes = []
     if count < images:
         notes.append(f"{feature} is not above 0 on {images - count} of {images} images; they are left out.")
-    if count <= 2 * NEIGHBOURS:
+    if count <= 2 * NEIGHBORS:
         notes.append(f"With {count} images the figures vary much from one choice of images to another.")
     little = sum(share < _LITTLE for share in explained)
     if little:
@@ -297,7 +297,7 @@ def _notes(feature: Feature, method: str, explained: Sequence[float], count: int
         )
     if method == "umap":
         notes.append(
-            "UMAP keeps neighbours, not distances: how wide a group or a gap is means nothing, and there is no share "
+            "UMAP keeps neighbors, not distances: how wide a group or a gap is means nothing, and there is no share "
             "of variance."
         )
     return notes

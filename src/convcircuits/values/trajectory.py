@@ -14,7 +14,7 @@ from convcircuits.texts import printable
 if TYPE_CHECKING:
     import pandas
 
-_HEAD = ("layer", "variance explained", "neighbours kept", "disparity", "neighbours shared")
+_HEAD = ("layer", "variance explained", "neighbors kept", "disparity", "neighbors shared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Trajectory:
     of the layer before, so that images can be followed. What that costs is in the figures: no map of two dimensions is
     the whole.
 
-    An overlap of neighbours is above chance: 1 if each image has the same nearest neighbours in both, 0 as expected of
-    neighbours drawn at random.
+    An overlap of neighbors is above chance: 1 if each image has the same nearest neighbors in both, 0 as expected of
+    neighbors drawn at random.
 
     Attributes:
         feature: Text form of the feature.
@@ -36,13 +36,13 @@ class Trajectory:
         points: The maps, (layers, n, 2), float64.
         explained: Share of the variance that each map holds, (layers,); NaN for UMAP, and where all images are computed
             alike.
-        kept: Overlap of neighbours in each map with those by all saliencies of the layer, (layers,).
+        kept: Overlap of neighbors in each map with those by all saliencies of the layer, (layers,).
         disparity: Procrustes disparity between the map of each layer and that of the layer before, (layers,): the share
             of a map that is left after it was turned, mirrored and scaled onto the other. 0 for equal shapes; at least
             1 - 2 / (n - 1) is expected if the images have nothing in common. NaN for the first.
-        shared: Overlap of neighbours in the map of each layer with those in the map before, (layers,); NaN for the
+        shared: Overlap of neighbors in the map of each layer with those in the map before, (layers,); NaN for the
             first.
-        neighbours: Number of nearest neighbours that are compared.
+        neighbors: Number of nearest neighbors that are compared.
         response: The feature's value on each image, (n,).
         groups: Names of groups.
         labels: Index of the group of each image, (n,), int64; -1 for none.
@@ -59,7 +59,7 @@ class Trajectory:
     kept: Float[Tensor, " layers"]
     disparity: Float[Tensor, " layers"]
     shared: Float[Tensor, " layers"]
-    neighbours: int
+    neighbors: int
     response: Float[Tensor, " n"]
     groups: tuple[str, ...]
     labels: Int[Tensor, " n"]
@@ -105,7 +105,7 @@ class Trajectory:
             "layers": self.by_layer(),
             "image": self.image.tolist(),
             "points": self.points.tolist(),
-            "neighbours": self.neighbours,
+            "neighbors": self.neighbors,
             "response": self.response.tolist(),
             "groups": list(self.groups),
             "labels": self.labels.tolist(),

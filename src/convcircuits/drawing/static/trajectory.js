@@ -115,7 +115,7 @@ function draw() {
 function mark(pen, n, size) {
   const [x, y] = place(n, state.at);
   const faded = chosen.size > 0 && !chosen.has(n) && n !== state.hovered;
-  pen.globalAlpha = faded ? 0.25 : 1;
+  pen.globalAlpha = faded ? 0.35 : 1;
   if (state.pictures) {
     const side = 32 * size;
     pen.drawImage(images[n], x - side / 2, y - side / 2, side, side);
@@ -297,7 +297,11 @@ async function copy(text, what) {
 const slider = make("input", {
   type: "range", min: 0, max: last, step: "any", value: 0, disabled: last === 0,
   "aria-label": "Layer",
-  input: () => { stop(); show(Number(slider.value)); },
+  input: () => {
+    stop();
+    target = Math.round(Number(slider.value));
+    show(Number(slider.value));
+  },
   change: () => go(Math.round(Number(slider.value))),
   keydown: (event) => {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, Home: -last, End: last }[event.key];
@@ -339,14 +343,13 @@ function show(at) {
   state.at = at;
   slider.value = at;
   const n = Math.round(at);
-  if (at === n) target = n;
   slider.setAttribute("aria-valuetext", layerNames[n]);
   ticks.childNodes.forEach((tick, k) => tick.setAttribute("aria-pressed", k === n));
   const { explained, kept, disparity, shared } = data.layers[n];
   const parts = [];
   if (explained !== null) parts.push(`the map holds ${Math.round(100 * explained)} % of the variance`);
-  if (kept !== null) parts.push(`neighbours kept ${figure(kept)}`);
-  if (disparity !== null) parts.push(`against ${layerNames[n - 1]}: disparity ${figure(disparity)}, neighbours shared ${figure(shared)}`);
+  if (kept !== null) parts.push(`neighbors kept ${figure(kept)}`);
+  if (disparity !== null) parts.push(`against ${layerNames[n - 1]}: disparity ${figure(disparity)}, neighbors shared ${figure(shared)}`);
   const text = `${layerNames[n]}: ${parts.join("; ") || "all images are at one place"}.`;
   if (facts.textContent !== text) facts.textContent = text;
   draw();
@@ -395,11 +398,11 @@ document.getElementById("page").append(
   make("details", {},
     make("summary", {}, "Figures of all layers, and remarks"),
     make("table", {},
-      make("thead", {}, make("tr", {}, ...["layer", "variance explained", "neighbours kept", "disparity", "neighbours shared"].map((text) => make("th", { scope: "col" }, text)))),
+      make("thead", {}, make("tr", {}, ...["layer", "variance explained", "neighbors kept", "disparity", "neighbors shared"].map((text) => make("th", { scope: "col" }, text)))),
       make("tbody", {}, ...data.layers.map((row, n) => make("tr", {},
         make("th", { scope: "row" }, layerNames[n]),
         ...["explained", "kept", "disparity", "shared"].map((name) => make("td", {}, figure(row[name]))))))),
-    make("p", {}, `Neighbours: the share of the ${data.neighbours} nearest that an image has in common, above chance (0 chance, 1 all): kept, between the map and all saliencies of the layer; shared, between the maps of this layer and of the one before. Disparity: what is left of a map that is turned, mirrored and scaled onto the one before (0 the same shape; about ${(1 - 2 / (count - 1)).toFixed(2)} or more by chance).`),
+    make("p", {}, `Neighbors: the share of the ${data.neighbors} nearest that an image has in common, above chance (0 chance, 1 all): kept, between the map and all saliencies of the layer; shared, between the maps of this layer and of the one before. Disparity: what is left of a map that is turned, mirrored and scaled onto the one before (0 the same shape; about ${(1 - 2 / (count - 1)).toFixed(2)} or more by chance).`),
     ...data.notes.map((note) => make("p", {}, plain(note)))),
 );
 
