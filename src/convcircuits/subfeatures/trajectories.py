@@ -241,7 +241,7 @@ def _from_layer_to_layer(maps: Sequence[Points], measure: Any) -> Tensor:
 
 
 def _labels(groups: Split | Sequence[Hashable] | None, count: int) -> tuple[tuple[str, ...], Tensor]:
-    """Return the names of the groups, in the order of a split or of first use, and the label of each image."""
+    """Return the names of the groups, in the order of a split or else sorted, and the label of each image."""
     if groups is None:
         return (), torch.full((count,), -1)
     given = [row["group"] for row in groups.rows()] if isinstance(groups, Split) else groups
@@ -250,7 +250,7 @@ def _labels(groups: Split | Sequence[Hashable] | None, count: int) -> tuple[tupl
             f"There are {count} images but {len(given)} groups; give the name of a group, or None, for each image."
         )
     texts = ["" if one is None else str(one) for one in given]
-    names = list(groups.circuits) if isinstance(groups, Split) else list(dict.fromkeys(filter(None, texts)))
+    names = list(groups.circuits) if isinstance(groups, Split) else sorted({*texts} - {""})
     numbers = {name: n for n, name in enumerate(names)} | {"": -1}
     return tuple(names), torch.tensor([numbers[text] for text in texts])
 
