@@ -62,9 +62,11 @@ def trajectory(
     from convcircuits.cli.looking import view
     from convcircuits.drawing.trajectory_page import trajectory_page
     from convcircuits.files import write_whole
+    from convcircuits.subfeatures.trajectories import check_placing
 
     check_folder(out)
     check_charts_installed()
+    check_placing(method)
     by_name = {} if groups is None else _groups(groups)
     loading = options.given(model=model, weights=weights, mean=mean, std=std)
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)

@@ -80,12 +80,7 @@ def trajectory(
         True
     """
     check_progress(progress)
-    if method not in get_args(Placing):
-        raise ConvCircuitsError(
-            f"{option('method')} must be one of {', '.join(map(repr, get_args(Placing)))}; got {method!r}."
-        )
-    if method == "umap":
-        _umap()
+    check_placing(method)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     if feature.position in ("all", "interior"):
         feature = replace(feature, position="max")
@@ -148,6 +143,20 @@ def trajectory(
         notes=(*_notes(feature, method, explained, count, len(active)), *notes),
         provenance={**saliencies.provenance, "method": method, "neighbors": near},
     )
+
+
+def check_placing(method: str) -> None:
+    """Check that images can be placed by a method, before any work is done.
+
+    Raises:
+        ConvCircuitsError: If there is no such method, or what it needs is not installed.
+    """
+    if method not in get_args(Placing):
+        raise ConvCircuitsError(
+            f"{option('method')} must be one of {', '.join(map(repr, get_args(Placing)))}; got {method!r}."
+        )
+    if method == "umap":
+        _umap()
 
 
 def in_line(maps: Sequence[Points], response: Points) -> list[Points]:
