@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from convcircuits.drawing.tiles import data_url
 from convcircuits.drawing.trajectory_page import trajectory_page
 from convcircuits.values.trajectory import Trajectory
 from needs import find_chromium
+
+AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202e'$(id)'"
 SHELL = {"folder": "my photographs", "command": "convcircuits find --feature 2:0@max --images chosen"}
@@ -114,7 +117,6 @@ def lasso(page, left, right):
 
 
 @pytest.mark.browser
-@pytest.mark.smoke
 def test_a_lasso_lists_images_and_how_to_find_a_circuit_for_them(show):
     page = show(written(), reduced_motion="reduce")
     expect(page.locator("h1")).to_have_text("2:0@max of small")
@@ -154,10 +156,23 @@ def test_a_page_of_hostile_names_says_them_as_text_and_quotes_them_for_a_shell(s
     page = show(written([f"a/{HOSTILE}", f"b/{HOSTILE}", *"cdefgh"], layer=HOSTILE, group=HOSTILE))
     page.locator(".legend button").first.click()
     lines = page.locator("pre").text_content().splitlines()
-    assert lines[1].startswith("cp -- 'my photographs/c' chosen/c")
+    assert lines[1] == "cp -- 'my photographs/c' chosen/1-c"
     assert "'\"'\"'$(id)'\"'\"''" in lines[2]
+    assert " 'chosen/2-" in lines[2]
     page = show(written(finding={"program": "chosen = CHOSEN\n$&"}))
     page.locator(".legend button").first.click()
     made = {}
     exec(page.locator("pre").text_content().replace("$&", ""), made)
     assert made["chosen"] == ["2.png", "1.png", "0.png"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_of(show, theme):
+    assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
+    page = show(written(), color_scheme=theme, bypass_csp=True)
+    page.evaluate(AXE.read_text())
+    for part in ("summary", ".legend button"):
+        assert page.evaluate("axe.run(document).then(result => result.violations.map(one => one.id))") == []
+        page.locator(part).first.click()
+    assert page.evaluate("axe.run(document).then(result => result.violations.map(one => one.id))") == []

@@ -211,7 +211,7 @@ function hover(n) {
 
 const card = make("div", { className: "card" });
 const heading = make("h2");
-const thumbs = make("ul", { className: "thumbs" });
+const thumbs = make("ul", { className: "thumbs", tabIndex: 0, "aria-label": "Chosen images" });
 const lines = make("pre", { tabIndex: 0, "aria-label": "How to find a circuit for the chosen images" });
 const hint = make("p", { className: "soft" });
 const said = make("span", { className: "soft", role: "status" });
@@ -274,7 +274,7 @@ function finding(names) {
   const files = names.map((name) => quoted(`${data.finding.folder}/${name}`));
   const copies = new Set(base).size === base.length
     ? [`cp -- ${files.join(" ")} chosen/`]
-    : files.map((file, n) => `cp -- ${file} ${quoted(`chosen/${names[n].replaceAll("/", "-")}`)}`); // files of one name
+    : files.map((file, n) => `cp -- ${file} ${quoted(`chosen/${n + 1}-${base[n]}`)}`); // some files have one name
   return ["mkdir chosen", ...copies, data.finding.command].join("\n");
 }
 
