@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
+    from convcircuits.subfeatures.baselines import groupings
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
     from convcircuits.values.cross import Cross
     from convcircuits.values.feature import Feature
+    from convcircuits.values.groupings import Groupings
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
     from convcircuits.values.split import Split
@@ -55,6 +57,7 @@ __all__ = [
     "Diagram",
     "Evaluation",
     "Feature",
+    "Groupings",
     "Scores",
     "Split",
     "Stimulus",
@@ -71,6 +74,7 @@ __all__ = [
     "extract",
     "find",
     "find_path",
+    "groupings",
     "iou",
     "load",
     "prune",
@@ -93,6 +97,7 @@ _MODULES = {
     "Diagram": "drawing.host",
     "Evaluation": "values.report",
     "Feature": "values.feature",
+    "Groupings": "values.groupings",
     "Scores": "values.scores",
     "Split": "values.split",
     "Stimulus": "values.stimulus",
@@ -108,6 +113,7 @@ _MODULES = {
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",
+    "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
     "load": "storage",
     "prune": "circuits.finding",
