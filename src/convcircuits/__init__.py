@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, find_path, prune, score
+    from convcircuits.circuits.learning_curve import LearningCurve, learning_curve
     from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
     from convcircuits.circuits.tuning import tune
@@ -58,6 +59,7 @@ __all__ = [
     "Evaluation",
     "Feature",
     "Groupings",
+    "LearningCurve",
     "Scores",
     "Split",
     "Stimulus",
@@ -76,6 +78,7 @@ __all__ = [
     "find_path",
     "groupings",
     "iou",
+    "learning_curve",
     "load",
     "prune",
     "refit",
@@ -98,6 +101,7 @@ _MODULES = {
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Groupings": "values.groupings",
+    "LearningCurve": "circuits.learning_curve",
     "Scores": "values.scores",
     "Split": "values.split",
     "Stimulus": "values.stimulus",
@@ -115,6 +119,7 @@ _MODULES = {
     "find_path": "circuits.finding",
     "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
+    "learning_curve": "circuits.learning_curve",
     "load": "storage",
     "prune": "circuits.finding",
     "refit": "circuits.refitting",
