@@ -83,7 +83,7 @@ class LearningCurve:
 
     def median(self, count: int, name: str) -> float:
         """Return the median of a figure over the draws of so many images."""
-        return statistics.median(getattr(row, name) for row in self.rows if row.images == count)
+        return float(statistics.median(getattr(row, name) for row in self.rows if row.images == count))
 
     @property
     def verdict_sentence(self) -> str:
@@ -126,7 +126,7 @@ class LearningCurve:
     _HEAD = ("images", "R2", "range", "R2 on its own images", "error at maxima", "constants")
 
     def _cells(self) -> list[tuple[str, ...]]:
-        cells = []
+        cells: list[tuple[str, ...]] = []
         for count in self.counts:
             some = [row.r2 for row in self.rows if row.images == count]
             shown = [figure(self.median(count, name)) for name in ("r2", "train_r2", "error")]
