@@ -1,6 +1,6 @@
 """Measure the saliencies of single images and ``split`` as ratios to one forward and backward pass of the same images.
 
-VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, in one process. Every figure is timed right after a
+VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process. Every figure is timed right after a
 plain forward and backward pass of the truncated model. Memory is the process's peak, with the model and all images.
 
     python benchmarks/split.py --images gcompris:FOLDER --count 1000
@@ -11,8 +11,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-
-import torch
 
 import convcircuits as cc
 from convcircuits.subfeatures.saliencies import image_saliencies
