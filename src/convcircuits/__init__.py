@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, find_path, prune, score
+    from convcircuits.circuits.learning_curve import LearningCurve, learning_curve
     from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
     from convcircuits.circuits.tuning import tune
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
+    from convcircuits.subfeatures.baselines import groupings
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
     from convcircuits.subfeatures.trajectories import trajectory
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from convcircuits.values.controls import Controls
     from convcircuits.values.cross import Cross
     from convcircuits.values.feature import Feature
+    from convcircuits.values.groupings import Groupings
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
     from convcircuits.values.split import Split
@@ -57,6 +60,8 @@ __all__ = [
     "Diagram",
     "Evaluation",
     "Feature",
+    "Groupings",
+    "LearningCurve",
     "Scores",
     "Split",
     "Stimulus",
@@ -74,7 +79,9 @@ __all__ = [
     "extract",
     "find",
     "find_path",
+    "groupings",
     "iou",
+    "learning_curve",
     "load",
     "prune",
     "refit",
@@ -97,6 +104,8 @@ _MODULES = {
     "Diagram": "drawing.host",
     "Evaluation": "values.report",
     "Feature": "values.feature",
+    "Groupings": "values.groupings",
+    "LearningCurve": "circuits.learning_curve",
     "Scores": "values.scores",
     "Split": "values.split",
     "Stimulus": "values.stimulus",
@@ -113,7 +122,9 @@ _MODULES = {
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",
+    "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
+    "learning_curve": "circuits.learning_curve",
     "load": "storage",
     "prune": "circuits.finding",
     "refit": "circuits.refitting",

@@ -8,6 +8,7 @@ import convcircuits as cc
 from convcircuits.cli import (
     benchmark,
     compare,
+    cross,
     demo,
     diagram,
     evaluate,
@@ -60,6 +61,7 @@ app.command()(layers.layers)
 app.command()(units.units)
 app.command()(top.top)
 app.command()(split.split)
+app.command()(cross.cross)
 app.command()(trajectory.trajectory)
 app.command()(tune.tune)
 app.command()(demo.demo)
