@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.tuning import tune
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
+    from convcircuits.drawing.groups import group_diagram
     from convcircuits.drawing.host import Diagram
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
@@ -71,6 +72,7 @@ __all__ = [
     "extract",
     "find",
     "find_path",
+    "group_diagram",
     "iou",
     "load",
     "prune",
@@ -108,6 +110,7 @@ _MODULES = {
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",
+    "group_diagram": "drawing.groups",
     "iou": "values.circuit",
     "load": "storage",
     "prune": "circuits.finding",

@@ -28,7 +28,7 @@ def split(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for groups.csv, groups.png, cross.png, report.md and the circuits.",
+            help="Folder for groups.csv, groups.png, cross.png, split.html, report.md and the circuits.",
             show_default=options.NAMED,
         ),
     ] = None,
@@ -95,6 +95,10 @@ def split(
         )
         sections = _sections(found, seen, looked, count, told)
         sheet = contact_sheet(f"{feature} of {model}", described(seen), sections, side=_SIDE, columns=_COLUMNS)
+        try:
+            drawn, undrawn = _diagram(found, looked, batch_size, seed, told), ()
+        except cc.ConvCircuitsError as error:  # such as circuits without a complete path: the rest is worth keeping
+            drawn, undrawn = None, (f"There is no split.html. {error}",)
     names = looked.images.names
     rows = [{"photograph": names[row["image"]], **row} for row in found.rows()]
     folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-groups")))
@@ -109,16 +113,43 @@ def split(
     if found.cross is not None:
         cross_chart(found.cross.as_dict(), folder / "cross.png")
         files["cross.png"] = "every circuit on every group"
-    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *looked.notes])
+    if drawn is not None:
+        drawn.save(folder / "split.html")
+        files["split.html"] = "the diagram of the groups' circuits, each with its own images"
+    notes = [*undrawn, *looked.notes]
+    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *notes])
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
     if as_json:
         print_json({"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found), "rows": rows})
         return
     say(found.summary())
-    for note in looked.notes:
+    for note in notes:
         say(note)
     say_written(folder, files)
+
+
+def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told: Report) -> "cc.Diagram":
+    """Draw the circuits of all groups, each on the images of its group."""
+    from convcircuits.subfeatures.splitting import Chosen
+
+    parts = {f"group {name}": found.labels == n for n, name in enumerate(found.circuits)}
+    names = [
+        f"{name}, held out" if held else name
+        for name, held in zip(looked.images.names, found.held_out.tolist(), strict=True)
+    ]
+    return cc.group_diagram(
+        looked.loaded.model,
+        dict(zip(parts, found.circuits.values(), strict=True)),
+        {name: Chosen(looked.images, part) for name, part in parts.items()},
+        fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
+        names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
+        notes=(found.verdict_sentence,),
+        primaries=looked.loaded.primaries(),
+        batch_size=batch_size,
+        seed=seed,
+        progress=told,
+    )
 
 
 def _said(found: "cc.Split") -> dict[str, Any]:
