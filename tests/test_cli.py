@@ -1333,7 +1333,8 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
     text = good(f"{SPLIT} --groups 2")
     written = {path.removeprefix("new/") for path in files() if path.startswith("new/")}
-    assert written == {"groups.csv", "groups.png", "cross.png", "report.md", "A-0.5.safetensors", "B-0.5.safetensors"}
+    circuits = {"A-0.5.safetensors", "B-0.5.safetensors"}
+    assert written == {"groups.csv", "groups.png", "cross.png", "split.html", "report.md", *circuits}
     loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
     prepared = Prepared(pictures, loaded.preprocess)
     found = cc.split(loaded.model, cc.Feature("4", 2), prepared, groups=2, densities=[0.5], shuffles=1)
@@ -1343,6 +1344,13 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert [row["photograph"] for row in rows] == [f"{name}.png" for name in "abcdef"]
     assert [row["group"] for row in rows] == [row["group"] for row in found.rows()]
     assert found.summary() in Path("new/report.md").read_text()
+    document = cc.Diagram.load("new/split.html").document
+    assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
+    assert found.verdict_sentence in document.meta.notes
+    for variant, name in zip(document.images.variants, document.images.names, strict=True):
+        row = rows["abcdef".index(name[0])]
+        assert row["group"] == "AB"[variant]
+        assert name[1:] == (", held out" if row["held_out"] == "True" else "")
     for name, (circuit,) in found.circuits.items():
         assert cc.load(f"new/{name}-0.5.safetensors") == circuit
     said = good(f"{SPLIT} --groups 2 --json")
@@ -1355,6 +1363,16 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     text = good(SPLIT)
     assert text.startswith("No more than one mechanism of 4:2@max was found on these images. 4 photographs are too few")
     assert not Path("new/cross.png").exists()
+    document = cc.Diagram.load("new/split.html").document
+    assert (document.variants[0].name, document.view.compare) == ("the circuit", None)
+    assert len(document.images) > 1
+
+
+def test_circuits_of_groups_that_cannot_be_drawn_leave_the_rest(folder, good):
+    text = good(SPLIT.replace("0.5", "0.02"))
+    assert "There is no split.html. At no size does the circuit of every group have a kernel on a complete path" in text
+    assert Path("new/report.md").exists()
+    assert not Path("new/split.html").exists()
 
 
 @pytest.mark.zoo

@@ -214,7 +214,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
               <div class="pictures">
                 {pictures
                   .of(places[i]!, node)
-                  .slice(0, 6)
+                  .slice(0, 5)
                   .map((tile, rank) => (
                     <Picture store={store} tile={tile} size={PATCH} label={`picture ${rank + 1}`} />
                   ))}

@@ -91,7 +91,8 @@ export function Toolbar({ store }: { store: Store }) {
           {(close) => (
             <div class="thumbs">
               {imagesOf(graph, now).map((i) => {
-                const name = images.names[i]!;
+                const of = variants[images.variants[i]!];
+                const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
                 return (
                   <button
                     type="button"

@@ -1,6 +1,7 @@
 """``convcircuits split``."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,7 +122,9 @@ def split(
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
     if as_json:
-        print_json({"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found), "rows": rows})
+        print_json(
+            {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn), "rows": rows}
+        )
         return
     say(found.summary())
     for note in notes:
@@ -131,19 +134,22 @@ def split(
 
 def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told: Report) -> "cc.Diagram":
     """Draw the circuits of all groups, each on the images of its group."""
+    from convcircuits.cli.looking import short
     from convcircuits.subfeatures.splitting import Chosen
 
     parts = {f"group {name}": found.labels == n for n, name in enumerate(found.circuits)}
     names = [
         f"{name}, held out" if held else name
-        for name, held in zip(looked.images.names, found.held_out.tolist(), strict=True)
+        for name, held in zip(short(looked.images.names), found.held_out.tolist(), strict=True)
     ]
+    title = f"{looked.loaded.name} {found.feature}"
     return cc.group_diagram(
         looked.loaded.model,
         dict(zip(parts, found.circuits.values(), strict=True)),
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
         names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
+        title=title if len(found) == 1 else f"{title}: the circuits of {len(found)} groups of images",
         notes=(found.verdict_sentence,),
         primaries=looked.loaded.primaries(),
         batch_size=batch_size,
@@ -152,7 +158,7 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     )
 
 
-def _said(found: "cc.Split") -> dict[str, Any]:
+def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
     """Return what was found as JSON values."""
     return {
         "groups": {name: len(found.images(name)) for name in found.circuits},
@@ -162,7 +168,7 @@ def _said(found: "cc.Split") -> dict[str, Any]:
             for one in found.divisions
         ],
         "cross": None if found.cross is None else found.cross.as_dict(),
-        "notes": list(found.notes),
+        "notes": [*found.notes, *undrawn],
     }
 
 
