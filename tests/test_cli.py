@@ -242,6 +242,14 @@ def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
     assert good(f"{line} --json")["rows"][0] != document["rows"][0]  # without the option
 
 
+def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(good):
+    line = "benchmark truth --nets polysemantic --criteria magnitude --seeds 1"
+    assert "mechanisms 1.00 (1.00 to 1.00)." in good(f"{line} --count 24")
+    (row,) = good(f"{line} --count 24 --json")["divided"]
+    assert row["ari"] == row["accuracy"] == 1
+    assert good(f"{line} --count 8 --json")["divided"] == []  # too few images to group
+
+
 # --- help
 
 

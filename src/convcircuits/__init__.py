@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
+    from convcircuits.subfeatures.baselines import groupings
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
     from convcircuits.values.cross import Cross
     from convcircuits.values.feature import Feature
+    from convcircuits.values.groupings import Groupings
     from convcircuits.values.report import Evaluation
     from convcircuits.values.scores import Scores
     from convcircuits.values.split import Split
@@ -56,6 +58,7 @@ __all__ = [
     "Diagram",
     "Evaluation",
     "Feature",
+    "Groupings",
     "Scores",
     "Split",
     "Stimulus",
@@ -73,6 +76,7 @@ __all__ = [
     "find",
     "find_path",
     "group_diagram",
+    "groupings",
     "iou",
     "load",
     "prune",
@@ -95,6 +99,7 @@ _MODULES = {
     "Diagram": "drawing.host",
     "Evaluation": "values.report",
     "Feature": "values.feature",
+    "Groupings": "values.groupings",
     "Scores": "values.scores",
     "Split": "values.split",
     "Stimulus": "values.stimulus",
@@ -111,6 +116,7 @@ _MODULES = {
     "find": "circuits.finding",
     "find_path": "circuits.finding",
     "group_diagram": "drawing.groups",
+    "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
     "load": "storage",
     "prune": "circuits.finding",

@@ -1,7 +1,8 @@
 """``convcircuits benchmark``: how well the library does where the answer is known."""
 
+import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,9 @@ from convcircuits.cli import options
 from convcircuits.cli.comparing import write_table
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_writable, print_json, say
+
+if TYPE_CHECKING:
+    from convcircuits.zoo.planted.mechanisms import Polysemantic
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,8 +50,10 @@ def truth(
 ) -> None:
     """Compare criteria on small networks whose circuits are known."""
     from convcircuits.circuits.truth import Case, Recoveries, recover
+    from convcircuits.subfeatures.grouping import FEWEST
     from convcircuits.values.tables import suggest
     from convcircuits.zoo.planted import KINDS
+    from convcircuits.zoo.planted.mechanisms import Polysemantic
 
     check_writable("--out", out, ".csv")
     kinds, names = ([name.strip() for name in text.split(",")] for text in (nets, criteria))
@@ -55,6 +61,7 @@ def truth(
         if kind not in KINDS:
             raise cc.ConvCircuitsError(f"There is no kind of network {kind!r}. {suggest(kind, KINDS)}")
     chosen, rows = options.by_criterion(option or [], names), Recoveries()
+    divided: list[dict[str, Any]] = []
     with progress("finding planted circuits") as told:
         for kind in kinds:
             for number in range(seeds):
@@ -62,14 +69,32 @@ def truth(
                 images = planted.images(count, seed=_IMAGES + number)
                 case = Case(kind, number, planted.model, planted.feature, images, planted.truths)
                 rows += recover(case, criteria=names, options=chosen, seed=seed, batch_size=batch_size)
+                if isinstance(planted, Polysemantic) and count >= FEWEST:
+                    divided.append(_divided(planted, number, count, seed, batch_size))
                 told(len(rows), len(kinds) * seeds * len(names))
     table = [row.as_dict() for row in rows]
     if out is not None:
         write_table(out, table)
     if as_json:
-        print_json({"count": count, "seed": seed, "options": option or [], "rows": table})
+        print_json({"count": count, "seed": seed, "options": option or [], "rows": table, "divided": divided})
         return
     say(rows.summary())
     say(_EXPLAINED)
+    if divided:
+        aris = [row["ari"] for row in divided]
+        say(
+            f"The images of {len(aris)} units of several mechanisms, grouped by how they are computed: adjusted Rand "
+            f"index with the mechanisms {statistics.median(aris):.2f} ({min(aris):.2f} to {max(aris):.2f})."
+        )
     if out is not None:
         say(f"wrote {out}")
+
+
+def _divided(planted: "Polysemantic", number: int, count: int, seed: int, batch_size: int) -> dict[str, Any]:
+    """Group a unit's images by how it is computed, as ``split`` does, and compare with its mechanisms."""
+    images, truth = planted.labelled_images(count, seed=_IMAGES + number)
+    labels = truth.tolist()
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "density": None, "resamples": 0}
+    found = cc.groupings(planted.model, planted.feature, images, known=labels, **given)["saliencies"]
+    mechanisms = len(planted.mechanisms)
+    return {"seed": number, "mechanisms": mechanisms, "ari": found.ari, "accuracy": found.accuracy}

@@ -86,42 +86,37 @@ def split(
         (2, True)
     """
     check_progress(progress)
-    for name, value in (("held_out", held_out), ("alpha", alpha)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise ConvCircuitsError(f"{option(name)} must be between 0 and 1; got {value!r}.")
+    check_share("held_out", held_out)
+    check_share("alpha", alpha)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     groups = None if groups is None else whole_number("groups", groups, 1)
     densities = sorted(densities, reverse=True)
     if not densities or not all(0 < density <= 1 for density in densities):
         raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
-    if refit not in METHODS:
-        raise ConvCircuitsError(f"refit must be one of {', '.join(map(repr, METHODS))}; got {refit!r}.")
+    check_refit(refit)
     if feature.position in ("all", "interior"):
         feature = replace(feature, position="max")
-    if criterion == "gauss_newton":
-        options = {"centered": True} | options
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     saliencies = image_saliencies(model, feature, images, memory=memory, **given)
-    names, notes = _photographs(model, images, photographs, batch_size)
+    names, notes = numbers_of_photographs(model, images, photographs, batch_size)
     active = saliencies.response > 0
-    _check_active(feature, active, names, 1 if groups is None else groups)
+    check_active(feature, active, names, 1 if groups is None else groups)
     if not bool(active.all()):
         notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
 
     def find_all(some: Tensor) -> list[Circuit]:
-        chosen = Chosen(images, some)
-        scores = score(model, feature, chosen, criterion=criterion, memory=memory, **given, **options)
-        circuits = [prune(scores, density=density) for density in densities]
-        if refit == "none":
-            return circuits
-        return [refitted(model, one, chosen, method=refit, batch_size=batch_size, seed=seed) for one in circuits]
+        return circuits_of_group(
+            model, feature, Chosen(images, some), criterion, densities, refit, memory, given, options
+        )
 
     def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
         groups, fit = ({name: Chosen(images, some) for name, some in parts.items()} for parts in (tested, trained))
         return cross(model, circuits, groups, fit=fit, shuffles=shuffles, **given)
 
-    tree = _Tree(saliencies, names, active & ~_drawn(names, active, held_out, seed), alpha, seed, find_all, cross_all)
+    tree = _Tree(
+        saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
+    )
     parts = tree.divide(active) if groups is None else tree.into(active, groups)
     circuits, report = tree.circuits(parts), tree.crossed(parts) if len(parts) > 1 else None
     labels = torch.full((len(active),), -1)
@@ -151,6 +146,51 @@ def split(
             "seed": seed,
         },
     )
+
+
+def circuits_of_group(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    criterion: str | Criterion,
+    densities: Sequence[float],
+    refit: Method,
+    memory: int,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> list[Circuit]:
+    """Find circuits of several sizes on a group of images, and refit them on it.
+
+    ``given`` has ``batch_size``, ``seed`` and ``progress``; the other arguments are those of ``split``.
+    """
+    if criterion == "gauss_newton":
+        options = {"centered": True} | dict(options)
+    scores = score(model, feature, images, criterion=criterion, memory=memory, **given, **options)
+    circuits = [prune(scores, density=density) for density in densities]
+    if refit == "none":
+        return circuits
+    settings = {name: given[name] for name in ("batch_size", "seed")}
+    return [refitted(model, one, images, method=refit, **settings) for one in circuits]
+
+
+def check_share(name: str, value: float) -> None:
+    """Check that an option is a number between 0 and 1.
+
+    Raises:
+        ConvCircuitsError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ConvCircuitsError(f"{option(name)} must be between 0 and 1; got {value!r}.")
+
+
+def check_refit(refit: str) -> None:
+    """Check that there is such a method of ``refit``.
+
+    Raises:
+        ConvCircuitsError: If there is not.
+    """
+    if refit not in METHODS:
+        raise ConvCircuitsError(f"refit must be one of {', '.join(map(repr, METHODS))}; got {refit!r}.")
 
 
 class Chosen:
@@ -309,7 +349,7 @@ def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
     return {chr(ord("A") + n) if n < 26 else f"group {n + 1}": part for n, part in enumerate(ordered)}
 
 
-def _photographs(
+def numbers_of_photographs(
     model: nn.Module, images: Images, photographs: Sequence[Hashable] | None, batch_size: int
 ) -> tuple[Numbers, list[str]]:
     """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
@@ -336,7 +376,7 @@ def _photographs(
     return np.array(found), [note] if copies else []
 
 
-def _drawn(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:
+def drawn_photographs(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:
     """Draw the images to hold out, by photograph, of those that count."""
     counted = np.unique(names[active.numpy()])
     drawn = np.random.default_rng(seed).permutation(counted)
@@ -344,7 +384,7 @@ def _drawn(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:
     return torch.from_numpy(np.isin(names, drawn))
 
 
-def _check_active(feature: Feature, active: Tensor, names: Numbers, groups: int) -> None:
+def check_active(feature: Feature, active: Tensor, names: Numbers, groups: int) -> None:
     """Check that a feature is above 0 on images of enough photographs."""
     count, needed = len(np.unique(names[active.numpy()])), max(2, 2 * groups)
     if count < needed:

