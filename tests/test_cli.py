@@ -16,6 +16,7 @@ import time
 import typing
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -36,6 +37,7 @@ from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
+from convcircuits.subfeatures import crossing, splitting
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.values.stimulus import OWN, PERIODS
@@ -1374,6 +1376,22 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     document = cc.Diagram.load("new/split.html").document
     assert (document.variants[0].name, document.view.compare) == ("the circuit", None)
     assert len(document.images) > 1
+
+
+def test_a_split_that_was_stopped_goes_on(folder, run, good, monkeypatch):
+    """The second run finds what it looks for in the folder, and leaves nothing there but what it writes."""
+    undisturbed = good(f"{SPLIT.replace('new', 'other')} --groups 2")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(crossing, "found_again", Mock(side_effect=KeyboardInterrupt))
+        code, _, err = run(f"{SPLIT} --groups 2")
+    assert (code, "interrupted" in err) == (130, True)
+    assert len(list(Path("new/checkpoint").iterdir())) == 3  # saliencies, and the circuits of two groups
+    with monkeypatch.context() as counting:
+        counting.setattr(splitting, "image_saliencies", Mock(side_effect=AssertionError))
+        counting.setattr(splitting, "circuits_of_group", Mock(side_effect=AssertionError))
+        assert good(f"{SPLIT} --groups 2") == undisturbed.replace("other/", "new/")
+    written = {path.name for path in Path("new").iterdir()}
+    assert written == {path.name for path in Path("other").iterdir()}
 
 
 def test_circuits_of_groups_that_cannot_be_drawn_leave_the_rest(folder, good):

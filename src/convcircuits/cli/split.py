@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from convcircuits.contact_sheets import Section
 
 _SIDE, _COLUMNS = 128, 8
+_CHECKPOINT = "checkpoint"
 
 
 def split(
@@ -56,8 +57,9 @@ def split(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Divide a unit's photographs by how it is computed."""
+    """Divide a unit's photographs by how it is computed. If it is stopped, run the same again: it goes on."""
     from convcircuits.charts import check_charts_installed, cross_chart
+    from convcircuits.circuits.resuming import Kept
     from convcircuits.cli.comparing import write_table
     from convcircuits.cli.looking import described, view
     from convcircuits.contact_sheets import contact_sheet
@@ -70,6 +72,7 @@ def split(
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
     wanted = looked.loaded.feature(feature)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    folder = out or Path(named_after(model, f"{wanted.slug}-groups"))
     with progress("looking at photographs") as told:
         seen = cc.top(
             looked.loaded.model,
@@ -92,6 +95,7 @@ def split(
             refit=refit,
             shuffles=shuffles,
             progress=told,
+            checkpoint=folder / _CHECKPOINT,
             **given,
         )
         sections = _sections(found, seen, looked, count, told)
@@ -102,7 +106,7 @@ def split(
             drawn, undrawn = None, (f"There is no split.html. {error}",)
     names = looked.images.names
     rows = [{"photograph": names[row["image"]], **row} for row in found.rows()]
-    folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-groups")))
+    made_folder(folder)
     files = {"groups.csv": "the group of every photograph", "groups.png": "a contact sheet of each group"}
     write_table(folder / "groups.csv", rows)
     write_whole(folder / "groups.png", sheet)
@@ -121,6 +125,7 @@ def split(
     report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *notes])
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
+    Kept(folder / _CHECKPOINT).clear()
     if as_json:
         print_json(
             {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn), "rows": rows}
