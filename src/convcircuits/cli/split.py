@@ -100,10 +100,12 @@ def split(
         )
         sections = _sections(found, seen, looked, count, told)
         sheet = contact_sheet(f"{feature} of {model}", described(seen), sections, side=_SIDE, columns=_COLUMNS)
+        drawn: cc.Diagram | None = None
+        undrawn: list[str] = []
         try:
-            drawn, undrawn = _diagram(found, looked, batch_size, seed, told), ()
+            drawn = _diagram(found, looked, batch_size, seed, told)
         except cc.ConvCircuitsError as error:  # such as circuits without a complete path: the rest is worth keeping
-            drawn, undrawn = None, (f"There is no split.html. {error}",)
+            undrawn.append(f"There is no split.html. {error}")
     names = looked.images.names
     rows = [{"photograph": names[row["image"]], **row} for row in found.rows()]
     made_folder(folder)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from convcircuits.drawing import data, figure
@@ -93,7 +94,7 @@ def group_diagram(
     begin(progress, "running the model on images")
     seen = Seen.of(drawing, *map(batches, kept.values()))
     if primaries is None:
-        primaries = primaries_of([some for images in kept.values() for some in images.split(64)])
+        primaries = primaries_of([some for images in kept.values() for some in torch.split(images, 64)])
     begin(progress, "laying out the diagram")
     called = titles(drawing)
     if others:

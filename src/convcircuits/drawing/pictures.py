@@ -182,7 +182,7 @@ class Seen:
             presum_offset=presum.offset,
             presum_shape=presum.shape,
             presum_scale=presum.scale,
-            variants=() if len(groups) == 1 else [v for v, some in enumerate(self.numbers) for _ in some],
+            variants=() if len(groups) == 1 else tuple(v for v, some in enumerate(self.numbers) for _ in some),
         )
 
 
