@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,7 @@ FIND = "find --model tiny_net:net --feature 4:2 --images pictures --count 4 --ou
 COMPARE = "compare --model tiny_net:net --feature 4:2 --images pictures --count 4"
 TOP = "top tiny_net:net 4:2 --images pictures --out new"
 SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
+CROSS = "cross tiny_net:net 4:2 --images grouped --densities 0.5 --shuffles 1 --out new"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
@@ -267,6 +269,7 @@ COMMANDS = [
     "units",
     "top",
     "split",
+    "cross",
     "tune",
     "demo",
     "benchmark",
@@ -1401,6 +1404,36 @@ def test_circuits_of_groups_that_cannot_be_drawn_leave_the_rest(folder, good):
     assert not Path("new/split.html").exists()
 
 
+def in_groups():
+    """Copy the pictures into a folder for each group."""
+    for name in "abcdef":
+        group = Path("grouped") / ("first" if name < "d" else "second")
+        group.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"pictures/{name}.png", group)
+
+
+def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
+    in_groups()
+    text = good(f"{CROSS} --criterion snip --refit none --baselines")
+    written = {path.removeprefix("new/") for path in files() if path.startswith("new/")}
+    circuits = {"first-0.5.safetensors", "second-0.5.safetensors"}
+    assert written == {"cross.csv", "overlaps.csv", "cross.png", "report.md", *circuits}
+    loaded = load_model("tiny_net:net")
+    feature, found, tested = cc.Feature("4", 2, position="max"), {}, {}
+    for group in ("first", "second"):
+        train, held_out = split_photographs(photographs(f"grouped/{group}")[0])
+        some, tested[group] = (torch.cat(list(Prepared(part, loaded.preprocess))) for part in (train, held_out))
+        found[group] = cc.find(loaded.model, feature, some, criterion="snip", density=0.5)
+        assert cc.load(f"new/{group}-0.5.safetensors").kernels == found[group].kernels
+    rows = cc.cross(loaded.model, found, tested).rows
+    assert [(row["circuit"], row["group"]) for row in table("new/cross.csv")] == [(a.circuit, a.group) for a in rows]
+    assert [float(row["error"]) for row in table("new/cross.csv")] == pytest.approx([row.error for row in rows])
+    assert "grouped by" in text
+    said = good(f"{CROSS} --json")
+    assert said["groupings"] is None
+    assert said["cross"]["groups"] == {"first": 1, "second": 1}
+
+
 @pytest.mark.zoo
 def test_the_photographs_of_a_real_layer(tmp_path, good):
     said = good(f"units vgg16_hed conv3_3 --size 80 --out {tmp_path} --json")
@@ -1645,6 +1678,15 @@ BAD = {
     "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
     "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
+    "cross: no subfolders": (CROSS.replace("grouped", "pictures"), "6 photographs outside of subfolders"),
+    "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),
+    "cross: one photograph": (CROSS.replace("grouped", "few"), "photographs"),
+    "cross: several units": (CROSS.replace("4:2", "4:2,0"), "several units"),
+    "cross: held out": (f"{CROSS} --held-out 1", "--held-out must be a share above 0 and below 1"),
+    "cross: densities": (CROSS.replace("0.5", "x"), "--densities"),
+    "cross: density": (CROSS.replace("0.5", "2"), "--densit"),
+    "cross: shuffles": (f"{CROSS} --shuffles -1", "shuffles must be"),
+    "cross: out is a file": (CROSS.replace("new", "text.safetensors"), "is a file; give a folder"),
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
@@ -1691,6 +1733,10 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
     turned = "plain = {}\npreprocess = lambda image: plain(image).flip(1)\n".format
     Path("turned_net.py").write_text(re.sub(r"preprocess = (.*)\n", lambda found: turned(found[1]), SOURCE))
+    in_groups()
+    for name in ("single/first/a.png", "few/first/a.png", "few/second/d.png", "few/second/e.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"pictures/{Path(name).name}", name)
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")
@@ -1735,6 +1781,8 @@ USAGE = [
     f"{UNITS} --sort unit",
     "split tiny_net:net",
     f"{SPLIT} --refit best",
+    f"{CROSS} --criterion progressive",
+    "cross tiny_net:net 4:2",
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",

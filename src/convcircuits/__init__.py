@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, find_path, prune, score
+    from convcircuits.circuits.learning_curve import LearningCurve, learning_curve
     from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
     from convcircuits.circuits.tuning import tune
@@ -59,6 +60,7 @@ __all__ = [
     "Evaluation",
     "Feature",
     "Groupings",
+    "LearningCurve",
     "Scores",
     "Split",
     "Stimulus",
@@ -78,6 +80,7 @@ __all__ = [
     "group_diagram",
     "groupings",
     "iou",
+    "learning_curve",
     "load",
     "prune",
     "refit",
@@ -100,6 +103,7 @@ _MODULES = {
     "Evaluation": "values.report",
     "Feature": "values.feature",
     "Groupings": "values.groupings",
+    "LearningCurve": "circuits.learning_curve",
     "Scores": "values.scores",
     "Split": "values.split",
     "Stimulus": "values.stimulus",
@@ -118,6 +122,7 @@ _MODULES = {
     "group_diagram": "drawing.groups",
     "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
+    "learning_curve": "circuits.learning_curve",
     "load": "storage",
     "prune": "circuits.finding",
     "refit": "circuits.refitting",

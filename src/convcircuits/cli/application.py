@@ -8,6 +8,7 @@ import convcircuits as cc
 from convcircuits.cli import (
     benchmark,
     compare,
+    cross,
     demo,
     diagram,
     evaluate,
@@ -59,6 +60,7 @@ app.command()(layers.layers)
 app.command()(units.units)
 app.command()(top.top)
 app.command()(split.split)
+app.command()(cross.cross)
 app.command()(tune.tune)
 app.command()(demo.demo)
 app.add_typer(benchmark.app, name="benchmark")

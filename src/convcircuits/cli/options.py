@@ -18,6 +18,7 @@ Criterion = Literal[
 Granularity = Literal["filter", "kernel", "weight"]
 Pictures = Literal["patches", "features"]
 Refit = Literal["none", "kernels", "filters", "mean", "best"]
+GroupCriterion = Literal["gauss_newton", "snip", "actgrad", "magnitude", "random"]
 GroupRefit = Literal["none", "kernels", "filters", "mean"]
 Width = Literal["screen", "180mm", "88mm"]
 Measure = Literal[

@@ -88,7 +88,8 @@ dt { color: var(--soft); }
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .thumbs span {
-  display: block; font-size: 11px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ink);
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; overflow-wrap: anywhere;
+  font-size: 11px; color: var(--ink);
 }
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }

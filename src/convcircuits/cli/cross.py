@@ -1,0 +1,162 @@
+"""``convcircuits cross``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import convcircuits as cc
+from convcircuits.cli import options
+from convcircuits.cli.console import progress
+from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
+from convcircuits.files import named_after
+
+if TYPE_CHECKING:
+    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.zoo.images import Photograph
+    from convcircuits.zoo.prepared import Prepared
+
+
+def cross(
+    model: options.ModelArgument,
+    feature: options.FeatureArgument,
+    images: Annotated[
+        str, typer.Option("--images", "-i", metavar="FOLDER", help="Folder with a subfolder of photographs per group.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for cross.csv, cross.png, overlaps.csv, report.md and the circuits.",
+            show_default=options.NAMED,
+        ),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of each group's photographs to hold out, in (0, 1).")] = 0.4,
+    criterion: Annotated[
+        options.GroupCriterion, typer.Option("--criterion", "-c", help="One-shot criterion that circuits are found by.")
+    ] = "gauss_newton",
+    densities: Annotated[
+        str, typer.Option(metavar="SHARE,SHARE,...", help="Sizes of each group's circuits, shares of the kernels.")
+    ] = "0.2,0.1,0.05",
+    refit: Annotated[
+        options.GroupRefit, typer.Option(help="How circuits are refitted on the images of their own group.")
+    ] = "filters",
+    shuffles: Annotated[int, typer.Option(help="Number of random deals of the control.")] = 3,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also group the photographs blind, by circuits and by simpler descriptions."),
+    ] = False,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    size: options.SideOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Test circuits of known groups on each other's photographs."""
+    from convcircuits.charts import check_charts_installed, cross_chart
+    from convcircuits.circuits.scoring import MEMORY
+    from convcircuits.cli.comparing import write_table
+    from convcircuits.cli.looking import view
+    from convcircuits.files import write_whole
+    from convcircuits.network.batches import begin
+    from convcircuits.subfeatures.splitting import circuits_of_group
+
+    check_folder(out)
+    check_charts_installed()
+    shares = sorted(options.numbers("--densities", densities), reverse=True)
+    loading = options.given(model=model, weights=weights, mean=mean, std=std)
+    looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
+    net, wanted = looked.loaded.model, looked.loaded.feature(feature)
+    with progress("reading photographs") as told:
+        done = 0
+        for batch in looked.images:  # which of them can be read is known after a pass
+            done += len(batch)
+            told(done, len(looked.images))
+    pictures = looked.images.photographs
+    trained, tested = _held_out(_by_folder(pictures, images), looked.images, held_out, seed)
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    at_max = cc.Feature(wanted.layer, wanted.unit, position="max", call=wanted.call)
+    where = at_max if wanted.position in ("all", "interior") else wanted
+    with progress("finding circuits of each group") as told:
+        given["progress"] = told
+        circuits = {}
+        for name, chosen in trained.items():
+            begin(told, f"finding circuits of {name}")
+            circuits[name] = circuits_of_group(net, where, chosen, criterion, shares, refit, MEMORY, given, {})
+        found = cc.cross(net, circuits, tested, fit=trained, shuffles=shuffles, **given)
+        compared = None
+        if baselines:
+            compared = cc.groupings(
+                net,
+                where,
+                looked.images,
+                known=[picture.name.partition("/")[0] for picture in pictures],
+                photographs=[picture.subject for picture in pictures],
+                held_out=held_out,
+                density=None,
+                **given,
+            )
+    folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-cross")))
+    said = found.as_dict()
+    write_table(folder / "cross.csv", said["rows"])
+    write_table(folder / "overlaps.csv", said["overlaps"])
+    cross_chart(said, folder / "cross.png")
+    files = {
+        "cross.csv": "every circuit on every group",
+        "overlaps.csv": "what circuits share, layer by layer",
+        "cross.png": "both, drawn",
+    }
+    for name, some_circuits in circuits.items():
+        for circuit, share in zip(some_circuits, shares, strict=True):
+            file = named_after(name, f"{share:g}.safetensors")
+            cc.save(circuit, folder / file)
+            files[file] = f"the circuit of {name} with {len(circuit):,} kernels"
+    printed = [found.summary(), *([] if compared is None else [compared.summary()])]
+    report = [f"# {feature} of {model}", *(f"```\n{text}\n```" for text in printed), *looked.notes]
+    write_whole(folder / "report.md", ("\n\n".join(report) + "\n").encode())
+    files["report.md"] = "what is printed here"
+    if as_json:
+        blind = None if compared is None else [row.as_dict() for row in compared.rows]
+        print_json({"folder": str(folder), **looked.said(), "cross": said, "groupings": blind})
+        return
+    for text in [*printed, *looked.notes]:
+        say(text)
+    say_written(folder, files)
+
+
+def _by_folder(photographs: "Sequence[Photograph]", source: str) -> "dict[str, list[Photograph]]":
+    """Return the photographs of each subfolder."""
+    groups: dict[str, list[Photograph]] = {}
+    for photograph in photographs:
+        folder, _, rest = photograph.name.partition("/")
+        groups.setdefault(folder if rest else "", []).append(photograph)
+    loose = groups.pop("", [])
+    if loose or len(groups) < 2:
+        what = f"{len(loose)} photographs outside of subfolders" if loose else "a single subfolder"
+        raise cc.ConvCircuitsError(
+            f"--images {source} has {what}; give a folder with at least two subfolders, one for each group of "
+            "photographs."
+        )
+    return groups
+
+
+def _held_out(
+    groups: "dict[str, list[Photograph]]", images: "Prepared", share: float, seed: int
+) -> "tuple[dict[str, Chosen], dict[str, Chosen]]":
+    """Return the training and the held-out images of each group."""
+    import torch
+
+    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.zoo.images import split_photographs
+
+    parts: tuple[dict[str, Chosen], dict[str, Chosen]] = ({}, {})
+    for name, group in groups.items():
+        for chosen, some in zip(parts, split_photographs(group, held_out=share, seed=seed), strict=True):
+            names = {photograph.name for photograph in some}
+            chosen[name] = Chosen(images, torch.tensor([one in names for one in images.names]))
+    return parts
