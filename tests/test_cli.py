@@ -17,6 +17,7 @@ import time
 import typing
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -37,6 +38,7 @@ from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
 from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
+from convcircuits.subfeatures import crossing, splitting
 from convcircuits.subfeatures.trajectories import Placing
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
@@ -1348,7 +1350,8 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
     text = good(f"{SPLIT} --groups 2")
     written = {path.removeprefix("new/") for path in files() if path.startswith("new/")}
-    assert written == {"groups.csv", "groups.png", "cross.png", "report.md", "A-0.5.safetensors", "B-0.5.safetensors"}
+    circuits = {"A-0.5.safetensors", "B-0.5.safetensors"}
+    assert written == {"groups.csv", "groups.png", "cross.png", "split.html", "report.md", *circuits}
     loaded, (pictures, _) = load_model("tiny_net:net"), photographs("pictures")
     prepared = Prepared(pictures, loaded.preprocess)
     found = cc.split(loaded.model, cc.Feature("4", 2), prepared, groups=2, densities=[0.5], shuffles=1)
@@ -1358,6 +1361,13 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert [row["photograph"] for row in rows] == [f"{name}.png" for name in "abcdef"]
     assert [row["group"] for row in rows] == [row["group"] for row in found.rows()]
     assert found.summary() in Path("new/report.md").read_text()
+    document = cc.Diagram.load("new/split.html").document
+    assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
+    assert found.verdict_sentence in document.meta.notes
+    for variant, name in zip(document.images.variants, document.images.names, strict=True):
+        row = rows["abcdef".index(name[0])]
+        assert row["group"] == "AB"[variant]
+        assert name[1:] == (", held out" if row["held_out"] == "True" else "")
     for name, (circuit,) in found.circuits.items():
         assert cc.load(f"new/{name}-0.5.safetensors") == circuit
     said = good(f"{SPLIT} --groups 2 --json")
@@ -1370,6 +1380,32 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     text = good(SPLIT)
     assert text.startswith("No more than one mechanism of 4:2@max was found on these images. 4 photographs are too few")
     assert not Path("new/cross.png").exists()
+    document = cc.Diagram.load("new/split.html").document
+    assert (document.variants[0].name, document.view.compare) == ("the circuit", None)
+    assert len(document.images) > 1
+
+
+def test_a_split_that_was_stopped_goes_on(folder, run, good, monkeypatch):
+    """The second run finds what it looks for in the folder, and leaves nothing there but what it writes."""
+    undisturbed = good(f"{SPLIT.replace('new', 'other')} --groups 2")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(crossing, "found_again", Mock(side_effect=KeyboardInterrupt))
+        code, _, _ = run(f"{SPLIT} --groups 2")
+    assert code == 130
+    assert len(list(Path("new/checkpoint").iterdir())) == 3  # saliencies, and the circuits of two groups
+    with monkeypatch.context() as counting:
+        counting.setattr(splitting, "image_saliencies", Mock(side_effect=AssertionError))
+        counting.setattr(splitting, "circuits_of_group", Mock(side_effect=AssertionError))
+        assert good(f"{SPLIT} --groups 2") == undisturbed.replace("other/", "new/")
+    written = {path.name for path in Path("new").iterdir()}
+    assert written == {path.name for path in Path("other").iterdir()}
+
+
+def test_circuits_of_groups_that_cannot_be_drawn_leave_the_rest(folder, good):
+    text = good(SPLIT.replace("0.5", "0.02"))
+    assert "There is no split.html. At no size does the circuit of every group have a kernel on a complete path" in text
+    assert Path("new/report.md").exists()
+    assert not Path("new/split.html").exists()
 
 
 def in_groups():

@@ -55,7 +55,7 @@ def kernels_of(model, feature, channels, primaries=None, drop=()):
     for layer, out, in_ in drop:
         masks[layer][out, in_] = False
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=(channels, 8, 8))
-    drawing = lay_out(model, circuit, None, (channels, 8, 8), 0)
+    drawing = lay_out(model, circuit, (), (channels, 8, 8), 0)
     return {int(drawing.graph.channel[n]): picture.pixels for n, picture in first_kernels(drawing, primaries).items()}
 
 
@@ -178,7 +178,7 @@ def prepared_circuit(prepare, channels, reads, side=18, adjust=lambda weight: we
 def test_kernels_behind_what_the_model_makes_of_the_image_are_those_of_the_image(name):
     prepare, channels, reads, of_image = PREPARATIONS[name]
     model, circuit, images = prepared_circuit(prepare, channels, reads)
-    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    drawing = lay_out(model, circuit, (), images.shape[1:], 0)
     shown = {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, None).items()}
     assert len(shown) == 2
     for row, picture in shown.items():
@@ -211,7 +211,7 @@ def one_sign_each(weight):
 )
 def test_kernels_that_do_not_read_the_images_colours_are_weights_and_that_is_said(prepare):
     model, circuit, images = prepared_circuit(prepare, 3, 3, adjust=one_sign_each)
-    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    drawing = lay_out(model, circuit, (), images.shape[1:], 0)
     shown = {int(drawing.graph.channel[n]): picture for n, picture in first_kernels(drawing, None).items()}
     for row, (ends, picture) in enumerate(zip(((180, 78, 6), (84, 49, 150)), shown.values(), strict=True)):
         weight = model.first.weight.detach()[row].sum(0)
@@ -239,7 +239,7 @@ def plain_drawing(images, unit=2, density=0.7):
     model = NETS["plain"].build()
     feature = cc.Feature("features.5", unit)
     circuit = cc.find(model, feature, images, criterion="random", density=density, seed=1)
-    drawing = lay_out(model, circuit, None, images.shape[1:], 0)
+    drawing = lay_out(model, circuit, (), images.shape[1:], 0)
     return model, circuit, drawing
 
 
@@ -361,7 +361,7 @@ def test_the_map_of_a_node_is_what_the_first_kernel_that_reads_it_reads(name):
     model, (layer, unit) = case.build(), case.features[-1]
     feature = cc.Feature(layer, unit)
     circuit = cc.find(model, feature, case.images(1), criterion="magnitude", density=1.0)
-    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    drawing = lay_out(model, circuit, (), case.input_shape, 0)
     g, readings = drawing.graph, readings_of(drawing)
     image = [n for n, site in enumerate(g.site) if drawing.wiring.sites[int(site)].kind.name == "IMAGE"]
     assert readings[g.goal] is None
@@ -402,7 +402,7 @@ def test_maps_effects_and_responses_are_those_of_slow_runs():
     document = cc.diagram(model, circuit).document
     seen = Seen.of(drawing, batches_of(drawing, images))
     shown = everything(drawing)
-    made = seen.document(drawing, shown, PRIMARIES, np.ones(len(drawing.graph.kind)))
+    made = seen.document(drawing, shown, PRIMARIES, np.ones(len(drawing.graph.kind)), [None])
     full = cc.activations(model, drawing.subject.feature, images)
     # From the image that drives the feature most to the one that does least, as the full model has it.
     numbers = [int(name.split()[1]) for name in made.names]
@@ -491,11 +491,11 @@ def test_few_images_are_all_shown_once():
     images = photographs(2)
     model, circuit, drawing = plain_drawing(images)
     seen = Seen.of(drawing, batches_of(drawing, images))
-    assert sorted(seen.numbers) == [0, 1]
-    made = seen.document(drawing, everything(drawing), PRIMARIES, np.ones(len(drawing.graph.kind)))
+    assert sorted(seen.numbers[0]) == [0, 1]
+    made = seen.document(drawing, everything(drawing), PRIMARIES, np.ones(len(drawing.graph.kind)), [None])
     assert len(made) == 2
     full = cc.activations(model, circuit.feature, images).flatten(1).mean(1)
-    assert list(seen.numbers) == full.argsort(descending=True).tolist()
+    assert list(seen.numbers[0]) == full.argsort(descending=True).tolist()
 
 
 def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
@@ -503,12 +503,12 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
     _, _, drawing = plain_drawing(images)
     seen = Seen.of(drawing, batches_of(drawing, images))
     every = everything(drawing)
-    area = 14 * 14 * len(seen.numbers)
+    area = 14 * 14 * len(seen.numbers[0])
     inside = [e for e in every.edges if drawing.graph.present[0][e]]
     monkeypatch.setattr(pictures, "MAPS", 3 * area)
     monkeypatch.setattr(pictures, "PRESUMS", 4 * area)
     some = Shown(every.nodes[3:5], tuple(inside[-9:]), kernels=1, filters=1, path=1.0, lit=None, caption="")
-    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)))
+    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)), [None])
     have = set(np.flatnonzero(made.activation_offset >= 0).tolist())
     assert have >= {*some.nodes, drawing.graph.goal}
     assert len(have) <= 4
@@ -517,7 +517,7 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
     assert made.presum.size <= pictures.PRESUMS
     monkeypatch.setattr(pictures, "MAPS", 0)
     monkeypatch.setattr(pictures, "PRESUMS", 0)
-    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)))
+    made = seen.document(drawing, some, PRIMARIES, np.ones(len(drawing.graph.kind)), [None])
     assert np.flatnonzero(made.activation_offset >= 0).tolist() == [drawing.graph.goal]
     assert made.presum.size == 0
 

@@ -40,7 +40,7 @@ def laid(name, layer, unit, granularity="kernel", density=0.6):
     tried = next((at for at in seeds if alive(found(*at))), None)
     assert tried is not None
     circuit, other = found(*tried), found(tried[0], 41)
-    return model, images, circuit, other, lay_out(model, circuit, other, case.input_shape, seed=2)
+    return model, images, circuit, other, lay_out(model, circuit, [other], case.input_shape, seed=2)
 
 
 def document(drawing):
@@ -106,7 +106,7 @@ def test_the_first_kernels_by_rank_are_those_that_prune_keeps(name):
     model, (layer, unit) = case.build(), case.features[-1]
     scores = cc.score(model, cc.Feature(layer, unit), case.images(2), criterion="snip")
     circuit = cc.prune(scores, density=0.8)
-    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    drawing = lay_out(model, circuit, (), case.input_shape, 0)
     made = document(drawing)
     variant, edges = made.variants[0], made.edges
     assert variant.nested
@@ -147,7 +147,7 @@ def test_a_circuit_that_leads_nowhere_is_an_error():
     masks = {"features.0": torch.ones(4, 3)}
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
     with pytest.raises(cc.ConvCircuitsError, match="nothing to draw"):
-        lay_out(model, circuit, None, case.input_shape, 0)
+        lay_out(model, circuit, (), case.input_shape, 0)
 
 
 class ChannelNorm(nn.Module):
@@ -166,7 +166,7 @@ def test_kernels_that_act_through_a_normalisation_alone_are_counted_though_they_
     masks = {"0": torch.ones(4, 3, dtype=torch.bool), "2": torch.tensor([[False, True, False, False]] * 2)}
     circuit = cc.Circuit.from_masks(model, cc.Feature("2", 0), masks, input_shape=(3, 6, 6))
     report = cc.evaluate(model, circuit, torch.randn(2, 3, 6, 6, dtype=torch.float64))
-    drawing = lay_out(model, circuit, None, (3, 6, 6), seed=0)
+    drawing = lay_out(model, circuit, (), (3, 6, 6), seed=0)
     (variant, _) = variants_of(drawing, ["a", "b"])
     assert (variant.effective, variant.filters) == (report.effective_kernels, report.effective_filters) == (13, 5)
     assert variant.kernels == 4  # filter 1's, and the one that reads it
@@ -178,9 +178,9 @@ def test_a_circuit_of_too_many_kernels_is_refused_with_a_size_that_fits(monkeypa
     shape = NETS["plain"].input_shape
     monkeypatch.setattr(sheet, "MOST_KERNELS", effective - 1)
     with pytest.raises(cc.ConvCircuitsError, match=f"^{effective} kernels .* at most {effective - 1} can"):
-        lay_out(model, circuit, None, shape, seed=2)
+        lay_out(model, circuit, (), shape, seed=2)
     monkeypatch.setattr(sheet, "MOST_KERNELS", effective)
-    assert lay_out(model, circuit, None, shape, seed=2).circuits[0] is circuit
+    assert lay_out(model, circuit, (), shape, seed=2).circuits[0] is circuit
 
 
 def test_columns_are_headed_by_what_their_layers_share():
@@ -194,7 +194,7 @@ def test_a_direction_weighs_what_it_reads_by_its_coefficients():
     case = NETS["plain"]
     model, feature = case.build(), cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))
     circuit = cc.find(model, feature, case.images(2), criterion="magnitude", density=1.0)
-    drawing = lay_out(model, circuit, None, case.input_shape, 0)
+    drawing = lay_out(model, circuit, (), case.input_shape, 0)
     made = document(drawing)
     readout = made.edges.kind == EdgeKind.READOUT
     units = made.nodes.unit[made.edges.source[readout]]

@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
-import { DocumentError, decode, type Graph, gainOf, isFitted } from "../src/core/decode.js";
+import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
@@ -17,7 +17,7 @@ import { carried, countOf, light, type Parts, partsOf, select } from "../src/cor
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
-import { defaultView, ownView, viewOf } from "../src/core/view.js";
+import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
 
@@ -488,6 +488,32 @@ test("a view without pictures of the document's is of its first", () => {
   assert.ok(JSON.parse(figures(JSON.stringify(document)).tiles("screen")).length > 0);
   document.pictures.push({ ...document.pictures[0]!, name: DEFAULT_VIEW.pictures });
   assert.equal(ownView(decode(document)).pictures, DEFAULT_VIEW.pictures);
+});
+
+test("pictures and images are those of the group of the circuit that is chosen", () => {
+  const document = randomDocument(3, { columns: 3, width: 3, readers: 2, pictures: true });
+  const [own] = document.pictures;
+  const variants = [...document.variants, { ...document.variants[0]!, role: "against" as const, name: "b" }];
+  const images = { names: ["a", "b", "c"], variants: [0, 0, 1] };
+  const grouped = {
+    ...document,
+    variants,
+    pictures: [0, 1].map((variant) => ({ ...own!, variant })),
+    images: images as unknown as Document["images"],
+  };
+  const graph = { ...decode(document), document: grouped };
+  assert.deepEqual(
+    [0, 1, 2].map((variant) => setOf(graph, "patches", variant)),
+    [0, 1, 0],
+  );
+  const listed = (part: Partial<View>) => imagesOf(graph, { ...DEFAULT_VIEW, ...part });
+  assert.deepEqual(listed({}), [0, 1]);
+  assert.deepEqual(listed({ variant: 1 }), [2]);
+  assert.deepEqual(listed({ compare: 1 }), [0, 1, 2]);
+  assert.deepEqual(listed({ variant: 9 }), [0, 1, 2]);
+  const chosen = viewOf(graph, DEFAULT_VIEW, { image: 1 });
+  assert.equal(chosen.image, 1);
+  assert.equal(viewOf(graph, chosen, { variant: 1 }).image, null);
 });
 
 test("files are named after model and feature, by no character that a name should not have", () => {

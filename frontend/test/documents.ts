@@ -233,7 +233,15 @@ export function randomDocument(seed: number, wish: Wish): Document {
     weights: pack("int8", weights),
     target,
     variants,
-    pictures: [{ name: "patches", label: "real patches", tiles: pack("int32", tiles, [nodes.length, 1]), target: [] }],
+    pictures: [
+      {
+        name: "patches",
+        label: "real patches",
+        tiles: pack("int32", tiles, [nodes.length, 1]),
+        target: [],
+        variant: null,
+      },
+    ],
     tiles: { size: 48, pages: wish.pictures ? gratings(nodes, random) : [] },
     images: null,
     heldOut: { count: 40 },

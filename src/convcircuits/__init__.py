@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from convcircuits.circuits.tuning import tune
     from convcircuits.compiler.extraction import extract
     from convcircuits.drawing.build import diagram
+    from convcircuits.drawing.groups import group_diagram
     from convcircuits.drawing.host import Diagram
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
@@ -79,6 +80,7 @@ __all__ = [
     "extract",
     "find",
     "find_path",
+    "group_diagram",
     "groupings",
     "iou",
     "learning_curve",
@@ -122,6 +124,7 @@ _MODULES = {
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",
+    "group_diagram": "drawing.groups",
     "groupings": "subfeatures.baselines",
     "iou": "values.circuit",
     "learning_curve": "circuits.learning_curve",

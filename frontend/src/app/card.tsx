@@ -2,7 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { gainOf, isFitted, kernel } from "../core/decode.js";
+import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
 import { of } from "../core/select.js";
@@ -165,9 +165,17 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const image = store.image.value;
   const node = nodes[0]!;
   const target = node === graph.document.target;
-  const set = graph.document.pictures.find(({ name }) => name === view.value.pictures);
+  const { variant, compare } = view.value;
+  // Of a filter in both circuits that are compared, the pictures on each one's group are shown.
+  const drawn = [variant, ...(compare === null ? [] : [compare])].filter(
+    (_, i) => flow.value.aliveNode[node]! & (1 << i),
+  );
+  const places = drawn.map((each) => setOf(graph, view.value.pictures, each));
+  const at = places[0] ?? setOf(graph, view.value.pictures, variant);
+  const set = graph.document.pictures[at];
+  const byGroup = places.length > 1 && places[0] !== places[1];
   const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
-  const [best, ...others] = pictures.of(view.value.pictures, node);
+  const [best, ...others] = pictures.of(at, node);
   // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
@@ -185,12 +193,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (
-            <Picture
-              store={store}
-              tile={pictures.of(view.value.pictures, each)[0] ?? -1}
-              size={PATCH}
-              label={nodeName(graph, each)}
-            />
+            <Picture store={store} tile={pictures.of(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
           ))}
         </div>
       ) : sides.length > 0 ? (
@@ -204,7 +207,21 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         </div>
       ) : (
         set &&
-        (best === undefined ? (
+        (byGroup ? (
+          drawn.map((each, i) => (
+            <>
+              <h3>{plain(graph.document.variants[each]!.name)}</h3>
+              <div class="pictures">
+                {pictures
+                  .of(places[i]!, node)
+                  .slice(0, 5)
+                  .map((tile, rank) => (
+                    <Picture store={store} tile={tile} size={PATCH} label={`picture ${rank + 1}`} />
+                  ))}
+              </div>
+            </>
+          ))
+        ) : best === undefined ? (
           <p class="soft">No picture of this kind ({plain(set.label)}).</p>
         ) : (
           <div class="pictures">
@@ -215,7 +232,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           </div>
         ))
       )}
-      {nodes.length === 1 && smaller.length > 0 && (
+      {nodes.length === 1 && !byGroup && smaller.length > 0 && (
         <div class="pictures">
           {smaller.slice(0, 5).map((tile, i) => (
             <Picture store={store} tile={tile} size={PATCH} label={`picture ${i + 2}`} />

@@ -9,7 +9,7 @@ export class Pictures {
   readonly size: number;
   readonly pages: { url: string; columns: number; rows: number; image: HTMLImageElement }[];
   #document: Document;
-  #tiles = new Map<string, Int32Array>();
+  #tiles = new Map<number, Int32Array>();
 
   constructor(document: Document) {
     this.#document = document;
@@ -28,13 +28,12 @@ export class Pictures {
     return place && { page: place.page, x: place.column * this.size, y: place.row * this.size };
   }
 
-  /** All tiles of a node in a picture set, the best first. */
-  of(set: string, node: number): number[] {
+  /** All tiles of a node in the picture set at a place, the best first. */
+  of(set: number, node: number): number[] {
     const { pictures } = this.#document;
-    const at = pictures.findIndex(({ name }) => name === set);
-    if (at < 0) return [];
-    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(this.#document, "pictures.tiles", at));
-    const each = pictures[at]!.tiles.shape[1]!;
+    if (!pictures[set]) return [];
+    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(this.#document, "pictures.tiles", set));
+    const each = pictures[set].tiles.shape[1]!;
     return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
   }
 

@@ -34,7 +34,8 @@ export interface Store {
   /** The layout, and the same with the isolated part lit. */
   plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
-  /** The image whose maps and effects are shown: they are the first circuit's, and shown with no other. */
+  /** The image whose maps and effects are shown: they are those of the circuit of its group, or of the first, and shown
+   *  with no other. */
   image: ReadonlySignal<number | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
@@ -80,7 +81,11 @@ export function createStore(source: Source): Store {
     width,
     plan,
     scene,
-    image: computed(() => (view.value.variant === 0 && view.value.compare === null ? view.value.image : null)),
+    image: computed(() => {
+      const { variant, compare, image } = view.value;
+      if (image === null || compare !== null) return null;
+      return variant === (graph.document.images?.variants[image] ?? 0) ? image : null;
+    }),
     flow,
     hover: signal(null),
     current: signal(graph.document.target),

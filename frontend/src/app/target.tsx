@@ -33,7 +33,8 @@ export function TargetPanel({ store }: { store: Store }) {
         <p class="soft">{explained(store, found)}</p>
         {store.image.value === null && (
           <p class="soft">
-            Maps of other filters and effects of kernels are only known for the circuit itself, so they are not shown.
+            Maps of other filters and effects of kernels are only known for{" "}
+            {images.variants.length ? "one circuit on its own group" : "the circuit itself"}, so they are not shown.
           </p>
         )}
       </div>

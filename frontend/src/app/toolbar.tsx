@@ -6,6 +6,7 @@ import { count, percent, plural, significant } from "../core/format.js";
 import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, SHARES, type View } from "../core/types.js";
+import { imagesOf } from "../core/view.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
 import type { Store } from "./store.js";
@@ -27,6 +28,7 @@ export function Toolbar({ store }: { store: Store }) {
   const now = view.value;
   // The circuit at other sizes is reached by the slider.
   const rivals = variants.flatMap(({ role, name }, i) => (role === "level" ? [] : { name, i }));
+  const sets = pictures.filter(({ name }, i) => pictures.findIndex((other) => other.name === name) === i);
   return (
     <div class="bar" role="toolbar" aria-label="view">
       <div class="segments" role="group" aria-label="mode">
@@ -88,25 +90,29 @@ export function Toolbar({ store }: { store: Store }) {
         <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
           {(close) => (
             <div class="thumbs">
-              {images.names.map((name, i) => (
-                <button
-                  type="button"
-                  aria-pressed={now.image === i}
-                  data-image={i}
-                  onClick={() => {
-                    store.change(
-                      { image: now.image === i ? null : i },
-                      now.image === i
-                        ? "no image is chosen"
-                        : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`,
-                    );
-                    close();
-                  }}
-                >
-                  <img src={store.pictures.thumbnail(i)} alt="" />
-                  <span>{plain(name)}</span>
-                </button>
-              ))}
+              {imagesOf(graph, now).map((i) => {
+                const of = variants[images.variants[i]!];
+                const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
+                return (
+                  <button
+                    type="button"
+                    aria-pressed={now.image === i}
+                    data-image={i}
+                    onClick={() => {
+                      store.change(
+                        { image: now.image === i ? null : i },
+                        now.image === i
+                          ? "no image is chosen"
+                          : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`,
+                      );
+                      close();
+                    }}
+                  >
+                    <img src={store.pictures.thumbnail(i)} alt="" />
+                    <span>{plain(name)}</span>
+                  </button>
+                );
+              })}
               {now.image !== null && (
                 <button
                   type="button"
@@ -125,7 +131,7 @@ export function Toolbar({ store }: { store: Store }) {
       <Pop label="drawn" name="budget">
         {() => (
           <>
-            {pictures.length > 1 && (
+            {sets.length > 1 && (
               <label class="row">
                 pictures
                 <select
@@ -133,7 +139,7 @@ export function Toolbar({ store }: { store: Store }) {
                   value={now.pictures}
                   onChange={(event) => store.change({ pictures: event.currentTarget.value }, "pictures changed")}
                 >
-                  {pictures.map(({ name, label }) => (
+                  {sets.map(({ name, label }) => (
                     <option value={name}>{plain(label)}</option>
                   ))}
                 </select>

@@ -53,8 +53,8 @@ export interface Graph {
   inner: Lists;
   /** All nodes by column: sources before targets. */
   leftToRight: Int32Array;
-  /** The first tile of each node, by the picture set's name. */
-  tiles: Map<string, Int32Array>;
+  /** The first tile of each node in each picture set. */
+  tiles: Int32Array[];
 }
 
 /** Decode a document. Raises DocumentError, with a sentence, for what is not one or contradicts itself. */
@@ -96,7 +96,7 @@ export function decode(document: Document): Graph {
     outgoing: lists(n, source, (edge) => edgeKind[edge] !== EdgeKind.inner),
     inner: lists(n, target, (edge) => edgeKind[edge] === EdgeKind.inner),
     leftToRight: Int32Array.from({ length: n }, (_, node) => node).sort((a, b) => column[a]! - column[b]! || a - b),
-    tiles: new Map(document.pictures.map(({ name }, set) => [name, firstTiles(document, set)])),
+    tiles: document.pictures.map((_, set) => firstTiles(document, set)),
   };
   check(graph);
   return graph;
@@ -154,6 +154,12 @@ function fromBase64(text: string, name: string): Uint8Array<ArrayBuffer> {
   } catch {
     throw new DocumentError(`${name} is not base64.`);
   }
+}
+
+/** The place of the picture set that a view shows of one variant: the set of its own group if there are groups. */
+export function setOf({ document: { pictures } }: Graph, shown: string, variant: number): number {
+  const named = pictures.flatMap(({ name }, set) => (name === shown ? set : []));
+  return named.find((set) => pictures[set]!.variant === variant) ?? named[0] ?? 0;
 }
 
 function firstTiles(document: Document, set: number): Int32Array {

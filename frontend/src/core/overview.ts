@@ -1,6 +1,6 @@
 /** All that is alive, as typed arrays for a canvas: every node a small square, every edge a line. */
 
-import type { Graph } from "./decode.js";
+import { type Graph, setOf } from "./decode.js";
 import { type Flow, flowOf } from "./flow.js";
 import { measures } from "./place.js";
 import type { Canvas, Lit } from "./scene-types.js";
@@ -57,7 +57,8 @@ export function overview(graph: Graph, view: View, canvas: Canvas): Overview {
       size[unit] = side * 0.86;
     }
   }
-  const tiles = graph.tiles.get(view.pictures) ?? [...graph.tiles.values()][0];
+  const tiles = graph.tiles[setOf(graph, view.pictures, view.variant)];
+  const otherTiles = view.compare === null ? tiles : graph.tiles[setOf(graph, view.pictures, view.compare)];
   return {
     view,
     width: canvas.width,
@@ -66,7 +67,7 @@ export function overview(graph: Graph, view: View, canvas: Canvas): Overview {
     x,
     y,
     size,
-    tile: Int32Array.from(parts.members, (nodes) => (tiles ? tiles[nodes[0]!]! : -1)),
+    tile: Int32Array.from(parts.members, ([node]) => (flow.aliveNode[node!] === 2 ? otherTiles : tiles)?.[node!] ?? -1),
     ...lines(graph, flow, parts, x, y, size),
     flow,
     parts,

@@ -1,7 +1,7 @@
 /** Turns a document and a view into a scene. */
 
 import { caption } from "./caption.js";
-import { type Graph, gainOf, isFitted } from "./decode.js";
+import { type Graph, gainOf, isFitted, setOf } from "./decode.js";
 import { flowOf } from "./flow.js";
 import { count, gainText, percent, significant } from "./format.js";
 import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle, unitName } from "./labels.js";
@@ -54,7 +54,8 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 
   const nodes: SceneNode[] = [];
   const nodeOf = new Map<number, number>();
-  const tiles = graph.tiles.get(view.pictures) ?? [...graph.tiles.values()][0];
+  const tiles = graph.tiles[setOf(graph, view.pictures, view.variant)];
+  const otherTiles = view.compare === null ? tiles : graph.tiles[setOf(graph, view.pictures, view.compare)];
   const pins = pinned(parts, view);
   for (const [c, column] of layers.columns.entries())
     for (const unit of column) {
@@ -71,7 +72,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         x: columns.x[c]!,
         y: y[unit]!,
         size: sides[unit]!,
-        tile: tiles ? tiles[best]! : -1,
+        tile: (flow.aliveNode[best] === 2 ? otherTiles : tiles)?.[best] ?? -1,
         flow: parts.flow[unit]!,
         ...labelled(
           graph,

@@ -176,12 +176,13 @@ export interface TargetPicture {
   tile: number;
 }
 
-/** A way to picture the nodes. */
+/** A way to picture the nodes. Sets of one name show the same, each on the images of one circuit's group. */
 export interface PictureSet {
   name: string; // "patches", "features"
   label: string; // what it shows, for people
   tiles: Buffer; // int32 (N, K); the best first, -1 where there is none
   target: TargetPicture[];
+  variant: number | null; // the circuit that runs, on the images of its group; null: there are no groups
 }
 
 /** One picture that holds `count` tiles, row by row, `columns` to a row. */
@@ -221,7 +222,8 @@ export interface TargetMaps {
   scale: Buffer; // float32 (V, I)
 }
 
-/** What the circuit does on some images. Maps are int8 / 127 * scale, map after map. */
+/** What the circuit does on some images; of images in groups, the circuit of each image's group. Maps are int8 /
+ *  127 * scale, map after map. */
 export interface ImageMaps {
   names: string[];
   src: string[]; // thumbnails
@@ -235,6 +237,7 @@ export interface ImageMaps {
   presumOffset: Buffer; // int32 (E); -1 for none
   presumShape: Buffer; // int16 (E, 2)
   presumScale: Buffer; // float32 (E, I)
+  variants: number[]; // of each image, the variant of its group; empty: there are no groups
 }
 
 /** What fidelity was measured on. */

@@ -37,8 +37,16 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
   }
   if (document.pictures.some(({ name }) => name === raw.pictures)) view.pictures = raw.pictures as string;
   if (raw.image === null || whole(raw.image, 0, document.images?.names.length ?? 0)) view.image = raw.image;
+  if (view.image !== null && !imagesOf(graph, view).includes(view.image)) view.image = null;
   view.mode = MODES.find((mode) => mode === raw.mode) ?? view.mode;
   return view;
+}
+
+/** The images that a view lists: those of the groups of its variants, or all. */
+export function imagesOf({ document: { images } }: Graph, { variant, compare }: View): number[] {
+  const all = [...(images?.names.keys() ?? [])];
+  const own = all.filter((image) => [variant, compare].includes(images!.variants[image] ?? null));
+  return own.length ? own : all;
 }
 
 /** The default view, with pictures that the document has. */

@@ -105,13 +105,13 @@ def cut(
             both.append((seen, part_of(picture, window, seen, side)))
         return both
 
-    short, tiles = _short(images.names), dict[int, Tile]()
+    names, tiles = short(images.names), dict[int, Tile]()
     for done, (places, found_there) in enumerate(
         zip(by_image.values(), in_threads(parts, by_image, _READERS, 2 * _READERS), strict=True), start=1
     ):
         for place, (seen, picture) in zip(places, found_there, strict=True):
             rows[place] |= _in_pixels(seen)
-            tiles[place] = Tile(picture, f"{rows[place]['value']:.3g}", short[rows[place]["image"]])
+            tiles[place] = Tile(picture, f"{rows[place]['value']:.3g}", names[rows[place]["image"]])
         report(done, len(by_image))
     sorted_: dict[tuple[int | str, str], list[Tile]] = {}
     for place, row in enumerate(rows):
@@ -119,7 +119,7 @@ def cut(
     return rows, sorted_
 
 
-def _short(names: Sequence[str]) -> list[str]:
+def short(names: Sequence[str]) -> list[str]:
     """Return names without suffixes, and without folders if they are distinct in that form."""
     stems = [PurePosixPath(name).stem for name in names]
     often = Counter(stems)

@@ -1,6 +1,7 @@
 """``convcircuits split``."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from convcircuits.contact_sheets import Section
 
 _SIDE, _COLUMNS = 128, 8
+_CHECKPOINT = "checkpoint"
 
 
 def split(
@@ -28,7 +30,7 @@ def split(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for groups.csv, groups.png, cross.png, report.md and the circuits.",
+            help="Folder for groups.csv, groups.png, cross.png, split.html, report.md and the circuits.",
             show_default=options.NAMED,
         ),
     ] = None,
@@ -55,8 +57,9 @@ def split(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Divide a unit's photographs by how it is computed."""
+    """Divide a unit's photographs by how it is computed. If it is stopped, run the same again: it goes on."""
     from convcircuits.charts import check_charts_installed, cross_chart
+    from convcircuits.circuits.resuming import Kept
     from convcircuits.cli.comparing import write_table
     from convcircuits.cli.looking import described, view
     from convcircuits.contact_sheets import contact_sheet
@@ -69,6 +72,7 @@ def split(
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
     wanted = looked.loaded.feature(feature)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    folder = out or Path(named_after(model, f"{wanted.slug}-groups"))
     with progress("looking at photographs") as told:
         seen = cc.top(
             looked.loaded.model,
@@ -91,13 +95,20 @@ def split(
             refit=refit,
             shuffles=shuffles,
             progress=told,
+            checkpoint=folder / _CHECKPOINT,
             **given,
         )
         sections = _sections(found, seen, looked, count, told)
         sheet = contact_sheet(f"{feature} of {model}", described(seen), sections, side=_SIDE, columns=_COLUMNS)
+        drawn: cc.Diagram | None = None
+        undrawn: list[str] = []
+        try:
+            drawn = _diagram(found, looked, batch_size, seed, told)
+        except cc.ConvCircuitsError as error:  # such as circuits without a complete path: the rest is worth keeping
+            undrawn.append(f"There is no split.html. {error}")
     names = looked.images.names
     rows = [{"photograph": names[row["image"]], **row} for row in found.rows()]
-    folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-groups")))
+    made_folder(folder)
     files = {"groups.csv": "the group of every photograph", "groups.png": "a contact sheet of each group"}
     write_table(folder / "groups.csv", rows)
     write_whole(folder / "groups.png", sheet)
@@ -109,19 +120,52 @@ def split(
     if found.cross is not None:
         cross_chart(found.cross.as_dict(), folder / "cross.png")
         files["cross.png"] = "every circuit on every group"
-    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *looked.notes])
+    if drawn is not None:
+        drawn.save(folder / "split.html")
+        files["split.html"] = "the diagram of the groups' circuits, each with its own images"
+    notes = [*undrawn, *looked.notes]
+    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *notes])
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
+    Kept(folder / _CHECKPOINT).clear()
     if as_json:
-        print_json({"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found), "rows": rows})
+        print_json(
+            {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn), "rows": rows}
+        )
         return
     say(found.summary())
-    for note in looked.notes:
+    for note in notes:
         say(note)
     say_written(folder, files)
 
 
-def _said(found: "cc.Split") -> dict[str, Any]:
+def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told: Report) -> "cc.Diagram":
+    """Draw the circuits of all groups, each on the images of its group."""
+    from convcircuits.cli.looking import short
+    from convcircuits.subfeatures.splitting import Chosen
+
+    parts = {f"group {name}": found.labels == n for n, name in enumerate(found.circuits)}
+    names = [
+        f"{name}, held out" if held else name
+        for name, held in zip(short(looked.images.names), found.held_out.tolist(), strict=True)
+    ]
+    title = f"{looked.loaded.name} {found.feature}"
+    return cc.group_diagram(
+        looked.loaded.model,
+        dict(zip(parts, found.circuits.values(), strict=True)),
+        {name: Chosen(looked.images, part) for name, part in parts.items()},
+        fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
+        names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
+        title=title if len(found) == 1 else f"{title}: the circuits of {len(found)} groups of images",
+        notes=(found.verdict_sentence,),
+        primaries=looked.loaded.primaries(),
+        batch_size=batch_size,
+        seed=seed,
+        progress=told,
+    )
+
+
+def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
     """Return what was found as JSON values."""
     return {
         "groups": {name: len(found.images(name)) for name in found.circuits},
@@ -131,7 +175,7 @@ def _said(found: "cc.Split") -> dict[str, Any]:
             for one in found.divisions
         ],
         "cross": None if found.cross is None else found.cross.as_dict(),
-        "notes": list(found.notes),
+        "notes": [*found.notes, *undrawn],
     }
 
 

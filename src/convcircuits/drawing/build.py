@@ -136,15 +136,15 @@ def diagram(
     kept = None
     if images is not None:
         begin(progress, "reading images")
-        kept = _first(batches(images))
-        names = _checked_names(images.names if names is None and isinstance(images, Crops) else names, len(kept))
+        kept = first_images(batches(images))
+        names = checked_names(images.names if names is None and isinstance(images, Crops) else names, len(kept))
     shape = next((batches(some).first_shape() for some in (kept, held_out) if some is not None), None)
     if fit is None and kept is not None:
         fit = found_on(circuit, batches(kept))
     drawing = lay_out(
         model,
         circuit,
-        against,
+        () if against is None else (against,),
         shape,
         seed,
         None if kept is None else batches(kept),
@@ -159,25 +159,7 @@ def diagram(
     if primaries is None and kept is not None:
         primaries = primaries_of(torch.split(kept, 64))
     begin(progress, "laying out the diagram")
-    edges, weights, turned = edges_of(drawing, None if seen is None else seen.effect)
-    document = data.Document(
-        meta=_meta(drawing, title, seen, sentence(laws)),
-        columns=columns_of(drawing),
-        layers=layers_of(drawing),
-        nodes=nodes_of(drawing),
-        edges=edges,
-        weights=weights,
-        target=drawing.graph.goal,
-        variants=variants_of(
-            drawing,
-            [
-                ROLES[role].format(len(one), one.granularity)
-                for role, one in zip(drawing.roles, drawing.circuits, strict=True)
-            ],
-        ),
-        pictures=(),
-        tiles=data.Tiles(TILE),
-    )
+    document, turned = document_of(drawing, seen, titles(drawing), title, sentence(laws))
     if held_out is not None:
         document = measured(drawing, document, model, held_out, fit, controls, batch_size, seed, progress)
     shown = figure.drawn(document)
@@ -194,11 +176,38 @@ def diagram(
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, names))
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, [names]))
     return Diagram(document)
 
 
-def _first(batches: Batches) -> Tensor:
+def titles(drawing: Drawing) -> list[str]:
+    """Return the names of a diagram's circuits."""
+    return [
+        ROLES[role].format(len(one), one.granularity) for role, one in zip(drawing.roles, drawing.circuits, strict=True)
+    ]
+
+
+def document_of(
+    drawing: Drawing, seen: Seen | None, called: Sequence[str], title: str | None, checks: str
+) -> tuple[data.Document, np.ndarray]:
+    """Return a document without pictures, and what ``Seen.document`` takes from ``edges_of``."""
+    edges, weights, turned = edges_of(drawing, None if seen is None else seen.effect)
+    document = data.Document(
+        meta=_meta(drawing, title, seen, checks),
+        columns=columns_of(drawing),
+        layers=layers_of(drawing),
+        nodes=nodes_of(drawing),
+        edges=edges,
+        weights=weights,
+        target=drawing.graph.goal,
+        variants=variants_of(drawing, called),
+        pictures=(),
+        tiles=data.Tiles(TILE),
+    )
+    return document, turned
+
+
+def first_images(batches: Batches) -> Tensor:
     """Load the first images into memory, on the CPU: a shuffling loader would renumber them in each pass."""
     held: list[Tensor] = []
     for batch in batches:
@@ -208,7 +217,7 @@ def _first(batches: Batches) -> Tensor:
     return torch.cat(held)[:MOST_IMAGES]
 
 
-def _checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
+def checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
     """Check that there is a name for every image; names beyond the last image used are allowed."""
     if names is None:
         return None

@@ -216,12 +216,13 @@ class TargetPicture(Record):
 
 @dataclass(frozen=True, eq=False)
 class PictureSet(Record):
-    """A way to picture the nodes."""
+    """A way to picture the nodes. Sets of one name show the same, each on the images of one circuit's group."""
 
     name: str  # "patches", "features"
     label: str  # what it shows, for people
     tiles: Annotated[Array, "int32", "N K"]  # the best first, -1 where there is none
     target: tuple[TargetPicture, ...] = ()
+    variant: Count | None = None  # the circuit that runs, on the images of its group; None: there are no groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +299,10 @@ class TargetMaps(Record):
 
 @dataclass(frozen=True, eq=False)
 class ImageMaps(Record):
-    """What the circuit does on some images. Maps are int8 / 127 * scale, map after map."""
+    """What the circuit does on some images; of images in groups, the circuit of each image's group.
+
+    Maps are int8 / 127 * scale, map after map.
+    """
 
     names: Annotated[tuple[str, ...], Law("minItems", 1)]
     src: Annotated[tuple[DataURL, ...], Law("minItems", 1)]  # thumbnails
@@ -312,14 +316,25 @@ class ImageMaps(Record):
     presum_offset: Annotated[Array, "int32", "E"]  # -1 for none
     presum_shape: Annotated[Array, "int16", "E 2"]
     presum_scale: Annotated[Array, "float32", "E I"]
+    variants: tuple[Count, ...] = ()  # of each image, the variant of its group; empty: there are no groups
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def of(self, variant: int, compare: int | None = None) -> tuple[int, ...]:
+        """Return the images that a view of a variant, compared with another, lists: those of their groups, or all."""
+        some = tuple(n for n, of in enumerate(self.variants) if of in (variant, compare))
+        return some or tuple(range(len(self)))
 
     def _check(self) -> None:
         if len(self.src) != len(self.names):
             raise ConvCircuitsError(
                 f"Each image has a name and a thumbnail; got {len(self.names)} names and {len(self.src)} thumbnails."
+            )
+        if len(self.variants) not in (0, len(self.names)):
+            raise ConvCircuitsError(
+                f"Each image is of one variant's group, or none is; got {len(self.names)} images and "
+                f"{len(self.variants)} variants."
             )
 
 
@@ -459,6 +474,9 @@ def check_view(document: Document, view: View) -> None:
     for node in named:
         if document.nodes.kind[node] == NodeKind.IMAGE:
             raise ConvCircuitsError(f"The view names node {node}, a channel of the image, which is never drawn.")
+    listed = () if document.images is None else document.images.of(view.variant, view.compare)
+    if view.image is not None and view.image not in listed:
+        raise ConvCircuitsError(f"The view names image {view.image}, which is of the group of another variant.")
     if view.compare == view.variant:
         raise ConvCircuitsError(f"The view compares variant {view.variant} with itself.")
     sets = [pictures.name for pictures in document.pictures]
@@ -534,16 +552,23 @@ def _check_variant(document: Document, variant: Variant) -> None:
 
 
 def _check_pictures(document: Document) -> None:
-    names = [pictures.name for pictures in document.pictures]
+    names = [(pictures.name, pictures.variant) for pictures in document.pictures]
     if len(set(names)) != len(names):
-        raise ConvCircuitsError(f"Picture sets have names of their own; got {', '.join(names)}.")
+        raise ConvCircuitsError(
+            f"Picture sets of one variant have names of their own; got {', '.join(name for name, _ in names)}."
+        )
     for pictures in document.pictures:
+        if pictures.variant is not None and pictures.variant >= len(document.variants):
+            raise ConvCircuitsError(
+                f"Pictures {pictures.name!r} are of variant {pictures.variant}, which is not there."
+            )
         shown = np.array([picture.tile for picture in pictures.target], dtype=np.int64)
         within(f"The tiles of {pictures.name!r}", pictures.tiles, -1, len(document.tiles))
         within(f"The target's tiles of {pictures.name!r}", shown, 0, len(document.tiles))
 
 
 def _check_images(document: Document, images: ImageMaps) -> None:
+    within("images.variants", np.array(images.variants, dtype=np.int64), 0, len(document.variants))
     for name in ("activation", "presum"):
         maps, offset = getattr(images, name), getattr(images, f"{name}_offset").astype(np.int64)
         shape, scale = getattr(images, f"{name}_shape").astype(np.int64), getattr(images, f"{name}_scale")

@@ -73,11 +73,13 @@ def once_called(drawing: Drawing) -> set[str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """The circuit on some images, from the one that drives the feature most to the one that drives it least.
+    """The circuit on some images, or several circuits, each on the images of its own group.
 
     Attributes:
-        images: All images considered, (N, C, H, W).
-        numbers: Indices of the I images that are shown.
+        images: All images considered, (N, C, H, W); of several groups, those of the circuit that has the same place.
+        numbers: Of each group, the indices of the images that are shown, I in all, from the one that drives the feature
+            most.
+        shown: These images.
         target: The feature's maps and figures on these.
         effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known,
             that is for kernels outside the circuit and for layers that run several times.
@@ -85,63 +87,90 @@ class Seen:
         fields: Map -> its receptive fields.
     """
 
-    images: Batches
-    numbers: tuple[int, ...]
+    images: tuple[Batches, ...]
+    numbers: tuple[tuple[int, ...], ...]
+    shown: tuple[Batches, ...]
     target: data.TargetMaps
     effect: np.ndarray
     readings: Mapping[int, Reading]
     fields: Mapping[Reading, Field]
 
     @classmethod
-    def of(cls, drawing: Drawing, images: Batches) -> Self:
-        """Rank the images in the full model, choose some, and run the circuits on them."""
+    def of(cls, drawing: Drawing, *groups: Batches) -> Self:
+        """Rank the images of each group in the full model, choose some, and run the circuits on them.
+
+        Of one group the images range from the highest to the lowest; of several, each has its highest.
+        """
         subject, g = drawing.subject, drawing.graph
-        every = responses(subject, [], images).mean[0]
-        ranked = every.argsort(descending=True, stable=True).tolist()
-        count = len(ranked)
-        steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
-        numbers = tuple(dict.fromkeys(ranked[step] for step in steps))
-        shown = images.take(numbers)
-        by_layer = effects(subject, drawing.masks[0], shown)
-        effect = np.full((len(g.kind), len(numbers)), np.nan, np.float32)
-        once = once_called(drawing)
-        for call in drawing.calls:
-            here = np.flatnonzero(g.present[0] & (g.call == call))
-            layer = drawing.call(call).layer
-            if layer in once:
-                effect[here] = by_layer[layer][:, g.out[here], g.inp[here]].T
+        once, numbers, shown, effect = once_called(drawing), [], [], []
+        for images, masks, present in zip(groups, drawing.masks, g.present, strict=False):
+            every = responses(subject, [], images).mean[0]
+            ranked = every.argsort(descending=True, stable=True).tolist()
+            count = len(ranked)
+            steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
+            some = dict.fromkeys(ranked[step] for step in steps) if len(groups) == 1 else ranked[: len(steps)]
+            numbers.append(tuple(some))
+            shown.append(images.take(numbers[-1]))
+            by_layer = effects(subject, masks, shown[-1])
+            here_added = np.full((len(g.kind), len(numbers[-1])), np.nan, np.float32)
+            for call in drawing.calls:
+                here = np.flatnonzero(present & (g.call == call))
+                layer = drawing.call(call).layer
+                if layer in once:
+                    here_added[here] = by_layer[layer][:, g.out[here], g.inp[here]].T
+            effect.append(here_added)
         readings = readings_of(drawing)
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
-        target = target_maps(subject, drawing.masks, shown, fields[None])
-        return cls(images, numbers, target, effect, readings, fields)
+        target = target_maps(subject, drawing.masks, shown[0].with_(shown[1:]), fields[None])
+        return cls(groups, tuple(numbers), tuple(shown), target, np.concatenate(effect, 1), readings, fields)
 
     def document(
-        self, drawing: Drawing, shown: Shown, primaries: Tensor, turned: np.ndarray, names: Sequence[str] | None = None
+        self,
+        drawing: Drawing,
+        shown: Shown,
+        primaries: Tensor,
+        turned: np.ndarray,
+        names: Sequence[Sequence[str] | None],
     ) -> data.ImageMaps:
-        """Return the document's images; maps of what is drawn at first come first, as far as there is room."""
-        images, masks = self.images.take(self.numbers), drawing.masks[0]
-        g, subject = drawing.graph, drawing.subject
+        """Return the document's images; maps of what is drawn at first come first, as far as there is room.
+
+        Args:
+            drawing: What is drawn.
+            shown: What is drawn at first.
+            primaries: As for ``diagram``.
+            turned: As from ``edges_of``.
+            names: Of each group, the names of its images; None: they are numbered.
+        """
+        g, subject, count = drawing.graph, drawing.subject, sum(map(len, self.numbers))
+        groups = list(zip(self.shown, drawing.masks, strict=False))
         nodes = _with_maps(drawing, [n for n in shown.nodes if n in self.readings], self.readings)
-        area = max(1, LARGEST_MAP**2 * len(self.numbers))
+        area = max(1, LARGEST_MAP**2 * count)
         fields = {self.readings[n]: self.fields[self.readings[n]] for n in [g.goal, *nodes[: MAPS // area]]}
-        maps = activation_maps(subject, masks, images, fields)
-        activation = _Maps(len(g.site), len(self.numbers))
+        maps = [activation_maps(subject, masks, images, fields) for images, masks in groups]
+        activation = _Maps(len(g.site), count)
         for n in dict.fromkeys([g.goal, *nodes[: MAPS // area]]):
-            activation.add(n, maps[self.readings[n]])
+            activation.add(n, torch.cat([one[self.readings[n]] for one in maps]))
         once = once_called(drawing)
         kernels = {
             e: (drawing.call(int(g.call[e])).layer, int(g.out[e]), int(g.inp[e]))
             for e in shown.edges
-            if g.kind[e] <= EdgeKind.INNER and g.present[0][e] and drawing.call(int(g.call[e])).layer in once
+            if g.kind[e] <= EdgeKind.INNER
+            and any(present[e] for present in g.present[: len(groups)])
+            and drawing.call(int(g.call[e])).layer in once
         }
         kernels = dict(list(kernels.items())[: PRESUMS // area])
-        sums = presum_maps(subject, masks, images, list(dict.fromkeys(kernels.values())))
-        presum = _Maps(len(g.kind), len(self.numbers))
+        wanted = list(dict.fromkeys(kernels.values()))
+        sums = [presum_maps(subject, masks, images, wanted) for images, masks in groups]
+        presum = _Maps(len(g.kind), count)
         for e, kernel in kernels.items():
-            presum.add(e, sums[kernel])
-        rgb = displayable(torch.cat(list(images)), primaries)
+            presum.add(e, torch.cat([one[kernel] for one in sums]))
+        rgb = displayable(torch.cat([batch for images in self.shown for batch in images]), primaries)
         return data.ImageMaps(
-            names=tuple(f"image {number}" if names is None else names[number] for number in self.numbers),
+            names=tuple(
+                f"image {number}" if named is None else named[number]
+                for numbers, named in zip(self.numbers, names, strict=True)
+                for number in numbers
+            ),
             src=tuple(data_url(_resized(picture, THUMBNAIL)) for picture in to_bytes(rgb)),
             target=self.target,
             activation=activation.values(),
@@ -153,6 +182,7 @@ class Seen:
             presum_offset=presum.offset,
             presum_shape=presum.shape,
             presum_scale=presum.scale,
+            variants=() if len(groups) == 1 else tuple(v for v, some in enumerate(self.numbers) for _ in some),
         )
 
 
@@ -195,16 +225,19 @@ def pictured(
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
     kernels = {n: picture.pixels for n, picture in firsts.items()}
+    groups = [None] if seen is None or len(seen.images) == 1 else [*range(len(seen.images))]
     if not all(picture.in_color for picture in firsts.values()):
         meta = replace(document.meta, notes=(*document.meta.notes, NOT_IN_COLOR))
         document = replace(document, meta=meta)
-    for n, picture in kernels.items():
-        album.add("patches", n, picture)
+    for group in groups:
+        for n, picture in kernels.items():
+            album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
-        for n, patches in _patches(drawing, drawn, seen, primaries).items():
-            for patch in patches:
-                album.add("patches", n, patch)
+        for group in groups:
+            for n, patches in _patches(drawing, drawn, seen, primaries, group).items():
+                for patch in patches:
+                    album.add("patches", n, patch, group)
     target: list[tuple[str, np.ndarray]] = []
     if pictures == "features":
         for n, picture in kernels.items():
@@ -215,45 +248,55 @@ def pictured(
 
 
 class _Album:
-    """Pictures of nodes for each set, the best first."""
+    """Pictures of nodes for each set, the best first. A set has a name and, if there are groups, a variant."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
-        self.sets: dict[str, dict[int, list[np.ndarray]]] = {}
+        self.sets: dict[tuple[str, int | None], dict[int, list[np.ndarray]]] = {}
 
-    def add(self, name: str, node: int, picture: np.ndarray) -> None:
-        self.sets.setdefault(name, {}).setdefault(node, []).append(picture)
+    def add(self, name: str, node: int, picture: np.ndarray, group: int | None = None) -> None:
+        self.sets.setdefault((name, group), {}).setdefault(node, []).append(picture)
 
     def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
         """Pack all pictures into tiles; the chosen set comes first."""
-        names = sorted(self.sets, key=lambda name: name != first)
-        every = [p for name in names for pictures in self.sets[name].values() for p in pictures]
+        keys = sorted(self.sets, key=lambda key: key[0] != first)
+        every = [p for key in keys for pictures in self.sets[key].values() for p in pictures]
         tiles, numbers = pack([*every, *(picture for _, picture in target)], size=TILE)
         place, sets = 0, []
-        for name in names:
-            widest = max(map(len, self.sets[name].values()))
-            table = np.full((self._nodes, widest), -1, np.int32)
-            for node, pictures in self.sets[name].items():
+        for name, group in keys:
+            pictured = self.sets[name, group]
+            table = np.full((self._nodes, max(map(len, pictured.values()))), -1, np.int32)
+            for node, pictures in pictured.items():
                 table[node, : len(pictures)] = numbers[place : place + len(pictures)]
                 place += len(pictures)
             beside = [
                 data.TargetPicture(label, int(number))
                 for (label, _), number in zip(target, numbers[len(every) :], strict=True)
             ]
-            sets.append(data.PictureSet(name, LABELS[name], table, tuple(beside) if name == "features" else ()))
-        view = replace(document.view, pictures=names[0]) if names else document.view
+            shown = tuple(beside) if name == "features" else ()
+            sets.append(data.PictureSet(name, LABELS[name], table, shown, group))
+        view = replace(document.view, pictures=sets[0].name) if sets else document.view
         return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
 
 
-def _patches(drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor) -> dict[int, list[np.ndarray]]:
-    """Return for each node the parts of images that drive it most, as large as it sees."""
-    nodes = _with_maps(drawing, drawn, seen.readings)[:MOST_PICTURED]
-    fields = {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
-    best: Best = best_patches(drawing.subject, drawing.masks[0], seen.images, fields, top=PATCHES)
+def _patches(
+    drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor, group: int | None
+) -> dict[int, list[np.ndarray]]:
+    """Return for each node the parts of images that drive it most, as large as it sees.
+
+    Of a group, those parts of its own images that drive the nodes of its own circuit.
+    """
+    variant, nodes = group or 0, _with_maps(drawing, drawn, seen.readings, group or 0)
+    if group is not None:
+        own = _nodes_of(drawing, group)
+        nodes = [n for n in nodes if own[n]]
+    nodes = nodes[:MOST_PICTURED]
+    images, fields = seen.images[variant], {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
+    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=PATCHES)
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
     wanted = {n: PATCHES if n in shown else 1 for n in nodes}
     needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
-    rgb = {i: displayable(torch.cat(list(seen.images.take([i]))), primaries)[0] for i in needed}
+    rgb = {i: displayable(torch.cat(list(images.take([i]))), primaries)[0] for i in needed}
     found: dict[int, list[np.ndarray]] = {}
     for n in nodes:
         r, field = rows[seen.readings[n]], fields[seen.readings[n]]
@@ -289,11 +332,21 @@ def _features(
     return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
 
 
-def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading]) -> list[int]:
-    """List the nodes that have a map: the given ones, then the others from the most salient."""
+def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading], variant: int = 0) -> list[int]:
+    """List the nodes that have a map: the given ones, then the others from the most salient in a circuit."""
     g = drawing.graph
-    salience = np.bincount(g.target, np.nan_to_num(g.saliency[0]), len(g.site))
+    salience = np.bincount(g.target, np.nan_to_num(g.saliency[variant]), len(g.site))
     return [n for n in dict.fromkeys([*some, *np.argsort(-salience).tolist()]) if n in known]
+
+
+def _nodes_of(drawing: Drawing, variant: int) -> np.ndarray:
+    """Return which nodes a circuit has, (N,): what its kernels read and write, and what no kernel reads or writes."""
+    g = drawing.graph
+    weighted = g.kind <= EdgeKind.INNER
+    touched, own = np.zeros(len(g.site), bool), np.zeros(len(g.site), bool)
+    for mask, kernels in ((touched, weighted), (own, weighted & g.present[variant])):
+        mask[g.source[kernels]] = mask[g.target[kernels]] = True
+    return own | ~touched
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

@@ -61,14 +61,14 @@ class Drawing:
 def lay_out(
     model: nn.Module,
     circuit: Circuit,
-    against: Circuit | None,
+    against: Sequence[Circuit],
     shape: Sequence[int] | None,
     seed: int,
     images: Batches | None = None,
     progress: Progress | None = None,
     fit: Batches | None = None,
 ) -> Drawing:
-    """Lay a circuit, the one it is compared with and a random one of equal size over the model's wiring.
+    """Lay a circuit, those it is compared with and a random one of equal size over the model's wiring.
 
     With images, in memory, the smaller circuits that an iterative criterion finds again are included, except those
     without a complete path. The random circuit is refitted on the images ``fit`` if the circuit has a calibration.
@@ -79,7 +79,7 @@ def lay_out(
     """
     subject = Subject.open(model, circuit.feature, shape or circuit.provenance.get("input_shape"))
     found = subject.survey
-    laid = [("circuit", circuit)] + ([] if against is None else [("against", against)])
+    laid = [("circuit", circuit), *(("against", one) for one in against)]
     for _, one in laid:
         subject.check(one)
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]

@@ -139,6 +139,12 @@ class Batches:
         some = self._images[list(numbers)]
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
+    def with_(self, others: Sequence["Batches"]) -> "Batches":
+        """Return these images followed by others. All must be tensors of one size."""
+        tensors = [one._images for one in (self, *others)]
+        every = torch.cat([some for some in tensors if isinstance(some, Tensor)])
+        return Batches(every, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
+
     def sample(self, count: int, seed: int) -> "Batches":
         """Return at most ``count`` of the images, drawn by their content, so that their order does not matter."""
         drawn: list[tuple[int, int, Tensor]] = []

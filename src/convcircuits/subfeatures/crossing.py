@@ -2,14 +2,17 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from convcircuits.circuits.resuming import Kept, fingerprint
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.agreement import IMAGES
@@ -40,6 +43,7 @@ def cross(
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Cross:
     """Measure circuits that were found on groups of images, each on held-out images of every group.
 
@@ -58,6 +62,7 @@ def cross(
         batch_size: Maximum number of images that run at once.
         seed: Seed of the deals and of resampling.
         progress: Called with the number of images done in each phase, and their total (or None).
+        checkpoint: As for ``split``, for the circuits of the control.
 
     Raises:
         ConvCircuitsError: If there are fewer than two groups, names or sizes differ, an image is in two groups or was
@@ -97,16 +102,18 @@ def cross(
     _check_active(feature, measured)
     notes = _notes(measured)
     controls: list[_Selective] = []
+    kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
     if fit is None:
         notes.append("Without the images that the circuits were found on, there is no control with shuffled groups.")
     for n in range(shuffles if fit is not None else 0):
         begin(progress, f"control {n + 1} of {shuffles}: shuffled groups")
         deal = torch.Generator().manual_seed(seed + n)
         trained, tested = _dealt(found_on, deal), _dealt(held_out, deal)
-        again = {
-            name: found_again(model, some, trained[name], batch_size=batch_size, progress=progress)
-            for name, some in sizes.items()
-        }
+        again = {}
+        for name, some in sizes.items():
+            find = partial(found_again, model, some, trained[name], batch_size=batch_size, progress=progress)
+            like = [dict(one.provenance) for one in some]
+            again[name] = kept.circuits(find, like=like, images=fingerprint(trained[name]))
         others = {name: _Responses.of(subject, again, batches, None) for name, batches in pooled(tested).items()}
         controls.append(_selective(list(others.values())))
     table = _table(sizes, list(measured.values()), controls, seed)

@@ -47,6 +47,18 @@ class ImageSaliencies:
     def __len__(self) -> int:
         return len(self.response)
 
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ImageSaliencies":
+        """Return what ``as_tensors`` was called on."""
+        numbered = [name.split("/", 1) for name in tensors if "/" in name]  # the order of layers is that of execution
+        layers = {layer: tensors[f"{n}/{layer}"] for n, layer in sorted(numbered, key=lambda name: int(name[0]))}
+        return cls(layers, tensors["response"], tensors["position"])
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """Return all tables by name, for a file."""
+        layers = {f"{n}/{layer}": table for n, (layer, table) in enumerate(self.layers.items())}
+        return layers | {"response": self.response, "position": self.position}
+
     def of(self, images: Tensor) -> "ImageSaliencies":
         """Return those of some images, given by index or as a mask."""
         return ImageSaliencies(

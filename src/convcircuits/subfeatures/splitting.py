@@ -1,5 +1,6 @@
 """Divide the images of a feature by how the network computes it on them."""
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,10 +15,12 @@ from convcircuits.circuits.equations import Method
 from convcircuits.circuits.finding import prune, score
 from convcircuits.circuits.refitting import METHODS
 from convcircuits.circuits.refitting import refit as refitted
+from convcircuits.circuits.resuming import Kept
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import ImageSaliencies, image_saliencies
@@ -46,6 +49,7 @@ def split(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Split:
     """Find out whether a feature is computed by one mechanism or by several, and on which images by which.
@@ -74,6 +78,8 @@ def split(
         seed: Seed of everything random.
         memory: As for ``score``.
         progress: Called with the number of images done in each phase, and their total (or None).
+        checkpoint: A folder for saliencies and circuits. A run that was stopped goes on from them: what depends on the
+            same weights, images and options is not computed again. Remove the folder at the end.
         **options: Options of the criterion; by default ``centered=True`` for ``"gauss_newton"``.
 
     Raises:
@@ -96,23 +102,34 @@ def split(
     check_refit(refit)
     if feature.position in ("all", "interior"):
         feature = replace(feature, position="max")
+    kept = Kept(checkpoint) if checkpoint is None else _kept(checkpoint, model, feature, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    saliencies = image_saliencies(model, feature, images, memory=memory, **given)
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
+
+    def read() -> dict[str, Tensor]:
+        found = image_saliencies(model, feature, images, memory=memory, **given)
+        check_active(feature, found.response > 0, names, 1 if groups is None else groups)  # before anything is kept
+        return found.as_tensors()
+
+    saliencies = ImageSaliencies.from_tensors(kept.tensors(read))
     active = saliencies.response > 0
     check_active(feature, active, names, 1 if groups is None else groups)
     if not bool(active.all()):
         notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
 
     def find_all(some: Tensor) -> list[Circuit]:
-        return circuits_of_group(
-            model, feature, Chosen(images, some), criterion, densities, refit, memory, given, options
+        return kept.circuits(
+            lambda: circuits_of_group(
+                model, feature, Chosen(images, some), criterion, densities, refit, memory, given, options
+            ),
+            images=some.nonzero()[:, 0].tolist(),
+            how=[criterion, list(densities), refit, options],
         )
 
     def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
         groups, fit = ({name: Chosen(images, some) for name, some in parts.items()} for parts in (tested, trained))
-        return cross(model, circuits, groups, fit=fit, shuffles=shuffles, **given)
+        return cross(model, circuits, groups, fit=fit, shuffles=shuffles, checkpoint=checkpoint, **given)
 
     tree = _Tree(
         saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
@@ -146,6 +163,18 @@ def split(
             "seed": seed,
         },
     )
+
+
+def _kept(
+    folder: str | os.PathLike[str], model: nn.Module, feature: Feature, images: Images, batch_size: int, seed: int
+) -> Kept:
+    """Return where results are kept that depend on the weights and the images, in their order."""
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    hashes = [key for _, some in batches.hashed() for key in some]
+    about = Subject.open(network, feature, batches.first_shape()).about
+    computed = [str(network.device), str(network.dtype), batch_size]
+    return Kept(folder, about=about, images=hashes, seed=seed, computed=computed)
 
 
 def circuits_of_group(
