@@ -28,7 +28,10 @@ function make(tag, properties = {}, ...children) {
 
 // --- what is shown
 
-const state = { at: 0, colors: data.groups.length ? "group" : "response", pictures: false, hovered: -1, lasso: [] };
+const FEW = 60; // images that can be shown as pictures without hiding each other
+const state = {
+  at: 0, colors: data.groups.length ? "group" : "response", pictures: data.pictures.length <= FEW, hovered: -1, lasso: [],
+};
 let chosen = new Set();
 const images = data.pictures.map((source) => make("img", { src: source, alt: "" }));
 for (const image of images) image.addEventListener("load", () => state.pictures && draw());
@@ -379,6 +382,7 @@ const colors = make("select", { change: () => { state.colors = colors.value; sho
   ...(data.groups.length ? [make("option", { value: "group" }, "group")] : []));
 colors.value = state.colors;
 const pictures = make("input", { type: "checkbox", change: () => { state.pictures = pictures.checked; draw(); } });
+pictures.checked = state.pictures;
 
 document.getElementById("page").append(
   make("div", { className: "bar" },
