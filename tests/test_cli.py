@@ -250,9 +250,13 @@ def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
 
 def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(good):
     line = "benchmark truth --nets polysemantic --criteria magnitude --seeds 1"
-    assert "mechanisms 1.00 (1.00 to 1.00)." in good(f"{line} --count 24")
+    text = good(f"{line} --count 24")
+    assert "mechanisms 1.00 (1.00 to 1.00);" in text
     (row,) = good(f"{line} --count 24 --json")["divided"]
     assert row["ari"] == row["accuracy"] == 1
+    assert len(row["iou"]) == row["mechanisms"] == 2
+    assert min(row["iou"]) > 0.9
+    assert f"its mechanism's: {sum(row['iou']) / 2:.2f} (" in text
     assert good(f"{line} --count 8 --json")["divided"] == []  # too few images to group
 
 

@@ -81,20 +81,39 @@ def truth(
     say(rows.summary())
     say(_EXPLAINED)
     if divided:
-        aris = [row["ari"] for row in divided]
+        aris, ious = [row["ari"] for row in divided], [iou for row in divided for iou in row["iou"]]
         say(
-            f"The images of {len(aris)} units of several mechanisms, grouped by how they are computed: adjusted Rand "
-            f"index with the mechanisms {statistics.median(aris):.2f} ({min(aris):.2f} to {max(aris):.2f})."
+            f"The images of {len(aris)} units of several mechanisms, grouped by how they are computed. Adjusted Rand "
+            f"index with the mechanisms {_spread(aris)}; IoU of each group's own circuit, found by progressive, with "
+            f"its mechanism's: {_spread(ious)}."
         )
     if out is not None:
         say(f"wrote {out}")
 
 
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def _divided(planted: "Polysemantic", number: int, count: int, seed: int, batch_size: int) -> dict[str, Any]:
-    """Group a unit's images by how it is computed, as ``split`` does, and compare with its mechanisms."""
+    """Group a unit's images by how it is computed, as ``split`` does, and compare groups with its mechanisms.
+
+    The circuit of each group, found on its images alone, is compared with that of the mechanism that drives most of
+    them, at the size of that.
+    """
     images, truth = planted.labelled_images(count, seed=_IMAGES + number)
-    labels = truth.tolist()
-    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "density": None, "resamples": 0}
-    found = cc.groupings(planted.model, planted.feature, images, known=labels, **given)["saliencies"]
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    compared = cc.groupings(
+        planted.model, planted.feature, images, known=truth.tolist(), density=None, resamples=0, **given
+    )
+    labels, ious = compared.labels["saliencies"], []
+    channels, height, width = images.shape[1:]
+    for group in labels[labels >= 0].unique().tolist():
+        own = labels == group
+        masks = planted.mechanisms[int(truth[own].mode().values)]
+        true = cc.Circuit.from_masks(planted.model, planted.feature, masks, input_shape=(channels, height, width))
+        found = cc.find(planted.model, planted.feature, images[own], kernels=len(true), **given)
+        ious.append(cc.iou(found, true))
+    figures = compared["saliencies"]
     mechanisms = len(planted.mechanisms)
-    return {"seed": number, "mechanisms": mechanisms, "ari": found.ari, "accuracy": found.accuracy}
+    return {"seed": number, "mechanisms": mechanisms, "ari": figures.ari, "accuracy": figures.accuracy, "iou": ious}
