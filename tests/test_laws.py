@@ -502,6 +502,29 @@ def test_the_yardstick_is_the_most_that_rounding_does():
         assert moved / 100 < error < moved
 
 
+def test_the_yardstick_grows_with_gains_and_offsets():
+    """Rounding is of the terms that are added, which the calibration of a circuit makes larger."""
+    case = NETS["plain"]
+    model, feature = case.build().float(), cc.Feature(*case.features[-1])
+    whole = cc.prune(cc.score(model, feature, case.images(2).float(), criterion="snip"), density=1.0)
+    subject, images = masking.Subject.open(model, feature, case.input_shape), case.images(2).float()
+    layer = list(whole.kernels)[-1]
+
+    def moved(gain, offset):
+        kernels = whole.kernels[layer]
+        calibrated = dataclasses.replace(
+            whole,
+            gain={layer: torch.full(kernels.shape, gain)},
+            offset={layer: torch.full(kernels.shape[:1], offset)},
+        )
+        with torch.no_grad():
+            return agreement._rounding(subject, subject.masks(calibrated, case.input_shape, effective=True), images)
+
+    plain = moved(1.0, 0.0)
+    assert moved(100.0, 0.0) > 30 * plain
+    assert moved(1.0, 1000.0) > 30 * plain
+
+
 def test_without_images_gates_are_told_from_leaks_too():
     for name in ("se_conv", "se_linear"):
         for layer, unit in NETS[name].features:

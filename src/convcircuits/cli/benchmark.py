@@ -108,7 +108,7 @@ def _divided(planted: "Polysemantic", number: int, count: int, seed: int, batch_
     )
     labels, ious = compared.labels["saliencies"], []
     channels, height, width = images.shape[1:]
-    for group in labels[labels >= 0].unique().tolist():
+    for group in sorted({*labels.tolist()} - {-1}):
         own = labels == group
         masks = planted.mechanisms[int(truth[own].mode().values)]
         true = cc.Circuit.from_masks(planted.model, planted.feature, masks, input_shape=(channels, height, width))

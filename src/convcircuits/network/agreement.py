@@ -88,10 +88,10 @@ def _rounding(subject: Subject, masks: Masks | None, images: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def off(call: KernelCall, output: Tensor) -> None:
-        weight, bias = call.weight.abs(), call.bias
+        weight, bias = call.weight, call.bias
         if masks is not None and call.layer in masks.kernels:
-            mask = masks.kernels[call.layer]
-            weight = weight * call.per_kernel(mask if call.rows is None else mask[call.rows])
+            weight, bias = masks.weight_and_bias(call, masks.running(call))  # gains make terms larger or smaller
+        weight = weight.abs()
         sizes = replace(call, x=call.x.abs()).compute(weight, None if bias is None else bias.abs())
         unit = _TF32 if output.is_cuda and output.dtype == torch.float32 else torch.finfo(output.dtype).eps
         signs = torch.randint(0, 2, output.shape, generator=generator, dtype=torch.int8).to(output.device) * 2 - 1
