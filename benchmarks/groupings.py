@@ -71,8 +71,11 @@ def measured(
     """Return the figures of one unit as JSON values."""
     start = time.perf_counter()
     found = cc.groupings(loaded.model, cc.Feature(layer, unit), images, known=groups, density=density)
-    rows = [row.as_dict() for row in found.rows if row.by != KNOWN or density is not None]
-    return {"rows": rows, "notes": found.notes, "seconds": round(time.perf_counter() - start)}
+    return {
+        "rows": [row.as_dict() for row in found.rows],
+        "notes": found.notes,
+        "seconds": round(time.perf_counter() - start),
+    }
 
 
 def table(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -62,6 +62,7 @@ def test_batches_change_nothing_and_known_groups_only_the_figures_about_them(com
         assert math.isnan(row.ari)
         assert math.isnan(row.accuracy)
         assert math.isnan(row.selectivity)
+        assert "selectivity" not in other.summary()
         assert row.stability == pytest.approx(compared[row.by].stability)
     assert other.rows[0].as_dict()["ari"] is None
 

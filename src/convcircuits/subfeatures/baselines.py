@@ -151,6 +151,7 @@ def groupings(
     rows, labels = [], {}
     if known is not None:
         labels[KNOWN] = torch.where(active, classes, -1)
+    if known is not None and density is not None:
         rows.append(Grouping(KNOWN, 0, 1.0, 1.0, _NAN, *selectivity(_dense(labels[KNOWN]))))
     for by, vectors in described.items():
         found = _assigned(vectors, train, active, count, seed)

@@ -61,7 +61,7 @@ class Groupings:
     Attributes:
         feature: Text form of the feature, at each image's own maximum.
         density: Size of the circuits that selectivity is measured with; None if it is not.
-        rows: One for each description; first the known groups, if there are any.
+        rows: One for each description; first the known groups, if they were cross-tested.
         labels: Description -> group of each image, (images,), int64; -1 where the feature is not above 0.
         held_out: Number of held-out images.
         notes: Remarks needed to read the figures correctly.
@@ -89,7 +89,7 @@ class Groupings:
 
     def summary(self) -> str:
         """Return the table and the notes as text."""
-        lines = [self._HEAD, *self._cells()]
+        lines = [self._head, *self._cells()]
         wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in lines]
         return "\n".join([self._title, *table, *(f"note: {printable(note)}" for note in self.notes)])
@@ -98,9 +98,12 @@ class Groupings:
         return printable(f"Groupings({self.feature}, by {', '.join(row.by for row in self.rows)})")
 
     def _repr_html_(self) -> str:
-        return card(self._title, self._HEAD, self._cells(), self.notes)
+        return card(self._title, self._head, self._cells(), self.notes)
 
-    _HEAD = ("grouped by", "ARI", "held-out accuracy", "stability", "selectivity", "own error")
+    @property
+    def _head(self) -> tuple[str, ...]:
+        tested = () if self.density is None else ("selectivity", "own error")
+        return ("grouped by", "ARI", "held-out accuracy", "stability", *tested)
 
     @property
     def _title(self) -> str:
@@ -108,12 +111,9 @@ class Groupings:
         return f"{self.feature}: images grouped in {len(self.rows)} ways{tested}"
 
     def _cells(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                printable(row.by),
-                *map(figure, (row.ari, row.accuracy, row.stability)),
-                f"{figure(row.selectivity)} ({figure(row.low)} to {figure(row.high)})",
-                figure(row.own),
-            )
-            for row in self.rows
-        ]
+        cells = []
+        for row in self.rows:
+            figures = (printable(row.by), *map(figure, (row.ari, row.accuracy, row.stability)))
+            selectivity = f"{figure(row.selectivity)} ({figure(row.low)} to {figure(row.high)})"
+            cells.append(figures if self.density is None else (*figures, selectivity, figure(row.own)))
+        return cells
