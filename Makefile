@@ -84,9 +84,12 @@ bench: setup
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 
 # The documentation, in site/. Its examples are run, and nothing is fetched.
-docs: setup
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/.installed-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	touch $@
 
 # What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.
 dist: setup
