@@ -1490,6 +1490,16 @@ def test_the_lines_of_the_page_find_a_circuit_for_photographs_that_are_no_files(
     assert made["circuit"].feature == cc.Feature("4", 2, position="max")
 
 
+def test_folders_that_are_alike_as_file_names_get_numbers(folder, good):
+    in_groups()
+    Path("grouped/first").rename("grouped/a b")
+    Path("grouped/second").rename("grouped/a-b")
+    text = good(CROSS)
+    written = {path for path in files() if path.endswith("0.5.safetensors")}
+    assert written == {"new/group-1-0.5.safetensors", "new/group-2-0.5.safetensors"}
+    assert "group-2-0.5.safetensors (the circuit of a-b " in text
+
+
 @pytest.mark.zoo
 def test_the_photographs_of_a_real_layer(tmp_path, good):
     said = good(f"units vgg16_hed conv3_3 --size 80 --out {tmp_path} --json")

@@ -91,6 +91,34 @@ def test_images_that_do_not_activate_the_feature_are_left_out():
     assert any("3 of 43 images" in note for note in found.notes)
 
 
+def test_a_logit_and_a_convolution_that_does_not_run():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.unused = twofold.net(), torch.nn.Linear(2, 3), torch.nn.Conv2d(2, 2, 1)
+            torch.nn.init.ones_(self.head.weight)
+
+        def forward(self, x):
+            return self.head(self.body(x).relu().amax((2, 3)))
+
+    torch.manual_seed(0)
+    made, blue = twofold.images(40)
+    feature = cc.Feature("head", 1)
+    found = cc.groupings(Net().double().eval(), feature, made, known=blue.tolist(), density=None)
+    assert found["activations"].size == 3
+    assert found["saliencies"].ari == 1
+    assert "the mean over space of body.2." in found.notes[-1]
+
+
+def test_without_a_convolution_the_embedding_must_be_named():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 4)).double().eval()
+    torch.nn.init.ones_(model[1].weight)
+    made, _ = twofold.images(40)
+    with pytest.raises(cc.ConvCircuitsError, match="name a late layer as embedding"):
+        cc.groupings(model, cc.Feature("1", 0), made, density=None)
+    assert len(cc.groupings(model, cc.Feature("1", 0), made, density=None, embedding="1").rows) == 5
+
+
 def test_summary_and_table(compared):
     text = compared.summary()
     assert "held-out accuracy" in text.splitlines()[1]

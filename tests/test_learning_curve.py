@@ -1,5 +1,7 @@
 """Circuits found on more and more images, measured on the same held-out ones."""
 
+import math
+
 import pytest
 import torch
 
@@ -60,9 +62,10 @@ def test_order_changes_nothing(planted, curve):
 @pytest.mark.parametrize(
     ("figures", "ends"),
     [
+        ({4: (0.9, math.nan), 8: (0.9, 0.7)}, "R2 is not defined everywhere, so the curve says nothing."),
         ({4: (0.9, 0.5), 8: (0.9, 0.7)}, "It still rises: more images would help."),
         ({4: (0.9, 0.7), 8: (0.9, 0.7)}, "It no longer rises, though the circuit fits its own images better by 0.20."),
-        ({4: (0.9, 0.89), 8: (0.9, 0.9)}, "It no longer rises: so many images are enough."),
+        ({4: (0.9, 0.89), 8: (0.9, 0.9)}, "It no longer rises: more images would change little."),
         ({8: (0.9, 0.9)}, "One number of images is no curve."),
     ],
 )
@@ -72,6 +75,13 @@ def test_the_sentence_follows_from_the_figures(figures, ends):
     curve = cc.LearningCurve("1:0", tuple(rows), 8)
     assert curve.verdict_sentence.endswith(ends)
     assert curve.summary().startswith(curve.verdict_sentence)
+
+
+def test_a_gain_that_draws_differ_by_is_no_rise():
+    row = cc.circuits.learning_curve.Learned
+    rows = [row(4, draw, 0, 1, 0.9, r2, r2, 0.1, 0.1) for draw, r2 in enumerate((0.5, 0.6, 0.8))]
+    rows.append(row(8, 0, 0, 1, 0.9, 0.7, 0.7, 0.1, 0.1))
+    assert cc.LearningCurve("1:0", tuple(rows), 8).verdict_sentence.endswith("whether more would help is not decided.")
 
 
 def test_tables(curve):

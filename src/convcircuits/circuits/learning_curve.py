@@ -1,5 +1,6 @@
 """How many images does a circuit need? Circuits found on more and more images, measured on the same held-out ones."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -94,13 +95,18 @@ class LearningCurve:
         gap = train - r2
         if not fewer:
             return f"{said} One number of images is no curve."
-        before = self.median(fewer[-1], "r2")
+        draws = [row.r2 for row in self.rows if row.images == fewer[-1]]
+        before = statistics.median(draws)
         said += f" With {fewer[-1]} images it is {figure(before)} on others."
+        if not all(map(math.isfinite, (*draws, r2, train))):
+            return f"{said} R2 is not defined everywhere, so the curve says nothing."
+        if r2 - before > TOLERANCE and r2 <= max(draws):
+            return f"{said} Some choices of so many do as well as all: whether more would help is not decided."
         if r2 - before > TOLERANCE:
             return f"{said} It still rises: more images would help."
         if gap > TOLERANCE:
             return f"{said} It no longer rises, though the circuit fits its own images better by {figure(gap)}."
-        return f"{said} It no longer rises: so many images are enough."
+        return f"{said} It no longer rises: more images would change little."
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the rows as a table.

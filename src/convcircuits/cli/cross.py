@@ -10,7 +10,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
-from convcircuits.files import named_after
+from convcircuits.files import named_after, safe_name
 
 if TYPE_CHECKING:
     from convcircuits.subfeatures.splitting import Chosen
@@ -80,8 +80,7 @@ def cross(
     pictures = looked.images.photographs
     trained, tested = _held_out(_by_folder(pictures, images), looked.images, held_out, seed)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    at_max = cc.Feature(wanted.layer, wanted.unit, position="max", call=wanted.call)
-    where = at_max if wanted.position in ("all", "interior") else wanted
+    where = wanted.at_maximum()
     with progress("finding circuits of each group") as told:
         given["progress"] = told
         circuits = {}
@@ -111,9 +110,9 @@ def cross(
         "overlaps.csv": "what circuits share, layer by layer",
         "cross.png": "both, drawn",
     }
-    for name, some_circuits in circuits.items():
-        for circuit, share in zip(some_circuits, shares, strict=True):
-            file = named_after(name, f"{share:g}.safetensors")
+    for (name, some), stem in zip(circuits.items(), _stems(list(circuits)), strict=True):
+        for circuit, share in zip(some, shares, strict=True):
+            file = f"{stem}-{share:g}.safetensors"
             cc.save(circuit, folder / file)
             files[file] = f"the circuit of {name} with {len(circuit):,} kernels"
     printed = [found.summary(), *([] if compared is None else [compared.summary()])]
@@ -127,6 +126,13 @@ def cross(
     for text in [*printed, *looked.notes]:
         say(text)
     say_written(folder, files)
+
+
+def _stems(names: list[str]) -> list[str]:
+    """Return what files of groups are named after: their folders, or numbers if these would not differ as names."""
+    stems = [safe_name(name).strip("-.") for name in names]
+    distinct = all(stems) and len({stem.lower() for stem in stems}) == len(stems)
+    return stems if distinct else [f"group-{n}" for n in range(1, len(names) + 1)]
 
 
 def _by_folder(photographs: "Sequence[Photograph]", source: str) -> "dict[str, list[Photograph]]":

@@ -1,7 +1,6 @@
 """Group the images of a feature by other descriptions than its circuit, and measure all of them alike."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +17,7 @@ from convcircuits.maps.top import full_maps
 from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
@@ -31,7 +31,7 @@ from convcircuits.subfeatures.splitting import (
     drawn_photographs,
     numbers_of_photographs,
 )
-from convcircuits.values.feature import Feature
+from convcircuits.values.feature import Feature, flattened
 from convcircuits.values.groupings import KNOWN, Grouping, Groupings
 
 SALIENCIES = "saliencies"
@@ -75,11 +75,12 @@ def groupings(
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
         images: As for ``split``.
-        known: The known group of each image, in order: labels of any kind. They are used for the figures only.
+        known: The known group of each image, in order: labels of any kind. They do not guide the grouping; figures
+            compare with them.
         groups: Number of groups; by default as many as are known, else 2.
         photographs: As for ``split``.
-        embedding: Layer whose mean over space describes an image; by default the model's last convolution, in the order
-            of its modules.
+        embedding: Layer whose mean over space describes an image; by default the last convolution, in the order of
+            the model's modules, that runs.
         held_out: Share of the photographs to hold out, in (0, 1).
         criterion: As for ``split``.
         density: Size of the circuits that the cross-test uses, in (0, 1]; None for no cross-test, which takes most of
@@ -93,7 +94,8 @@ def groupings(
         **options: Options of the criterion, as for ``split``.
 
     Raises:
-        ConvCircuitsError: As for ``split``, or if there is not one label for each image, or a single label.
+        ConvCircuitsError: As for ``split``, or if there is not one label for each image, a single label, or no
+            convolution among the modules and no ``embedding``.
 
     Examples:
         >>> by = cc.groupings(model, feature, images, density=0.3, embedding="features.5")
@@ -107,8 +109,7 @@ def groupings(
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     resamples = whole_number("resamples", resamples, 0)
     check_refit(refit)
-    if feature.position in ("all", "interior"):
-        feature = replace(feature, position="max")
+    feature = feature.at_maximum()
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     begin(progress, "reading how each image is computed")
     saliencies = image_saliencies(model, feature, images, memory=memory, **given)
@@ -201,22 +202,34 @@ def _descriptions(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     shape = batches.first_shape()
-    layer = embedding or [name for name, module in network.names.items() if isinstance(module, nn.Conv2d)][-1]
     own = all_units(network, feature.layer, shape, call=feature.call)
-    late = own if layer == feature.layer else all_units(network, layer, shape)
+    layer, late = _late(network, shape) if embedding is None else (embedding, all_units(network, embedding, shape))
     found: dict[str, list[Tensor]] = {"activations": [], "embedding": [], "pixels": []}
     done = 0
     for batch, (maps, _) in zip(batches, full_maps(own, batches), strict=True):
-        flat = maps.flatten(2)
+        flat = flattened(maps)
         where = position[done : done + len(batch)].to(flat.device)
         done += len(batch)
         # Where several positions count, their mean: image_saliencies says -1 then.
         single = flat.gather(2, where.clamp_min(0)[:, None, None].expand(-1, flat.shape[1], 1))[:, :, 0]
         found["activations"].append(torch.where((where >= 0)[:, None], single, flat.mean(2)).cpu())
         with torch.no_grad():
-            found["embedding"].append((maps if late is own else late.maps(batch)).flatten(2).mean(2).cpu())
+            found["embedding"].append(flattened(late.maps(batch)).mean(2).cpu())
         found["pixels"].append(F.adaptive_avg_pool2d(batch, _PIXELS).flatten(1).cpu())
     return {name: torch.cat(parts).float() for name, parts in found.items()}, layer
+
+
+def _late(network: Network, shape: tuple[int, ...]) -> tuple[str, Subject]:
+    """Return the last convolution that runs, of which the later ones may not: auxiliary heads, for instance."""
+    for name, module in reversed(network.names.items()):
+        if isinstance(module, nn.Conv2d):
+            try:
+                return name, all_units(network, name, shape)
+            except ConvCircuitsError:
+                continue
+    raise ConvCircuitsError(
+        f"No convolution among the modules of {network.name} can describe an image; name a late layer as embedding."
+    )
 
 
 def _assigned(vectors: Vectors, train: Tensor, counted: Tensor, count: int, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -361,7 +361,7 @@ def _measured_at(feature: Feature) -> Feature:
     """Return the feature at the position that is measured: its own if it has a single one, else its maximum."""
     if isinstance(feature.unit, tuple):
         raise ConvCircuitsError(f"{feature} has several units; a cross-test is of one unit or direction.")
-    return feature if feature.position not in ("all", "interior") else replace(feature, position="max")
+    return feature.at_maximum()
 
 
 def _check_apart(held_out: Mapping[str, Batches], found_on: Mapping[str, Batches]) -> None:

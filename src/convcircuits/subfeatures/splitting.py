@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,8 +100,7 @@ def split(
     if not densities or not all(0 < density <= 1 for density in densities):
         raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
     check_refit(refit)
-    if feature.position in ("all", "interior"):
-        feature = replace(feature, position="max")
+    feature = feature.at_maximum()
     kept = Kept(checkpoint) if checkpoint is None else _kept(checkpoint, model, feature, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}

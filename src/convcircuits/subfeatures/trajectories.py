@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -82,8 +81,7 @@ def trajectory(
     check_progress(progress)
     check_placing(method)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
-    if feature.position in ("all", "interior"):
-        feature = replace(feature, position="max")
+    feature = feature.at_maximum()
     begin(progress, "reading how each image is computed")
     saliencies = image_saliencies(
         model,

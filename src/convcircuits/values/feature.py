@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -142,6 +142,10 @@ class Feature:
             end = f"+{rest}more-{_digest(unit.encode())}" if rest else "+" * (len(shown) == 1)
             unit = "+".join(map(str, shown)) + end
         return safe_name(self._text(unit))
+
+    def at_maximum(self) -> "Feature":
+        """Return the feature at each image's own maximum, or unchanged if it has a single position."""
+        return replace(self, position="max") if self.position in ("all", "interior") else self
 
     def rows(self, channels: int) -> tuple[Tensor, Tensor]:
         """Return the channels that the feature reads and its coefficient on each.
