@@ -121,7 +121,7 @@ class Seen:
             effect.append(here_added)
         readings = readings_of(drawing)
         fields = receptive_fields(subject, list(dict.fromkeys(readings.values())), local=True)
-        target = target_maps(subject, drawing.masks, shown[0].with_(shown[1:]), fields[None])
+        target = target_maps(subject, drawing.masks, shown[0].followed_by(shown[1:]), fields[None])
         return cls(groups, tuple(numbers), tuple(shown), target, np.concatenate(effect, 1), readings, fields)
 
     def document(

@@ -139,7 +139,7 @@ class Batches:
         some = self._images[list(numbers)]
         return Batches(some, device=self._device, dtype=self._dtype, batch_size=self.batch_size)
 
-    def with_(self, others: Sequence["Batches"]) -> "Batches":
+    def followed_by(self, others: Sequence["Batches"]) -> "Batches":
         """Return these images followed by others. All must be tensors of one size."""
         tensors = [one._images for one in (self, *others)]
         every = torch.cat([some for some in tensors if isinstance(some, Tensor)])
