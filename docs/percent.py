@@ -40,11 +40,20 @@ def cells(source: str) -> Iterator[Cell]:
 
 
 def run(script: Path) -> list[Cell]:
-    """Run a script in a temporary folder; return its cells with their output."""
+    """Run a script in a temporary folder; return its cells with their output.
+
+    Raises:
+        ValueError: If it has no title, or shows nothing.
+    """
     names: dict[str, Any] = {"__name__": "__main__"}
     found = list(cells(script.read_text(encoding="utf-8")))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        return [Cell(cell.text, True, _output(cell.text, names, script)) if cell.is_code else cell for cell in found]
+        ran = [Cell(cell.text, True, _output(cell.text, names, script)) if cell.is_code else cell for cell in found]
+    if ran[0].is_code or not ran[0].text.startswith("# "):
+        raise ValueError(f"{script} must begin with a title.")
+    if not any(cell.output for cell in ran) or any("Traceback" in cell.output for cell in ran):
+        raise ValueError(f"{script} must show something, and no traceback.")
+    return ran
 
 
 def _output(source: str, names: dict[str, Any], script: Path) -> str:
