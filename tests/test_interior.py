@@ -156,8 +156,9 @@ def test_deep_nets_have_a_centre():
 def test_interior_positions_count(unit):
     model, shape = net("3x3 twice"), (3, 10, 9)
     feature = cc.Feature("2", unit, position="interior")
-    maps = cc.activations(model, feature, torch.randn(4, *shape).double())
-    counted = positions_of(model, feature, shape).counted(maps, shape)
+    images = torch.randn(4, *shape).double()
+    maps = cc.activations(model, feature, images)
+    counted = positions_of(model, feature, shape).counted(maps, images)
     expected = maps[..., 2:8, 2:7].flatten(-2)
     assert torch.equal(at(maps, counted), expected)
     assert at(maps, None).shape == flattened(maps).shape

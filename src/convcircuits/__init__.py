@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from convcircuits.subfeatures.crossing import cross
     from convcircuits.subfeatures.splitting import split
     from convcircuits.subfeatures.trajectories import trajectory
+    from convcircuits.values.boxes import Boxes
     from convcircuits.values.circuit import Circuit, iou
     from convcircuits.values.controls import Controls
     from convcircuits.values.cross import Cross
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRITERIA",
+    "Boxes",
     "Circuit",
     "ComparisonTable",
     "Controls",
@@ -98,6 +100,7 @@ __all__ = [
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
 _MODULES = {
+    "Boxes": "values.boxes",
     "CRITERIA": "circuits.criteria",
     "Circuit": "values.circuit",
     "ComparisonTable": "circuits.comparison",

@@ -20,8 +20,9 @@ from convcircuits.compiler.interpreter import CircuitModule
 from convcircuits.compiler.onnx_export import onnx_bytes
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import is_file, write_whole
+from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.feature import Feature
+from convcircuits.values.feature import Feature, Position
 from convcircuits.values.origins import check_provenance
 from convcircuits.values.scores import Scores
 from convcircuits.values.tables import LayerTable
@@ -215,7 +216,7 @@ def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tenso
         "feature": {
             "layer": feature.layer,
             "unit": None if isinstance(feature.unit, Tensor) else feature.unit,
-            "position": feature.position,
+            "position": feature.position.to_json() if isinstance(feature.position, Boxes) else feature.position,
             "call": feature.call,
         },
         "layers": {name: list(table) for name, table in tables.items()},  # safetensors sorts its keys
@@ -226,13 +227,18 @@ def _of_tables(value: Scores | Circuit) -> tuple[dict[str, Any], dict[str, Tenso
     return header, tensors
 
 
+def _read_position(value: Any) -> Position:
+    if isinstance(value, dict):
+        return Boxes.from_json(value)
+    return value if isinstance(value, str) else tuple(value)  # type: ignore[return-value]
+
+
 def _read_tables(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scores | Circuit:
     kind, fields = header["kind"], header["feature"]
-    position = fields["position"]
     feature = Feature(
         fields["layer"],
         tensors["direction"] if fields["unit"] is None else fields["unit"],
-        position=position if isinstance(position, str) else tuple(position),  # type: ignore[arg-type]
+        position=_read_position(fields["position"]),
         call=fields["call"],
     )
     tables = {

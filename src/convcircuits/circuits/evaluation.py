@@ -241,7 +241,7 @@ def _measure(
         shape = tuple(images.shape[1:])
         with torch.no_grad():
             full, *others = sweep.maps(images)
-            indices = positions.counted(full, shape)
+            indices = positions.counted(full, images)
             values = at(full, indices).double().cpu()
             interior = _interior(positions, shape, census)
             inside = None if interior is None else interior.among(values, indices)

@@ -92,7 +92,7 @@ class Learn:
         self._images = torch.cat(parts)
         with torch.no_grad():
             maps = torch.cat([fit.target.maps(part) for part in parts])
-            self._counted = trace.positions.counted(maps, tuple(self._images.shape[1:]))
+            self._counted = trace.positions.counted(maps, self._images)
             self._targets = _by_unit(at(maps, self._counted))
         self._scale = self._targets.flatten(0, -2).var(0)
         self._rectified_scale = self._targets.relu().flatten(0, -2).var(0)

@@ -195,9 +195,7 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
     with torch.no_grad():
         for images in fit:
             full = subject.maps(images)
-            averages.add(
-                at(full, positions.counted(full, tuple(images.shape[1:]))).double().cpu(), tuple(full.shape[1:])
-            )
+            averages.add(at(full, positions.counted(full, images)).double().cpu(), tuple(full.shape[1:]))
     sweeps = [Sweep(subject, made.circuits, effective=True)]
     sweeps += [Sweep(model, [circuit], effective=True) for model, circuit in made.elsewhere]
     names = [*made.names, *["redrawn"] * len(made.elsewhere), "average_map"]
@@ -207,7 +205,7 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
         shape = tuple(images.shape[1:])
         with torch.no_grad():
             (full, *maps), *others = (sweep.maps(images) for sweep in sweeps)
-        counted, here = positions.counted(full, shape), positions.known(shape)
+        counted, here = positions.counted(full, images), positions.known(shape)
         values = at(full, counted).double().cpu()
         known = known and here is not None
         interior = here if interior is None or interior.inside else interior

@@ -40,7 +40,7 @@ def responses(subject: Subject, circuits: Sequence[Masks], batches: Batches) -> 
         shape = tuple(images.shape[1:])
         with torch.no_grad():
             full = subject.maps(images)
-            indices = positions.counted(full, shape)
+            indices = positions.counted(full, images)
             maps = [full, *(subject.maps(images, masks) for masks in circuits)]
         parts.append(torch.stack([at(one, indices).double().cpu() for one in maps]))
         interior = positions.known(shape)

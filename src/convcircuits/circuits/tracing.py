@@ -210,11 +210,11 @@ class Batch:
         with torch.enable_grad():
             maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
         full = maps
-        if subject.feature.position == "max" and trace.masks is not None:
+        if subject.feature.follows_maximum and trace.masks is not None:
             with torch.no_grad():
                 full = subject.maps(images)
         trace.cost["forward"] += self.size * (1 if full is maps else 2)
-        self.indices = trace.positions.counted(full, tuple(images.shape[1:]))
+        self.indices = trace.positions.counted(full, images)
         self._graph, self.maps = maps, maps.detach()
         self.scale = _power_of_two(self.maps, subject.feature)
 

@@ -13,6 +13,7 @@ from convcircuits.maps.patches import activation_maps
 from convcircuits.maps.receptive_fields import Field
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Masks, Subject
+from convcircuits.values.boxes import Boxes
 from convcircuits.values.feature import Feature
 
 LARGEST = 32
@@ -60,7 +61,9 @@ def in_bytes(maps: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _positions(feature: Feature, shape: tuple[int, int], interior: Interior | None) -> str:
     """Describe in words which positions count."""
     height, width = shape
-    if feature.position == "max":
+    if isinstance(feature.position, Boxes):
+        where = "the one where the full model is highest within the image's box"
+    elif feature.position == "max":
         where = "the one where the full model is highest"
     elif feature.position == "center":
         where = f"the central one of {height} \u00d7 {width} positions"

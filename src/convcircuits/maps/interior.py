@@ -9,6 +9,7 @@ from torch import Tensor
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.receptive_fields import Field, local_fields
 from convcircuits.network.masking import Subject
+from convcircuits.values.boxes import Boxes
 
 FEWEST = 4
 """Minimum number of interior positions: a figure over fewer describes single positions, not the map."""
@@ -126,21 +127,46 @@ class Positions:
             found = local_fields(sized, [None])
         return tuple(found.get(unit, found[None]) for unit in [None, *units])
 
-    def counted(self, full: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-        """Return the flat positions that count in the full model's maps of images (C, H, W), as ``Feature.indices``.
+    def counted(self, full: Tensor, images: Tensor) -> Tensor | None:
+        """Return the flat positions that count in the full model's maps of images (N, C, H, W), as ``Feature.indices``.
 
         Raises:
-            ConvCircuitsError: As for ``Feature.indices``, or if the interior counts and cannot be computed.
+            ConvCircuitsError: As for ``Feature.indices``; if the interior or boxes count and receptive fields cannot be
+                computed; or if an image has no box.
         """
-        feature = self._subject.feature
-        if feature.position != "interior":
-            return feature.indices(full)
-        try:
+        feature, shape = self._subject.feature, tuple(images.shape[1:])
+        if isinstance(feature.position, Boxes):
+            boxes = [feature.position.box(image) for image in images]
+            field = self._needed(shape)
+            return feature.indices(full, within=torch.stack([_within(field, box) for box in boxes]))
+        if feature.position == "interior":
+            self._needed(shape)
             return feature.indices(full, interior=self.interior(shape).positions)
+        return feature.indices(full)
+
+    def _needed(self, shape: tuple[int, ...]) -> Field:
+        """Return the receptive fields of the feature's map, without which it is not known which positions count."""
+        try:
+            return self._computed(shape)[0]
         except ConvCircuitsError as error:
+            what = "interior" if self._subject.feature.position == "interior" else "place of a box in the map"
             raise ConvCircuitsError(
-                f"The interior of {feature} is not known: {error} Give the feature another position."
+                f"The {what} of {self._subject.feature} is not known: {error} Give the feature another position."
             ) from error
+
+
+def _within(field: Field, box: tuple[int, int, int, int]) -> Tensor:
+    """Return which positions of a map have the center of their field in a box, bool (P,); at least the nearest one."""
+    along = []
+    for axis, begin, length in zip((field.rows, field.columns), box[:2], box[2:], strict=True):
+        centers = torch.tensor([(first + end) / 2 for first, end in axis])
+        inside = (begin <= centers) & (centers <= begin + length)
+        if not bool(inside.any()):
+            far = (centers - begin - length / 2).abs()
+            inside = torch.arange(len(far)) == far.argmin()
+        along.append(inside)
+    rows, columns = along
+    return (rows[:, None] & columns).flatten()
 
 
 def _beyond(spans: Sequence[tuple[int, int]], length: int) -> Tensor:

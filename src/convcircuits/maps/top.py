@@ -36,7 +36,8 @@ def top(
     """Find the images on which a feature is highest, and a sample of images over the range of its values.
 
     An image's value is the highest of the full model's map at the positions that count: of the whole map for ``"all"``
-    and ``"max"``, of the interior for ``"interior"``, and the value at one position for ``"center"`` and ``(h, w)``.
+    and ``"max"``, of the interior for ``"interior"``, of the image's box for ``Boxes``, and the value at one position
+    for ``"center"`` and ``(h, w)``.
     So, unless the feature is restricted to the interior, padding may have a part in it; a note says on how many images.
     ``Feature(layer, range(C))`` is a whole layer, which takes one pass up to the layer, as a single unit does.
 
@@ -76,8 +77,8 @@ def top(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     subject = Subject.open(network, feature, batches.first_shape())
     ranking = Ranking(subject, count=count, sample=sample, seed=seed)
-    for maps, hashes in full_maps(subject, batches):
-        ranking.add(maps, hashes)
+    for batch, maps, hashes in full_maps(subject, batches):
+        ranking.add(batch, maps, hashes)
     return ranking.top(batches, names_of(images) if names is None else names)
 
 
@@ -87,8 +88,8 @@ def names_of(images: Images) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names) else ()
 
 
-def full_maps(subject: Subject, batches: Batches) -> Iterator[tuple[Tensor, list[int]]]:
-    """Run the full model, and yield the feature's maps on each batch with a hash of each image.
+def full_maps(subject: Subject, batches: Batches) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Run the full model, and yield each batch with the feature's maps on it and a hash of each image.
 
     Raises:
         ConvCircuitsError: If an image has another size than the feature was surveyed on.
@@ -101,7 +102,7 @@ def full_maps(subject: Subject, batches: Batches) -> Iterator[tuple[Tensor, list
             )
         with torch.no_grad():
             maps = subject.maps(images)
-        yield maps, hashes
+        yield images, maps, hashes
 
 
 class Ranking:
@@ -132,13 +133,13 @@ class Ranking:
         self._highest = self._pool = _Values(none, none.double(), none)
         self._lots: list[tuple[int, int]] = []  # of the pool, ascending, each with the index of its image
 
-    def add(self, maps: Tensor, hashes: Sequence[int]) -> None:
-        """Add the feature's maps on a batch, and a hash of each image.
+    def add(self, images: Tensor, maps: Tensor, hashes: Sequence[int]) -> None:
+        """Add a batch of images, with the feature's maps on them and a hash of each.
 
         Raises:
             ConvCircuitsError: If a value is not finite.
         """
-        indices = self.positions.counted(maps, self._subject.survey.input_shape)
+        indices = self.positions.counted(maps, images)
         value, which = at(maps, indices).max(-1)
         place = which if indices is None else indices.gather(-1, which.unsqueeze(-1)).squeeze(-1)
         value, place = value.cpu().double().reshape(len(maps), -1).T, place.cpu().reshape(len(maps), -1).T

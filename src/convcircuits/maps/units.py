@@ -259,8 +259,8 @@ def units(
     subject = all_units(network, layer, batches.first_shape(), position="interior", call=call)
     ranking = Ranking(subject, count=count, sample=0, seed=0)
     sums, done = _Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
-    for maps, hashes in full_maps(subject, batches):
-        ranking.add(maps, hashes)
+    for batch, maps, hashes in full_maps(subject, batches):
+        ranking.add(batch, maps, hashes)
         sums.add(flattened(maps).cpu(), None if photographs is None else photographs[done : done + len(maps)])
         done += len(maps)
     if photographs is not None and len(photographs) != done:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.values.boxes import image_hash
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of images done so far and the total (None if unknown).
@@ -110,7 +111,7 @@ class Batches:
         """Yield each batch with a hash of each of its images, by their content as given."""
         count, digest = 0, 0
         for part in self._parts():
-            hashes = [_image_hash(image) for image in part]
+            hashes = [image_hash(image) for image in part]
             count += len(part)
             digest += sum(hashes)
             yield part.to(self._device, self._dtype), hashes
@@ -150,7 +151,7 @@ class Batches:
         drawn: list[tuple[int, int, Tensor]] = []
         for part in self._parts():
             for image in part:
-                drawn.append((lot(_image_hash(image), seed), len(drawn), image))
+                drawn.append((lot(image_hash(image), seed), len(drawn), image))
             drawn = sorted(drawn, key=lambda one: one[:2])[:count]
         sizes = dict.fromkeys(image.shape for *_, image in drawn)
         given = [torch.stack([image for *_, image in drawn if image.shape == size]) for size in sizes]
@@ -161,9 +162,9 @@ class Batches:
         return {"count": self.count, "hash": f"{self._digest:016x}"}
 
 
-def lot(image_hash: int, seed: int) -> int:
+def lot(hashed: int, seed: int) -> int:
     """Return a random number for an image: the images with the lowest are a random sample, whatever their order."""
-    return int.from_bytes(hashlib.sha256(f"{seed}|{image_hash}".encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(f"{seed}|{hashed}".encode()).digest()[:8], "little")
 
 
 def _is_one_shot(images: Iterable[Any]) -> bool:
@@ -186,8 +187,3 @@ def _checked(images: Any) -> Tensor:
         bad = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ConvCircuitsError(f"Image {bad} of a batch contains NaN or Inf; check its preparation.")
     return images
-
-
-def _image_hash(image: Tensor) -> int:
-    raw = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    return int.from_bytes(hashlib.sha256(raw).digest()[:8], "little")

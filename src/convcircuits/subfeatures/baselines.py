@@ -206,7 +206,7 @@ def _descriptions(
     layer, late = _late(network, shape) if embedding is None else (embedding, all_units(network, embedding, shape))
     found: dict[str, list[Tensor]] = {"activations": [], "embedding": [], "pixels": []}
     done = 0
-    for batch, (maps, _) in zip(batches, full_maps(own, batches), strict=True):
+    for batch, maps, _ in full_maps(own, batches):
         flat = flattened(maps)
         where = position[done : done + len(batch)].to(flat.device)
         done += len(batch)

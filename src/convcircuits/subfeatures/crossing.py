@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convcircuits.circuits.resuming import Kept, fingerprint
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.maps.interior import Positions
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
@@ -166,13 +167,13 @@ class _Responses:
     ) -> "_Responses":
         """Run the full model and all circuits on a group's images."""
         circuits = list(itertools.chain(*sizes.values()))
-        sweep, form = Sweep(subject, circuits, effective=True), (len(sizes), -1)
+        sweep, positions, form = Sweep(subject, circuits, effective=True), Positions(subject), (len(sizes), -1)
         full, values, maps_of_full, done = [], [], list[Tensor](), 0
         missed = torch.zeros(len(circuits), dtype=torch.float64)
         for images in batches:
             with torch.no_grad():
                 expected, *others = (one.double().cpu() for one in sweep.maps(images))
-            indices = subject.feature.indices(expected)
+            indices = positions.counted(expected, images)
             full.append(at(expected, indices)[:, 0])
             values.append(torch.stack([at(one, indices)[:, 0] for one in others], 1))
             missed += torch.stack([(one - expected).square().sum() for one in others])

@@ -1,6 +1,7 @@
 """A feature: what a circuit preserves."""
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from torch import Tensor
 from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.files import safe_name
+from convcircuits.values.boxes import Boxes
 
-Position = Literal["all", "max", "center", "interior"] | tuple[int, int]
+Position = Literal["all", "max", "center", "interior"] | tuple[int, int] | Boxes
 
 Unit = int | tuple[int, ...] | Tensor
 
 _TEXT = re.compile(
-    r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>[^@]+)(@(?P<position>max|center|interior|all|\d+,\d+))?"
+    r"(?P<layer>[^:#@\s]+)(#(?P<call>\d+))?:(?P<what>[^@]+)(@(?P<position>max|center|interior|all|\d+,\d+|boxes-[0-9a-f]{8}))?"
 )
 _UNITS = re.compile(r"\d+(,\d+)*,?")
 _DIRECTION = re.compile(r"direction(-[0-9a-f]{8})?")
@@ -37,7 +39,8 @@ class Feature:
             Several units keep their order, and their maps have an axis of units, (N, U, H, W), even if there is one.
         position: Which positions of the map count: ``"all"``; ``"max"``, the argmax of each image and unit in the
             *full* model; ``"center"``; ``"interior"``, those whose receptive field lies inside the image (the
-            central ones if there are fewer than four, see ``Interior``); or ``(h, w)``, counted from 0.
+            central ones if there are fewer than four, see ``Interior``); ``(h, w)``, counted from 0; or ``Boxes``, the
+            argmax within a box of each image.
         call: Index of the layer's call, from 0, if it runs several times in one forward pass.
 
     Raises:
@@ -75,7 +78,7 @@ class Feature:
         ``layer#k:unit`` names call k of a layer that runs several times; ``layer:3,`` is a set of one unit.
 
         Args:
-            text: The text form. A direction cannot be parsed: its text form only identifies it.
+            text: The text form. A direction and boxes cannot be parsed: their text forms only identify them.
             names: Maps a layer and a class name to a unit, so that ``fc:golden retriever`` can be parsed, as
                 ``LoadedModel.feature`` does.
 
@@ -91,6 +94,11 @@ class Feature:
                 "(features.10:3,9,40 is several units, relu#1:9 call 1 of a layer that runs several times)."
             )
         where = match["position"] or "all"
+        if where.startswith("boxes"):
+            raise ConvCircuitsError(
+                f"{text!r} counts in boxes of images, which text cannot hold; load the feature from the file of its "
+                "circuit, or give it Boxes."
+            )
         position: Position = where  # type: ignore[assignment]
         if "," in where:
             row, column = where.split(",")
@@ -103,7 +111,7 @@ class Feature:
 
     def _text(self, unit: str) -> str:
         call = "" if self.call is None else f"#{self.call}"
-        where = self.position if isinstance(self.position, str) else "{},{}".format(*self.position)
+        where = "{},{}".format(*self.position) if isinstance(self.position, tuple) else str(self.position)
         return f"{self.layer}{call}:{unit}" + ("" if where == "all" else f"@{where}")
 
     def __repr__(self) -> str:
@@ -116,7 +124,11 @@ class Feature:
             unit = ("units", ", ".join(map(str, self.unit)))
         else:
             unit = ("unit", str(self.unit))
-        position = self.position if isinstance(self.position, str) else "row {}, column {}".format(*self.position)
+        position = str(self.position)
+        if isinstance(self.position, tuple):
+            position = "row {}, column {}".format(*self.position)
+        elif isinstance(self.position, Boxes):
+            position = f"the maximum within a box of each of {len(self.position)} images"
         call = [] if self.call is None else [("call", str(self.call))]
         return card(f"Feature {self}", rows=[("layer", self.layer), *call, unit, ("position", position)])
 
@@ -142,6 +154,11 @@ class Feature:
             end = f"+{rest}more-{_digest(unit.encode())}" if rest else "+" * (len(shown) == 1)
             unit = "+".join(map(str, shown)) + end
         return safe_name(self._text(unit))
+
+    @property
+    def follows_maximum(self) -> bool:
+        """Whether the positions that count depend on the full model's map, and not only on its size."""
+        return self.position == "max" or isinstance(self.position, Boxes)
 
     def at_maximum(self) -> "Feature":
         """Return the feature at each image's own maximum, or unchanged if it has a single position."""
@@ -176,13 +193,15 @@ class Feature:
             )
         return torch.tensor(units), torch.ones(len(units), dtype=torch.float64)
 
-    def indices(self, maps: Tensor, *, interior: Tensor | None = None) -> Tensor | None:
+    def indices(self, maps: Tensor, *, interior: Tensor | None = None, within: Tensor | None = None) -> Tensor | None:
         """Return the flat positions that count in each map of the *full* model, or None if all count.
 
         Args:
             maps: The feature's maps, shape (N, H, W) or (N,); for several units (N, U, H, W) or (N, U).
             interior: Flat positions of the interior, shape (K,). They depend on the model, and are needed if the
                 position is ``"interior"``.
+            within: Which positions of each image lie in its box, bool (N, P). They depend on the model, and are needed
+                if the position is ``Boxes``.
 
         Returns:
             Shape (N, K), or (N, U, K) for several units, int64; or None. K is 1 except for the interior.
@@ -195,6 +214,10 @@ class Feature:
         flat = flattened(maps.detach())
         if self.position == "max":
             return flat.argmax(-1, keepdim=True)
+        if isinstance(self.position, Boxes):
+            assert within is not None
+            outside = ~within.to(maps.device).reshape(len(flat), *[1] * (flat.dim() - 2), -1)
+            return flat.masked_fill(outside, -math.inf).argmax(-1, keepdim=True)
         if self.position == "interior":
             assert interior is not None
             return interior.to(maps.device).expand(*flat.shape[:-1], len(interior))
@@ -285,8 +308,10 @@ def _direction(values: Tensor) -> Tensor:
 
 
 def _checked_position(position: object) -> Position:
-    if isinstance(position, str) and position in ("all", "max", "center", "interior"):
+    if isinstance(position, Boxes) or (isinstance(position, str) and position in ("all", "max", "center", "interior")):
         return position  # type: ignore[return-value]
     if isinstance(position, (tuple, list)) and len(position) == 2:
         return (whole_number("A position's row", position[0], 0), whole_number("Its column", position[1], 0))
-    raise ConvCircuitsError(f"position must be 'all', 'max', 'center', 'interior' or (h, w) from 0; got {position!r}.")
+    raise ConvCircuitsError(
+        f"position must be 'all', 'max', 'center', 'interior', (h, w) from 0 or Boxes; got {position!r}."
+    )
