@@ -153,7 +153,7 @@ def main() -> None:
         network = Network(loaded.model)
         batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=16)
         every = all_units(network, layer, tuple(images.shape[1:]))
-        values = torch.cat([maps.flatten(2).amax(2) for maps, _ in full_maps(every, batches)])
+        values = torch.cat([maps.flatten(2).amax(2) for _, maps, _ in full_maps(every, batches)])
         for kind, units in chosen_units(values, groups, given.units).items():
             for unit in units:
                 file = given.folder / f"{net}-{layer}-{unit}.json"

@@ -344,3 +344,33 @@ def test_a_trajectory_has_a_panel_for_each_layer_with_every_image_in_it(grouped,
     )
     with pytest.raises(cc.ConvCircuitsError, match=r"a \.png, \.svg or \.pdf file"):
         trajectory_chart(found.as_dict(), tmp_path / "a.gif", title="")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cats", "cats"),
+        ("$a_1$ and $b$", "$a_1$ and $b$"),
+        ("g\u00e2teau \u03b1", "g\u00e2teau \u03b1"),
+        ("\u732b\ue000", r"\u732b\ue000"),  # no font of the tests' has these
+    ],
+)
+def test_a_name_is_shown_as_it_is_or_escaped(name, shown, tmp_path, drawn, monkeypatch):
+    """A letter without a glyph is a warning of matplotlib's, and warnings are errors here."""
+    monkeypatch.setattr(charts, "_MORE_FONTS", ("A font that is not installed",))
+    fidelity_chart(table(), tmp_path / "a.png", title=f"{name} of a net")
+    (figure,) = drawn
+    assert figure.get_suptitle() == f"{shown} of a net"
+
+
+def test_letters_are_drawn_in_the_first_font_that_has_them(tmp_path, drawn, monkeypatch):
+    from matplotlib.font_manager import findfont, get_font
+
+    letter = chr(
+        min(set(get_font(findfont("STIXGeneral")).get_charmap()) - set(get_font(findfont("DejaVu Sans")).get_charmap()))
+    )
+    monkeypatch.setattr(charts, "_MORE_FONTS", ("A font that is not installed", "STIXGeneral"))
+    fidelity_chart(table(), tmp_path / "a.png", title=f"{letter} of a net")
+    (figure,) = drawn
+    assert figure.get_suptitle() == f"{letter} of a net"
+    assert figure._suptitle.get_fontfamily() == ["DejaVu Sans", "STIXGeneral"]

@@ -1442,6 +1442,20 @@ def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
     assert said["cross"]["groups"] == {"first": 1, "second": 1}
 
 
+def test_a_cross_test_that_was_stopped_goes_on(folder, run, good, monkeypatch):
+    in_groups()
+    undisturbed = good(CROSS.replace("new", "other"))
+    with monkeypatch.context() as stopping:
+        stopping.setattr(crossing, "found_again", Mock(side_effect=KeyboardInterrupt))
+        code, _, _ = run(CROSS)
+    assert code == 130
+    assert len(list(Path("new/checkpoint").iterdir())) == 2  # the circuits of two groups
+    with monkeypatch.context() as counting:
+        counting.setattr(splitting, "circuits_of_group", Mock(side_effect=AssertionError))
+        assert good(CROSS) == undisturbed.replace("other/", "new/")
+    assert {path.name for path in Path("new").iterdir()} == {path.name for path in Path("other").iterdir()}
+
+
 def test_trajectory_writes_where_every_photograph_is_a_chart_and_a_page(folder, good):
     text = good(TRAJECTORY)
     assert {path.removeprefix("new/") for path in files() if path.startswith("new/")} == {
@@ -1743,6 +1757,7 @@ BAD = {
     "split: alpha": (f"{SPLIT} --alpha 0", "--alpha must be between 0 and 1; got 0.0"),
     "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
     "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
+    "split: shuffles": (f"{SPLIT} --groups 2 --shuffles -1", "shuffles must be a whole number from 0; got -1"),
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
     "cross: no subfolders": (CROSS.replace("grouped", "pictures"), "6 photographs outside of subfolders"),
     "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),

@@ -26,6 +26,16 @@ _BESIDE_STYLE: dict[str, dict[str, Any]] = {
 _RESPONSES = ["#d8bfac", "#c2570c", "#4d1f03"]  # from the weakest response to the strongest
 _NO_GROUP = "#bbbbbb"
 _BASELINES = {"magnitude": ("#555555", "--"), "random": ("#999999", ":"), "layer_random": ("#bbbbbb", "-.")}
+_MORE_FONTS = (  # tried in turn for letters that matplotlib's own font does not have
+    "Noto Sans CJK JP",
+    "Noto Sans",
+    "WenQuanYi Micro Hei",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
 _PARAMETERS = {
     "size": "size (pixels)",
     "width": "width (pixels)",
@@ -345,9 +355,44 @@ def _check_suffix(path: Path) -> None:
 
 
 def _write(figure: Any, path: Path) -> None:
+    _show_names(figure)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix.lstrip("."), dpi=150)
     write_whole(path, content.getvalue())
+
+
+def _show_names(figure: Any) -> None:
+    r"""Let texts show names as they are: no math between dollars, and in fonts that have their letters.
+
+    A letter that none of the fonts has is written as its escape, such as ``\u732b``, not as an empty box.
+    """
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+
+    families = ["DejaVu Sans"]  # matplotlib's own
+    known = set(get_font(findfont(families[0])).get_charmap())
+    for text in figure.findobj(Text):
+        words = text.get_text()
+        if "\\mathdefault" in words:  # a tick's label
+            continue
+        text.set_parse_math(False)
+        missing = {ord(letter) for letter in words if letter != "\n"} - known
+        for family in _MORE_FONTS if missing else ():
+            try:
+                others = get_font(findfont(family, fallback_to_default=False)).get_charmap()
+            except ValueError:  # not installed
+                continue
+            if missing & set(others):
+                families.append(family)
+                known |= set(others)
+                missing -= known
+        if missing:
+            text.set_text("".join(_escaped(letter) if ord(letter) in missing else letter for letter in words))
+        text.set_fontfamily(families)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def _beside(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[tuple[float, float]]]:

@@ -1,8 +1,9 @@
 """``convcircuits benchmark``: how well the library does where the answer is known."""
 
 import statistics
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +12,6 @@ from convcircuits.cli import options
 from convcircuits.cli.comparing import write_table
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import check_writable, print_json, say
-
-if TYPE_CHECKING:
-    from convcircuits.zoo.planted.mechanisms import Polysemantic
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -51,6 +49,7 @@ def truth(
     """Compare criteria on small networks whose circuits are known."""
     from convcircuits.circuits.truth import Case, Recoveries, recover
     from convcircuits.subfeatures.grouping import FEWEST
+    from convcircuits.subfeatures.recovery import recover_groups
     from convcircuits.values.tables import suggest
     from convcircuits.zoo.planted import KINDS
     from convcircuits.zoo.planted.mechanisms import Polysemantic
@@ -70,7 +69,11 @@ def truth(
                 case = Case(kind, number, planted.model, planted.feature, images, planted.truths)
                 rows += recover(case, criteria=names, options=chosen, seed=seed, batch_size=batch_size)
                 if isinstance(planted, Polysemantic) and count >= FEWEST:
-                    divided.append(_divided(planted, number, count, seed, batch_size))
+                    labelled = planted.labelled_images(count, seed=_IMAGES + number)
+                    found = recover_groups(
+                        planted.model, planted.feature, *labelled, planted.mechanisms, batch_size=batch_size, seed=seed
+                    )
+                    divided.append({"seed": number, "mechanisms": len(planted.mechanisms), **asdict(found)})
                 told(len(rows), len(kinds) * seeds * len(names))
     table = [row.as_dict() for row in rows]
     if out is not None:
@@ -93,27 +96,3 @@ def truth(
 
 def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _divided(planted: "Polysemantic", number: int, count: int, seed: int, batch_size: int) -> dict[str, Any]:
-    """Group a unit's images by how it is computed, as ``split`` does, and compare groups with its mechanisms.
-
-    The circuit of each group, found on its images alone, is compared with that of the mechanism that drives most of
-    them, at the size of that.
-    """
-    images, truth = planted.labelled_images(count, seed=_IMAGES + number)
-    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    compared = cc.groupings(
-        planted.model, planted.feature, images, known=truth.tolist(), density=None, resamples=0, **given
-    )
-    labels, ious = compared.labels["saliencies"], []
-    channels, height, width = images.shape[1:]
-    for group in sorted({*labels.tolist()} - {-1}):
-        own = labels == group
-        masks = planted.mechanisms[int(truth[own].mode().values)]
-        true = cc.Circuit.from_masks(planted.model, planted.feature, masks, input_shape=(channels, height, width))
-        found = cc.find(planted.model, planted.feature, images[own], kernels=len(true), **given)
-        ious.append(cc.iou(found, true))
-    figures = compared["saliencies"]
-    mechanisms = len(planted.mechanisms)
-    return {"seed": number, "mechanisms": mechanisms, "ari": figures.ari, "accuracy": figures.accuracy, "iou": ious}

@@ -1,6 +1,7 @@
 """``convcircuits cross``."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
+from convcircuits.cli.output import CHECKPOINT, check_folder, made_folder, print_json, say, say_written
 from convcircuits.files import named_after, safe_name
 
 if TYPE_CHECKING:
@@ -57,17 +58,21 @@ def cross(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Test circuits of known groups on each other's photographs."""
+    """Test circuits of known groups on each other's photographs. If it is stopped, run the same again: it goes on."""
     from convcircuits.charts import check_charts_installed, cross_chart
+    from convcircuits.circuits.resuming import Kept
     from convcircuits.circuits.scoring import MEMORY
     from convcircuits.cli.comparing import write_table
     from convcircuits.cli.looking import view
+    from convcircuits.errors import whole_number
     from convcircuits.files import write_whole
     from convcircuits.network.batches import begin
-    from convcircuits.subfeatures.splitting import circuits_of_group
+    from convcircuits.subfeatures.crossing import measured_at
+    from convcircuits.subfeatures.splitting import circuits_of_group, kept_for
 
     check_folder(out)
     check_charts_installed()
+    whole_number("shuffles", shuffles, 0)
     shares = sorted(options.numbers("--densities", densities), reverse=True)
     loading = options.given(model=model, weights=weights, mean=mean, std=std)
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
@@ -80,14 +85,19 @@ def cross(
     pictures = looked.images.photographs
     trained, tested = _held_out(_by_folder(pictures, images), looked.images, held_out, seed)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    where = wanted.at_maximum()
+    where = measured_at(wanted)
+    folder = out or Path(named_after(model, f"{wanted.slug}-cross"))
+    kept = kept_for(folder / CHECKPOINT, net, where, looked.images, batch_size, seed)
     with progress("finding circuits of each group") as told:
         given["progress"] = told
         circuits = {}
         for name, chosen in trained.items():
             begin(told, f"finding circuits of {name}")
-            circuits[name] = circuits_of_group(net, where, chosen, criterion, shares, refit, MEMORY, given, {})
-        found = cc.cross(net, circuits, tested, fit=trained, shuffles=shuffles, **given)
+            find = partial(circuits_of_group, net, where, chosen, criterion, shares, refit, MEMORY, given, {})
+            circuits[name] = kept.circuits(
+                find, images=chosen.chosen.nonzero()[:, 0].tolist(), how=[criterion, shares, refit]
+            )
+        found = cc.cross(net, circuits, tested, fit=trained, shuffles=shuffles, checkpoint=folder / CHECKPOINT, **given)
         compared = None
         if baselines:
             compared = cc.groupings(
@@ -100,7 +110,7 @@ def cross(
                 density=None,
                 **given,
             )
-    folder = made_folder(out or Path(named_after(model, f"{wanted.slug}-cross")))
+    made_folder(folder)
     said = found.as_dict()
     write_table(folder / "cross.csv", said["rows"])
     write_table(folder / "overlaps.csv", said["overlaps"])
@@ -119,6 +129,7 @@ def cross(
     report = [f"# {feature} of {model}", *(f"```\n{text}\n```" for text in printed), *looked.notes]
     write_whole(folder / "report.md", ("\n\n".join(report) + "\n").encode())
     files["report.md"] = "what is printed here"
+    Kept(folder / CHECKPOINT).clear()
     if as_json:
         blind = None if compared is None else [row.as_dict() for row in compared.rows]
         print_json({"folder": str(folder), **looked.said(), "cross": said, "groupings": blind})

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from convcircuits.values.report import Evaluation
 
 
+CHECKPOINT = "checkpoint"
+"""Name of the folder, in that of the results, from which a run that was stopped goes on."""
+
+
 def say(text: str = "") -> None:
     """Print text from any source, with invisible characters escaped."""
     sys.stdout.write(printable_lines(text) + "\n")

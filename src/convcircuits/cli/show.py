@@ -10,7 +10,6 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.output import aligned, cell, print_json, say
 from convcircuits.texts import printable
-from convcircuits.values.boxes import Boxes
 
 if TYPE_CHECKING:
     from convcircuits.compiler.interpreter import CircuitModule
@@ -77,7 +76,7 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     options = f", {_arguments(given)}" if given else ""
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"
-    if isinstance(feature.position, Boxes):
+    if isinstance(feature.position, cc.Boxes):
         where = ", position=cc.load(FILE).feature.position"
     where += "" if feature.call is None else f", call={feature.call}"
     unit = feature.unit if isinstance(feature.unit, (int, tuple)) else "cc.load(FILE).feature.unit"

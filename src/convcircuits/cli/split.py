@@ -10,7 +10,7 @@ import typer
 import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import Report, progress
-from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
+from convcircuits.cli.output import CHECKPOINT, check_folder, made_folder, print_json, say, say_written
 from convcircuits.files import named_after
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from convcircuits.contact_sheets import Section
 
 _SIDE, _COLUMNS = 128, 8
-_CHECKPOINT = "checkpoint"
 
 
 def split(
@@ -95,7 +94,7 @@ def split(
             refit=refit,
             shuffles=shuffles,
             progress=told,
-            checkpoint=folder / _CHECKPOINT,
+            checkpoint=folder / CHECKPOINT,
             **given,
         )
         sections = _sections(found, seen, looked, count, told)
@@ -127,7 +126,7 @@ def split(
     report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *notes])
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
-    Kept(folder / _CHECKPOINT).clear()
+    Kept(folder / CHECKPOINT).clear()
     if as_json:
         print_json(
             {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn), "rows": rows}

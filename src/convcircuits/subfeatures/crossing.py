@@ -93,7 +93,7 @@ def cross(
     held_out, found_on = pooled(groups), pooled(_in_groups(fit or {}, groups) if fit is not None else {})
     _check_apart(held_out, found_on)
     first = held_out[next(iter(held_out))].first(IMAGES)
-    feature = _measured_at(next(iter(sizes.values()))[0].feature)
+    feature = measured_at(next(iter(sizes.values()))[0].feature)
     subject = Subject.open(network, feature, tuple(first.shape[1:]))
     for circuit in itertools.chain(*sizes.values()):
         subject.check(circuit)
@@ -358,7 +358,7 @@ def _in_groups(given: Mapping[str, T], groups: Mapping[str, Images]) -> dict[str
     return {name: given[name] for name in groups}
 
 
-def _measured_at(feature: Feature) -> Feature:
+def measured_at(feature: Feature) -> Feature:
     """Return the feature at the position that is measured: its own if it has a single one, else its maximum."""
     if isinstance(feature.unit, tuple):
         raise ConvCircuitsError(f"{feature} has several units; a cross-test is of one unit or direction.")

@@ -96,12 +96,13 @@ def split(
     check_share("alpha", alpha)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     groups = None if groups is None else whole_number("groups", groups, 1)
+    whole_number("shuffles", shuffles, 0)
     densities = sorted(densities, reverse=True)
     if not densities or not all(0 < density <= 1 for density in densities):
         raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
     check_refit(refit)
     feature = feature.at_maximum()
-    kept = Kept(checkpoint) if checkpoint is None else _kept(checkpoint, model, feature, images, batch_size, seed)
+    kept = kept_for(checkpoint, model, feature, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
@@ -164,10 +165,17 @@ def split(
     )
 
 
-def _kept(
-    folder: str | os.PathLike[str], model: nn.Module, feature: Feature, images: Images, batch_size: int, seed: int
+def kept_for(
+    folder: str | os.PathLike[str] | None,
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    batch_size: int,
+    seed: int,
 ) -> Kept:
-    """Return where results are kept that depend on the weights and the images, in their order."""
+    """Return where results are kept that depend on the weights and the images, in their order; nothing without one."""
+    if folder is None:
+        return Kept(None)
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     hashes = [key for _, some in batches.hashed() for key in some]
@@ -230,19 +238,19 @@ class Chosen:
     """
 
     def __init__(self, images: Images, chosen: Tensor) -> None:
-        self._images, self._chosen = images, chosen
+        self._images, self.chosen = images, chosen
 
     def __iter__(self) -> Iterator[Tensor]:
         done = 0
         for batch in [self._images] if isinstance(self._images, Tensor) else self._images:
             some = batch[0] if isinstance(batch, (tuple, list)) else batch
-            here = self._chosen[done : done + len(some)]
+            here = self.chosen[done : done + len(some)]
             done += len(some)
             if bool(here.any()):
                 yield some[here]
-        if done != len(self._chosen):
+        if done != len(self.chosen):
             raise ConvCircuitsError(
-                f"images yielded {len(self._chosen)} images in one pass and {done} in the next; give the same images "
+                f"images yielded {len(self.chosen)} images in one pass and {done} in the next; give the same images "
                 "in every pass, in the same order."
             )
 
