@@ -54,8 +54,8 @@ FOUND_ON, HELD_OUT = 100, 60  # crops
 HEAD = f"""# Gallery
 
 Each circuit but those of the last unit is small enough to be drawn whole. `learned` finds it with `drawable=True` on
-{FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of photographs of
-other subjects. The pictures of its filters are parts of the built-in photographs. [How to read
+{FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of
+photographs of other subjects. The pictures of its filters are parts of the built-in photographs. [How to read
 them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that carry 80 % of the
 drawn flow through one filter. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in light
 and dark colors and two widths.
