@@ -160,7 +160,7 @@ def main() -> None:
                 known = json.loads(file.read_text()) if file.exists() else {}
                 if known.get("density", -1) == given.density:
                     continue
-                found = measured(loaded, cc.Feature(layer, unit), images, groups, given.density)
+                found = measured(loaded, layer, unit, images, groups, given.density)
                 about = {"net": net, "layer": layer, "unit": unit, "kind": kind, "density": given.density}
                 write_whole(file, json.dumps(about | found, indent=1).encode())
                 print(net, layer, unit, kind, found["seconds"], "s", flush=True)

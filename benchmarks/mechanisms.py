@@ -21,20 +21,21 @@ import convcircuits as cc
 from convcircuits.subfeatures.grouping import two_groups_p_value
 from convcircuits.subfeatures.recovery import recover_groups
 from convcircuits.subfeatures.saliencies import image_saliencies
-from convcircuits.zoo.planted import polysemantic
+from convcircuits.zoo.planted import planted_images, polysemantic
 
 RECORDS = Path(__file__).parent / "records" / "mechanisms.jsonl"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mechanisms.md"
 LEAKS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SEVERAL, ONE = 8, 200  # planted units at each leak, and with one mechanism
-IMAGES, ALPHA = 60, 0.05
+IMAGES, ALPHA, LEVELS = 60, 0.05, (0.01, 0.05, 0.1, 0.2)
 
 
 def cases() -> Iterator[dict[str, Any]]:
     """Yield every unit: its number of mechanisms, its leak and its seed."""
     for leak in LEAKS:
         yield from ({"mechanisms": 2, "leak": leak, "seed": seed} for seed in range(SEVERAL))
-    yield from ({"mechanisms": 1, "leak": 0.0, "seed": seed} for seed in range(ONE))
+    for random in (False, True):
+        yield from ({"mechanisms": 1, "leak": 0.0, "seed": seed, "random": random} for seed in range(ONE))
 
 
 def measured(case: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     try:
         images, labels = planted.labelled_images(IMAGES, seed=1000 + case["seed"])
+        if case.get("random"):
+            images = planted_images(IMAGES, seed=1000 + case["seed"])
         saliencies = image_saliencies(planted.model, planted.feature.at_maximum(), images)
         figures["p_value"] = two_groups_p_value(saliencies.layers, np.arange(IMAGES), seed=0)
         if case["mechanisms"] > 1:
@@ -52,11 +55,11 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def share(found: Sequence[dict[str, Any]]) -> str:
+def share(found: Sequence[dict[str, Any]], level: float = ALPHA) -> str:
     """Return how many units are called several, with the 95 % interval of the share (Wilson)."""
     if not found:
         return "–"
-    hits = sum(one["p_value"] <= ALPHA for one in found)
+    hits = sum(one["p_value"] <= level for one in found)
     interval = binomtest(hits, len(found)).proportion_ci(method="wilson")
     return f"{hits} of {len(found)} ({interval.low:.1%} to {interval.high:.1%})"
 
@@ -94,17 +97,20 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     problems = [f"{one['problem']} (leak {one['leak']}, seed {one['seed']})" for one in records if "problem" in one]
     if problems:
         lines += ["", "Not measured:", "", *(f"- {problem}" for problem in problems)]
-    single = [one for one in records if one["mechanisms"] == 1 and "problem" not in one]
-    if single:
-        p = np.array([one["p_value"] for one in single])
-        shares = ", ".join(f"{(p <= level).mean():.1%} at {level}" for level in (0.01, 0.05, 0.1, 0.2))
-        lines += [
-            "",
-            "## One mechanism",
-            "",
-            f"The test for two groups has p of at most {ALPHA} on **{share(single)}** units with one",
-            f"mechanism. At other levels: {shares}. `split` also asks that circuits of the groups are selective.",
-        ]
+    lines += [
+        "",
+        "## One mechanism",
+        "",
+        "How often the test for two groups has a p of at most some level, on units with one mechanism:",
+        "",
+        f"| images | {' | '.join(f'at most {level}' for level in LEVELS)} |",
+        f"| --- |{' --- |' * len(LEVELS)}",
+    ]
+    for random, what in ((False, "that the mechanism drives"), (True, "random")):
+        single = [one for one in records if one["mechanisms"] == 1 and one["random"] == random and "p_value" in one]
+        if single:
+            lines.append(f"| {what} | {' | '.join(share(single, level) for level in LEVELS)} |")
+    lines += ["", "`split` also asks that circuits of the groups are selective."]
     return "\n".join(lines) + "\n"
 
 

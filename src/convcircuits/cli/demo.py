@@ -18,6 +18,7 @@ MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 START = ("start=0.1",)  # in so large a network as good as the default, and faster
+LEARNED = START  # options of the circuit that can be drawn whole
 
 
 def demo(
@@ -41,7 +42,7 @@ def demo(
         model=MODEL,
         feature=LAYER,
         criterion="learned",
-        options=START,
+        options=LEARNED,
         refit=BEST,
         drawable=True,
         images=images,
