@@ -15,6 +15,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
+from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.tables import LayerTable
 from nets import NETS
 
@@ -281,5 +282,18 @@ def planted_map(net, masks, images, offset=None):
 
 def planted_loss(net, masks, images):
     """1 - R2 of the circuit with these masks and the truth's offsets."""
-    full = cc.activations(net.model, net.feature, images)
-    return float((planted_map(net, masks, images) - full).square().sum() / (full - full.mean()).square().sum())
+    (loss,) = planted_losses(net, [masks], images)
+    return loss
+
+
+def planted_losses(net, several, images):
+    """``planted_loss`` of several circuits; the network is surveyed once."""
+    shape = tuple(images.shape[1:])
+    subject = Subject.open(net.model, net.feature, shape)
+    with torch.no_grad():
+        full = subject.maps(images)
+        for masks in several:
+            kernels = subject.effective({layer: mask.clone() for layer, mask in masks.items()}, shape)
+            run = Masks(kernels, {}, dict(net.offset), constant=subject.survey.constant)
+            found = subject.maps(images, run.to(images.device, images.dtype))
+            yield float((found - full).square().sum() / (full - full.mean()).square().sum())
