@@ -47,9 +47,9 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
         if case.get("random"):
             images = planted_images(IMAGES, seed=1000 + case["seed"])
         saliencies = image_saliencies(planted.model, planted.feature.at_maximum(), images)
-        active = saliencies.response > 0  # the images that split divides
-        figures["active"] = int(active.sum())
-        figures["p_value"] = two_groups_p_value(saliencies.of(active).layers, np.arange(figures["active"]), seed=0)
+        driven = saliencies.driven  # the images that split divides
+        figures["driven"] = int(driven.sum())
+        figures["p_value"] = two_groups_p_value(saliencies.of(driven).layers, np.arange(figures["driven"]), seed=0)
         if case["mechanisms"] > 1:
             figures |= asdict(recover_groups(planted.model, planted.feature, images, labels, planted.mechanisms))
     except cc.ConvCircuitsError as error:
@@ -104,7 +104,7 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "## One mechanism",
         "",
         "How often the test for two groups has a p of at most some level, on units with one mechanism. Of the images,",
-        "those on which the unit is above 0 are tested, as in `split`:",
+        "those that drive the unit are tested, as in `split`: at least 5 % of its highest response.",
         "",
         f"| images | {' | '.join(f'at most {level}' for level in LEVELS)} |",
         f"| --- |{' --- |' * len(LEVELS)}",
@@ -112,10 +112,9 @@ def page(records: Sequence[dict[str, Any]]) -> str:
     for random, what in ((False, "that the mechanism drives"), (True, "random")):
         single = [one for one in records if one["mechanisms"] == 1 and one["random"] == random and "p_value" in one]
         if single:
-            active = statistics.median(one["active"] for one in single)
-            lines.append(
-                f"| {what} ({active:g} above 0, median) | {' | '.join(share(single, level) for level in LEVELS)} |"
-            )
+            driven = statistics.median(one["driven"] for one in single)
+            shares = " | ".join(share(single, level) for level in LEVELS)
+            lines.append(f"| {what} ({driven:g} drive the unit, median) | {shares} |")
     lines += ["", "`split` also asks that circuits of the groups are selective."]
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+import contextlib
+import ctypes
 import importlib
 import os
 
@@ -12,6 +14,13 @@ from nets import NETS
 # The networks are tiny: threads cost more than they gain, and two workers share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# glibc returns every block of more than 128 KiB to the system at once, and the next one costs page faults: in some files
+# as much time as the tests. (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD; other C libraries are left alone.)
+with contextlib.suppress(OSError, AttributeError):
+    glibc = ctypes.CDLL("libc.so.6")
+    glibc.mallopt(-3, 2**25)
+    glibc.mallopt(-1, 2**30)
 
 # Annotated shapes are checked in internal modules. (Public modules must see a caller's mistakes first, and numba
 # compiles presum.)

@@ -86,7 +86,7 @@ def test_images_without_a_response_are_left_out():
     found = cc.split(twofold.net(), twofold.FEATURE, torch.cat([made, silent]), groups=2, **OPTIONS)
     assert found.labels[40:].tolist() == [-1] * 5
     assert not found.held_out[40:].any()
-    assert any("not above 0 on 5 of 45 images" in note for note in found.notes)
+    assert any("on 5 of 45 images; they are left out" in note for note in found.notes)
     assert [row["group"] for row in found.rows()][40:] == [""] * 5
 
 
@@ -97,7 +97,10 @@ def test_what_cannot_be_split_is_refused():
         with pytest.raises(cc.ConvCircuitsError, match=match):
             cc.split(twofold.net(), twofold.FEATURE, images, **options)
 
-    refused("is above 0 on 0 of 3 images", images=torch.full((3, 3, 12, 12), -1.0).double())
+    refused(
+        "is above 0, and at least 5% of its highest response, on 0 of 3 images",
+        images=torch.full((3, 3, 12, 12), -1.0).double(),
+    )
     refused("takes at least 40", groups=20, images=made[:30])
     refused("held_out must be between 0 and 1", held_out=1.0)
     refused("alpha must be between 0 and 1", alpha=True)

@@ -176,7 +176,7 @@ def test_rows_tables_and_what_is_said():
     assert [row["group"] for row in rows[:2]] == ["a", "b"]
     assert [[row["x"], row["y"]] for row in rows] == found.points.flatten(0, 1).tolist()
     assert found.by_layer()[0]["disparity"] is None
-    assert "not above 0 on 2 of 22 images" in found.summary()
+    assert "on 2 of 22 images; they are left out" in found.summary()
     assert "vary much" in found.summary()
     assert found.to_pandas().shape == (40, 6)
     assert "neighbors shared" in found._repr_html_()
@@ -211,8 +211,8 @@ def test_what_cannot_be_placed_is_refused():
         with pytest.raises(cc.ConvCircuitsError, match=match):
             cc.trajectory(twofold.net(), twofold.FEATURE, images, **options)
 
-    refused("above 0 on 0 of 4 images; to place them by pca it takes at least 3", images=dark)
-    refused("above 0 on 2 of 6 images", images=torch.cat([dark, made[:2]]))
+    refused("on 0 of 4 images; to place them by pca it takes at least 3", images=dark)
+    refused("on 2 of 6 images; to place", images=torch.cat([dark, made[:2]]))
     refused("method must be one of 'pca', 'umap'; got 'tsne'", method="tsne")
     refused("There are 20 images but 3 groups", groups=["a", "b", "c"])
     refused("There are 20 images but 20 groups", groups="a" * 20)

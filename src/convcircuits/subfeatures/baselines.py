@@ -24,7 +24,7 @@ from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
 from convcircuits.subfeatures.saliencies import image_saliencies
 from convcircuits.subfeatures.splitting import (
     Chosen,
-    check_active,
+    check_driven,
     check_refit,
     check_share,
     circuits_of_group,
@@ -116,10 +116,9 @@ def groupings(
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
     kinds, classes = _known(known, len(saliencies))
     count = whole_number("groups", groups, 2) if groups is not None else max(2, kinds)
-    active = saliencies.response > 0
-    check_active(feature, active, names, count)
-    if not bool(active.all()):
-        notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
+    active = saliencies.driven
+    check_driven(feature, active, names, count)
+    notes += saliencies.notes(feature)
     train = active & ~drawn_photographs(names, active, held_out, seed)
     last = list(saliencies.layers)[-1]
     begin(progress, "describing each image otherwise")

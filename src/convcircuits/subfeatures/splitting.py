@@ -23,7 +23,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
-from convcircuits.subfeatures.saliencies import ImageSaliencies, image_saliencies
+from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import Cross
 from convcircuits.values.feature import Feature
@@ -83,7 +83,7 @@ def split(
         **options: Options of the criterion; by default ``centered=True`` for ``"gauss_newton"``.
 
     Raises:
-        ConvCircuitsError: If the feature is not above 0 on enough images, there are more groups than images can be
+        ConvCircuitsError: If too few images drive the feature, there are more groups than images can be
             told apart into, scikit-learn is not installed, or as for ``score`` and ``refit``.
 
     Examples:
@@ -109,14 +109,13 @@ def split(
 
     def read() -> dict[str, Tensor]:
         found = image_saliencies(model, feature, images, memory=memory, **given)
-        check_active(feature, found.response > 0, names, 1 if groups is None else groups)  # before anything is kept
+        check_driven(feature, found.driven, names, 1 if groups is None else groups)  # before anything is kept
         return found.as_tensors()
 
     saliencies = ImageSaliencies.from_tensors(kept.tensors(read))
-    active = saliencies.response > 0
-    check_active(feature, active, names, 1 if groups is None else groups)
-    if not bool(active.all()):
-        notes.append(f"{feature} is not above 0 on {int((~active).sum())} of {len(active)} images; they are left out.")
+    active = saliencies.driven
+    check_driven(feature, active, names, 1 if groups is None else groups)
+    notes += saliencies.notes(feature)
 
     def find_all(some: Tensor) -> list[Circuit]:
         return kept.circuits(
@@ -420,11 +419,12 @@ def drawn_photographs(names: Numbers, active: Tensor, share: float, seed: int) -
     return torch.from_numpy(np.isin(names, drawn))
 
 
-def check_active(feature: Feature, active: Tensor, names: Numbers, groups: int) -> None:
-    """Check that a feature is above 0 on images of enough photographs."""
-    count, needed = len(np.unique(names[active.numpy()])), max(2, 2 * groups)
+def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int) -> None:
+    """Check that images of enough photographs drive a feature."""
+    count, needed = len(np.unique(names[driven.numpy()])), max(2, 2 * groups)
     if count < needed:
         raise ConvCircuitsError(
-            f"{feature} is above 0 on {int(active.sum())} of {len(active)} images, of {count} photographs; to find and "
-            f"to test {groups} group{'s' * (groups > 1)} it takes at least {needed}. Give other images or another unit."
+            f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {int(driven.sum())} of "
+            f"{len(driven)} images, of {count} photographs; to find and to test {groups} group{'s' * (groups > 1)} it "
+            f"takes at least {needed}. Give other images or another unit."
         )

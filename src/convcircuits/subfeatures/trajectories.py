@@ -13,7 +13,7 @@ from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.batches import Images, Progress, begin, check_progress
 from convcircuits.subfeatures.grouping import Coordinates, Points
-from convcircuits.subfeatures.saliencies import image_saliencies
+from convcircuits.subfeatures.saliencies import DRIVEN, image_saliencies
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.values.split import Split
@@ -58,7 +58,8 @@ def trajectory(
     Args:
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
-        images: As for ``score``. Those on which the feature is not above 0 are left out.
+        images: As for ``score``. Those that do not drive the feature are left out: on which it is not above 0, or below
+            5 % of its highest response.
         method: ``"pca"``: the two principal components. ``"umap"``: UMAP (extra ``umap``), which keeps neighbors but
             not distances, beginning at the principal components.
         groups: The group of each image: what ``split`` returned for these images, or a name for each of them, with None
@@ -70,7 +71,7 @@ def trajectory(
         progress: Called with the number of images done and their total (or None).
 
     Raises:
-        ConvCircuitsError: If the feature is above 0 on fewer than three images (UMAP: ten), there is no such method,
+        ConvCircuitsError: If fewer than three images (UMAP: ten) drive the feature, there is no such method,
             umap-learn is not installed, there is not one group for each image, or as for ``score``.
 
     Examples:
@@ -94,12 +95,12 @@ def trajectory(
         progress=progress,
     )
     names, labels = _labels(groups, len(saliencies))
-    active = saliencies.response > 0
+    active = saliencies.driven
     count, fewest = int(active.sum()), _UMAP_FEWEST if method == "umap" else FEWEST
     if count < fewest:
         raise ConvCircuitsError(
-            f"{feature} is above 0 on {count} of {len(active)} images; to place them by {method} it takes at least "
-            f"{fewest}. Give other images or another unit."
+            f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {count} of {len(active)} "
+            f"images; to place them by {method} it takes at least {fewest}. Give other images or another unit."
         )
     placed = saliencies.of(active)
     near = min(NEIGHBORS, (count - 1) // 2)
@@ -138,7 +139,7 @@ def trajectory(
         response=placed.response,
         groups=names,
         labels=labels[active],
-        notes=(*_notes(feature, method, explained, count, len(active)), *notes),
+        notes=(*saliencies.notes(feature), *_notes(method, explained, count), *notes),
         provenance={**saliencies.provenance, "method": method, "neighbors": near},
     )
 
@@ -289,11 +290,9 @@ def _by_umap(points: Points, first: Points, seed: int) -> Points:
     return found
 
 
-def _notes(feature: Feature, method: str, explained: Sequence[float], count: int, images: int) -> list[str]:
+def _notes(method: str, explained: Sequence[float], count: int) -> list[str]:
     """Return what there is to say of all layers together."""
     notes = []
-    if count < images:
-        notes.append(f"{feature} is not above 0 on {images - count} of {images} images; they are left out.")
     if count <= 2 * NEIGHBORS:
         notes.append(f"With {count} images the figures vary much from one choice of images to another.")
     little = sum(share < _LITTLE for share in explained)

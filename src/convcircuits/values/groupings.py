@@ -62,7 +62,8 @@ class Groupings:
         feature: Text form of the feature, at each image's own maximum.
         density: Size of the circuits that selectivity is measured with; None if it is not.
         rows: One for each description; first the known groups, if they were cross-tested.
-        labels: Description -> group of each image, (images,), int64; -1 where the feature is not above 0.
+        labels: Description -> group of each image, (images,), int64; -1 of those that do not
+            drive the feature: not above 0, or below 5 % of the highest response.
         held_out: Number of held-out images.
         notes: Remarks needed to read the figures correctly.
         provenance: How the groups were found, as JSON values.

@@ -48,7 +48,8 @@ class Split:
 
     Attributes:
         feature: Text form of the feature, at each image's own maximum.
-        labels: Index of the group that each image is in, (images,), int64; -1 where the feature is not above 0.
+        labels: Index of the group that each image is in, (images,), int64; -1 of those that do not
+            drive the feature: not above 0, or below 5 % of the highest response.
         held_out: Whether an image was held out: it was assigned to a group, but took no part in finding the groups and
             their circuits. (images,), bool.
         confidence: From 0, between two groups, to 1: 1 - (distance to the own center / to the next one). 0 if there is

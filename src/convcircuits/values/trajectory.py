@@ -32,7 +32,8 @@ class Trajectory:
         feature: Text form of the feature.
         method: How images are placed: ``"pca"`` or ``"umap"``.
         layers: Names of the layers, in execution order.
-        image: Index of each image that is placed, (n,), int64: those on which the feature is above 0.
+        image: Index of each image that is placed, (n,), int64: those that drive the feature, on which it is
+            above 0 and at least 5 % of its highest response.
         points: The maps, (layers, n, 2), float64.
         explained: Share of the variance that each map holds, (layers,); NaN for UMAP, and where all images are computed
             alike.
