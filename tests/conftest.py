@@ -15,7 +15,7 @@ from nets import NETS
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-# glibc returns every block of more than 128 KiB to the system at once, and the next one costs page faults: in some files
+# glibc returns every block of more than 128 KiB to the system at once, and the next costs page faults: in some files
 # as much time as the tests. (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD; other C libraries are left alone.)
 with contextlib.suppress(OSError, AttributeError):
     glibc = ctypes.CDLL("libc.so.6")
