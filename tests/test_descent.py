@@ -43,18 +43,25 @@ def test_a_descent_gives_nested_refitted_circuits_without_dead_kernels(name, lay
     for larger, smaller in itertools.pairwise(path):
         assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
     for circuit in path:
-        report = cc.evaluate(model, circuit, images)
-        assert report.effective_kernels == report.kernels == len(circuit)
         asked = circuit.provenance["asked"]["kernels"]
         assert len(circuit) == asked or any("effective kernels" in note for note in circuit.provenance["notes"])
         assert circuit.constants > 0
+    for circuit in (path[0], path[-1]):
+        report = cc.evaluate(model, circuit, images)
+        assert report.effective_kernels == report.kernels == len(circuit)
         again = cc.refit(model, circuit, images, toward=0)
         for mine, theirs in ((circuit.gain, again.gain), (circuit.offset, again.offset)):
             for layer in mine:
                 close(mine[layer], theirs[layer])
-    found = cc.find(model, feature, images, criterion="progressive", kernels=max(len(whole) // 4, 4), start=0.8)
-    assert found == path[-1]
-    assert cc.find_path(model, feature, images, criterion=cc.CRITERIA["progressive"], kernels=len(path[0]), start=0.8)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
+def test_find_returns_the_last_circuit_of_a_descent(name):
+    case, model, feature, path = descent(name, density=0.3)
+    images = case.images(6)
+    assert cc.find(model, feature, images, criterion="progressive", density=0.3, start=0.8) == path[-1]
+    named = cc.find_path(model, feature, images, criterion=cc.CRITERIA["progressive"], density=0.3, start=0.8)
+    assert [circuit.elements for circuit in named] == [circuit.elements for circuit in path]
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
