@@ -14,6 +14,7 @@ onto a full model's outputs is how channel pruning reconstructs layers (He et al
 import math
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,40 @@ def refit(
         >>> cc.evaluate(model, refitted, images).r2 > cc.evaluate(model, circuit, images).r2
         True
     """
+    (refitted,) = refit_several(
+        model,
+        [circuit],
+        images,
+        method=method,
+        ridge=ridge,
+        toward=toward,
+        positions=positions,
+        batch_size=batch_size,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
+    return refitted
+
+
+def refit_several(
+    model: nn.Module,
+    circuits: Sequence[Circuit],
+    images: Images,
+    *,
+    method: Method = "kernels",
+    ridge: float = RIDGE,
+    toward: float = 1.0,
+    positions: int | None = POSITIONS,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> list[Circuit]:
+    """Refit circuits of one feature on the same images; the arguments are those of ``refit``.
+
+    The full model runs once for all of them, if what is kept of its run fits into half of the memory.
+    """
     check_progress(progress)
     if method not in METHODS:
         raise ConvCircuitsError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}.")
@@ -111,13 +146,12 @@ def refit(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     first = batches.first(IMAGES)
-    if not isinstance(circuit, Circuit):
-        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
-    subject = Subject.open(network, circuit.feature, tuple(first.shape[1:]))
-    subject.check(circuit)
+    if not isinstance(circuits[0], Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuits[0]).__name__}.")
+    subject = Subject.open(network, circuits[0].feature, tuple(first.shape[1:]))
+    for circuit in circuits:
+        subject.check(circuit)
     checked(subject, first)
-    bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
-    masks = subject.masks(bare, tuple(first.shape[1:]), effective=True)
     fit = Refit(
         subject,
         batches,
@@ -129,9 +163,13 @@ def refit(
         memory=memory,
         progress=progress,
     )
-    gain, offset = fit(masks)
-    refitted = replace(bare, gain=LayerTable(gain), offset=LayerTable(offset))
-    return replace(refitted, provenance=dict(circuit.provenance) | {"calibration": fit.about()})
+    refitted = []
+    for circuit in circuits:
+        bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
+        gain, offset = fit(subject.masks(bare, tuple(first.shape[1:]), effective=True))
+        provenance = dict(circuit.provenance) | {"calibration": fit.about()}
+        refitted.append(replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=provenance))
+    return refitted
 
 
 def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float, float, int | None]:

@@ -23,13 +23,13 @@ from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
 from convcircuits.subfeatures.saliencies import image_saliencies
 from convcircuits.subfeatures.splitting import (
-    Chosen,
     check_driven,
     check_refit,
     check_share,
     circuits_of_group,
     drawn_photographs,
     numbers_of_photographs,
+    some_of,
 )
 from convcircuits.values.feature import Feature, flattened
 from convcircuits.values.groupings import KNOWN, Grouping, Groupings
@@ -140,11 +140,11 @@ def groupings(
         begin(progress, "finding and cross-testing the groups' circuits")
         circuits = {
             name: circuits_of_group(
-                model, feature, Chosen(images, part & train), criterion, [density], refit, memory, given, options
+                model, feature, some_of(images, part & train), criterion, [density], refit, memory, given, options
             )
             for name, part in parts.items()
         }
-        tested = {name: Chosen(images, part & active & ~train) for name, part in parts.items()}
+        tested = {name: some_of(images, part & active & ~train) for name, part in parts.items()}
         (found,) = cross(model, circuits, tested, shuffles=0, **given).selectivity
         return found.value, found.low, found.high, found.own
 

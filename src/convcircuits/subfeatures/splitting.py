@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from convcircuits.circuits.criteria import Criterion
 from convcircuits.circuits.equations import Method
 from convcircuits.circuits.finding import prune, score
-from convcircuits.circuits.refitting import METHODS
-from convcircuits.circuits.refitting import refit as refitted
+from convcircuits.circuits.refitting import METHODS, refit_several
 from convcircuits.circuits.resuming import Kept
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
@@ -120,14 +119,14 @@ def split(
     def find_all(some: Tensor) -> list[Circuit]:
         return kept.circuits(
             lambda: circuits_of_group(
-                model, feature, Chosen(images, some), criterion, densities, refit, memory, given, options
+                model, feature, some_of(images, some), criterion, densities, refit, memory, given, options
             ),
             images=some.nonzero()[:, 0].tolist(),
             how=[criterion, list(densities), refit, options],
         )
 
     def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
-        groups, fit = ({name: Chosen(images, some) for name, some in parts.items()} for parts in (tested, trained))
+        groups, fit = ({name: some_of(images, some) for name, some in parts.items()} for parts in (tested, trained))
         return cross(model, circuits, groups, fit=fit, shuffles=shuffles, checkpoint=checkpoint, **given)
 
     tree = _Tree(
@@ -204,8 +203,7 @@ def circuits_of_group(
     circuits = [prune(scores, density=density) for density in densities]
     if refit == "none":
         return circuits
-    settings = {name: given[name] for name in ("batch_size", "seed")}
-    return [refitted(model, one, images, method=refit, **settings) for one in circuits]
+    return refit_several(model, circuits, images, method=refit, batch_size=given["batch_size"], seed=given["seed"])
 
 
 def check_share(name: str, value: float) -> None:
@@ -252,6 +250,11 @@ class Chosen:
                 f"images yielded {len(self.chosen)} images in one pass and {done} in the next; give the same images "
                 "in every pass, in the same order."
             )
+
+
+def some_of(images: Images, chosen: Tensor) -> Images:
+    """Return some of the images, given as bool (images,): those of a tensor at once, others read again in each pass."""
+    return images[chosen] if isinstance(images, Tensor) else Chosen(images, chosen)
 
 
 Parts = Mapping[str, Tensor]
