@@ -126,7 +126,24 @@ def test_a_click_isolates_what_the_core_isolates_and_escape_clears_it(show):
     assert len(nodes) < page.locator("[data-node]").count()
     page.keyboard.press("Escape")
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
-    assert page.locator("[data-node].lit, [data-lit-edge]").count() == 0
+    assert numbers(page, "[data-node].lit", "node") == list(figure.drawn(document).lit[0])
+
+
+def test_the_main_paths_are_lit_until_everything_is(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document)
+    nodes, edges = figure.drawn(document).lit
+    assert numbers(page, "[data-node].lit", "node") == list(nodes)
+    assert numbers(page, "[data-lit-edge]", "litEdge") == list(edges)
+    assert document.target in nodes
+    expect(page.locator("[part=state]")).to_contain_text("Lit: the main paths")
+    page.locator("[data-paths=all]").click()
+    expect(page.locator(".isolated, [data-lit-edge]")).to_have_count(0)
+    assert numbers(page, "[data-node]", "node") == sorted(figure.drawn(document).nodes)
+    again = show(document, fragment_of(page, "paths=all"))
+    expect(again.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    again.locator("[data-paths=main]").click()
+    assert numbers(again, "[data-node].lit", "node") == list(nodes)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95])

@@ -137,6 +137,7 @@ HEAD = """\
 export const SCHEMA = $schema;
 export const SHARES = $shares as const;
 export const MODES = $modes as const;
+export const PATHS = $paths as const;
 export const LONGEST_NAME = $longest;
 
 $kinds
@@ -173,6 +174,7 @@ def typescript() -> str:
         schema=json.dumps(SCHEMA),
         shares=json.dumps(records["View"]["share"]["enum"]),
         modes=json.dumps(records["View"]["mode"]["enum"]),
+        paths=json.dumps(records["View"]["paths"]["enum"]),
         longest=records["Group"]["name"]["maxLength"],
         kinds="\n".join(map(enumeration, KINDS)),
         dtypes=union(sorted({kind.split()[0] for _, kind in table})),

@@ -14,6 +14,7 @@ import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
@@ -266,6 +267,84 @@ test("an isolated node lights complete paths that carry the share, and would not
   }
 });
 
+test("main paths are complete, the strongest there are, and more of them light no less", () => {
+  let fewer = 0;
+  for (const graph of SEEDS.map(small))
+    for (const at of [...views(graph), view({ nodesPerColumn: 2, kernelsPerNode: 1 })]) {
+      const { parts, selection } = drawnOf(graph, at);
+      if (parts.root < 0) continue;
+      const all = paths(parts, selection.bundles, parts.root);
+      const unitsOn = (path: number[]) => new Set([parts.root, ...path.map((b) => parts.source[b]!)]);
+      const strength = (b: number) =>
+        Math.max(-1, ...all.filter(({ bundles }) => bundles.includes(b)).map(({ share }) => share));
+      let before = mainPaths(parts, selection.bundles, 0);
+      for (let most = 0; most <= parts.members.length; most++) {
+        const { units, bundles } = mainPaths(parts, selection.bundles, most);
+        assert.deepEqual(mainPaths(parts, selection.bundles, most), { units, bundles });
+        assert.ok(
+          before.units.every((is, unit) => !is || units[unit]) && before.bundles.every((is, b) => !is || bundles[b]),
+        );
+        before = { units, bundles };
+        const lit = paths(parts, bundles, parts.root);
+        const onLit = new Set(lit.flatMap(({ bundles: path }) => [...unitsOn(path)]));
+        const bundlesOnLit = new Set(lit.flatMap(({ bundles: path }) => path));
+        units.forEach((is, unit) => assert.equal(is === 1, onLit.has(unit), "lit units are those on lit paths"));
+        bundles.forEach((is, b) => assert.equal(is === 1, bundlesOnLit.has(b), "and so are lit bundles"));
+        assert.ok(lit.length > 0);
+        const count = units.reduce((sum, each) => sum + each, 0);
+        if (count > most)
+          assert.ok(
+            lit.some(({ bundles: path }) => unitsOn(path).size === count),
+            "one path is always lit, and no more",
+          );
+        const drawn = [...bundles.keys()].filter((b) => selection.bundles[b] && strength(b) >= 0);
+        const weakest = Math.min(Infinity, ...drawn.filter((b) => bundles[b]).map(strength));
+        const strongest = Math.max(-1, ...drawn.filter((b) => !bundles[b]).map(strength));
+        assert.ok(weakest >= strongest - 1e-12, "no stronger bundle is left out");
+        if (strongest >= 0) fewer++;
+      }
+      assert.deepEqual(before.units, selection.units, "with room for all, everything drawn is lit");
+      const through = [...selection.units.keys()].filter((unit) => selection.units[unit] && unit % 3 === 0);
+      const pinned = mainPaths(parts, selection.bundles, 0, through);
+      assert.ok(through.every((unit) => pinned.units[unit]));
+    }
+  assert.ok(fewer > 100);
+});
+
+test("by default the main paths are lit, in full, and their kernels alone have heat maps", () => {
+  for (const graph of SEEDS.map(large)) {
+    const scene = draw(graph, view(), CANVASES[0]!);
+    const columns = new Set(scene.nodes.map(({ column }) => column)).size;
+    const count = scene.main.nodes.reduce((sum, each) => sum + each, 0);
+    if (scene.nodes.length) assert.ok(count > 0 && count <= unitsIn(columns));
+    assert.deepEqual(
+      scene.nodes.map(({ main }) => (main ? 1 : 0)),
+      [...scene.main.nodes],
+    );
+    for (const { edge } of scene.glyphs) assert.equal(scene.main.edges[edge], 1);
+    if (scene.lit === null) assert.ok(scene.main.nodes.every(Boolean) && scene.main.edges.every(Boolean));
+    else assert.deepEqual(scene.lit, scene.main);
+    const everything = draw(graph, view({ paths: "all" }), CANVASES[0]!);
+    assert.equal(everything.lit, null);
+    assert.deepEqual(everything.note.lines, []);
+    assert.ok(everything.nodes.every(({ main }) => main));
+    assert.deepEqual(everything.selection, scene.selection);
+    assert.deepEqual(everything.numbers, scene.numbers);
+  }
+});
+
+test("a drawing fits the height that it is given", () => {
+  for (const graph of SEEDS.map(large))
+    for (const width of [960, 1440])
+      for (const paths of ["main", "all"] as const) {
+        const height = paths === "all" ? 620 : 500; // with less, pictures would be too small to be seen
+        const scene = draw(graph, view({ paths }), { width, medium: "screen", height });
+        const top = Math.min(...scene.headings.map((label) => labelBox(label).top), scene.height);
+        const ends = boxes(scene).map(([, { bottom }]) => bottom);
+        assert.ok(Math.max(...ends) - top <= height + 1, `${Math.max(...ends) - top} at ${width}, ${paths}`);
+      }
+});
+
 test("crossings are those of every pair, and the order found is never worse than the one given", () => {
   const random = randomness(5);
   for (let round = 0; round < 60; round++) {
@@ -330,8 +409,10 @@ test("nothing collides and nothing leaves the canvas, at any width", () => {
   for (const graph of SEEDS.map(large))
     for (const canvas of CANVASES)
       for (const isolated of [null, graph.document.target]) {
-        const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1 }), canvas);
-        assert.equal(scene.lit !== null, isolated !== null && scene.nodes.length > 0);
+        const paths = isolated === null && canvas.width < 1000 ? "all" : "main";
+        const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1, paths }), canvas);
+        if (isolated !== null) assert.equal(scene.lit !== null, scene.nodes.length > 0);
+        else if (paths === "all") assert.equal(scene.lit, null);
         const all = boxes(scene);
         for (const [i, [name, box]] of all.entries()) {
           assert.ok(

@@ -5,6 +5,7 @@ import { useRef } from "preact/hooks";
 import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
 import { edgeName, signName, spokenNode } from "../core/names.js";
+import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
 import { DASHES } from "../core/svg.js";
 import { plain } from "../core/text.js";
@@ -292,7 +293,10 @@ export function Diagram({ store }: { store: Store }) {
         Math.abs(each.y - y) <= each.height / 2 &&
         (!lit || lit.edges[each.edge]),
     );
-    const found = glyph?.edge ?? nearest(scene.edges, x, y, REACH, (edge) => !lit || lit.edges[edge] === 1);
+    const among = (passes: (edge: number) => boolean) => nearest(scene.edges, x, y, REACH, passes);
+    const onLit = glyph?.edge ?? among((edge) => !lit || lit.edges[edge] === 1);
+    // What is not on the main paths is dimmed, but can still be looked at.
+    const found = onLit < 0 && isolate === null ? among(() => true) : onLit;
     if (found < 0) store.hover.value = null;
     else {
       const edge = scene.edges[found]!;
@@ -387,10 +391,13 @@ export function Diagram({ store }: { store: Store }) {
         </g>
         <Over store={store} paints={paints.value} />
         <g class="stubs">
-          {scene.nodes.map(({ hiddenIn, hiddenOut }) => [
-            hiddenIn && <path class="stub" d={hiddenIn.path} />,
-            hiddenOut && <path class="stub" d={hiddenOut.path} />,
-          ])}
+          {scene.nodes.map(
+            ({ hiddenIn, hiddenOut }, i) =>
+              (!lit || lit.nodes[i] === 1) && [
+                hiddenIn && <path class="stub" d={hiddenIn.path} />,
+                hiddenOut && <path class="stub" d={hiddenOut.path} />,
+              ],
+          )}
         </g>
         <g class="glyphs">
           {scene.glyphs.map((glyph) => (
@@ -402,6 +409,7 @@ export function Diagram({ store }: { store: Store }) {
               {...glyph}
             />
           ))}
+          <OverGlyphs store={store} />
         </g>
         <g class="pictures" aria-hidden="true">
           {scene.nodes.map((node, i) => (
@@ -476,17 +484,45 @@ const GlyphMark = pure((props: KernelMap & { store: Store; kind: string; turn: n
   );
 });
 
-/** The edges of the node or edge under the pointer, drawn once more on top. */
-function Over({ store, paints }: { store: Store; paints: Paint[] }) {
+/** The scene's edges of the node or edge under the pointer. */
+function hovered(store: Store): number[] {
   const spot = store.hover.value;
   const scene = store.scene.value;
-  if (!spot) return null;
+  if (!spot) return [];
   const here = new Set(
     scene.nodes.flatMap(({ nodes }, i) => (nodes.some((node) => spot.nodes.includes(node)) ? [i] : [])),
   );
-  const edges = scene.edges.flatMap((edge, i) =>
+  return scene.edges.flatMap((edge, i) =>
     here.has(edge.source) || here.has(edge.target) || edge.edges.some((each) => spot.edges.includes(each)) ? [i] : [],
   );
+}
+
+/** Their heat maps, where they have none yet. */
+function OverGlyphs({ store }: { store: Store }) {
+  const { graph } = store;
+  const scene = store.scene.value;
+  const edges = hovered(store);
+  if (!edges.length) return null;
+  const mask = new Uint8Array(scene.edges.length);
+  for (const edge of edges) mask[edge] = 1;
+  const there = new Set(scene.glyphs.map(({ kernel }) => kernel));
+  return glyphs(graph, scene, { edges: mask }, edges.length)
+    .filter(({ kernel }) => !there.has(kernel))
+    .map((glyph) => (
+      <GlyphMark
+        key={glyph.kernel}
+        store={store}
+        kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+        turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
+        {...glyph}
+      />
+    ));
+}
+
+/** These edges drawn once more on top. */
+function Over({ store, paints }: { store: Store; paints: Paint[] }) {
+  const scene = store.scene.value;
+  const edges = hovered(store);
   return (
     <g class="over" aria-hidden="true">
       {edges.map((i) => {

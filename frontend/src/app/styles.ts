@@ -172,7 +172,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 /* Shapes, not groups: a group that is dimmed is drawn apart first. */
 .isolated .picture:not(.lit) :is(image, rect, path), .isolated .node:not(.lit) .frame { opacity: .14; }
 .isolated .node:not(.lit) text { opacity: .3; }
-.isolated .edges, .isolated .stubs { opacity: .09; }
+.isolated .edges { opacity: .09; }
 .glyph.unlit { opacity: .14; }
 .glyph .sheet { fill: var(--ground); stroke-width: 1; }
 .more rect { fill: var(--empty); }

@@ -5,7 +5,7 @@ import { useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
-import { LONGEST_NAME, NodeKind, SHARES, type View } from "../core/types.js";
+import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
@@ -83,6 +83,20 @@ export function Toolbar({ store }: { store: Store }) {
             </select>
           </label>
         </>
+      )}
+      {now.mode === "diagram" && (
+        <span class="segments" role="group" aria-label="what is lit">
+          {PATHS.map((paths) => (
+            <button
+              type="button"
+              data-paths={paths}
+              aria-pressed={now.paths === paths}
+              onClick={() => store.change({ paths }, paths === "main" ? "the main paths are lit" : "everything is lit")}
+            >
+              {paths === "main" ? "main paths" : "everything drawn"}
+            </button>
+          ))}
+        </span>
       )}
       <Density store={store} />
       <span class="rule" />
@@ -566,7 +580,10 @@ export function State({ store }: { store: Store }) {
         selection.length === 0 &&
         groups.length === 0 &&
         pins.length === 0 && (
-          <span>Point at a filter or a kernel for its details; click a filter to see what flows through it.</span>
+          <span>
+            {store.scene.value.note.lines[0]} Point at a filter or a kernel for its details; click a filter to see what
+            flows through it.
+          </span>
         )}
     </div>
   );

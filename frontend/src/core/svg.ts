@@ -14,7 +14,7 @@ const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 /** How the two sides of a comparison are dashed, in widths of the widest edge. */
 export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4, 0.4] };
 
-const DIM = 0.1;
+const DIM = 0.08; // the opacity of what is not lit
 
 export interface SvgOptions {
   dark?: boolean;

@@ -364,6 +364,7 @@ class View(Record):
     kernels: Positive | None = None  # the first k kernels by rank; None: all
     nodes_per_column: Positive = FILTERS
     kernels_per_node: Positive = FAN_IN
+    paths: Literal["main", "all"] = "main"  # what is lit of what is drawn where no node is isolated
     root: Count | None = None  # a node drawn as the target
     isolate: Count | None = None  # a node whose flow alone is drawn
     share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow
