@@ -18,6 +18,7 @@ import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
+import { headline, r2Table } from "../src/core/verdict.js";
 import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
@@ -675,6 +676,61 @@ test("the caption says what was measured, and of what was not that it was not", 
   graph.document.variants.forEach((variant) => (variant.fidelity = null));
   assert.match(say({}).text, /^How much of the feature the circuit keeps was not measured on held-out images\. /);
   assert.match(say({}).text, / \(as a network of their own they were not measured\)\.$/);
+});
+
+test("the verdict in one sentence and the table say no more than what was measured", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
+  const of = (some: Partial<View> = {}) => {
+    const at = view(some);
+    const { numbers } = draw(graph, at, CANVASES[0]!);
+    const { kept, verdict, text } = headline(graph, at, numbers);
+    return { kept, said: `${verdict}: ${text}`.replace(/\u00a0/g, " "), table: r2Table(graph, at, numbers), numbers };
+  };
+  const [circuit, control] = graph.document.variants;
+  const { kept, said, table, numbers } = of();
+  assert.ok(kept);
+  assert.equal(
+    said,
+    [
+      "Keeps the feature: 75 % of its variance away from the border on 40 unseen images",
+      "(random circuit 25 %, average map \u22122 %).",
+      `This drawing shows ${numbers.filters} of ${numbers.ofFilters} filters; alone they keep 41 %.`,
+    ].join(" "),
+  );
+  assert.deepEqual(table!.rows, [
+    { name: "this circuit", own: true, values: [0.9, 0.75, 0.88] },
+    { name: "same graph, other filters", own: false, values: [null, null, null] },
+    { name: "random, equal size", own: false, values: [0.4, 0.25, 0.38] },
+    { name: "average map, no network", own: false, values: [0.35, -0.02, null] },
+    { name: "what is drawn, alone", own: false, values: [0.41, null, null] },
+  ]);
+  holds(of({ kernels: 20 }).said, ". Nothing of it is on a complete path.");
+  holds(of({ kernels: 100 }).said, "; what they do alone was not measured.");
+  assert.ok(!of({ kernels: 100 }).table!.rows.some(({ name }) => name.startsWith("what is drawn")));
+  holds(of({ variant: 1 }).said, "This is random: 25 % of its variance");
+  assert.ok(!of({ variant: 1 }).kept);
+  assert.match(of({ compare: 1 }).said, /^Two circuits: circuit keeps the feature, 75 % of its variance; random /);
+  assert.deepEqual(
+    of({ compare: 1 }).table!.rows.map(({ name }) => name),
+    ["circuit", "random", "average map, no network"],
+  );
+  circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
+  holds(of().said, "Keeps the feature, but no controls were fitted: ");
+  assert.ok(!of().kept);
+  circuit!.calibration = null;
+  Object.assign(circuit!.fidelity!, { verdict: "does not keep", r2Interior: -0.4, foundOn: true });
+  circuit!.fidelity!.drawn!.r2 = -0.1;
+  holds(
+    of().said,
+    "Does not keep the feature: none of its variance (R\u00b2 \u22120.40) away from the border on the very",
+  );
+  holds(of().said, "; alone they do not reproduce it (R\u00b2 \u22120.10).");
+  Object.assign(circuit!.fidelity!, { interior: "unknown", r2: 0.2 });
+  holds(of().said, ": 20 % of its variance on the very 40 images that it was found on (random circuit 40 %");
+  circuit!.fidelity = control!.fidelity = null;
+  assert.match(of().said, /^Not measured: /);
+  assert.match(of({ compare: 1 }).said, /^Not measured: /);
+  assert.equal(of().table, null);
 });
 
 test("a fitted circuit is said to be one, and so is what was done to the random one beside it", () => {

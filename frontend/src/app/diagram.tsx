@@ -10,7 +10,7 @@ import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../cor
 import { DASHES } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
-import { choose, clear, isolateNode, pin, reroot } from "./actions.js";
+import { choose, clear, hold, isolateNode, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
@@ -237,32 +237,6 @@ export function Diagram({ store }: { store: Store }) {
     if (held?.classList.contains("node")) queueMicrotask(() => focusNode(svg.current, node));
   });
 
-  const spotOf = (box: DOMRect, nodes: number[], edges: number[], columns: number[]) => {
-    const frame = svg.current!.getBoundingClientRect();
-    const stage = svg.current!.closest(".stage-frame")!.getBoundingClientRect();
-    const near = scene.nodes.filter(({ column }) => columns.includes(column));
-    const shift = frame.left - stage.left;
-    return {
-      nodes,
-      edges,
-      box: {
-        left: box.left - stage.left,
-        top: box.top - stage.top,
-        right: box.right - stage.left,
-        bottom: box.bottom - stage.top,
-      },
-      around: {
-        left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift,
-        right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift,
-      },
-    };
-  };
-  /** A column and its neighbors. */
-  const beside = (column: number) => {
-    const drawn = [...new Set(scene.nodes.map((node) => node.column))].sort((a, b) => a - b);
-    const at = drawn.indexOf(column);
-    return drawn.slice(Math.max(0, at - 1), at + 2);
-  };
   const sceneNode = (target: EventTarget | null) => {
     const number = (target as Element | null)?.closest?.("[data-node]")?.getAttribute("data-node");
     return number === undefined || number === null
@@ -271,20 +245,10 @@ export function Diagram({ store }: { store: Store }) {
   };
   const show = (element: Element) => {
     const node = sceneNode(element);
-    if (node)
-      store.hover.value = spotOf(
-        element.querySelector(".frame")!.getBoundingClientRect(),
-        node.nodes,
-        [],
-        beside(node.column),
-      );
+    if (node) store.hover.value = { nodes: node.nodes, edges: [] };
   };
-  const move = (event: PointerEvent) => {
-    const held = (event.target as Element).closest?.("[data-node]");
-    if (held) {
-      if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
-      return;
-    }
+  /** The edges under the pointer: those of the scene's edge, or the kernel of its heat map. */
+  const edgesAt = (event: MouseEvent): number[] => {
     const frame = svg.current!.getBoundingClientRect();
     const [x, y] = [event.clientX - frame.left, event.clientY - frame.top + body.top];
     const glyph = scene.glyphs.find(
@@ -293,25 +257,29 @@ export function Diagram({ store }: { store: Store }) {
         Math.abs(each.y - y) <= each.height / 2 &&
         (!lit || lit.edges[each.edge]),
     );
+    if (glyph) return [glyph.kernel];
     const among = (passes: (edge: number) => boolean) => nearest(scene.edges, x, y, REACH, passes);
-    const onLit = glyph?.edge ?? among((edge) => !lit || lit.edges[edge] === 1);
+    const onLit = among((edge) => !lit || lit.edges[edge] === 1);
     // What is not on the main paths is dimmed, but can still be looked at.
     const found = onLit < 0 && isolate === null ? among(() => true) : onLit;
-    if (found < 0) store.hover.value = null;
-    else {
-      const edge = scene.edges[found]!;
-      const ends = [scene.nodes[edge.source]!.column, scene.nodes[edge.target]!.column];
-      store.hover.value = spotOf(
-        new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24),
-        [],
-        glyph ? [glyph.kernel] : edge.edges,
-        ends,
-      );
+    return found < 0 ? [] : scene.edges[found]!.edges;
+  };
+  const move = (event: PointerEvent) => {
+    const held = (event.target as Element).closest?.("[data-node]");
+    if (held) {
+      if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
+      return;
     }
+    const edges = edgesAt(event);
+    const before = store.hover.value;
+    if (!edges.length) store.hover.value = null;
+    else if (before?.edges.join() !== edges.join()) store.hover.value = { nodes: [], edges };
   };
   const click = (event: MouseEvent) => {
     const node = sceneNode(event.target);
-    if (!node) clear(store);
+    const edges = node ? [] : edgesAt(event);
+    if (edges.length) hold(store, { nodes: [], edges });
+    else if (!node) clear(store);
     else if (event.shiftKey) choose(store, node.nodes);
     else isolateNode(store, node.nodes[0]!);
     if (node) store.current.value = node.nodes[0]!;
@@ -484,9 +452,9 @@ const GlyphMark = pure((props: KernelMap & { store: Store; kind: string; turn: n
   );
 });
 
-/** The scene's edges of the node or edge under the pointer. */
+/** The scene's edges of the node or edge under the pointer, or of the edge whose details stay. */
 function hovered(store: Store): number[] {
-  const spot = store.hover.value;
+  const spot = store.hover.value ?? (store.held.value?.edges.length ? store.held.value : null);
   const scene = store.scene.value;
   if (!spot) return [];
   const here = new Set(

@@ -153,6 +153,9 @@ export function moreLabels(
   });
 }
 
+export const WIDTH = "thicker = matters more";
+export const SHARE = "share of the score = estimate, not measured";
+
 /** The legend's items in rows from y = 0; `beside` says whether they fit beside the title. */
 export function legend(
   graph: Graph,
@@ -160,19 +163,21 @@ export function legend(
   canvas: Canvas,
   sizes: Measures,
   title: string,
-  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean },
+  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean; grids: boolean },
 ): { items: LegendItem[]; beside: boolean } {
   const entries: [LegendItem["kind"], string][] = [];
   if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
   if (what.bundles.some(({ sign }) => sign < 0)) entries.push(["inhibits", "inhibits"]);
-  if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "connection"]);
-  if (what.hides) entries.push(["hidden", "not drawn"]);
+  if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "passed on without weights"]);
+  if (what.hides) entries.push(["hidden", "more connections, hidden"]);
   if (view.compare !== null) {
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
-  if (what.inner) entries.push(["text", "map beside a number: depthwise kernel"]);
-  entries.push(["text", "width: square root of saliency"], ["text", "score: flow of saliency, a heuristic"]);
+  entries.push(["text", WIDTH]);
+  if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
+  if (what.inner) entries.push(["text", "grid beside a number = this channel's own kernel"]);
+  entries.push(["text", SHARE]);
 
   const size = sizes.font;
   const sign = size * 2.2;

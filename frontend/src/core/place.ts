@@ -129,9 +129,9 @@ export function placeThings(layers: Layers, extents: Extent[], least: number): {
   return { y, height };
 }
 
-/** The least height that the highest column needs. */
-export function neededHeight(layers: Layers, extents: Extent[]): number {
-  return Math.max(0, ...layers.columns.map((column) => stack(column, extents).needed));
+/** The least height that a column needs. */
+export function neededHeight(column: number[], extents: Extent[]): number {
+  return stack(column, extents).needed;
 }
 
 function mean(links: [number, number][], y: Float64Array): number | null {

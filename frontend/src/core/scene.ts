@@ -47,6 +47,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
+    grids: graph.document.layers.some(({ kernel: [height, width] }) => height * width > 1),
   });
   const heads = headings(graph, shown, columns, head.bottom, sizes);
   const several = severalLayers(graph, parts, shown.length, slot);
@@ -68,29 +69,34 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     Math.max(0, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
   const top = heads.bottom + sizes.gap * 1.4;
   const natural = picturesOf(parts, selection, full, view.paths === "all" ? columns.node : columns.main, columns);
-  /** How far things extend with pictures and gaps scaled. */
-  const extentsAt = (scale: number) =>
-    Array.from({ length: parts.members.length + lanes.length }, (_, thing): Extent => {
-      const lane = (sizes.lane * scale) / 2;
-      if (thing >= parts.members.length) return { above: lane, below: lane, gap: lane };
-      if (!selection.units[thing]) return { above: 0, below: 0, gap: 0 };
-      const half = (natural[thing]! * scale) / 2;
-      const text = lines.get(thing);
-      if (!text) {
-        const reach = Math.max(half, besideSize(sizes) / 2);
-        return { above: reach, below: reach, gap: sizes.gap * 0.5 * scale };
-      }
-      const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
-      const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
-      return { above: half, below: half + below, gap: sizes.gap * scale };
-    });
+  /** How far a thing extends, its picture and gap scaled. */
+  const extent = (thing: number, scale: number): Extent => {
+    const lane = (sizes.lane * scale) / 2;
+    if (thing >= parts.members.length) return { above: lane, below: lane, gap: lane };
+    const half = (natural[thing]! * scale) / 2;
+    const text = lines.get(thing);
+    if (!text) {
+      const reach = Math.max(half, besideSize(sizes) / 2);
+      return { above: reach, below: reach, gap: sizes.gap * 0.5 * scale };
+    }
+    const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
+    const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
+    return { above: half, below: half + below, gap: sizes.gap * scale };
+  };
   const above = Math.min(top, ...heads.labels.map((label) => labelBox(label).top));
   const room = (canvas.height ?? 0) - (top - above) - endOf(moreAt(0));
-  let scale = 1;
-  if (canvas.height !== undefined)
-    while (scale > SMALLEST && neededHeight(layers, extentsAt(scale)) > room) scale -= 0.02;
-  const extents = extentsAt(scale);
-  const sides = natural.map((side) => side * scale);
+  const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
+  const sides = [...natural];
+  for (const column of layers.columns) {
+    let scale = 1;
+    const set = () => {
+      for (const thing of column) extents[thing] = extent(thing, scale);
+    };
+    set();
+    if (canvas.height !== undefined)
+      for (; scale > SMALLEST && neededHeight(column, extents) > room; set()) scale -= 0.02;
+    for (const thing of column) if (thing < sides.length) sides[thing] = natural[thing]! * scale;
+  }
   const { y, height } = placeThings(layers, extents, canvas.height === undefined ? sizes.least : room);
   for (let thing = 0; thing < y.length; thing++) y[thing]! += top;
 
@@ -259,8 +265,8 @@ function labelled(
   return { label, inner };
 }
 
-/** The same scene with the nodes and edges lit that carry `share` of a node's flow; with nothing isolated, with the main
- *  paths lit, or everything. Nothing moves. */
+/** The same scene with the nodes and edges lit that carry `share` of a node's flow; with nothing isolated, with the
+ *  main paths lit, or everything. Nothing moves. */
 export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
   const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
   const isolated =
@@ -425,7 +431,7 @@ function header(
   view: View,
   canvas: Canvas,
   sizes: Measures,
-  what: { bundles: Bundle[]; hides: boolean; inner: boolean },
+  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean },
 ) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);
