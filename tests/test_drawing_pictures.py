@@ -12,7 +12,7 @@ from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
-from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
+from convcircuits.drawing.pictures import PATCHES, TARGET_PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.maps.colors import displayable, primaries_of
@@ -294,7 +294,8 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
         }
         best = [max(places, key=lambda place, m=m: float(m[place])) for m in maps]
         ranked = sorted(range(count), key=lambda n: -float(maps[n][best[n]]))
-        ranked = ranked[: min(PATCHES, count) if node in drawn else 1]
+        wanted = TARGET_PATCHES if node == document.target else PATCHES if node in drawn else 1
+        ranked = ranked[: min(wanted, count)]
         tiles = [number for number in table[node].tolist() if number >= 0]
         if node in kernels:
             own = cells(made, tiles.pop(0), 3)

@@ -1,5 +1,5 @@
-/** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge. On
- *  narrow screens it is a sheet at the bottom. */
+/** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
+ *  On narrow screens it is a sheet at the bottom. */
 
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";

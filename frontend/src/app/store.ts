@@ -12,7 +12,7 @@ import { ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
 import type { Source } from "./source.js";
 
-/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document. */
+/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones). */
 export interface Spot {
   nodes: number[];
   edges: number[];

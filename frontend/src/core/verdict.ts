@@ -115,7 +115,7 @@ function lower(text: string): string {
   return text[0]!.toLowerCase() + text.slice(1);
 }
 
-/** R\u00b2 on the held-out images, of circuits and of what they are compared with; null: not measured or not defined. */
+/** R\u00b2 on held-out images, of circuits and of what they are compared with; null: not measured, or not defined. */
 export interface R2Table {
   columns: { short: string; long: string }[];
   rows: { name: string; own: boolean; values: (number | null)[] }[];

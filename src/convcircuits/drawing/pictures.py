@@ -43,6 +43,7 @@ TILE = 64
 """Side of a picture, in pixels."""
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
+TARGET_PATCHES = 9  # of the target
 MOST_PICTURED = 2500  # nodes
 THUMBNAIL = 112  # side, in pixels
 MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
@@ -292,9 +293,9 @@ def _patches(
         nodes = [n for n in nodes if own[n]]
     nodes = nodes[:MOST_PICTURED]
     images, fields = seen.images[variant], {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
-    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=PATCHES)
+    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=TARGET_PATCHES)
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
-    wanted = {n: PATCHES if n in shown else 1 for n in nodes}
+    wanted = {n: PATCHES if n in shown else 1 for n in nodes} | {drawing.graph.goal: TARGET_PATCHES}
     needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
     rgb = {i: displayable(torch.cat(list(images.take([i]))), primaries)[0] for i in needed}
     found: dict[int, list[np.ndarray]] = {}

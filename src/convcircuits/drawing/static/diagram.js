@@ -5,7 +5,8 @@ var L,br,un,Se,an,Mt,vr,$t,yr,cn,ln,zi,ot=Symbol.for("pv"),At={},Pt=[],Wi=/^m(i|
 .app {
   --ground: ${se.background}; --raised: ${se.background}; --ink: ${se.text}; --soft: #62625d; --line: #dcdcd7;
   --faint: #f3f3f0; --empty: #e9e9e5;
-  --excites: ${se.excites}; --inhibits: ${se.inhibits}; --connects: ${se.connects}; --focus: #1a5fb4; --good: #22663a;
+  --excites: ${se.excites}; --inhibits: ${se.inhibits}; --connects: ${se.connects}; --focus: #1a5fb4;
+  --good: #22663a;
   --shadow: 0 6px 28px rgba(20, 20, 15, .16), 0 1px 3px rgba(20, 20, 15, .12);
   position: relative; color: var(--ink); background: var(--ground); color-scheme: light; min-width: 0;
   font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
@@ -14,7 +15,8 @@ var L,br,un,Se,an,Mt,vr,$t,yr,cn,ln,zi,ot=Symbol.for("pv"),At={},Pt=[],Wi=/^m(i|
 .app[data-theme="dark"] {
   --ground: ${me.background}; --raised: #232328; --ink: ${me.text}; --soft: ${me.muted}; --line: #383a41;
   --faint: #1e2025; --empty: #2a2c32;
-  --excites: ${me.excites}; --inhibits: ${me.inhibits}; --connects: ${me.connects}; --focus: #78aeff; --good: #7fd49a;
+  --excites: ${me.excites}; --inhibits: ${me.inhibits}; --connects: ${me.connects}; --focus: #78aeff;
+  --good: #7fd49a;
   --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
   color-scheme: dark;
 }
@@ -250,7 +252,9 @@ tr:hover td { background: var(--faint); }
     position: sticky; bottom: 0; z-index: 6; max-height: 48vh; border: 0; border-top: 1px solid var(--line);
     background: var(--raised); box-shadow: var(--shadow);
   }
-  .handle { display: block; flex: none; width: 100%; text-align: left; padding: 8px 16px; min-height: 44px; color: var(--ink); }
+  .handle {
+    display: block; flex: none; width: 100%; text-align: left; padding: 8px 16px; min-height: 44px; color: var(--ink);
+  }
   .handle::after { content: "\\25B4"; float: right; }
   .side[data-open="true"] .handle::after { content: "\\25BE"; }
   .side[data-open="false"] .details { display: none; }
