@@ -8,6 +8,7 @@ import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
+import { layerName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
@@ -940,6 +941,20 @@ test("the overview holds all that is alive, inside the canvas, no node over anot
       }
       if (nodes.length) assert.equal(lightAll(all, all.parts.root, 0.95).nodes[all.parts.root], 1);
     }
+});
+
+test("a column is headed by the name that papers use and what its positions see, its layer is not forgotten", () => {
+  const document = randomDocument(3, { columns: 4, width: 4, readers: 3 });
+  Object.assign(document.columns[1]!, { alias: "conv1_2", sees: 1200 });
+  const graph = decode(document);
+  const lines = (canvas: Canvas) => draw(graph, view(), canvas).headings.map((label) => label.lines);
+  const { label } = document.columns[2]!;
+  assert.deepEqual(lines(CANVASES[0]!)[1], ["conv1_2", "sees 1,200 px"]);
+  assert.deepEqual(lines(CANVASES[0]!)[2], [label]);
+  assert.match(draw(graph, view(), CANVASES[0]!).headings[1]!.title, /^conv1_2, .*sees 1,200 px$/);
+  const layer = document.layers.findIndex(({ column }) => column === 1);
+  assert.equal(layerName(graph, layer), `conv1_2 (${document.layers[layer]!.name})`);
+  assert.equal(layerName(graph, -1), "");
 });
 
 test("where nothing is alive, the scene says so and is empty", () => {

@@ -237,7 +237,7 @@ class Painter {
     context.font = `${12 / scale}px system-ui, sans-serif`;
     for (const { column, x } of all.columns)
       context.fillText(
-        plain(this.#store.graph.document.columns[column]!.label),
+        plain(this.#store.graph.document.columns[column]!.alias || this.#store.graph.document.columns[column]!.label),
         x,
         8 / scale - TOP / 2 - (TOP / 2 - TOP / 2 / scale),
       );

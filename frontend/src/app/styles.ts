@@ -179,7 +179,7 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .failure p { margin-top: 8px; color: var(--soft); }
 
 svg text { fill: var(--soft); font-family: inherit; }
-.heading text { fill: var(--ink); }
+.headings tspan:first-of-type { fill: var(--ink); }
 .edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
 .excites > .edge { stroke: var(--excites); }
 .inhibits > .edge { stroke: var(--inhibits); }

@@ -80,7 +80,8 @@ export function unitName(graph: Graph, parts: Parts, unit: number): string {
 
 const HEADING = 3; // lines
 
-/** The columns' headings, in up to three lines or, if columns are narrow, all turned; and where they end. */
+/** The columns' headings, in up to three lines and one for the receptive field or, if columns are narrow, all turned;
+ *  and where they end. */
 export function headings(
   graph: Graph,
   shown: number[],
@@ -89,8 +90,16 @@ export function headings(
   sizes: Measures,
 ): { labels: Label[]; bottom: number } {
   const size = sizes.small;
-  const texts = shown.map((column) => plain(graph.document.columns[column]!.label));
-  const titles = shown.map((column, c) => plain(`${texts[c]} ${graph.document.columns[column]!.detail}`.trim()));
+  const texts = shown.map((column) =>
+    plain(graph.document.columns[column]!.alias || graph.document.columns[column]!.label),
+  );
+  const fields = shown.map((column) => {
+    const { sees } = graph.document.columns[column]!;
+    return sees ? `sees ${count(sees)} px` : "";
+  });
+  const titles = shown.map((column, c) =>
+    plain([texts[c], graph.document.columns[column]!.detail, fields[c]].filter(Boolean).join(", ")),
+  );
   const narrow = columns.room < size * 3.5 && texts.some((text) => !broken(text, columns.room, size, HEADING));
   if (narrow) {
     const most = size * 11;
@@ -104,7 +113,11 @@ export function headings(
       bottom,
     };
   }
-  const lines = texts.map((text) => broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]);
+  const fits = fields.every((text) => textWidth(text, size) <= columns.room);
+  const lines = texts.map((text, c) => [
+    ...(broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]),
+    ...(fits && fields[c] ? [fields[c]] : []),
+  ]);
   const bottom = top + Math.max(...lines.map((each) => each.length)) * lineHeight(size);
   return {
     labels: lines.map((each, c) =>

@@ -76,7 +76,9 @@ export interface Meta {
 /** What stands over a column, which may hold several layers (the branches of one module). */
 export interface Column {
   label: string;
-  detail: string;
+  detail?: string;
+  alias?: string; // the name that papers use for its only layer, if they do
+  sees?: number | null; // pixels that one position depends on, the longer side; null: not known
 }
 
 /** A layer that has kernels, or filters of its own. */

@@ -23,6 +23,7 @@ from convcircuits.drawing.sheet import (
     columns_of,
     lay_out,
     layers_of,
+    model_of,
     nodes_of,
     variants_of,
 )
@@ -236,7 +237,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         if seen is not None
         else "Orange and purple show the sign of the sum of a kernel's weights, since no images were given."
     )
-    model = str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name)
+    model = model_of(drawing)
     return data.Meta(
         title=title or f"Circuit for {circuit.feature} of {model}",
         feature=str(circuit.feature),

@@ -70,8 +70,12 @@ class Meta(Record):
 class Column(Record):
     """What stands over a column, which may hold several layers (the branches of one module)."""
 
+    partial = True
+
     label: str
     detail: str = ""
+    alias: str = ""  # the name that papers use for its only layer, if they do
+    sees: Positive | None = None  # pixels that one position depends on, the longer side; None: not known
 
 
 @dataclass(frozen=True, eq=False)
