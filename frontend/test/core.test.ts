@@ -573,6 +573,28 @@ test("a view without pictures of the document's is of its first", () => {
   assert.equal(ownView(decode(document)).pictures, DEFAULT_VIEW.pictures);
 });
 
+test("a large picture shows four parts of images, the best first, and a filter that reads the image its kernel", () => {
+  const document = randomDocument(3, { columns: 4, width: 12, readers: 4, pictures: true });
+  const nodes = document.nodes.kind.shape[0]!;
+  const given = Array.from({ length: 5 * nodes }, (_, i) => (i % 5 === 4 && i % 2 ? -1 : i));
+  document.pictures = [{ ...document.pictures[0]!, tiles: { ...pack("int32", given), shape: [nodes, 5] } }];
+  const graph = decode(document);
+  const scene = draw(graph, view(), CANVASES[0]!);
+  for (const { nodes, tiles, unit, size } of scene.nodes) {
+    const best = [0, 1, 2, 3].map((i) => 5 * nodes[0]! + i);
+    assert.deepEqual(tiles, scene.parts.seesImage[unit] || size < 36 ? best.slice(0, 1) : best);
+  }
+  assert.equal(new Set(scene.nodes.map(({ tiles }) => tiles.length)).size, 2);
+  const all = figures(JSON.stringify(document));
+  const shown = JSON.parse(all.tiles("screen")) as number[];
+  assert.deepEqual(
+    shown,
+    scene.nodes.flatMap(({ tiles }) => tiles).sort((a, b) => a - b),
+  );
+  const text = all.svg("screen", JSON.stringify(Object.fromEntries(shown.map((tile) => [tile, `t${tile}`]))));
+  for (const tile of shown) assert.equal(text.split(`href="t${tile}"`).length, 2);
+});
+
 test("pictures and images are those of the group of the circuit that is chosen", () => {
   const document = randomDocument(3, { columns: 3, width: 3, readers: 2, pictures: true });
   const [own] = document.pictures;

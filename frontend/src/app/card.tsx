@@ -138,7 +138,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const set = graph.document.pictures[at];
   const byGroup = places.length > 1 && places[0] !== places[1];
   const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
-  const [best, ...others] = pictures.of(at, node);
+  const [best, ...others] = graph.tilesOf(at, node);
   // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
@@ -156,7 +156,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (
-            <Picture store={store} tile={pictures.of(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
+            <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
           ))}
         </div>
       ) : sides.length > 0 ? (
@@ -175,8 +175,8 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
             <>
               <h3>{plain(graph.document.variants[each]!.name)}</h3>
               <div class="pictures">
-                {pictures
-                  .of(places[i]!, node)
+                {graph
+                  .tilesOf(places[i]!, node)
                   .slice(0, 5)
                   .map((tile, rank) => (
                     <Picture store={store} tile={tile} size={PATCH} label={`picture ${rank + 1}`} />

@@ -7,7 +7,7 @@ import { labelBox } from "../core/labels.js";
 import { edgeName, signName, spokenNode } from "../core/names.js";
 import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
-import { DASHES } from "../core/svg.js";
+import { DASHES, tilePlaces } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
 import { choose, clear, hold, isolateNode, pin, reroot } from "./actions.js";
@@ -119,15 +119,16 @@ const NodePicture = pure(
       <g class={`picture ${lit ? "lit" : ""}`}>
         {node.group !== null &&
           [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
-        {map ? (
-          [
-            <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
-            node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
-          ]
-        ) : (
-          <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
-        )}
-        {node.tile < 0 && !map && SIGNS[node.kind] && (
+        {map
+          ? [
+              <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
+              node.tiles.length > 0 && (
+                <Tile store={store} tile={node.tiles[0]!} x={x} y={y + size * 0.64} size={size * 0.36} />
+              ),
+            ]
+          : tilePlaces(node).map((place) => <Tile store={store} {...place} />)}
+        {node.tiles.length === 0 && !map && <rect class="blank" x={x} y={y} width={size} height={size} />}
+        {node.tiles.length === 0 && !map && SIGNS[node.kind] && (
           <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />
         )}
       </g>

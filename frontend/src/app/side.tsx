@@ -77,13 +77,17 @@ export function Side({ store }: { store: Store }) {
 /** What drives the node that is drawn as the target: parts of images, and its pictures in the circuit and the full
  *  model. Of two compared circuits with groups of their own, on the images of each. */
 function Crops({ store }: { store: Store }) {
-  const { graph, pictures } = store;
+  const { graph } = store;
   const { variant, compare } = store.view.value;
   const root = store.flow.value.root;
   const circuits = compare === null ? [variant] : [variant, compare];
   const sets = [...new Set(circuits.map((each) => setOf(graph, "patches", each)))];
   const rows = sets
-    .map((set, i) => ({ set, name: plain(graph.document.variants[circuits[i]!]!.name), tiles: pictures.of(set, root) }))
+    .map((set, i) => ({
+      set,
+      name: plain(graph.document.variants[circuits[i]!]!.name),
+      tiles: graph.tilesOf(set, root),
+    }))
     .filter(({ tiles }) => tiles.length > 0);
   const features = root === graph.document.target ? graph.document.pictures.flatMap(({ target }) => target) : [];
   if (!rows.length && !features.length) return null;

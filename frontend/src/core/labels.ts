@@ -98,7 +98,7 @@ export function headings(
     return sees ? `sees ${count(sees)} px` : "";
   });
   const titles = shown.map((column, c) =>
-    plain([texts[c], graph.document.columns[column]!.detail, fields[c]].filter(Boolean).join(", ")),
+    plain([...new Set([texts[c], graph.document.columns[column]!.detail, fields[c]])].filter(Boolean).join(", ")),
   );
   const narrow = columns.room < size * 3.5 && texts.some((text) => !broken(text, columns.room, size, HEADING));
   if (narrow) {

@@ -12,6 +12,7 @@ export interface Measures {
   node: [number, number]; // the least and the largest side of a picture
   main: [number, number]; // the same on the main paths, while others are dimmed
   dim: number; // the side of these others
+  mosaic: number; // the least side of a picture of four parts
   target: number;
   gap: number; // between nodes of a column
   lane: number; // between edges that pass through a column
@@ -30,6 +31,7 @@ export function measures({ width, medium }: Canvas): Measures {
       node: [9, 19],
       main: [13, 19],
       dim: 6,
+      mosaic: 24,
       target: 30,
       gap: 3.5,
       lane: 2.5,
@@ -45,6 +47,7 @@ export function measures({ width, medium }: Canvas): Measures {
     node: [28, 54],
     main: [48, 60],
     dim: 16,
+    mosaic: 36,
     target: 84,
     gap: 9,
     lane: 7,

@@ -39,7 +39,7 @@ export interface SceneNode {
   x: number; // of its center
   y: number;
   size: number;
-  tile: number; // -1: it has no picture
+  tiles: number[]; // its picture: one tile, or four as a square, the best first; none: it has no picture
   flow: number; // share of the target's
   label: Label;
   /** The kernels inside it, as small heat maps beside its label. */

@@ -102,8 +102,8 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 
   const nodes: SceneNode[] = [];
   const nodeOf = new Map<number, number>();
-  const tiles = graph.tiles[setOf(graph, view.pictures, view.variant)];
-  const otherTiles = view.compare === null ? tiles : graph.tiles[setOf(graph, view.pictures, view.compare)];
+  const set = setOf(graph, view.pictures, view.variant);
+  const otherSet = view.compare === null ? set : setOf(graph, view.pictures, view.compare);
   for (const [c, column] of layers.columns.entries())
     for (const unit of column) {
       if (unit >= parts.members.length) continue;
@@ -119,7 +119,11 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         x: columns.x[c]!,
         y: y[unit]!,
         size: sides[unit]!,
-        tile: (flow.aliveNode[best] === 2 ? otherTiles : tiles)?.[best] ?? -1,
+        tiles: mosaic(
+          graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
+          // A filter that reads the image is shown as its kernel, and a group as its strongest.
+          members.length === 1 && !parts.seesImage[unit] && sides[unit]! >= sizes.mosaic,
+        ),
         flow: parts.flow[unit]!,
         ...(lines.has(unit)
           ? labelled(
@@ -177,6 +181,11 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 }
 
 const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
+
+/** The tiles of a picture: four where there are as many and they are wanted, else the best. */
+function mosaic(tiles: number[], four: boolean): number[] {
+  return tiles.slice(0, four && tiles.length >= 4 ? 4 : 1);
+}
 
 function besideSize({ small }: Measures): number {
   return Math.max(6, small * 0.9);
@@ -527,8 +536,7 @@ function route(
     const last = slot(to.unit);
     const inhibits = each.sign < 0;
     const end = to.x - to.size / 2 - pad - (inhibits ? barWidth(sizes) / 2 : 0);
-    const right = from.label.anchor === "start" && from.label.lines.length ? labelBox(from.label).right : 0;
-    const stops = [{ x: Math.max(from.x + from.size / 2, right) + pad, y: ys[0]! }];
+    const stops = [{ x: rightOf(from) + pad, y: ys[0]! }];
     const add = (x: number, height: number) => x - stops[stops.length - 1]!.x > 0.5 && stops.push({ x, y: height });
     for (let c = first; c < last; c++) {
       add(columns.x[c]! + reach[c]!, ys[c - first]!);
@@ -557,6 +565,12 @@ function route(
   return edges.sort((a, b) => a.width - b.width || a.bundle - b.bundle);
 }
 
+/** Where what leaves a node begins: right of its picture and of a label beside it. */
+function rightOf({ x, size, label }: SceneNode): number {
+  const beside = label.anchor === "start" && label.lines.length > 0;
+  return Math.max(x + size / 2, beside ? labelBox(label).right : 0);
+}
+
 export function barWidth({ edge }: Measures): number {
   return edge[1] * 0.26;
 }
@@ -574,7 +588,7 @@ function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: 
   for (const node of nodes) {
     const stub = (share: number, side: 1 | -1) => {
       if (share < 0.02) return null;
-      const x = node.x + side * (node.size / 2 + sizes.gap * 0.4);
+      const x = side < 0 ? node.x - node.size / 2 - sizes.gap * 0.4 : rightOf(node) + sizes.gap * 0.4;
       const y = node.y + node.size * 0.36;
       return { share, path: `M${short(x)} ${short(y)}h${short(side * longest * (0.3 + 0.7 * share))}` };
     };
