@@ -3,7 +3,7 @@
 import { DARK, LIGHT } from "../core/color.js";
 
 export const STYLES = `
-:host { display: block; }
+:host { display: block; container-type: inline-size; }
 .app {
   --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7;
   --faint: #f3f3f0; --empty: #e9e9e5;
@@ -238,7 +238,7 @@ tr:hover td { background: var(--faint); }
 .inhibits-text { color: var(--inhibits); }
 
 /* Narrow: the page scrolls, and the panel is a sheet at its bottom. */
-@media (max-width: 799px) {
+@container (max-width: 799px) {
   .app, .app[data-host="page"] { display: block; height: auto; min-height: 100vh; }
   header { padding: 10px 14px 0; }
   .heading { flex-direction: column; }
