@@ -422,6 +422,17 @@ def test_the_page_fits_its_window(show, size):
             assert box_of(page.locator(part))[3] <= size[1]
 
 
+def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
+    page = show(plain(widths=(2,) * 30 + (1,)), viewport={"width": 1280, "height": 720})
+    stage, marks = page.locator(".stage"), page.locator(".headings text")
+    left, _, right, _ = box_of(stage)
+    assert box_of(marks.first)[0] >= left
+    assert box_of(marks.last)[0] > right
+    stage.evaluate("stage => { stage.scrollLeft = stage.scrollWidth; }")
+    assert box_of(marks.last)[2] <= right
+    expect(stage).to_have_attribute("tabindex", "0")
+
+
 def test_details_open_in_the_panel_and_stay_where_they_were_clicked(show):
     document = DOCUMENTS["wide"]()
     page, node = show(document), middle(document)
