@@ -307,6 +307,24 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
             assert np.abs(cells(made, number, size) - crop.numpy()).max() <= 10
 
 
+def test_of_crops_a_filter_shows_one_part_of_each_photograph():
+    images = photographs(12)
+    _, _, drawing = plain_drawing(images)
+    document = cc.diagram(drawing.subject.network.module, drawing.circuits[0]).document
+    seen, nodes = Seen.of(drawing, batches_of(drawing, images)), everything(drawing).nodes
+    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
+    each = pictured(drawing, document, nodes, seen, **options, photographs=range(12))
+    own = pictured(drawing, document, nodes, seen, **options)
+    assert np.array_equal(each.pictures[0].tiles, own.pictures[0].tiles)
+    three = pictured(drawing, document, nodes, seen, **options, photographs=[n % 3 for n in range(12)])
+    kernels = first_kernels(drawing, PRIMARIES)
+    for node in nodes:
+        tiles = [number for number in three.pictures[0].tiles[node].tolist() if number >= 0]
+        assert len(tiles) == 3 + (node in kernels)
+        before = [number for number in own.pictures[0].tiles[node].tolist() if number >= 0]
+        assert np.array_equal(cells(three, tiles[0], 3), cells(own, before[0], 3))  # the best of all
+
+
 def cells(document, number, side):
     """A tile, averaged over as many cells a side as its picture had pixels, without their blurred borders."""
     for page in document.tiles.pages:

@@ -85,9 +85,9 @@ def diagram(
     Args:
         model: The model that the circuit belongs to.
         circuit: The circuit, of any granularity; its kernels on complete paths are drawn.
-        images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures. Six
-            of them, from the one that drives the feature most to the one that drives it least, can be selected to show
-            every map.
+        images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures; of
+            ``Crops``, one of each photograph. Six images, from the one that drives the feature most to the one that
+            drives it least, can be selected to show every map.
         held_out: Images to measure the whole circuit, its drawn part and the random circuit on; the average map of
             ``fit`` is measured on them too.
         fit: The images that the circuit was found on, as for ``evaluate``; a fitted circuit's random one is refitted on
@@ -174,6 +174,7 @@ def diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        photographs=images.photographs[: len(kept)] if isinstance(images, Crops) and kept is not None else None,
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
