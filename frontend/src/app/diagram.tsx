@@ -474,18 +474,15 @@ function OverGlyphs({ store }: { store: Store }) {
   if (!edges.length) return null;
   const mask = new Uint8Array(scene.edges.length);
   for (const edge of edges) mask[edge] = 1;
-  const there = new Set(scene.glyphs.map(({ kernel }) => kernel));
-  return glyphs(graph, scene, { edges: mask }, edges.length)
-    .filter(({ kernel }) => !there.has(kernel))
-    .map((glyph) => (
-      <GlyphMark
-        key={glyph.kernel}
-        store={store}
-        kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
-        turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
-        {...glyph}
-      />
-    ));
+  return glyphs(graph, scene, { edges: mask }, edges.length, scene.glyphs).map((glyph) => (
+    <GlyphMark
+      key={glyph.kernel}
+      store={store}
+      kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+      turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
+      {...glyph}
+    />
+  ));
 }
 
 /** These edges drawn once more on top. */

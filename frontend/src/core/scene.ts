@@ -611,12 +611,20 @@ function hiddenOf(parts: Parts, selection: Selection, columnCount: number, slot:
   return hidden;
 }
 
-/** Heat maps on lit edges, the strongest first, where there is room; at most so many in a gap between columns. */
-export function glyphs(graph: Graph, scene: Scene, lit: Pick<Lit, "edges">, most: number): Glyph[] {
+/** Heat maps on lit edges, the strongest first, where there is room beside those that are there; at most so many in a
+ *  gap between columns. */
+export function glyphs(
+  graph: Graph,
+  scene: Scene,
+  lit: Pick<Lit, "edges">,
+  most: number,
+  there: Glyph[] = [],
+): Glyph[] {
   const sizes = measures(scene);
+  const has = new Set(there.map(({ edge }) => edge));
   const candidates = scene.edges
     .map((edge, index) => ({ edge, index, kernel: strongest(graph, scene, edge) }))
-    .filter(({ index, kernel }) => kernel >= 0 && lit.edges[index])
+    .filter(({ index, kernel }) => kernel >= 0 && lit.edges[index] && !has.has(index))
     .reverse()
     .map((each) => {
       const [height, width] = graph.document.layers[graph.edgeLayer[each.kernel]!]!.kernel;
@@ -629,15 +637,16 @@ export function glyphs(graph: Graph, scene: Scene, lit: Pick<Lit, "edges">, most
         gap: [each.edge.gap[0] + 1, each.edge.gap[1] - 1] as [number, number],
       };
     });
-  const boxes = scene.nodes.flatMap((node): Box[] => [
-    {
-      left: node.x - node.size / 2,
-      right: node.x + node.size / 2,
-      top: node.y - node.size / 2,
-      bottom: node.y + node.size / 2,
-    },
-    labelBox(node.label),
-  ]);
+  const around = (x: number, y: number, width: number, height: number): Box => ({
+    left: x - width / 2,
+    right: x + width / 2,
+    top: y - height / 2,
+    bottom: y + height / 2,
+  });
+  const boxes = [
+    ...scene.nodes.flatMap(({ x, y, size, label }) => [around(x, y, size, size), labelBox(label)]),
+    ...there.map(({ x, y, width, height }) => around(x, y, width, height)),
+  ];
   return placeGlyphs(candidates, boxes);
 }
 

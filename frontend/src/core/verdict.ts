@@ -71,7 +71,8 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
 
 /** What takes something from a verdict: its controls. */
 function found({ fidelity, calibration }: Variant): string {
-  if (!fidelity?.controls) return calibration ? ", but no controls were fitted" : "";
+  if (fidelity?.verdict !== "keeps" && fidelity?.verdict !== "keeps in part") return "";
+  if (!fidelity.controls) return calibration ? ", but no controls were fitted" : "";
   if (fidelity.controls.verdict === "found") return "";
   return fidelity.controls.verdict === "not found"
     ? ", but no better than its controls"
