@@ -26,6 +26,11 @@ from needs import find_chromium
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
+# A point on an edge, on the screen.
+POINT_ON = """path => {
+    const [{ x, y }, m] = [path.getPointAtLength(path.getTotalLength() / 4), path.getScreenCTM()];
+    return [x * m.a + m.e, y * m.d + m.f];
+}"""
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 DRAWINGS = [name for name in DOCUMENTS if name != "hostile"]
 
@@ -126,7 +131,24 @@ def test_a_click_isolates_what_the_core_isolates_and_escape_clears_it(show):
     assert len(nodes) < page.locator("[data-node]").count()
     page.keyboard.press("Escape")
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
-    assert page.locator("[data-node].lit, [data-lit-edge]").count() == 0
+    assert numbers(page, "[data-node].lit", "node") == list(figure.drawn(document).lit[0])
+
+
+def test_the_main_paths_are_lit_until_everything_is(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document)
+    nodes, edges = figure.drawn(document).lit
+    assert numbers(page, "[data-node].lit", "node") == list(nodes)
+    assert numbers(page, "[data-lit-edge]", "litEdge") == list(edges)
+    assert document.target in nodes
+    expect(page.locator("[part=state]")).to_contain_text("Lit: the main paths")
+    page.locator("[data-paths=all]").click()
+    expect(page.locator(".isolated, [data-lit-edge]")).to_have_count(0)
+    assert numbers(page, "[data-node]", "node") == sorted(figure.drawn(document).nodes)
+    again = show(document, fragment_of(page, "paths=all"))
+    expect(again.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    again.locator("[data-paths=main]").click()
+    assert numbers(again, "[data-node].lit", "node") == list(nodes)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95])
@@ -264,12 +286,7 @@ def test_the_gains_of_a_fitted_circuit_are_in_the_table_and_under_the_pointer(sh
     expect(page.locator(".more rect")).to_have_count(0)
     expect(page.locator("[part=caption]")).to_contain_text("The whole circuit is drawn")
     path = page.locator(".edges path[data-edge]").last
-    x, y = path.evaluate(
-        """path => {
-            const [{ x, y }, m] = [path.getPointAtLength(path.getTotalLength() / 4), path.getScreenCTM()];
-            return [x * m.a + m.e, y * m.d + m.f];
-        }"""
-    )
+    x, y = path.evaluate(POINT_ON)
     page.mouse.move(x, y)
     card = page.locator("[data-card=edge]")
     layer, out, read = re.fullmatch(r"(\w+), (\d+) \u2190 (\d+)", card.locator("h2").inner_text()).groups()
@@ -279,12 +296,12 @@ def test_the_gains_of_a_fitted_circuit_are_in_the_table_and_under_the_pointer(sh
     page.locator("[data-mode-button=table]").click()
     rows = page.locator("[data-edge]")
     assert rows.count() == fitted.effective
-    at = page.locator("thead th").all_inner_texts().index("gain")
+    at = page.locator(".table thead th").all_inner_texts().index("gain")
     for row in rows.all():
         edge = int(row.get_attribute("data-edge"))
         assert row.locator("td").nth(at).inner_text() == gain_text(gain[edge])
     page.locator("[part=variant]").select_option("1")
-    expect(page.locator("thead")).not_to_contain_text("gain")
+    expect(page.locator(".table thead")).not_to_contain_text("gain")
 
 
 HEAT = np.array([[84, 49, 150], [247, 246, 244], [180, 78, 6]])  # of the least, of zero, of the highest
@@ -373,8 +390,118 @@ def test_what_is_seen_of_the_target_is_said_too(show):
         assert f"in the circuit maximum {target.maximum[0, 0]:.2f}" in plainly
         assert f"R² {target.r2[0, 0]:.2f}, {target.r2_inside[0, 0]:.2f} inside" in plainly
         assert f"over {target.positions}" in plainly
+    seen = cells_of(page, "[part=target]")
     node.hover()
-    assert cells_of(page, "[part=card]") == cells_of(page, "[part=target]")
+    assert cells_of(page, "[part=card]") == seen != []
+
+
+def box_of(locator):
+    box = locator.bounding_box()
+    return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1440, 810)])
+def test_the_page_fits_its_window(show, size):
+    """Nothing has to be scrolled to see the whole diagram, beside its verdict and its legend."""
+    page = show(DOCUMENTS["wide"](), viewport={"width": size[0], "height": size[1]})
+    sizes = "({ scrollHeight, scrollWidth }) => [scrollWidth, scrollHeight]"
+    for fragment in ("", "image=0", "paths=all", "mode=all", "mode=table"):
+        page.evaluate("fragment => { location.hash = fragment; }", fragment)
+        expect(page.locator("[data-mode-button][aria-pressed=true]")).to_have_count(1)
+        page.wait_for_timeout(100)
+        assert page.evaluate(f"({sizes})(document.documentElement)") == list(size)
+        for stage in page.locator(".stage").all():
+            within = stage.evaluate(sizes)
+            assert within == stage.evaluate("({ clientWidth, clientHeight }) => [clientWidth, clientHeight]")
+        left, top, right, bottom = box_of(page.locator(".stage-frame"))
+        for mark in page.locator(".node .frame, .more rect, .headings text").all()[::7]:
+            x0, y0, x1, y1 = box_of(mark)
+            assert left <= x0 <= x1 <= right
+            assert top <= y0 <= y1 <= bottom
+        for part in ("[part=verdict]", ".legend", "[part=side]"):
+            assert box_of(page.locator(part))[3] <= size[1]
+
+
+def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
+    page = show(plain(widths=(2,) * 30 + (1,)), viewport={"width": 1280, "height": 720})
+    stage, marks = page.locator(".stage"), page.locator(".headings text")
+    left, _, right, _ = box_of(stage)
+    assert box_of(marks.first)[0] >= left
+    assert box_of(marks.last)[0] > right
+    stage.evaluate("stage => { stage.scrollLeft = stage.scrollWidth; }")
+    assert box_of(marks.last)[2] <= right
+    expect(stage).to_have_attribute("tabindex", "0")
+
+
+def test_details_open_in_the_panel_and_stay_where_they_were_clicked(show):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    card, side = page.locator("[part=card]"), page.locator("[part=side]")
+    assert box_of(side)[0] >= box_of(page.locator(".stage-frame"))[2] - 1
+    assert side.bounding_box()["width"] == 320
+    expect(page.locator("[part=crops]")).to_be_visible()
+    expect(card).to_have_count(0)
+    frame = page.locator(f"[data-node='{node}'] .frame")
+    frame.hover()
+    inner, outer = box_of(card), box_of(side)
+    assert outer[0] <= inner[0] <= inner[2] <= outer[2]
+    name = card.locator("h2").first.inner_text()
+    page.mouse.move(3, 3)
+    expect(card).to_have_count(0)
+    frame.click()
+    page.mouse.move(3, 3)
+    expect(card.locator("h2").first).to_have_text(name)
+    page.locator("[part=back]").click()
+    expect(card).to_have_count(0)
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    x, y = page.locator("[data-lit-edge]").last.evaluate(POINT_ON)
+    page.mouse.click(x, y)
+    page.mouse.move(3, 3)
+    expect(page.locator("[data-card=edge]")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(card).to_have_count(0)
+
+
+def test_on_a_narrow_screen_a_tap_opens_a_sheet(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    sheet = page.locator(".details")
+    expect(sheet).to_be_hidden()
+    page.locator("[part=handle]").tap()
+    expect(page.locator("[part=crops]")).to_be_visible()
+    page.locator("[part=handle]").tap()
+    expect(sheet).to_be_hidden()
+    page.locator(f"[data-node='{document.target}'] .frame").tap()
+    expect(page.locator("[data-card=node]")).to_be_visible()
+    assert box_of(page.locator("[part=side]"))[3] == pytest.approx(800, abs=1)
+    expect(page.locator("[part=density]")).to_be_hidden()
+    page.locator("[part=menu]").tap()
+    expect(page.locator("[part=density]")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_panels_table_is_the_documents(show):
+    document = plain(variants=3, measured=True)
+    page = show(document)
+    fidelity = document.variants[0].fidelity
+    shown = {
+        row[0]: row[1:]
+        for row in (
+            [cell.inner_text().replace("\u2212", "-") for cell in row.locator("th, td").all()]
+            for row in page.locator("[part=numbers] tbody tr").all()
+        )
+    }
+    expected = {
+        "this circuit": (fidelity.r2, fidelity.r2_interior, fidelity.r2_rectified),
+        "average map, no network": (fidelity.r2_average_map, fidelity.r2_average_map_interior, None),
+    }
+    for name, values in expected.items():
+        for text, value in zip(shown[name], values, strict=True):
+            assert (text == "\u2013") if value is None else float(text) == pytest.approx(value, abs=0.0051)
+    assert {"random, equal size", "same graph, other filters"} <= set(shown)
+    page.locator("[part=compare]").select_option("1")
+    names = page.locator("[part=numbers] tbody th").all_inner_texts()
+    assert names[:2] == [document.variants[0].name, document.variants[1].name]
 
 
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
@@ -497,7 +624,7 @@ def test_axe_finds_nothing_to_complain_of_where_a_node_is_isolated_and_panels_ar
 def test_hostile_text_appears_as_text(show, mode):
     document = hostile()
     page = show(document, f"#mode={mode}&image=0")
-    for name in ("about", "export", "drawn"):
+    for name in ("about", "export", "filters"):
         page.get_by_role("button", name=name, exact=True).click()
         page.keyboard.press("Escape")
     title = page.locator("#diagram h1")

@@ -362,6 +362,7 @@ def spoilt(change):
         (spoilt(lambda d: d.pop("target")), "document lacks target"),
         (spoilt(lambda d: d.update(more=1)), "unknown fields: more"),
         (spoilt(lambda d: d["nodes"].pop("kind")), "document.nodes lacks kind"),
+        (spoilt(lambda d: d["columns"][0].pop("label")), r"document.columns\[0\] lacks label"),
         (spoilt(lambda d: d["edges"].update(in_=1)), "document.edges has unknown fields: in_"),
         (spoilt(lambda d: d["nodes"].update(kind=[0])), "document.nodes.kind is not a buffer"),
         (spoilt(lambda d: d["nodes"]["kind"].update(data="*")), "document.nodes.kind is not a buffer"),

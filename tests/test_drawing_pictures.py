@@ -12,7 +12,7 @@ from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
-from convcircuits.drawing.pictures import PATCHES, Seen, pictured, readings_of
+from convcircuits.drawing.pictures import PATCHES, TARGET_PATCHES, Seen, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.maps.colors import displayable, primaries_of
@@ -294,7 +294,8 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
         }
         best = [max(places, key=lambda place, m=m: float(m[place])) for m in maps]
         ranked = sorted(range(count), key=lambda n: -float(maps[n][best[n]]))
-        ranked = ranked[: min(PATCHES, count) if node in drawn else 1]
+        wanted = TARGET_PATCHES if node == document.target else PATCHES if node in drawn else 1
+        ranked = ranked[: min(wanted, count)]
         tiles = [number for number in table[node].tolist() if number >= 0]
         if node in kernels:
             own = cells(made, tiles.pop(0), 3)
@@ -304,6 +305,24 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
             top, left = places[best[image]]
             crop = images[image, :, top : top + size, left : left + size].movedim(0, -1) * 255
             assert np.abs(cells(made, number, size) - crop.numpy()).max() <= 10
+
+
+def test_of_crops_a_filter_shows_one_part_of_each_photograph():
+    images = photographs(12)
+    _, _, drawing = plain_drawing(images)
+    document = cc.diagram(drawing.subject.network.module, drawing.circuits[0]).document
+    seen, nodes = Seen.of(drawing, batches_of(drawing, images)), everything(drawing).nodes
+    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
+    each = pictured(drawing, document, nodes, seen, **options, photographs=range(12))
+    own = pictured(drawing, document, nodes, seen, **options)
+    assert np.array_equal(each.pictures[0].tiles, own.pictures[0].tiles)
+    three = pictured(drawing, document, nodes, seen, **options, photographs=[n % 3 for n in range(12)])
+    kernels = first_kernels(drawing, PRIMARIES)
+    for node in nodes:
+        tiles = [number for number in three.pictures[0].tiles[node].tolist() if number >= 0]
+        assert len(tiles) == 3 + (node in kernels)
+        before = [number for number in own.pictures[0].tiles[node].tolist() if number >= 0]
+        assert np.array_equal(cells(three, tiles[0], 3), cells(own, before[0], 3))  # the best of all
 
 
 def cells(document, number, side):

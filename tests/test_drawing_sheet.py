@@ -190,6 +190,43 @@ def test_columns_are_headed_by_what_their_layers_share():
     assert kernel_shape(drawing, drawing.calls[0]) == (3, 3)
 
 
+class VGG(nn.Module):
+    """Named and built as torchvision's, but small."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(2, 2, 3, stride=2), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.Conv2d(2, 2, (3, 1), dilation=2), nn.ReLU())
+
+    def forward(self, x):
+        return self.features(x)
+
+
+def test_a_column_says_what_papers_call_its_layer_and_what_a_position_sees():
+    model, images = VGG().double().eval(), torch.rand(2, 3, 40, 40, dtype=torch.float64)
+    circuit = cc.find(model, cc.Feature("features.5", 0), images, criterion="magnitude", density=1.0)
+    columns = cc.diagram(model, circuit).document.columns
+    assert [column.alias for column in columns] == ["conv1_1", "conv1_2", "conv1_3"]  # its pooling is no MaxPool2d
+    for column in columns:
+        x = images[:1].clone().requires_grad_()
+        y = x
+        for layer in model.features:
+            y = (
+                layer(y)
+                if not isinstance(layer, nn.Conv2d)
+                else nn.functional.conv2d(
+                    y, torch.ones_like(layer.weight), None, layer.stride, layer.padding, layer.dilation
+                )
+            )
+            if layer is model.get_submodule(column.label):
+                break
+        y[0, 0, y.shape[2] // 2, y.shape[3] // 2].backward()
+        rows, spans = (x.grad[0].abs().sum(dim) > 0 for dim in ((0, 2), (0, 1)))
+        assert column.sees == max(int(rows.sum()), int(spans.sum()))
+    *_, drawing = laid("inception", "last", 2, density=1.0)
+    assert {column.alias for column in columns_of(drawing)} == {""}
+
+
 def test_a_direction_weighs_what_it_reads_by_its_coefficients():
     case = NETS["plain"]
     model, feature = case.build(), cc.Feature("features.3", torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0]))

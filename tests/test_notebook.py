@@ -212,6 +212,7 @@ def prepare(picture):
 def test_photographs_keep_their_names():
     images = Crops(photographs(3), prepare, count=5, seed=0, size=CASE.input_shape[1:])
     assert images.names == ("p0", "p1", "p2", "p0, crop 1", "p1, crop 1")
+    assert images.photographs == (0, 1, 2, 0, 1)
     model = CASE.build()
     circuit = cc.find(model, FEATURE, images, density=0.9, criterion="magnitude")
     shown = cc.diagram(model, circuit, images=images).document.images
@@ -219,6 +220,8 @@ def test_photographs_keep_their_names():
     held = torch.cat(list(images))
     numbered = cc.diagram(model, circuit, images=held).document.images.names
     named = cc.diagram(model, circuit, images=held, names=images.names).document.images.names
+    parts = [cc.diagram(model, circuit, images=some).document for some in (images, held)]
+    assert [int((one.pictures[0].tiles[one.target] >= 0).sum()) for one in parts] == [3, 5]
     assert named == shown.names == tuple(images.names[int(name.removeprefix("image "))] for name in numbered)
     with pytest.raises(cc.ConvCircuitsError, match="names must hold one string for each of 5 images"):
         cc.diagram(model, circuit, images=held, names=["a"])

@@ -12,13 +12,13 @@ import re
 import string
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from convcircuits.drawing.data import SCHEMA, Document, EdgeKind, NodeKind, View, view_to_dict
-from convcircuits.drawing.records import Record, camel, hints, is_array
+from convcircuits.drawing.records import Record, camel, defaults, hints, is_array
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA_FILE = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-2.schema.json"
@@ -78,8 +78,9 @@ def of_record(record: type[Record], found: dict[str, dict[str, Any]]) -> dict[st
     fields = {camel(name): schema(hint, found) | comments.get(name, {}) for name, hint in hints(record).items()}
     if record is Document:
         fields = {"schema": {"const": SCHEMA}, **fields}
+    optional = {camel(name) for name in defaults(record)} if record.partial else set()
     words = inspect.cleandoc(record.__doc__ or "").split("\n\nRaises:")[0]
-    return {"description": in_json(" ".join(words.split())), **closed(fields, required=not record.partial)}
+    return {"description": in_json(" ".join(words.split())), **closed(fields, optional)}
 
 
 def of_array(dtype: str, axes: int) -> dict[str, Any]:
@@ -89,9 +90,9 @@ def of_array(dtype: str, axes: int) -> dict[str, Any]:
     return closed({"dtype": {"const": dtype}, "shape": shape, "data": data})
 
 
-def closed(fields: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """Return the schema of an object that has these fields and no others."""
-    needed = list(fields) if required else []
+def closed(fields: dict[str, Any], optional: Collection[str] = ()) -> dict[str, Any]:
+    """Return the schema of an object that has these fields, of which some may be left out, and no others."""
+    needed = [name for name in fields if name not in optional]
     return {"type": "object", "properties": fields, "required": needed, "additionalProperties": False}
 
 
@@ -137,6 +138,7 @@ HEAD = """\
 export const SCHEMA = $schema;
 export const SHARES = $shares as const;
 export const MODES = $modes as const;
+export const PATHS = $paths as const;
 export const LONGEST_NAME = $longest;
 
 $kinds
@@ -173,6 +175,7 @@ def typescript() -> str:
         schema=json.dumps(SCHEMA),
         shares=json.dumps(records["View"]["share"]["enum"]),
         modes=json.dumps(records["View"]["mode"]["enum"]),
+        paths=json.dumps(records["View"]["paths"]["enum"]),
         longest=records["Group"]["name"]["maxLength"],
         kinds="\n".join(map(enumeration, KINDS)),
         dtypes=union(sorted({kind.split()[0] for _, kind in table})),
@@ -210,7 +213,8 @@ def interface(name: str, record: dict[str, Any]) -> str:
     for field, kind in record["properties"].items():
         array = f"{dtype(kind)} ({', '.join(kind['axes'].split())})" if "axes" in kind else ""
         words = "; ".join(filter(None, [array, kind.get("description")]))
-        lines.append(f"  {field}: {typed(kind)};" + (f" // {words}" if words else ""))
+        mark = "" if field in record["required"] or name == "View" else "?"
+        lines.append(f"  {field}{mark}: {typed(kind)};" + (f" // {words}" if words else ""))
     about = "\n *  ".join(textwrap.wrap(record["description"], WIDTH - 8))
     return f"/** {about} */\nexport interface {name} {{\n" + "\n".join(lines) + "\n}"
 

@@ -8,15 +8,18 @@ import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
+import { layerName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
+import { headline, r2Table } from "../src/core/verdict.js";
 import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
@@ -266,6 +269,84 @@ test("an isolated node lights complete paths that carry the share, and would not
   }
 });
 
+test("main paths are complete, the strongest there are, and more of them light no less", () => {
+  let fewer = 0;
+  for (const graph of SEEDS.map(small))
+    for (const at of [...views(graph), view({ nodesPerColumn: 2, kernelsPerNode: 1 })]) {
+      const { parts, selection } = drawnOf(graph, at);
+      if (parts.root < 0) continue;
+      const all = paths(parts, selection.bundles, parts.root);
+      const unitsOn = (path: number[]) => new Set([parts.root, ...path.map((b) => parts.source[b]!)]);
+      const strength = (b: number) =>
+        Math.max(-1, ...all.filter(({ bundles }) => bundles.includes(b)).map(({ share }) => share));
+      let before = mainPaths(parts, selection.bundles, 0);
+      for (let most = 0; most <= parts.members.length; most++) {
+        const { units, bundles } = mainPaths(parts, selection.bundles, most);
+        assert.deepEqual(mainPaths(parts, selection.bundles, most), { units, bundles });
+        assert.ok(
+          before.units.every((is, unit) => !is || units[unit]) && before.bundles.every((is, b) => !is || bundles[b]),
+        );
+        before = { units, bundles };
+        const lit = paths(parts, bundles, parts.root);
+        const onLit = new Set(lit.flatMap(({ bundles: path }) => [...unitsOn(path)]));
+        const bundlesOnLit = new Set(lit.flatMap(({ bundles: path }) => path));
+        units.forEach((is, unit) => assert.equal(is === 1, onLit.has(unit), "lit units are those on lit paths"));
+        bundles.forEach((is, b) => assert.equal(is === 1, bundlesOnLit.has(b), "and so are lit bundles"));
+        assert.ok(lit.length > 0);
+        const count = units.reduce((sum, each) => sum + each, 0);
+        if (count > most)
+          assert.ok(
+            lit.some(({ bundles: path }) => unitsOn(path).size === count),
+            "one path is always lit, and no more",
+          );
+        const drawn = [...bundles.keys()].filter((b) => selection.bundles[b] && strength(b) >= 0);
+        const weakest = Math.min(Infinity, ...drawn.filter((b) => bundles[b]).map(strength));
+        const strongest = Math.max(-1, ...drawn.filter((b) => !bundles[b]).map(strength));
+        assert.ok(weakest >= strongest - 1e-12, "no stronger bundle is left out");
+        if (strongest >= 0) fewer++;
+      }
+      assert.deepEqual(before.units, selection.units, "with room for all, everything drawn is lit");
+      const through = [...selection.units.keys()].filter((unit) => selection.units[unit] && unit % 3 === 0);
+      const pinned = mainPaths(parts, selection.bundles, 0, through);
+      assert.ok(through.every((unit) => pinned.units[unit]));
+    }
+  assert.ok(fewer > 100);
+});
+
+test("by default the main paths are lit, in full, and their kernels alone have heat maps", () => {
+  for (const graph of SEEDS.map(large)) {
+    const scene = draw(graph, view(), CANVASES[0]!);
+    const columns = new Set(scene.nodes.map(({ column }) => column)).size;
+    const count = scene.main.nodes.reduce((sum, each) => sum + each, 0);
+    if (scene.nodes.length) assert.ok(count > 0 && count <= unitsIn(columns));
+    assert.deepEqual(
+      scene.nodes.map(({ main }) => (main ? 1 : 0)),
+      [...scene.main.nodes],
+    );
+    for (const { edge } of scene.glyphs) assert.equal(scene.main.edges[edge], 1);
+    if (scene.lit === null) assert.ok(scene.main.nodes.every(Boolean) && scene.main.edges.every(Boolean));
+    else assert.deepEqual(scene.lit, scene.main);
+    const everything = draw(graph, view({ paths: "all" }), CANVASES[0]!);
+    assert.equal(everything.lit, null);
+    assert.deepEqual(everything.note.lines, []);
+    assert.ok(everything.nodes.every(({ main }) => main));
+    assert.deepEqual(everything.selection, scene.selection);
+    assert.deepEqual(everything.numbers, scene.numbers);
+  }
+});
+
+test("a drawing fits the height that it is given", () => {
+  for (const graph of SEEDS.map(large))
+    for (const width of [960, 1440])
+      for (const paths of ["main", "all"] as const) {
+        const height = paths === "all" ? 620 : 500; // with less, pictures would be too small to be seen
+        const scene = draw(graph, view({ paths }), { width, medium: "screen", height });
+        const top = Math.min(...scene.headings.map((label) => labelBox(label).top), scene.height);
+        const ends = boxes(scene).map(([, { bottom }]) => bottom);
+        assert.ok(Math.max(...ends) - top <= height + 1, `${Math.max(...ends) - top} at ${width}, ${paths}`);
+      }
+});
+
 test("crossings are those of every pair, and the order found is never worse than the one given", () => {
   const random = randomness(5);
   for (let round = 0; round < 60; round++) {
@@ -330,8 +411,10 @@ test("nothing collides and nothing leaves the canvas, at any width", () => {
   for (const graph of SEEDS.map(large))
     for (const canvas of CANVASES)
       for (const isolated of [null, graph.document.target]) {
-        const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1 }), canvas);
-        assert.equal(scene.lit !== null, isolated !== null && scene.nodes.length > 0);
+        const paths = isolated === null && canvas.width < 1000 ? "all" : "main";
+        const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1, paths }), canvas);
+        if (isolated !== null) assert.equal(scene.lit !== null, scene.nodes.length > 0);
+        else if (paths === "all") assert.equal(scene.lit, null);
         const all = boxes(scene);
         for (const [i, [name, box]] of all.entries()) {
           assert.ok(
@@ -490,6 +573,28 @@ test("a view without pictures of the document's is of its first", () => {
   assert.equal(ownView(decode(document)).pictures, DEFAULT_VIEW.pictures);
 });
 
+test("a large picture shows four parts of images, the best first, and a filter that reads the image its kernel", () => {
+  const document = randomDocument(3, { columns: 4, width: 12, readers: 4, pictures: true });
+  const nodes = document.nodes.kind.shape[0]!;
+  const given = Array.from({ length: 5 * nodes }, (_, i) => (i % 5 === 4 && i % 2 ? -1 : i));
+  document.pictures = [{ ...document.pictures[0]!, tiles: { ...pack("int32", given), shape: [nodes, 5] } }];
+  const graph = decode(document);
+  const scene = draw(graph, view(), CANVASES[0]!);
+  for (const { nodes, tiles, unit, size } of scene.nodes) {
+    const best = [0, 1, 2, 3].map((i) => 5 * nodes[0]! + i);
+    assert.deepEqual(tiles, scene.parts.seesImage[unit] || size < 36 ? best.slice(0, 1) : best);
+  }
+  assert.equal(new Set(scene.nodes.map(({ tiles }) => tiles.length)).size, 2);
+  const all = figures(JSON.stringify(document));
+  const shown = JSON.parse(all.tiles("screen")) as number[];
+  assert.deepEqual(
+    shown,
+    scene.nodes.flatMap(({ tiles }) => tiles).sort((a, b) => a - b),
+  );
+  const text = all.svg("screen", JSON.stringify(Object.fromEntries(shown.map((tile) => [tile, `t${tile}`]))));
+  for (const tile of shown) assert.equal(text.split(`href="t${tile}"`).length, 2);
+});
+
 test("pictures and images are those of the group of the circuit that is chosen", () => {
   const document = randomDocument(3, { columns: 3, width: 3, readers: 2, pictures: true });
   const [own] = document.pictures;
@@ -594,6 +699,61 @@ test("the caption says what was measured, and of what was not that it was not", 
   graph.document.variants.forEach((variant) => (variant.fidelity = null));
   assert.match(say({}).text, /^How much of the feature the circuit keeps was not measured on held-out images\. /);
   assert.match(say({}).text, / \(as a network of their own they were not measured\)\.$/);
+});
+
+test("the verdict in one sentence and the table say no more than what was measured", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
+  const of = (some: Partial<View> = {}) => {
+    const at = view(some);
+    const { numbers } = draw(graph, at, CANVASES[0]!);
+    const { kept, verdict, text } = headline(graph, at, numbers);
+    return { kept, said: `${verdict}: ${text}`.replace(/\u00a0/g, " "), table: r2Table(graph, at, numbers), numbers };
+  };
+  const [circuit, control] = graph.document.variants;
+  const { kept, said, table, numbers } = of();
+  assert.ok(kept);
+  assert.equal(
+    said,
+    [
+      "Keeps the feature: 75 % of its variance away from the border on 40 unseen images",
+      "(random circuit 25 %, average map \u22122 %).",
+      `This drawing shows ${numbers.filters} of ${numbers.ofFilters} filters; alone they keep 41 %.`,
+    ].join(" "),
+  );
+  assert.deepEqual(table!.rows, [
+    { name: "this circuit", own: true, values: [0.9, 0.75, 0.88] },
+    { name: "same graph, other filters", own: false, values: [null, null, null] },
+    { name: "random, equal size", own: false, values: [0.4, 0.25, 0.38] },
+    { name: "average map, no network", own: false, values: [0.35, -0.02, null] },
+    { name: "what is drawn, alone", own: false, values: [0.41, null, null] },
+  ]);
+  holds(of({ kernels: 20 }).said, ". Nothing of it is on a complete path.");
+  holds(of({ kernels: 100 }).said, "; what they do alone was not measured.");
+  assert.ok(!of({ kernels: 100 }).table!.rows.some(({ name }) => name.startsWith("what is drawn")));
+  holds(of({ variant: 1 }).said, "This is random: 25 % of its variance");
+  assert.ok(!of({ variant: 1 }).kept);
+  assert.match(of({ compare: 1 }).said, /^Two circuits: circuit keeps the feature, 75 % of its variance; random /);
+  assert.deepEqual(
+    of({ compare: 1 }).table!.rows.map(({ name }) => name),
+    ["circuit", "random", "average map, no network"],
+  );
+  circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
+  holds(of().said, "Keeps the feature, but no controls were fitted: ");
+  assert.ok(!of().kept);
+  circuit!.calibration = null;
+  Object.assign(circuit!.fidelity!, { verdict: "does not keep", r2Interior: -0.4, foundOn: true });
+  circuit!.fidelity!.drawn!.r2 = -0.1;
+  holds(
+    of().said,
+    "Does not keep the feature: none of its variance (R\u00b2 \u22120.40) away from the border on the very",
+  );
+  holds(of().said, "; alone they do not reproduce it (R\u00b2 \u22120.10).");
+  Object.assign(circuit!.fidelity!, { interior: "unknown", r2: 0.2 });
+  holds(of().said, ": 20 % of its variance on the very 40 images that it was found on (random circuit 40 %");
+  circuit!.fidelity = control!.fidelity = null;
+  assert.match(of().said, /^Not measured: /);
+  assert.match(of({ compare: 1 }).said, /^Not measured: /);
+  assert.equal(of().table, null);
 });
 
 test("a fitted circuit is said to be one, and so is what was done to the random one beside it", () => {
@@ -803,6 +963,20 @@ test("the overview holds all that is alive, inside the canvas, no node over anot
       }
       if (nodes.length) assert.equal(lightAll(all, all.parts.root, 0.95).nodes[all.parts.root], 1);
     }
+});
+
+test("a column is headed by the name that papers use and what its positions see, its layer is not forgotten", () => {
+  const document = randomDocument(3, { columns: 4, width: 4, readers: 3 });
+  Object.assign(document.columns[1]!, { alias: "conv1_2", sees: 1200 });
+  const graph = decode(document);
+  const lines = (canvas: Canvas) => draw(graph, view(), canvas).headings.map((label) => label.lines);
+  const { label } = document.columns[2]!;
+  assert.deepEqual(lines(CANVASES[0]!)[1], ["conv1_2", "sees 1,200 px"]);
+  assert.deepEqual(lines(CANVASES[0]!)[2], [label]);
+  assert.match(draw(graph, view(), CANVASES[0]!).headings[1]!.title, /^conv1_2, .*sees 1,200 px$/);
+  const layer = document.layers.findIndex(({ column }) => column === 1);
+  assert.equal(layerName(graph, layer), `conv1_2 (${document.layers[layer]!.name})`);
+  assert.equal(layerName(graph, -1), "");
 });
 
 test("where nothing is alive, the scene says so and is empty", () => {

@@ -1,7 +1,7 @@
 /** The reader's actions, by pointer, key or button. Each announces what changed to screen readers. */
 
 import { percent } from "../core/format.js";
-import type { Store } from "./store.js";
+import type { Spot, Store } from "./store.js";
 
 export function isolateNode(store: Store, node: number): void {
   if (store.view.value.isolate === node) {
@@ -10,22 +10,30 @@ export function isolateNode(store: Store, node: number): void {
   }
   store.selection.value = [node];
   store.change({ isolate: node });
+  hold(store, { nodes: store.view.value.groups.find(({ nodes }) => nodes.includes(node))?.nodes ?? [node], edges: [] });
   const { lit, nodes } = store.scene.value;
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
   const through = `${percent(store.view.value.share)} of the drawn flow through it`;
   store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
 }
 
-/** Clears the isolation and the selection. */
+/** Keeps the details of nodes or edges in the panel, and opens it where it is a sheet. */
+export function hold(store: Store, spot: Spot): void {
+  store.held.value = spot;
+  store.sheet.value = true;
+}
+
+/** Clears the isolation, the selection and the details. */
 export function clear(store: Store): void {
+  store.held.value = null;
   if (store.view.value.isolate === null && store.selection.value.length === 0) return;
   store.selection.value = [];
   store.change({ isolate: null }, "nothing is isolated");
 }
 
-/** Escape: clears the isolation and the selection; if there are none, goes back to the previous root. */
+/** Escape: clears the isolation, the selection and the details; if there are none, goes back to the previous root. */
 export function stepBack(store: Store): void {
-  if (store.view.value.isolate !== null || store.selection.value.length > 0) {
+  if (store.view.value.isolate !== null || store.selection.value.length > 0 || store.held.value) {
     clear(store);
     return;
   }

@@ -11,6 +11,7 @@ import { clear, isolateNode } from "./actions.js";
 import type { Store } from "./store.js";
 
 const TOP = 34; // px for the headings
+const LEAST = 300; // px: the least height
 const REACH = 14; // px from a node at which the pointer is on it
 const REST = 140; // ms without a gesture until the picture is redrawn
 const MOST = 16; // largest zoom factor
@@ -31,7 +32,11 @@ export function AllKernels({ store }: { store: Store }) {
     JSON.stringify({ ...store.view.value, isolate: null, share: 0.8, image: null, mode: "all", pins: [] }),
   );
   const all = useComputed(() =>
-    overview(store.graph, JSON.parse(layout.value), { width: store.width.value, medium: "screen" }),
+    overview(store.graph, JSON.parse(layout.value), {
+      width: store.width.value,
+      medium: "screen",
+      height: Math.max(LEAST, store.height.value - TOP - 2),
+    }),
   );
   const lit = useComputed(() => {
     const { isolate, share } = store.view.value;
@@ -232,7 +237,7 @@ class Painter {
     context.font = `${12 / scale}px system-ui, sans-serif`;
     for (const { column, x } of all.columns)
       context.fillText(
-        plain(this.#store.graph.document.columns[column]!.label),
+        plain(this.#store.graph.document.columns[column]!.alias || this.#store.graph.document.columns[column]!.label),
         x,
         8 / scale - TOP / 2 - (TOP / 2 - TOP / 2 / scale),
       );
@@ -340,19 +345,7 @@ class Painter {
       this.#store.hover.value = null;
       return;
     }
-    const all = this.#all!;
-    const canvas = this.#canvas.getBoundingClientRect();
-    const stage = this.#canvas.parentElement!.parentElement!.getBoundingClientRect();
-    const { scale, x, y } = this.#place;
-    const [shiftX, shiftY] = [canvas.left - stage.left + x, canvas.top - stage.top + y + TOP * scale];
-    const half = (all.size[node]! * scale) / 2;
-    const box = {
-      left: all.x[node]! * scale + shiftX - half,
-      right: all.x[node]! * scale + shiftX + half,
-      top: all.y[node]! * scale + shiftY - half,
-      bottom: all.y[node]! * scale + shiftY + half,
-    };
-    this.#store.hover.value = { nodes: all.parts.members[node]!, edges: [], box, around: box };
+    this.#store.hover.value = { nodes: this.#all!.parts.members[node]!, edges: [] };
   };
 
   #up = (event: PointerEvent): void => {

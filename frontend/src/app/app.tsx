@@ -1,22 +1,26 @@
-/** The whole app: controls, the diagram, its legend and its caption. */
+/** The whole app: the verdict, controls, the diagram and its legend, and the panel. */
 
+import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { SHARE, WIDTH } from "../core/labels.js";
 import type { LegendItem } from "../core/scene-types.js";
+import { headline } from "../core/verdict.js";
 import { stepBack } from "./actions.js";
 import { AllKernels } from "./all.js";
-import { Card } from "./card.js";
-import { Diagram, dashes } from "./diagram.js";
+import { bodyOf, Diagram, dashes } from "./diagram.js";
+import { Side } from "./side.js";
 import { type Store, titleOf } from "./store.js";
 import { Table } from "./table.js";
-import { TargetPanel } from "./target.js";
-import { FlowText, State, Toolbar } from "./toolbar.js";
+import { FlowText, PageMenus, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
 const NARROWEST = 42; // px for a column; with less room, the diagram scrolls in its own region
 
 export function App({ store }: { store: Store }) {
   const root = useRef<HTMLDivElement>(null);
-  const scrolls = store.width.value > (root.current?.clientWidth ?? Infinity);
+  const frame = useRef<HTMLDivElement>(null);
+  const scrolls = store.width.value > (frame.current?.clientWidth ?? Infinity);
+  const menu = useSignal(false); // whether the controls are shown where there is little room
   const { host } = store.source;
   const { mode } = store.view.value;
   const theme = store.theme.value;
@@ -25,12 +29,13 @@ export function App({ store }: { store: Store }) {
   useLayoutEffect(() => {
     const fit = () => {
       const columns = store.graph.document.columns.length;
-      const room = root.current!.clientWidth;
-      if (room > 0) store.width.value = Math.max(room, columns * NARROWEST);
+      const { clientWidth: width, clientHeight: height } = frame.current!;
+      if (width > 0) store.width.value = Math.max(width, columns * NARROWEST);
+      if (height > 0) store.height.value = height;
     };
     fit();
     const observer = new ResizeObserver(fit);
-    observer.observe(root.current!);
+    observer.observe(frame.current!);
     return () => observer.disconnect();
   }, [store]);
 
@@ -66,8 +71,37 @@ export function App({ store }: { store: Store }) {
 
   return (
     <div class="app" ref={root} part="app" data-theme={theme} data-host={host} data-mode={mode}>
-      <header>
-        <h1>{titleOf(store.graph)}</h1>
+      <header data-menu={menu.value}>
+        <Heading store={store} />
+        <button
+          type="button"
+          class="burger"
+          part="menu"
+          aria-expanded={menu.value}
+          onClick={() => {
+            menu.value = !menu.value;
+          }}
+        >
+          {menu.value ? "hide the controls" : "show the controls"}
+        </button>
+        <Toolbar store={store} />
+        <State store={store} />
+      </header>
+      <div class="main">
+        <div class="stage-frame" ref={frame}>
+          {mode === "table" ? (
+            <Table store={store} />
+          ) : (
+            <div
+              class="stage"
+              role="region"
+              aria-label={mode === "all" ? "all kernels" : "diagram"}
+              tabIndex={scrolls || bodyOf(scene).height > store.height.value ? 0 : undefined}
+            >
+              {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
+            </div>
+          )}
+        </div>
         <ul class="legend" aria-label="legend">
           {scene.legend.map((item) =>
             mode === "diagram" || item.kind !== "hidden" ? (
@@ -75,32 +109,27 @@ export function App({ store }: { store: Store }) {
             ) : null,
           )}
         </ul>
-      </header>
-      <Toolbar store={store} />
-      <State store={store} />
-      <TargetPanel store={store} />
-      <div class="stage-frame">
-        {mode === "table" ? (
-          <Table store={store} />
-        ) : (
-          <div
-            class="stage"
-            role="region"
-            aria-label={mode === "all" ? "all kernels" : "diagram"}
-            tabIndex={scrolls ? 0 : undefined}
-          >
-            {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
-          </div>
-        )}
-        <Card store={store} />
       </div>
-      <p class="caption" part="caption">
-        {mode !== "diagram" && "In the diagram: "}
-        {scene.numbers.text}
-      </p>
+      <Side store={store} />
       <div class="hidden" role="status" aria-live="polite" part="message">
         {store.message.value}
       </div>
+    </div>
+  );
+}
+
+/** The title, the verdict in one sentence, and what concerns the whole page. */
+function Heading({ store }: { store: Store }) {
+  const { kept, verdict, text } = headline(store.graph, store.view.value, store.scene.value.numbers);
+  return (
+    <div class="heading">
+      <div>
+        <h1>{titleOf(store.graph)}</h1>
+        <p part="verdict">
+          <b class={kept ? "kept" : undefined}>{verdict}:</b> {text}
+        </p>
+      </div>
+      <PageMenus store={store} />
     </div>
   );
 }
@@ -125,9 +154,11 @@ function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image:
           {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
         </svg>
       )}
-      {image && label.title.startsWith("width") ? "color and width: effect on the image; gray: unknown" : label.title}
-      {label.title.startsWith("score") && (
-        <Pop label="(i)" name="flow" right aria="what flow is">
+      {image && label.title === WIDTH
+        ? "color and width = effect on this image; gray = not measured on it"
+        : label.title}
+      {label.title === SHARE && (
+        <Pop label="(i)" name="flow" right up aria="what flow is">
           {() => <FlowText />}
         </Pop>
       )}

@@ -1,7 +1,6 @@
-/** The card beside the node or edge under the pointer or with the focus: all that the document knows about it. */
+/** All that the document knows about a node or an edge. */
 
 import type { ComponentChildren } from "preact";
-import { useLayoutEffect, useRef } from "preact/hooks";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
@@ -9,51 +8,15 @@ import { of } from "../core/select.js";
 import { plain } from "../core/text.js";
 import { EdgeKind } from "../core/types.js";
 import { strongest } from "./diagram.js";
-import type { Spot, Store } from "./store.js";
+import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
 import { Kernel, MapPicture, Picture } from "./ui.js";
 
-const AWAY = 16; // px between the card and what it is about
 const PICTURE = 116;
-const BESIDE = 72; // if the image is beside two maps
+const BESIDE = 88; // if the image is beside two maps
 const PATCH = 46;
+const ROOM = 286; // px: the width of the panel's content
 const MOST_CELL = 50; // px: largest square of a weight with its number
-
-export function Card({ store }: { store: Store }) {
-  const spot = store.hover.value;
-  const root = useRef<HTMLDivElement>(null);
-  useLayoutEffect(() => {
-    if (spot && root.current) place(root.current, spot);
-  });
-  if (!spot) return null;
-  return (
-    <div class="card" part="card" ref={root} role="tooltip" data-card={spot.nodes.length ? "node" : "edge"}>
-      {spot.nodes.length > 0 ? (
-        <NodeCard store={store} nodes={spot.nodes} />
-      ) : (
-        <EdgeCard store={store} edges={spot.edges} />
-      )}
-    </div>
-  );
-}
-
-/** Places the card beside the spot and its neighbors if there is room, else beside the spot, else below or above, but
- *  never over it. */
-function place(card: HTMLElement, { box, around }: Spot): void {
-  const frame = (card.offsetParent as HTMLElement).getBoundingClientRect();
-  const [width, height] = [card.offsetWidth, card.offsetHeight];
-  // The visible part of the window, in the stage's coordinates.
-  const [top, bottom] = [Math.max(0, -frame.top) + 6, innerHeight - frame.top - 6];
-  const sides = [around.right + AWAY, around.left - AWAY - width, box.right + AWAY, box.left - AWAY - width];
-  let left = sides.find((each) => each >= 4 && each + width <= frame.width - 4);
-  let y = Math.max(top, Math.min((box.top + box.bottom - height) / 2, bottom - height));
-  if (left === undefined) {
-    left = Math.max(4, Math.min((box.left + box.right - width) / 2, frame.width - width - 4));
-    y = box.bottom + AWAY + height < bottom ? box.bottom + AWAY : box.top - AWAY - height;
-  }
-  card.style.left = `${left}px`;
-  card.style.top = `${y}px`;
-}
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }) {
   return (
@@ -64,7 +27,7 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
   );
 }
 
-function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
+export function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
   const { graph, flow, maps } = store;
   const view = store.view.value;
   const { variant } = view;
@@ -91,7 +54,7 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
           <Kernel
             graph={graph}
             edge={edge}
-            cell={Math.min(MOST_CELL, Math.max(26, 300 / given.width))}
+            cell={Math.min(MOST_CELL, Math.max(26, ROOM / given.width))}
             numbers={true}
           />
         </div>
@@ -116,7 +79,7 @@ function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
         !connection &&
         (presum ? (
           <div class="pictures">
-            <figure>
+            <figure class="wide">
               <MapPicture map={presum} size={PICTURE} label="contribution by position" />
               <figcaption>contribution by position; full color = {significant(presum.top)}</figcaption>
             </figure>
@@ -159,7 +122,7 @@ function inner({ graph, flow }: Store, node: number): number[] {
   return of(graph.inner, node).filter((edge) => flow.value.alive[edge] && kernel(graph, edge));
 }
 
-function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
+export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
   const { view } = store;
   const image = store.image.value;
@@ -175,7 +138,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const set = graph.document.pictures[at];
   const byGroup = places.length > 1 && places[0] !== places[1];
   const sides = target ? graph.document.pictures.flatMap((each) => each.target) : [];
-  const [best, ...others] = pictures.of(at, node);
+  const [best, ...others] = graph.tilesOf(at, node);
   // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
   const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
@@ -193,7 +156,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (
-            <Picture store={store} tile={pictures.of(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
+            <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
           ))}
         </div>
       ) : sides.length > 0 ? (
@@ -212,8 +175,8 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
             <>
               <h3>{plain(graph.document.variants[each]!.name)}</h3>
               <div class="pictures">
-                {pictures
-                  .of(places[i]!, node)
+                {graph
+                  .tilesOf(places[i]!, node)
                   .slice(0, 5)
                   .map((tile, rank) => (
                     <Picture store={store} tile={tile} size={PATCH} label={`picture ${rank + 1}`} />
@@ -225,7 +188,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           <p class="soft">No picture of this kind ({plain(set.label)}).</p>
         ) : (
           <div class="pictures">
-            <figure>
+            <figure class="wide">
               <Picture store={store} tile={best} size={PICTURE} label={plain(set.label)} />
               <figcaption>{plain(set.label)}</figcaption>
             </figure>
@@ -250,7 +213,7 @@ function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
               <Kernel
                 graph={graph}
                 edge={edge}
-                cell={Math.min(MOST_CELL, Math.max(26, 300 / kernel(graph, edge)!.width))}
+                cell={Math.min(MOST_CELL, Math.max(26, ROOM / kernel(graph, edge)!.width))}
                 numbers={true}
               />
             </div>

@@ -5,11 +5,12 @@ import { useRef } from "preact/hooks";
 import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
 import { edgeName, signName, spokenNode } from "../core/names.js";
+import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
-import { DASHES } from "../core/svg.js";
+import { DASHES, tilePlaces } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
-import { choose, clear, isolateNode, pin, reroot } from "./actions.js";
+import { choose, clear, hold, isolateNode, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
@@ -118,15 +119,16 @@ const NodePicture = pure(
       <g class={`picture ${lit ? "lit" : ""}`}>
         {node.group !== null &&
           [6, 3].map((shift) => <rect class="under" x={x + shift} y={y - shift} width={size} height={size} />)}
-        {map ? (
-          [
-            <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
-            node.tile >= 0 && <Tile store={store} tile={node.tile} x={x} y={y + size * 0.64} size={size * 0.36} />,
-          ]
-        ) : (
-          <Tile store={store} tile={node.tile} x={x} y={y} size={size} />
-        )}
-        {node.tile < 0 && !map && SIGNS[node.kind] && (
+        {map
+          ? [
+              <image class="map" href={map.url} x={x} y={y} width={size} height={size} preserveAspectRatio="none" />,
+              node.tiles.length > 0 && (
+                <Tile store={store} tile={node.tiles[0]!} x={x} y={y + size * 0.64} size={size * 0.36} />
+              ),
+            ]
+          : tilePlaces(node).map((place) => <Tile store={store} {...place} />)}
+        {node.tiles.length === 0 && !map && <rect class="blank" x={x} y={y} width={size} height={size} />}
+        {node.tiles.length === 0 && !map && SIGNS[node.kind] && (
           <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />
         )}
       </g>
@@ -236,32 +238,6 @@ export function Diagram({ store }: { store: Store }) {
     if (held?.classList.contains("node")) queueMicrotask(() => focusNode(svg.current, node));
   });
 
-  const spotOf = (box: DOMRect, nodes: number[], edges: number[], columns: number[]) => {
-    const frame = svg.current!.getBoundingClientRect();
-    const stage = svg.current!.closest(".stage-frame")!.getBoundingClientRect();
-    const near = scene.nodes.filter(({ column }) => columns.includes(column));
-    const shift = frame.left - stage.left;
-    return {
-      nodes,
-      edges,
-      box: {
-        left: box.left - stage.left,
-        top: box.top - stage.top,
-        right: box.right - stage.left,
-        bottom: box.bottom - stage.top,
-      },
-      around: {
-        left: Math.min(...near.map(({ x, size }) => x - size / 2)) + shift,
-        right: Math.max(...near.map(({ x, size }) => x + size / 2)) + shift,
-      },
-    };
-  };
-  /** A column and its neighbors. */
-  const beside = (column: number) => {
-    const drawn = [...new Set(scene.nodes.map((node) => node.column))].sort((a, b) => a - b);
-    const at = drawn.indexOf(column);
-    return drawn.slice(Math.max(0, at - 1), at + 2);
-  };
   const sceneNode = (target: EventTarget | null) => {
     const number = (target as Element | null)?.closest?.("[data-node]")?.getAttribute("data-node");
     return number === undefined || number === null
@@ -270,20 +246,10 @@ export function Diagram({ store }: { store: Store }) {
   };
   const show = (element: Element) => {
     const node = sceneNode(element);
-    if (node)
-      store.hover.value = spotOf(
-        element.querySelector(".frame")!.getBoundingClientRect(),
-        node.nodes,
-        [],
-        beside(node.column),
-      );
+    if (node) store.hover.value = { nodes: node.nodes, edges: [] };
   };
-  const move = (event: PointerEvent) => {
-    const held = (event.target as Element).closest?.("[data-node]");
-    if (held) {
-      if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
-      return;
-    }
+  /** The edges under the pointer: those of the scene's edge, or the kernel of its heat map. */
+  const edgesAt = (event: MouseEvent): number[] => {
     const frame = svg.current!.getBoundingClientRect();
     const [x, y] = [event.clientX - frame.left, event.clientY - frame.top + body.top];
     const glyph = scene.glyphs.find(
@@ -292,22 +258,29 @@ export function Diagram({ store }: { store: Store }) {
         Math.abs(each.y - y) <= each.height / 2 &&
         (!lit || lit.edges[each.edge]),
     );
-    const found = glyph?.edge ?? nearest(scene.edges, x, y, REACH, (edge) => !lit || lit.edges[edge] === 1);
-    if (found < 0) store.hover.value = null;
-    else {
-      const edge = scene.edges[found]!;
-      const ends = [scene.nodes[edge.source]!.column, scene.nodes[edge.target]!.column];
-      store.hover.value = spotOf(
-        new DOMRect(event.clientX - 12, event.clientY - 12, 24, 24),
-        [],
-        glyph ? [glyph.kernel] : edge.edges,
-        ends,
-      );
+    if (glyph) return [glyph.kernel];
+    const among = (passes: (edge: number) => boolean) => nearest(scene.edges, x, y, REACH, passes);
+    const onLit = among((edge) => !lit || lit.edges[edge] === 1);
+    // What is not on the main paths is dimmed, but can still be looked at.
+    const found = onLit < 0 && isolate === null ? among(() => true) : onLit;
+    return found < 0 ? [] : scene.edges[found]!.edges;
+  };
+  const move = (event: PointerEvent) => {
+    const held = (event.target as Element).closest?.("[data-node]");
+    if (held) {
+      if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
+      return;
     }
+    const edges = edgesAt(event);
+    const before = store.hover.value;
+    if (!edges.length) store.hover.value = null;
+    else if (before?.edges.join() !== edges.join()) store.hover.value = { nodes: [], edges };
   };
   const click = (event: MouseEvent) => {
     const node = sceneNode(event.target);
-    if (!node) clear(store);
+    const edges = node ? [] : edgesAt(event);
+    if (edges.length) hold(store, { nodes: [], edges });
+    else if (!node) clear(store);
     else if (event.shiftKey) choose(store, node.nodes);
     else isolateNode(store, node.nodes[0]!);
     if (node) store.current.value = node.nodes[0]!;
@@ -387,10 +360,13 @@ export function Diagram({ store }: { store: Store }) {
         </g>
         <Over store={store} paints={paints.value} />
         <g class="stubs">
-          {scene.nodes.map(({ hiddenIn, hiddenOut }) => [
-            hiddenIn && <path class="stub" d={hiddenIn.path} />,
-            hiddenOut && <path class="stub" d={hiddenOut.path} />,
-          ])}
+          {scene.nodes.map(
+            ({ hiddenIn, hiddenOut }, i) =>
+              (!lit || lit.nodes[i] === 1) && [
+                hiddenIn && <path class="stub" d={hiddenIn.path} />,
+                hiddenOut && <path class="stub" d={hiddenOut.path} />,
+              ],
+          )}
         </g>
         <g class="glyphs">
           {scene.glyphs.map((glyph) => (
@@ -402,6 +378,7 @@ export function Diagram({ store }: { store: Store }) {
               {...glyph}
             />
           ))}
+          <OverGlyphs store={store} />
         </g>
         <g class="pictures" aria-hidden="true">
           {scene.nodes.map((node, i) => (
@@ -476,17 +453,42 @@ const GlyphMark = pure((props: KernelMap & { store: Store; kind: string; turn: n
   );
 });
 
-/** The edges of the node or edge under the pointer, drawn once more on top. */
-function Over({ store, paints }: { store: Store; paints: Paint[] }) {
-  const spot = store.hover.value;
+/** The scene's edges of the node or edge under the pointer, or of the edge whose details stay. */
+function hovered(store: Store): number[] {
+  const spot = store.hover.value ?? (store.held.value?.edges.length ? store.held.value : null);
   const scene = store.scene.value;
-  if (!spot) return null;
+  if (!spot) return [];
   const here = new Set(
     scene.nodes.flatMap(({ nodes }, i) => (nodes.some((node) => spot.nodes.includes(node)) ? [i] : [])),
   );
-  const edges = scene.edges.flatMap((edge, i) =>
+  return scene.edges.flatMap((edge, i) =>
     here.has(edge.source) || here.has(edge.target) || edge.edges.some((each) => spot.edges.includes(each)) ? [i] : [],
   );
+}
+
+/** Their heat maps, where they have none yet. */
+function OverGlyphs({ store }: { store: Store }) {
+  const { graph } = store;
+  const scene = store.scene.value;
+  const edges = hovered(store);
+  if (!edges.length) return null;
+  const mask = new Uint8Array(scene.edges.length);
+  for (const edge of edges) mask[edge] = 1;
+  return glyphs(graph, scene, { edges: mask }, edges.length, scene.glyphs).map((glyph) => (
+    <GlyphMark
+      key={glyph.kernel}
+      store={store}
+      kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+      turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
+      {...glyph}
+    />
+  ));
+}
+
+/** These edges drawn once more on top. */
+function Over({ store, paints }: { store: Store; paints: Paint[] }) {
+  const scene = store.scene.value;
+  const edges = hovered(store);
   return (
     <g class="over" aria-hidden="true">
       {edges.map((i) => {

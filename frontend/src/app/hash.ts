@@ -13,6 +13,7 @@ const NUMBERS = [
   "share",
   "image",
 ] as const;
+const TEXTS = ["paths", "pictures", "mode"] as const;
 
 /** The hash for `view`, without its "#": only what differs from `base`. A group is its nodes, a colon, its name. */
 export function formatHash(view: View, base: View): string {
@@ -20,7 +21,7 @@ export function formatHash(view: View, base: View): string {
   const put = (key: string, value: string) =>
     out.push(`${key}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":")}`);
   for (const key of NUMBERS) if (view[key] !== base[key]) put(key, view[key] === null ? "" : String(view[key]));
-  for (const key of ["pictures", "mode"] as const) if (view[key] !== base[key]) put(key, view[key]);
+  for (const key of TEXTS) if (view[key] !== base[key]) put(key, view[key]);
   if (view.pins.join() !== base.pins.join()) put("pins", view.pins.join());
   if (JSON.stringify(view.groups) !== JSON.stringify(base.groups)) {
     if (view.groups.length === 0) put("group", "");
@@ -38,7 +39,7 @@ export function parseHash(hash: string): Partial<View> {
     if (text === "") out[key] = null;
     else if (text !== null && Number.isFinite(Number(text))) out[key] = Number(text);
   }
-  for (const key of ["pictures", "mode"] as const) if (given.has(key)) out[key] = given.get(key);
+  for (const key of TEXTS) if (given.has(key)) out[key] = given.get(key);
   const pins = given.get("pins");
   if (pins !== null) out.pins = numbers(pins);
   if (given.has("group")) {

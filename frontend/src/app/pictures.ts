@@ -9,7 +9,6 @@ export class Pictures {
   readonly size: number;
   readonly pages: { url: string; columns: number; rows: number; image: HTMLImageElement }[];
   #document: Document;
-  #tiles = new Map<number, Int32Array>();
 
   constructor(document: Document) {
     this.#document = document;
@@ -26,15 +25,6 @@ export class Pictures {
   at(tile: number): { page: number; x: number; y: number } | null {
     const place = tile < 0 ? null : tileAt(this.#document, tile);
     return place && { page: place.page, x: place.column * this.size, y: place.row * this.size };
-  }
-
-  /** All tiles of a node in the picture set at a place, the best first. */
-  of(set: number, node: number): number[] {
-    const { pictures } = this.#document;
-    if (!pictures[set]) return [];
-    if (!this.#tiles.has(set)) this.#tiles.set(set, numbers(this.#document, "pictures.tiles", set));
-    const each = pictures[set].tiles.shape[1]!;
-    return [...this.#tiles.get(set)!.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
   }
 
   /** An image's thumbnail, or an empty string if it would have to be fetched. */

@@ -12,14 +12,10 @@ import { ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
 import type { Source } from "./source.js";
 
-/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones) of the document,
- *  and where they are drawn on the stage. */
+/** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones). */
 export interface Spot {
   nodes: number[];
   edges: number[];
-  box: { left: number; top: number; right: number; bottom: number };
-  /** The horizontal extent of its neighbors. */
-  around: { left: number; right: number };
 }
 
 export interface Store {
@@ -29,8 +25,9 @@ export interface Store {
   view: Signal<View>;
   /** Nodes chosen for a group, or for the notebook. */
   selection: Signal<number[]>;
-  /** Width of the stage. */
+  /** The stage's width and height. */
   width: Signal<number>;
+  height: Signal<number>;
   /** The layout, and the same with the isolated part lit. */
   plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
@@ -39,6 +36,12 @@ export interface Store {
   image: ReadonlySignal<number | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
+  /** What was clicked last, whose details stay. */
+  held: Signal<Spot | null>;
+  /** What the panel shows the details of; null: the target. */
+  shown: ReadonlySignal<Spot | null>;
+  /** Whether the panel is open where it is a sheet. */
+  sheet: Signal<boolean>;
   /** The node that the Tab key focuses. */
   current: Signal<number>;
   /** The roots on the way to the one that is drawn, for Esc. */
@@ -53,6 +56,7 @@ export interface Store {
   close(): void;
 }
 
+export const AROUND = 42; // px above and below what is drawn
 const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every step of a slider
 
 /** Throws DocumentError if the document cannot be drawn. */
@@ -61,12 +65,19 @@ export function createStore(source: Source): Store {
   const base = ownView(graph);
   const view = signal(viewOf(graph, base, source.view()));
   const selection = signal(known(graph, source.selection()));
-  const width = signal(1200);
+  const [width, height] = [signal(1100), signal(560)];
+  const [hover, held] = [signal<Spot | null>(null), signal<Spot | null>(null)];
   // The part of the view that moves nodes. Isolation and images only light or color them, without a new layout.
   const layout = computed(() =>
     JSON.stringify({ ...view.value, isolate: null, share: base.share, image: null, mode: "diagram" }),
   );
-  const plan = computed(() => draw(graph, JSON.parse(layout.value) as View, { width: width.value, medium: "screen" }));
+  const plan = computed(() =>
+    draw(graph, JSON.parse(layout.value) as View, {
+      width: width.value,
+      medium: "screen",
+      height: height.value - AROUND,
+    }),
+  );
   const flow = computed(() => plan.value.flow);
   const scene = computed(() => {
     const { isolate: node, share } = view.value;
@@ -79,6 +90,7 @@ export function createStore(source: Source): Store {
     view,
     selection,
     width,
+    height,
     plan,
     scene,
     image: computed(() => {
@@ -87,7 +99,10 @@ export function createStore(source: Source): Store {
       return variant === (graph.document.images?.variants[image] ?? 0) ? image : null;
     }),
     flow,
-    hover: signal(null),
+    hover,
+    held,
+    shown: computed(() => hover.value ?? held.value),
+    sheet: signal(false),
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
@@ -100,6 +115,7 @@ export function createStore(source: Source): Store {
         const trail = store.trail.value;
         const before = trail.lastIndexOf(next.root);
         store.trail.value = before >= 0 ? trail.slice(0, before + 1) : [...trail, next.root];
+        held.value = null;
       }
       // A node that was pinned only to be isolated is unpinned.
       if (lent !== null && next.isolate !== lent) {
@@ -108,7 +124,7 @@ export function createStore(source: Source): Store {
       }
       view.value = next;
       drawIsolated();
-      store.hover.value = null;
+      hover.value = null;
       if (message !== undefined) store.say(message);
     },
     say(message) {

@@ -3,11 +3,12 @@
 import { DARK, LIGHT } from "../core/color.js";
 
 export const STYLES = `
-:host { display: block; }
+:host { display: block; container-type: inline-size; }
 .app {
   --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7;
   --faint: #f3f3f0; --empty: #e9e9e5;
   --excites: ${LIGHT.excites}; --inhibits: ${LIGHT.inhibits}; --connects: ${LIGHT.connects}; --focus: #1a5fb4;
+  --good: #22663a;
   --shadow: 0 6px 28px rgba(20, 20, 15, .16), 0 1px 3px rgba(20, 20, 15, .12);
   position: relative; color: var(--ink); background: var(--ground); color-scheme: light; min-width: 0;
   font: 14px/1.45 Inter, system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
@@ -17,28 +18,45 @@ export const STYLES = `
   --ground: ${DARK.background}; --raised: #232328; --ink: ${DARK.text}; --soft: ${DARK.muted}; --line: #383a41;
   --faint: #1e2025; --empty: #2a2c32;
   --excites: ${DARK.excites}; --inhibits: ${DARK.inhibits}; --connects: ${DARK.connects}; --focus: #78aeff;
+  --good: #7fd49a;
   --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
   color-scheme: dark;
 }
-.app[data-host="page"] { min-height: 100vh; }
 .app *, .app *::before { box-sizing: border-box; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 h1, h2, h3, p, dl, dd, ul, ol { margin: 0; padding: 0; }
 ul, ol { list-style: none; }
 
-header {
-  display: flex; flex-wrap: wrap; gap: 4px 32px; align-items: baseline; justify-content: space-between;
-  padding: 18px 28px 0;
+.app { display: grid; grid-template: auto minmax(0, 1fr) / minmax(0, 1fr) 320px; }
+.app[data-host="page"] { height: 100vh; min-height: 540px; }
+header { grid-column: 1 / -1; padding: 12px 24px 0; border-bottom: 1px solid var(--line); }
+.main { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
+.stage-frame { position: relative; flex: 1 1 0; min-height: 0; overflow: hidden; }
+.app[data-host="widget"] .stage-frame { flex: none; height: 560px; }
+.heading { display: flex; gap: 4px 24px; align-items: flex-start; justify-content: space-between; }
+.heading > div:first-child { flex: 1 1 520px; min-width: 0; }
+.menus { display: flex; flex-wrap: wrap; justify-content: flex-end; align-items: center; font-size: 13px; }
+h1 { font-size: 18px; font-weight: 640; letter-spacing: -.005em; line-height: 1.3; overflow-wrap: anywhere; }
+[part="verdict"] { font-size: 14px; line-height: 1.4; margin-top: 2px; max-width: 130ch; overflow-wrap: anywhere; }
+.kept { color: var(--good); }
+.legend {
+  display: flex; flex-wrap: wrap; gap: 0 20px; padding: 2px 24px 8px; font-size: 12px; color: var(--soft);
+  align-items: center;
 }
-h1 { font-size: 17px; font-weight: 640; letter-spacing: -.005em; line-height: 1.3; overflow-wrap: anywhere; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: 12.5px; color: var(--soft); align-items: center; }
 .legend li { display: flex; align-items: center; gap: 7px; }
 .legend svg { display: block; }
-.legend button { padding: 0 5px; min-height: 24px; min-width: 24px; }
+.legend button { padding: 0 4px; min-height: 24px; min-width: 24px; }
 
-.bar { display: flex; flex-wrap: wrap; gap: 2px 4px; align-items: center; padding: 10px 20px 0; font-size: 13px; }
-.bar .rule { width: 1px; height: 16px; background: var(--line); margin: 0 6px; }
-.bar .push { margin-left: auto; }
+.bar { display: flex; flex-wrap: wrap; gap: 2px 20px; align-items: center; margin-top: 4px; font-size: 13px; }
+.cluster { display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; }
+.label { color: var(--soft); font-size: 12px; margin-right: 2px; }
+.push { margin-left: auto; }
+.cluster > .segments button, .push button { box-shadow: inset 0 0 0 1px var(--line); border-radius: 0; }
+[part="image"] { max-width: 22ch; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.burger { display: none; }
+.cluster > .segments button + button, .push button + button { margin-left: -1px; }
+.segments button:first-child { border-radius: 6px 0 0 6px !important; }
+.segments button:last-child { border-radius: 0 6px 6px 0 !important; }
 button, select, input { font: inherit; color: inherit; }
 button, select {
   background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer;
@@ -58,8 +76,8 @@ select {
 option { background: var(--raised); color: var(--ink); }
 .segments { display: inline-flex; }
 .field { display: inline-flex; align-items: center; gap: 6px; color: var(--soft); white-space: nowrap; }
-.field output { color: var(--ink); min-width: 15ch; }
-input[type="range"] { width: 130px; height: 28px; margin: 0; accent-color: var(--connects); cursor: pointer; }
+.field output { color: var(--ink); min-width: 13ch; }
+input[type="range"] { width: 120px; height: 28px; margin: 0; accent-color: var(--connects); cursor: pointer; }
 input[type="text"] {
   border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px;
   min-height: 28px;
@@ -74,6 +92,7 @@ input::placeholder { color: var(--soft); opacity: 1; }
   box-shadow: var(--shadow);
 }
 .panel.right { left: auto; right: 0; }
+.panel.up { top: auto; bottom: calc(100% + 6px); }
 .panel > button, .panel li > button { display: block; width: 100%; text-align: left; color: var(--ink); }
 .panel .row {
   display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft);
@@ -100,43 +119,51 @@ dt { color: var(--soft); }
 .results li span { color: var(--soft); }
 
 .state {
-  display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 34px; padding: 3px 28px;
-  font-size: 13px; color: var(--soft);
+  display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 32px; padding: 1px 0;
+  font-size: 12.5px; color: var(--soft);
 }
-.state:empty { min-height: 10px; padding: 0; }
 .state b { color: var(--ink); font-weight: 600; }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
-.target-panel {
-  display: flex; flex-wrap: wrap; gap: 10px 16px; align-items: flex-start; padding: 6px 28px 14px; font-size: 12.5px;
-}
-.target-panel figure { margin: 0; width: min-content; }
-.target-panel h2 { font-size: 13.5px; font-weight: 640; margin-bottom: 4px; overflow-wrap: anywhere; }
-.target-panel .soft { color: var(--soft); font-size: 12px; max-width: 62ch; margin-top: 6px; }
-.target-panel > div:last-child { flex: 1 1 300px; }
+.side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }
+.app[data-host="widget"] .side { max-height: 640px; }
+.handle { display: none; }
+.details { overflow-y: auto; overflow-x: hidden; padding: 12px 16px; font-size: 12.5px; outline-offset: -2px; }
+.details > section + section { margin-top: 14px; }
+.details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
+.crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
+.crops + h2 { margin-top: 8px; }
+.details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
+.details figure { margin: 0; width: min-content; min-width: 72px; }
+.details figure.wide { width: 100%; }
+.details svg { display: block; border-radius: 2px; }
+.soft { color: var(--soft); }
+.details p.soft { font-size: 11.5px; margin-top: 4px; }
 figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
-.target-panel img, .card img { display: block; border-radius: 3px; }
+.details img { display: block; border-radius: 3px; }
 .framed { position: relative; width: max-content; }
 .framed i { position: absolute; border: 1px dashed rgba(20, 20, 15, .62); pointer-events: none; }
-.scale { position: relative; width: 12px; margin: 0 34px 0 -6px; }
-.scale i { display: block; height: 100%; border-radius: 3px; box-shadow: 0 0 0 1px var(--line); }
+.scale { position: relative; flex: 0 0 280px; height: 26px; margin-bottom: 2px; }
+.scale i { display: block; height: 8px; border-radius: 3px; box-shadow: 0 0 0 1px var(--line); }
 .scale span {
-  position: absolute; left: 18px; transform: translateY(-50%); font-size: 11px; color: var(--soft);
-  white-space: nowrap;
+  position: absolute; top: 9px; transform: translateX(-50%); font-size: 11px; color: var(--soft); white-space: nowrap;
 }
-.figures { width: auto; font-size: 12.5px; line-height: 1.3; }
+.scale span[style*="left: 0px"], .scale span[style*="left: 0%"] { transform: none; }
+.scale span[style*="100%"] { transform: translateX(-100%); }
+.figures { width: 100%; font-size: 12px; line-height: 1.3; }
 .figures th, .figures td {
-  position: static; box-shadow: none; background: none; height: auto; padding: 2px 14px 2px 0;
+  position: static; box-shadow: none; background: none; height: auto; padding: 3px 0 3px 8px;
   border-bottom: 1px solid var(--line); text-align: right; font-weight: 400;
 }
-.figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; min-width: 7ch; max-width: 12ch; }
-.figures tbody th { text-align: left; white-space: normal; min-width: 12ch; }
+.figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; max-width: 12ch; }
+.figures tbody th { text-align: left; white-space: normal; }
+.figures .own > * { font-weight: 640; }
 .figures th:first-child { padding-left: 0; }
 .figures tr > :last-child { padding-right: 0; }
 .figures tr:hover td { background: none; }
 
-.stage { position: relative; overflow-x: auto; overflow-y: hidden; outline-offset: -2px; }
-.drawing { display: grid; justify-content: center; }
+.stage { position: relative; height: 100%; overflow: auto; outline-offset: -2px; }
+.drawing { display: grid; justify-content: safe center; align-content: safe center; min-height: 100%; }
 .drawing > svg { grid-area: 1 / 1; position: relative; }
 .drawing > .edges { will-change: opacity; }
 .stage > canvas { display: block; margin: 0 auto; }
@@ -146,12 +173,13 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
   position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px;
   box-shadow: 0 0 0 1px var(--line);
 }
-.caption { padding: 14px 28px 26px; color: var(--soft); font-size: 12.5px; max-width: 1180px; line-height: 1.5; }
+.full { border-top: 1px solid var(--line); padding-top: 10px; }
+.caption { color: var(--soft); font-size: 11.5px; line-height: 1.5; overflow-wrap: anywhere; }
 .failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
 .failure p { margin-top: 8px; color: var(--soft); }
 
 svg text { fill: var(--soft); font-family: inherit; }
-.heading text { fill: var(--ink); }
+.headings tspan:first-of-type { fill: var(--ink); }
 .edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
 .excites > .edge { stroke: var(--excites); }
 .inhibits > .edge { stroke: var(--inhibits); }
@@ -172,28 +200,15 @@ svg text { fill: var(--soft); font-family: inherit; }
 /* Shapes, not groups: a group that is dimmed is drawn apart first. */
 .isolated .picture:not(.lit) :is(image, rect, path), .isolated .node:not(.lit) .frame { opacity: .14; }
 .isolated .node:not(.lit) text { opacity: .3; }
-.isolated .edges, .isolated .stubs { opacity: .09; }
+.isolated .edges { opacity: .09; }
 .glyph.unlit { opacity: .14; }
 .glyph .sheet { fill: var(--ground); stroke-width: 1; }
 .more rect { fill: var(--empty); }
 .more rect.part { fill: var(--soft); }
 
-.card {
-  position: absolute; z-index: 4; width: max-content; max-width: 330px; padding: 12px 14px; background: var(--raised);
-  border-radius: 10px; box-shadow: var(--shadow); pointer-events: none; font-size: 12.5px;
-}
-.card h2 { font-size: 13.5px; font-weight: 640; overflow-wrap: anywhere; }
-.card .soft { color: var(--soft); }
+.card > h2 { font-size: 14px; font-weight: 640; color: var(--ink); margin: 0; }
+[part="back"] { padding: 0 8px 0 0; min-height: 24px; font-size: 12px; }
 .card dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 12px; margin-top: 6px; }
-.card .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.card figure { margin: 0; width: min-content; min-width: 72px; }
-.card .scale { margin-right: 26px; }
-.card svg { display: block; border-radius: 3px; }
-.card .figures { margin-top: 8px; }
-.card .figures :is(th, td) { padding-right: 10px; min-width: 0; }
-.card .figures thead th { max-width: 9ch; }
-.card .figures tbody th { max-width: 15ch; }
-.card .figures tr > :last-child { padding-right: 0; }
 .card h3 { font-size: 12px; font-weight: 600; margin-top: 8px; color: var(--soft); }
 .card ol li { display: flex; gap: 8px; align-items: center; }
 .card ol li .share { margin-left: auto; color: var(--soft); padding-left: 14px; }
@@ -204,10 +219,9 @@ svg text { fill: var(--soft); font-family: inherit; }
 .swatch.inhibits { background: var(--inhibits); }
 .map { image-rendering: pixelated; }
 
-.table { padding: 0 28px; }
-.table .bar { padding: 0 0 6px; }
+.table { display: flex; flex-direction: column; height: 100%; padding: 0 24px; }
 .table .rows {
-  height: min(68vh, 760px); overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line);
+  flex: 1 1 0; min-height: 0; overflow: auto; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line);
 }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th {
@@ -223,10 +237,29 @@ tr:hover td { background: var(--faint); }
 .excites-text { color: var(--excites); }
 .inhibits-text { color: var(--inhibits); }
 
-@media (max-width: 900px) {
-  header, .state, .target-panel, .caption, .table { padding-left: 16px; padding-right: 16px; }
-  .bar { padding-left: 8px; padding-right: 8px; }
+/* Narrow: the page scrolls, and the panel is a sheet at its bottom. */
+@container (max-width: 799px) {
+  .app, .app[data-host="page"] { display: block; height: auto; min-height: 100vh; }
+  header { padding: 10px 14px 0; }
+  .heading { flex-direction: column; }
+  .heading > div:first-child { flex: none; }
+  .menus { justify-content: flex-start; margin-left: -8px; }
+  .legend { padding: 2px 14px 12px; }
+  .burger { display: block; padding-left: 0; }
+  header[data-menu="false"] .menus, header[data-menu="false"] .bar, .hint { display: none; }
+  .push { margin-left: 0; }
   .field output { min-width: 0; }
+  .stage-frame, .app[data-host="widget"] .stage-frame { flex: none; height: max(380px, 58vh); }
+  .side, .app[data-host="widget"] .side {
+    position: sticky; bottom: 0; z-index: 6; max-height: 48vh; border: 0; border-top: 1px solid var(--line);
+    background: var(--raised); box-shadow: var(--shadow);
+  }
+  .handle {
+    display: block; flex: none; width: 100%; text-align: left; padding: 8px 16px; min-height: 44px; color: var(--ink);
+  }
+  .handle::after { content: "\\25B4"; float: right; }
+  .side[data-open="true"] .handle::after { content: "\\25BE"; }
+  .side[data-open="false"] .details { display: none; }
 }
 @media (pointer: coarse) {
   button, select, input { min-height: 40px; }

@@ -3,41 +3,40 @@
 
 import { heat } from "../core/color.js";
 import { decimal, significant } from "../core/format.js";
-import { nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import type { OnImage } from "./pictures.js";
 import type { Store } from "./store.js";
 import { MapPicture } from "./ui.js";
 
-const MAP = 112; // px
+const MAP = 88; // px: three to a row of the panel
 const STOPS = 9; // of the scale's colors
 
-export function TargetPanel({ store }: { store: Store }) {
+export function TargetOnImage({ store }: { store: Store }) {
   const { graph } = store;
   const { image } = store.view.value;
   const images = graph.document.images;
   const found = image === null ? null : onImage(store, image);
   if (image === null || !images || !found) return null;
   const name = plain(images.names[image]!);
-  const title = `${nodeName(graph, graph.document.target)} on ${name}`;
+  const title = `Its map on ${name}`;
   return (
-    <section class="target-panel" part="target" aria-label={title}>
-      <figure>
-        <img class="whole" src={store.pictures.thumbnail(image)} alt="" height={MAP} />
-        <figcaption>{name}</figcaption>
-      </figure>
-      <TargetMaps store={store} found={found} size={MAP} />
-      <div>
-        <h2>{title}</h2>
-        <TargetFigures store={store} found={found} />
-        <p class="soft">{explained(store, found)}</p>
-        {store.image.value === null && (
-          <p class="soft">
-            Maps of other filters and effects of kernels are only known for{" "}
-            {images.variants.length ? "one circuit on its own group" : "the circuit itself"}, so they are not shown.
-          </p>
-        )}
+    <section part="target" aria-label={title}>
+      <h2>{title}</h2>
+      <div class="pictures">
+        <figure>
+          <img class="whole" src={store.pictures.thumbnail(image)} alt="" height={MAP} />
+          <figcaption>{name}</figcaption>
+        </figure>
+        <TargetMaps store={store} found={found} size={MAP} />
       </div>
+      <TargetFigures store={store} found={found} />
+      <p class="soft">{explained(store, found)}</p>
+      {store.image.value === null && (
+        <p class="soft">
+          Maps of other filters and effects of kernels are only known for{" "}
+          {images.variants.length ? "one circuit on its own group" : "the circuit itself"}, so they are not shown.
+        </p>
+      )}
     </section>
   );
 }
@@ -82,28 +81,27 @@ export function TargetMaps({ store, found, size }: { store: Store; found: OnImag
           )
         );
       })}
-      {found.networks[0]!.map && <Scale found={found} size={size * Math.min(1, shape[0] / shape[1])} />}
+      {found.networks[0]!.map && <Scale found={found} />}
     </>
   );
 }
 
 /** The one color scale of the maps, from the least to the highest value in them. */
-function Scale({ found: { top, low, high }, size }: { found: OnImage; size: number }) {
+function Scale({ found: { top, low, high } }: { found: OnImage }) {
   const colors = Array.from({ length: STOPS }, (_, i) =>
-    heat(top > 0 ? (high + ((low - high) * i) / (STOPS - 1)) / top : 0),
+    heat(top > 0 ? (low + ((high - low) * i) / (STOPS - 1)) / top : 0),
   );
-  const zero = high > low ? high / (high - low) : 0.5;
+  const zero = high > low ? -low / (high - low) : 0.5;
   return (
     <div
       class="scale"
       role="img"
       aria-label={`colors from ${significant(low)} to ${significant(high)}, the same in all maps`}
-      style={{ height: `${size}px` }}
     >
-      <i style={{ background: `linear-gradient(${colors.join(", ")})` }} />
-      {high > 0 && <span style={{ top: 0 }}>{significant(high)}</span>}
-      {(low === 0 || (zero > 0.2 && zero < 0.8)) && <span style={{ top: `${100 * zero}%` }}>0</span>}
-      {low < 0 && <span style={{ top: "100%" }}>{significant(low)}</span>}
+      <i style={{ background: `linear-gradient(to right, ${colors.join(", ")})` }} />
+      {low < 0 && <span style={{ left: 0 }}>{significant(low)}</span>}
+      {(low === 0 || (zero > 0.2 && zero < 0.8)) && <span style={{ left: `${100 * zero}%` }}>0</span>}
+      {high > 0 && <span style={{ left: "100%" }}>{significant(high)}</span>}
     </div>
   );
 }

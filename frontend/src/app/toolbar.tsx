@@ -4,8 +4,9 @@ import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { nodeName } from "../core/names.js";
+import { mainNote } from "../core/scene.js";
 import { plain } from "../core/text.js";
-import { LONGEST_NAME, NodeKind, SHARES, type View } from "../core/types.js";
+import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, saved } from "./exports.js";
@@ -31,146 +32,161 @@ export function Toolbar({ store }: { store: Store }) {
   const sets = pictures.filter(({ name }, i) => pictures.findIndex((other) => other.name === name) === i);
   return (
     <div class="bar" role="toolbar" aria-label="view">
-      <div class="segments" role="group" aria-label="mode">
-        {MODES.map(({ mode, label }) => (
-          <button
-            type="button"
-            data-mode-button={mode}
-            aria-pressed={now.mode === mode}
-            onClick={() => store.change({ mode }, `${label} shown`)}
-          >
-            {label}
-          </button>
-        ))}
-      </div>
-      <span class="rule" />
-      {rivals.length > 1 && (
-        <>
-          <label class="field">
-            <span class="hidden">circuit</span>
-            <select
-              part="variant"
-              value={variants[now.variant]!.role === "level" ? 0 : now.variant}
-              onChange={(event) =>
-                store.change(
-                  { variant: Number(event.currentTarget.value), isolate: null },
-                  `${variants[Number(event.currentTarget.value)]!.name} is drawn`,
-                )
-              }
-            >
-              {rivals.map(({ name, i }) => (
-                <option value={i}>{plain(name)}</option>
-              ))}
-            </select>
-          </label>
-          <label class="field">
-            compare with
-            <select
-              part="compare"
-              value={now.compare ?? ""}
-              onChange={(event) =>
-                store.change(
-                  {
-                    compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value),
-                    isolate: null,
-                  },
-                  "comparison changed",
-                )
-              }
-            >
-              <option value="">none</option>
-              {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
-            </select>
-          </label>
-        </>
-      )}
-      <Density store={store} />
-      <span class="rule" />
-      {images && (
-        <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
-          {(close) => (
-            <div class="thumbs">
-              {imagesOf(graph, now).map((i) => {
-                const of = variants[images.variants[i]!];
-                const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
-                return (
+      <div class="cluster" role="group" aria-label="show">
+        <span class="label">Show</span>
+        {rivals.length > 1 && (
+          <>
+            <label class="field">
+              <span class="hidden">circuit</span>
+              <select
+                part="variant"
+                value={variants[now.variant]!.role === "level" ? 0 : now.variant}
+                onChange={(event) =>
+                  store.change(
+                    { variant: Number(event.currentTarget.value), isolate: null },
+                    `${variants[Number(event.currentTarget.value)]!.name} is drawn`,
+                  )
+                }
+              >
+                {rivals.map(({ name, i }) => (
+                  <option value={i}>{plain(name)}</option>
+                ))}
+              </select>
+            </label>
+            <label class="field">
+              <span>compare with</span>
+              <select
+                part="compare"
+                value={now.compare ?? ""}
+                onChange={(event) =>
+                  store.change(
+                    {
+                      compare: event.currentTarget.value === "" ? null : Number(event.currentTarget.value),
+                      isolate: null,
+                    },
+                    "comparison changed",
+                  )
+                }
+              >
+                <option value="">none</option>
+                {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
+              </select>
+            </label>
+          </>
+        )}
+        {images && (
+          <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
+            {(close) => (
+              <div class="thumbs">
+                {imagesOf(graph, now).map((i) => {
+                  const of = variants[images.variants[i]!];
+                  const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
+                  return (
+                    <button
+                      type="button"
+                      aria-pressed={now.image === i}
+                      data-image={i}
+                      onClick={() => {
+                        store.change(
+                          { image: now.image === i ? null : i },
+                          now.image === i
+                            ? "no image is chosen"
+                            : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`,
+                        );
+                        close();
+                      }}
+                    >
+                      <img src={store.pictures.thumbnail(i)} alt="" />
+                      <span>{plain(name)}</span>
+                    </button>
+                  );
+                })}
+                {now.image !== null && (
                   <button
                     type="button"
-                    aria-pressed={now.image === i}
-                    data-image={i}
                     onClick={() => {
-                      store.change(
-                        { image: now.image === i ? null : i },
-                        now.image === i
-                          ? "no image is chosen"
-                          : `${plain(name)} chosen. The target: ${spokenTarget(store, i)}`,
-                      );
+                      store.change({ image: null }, "no image is chosen");
                       close();
                     }}
                   >
-                    <img src={store.pictures.thumbnail(i)} alt="" />
-                    <span>{plain(name)}</span>
+                    none
                   </button>
-                );
-              })}
-              {now.image !== null && (
-                <button
-                  type="button"
-                  onClick={() => {
-                    store.change({ image: null }, "no image is chosen");
-                    close();
-                  }}
-                >
-                  none
-                </button>
+                )}
+              </div>
+            )}
+          </Pop>
+        )}
+      </div>
+      <div class="cluster" role="group" aria-label="detail">
+        <span class="label">Detail</span>
+        {now.mode === "diagram" && (
+          <span class="segments" role="group" aria-label="what is lit">
+            {PATHS.map((paths) => (
+              <button
+                type="button"
+                data-paths={paths}
+                aria-pressed={now.paths === paths}
+                onClick={() =>
+                  store.change({ paths }, paths === "main" ? "the main paths are lit" : "everything is lit")
+                }
+              >
+                {paths === "main" ? "main paths" : "everything drawn"}
+              </button>
+            ))}
+          </span>
+        )}
+        <Density store={store} />
+        <Pop label="filters" name="budget">
+          {() => (
+            <>
+              {sets.length > 1 && (
+                <label class="row">
+                  pictures
+                  <select
+                    part="pictures"
+                    value={now.pictures}
+                    onChange={(event) => store.change({ pictures: event.currentTarget.value }, "pictures changed")}
+                  >
+                    {sets.map(({ name, label }) => (
+                      <option value={name}>{plain(label)}</option>
+                    ))}
+                  </select>
+                </label>
               )}
-            </div>
+              <Choice
+                label="filters per column"
+                part="nodes-per-column"
+                of={NODES}
+                value={now.nodesPerColumn}
+                change={(nodesPerColumn) =>
+                  store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters per column`)
+                }
+              />
+              <Choice
+                label="kernels into each filter"
+                part="kernels-per-node"
+                of={KERNELS}
+                value={now.kernelsPerNode}
+                change={(kernelsPerNode) =>
+                  store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into each filter`)
+                }
+              />
+              <div class="row">
+                <span>flow that a click isolates</span>
+                <Shares store={store} />
+              </div>
+            </>
           )}
         </Pop>
-      )}
-      <Pop label="drawn" name="budget">
-        {() => (
-          <>
-            {sets.length > 1 && (
-              <label class="row">
-                pictures
-                <select
-                  part="pictures"
-                  value={now.pictures}
-                  onChange={(event) => store.change({ pictures: event.currentTarget.value }, "pictures changed")}
-                >
-                  {sets.map(({ name, label }) => (
-                    <option value={name}>{plain(label)}</option>
-                  ))}
-                </select>
-              </label>
-            )}
-            <Choice
-              label="filters per column"
-              part="nodes-per-column"
-              of={NODES}
-              value={now.nodesPerColumn}
-              change={(nodesPerColumn) =>
-                store.change({ nodesPerColumn }, `up to ${nodesPerColumn} filters per column`)
-              }
-            />
-            <Choice
-              label="kernels into each filter"
-              part="kernels-per-node"
-              of={KERNELS}
-              value={now.kernelsPerNode}
-              change={(kernelsPerNode) =>
-                store.change({ kernelsPerNode }, `up to ${kernelsPerNode} kernels into each filter`)
-              }
-            />
-            <div class="row">
-              <span>flow that a click isolates</span>
-              <Shares store={store} />
-            </div>
-          </>
-        )}
-      </Pop>
-      <span class="push" />
+      </div>
+    </div>
+  );
+}
+
+/** What concerns the whole page: finding, files, about, colors. */
+export function PageMenus({ store }: { store: Store }) {
+  return (
+    <div class="menus">
       <Search store={store} />
       <Pop label="export" name="export" right>
         {(close) => (
@@ -489,8 +505,9 @@ export function FlowText() {
 /** What is isolated, chosen, pinned, grouped or drawn as the target, with a button to undo each. */
 export function State({ store }: { store: Store }) {
   const { graph } = store;
-  const { isolate, root, pins, groups, image, mode } = store.view.value;
+  const { isolate, root, pins, groups, mode } = store.view.value;
   const selection = store.selection.value;
+  const scene = store.scene.value;
   return (
     <div class="state" part="state">
       {root !== null && (
@@ -559,15 +576,24 @@ export function State({ store }: { store: Store }) {
           </button>
         </span>
       )}
-      {mode === "diagram" &&
-        isolate === null &&
-        root === null &&
-        image === null &&
-        selection.length === 0 &&
-        groups.length === 0 &&
-        pins.length === 0 && (
-          <span>Point at a filter or a kernel for its details; click a filter to see what flows through it.</span>
-        )}
+      {mode === "diagram" && isolate === null && scene.lit && <span part="note">{mainNote(scene)}</span>}
+      {mode === "diagram" && isolate === null && root === null && selection.length === 0 && (
+        <span class="hint">
+          Point at a filter or a kernel for its details; click a filter to see what flows through it.
+        </span>
+      )}
+      <div class="segments push" role="group" aria-label="mode">
+        {MODES.map(({ mode: each, label }) => (
+          <button
+            type="button"
+            data-mode-button={each}
+            aria-pressed={mode === each}
+            onClick={() => store.change({ mode: each }, `${label} shown`)}
+          >
+            {label}
+          </button>
+        ))}
+      </div>
     </div>
   );
 }

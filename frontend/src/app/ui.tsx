@@ -106,6 +106,7 @@ export class Pop extends Component<
     name: string;
     aria?: string;
     right?: boolean;
+    up?: boolean; // it opens above its button
     class?: string;
     children: (close: () => void) => ComponentChildren;
   },
@@ -121,7 +122,7 @@ export class Pop extends Component<
   };
 
   override render() {
-    const { label, name, right, children } = this.props;
+    const { label, name, right, up, children } = this.props;
     const { open } = this.state;
     return (
       <div
@@ -148,7 +149,11 @@ export class Pop extends Component<
           {label}
         </button>
         {open && (
-          <div class={`panel ${right ? "right" : ""} ${this.props.class ?? ""}`} part={`${name}-panel`} tabIndex={-1}>
+          <div
+            class={`panel ${right ? "right" : ""} ${up ? "up" : ""} ${this.props.class ?? ""}`}
+            part={`${name}-panel`}
+            tabIndex={-1}
+          >
             {children(this.#close)}
           </div>
         )}

@@ -22,13 +22,13 @@ export interface Caption {
 }
 
 /** Whether the view draws all kernels of its variant, rather than fewer by the slider. */
-function isWhole(graph: Graph, view: View): boolean {
+export function isWhole(graph: Graph, view: View): boolean {
   return view.kernels === null || view.kernels >= graph.document.variants[view.variant]!.kept;
 }
 
 /** Whether the view draws what was measured: the default view of one variant. What is isolated or pictured does not
  *  matter. */
-function isMeasured(graph: Graph, view: View): boolean {
+export function isMeasured(graph: Graph, view: View): boolean {
   return (
     isWhole(graph, view) &&
     view.compare === null &&

@@ -55,6 +55,8 @@ export interface Graph {
   leftToRight: Int32Array;
   /** The first tile of each node in each picture set. */
   tiles: Int32Array[];
+  /** All tiles of a node in a set, the best first. */
+  tilesOf(set: number, node: number): number[];
 }
 
 /** Decode a document. Raises DocumentError, with a sentence, for what is not one or contradicts itself. */
@@ -68,6 +70,10 @@ export function decode(document: Document): Graph {
   const edgeKind = numbers(document, "edges.kind");
   const column = numbers(document, "nodes.column");
   const calibrated = document.variants.flatMap(({ calibration }) => calibration ?? []);
+  const every = document.pictures.map((pictures, set) => ({
+    tiles: numbers(document, "pictures.tiles", set),
+    each: pictures.tiles.shape[1]!,
+  }));
   const graph: Graph = {
     document,
     nodeCount: n,
@@ -96,7 +102,11 @@ export function decode(document: Document): Graph {
     outgoing: lists(n, source, (edge) => edgeKind[edge] !== EdgeKind.inner),
     inner: lists(n, target, (edge) => edgeKind[edge] === EdgeKind.inner),
     leftToRight: Int32Array.from({ length: n }, (_, node) => node).sort((a, b) => column[a]! - column[b]! || a - b),
-    tiles: document.pictures.map((_, set) => firstTiles(document, set)),
+    tiles: every.map(({ tiles, each }) => Int32Array.from({ length: n }, (_, i) => (each ? tiles[i * each]! : -1))),
+    tilesOf(set, node) {
+      const { tiles, each } = every[set] ?? { tiles: new Int32Array(0), each: 0 };
+      return [...tiles.subarray(node * each, (node + 1) * each)].filter((tile) => tile >= 0);
+    },
   };
   check(graph);
   return graph;
@@ -160,12 +170,6 @@ function fromBase64(text: string, name: string): Uint8Array<ArrayBuffer> {
 export function setOf({ document: { pictures } }: Graph, shown: string, variant: number): number {
   const named = pictures.flatMap(({ name }, set) => (name === shown ? set : []));
   return named.find((set) => pictures[set]!.variant === variant) ?? named[0] ?? 0;
-}
-
-function firstTiles(document: Document, set: number): Int32Array {
-  const tiles = numbers(document, "pictures.tiles", set);
-  const [n, each] = document.pictures[set]!.tiles.shape as [number, number];
-  return Int32Array.from({ length: n }, (_, node) => (each ? tiles[node * each]! : -1));
 }
 
 /** Lists the items 0, 1, ... that pass by their key, in order. */

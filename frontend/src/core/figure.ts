@@ -29,9 +29,7 @@ export function figures(documentJson: string) {
     /** The numbers of the tiles that a figure shows, as JSON: what a host should cut out of their pages and hand to
      *  `svg`. */
     tiles(preset: Preset): string {
-      return JSON.stringify(
-        [...new Set(sceneOf(preset).nodes.map(({ tile }) => tile))].filter((tile) => tile >= 0).sort((a, b) => a - b),
-      );
+      return JSON.stringify([...new Set(sceneOf(preset).nodes.flatMap(({ tiles }) => tiles))].sort((a, b) => a - b));
     },
     /** The figure as SVG text; the tiles as data URLs, each by its number, as JSON. */
     svg(preset: Preset, tilesJson: string): string {

@@ -80,7 +80,8 @@ export function unitName(graph: Graph, parts: Parts, unit: number): string {
 
 const HEADING = 3; // lines
 
-/** The columns' headings, in up to three lines or, if columns are narrow, all turned; and where they end. */
+/** The columns' headings, in up to three lines and one for the receptive field or, if columns are narrow, all turned;
+ *  and where they end. */
 export function headings(
   graph: Graph,
   shown: number[],
@@ -89,8 +90,16 @@ export function headings(
   sizes: Measures,
 ): { labels: Label[]; bottom: number } {
   const size = sizes.small;
-  const texts = shown.map((column) => plain(graph.document.columns[column]!.label));
-  const titles = shown.map((column, c) => plain(`${texts[c]} ${graph.document.columns[column]!.detail}`.trim()));
+  const texts = shown.map((column) =>
+    plain(graph.document.columns[column]!.alias || graph.document.columns[column]!.label),
+  );
+  const fields = shown.map((column) => {
+    const { sees } = graph.document.columns[column]!;
+    return sees ? `sees ${count(sees)} px` : "";
+  });
+  const titles = shown.map((column, c) =>
+    plain([...new Set([texts[c], graph.document.columns[column]!.detail, fields[c]])].filter(Boolean).join(", ")),
+  );
   const narrow = columns.room < size * 3.5 && texts.some((text) => !broken(text, columns.room, size, HEADING));
   if (narrow) {
     const most = size * 11;
@@ -104,7 +113,11 @@ export function headings(
       bottom,
     };
   }
-  const lines = texts.map((text) => broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]);
+  const fits = fields.every((text) => textWidth(text, size) <= columns.room);
+  const lines = texts.map((text, c) => [
+    ...(broken(text, columns.room, size, HEADING) ?? [shorten(text, columns.room, size)]),
+    ...(fits && fields[c] ? [fields[c]] : []),
+  ]);
   const bottom = top + Math.max(...lines.map((each) => each.length)) * lineHeight(size);
   return {
     labels: lines.map((each, c) =>
@@ -153,6 +166,9 @@ export function moreLabels(
   });
 }
 
+export const WIDTH = "thicker = matters more";
+export const SHARE = "share of the score = estimate, not measured";
+
 /** The legend's items in rows from y = 0; `beside` says whether they fit beside the title. */
 export function legend(
   graph: Graph,
@@ -160,19 +176,21 @@ export function legend(
   canvas: Canvas,
   sizes: Measures,
   title: string,
-  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean },
+  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean; grids: boolean },
 ): { items: LegendItem[]; beside: boolean } {
   const entries: [LegendItem["kind"], string][] = [];
   if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
   if (what.bundles.some(({ sign }) => sign < 0)) entries.push(["inhibits", "inhibits"]);
-  if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "connection"]);
-  if (what.hides) entries.push(["hidden", "not drawn"]);
+  if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "passed on without weights"]);
+  if (what.hides) entries.push(["hidden", "more connections, hidden"]);
   if (view.compare !== null) {
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
-  if (what.inner) entries.push(["text", "map beside a number: depthwise kernel"]);
-  entries.push(["text", "width: square root of saliency"], ["text", "score: flow of saliency, a heuristic"]);
+  entries.push(["text", WIDTH]);
+  if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
+  if (what.inner) entries.push(["text", "grid beside a number = this channel's own kernel"]);
+  entries.push(["text", SHARE]);
 
   const size = sizes.font;
   const sign = size * 2.2;

@@ -5,8 +5,12 @@ import { percent } from "./format.js";
 import { plain } from "./text.js";
 import { EdgeKind, NodeKind } from "./types.js";
 
+/** "features.14", or "conv3_3 (features.14)" where papers have a name for it. */
 export function layerName(graph: Graph, layer: number): string {
-  return plain(graph.document.layers[layer]?.name ?? "");
+  const { layers, columns } = graph.document;
+  const { name = "", column = -1 } = layers[layer] ?? {};
+  const alias = columns[column]?.alias;
+  return plain(alias ? `${alias} (${name})` : name);
 }
 
 /** "filter 37 of conv3_1", followed by the node's own name if it has one. */

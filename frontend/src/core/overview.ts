@@ -36,7 +36,7 @@ export function overview(graph: Graph, view: View, canvas: Canvas): Overview {
   const { margin } = measures(canvas);
   const shown = [...new Set(parts.column)];
   const count = parts.members.length;
-  const height = Math.max(480, canvas.width * 0.55);
+  const height = canvas.height ?? Math.max(480, canvas.width * 0.55);
   const pitch = (canvas.width - 2 * margin) / Math.max(1, shown.length);
   const [x, y, size] = [new Float32Array(count), new Float32Array(count), new Float32Array(count)];
   const columns = shown.map((column, c) => ({ column, x: margin + pitch * (c + 0.5) }));

@@ -10,6 +10,9 @@ export interface Measures {
   font: number;
   small: number;
   node: [number, number]; // the least and the largest side of a picture
+  main: [number, number]; // the same on the main paths, while others are dimmed
+  dim: number; // the side of these others
+  mosaic: number; // the least side of a picture of four parts
   target: number;
   gap: number; // between nodes of a column
   lane: number; // between edges that pass through a column
@@ -26,6 +29,9 @@ export function measures({ width, medium }: Canvas): Measures {
       font: 6,
       small: 6,
       node: [9, 19],
+      main: [13, 19],
+      dim: 6,
+      mosaic: 24,
       target: 30,
       gap: 3.5,
       lane: 2.5,
@@ -39,6 +45,9 @@ export function measures({ width, medium }: Canvas): Measures {
     font: 12,
     small: 11,
     node: [28, 54],
+    main: [48, 60],
+    dim: 16,
+    mosaic: 36,
     target: 84,
     gap: 9,
     lane: 7,
@@ -54,11 +63,14 @@ export interface Columns {
   x: number[];
   room: number;
   node: [number, number];
+  main: [number, number];
+  dim: number;
   target: number;
   edge: [number, number];
 }
 
-export function placeColumns(count: number, width: number, { margin, node, target, edge }: Measures): Columns {
+export function placeColumns(count: number, width: number, sizes: Measures): Columns {
+  const { margin, node, main, dim, target, edge } = sizes;
   const inner = width - 2 * margin;
   // Outer columns need less room to their outer side, unless all are narrow.
   const half = Math.min(inner / (2 * count), node[1] * 1.2);
@@ -70,6 +82,8 @@ export function placeColumns(count: number, width: number, { margin, node, targe
     x: Array.from({ length: count }, (_, c) => first + c * pitch),
     room,
     node: [Math.min(node[0], largest * 0.6), largest],
+    main: [Math.min(main[0], pitch * 0.44), Math.min(main[1], pitch * 0.52)],
+    dim: Math.min(dim, pitch * 0.24),
     edge: [edge[0], Math.min(edge[1], Math.max(edge[0], pitch * 0.05))],
     target: Math.min(target, room * 0.8, Math.max(largest * 1.2, pitch * 0.5)),
   };
@@ -116,6 +130,11 @@ export function placeThings(layers: Layers, extents: Extent[], least: number): {
     }
   }
   return { y, height };
+}
+
+/** The least height that a column needs. */
+export function neededHeight(column: number[], extents: Extent[]): number {
+  return stack(column, extents).needed;
 }
 
 function mean(links: [number, number][], y: Float64Array): number | null {

@@ -6,10 +6,13 @@ import type { Flow } from "./flow.js";
 import type { Parts, Selection } from "./select.js";
 import type { View } from "./types.js";
 
-/** Where and for what medium to draw. Height follows from what is drawn. */
+/** Where and for what medium to draw. */
 export interface Canvas {
   width: number;
   medium: "screen" | "paper";
+  /** The room from the columns' headings to what they hide; pictures get smaller to fit in, down to a limit. Without
+   *  it, the height follows from what is drawn. */
+  height?: number;
 }
 
 /** Which of two compared circuits something belongs to; "both" if nothing is compared. */
@@ -36,12 +39,13 @@ export interface SceneNode {
   x: number; // of its center
   y: number;
   size: number;
-  tile: number; // -1: it has no picture
+  tiles: number[]; // its picture: one tile, or four as a square, the best first; none: it has no picture
   flow: number; // share of the target's
   label: Label;
   /** The kernels inside it, as small heat maps beside its label. */
   inner: KernelMap[];
   target: boolean;
+  main: boolean; // whether it is drawn in full, and not as one of those that are dimmed at first
   pinned: boolean;
   mark: Mark;
   /** Dotted stubs, as paths, for flow that comes in or goes out by what is not drawn, and its shares of the node's
@@ -111,14 +115,15 @@ export interface Scene {
   medium: Canvas["medium"];
   title: Label;
   caption: Label;
-  note: Label; // what is lit; without lines where nothing is isolated
+  note: Label; // what is lit; without lines where everything is
   legend: LegendItem[];
   headings: Label[]; // one for every column that has nodes
   nodes: SceneNode[]; // by column, top to bottom: the order of the arrow keys
   edges: SceneEdge[]; // the weakest first: the order of drawing
   glyphs: Glyph[];
   more: More[];
-  lit: Lit | null; // null: nothing is isolated
+  lit: Lit | null; // the paths through an isolated node, or the main ones; null: everything is lit alike
+  main: Lit; // the main paths
   /** What was computed on the way, for details and the caption's numbers. */
   flow: Flow;
   parts: Parts;

@@ -3,13 +3,22 @@
 import { caption } from "./caption.js";
 import { type Graph, gainOf, isFitted, setOf } from "./decode.js";
 import { flowOf } from "./flow.js";
-import { count, gainText, percent, significant } from "./format.js";
+import { count, gainText, percent, plural, significant } from "./format.js";
 import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle, unitName } from "./labels.js";
 import { type Layers, order } from "./order.js";
-import { type Columns, type Extent, type Measures, measures, placeColumns, placeThings } from "./place.js";
+import {
+  type Columns,
+  type Extent,
+  type Measures,
+  measures,
+  neededHeight,
+  placeColumns,
+  placeThings,
+} from "./place.js";
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
-import { light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
+import { carried, light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
+import { mainPaths, type Story, unitsIn } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
 
@@ -25,6 +34,10 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const columns = placeColumns(shown.length, canvas.width, sizes);
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
 
+  const pins = pinned(parts, view);
+  const story = mainPaths(parts, selection.bundles, unitsIn(shown.length), pins);
+  const full = view.paths === "all" ? selection.units : story.units;
+
   const bundles = strengths(graph, flow, parts, selection, columns.edge, slot);
   const { layers, lanes } = layersOf(parts, selection, bundles, shown.length, slot);
   layers.columns = order(layers);
@@ -34,29 +47,63 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
+    grids: graph.document.layers.some(({ kernel: [height, width] }) => height * width > 1),
   });
   const heads = headings(graph, shown, columns, head.bottom, sizes);
-  const sides = picturesOf(parts, selection, columns);
-  const lines = new Map<number, string[]>();
   const several = severalLayers(graph, parts, shown.length, slot);
-  const extents = Array.from({ length: parts.members.length + lanes.length }, (_, thing): Extent => {
-    if (thing >= parts.members.length) return { above: sizes.lane / 2, below: sizes.lane / 2, gap: sizes.lane / 2 };
-    if (!selection.units[thing]) return { above: 0, below: 0, gap: 0 };
-    const maps = innerWidth(inner.get(thing), sizes);
-    const text = nodeLines(graph, parts, thing, several[slot(thing)]!, columns.room - maps, sizes);
-    lines.set(thing, text);
-    const below = Math.max(text.length * lineHeight(sizes.small), maps ? innerSide(sizes) + sizes.small * 0.2 : 0) + 2;
-    return { above: sides[thing]! / 2, below: sides[thing]! / 2 + below, gap: sizes.gap };
-  });
-  const { y, height } = placeThings(layers, extents, sizes.least);
+  const lines = new Map<number, string[]>();
+  for (let unit = 0; unit < full.length; unit++) {
+    if (!full[unit]) continue;
+    const room = columns.room - innerWidth(inner.get(unit), sizes);
+    lines.set(unit, nodeLines(graph, parts, unit, several[slot(unit)]!, room, sizes));
+  }
+  const hidden = hiddenOf(parts, selection, shown.length, slot);
+  const moreAt = (end: number) =>
+    moreLabels(
+      hidden.map(({ count, shown: share }) => ({ count, share })),
+      columns,
+      end + sizes.gap * 1.6,
+      sizes,
+    );
+  const endOf = (more: Omit<More, "column">[]) =>
+    Math.max(0, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
   const top = heads.bottom + sizes.gap * 1.4;
+  const natural = picturesOf(parts, selection, full, view.paths === "all" ? columns.node : columns.main, columns);
+  /** How far a thing extends, its picture and gap scaled. */
+  const extent = (thing: number, scale: number): Extent => {
+    const lane = (sizes.lane * scale) / 2;
+    if (thing >= parts.members.length) return { above: lane, below: lane, gap: lane };
+    const half = (natural[thing]! * scale) / 2;
+    const text = lines.get(thing);
+    if (!text) {
+      const reach = Math.max(half, besideSize(sizes) / 2);
+      return { above: reach, below: reach, gap: sizes.gap * 0.5 * scale };
+    }
+    const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
+    const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
+    return { above: half, below: half + below, gap: sizes.gap * scale };
+  };
+  const above = Math.min(top, ...heads.labels.map((label) => labelBox(label).top));
+  const room = (canvas.height ?? 0) - (top - above) - endOf(moreAt(0));
+  const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
+  const sides = [...natural];
+  for (const column of layers.columns) {
+    let scale = 1;
+    const set = () => {
+      for (const thing of column) extents[thing] = extent(thing, scale);
+    };
+    set();
+    if (canvas.height !== undefined)
+      for (; scale > SMALLEST && neededHeight(column, extents) > room; set()) scale -= 0.02;
+    for (const thing of column) if (thing < sides.length) sides[thing] = natural[thing]! * scale;
+  }
+  const { y, height } = placeThings(layers, extents, canvas.height === undefined ? sizes.least : room);
   for (let thing = 0; thing < y.length; thing++) y[thing]! += top;
 
   const nodes: SceneNode[] = [];
   const nodeOf = new Map<number, number>();
-  const tiles = graph.tiles[setOf(graph, view.pictures, view.variant)];
-  const otherTiles = view.compare === null ? tiles : graph.tiles[setOf(graph, view.pictures, view.compare)];
-  const pins = pinned(parts, view);
+  const set = setOf(graph, view.pictures, view.variant);
+  const otherSet = view.compare === null ? set : setOf(graph, view.pictures, view.compare);
   for (const [c, column] of layers.columns.entries())
     for (const unit of column) {
       if (unit >= parts.members.length) continue;
@@ -72,18 +119,25 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         x: columns.x[c]!,
         y: y[unit]!,
         size: sides[unit]!,
-        tile: (flow.aliveNode[best] === 2 ? otherTiles : tiles)?.[best] ?? -1,
-        flow: parts.flow[unit]!,
-        ...labelled(
-          graph,
-          lines.get(unit)!,
-          inner.get(unit) ?? [],
-          columns.x[c]!,
-          y[unit]! + sides[unit]! / 2,
-          sizes,
-          nodeTitle(graph, parts, unit),
+        tiles: mosaic(
+          graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
+          // A filter that reads the image is shown as its kernel, and a group as its strongest.
+          members.length === 1 && !parts.seesImage[unit] && sides[unit]! >= sizes.mosaic,
         ),
+        flow: parts.flow[unit]!,
+        ...(lines.has(unit)
+          ? labelled(
+              graph,
+              lines.get(unit)!,
+              inner.get(unit) ?? [],
+              columns.x[c]!,
+              y[unit]! + sides[unit]! / 2,
+              sizes,
+              nodeTitle(graph, parts, unit),
+            )
+          : { label: beside(graph, parts, unit, columns.x[c]!, y[unit]!, sides[unit]!, columns, sizes), inner: [] }),
         target: unit === parts.root,
+        main: full[unit] === 1,
         pinned: pins.has(unit),
         mark: mark(
           view,
@@ -100,17 +154,8 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
       edge.edges.reduce((bits, each) => bits | flow.alive[each]!, 0),
     );
   stubs(parts, selection, nodes, columns, sizes);
-  const hidden = hiddenOf(parts, selection, shown.length, slot);
-  const more = moreLabels(
-    hidden.map(({ count, shown: share }) => ({ count, share })),
-    columns,
-    top + height + sizes.gap * 1.6,
-    sizes,
-  ).map((each): More => ({ ...each, column: shown[each.column]! }));
-  const bottom = Math.max(
-    top + height,
-    ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)),
-  );
+  const more = moreAt(top + height).map((each): More => ({ ...each, column: shown[each.column]! }));
+  const bottom = Math.max(top + height, endOf(more));
   const scene: Scene = {
     view,
     width: canvas.width,
@@ -126,12 +171,42 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     glyphs: [],
     more,
     lit: null,
+    main: litOf({ nodes, edges }, story),
     flow,
     parts,
     selection,
     numbers,
   };
   return isolate(graph, scene, view.isolate, view.share);
+}
+
+const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
+
+/** The tiles of a picture: four where there are as many and they are wanted, else the best. */
+function mosaic(tiles: number[], four: boolean): number[] {
+  return tiles.slice(0, four && tiles.length >= 4 ? 4 : 1);
+}
+
+function besideSize({ small }: Measures): number {
+  return Math.max(6, small * 0.9);
+}
+
+/** The label of a dimmed unit, beside its picture; without lines where there is no room. */
+function beside(
+  graph: Graph,
+  parts: Parts,
+  unit: number,
+  x: number,
+  y: number,
+  side: number,
+  columns: Columns,
+  sizes: Measures,
+): Label {
+  const at = x + side / 2 + sizes.gap * 0.3;
+  const size = besideSize(sizes);
+  const text = parts.groups[unit] === null ? String(graph.unit[parts.members[unit]![0]!]) : "";
+  const fits = at - x + textWidth(text, size) < columns.room * 0.42;
+  return line(fits ? [text] : [], at, y + size * 0.36, size, "start", nodeTitle(graph, parts, unit));
 }
 
 /** The kernels inside single drawn units that are larger than one weight, such as the depthwise ones of chains; none
@@ -199,32 +274,48 @@ function labelled(
   return { label, inner };
 }
 
-/** The same scene with the nodes and edges lit that carry `share` of a node's flow, or with nothing isolated. Nothing
- *  moves. */
+/** The same scene with the nodes and edges lit that carry `share` of a node's flow; with nothing isolated, with the
+ *  main paths lit, or everything. Nothing moves. */
 export function isolate(graph: Graph, scene: Scene, node: number | null, share: number): Scene {
   const unit = node === null ? -1 : (scene.parts.unitOf[node] ?? -1);
-  const lit = unit >= 0 && scene.selection.units[unit] ? lightOf(scene, unit, share) : null;
+  const isolated =
+    unit >= 0 && scene.selection.units[unit]
+      ? litOf(scene, light(scene.parts, scene.selection.bundles, unit, share))
+      : null;
+  const all = scene.view.paths === "all" || [...scene.main.nodes, ...scene.main.edges].every(Boolean);
+  const lit = isolated ?? (all ? null : scene.main);
+  const note = isolated ? isolatedNote(graph, scene, unit, share) : lit ? mainNote(scene) : "";
   return {
     ...scene,
-    view: { ...scene.view, isolate: lit ? node : null, share: share as View["share"] },
+    view: { ...scene.view, isolate: isolated ? node : null, share: share as View["share"] },
     lit,
-    note: { ...scene.note, lines: lit ? [noteOf(graph, scene, unit, share)] : [] },
-    glyphs: glyphs(graph, scene, lit),
+    note: {
+      ...scene.note,
+      lines: note ? [shorten(note, scene.width - 2 * scene.note.x, scene.note.size)] : [],
+    },
+    glyphs: glyphs(graph, scene, isolated ?? scene.main, isolated ? 14 : 6),
   };
 }
 
-function noteOf(graph: Graph, scene: Scene, unit: number, share: number): string {
+function isolatedNote(graph: Graph, scene: Scene, unit: number, share: number): string {
   const through = unitName(graph, scene.parts, unit);
-  const text = `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
-  return shorten(text, scene.width - 2 * scene.note.x, scene.note.size);
+  return `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
 }
 
-/** The nodes and edges to light if a unit of the scene is isolated. */
-export function lightOf(scene: Scene, unit: number, share: number): Lit {
-  const { units, bundles } = light(scene.parts, scene.selection.bundles, unit, share);
+/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." */
+export function mainNote({ main, nodes, edges, parts }: Scene): string {
+  const kept = new Uint8Array(parts.edges.length);
+  for (const [i, { bundle }] of edges.entries()) kept[bundle] = main.edges[i]!;
+  const lit = main.nodes.reduce((sum, each) => sum + each, 0);
+  const share = percent(carried(parts, kept)[parts.root] ?? 0);
+  return `Lit: the main paths, ${count(lit)} of ${plural(nodes.length, "filter")} drawn, ${share} of the score.`;
+}
+
+/** What of a scene some units and bundles are. */
+function litOf({ nodes, edges }: Pick<Scene, "nodes" | "edges">, { units, bundles }: Story): Lit {
   return {
-    nodes: Uint8Array.from(scene.nodes, (node) => units[node.unit]!),
-    edges: Uint8Array.from(scene.edges, (edge) => bundles[edge.bundle]!),
+    nodes: Uint8Array.from(nodes, (node) => units[node.unit]!),
+    edges: Uint8Array.from(edges, (edge) => bundles[edge.bundle]!),
   };
 }
 
@@ -314,8 +405,14 @@ function layersOf(
   return { layers, lanes };
 }
 
-/** The sides of the pictures: the area grows with the flow within the column; the root's is the largest of all. */
-function picturesOf(parts: Parts, selection: Selection, { node: [least, most], target }: Columns): number[] {
+/** The sides of the pictures. In full, the area grows with the flow within the column; the root's is the largest. */
+function picturesOf(
+  parts: Parts,
+  selection: Selection,
+  full: Uint8Array,
+  [least, most]: [number, number],
+  { dim, target }: Columns,
+): number[] {
   const largest = new Map<number, number>();
   for (let unit = 0; unit < parts.members.length; unit++)
     if (selection.units[unit])
@@ -323,7 +420,9 @@ function picturesOf(parts: Parts, selection: Selection, { node: [least, most], t
   return parts.members.map((_, unit) =>
     unit === parts.root
       ? target
-      : least + (most - least) * Math.sqrt(parts.flow[unit]! / (largest.get(parts.column[unit]!) || 1)),
+      : !full[unit]
+        ? dim
+        : least + (most - least) * Math.sqrt(parts.flow[unit]! / (largest.get(parts.column[unit]!) || 1)),
   );
 }
 
@@ -341,7 +440,7 @@ function header(
   view: View,
   canvas: Canvas,
   sizes: Measures,
-  what: { bundles: Bundle[]; hides: boolean; inner: boolean },
+  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean },
 ) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);
@@ -437,7 +536,7 @@ function route(
     const last = slot(to.unit);
     const inhibits = each.sign < 0;
     const end = to.x - to.size / 2 - pad - (inhibits ? barWidth(sizes) / 2 : 0);
-    const stops = [{ x: from.x + from.size / 2 + pad, y: ys[0]! }];
+    const stops = [{ x: rightOf(from) + pad, y: ys[0]! }];
     const add = (x: number, height: number) => x - stops[stops.length - 1]!.x > 0.5 && stops.push({ x, y: height });
     for (let c = first; c < last; c++) {
       add(columns.x[c]! + reach[c]!, ys[c - first]!);
@@ -466,6 +565,12 @@ function route(
   return edges.sort((a, b) => a.width - b.width || a.bundle - b.bundle);
 }
 
+/** Where what leaves a node begins: right of its picture and of a label beside it. */
+function rightOf({ x, size, label }: SceneNode): number {
+  const beside = label.anchor === "start" && label.lines.length > 0;
+  return Math.max(x + size / 2, beside ? labelBox(label).right : 0);
+}
+
 export function barWidth({ edge }: Measures): number {
   return edge[1] * 0.26;
 }
@@ -483,7 +588,7 @@ function stubs(parts: Parts, selection: Selection, nodes: SceneNode[], columns: 
   for (const node of nodes) {
     const stub = (share: number, side: 1 | -1) => {
       if (share < 0.02) return null;
-      const x = node.x + side * (node.size / 2 + sizes.gap * 0.4);
+      const x = side < 0 ? node.x - node.size / 2 - sizes.gap * 0.4 : rightOf(node) + sizes.gap * 0.4;
       const y = node.y + node.size * 0.36;
       return { share, path: `M${short(x)} ${short(y)}h${short(side * longest * (0.3 + 0.7 * share))}` };
     };
@@ -506,12 +611,20 @@ function hiddenOf(parts: Parts, selection: Selection, columnCount: number, slot:
   return hidden;
 }
 
-/** Heat maps on the strongest edges; on all that are lit, if there is room. */
-function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
+/** Heat maps on lit edges, the strongest first, where there is room beside those that are there; at most so many in a
+ *  gap between columns. */
+export function glyphs(
+  graph: Graph,
+  scene: Scene,
+  lit: Pick<Lit, "edges">,
+  most: number,
+  there: Glyph[] = [],
+): Glyph[] {
   const sizes = measures(scene);
+  const has = new Set(there.map(({ edge }) => edge));
   const candidates = scene.edges
     .map((edge, index) => ({ edge, index, kernel: strongest(graph, scene, edge) }))
-    .filter(({ edge, index, kernel }) => kernel >= 0 && (lit ? lit.edges[index] : edge.width > sizes.edge[1] * 0.3))
+    .filter(({ index, kernel }) => kernel >= 0 && lit.edges[index] && !has.has(index))
     .reverse()
     .map((each) => {
       const [height, width] = graph.document.layers[graph.edgeLayer[each.kernel]!]!.kernel;
@@ -520,19 +633,20 @@ function glyphs(graph: Graph, scene: Scene, lit: Lit | null): Glyph[] {
         ...each,
         height: height * cell,
         width: width * cell,
-        most: lit ? 14 : 6,
+        most,
         gap: [each.edge.gap[0] + 1, each.edge.gap[1] - 1] as [number, number],
       };
     });
-  const boxes = scene.nodes.flatMap((node): Box[] => [
-    {
-      left: node.x - node.size / 2,
-      right: node.x + node.size / 2,
-      top: node.y - node.size / 2,
-      bottom: node.y + node.size / 2,
-    },
-    labelBox(node.label),
-  ]);
+  const around = (x: number, y: number, width: number, height: number): Box => ({
+    left: x - width / 2,
+    right: x + width / 2,
+    top: y - height / 2,
+    bottom: y + height / 2,
+  });
+  const boxes = [
+    ...scene.nodes.flatMap(({ x, y, size, label }) => [around(x, y, size, size), labelBox(label)]),
+    ...there.map(({ x, y, width, height }) => around(x, y, width, height)),
+  ];
   return placeGlyphs(candidates, boxes);
 }
 

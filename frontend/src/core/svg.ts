@@ -14,7 +14,7 @@ const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 /** How the two sides of a comparison are dashed, in widths of the widest edge. */
 export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4, 0.4] };
 
-const DIM = 0.1;
+const DIM = 0.08; // the opacity of what is not lit
 
 export interface SvgOptions {
   dark?: boolean;
@@ -156,18 +156,25 @@ function stubStroke(widest: number, palette: Palette): string {
   return `fill="none" stroke="${palette.connects}" stroke-width="${short(widest * 0.22)}" ${dots}`;
 }
 
-/** A node's tile, or a sign if it has none. */
-function pictureSvg(
-  { x, y, size, tile, kind, label }: SceneNode,
-  palette: Palette,
-  tiles: Record<string, string>,
-): string {
+/** The places of a node's tiles: one fills the square, four share it with a gap between them. */
+export function tilePlaces({ x, y, size, tiles }: SceneNode): { tile: number; x: number; y: number; size: number }[] {
   const [left, top] = [x - size / 2, y - size / 2];
-  const own = tiles[tile];
-  if (own !== undefined) {
-    const place = `x="${short(left)}" y="${short(top)}" width="${short(size)}" height="${short(size)}"`;
-    return `<image ${place} preserveAspectRatio="none" href="${escaped(own)}"/>`;
-  }
+  const [step, side] = tiles.length > 1 ? [size * 0.52, size * 0.48] : [0, size];
+  return tiles.map((tile, i) => ({ tile, x: left + (i % 2) * step, y: top + (i >> 1) * step, size: side }));
+}
+
+/** A node's tiles, or a sign if it has none. */
+function pictureSvg(node: SceneNode, palette: Palette, cut: Record<string, string>): string {
+  const { x, y, size, kind, label } = node;
+  const [left, top] = [x - size / 2, y - size / 2];
+  const shown = tilePlaces(node).filter(({ tile }) => cut[tile] !== undefined);
+  if (shown.length)
+    return shown
+      .map(({ tile, x, y, size }) => {
+        const place = `x="${short(x)}" y="${short(y)}" width="${short(size)}" height="${short(size)}"`;
+        return `<image ${place} preserveAspectRatio="none" href="${escaped(cut[tile]!)}"/>`;
+      })
+      .join("");
   const sign: Record<number, string> = { [NodeKind.add]: "+", [NodeKind.gate]: "\u00d7", [NodeKind.mix]: "\u03a3" };
   const font = Math.max(size * 0.55, label.size); // no text is smaller than a label
   const place = `x="${short(x)}" y="${short(y + font * 0.35)}" font-size="${short(font)}" text-anchor="middle"`;

@@ -4,6 +4,7 @@
 export const SCHEMA = "convcircuits-diagram/2";
 export const SHARES = [0.5, 0.8, 0.95] as const;
 export const MODES = ["diagram", "all", "table"] as const;
+export const PATHS = ["main", "all"] as const;
 export const LONGEST_NAME = 80;
 
 /** What a node is. */
@@ -75,7 +76,9 @@ export interface Meta {
 /** What stands over a column, which may hold several layers (the branches of one module). */
 export interface Column {
   label: string;
-  detail: string;
+  detail?: string;
+  alias?: string; // the name that papers use for its only layer, if they do
+  sees?: number | null; // pixels that one position depends on, the longer side; null: not known
 }
 
 /** A layer that has kernels, or filters of its own. */
@@ -258,6 +261,7 @@ export interface View {
   kernels: number | null; // the first k kernels by rank; null: all
   nodesPerColumn: number;
   kernelsPerNode: number;
+  paths: "main" | "all"; // what is lit of what is drawn where no node is isolated
   root: number | null; // a node drawn as the target
   isolate: number | null; // a node whose flow alone is drawn
   share: 0.5 | 0.8 | 0.95; // how much of its flow
@@ -292,6 +296,7 @@ export const DEFAULT_VIEW: View = {
   kernels: null,
   nodesPerColumn: 12,
   kernelsPerNode: 6,
+  paths: "main",
   root: null,
   isolate: null,
   share: 0.8,

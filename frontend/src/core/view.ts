@@ -3,7 +3,7 @@
 
 import type { Graph } from "./decode.js";
 import { plain } from "./text.js";
-import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, SHARES, type View } from "./types.js";
+import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, PATHS, SHARES, type View } from "./types.js";
 
 /** `base` with what is valid in `raw`. */
 export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View, unknown>>): View {
@@ -19,6 +19,7 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
   if (raw.kernels === null || whole(raw.kernels, 1)) view.kernels = raw.kernels;
   if (whole(raw.nodesPerColumn, 1)) view.nodesPerColumn = raw.nodesPerColumn;
   if (whole(raw.kernelsPerNode, 1)) view.kernelsPerNode = raw.kernelsPerNode;
+  view.paths = PATHS.find((paths) => paths === raw.paths) ?? view.paths;
   if (raw.root === null || drawable(raw.root)) view.root = raw.root === document.target ? null : raw.root;
   if (raw.isolate === null || drawable(raw.isolate)) view.isolate = raw.isolate;
   view.share = SHARES.find((share) => share === raw.share) ?? view.share;

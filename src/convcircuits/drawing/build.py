@@ -23,6 +23,7 @@ from convcircuits.drawing.sheet import (
     columns_of,
     lay_out,
     layers_of,
+    model_of,
     nodes_of,
     variants_of,
 )
@@ -84,9 +85,9 @@ def diagram(
     Args:
         model: The model that the circuit belongs to.
         circuit: The circuit, of any granularity; its kernels on complete paths are drawn.
-        images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures. Six
-            of them, from the one that drives the feature most to the one that drives it least, can be selected to show
-            every map.
+        images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures; of
+            ``Crops``, one of each photograph. Six images, from the one that drives the feature most to the one that
+            drives it least, can be selected to show every map.
         held_out: Images to measure the whole circuit, its drawn part and the random circuit on; the average map of
             ``fit`` is measured on them too.
         fit: The images that the circuit was found on, as for ``evaluate``; a fitted circuit's random one is refitted on
@@ -173,6 +174,7 @@ def diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        photographs=images.photographs[: len(kept)] if isinstance(images, Crops) and kept is not None else None,
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
@@ -236,7 +238,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         if seen is not None
         else "Orange and purple show the sign of the sum of a kernel's weights, since no images were given."
     )
-    model = str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name)
+    model = model_of(drawing)
     return data.Meta(
         title=title or f"Circuit for {circuit.feature} of {model}",
         feature=str(circuit.feature),

@@ -70,8 +70,12 @@ class Meta(Record):
 class Column(Record):
     """What stands over a column, which may hold several layers (the branches of one module)."""
 
+    partial = True
+
     label: str
     detail: str = ""
+    alias: str = ""  # the name that papers use for its only layer, if they do
+    sees: Positive | None = None  # pixels that one position depends on, the longer side; None: not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,6 +368,7 @@ class View(Record):
     kernels: Positive | None = None  # the first k kernels by rank; None: all
     nodes_per_column: Positive = FILTERS
     kernels_per_node: Positive = FAN_IN
+    paths: Literal["main", "all"] = "main"  # what is lit of what is drawn where no node is isolated
     root: Count | None = None  # a node drawn as the target
     isolate: Count | None = None  # a node whose flow alone is drawn
     share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow

@@ -47,7 +47,7 @@ class Shown:
     kernels: int  # number of kernels among these edges
     filters: int
     path: float  # share of the target's flow on complete drawn paths
-    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # highlighted nodes and edges if one node is isolated
+    lit: tuple[tuple[int, ...], tuple[int, ...]] | None  # nodes and edges that are not dimmed; None: all are lit
     caption: str
 
 

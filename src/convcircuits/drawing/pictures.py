@@ -43,6 +43,7 @@ TILE = 64
 """Side of a picture, in pixels."""
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
+TARGET_PATCHES = 9  # of the target
 MOST_PICTURED = 2500  # nodes
 THUMBNAIL = 112  # side, in pixels
 MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
@@ -220,8 +221,12 @@ def pictured(
     seed: int,
     batch_size: int,
     progress: Progress | None,
+    photographs: Sequence[int] | None = None,
 ) -> data.Document:
-    """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations."""
+    """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
+
+    With ``photographs``, the number of each image's photograph, a node has at most one patch of each photograph.
+    """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
     kernels = {n: picture.pixels for n, picture in firsts.items()}
@@ -235,7 +240,7 @@ def pictured(
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
         for group in groups:
-            for n, patches in _patches(drawing, drawn, seen, primaries, group).items():
+            for n, patches in _patches(drawing, drawn, seen, primaries, group, photographs).items():
                 for patch in patches:
                     album.add("patches", n, patch, group)
     target: list[tuple[str, np.ndarray]] = []
@@ -280,9 +285,14 @@ class _Album:
 
 
 def _patches(
-    drawing: Drawing, drawn: Sequence[int], seen: Seen, primaries: Tensor, group: int | None
+    drawing: Drawing,
+    drawn: Sequence[int],
+    seen: Seen,
+    primaries: Tensor,
+    group: int | None,
+    photographs: Sequence[int] | None,
 ) -> dict[int, list[np.ndarray]]:
-    """Return for each node the parts of images that drive it most, as large as it sees.
+    """Return for each node the parts of images that drive it most, as large as it sees; one of each photograph.
 
     Of a group, those parts of its own images that drive the nodes of its own circuit.
     """
@@ -292,17 +302,32 @@ def _patches(
         nodes = [n for n in nodes if own[n]]
     nodes = nodes[:MOST_PICTURED]
     images, fields = seen.images[variant], {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
-    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=PATCHES)
+    top = TARGET_PATCHES if photographs is None else len(photographs)
+    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=top)
     rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
-    wanted = {n: PATCHES if n in shown else 1 for n in nodes}
-    needed = sorted({int(i) for n in nodes for i in best.image[rows[seen.readings[n]], : wanted[n]]})
+    wanted = {n: PATCHES if n in shown else 1 for n in nodes} | {drawing.graph.goal: TARGET_PATCHES}
+    chosen = {}
+    for n in nodes:
+        r = rows[seen.readings[n]]
+        ranked = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))
+        chosen[n] = _one_of_each(ranked, photographs)[: wanted[n]]
+    needed = sorted({i for some in chosen.values() for i, _ in some})
     rgb = {i: displayable(torch.cat(list(images.take([i]))), primaries)[0] for i in needed}
     found: dict[int, list[np.ndarray]] = {}
-    for n in nodes:
-        r, field = rows[seen.readings[n]], fields[seen.readings[n]]
-        places = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))[: wanted[n]]
+    for n, places in chosen.items():
+        field = fields[seen.readings[n]]
         found[n] = [_small(to_bytes(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
     return found
+
+
+def _one_of_each(
+    places: Sequence[tuple[int, list[int]]], photographs: Sequence[int] | None
+) -> list[tuple[int, list[int]]]:
+    """Return the first place, an image and a position, of each photograph, in their order."""
+    first: dict[int, tuple[int, list[int]]] = {}
+    for image, position in places:
+        first.setdefault(image if photographs is None else photographs[image], (image, position))
+    return list(first.values())
 
 
 def _features(

@@ -45,7 +45,7 @@ _LAWS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 class Record:
     """A frozen dataclass whose fields are of the types that they are annotated with; arrays are read-only copies."""
 
-    partial = False  # whether JSON holds only the fields that differ from their defaults
+    partial = False  # whether JSON holds, of the fields that have defaults, only those that differ from them
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -59,6 +59,17 @@ class Record:
 def hints(record: Any) -> dict[str, Any]:
     """Return the fields of a record and their types."""
     return get_type_hints(record, include_extras=True)
+
+
+def defaults(record: Any) -> dict[str, Any]:
+    """Return the fields of a record that have defaults, with these."""
+    known = {}
+    for field in dataclasses.fields(record):
+        if field.default is not dataclasses.MISSING:
+            known[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            known[field.name] = field.default_factory()
+    return known
 
 
 def is_array(hint: Any) -> bool:
@@ -91,8 +102,8 @@ def plain(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
         if value.partial and not whole:
-            default = type(value)()
-            fields = {name: field for name, field in fields.items() if field != getattr(default, name)}
+            default = defaults(type(value))
+            fields = {name: field for name, field in fields.items() if name not in default or field != default[name]}
         return {camel(name): plain(field) for name, field in fields.items()}
     if isinstance(value, np.ndarray):
         data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -130,7 +141,8 @@ def _read_record(where: str, said: Mapping[str, Any], record: Any) -> Any:
     names = {camel(field.name): field for field in dataclasses.fields(record)}
     if unknown := said.keys() - names.keys():
         raise ConvCircuitsError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
-    if missing := [] if record.partial else sorted(names.keys() - said.keys()):
+    optional = set(map(camel, defaults(record))) if record.partial else set()
+    if missing := sorted(names.keys() - said.keys() - optional):
         raise ConvCircuitsError(f"{where} lacks {', '.join(missing)}.")
     kinds = hints(record)
     return record(**{names[key].name: read(f"{where}.{key}", said[key], kinds[names[key].name]) for key in said})

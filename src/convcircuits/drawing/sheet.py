@@ -16,11 +16,13 @@ from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.graph import DrawnGraph, graph, kernels_of
 from convcircuits.drawing.wiring import Site, SiteKind, Wiring, call_of, wire
 from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.maps.receptive_fields import Reading, local_fields
 from convcircuits.network.batches import Batches, Progress
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.granularity import masks_of
+from convcircuits.zoo.layers import aliases
 
 MOST_KERNELS = 250_000
 """Maximum number of kernels on complete paths that can be drawn; larger pages do not open."""
@@ -131,11 +133,54 @@ def _count(masks: Masks) -> int:
 def columns_of(drawing: Drawing) -> tuple[data.Column, ...]:
     """Label each column with what its sites have in common."""
     columns = []
+    module, sees = drawing.subject.network.module, _sees(drawing)
+    called = {layer: alias for alias, layer in aliases(model_of(drawing).split(":")[-1].lower(), module).items()}
     for column in range(drawing.wiring.columns[drawing.wiring.target[0]] + 1):
         sites = [s for n, s in drawing.wiring.sites.items() if drawing.wiring.columns[n] == column]
         names = [_name_of(site, drawing) for site in sites]
-        columns.append(data.Column(label=_common(names), detail="; ".join(_about(site, drawing) for site in sites)))
+        layers = [drawing.call(number).layer for site in sites for number in (*site.calls, *site.inner)]
+        columns.append(
+            data.Column(
+                label=_common(names),
+                detail="; ".join(_about(site, drawing) for site in sites),
+                alias=called.get(layers[0], "") if len(layers) == 1 else "",
+                sees=max((sees[site.number] for site in sites if site.number in sees), default=None),
+            )
+        )
     return tuple(columns)
+
+
+def model_of(drawing: Drawing) -> str:
+    """Return the name of the model: the one that it was loaded by, if that is known."""
+    origin = drawing.circuits[0].provenance
+    return str((origin.get("recipe") or {}).get("model") or origin.get("model") or drawing.subject.network.name)
+
+
+def _sees(drawing: Drawing) -> dict[int, int]:
+    """Return how many pixels one position of a site's channels depends on, for the sites of convolutions.
+
+    It is the longer side of the largest receptive field, computed from that of what each convolution reads.
+    """
+    ends: dict[int, list[tuple[Reading, ConvCall]]] = {}
+    for site in drawing.wiring.sites.values():
+        for number in site.inner[-1:] or site.calls:
+            call = drawing.call(number)
+            if isinstance(call, ConvCall):
+                ends.setdefault(site.number, []).append(((call.layer, call.turn, 0), call))
+    try:
+        fields = local_fields(drawing.subject, [reading for some in ends.values() for reading, _ in some])
+    except ConvCircuitsError:  # of a model whose fields cannot be followed; nothing is said of them then
+        return {}
+    sees = {}
+    for number, some in ends.items():
+        sides = []
+        for reading, call in some:
+            field = fields[reading]
+            for axis, spans in enumerate((field.rows, field.columns)):
+                step = (spans[-1][0] - spans[0][0]) / max(1, len(spans) - 1)
+                sides.append(field.size[axis] + step * call.dilation[axis] * (call.weight.shape[2 + axis] - 1))
+        sees[number] = round(max(sides))
+    return sees
 
 
 def _name_of(site: Site, drawing: Drawing) -> str:

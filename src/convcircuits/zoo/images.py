@@ -385,6 +385,11 @@ class Crops:
             for n in range(self._count)
         )
 
+    @property
+    def photographs(self) -> tuple[int, ...]:
+        """The number of each image's photograph."""
+        return tuple(n % len(self._photographs) for n in range(self._count))
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         generators = [random.Random(f"{self._seed}:{photograph.name}") for photograph in self._photographs]
         for start in range(0, self._count, self._batch_size):

@@ -1,0 +1,164 @@
+/** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
+ *  On narrow screens it is a sheet at the bottom. */
+
+import { setOf } from "../core/decode.js";
+import { decimal } from "../core/format.js";
+import { edgeName, nodeName } from "../core/names.js";
+import { plain } from "../core/text.js";
+import { type R2Table, r2Table } from "../core/verdict.js";
+import { clear } from "./actions.js";
+import { EdgeCard, NodeCard } from "./card.js";
+import type { Store } from "./store.js";
+import { TargetOnImage } from "./target.js";
+import { Picture } from "./ui.js";
+
+const CROP = 92; // px: three to a row
+const CROPS = 9;
+
+export function Side({ store }: { store: Store }) {
+  const { graph } = store;
+  const { mode } = store.view.value;
+  const spot = store.shown.value;
+  const scene = store.scene.value;
+  const open = store.sheet.value;
+  const table = r2Table(graph, store.view.value, scene.numbers);
+  const name = spot
+    ? spot.nodes.length
+      ? nodeName(graph, spot.nodes[0]!)
+      : edgeName(graph, spot.edges[0]!)
+    : "The target and the numbers";
+  return (
+    <section class="side" part="side" data-open={open}>
+      <button
+        type="button"
+        class="handle"
+        part="handle"
+        aria-expanded={open}
+        onClick={() => {
+          store.sheet.value = !open;
+        }}
+      >
+        {name}
+      </button>
+      {/* It scrolls, so the keyboard has to reach it. */}
+      <div class="details" tabIndex={0} role="region" aria-label="details of the target, a filter or a kernel">
+        {spot ? (
+          <section class="card" part="card" data-card={spot.nodes.length ? "node" : "edge"}>
+            {store.hover.value === null && (
+              <button type="button" part="back" onClick={() => clear(store)}>
+                {"\u2190"} the target
+              </button>
+            )}
+            {spot.nodes.length > 0 ? (
+              <NodeCard store={store} nodes={spot.nodes} />
+            ) : (
+              <EdgeCard store={store} edges={spot.edges} />
+            )}
+          </section>
+        ) : (
+          <>
+            <Crops store={store} />
+            <TargetOnImage store={store} />
+            {table && <Numbers store={store} table={table} />}
+          </>
+        )}
+        <section class="full">
+          <h2>In full</h2>
+          <p class="caption" part="caption">
+            {mode !== "diagram" && "In the diagram: "}
+            {scene.numbers.text}
+          </p>
+        </section>
+      </div>
+    </section>
+  );
+}
+
+/** What drives the node that is drawn as the target: parts of images, and its pictures in the circuit and the full
+ *  model. Of two compared circuits with groups of their own, on the images of each. */
+function Crops({ store }: { store: Store }) {
+  const { graph } = store;
+  const { variant, compare } = store.view.value;
+  const root = store.flow.value.root;
+  const circuits = compare === null ? [variant] : [variant, compare];
+  const sets = [...new Set(circuits.map((each) => setOf(graph, "patches", each)))];
+  const rows = sets
+    .map((set, i) => ({
+      set,
+      name: plain(graph.document.variants[circuits[i]!]!.name),
+      tiles: graph.tilesOf(set, root),
+    }))
+    .filter(({ tiles }) => tiles.length > 0);
+  const features = root === graph.document.target ? graph.document.pictures.flatMap(({ target }) => target) : [];
+  if (!rows.length && !features.length) return null;
+  return (
+    <section part="crops">
+      {rows.map(({ set, name, tiles }) => (
+        <>
+          <h2>
+            What drives {root === graph.document.target ? "it" : nodeName(graph, root)} most
+            {rows.length > 1 && `, ${name}`}
+          </h2>
+          <div class="crops">
+            {tiles.slice(0, rows.length > 1 ? 6 : CROPS).map((tile, i) => (
+              <Picture
+                store={store}
+                tile={tile}
+                size={CROP}
+                label={`${plain(graph.document.pictures[set]!.label)}: place ${i + 1}`}
+              />
+            ))}
+          </div>
+        </>
+      ))}
+      {features.length > 0 && (
+        <div class="pictures">
+          {features.map(({ label, tile }) => (
+            <figure>
+              <Picture store={store} tile={tile} size={CROP * 1.5} label={plain(label)} />
+              <figcaption>{plain(label)}</figcaption>
+            </figure>
+          ))}
+        </div>
+      )}
+    </section>
+  );
+}
+
+function Numbers({ store, table: { columns, rows } }: { store: Store; table: R2Table }) {
+  const { heldOut } = store.graph.document;
+  const on = store.graph.document.variants[store.view.value.variant]!.fidelity?.foundOn
+    ? "the images that it was found on"
+    : "unseen images";
+  const missing = rows.some(({ values }) => values.includes(null));
+  return (
+    <section part="numbers">
+      <h2>How much of it is kept{heldOut && `: R² on ${heldOut.count} ${on}`}</h2>
+      <table class="figures">
+        <thead>
+          <tr>
+            <td />
+            {columns.map(({ short, long }) => (
+              <th scope="col" title={`R² ${long}`}>
+                {short}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map(({ name, own, values }) => (
+            <tr class={own ? "own" : undefined}>
+              <th scope="row">{name}</th>
+              {values.map((value) =>
+                value === null ? <td title="not measured, or not defined">{"\u2013"}</td> : <td>{decimal(value)}</td>,
+              )}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      <p class="soft">
+        1: the same as the full model; 0: no better than its mean.{missing && " \u2013: not measured, or not defined."}
+      </p>
+    </section>
+  );
+}

@@ -1,0 +1,159 @@
+/** What was measured, for those who do not read the whole caption: one sentence, and a small table. */
+
+import { type Caption, isMeasured, isWhole } from "./caption.js";
+import type { Graph } from "./decode.js";
+import { count, decimal, plural } from "./format.js";
+import { plain } from "./text.js";
+import type { Fidelity, Variant, View } from "./types.js";
+
+export interface Headline {
+  kept: boolean; // whether it may be shown as good news
+  verdict: string; // "Keeps the feature in part"
+  text: string; // why, and what is drawn
+}
+
+const VERDICTS: Record<Fidelity["verdict"], string> = {
+  keeps: "Keeps the feature",
+  "keeps in part": "Keeps the feature in part",
+  "does not keep": "Does not keep the feature",
+  "not decided": "Not decided whether it keeps the feature",
+};
+
+/** The verdict on a view's circuit and what of it is drawn. */
+export function headline(graph: Graph, view: View, numbers: Caption): Headline {
+  const { variants } = graph.document;
+  const variant = variants[view.variant]!;
+  const drawing = drawn(graph, view, numbers, variant.fidelity);
+  if (view.compare !== null) {
+    if (!variant.fidelity && !variants[view.compare]!.fidelity)
+      return {
+        kept: false,
+        verdict: "Not measured",
+        text: `how much of the feature these two circuits keep. ${drawing}`,
+      };
+    const both = [variant, variants[view.compare]!].map((each) => {
+      const { fidelity } = each;
+      const said = fidelity ? `${lower(VERDICTS[fidelity.verdict])}, ${part(decisive(fidelity))}` : "was not measured";
+      return `${plain(each.name)} ${said}`;
+    });
+    return { kept: false, verdict: "Two circuits", text: `${both.join("; ")}. ${drawing}` };
+  }
+  const { fidelity } = variant;
+  if (!fidelity || !graph.document.heldOut)
+    return {
+      kept: false,
+      verdict: "Not measured",
+      text: `how much of the feature this circuit keeps on held-out images. ${drawing}`,
+    };
+  const images = plural(graph.document.heldOut.count, "image");
+  const on = fidelity.foundOn
+    ? `on the very ${images} that it was found on`
+    : `on ${count(graph.document.heldOut.count)} unseen images`;
+  const value = decisive(fidelity);
+  const inside = value === fidelity.r2Interior && fidelity.r2Interior !== null;
+  const [random, average] = inside
+    ? [fidelity.r2RandomInterior, fidelity.r2AverageMapInterior]
+    : [fidelity.r2Random, fidelity.r2AverageMap];
+  const baselines = [
+    ["random circuit", random],
+    ["average map", average],
+    ["same graph on other filters", fidelity.controls?.r2Relabelled ?? null],
+  ] as const;
+  const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
+  const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
+  return {
+    kept: variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
+    verdict:
+      variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant),
+    text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}. ${drawing}`,
+  };
+}
+
+/** What takes something from a verdict: its controls. */
+function found({ fidelity, calibration }: Variant): string {
+  if (fidelity?.verdict !== "keeps" && fidelity?.verdict !== "keeps in part") return "";
+  if (!fidelity.controls) return calibration ? ", but no controls were fitted" : "";
+  if (fidelity.controls.verdict === "found") return "";
+  return fidelity.controls.verdict === "not found"
+    ? ", but no better than its controls"
+    : ", but not decided whether better than its controls";
+}
+
+/** R\u00b2 away from the border where it is known, else over all positions. */
+function decisive({ r2, r2Interior, interior }: Fidelity): number | null {
+  return interior === "unknown" ? r2 : (r2Interior ?? r2);
+}
+
+/** "72 % of its variance". */
+function part(r2: number | null): string {
+  if (r2 === null) return "the feature is constant";
+  return r2 >= 0.005
+    ? `${Math.round(100 * r2)}\u00a0% of its variance`
+    : `none of its variance (R\u00b2\u00a0${decimal(r2)})`;
+}
+
+/** A baseline's: "-3 %", or R\u00b2 where that would say nothing. */
+function share(r2: number): string {
+  return r2 < -1 ? `R\u00b2\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
+}
+
+function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | null): string {
+  if (!numbers.ofKernels) return "Nothing of it is on a complete path.";
+  const partial = !isWhole(graph, view) || (view.root !== null && view.root !== graph.document.target);
+  if (numbers.kernels >= numbers.ofKernels && !partial) return `All ${plural(numbers.ofKernels, "kernel")} are drawn.`;
+  const shows = `This drawing shows ${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")}`;
+  if (view.compare !== null || !fidelity?.drawn) return `${shows}.`;
+  if (!isMeasured(graph, view)) return `${shows}; what they do alone was not measured.`;
+  const alone = fidelity.drawn.r2;
+  return alone === null
+    ? `${shows}.`
+    : alone < 0.05
+      ? `${shows}; alone they do not reproduce it (R\u00b2\u00a0${decimal(alone)}).`
+      : `${shows}; alone they keep ${share(alone)}.`;
+}
+
+function lower(text: string): string {
+  return text[0]!.toLowerCase() + text.slice(1);
+}
+
+/** R\u00b2 on held-out images, of circuits and of what they are compared with; null: not measured, or not defined. */
+export interface R2Table {
+  columns: { short: string; long: string }[];
+  rows: { name: string; own: boolean; values: (number | null)[] }[];
+}
+
+/** The table of a view; null where nothing was measured. */
+export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | null {
+  const { variants } = graph.document;
+  const variant = variants[view.variant]!;
+  const shown = [variant, ...(view.compare === null ? [] : [variants[view.compare]!])];
+  const { fidelity } = variant;
+  if (!fidelity) return null;
+  const central = fidelity.interior === "central";
+  const rows = shown.map((each) => ({
+    name: shown.length === 1 && each.role === "circuit" ? "this circuit" : plain(each.name),
+    own: true,
+    values: [each.fidelity?.r2 ?? null, each.fidelity?.r2Interior ?? null, each.fidelity?.r2Rectified ?? null],
+  }));
+  const beside = (name: string, ...values: (number | null)[]) => rows.push({ name, own: false, values });
+  if (shown.length === 1 && variant.role !== "control") {
+    const relabelled = fidelity.controls?.r2Relabelled ?? null;
+    const control = variant.role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
+    const inside = fidelity.interior !== "unknown";
+    beside("same graph, other filters", inside ? null : relabelled, inside ? relabelled : null, null);
+    beside("random, equal size", fidelity.r2Random, fidelity.r2RandomInterior, control?.fidelity?.r2Rectified ?? null);
+  }
+  beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, null);
+  if (shown.length === 1 && isWhole(graph, view) && numbers.kernels < numbers.ofKernels)
+    beside("what is drawn, alone", numbers.r2Drawn, null, null);
+  return {
+    columns: [
+      { short: "all", long: "over all positions" },
+      central
+        ? { short: "middle", long: "over the central positions" }
+        : { short: "inside", long: "away from the border, where no padding reaches" },
+      { short: "rectified", long: "over all positions, of the map with its negative values set to 0" },
+    ],
+    rows,
+  };
+}
