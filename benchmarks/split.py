@@ -4,6 +4,7 @@ VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one proces
 plain forward and backward pass of the truncated model. Memory is the process's peak, with the model and all images.
 
     python benchmarks/split.py --images gcompris:FOLDER --count 1000
+    python benchmarks/split.py --images gcompris:FOLDER --count 1000 --only "split in two"
 """
 
 import argparse
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--unit", type=int, default=198)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", action="append", metavar="FIGURE", help="measure only this; repeatable")
     given = parser.parse_args()
     loaded = load_model("vgg16_hed")
     images = crops(photographs(given.images)[0], loaded.preprocess, count=given.count, seed=0, size=(SIZE, SIZE))
@@ -46,6 +48,9 @@ def main() -> None:
         "split, tests": lambda: print(cc.split(loaded.model, feature, images, batch_size=BATCH).verdict_sentence),
         "split in two": lambda: cc.split(loaded.model, feature, images, groups=2, shuffles=0, batch_size=BATCH),
     }
+    if unknown := set(given.only or ()) - measured.keys():
+        parser.error(f"--only names {', '.join(sorted(unknown))}; the figures are {', '.join(measured)}")
+    measured = {name: run for name, run in measured.items() if not given.only or name in given.only}
     ratios: dict[str, list[float]] = {name: [] for name in measured}
     passes = []
     for _ in range(given.rounds):
