@@ -171,6 +171,64 @@ def test_the_url_holds_the_view(show, share):
     assert numbers(again, "[data-node]", "node") == sorted(figure.drawn(document, view).nodes)
 
 
+def test_back_and_forward_undo_and_redo_clicks_but_not_steps_of_a_slider(show):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    entries = page.evaluate("history.length")
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[data-paths=all]").click()
+    page.locator("[part=density]").evaluate(
+        """async slider => {
+            for (const value of [190, 175, 160]) {
+                slider.value = value;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await new Promise(done => setTimeout(done, 250));
+            }
+        }"""
+    )
+    seen = fragment_of(page, "kernels=")
+    assert page.evaluate("history.length") == entries + 2
+    page.go_back()
+    expect(page.locator("[data-paths=main]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    expect(page.locator("[data-card=node]")).to_be_visible()
+    shown = figure.drawn(document, dataclasses.replace(document.view, isolate=node))
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    expect(page.locator("[data-card]")).to_have_count(0)
+    page.go_forward()
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    page.go_forward()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    assert fragment_of(page, "kernels=") == seen
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(300)
+    assert fragment_of(page, "kernels=") == seen
+    assert page.evaluate("history.length") == entries + 2
+
+
+def test_a_page_in_a_frame_adds_nothing_to_the_history_around_it(browser, tmp_path):
+    document = DOCUMENTS["wide"]()
+    Diagram(document).save(tmp_path / "circuit.html")
+    around = tmp_path / "around.html"
+    around.write_text('<iframe src="circuit.html" width="1440" height="900"></iframe>', encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1480, "height": 1000})
+    page.goto(around.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator("html[data-ready=true]").wait_for()
+    entries = page.evaluate("history.length")
+    for node in (middle(document), document.target):
+        frame.locator(f"[data-node='{node}'] .frame").click()
+        expect(frame.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+        page.wait_for_timeout(300)
+    assert "isolate=" in page.frames[1].url
+    assert page.evaluate("history.length") == entries
+    page.close()
+
+
 @pytest.mark.parametrize(
     "fragment", ["#isolate=9999", "#root=x&pins=1,-4,zz&mode=evil", "#%E0%A4%A", "#variant=7&image=3"]
 )
