@@ -582,7 +582,15 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
     assert marks <= {"both", "a", "b"}
     assert {"both", "a"} <= marks
+    names = [document.variants[n].name for n in range(2)]
+    legend = page.locator("[aria-label=legend]").inner_text()
+    assert all(f"only {name}" in legend for name in names)
+    assert legend.count("in both") == 1
+    assert "not measured on this image" not in legend
+    mark = page.locator(".edges [data-mark=a]").first
+    assert mark.get_attribute("aria-label").endswith(f"only in {names[0]}")
     page = show(document, "#image=1")
+    assert "gray = not measured on this image" in page.locator("[aria-label=legend]").inner_text()
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
 
 
@@ -601,9 +609,9 @@ def test_pictures_and_the_list_of_images_follow_the_group(show):
         return found
 
     together = listed()
-    assert {name.split(" (")[1] for name in together} == {"red)", "blue)"}
+    assert {name.split(" (")[1] for name in together} == {"group red)", "group blue)"}
     page.locator(f"[data-node='{document.target}']").hover()
-    assert page.locator(".card h3").all_inner_texts()[:2] == ["red", "blue"]
+    assert page.locator(".card h3").all_inner_texts()[:2] == ["group red", "group blue"]
     page.locator("[part=compare]").select_option("")
     assert [name.split()[0] for name in listed()] == ["red"] * 6
     page.locator("[part=variant]").select_option("1")

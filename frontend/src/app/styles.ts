@@ -183,6 +183,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 .edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
 .excites > .edge { stroke: var(--excites); }
 .inhibits > .edge { stroke: var(--inhibits); }
+.legend :is(.both, .onlyA, .onlyB) > .edge { stroke: var(--ink); }
 .stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
 .node { cursor: pointer; outline: none; }
 .pictures, .glyphs, .inner, .stubs, .over, .lit-edges { pointer-events: none; }

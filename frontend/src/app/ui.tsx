@@ -35,8 +35,14 @@ export function Tile({ store, tile, x, y, size }: { store: Store; tile: number; 
 /** A tile as a separate picture. */
 export function Picture({ store, tile, size, label }: { store: Store; tile: number; size: number; label: string }) {
   return (
-    <svg width={size} height={size} role="img" aria-label={label}>
-      <Tile store={store} tile={tile} x={0} y={0} size={size} />
+    <svg width={size} height={size} role="img" aria-label={tile < 0 ? `${label}: no picture` : label}>
+      {tile < 0 ? (
+        <text x={size / 2} y={size / 2 + 4} text-anchor="middle" font-size={Math.min(11, size / 5)}>
+          no picture
+        </text>
+      ) : (
+        <Tile store={store} tile={tile} x={0} y={0} size={size} />
+      )}
     </svg>
   );
 }

@@ -184,6 +184,7 @@ export function legend(
   if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "passed on without weights"]);
   if (what.hides) entries.push(["hidden", "more connections, hidden"]);
   if (view.compare !== null) {
+    entries.push(["both", "in both"]);
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
