@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
@@ -560,6 +560,29 @@ def test_the_panels_table_is_the_documents(show):
     page.locator("[part=compare]").select_option("1")
     names = page.locator("[part=numbers] tbody th").all_inner_texts()
     assert names[:2] == [document.variants[0].name, document.variants[1].name]
+
+
+def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
+    document = plain(images=2, measured=True)
+    source, tile = document.images.src[0], int(document.pictures[0].tiles[document.target, 0])
+    wholes = (Whole("rocket.png", source, (20, 30)), Whole("not shown", source, (20, 30)))
+    tiles = dataclasses.replace(document.tiles, wholes=wholes, cuts=(Cut(tile, 0, (-4, 6, 10, 12)),))
+    page = show(dataclasses.replace(document, tiles=tiles))
+    whole = page.locator("[part=whole]")
+    expect(whole).to_have_count(0)
+    expect(page.locator("[data-cut]")).to_have_count(1)
+    page.locator(f"[data-cut='{tile}']").click()
+    expect(whole.locator("h2")).to_have_text("rocket.png")
+    assert whole.locator("svg").get_attribute("viewBox") == "0 -4 30 24"
+    frame = whole.locator("svg > rect").last
+    assert [frame.get_attribute(name) for name in ("x", "y", "width", "height")] == ["6", "-4", "12", "10"]
+    page.keyboard.press("Escape")
+    expect(whole).to_have_count(0)
+    page.locator(f"[data-cut='{tile}']").focus()
+    page.keyboard.press("Enter")
+    expect(whole).to_be_visible()
+    page.locator(f"[data-node='{document.target}'] .frame").click()
+    expect(whole).to_have_count(0)
 
 
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):

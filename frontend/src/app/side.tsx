@@ -10,7 +10,7 @@ import { clear } from "./actions.js";
 import { EdgeCard, NodeCard } from "./card.js";
 import type { Store } from "./store.js";
 import { TargetOnImage } from "./target.js";
-import { Picture } from "./ui.js";
+import { Picture, WholeImage } from "./ui.js";
 
 const CROP = 92; // px: three to a row
 const CROPS = 9;
@@ -42,6 +42,7 @@ export function Side({ store }: { store: Store }) {
       </button>
       {/* It scrolls, so the keyboard has to reach it. */}
       <div class="details" tabIndex={0} role="region" aria-label="details of the target, a filter or a kernel">
+        {store.hover.value === null && <WholeImage store={store} />}
         {spot ? (
           <section class="card" part="card" data-card={spot.nodes.length ? "node" : "edge"}>
             {store.hover.value === null && (

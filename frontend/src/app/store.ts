@@ -40,6 +40,8 @@ export interface Store {
   held: Signal<Spot | null>;
   /** What the panel shows the details of; null: the target. */
   shown: ReadonlySignal<Spot | null>;
+  /** The tile whose whole image the panel shows. */
+  whole: Signal<number | null>;
   /** Whether the panel is open where it is a sheet. */
   sheet: Signal<boolean>;
   /** The node that the Tab key focuses. */
@@ -103,6 +105,7 @@ export function createStore(source: Source): Store {
     hover,
     held,
     shown: computed(() => hover.value ?? held.value),
+    whole: signal(null),
     sheet: signal(false),
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
@@ -130,6 +133,7 @@ export function createStore(source: Source): Store {
       view.value = next;
       drawIsolated();
       hover.value = null;
+      store.whole.value = null;
       if (message !== undefined) store.say(message);
     },
     say(message) {

@@ -174,6 +174,7 @@ def diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        names=[names],
         photographs=images.photographs[: len(kept)] if isinstance(images, Crops) and kept is not None else None,
     )
     if seen is not None and primaries is not None:
@@ -218,7 +219,7 @@ def document_of(
         target=drawing.graph.goal,
         variants=variants_of(drawing, called),
         pictures=(),
-        tiles=data.Tiles(TILE),
+        tiles=data.Tiles(TILE, ()),
     )
     return document, turned
 

@@ -114,6 +114,7 @@ def group_diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        names=named,
     )
     begin(progress, "drawing maps on images")
     return Diagram(dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named)))
