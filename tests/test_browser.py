@@ -538,6 +538,21 @@ def test_on_a_narrow_screen_a_tap_opens_a_sheet(show):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    for number in numbers(page, "[data-node].lit", "node")[::4]:
+        node = page.locator(f"[data-node='{number}'] .frame")
+        node.scroll_into_view_if_needed()
+        node.tap()
+        expect(page.locator("[data-card=node]")).to_be_visible()
+        page.wait_for_timeout(100)
+        assert box_of(node)[3] <= box_of(page.locator("[part=side]"))[1]
+        assert box_of(node)[1] >= 0
+        page.locator("[part=back]").tap()
+        page.locator("[part=handle]").tap()
+
+
 def test_the_panels_table_is_the_documents(show):
     document = plain(variants=3, measured=True)
     page = show(document)

@@ -337,10 +337,10 @@ def test_of_crops_a_filter_shows_one_part_of_each_photograph():
     document = cc.diagram(drawing.subject.network.module, drawing.circuits[0]).document
     seen, nodes = Seen.of(drawing, batches_of(drawing, images)), everything(drawing).nodes
     options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
-    each = pictured(drawing, document, nodes, seen, **options, photographs=range(12))
+    each = pictured(drawing, document, nodes, seen, **options, photographs=[range(12)])
     own = pictured(drawing, document, nodes, seen, **options)
     assert np.array_equal(each.pictures[0].tiles, own.pictures[0].tiles)
-    three = pictured(drawing, document, nodes, seen, **options, photographs=[n % 3 for n in range(12)])
+    three = pictured(drawing, document, nodes, seen, **options, photographs=[[n % 3 for n in range(12)]])
     kernels = first_kernels(drawing, PRIMARIES)
     for node in nodes:
         tiles = [number for number in three.pictures[0].tiles[node].tolist() if number >= 0]

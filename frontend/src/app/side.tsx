@@ -1,6 +1,7 @@
 /** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
  *  On narrow screens it is a sheet at the bottom. */
 
+import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
 import { edgeName, nodeName } from "../core/names.js";
@@ -14,6 +15,7 @@ import { Picture, WholeImage } from "./ui.js";
 
 const CROP = 92; // px: three to a row
 const CROPS = 9;
+const CLEAR = 8; // px between a filter and the sheet
 
 export function Side({ store }: { store: Store }) {
   const { graph } = store;
@@ -27,8 +29,23 @@ export function Side({ store }: { store: Store }) {
       ? nodeName(graph, spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
+  const sheet = useRef<HTMLElement>(null);
+  const held = store.held.value;
+  // The sheet of a narrow screen must not cover what it tells of: the page scrolls until it is above the sheet.
+  useEffect(() => {
+    if (!open || !held || store.source.host !== "page") return;
+    const frame = requestAnimationFrame(() => {
+      const side = sheet.current!;
+      if (getComputedStyle(side).position !== "sticky") return;
+      const of = held.nodes.length ? `[data-node="${held.nodes[0]}"]` : `[data-edge="${held.edges[0]}"]`;
+      const told = (side.getRootNode() as ShadowRoot).querySelector(of);
+      const over = told ? told.getBoundingClientRect().bottom + CLEAR - side.getBoundingClientRect().top : 0;
+      if (over > 0) scrollBy(0, over);
+    });
+    return () => cancelAnimationFrame(frame);
+  }, [open, held]);
   return (
-    <section class="side" part="side" data-open={open}>
+    <section class="side" part="side" ref={sheet} data-open={open}>
       <button
         type="button"
         class="handle"

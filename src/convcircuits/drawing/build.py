@@ -175,7 +175,7 @@ def diagram(
         batch_size=batch_size,
         progress=progress,
         names=[names],
-        photographs=images.photographs[: len(kept)] if isinstance(images, Crops) and kept is not None else None,
+        photographs=[images.photographs[: len(kept)]] if isinstance(images, Crops) and kept is not None else None,
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")

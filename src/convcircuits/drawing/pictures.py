@@ -1,7 +1,7 @@
 """Pictures of the nodes and maps on images: first kernels, patches, feature visualizations, activation maps."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -228,12 +228,12 @@ def pictured(
     batch_size: int,
     progress: Progress | None,
     names: Sequence[Sequence[str] | None] | None = None,
-    photographs: Sequence[int] | None = None,
+    photographs: Sequence[Sequence[Hashable] | None] | None = None,
 ) -> data.Document:
     """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
 
-    With ``photographs``, the number of each image's photograph, a node has at most one patch of each photograph. The
-    images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
+    With ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph.
+    The images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
     """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
@@ -248,7 +248,8 @@ def pictured(
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
         for group in groups:
-            patches = _patches(drawing, drawn, seen, primaries, group, photographs)
+            of = None if photographs is None else photographs[group or 0]
+            patches = _patches(drawing, drawn, seen, primaries, group, of)
             for n, some in patches.items():
                 for patch in some:
                     album.add("patches", n, patch.picture, group, patch)
@@ -327,7 +328,7 @@ def _patches(
     seen: Seen,
     primaries: Tensor,
     group: int | None,
-    photographs: Sequence[int] | None,
+    photographs: Sequence[Hashable] | None,
 ) -> dict[int, list[_Patch]]:
     """Return for each node the parts of images that drive it most, as large as it sees; one of each photograph.
 
@@ -393,10 +394,10 @@ def _hatched(picture: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
 
 
 def _one_of_each(
-    places: Sequence[tuple[int, list[int]]], photographs: Sequence[int] | None
+    places: Sequence[tuple[int, list[int]]], photographs: Sequence[Hashable] | None
 ) -> list[tuple[int, list[int]]]:
     """Return the first place, an image and a position, of each photograph, in their order."""
-    first: dict[int, tuple[int, list[int]]] = {}
+    first: dict[Hashable, tuple[int, list[int]]] = {}
     for image, position in places:
         first.setdefault(image if photographs is None else photographs[image], (image, position))
     return list(first.values())
