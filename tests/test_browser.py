@@ -580,8 +580,10 @@ def test_the_panels_table_is_the_documents(show):
 def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
     document = plain(images=2, measured=True)
     source, tile = document.images.src[0], int(document.pictures[0].tiles[document.target, 0])
-    wholes = (Whole("rocket.png", source, (20, 30)), Whole("not shown", source, (20, 30)))
-    tiles = dataclasses.replace(document.tiles, wholes=wholes, cuts=(Cut(tile, 0, (-4, 6, 10, 12)),))
+    wholes = (Whole("rocket.png", source, (20, 30)), Whole("moon.png", source, (20, 30)))
+    other = int(document.pictures[0].tiles[middle(document), 0])
+    cuts = (Cut(tile, 0, (-4, 6, 10, 12)), Cut(other, 1, (2, 3, 5, 5)))
+    tiles = dataclasses.replace(document.tiles, wholes=wholes, cuts=cuts)
     page = show(dataclasses.replace(document, tiles=tiles))
     whole = page.locator("[part=whole]")
     expect(whole).to_have_count(0)
@@ -596,8 +598,11 @@ def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
     page.locator(f"[data-cut='{tile}']").focus()
     page.keyboard.press("Enter")
     expect(whole).to_be_visible()
-    page.locator(f"[data-node='{document.target}'] .frame").click()
+    page.locator(f"[data-node='{middle(document)}'] .frame").click()
     expect(whole).to_have_count(0)
+    page.mouse.move(3, 3)
+    page.locator(f"[data-card] [data-cut='{other}']").click()
+    expect(whole.locator("h2")).to_have_text("moon.png")
 
 
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):

@@ -504,7 +504,12 @@ function Over({ store, paints }: { store: Store; paints: Paint[] }) {
         const paint = paints[i]!;
         return (
           <g class={kindOf(paint.sign)}>
-            <path class="edge" d={edge.path} stroke-width={paint.width + 1} />
+            <path
+              class="edge"
+              d={edge.path}
+              stroke-width={paint.width + 1}
+              stroke-dasharray={dashes(edge.mark, paint.width)}
+            />
           </g>
         );
       })}

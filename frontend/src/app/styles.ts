@@ -132,7 +132,7 @@ dt { color: var(--soft); }
 .details > section + section { margin-top: 14px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
 .crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
-.crop { padding: 0; min-height: 0; border-radius: 2px; cursor: zoom-in; }
+.crop { padding: 0; min-height: 0; border-radius: 2px; cursor: zoom-in; pointer-events: auto; }
 .crop[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 1px; }
 .hatch { stroke: var(--soft); fill: none; }
 [part="whole"] button { padding: 2px 8px 2px 0; }

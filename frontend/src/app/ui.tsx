@@ -55,8 +55,9 @@ export function Picture(props: PictureProps) {
       title={name}
       aria-label={`${label}, cut out of ${name}: show it whole`}
       aria-pressed={store.whole.value === tile}
-      onClick={() => {
+      onClick={(event) => {
         store.whole.value = store.whole.value === tile ? null : tile;
+        if (store.whole.value !== null) event.currentTarget.closest(".details")?.scrollTo(0, 0);
       }}
     >
       <Alone {...props} />
