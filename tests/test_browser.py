@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
@@ -169,6 +169,64 @@ def test_the_url_holds_the_view(show, share):
     again.locator("[data-mode-button=diagram]").click()
     view = dataclasses.replace(view, isolate=None)
     assert numbers(again, "[data-node]", "node") == sorted(figure.drawn(document, view).nodes)
+
+
+def test_back_and_forward_undo_and_redo_clicks_but_not_steps_of_a_slider(show):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    entries = page.evaluate("history.length")
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[data-paths=all]").click()
+    page.locator("[part=density]").evaluate(
+        """async slider => {
+            for (const value of [190, 175, 160]) {
+                slider.value = value;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await new Promise(done => setTimeout(done, 250));
+            }
+        }"""
+    )
+    seen = fragment_of(page, "kernels=")
+    assert page.evaluate("history.length") == entries + 2
+    page.go_back()
+    expect(page.locator("[data-paths=main]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    expect(page.locator("[data-card=node]")).to_be_visible()
+    shown = figure.drawn(document, dataclasses.replace(document.view, isolate=node))
+    assert numbers(page, "[data-node]", "node") == sorted(shown.nodes)
+    page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    expect(page.locator("[data-card]")).to_have_count(0)
+    page.go_forward()
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    page.go_forward()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    assert fragment_of(page, "kernels=") == seen
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(300)
+    assert fragment_of(page, "kernels=") == seen
+    assert page.evaluate("history.length") == entries + 2
+
+
+def test_a_page_in_a_frame_adds_nothing_to_the_history_around_it(browser, tmp_path):
+    document = DOCUMENTS["wide"]()
+    Diagram(document).save(tmp_path / "circuit.html")
+    around = tmp_path / "around.html"
+    around.write_text('<iframe src="circuit.html" width="1440" height="900"></iframe>', encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1480, "height": 1000})
+    page.goto(around.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator("html[data-ready=true]").wait_for()
+    entries = page.evaluate("history.length")
+    for node in (middle(document), document.target):
+        frame.locator(f"[data-node='{node}'] .frame").click()
+        expect(frame.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+        page.wait_for_timeout(300)
+    assert "isolate=" in page.frames[1].url
+    assert page.evaluate("history.length") == entries
+    page.close()
 
 
 @pytest.mark.parametrize(
@@ -480,6 +538,21 @@ def test_on_a_narrow_screen_a_tap_opens_a_sheet(show):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    for number in numbers(page, "[data-node].lit", "node")[::4]:
+        node = page.locator(f"[data-node='{number}'] .frame")
+        node.scroll_into_view_if_needed()
+        node.tap()
+        expect(page.locator("[data-card=node]")).to_be_visible()
+        page.wait_for_timeout(100)
+        assert box_of(node)[3] <= box_of(page.locator("[part=side]"))[1]
+        assert box_of(node)[1] >= 0
+        page.locator("[part=back]").tap()
+        page.locator("[part=handle]").tap()
+
+
 def test_the_panels_table_is_the_documents(show):
     document = plain(variants=3, measured=True)
     page = show(document)
@@ -504,6 +577,34 @@ def test_the_panels_table_is_the_documents(show):
     assert names[:2] == [document.variants[0].name, document.variants[1].name]
 
 
+def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
+    document = plain(images=2, measured=True)
+    source, tile = document.images.src[0], int(document.pictures[0].tiles[document.target, 0])
+    wholes = (Whole("rocket.png", source, (20, 30)), Whole("moon.png", source, (20, 30)))
+    other = int(document.pictures[0].tiles[middle(document), 0])
+    cuts = (Cut(tile, 0, (-4, 6, 10, 12)), Cut(other, 1, (2, 3, 5, 5)))
+    tiles = dataclasses.replace(document.tiles, wholes=wholes, cuts=cuts)
+    page = show(dataclasses.replace(document, tiles=tiles))
+    whole = page.locator("[part=whole]")
+    expect(whole).to_have_count(0)
+    expect(page.locator("[data-cut]")).to_have_count(1)
+    page.locator(f"[data-cut='{tile}']").click()
+    expect(whole.locator("h2")).to_have_text("rocket.png")
+    assert whole.locator("svg").get_attribute("viewBox") == "0 -4 30 24"
+    frame = whole.locator("svg > rect").last
+    assert [frame.get_attribute(name) for name in ("x", "y", "width", "height")] == ["6", "-4", "12", "10"]
+    page.keyboard.press("Escape")
+    expect(whole).to_have_count(0)
+    page.locator(f"[data-cut='{tile}']").focus()
+    page.keyboard.press("Enter")
+    expect(whole).to_be_visible()
+    page.locator(f"[data-node='{middle(document)}'] .frame").click()
+    expect(whole).to_have_count(0)
+    page.mouse.move(3, 3)
+    page.locator(f"[data-card] [data-cut='{other}']").click()
+    expect(whole.locator("h2")).to_have_text("moon.png")
+
+
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
     document = DOCUMENTS["wide"]()
     drawn = figure.drawn(document, View(nodes_per_column=2)).nodes
@@ -524,7 +625,15 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
     assert marks <= {"both", "a", "b"}
     assert {"both", "a"} <= marks
+    names = [document.variants[n].name for n in range(2)]
+    legend = page.locator("[aria-label=legend]").inner_text()
+    assert all(f"only {name}" in legend for name in names)
+    assert legend.count("in both") == 1
+    assert "not measured on this image" not in legend
+    mark = page.locator(".edges [data-mark=a]").first
+    assert mark.get_attribute("aria-label").endswith(f"only in {names[0]}")
     page = show(document, "#image=1")
+    assert "gray = not measured on this image" in page.locator("[aria-label=legend]").inner_text()
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
 
 
@@ -543,9 +652,9 @@ def test_pictures_and_the_list_of_images_follow_the_group(show):
         return found
 
     together = listed()
-    assert {name.split(" (")[1] for name in together} == {"red)", "blue)"}
+    assert {name.split(" (")[1] for name in together} == {"group red)", "group blue)"}
     page.locator(f"[data-node='{document.target}']").hover()
-    assert page.locator(".card h3").all_inner_texts()[:2] == ["red", "blue"]
+    assert page.locator(".card h3").all_inner_texts()[:2] == ["group red", "group blue"]
     page.locator("[part=compare]").select_option("")
     assert [name.split()[0] for name in listed()] == ["red"] * 6
     page.locator("[part=variant]").select_option("1")

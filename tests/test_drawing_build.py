@@ -549,6 +549,10 @@ def test_every_edge_has_its_circuits_gain(model):
     document = cc.diagram(model, circuit, against=other).document
     edges = document.edges
     assert [variant.calibration is None for variant in document.variants] == [False, True, True]
+    assert [variant.name for variant in document.variants] == [
+        *(f"random {100 * plain.density:.3g} %, no. {n}" for n in (1, 2)),
+        "a random circuit of equal size",
+    ]
     calibrated = document.variants[0].calibration
     assert calibrated.constants == circuit.constants
     assert calibrated.images is None

@@ -13,6 +13,7 @@ from convcircuits import ConvCircuitsError
 from convcircuits.drawing.data import (
     Calibration,
     Column,
+    Cut,
     Document,
     Drawn,
     DrawnLayer,
@@ -306,7 +307,11 @@ def test_a_document_that_breaks_a_law_is_refused_by_its_name(law):
         (lambda: Page(1, 1, "http://example.org/x.png"), r"Page.src is .* that matches \^data:image/"),
         (lambda: Tiles(64, (Page(33, 1, "data:image/png;base64,"),)), "at most 2048 pixels"),
         (lambda: Tiles(64, (Page(2, 65, "data:image/png;base64,"),)), "at most 2048 pixels"),
-        (lambda: Tiles(0), "Tiles.size is a whole number, at least 1, at most 2048"),
+        (
+            lambda: Tiles(64, (Page(1, 1, "data:image/png;base64,"),), (), (Cut(0, 0, (0, 0, 3, 3)),)),
+            "Tile 0 of 1 is cut out of image 0 of 0, 3 x 3 pixels",
+        ),
+        (lambda: Tiles(0, ()), "Tiles.size is a whole number, at least 1, at most 2048"),
         (lambda: PictureSet("a", "b", [1, 2]), "with 2 axes"),
         (lambda: Variant("a", "best", [], [], 0, 0, 0, 0, 0, None, True), "Variant.role is one of"),
     ],

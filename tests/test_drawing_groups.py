@@ -65,7 +65,7 @@ def dead_circuit(circuit):
 
 def test_the_page_opens_as_a_comparison_and_lists_the_highest_images_of_the_groups_it_shows(drawn, groups):
     assert (drawn.view.variant, drawn.view.compare) == (0, 1)
-    assert [variant.name for variant in drawn.variants[:2]] == ["red", "blue"]
+    assert [variant.name for variant in drawn.variants[:2]] == ["group red", "group blue"]
     images = drawn.images
     assert images.of(0) == tuple(range(6))
     assert images.of(1) == tuple(range(6, 12))
@@ -107,6 +107,17 @@ def test_the_smallest_circuits_with_a_complete_path_are_drawn(groups, circuits):
         cc.group_diagram(twofold.net(), {"red": circuits["red"], "blue": dead}, groups)
 
 
+def test_of_crops_a_filter_shows_one_part_of_each_photograph(groups, circuits):
+    of = {name: [n % 3 for n in range(len(some))] for name, some in groups.items()}
+    made = cc.group_diagram(twofold.net(), circuits, groups, photographs=of).document
+    for set_ in made.pictures:
+        own = [cut for cut in made.tiles.cuts if cut.tile in set_.tiles[made.target]]
+        names = [made.tiles.wholes[cut.whole].name for cut in own]
+        assert (
+            len({int(name.split()[1]) % 3 for name in names}) == len(names) == (set_.tiles[made.target] >= 0).sum() == 3
+        )
+
+
 def test_one_group_is_drawn_alone_under_its_own_name(groups, circuits):
     made = cc.group_diagram(twofold.net(), {"red": circuits["red"]}, {"red": groups["red"]}, title="A title").document
     assert made.view.compare is None
@@ -124,6 +135,11 @@ BAD = {
         lambda c, g: (c, g),
         {"names": {"red": ["a"] * 12}},
         "names must have an entry for each of 'red', 'blue'",
+    ),
+    "few photographs": (
+        lambda c, g: (c, g),
+        {"photographs": {"red": [1], "blue": [1] * 12}},
+        "photographs must hold one for each of 12 images; got 1",
     ),
     "few names": (lambda c, g: (c, g), {"names": {"red": ["a"], "blue": ["a"] * 12}}, "names must hold one string"),
     "fit": (lambda c, g: (c, g), {"fit": {}}, "fit must have an entry"),

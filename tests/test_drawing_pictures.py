@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import convcircuits as cc
@@ -12,12 +13,12 @@ from convcircuits.drawing import pictures
 from convcircuits.drawing.data import EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
-from convcircuits.drawing.pictures import PATCHES, TARGET_PATCHES, Seen, pictured, readings_of
+from convcircuits.drawing.pictures import PATCHES, TARGET_PATCHES, Seen, _hatched, pictured, readings_of
 from convcircuits.drawing.sheet import lay_out
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.maps.colors import displayable, primaries_of
 from convcircuits.maps.feature_visualization import visualize
-from convcircuits.maps.receptive_fields import receptive_fields
+from convcircuits.maps.receptive_fields import Box, receptive_fields
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import ConvCall
 from nets import NETS
@@ -305,6 +306,29 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
             top, left = places[best[image]]
             crop = images[image, :, top : top + size, left : left + size].movedim(0, -1) * 255
             assert np.abs(cells(made, number, size) - crop.numpy()).max() <= 10
+            (cut,) = (each for each in made.tiles.cuts if each.tile == number)
+            assert cut.box == (top, left, size, size)
+            assert (made.tiles.wholes[cut.whole].name, made.tiles.wholes[cut.whole].size) == (
+                f"image {image}",
+                (SIZE, SIZE),
+            )
+            thumbnail = read_data_url(made.tiles.wholes[cut.whole].src)
+            whole = np.asarray(Image.fromarray(thumbnail).resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)
+            assert np.corrcoef(whole.ravel(), images[image].movedim(0, -1).numpy().ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("side", [8, 40, 64])
+@pytest.mark.parametrize("box", [Box(-4, 3, 8, 8), Box(0, 0, 8, 8), Box(5, -2, 8, 12), Box(-8, -8, 32, 32)])
+def test_what_lies_beyond_the_image_is_hatched(box, side):
+    picture = np.full((side, side, 3), (200, 40, 40), np.uint8)
+    made = _hatched(picture, box, (10, 12, 3))
+    hatched = (made[..., 0] == made[..., 1]) & (made[..., 1] == made[..., 2])
+    for y, x in np.ndindex(side, side):
+        at = (box.top + (y + 0.5) / side * box.height, box.left + (x + 0.5) / side * box.width)
+        assert hatched[y, x] == (not (0 <= at[0] <= 10 and 0 <= at[1] <= 12))
+    assert (made[~hatched] == (200, 40, 40)).all()
+    if hatched.sum() > side:
+        assert len(np.unique(made[hatched])) == 2
 
 
 def test_of_crops_a_filter_shows_one_part_of_each_photograph():
@@ -313,10 +337,10 @@ def test_of_crops_a_filter_shows_one_part_of_each_photograph():
     document = cc.diagram(drawing.subject.network.module, drawing.circuits[0]).document
     seen, nodes = Seen.of(drawing, batches_of(drawing, images)), everything(drawing).nodes
     options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
-    each = pictured(drawing, document, nodes, seen, **options, photographs=range(12))
+    each = pictured(drawing, document, nodes, seen, **options, photographs=[range(12)])
     own = pictured(drawing, document, nodes, seen, **options)
     assert np.array_equal(each.pictures[0].tiles, own.pictures[0].tiles)
-    three = pictured(drawing, document, nodes, seen, **options, photographs=[n % 3 for n in range(12)])
+    three = pictured(drawing, document, nodes, seen, **options, photographs=[[n % 3 for n in range(12)]])
     kernels = first_kernels(drawing, PRIMARIES)
     for node in nodes:
         tiles = [number for number in three.pictures[0].tiles[node].tolist() if number >= 0]

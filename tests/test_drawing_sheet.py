@@ -55,7 +55,7 @@ def document(drawing):
         target=drawing.graph.goal,
         variants=variants_of(drawing, ["a", "b", "c"]),
         pictures=(),
-        tiles=data.Tiles(64),
+        tiles=data.Tiles(64, ()),
     )
 
 

@@ -737,7 +737,18 @@ test("the verdict in one sentence and the table say no more than what was measur
     of({ compare: 1 }).table!.rows.map(({ name }) => name),
     ["circuit", "random", "average map, no network"],
   );
+  const figure = (some: Partial<View> = {}, canvas = CANVASES[2]!) => draw(graph, view(some), canvas).caption.lines;
+  const drawn = `${numbers.filters} of ${numbers.ofFilters} filters drawn`;
+  assert.deepEqual(figure(), [
+    "Keeps the feature: R\u00b2 0.75 away from the border on 40 unseen images (random 0.25, average map \u22120.02); " +
+      `${drawn}, alone R\u00b2 0.41.`,
+  ]);
+  assert.ok(figure({}, CANVASES[3]!).length <= 4);
+  holds(figure({ kernels: 100 }).join(" "), " filters drawn."); // what they do alone was not measured
+  assert.match(figure({ compare: 1 }).join(" "), /^circuit: R\u00b2 0\.75; random: R\u00b2 0\.25; .* filters drawn\.$/);
+  assert.match(figure({ variant: 1 }).join(" "), /^Random: R\u00b2 0\.25 /);
   circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
+  holds(figure().join(" "), "Keeps the feature, but no controls were fitted: ");
   holds(of().said, "Keeps the feature, but no controls were fitted: ");
   assert.ok(!of().kept);
   circuit!.calibration = null;
@@ -750,7 +761,11 @@ test("the verdict in one sentence and the table say no more than what was measur
   holds(of().said, "; alone they do not reproduce it (R\u00b2 \u22120.10).");
   Object.assign(circuit!.fidelity!, { interior: "unknown", r2: 0.2 });
   holds(of().said, ": 20 % of its variance on the very 40 images that it was found on (random circuit 40 %");
+  holds(figure().join(" "), ": R\u00b2 0.20 on the 40 images that it was found on (random 0.40, average map 0.35)");
+  circuit!.fidelity!.r2 = null;
+  holds(figure().join(" "), ": R\u00b2 not defined on the 40 images");
   circuit!.fidelity = control!.fidelity = null;
+  assert.match(figure().join(" "), /^Not measured on held-out images; .* filters drawn\.$/);
   assert.match(of().said, /^Not measured: /);
   assert.match(of({ compare: 1 }).said, /^Not measured: /);
   assert.equal(of().table, null);

@@ -20,12 +20,14 @@ export function isolateNode(store: Store, node: number): void {
 /** Keeps the details of nodes or edges in the panel, and opens it where it is a sheet. */
 export function hold(store: Store, spot: Spot): void {
   store.held.value = spot;
+  store.whole.value = null;
   store.sheet.value = true;
 }
 
 /** Clears the isolation, the selection and the details. */
 export function clear(store: Store): void {
   store.held.value = null;
+  store.whole.value = null;
   if (store.view.value.isolate === null && store.selection.value.length === 0) return;
   store.selection.value = [];
   store.change({ isolate: null }, "nothing is isolated");
@@ -33,7 +35,12 @@ export function clear(store: Store): void {
 
 /** Escape: clears the isolation, the selection and the details; if there are none, goes back to the previous root. */
 export function stepBack(store: Store): void {
-  if (store.view.value.isolate !== null || store.selection.value.length > 0 || store.held.value) {
+  if (
+    store.view.value.isolate !== null ||
+    store.selection.value.length > 0 ||
+    store.held.value ||
+    store.whole.value !== null
+  ) {
     clear(store);
     return;
   }

@@ -14,6 +14,8 @@ import { Table } from "./table.js";
 import { FlowText, PageMenus, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
+const ON_IMAGE = "color and width = effect on this image";
+const UNKNOWN = "gray = not measured on this image";
 const NARROWEST = 42; // px for a column; with less room, the diagram scrolls in its own region
 
 export function App({ store }: { store: Store }) {
@@ -136,27 +138,33 @@ function Heading({ store }: { store: Store }) {
 
 /** A line of the legend. If an image is chosen, kernels are painted by their effect on it, which the core's legend does
  *  not describe. */
-function LegendMark({ item: { kind, label }, image }: { item: LegendItem; image: boolean }) {
+function LegendMark({ item, image }: { item: LegendItem; image: boolean }) {
+  const { kind, label } = item;
+  if (image && label.title === WIDTH)
+    return (
+      <>
+        <LegendMark item={{ ...item, label: { ...label, title: ON_IMAGE } }} image={false} />
+        <LegendMark item={{ ...item, kind: "connects", label: { ...label, title: UNKNOWN } }} image={false} />
+      </>
+    );
   return (
     <li data-legend={kind}>
       {kind !== "text" && (
-        <svg class={kind === "hidden" ? undefined : kind} width="30" height="10" aria-hidden="true">
+        <svg class={kind === "hidden" ? undefined : kind} width="38" height="10" aria-hidden="true">
           {kind === "hidden" ? (
-            <path class="stub" d="M2 5H28" />
+            <path class="stub" d="M2 5H36" />
           ) : (
             <path
               class="edge"
-              d="M0 5H28"
+              d="M0 5H38"
               stroke-width={3.5}
-              stroke-dasharray={kind === "onlyA" ? dashes("a", 3) : kind === "onlyB" ? dashes("b", 3) : undefined}
+              stroke-dasharray={kind === "onlyA" ? dashes("a", 4) : kind === "onlyB" ? dashes("b", 4) : undefined}
             />
           )}
-          {kind === "inhibits" && <path class="edge" d="M28 0V10" stroke-width={2} />}
+          {kind === "inhibits" && <path class="edge" d="M37 0V10" stroke-width={2} />}
         </svg>
       )}
-      {image && label.title === WIDTH
-        ? "color and width = effect on this image; gray = not measured on it"
-        : label.title}
+      {label.title}
       {label.title === SHARE && (
         <Pop label="(i)" name="flow" right up aria="what flow is">
           {() => <FlowText />}

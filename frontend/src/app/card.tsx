@@ -7,7 +7,7 @@ import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
 import { of } from "../core/select.js";
 import { plain } from "../core/text.js";
 import { EdgeKind } from "../core/types.js";
-import { strongest } from "./diagram.js";
+import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
 import { Kernel, MapPicture, Picture } from "./ui.js";
@@ -16,6 +16,7 @@ const PICTURE = 116;
 const BESIDE = 88; // if the image is beside two maps
 const PATCH = 46;
 const ROOM = 286; // px: the width of the panel's content
+const LEAST_CELL = 26; // px: smaller ones have no room for their numbers
 const MOST_CELL = 50; // px: largest square of a weight with its number
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }) {
@@ -54,8 +55,8 @@ export function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
           <Kernel
             graph={graph}
             edge={edge}
-            cell={Math.min(MOST_CELL, Math.max(26, ROOM / given.width))}
-            numbers={true}
+            cell={Math.min(MOST_CELL, ROOM / given.width)}
+            numbers={ROOM / given.width >= LEAST_CELL}
           />
         </div>
       )}
@@ -152,6 +153,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         {percent(share)} of the flow
         {nodes.length > 1 && `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
         {view.value.pins.includes(node) && ", pinned"}
+        {compare !== null && drawn.length === 1 && `, ${onlyIn(store, drawn[0] === variant ? "a" : "b")}`}
       </p>
       {nodes.length > 1 ? (
         <div class="pictures">
@@ -213,8 +215,8 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
               <Kernel
                 graph={graph}
                 edge={edge}
-                cell={Math.min(MOST_CELL, Math.max(26, ROOM / kernel(graph, edge)!.width))}
-                numbers={true}
+                cell={Math.min(MOST_CELL, ROOM / kernel(graph, edge)!.width)}
+                numbers={ROOM / kernel(graph, edge)!.width >= LEAST_CELL}
               />
             </div>
           </>

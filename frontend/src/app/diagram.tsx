@@ -50,6 +50,12 @@ function kindOf(sign: number): string {
   return sign > 0 ? "excites" : sign < 0 ? "inhibits" : "connects";
 }
 
+/** "only in group A", of what one of two compared circuits has. */
+export function onlyIn({ graph, view }: Store, mark: "a" | "b"): string {
+  const { variant, compare } = view.value;
+  return `only in ${plain(graph.document.variants[mark === "a" ? variant : compare!]!.name)}`;
+}
+
 /** The dash pattern of either side of a comparison. */
 export function dashes(mark: Mark, width: number): string | undefined {
   return mark === "both" ? undefined : DASHES[mark].map((part) => part * Math.max(width, 0.8)).join(" ");
@@ -127,7 +133,9 @@ const NodePicture = pure(
               ),
             ]
           : tilePlaces(node).map((place) => <Tile store={store} {...place} />)}
-        {node.tiles.length === 0 && !map && <rect class="blank" x={x} y={y} width={size} height={size} />}
+        {node.tiles.length === 0 && !map && SIGNS[node.kind] && (
+          <rect class="blank" x={x} y={y} width={size} height={size} />
+        )}
         {node.tiles.length === 0 && !map && SIGNS[node.kind] && (
           <path class="sign" d={SIGNS[node.kind]} transform={`translate(${node.x} ${node.y})`} />
         )}
@@ -206,7 +214,7 @@ export function Diagram({ store }: { store: Store }) {
       ),
       edges: edges.map(
         ({ edges: [edge], mark }) =>
-          `${edgeName(graph, edge!)}, ${signName(graph, edge!)}${mark === "both" ? "" : `, only in circuit ${mark}`}`,
+          `${edgeName(graph, edge!)}, ${signName(graph, edge!)}${mark === "both" ? "" : `, ${onlyIn(store, mark)}`}`,
       ),
     };
   });
@@ -496,7 +504,12 @@ function Over({ store, paints }: { store: Store; paints: Paint[] }) {
         const paint = paints[i]!;
         return (
           <g class={kindOf(paint.sign)}>
-            <path class="edge" d={edge.path} stroke-width={paint.width + 1} />
+            <path
+              class="edge"
+              d={edge.path}
+              stroke-width={paint.width + 1}
+              stroke-dasharray={dashes(edge.mark, paint.width)}
+            />
           </g>
         );
       })}

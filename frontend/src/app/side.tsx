@@ -1,6 +1,7 @@
 /** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
  *  On narrow screens it is a sheet at the bottom. */
 
+import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
 import { edgeName, nodeName } from "../core/names.js";
@@ -10,10 +11,11 @@ import { clear } from "./actions.js";
 import { EdgeCard, NodeCard } from "./card.js";
 import type { Store } from "./store.js";
 import { TargetOnImage } from "./target.js";
-import { Picture } from "./ui.js";
+import { Picture, WholeImage } from "./ui.js";
 
 const CROP = 92; // px: three to a row
 const CROPS = 9;
+const CLEAR = 8; // px between a filter and the sheet
 
 export function Side({ store }: { store: Store }) {
   const { graph } = store;
@@ -27,8 +29,23 @@ export function Side({ store }: { store: Store }) {
       ? nodeName(graph, spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
+  const sheet = useRef<HTMLElement>(null);
+  const held = store.held.value;
+  // The sheet of a narrow screen must not cover what it tells of: the page scrolls until it is above the sheet.
+  useEffect(() => {
+    if (!open || !held || store.source.host !== "page") return;
+    const frame = requestAnimationFrame(() => {
+      const side = sheet.current!;
+      if (getComputedStyle(side).position !== "sticky") return;
+      const of = held.nodes.length ? `[data-node="${held.nodes[0]}"]` : `[data-edge="${held.edges[0]}"]`;
+      const told = (side.getRootNode() as ShadowRoot).querySelector(of);
+      const over = told ? told.getBoundingClientRect().bottom + CLEAR - side.getBoundingClientRect().top : 0;
+      if (over > 0) scrollBy(0, over);
+    });
+    return () => cancelAnimationFrame(frame);
+  }, [open, held]);
   return (
-    <section class="side" part="side" data-open={open}>
+    <section class="side" part="side" ref={sheet} data-open={open}>
       <button
         type="button"
         class="handle"
@@ -42,6 +59,7 @@ export function Side({ store }: { store: Store }) {
       </button>
       {/* It scrolls, so the keyboard has to reach it. */}
       <div class="details" tabIndex={0} role="region" aria-label="details of the target, a filter or a kernel">
+        {store.hover.value === null && <WholeImage store={store} />}
         {spot ? (
           <section class="card" part="card" data-card={spot.nodes.length ? "node" : "edge"}>
             {store.hover.value === null && (

@@ -12,31 +12,34 @@ export interface Source {
   view(): Partial<View>;
   /** The nodes that are chosen in the host. */
   selection(): number[];
-  /** Tells the host what the reader sees now. `base` is the document's own view. */
-  write(view: View, base: View, selection: number[]): void;
+  /** Tells the host what the reader sees now. `base` is the document's own view. `step` says whether Back leads to what
+   *  was seen before, where the host has such a button. */
+  write(view: View, base: View, selection: number[], step: boolean): void;
   /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
 }
 
-/** The page's own document, and its URL's hash. */
+/** The page's own document, and its URL's hash. A page in a frame adds nothing to the history, which is that of the page
+ *  around it. */
 export function pageSource(text: string): Source {
+  const framed = window.parent !== window;
   let written: string | null = null;
   return {
     host: "page",
     document: () => text,
     view: () => parseHash(location.hash),
     selection: () => [],
-    write(view, base) {
+    write(view, base, _selection, step) {
       const hash = formatHash(view, base);
       if (hash === location.hash.replace(/^#/, "")) return;
       written = hash;
-      // Replaced, not pushed: steps of a slider are not pages to go back to. Where this is forbidden, the old hash
-      // stays.
+      const url = hash === "" ? location.pathname + location.search : `#${hash}`;
       try {
-        history.replaceState(null, "", hash === "" ? location.pathname + location.search : `#${hash}`);
+        if (step && !framed) history.pushState(null, "", url);
+        else history.replaceState(null, "", url);
       } catch {
-        location.hash = hash;
+        location.replace(`#${hash}`);
       }
     },
     onView(changed) {

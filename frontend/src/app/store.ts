@@ -40,6 +40,8 @@ export interface Store {
   held: Signal<Spot | null>;
   /** What the panel shows the details of; null: the target. */
   shown: ReadonlySignal<Spot | null>;
+  /** The tile whose whole image the panel shows. */
+  whole: Signal<number | null>;
   /** Whether the panel is open where it is a sheet. */
   sheet: Signal<boolean>;
   /** The node that the Tab key focuses. */
@@ -50,7 +52,8 @@ export interface Store {
   theme: Signal<"light" | "dark">;
   pictures: Pictures;
   maps: Maps;
-  change(part: Partial<View>, message?: string): void;
+  /** Changes the view. Back undoes it, but not a `drag`, of which there are many in a row. */
+  change(part: Partial<View>, message?: string, how?: "drag"): void;
   say(message: string): void;
   name(node: number): string;
   close(): void;
@@ -102,6 +105,7 @@ export function createStore(source: Source): Store {
     hover,
     held,
     shown: computed(() => hover.value ?? held.value),
+    whole: signal(null),
     sheet: signal(false),
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
@@ -109,7 +113,11 @@ export function createStore(source: Source): Store {
     theme: signal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
-    change(part, message) {
+    change(part, message, how) {
+      if (how !== "drag") {
+        if (view.value !== written) write();
+        step = true;
+      }
       const next = viewOf(graph, view.value, part);
       if (next.root !== view.value.root) {
         const trail = store.trail.value;
@@ -125,6 +133,7 @@ export function createStore(source: Source): Store {
       view.value = next;
       drawIsolated();
       hover.value = null;
+      store.whole.value = null;
       if (message !== undefined) store.say(message);
     },
     say(message) {
@@ -151,15 +160,26 @@ export function createStore(source: Source): Store {
   };
   drawIsolated();
 
-  let timer = 0;
+  // What was changed but not yet written, and whether by more than a drag.
+  let [timer, step, written] = [0, false, view.value];
+  const write = () => {
+    clearTimeout(timer);
+    source.write(view.value, base, selection.value, step);
+    [step, written] = [false, view.value];
+  };
   const stops = [
     effect(() => {
-      const [now, chosen] = [view.value, selection.value];
+      view.value;
+      selection.value;
       clearTimeout(timer);
-      timer = window.setTimeout(() => source.write(now, base, chosen), WRITE_AFTER);
+      timer = window.setTimeout(write, WRITE_AFTER);
     }),
     source.onView(() => {
-      store.change(viewOf(graph, base, source.view()));
+      const before = view.value.isolate;
+      step = false;
+      store.change(viewOf(graph, base, source.view()), "the view has changed", "drag");
+      const { isolate } = view.value;
+      if (isolate !== before) held.value = isolate === null ? null : { nodes: [isolate], edges: [] };
       selection.value = known(graph, source.selection());
     }),
   ];

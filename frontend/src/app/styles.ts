@@ -132,6 +132,10 @@ dt { color: var(--soft); }
 .details > section + section { margin-top: 14px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
 .crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
+.crop { padding: 0; min-height: 0; border-radius: 2px; cursor: zoom-in; pointer-events: auto; }
+.crop[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 1px; }
+.hatch { stroke: var(--soft); fill: none; }
+[part="whole"] button { padding: 2px 8px 2px 0; }
 .crops + h2 { margin-top: 8px; }
 .details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
 .details figure { margin: 0; width: min-content; min-width: 72px; }
@@ -183,6 +187,7 @@ svg text { fill: var(--soft); font-family: inherit; }
 .edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
 .excites > .edge { stroke: var(--excites); }
 .inhibits > .edge { stroke: var(--inhibits); }
+.legend :is(.both, .onlyA, .onlyB) > .edge { stroke: var(--ink); }
 .stub { fill: none; stroke: var(--connects); stroke-width: 1; stroke-dasharray: 1 3; stroke-linecap: round; }
 .node { cursor: pointer; outline: none; }
 .pictures, .glyphs, .inner, .stubs, .over, .lit-edges { pointer-events: none; }

@@ -321,9 +321,10 @@ function Density({ store }: { store: Store }) {
       return store.change(
         { variant: anew[to]!, kernels: null },
         `${plural(variants[anew[to]!]!.kept, "kernel")}, found separately at this size`,
+        "drag",
       );
     const k = Math.round(most ** (to / STEPS));
-    store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`);
+    store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`, "drag");
   };
   const hint = anew
     ? "The criterion finds other kernels at each size; these are the sizes at which it was run."

@@ -4,6 +4,8 @@ import { Component, type ComponentChildren, createRef } from "preact";
 import { heat } from "../core/color.js";
 import { type Graph, kernel } from "../core/decode.js";
 import { significant } from "../core/format.js";
+import { plain } from "../core/text.js";
+import type { Cut, Whole } from "../core/types.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
 
@@ -32,11 +34,97 @@ export function Tile({ store, tile, x, y, size }: { store: Store; tile: number; 
   );
 }
 
-/** A tile as a separate picture. */
-export function Picture({ store, tile, size, label }: { store: Store; tile: number; size: number; label: string }) {
+interface PictureProps {
+  store: Store;
+  tile: number;
+  size: number;
+  label: string;
+}
+
+/** A tile as a separate picture; a click shows the whole image that it was cut out of, if the document holds it. */
+export function Picture(props: PictureProps) {
+  const { store, tile, label } = props;
+  const cut = cutOf(store, tile);
+  if (!cut) return <Alone {...props} />;
+  const name = plain(cut.whole.name);
   return (
-    <svg width={size} height={size} role="img" aria-label={label}>
-      <Tile store={store} tile={tile} x={0} y={0} size={size} />
+    <button
+      type="button"
+      class="crop"
+      data-cut={tile}
+      title={name}
+      aria-label={`${label}, cut out of ${name}: show it whole`}
+      aria-pressed={store.whole.value === tile}
+      onClick={(event) => {
+        store.whole.value = store.whole.value === tile ? null : tile;
+        if (store.whole.value !== null) event.currentTarget.closest(".details")?.scrollTo(0, 0);
+      }}
+    >
+      <Alone {...props} />
+    </button>
+  );
+}
+
+function cutOf({ graph }: Store, tile: number | null): { box: Cut["box"]; whole: Whole } | null {
+  const { cuts = [], wholes = [] } = graph.document.tiles;
+  const cut = cuts.find((each) => each.tile === tile);
+  const whole = cut && wholes[cut.whole];
+  return cut && whole?.src.startsWith("data:image/") ? { box: cut.box, whole } : null;
+}
+
+const WIDE = 286; // px: the width of the panel's content
+
+/** The whole image that a chosen tile was cut out of, with the cut part framed; hatched beyond the image. */
+export function WholeImage({ store }: { store: Store }) {
+  const cut = cutOf(store, store.whole.value);
+  if (!cut) return null;
+  const [top, left, tall, wide] = cut.box;
+  const [height, width] = cut.whole.size;
+  const [x, y] = [Math.min(0, left), Math.min(0, top)];
+  const [across, down] = [Math.max(width, left + wide) - x, Math.max(height, top + tall) - y];
+  const scale = WIDE / Math.max(across, down);
+  const frame = { x: left, y: top, width: wide, height: tall, fill: "none", "vector-effect": "non-scaling-stroke" };
+  const name = plain(cut.whole.name);
+  return (
+    <section part="whole">
+      <h2>{name}</h2>
+      <svg
+        width={across * scale}
+        height={down * scale}
+        viewBox={`${x} ${y} ${across} ${down}`}
+        role="img"
+        aria-label={`${name}, with a frame around ${wide} by ${tall} pixels`}
+      >
+        <pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform={`scale(${1 / scale})`}>
+          <path class="hatch" d="M0 6L6 0" />
+        </pattern>
+        <rect x={x} y={y} width={across} height={down} fill="url(#hatch)" />
+        <image href={cut.whole.src} width={width} height={height} preserveAspectRatio="none" />
+        <rect {...frame} stroke="#fff" stroke-width={4} />
+        <rect {...frame} stroke="#14140f" stroke-width={1.5} />
+      </svg>
+      <button
+        type="button"
+        onClick={() => {
+          store.whole.value = null;
+        }}
+      >
+        close
+      </button>
+    </section>
+  );
+}
+
+function Alone({ store, tile, size, label }: PictureProps) {
+  return (
+    <svg width={size} height={size} role="img" aria-label={tile < 0 ? `${label}: no picture` : label}>
+      {tile < 0 ? (
+        <text x={size / 2} y={size / 2 + 4} text-anchor="middle" font-size={Math.min(11, size / 5)}>
+          no picture
+        </text>
+      ) : (
+        <Tile store={store} tile={tile} x={0} y={0} size={size} />
+      )}
     </svg>
   );
 }

@@ -8,7 +8,7 @@ import type { Box } from "./route.js";
 import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
 import type { Parts } from "./select.js";
 import { broken, plain, shorten, textWidth } from "./text.js";
-import { NodeKind, type View } from "./types.js";
+import { type Cut, NodeKind, type View } from "./types.js";
 
 export function lineHeight(size: number): number {
   return size * 1.25;
@@ -184,11 +184,16 @@ export function legend(
   if (what.bundles.some(({ connection }) => connection)) entries.push(["connects", "passed on without weights"]);
   if (what.hides) entries.push(["hidden", "more connections, hidden"]);
   if (view.compare !== null) {
+    entries.push(["both", "in both"]);
     entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
     entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
   }
   entries.push(["text", WIDTH]);
   if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
+  const { cuts = [], wholes = [] } = graph.document.tiles;
+  const beyond = ({ box: [top, left, tall, wide], whole }: Cut) =>
+    Math.min(top, left) < 0 || top + tall > wholes[whole]!.size[0] || left + wide > wholes[whole]!.size[1];
+  if (cuts.some(beyond)) entries.push(["text", "hatched = beyond the image"]);
   if (what.inner) entries.push(["text", "grid beside a number = this channel's own kernel"]);
   entries.push(["text", SHARE]);
 

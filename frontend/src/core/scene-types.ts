@@ -96,7 +96,7 @@ export interface More {
 }
 
 export interface LegendItem {
-  kind: "excites" | "inhibits" | "connects" | "hidden" | "onlyA" | "onlyB" | "text";
+  kind: "excites" | "inhibits" | "connects" | "hidden" | "both" | "onlyA" | "onlyB" | "text";
   x: number; // where its sign begins; the text follows
   y: number;
   label: Label;

@@ -21,6 +21,7 @@ import { carried, light, of, type Parts, partsOf, pinned, type Selection, select
 import { mainPaths, type Story, unitsIn } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
+import { figureCaption } from "./verdict.js";
 
 /** The scene of a view. */
 export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
@@ -43,7 +44,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   layers.columns = order(layers);
 
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
-  const head = header(graph, numbers.text, view, canvas, sizes, {
+  const head = header(graph, figureCaption(graph, view, numbers), view, canvas, sizes, {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
@@ -457,14 +458,7 @@ function header(
   const start = labelBox(title).bottom + sizes.font * 1.3;
   // A number stays on the same line as its noun.
   const glued = plain(text).replace(/ (=|%) ?/g, (sign) => sign.replace(/^ /, "\u00a0").replace("= ", "=\u00a0"));
-  const caption = line(
-    wrap(glued, Math.min(inner, sizes.font * 92), sizes.font),
-    sizes.margin,
-    start,
-    sizes.font,
-    "start",
-    "",
-  );
+  const caption = line(wrap(glued, inner, sizes.font), sizes.margin, start, sizes.font, "start", "");
   // A line is left for what is lit, so that nothing moves when something is.
   const note = line([], sizes.margin, start + caption.lines.length * lineHeight(sizes.font), sizes.font, "start", "");
   let bottom = labelBox({ ...note, lines: [""] }).bottom;

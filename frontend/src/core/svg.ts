@@ -12,7 +12,7 @@ import { NodeKind } from "./types.js";
 const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 
 /** How the two sides of a comparison are dashed, in widths of the widest edge. */
-export const DASHES: Record<Mark, number[]> = { both: [], a: [1.5, 0.5], b: [0.4, 0.4] };
+export const DASHES: Record<Mark, number[]> = { both: [], a: [2.2, 0.6], b: [0.35, 0.65] };
 
 const DIM = 0.08; // the opacity of what is not lit
 
@@ -179,7 +179,7 @@ function pictureSvg(node: SceneNode, palette: Palette, cut: Record<string, strin
   const font = Math.max(size * 0.55, label.size); // no text is smaller than a label
   const place = `x="${short(x)}" y="${short(y + font * 0.35)}" font-size="${short(font)}" text-anchor="middle"`;
   const text = sign[kind] ? `<text ${place} fill="${palette.muted}">${sign[kind]}</text>` : "";
-  return `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
+  return text && `${rect(left, top, size, size, `fill="${palette.faint}"`)}${text}`;
 }
 
 /** A kernel's heat map in a frame, as the circuit uses it: with the sign of its gain. */
@@ -226,6 +226,7 @@ function legendSvg(scene: Scene, { kind, x, y, label }: LegendItem, palette: Pal
     inhibits: () => stroke(palette.inhibits) + bar,
     connects: () => stroke(palette.connects),
     hidden: () => `<path ${line} ${stubStroke(sizes.edge[1], palette)}/>`,
+    both: () => stroke(palette.text),
     onlyA: () => stroke(palette.text, "a"),
     onlyB: () => stroke(palette.text, "b"),
     text: () => "",

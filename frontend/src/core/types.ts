@@ -195,10 +195,26 @@ export interface Page {
   src: string;
 }
 
+/** An image that tiles were cut out of. */
+export interface Whole {
+  name: string;
+  src: string; // a thumbnail
+  size: [number, number]; // height and width in pixels
+}
+
+/** The part of an image that a tile shows. */
+export interface Cut {
+  tile: number;
+  whole: number;
+  box: [number, number, number, number]; // top, left, height and width in pixels; it may extend beyond the image
+}
+
 /** Square pictures, numbered through the pages. */
 export interface Tiles {
   size: number; // pixels
   pages: Page[];
+  wholes?: Whole[]; // images that some tiles were cut out of
+  cuts?: Cut[]; // of these tiles
 }
 
 /** The part of a map whose receptive fields lie inside the image; where too few do, its middle. */

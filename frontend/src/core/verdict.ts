@@ -50,10 +50,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
     ? `on the very ${images} that it was found on`
     : `on ${count(graph.document.heldOut.count)} unseen images`;
   const value = decisive(fidelity);
-  const inside = value === fidelity.r2Interior && fidelity.r2Interior !== null;
-  const [random, average] = inside
-    ? [fidelity.r2RandomInterior, fidelity.r2AverageMapInterior]
-    : [fidelity.r2Random, fidelity.r2AverageMap];
+  const [inside, random, average] = baselinesOf(fidelity);
   const baselines = [
     ["random circuit", random],
     ["average map", average],
@@ -67,6 +64,48 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
       variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant),
     text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}. ${drawing}`,
   };
+}
+
+/** A figure's caption, one line of a paper: the verdict, R\u00b2 with its baselines, and what is drawn. */
+export function figureCaption(graph: Graph, view: View, numbers: Caption): string {
+  const { variants, heldOut } = graph.document;
+  const variant = variants[view.variant]!;
+  const { fidelity } = variant;
+  const whole =
+    isWhole(graph, view) && view.compare === null && (view.root ?? graph.document.target) === graph.document.target;
+  const all = whole && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
+  const alone = all || numbers.r2Drawn === null ? "" : `, alone R\u00b2 ${decimal(numbers.r2Drawn)}`;
+  const filters = `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn${alone}`;
+  const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : filters;
+  const r2 = (of: Fidelity | null) => {
+    if (!of) return "not measured";
+    const value = decisive(of);
+    return `R\u00b2 ${value === null ? "not defined" : decimal(value)}`;
+  };
+  if (view.compare !== null) {
+    const both = [variant, variants[view.compare]!].map((each) => `${plain(each.name)}: ${r2(each.fidelity)}`);
+    return `${both.join("; ")}; ${drawing}.`;
+  }
+  if (!fidelity || !heldOut) return `Not measured on held-out images; ${drawing}.`;
+  const [inside, random, average] = baselinesOf(fidelity);
+  const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
+  const images = fidelity.foundOn
+    ? `the ${plural(heldOut.count, "image")} that it was found on`
+    : `${count(heldOut.count)} unseen images`;
+  const beside = [
+    ...(random === null ? [] : [`random ${decimal(random)}`]),
+    ...(average === null ? [] : [`average map ${decimal(average)}`]),
+  ];
+  const verdict =
+    variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
+  const kept = `${r2(fidelity)}${where} on ${images}${beside.length ? ` (${beside.join(", ")})` : ""}`;
+  return `${verdict}: ${kept}; ${drawing}.`;
+}
+
+/** Whether R\u00b2 away from the border decides, and that of the random circuit and of the average map there. */
+function baselinesOf(of: Fidelity): [inside: boolean, random: number | null, average: number | null] {
+  const inside = of.r2Interior !== null && decisive(of) === of.r2Interior;
+  return inside ? [true, of.r2RandomInterior, of.r2AverageMapInterior] : [false, of.r2Random, of.r2AverageMap];
 }
 
 /** What takes something from a verdict: its controls. */
@@ -110,6 +149,10 @@ function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | 
     : alone < 0.05
       ? `${shows}; alone they do not reproduce it (R\u00b2\u00a0${decimal(alone)}).`
       : `${shows}; alone they keep ${share(alone)}.`;
+}
+
+function capitalized(text: string): string {
+  return text[0]!.toUpperCase() + text.slice(1);
 }
 
 function lower(text: string): string {

@@ -155,6 +155,10 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
         names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
+        photographs={
+            name: [looked.images.photographs[n].subject for n in part.nonzero()[:, 0].tolist()]
+            for name, part in parts.items()
+        },
         title=title if len(found) == 1 else f"{title}: the circuits of {len(found)} groups of images",
         notes=(found.verdict_sentence,),
         primaries=looked.loaded.primaries(),

@@ -174,7 +174,8 @@ def diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
-        photographs=images.photographs[: len(kept)] if isinstance(images, Crops) and kept is not None else None,
+        names=[names],
+        photographs=[images.photographs[: len(kept)]] if isinstance(images, Crops) and kept is not None else None,
     )
     if seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
@@ -183,10 +184,24 @@ def diagram(
 
 
 def titles(drawing: Drawing) -> list[str]:
-    """Return the names of a diagram's circuits."""
-    return [
+    """Return the names of a diagram's circuits: two that are compared are named by their criterion and density."""
+    named = [
         ROLES[role].format(len(one), one.granularity) for role, one in zip(drawing.roles, drawing.circuits, strict=True)
     ]
+    compared = [n for n, role in enumerate(drawing.roles) if role in ("circuit", "against")]
+    if len(compared) > 1:
+        for n, name in zip(compared, _apart([drawing.circuits[n] for n in compared]), strict=True):
+            named[n] = name
+    return named
+
+
+def _apart(circuits: Sequence[Circuit]) -> list[str]:
+    """Return a name of its own for each circuit: "progressive 5 %", all with a number if two would have the same."""
+    names = [
+        f"{str(one.provenance.get('criterion') or 'circuit').replace('_', ' ')} {100 * one.density:.3g} %"
+        for one in circuits
+    ]
+    return names if len(set(names)) == len(names) else [f"{name}, no. {n}" for n, name in enumerate(names, 1)]
 
 
 def document_of(
@@ -204,7 +219,7 @@ def document_of(
         target=drawing.graph.goal,
         variants=variants_of(drawing, called),
         pictures=(),
-        tiles=data.Tiles(TILE),
+        tiles=data.Tiles(TILE, ()),
     )
     return document, turned
 

@@ -238,12 +238,34 @@ class Page(Record):
     src: DataURL
 
 
+@dataclass(frozen=True)
+class Whole(Record):
+    """An image that tiles were cut out of."""
+
+    name: str
+    src: DataURL  # a thumbnail
+    size: tuple[Positive, Positive]  # height and width in pixels
+
+
+@dataclass(frozen=True)
+class Cut(Record):
+    """The part of an image that a tile shows."""
+
+    tile: Count
+    whole: Count
+    box: tuple[int, int, int, int]  # top, left, height and width in pixels; it may extend beyond the image
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles(Record):
     """Square pictures, numbered through the pages."""
 
+    partial = True
+
     size: Annotated[int, Law("minimum", 1), Law("maximum", PAGE)]  # pixels
-    pages: tuple[Page, ...] = ()
+    pages: tuple[Page, ...]
+    wholes: tuple[Whole, ...] = ()  # images that some tiles were cut out of
+    cuts: tuple[Cut, ...] = ()  # of these tiles
 
     def __len__(self) -> int:
         return sum(page.count for page in self.pages)
@@ -255,6 +277,12 @@ class Tiles(Record):
                 raise ConvCircuitsError(
                     f"A page of tiles is at most {PAGE} pixels wide and high; got {page.count} tiles of {self.size} "
                     f"pixels in {page.columns} columns."
+                )
+        for cut in self.cuts:
+            if cut.tile >= len(self) or cut.whole >= len(self.wholes) or min(cut.box[2:]) < 1:
+                raise ConvCircuitsError(
+                    f"Tile {cut.tile} of {len(self)} is cut out of image {cut.whole} of {len(self.wholes)}, "
+                    f"{cut.box[2]} x {cut.box[3]} pixels."
                 )
 
 

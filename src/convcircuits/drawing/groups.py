@@ -1,7 +1,7 @@
 """Build the diagram of a feature's circuits on groups of images: each circuit with pictures of its own group."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
+from convcircuits.zoo.images import Crops
 
 
 @outside_autocast
@@ -30,6 +31,7 @@ def group_diagram(
     *,
     fit: Mapping[str, Images] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
+    photographs: Mapping[str, Sequence[Hashable]] | None = None,
     title: str | None = None,
     notes: Sequence[str] = (),
     primaries: Tensor | None = None,
@@ -53,6 +55,8 @@ def group_diagram(
         fit: Name of each group -> the images that its circuit was fitted on. With those of the first, the random
             circuit is refitted as the first circuit was.
         names: Name of each group -> display names of its images, in order.
+        photographs: Name of each group -> the photograph that each of its images is a crop of, in order. A filter then
+            shows at most one part of each photograph. If not given, those of ``Crops`` are known.
         title: Title of the diagram; names the feature and the model if not given.
         notes: Whole sentences that the page shows under "about".
         primaries: As for ``diagram``.
@@ -75,7 +79,7 @@ def group_diagram(
             f"circuits are of the groups {', '.join(map(repr, circuits)) or 'none'} and images of "
             f"{', '.join(map(repr, groups)) or 'none'}; give one circuit and images for each group, in one order."
         )
-    for kind, given in (("fit", fit), ("names", names)):
+    for kind, given in (("fit", fit), ("names", names), ("photographs", photographs)):
         if given is not None and set(given) != set(circuits):
             raise ConvCircuitsError(f"{kind} must have an entry for each of {', '.join(map(repr, circuits))}.")
     network = Network(model)
@@ -86,6 +90,10 @@ def group_diagram(
     begin(progress, "reading images")
     kept = {group: first_images(batches(images)) for group, images in groups.items()}
     named = [None if names is None else checked_names(names[group], len(some)) for group, some in kept.items()]
+    cropped = [
+        _photographs(groups[group], None if photographs is None else photographs[group], len(some))
+        for group, some in kept.items()
+    ]
     shape = batches(next(iter(kept.values()))).first_shape()
     first, *others = _smallest(model, circuits, shape)
     fitted = None if fit is None else batches(fit[next(iter(kept))])
@@ -98,7 +106,7 @@ def group_diagram(
     begin(progress, "laying out the diagram")
     called = titles(drawing)
     if others:
-        called[: len(circuits)] = circuits
+        called[: len(circuits)] = [name if name.lower().startswith("group") else f"group {name}" for name in circuits]
     document, turned = document_of(drawing, seen, called, title, sentence(laws))
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)
@@ -114,9 +122,20 @@ def group_diagram(
         seed=seed,
         batch_size=batch_size,
         progress=progress,
+        names=named,
+        photographs=cropped,
     )
     begin(progress, "drawing maps on images")
     return Diagram(dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named)))
+
+
+def _photographs(images: Images, given: Sequence[Hashable] | None, count: int) -> Sequence[Hashable] | None:
+    """Return the photographs of a group's first images; None if they are not known."""
+    if given is None:
+        return images.photographs[:count] if isinstance(images, Crops) else None
+    if len(given) < count:
+        raise ConvCircuitsError(f"photographs must hold one for each of {count} images; got {len(given)}.")
+    return given[:count]
 
 
 def _smallest(

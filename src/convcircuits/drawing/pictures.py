@@ -1,7 +1,7 @@
 """Pictures of the nodes and maps on images: first kernels, patches, feature visualizations, activation maps."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -30,11 +30,14 @@ from convcircuits.maps.patches import (
     effects,
     presum_maps,
 )
-from convcircuits.maps.receptive_fields import Field, Reading, receptive_fields
+from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
 
 LABELS = {
-    "patches": "the image parts that drive a filter most, as large as it sees; for the first layer, its kernels",
+    "patches": (
+        "the image parts that drive a filter most, as large as it sees (hatched: beyond the image); for the first "
+        "layer, its kernels"
+    ),
     "features": "pictures optimized to drive a filter most inside the circuit; for the first layer, its kernels",
 }
 """The sets of pictures, with what they show."""
@@ -44,6 +47,9 @@ TILE = 64
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
 TARGET_PATCHES = 9  # of the target
+WHOLES = 16  # images that are kept whole: those of the target's patches first, then those of most patches
+HATCH = (150, 225)  # gray levels
+WHOLE = 160  # side, in pixels
 MOST_PICTURED = 2500  # nodes
 THUMBNAIL = 112  # side, in pixels
 MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
@@ -221,11 +227,13 @@ def pictured(
     seed: int,
     batch_size: int,
     progress: Progress | None,
-    photographs: Sequence[int] | None = None,
+    names: Sequence[Sequence[str] | None] | None = None,
+    photographs: Sequence[Sequence[Hashable] | None] | None = None,
 ) -> data.Document:
     """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
 
-    With ``photographs``, the number of each image's photograph, a node has at most one patch of each photograph.
+    With ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph.
+    The images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
     """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
@@ -240,9 +248,16 @@ def pictured(
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
         for group in groups:
-            for n, patches in _patches(drawing, drawn, seen, primaries, group, photographs).items():
-                for patch in patches:
-                    album.add("patches", n, patch, group)
+            of = None if photographs is None else photographs[group or 0]
+            patches = _patches(drawing, drawn, seen, primaries, group, of)
+            for n, some in patches.items():
+                for patch in some:
+                    album.add("patches", n, patch.picture, group, patch)
+            album.keep(
+                _wholes(
+                    seen, patches, drawing.graph.goal, primaries, group, None if names is None else names[group or 0]
+                )
+            )
     target: list[tuple[str, np.ndarray]] = []
     if pictures == "features":
         for n, picture in kernels.items():
@@ -252,21 +267,44 @@ def pictured(
     return album.bound(document, pictures, target)
 
 
+@dataclass(frozen=True)
+class _Patch:
+    """A part of an image of a group, as a picture."""
+
+    group: int | None
+    image: int
+    box: Box
+    picture: np.ndarray
+
+
 class _Album:
     """Pictures of nodes for each set, the best first. A set has a name and, if there are groups, a variant."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
-        self.sets: dict[tuple[str, int | None], dict[int, list[np.ndarray]]] = {}
+        self.sets: dict[tuple[str, int | None], dict[int, list[tuple[np.ndarray, _Patch | None]]]] = {}
+        self.wholes: dict[tuple[int | None, int], data.Whole] = {}
 
-    def add(self, name: str, node: int, picture: np.ndarray, group: int | None = None) -> None:
-        self.sets.setdefault((name, group), {}).setdefault(node, []).append(picture)
+    def add(
+        self, name: str, node: int, picture: np.ndarray, group: int | None = None, patch: _Patch | None = None
+    ) -> None:
+        self.sets.setdefault((name, group), {}).setdefault(node, []).append((picture, patch))
+
+    def keep(self, wholes: Mapping[tuple[int | None, int], data.Whole]) -> None:
+        self.wholes.update(wholes)
 
     def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
         """Pack all pictures into tiles; the chosen set comes first."""
         keys = sorted(self.sets, key=lambda key: key[0] != first)
         every = [p for key in keys for pictures in self.sets[key].values() for p in pictures]
-        tiles, numbers = pack([*every, *(picture for _, picture in target)], size=TILE)
+        tiles, numbers = pack([*(picture for picture, _ in every), *(picture for _, picture in target)], size=TILE)
+        place_of = {key: number for number, key in enumerate(self.wholes)}
+        cuts = tuple(
+            data.Cut(int(number), place_of[patch.group, patch.image], patch.box)
+            for (_, patch), number in zip(every, numbers, strict=False)
+            if patch is not None and (patch.group, patch.image) in place_of
+        )
+        tiles = replace(tiles, wholes=tuple(self.wholes.values()), cuts=cuts)
         place, sets = 0, []
         for name, group in keys:
             pictured = self.sets[name, group]
@@ -290,8 +328,8 @@ def _patches(
     seen: Seen,
     primaries: Tensor,
     group: int | None,
-    photographs: Sequence[int] | None,
-) -> dict[int, list[np.ndarray]]:
+    photographs: Sequence[Hashable] | None,
+) -> dict[int, list[_Patch]]:
     """Return for each node the parts of images that drive it most, as large as it sees; one of each photograph.
 
     Of a group, those parts of its own images that drive the nodes of its own circuit.
@@ -313,18 +351,53 @@ def _patches(
         chosen[n] = _one_of_each(ranked, photographs)[: wanted[n]]
     needed = sorted({i for some in chosen.values() for i, _ in some})
     rgb = {i: displayable(torch.cat(list(images.take([i]))), primaries)[0] for i in needed}
-    found: dict[int, list[np.ndarray]] = {}
+    found: dict[int, list[_Patch]] = {}
     for n, places in chosen.items():
         field = fields[seen.readings[n]]
-        found[n] = [_small(to_bytes(crop(rgb[i], field.box(*position))[None])[0]) for i, position in places]
+        boxes = [(i, field.box(*position)) for i, position in places]
+        found[n] = [
+            _Patch(group, i, box, _hatched(_small(to_bytes(crop(rgb[i], box)[None])[0]), box, rgb[i].shape))
+            for i, box in boxes
+        ]
     return found
 
 
+def _wholes(
+    seen: Seen,
+    patches: Mapping[int, Sequence[_Patch]],
+    goal: int,
+    primaries: Tensor,
+    group: int | None,
+    names: Sequence[str] | None,
+) -> dict[tuple[int | None, int], data.Whole]:
+    """Return a group's images that are kept whole, by group and number."""
+    counts = Counter(patch.image for some in patches.values() for patch in some)
+    ranked = [*(patch.image for patch in patches.get(goal, ())), *(image for image, _ in counts.most_common())]
+    kept = list(dict.fromkeys(ranked))[: WHOLES // len(seen.images)]
+    found = {}
+    for i in kept:
+        rgb = displayable(torch.cat(list(seen.images[group or 0].take([i]))), primaries)
+        picture, name = to_bytes(rgb)[0], f"image {i}" if names is None else names[i]
+        found[group, i] = data.Whole(name, data_url(_resized(picture, WHOLE)), (rgb.shape[1], rgb.shape[2]))
+    return found
+
+
+def _hatched(picture: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
+    """Return the picture of a box with what lies beyond the image hatched, so that it is not taken for a part of it."""
+    spans = ((box.top, box.height, shape[0], picture.shape[0]), (box.left, box.width, shape[1], picture.shape[1]))
+    places = [start + (np.arange(pixels) + 0.5) / pixels * length for start, length, _, pixels in spans]
+    rows, columns = ((at < 0) | (at > size) for at, (_, _, size, _) in zip(places, spans, strict=True))
+    period = max(2, round(max(picture.shape[:2]) / 10))
+    stripes = np.add.outer(*(np.arange(pixels) for *_, pixels in spans)) % period < period / 2
+    hatch = np.where(stripes, *HATCH).astype(np.uint8)[..., None]
+    return np.where((rows[:, None] | columns)[..., None], hatch, picture)
+
+
 def _one_of_each(
-    places: Sequence[tuple[int, list[int]]], photographs: Sequence[int] | None
+    places: Sequence[tuple[int, list[int]]], photographs: Sequence[Hashable] | None
 ) -> list[tuple[int, list[int]]]:
     """Return the first place, an image and a position, of each photograph, in their order."""
-    first: dict[int, tuple[int, list[int]]] = {}
+    first: dict[Hashable, tuple[int, list[int]]] = {}
     for image, position in places:
         first.setdefault(image if photographs is None else photographs[image], (image, position))
     return list(first.values())
