@@ -293,7 +293,7 @@ def planted_losses(net, several, images):
     with torch.no_grad():
         full = subject.maps(images)
         for masks in several:
-            kernels = subject.effective({layer: mask.clone() for layer, mask in masks.items()}, shape)
+            kernels = subject.effective({layer: mask.bool() for layer, mask in masks.items()}, shape)
             run = Masks(kernels, {}, dict(net.offset), constant=subject.survey.constant)
             found = subject.maps(images, run.to(images.device, images.dtype))
             yield float((found - full).square().sum() / (full - full.mean()).square().sum())
