@@ -170,11 +170,11 @@ def drawn_groups(entry: Entry, source: str) -> cc.Diagram:
     loaded, *_, pictured = prepared(entry.model, entry.size, source)
     parts, images = divided(entry, source)
     shown = torch.arange(len(images)) >= len(images) - len(pictured.names)
-    groups = {name: shown & (parts.labels == n) for n, name in enumerate(parts.circuits)}
+    groups = {f"group {name}": shown & (parts.labels == n) for n, name in enumerate(parts.circuits)}
     subjects = ["" for _ in images[~shown]] + [name.partition(", crop")[0] for name in pictured.names]
     return cc.group_diagram(
         loaded.model,
-        parts.circuits,
+        {f"group {name}": circuits for name, circuits in parts.circuits.items()},
         {name: images[some] for name, some in groups.items()},
         photographs={name: [subjects[n] for n in some.nonzero()[:, 0].tolist()] for name, some in groups.items()},
         primaries=loaded.primaries(),

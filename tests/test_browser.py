@@ -652,9 +652,9 @@ def test_pictures_and_the_list_of_images_follow_the_group(show):
         return found
 
     together = listed()
-    assert {name.split(" (")[1] for name in together} == {"group red)", "group blue)"}
+    assert {name.split(" (")[1] for name in together} == {"red)", "blue)"}
     page.locator(f"[data-node='{document.target}']").hover()
-    assert page.locator(".card h3").all_inner_texts()[:2] == ["group red", "group blue"]
+    assert page.locator(".card h3").all_inner_texts()[:2] == ["red", "blue"]
     page.locator("[part=compare]").select_option("")
     assert [name.split()[0] for name in listed()] == ["red"] * 6
     page.locator("[part=variant]").select_option("1")

@@ -65,7 +65,7 @@ def dead_circuit(circuit):
 
 def test_the_page_opens_as_a_comparison_and_lists_the_highest_images_of_the_groups_it_shows(drawn, groups):
     assert (drawn.view.variant, drawn.view.compare) == (0, 1)
-    assert [variant.name for variant in drawn.variants[:2]] == ["group red", "group blue"]
+    assert [variant.name for variant in drawn.variants[:2]] == ["red", "blue"]
     images = drawn.images
     assert images.of(0) == tuple(range(6))
     assert images.of(1) == tuple(range(6, 12))

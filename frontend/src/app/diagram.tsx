@@ -377,15 +377,7 @@ export function Diagram({ store }: { store: Store }) {
           )}
         </g>
         <g class="glyphs">
-          {scene.glyphs.map((glyph) => (
-            <GlyphMark
-              key={glyph.kernel}
-              store={store}
-              kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
-              turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
-              {...glyph}
-            />
-          ))}
+          <GlyphMarks store={store} glyphs={scene.glyphs} />
           <OverGlyphs store={store} />
         </g>
         <g class="pictures" aria-hidden="true">
@@ -461,6 +453,24 @@ const GlyphMark = pure((props: KernelMap & { store: Store; kind: string; turn: n
   );
 });
 
+function GlyphMarks({ store, glyphs }: { store: Store; glyphs: KernelMap[] }) {
+  const { graph } = store;
+  const { view } = store.scene.value;
+  return (
+    <>
+      {glyphs.map((glyph) => (
+        <GlyphMark
+          key={glyph.kernel}
+          store={store}
+          kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
+          turn={Math.sign(gainOf(graph, view, glyph.kernel))}
+          {...glyph}
+        />
+      ))}
+    </>
+  );
+}
+
 /** The scene's edges of the node or edge under the pointer, or of the edge whose details stay. */
 function hovered(store: Store): number[] {
   const spot = store.hover.value ?? (store.held.value?.edges.length ? store.held.value : null);
@@ -476,21 +486,12 @@ function hovered(store: Store): number[] {
 
 /** Their heat maps, where they have none yet. */
 function OverGlyphs({ store }: { store: Store }) {
-  const { graph } = store;
   const scene = store.scene.value;
   const edges = hovered(store);
   if (!edges.length) return null;
   const mask = new Uint8Array(scene.edges.length);
   for (const edge of edges) mask[edge] = 1;
-  return glyphs(graph, scene, { edges: mask }, edges.length, scene.glyphs).map((glyph) => (
-    <GlyphMark
-      key={glyph.kernel}
-      store={store}
-      kind={graph.sign[glyph.kernel]! < 0 ? "inhibits" : "excites"}
-      turn={Math.sign(gainOf(graph, scene.view, glyph.kernel))}
-      {...glyph}
-    />
-  ));
+  return <GlyphMarks store={store} glyphs={glyphs(store.graph, scene, { edges: mask }, edges.length, scene.glyphs)} />;
 }
 
 /** These edges drawn once more on top. */

@@ -20,8 +20,8 @@ export interface Source {
   onDocument(changed: () => void): () => void;
 }
 
-/** The page's own document, and its URL's hash. A page in a frame adds nothing to the history, which is that of the page
- *  around it. */
+/** The page's own document, and its URL's hash. A page in a frame adds nothing to the history, which is that of the
+ *  page around it. */
 export function pageSource(text: string): Source {
   const framed = window.parent !== window;
   let written: string | null = null;

@@ -8,7 +8,7 @@ import torch
 from convcircuits.circuits.criteria import drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit
+from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit, fitted
 from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError
@@ -136,17 +136,6 @@ def fit_of(
     taken = math.ceil(known.get("cost", {}).get("trained", 0) / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
     return Learn(trace, fit, Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed))
-
-
-def fitted(subject: Subject, circuit: Circuit, fit: Fit | None) -> Circuit:
-    """Return a circuit whose calibration is replaced by a new one; without any if there is no fit."""
-    about = {key: value for key, value in circuit.provenance.items() if key != "calibration"}
-    bare = replace(circuit, gain=LayerTable(), offset=LayerTable(), provenance=about)
-    if fit is None:
-        return bare
-    gain, offset = fit(subject.masks(bare, subject.survey.input_shape, effective=True))
-    about["calibration"] = fit.about()
-    return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
 
 
 def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:

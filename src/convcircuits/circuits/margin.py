@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from convcircuits.circuits.controls import (
     fit_of,
-    fitted,
     random_like,
     redrawn,
     relabelled_like,
     without,
 )
 from convcircuits.circuits.moments import Averages
+from convcircuits.circuits.refitting import fitted
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.maps.interior import Interior, Positions

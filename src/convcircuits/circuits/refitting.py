@@ -14,9 +14,8 @@ onto a full model's outputs is how channel pruning reconstructs layers (He et al
 import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
@@ -34,6 +33,9 @@ from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
+
+if TYPE_CHECKING:
+    from convcircuits.circuits.learning import Learn
 
 METHODS: dict[str, str] = {
     "kernels": "a gain for each kernel and an offset for each filter",
@@ -103,40 +105,6 @@ def refit(
         >>> cc.evaluate(model, refitted, images).r2 > cc.evaluate(model, circuit, images).r2
         True
     """
-    (refitted,) = refit_several(
-        model,
-        [circuit],
-        images,
-        method=method,
-        ridge=ridge,
-        toward=toward,
-        positions=positions,
-        batch_size=batch_size,
-        seed=seed,
-        memory=memory,
-        progress=progress,
-    )
-    return refitted
-
-
-def refit_several(
-    model: nn.Module,
-    circuits: Sequence[Circuit],
-    images: Images,
-    *,
-    method: Method = "kernels",
-    ridge: float = RIDGE,
-    toward: float = 1.0,
-    positions: int | None = POSITIONS,
-    batch_size: int = 16,
-    seed: int = 0,
-    memory: int = MEMORY,
-    progress: Progress | None = None,
-) -> list[Circuit]:
-    """Refit circuits of one feature on the same images; the arguments are those of ``refit``.
-
-    The full model runs once for all of them, if what is kept of its run fits into half of the memory.
-    """
     check_progress(progress)
     if method not in METHODS:
         raise ConvCircuitsError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}.")
@@ -146,11 +114,10 @@ def refit_several(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     first = batches.first(IMAGES)
-    if not isinstance(circuits[0], Circuit):
-        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuits[0]).__name__}.")
-    subject = Subject.open(network, circuits[0].feature, tuple(first.shape[1:]))
-    for circuit in circuits:
-        subject.check(circuit)
+    if not isinstance(circuit, Circuit):
+        raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
+    subject = Subject.open(network, circuit.feature, tuple(first.shape[1:]))
+    subject.check(circuit)
     checked(subject, first)
     fit = Refit(
         subject,
@@ -163,13 +130,18 @@ def refit_several(
         memory=memory,
         progress=progress,
     )
-    refitted = []
-    for circuit in circuits:
-        bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
-        gain, offset = fit(subject.masks(bare, tuple(first.shape[1:]), effective=True))
-        provenance = dict(circuit.provenance) | {"calibration": fit.about()}
-        refitted.append(replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=provenance))
-    return refitted
+    return fitted(subject, circuit, fit)
+
+
+def fitted(subject: Subject, circuit: Circuit, fit: "Refit | Learn | None") -> Circuit:
+    """Return a circuit whose calibration is replaced by a new one; without any if there is no fit."""
+    about = {key: value for key, value in circuit.provenance.items() if key != "calibration"}
+    bare = replace(circuit, gain=LayerTable(), offset=LayerTable(), provenance=about)
+    if fit is None:
+        return bare
+    gain, offset = fit(subject.masks(bare, subject.survey.input_shape, effective=True))
+    about["calibration"] = fit.about()
+    return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
 
 
 def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float, float, int | None]:

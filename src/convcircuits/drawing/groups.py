@@ -106,7 +106,7 @@ def group_diagram(
     begin(progress, "laying out the diagram")
     called = titles(drawing)
     if others:
-        called[: len(circuits)] = [name if name.lower().startswith("group") else f"group {name}" for name in circuits]
+        called[: len(circuits)] = circuits
     document, turned = document_of(drawing, seen, called, title, sentence(laws))
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)

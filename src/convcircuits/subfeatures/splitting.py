@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from convcircuits.circuits.criteria import Criterion
 from convcircuits.circuits.equations import Method
 from convcircuits.circuits.finding import prune, score
-from convcircuits.circuits.refitting import METHODS, refit_several
+from convcircuits.circuits.refitting import METHODS, Refit, fitted
 from convcircuits.circuits.resuming import Kept
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
@@ -182,6 +183,7 @@ def kept_for(
     return Kept(folder, about=about, images=hashes, seed=seed, computed=computed)
 
 
+@outside_autocast
 def circuits_of_group(
     model: nn.Module,
     feature: Feature,
@@ -203,7 +205,11 @@ def circuits_of_group(
     circuits = [prune(scores, density=density) for density in densities]
     if refit == "none":
         return circuits
-    return refit_several(model, circuits, images, method=refit, batch_size=given["batch_size"], seed=given["seed"])
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
+    subject = Subject.open(network, feature, batches.first_shape())
+    fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
+    return [fitted(subject, one, fit) for one in circuits]
 
 
 def check_share(name: str, value: float) -> None:
