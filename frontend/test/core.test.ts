@@ -747,6 +747,29 @@ test("the verdict in one sentence and the table say no more than what was measur
   holds(figure({ kernels: 100 }).join(" "), " filters drawn."); // what they do alone was not measured
   assert.match(figure({ compare: 1 }).join(" "), /^circuit: R\u00b2 0\.75; random: R\u00b2 0\.25; .* filters drawn\.$/);
   assert.match(figure({ variant: 1 }).join(" "), /^Random: R\u00b2 0\.25 /);
+  const controls = {
+    verdict: "found",
+    sentence: "",
+    margin: 0.3,
+    noise: 0.1,
+    r2Best: 0.31,
+    r2Relabelled: 0.1,
+  } as const;
+  const none = circuit!.fidelity!.controls;
+  for (const [best, words, row] of [
+    ["redrawn", "same graph on other filters 10 %, with shuffled weights 31 %)", "same graph, shuffled weights"],
+    ["random", "(random circuit 31 %, average map \u22122 %, same graph on other filters 10 %)", null],
+  ] as const) {
+    circuit!.fidelity!.controls = { ...controls, best };
+    holds(of().said, words); // the best control is never left out
+    holds(figure().join(" "), "best control 0.31)");
+    const rows = of().table!.rows.filter(({ name }) => name.startsWith("same graph"));
+    assert.deepEqual(
+      rows.map(({ name, values }) => [name, values[1]]),
+      [["same graph, other filters", 0.1], ...(row ? [[row, 0.31]] : [])],
+    );
+  }
+  circuit!.fidelity!.controls = none;
   circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
   holds(figure().join(" "), "Keeps the feature, but no controls were fitted: ");
   holds(of().said, "Keeps the feature, but no controls were fitted: ");

@@ -55,6 +55,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
     ["random circuit", random],
     ["average map", average],
     ["same graph on other filters", fidelity.controls?.r2Relabelled ?? null],
+    ["with shuffled weights", redrawn(fidelity)],
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
@@ -95,6 +96,7 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   const beside = [
     ...(random === null ? [] : [`random ${decimal(random)}`]),
     ...(average === null ? [] : [`average map ${decimal(average)}`]),
+    ...(fidelity.controls?.r2Best == null ? [] : [`best control ${decimal(fidelity.controls.r2Best)}`]),
   ];
   const verdict =
     variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
@@ -105,7 +107,15 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
 /** Whether R\u00b2 away from the border decides, and that of the random circuit and of the average map there. */
 function baselinesOf(of: Fidelity): [inside: boolean, random: number | null, average: number | null] {
   const inside = of.r2Interior !== null && decisive(of) === of.r2Interior;
-  return inside ? [true, of.r2RandomInterior, of.r2AverageMapInterior] : [false, of.r2Random, of.r2AverageMap];
+  const random = of.controls?.best === "random" ? of.controls.r2Best : null; // fitted as the circuit was
+  return inside
+    ? [true, random ?? of.r2RandomInterior, of.r2AverageMapInterior]
+    : [false, random ?? of.r2Random, of.r2AverageMap];
+}
+
+/** R\u00b2 of the same graph with shuffled weights, which is known if it is the best control. */
+function redrawn({ controls }: Fidelity): number | null {
+  return controls?.best === "redrawn" ? controls.r2Best : null;
 }
 
 /** What takes something from a verdict: its controls. */
@@ -183,7 +193,10 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
     const relabelled = fidelity.controls?.r2Relabelled ?? null;
     const control = variant.role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
     const inside = fidelity.interior !== "unknown";
-    beside("same graph, other filters", inside ? null : relabelled, inside ? relabelled : null, null);
+    const treatedAlike = (name: string, r2: number | null) =>
+      beside(name, inside ? null : r2, inside ? r2 : null, null);
+    treatedAlike("same graph, other filters", relabelled);
+    if (redrawn(fidelity) !== null) treatedAlike("same graph, shuffled weights", redrawn(fidelity));
     beside("random, equal size", fidelity.r2Random, fidelity.r2RandomInterior, control?.fidelity?.r2Rectified ?? null);
   }
   beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, null);
