@@ -7,7 +7,7 @@ import torch
 
 import convcircuits as cc
 import twofold
-from convcircuits.values.groupings import KNOWN
+from convcircuits.values.groupings import KNOWN, SHUFFLED
 
 torch.set_num_threads(1)
 
@@ -23,12 +23,21 @@ def compared():
 
 
 def test_saliencies_find_the_known_groups_and_their_circuits_are_selective(compared):
-    assert [row.by for row in compared.rows] == [KNOWN, *DESCRIPTIONS]
+    assert [row.by for row in compared.rows] == [KNOWN, *DESCRIPTIONS, SHUFFLED]
     found = compared["saliencies"]
     assert (found.ari, found.accuracy, found.stability) == (1, 1, 1)
     assert found.selectivity == pytest.approx(compared[KNOWN].selectivity)
     assert found.low > 0
     assert found.own < 0.1
+
+
+def test_shuffled_groups_are_those_of_saliencies_dealt_at_random_and_their_circuits_are_not_selective(compared):
+    found, shuffled = compared.labels["saliencies"], compared.labels[SHUFFLED]
+    assert found.bincount().tolist() == shuffled.bincount().tolist()
+    assert found.tolist() != shuffled.tolist()
+    assert abs(compared[SHUFFLED].ari) < 0.2
+    assert compared[SHUFFLED].low < 0.02
+    assert compared[SHUFFLED].selectivity < compared["saliencies"].selectivity / 5
 
 
 def test_figures_are_those_of_the_labels(compared):
@@ -122,9 +131,9 @@ def test_without_a_convolution_the_embedding_must_be_named():
 def test_summary_and_table(compared):
     text = compared.summary()
     assert "held-out accuracy" in text.splitlines()[1]
-    assert len(text.splitlines()) == 8 + len(compared.notes)
+    assert len(text.splitlines()) == 9 + len(compared.notes)
     assert "<table" in compared._repr_html_()
-    assert list(compared.to_pandas().index) == [KNOWN, *DESCRIPTIONS]
+    assert list(compared.to_pandas().index) == [KNOWN, *DESCRIPTIONS, SHUFFLED]
 
 
 @pytest.mark.parametrize(

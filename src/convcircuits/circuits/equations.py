@@ -70,7 +70,7 @@ class Equations:
         live = (place[self._filters] >= 0).nonzero()[:, 0]
         place = place[self._filters[live]]
         missing = target - output
-        added = self._added(call, running, positions)
+        added = self._added(call, running, output, positions)
         width = self._which.shape[1] + 1
         step = max(1, _CHUNK // (width * call.kernels.shape[3] * target.shape[1]))
         for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
@@ -103,17 +103,17 @@ class Equations:
         self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
 
     def _added(
-        self, call: KernelCall, running: Bool[Tensor, "o i"], positions: Tensor | None
+        self, call: KernelCall, running: Bool[Tensor, "o i"], output: Float[Tensor, "o p"], positions: Tensor | None
     ) -> Callable[[Tensor, Tensor], Float[Tensor, "o width p"]]:
         """Return a function from filters to what is given a gain: each kernel's map, or their sum.
 
         It takes the indices of filters in the tables and among those that the call computes.
         """
+        if self._method != "kernels":
+            whole = output if call.bias is None else output - call.bias[:, None]
+            return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
         call = read_alone(call, running)
         weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
-        if self._method != "kernels":
-            whole = sampled(call, call.compute(weight), positions)
-            return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
         inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
         inputs = _wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
         kernels = _wide(replace(call, weight=weight).kernels)

@@ -32,7 +32,7 @@ from convcircuits.subfeatures.splitting import (
     some_of,
 )
 from convcircuits.values.feature import Feature, flattened
-from convcircuits.values.groupings import KNOWN, Grouping, Groupings
+from convcircuits.values.groupings import KNOWN, SHUFFLED, Grouping, Groupings
 
 SALIENCIES = "saliencies"
 """The description that ``split`` uses."""
@@ -69,7 +69,8 @@ def groupings(
     which PURE (Dreyer et al., arXiv 2404.06453) divides units; ``"activations"``, all units of the feature's layer at
     the same position; ``"embedding"``, the mean over space of a late layer; and ``"pixels"``, the image at 16 x 16. All
     are brought to the same number of principal components, grouped by k-means on training photographs, and measured on
-    the others in the same way.
+    the others in the same way. With a cross-test, ``"shuffled"`` is its control: the groups by saliencies, dealt at
+    random among training and among held-out images.
 
     Args:
         model: Any CNN.
@@ -120,6 +121,7 @@ def groupings(
     check_driven(feature, active, names, count)
     notes += saliencies.notes(feature)
     train = active & ~drawn_photographs(names, active, held_out, seed)
+    held = active & ~train
     last = list(saliencies.layers)[-1]
     begin(progress, "describing each image otherwise")
     others, layer = _descriptions(model, feature, images, saliencies.position, embedding, batch_size)
@@ -130,36 +132,43 @@ def groupings(
         **{name: {name: one} for name, one in others.items()},
     }
 
-    def selectivity(labels: Tensor) -> tuple[float, float, float, float]:
+    crossed: dict[frozenset[bytes], tuple[float, ...]] = {}  # descriptions may agree
+
+    def selectivity(labels: Tensor) -> tuple[float, ...]:
         """Return the selectivity of the groups' circuits, the ends of its interval, and the error on their own."""
-        if density is None:
-            return _NAN, _NAN, _NAN, _NAN
         parts = {str(one): labels == one for one in range(int(labels.max()) + 1)}
-        if min(int((part & some).sum()) for part in parts.values() for some in (train, active & ~train)) < 2:
+        sizes = [int((part & some).sum()) for part in parts.values() for some in (train, held)]
+        if density is None or min(sizes) < 2:
             return _NAN, _NAN, _NAN, _NAN
-        begin(progress, "finding and cross-testing the groups' circuits")
-        circuits = {
-            name: circuits_of_group(
-                model, feature, some_of(images, part & train), criterion, [density], refit, memory, given, options
-            )
-            for name, part in parts.items()
-        }
-        tested = {name: some_of(images, part & active & ~train) for name, part in parts.items()}
-        (found,) = cross(model, circuits, tested, shuffles=0, **given).selectivity
-        return found.value, found.low, found.high, found.own
+        key = frozenset(part.numpy().tobytes() for part in parts.values())
+        if key not in crossed:
+            begin(progress, "finding and cross-testing the groups' circuits")
+            circuits = {
+                name: circuits_of_group(
+                    model, feature, some_of(images, part & train), criterion, [density], refit, memory, given, options
+                )
+                for name, part in parts.items()
+            }
+            tested = {name: some_of(images, part & held) for name, part in parts.items()}
+            (found,) = cross(model, circuits, tested, shuffles=0, **given).selectivity
+            crossed[key] = found.value, found.low, found.high, found.own
+        return crossed[key]
 
     rows, labels = [], {}
-    if known is not None:
-        labels[KNOWN] = torch.where(active, classes, -1)
-    if known is not None and density is not None:
-        rows.append(Grouping(KNOWN, 0, 1.0, 1.0, _NAN, *selectivity(_dense(labels[KNOWN]))))
-    for by, vectors in described.items():
-        found = _assigned(vectors, train, active, count, seed)
+
+    def add(by: str, size: int, found: Tensor, stable: float) -> None:
         labels[by] = found
         agreement = (_NAN, _NAN) if known is None else _agreement(found, classes, train, active)
+        rows.append(Grouping(by, size, *agreement, stable, *selectivity(found)))
+
+    if known is not None and density is not None:
+        add(KNOWN, 0, _dense(torch.where(active, classes, -1)), _NAN)
+    for by, vectors in described.items():
         stable = _stability(vectors, names, train, active, count, resamples, seed)
         size = sum(part.shape[1] for part in vectors.values())
-        rows.append(Grouping(by, size, *agreement, stable, *selectivity(found)))
+        add(by, size, _assigned(vectors, train, active, count, seed), stable)
+    if density is not None:
+        add(SHUFFLED, 0, _dealt(labels[SALIENCIES], (train, held), seed), _NAN)
     if density is not None and any(row.selectivity != row.selectivity for row in rows):
         notes.append("Where a group has fewer than two training or held-out images, there is no cross-test.")
     return Groupings(
@@ -167,7 +176,7 @@ def groupings(
         density=density,
         rows=tuple(rows),
         labels=labels,
-        held_out=int((active & ~train).sum()),
+        held_out=int(held.sum()),
         notes=tuple(notes),
         provenance={
             "images": len(active),
@@ -277,6 +286,15 @@ def _stability(
 
 def _of(vectors: Vectors, some: Tensor) -> Mapping[str, Tensor]:
     return {name: part[some] for name, part in vectors.items()}
+
+
+def _dealt(labels: Tensor, parts: Sequence[Tensor], seed: int) -> Tensor:
+    """Deal the labels of images at random within each part."""
+    dice, dealt = torch.Generator().manual_seed(seed), labels.clone()
+    for part in parts:
+        some = labels[part]
+        dealt[part] = some[torch.randperm(len(some), generator=dice)]
+    return dealt
 
 
 def _dense(labels: Tensor) -> Tensor:

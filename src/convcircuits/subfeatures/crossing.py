@@ -99,7 +99,7 @@ def cross(
         subject.check(circuit)
     described = checked(subject, first)
     begin(progress, "measuring every circuit on every group")
-    measured = {name: _Responses.of(subject, sizes, one, progress) for name, one in held_out.items()}
+    measured = _responses(subject, sizes, held_out, progress)
     _check_active(feature, measured)
     notes = _notes(measured)
     controls: list[_Selective] = []
@@ -115,8 +115,7 @@ def cross(
             find = partial(found_again, model, some, trained[name], batch_size=batch_size, progress=progress)
             like = [dict(one.provenance) for one in some]
             again[name] = kept.circuits(find, like=like, images=fingerprint(trained[name]))
-        others = {name: _Responses.of(subject, again, batches, None) for name, batches in pooled(tested).items()}
-        controls.append(_selective(list(others.values())))
+        controls.append(_selective(list(_responses(subject, again, pooled(tested), None).values())))
     table = _table(sizes, list(measured.values()), controls, seed)
     return Cross(
         feature=str(feature),
@@ -162,14 +161,11 @@ class _Responses:
     spread: float
 
     @classmethod
-    def of(
-        cls, subject: Subject, sizes: Mapping[str, Sequence[Circuit]], batches: Batches, progress: Progress | None
-    ) -> "_Responses":
-        """Run the full model and all circuits on a group's images."""
-        circuits = list(itertools.chain(*sizes.values()))
-        sweep, positions, form = Sweep(subject, circuits, effective=True), Positions(subject), (len(sizes), -1)
+    def of(cls, sweep: Sweep, count: int, batches: Batches, progress: Progress | None) -> "_Responses":
+        """Run the full model and all circuits, those of ``count`` groups, on a group's images."""
+        positions, form = Positions(sweep.subject), (count, -1)
         full, values, maps_of_full, done = [], [], list[Tensor](), 0
-        missed = torch.zeros(len(circuits), dtype=torch.float64)
+        missed = torch.zeros(len(sweep.kept), dtype=torch.float64)
         for images in batches:
             with torch.no_grad():
                 expected, *others = (one.double().cpu() for one in sweep.maps(images))
@@ -189,6 +185,17 @@ class _Responses:
         """Return the relative error of each circuit, if each image counts as often as a row of weights says."""
         wrong = (self.values - self.full[:, None, None]).abs()
         return torch.einsum("tn,ngs->tgs", weights, wrong) / (weights @ self.full.abs())[:, None, None]
+
+
+def _responses(
+    subject: Subject,
+    sizes: Mapping[str, Sequence[Circuit]],
+    groups: Mapping[str, Batches],
+    progress: Progress | None,
+) -> dict[str, _Responses]:
+    """Return what the full model and every circuit answer on each group's images."""
+    sweep = Sweep(subject, list(itertools.chain(*sizes.values())), effective=True)
+    return {name: _Responses.of(sweep, len(sizes), batches, progress) for name, batches in groups.items()}
 
 
 def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = None) -> _Selective:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 KNOWN = "known groups"
 """The row of the groups that were given."""
 
+SHUFFLED = "shuffled"
+"""The row of the control, the groups by saliencies dealt at random."""
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -31,7 +34,7 @@ class Grouping:
         accuracy: Share of the held-out images whose nearest center is that of their known group, where centers and
             known groups are matched on the training images; NaN if none are known.
         stability: Mean adjusted Rand index of two groupings of the held-out images, each by centers found on one half
-            of the training photographs; NaN for the known groups, or if the halves are too small.
+            of the training photographs; NaN for known and shuffled groups, or if the halves are too small.
         selectivity: How much better circuits of the groups keep the feature on held-out images of their own than of the
             others (``Selectivity.value``); NaN if a group is too small for a cross-test, or there was none.
         low: Lower end of its 95 % interval.
@@ -61,7 +64,8 @@ class Groupings:
     Attributes:
         feature: Text form of the feature, at each image's own maximum.
         density: Size of the circuits that selectivity is measured with; None if it is not.
-        rows: One for each description; first the known groups, if they were cross-tested.
+        rows: One for each description; before them the known groups and after them the shuffled ones, if groups were
+            cross-tested.
         labels: Description -> group of each image, (images,), int64; -1 of those that do not
             drive the feature: not above 0, or below 5 % of the highest response.
         held_out: Number of held-out images.
