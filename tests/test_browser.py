@@ -625,13 +625,18 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
     assert marks <= {"both", "a", "b"}
     assert {"both", "a"} <= marks
-    names = [document.variants[n].name for n in range(2)]
+    first = document.variants[0]
+    names = [f"random {100 * first.kept / first.relevant:.1f} %", document.variants[1].name]
     legend = page.locator("[aria-label=legend]").inner_text()
     assert all(f"only {name}" in legend for name in names)
     assert legend.count("in both") == 1
     assert "not measured on this image" not in legend
     mark = page.locator(".edges [data-mark=a]").first
     assert mark.get_attribute("aria-label").endswith(f"only in {names[0]}")
+    for part in ("variant", "compare"):
+        assert "the circuit" not in page.locator(f"[part={part}] option").all_inner_texts()
+    page.locator("[part=compare]").select_option("")
+    assert page.locator("[part=variant] option").first.inner_text() == "the circuit"
     page = show(document, "#image=1")
     assert "gray = not measured on this image" in page.locator("[aria-label=legend]").inner_text()
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()

@@ -8,7 +8,7 @@ import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
-import { layerName } from "../src/core/names.js";
+import { circuitName, layerName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
@@ -19,7 +19,7 @@ import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
-import { headline, r2Table } from "../src/core/verdict.js";
+import { figureCaption, headline, r2Table } from "../src/core/verdict.js";
 import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
@@ -968,6 +968,31 @@ test("a comparison marks what is alive in one circuit alone", () => {
   for (const { nodes, mark } of scene.nodes) assert.equal(mark, marks[bits("aliveNode", nodes)]);
   for (const { edges, mark } of scene.edges) assert.equal(mark, marks[bits("alive", edges)]);
   assert.equal(new Set(scene.edges.map(({ mark }) => mark)).size, 3);
+});
+
+test("where two circuits are compared, every text names both; one alone is the circuit", () => {
+  const document = randomDocument(2, { columns: 4, width: 6, readers: 3, variants: 2 });
+  Object.assign(document.variants[0]!, { name: "the circuit", kept: 50, relevant: 1000 });
+  Object.assign(document.meta, { criterion: "gauss_newton" });
+  const graph = decode(document);
+  for (const at of [view({ compare: 1 }), view({ variant: 1, compare: 0 })]) {
+    const scene = draw(graph, at, CANVASES[0]!);
+    const texts = [
+      scene.numbers.text,
+      figureCaption(graph, at, scene.numbers),
+      scene.legend.map(({ label }) => label.title).join(),
+      headline(graph, at, scene.numbers).text,
+      r2Table(graph, at, scene.numbers)!
+        .rows.map(({ name }) => name)
+        .join(),
+    ];
+    for (const text of texts) {
+      assert.match(text, /gauss newton 5\.00 %/i);
+      assert.match(text, /random/);
+      assert.doesNotMatch(text, /(only|"|^)the circuit/i);
+    }
+  }
+  assert.equal(circuitName(graph, 0, view()), "the circuit");
 });
 
 test("the overview holds all that is alive, inside the canvas, no node over another", () => {

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
-import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
+import { circuitName, edgeName, nodeName, nodeShort, signName } from "../core/names.js";
 import { of } from "../core/select.js";
 import { plain } from "../core/text.js";
 import { EdgeKind } from "../core/types.js";
@@ -175,7 +175,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         (byGroup ? (
           drawn.map((each, i) => (
             <>
-              <h3>{plain(graph.document.variants[each]!.name)}</h3>
+              <h3>{circuitName(graph, each, view.value)}</h3>
               <div class="pictures">
                 {graph
                   .tilesOf(places[i]!, node)

@@ -4,7 +4,7 @@ import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
-import { edgeName, signName, spokenNode } from "../core/names.js";
+import { circuitName, edgeName, signName, spokenNode } from "../core/names.js";
 import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
 import { DASHES, tilePlaces } from "../core/svg.js";
@@ -53,7 +53,7 @@ function kindOf(sign: number): string {
 /** "only in group A", of what one of two compared circuits has. */
 export function onlyIn({ graph, view }: Store, mark: "a" | "b"): string {
   const { variant, compare } = view.value;
-  return `only in ${plain(graph.document.variants[mark === "a" ? variant : compare!]!.name)}`;
+  return `only in ${circuitName(graph, mark === "a" ? variant : compare!, view.value)}`;
 }
 
 /** The dash pattern of either side of a comparison. */

@@ -4,7 +4,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
-import { edgeName, nodeName } from "../core/names.js";
+import { circuitName, edgeName, nodeName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import { type R2Table, r2Table } from "../core/verdict.js";
 import { clear } from "./actions.js";
@@ -103,7 +103,7 @@ function Crops({ store }: { store: Store }) {
   const rows = sets
     .map((set, i) => ({
       set,
-      name: plain(graph.document.variants[circuits[i]!]!.name),
+      name: circuitName(graph, circuits[i]!, store.view.value),
       tiles: graph.tilesOf(set, root),
     }))
     .filter(({ tiles }) => tiles.length > 0);

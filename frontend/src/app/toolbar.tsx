@@ -3,7 +3,7 @@
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
-import { nodeName } from "../core/names.js";
+import { circuitName, nodeName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
 import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
@@ -28,7 +28,7 @@ export function Toolbar({ store }: { store: Store }) {
   const { variants, pictures, images } = graph.document;
   const now = view.value;
   // The circuit at other sizes is reached by the slider.
-  const rivals = variants.flatMap(({ role, name }, i) => (role === "level" ? [] : { name, i }));
+  const rivals = variants.flatMap(({ role }, i) => (role === "level" ? [] : { name: circuitName(graph, i, now), i }));
   const sets = pictures.filter(({ name }, i) => pictures.findIndex((other) => other.name === name) === i);
   return (
     <div class="bar" role="toolbar" aria-label="view">
@@ -44,12 +44,12 @@ export function Toolbar({ store }: { store: Store }) {
                 onChange={(event) =>
                   store.change(
                     { variant: Number(event.currentTarget.value), isolate: null },
-                    `${variants[Number(event.currentTarget.value)]!.name} is drawn`,
+                    `${circuitName(graph, Number(event.currentTarget.value), now)} is drawn`,
                   )
                 }
               >
                 {rivals.map(({ name, i }) => (
-                  <option value={i}>{plain(name)}</option>
+                  <option value={i}>{name}</option>
                 ))}
               </select>
             </label>
@@ -69,7 +69,7 @@ export function Toolbar({ store }: { store: Store }) {
                 }
               >
                 <option value="">none</option>
-                {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
+                {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{name}</option>)}
               </select>
             </label>
           </>
@@ -79,8 +79,11 @@ export function Toolbar({ store }: { store: Store }) {
             {(close) => (
               <div class="thumbs">
                 {imagesOf(graph, now).map((i) => {
-                  const of = variants[images.variants[i]!];
-                  const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
+                  const of = images.variants[i];
+                  const name =
+                    now.compare === null || of === undefined
+                      ? images.names[i]!
+                      : `${images.names[i]!} (${circuitName(graph, of, now)})`;
                   return (
                     <button
                       type="button"

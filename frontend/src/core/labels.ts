@@ -2,7 +2,7 @@
 
 import type { Graph } from "./decode.js";
 import { count, percent } from "./format.js";
-import { nodeName } from "./names.js";
+import { circuitName, nodeName } from "./names.js";
 import type { Columns, Measures } from "./place.js";
 import type { Box } from "./route.js";
 import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
@@ -185,8 +185,8 @@ export function legend(
   if (what.hides) entries.push(["hidden", "more connections, hidden"]);
   if (view.compare !== null) {
     entries.push(["both", "in both"]);
-    entries.push(["onlyA", plain(`only ${graph.document.variants[view.variant]!.name}`)]);
-    entries.push(["onlyB", plain(`only ${graph.document.variants[view.compare]!.name}`)]);
+    entries.push(["onlyA", `only ${circuitName(graph, view.variant, view)}`]);
+    entries.push(["onlyB", `only ${circuitName(graph, view.compare, view)}`]);
   }
   entries.push(["text", WIDTH]);
   if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);

@@ -1,9 +1,20 @@
 /** Names of nodes and edges, in full. */
 
 import type { Graph } from "./decode.js";
-import { percent } from "./format.js";
+import { percent, significant } from "./format.js";
 import { plain } from "./text.js";
-import { EdgeKind, NodeKind } from "./types.js";
+import { EdgeKind, NodeKind, type View } from "./types.js";
+
+/** The name of a circuit: "the circuit" as such, but where two are compared it says which, as "progressive 5 %". */
+export function circuitName({ document }: Graph, variant: number, { compare }: Pick<View, "compare">): string {
+  const { name, kept, relevant } = document.variants[variant]!;
+  if (compare === null || name !== THE_CIRCUIT) return plain(name);
+  return plain(
+    `${document.meta.criterion ?? "circuit"} ${significant((100 * kept) / relevant)} %`.replaceAll("_", " "),
+  );
+}
+
+const THE_CIRCUIT = "the circuit"; // what Python calls the first one, unless it has a better name
 
 /** "features.14", or "conv3_3 (features.14)" where papers have a name for it. */
 export function layerName(graph: Graph, layer: number): string {
