@@ -605,6 +605,21 @@ def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
     expect(whole.locator("h2")).to_have_text("moon.png")
 
 
+def test_the_panel_shows_where_the_target_is_highest_at_its_median_and_near_zero(show):
+    document = DOCUMENTS["plain"]()
+    (patches, *others), target = document.pictures, document.target
+    page = show(document)  # of an older version: without them
+    assert page.locator(".crops > *").count() == (patches.tiles[target] >= 0).sum()
+    expect(page.locator("[part=crops] [data-sample]:is(button)")).to_have_count(0)
+    sampled = dataclasses.replace(patches, median=(0, 3, 5), near_zero=(1, 2, 4, 6))
+    page = show(dataclasses.replace(document, pictures=(sampled, *others)))
+    for name, count in (("median", 3), ("near zero", 4), ("top", 2)):
+        page.locator(f"button[data-sample='{name}']").click()
+        expect(page.locator(f".crops[data-sample='{name}'] > *")).to_have_count(count)
+    page = show(dataclasses.replace(document, pictures=(sampled, *others), view=View(root=middle(document))))
+    expect(page.locator("button[data-sample]")).to_have_count(0)
+
+
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
     document = DOCUMENTS["wide"]()
     drawn = figure.drawn(document, View(nodes_per_column=2)).nodes

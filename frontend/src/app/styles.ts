@@ -132,6 +132,10 @@ dt { color: var(--soft); }
 .details > section + section { margin-top: 14px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
 .crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
+.heads { display: flex; align-items: center; gap: 8px; margin-bottom: 4px; }
+.details .heads h2 { margin: 0; }
+.heads button { padding: 0 7px; min-height: 24px; font-size: 12px; }
+.heads button[aria-pressed="true"] { box-shadow: inset 0 -2px 0 var(--ink); }
 .crop { padding: 0; min-height: 0; border-radius: 2px; cursor: zoom-in; pointer-events: auto; }
 .crop[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 1px; }
 .hatch { stroke: var(--soft); fill: none; }

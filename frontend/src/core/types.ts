@@ -186,6 +186,8 @@ export interface PictureSet {
   tiles: Buffer; // int32 (N, K); the best first, -1 where there is none
   target: TargetPicture[];
   variant: number | null; // the circuit that runs, on the images of its group; null: there are no groups
+  median?: number[]; // tiles of the target where its value is nearest its median, one of each photograph
+  nearZero?: number[]; // likewise, where it is nearest zero
 }
 
 /** One picture that holds `count` tiles, row by row, `columns` to a row. */

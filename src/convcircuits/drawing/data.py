@@ -222,11 +222,15 @@ class TargetPicture(Record):
 class PictureSet(Record):
     """A way to picture the nodes. Sets of one name show the same, each on the images of one circuit's group."""
 
+    later = ("median", "near_zero")
+
     name: str  # "patches", "features"
     label: str  # what it shows, for people
     tiles: Annotated[Array, "int32", "N K"]  # the best first, -1 where there is none
     target: tuple[TargetPicture, ...] = ()
     variant: Count | None = None  # the circuit that runs, on the images of its group; None: there are no groups
+    median: tuple[Count, ...] = ()  # tiles of the target where its value is nearest its median, one of each photograph
+    near_zero: tuple[Count, ...] = ()  # likewise, where it is nearest zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -595,7 +599,8 @@ def _check_pictures(document: Document) -> None:
             raise ConvCircuitsError(
                 f"Pictures {pictures.name!r} are of variant {pictures.variant}, which is not there."
             )
-        shown = np.array([picture.tile for picture in pictures.target], dtype=np.int64)
+        target = [*(picture.tile for picture in pictures.target), *pictures.median, *pictures.near_zero]
+        shown = np.array(target, dtype=np.int64)
         within(f"The tiles of {pictures.name!r}", pictures.tiles, -1, len(document.tiles))
         within(f"The target's tiles of {pictures.name!r}", shown, 0, len(document.tiles))
 
