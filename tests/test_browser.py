@@ -694,6 +694,32 @@ def saved(page, kind, name="a-small-network-conv3-1"):
     return Path(waiting.value.path()).read_bytes()
 
 
+def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+
+    def opened(path):
+        page.locator("[part=export]").click()
+        with page.expect_file_chooser() as chosen:
+            page.locator("[part=open-view]").click()
+        chosen.value.set_files(path)
+
+    page.locator(f"[data-node='{node}'] .frame").click()
+    path = tmp_path / "view.json"
+    path.write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
+    page.keyboard.press("Escape")
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    opened(path)
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    broken = tmp_path / "broken.json"
+    broken.write_text("<script>alert(1)</script>")
+    opened(broken)
+    expect(page.locator("[part=notice]")).to_contain_text("not a saved view")
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+
+
 HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 
 

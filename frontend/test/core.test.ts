@@ -20,7 +20,7 @@ import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
 import { figureCaption, headline, r2Table } from "../src/core/verdict.js";
-import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
+import { defaultView, imagesOf, ownView, readViewFile, viewFile, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
 
@@ -562,6 +562,38 @@ test("of a view from outside what is not valid is left out; what Python takes st
   const group = (name: string, ...nodes: number[]) => ({ name, nodes });
   const groups = viewOf(graph, base, { groups: [group("a\u202e".repeat(50), 3, 3, 4), group("b", 4, 5)] }).groups;
   assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
+});
+
+test("a view that was saved is opened in its document alone, and without what does not fit", () => {
+  const document = randomDocument(7, { columns: 4, width: 6, readers: 3, variants: 2 });
+  const graph = decode(document);
+  const [base, node] = [ownView(graph), document.target - 1];
+  const saved = view({ kernels: 9, pins: [node], isolate: node, compare: 1, mode: "table", paths: "all" });
+  const text = viewFile(graph, saved);
+  assert.deepEqual(readViewFile(graph, base, text), { view: saved, left: [] });
+  const again = decode({ ...document, meta: { ...document.meta, title: "x" }, tiles: { size: 9, pages: [] } });
+  assert.deepEqual(readViewFile(again, base, text).view, saved);
+  const broken = text
+    .replace('"mode": "table"', '"mode": "?",\n"strange": 1')
+    .replace('"isolate": ', '"isolate": 9999');
+  const found = readViewFile(graph, base, broken);
+  assert.deepEqual(found.view, { ...saved, mode: "diagram", isolate: null });
+  assert.deepEqual(found.left.sort(), ["isolate", "mode", "strange"]);
+  const refused = (said: string, why: RegExp, by = graph) =>
+    assert.throws(() => readViewFile(by, base, said), { message: why, constructor: DocumentError });
+  for (const said of ["", "{", "[]", "null", "{}", JSON.stringify(document), text.replace('"view":', '"v":')])
+    refused(said, /^This file is not a saved view: /);
+  refused(
+    text,
+    /^This view is of another diagram of features\.3:\d+ of synthetic\.$/,
+    decode({ ...document, target: node }),
+  );
+  const renamed = decode({ ...document, meta: { ...document.meta, feature: "z:1" } });
+  refused(
+    text,
+    /^This view is of a diagram of features\.3:\d+ of synthetic, and this one is of z:1 of synthetic\.$/,
+    renamed,
+  );
 });
 
 test("a view without pictures of the document's is of its first", () => {

@@ -49,6 +49,8 @@ export interface Store {
   /** The roots on the way to the one that is drawn, for Esc. */
   trail: Signal<(number | null)[]>;
   message: Signal<string>;
+  /** What the reader must be told in sight, until the next change. */
+  notice: Signal<string>;
   theme: Signal<"light" | "dark">;
   pictures: Pictures;
   maps: Maps;
@@ -110,6 +112,7 @@ export function createStore(source: Source): Store {
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
+    notice: signal(""),
     theme: signal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
@@ -134,6 +137,7 @@ export function createStore(source: Source): Store {
       drawIsolated();
       hover.value = null;
       store.whole.value = null;
+      store.notice.value = "";
       if (message !== undefined) store.say(message);
     },
     say(message) {

@@ -123,6 +123,7 @@ dt { color: var(--soft); }
   font-size: 12.5px; color: var(--soft);
 }
 .state b { color: var(--ink); font-weight: 600; }
+.state .notice { flex-basis: 100%; color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
 .side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }

@@ -9,7 +9,7 @@ import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
-import { download, exportPng, exportSvg, saved } from "./exports.js";
+import { download, exportPng, exportSvg, openView, saved, saveView } from "./exports.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Pop } from "./ui.js";
@@ -243,6 +243,27 @@ export function PageMenus({ store }: { store: Store }) {
               }}
             >
               JSON, with this view
+            </button>
+            <hr />
+            <button
+              type="button"
+              data-export="view"
+              onClick={() => {
+                saveView(store);
+                close();
+              }}
+            >
+              save this view
+            </button>
+            <button
+              type="button"
+              part="open-view"
+              onClick={() => {
+                openView(store);
+                close();
+              }}
+            >
+              open a view
             </button>
           </>
         )}
@@ -514,6 +535,19 @@ export function State({ store }: { store: Store }) {
   const scene = store.scene.value;
   return (
     <div class="state" part="state">
+      {store.notice.value && (
+        <span class="notice" role="alert" part="notice">
+          {store.notice.value}
+          <button
+            type="button"
+            onClick={() => {
+              store.notice.value = "";
+            }}
+          >
+            close
+          </button>
+        </span>
+      )}
       {root !== null && (
         <nav class="group" aria-label="targets">
           {store.trail.value.map((each, i, all) =>

@@ -1,7 +1,7 @@
 /** Views from outside (a URL, a notebook, a saved document) against the document: what is not valid is left out. Python
  *  refuses it (`check_view` in data.py), so that a view that is valid there is the same view here. */
 
-import type { Graph } from "./decode.js";
+import { DocumentError, type Graph } from "./decode.js";
 import { plain } from "./text.js";
 import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, PATHS, SHARES, type View } from "./types.js";
 
@@ -41,6 +41,53 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
   if (view.image !== null && !imagesOf(graph, view).includes(view.image)) view.image = null;
   view.mode = MODES.find((mode) => mode === raw.mode) ?? view.mode;
   return view;
+}
+
+const FILE = "convcircuits-view/1";
+
+/** A view as the text of a file, with the document that it is of. */
+export function viewFile(graph: Graph, view: View): string {
+  const { model, feature } = graph.document.meta;
+  return `${JSON.stringify({ schema: FILE, document: { model, feature, identity: identity(graph) }, view }, null, 1)}\n`;
+}
+
+/** The view of a file on `base`, and the fields of it that do not fit the document and are left out. Raises
+ *  DocumentError, with a sentence, if the file is no view, or one of another document. */
+export function readViewFile(graph: Graph, base: View, text: string): { view: View; left: string[] } {
+  let said: { schema?: unknown; document?: Record<string, unknown>; view?: Record<string, unknown> };
+  try {
+    said = JSON.parse(text);
+  } catch {
+    throw new DocumentError("This file is not a saved view: it is not valid JSON.");
+  }
+  if (said?.schema !== FILE || typeof said.view !== "object" || !said.view)
+    throw new DocumentError(`This file is not a saved view: a view has the schema "${FILE}".`);
+  const of = said.document;
+  if (of?.identity !== identity(graph)) {
+    const [other, own] = [of, graph.document.meta].map((each) => `${each?.feature} of ${each?.model}`);
+    const which = other === own ? `another diagram of ${own}` : `a diagram of ${other}, and this one is of ${own}`;
+    throw new DocumentError(plain(`This view is of ${which}.`.slice(0, 300)));
+  }
+  const given = said.view;
+  const view = viewOf(graph, base, given);
+  const differs = (name: string) => JSON.stringify(view[name as keyof View]) !== JSON.stringify(given[name]);
+  return { view, left: Object.keys(given).filter(differs).map(plain) };
+}
+
+/** A fingerprint of what the numbers of a view refer to: nodes, edges, circuits with their ranks, images (FNV-1a). */
+function identity({ document }: Graph): string {
+  const { meta, nodes, edges, variants, images, target } = document;
+  const { kind, column, layer, unit } = nodes;
+  const { source, target: ends, out, in: reads } = edges;
+  const ranks = variants.map(({ rank }) => rank);
+  const lists = [kind, column, layer, unit, source, ends, out, reads, ...ranks].map(({ data }) => data);
+  const text = JSON.stringify([meta.model, meta.feature, target, images?.names, lists]);
+  let [a, b] = [0x811c9dc5, 0x01000193];
+  for (let i = 0; i < text.length; i++) {
+    a = Math.imul(a ^ text.charCodeAt(i), 0x01000193);
+    b = Math.imul(b ^ text.charCodeAt(i), 0x85ebca6b);
+  }
+  return [a, b].map((half) => (half >>> 0).toString(16).padStart(8, "0")).join("");
 }
 
 /** The images that a view lists: those of the groups of its variants, or all. */
