@@ -720,6 +720,36 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
+def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
+    document = DOCUMENTS["plain"]()
+    node = middle(document)
+    unit, layer = document.nodes.unit[node], document.layers[document.nodes.layer[node]].name
+    page = show(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[part=label]").fill("<i>rim")
+    page.locator("[part=label]").press("Enter")
+    page.locator("[part=note-text]").fill("round\nand dark")
+    page.locator("[part=note-text]").press("Escape")
+    expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
+    expect(page.locator(".card h2").first).to_contain_text("<i>rim")
+    for kind in ("json", "html"):
+        path = tmp_path / f"saved.{kind}"
+        path.write_bytes(saved(page, kind))
+        again = Diagram.load(path)
+        assert again.labels == {f"{layer}:{unit}": "<i>rim"}
+        assert again.notes == {f"{layer}:{unit}": "round\nand dark"}
+    page.locator("[part=search]").fill("rim")
+    expect(page.locator(".results li")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.go_back()
+    page.go_back()
+    expect(page.locator(f"[data-node='{node}'] text")).not_to_contain_text("rim")
+    page = show(again.document)
+    expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
+    page.locator("[data-mode-button=table]").click()
+    assert any("<i>rim" in text for text in page.locator("tbody td").all_inner_texts())
+
+
 HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 
 

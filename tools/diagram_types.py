@@ -140,6 +140,8 @@ export const SHARES = $shares as const;
 export const MODES = $modes as const;
 export const PATHS = $paths as const;
 export const LONGEST_NAME = $longest;
+export const LONGEST_LABEL = $label;
+export const LONGEST_NOTE = $note;
 
 $kinds
 
@@ -177,6 +179,8 @@ def typescript() -> str:
         modes=json.dumps(records["View"]["mode"]["enum"]),
         paths=json.dumps(records["View"]["paths"]["enum"]),
         longest=records["Group"]["name"]["maxLength"],
+        label=records["Note"]["label"]["maxLength"],
+        note=records["Note"]["note"]["maxLength"],
         kinds="\n".join(map(enumeration, KINDS)),
         dtypes=union(sorted({kind.split()[0] for _, kind in table})),
         arrays="\n".join(f'  {where}: "{kind}",' for where, kind in table),

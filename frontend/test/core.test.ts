@@ -3,12 +3,13 @@ import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
+import { formatHash, parseHash } from "../src/app/hash.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
-import { circuitName, layerName } from "../src/core/names.js";
+import { circuitName, labelsOf, layerName, nodeName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
@@ -562,6 +563,32 @@ test("of a view from outside what is not valid is left out; what Python takes st
   const group = (name: string, ...nodes: number[]) => ({ name, nodes });
   const groups = viewOf(graph, base, { groups: [group("a\u202e".repeat(50), 3, 3, 4), group("b", 4, 5)] }).groups;
   assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
+});
+
+test("a filter's label stands on its node, in its name and in the figure, as text", () => {
+  const graph = decode(randomDocument(5, { columns: 4, width: 5, readers: 3 }));
+  const [node, plainly] = [graph.document.target - 1, "<b>wheel\u202e"];
+  const given = [
+    { node, label: plainly, note: "a\r\nb\u0000" },
+    { node, label: "twice", note: "" },
+    { node: 0, label: "of the image", note: "" },
+    { node: 99999, label: "nowhere", note: "" },
+    { node: node - 1, label: "", note: "x".repeat(2000) },
+    { node: node - 2, label: 3 },
+  ];
+  const at = viewOf(graph, view(), { notes: given, paths: "all" });
+  assert.deepEqual(at.notes, [
+    { node, label: "<b>wheel\ufffd", note: "a\nb\ufffd" },
+    { node: node - 1, label: "", note: "x".repeat(1000) },
+  ]);
+  assert.deepEqual(viewOf(graph, view(), parseHash(formatHash(at, view()))).notes, at.notes);
+  const scene = draw(graph, at, CANVASES[0]!);
+  const { label } = scene.nodes.find(({ nodes }) => nodes[0] === node)!;
+  assert.match(label.lines.join(" "), /<b>wheel/);
+  assert.match(label.lines.join(" "), new RegExp(`\\b${graph.unit[node]}$`));
+  assert.match(nodeName(graph, node, labelsOf(at)), /^filter \d+ of .*, <b>wheel/);
+  const text = svg(graph, scene, { tiles: {}, size: null });
+  assert.ok(text.includes("&#60;b&#62;wheel") && !text.includes("<b>"));
 });
 
 test("a view that was saved is opened in its document alone, and without what does not fit", () => {

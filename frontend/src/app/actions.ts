@@ -89,6 +89,15 @@ export function group(store: Store): void {
   );
 }
 
+/** Writes a node's label or what is noted of it; empty text removes it. */
+export function annotate(store: Store, node: number, part: { label: string } | { note: string }): void {
+  const { notes } = store.view.value;
+  const own = { node, label: "", note: "", ...notes.find((each) => each.node === node), ...part };
+  const others = notes.filter((each) => each.node !== node);
+  store.change({ notes: own.label || own.note ? [...others, own] : others });
+  store.say(`${store.name(node)}: ${"label" in part ? "label" : "note"} written`);
+}
+
 export function renameGroup(store: Store, at: number, name: string): void {
   store.change({ groups: store.view.value.groups.map((each, i) => (i === at ? { ...each, name } : each)) });
 }

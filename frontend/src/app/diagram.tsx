@@ -210,7 +210,13 @@ export function Diagram({ store }: { store: Store }) {
       nodes: nodes.map((node) =>
         node.group !== null
           ? `group ${plain(node.group)}, ${node.nodes.length} filters`
-          : spokenNode(graph, node.nodes[0]!, node.flow, strongest(store, node.nodes, "incoming", 3)),
+          : spokenNode(
+              graph,
+              node.nodes[0]!,
+              node.flow,
+              strongest(store, node.nodes, "incoming", 3),
+              store.labels.value,
+            ),
       ),
       edges: edges.map(
         ({ edges: [edge], mark }) =>

@@ -66,6 +66,16 @@ export function saved(store: Store): string {
   return JSON.stringify(document);
 }
 
+/** This page with the view in it, as HTML. Its script and policy stay as they are. */
+export function savedPage(store: Store): string {
+  const page = document.documentElement.cloneNode(true) as HTMLElement;
+  page.querySelector("#diagram")!.replaceChildren();
+  page.querySelector("#circuit")!.textContent = saved(store).replaceAll("<", "\\u003c");
+  for (const each of [page, page.querySelector("body")!]) each.removeAttribute("style");
+  delete page.dataset.ready;
+  return `<!doctype html>\n${page.outerHTML}\n`;
+}
+
 /** The name of an exported file, without characters that do not belong in file names. */
 export function fileName({ file }: Meta, ending: string): string {
   return `${(file ?? "").replace(/[^\w.+-]+/g, "-").replace(/^[-.]+/, "") || "circuit"}.${ending}`;

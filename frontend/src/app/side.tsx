@@ -5,7 +5,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
-import { circuitName, edgeName, nodeName } from "../core/names.js";
+import { circuitName, edgeName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import { type R2Table, r2Table } from "../core/verdict.js";
 import { clear } from "./actions.js";
@@ -33,7 +33,7 @@ export function Side({ store }: { store: Store }) {
   const table = r2Table(graph, store.view.value, scene.numbers);
   const name = spot
     ? spot.nodes.length
-      ? nodeName(graph, spot.nodes[0]!)
+      ? store.name(spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
   const sheet = useRef<HTMLElement>(null);
@@ -152,7 +152,7 @@ function Crops({ store }: { store: Store }) {
         <>
           {offered.length < 2 && (
             <h2>
-              What drives {target ? "it" : nodeName(graph, root)} most
+              What drives {target ? "it" : store.name(root)} most
               {rows.length > 1 && `, ${name}`}
             </h2>
           )}

@@ -3,7 +3,7 @@
 import { computed, effect, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import { decode, type Graph } from "../core/decode.js";
 import type { Flow } from "../core/flow.js";
-import { nodeName } from "../core/names.js";
+import { type Labels, labelsOf, nodeName } from "../core/names.js";
 import { draw, isolate } from "../core/scene.js";
 import type { Scene } from "../core/scene-types.js";
 import { plain } from "../core/text.js";
@@ -57,6 +57,7 @@ export interface Store {
   /** Changes the view. Back undoes it, but not a `drag`, of which there are many in a row. */
   change(part: Partial<View>, message?: string, how?: "drag"): void;
   say(message: string): void;
+  labels: ReadonlySignal<Labels>;
   name(node: number): string;
   close(): void;
 }
@@ -143,7 +144,8 @@ export function createStore(source: Source): Store {
     say(message) {
       store.message.value = message;
     },
-    name: (node) => nodeName(graph, node),
+    labels: computed(() => labelsOf(view.value)),
+    name: (node) => nodeName(graph, node, store.labels.value),
     close() {
       clearTimeout(timer);
       for (const stop of stops) stop();

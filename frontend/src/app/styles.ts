@@ -82,8 +82,13 @@ input[type="text"] {
   border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px;
   min-height: 28px;
 }
+textarea {
+  font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 4px; padding: 3px 6px;
+  resize: vertical;
+}
+.notes { display: grid; gap: 4px; margin-top: 6px; }
 [part="search"] { width: 17ch; }
-input::placeholder { color: var(--soft); opacity: 1; }
+::placeholder { color: var(--soft); opacity: 1; }
 
 .pop { position: relative; display: inline-block; }
 .panel {

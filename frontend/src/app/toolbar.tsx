@@ -3,13 +3,13 @@
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
-import { circuitName, nodeName } from "../core/names.js";
+import { circuitName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
 import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
 import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
-import { download, exportPng, exportSvg, openView, saved, saveView } from "./exports.js";
+import { download, exportPng, exportSvg, openView, saved, savedPage, saveView } from "./exports.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Pop } from "./ui.js";
@@ -244,6 +244,18 @@ export function PageMenus({ store }: { store: Store }) {
             >
               JSON, with this view
             </button>
+            {store.source.host === "page" && (
+              <button
+                type="button"
+                data-export="html"
+                onClick={() => {
+                  download(store, savedPage(store), "html", "text/html");
+                  close();
+                }}
+              >
+                this page, with this view
+              </button>
+            )}
             <hr />
             <button
               type="button"
@@ -386,7 +398,7 @@ function Search({ store }: { store: Store }) {
   if (words.length)
     for (let node = 0; node < graph.nodeCount && found.length < 12; node++) {
       if (graph.kind[node] === NodeKind.image || !store.flow.value.aliveNode[node]) continue;
-      const tokens = nodeName(graph, node).toLowerCase();
+      const tokens = store.name(node).toLowerCase();
       const hit = words.every((word) =>
         /^\d+$/.test(word)
           ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens)
@@ -452,7 +464,7 @@ function Search({ store }: { store: Store }) {
             onPointerDown={(event) => event.preventDefault()}
             onClick={() => choose(node)}
           >
-            {nodeName(graph, node)} <span>{percent(store.flow.value.node[node]!)}</span>
+            {store.name(node)} <span>{percent(store.flow.value.node[node]!)}</span>
           </li>
         ))}
       </ul>
@@ -552,11 +564,11 @@ export function State({ store }: { store: Store }) {
         <nav class="group" aria-label="targets">
           {store.trail.value.map((each, i, all) =>
             i === all.length - 1 ? (
-              <b aria-current="page">{nodeName(graph, each ?? graph.document.target)}</b>
+              <b aria-current="page">{store.name(each ?? graph.document.target)}</b>
             ) : (
               <>
                 <button type="button" onClick={() => store.change({ root: each, isolate: null }, "back")}>
-                  {nodeName(graph, each ?? graph.document.target)}
+                  {store.name(each ?? graph.document.target)}
                 </button>
                 {" \u203a "}
               </>
@@ -569,7 +581,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate !== null && (
         <span class="group">
-          the drawn flow through <b>{nodeName(graph, isolate)}</b>
+          the drawn flow through <b>{store.name(isolate)}</b>
           <Shares store={store} />
           <button type="button" part="clear" onClick={() => clear(store)}>
             clear (Esc)
@@ -578,7 +590,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate === null && selection.length > 0 && (
         <span class="group">
-          <b>{selection.length === 1 ? nodeName(graph, selection[0]!) : plural(selection.length, "filter")}</b> chosen
+          <b>{selection.length === 1 ? store.name(selection[0]!) : plural(selection.length, "filter")}</b> chosen
           {selection.length > 1 ? (
             <button type="button" part="group" onClick={() => group(store)}>
               group

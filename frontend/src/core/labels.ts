@@ -36,7 +36,8 @@ export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
   return { left: x - before, right: x - before + width, top: y - size * 0.8, bottom: y - size * 0.8 + height };
 }
 
-/** The lines below a node: its name, or its number, with its layer's where the column holds several. */
+/** The lines below a node: its label and number; its name; or its number, with its layer's where the column holds
+ *  several. */
 export function nodeLines(
   graph: Graph,
   parts: Parts,
@@ -50,8 +51,14 @@ export function nodeLines(
   if (parts.groups[unit] !== null) return [shorten(plain(`${parts.groups[unit]} \u00d7${nodes.length}`), room, size)];
   const node = nodes[0]!;
   const name = graph.document.nodes.names[node];
-  if (name !== undefined) return broken(plain(name), room, size, 2) ?? [shorten(plain(name), room, size)];
+  const own = parts.labels.get(node);
+  if (name !== undefined && !own) return broken(plain(name), room, size, 2) ?? [shorten(plain(name), room, size)];
   const number = unitText(graph, node);
+  if (own) {
+    const whole = `${own} \u00b7 ${number}`;
+    if (textWidth(whole, size) <= room) return [whole];
+    return [shorten(own, room, size), ...(textWidth(number, size) <= room ? [number] : [])].filter(Boolean);
+  }
   if (!several || graph.layer[node]! < 0) return textWidth(number, size) <= room ? [number] : [];
   const layer = plain(graph.document.layers[graph.layer[node]!]!.label);
   const whole = `${layer} \u00b7 ${number}`;
@@ -75,7 +82,7 @@ export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
 /** The name of a node, or of a group with the names of its members. */
 export function unitName(graph: Graph, parts: Parts, unit: number): string {
   const group = parts.groups[unit] === null ? "" : `${plain(parts.groups[unit]!)}: `;
-  return group + parts.members[unit]!.map((node) => nodeName(graph, node)).join(", ");
+  return group + parts.members[unit]!.map((node) => nodeName(graph, node, parts.labels)).join(", ");
 }
 
 const HEADING = 3; // lines

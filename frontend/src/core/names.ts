@@ -24,8 +24,15 @@ export function layerName(graph: Graph, layer: number): string {
   return plain(alias ? `${alias} (${name})` : name);
 }
 
-/** "filter 37 of conv3_1", followed by the node's own name if it has one. */
-export function nodeName(graph: Graph, node: number): string {
+/** What readers call nodes. */
+export type Labels = ReadonlyMap<number, string>;
+
+export function labelsOf({ notes }: Pick<View, "notes">): Labels {
+  return new Map(notes.flatMap(({ node, label }) => (label ? [[node, label] as const] : [])));
+}
+
+/** "filter 37 of conv3_1", followed by the node's own name and by its label if it has them. */
+export function nodeName(graph: Graph, node: number, labels?: Labels): string {
   const layer = layerName(graph, graph.layer[node]!) || plain(graph.document.columns[graph.column[node]!]?.label ?? "");
   const unit = graph.unit[node]!;
   const given = graph.document.nodes.names[node];
@@ -37,7 +44,10 @@ export function nodeName(graph: Graph, node: number): string {
     [NodeKind.mix]: `mixture ${unit} in ${layer}`,
     [NodeKind.target]: unit >= 0 ? `target ${unit} in ${layer}` : `target in ${layer}`,
   }[graph.kind[node]!];
-  return given === undefined ? name! : `${name}, ${plain(given)}`;
+  return [name!, given, labels?.get(node)]
+    .filter((part) => part !== undefined)
+    .map(plain)
+    .join(", ");
 }
 
 const CONNECTIONS: Record<number, string> = {
@@ -64,12 +74,12 @@ export function signName(graph: Graph, edge: number): string {
 }
 
 /** For screen readers: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
-export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[]): string {
+export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[], labels: Labels): string {
   const by = (sign: number) =>
-    strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));
+    strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!, labels));
   const [up, down] = [by(1), by(-1)];
   return [
-    nodeName(graph, node),
+    nodeName(graph, node, labels),
     `${percent(flow)} of the flow`,
     ...(up.length ? [`excited by ${up.join(" and ")}`] : []),
     ...(down.length ? [`inhibited by ${down.join(" and ")}`] : []),
@@ -77,8 +87,8 @@ export function spokenNode(graph: Graph, node: number, flow: number, strongest: 
 }
 
 /** "37 of conv3_1". */
-export function nodeShort(graph: Graph, node: number): string {
+export function nodeShort(graph: Graph, node: number, labels: Labels): string {
   return graph.kind[node] === NodeKind.image
     ? `the image's channel ${graph.unit[node]}`
-    : nodeName(graph, node).replace(/^filter /, "");
+    : nodeName(graph, node, labels).replace(/^filter /, "");
 }

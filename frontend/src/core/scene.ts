@@ -205,9 +205,10 @@ function beside(
 ): Label {
   const at = x + side / 2 + sizes.gap * 0.3;
   const size = besideSize(sizes);
-  const text = parts.groups[unit] === null ? String(graph.unit[parts.members[unit]![0]!]) : "";
-  const fits = at - x + textWidth(text, size) < columns.room * 0.42;
-  return line(fits ? [text] : [], at, y + size * 0.36, size, "start", nodeTitle(graph, parts, unit));
+  const node = parts.members[unit]![0]!;
+  const texts = parts.groups[unit] === null ? [parts.labels.get(node) ?? "", String(graph.unit[node])] : [];
+  const text = texts.find((each) => each && at - x + textWidth(each, size) < columns.room * 0.42);
+  return line(text ? [text] : [], at, y + size * 0.36, size, "start", nodeTitle(graph, parts, unit));
 }
 
 /** The kernels inside single drawn units that are larger than one weight, such as the depthwise ones of chains; none

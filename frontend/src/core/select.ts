@@ -3,6 +3,7 @@
 
 import { type Graph, type Lists, lists } from "./decode.js";
 import type { Flow } from "./flow.js";
+import { type Labels, labelsOf } from "./names.js";
 import { EdgeKind, NodeKind, type View } from "./types.js";
 
 /** All that could be drawn: units (a node, or a group of nodes) by column, and bundles (the alive edges between two
@@ -12,6 +13,7 @@ export interface Parts {
   unitOf: Int32Array; // per node of the document; -1 where it is dead or a channel of the image
   members: number[][];
   groups: (string | null)[];
+  labels: Labels; // of nodes
   column: Int16Array;
   flow: Float64Array;
   image: Float64Array; // the share of a unit's flow that comes from the image itself
@@ -81,6 +83,7 @@ export function partsOf(graph: Graph, flow: Flow, view: View): Parts {
     unitOf,
     members,
     groups,
+    labels: labelsOf(view),
     column: Int16Array.from(members, (nodes) => graph.column[nodes[0]!]!),
     flow: Float64Array.from(total),
     image,

@@ -3,7 +3,18 @@
 
 import { DocumentError, type Graph } from "./decode.js";
 import { plain } from "./text.js";
-import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, PATHS, SHARES, type View } from "./types.js";
+import {
+  DEFAULT_VIEW,
+  LONGEST_LABEL,
+  LONGEST_NAME,
+  LONGEST_NOTE,
+  MODES,
+  NodeKind,
+  type Note,
+  PATHS,
+  SHARES,
+  type View,
+} from "./types.js";
 
 /** `base` with what is valid in `raw`. */
 export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View, unknown>>): View {
@@ -33,8 +44,17 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
       if (nodes.length < 2 || nodes.some((node) => taken.has(node) || graph.column[node] !== graph.column[nodes[0]!]))
         continue;
       for (const node of nodes) taken.add(node);
-      view.groups.push({ name: [...plain(group.name)].slice(0, LONGEST_NAME).join(""), nodes });
+      view.groups.push({ name: text(group.name, LONGEST_NAME), nodes });
     }
+  }
+  if (Array.isArray(raw.notes)) {
+    const noted = new Map<number, Note>();
+    for (const each of raw.notes as { node?: unknown; label?: unknown; note?: unknown }[]) {
+      if (!drawable(each?.node) || noted.has(each.node)) continue;
+      const [label, note] = [text(each.label, LONGEST_LABEL), text(each.note, LONGEST_NOTE, true)];
+      if (label || note) noted.set(each.node, { node: each.node, label, note });
+    }
+    view.notes = [...noted.values()];
   }
   if (document.pictures.some(({ name }) => name === raw.pictures)) view.pictures = raw.pictures as string;
   if (raw.image === null || whole(raw.image, 0, document.images?.names.length ?? 0)) view.image = raw.image;
@@ -88,6 +108,13 @@ function identity({ document }: Graph): string {
     b = Math.imul(b ^ text.charCodeAt(i), 0x85ebca6b);
   }
   return [a, b].map((half) => (half >>> 0).toString(16).padStart(8, "0")).join("");
+}
+
+/** A text of at most so many characters, on one line or on several. */
+function text(given: unknown, most: number, several = false): string {
+  if (typeof given !== "string") return "";
+  const lines = several ? given.replace(/\r\n?/g, "\n").split("\n") : [given];
+  return [...lines.map(plain).join("\n")].slice(0, most).join("");
 }
 
 /** The images that a view lists: those of the groups of its variants, or all. */
