@@ -720,6 +720,25 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
+def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
+    document = plain(density=1.0)
+    edges, nodes = document.edges, document.nodes
+    first, second = np.flatnonzero(nodes.column == 1)[:2]
+    weights = document.weights.copy()
+    for one, other in zip(np.flatnonzero(edges.target == first), np.flatnonzero(edges.target == second), strict=True):
+        a, b = (edges.weights[edge] for edge in (one, other))
+        weights[b : b + 9] = np.rot90(weights[a : a + 9].reshape(3, 3)).ravel()
+    edges = dataclasses.replace(edges, scale=np.full(len(edges), 0.5))
+    page = show(dataclasses.replace(document, weights=weights, edges=edges))
+    page.locator("[part=similar]").click()
+    panel = page.locator("[part=similar-panel]")
+    expect(panel).to_contain_text("alike if turned or mirrored, 1.00")
+    assert page.locator("[data-group]").count() == 0
+    page.locator(f"[data-suggested='{first},{second}']").click()
+    expect(page.locator("[data-group]")).to_have_count(1)
+    expect(panel).to_contain_text("No drawn filters")
+
+
 def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
     document = DOCUMENTS["plain"]()
     node = middle(document)

@@ -16,6 +16,7 @@ import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { SIMILAR, suggestions } from "../src/core/similar.js";
 import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
@@ -563,6 +564,38 @@ test("of a view from outside what is not valid is left out; what Python takes st
   const group = (name: string, ...nodes: number[]) => ({ name, nodes });
   const groups = viewOf(graph, base, { groups: [group("a\u202e".repeat(50), 3, 3, 4), group("b", 4, 5)] }).groups;
   assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
+});
+
+test("groups are suggested of filters whose kernels are alike, also turned, in every pair", () => {
+  const graph = decode(randomDocument(3, { columns: 3, width: 8, readers: 8, exact: true }));
+  const flow = flowOf(graph, view());
+  const drawn = [...graph.leftToRight].filter((node) => graph.kind[node] !== NodeKind.image);
+  assert.deepEqual(suggestions(graph, flow, drawn), []); // random weights
+  const [first, second, third, other] = drawn.filter((node) => graph.column[node] === 0);
+  const kernelsInto = (node: number) => [
+    ...graph.incoming.items.subarray(...graph.incoming.start.slice(node, node + 2)),
+  ];
+  const copy = (from: number, to: number, order: number[]) => {
+    for (const edge of kernelsInto(to)) {
+      const same = kernelsInto(from).find((each) => graph.source[each] === graph.source[edge])!;
+      const start = graph.weightStart[same]!;
+      order.forEach((place, at) => (graph.weights[graph.weightStart[edge]! + at] = graph.weights[start + place]!));
+    }
+  };
+  copy(first!, second!, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+  assert.deepEqual(
+    suggestions(graph, flow, drawn).map(({ nodes, turned }) => ({ nodes, turned })),
+    [{ nodes: [first, second], turned: false }],
+  );
+  copy(first!, third!, [6, 3, 0, 7, 4, 1, 8, 5, 2]); // a quarter turn
+  const [found, ...rest] = suggestions(graph, flow, drawn);
+  assert.deepEqual(found!.nodes, [first, second, third]);
+  assert.ok(found!.turned && Math.abs(found!.similarity - 1) < 1e-9 && rest.length === 0);
+  assert.deepEqual(suggestions(graph, flow, [first!, other!]), []);
+  copy(first!, other!, [0, 3, 6, 1, 4, 7, 2, 5, 8]); // mirrored; less of it is less alike
+  for (const edge of kernelsInto(other!)) graph.weights[graph.weightStart[edge]!] = 127;
+  const cosine = suggestions(graph, flow, [first!, other!])[0]?.similarity ?? 0;
+  assert.ok(cosine === 0 || (cosine >= SIMILAR && cosine < 1));
 });
 
 test("a filter's label stands on its node, in its name and in the figure, as text", () => {

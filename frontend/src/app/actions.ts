@@ -76,9 +76,8 @@ export function choose(store: Store, nodes: number[]): void {
   store.say(`${store.selection.value.length} filters chosen`);
 }
 
-/** Draws the selected nodes as one group, in place of the groups that they belonged to. */
-export function group(store: Store): void {
-  const nodes = store.selection.value;
+/** Draws nodes, by default the selected ones, as one group, in place of the groups that they belonged to. */
+export function group(store: Store, nodes = store.selection.value): void {
   if (nodes.length < 2) return;
   const others = store.view.value.groups.filter((each) => !each.nodes.some((node) => nodes.includes(node)));
   const name = `group ${store.view.value.groups.length + 1}`;

@@ -184,7 +184,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
-      <h2>{nodes.length > 1 && named ? plain(named.name) : store.name(node)}</h2>
+      <h2>{nodes.length === 1 ? store.name(node) : named ? plain(named.name) : plural(nodes.length, "filter")}</h2>
       <p class="soft">
         {percent(share)} of the flow
         {nodes.length > 1 && `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}

@@ -2,9 +2,10 @@
 
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { count, percent, plural, significant } from "../core/format.js";
-import { circuitName } from "../core/names.js";
+import { count, decimal, percent, plural, significant } from "../core/format.js";
+import { circuitName, layerName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
+import { SIMILAR, suggestions } from "../core/similar.js";
 import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
@@ -181,8 +182,53 @@ export function Toolbar({ store }: { store: Store }) {
             </>
           )}
         </Pop>
+        {now.mode === "diagram" && (
+          <Pop label="similar" name="similar" class="about">
+            {() => <Suggestions store={store} />}
+          </Pop>
+        )}
       </div>
     </div>
+  );
+}
+
+/** Groups of the drawn filters whose kernels are alike, to accept one by one. */
+function Suggestions({ store }: { store: Store }) {
+  const { graph } = store;
+  const drawn = store.plan.value.nodes.filter((node) => node.group === null).flatMap(({ nodes }) => nodes);
+  const found = suggestions(graph, store.flow.value, drawn);
+  const show = (nodes: number[] | null) => {
+    store.hover.value = nodes && { nodes, edges: [] };
+  };
+  return (
+    <>
+      <p>
+        {found.length ? "Only suggestions: drawn" : "No drawn"} filters of one layer{" "}
+        {found.length ? "whose incoming kernels are" : "have incoming kernels that are"} alike: a cosine of at least{" "}
+        {decimal(SIMILAR, 1)} over two or more shared inputs, also if turned or mirrored. About one pair in nine is so
+        by chance. Whether such filters do the same is for you to judge.
+      </p>
+      {found.map(({ nodes, similarity, turned }) => (
+        <div class="row" onPointerEnter={() => show(nodes)} onPointerLeave={() => show(null)}>
+          <span>
+            <b>
+              {nodes.map((node) => graph.unit[node]).join(", ")} of {layerName(graph, graph.layer[nodes[0]!]!)}
+            </b>
+            , {turned ? "alike if turned or mirrored" : "alike"}, {nodes.length > 2 ? "every pair at least " : ""}
+            {decimal(similarity)}
+          </span>
+          <button
+            type="button"
+            data-suggested={nodes.join()}
+            onFocus={() => show(nodes)}
+            onBlur={() => show(null)}
+            onClick={() => group(store, nodes)}
+          >
+            group
+          </button>
+        </div>
+      ))}
+    </>
   );
 }
 
