@@ -708,9 +708,9 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     path = tmp_path / "view.json"
     path.write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
     page.keyboard.press("Escape")
-    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("#"))
     opened(path)
-    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    fragment_of(page, f"isolate={node}")
     broken = tmp_path / "broken.json"
     broken.write_text("<script>alert(1)</script>")
     opened(broken)
@@ -718,6 +718,31 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
     page.go_back()
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
+
+
+def test_a_block_is_drawn_as_one_column_and_opened_again(show):
+    document = plain(widths=(3, 4, 5, 4, 1), seed=2)
+    names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]
+    layers = [dataclasses.replace(layer, name=name) for layer, name in zip(document.layers, names, strict=True)]
+    page = show(dataclasses.replace(document, layers=layers))
+    page.locator("[part=blocks]").click()
+    expect(page.locator("[data-block]")).to_have_count(1)
+    everything = page.locator("[data-node]").count()
+    page.locator("[data-block='1']").click()
+    fragment_of(page, "collapsed=1-2")
+    block = page.locator("[data-group='layer1.0']")
+    expect(block).to_have_attribute("aria-label", re.compile("2 layers, 9 filters"))
+    expect(block.locator("text")).to_contain_text("2 layers")
+    assert page.locator("[data-node]").count() == everything - 8
+    block.locator(".frame").click()
+    expect(page.locator(".card h2").first).to_have_text("layer1.0")
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-node]")).to_have_count(everything)
+    page.go_back()
+    expect(block).to_have_count(1)
+    block.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-node]")).to_have_count(everything)
 
 
 def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
