@@ -63,7 +63,7 @@ export function nodeLines(
   const number = unitText(graph, node);
   if (own) {
     const whole = `${own} \u00b7 ${number}`;
-    if (textWidth(whole, size) <= room) return [whole];
+    if (textWidth(whole, size) <= 0.7 * room) return [whole];
     return [shorten(own, room, size), ...(textWidth(number, size) <= room ? [number] : [])].filter(Boolean);
   }
   if (!several || graph.layer[node]! < 0) return textWidth(number, size) <= room ? [number] : [];
@@ -198,7 +198,13 @@ export function legend(
   canvas: Canvas,
   sizes: Measures,
   title: string,
-  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean; grids: boolean },
+  what: {
+    bundles: { connection: boolean; sign: number }[];
+    hides: boolean;
+    inner: boolean;
+    grids: boolean;
+    firsts: boolean;
+  },
 ): { items: LegendItem[]; beside: boolean } {
   const entries: [LegendItem["kind"], string][] = [];
   if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
@@ -212,6 +218,7 @@ export function legend(
   }
   entries.push(["text", WIDTH]);
   if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
+  if (what.firsts) entries.push(["text", "first layer = its weights on the image, neutral = 0"]);
   const { cuts = [], wholes = [] } = graph.document.tiles;
   const beyond = ({ box: [top, left, tall, wide], whole }: Cut) =>
     Math.min(top, left) < 0 || top + tall > wholes[whole]!.size[0] || left + wide > wholes[whole]!.size[1];

@@ -44,11 +44,16 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const { layers, lanes } = layersOf(parts, selection, bundles, shown.length, slot);
   layers.columns = order(layers);
 
+  const set = setOf(graph, view.pictures, view.variant);
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
   const head = header(graph, figureCaption(graph, view, numbers), view, canvas, sizes, {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
+    firsts: parts.members.some(
+      ([node, ...more], unit) =>
+        selection.units[unit] && parts.seesImage[unit] && !more.length && graph.tilesOf(set, node!).length > 0,
+    ),
     grids: graph.document.layers.some(({ kernel: [height, width] }) => height * width > 1),
   });
   const heads = headings(graph, shown, columns, head.bottom, sizes, spansOf(graph, view, flow.root));
@@ -105,7 +110,6 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 
   const nodes: SceneNode[] = [];
   const nodeOf = new Map<number, number>();
-  const set = setOf(graph, view.pictures, view.variant);
   const otherSet = view.compare === null ? set : setOf(graph, view.pictures, view.compare);
   for (const [c, column] of layers.columns.entries())
     for (const unit of column) {
@@ -449,7 +453,7 @@ function header(
   view: View,
   canvas: Canvas,
   sizes: Measures,
-  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean },
+  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean; firsts: boolean },
 ) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);
