@@ -63,6 +63,12 @@ class Setup:
     no_baseline: str = ""
 
     @property
+    def by_name(self) -> dict[str, list[str]]:
+        """The names of the photographs by role: found_on, validated_on, held_out."""
+        cuts = {"found_on": self.train, "validated_on": self.validation, "held_out": self.held_out}
+        return {role: cut.names for role, cut in cuts.items()}
+
+    @property
     def fit(self) -> torch.Tensor | Crops | None:
         """The images that the circuit is found on, or None."""
         return self.train.images if self.train.names else None
@@ -206,12 +212,7 @@ def with_best_constants(
 
 def with_recipe(circuit: Circuit, recipe: Recipe, setup: Setup) -> Circuit:
     """Record in a circuit how it was found, and on which photographs."""
-    photographs = {
-        "found_on": setup.train.names,
-        "validated_on": setup.validation.names,
-        "held_out": setup.held_out.names,
-    }
-    said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": photographs}
+    said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": setup.by_name}
     return dataclasses.replace(circuit, provenance=said)
 
 
@@ -259,7 +260,7 @@ def follow(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> tuple[list[Circuit], dict[str, Any]]:
-    """Find the circuit of the size that a recipe asks for, and record in it how and on which photographs.
+    """Find the circuit of the size that a recipe asks for.
 
     Args:
         recipe: The recipe.
@@ -276,19 +277,6 @@ def follow(
     Raises:
         ConvCircuitsError: As for ``find``, or if the recipe's fields exclude one another.
     """
-    circuits, reached = _circuits(recipe, feature, setup, options, whole_path, batch_size, progress)
-    return [with_recipe(one, recipe, setup) for one in circuits], reached
-
-
-def _circuits(
-    recipe: Recipe,
-    feature: Feature,
-    setup: Setup,
-    options: Mapping[str, Any],
-    whole_path: bool,
-    batch_size: int,
-    progress: Progress | None,
-) -> tuple[list[Circuit], dict[str, Any]]:
     model, images = setup.loaded.model, setup.train.images
     common: dict[str, Any] = {"seed": recipe.seed, "batch_size": batch_size, "progress": progress}
     chosen = {"criterion": recipe.criterion, "granularity": recipe.granularity, **common, **options}

@@ -230,13 +230,13 @@ def _found(
 ) -> tuple["cc.Evaluation", dict[str, Any]]:
     """Find, measure and write a circuit. Print the report, and return it with what to print as JSON."""
     from convcircuits.cli.preparing import say_photographs
-    from convcircuits.recipes import follow, noted
+    from convcircuits.recipes import follow, noted, with_recipe
 
     recipe, setup = task.recipe, task.setup
     if folder is not None:
         made_folder(folder)
     with progress(f"finding a circuit with {recipe.criterion}") as told:
-        path, reached = follow(
+        circuits, reached = follow(
             recipe,
             task.feature,
             setup,
@@ -245,6 +245,7 @@ def _found(
             batch_size=batch_size,
             progress=told,
         )
+    path = [with_recipe(one, recipe, setup) for one in circuits]
     circuit = path[-1]
     with progress("measuring on held-out photographs") as told:
         report = cc.evaluate(
