@@ -18,6 +18,7 @@ from convcircuits.texts import names, sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.values.recipe import BEST, SIZES, Recipe
+from convcircuits.values.scores import Scores
 from convcircuits.zoo.images import Crops, Photograph, readable, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 
@@ -208,6 +209,14 @@ def with_best_constants(
         "the held-out ones."
     )
     return noted(chosen.circuit, [note])
+
+
+def recipe_of(circuit: Circuit | Scores) -> Recipe | None:
+    """Return the recipe of a circuit or scores that the command found, or None."""
+    said = circuit.provenance.get("recipe")
+    if said is None:
+        return None
+    return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
 
 
 def with_recipe(circuit: Circuit, recipe: Recipe, setup: Setup) -> Circuit:

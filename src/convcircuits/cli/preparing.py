@@ -9,7 +9,7 @@ import convcircuits as cc
 from convcircuits import recipes
 from convcircuits.cli.console import progress
 from convcircuits.cli.output import say
-from convcircuits.recipes import Cut, Cutter, Setup, loaded_model, named, names_besides
+from convcircuits.recipes import Cut, Cutter, Setup, loaded_model, named, names_besides, recipe_of
 from convcircuits.texts import names
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import Photograph, distinct, photographs
@@ -141,11 +141,3 @@ def check_runs_no_code_unasked(file: Path, model: str) -> None:
             f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for it. "
             f"If it is yours or you trust it, add: --model {shlex.quote(model)}"
         )
-
-
-def recipe_of(circuit: cc.Circuit | cc.Scores) -> Recipe | None:
-    """Return the recipe of a circuit or scores that the command found, or None."""
-    said = circuit.provenance.get("recipe")
-    if said is None:
-        return None
-    return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
