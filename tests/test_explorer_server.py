@@ -519,6 +519,16 @@ def test_a_worker_that_dies_or_hangs_fails_its_job_and_is_started_again(inside, 
 
 
 @pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_command_with_a_sentence(tmp_path):
+    line = "explore -m vgg16_head --project project --no-open --port 0"
+    command = [sys.executable, "-m", "convcircuits", *line.split()]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "vgg16_hed" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
 def test_a_server_that_is_killed_leaves_circuits_and_notes(served, folder):
     """The last test: it kills the server of the others."""
     process, client = served
