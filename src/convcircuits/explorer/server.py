@@ -290,13 +290,13 @@ def application(explorer: Explorer) -> FastAPI:
 
 _ABOUT = """\
 Look at the units of a model, find their circuits and keep notes. Only the explorer's own page may ask. Every error is
-`{"error": "a sentence"}`. Ids are hashes of content: of a photograph's file, of a circuit's file, of what a job was asked
-for. 503 means: ask again in a moment. A figure is never stale: what was not measured with this model and these
+`{"error": "a sentence"}`. Ids are hashes of content: of a photograph's file, of a circuit's file, of what a job was
+asked for. 503 means: ask again in a moment. A figure is never stale: what was not measured with this model and these
 photographs is null.
 
 Sequence: `GET model` until its state is `ready`; `GET layers`; listen to `events` and fetch again what they name. `POST
-jobs` answers 202 with a job that waits or runs, or 200 with one that is done: the same question has the same id, and its
-result is kept. The reference page "The explorer's API" has the rules.
+jobs` answers 202 with a job that waits or runs, or 200 with one that is done: the same question has the same id, and
+its result is kept. The reference page "The explorer's API" has the rules.
 """
 
 
