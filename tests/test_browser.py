@@ -86,6 +86,12 @@ def lines(document, edges):
     return sorted(e for e in edges if kind[e] != EdgeKind.INNER and document.nodes.kind[source[e]] != NodeKind.IMAGE)
 
 
+def compared(document):
+    """What a comparison calls the circuits: the first by its criterion and density."""
+    first, *others = document.variants
+    return [f"random {100 * first.kept / first.relevant:.1f} %", *(variant.name for variant in others)]
+
+
 def middle(document):
     """The drawn node of the second column through which most is drawn."""
     shown = figure.drawn(document)
@@ -394,7 +400,8 @@ def test_the_targets_maps_are_on_one_scale_beside_their_figures(show, networks):
     figures = [("the full model", target.full_maximum[image], target.full_mean[image], None, None)]
     for v in networks:
         row = (target.maximum[v, image], target.mean[v, image], target.r2[v, image], target.r2_inside[v, image])
-        figures.append((document.variants[v].name, *row))
+        names = compared(document) if compare else [variant.name for variant in document.variants]
+        figures.append((names[v], *row))
     for expected, row in zip(figures, cells_of(page, "[part=target]"), strict=True):
         assert row[0] == expected[0]
         for value, text in zip(expected[1:], row[1:], strict=True):
@@ -427,7 +434,7 @@ def test_a_target_of_one_value_has_a_value_and_neither_map_nor_r2(show):
     page = show(dataclasses.replace(document, images=images), "#image=0&compare=1")
     assert [[row[0], float(row[1])] for row in cells_of(page, "[part=target]")] == [
         ["the full model", pytest.approx(target.full_maximum[0], abs=0.0051)],
-        *[[document.variants[v].name, pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
+        *[[compared(document)[v], pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
     ]
     assert page.locator("[part=target] .map, [part=target] .scale").count() == 0
     assert "R²" not in page.locator("[part=target]").inner_text()
@@ -574,7 +581,7 @@ def test_the_panels_table_is_the_documents(show):
     assert {"random, equal size", "same graph, other filters"} <= set(shown)
     page.locator("[part=compare]").select_option("1")
     names = page.locator("[part=numbers] tbody th").all_inner_texts()
-    assert names[:2] == [document.variants[0].name, document.variants[1].name]
+    assert names[:2] == compared(document)[:2]
 
 
 def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
@@ -605,6 +612,21 @@ def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
     expect(whole.locator("h2")).to_have_text("moon.png")
 
 
+def test_the_panel_shows_where_the_target_is_highest_at_its_median_and_near_zero(show):
+    document = DOCUMENTS["plain"]()
+    (patches, *others), target = document.pictures, document.target
+    page = show(document)  # of an older version: without them
+    assert page.locator(".crops > *").count() == (patches.tiles[target] >= 0).sum()
+    expect(page.locator("[part=crops] [data-sample]:is(button)")).to_have_count(0)
+    sampled = dataclasses.replace(patches, median=(0, 3, 5), near_zero=(1, 2, 4, 6))
+    page = show(dataclasses.replace(document, pictures=(sampled, *others)))
+    for name, count in (("median", 3), ("near zero", 4), ("top", 2)):
+        page.locator(f"button[data-sample='{name}']").click()
+        expect(page.locator(f".crops[data-sample='{name}'] > *")).to_have_count(count)
+    page = show(dataclasses.replace(document, pictures=(sampled, *others), view=View(root=middle(document))))
+    expect(page.locator("button[data-sample]")).to_have_count(0)
+
+
 def test_what_is_pinned_to_be_isolated_is_pinned_no_longer_than_that(show):
     document = DOCUMENTS["wide"]()
     drawn = figure.drawn(document, View(nodes_per_column=2)).nodes
@@ -625,13 +647,17 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
     assert marks <= {"both", "a", "b"}
     assert {"both", "a"} <= marks
-    names = [document.variants[n].name for n in range(2)]
+    names = compared(document)[:2]
     legend = page.locator("[aria-label=legend]").inner_text()
     assert all(f"only {name}" in legend for name in names)
     assert legend.count("in both") == 1
     assert "not measured on this image" not in legend
     mark = page.locator(".edges [data-mark=a]").first
     assert mark.get_attribute("aria-label").endswith(f"only in {names[0]}")
+    for part in ("variant", "compare"):
+        assert "the circuit" not in page.locator(f"[part={part}] option").all_inner_texts()
+    page.locator("[part=compare]").select_option("")
+    assert page.locator("[part=variant] option").first.inner_text() == "the circuit"
     page = show(document, "#image=1")
     assert "gray = not measured on this image" in page.locator("[aria-label=legend]").inner_text()
     assert page.locator(".pictures image.map").count() == page.locator("[data-node]").count()
@@ -672,6 +698,106 @@ def saved(page, kind, name="a-small-network-conv3-1"):
         page.locator(f"[data-export='{kind}']").click()
     assert Path(waiting.value.suggested_filename).stem == name
     return Path(waiting.value.path()).read_bytes()
+
+
+def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+
+    def opened(path):
+        page.locator("[part=export]").click()
+        with page.expect_file_chooser() as chosen:
+            page.locator("[part=open-view]").click()
+        chosen.value.set_files(path)
+
+    page.locator(f"[data-node='{node}'] .frame").click()
+    path = tmp_path / "view.json"
+    path.write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
+    page.keyboard.press("Escape")
+    expect(page).not_to_have_url(re.compile("#"))
+    opened(path)
+    fragment_of(page, f"isolate={node}")
+    broken = tmp_path / "broken.json"
+    broken.write_text("<script>alert(1)</script>")
+    opened(broken)
+    expect(page.locator("[part=notice]")).to_contain_text("not a saved view")
+    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+
+
+def test_a_block_is_drawn_as_one_column_and_opened_again(show):
+    document = plain(widths=(3, 4, 5, 4, 1), seed=2)
+    names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]
+    layers = [dataclasses.replace(layer, name=name) for layer, name in zip(document.layers, names, strict=True)]
+    page = show(dataclasses.replace(document, layers=layers))
+    page.locator("[part=blocks]").click()
+    expect(page.locator("[data-block]")).to_have_count(1)
+    everything = page.locator("[data-node]").count()
+    page.locator("[data-block='1']").click()
+    fragment_of(page, "collapsed=1-2")
+    block = page.locator("[data-group='layer1.0']")
+    expect(block).to_have_attribute("aria-label", re.compile("2 layers, 9 filters"))
+    expect(block.locator("text")).to_contain_text("2 layers")
+    assert page.locator("[data-node]").count() == everything - 8
+    block.locator(".frame").click()
+    expect(page.locator(".card h2").first).to_have_text("layer1.0")
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-node]")).to_have_count(everything)
+    page.go_back()
+    expect(block).to_have_count(1)
+    block.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-node]")).to_have_count(everything)
+
+
+def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
+    document = plain(density=1.0)
+    edges, nodes = document.edges, document.nodes
+    first, second = np.flatnonzero(nodes.column == 1)[:2]
+    weights = document.weights.copy()
+    for one, other in zip(np.flatnonzero(edges.target == first), np.flatnonzero(edges.target == second), strict=True):
+        a, b = (edges.weights[edge] for edge in (one, other))
+        weights[b : b + 9] = np.rot90(weights[a : a + 9].reshape(3, 3)).ravel()
+    edges = dataclasses.replace(edges, scale=np.full(len(edges), 0.5))
+    page = show(dataclasses.replace(document, weights=weights, edges=edges))
+    page.locator("[part=similar]").click()
+    panel = page.locator("[part=similar-panel]")
+    expect(panel).to_contain_text("alike if turned or mirrored, 1.00")
+    assert page.locator("[data-group]").count() == 0
+    page.locator(f"[data-suggested='{first},{second}']").click()
+    expect(page.locator("[data-group]")).to_have_count(1)
+    expect(panel).to_contain_text("No drawn filters")
+
+
+def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
+    document = DOCUMENTS["plain"]()
+    node = middle(document)
+    unit, layer = document.nodes.unit[node], document.layers[document.nodes.layer[node]].name
+    page = show(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[part=label]").fill("<i>rim")
+    page.locator("[part=label]").press("Enter")
+    page.locator("[part=note-text]").fill("round\nand dark")
+    page.locator("[part=note-text]").press("Escape")
+    expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
+    expect(page.locator(".card h2").first).to_contain_text("<i>rim")
+    for kind in ("json", "html"):
+        path = tmp_path / f"saved.{kind}"
+        path.write_bytes(saved(page, kind))
+        again = Diagram.load(path)
+        assert again.labels == {f"{layer}:{unit}": "<i>rim"}
+        assert again.notes == {f"{layer}:{unit}": "round\nand dark"}
+    page.locator("[part=search]").fill("rim")
+    expect(page.locator(".results li")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.go_back()
+    page.go_back()
+    expect(page.locator(f"[data-node='{node}'] text")).not_to_contain_text("rim")
+    page = show(again.document)
+    expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
+    page.locator("[data-mode-button=table]").click()
+    assert any("<i>rim" in text for text in page.locator("tbody td").all_inner_texts())
 
 
 HREF = re.compile(r'(?<=href=")data:image/[^"]*')

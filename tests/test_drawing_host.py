@@ -17,7 +17,7 @@ from PIL import Image
 
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing import figure, host
-from convcircuits.drawing.data import Document, Group, View
+from convcircuits.drawing.data import Document, Group, Note, View
 from convcircuits.drawing.host import Diagram, check_file
 from convcircuits.drawing.page import page
 from diagrams import DOCUMENTS, plain
@@ -26,7 +26,7 @@ VIEWS = [
     View(),
     View(variant=1, compare=0, kernels=7, nodes_per_column=2, kernels_per_node=1),
     View(root=5, isolate=4, share=0.95, pins=(3, 6), pictures="features", image=1, mode="table"),
-    View(groups=(Group("a & b", (3, 4)),), mode="all"),
+    View(groups=(Group("a & b", (3, 4)),), notes=(Note(5, "rim", "round\nand dark"),), mode="all"),
 ]
 
 
@@ -246,6 +246,22 @@ def test_what_is_not_there_cannot_be_chosen(diagram, name, value, words):
     with pytest.raises(ConvCircuitsError, match=words):
         setattr(diagram, name, value)
     assert (diagram.view, diagram.selection) == (View(kernels=4), (3,))
+
+
+def test_labels_and_notes_are_of_filters_by_name(diagram):
+    diagram.labels = {"conv1:0": "edge", "conv2:3": "rim"}
+    diagram.notes = {"conv2:3": "round"}
+    assert diagram.labels == {"conv1:0": "edge", "conv2:3": "rim"}
+    assert diagram.notes == {"conv2:3": "round"}
+    diagram.labels = {"conv2:1": "bar"}
+    assert diagram.labels == {"conv2:1": "bar"}
+    assert diagram.notes == {"conv2:3": "round"}
+    assert diagram.view.notes == (Note(7 + 2, note="round"), Note(7, "bar"))
+    with pytest.raises(ConvCircuitsError, match="no filter 'conv9:0'; filters are named by layer and number, such as"):
+        diagram.labels = {"conv9:0": "x"}
+    with pytest.raises(ConvCircuitsError, match="at most 40 characters"):
+        diagram.labels = {"conv2:1": "x" * 41}
+    assert diagram.labels == {"conv2:1": "bar"}
 
 
 def test_chosen_nodes_are_numbers(diagram):

@@ -1,5 +1,7 @@
 """What nodes look like and what images do to them, against kernels made by hand and slow loops over the images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from convcircuits.drawing import pictures
-from convcircuits.drawing.data import EdgeKind, NodeKind
+from convcircuits.drawing.data import Document, EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
 from convcircuits.drawing.pictures import PATCHES, TARGET_PATCHES, Seen, _hatched, pictured, readings_of
@@ -315,6 +317,41 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
             thumbnail = read_data_url(made.tiles.wholes[cut.whole].src)
             whole = np.asarray(Image.fromarray(thumbnail).resize((SIZE, SIZE), Image.Resampling.BOX), dtype=float)
             assert np.corrcoef(whole.ravel(), images[image].movedim(0, -1).numpy().ravel())[0, 1] > 0.9
+
+
+def test_the_targets_median_and_near_zero_parts_are_where_its_values_are_nearest():
+    images = photographs(10)
+    crops = [n % 5 for n in range(10)]  # two crops of each photograph
+    model, circuit, drawing = plain_drawing(images)
+    document = cc.diagram(model, circuit).document
+    seen = Seen.of(drawing, batches_of(drawing, images))
+    options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
+    made = pictured(drawing, document, [], seen, photographs=[crops], **options)
+    size, stride, first = SHOWN["features.5"][1]
+    maps = map_of(document, slow_reads(model, drawing, images), document.target)
+    inside = [n for n in range(maps.shape[1]) if first + stride * n >= 0 and first + stride * n + size <= SIZE]
+    values = maps[:, inside][:, :, inside]
+    for tiles, level in (
+        (made.pictures[0].median, values.flatten().median()),
+        (made.pictures[0].near_zero, 0),
+    ):
+        distance, where = (values - level).abs().flatten(1).min(1)
+        ranked = sorted(range(10), key=lambda n: float(distance[n]))
+        best = [
+            next(n for n in ranked if crops[n] == photograph)
+            for photograph in dict.fromkeys(map(crops.__getitem__, ranked))
+        ]
+        assert len(tiles) == 5
+        for number, image in zip(tiles, best, strict=True):
+            top, left = (first + stride * inside[n] for n in divmod(int(where[image]), len(inside)))
+            crop = images[image, :, top : top + size, left : left + size].movedim(0, -1) * 255
+            assert np.abs(cells(made, number, size) - crop.numpy()).max() <= 10
+            (cut,) = (each for each in made.tiles.cuts if each.tile == number)
+            assert cut.box == (top, left, size, size)
+    said = json.loads(made.to_json())
+    for lacking in ("median", "nearZero"):
+        del said["pictures"][0][lacking]
+    assert Document.from_json(json.dumps(said)).pictures[0].median == ()
 
 
 @pytest.mark.parametrize("side", [8, 40, 64])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from convcircuits.drawing.data import SCHEMA, Document, EdgeKind, NodeKind, View, view_to_dict
-from convcircuits.drawing.records import Record, camel, defaults, hints, is_array
+from convcircuits.drawing.records import Record, camel, hints, is_array, omissible
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA_FILE = ROOT / "src" / "convcircuits" / "drawing" / "static" / "convcircuits-diagram-2.schema.json"
@@ -78,7 +78,7 @@ def of_record(record: type[Record], found: dict[str, dict[str, Any]]) -> dict[st
     fields = {camel(name): schema(hint, found) | comments.get(name, {}) for name, hint in hints(record).items()}
     if record is Document:
         fields = {"schema": {"const": SCHEMA}, **fields}
-    optional = {camel(name) for name in defaults(record)} if record.partial else set()
+    optional = set(map(camel, omissible(record)))
     words = inspect.cleandoc(record.__doc__ or "").split("\n\nRaises:")[0]
     return {"description": in_json(" ".join(words.split())), **closed(fields, optional)}
 
@@ -140,6 +140,8 @@ export const SHARES = $shares as const;
 export const MODES = $modes as const;
 export const PATHS = $paths as const;
 export const LONGEST_NAME = $longest;
+export const LONGEST_LABEL = $label;
+export const LONGEST_NOTE = $note;
 
 $kinds
 
@@ -177,6 +179,8 @@ def typescript() -> str:
         modes=json.dumps(records["View"]["mode"]["enum"]),
         paths=json.dumps(records["View"]["paths"]["enum"]),
         longest=records["Group"]["name"]["maxLength"],
+        label=records["Note"]["label"]["maxLength"],
+        note=records["Note"]["note"]["maxLength"],
         kinds="\n".join(map(enumeration, KINDS)),
         dtypes=union(sorted({kind.split()[0] for _, kind in table})),
         arrays="\n".join(f'  {where}: "{kind}",' for where, kind in table),

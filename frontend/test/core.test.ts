@@ -3,24 +3,27 @@ import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
+import { formatHash, parseHash } from "../src/app/hash.js";
+import { blockOf, blocksOf } from "../src/core/blocks.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
-import { layerName } from "../src/core/names.js";
+import { circuitName, labelsOf, layerName, nodeName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
-import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { carried, countOf, insideText, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { SIMILAR, suggestions } from "../src/core/similar.js";
 import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
-import { headline, r2Table } from "../src/core/verdict.js";
-import { defaultView, imagesOf, ownView, viewOf } from "../src/core/view.js";
+import { figureCaption, headline, r2Table } from "../src/core/verdict.js";
+import { defaultView, imagesOf, ownView, readViewFile, viewFile, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
 
@@ -564,6 +567,169 @@ test("of a view from outside what is not valid is left out; what Python takes st
   assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
 });
 
+test("a range of columns is drawn as one, and the flow through it is that of what it hides", () => {
+  for (const graph of SEEDS.map(large)) {
+    const last = graph.document.columns.length - 2;
+    const span = { first: Math.min(1, last - 1), last };
+    if (span.first < 0) continue;
+    const [open, closed] = [view(), view({ collapsed: [span] })].map((at) => drawnOf(graph, at));
+    const { parts } = closed!;
+    near(carried(parts, new Uint8Array(parts.edges.length).fill(1))[parts.root]!, 1, "the score");
+    const inside = (column: number) => column >= span.first && column <= span.last;
+    for (const [unit, nodes] of parts.members.entries()) {
+      const incoming = parts.incoming.items.subarray(...parts.incoming.start.slice(unit, unit + 2));
+      const outgoing = parts.outgoing.items.subarray(...parts.outgoing.start.slice(unit, unit + 2));
+      near(
+        incoming.reduce((sum, b) => sum + parts.share[b]!, parts.image[unit]!),
+        1,
+        "shares",
+      );
+      if (unit !== parts.root)
+        near(
+          outgoing.reduce((sum, b) => sum + parts.bundleFlow[b]!, 0),
+          parts.flow[unit]!,
+          "out",
+        );
+      assert.ok([...incoming].every((b) => parts.source[b]! < unit));
+      if (!parts.spans[unit]) near(parts.flow[unit]!, open!.parts.flow[open!.parts.unitOf[nodes[0]!]!]!, "others");
+      assert.equal(parts.spans[unit] !== null, inside(graph.column[nodes[0]!]!));
+    }
+    assert.ok(parts.spans.filter(Boolean).length <= 1);
+    const scene = draw(graph, view({ collapsed: [span] }), CANVASES[0]!);
+    const node = scene.nodes.find((each) => each.span);
+    if (node) assert.match(insideText(graph, scene.flow, node.nodes), /^\d+ layers?, \d+ filters?$/);
+    assert.ok(scene.numbers.text.includes("were not measured"));
+    const root = graph.leftToRight.find((each) => graph.column[each] === last && scene.flow.aliveNode[each]! > 0)!;
+    assert.ok(drawnOf(graph, view({ collapsed: [span], root })).parts.spans.every((each) => each === null));
+  }
+});
+
+test("blocks are runs of columns whose layers say that they belong to one", () => {
+  assert.deepEqual(
+    ["layer3.1.conv2", "layer1.0.downsample.0", "features.10", "features.4.conv.0.0", "_blocks.2._expand_conv"].map(
+      blockOf,
+    ),
+    ["layer3.1", "layer1.0", "", "features.4", "_blocks.2"],
+  );
+  assert.deepEqual(
+    ["blocks.2.0.conv_pw", "stages.0.blocks.1.conv_dw", "features.denseblock1.denselayer2.conv1", "conv1"].map(blockOf),
+    ["blocks.2.0", "stages.0.blocks.1", "features.denseblock1.denselayer2", ""],
+  );
+  const document = randomDocument(4, { columns: 7, width: 3, readers: 2 });
+  const names = [
+    "stem",
+    "layer1.0.conv1",
+    "layer1.0.conv2",
+    "layer1.1.conv1",
+    "layer1.1.conv2",
+    "layer1.2.conv1",
+    "layer1.2.conv2",
+  ];
+  for (const [i, layer] of document.layers.entries()) layer.name = names[i]!;
+  const graph = decode(document);
+  assert.deepEqual(blocksOf(graph), [
+    { name: "layer1.0", first: 1, last: 2 },
+    { name: "layer1.1", first: 3, last: 4 },
+  ]);
+  const ranges = [{ first: 3, last: 4 }, { first: 4, last: 5 }, { first: 5, last: 6 }, { first: 2, last: 2 }, null, 3];
+  const at = viewOf(graph, view(), { collapsed: ranges });
+  assert.deepEqual(at.collapsed, [{ first: 3, last: 4 }]);
+  assert.deepEqual(viewOf(graph, view(), parseHash(formatHash(at, view()))), at);
+  const { headings } = draw(graph, at, CANVASES[0]!);
+  assert.ok(headings.some(({ lines }) => lines.join("").includes("layer1.1")));
+  assert.equal(headings.length, 6);
+});
+
+test("groups are suggested of filters whose kernels are alike, also turned, in every pair", () => {
+  const graph = decode(randomDocument(3, { columns: 3, width: 8, readers: 8, exact: true }));
+  const flow = flowOf(graph, view());
+  const drawn = [...graph.leftToRight].filter((node) => graph.kind[node] !== NodeKind.image);
+  assert.deepEqual(suggestions(graph, flow, drawn), []); // random weights
+  const [first, second, third, other] = drawn.filter((node) => graph.column[node] === 0);
+  const kernelsInto = (node: number) => [
+    ...graph.incoming.items.subarray(...graph.incoming.start.slice(node, node + 2)),
+  ];
+  const copy = (from: number, to: number, order: number[]) => {
+    for (const edge of kernelsInto(to)) {
+      const same = kernelsInto(from).find((each) => graph.source[each] === graph.source[edge])!;
+      const start = graph.weightStart[same]!;
+      order.forEach((place, at) => (graph.weights[graph.weightStart[edge]! + at] = graph.weights[start + place]!));
+    }
+  };
+  copy(first!, second!, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+  assert.deepEqual(
+    suggestions(graph, flow, drawn).map(({ nodes, turned }) => ({ nodes, turned })),
+    [{ nodes: [first, second], turned: false }],
+  );
+  copy(first!, third!, [6, 3, 0, 7, 4, 1, 8, 5, 2]); // a quarter turn
+  const [found, ...rest] = suggestions(graph, flow, drawn);
+  assert.deepEqual(found!.nodes, [first, second, third]);
+  assert.ok(found!.turned && Math.abs(found!.similarity - 1) < 1e-9 && rest.length === 0);
+  assert.deepEqual(suggestions(graph, flow, [first!, other!]), []);
+  copy(first!, other!, [0, 3, 6, 1, 4, 7, 2, 5, 8]); // mirrored; less of it is less alike
+  for (const edge of kernelsInto(other!)) graph.weights[graph.weightStart[edge]!] = 127;
+  const cosine = suggestions(graph, flow, [first!, other!])[0]?.similarity ?? 0;
+  assert.ok(cosine === 0 || (cosine >= SIMILAR && cosine < 1));
+});
+
+test("a filter's label stands on its node, in its name and in the figure, as text", () => {
+  const graph = decode(randomDocument(5, { columns: 4, width: 5, readers: 3 }));
+  const [node, plainly] = [graph.document.target - 1, "<b>wheel\u202e"];
+  const given = [
+    { node, label: plainly, note: "a\r\nb\u0000" },
+    { node, label: "twice", note: "" },
+    { node: 0, label: "of the image", note: "" },
+    { node: 99999, label: "nowhere", note: "" },
+    { node: node - 1, label: "", note: "x".repeat(2000) },
+    { node: node - 2, label: 3 },
+  ];
+  const at = viewOf(graph, view(), { notes: given, paths: "all" });
+  assert.deepEqual(at.notes, [
+    { node, label: "<b>wheel\ufffd", note: "a\nb\ufffd" },
+    { node: node - 1, label: "", note: "x".repeat(1000) },
+  ]);
+  assert.deepEqual(viewOf(graph, view(), parseHash(formatHash(at, view()))).notes, at.notes);
+  const scene = draw(graph, at, CANVASES[0]!);
+  const { label } = scene.nodes.find(({ nodes }) => nodes[0] === node)!;
+  assert.match(label.lines.join(" "), /<b>wheel/);
+  assert.match(label.lines.join(" "), new RegExp(`\\b${graph.unit[node]}$`));
+  assert.match(nodeName(graph, node, labelsOf(at)), /^filter \d+ of .*, <b>wheel/);
+  const text = svg(graph, scene, { tiles: {}, size: null });
+  assert.ok(text.includes("&#60;b&#62;wheel") && !text.includes("<b>"));
+});
+
+test("a view that was saved is opened in its document alone, and without what does not fit", () => {
+  const document = randomDocument(7, { columns: 4, width: 6, readers: 3, variants: 2 });
+  const graph = decode(document);
+  const [base, node] = [ownView(graph), document.target - 1];
+  const saved = view({ kernels: 9, pins: [node], isolate: node, compare: 1, mode: "table", paths: "all" });
+  const text = viewFile(graph, saved);
+  assert.deepEqual(readViewFile(graph, base, text), { view: saved, left: [] });
+  const again = decode({ ...document, meta: { ...document.meta, title: "x" }, tiles: { size: 9, pages: [] } });
+  assert.deepEqual(readViewFile(again, base, text).view, saved);
+  const broken = text
+    .replace('"mode": "table"', '"mode": "?",\n"strange": 1')
+    .replace('"isolate": ', '"isolate": 9999');
+  const found = readViewFile(graph, base, broken);
+  assert.deepEqual(found.view, { ...saved, mode: "diagram", isolate: null });
+  assert.deepEqual(found.left.sort(), ["isolate", "mode", "strange"]);
+  const refused = (said: string, why: RegExp, by = graph) =>
+    assert.throws(() => readViewFile(by, base, said), { message: why, constructor: DocumentError });
+  for (const said of ["", "{", "[]", "null", "{}", JSON.stringify(document), text.replace('"view":', '"v":')])
+    refused(said, /^This file is not a saved view: /);
+  refused(
+    text,
+    /^This view is of another diagram of features\.3:\d+ of synthetic\.$/,
+    decode({ ...document, target: node }),
+  );
+  const renamed = decode({ ...document, meta: { ...document.meta, feature: "z:1" } });
+  refused(
+    text,
+    /^This view is of a diagram of features\.3:\d+ of synthetic, and this one is of z:1 of synthetic\.$/,
+    renamed,
+  );
+});
+
 test("a view without pictures of the document's is of its first", () => {
   const document = randomDocument(3, { columns: 3, width: 3, readers: 2, pictures: true });
   document.pictures[0]!.name = "other";
@@ -968,6 +1134,31 @@ test("a comparison marks what is alive in one circuit alone", () => {
   for (const { nodes, mark } of scene.nodes) assert.equal(mark, marks[bits("aliveNode", nodes)]);
   for (const { edges, mark } of scene.edges) assert.equal(mark, marks[bits("alive", edges)]);
   assert.equal(new Set(scene.edges.map(({ mark }) => mark)).size, 3);
+});
+
+test("where two circuits are compared, every text names both; one alone is the circuit", () => {
+  const document = randomDocument(2, { columns: 4, width: 6, readers: 3, variants: 2 });
+  Object.assign(document.variants[0]!, { name: "the circuit", kept: 50, relevant: 1000 });
+  Object.assign(document.meta, { criterion: "gauss_newton" });
+  const graph = decode(document);
+  for (const at of [view({ compare: 1 }), view({ variant: 1, compare: 0 })]) {
+    const scene = draw(graph, at, CANVASES[0]!);
+    const texts = [
+      scene.numbers.text,
+      figureCaption(graph, at, scene.numbers),
+      scene.legend.map(({ label }) => label.title).join(),
+      headline(graph, at, scene.numbers).text,
+      r2Table(graph, at, scene.numbers)!
+        .rows.map(({ name }) => name)
+        .join(),
+    ];
+    for (const text of texts) {
+      assert.match(text, /gauss newton 5\.00 %/i);
+      assert.match(text, /random/);
+      assert.doesNotMatch(text, /(only|"|^)the circuit/i);
+    }
+  }
+  assert.equal(circuitName(graph, 0, view()), "the circuit");
 });
 
 test("the overview holds all that is alive, inside the canvas, no node over another", () => {

@@ -1,6 +1,8 @@
 /** The reader's actions, by pointer, key or button. Each announces what changed to screen readers. */
 
+import { spanName } from "../core/blocks.js";
 import { percent } from "../core/format.js";
+import type { Span } from "../core/types.js";
 import type { Spot, Store } from "./store.js";
 
 export function isolateNode(store: Store, node: number): void {
@@ -10,8 +12,8 @@ export function isolateNode(store: Store, node: number): void {
   }
   store.selection.value = [node];
   store.change({ isolate: node });
-  hold(store, { nodes: store.view.value.groups.find(({ nodes }) => nodes.includes(node))?.nodes ?? [node], edges: [] });
   const { lit, nodes } = store.scene.value;
+  hold(store, { nodes: nodes.find((each) => each.nodes.includes(node))?.nodes ?? [node], edges: [] });
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
   const through = `${percent(store.view.value.share)} of the drawn flow through it`;
   store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
@@ -76,9 +78,8 @@ export function choose(store: Store, nodes: number[]): void {
   store.say(`${store.selection.value.length} filters chosen`);
 }
 
-/** Draws the selected nodes as one group, in place of the groups that they belonged to. */
-export function group(store: Store): void {
-  const nodes = store.selection.value;
+/** Draws nodes, by default the selected ones, as one group, in place of the groups that they belonged to. */
+export function group(store: Store, nodes = store.selection.value): void {
   if (nodes.length < 2) return;
   const others = store.view.value.groups.filter((each) => !each.nodes.some((node) => nodes.includes(node)));
   const name = `group ${store.view.value.groups.length + 1}`;
@@ -87,6 +88,28 @@ export function group(store: Store): void {
     { groups: [...others, { name, nodes }], isolate: null },
     `${nodes.length} filters are drawn as one: ${name}`,
   );
+}
+
+/** Draws ranges of columns as one each, and opens all others. */
+export function collapse(store: Store, collapsed: Span[], message: string): void {
+  store.held.value = null;
+  store.selection.value = [];
+  store.change({ collapsed, isolate: null }, message);
+}
+
+/** Opens a range of columns. */
+export function open(store: Store, span: Span): void {
+  const rest = store.view.value.collapsed.filter(({ first }) => first !== span.first);
+  collapse(store, rest, `${spanName(store.graph, span)} is open`);
+}
+
+/** Writes a node's label or what is noted of it; empty text removes it. */
+export function annotate(store: Store, node: number, part: { label: string } | { note: string }): void {
+  const { notes } = store.view.value;
+  const own = { node, label: "", note: "", ...notes.find((each) => each.node === node), ...part };
+  const others = notes.filter((each) => each.node !== node);
+  store.change({ notes: own.label || own.note ? [...others, own] : others });
+  store.say(`${store.name(node)}: ${"label" in part ? "label" : "note"} written`);
 }
 
 export function renameGroup(store: Store, at: number, name: string): void {

@@ -3,10 +3,11 @@
 import type { ComponentChildren } from "preact";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
-import { edgeName, nodeName, nodeShort, signName } from "../core/names.js";
-import { of } from "../core/select.js";
+import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
+import { insideText, of } from "../core/select.js";
 import { plain } from "../core/text.js";
-import { EdgeKind } from "../core/types.js";
+import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE } from "../core/types.js";
+import { annotate, open } from "./actions.js";
 import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
@@ -109,7 +110,7 @@ function Kernels({ store, edges, by }: { store: Store; edges: number[]; by: "sou
           <span>
             {by === "both"
               ? edgeName(graph, edge)
-              : nodeShort(graph, by === "source" ? graph.source[edge]! : graph.target[edge]!)}
+              : nodeShort(graph, by === "source" ? graph.source[edge]! : graph.target[edge]!, store.labels.value)}
           </span>
           <span class="share">{percent(flow.value.edge[edge]!)}</span>
         </li>
@@ -121,6 +122,41 @@ function Kernels({ store, edges, by }: { store: Store; edges: number[]; by: "sou
 /** The kernels inside a node. */
 function inner({ graph, flow }: Store, node: number): number[] {
   return of(graph.inner, node).filter((edge) => flow.value.alive[edge] && kernel(graph, edge));
+}
+
+/** A node's label and note, to read and to write. */
+function Notes({ store, node }: { store: Store; node: number }) {
+  const { label, note } = store.view.value.notes.find((each) => each.node === node) ?? { label: "", note: "" };
+  // Keys that mean something in the diagram are text here; Escape leaves.
+  const leave = (event: KeyboardEvent) => {
+    event.stopPropagation();
+    if (event.key === "Escape" || (event.key === "Enter" && event.currentTarget instanceof HTMLInputElement))
+      (event.currentTarget as HTMLElement).blur();
+  };
+  return (
+    <div class="notes">
+      <input
+        type="text"
+        part="label"
+        placeholder="label"
+        aria-label="label of this filter"
+        maxLength={LONGEST_LABEL}
+        value={label}
+        onKeyDown={leave}
+        onChange={(event) => annotate(store, node, { label: event.currentTarget.value })}
+      />
+      <textarea
+        part="note-text"
+        placeholder="note"
+        aria-label="note on this filter"
+        rows={note ? Math.min(6, note.split("\n").length + 1) : 1}
+        maxLength={LONGEST_NOTE}
+        value={note}
+        onKeyDown={leave}
+        onChange={(event) => annotate(store, node, { note: event.currentTarget.value })}
+      />
+    </div>
+  );
 }
 
 export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
@@ -142,23 +178,41 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const [best, ...others] = graph.tilesOf(at, node);
   // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
-  const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
+  const block = store.plan.value.nodes.find((each) => each.span && each.nodes.includes(node) && nodes.length > 1);
+  const share = block?.flow ?? nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
   const beside = image === null || !target ? null : onImage(store, image);
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
-      <h2>{nodes.length > 1 && named ? plain(named.name) : nodeName(graph, node)}</h2>
+      <h2>
+        {block
+          ? block.group
+          : nodes.length === 1
+            ? store.name(node)
+            : named
+              ? plain(named.name)
+              : plural(nodes.length, "filter")}
+      </h2>
       <p class="soft">
         {percent(share)} of the flow
-        {nodes.length > 1 && `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
+        {block && `, collapsed: ${insideText(graph, flow.value, nodes)}`}
+        {!block &&
+          nodes.length > 1 &&
+          `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
         {view.value.pins.includes(node) && ", pinned"}
         {compare !== null && drawn.length === 1 && `, ${onlyIn(store, drawn[0] === variant ? "a" : "b")}`}
       </p>
+      {block && store.hover.value === null && (
+        <button type="button" part="open" onClick={() => open(store, block.span!)}>
+          open it
+        </button>
+      )}
+      {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (
-            <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={nodeName(graph, each)} />
+            <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={store.name(each)} />
           ))}
         </div>
       ) : sides.length > 0 ? (
@@ -175,7 +229,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         (byGroup ? (
           drawn.map((each, i) => (
             <>
-              <h3>{plain(graph.document.variants[each]!.name)}</h3>
+              <h3>{circuitName(graph, each, view.value)}</h3>
               <div class="pictures">
                 {graph
                   .tilesOf(places[i]!, node)

@@ -4,13 +4,14 @@ import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
-import { edgeName, signName, spokenNode } from "../core/names.js";
+import { circuitName, edgeName, signName, spokenNode } from "../core/names.js";
 import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
+import { insideText } from "../core/select.js";
 import { DASHES, tilePlaces } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
-import { choose, clear, hold, isolateNode, pin, reroot } from "./actions.js";
+import { choose, clear, hold, isolateNode, open, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
@@ -53,7 +54,7 @@ function kindOf(sign: number): string {
 /** "only in group A", of what one of two compared circuits has. */
 export function onlyIn({ graph, view }: Store, mark: "a" | "b"): string {
   const { variant, compare } = view.value;
-  return `only in ${plain(graph.document.variants[mark === "a" ? variant : compare!]!.name)}`;
+  return `only in ${circuitName(graph, mark === "a" ? variant : compare!, view.value)}`;
 }
 
 /** The dash pattern of either side of a comparison. */
@@ -209,8 +210,16 @@ export function Diagram({ store }: { store: Store }) {
     return {
       nodes: nodes.map((node) =>
         node.group !== null
-          ? `group ${plain(node.group)}, ${node.nodes.length} filters`
-          : spokenNode(graph, node.nodes[0]!, node.flow, strongest(store, node.nodes, "incoming", 3)),
+          ? node.span
+            ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens it`
+            : `group ${plain(node.group)}, ${node.nodes.length} filters`
+          : spokenNode(
+              graph,
+              node.nodes[0]!,
+              node.flow,
+              strongest(store, node.nodes, "incoming", 3),
+              store.labels.value,
+            ),
       ),
       edges: edges.map(
         ({ edges: [edge], mark }) =>
@@ -289,7 +298,7 @@ export function Diagram({ store }: { store: Store }) {
     const edges = node ? [] : edgesAt(event);
     if (edges.length) hold(store, { nodes: [], edges });
     else if (!node) clear(store);
-    else if (event.shiftKey) choose(store, node.nodes);
+    else if (event.shiftKey && !node.span) choose(store, node.nodes);
     else isolateNode(store, node.nodes[0]!);
     if (node) store.current.value = node.nodes[0]!;
   };
@@ -297,8 +306,8 @@ export function Diagram({ store }: { store: Store }) {
     const node = sceneNode(event.target);
     if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
     const act: Record<string, () => void> = {
-      Enter: () => reroot(store, node.nodes[0]!),
-      " ": () => (event.shiftKey ? choose(store, node.nodes) : isolateNode(store, node.nodes[0]!)),
+      Enter: () => (node.span ? open(store, node.span) : reroot(store, node.nodes[0]!)),
+      " ": () => (event.shiftKey && !node.span ? choose(store, node.nodes) : isolateNode(store, node.nodes[0]!)),
       p: () => pin(store, node.nodes[0]!),
       ArrowLeft: () => walk(store, scene, node, "source"),
       ArrowRight: () => walk(store, scene, node, "target"),

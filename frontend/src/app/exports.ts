@@ -1,10 +1,11 @@
 /** Files of the view: SVG, PNG, and the document itself with the view saved in it. */
 
+import { DocumentError } from "../core/decode.js";
 import { PRESETS } from "../core/figure.js";
 import { draw } from "../core/scene.js";
 import { svg } from "../core/svg.js";
 import type { Document, Meta } from "../core/types.js";
-import { onPaper } from "../core/view.js";
+import { onPaper, readViewFile, viewFile } from "../core/view.js";
 import type { Store } from "./store.js";
 
 /** The view as SVG text: as wide as on the screen or, exactly as Python writes it, for a paper. */
@@ -35,10 +36,44 @@ export async function exportPng(store: Store): Promise<void> {
   canvas.toBlob((png) => png && download(store, png, "png", "image/png"));
 }
 
+export function saveView(store: Store): void {
+  download(store, viewFile(store.graph, store.view.value), "view.json", "application/json");
+}
+
+/** Asks for a file and shows the view in it, or says why not. */
+export function openView(store: Store): void {
+  const input = document.createElement("input");
+  input.type = "file";
+  input.accept = ".json,application/json";
+  input.onchange = async () => {
+    try {
+      const { view, left } = readViewFile(store.graph, store.base, await input.files![0]!.text());
+      store.held.value = null;
+      store.selection.value = [];
+      store.change(view, "the view of the file is shown");
+      if (left.length)
+        store.notice.value = `The view was opened without what does not fit this diagram: ${left.join(", ")}.`;
+    } catch (error) {
+      store.notice.value = error instanceof DocumentError ? error.message : "The file cannot be read.";
+    }
+  };
+  input.click();
+}
+
 /** The document with the view in it, as JSON. */
 export function saved(store: Store): string {
   const document: Document = { ...store.graph.document, view: store.view.value };
   return JSON.stringify(document);
+}
+
+/** This page with the view in it, as HTML. Its script and policy stay as they are. */
+export function savedPage(store: Store): string {
+  const page = document.documentElement.cloneNode(true) as HTMLElement;
+  page.querySelector("#diagram")!.replaceChildren();
+  page.querySelector("#circuit")!.textContent = saved(store).replaceAll("<", "\\u003c");
+  for (const each of [page, page.querySelector("body")!]) each.removeAttribute("style");
+  delete page.dataset.ready;
+  return `<!doctype html>\n${page.outerHTML}\n`;
 }
 
 /** The name of an exported file, without characters that do not belong in file names. */

@@ -1,10 +1,11 @@
 /** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
  *  On narrow screens it is a sheet at the bottom. */
 
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
-import { edgeName, nodeName } from "../core/names.js";
+import { circuitName, edgeName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import { type R2Table, r2Table } from "../core/verdict.js";
 import { clear } from "./actions.js";
@@ -15,6 +16,12 @@ import { Picture, WholeImage } from "./ui.js";
 
 const CROP = 92; // px: three to a row
 const CROPS = 9;
+const SAMPLES = [
+  ["top", "where it is highest"],
+  ["median", "where it has its median value"],
+  ["near zero", "where it is nearest zero"],
+] as const;
+type Sample = (typeof SAMPLES)[number][0];
 const CLEAR = 8; // px between a filter and the sheet
 
 export function Side({ store }: { store: Store }) {
@@ -26,7 +33,7 @@ export function Side({ store }: { store: Store }) {
   const table = r2Table(graph, store.view.value, scene.numbers);
   const name = spot
     ? spot.nodes.length
-      ? nodeName(graph, spot.nodes[0]!)
+      ? store.name(spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
   const sheet = useRef<HTMLElement>(null);
@@ -97,33 +104,70 @@ export function Side({ store }: { store: Store }) {
 function Crops({ store }: { store: Store }) {
   const { graph } = store;
   const { variant, compare } = store.view.value;
+  const chosen = useSignal<Sample>("top");
   const root = store.flow.value.root;
+  const target = root === graph.document.target;
   const circuits = compare === null ? [variant] : [variant, compare];
   const sets = [...new Set(circuits.map((each) => setOf(graph, "patches", each)))];
   const rows = sets
     .map((set, i) => ({
       set,
-      name: plain(graph.document.variants[circuits[i]!]!.name),
-      tiles: graph.tilesOf(set, root),
+      name: circuitName(graph, circuits[i]!, store.view.value),
+      tiles: {
+        top: graph.tilesOf(set, root),
+        median: (target && graph.document.pictures[set]?.median) || [],
+        "near zero": (target && graph.document.pictures[set]?.nearZero) || [],
+      },
     }))
-    .filter(({ tiles }) => tiles.length > 0);
-  const features = root === graph.document.target ? graph.document.pictures.flatMap(({ target }) => target) : [];
+    .filter(({ tiles }) => tiles.top.length > 0);
+  const offered = SAMPLES.filter(([sample]) => rows.some(({ tiles }) => tiles[sample].length > 0));
+  const [shown, words] = offered.find(([sample]) => sample === chosen.value) ?? SAMPLES[0];
+  const features = target ? graph.document.pictures.flatMap(({ target }) => target) : [];
   if (!rows.length && !features.length) return null;
   return (
     <section part="crops">
+      {offered.length > 1 && (
+        <div class="heads">
+          <h2>What drives it</h2>
+          <span class="segments" role="group" aria-label="parts of images">
+            {offered.map(([sample, where]) => (
+              <button
+                type="button"
+                data-sample={sample}
+                title={`one part of each photograph ${where}`}
+                aria-pressed={sample === shown}
+                onClick={() => {
+                  chosen.value = sample;
+                  store.whole.value = null;
+                  store.say(`parts of images ${where}`);
+                }}
+              >
+                {sample}
+              </button>
+            ))}
+          </span>
+        </div>
+      )}
       {rows.map(({ set, name, tiles }) => (
         <>
-          <h2>
-            What drives {root === graph.document.target ? "it" : nodeName(graph, root)} most
-            {rows.length > 1 && `, ${name}`}
-          </h2>
-          <div class="crops">
-            {tiles.slice(0, rows.length > 1 ? 6 : CROPS).map((tile, i) => (
+          {offered.length < 2 && (
+            <h2>
+              What drives {target ? "it" : store.name(root)} most
+              {rows.length > 1 && `, ${name}`}
+            </h2>
+          )}
+          {offered.length > 1 && rows.length > 1 && <h3>{name}</h3>}
+          <div class="crops" data-sample={shown}>
+            {tiles[shown].slice(0, rows.length > 1 ? 6 : CROPS).map((tile, i) => (
               <Picture
                 store={store}
                 tile={tile}
                 size={CROP}
-                label={`${plain(graph.document.pictures[set]!.label)}: place ${i + 1}`}
+                label={
+                  shown === "top"
+                    ? `${plain(graph.document.pictures[set]!.label)}: place ${i + 1}`
+                    : `a part of an image ${words}`
+                }
               />
             ))}
           </div>

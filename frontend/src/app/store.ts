@@ -3,7 +3,7 @@
 import { computed, effect, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import { decode, type Graph } from "../core/decode.js";
 import type { Flow } from "../core/flow.js";
-import { nodeName } from "../core/names.js";
+import { type Labels, labelsOf, nodeName } from "../core/names.js";
 import { draw, isolate } from "../core/scene.js";
 import type { Scene } from "../core/scene-types.js";
 import { plain } from "../core/text.js";
@@ -49,12 +49,15 @@ export interface Store {
   /** The roots on the way to the one that is drawn, for Esc. */
   trail: Signal<(number | null)[]>;
   message: Signal<string>;
+  /** What the reader must be told in sight, until the next change. */
+  notice: Signal<string>;
   theme: Signal<"light" | "dark">;
   pictures: Pictures;
   maps: Maps;
   /** Changes the view. Back undoes it, but not a `drag`, of which there are many in a row. */
   change(part: Partial<View>, message?: string, how?: "drag"): void;
   say(message: string): void;
+  labels: ReadonlySignal<Labels>;
   name(node: number): string;
   close(): void;
 }
@@ -110,6 +113,7 @@ export function createStore(source: Source): Store {
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
+    notice: signal(""),
     theme: signal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
@@ -134,12 +138,14 @@ export function createStore(source: Source): Store {
       drawIsolated();
       hover.value = null;
       store.whole.value = null;
+      store.notice.value = "";
       if (message !== undefined) store.say(message);
     },
     say(message) {
       store.message.value = message;
     },
-    name: (node) => nodeName(graph, node),
+    labels: computed(() => labelsOf(view.value)),
+    name: (node) => nodeName(graph, node, store.labels.value),
     close() {
       clearTimeout(timer);
       for (const stop of stops) stop();

@@ -82,8 +82,13 @@ input[type="text"] {
   border: 0; border-bottom: 1px solid var(--line); border-radius: 4px 4px 0 0; background: none; padding: 3px 6px;
   min-height: 28px;
 }
+textarea {
+  font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 4px; padding: 3px 6px;
+  resize: vertical;
+}
+.notes { display: grid; gap: 4px; margin-top: 6px; }
 [part="search"] { width: 17ch; }
-input::placeholder { color: var(--soft); opacity: 1; }
+::placeholder { color: var(--soft); opacity: 1; }
 
 .pop { position: relative; display: inline-block; }
 .panel {
@@ -97,7 +102,8 @@ input::placeholder { color: var(--soft); opacity: 1; }
 .panel .row {
   display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft);
 }
-.panel small { display: block; color: var(--soft); font-size: 12px; }
+.panel .row > :last-child { white-space: nowrap; flex: none; }
+.panel small { font-weight: 400; display: block; color: var(--soft); font-size: 12px; }
 .panel hr { border: 0; border-top: 1px solid var(--line); margin: 8px; }
 .panel p { padding: 4px 8px; }
 .panel h2 { font-size: 13px; font-weight: 640; padding: 4px 8px; }
@@ -123,6 +129,7 @@ dt { color: var(--soft); }
   font-size: 12.5px; color: var(--soft);
 }
 .state b { color: var(--ink); font-weight: 600; }
+.state .notice { flex-basis: 100%; color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
 .state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
 
 .side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }
@@ -132,6 +139,10 @@ dt { color: var(--soft); }
 .details > section + section { margin-top: 14px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
 .crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
+.heads { display: flex; align-items: center; gap: 8px; margin-bottom: 4px; }
+.details .heads h2 { margin: 0; }
+.heads button { padding: 0 7px; min-height: 24px; font-size: 12px; }
+.heads button[aria-pressed="true"] { box-shadow: inset 0 -2px 0 var(--ink); }
 .crop { padding: 0; min-height: 0; border-radius: 2px; cursor: zoom-in; pointer-events: auto; }
 .crop[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 1px; }
 .hatch { stroke: var(--soft); fill: none; }

@@ -45,10 +45,13 @@ export function Table({ store }: { store: Store }) {
     const keyed = shown.filter(isKernel).map((edge) => [value[key](edge), edge] as const);
     return keyed.sort((a, b) => (down ? b[0] - a[0] : a[0] - b[0]) || a[1] - b[1]).map(([, edge]) => edge);
   }, [scope.value, order.value, scene, flow, image]);
+  const labels = store.labels.value;
+  const labelled = (unit: number, node: number) =>
+    [labels.get(node), unit].filter((part) => part !== undefined).join(" \u00b7 ");
   const columns: { key: Key; name: string; cell: (edge: number) => string }[] = [
     { key: "layer", name: "layer", cell: (edge) => layerName(graph, graph.edgeLayer[edge]!) },
-    { key: "out", name: "out", cell: (edge) => String(graph.out[edge]) },
-    { key: "in", name: "in", cell: (edge) => String(graph.in[edge]) },
+    { key: "out", name: "out", cell: (edge) => labelled(graph.out[edge]!, graph.target[edge]!) },
+    { key: "in", name: "in", cell: (edge) => labelled(graph.in[edge]!, graph.source[edge]!) },
     { key: "sign", name: "sign", cell: (edge) => (graph.sign[edge]! < 0 ? "inhibits" : "excites") },
     {
       key: "saliency",

@@ -3,6 +3,7 @@
 
 import { heat } from "../core/color.js";
 import { decimal, significant } from "../core/format.js";
+import { circuitName } from "../core/names.js";
 import { plain } from "../core/text.js";
 import type { OnImage } from "./pictures.js";
 import type { Store } from "./store.js";
@@ -171,8 +172,8 @@ export function spokenTarget(store: Store, image: number): string {
   return `${said.join("; ")}; over ${plain(positions)}`;
 }
 
-function networkName({ graph }: Store, variant: number | null): string {
-  return variant === null ? "the full model" : plain(graph.document.variants[variant]!.name);
+function networkName({ graph, view }: Store, variant: number | null): string {
+  return variant === null ? "the full model" : circuitName(graph, variant, view.value);
 }
 
 function asR2(value: number | null): string {

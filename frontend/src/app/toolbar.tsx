@@ -1,15 +1,17 @@
 /** The toolbar, and the row below it that says what is isolated, chosen, pinned or grouped. */
 
 import { useSignal } from "@preact/signals";
-import { useRef } from "preact/hooks";
-import { count, percent, plural, significant } from "../core/format.js";
-import { nodeName } from "../core/names.js";
+import { useMemo, useRef } from "preact/hooks";
+import { blocksOf } from "../core/blocks.js";
+import { count, decimal, percent, plural, significant } from "../core/format.js";
+import { circuitName, layerName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
+import { SIMILAR, suggestions } from "../core/similar.js";
 import { plain } from "../core/text.js";
-import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
+import { LONGEST_NAME, NodeKind, PATHS, SHARES, type Span, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
-import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
-import { download, exportPng, exportSvg, saved } from "./exports.js";
+import { clear, collapse, group, open, renameGroup, stepBack, ungroup } from "./actions.js";
+import { download, exportPng, exportSvg, openView, saved, savedPage, saveView } from "./exports.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Pop } from "./ui.js";
@@ -28,7 +30,8 @@ export function Toolbar({ store }: { store: Store }) {
   const { variants, pictures, images } = graph.document;
   const now = view.value;
   // The circuit at other sizes is reached by the slider.
-  const rivals = variants.flatMap(({ role, name }, i) => (role === "level" ? [] : { name, i }));
+  const rivals = variants.flatMap(({ role }, i) => (role === "level" ? [] : { name: circuitName(graph, i, now), i }));
+  const blocks = useMemo(() => blocksOf(graph), [graph]);
   const sets = pictures.filter(({ name }, i) => pictures.findIndex((other) => other.name === name) === i);
   return (
     <div class="bar" role="toolbar" aria-label="view">
@@ -44,12 +47,12 @@ export function Toolbar({ store }: { store: Store }) {
                 onChange={(event) =>
                   store.change(
                     { variant: Number(event.currentTarget.value), isolate: null },
-                    `${variants[Number(event.currentTarget.value)]!.name} is drawn`,
+                    `${circuitName(graph, Number(event.currentTarget.value), now)} is drawn`,
                   )
                 }
               >
                 {rivals.map(({ name, i }) => (
-                  <option value={i}>{plain(name)}</option>
+                  <option value={i}>{name}</option>
                 ))}
               </select>
             </label>
@@ -69,7 +72,7 @@ export function Toolbar({ store }: { store: Store }) {
                 }
               >
                 <option value="">none</option>
-                {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{plain(name)}</option>)}
+                {rivals.map(({ name, i }) => i !== now.variant && <option value={i}>{name}</option>)}
               </select>
             </label>
           </>
@@ -79,8 +82,11 @@ export function Toolbar({ store }: { store: Store }) {
             {(close) => (
               <div class="thumbs">
                 {imagesOf(graph, now).map((i) => {
-                  const of = variants[images.variants[i]!];
-                  const name = now.compare === null || !of ? images.names[i]! : `${images.names[i]!} (${of.name})`;
+                  const of = images.variants[i];
+                  const name =
+                    now.compare === null || of === undefined
+                      ? images.names[i]!
+                      : `${images.names[i]!} (${circuitName(graph, of, now)})`;
                   return (
                     <button
                       type="button"
@@ -178,8 +184,94 @@ export function Toolbar({ store }: { store: Store }) {
             </>
           )}
         </Pop>
+        {blocks.length > 0 && now.mode === "diagram" && (
+          <Pop label="blocks" name="blocks">
+            {() => <Blocks store={store} blocks={blocks} />}
+          </Pop>
+        )}
+        {now.mode === "diagram" && (
+          <Pop label="similar" name="similar" class="about">
+            {() => <Suggestions store={store} />}
+          </Pop>
+        )}
       </div>
     </div>
+  );
+}
+
+/** The blocks of the network, each to draw as one column or open. */
+function Blocks({ store, blocks }: { store: Store; blocks: ReturnType<typeof blocksOf> }) {
+  const { collapsed } = store.view.value;
+  const isClosed = ({ first }: Span) => collapsed.some((each) => each.first === first);
+  return (
+    <>
+      <div class="row">
+        draw as one column
+        <span>
+          <button type="button" part="collapse-all" onClick={() => collapse(store, blocks, "all blocks are collapsed")}>
+            all
+          </button>
+          <button type="button" part="open-all" onClick={() => collapse(store, [], "all blocks are open")}>
+            none
+          </button>
+        </span>
+      </div>
+      {blocks.map((block) => (
+        <button
+          type="button"
+          role="switch"
+          aria-checked={isClosed(block)}
+          data-block={block.first}
+          onClick={() =>
+            isClosed(block)
+              ? open(store, block)
+              : collapse(store, [...collapsed, block], `${block.name} is drawn as one column`)
+          }
+        >
+          {block.name} <small>{isClosed(block) ? "one column" : plural(block.last - block.first + 1, "column")}</small>
+        </button>
+      ))}
+    </>
+  );
+}
+
+/** Groups of the drawn filters whose kernels are alike, to accept one by one. */
+function Suggestions({ store }: { store: Store }) {
+  const { graph } = store;
+  const drawn = store.plan.value.nodes.filter(({ group }) => group === null).flatMap(({ nodes }) => nodes);
+  const found = suggestions(graph, store.flow.value, drawn);
+  const show = (nodes: number[] | null) => {
+    store.hover.value = nodes && { nodes, edges: [] };
+  };
+  return (
+    <>
+      <p>
+        {found.length ? "Only suggestions: drawn" : "No drawn"} filters of one layer{" "}
+        {found.length ? "whose incoming kernels are" : "have incoming kernels that are"} alike: a cosine of at least{" "}
+        {decimal(SIMILAR, 1)} over two or more shared inputs, also if turned or mirrored. About one pair in nine is so
+        by chance. Whether such filters do the same is for you to judge.
+      </p>
+      {found.map(({ nodes, similarity, turned }) => (
+        <div class="row" onPointerEnter={() => show(nodes)} onPointerLeave={() => show(null)}>
+          <span>
+            <b>
+              {nodes.map((node) => graph.unit[node]).join(", ")} of {layerName(graph, graph.layer[nodes[0]!]!)}
+            </b>
+            , {turned ? "alike if turned or mirrored" : "alike"}, {nodes.length > 2 ? "every pair at least " : ""}
+            {decimal(similarity)}
+          </span>
+          <button
+            type="button"
+            data-suggested={nodes.join()}
+            onFocus={() => show(nodes)}
+            onBlur={() => show(null)}
+            onClick={() => group(store, nodes)}
+          >
+            group
+          </button>
+        </div>
+      ))}
+    </>
   );
 }
 
@@ -240,6 +332,39 @@ export function PageMenus({ store }: { store: Store }) {
               }}
             >
               JSON, with this view
+            </button>
+            {store.source.host === "page" && (
+              <button
+                type="button"
+                data-export="html"
+                onClick={() => {
+                  download(store, savedPage(store), "html", "text/html");
+                  close();
+                }}
+              >
+                this page, with this view
+              </button>
+            )}
+            <hr />
+            <button
+              type="button"
+              data-export="view"
+              onClick={() => {
+                saveView(store);
+                close();
+              }}
+            >
+              save this view
+            </button>
+            <button
+              type="button"
+              part="open-view"
+              onClick={() => {
+                openView(store);
+                close();
+              }}
+            >
+              open a view
             </button>
           </>
         )}
@@ -362,7 +487,7 @@ function Search({ store }: { store: Store }) {
   if (words.length)
     for (let node = 0; node < graph.nodeCount && found.length < 12; node++) {
       if (graph.kind[node] === NodeKind.image || !store.flow.value.aliveNode[node]) continue;
-      const tokens = nodeName(graph, node).toLowerCase();
+      const tokens = store.name(node).toLowerCase();
       const hit = words.every((word) =>
         /^\d+$/.test(word)
           ? String(graph.unit[node]) === word || new RegExp(`\\b${word}\\b`).test(tokens)
@@ -428,7 +553,7 @@ function Search({ store }: { store: Store }) {
             onPointerDown={(event) => event.preventDefault()}
             onClick={() => choose(node)}
           >
-            {nodeName(graph, node)} <span>{percent(store.flow.value.node[node]!)}</span>
+            {store.name(node)} <span>{percent(store.flow.value.node[node]!)}</span>
           </li>
         ))}
       </ul>
@@ -511,15 +636,28 @@ export function State({ store }: { store: Store }) {
   const scene = store.scene.value;
   return (
     <div class="state" part="state">
+      {store.notice.value && (
+        <span class="notice" role="alert" part="notice">
+          {store.notice.value}
+          <button
+            type="button"
+            onClick={() => {
+              store.notice.value = "";
+            }}
+          >
+            close
+          </button>
+        </span>
+      )}
       {root !== null && (
         <nav class="group" aria-label="targets">
           {store.trail.value.map((each, i, all) =>
             i === all.length - 1 ? (
-              <b aria-current="page">{nodeName(graph, each ?? graph.document.target)}</b>
+              <b aria-current="page">{store.name(each ?? graph.document.target)}</b>
             ) : (
               <>
                 <button type="button" onClick={() => store.change({ root: each, isolate: null }, "back")}>
-                  {nodeName(graph, each ?? graph.document.target)}
+                  {store.name(each ?? graph.document.target)}
                 </button>
                 {" \u203a "}
               </>
@@ -532,7 +670,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate !== null && (
         <span class="group">
-          the drawn flow through <b>{nodeName(graph, isolate)}</b>
+          the drawn flow through <b>{store.name(isolate)}</b>
           <Shares store={store} />
           <button type="button" part="clear" onClick={() => clear(store)}>
             clear (Esc)
@@ -541,7 +679,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate === null && selection.length > 0 && (
         <span class="group">
-          <b>{selection.length === 1 ? nodeName(graph, selection[0]!) : plural(selection.length, "filter")}</b> chosen
+          <b>{selection.length === 1 ? store.name(selection[0]!) : plural(selection.length, "filter")}</b> chosen
           {selection.length > 1 ? (
             <button type="button" part="group" onClick={() => group(store)}>
               group

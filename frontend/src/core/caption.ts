@@ -3,6 +3,7 @@
 import type { Graph } from "./decode.js";
 import type { Flow } from "./flow.js";
 import { count, decimal, percent, plural } from "./format.js";
+import { circuitName } from "./names.js";
 import { countOf, type Selection } from "./select.js";
 import { DEFAULT_VIEW, type Fidelity, type Variant, type View } from "./types.js";
 
@@ -36,7 +37,8 @@ export function isMeasured(graph: Graph, view: View): boolean {
     view.nodesPerColumn === DEFAULT_VIEW.nodesPerColumn &&
     view.kernelsPerNode === DEFAULT_VIEW.kernelsPerNode &&
     !view.pins.length &&
-    !view.groups.length
+    !view.groups.length &&
+    !view.collapsed.length
   );
 }
 
@@ -133,7 +135,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const complete = whole && selection.kernels === ofKernels;
   const measured = isMeasured(graph, view);
   const of = other
-    ? ` of "${variant.name}" and "${other.name}" together`
+    ? ` of "${circuitName(graph, view.variant, view)}" and "${circuitName(graph, view.compare!, view)}" together`
     : variant.role === "circuit"
       ? " of the circuit"
       : variant.role === "level"
@@ -164,8 +166,11 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
         ? ` and, run as a network of their own${own}, ${reach(drawnPart.r2)}${random}`
         : ` (${unmeasured}; those of the default view ${reach(drawnPart.r2)}${random})`;
 
-  const named = (each: Variant) =>
-    each.role === "circuit" && !other ? "the circuit" : each.role === "level" ? each.name : `"${each.name}"`;
+  const named = (each: Variant) => {
+    if (each.role === "circuit" && !other) return "the circuit";
+    const name = circuitName(graph, variants.indexOf(each), view);
+    return each.role === "level" ? name : `"${name}"`;
+  };
   const on = (each: Fidelity) =>
     each.foundOn
       ? `the very ${plural(heldOut!.count, "image")} that it was found on`

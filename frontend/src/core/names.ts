@@ -1,9 +1,20 @@
 /** Names of nodes and edges, in full. */
 
 import type { Graph } from "./decode.js";
-import { percent } from "./format.js";
+import { percent, significant } from "./format.js";
 import { plain } from "./text.js";
-import { EdgeKind, NodeKind } from "./types.js";
+import { EdgeKind, NodeKind, type View } from "./types.js";
+
+/** The name of a circuit: "the circuit" as such, but where two are compared it says which, as "progressive 5 %". */
+export function circuitName({ document }: Graph, variant: number, { compare }: Pick<View, "compare">): string {
+  const { name, kept, relevant } = document.variants[variant]!;
+  if (compare === null || name !== THE_CIRCUIT) return plain(name);
+  return plain(
+    `${document.meta.criterion ?? "circuit"} ${significant((100 * kept) / relevant)} %`.replaceAll("_", " "),
+  );
+}
+
+const THE_CIRCUIT = "the circuit"; // what Python calls the first one, unless it has a better name
 
 /** "features.14", or "conv3_3 (features.14)" where papers have a name for it. */
 export function layerName(graph: Graph, layer: number): string {
@@ -13,8 +24,15 @@ export function layerName(graph: Graph, layer: number): string {
   return plain(alias ? `${alias} (${name})` : name);
 }
 
-/** "filter 37 of conv3_1", followed by the node's own name if it has one. */
-export function nodeName(graph: Graph, node: number): string {
+/** What readers call nodes. */
+export type Labels = ReadonlyMap<number, string>;
+
+export function labelsOf({ notes }: Pick<View, "notes">): Labels {
+  return new Map(notes.flatMap(({ node, label }) => (label ? [[node, label] as const] : [])));
+}
+
+/** "filter 37 of conv3_1", followed by the node's own name and by its label if it has them. */
+export function nodeName(graph: Graph, node: number, labels?: Labels): string {
   const layer = layerName(graph, graph.layer[node]!) || plain(graph.document.columns[graph.column[node]!]?.label ?? "");
   const unit = graph.unit[node]!;
   const given = graph.document.nodes.names[node];
@@ -26,7 +44,10 @@ export function nodeName(graph: Graph, node: number): string {
     [NodeKind.mix]: `mixture ${unit} in ${layer}`,
     [NodeKind.target]: unit >= 0 ? `target ${unit} in ${layer}` : `target in ${layer}`,
   }[graph.kind[node]!];
-  return given === undefined ? name! : `${name}, ${plain(given)}`;
+  return [name!, given, labels?.get(node)]
+    .filter((part) => part !== undefined)
+    .map(plain)
+    .join(", ");
 }
 
 const CONNECTIONS: Record<number, string> = {
@@ -53,12 +74,12 @@ export function signName(graph: Graph, edge: number): string {
 }
 
 /** For screen readers: "filter 37 of conv3_1, 12 % of the flow, excited by ...". */
-export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[]): string {
+export function spokenNode(graph: Graph, node: number, flow: number, strongest: number[], labels: Labels): string {
   const by = (sign: number) =>
-    strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!));
+    strongest.filter((edge) => graph.sign[edge] === sign).map((edge) => nodeShort(graph, graph.source[edge]!, labels));
   const [up, down] = [by(1), by(-1)];
   return [
-    nodeName(graph, node),
+    nodeName(graph, node, labels),
     `${percent(flow)} of the flow`,
     ...(up.length ? [`excited by ${up.join(" and ")}`] : []),
     ...(down.length ? [`inhibited by ${down.join(" and ")}`] : []),
@@ -66,8 +87,8 @@ export function spokenNode(graph: Graph, node: number, flow: number, strongest: 
 }
 
 /** "37 of conv3_1". */
-export function nodeShort(graph: Graph, node: number): string {
+export function nodeShort(graph: Graph, node: number, labels: Labels): string {
   return graph.kind[node] === NodeKind.image
     ? `the image's channel ${graph.unit[node]}`
-    : nodeName(graph, node).replace(/^filter /, "");
+    : nodeName(graph, node, labels).replace(/^filter /, "");
 }

@@ -6,6 +6,8 @@ export const SHARES = [0.5, 0.8, 0.95] as const;
 export const MODES = ["diagram", "all", "table"] as const;
 export const PATHS = ["main", "all"] as const;
 export const LONGEST_NAME = 80;
+export const LONGEST_LABEL = 40;
+export const LONGEST_NOTE = 1000;
 
 /** What a node is. */
 export const NodeKind = { filter: 0, image: 1, add: 2, gate: 3, mix: 4, target: 5 } as const;
@@ -186,6 +188,8 @@ export interface PictureSet {
   tiles: Buffer; // int32 (N, K); the best first, -1 where there is none
   target: TargetPicture[];
   variant: number | null; // the circuit that runs, on the images of its group; null: there are no groups
+  median?: number[]; // tiles of the target where its value is nearest its median, one of each photograph
+  nearZero?: number[]; // likewise, where it is nearest zero
 }
 
 /** One picture that holds `count` tiles, row by row, `columns` to a row. */
@@ -270,6 +274,19 @@ export interface Group {
   nodes: number[];
 }
 
+/** A range of columns, such as those of a residual block. */
+export interface Span {
+  first: number;
+  last: number; // it belongs to the range
+}
+
+/** What a reader calls a node, and has noted of it; plain text. */
+export interface Note {
+  node: number;
+  label: string; // stands beside its number wherever it is named
+  note: string;
+}
+
 /** What a reader has chosen: all that a page's URL says, too. JSON holds only what differs from the defaults. */
 export interface View {
   variant: number;
@@ -283,6 +300,8 @@ export interface View {
   share: 0.5 | 0.8 | 0.95; // how much of its flow
   pins: number[]; // nodes that are drawn whatever their flow
   groups: Group[];
+  collapsed: Span[]; // ranges of columns left of the target's, each drawn as one
+  notes: Note[]; // at most one of a node
   pictures: string; // name of a picture set; where there is none of this one, the first is shown
   image: number | null;
   mode: "diagram" | "all" | "table";
@@ -318,6 +337,8 @@ export const DEFAULT_VIEW: View = {
   share: 0.8,
   pins: [],
   groups: [],
+  collapsed: [],
+  notes: [],
   pictures: "patches",
   image: null,
   mode: "diagram",

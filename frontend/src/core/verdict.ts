@@ -3,6 +3,7 @@
 import { type Caption, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
 import { count, decimal, plural } from "./format.js";
+import { circuitName } from "./names.js";
 import { plain } from "./text.js";
 import type { Fidelity, Variant, View } from "./types.js";
 
@@ -31,10 +32,10 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
         verdict: "Not measured",
         text: `how much of the feature these two circuits keep. ${drawing}`,
       };
-    const both = [variant, variants[view.compare]!].map((each) => {
-      const { fidelity } = each;
+    const both = [view.variant, view.compare].map((each) => {
+      const { fidelity } = variants[each]!;
       const said = fidelity ? `${lower(VERDICTS[fidelity.verdict])}, ${part(decisive(fidelity))}` : "was not measured";
-      return `${plain(each.name)} ${said}`;
+      return `${circuitName(graph, each, view)} ${said}`;
     });
     return { kept: false, verdict: "Two circuits", text: `${both.join("; ")}. ${drawing}` };
   }
@@ -84,7 +85,9 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
     return `R\u00b2 ${value === null ? "not defined" : decimal(value)}`;
   };
   if (view.compare !== null) {
-    const both = [variant, variants[view.compare]!].map((each) => `${plain(each.name)}: ${r2(each.fidelity)}`);
+    const both = [view.variant, view.compare].map(
+      (each) => `${circuitName(graph, each, view)}: ${r2(variants[each]!.fidelity)}`,
+    );
     return `${both.join("; ")}; ${drawing}.`;
   }
   if (!fidelity || !heldOut) return `Not measured on held-out images; ${drawing}.`;
@@ -179,14 +182,14 @@ export interface R2Table {
 export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | null {
   const { variants } = graph.document;
   const variant = variants[view.variant]!;
-  const shown = [variant, ...(view.compare === null ? [] : [variants[view.compare]!])];
+  const shown = [view.variant, ...(view.compare === null ? [] : [view.compare])];
   const { fidelity } = variant;
   if (!fidelity) return null;
   const central = fidelity.interior === "central";
   const rows = shown.map((each) => ({
-    name: shown.length === 1 && each.role === "circuit" ? "this circuit" : plain(each.name),
+    name: shown.length === 1 && variant.role === "circuit" ? "this circuit" : circuitName(graph, each, view),
     own: true,
-    values: [each.fidelity?.r2 ?? null, each.fidelity?.r2Interior ?? null, each.fidelity?.r2Rectified ?? null],
+    values: (["r2", "r2Interior", "r2Rectified"] as const).map((of) => variants[each]!.fidelity?.[of] ?? null),
   }));
   const beside = (name: string, ...values: (number | null)[]) => rows.push({ name, own: false, values });
   if (shown.length === 1 && variant.role !== "control") {

@@ -1,9 +1,20 @@
 /** Views from outside (a URL, a notebook, a saved document) against the document: what is not valid is left out. Python
  *  refuses it (`check_view` in data.py), so that a view that is valid there is the same view here. */
 
-import type { Graph } from "./decode.js";
+import { DocumentError, type Graph } from "./decode.js";
 import { plain } from "./text.js";
-import { DEFAULT_VIEW, LONGEST_NAME, MODES, NodeKind, PATHS, SHARES, type View } from "./types.js";
+import {
+  DEFAULT_VIEW,
+  LONGEST_LABEL,
+  LONGEST_NAME,
+  LONGEST_NOTE,
+  MODES,
+  NodeKind,
+  type Note,
+  PATHS,
+  SHARES,
+  type View,
+} from "./types.js";
 
 /** `base` with what is valid in `raw`. */
 export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View, unknown>>): View {
@@ -33,14 +44,84 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
       if (nodes.length < 2 || nodes.some((node) => taken.has(node) || graph.column[node] !== graph.column[nodes[0]!]))
         continue;
       for (const node of nodes) taken.add(node);
-      view.groups.push({ name: [...plain(group.name)].slice(0, LONGEST_NAME).join(""), nodes });
+      view.groups.push({ name: text(group.name, LONGEST_NAME), nodes });
     }
+  }
+  if (Array.isArray(raw.collapsed)) {
+    view.collapsed = [];
+    for (const { first, last } of raw.collapsed.filter(Boolean) as { first?: unknown; last?: unknown }[])
+      if (whole(first, 0) && whole(last, first + 1, document.columns.length - 1))
+        if (view.collapsed.every((each) => last < each.first || first > each.last))
+          view.collapsed.push({ first, last });
+  }
+  if (Array.isArray(raw.notes)) {
+    const noted = new Map<number, Note>();
+    for (const each of raw.notes as { node?: unknown; label?: unknown; note?: unknown }[]) {
+      if (!drawable(each?.node) || noted.has(each.node)) continue;
+      const [label, note] = [text(each.label, LONGEST_LABEL), text(each.note, LONGEST_NOTE, true)];
+      if (label || note) noted.set(each.node, { node: each.node, label, note });
+    }
+    view.notes = [...noted.values()];
   }
   if (document.pictures.some(({ name }) => name === raw.pictures)) view.pictures = raw.pictures as string;
   if (raw.image === null || whole(raw.image, 0, document.images?.names.length ?? 0)) view.image = raw.image;
   if (view.image !== null && !imagesOf(graph, view).includes(view.image)) view.image = null;
   view.mode = MODES.find((mode) => mode === raw.mode) ?? view.mode;
   return view;
+}
+
+const FILE = "convcircuits-view/1";
+
+/** A view as the text of a file, with the document that it is of. */
+export function viewFile(graph: Graph, view: View): string {
+  const { model, feature } = graph.document.meta;
+  return `${JSON.stringify({ schema: FILE, document: { model, feature, identity: identity(graph) }, view }, null, 1)}\n`;
+}
+
+/** The view of a file on `base`, and the fields of it that do not fit the document and are left out. Raises
+ *  DocumentError, with a sentence, if the file is no view, or one of another document. */
+export function readViewFile(graph: Graph, base: View, text: string): { view: View; left: string[] } {
+  let said: { schema?: unknown; document?: Record<string, unknown>; view?: Record<string, unknown> };
+  try {
+    said = JSON.parse(text);
+  } catch {
+    throw new DocumentError("This file is not a saved view: it is not valid JSON.");
+  }
+  if (said?.schema !== FILE || typeof said.view !== "object" || !said.view)
+    throw new DocumentError(`This file is not a saved view: a view has the schema "${FILE}".`);
+  const of = said.document;
+  if (of?.identity !== identity(graph)) {
+    const [other, own] = [of, graph.document.meta].map((each) => `${each?.feature} of ${each?.model}`);
+    const which = other === own ? `another diagram of ${own}` : `a diagram of ${other}, and this one is of ${own}`;
+    throw new DocumentError(plain(`This view is of ${which}.`.slice(0, 300)));
+  }
+  const given = said.view;
+  const view = viewOf(graph, base, given);
+  const differs = (name: string) => JSON.stringify(view[name as keyof View]) !== JSON.stringify(given[name]);
+  return { view, left: Object.keys(given).filter(differs).map(plain) };
+}
+
+/** A fingerprint of what the numbers of a view refer to: nodes, edges, circuits with their ranks, images (FNV-1a). */
+function identity({ document }: Graph): string {
+  const { meta, nodes, edges, variants, images, target } = document;
+  const { kind, column, layer, unit } = nodes;
+  const { source, target: ends, out, in: reads } = edges;
+  const ranks = variants.map(({ rank }) => rank);
+  const lists = [kind, column, layer, unit, source, ends, out, reads, ...ranks].map(({ data }) => data);
+  const text = JSON.stringify([meta.model, meta.feature, target, images?.names, lists]);
+  let [a, b] = [0x811c9dc5, 0x01000193];
+  for (let i = 0; i < text.length; i++) {
+    a = Math.imul(a ^ text.charCodeAt(i), 0x01000193);
+    b = Math.imul(b ^ text.charCodeAt(i), 0x85ebca6b);
+  }
+  return [a, b].map((half) => (half >>> 0).toString(16).padStart(8, "0")).join("");
+}
+
+/** A text of at most so many characters, on one line or on several. */
+function text(given: unknown, most: number, several = false): string {
+  if (typeof given !== "string") return "";
+  const lines = several ? given.replace(/\r\n?/g, "\n").split("\n") : [given];
+  return [...lines.map(plain).join("\n")].slice(0, most).join("");
 }
 
 /** The images that a view lists: those of the groups of its variants, or all. */

@@ -23,6 +23,8 @@ SCHEMA = "convcircuits-diagram/2"
 PAGE = 2048  # the most pixels a page of pictures may be wide or high, so that every browser decodes it
 SHARES = (0.5, 0.8, 0.95)  # of a node's flow, which a view may isolate
 LONGEST_NAME = 80  # characters of a group's name
+LONGEST_LABEL = 40  # of a filter's label
+LONGEST_NOTE = 1000  # of what is noted of it
 
 Count: TypeAlias = Annotated[int, Law("minimum", 0)]
 Positive: TypeAlias = Annotated[int, Law("minimum", 1)]
@@ -222,11 +224,15 @@ class TargetPicture(Record):
 class PictureSet(Record):
     """A way to picture the nodes. Sets of one name show the same, each on the images of one circuit's group."""
 
+    later = ("median", "near_zero")
+
     name: str  # "patches", "features"
     label: str  # what it shows, for people
     tiles: Annotated[Array, "int32", "N K"]  # the best first, -1 where there is none
     target: tuple[TargetPicture, ...] = ()
     variant: Count | None = None  # the circuit that runs, on the images of its group; None: there are no groups
+    median: tuple[Count, ...] = ()  # tiles of the target where its value is nearest its median, one of each photograph
+    near_zero: tuple[Count, ...] = ()  # likewise, where it is nearest zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,6 +392,23 @@ class Group(Record):
 
 
 @dataclass(frozen=True)
+class Note(Record):
+    """What a reader calls a node, and has noted of it; plain text."""
+
+    node: Count
+    label: Annotated[str, Law("maxLength", LONGEST_LABEL)] = ""  # stands beside its number wherever it is named
+    note: Annotated[str, Law("maxLength", LONGEST_NOTE)] = ""
+
+
+@dataclass(frozen=True)
+class Span(Record):
+    """A range of columns, such as those of a residual block."""
+
+    first: Count
+    last: Count  # it belongs to the range
+
+
+@dataclass(frozen=True)
 class View(Record):
     """What a reader has chosen: all that a page's URL says, too. JSON holds only what differs from the defaults."""
 
@@ -402,6 +425,8 @@ class View(Record):
     share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow
     pins: tuple[Count, ...] = ()  # nodes that are drawn whatever their flow
     groups: tuple[Group, ...] = ()
+    collapsed: tuple[Span, ...] = ()  # ranges of columns left of the target's, each drawn as one
+    notes: tuple[Note, ...] = ()  # at most one of a node
     pictures: str = "patches"  # name of a picture set; where there is none of this one, the first is shown
     image: Count | None = None
     mode: Literal["diagram", "all", "table"] = "diagram"
@@ -494,12 +519,14 @@ def check_view(document: Document, view: View) -> None:
 
     Raises:
         ConvCircuitsError: If it names a node, variant, image or picture set that is not there, or a channel of the
-            image, which is never drawn; compares a variant with itself; or groups what cannot be drawn as one.
+            image, which is never drawn; compares a variant with itself; groups or collapses what cannot be drawn as
+            one; or has two notes of one node.
     """
     nodes, variants = len(document.nodes), len(document.variants)
     images = 0 if document.images is None else len(document.images)
     grouped = [node for group in view.groups for node in group.nodes]
-    named = [node for node in (view.root, view.isolate, *view.pins, *grouped) if node is not None]
+    noted = [note.node for note in view.notes]
+    named = [node for node in (view.root, view.isolate, *view.pins, *grouped, *noted) if node is not None]
     asked = [("variant", view.variant, variants), ("variant", view.compare, variants), ("image", view.image, images)]
     for what, number, count in [*asked, *(("node", node, nodes) for node in named)]:
         if number is not None and number >= count:
@@ -517,6 +544,16 @@ def check_view(document: Document, view: View) -> None:
         raise ConvCircuitsError(f"The view shows pictures {view.pictures!r}; the document has {', '.join(sets)}.")
     if len(set(grouped)) != len(grouped):
         raise ConvCircuitsError("The view's groups name a node twice.")
+    ranges = sorted((span.first, span.last) for span in view.collapsed)
+    ends = [-1, *(last for _, last in ranges)]
+    for (first, last), before in zip(ranges, ends, strict=False):
+        if not before < first < last < len(document.columns) - 1:
+            raise ConvCircuitsError(
+                f"The view draws columns {first} to {last} as one; such ranges are of two columns or more, end before "
+                f"the target's, {len(document.columns) - 1}, and share none."
+            )
+    if len(set(noted)) != len(noted):
+        raise ConvCircuitsError("The view has two notes of one node.")
     for group in view.groups:
         if len(set(document.nodes.column[list(group.nodes)].tolist())) != 1:
             raise ConvCircuitsError(f"Group {group.name!r} is not of nodes of one column.")
@@ -595,7 +632,8 @@ def _check_pictures(document: Document) -> None:
             raise ConvCircuitsError(
                 f"Pictures {pictures.name!r} are of variant {pictures.variant}, which is not there."
             )
-        shown = np.array([picture.tile for picture in pictures.target], dtype=np.int64)
+        target = [*(picture.tile for picture in pictures.target), *pictures.median, *pictures.near_zero]
+        shown = np.array(target, dtype=np.int64)
         within(f"The tiles of {pictures.name!r}", pictures.tiles, -1, len(document.tiles))
         within(f"The target's tiles of {pictures.name!r}", shown, 0, len(document.tiles))
 

@@ -5,12 +5,12 @@ import os
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.data import Document, NodeKind, Note, View, check_view, view_from_dict, view_to_dict
 from convcircuits.drawing.page import page, read_page
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import check_place, is_file, is_folder, write_whole
@@ -128,6 +128,24 @@ class Diagram:
     def image(self, image: int | None) -> None:
         self.view = dataclasses.replace(self.view, image=image)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What filters are called, by layer and number: ``{"features.10:37": "wheel"}``; up to 40 characters each."""
+        return self._noted("label")
+
+    @labels.setter
+    def labels(self, labels: Mapping[str, str]) -> None:
+        self._note("label", labels)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is noted of filters, by layer and number, as ``labels``; texts of up to 1,000 characters."""
+        return self._noted("note")
+
+    @notes.setter
+    def notes(self, notes: Mapping[str, str]) -> None:
+        self._note("note", notes)
+
     def save(self, path: str | os.PathLike[str], *, width: figure.Width | None = None) -> Path:
         """Write the diagram in its current view to one file, completely or not at all.
 
@@ -201,10 +219,44 @@ class Diagram:
             f"{len(self.document.columns)} columns)"
         )
 
+    def _filters(self) -> dict[int, str]:
+        """Return the name of every filter's node; a filter of a layer that runs several times has as many."""
+        nodes, layers = self.document.nodes, self.document.layers
+        return {
+            node: f"{layers[nodes.layer[node]].name}:{nodes.unit[node]}"
+            for node in range(len(nodes))
+            if nodes.kind[node] != NodeKind.IMAGE and nodes.layer[node] >= 0
+        }
+
+    def _noted(self, what: str) -> dict[str, str]:
+        names = self._filters()
+        said = [(note.node, getattr(note, what)) for note in self.view.notes]
+        return {names[node]: text for node, text in said if text and node in names}
+
+    def _note(self, what: str, texts: Mapping[str, str]) -> None:
+        names = self._filters()
+        if unknown := sorted(set(map(str, texts)) - set(names.values())):
+            raise ConvCircuitsError(
+                f"The diagram has no filter {unknown[0]!r}; filters are named by layer and number, such as "
+                f"{names[self.document.target] if self.document.target in names else next(iter(names.values()))!r}."
+            )
+        kept = {note.node: _noting(note, what, "") for note in self.view.notes if note.node in names}
+        for node, name in names.items():
+            if name in texts:
+                kept[node] = _noting(kept.get(node, Note(node)), what, texts[name])
+        others = [note for note in self.view.notes if note.node not in names]
+        notes = [note for note in kept.values() if note.label or note.note]
+        self.view = dataclasses.replace(self.view, notes=(*others, *notes))
+
     def _seen(self) -> Document:
         """Return the document with the view that is shown now."""
         view = self.view
         return self.document if view == self.document.view else dataclasses.replace(self.document, view=view)
+
+
+def _noting(note: Note, what: str, text: str) -> Note:
+    """Return a note with another label or another text."""
+    return dataclasses.replace(note, label=text) if what == "label" else dataclasses.replace(note, note=text)
 
 
 def _in_kernel() -> bool:

@@ -28,6 +28,7 @@ from convcircuits.maps.patches import (
     best_patches,
     crop,
     effects,
+    nearest_patches,
     presum_maps,
 )
 from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
@@ -47,7 +48,7 @@ TILE = 64
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
 TARGET_PATCHES = 9  # of the target
-WHOLES = 16  # images that are kept whole: those of the target's patches first, then those of most patches
+WHOLES = 24  # images that are kept whole: those of the target's patches first, then those of most patches
 HATCH = (150, 225)  # gray levels
 WHOLE = 160  # side, in pixels
 MOST_PICTURED = 2500  # nodes
@@ -247,17 +248,17 @@ def pictured(
             album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
-        for group in groups:
-            of = None if photographs is None else photographs[group or 0]
-            patches = _patches(drawing, drawn, seen, primaries, group, of)
-            for n, some in patches.items():
+        of = {group: None if photographs is None else photographs[group or 0] for group in groups}
+        patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group]) for group in groups}
+        begin(progress, "choosing typical patches of the target")
+        for group, chosen in patches.items():
+            for n, some in chosen.items():
                 for patch in some:
                     album.add("patches", n, patch.picture, group, patch)
-            album.keep(
-                _wholes(
-                    seen, patches, drawing.graph.goal, primaries, group, None if names is None else names[group or 0]
-                )
-            )
+            album.samples[group] = _samples(drawing, seen, primaries, group, of[group], seed)
+            beside = (chosen.get(drawing.graph.goal, ()), *album.samples[group])
+            of_target = [patch.image for some in beside for patch in some]
+            album.keep(_wholes(seen, chosen, of_target, primaries, group, None if names is None else names[group or 0]))
     target: list[tuple[str, np.ndarray]] = []
     if pictures == "features":
         for n, picture in kernels.items():
@@ -284,6 +285,7 @@ class _Album:
         self._nodes = nodes
         self.sets: dict[tuple[str, int | None], dict[int, list[tuple[np.ndarray, _Patch | None]]]] = {}
         self.wholes: dict[tuple[int | None, int], data.Whole] = {}
+        self.samples: dict[int | None, tuple[list[_Patch], list[_Patch]]] = {}  # by group: median, near zero
 
     def add(
         self, name: str, node: int, picture: np.ndarray, group: int | None = None, patch: _Patch | None = None
@@ -296,7 +298,9 @@ class _Album:
     def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
         """Pack all pictures into tiles; the chosen set comes first."""
         keys = sorted(self.sets, key=lambda key: key[0] != first)
+        samples = [patch for both in self.samples.values() for some in both for patch in some]
         every = [p for key in keys for pictures in self.sets[key].values() for p in pictures]
+        every += [(patch.picture, patch) for patch in samples]
         tiles, numbers = pack([*(picture for picture, _ in every), *(picture for _, picture in target)], size=TILE)
         place_of = {key: number for number, key in enumerate(self.wholes)}
         cuts = tuple(
@@ -305,6 +309,8 @@ class _Album:
             if patch is not None and (patch.group, patch.image) in place_of
         )
         tiles = replace(tiles, wholes=tuple(self.wholes.values()), cuts=cuts)
+        rest = iter(numbers[len(every) - len(samples) : len(every)].tolist())
+        of_target = {group: [tuple(next(rest) for _ in some) for some in both] for group, both in self.samples.items()}
         place, sets = 0, []
         for name, group in keys:
             pictured = self.sets[name, group]
@@ -317,7 +323,8 @@ class _Album:
                 for (label, _), number in zip(target, numbers[len(every) :], strict=True)
             ]
             shown = tuple(beside) if name == "features" else ()
-            sets.append(data.PictureSet(name, LABELS[name], table, shown, group))
+            median, near_zero = of_target.get(group, ((), ())) if name == "patches" else ((), ())
+            sets.append(data.PictureSet(name, LABELS[name], table, shown, group, median, near_zero))
         view = replace(document.view, pictures=sets[0].name) if sets else document.view
         return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
 
@@ -349,12 +356,41 @@ def _patches(
         r = rows[seen.readings[n]]
         ranked = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))
         chosen[n] = _one_of_each(ranked, photographs)[: wanted[n]]
-    needed = sorted({i for some in chosen.values() for i, _ in some})
+    return _cut({n: (fields[seen.readings[n]], places) for n, places in chosen.items()}, images, primaries, group)
+
+
+Place = tuple[int, list[int]]  # an image, and a position of a map
+
+
+def _samples(
+    drawing: Drawing,
+    seen: Seen,
+    primaries: Tensor,
+    group: int | None,
+    photographs: Sequence[Hashable] | None,
+    seed: int,
+) -> tuple[list[_Patch], list[_Patch]]:
+    """Return parts of images on which the target has its median value, and on which it is nearest zero."""
+    variant, field = group or 0, seen.fields[None]
+    images = seen.images[variant]
+    both = nearest_patches(drawing.subject, drawing.masks[variant], images, field, seed)
+    places = [
+        _one_of_each(list(zip(found.image[0].tolist(), found.position[0].tolist(), strict=True)), photographs)
+        for found in both
+    ]
+    cut = _cut({n: (field, some[:TARGET_PATCHES]) for n, some in enumerate(places)}, images, primaries, group)
+    return cut[0], cut[1]
+
+
+def _cut(
+    places: Mapping[int, tuple[Field, Sequence[Place]]], images: Batches, primaries: Tensor, group: int | None
+) -> dict[int, list[_Patch]]:
+    """Cut the receptive fields of positions out of images."""
+    needed = sorted({i for _, some in places.values() for i, _ in some})
     rgb = {i: displayable(torch.cat(list(images.take([i]))), primaries)[0] for i in needed}
     found: dict[int, list[_Patch]] = {}
-    for n, places in chosen.items():
-        field = fields[seen.readings[n]]
-        boxes = [(i, field.box(*position)) for i, position in places]
+    for n, (field, some) in places.items():
+        boxes = [(i, field.box(*position)) for i, position in some]
         found[n] = [
             _Patch(group, i, box, _hatched(_small(to_bytes(crop(rgb[i], box)[None])[0]), box, rgb[i].shape))
             for i, box in boxes
@@ -365,14 +401,14 @@ def _patches(
 def _wholes(
     seen: Seen,
     patches: Mapping[int, Sequence[_Patch]],
-    goal: int,
+    of_target: Sequence[int],
     primaries: Tensor,
     group: int | None,
     names: Sequence[str] | None,
 ) -> dict[tuple[int | None, int], data.Whole]:
     """Return a group's images that are kept whole, by group and number."""
     counts = Counter(patch.image for some in patches.values() for patch in some)
-    ranked = [*(patch.image for patch in patches.get(goal, ())), *(image for image, _ in counts.most_common())]
+    ranked = [*of_target, *(image for image, _ in counts.most_common())]
     kept = list(dict.fromkeys(ranked))[: WHOLES // len(seen.images)]
     found = {}
     for i in kept:
@@ -393,11 +429,9 @@ def _hatched(picture: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
     return np.where((rows[:, None] | columns)[..., None], hatch, picture)
 
 
-def _one_of_each(
-    places: Sequence[tuple[int, list[int]]], photographs: Sequence[Hashable] | None
-) -> list[tuple[int, list[int]]]:
+def _one_of_each(places: Sequence[Place], photographs: Sequence[Hashable] | None) -> list[Place]:
     """Return the first place, an image and a position, of each photograph, in their order."""
-    first: dict[Hashable, tuple[int, list[int]]] = {}
+    first: dict[Hashable, Place] = {}
     for image, position in places:
         first.setdefault(image if photographs is None else photographs[image], (image, position))
     return list(first.values())

@@ -46,6 +46,7 @@ class Record:
     """A frozen dataclass whose fields are of the types that they are annotated with; arrays are read-only copies."""
 
     partial = False  # whether JSON holds, of the fields that have defaults, only those that differ from them
+    later = tuple[str, ...]()  # fields with defaults for which that holds alone: older documents lack them
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -70,6 +71,12 @@ def defaults(record: Any) -> dict[str, Any]:
         elif field.default_factory is not dataclasses.MISSING:
             known[field.name] = field.default_factory()
     return known
+
+
+def omissible(record: Any) -> dict[str, Any]:
+    """Return the fields that JSON may lack, with their defaults."""
+    known = defaults(record)
+    return known if record.partial else {name: known[name] for name in record.later}
 
 
 def is_array(hint: Any) -> bool:
@@ -98,11 +105,11 @@ def arrays(where: str, value: Any) -> Iterator[tuple[str, Array, list[str]]]:
 
 
 def plain(value: Any, *, whole: bool = False) -> Any:
-    """Return a value as ``json`` can write it; of a partial record only what differs from the defaults."""
+    """Return a value as ``json`` can write it; of what may be lacking only what differs from the defaults."""
     if isinstance(value, Record):
         fields = {name: getattr(value, name) for name in hints(type(value))}
-        if value.partial and not whole:
-            default = defaults(type(value))
+        if not whole:
+            default = omissible(type(value))
             fields = {name: field for name, field in fields.items() if name not in default or field != default[name]}
         return {camel(name): plain(field) for name, field in fields.items()}
     if isinstance(value, np.ndarray):
@@ -141,7 +148,7 @@ def _read_record(where: str, said: Mapping[str, Any], record: Any) -> Any:
     names = {camel(field.name): field for field in dataclasses.fields(record)}
     if unknown := said.keys() - names.keys():
         raise ConvCircuitsError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
-    optional = set(map(camel, defaults(record))) if record.partial else set()
+    optional = set(map(camel, omissible(record)))
     if missing := sorted(names.keys() - said.keys() - optional):
         raise ConvCircuitsError(f"{where} lacks {', '.join(missing)}.")
     kinds = hints(record)

@@ -86,6 +86,46 @@ def best_patches(
     return Best(image, torch.stack([flat // widths, flat % widths], 2), value)
 
 
+def nearest_patches(
+    subject: Subject, masks: Masks | None, batches: Batches, field: Field, seed: int = 0
+) -> tuple[Best, Best]:
+    """Find where the feature has its median value, and where it is nearest zero: one position per image.
+
+    Only positions that see no padding are considered, as by ``best_patches``. Of positions that are equally near, one
+    is drawn at random.
+
+    Args:
+        subject: The feature.
+        masks: The circuit that runs; None for the full model.
+        batches: The images, of the size that the feature was surveyed on.
+        field: The receptive fields of the feature's map.
+        seed: Seed of the choice among positions that are equally near.
+
+    Returns:
+        The images from the one that comes nearest the median over all images and positions, and those from the one
+        that comes nearest zero; all N images with R = 1 and K = N.
+    """
+    order = torch.randperm(field.shape[0] * field.shape[1], generator=torch.Generator().manual_seed(seed))
+    order = order[field.unpadded().flatten()[order]]
+    parts: list[Tensor] = []
+
+    def see(readings: list[Reading], maps: Tensor) -> None:
+        parts.append(maps[:, 0].flatten(1).cpu()[:, order])
+
+    for images in batches:
+        _read(subject, masks, images, {None: field}, see)
+    values, width = torch.cat(parts), field.shape[1]
+
+    def nearest(level: float) -> Best:
+        distance, where = (values.double() - level).abs().min(1)
+        image = distance.argsort(stable=True)
+        where = where[image]
+        position = torch.stack([order[where] // width, order[where] % width], 1)
+        return Best(image[None], position[None], values[image, where].double()[None])
+
+    return nearest(float(values.flatten().median())), nearest(0.0)
+
+
 def activation_maps(
     subject: Subject,
     masks: Masks | None,
