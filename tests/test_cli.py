@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import convcircuits as cc
+from convcircuits import recipes
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
@@ -89,6 +90,7 @@ TOP = "top tiny_net:net 4:2 --images pictures --out new"
 SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
 CROSS = "cross tiny_net:net 4:2 --images grouped --densities 0.5 --shuffles 1 --out new"
 TRAJECTORY = "trajectory tiny_net:net 4:2 --images pictures --out new"
+EXPLORE = "explore -m tiny_net:net --images pictures --no-open"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
@@ -278,6 +280,7 @@ COMMANDS = [
     "cross",
     "trajectory",
     "tune",
+    "explore",
     "demo",
     "benchmark",
 ]
@@ -680,8 +683,8 @@ def test_a_file_of_recipes_loads_a_model_once(folder, good, monkeypatch):
         "images = 'pictures'\ncount = 2\n" + "[[circuit]]\nfeature = '4:%d'\n" * 3 % (0, 1, 2)
     )
     loaded = []
-    real = preparing.load_model
-    monkeypatch.setattr(preparing, "load_model", lambda spec, **given: loaded.append(spec) or real(spec, **given))
+    real = recipes.load_model
+    monkeypatch.setattr(recipes, "load_model", lambda spec, **given: loaded.append(spec) or real(spec, **given))
     text = good("find --recipe circuits.toml -m tiny_net:net")
     assert loaded == ["tiny_net:net"]
     assert re.findall("wrote (.*)", text) == [f"tiny_net-net-4-{n}.safetensors" for n in range(3)]
@@ -874,12 +877,12 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
     good(f"{FIND} --density 0.3 --criterion force --option steps=2 --json")
     assert cc.load("a.safetensors").provenance["options"] == {"steps": 2}
     passes = []
-    real = cc.find
+    real = recipes.find
 
     def find(*args, **options):
         return real(*args, **options | {"progress": lambda done, total: passes.append(total)})
 
-    monkeypatch.setattr(cc, "find", find)
+    monkeypatch.setattr(recipes, "find", find)
     for steps in (2, 5):
         passes.clear()
         good(f"{FIND} --density 0.3 --criterion force --option steps={steps}")
@@ -1019,7 +1022,7 @@ def test_crops_that_do_not_fit_into_memory_give_the_same_circuit(folder, good, m
     refitted = cc.load("a.safetensors")
     said = good(f"{FIND} --criterion gauss_newton --density 0.3 --json")
     kept = Path("a.safetensors").read_bytes()
-    monkeypatch.setattr(preparing, "KEPT", 0)
+    monkeypatch.setattr(recipes, "KEPT", 0)
     good(f"{FIND} --density 0.3")
     assert cc.load("a.safetensors") == refitted  # the full model runs more often, which its provenance says
     assert good(f"{FIND} --criterion gauss_newton --density 0.3 --json") == said
@@ -1615,6 +1618,9 @@ RECIPES = {
     "twice": "images = 'pictures'\n[[circuit]]\nfeature = '4:2'\n[[circuit]]\nfeature = '4:2'\ncriterion = 'snip'",
 }
 BAD = {
+    "project that is a file": (f"{EXPLORE} --project tiny_net.py", "The folder tiny_net.py cannot be used: "),
+    "host of another machine": (f"{EXPLORE} --host 192.0.2.1", "--host 192.0.2.1 --port 8661 cannot be listened at"),
+    "read-only without a project": (f"{EXPLORE} --read-only", "omit --read-only to make it"),
     "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),
     "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Similar names: net."),
@@ -1884,6 +1890,8 @@ USAGE = [
     "tune tiny_net:net 4 --by roundness",
     "benchmark",
     "benchmark truth --seeds 0",
+    "explore",
+    f"{EXPLORE} --port 70000",
 ]
 
 

@@ -8,8 +8,8 @@ Each part imports only parts listed before it: ``values`` holds data; ``network`
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
 ``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
 feature answers to which images; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
-the diagram; ``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria
-need.
+the diagram; ``zoo`` has models and photographs; ``recipes`` finds the circuit that a recipe asks for; ``explorer`` is
+the page in a browser, and ``cli`` the command. ``criteria`` collects what authors of criteria need.
 """
 
 import importlib
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.groups import group_diagram
     from convcircuits.drawing.host import Diagram
+    from convcircuits.explorer.launch import explore
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
@@ -79,6 +80,7 @@ __all__ = [
     "cross",
     "diagram",
     "evaluate",
+    "explore",
     "extract",
     "find",
     "find_path",
@@ -124,6 +126,7 @@ _MODULES = {
     "cross": "subfeatures.crossing",
     "diagram": "drawing.build",
     "evaluate": "circuits.evaluation",
+    "explore": "explorer.launch",
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",
