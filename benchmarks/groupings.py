@@ -41,6 +41,7 @@ NETS = (  # network, layer, side of the images in pixels, density of the circuit
     ("efficientnet_lite1", "_blocks.12._project_conv", 160, 0.3),
 )
 SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
+FIGURES = ("ari", "accuracy", "stability", "selectivity", "own")
 RULE = (
     f"of the quarter of the photographs that a unit is highest on, at least {BOTH:.0%} are of each group (several), or "
     f"at least {ONE:.0%} of one (one), each group weighted by its size; and the unit is above 0 on at least 80 % of "
@@ -81,12 +82,12 @@ def measured(
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of a table: medians over units, and how many are best."""
     lines = [
-        "| grouped by | ARI, median (range) | held-out accuracy | stability | selectivity | best ARI |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| grouped by | ARI, median (range) | held-out accuracy | stability | selectivity | own error | best ARI |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for by in dict.fromkeys(row["by"] for one in records for row in one["rows"]):
         rows = [row for one in records for row in one["rows"] if row["by"] == by]
-        cells = [spread([row[name] for row in rows]) for name in ("ari", "accuracy", "stability", "selectivity")]
+        cells = [spread([row[name] for row in rows]) for name in FIGURES]
         best = sum(
             row["ari"] == max(other["ari"] for other in one["rows"] if other["by"] != KNOWN)
             for one in records
