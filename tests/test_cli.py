@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import convcircuits as cc
+from convcircuits import recipes
 from convcircuits.circuits import comparison
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.refitting import METHODS
@@ -680,8 +681,8 @@ def test_a_file_of_recipes_loads_a_model_once(folder, good, monkeypatch):
         "images = 'pictures'\ncount = 2\n" + "[[circuit]]\nfeature = '4:%d'\n" * 3 % (0, 1, 2)
     )
     loaded = []
-    real = preparing.load_model
-    monkeypatch.setattr(preparing, "load_model", lambda spec, **given: loaded.append(spec) or real(spec, **given))
+    real = recipes.load_model
+    monkeypatch.setattr(recipes, "load_model", lambda spec, **given: loaded.append(spec) or real(spec, **given))
     text = good("find --recipe circuits.toml -m tiny_net:net")
     assert loaded == ["tiny_net:net"]
     assert re.findall("wrote (.*)", text) == [f"tiny_net-net-4-{n}.safetensors" for n in range(3)]
@@ -874,12 +875,12 @@ def test_options_reach_the_criterion(folder, good, monkeypatch):
     good(f"{FIND} --density 0.3 --criterion force --option steps=2 --json")
     assert cc.load("a.safetensors").provenance["options"] == {"steps": 2}
     passes = []
-    real = cc.find
+    real = recipes.find
 
     def find(*args, **options):
         return real(*args, **options | {"progress": lambda done, total: passes.append(total)})
 
-    monkeypatch.setattr(cc, "find", find)
+    monkeypatch.setattr(recipes, "find", find)
     for steps in (2, 5):
         passes.clear()
         good(f"{FIND} --density 0.3 --criterion force --option steps={steps}")
@@ -1019,7 +1020,7 @@ def test_crops_that_do_not_fit_into_memory_give_the_same_circuit(folder, good, m
     refitted = cc.load("a.safetensors")
     said = good(f"{FIND} --criterion gauss_newton --density 0.3 --json")
     kept = Path("a.safetensors").read_bytes()
-    monkeypatch.setattr(preparing, "KEPT", 0)
+    monkeypatch.setattr(recipes, "KEPT", 0)
     good(f"{FIND} --density 0.3")
     assert cc.load("a.safetensors") == refitted  # the full model runs more often, which its provenance says
     assert good(f"{FIND} --criterion gauss_newton --density 0.3 --json") == said

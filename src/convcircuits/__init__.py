@@ -8,8 +8,8 @@ Each part imports only parts listed before it: ``values`` holds data; ``network`
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
 ``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
 feature answers to which images; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
-the diagram; ``zoo`` has models and photographs; ``cli`` is the command. ``criteria`` collects what authors of criteria
-need.
+the diagram; ``zoo`` has models and photographs; ``recipes`` finds the circuit that a recipe asks for; ``explorer`` is
+the page in a browser, and ``cli`` the command. ``criteria`` collects what authors of criteria need.
 """
 
 import importlib

@@ -4,7 +4,6 @@ The format is safetensors. Our metadata begins with a checksum over all bytes of
 counts as zeros, so no bit of a file can change unnoticed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from convcircuits import seals
 from convcircuits.compiler import module_json as graphs
 from convcircuits.compiler.interpreter import CircuitModule
 from convcircuits.compiler.onnx_export import onnx_bytes
@@ -29,8 +29,6 @@ from convcircuits.values.tables import LayerTable
 
 SCHEMA = "convcircuits/3"
 _EARLIER = ("convcircuits/1", "convcircuits/2")
-_KEY = "convcircuits"
-_NO_SUM = "0" * 64
 _TABLES = {"scores": ("elements",), "circuit": ("elements", "saliency", "gain", "offset")}
 
 
@@ -101,21 +99,21 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | tuple[Circuit, ...]
     try:
         content = path.read_bytes()
         tensors = from_bytes(content)
-        metadata = json.loads(content[8 : _end_of_header(content)]).get("__metadata__", {})
+        metadata = seals.metadata(content)
     except Exception as error:  # safetensors raises many types
         raise ConvCircuitsError(
             f"{path} is not a complete .safetensors file ({error}); was it cut off while it was copied?"
         ) from error
-    if _KEY not in metadata:
+    if seals.KEY not in metadata:
         raise ConvCircuitsError(f"{path} is a .safetensors file, but convcircuits did not write it.")
     try:
-        header = json.loads(metadata[_KEY])
+        header = json.loads(metadata[seals.KEY])
         schema, kind = str(header["schema"]), header["kind"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConvCircuitsError(f"The header of {path} is damaged: {error!r}.") from error
     if schema != SCHEMA:
         raise ConvCircuitsError(f"{path} has the format {schema!r:.80}, {_what_to_do(schema)}")
-    if not _is_sealed(content, header):
+    if not seals.is_sealed(content, header):
         raise ConvCircuitsError(f"{path} is damaged: its checksum does not match. Copy or make it again.")
     try:
         if kind == "path":
@@ -127,36 +125,7 @@ def load(path: str | os.PathLike[str]) -> Scores | Circuit | tuple[Circuit, ...]
 
 def sealed(text: str, tensors: Mapping[str, Tensor]) -> bytes:
     """Return the bytes of a file, with its checksum, from the JSON text of a header and tensors."""
-    content = to_bytes(dict(tensors), {_KEY: f'{{"checksum": "{_NO_SUM}", {text[1:]}'})
-    start, end = _place_of(_NO_SUM, content)
-    return content[:start] + _checksum(content, start, end).encode() + content[end:]
-
-
-def _is_sealed(content: bytes, header: Mapping[str, Any]) -> bool:
-    checksum = str(header.get("checksum"))
-    start, end = _place_of(checksum, content)
-    return start >= 0 and checksum == _checksum(content, start, end)
-
-
-def _place_of(checksum: str, content: bytes) -> tuple[int, int]:
-    """Return where a checksum begins and ends in a file's header, or (-1, -1) if it is missing or there twice."""
-    before = json.dumps('{"checksum": "')[:-1].encode()
-    word = before + checksum.encode(errors="replace")
-    header = content[: _end_of_header(content)]
-    start = header.find(word) if header.count(word) == 1 and len(checksum) == len(_NO_SUM) else -1
-    return (start + len(before), start + len(word)) if start >= 0 else (-1, -1)
-
-
-def _checksum(content: bytes, start: int, end: int) -> str:
-    whole = memoryview(content)
-    found = hashlib.sha256(whole[:start])
-    found.update(_NO_SUM.encode())
-    found.update(whole[end:])
-    return found.hexdigest()
-
-
-def _end_of_header(content: bytes) -> int:
-    return 8 + int.from_bytes(content[:8], "little")
+    return seals.filled(to_bytes(dict(tensors), {seals.KEY: f'{{"checksum": "{seals.NO_SUM}", {text[1:]}'}))
 
 
 def _what_to_do(schema: str) -> str:

@@ -1,6 +1,6 @@
 """Text from files and models, made safe to show."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -14,6 +14,11 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Escape unprintable characters in each line, keeping the line ends."""
     return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def names(of: Sequence[str]) -> str:
+    """Join names by commas; of more than twelve, name the first twelve and count the rest."""
+    return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
 
 
 def sentences(notes: Iterable[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from convcircuits.cli import (
     demo,
     diagram,
     evaluate,
+    explore,
     extract,
     find,
     layers,
@@ -64,5 +65,6 @@ app.command()(split.split)
 app.command()(cross.cross)
 app.command()(trajectory.trajectory)
 app.command()(tune.tune)
+app.command()(explore.explore)
 app.command()(demo.demo)
 app.add_typer(benchmark.app, name="benchmark")

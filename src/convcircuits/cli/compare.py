@@ -47,7 +47,7 @@ def compare(
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import check_compared
     from convcircuits.circuits.comparison import compare as compared
-    from convcircuits.cli.preparing import set_up
+    from convcircuits.cli.preparing import say_photographs, set_up
     from convcircuits.files import write_whole
 
     fields = options.given(**locals())
@@ -88,7 +88,7 @@ def compare(
     if as_json:
         print_json({"folder": str(folder), **result})
         return
-    setup.say()
+    say_photographs(setup)
     say(comparison_table(rows))
     say(EXPLAINED)
     say_written(

@@ -12,7 +12,7 @@ from convcircuits.cli.output import aligned
 if TYPE_CHECKING:
     import convcircuits as cc
     from convcircuits.circuits.comparison import Row
-    from convcircuits.cli.preparing import Setup
+    from convcircuits.recipes import Setup
 
 CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "force", "magnitude", "random")
 DENSITIES = (0.3, 0.1, 0.05, 0.02, 0.01)

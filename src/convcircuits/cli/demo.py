@@ -32,8 +32,9 @@ def demo(
     """Compare criteria on a real network, and draw a whole circuit."""
     from convcircuits.charts import check_charts_installed
     from convcircuits.circuits.comparison import compare
-    from convcircuits.cli.preparing import set_up, with_best_constants, with_recipe
+    from convcircuits.cli.preparing import say_photographs, set_up
     from convcircuits.maps.units import RULE, choose_unit, units
+    from convcircuits.recipes import with_best_constants, with_recipe
 
     start = time.monotonic()
     check_folder(out)
@@ -64,7 +65,7 @@ def demo(
             f"{feature} of {MODEL}: {RULE}. Chosen on the training photographs, without looking at any circuit.\n"
             f"{unit.summary()}"
         )
-        setup.say()
+        say_photographs(setup)
     with progress("finding and measuring circuits") as told:
         rows = compare(
             model,

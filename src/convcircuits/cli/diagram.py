@@ -53,7 +53,7 @@ def diagram(
     device: options.DeviceOption = "auto",
 ) -> None:
     """Draw a circuit as an interactive page or as a figure."""
-    from convcircuits.cli.preparing import loaded_circuit, set_up_again
+    from convcircuits.cli.preparing import loaded_circuit, say_photographs, set_up_again
     from convcircuits.drawing.host import check_file
 
     path = file.with_suffix(".html") if out is None else out
@@ -81,7 +81,7 @@ def diagram(
         )
     with progress(f"writing {path}"):
         drawn.save(path, width=width)
-    setup.say()
+    say_photographs(setup)
     say(drawn.caption)
     for note in drawn.document.meta.notes:
         say(f"note: {note}")

@@ -28,7 +28,7 @@ def evaluate(
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure a circuit on held-out photographs."""
-    from convcircuits.cli.preparing import set_up_again
+    from convcircuits.cli.preparing import say_photographs, set_up_again
 
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)
@@ -45,6 +45,6 @@ def evaluate(
     if as_json:
         print_json({"normalization": setup.loaded.normalization, **report.as_dict()})
     else:
-        setup.say()
+        say_photographs(setup)
         say(report.summary())
     insist(require, [report])

@@ -28,9 +28,10 @@ def extract(
     as_json: options.JsonOption = False,
 ) -> None:
     """Turn a circuit into a small module and measure its cost."""
-    from convcircuits.cli.preparing import loaded_circuit, loaded_model, recipe_again, side
+    from convcircuits.cli.preparing import loaded_circuit, recipe_again
     from convcircuits.compiler.costs import costs
     from convcircuits.compiler.onnx_export import check_onnx_installed
+    from convcircuits.recipes import loaded_model, side
 
     check_writable("--out", out, ".safetensors")
     check_writable("--onnx", onnx, ".onnx")

@@ -26,7 +26,7 @@ from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.recipe import BEST, SIZES, Recipe, read_recipes
 
 if TYPE_CHECKING:
-    from convcircuits.cli.preparing import Setup
+    from convcircuits.recipes import Setup
 
 _SHARED = ("model", "weights", "mean", "std", "images", "count", "size", "held_out", "seed")
 """The fields of a recipe that determine the model and its images, apart from the validation split."""
@@ -229,12 +229,22 @@ def _found(
     task: _Task, folder: Path | None, batch_size: int, *, as_json: bool
 ) -> tuple["cc.Evaluation", dict[str, Any]]:
     """Find, measure and write a circuit. Print the report, and return it with what to print as JSON."""
-    from convcircuits.cli.preparing import noted, with_recipe
+    from convcircuits.cli.preparing import say_photographs
+    from convcircuits.recipes import follow, noted, with_recipe
 
     recipe, setup = task.recipe, task.setup
     if folder is not None:
         made_folder(folder)
-    circuits, reached = _circuits(task, folder is not None, batch_size)
+    with progress(f"finding a circuit with {recipe.criterion}") as told:
+        circuits, reached = follow(
+            recipe,
+            task.feature,
+            setup,
+            task.options,
+            whole_path=folder is not None,
+            batch_size=batch_size,
+            progress=told,
+        )
     path = [with_recipe(one, recipe, setup) for one in circuits]
     circuit = path[-1]
     with progress("measuring on held-out photographs") as told:
@@ -243,7 +253,7 @@ def _found(
         )
     cc.save(noted(circuit, setup.notes), task.file)
     if not as_json:
-        setup.say()
+        say_photographs(setup)
         say(report.summary())
         say(f"wrote {task.file}")
     if folder is not None:
@@ -258,7 +268,7 @@ def _write_path(
     """Write the circuits of a descent and a table of their figures. Print and return the table."""
     from convcircuits.circuits.evaluation import evaluate_all
     from convcircuits.cli.comparing import write_table
-    from convcircuits.cli.preparing import noted
+    from convcircuits.recipes import noted
 
     figures = []
     for what, cut in (("held-out", setup.held_out), ("training", setup.train)):
@@ -289,53 +299,3 @@ def _write_path(
 
 def _figure(value: Any) -> str:
     return f"{value:z.3f}" if isinstance(value, float) else cell(value)
-
-
-def _circuits(task: _Task, whole_path: bool, batch_size: int) -> tuple[Sequence["cc.Circuit"], dict[str, Any]]:
-    """Find a circuit of the size that its recipe asks for, after all larger ones of its descent if they are wanted.
-
-    If the size is an R2, also return what was reached.
-    """
-    from convcircuits.cli.preparing import with_best_constants
-    from convcircuits.network.batches import begin
-
-    recipe, setup = task.recipe, task.setup
-    model, images = setup.loaded.model, setup.train.images
-    common: dict[str, Any] = {"seed": recipe.seed, "batch_size": batch_size}
-    chosen = {"criterion": recipe.criterion, "granularity": recipe.granularity, **common, **task.options}
-    method: Any = recipe.refit
-    with progress(f"finding a circuit with {recipe.criterion}") as told:
-        if recipe.reach_r2 is None:
-            size: dict[str, Any] = {k: getattr(recipe, k) for k in SIZES if k != "reach_r2"}
-            if whole_path:
-                return cc.find_path(model, task.feature, images, progress=told, **size, **chosen), {}
-            size["effective"] = recipe.effective_kernels or None
-            circuit = cc.find(model, task.feature, images, progress=told, **size, **chosen)
-            if method == "none":
-                return [circuit], {}
-            if method == BEST:
-                return [with_best_constants(circuit, setup, batch_size=batch_size, seed=recipe.seed, told=told)], {}
-            begin(told, f"refitting {len(circuit):,} {recipe.granularity}s")
-            return [cc.refit(model, circuit, images, method=method, progress=told, **common)], {}
-        if recipe.effective_kernels:
-            raise cc.ConvCircuitsError("--effective-kernels needs --density or --kernels; got --reach-r2.")
-        from convcircuits.circuits.sizes import reach
-        from convcircuits.cli.preparing import noted
-
-        found = reach(
-            model,
-            task.feature,
-            images,
-            setup.validation.images,
-            r2=recipe.reach_r2,
-            method=method,
-            progress=told,
-            **chosen,
-        )
-    note = (
-        f"The circuit's size is the smallest tried that reaches R2 = {recipe.reach_r2:g} on "
-        f"{len(setup.validation.names)} validation photographs (R2 there: {found.r2:.3f}); these are neither the "
-        "photographs that it was found on nor the held-out ones."
-    )
-    reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation.names, "tried": found.tried}
-    return [noted(found.circuit, [note])], {"reached": reached}

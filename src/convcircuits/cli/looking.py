@@ -10,9 +10,9 @@ from PIL import Image
 
 import convcircuits as cc
 from convcircuits.cli.console import Report, progress
-from convcircuits.cli.preparing import loaded_model, names_besides, notes_on, side
 from convcircuits.contact_sheets import Tile, part_of
 from convcircuits.network.batches import Progress, begin
+from convcircuits.recipes import loaded_model, names_besides, notes_on, side
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import distinct, photographs
 from convcircuits.zoo.models import LoadedModel

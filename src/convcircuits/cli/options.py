@@ -1,7 +1,6 @@
 """Options that several commands share, with their types, choices and defaults."""
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import convcircuits as cc
-from convcircuits.values.recipe import DENSITY, Recipe, default_criterion
+from convcircuits.values.recipe import DENSITY, Recipe, default_criterion, option_value
 
 # The choices are written out because importing the library is slow. A test compares them with the library's.
 Criterion = Literal[
@@ -282,15 +281,7 @@ def criterion_options(given: Sequence[str]) -> dict[str, Any]:
             raise cc.ConvCircuitsError(f"--option {text}: {name} is not an option of the criterion; see --help.")
         if not equals:
             raise cc.ConvCircuitsError(f"--option {text} has no value; write it as --option {text}=VALUE.")
-        if value.lower() in ("true", "yes", "false", "no"):
-            options[name] = value.lower() in ("true", "yes")
-        elif value.endswith(".safetensors"):
-            options[name] = cc.load(value)
-        else:
-            try:
-                options[name] = json.loads(value)
-            except ValueError:
-                options[name] = value
+        options[name] = cc.load(value) if value.endswith(".safetensors") else option_value(value)
     return options
 
 

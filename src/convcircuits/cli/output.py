@@ -53,11 +53,6 @@ def say_written(folder: Path, files: Mapping[str, str]) -> None:
         say(f"wrote {folder / name} ({what})")
 
 
-def names(of: Sequence[str]) -> str:
-    """Join names by commas; of more than twelve, name the first twelve and count the rest."""
-    return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
-
-
 def check_writable(option: str, path: Path | None, suffix: str) -> None:
     """Check, before any work is done, that a path has the right suffix and can be written.
 

@@ -58,7 +58,7 @@ def show(
 
 
 def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
-    from convcircuits.cli.preparing import recipe_of
+    from convcircuits.recipes import recipe_of
 
     said, recipe = value.provenance, recipe_of(value)
     if recipe is not None:

@@ -69,7 +69,8 @@ def tune(
 ) -> None:
     """Measure what a unit, or each unit of a layer, is tuned to."""
     from convcircuits.charts import check_charts_installed
-    from convcircuits.cli.preparing import loaded_circuit, loaded_model, side
+    from convcircuits.cli.preparing import loaded_circuit
+    from convcircuits.recipes import loaded_model, side
     from convcircuits.zoo.stimuli import battery
 
     check_folder(out)

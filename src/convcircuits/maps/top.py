@@ -1,7 +1,7 @@
 """Find the images on which the units of a feature are highest, and a sample over their range, in one pass."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -164,6 +164,29 @@ class Ranking:
         kept = sorted(range(len(both)), key=both.__getitem__)[:POOL]
         self._lots = [both[i] for i in kept]
         self._pool = self._pool.and_also(new).at(torch.tensor(kept).expand(len(new.value), -1))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was found so far, to go on from it. Lots, which have 64 bits, are shifted into int64."""
+        lots = torch.tensor([[lot - 2**63, image] for lot, image in self._lots], dtype=torch.long).reshape(-1, 2)
+        tables = {"highest": self._highest, "pool": self._pool}
+        values = {f"{name}_{part}": x for name, t in tables.items() for part, x in t._asdict().items()}
+        return {**values, "lots": lots, "active": self._active, "width": torch.tensor(self._width)}
+
+    def resume(self, state: Mapping[str, Tensor], images: int) -> None:
+        """Go on from what was found on some images, with the same feature, count, sample and seed."""
+        self._highest, self._pool = (
+            _Values(*(state[f"{name}_{part}"] for part in _Values._fields)) for name in ("highest", "pool")
+        )
+        self._lots = [(lot + 2**63, image) for lot, image in state["lots"].tolist()]
+        self._active, self._width, self._images = state["active"], int(state["width"]), images
+
+    def highest(self) -> Examples:
+        """Return the images on which each unit is highest so far, the highest first."""
+        return self._examples(self._highest, self._boxes()[0])
+
+    def pool(self) -> Examples:
+        """Return the images that the sample is drawn from: all so far or, of more than ``POOL``, as many at random."""
+        return self._examples(self._pool, self._boxes()[0])
 
     def top(self, batches: Batches, names: Sequence[str]) -> Top:
         """Return what was found, after a complete pass over the images.

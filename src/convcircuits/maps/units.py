@@ -5,7 +5,7 @@ The rule considers no circuit, so that no unit is chosen because its circuit doe
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,9 @@ ACTIVE_IMAGES = 0.5
 
 AVERAGE_MAP = 0.1
 """R2 of the average map must be below this."""
+
+_IN_CACHE = 2**15
+"""Number of values, in double precision, that stay in a core's cache."""
 
 RULE = (
     "the unit whose rectified map varies most inside, of those (1) that are above zero, so that a ReLU passes them, at "
@@ -258,7 +261,7 @@ def units(
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     subject = all_units(network, layer, batches.first_shape(), position="interior", call=call)
     ranking = Ranking(subject, count=count, sample=0, seed=0)
-    sums, done = _Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
+    sums, done = Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
     for batch, maps, hashes in full_maps(subject, batches):
         ranking.add(batch, maps, hashes)
         sums.add(flattened(maps).cpu(), None if photographs is None else photographs[done : done + len(maps)])
@@ -284,77 +287,130 @@ def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
     return max(allowed, key=lambda one: one.rectified_variance)
 
 
-class _Sums:
-    """Sums over images for each unit and position, (U, P), and of the values on images, (U,): all statistics follow."""
+class Sums:
+    """Sums over images for each unit, from which all statistics follow, (U,), and the summed map of each, (U, P).
+
+    Args:
+        interior: The interior of the units' maps.
+        units: Number of units.
+
+    Attributes:
+        images: Number of images so far.
+    """
+
+    _COLUMNS = (
+        "active",
+        "squares",
+        "squares_inside",
+        "rectified",
+        "rectified_squares",
+        "active_images",
+        "values",
+        "value_squares",
+        "at_border",
+        "highest",
+    )
 
     def __init__(self, interior: Interior, units: int) -> None:
         self.interior, self.central, self.images = interior.mask, not interior.inside, 0
-        zeros = torch.zeros(units, len(interior.mask), dtype=torch.double)
-        self.active, self.total, self.squares, self.rectified, self.rectified_squares = (
-            zeros.clone() for _ in range(5)
-        )
-        self.active_images, self.values, self.value_squares, self.at_border = (zeros[:, 0].clone() for _ in range(4))
-        self.highest = torch.full((units,), -math.inf, dtype=torch.double)
+        self._inside = interior.mask.double()
+        self.total = torch.zeros(units, len(interior.mask), dtype=torch.double)
+        self.columns = torch.zeros(len(self._COLUMNS), units, dtype=torch.double)
+        self.columns[-1] = -math.inf
         self.by_photograph: dict[Hashable, Tensor] = {}
         self.crops: dict[Hashable, int] = {}
 
-    def add(self, maps: Float[Tensor, "n u p"], photographs: Sequence[Hashable] | None) -> None:
+    def add(self, maps: Float[Tensor, "n u p"], photographs: Sequence[Hashable] | None = None) -> None:
+        """Add the maps of some images.
+
+        Args:
+            maps: The flattened maps, on the CPU.
+            photographs: The photograph that each image is a crop of; None if each is its own.
+        """
+        self.images += len(maps)
+        active, squares, squares_inside, rectified, rectified_squares, *of_images = self.columns
+        active_images, values, value_squares, at_border, highest = of_images
         value, place = maps.max(2)
         value = value.double()
-        self.images += len(maps)
-        self.highest = self.highest.maximum(value.amax(0))
-        self.active_images += (value > 0).sum(0)
-        self.values += value.clamp_min(0).sum(0)
-        self.value_squares += value.clamp_min(0).square().sum(0)
-        self.at_border += (~self.interior[place]).sum(0)
-        for n, one in enumerate(maps):  # one by one, which fits into the cache, and so takes a fraction of the time
-            one = one.double()
-            rectified = one.clamp_min(0)
-            self.active += one > 0
-            self.total += one
-            self.squares.addcmul_(one, one)
-            self.rectified += rectified
-            self.rectified_squares.addcmul_(rectified, rectified)
+        torch.maximum(highest, value.amax(0), out=highest)
+        active_images += (value > 0).sum(0)
+        values += value.clamp_min(0).sum(0)
+        value_squares += value.clamp_min(0).square().sum(0)
+        at_border += (~self.interior[place]).sum(0)
+        few = max(1, _IN_CACHE // max(1, maps.shape[2]))
+        room = torch.empty(2, few, maps.shape[2], dtype=torch.double)  # new memory would take longer than the sums
+        for n, one in enumerate(maps):
+            for begin in range(0, len(one), few):  # what fits into the cache takes a fraction of the time
+                some = slice(begin, begin + few)
+                part, squared = room[:, : len(one[some])]
+                part.copy_(one[some])
+                self.total[some] += part
+                squares[some] += torch.mul(part, part, out=squared).sum(1)
+                squares_inside[some] += squared @ self._inside
+                part.clamp_min_(0)
+                active[some] += torch.sign(part, out=squared).sum(1)
+                rectified[some] += part @ self._inside
+                rectified_squares[some] += torch.mul(part, part, out=squared) @ self._inside
             if photographs is not None and n < len(photographs):
-                self.by_photograph[photographs[n]] = self.by_photograph.get(photographs[n], 0) + one
+                own = one.double()
+                self.by_photograph[photographs[n]] = self.by_photograph.get(photographs[n], 0) + own
                 self.crops[photographs[n]] = self.crops.get(photographs[n], 0) + 1
 
     def statistics(self) -> Iterator[UnitStatistics]:
+        """Yield the statistics of each unit.
+
+        Raises:
+            ConvCircuitsError: If all images are of one photograph.
+        """
         if self.images < 2 or len(self.by_photograph) == 1:
             raise ConvCircuitsError("All images are of one photograph; give images of at least two.")
-        n, inside = self.images, self.interior
-        mean = self.total.mean(1, keepdim=True) / n
-        spread = self.squares - 2 * mean * self.total + n * mean.square()  # around the one mean, for each position
-        variance = spread.sum(1)
-        constant = variance <= n * spread.shape[1] * (1e-9 * mean[:, 0]).square()
-        rectified, squares = ((one[:, inside].mean(1) / n) for one in (self.rectified, self.rectified_squares))
-        evenness = (self.values / n).square() / (self.value_squares / n)
+        n, inside, positions = self.images, self.interior, self.total.shape[1]
+        active, squares, squares_inside, rectified, rectified_squares, *of_images = self.columns
+        active_images, values, value_squares, at_border, highest = of_images
+        within = int(inside.sum())
+        mean = self.total.mean(1) / n
+
+        def spread(squares: Tensor, total: Tensor, count: int) -> Tensor:  # around the one mean
+            return squares - 2 * mean * total.sum(1) + n * count * mean.square()
+
+        variance = spread(squares, self.total, positions)
+        constant = variance <= n * positions * (1e-9 * mean).square()
+        share = spread(squares_inside, self.total[:, inside], within) / variance
+        evenness = (values / n).square() / (value_squares / n)
         figures = {
-            "active": self.active.mean(1) / n,
-            "active_images": self.active_images / n,
-            "highest": self.highest,
+            "active": active / positions / n,
+            "active_images": active_images / n,
+            "highest": highest,
             "sparsity": ((1 - evenness) / (1 - 1 / n)).clamp_min(0),
-            "at_border": torch.full_like(mean[:, 0], math.nan) if self.central else self.at_border / n,
-            "inside": (spread[:, inside].sum(1) / variance).masked_fill(constant, math.nan),
+            "at_border": torch.full_like(mean, math.nan) if self.central else at_border / n,
+            "inside": share.masked_fill(constant, math.nan),
             "interior": inside.double().mean().expand(len(mean)),
-            "average_map_r2": (1 - self._missed().sum(1) / variance).masked_fill(constant, math.nan),
-            "rectified_variance": (squares - rectified.square()).clamp_min(0),
+            "average_map_r2": (1 - self._missed(squares) / variance).masked_fill(constant, math.nan),
+            "rectified_variance": (rectified_squares / within / n - (rectified / within / n).square()).clamp_min(0),
         }
         columns = {name: values.tolist() for name, values in figures.items()}
         for unit in range(len(mean)):
             yield UnitStatistics(unit, **{k: v[unit] for k, v in columns.items()}, central=self.central)
 
-    def _missed(self) -> Float[Tensor, "u p"]:
-        """Return the squared error of the average map of other photographs, summed over images."""
+    def _missed(self, squares: Tensor) -> Float[Tensor, "u"]:
+        """Return the squared error of the average map of other photographs, summed over images and positions."""
         n = self.images
         if not self.by_photograph:  # each image is its own: it is left out of the mean in closed form
-            return (self.squares - self.total.square() / n) * (n / (n - 1)) ** 2
-        missed = self.squares.clone()
+            return (squares - self.total.square().sum(1) / n) * (n / (n - 1)) ** 2
+        missed = squares.clone()
         for photograph, own in self.by_photograph.items():
             count = self.crops[photograph]
             others = (self.total - own) / (n - count)
-            missed += count * others.square() - 2 * others * own
+            missed += (count * others.square() - 2 * others * own).sum(1)
         return missed
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums so far, to go on from them; images must be their own photographs."""
+        return {"total": self.total, "columns": self.columns}
+
+    def resume(self, state: Mapping[str, Tensor], images: int) -> None:
+        """Go on from the sums of some images."""
+        self.total, self.columns, self.images = state["total"], state["columns"], images
 
 
 def all_units(

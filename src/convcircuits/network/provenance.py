@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.capture import Network
@@ -34,8 +35,13 @@ def weights_hash(network: Network, survey: Survey) -> str:
 
     Every byte is read, at 1 to 2 GB/s, because a cache by tensor version would miss writes through ``.data``.
     """
+    return tensors_hash(network.state(survey.modules))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of named tensors (32 hexadecimal digits)."""
     whole = hashlib.sha256()
-    for name, tensor in sorted(network.state(survey.modules).items()):
+    for name, tensor in sorted(tensors.items()):
         whole.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()[:32]

@@ -1,6 +1,7 @@
 """A recipe: everything needed to find a circuit again, shared by the command, circuit files and recipe files."""
 
 import dataclasses
+import json
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
@@ -23,6 +24,16 @@ SIZES = ("density", "kernels", "reach_r2", "filters", "fan_in", "drawable")
 def default_criterion(granularity: str) -> str:
     """Return the criterion that ``find`` uses if none is given: the best one measured that such elements can have."""
     return "progressive" if granularity == "kernel" else "gauss_newton"
+
+
+def option_value(text: str) -> Any:
+    """Parse the value of a criterion's option: yes or no, JSON, or else the text itself."""
+    if text.lower() in ("true", "yes", "false", "no"):
+        return text.lower() in ("true", "yes")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ class Prepared:
     Attributes:
         photographs: The photographs that were read in the last complete pass: image i is number i.
         unreadable: Names of the others.
+        numbers: Numbers, among all photographs, of those that were read so far in the current or last pass.
 
     Raises:
         ConvCircuitsError: If there are no photographs or a number is below 1.
@@ -59,6 +60,7 @@ class Prepared:
         self._threads = whole_number(option("threads"), threads, 1)
         self.photographs: tuple[Photograph, ...] = ()
         self.unreadable: tuple[str, ...] = ()
+        self.numbers: list[int] = []
         self._regions: dict[tuple[int, int], Region] = {}
 
     def __len__(self) -> int:
@@ -73,6 +75,7 @@ class Prepared:
     def __iter__(self) -> Iterator[torch.Tensor]:
         read: list[Photograph] = []
         unreadable: list[str] = []
+        self.numbers = []
         with closing(in_threads(self._input, self._given, self._threads, self._batch_size)) as inputs:
             found = self._readable(inputs, read, unreadable)
             while batch := list(islice(found, self._batch_size)):
@@ -85,9 +88,10 @@ class Prepared:
         self, inputs: Iterable[torch.Tensor | ConvCircuitsError], read: list[Photograph], unreadable: list[str]
     ) -> Iterator[torch.Tensor]:
         """Yield the inputs of the photographs that can be read, and sort the photographs into the two lists."""
-        for photograph, found in zip(self._given, inputs, strict=True):
+        for number, (photograph, found) in enumerate(zip(self._given, inputs, strict=True)):
             if isinstance(found, torch.Tensor):
                 read.append(photograph)
+                self.numbers.append(number)
                 yield found
             else:
                 unreadable.append(photograph.name)

@@ -1,0 +1,63 @@
+"""``convcircuits explore``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convcircuits.cli import options
+from convcircuits.cli.output import say
+
+
+def explore(
+    model: options.ModelOption,
+    images: options.LookedAtOption = "sample",
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the index, the circuits and the notes; it is made if it is not there.",
+            show_default="named after the model",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port.", show_default="the first free one from 8642 on")
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at. With any other than the default, others in the network may look in if they have "
+            "the token."
+        ),
+    ] = "127.0.0.1",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only look: start no work and write nothing.")] = False,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in the web browser.")] = False,
+    weights: options.WeightsOption = None,
+    mean: options.MeanOption = None,
+    std: options.StdOption = None,
+    size: options.SideOption = None,
+    batch_size: options.BatchOption = 16,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Look at a model's units and their circuits in the web browser."""
+    from convcircuits.explorer.launch import start
+    from convcircuits.explorer.opening import Opening
+    from convcircuits.files import named_after
+
+    opening = Opening(
+        model=model,
+        images=images,
+        project=project or Path(named_after(model, "explorer")),
+        weights=None if weights is None else str(weights),
+        mean=None if mean is None else options.numbers("--mean", mean),
+        std=None if std is None else options.numbers("--std", std),
+        size=size,
+        batch_size=batch_size,
+        device=device,
+    )
+    start(opening, host=host, port=port, read_only=read_only, opened=not no_open, said=_said)
+
+
+def _said(text: str) -> None:
+    say(text)
+    sys.stdout.flush()  # the address, which a pipe's reader waits for

@@ -1,0 +1,392 @@
+"""What drives every unit of every convolution, in one pass over the photographs that can stop and go on.
+
+The statistics are those of ``cc.units`` and the highest images those of ``cc.top``: the same sums and rankings are
+kept, for all layers at once. What is written after some of the photographs says on how many.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load as from_bytes
+from torch import Tensor, nn
+
+from convcircuits import seals
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.store import INDEX, index_file
+from convcircuits.files import write_whole
+from convcircuits.maps.receptive_fields import Field
+from convcircuits.maps.top import Ranking
+from convcircuits.maps.units import Sums, all_units
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.storage import sealed
+from convcircuits.values.feature import flattened
+from convcircuits.zoo.images import Photograph
+from convcircuits.zoo.layers import LayerInfo
+from convcircuits.zoo.prepared import Prepared
+from convcircuits.zoo.preprocessing import Preprocessing
+
+COUNT = 25
+"""Number of photographs on which each unit is highest."""
+
+BINS = 128
+"""Bins of a histogram, half of them below zero."""
+
+GRID = 28
+"""Rows and columns of a map, at most, that a histogram counts."""
+
+_READERS = 4
+_LOWEST = -126  # exponent of the narrowest bins
+
+
+class Histogram:
+    """How often each unit has which value, over the positions of a grid on each map.
+
+    Bins of a unit are equally wide, a power of two, and one ends at 0. They are doubled until all values fit. So
+    neither the order nor the batches of images matter.
+
+    Args:
+        units: Number of units.
+        shape: (h, w) of a map.
+
+    Attributes:
+        every: Distance of the grid's rows and columns; 1 if all positions count.
+    """
+
+    def __init__(self, units: int, shape: tuple[int, int]) -> None:
+        self.every = max(1, math.ceil(max(shape) / GRID))
+        self.counts = torch.zeros(units, BINS, dtype=torch.long)
+        self.exponent = torch.full((units,), _LOWEST, dtype=torch.long)
+
+    def add(self, maps: Float[Tensor, "n u h w"]) -> None:
+        """Add the maps of some images, on the CPU."""
+        start = (self.every - 1) // 2
+        grid = maps[:, :, start :: self.every, start :: self.every].double().transpose(0, 1).flatten(1)
+        low, high = grid.aminmax(dim=1)
+        # Values from -64 to below 64 bins fit: a lowest value of exactly -64 bins, but no such highest.
+        wide = torch.frexp(torch.maximum(-low, high) / (BINS // 2))[1].long()
+        self._widen(torch.maximum(wide, self.exponent))
+        place = torch.ldexp(grid, -self.exponent[:, None]).floor_().long() + BINS // 2
+        place += BINS * torch.arange(len(grid))[:, None]
+        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).reshape(self.counts.shape)
+
+    def _widen(self, exponent: Tensor) -> None:
+        if bool((exponent == self.exponent).all()):
+            return
+        doublings = (exponent - self.exponent).clamp(max=BINS)
+        bins = torch.arange(-(BINS // 2), BINS // 2)
+        merged = torch.div(bins, 2.0 ** doublings[:, None].double(), rounding_mode="floor").long() + BINS // 2
+        self.counts = torch.zeros_like(self.counts).scatter_add_(1, merged, self.counts)
+        self.exponent = exponent
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the counts so far, to go on from them."""
+        return {"counts": self.counts, "exponent": self.exponent}
+
+    def resume(self, state: Mapping[str, Tensor], _images: int) -> None:
+        """Go on from the counts of some images."""
+        self.counts, self.exponent = state["counts"], state["exponent"]
+
+
+class LayerTally:
+    """What is kept of one layer: sums, histograms, and the highest images on the interior and anywhere.
+
+    Args:
+        network: The model.
+        info: The layer.
+        shape: (C, H, W) of an image.
+
+    Raises:
+        ConvCircuitsError: If the receptive fields of the layer's positions are not known.
+    """
+
+    def __init__(self, network: Network, info: LayerInfo, shape: tuple[int, ...]) -> None:
+        inside = all_units(network, info.name, shape, position="interior")
+        anywhere = Subject(network, replace(inside.feature, position="all"), inside.survey)
+        self.info, self._shape = info, shape
+        self.inside = Ranking(inside, count=COUNT, sample=1, seed=0)
+        self.anywhere = Ranking(anywhere, count=COUNT, sample=0, seed=0)
+        self.interior = self.inside.positions.interior(shape)
+        self.sums = Sums(self.interior, info.channels)
+        self.histogram = Histogram(info.channels, self.interior.map)
+
+    def add(self, images: Tensor, maps: Float[Tensor, "n u h w"], hashes: Sequence[int]) -> None:
+        """Add the layer's maps of some images.
+
+        Raises:
+            ConvCircuitsError: If a value is not finite.
+        """
+        maps = maps.cpu()
+        self.inside.add(images, maps, hashes)
+        self.anywhere.add(images, maps, hashes)
+        self.sums.add(flattened(maps))
+        self.histogram.add(maps)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"inside": self.inside, "anywhere": self.anywhere, "sums": self.sums, "histogram": self.histogram}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything so far, to go on from it."""
+        return {
+            f"{name}/{key}": x.contiguous() for name, part in self._parts.items() for key, x in part.state().items()
+        }
+
+    def resume(self, state: Mapping[str, Tensor], images: int) -> None:
+        """Go on from what was found on some images."""
+        for name, part in self._parts.items():
+            own = {key.removeprefix(f"{name}/"): x for key, x in state.items() if key.startswith(f"{name}/")}
+            part.resume(own, images)
+
+    def content(self, about: Mapping[str, Any]) -> bytes:
+        """Return the content of the layer's file of the index."""
+        statistics = [one.as_dict() for one in self.sums.statistics()]
+        pool = self.inside.pool()
+        height, width = self.interior.map
+        field = self.inside.positions.fields(self._shape)[0]
+        tensors = {
+            "pool/image": pool.image[0].int(),
+            "pool/value": pool.value.float(),
+            "pool/place": (pool.position[..., 0] * width + pool.position[..., 1]).int(),
+            "rows": _spans(field, 0),
+            "columns": _spans(field, 1),
+            "histogram/counts": self.histogram.counts,
+            "histogram/exponent": self.histogram.exponent,
+        }
+        for name, ranking in (("inside", self.inside), ("anywhere", self.anywhere)):
+            found = ranking.highest()
+            tensors |= {f"{name}/{key}": getattr(found, key) for key in ("image", "value", "position", "box")}
+        header = {
+            **about,
+            "layer": self.info.name,
+            "map": [height, width],
+            "field": list(self.interior.field),
+            "interior": "inside" if self.interior.inside else "central",
+            "every": self.histogram.every,
+            "statistics": statistics,
+        }
+        return sealed(json.dumps(header), {name: x.contiguous() for name, x in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What an index is of.
+
+    Attributes:
+        model: The model.
+        layers: Its convolutions that can be indexed.
+        photographs: The photographs, in order.
+        preprocess: What turns them into inputs.
+        size: (H, W) to resize the inputs to, or None.
+    """
+
+    model: nn.Module
+    layers: Sequence[LayerInfo]
+    photographs: Sequence[Photograph]
+    preprocess: Preprocessing
+    size: tuple[int, int] | None
+
+
+def convolutions(model: nn.Module, layers: Sequence[LayerInfo]) -> tuple[list[LayerInfo], dict[str, str]]:
+    """Return the convolutions among some layers, and why those that are left out are."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    some = [info for info in layers if isinstance(modules[info.name], nn.Conv2d) and info.map]
+    left_out = {
+        info.name: f"{info.name} runs {info.calls} times in a forward pass; look at one call with convcircuits units."
+        for info in some
+        if info.calls > 1
+    }
+    return [info for info in some if info.name not in left_out], left_out
+
+
+class Stopped(BaseException):
+    """Work is to stop, between two batches. Not an ``Exception``, so that nothing on the way catches it."""
+
+
+def build(
+    folder: Path,
+    key: str,
+    of: Subjects,
+    *,
+    batch_size: int = 16,
+    every: float = 20.0,
+    told: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
+    saved: Callable[[dict[str, Any]], None] = lambda index: None,
+) -> dict[str, Any]:
+    """Index photographs, from where an earlier run stopped.
+
+    At each checkpoint the layers' files are written, and then the index's own, each completely or not at all.
+
+    Args:
+        folder: The folder of this index, which exists.
+        key: The hash of what it is of.
+        of: What it is of.
+        batch_size: Maximum number of images that run at once.
+        every: Seconds between two checkpoints.
+        told: Called with a phase, the steps done and their total, between layers and between batches. If it raises
+            ``Stopped``, a checkpoint is written.
+        saved: Called with what the index's own file says, after each checkpoint.
+
+    Returns:
+        What the index's own file says at last.
+
+    Raises:
+        ConvCircuitsError: If images do not fit the model, or a value is not finite.
+    """
+    network = Network(of.model)
+    wanted: dict[str, Any] = {"device": network.device, "dtype": network.dtype, "batch_size": batch_size}
+    first = Prepared(of.photographs, of.preprocess, size=of.size, batch_size=1, threads=1)
+    shape = Batches(first, **wanted).first_shape()
+    tallies: dict[str, LayerTally] = {}
+    left_out: dict[str, str] = {}
+    for n, info in enumerate(of.layers):
+        told("following receptive fields", n, len(of.layers))
+        try:
+            tallies[info.name] = LayerTally(network, info, shape)
+        except ConvCircuitsError as error:
+            left_out[info.name] = str(error)
+    if not tallies:
+        raise ConvCircuitsError(f"No convolution can be indexed: {' '.join(left_out.values()) or 'there is none.'}")
+    run = _Run(folder, key, tallies, left_out, of.photographs, list(shape[1:]))
+    run.resume()
+    total, written = len(of.photographs), time.monotonic()
+    rest = of.photographs[run.tried :]
+    if rest:
+        pictures = Prepared(rest, of.preprocess, size=of.size, batch_size=batch_size, threads=_READERS)
+        try:
+            told("indexing photographs", run.tried, total)
+            for images, hashes in Batches(pictures, **wanted).hashed():
+                if tuple(images.shape[1:]) != shape:
+                    raise ConvCircuitsError(
+                        f"Images have shapes {shape} and {tuple(images.shape[1:])}; give a size, or a preprocessing "
+                        "whose results have one size."
+                    )
+                with torch.no_grad():
+                    _look(network, tallies, images, hashes)
+                run.add(pictures.numbers)
+                if time.monotonic() - written >= every:
+                    saved(run.write())
+                    written = time.monotonic()
+                told("indexing photographs", run.tried, total)
+        except Stopped:
+            saved(run.write())
+            raise
+        except ConvCircuitsError:
+            if pictures.numbers or not run.read:  # else none of the rest can be read
+                raise
+    index = run.write(complete=True)
+    saved(index)
+    return index
+
+
+class _Run:
+    """The photographs of an index that were read so far, and its files."""
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        tallies: Mapping[str, LayerTally],
+        left_out: Mapping[str, str],
+        photographs: Sequence[Photograph],
+        size: list[int],
+    ) -> None:
+        self._folder, self._key, self._tallies, self._left_out = folder, key, tallies, left_out
+        self._photographs, self._size = photographs, size
+        self.read: list[int] = []  # numbers of photographs: image i of the index is photograph read[i]
+        self.tried = 0
+        self._begun, self._read_before = 0, list[int]()
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """Record which photographs, of those that were left at the start, have been looked at."""
+        self.read = self._read_before + [self._begun + n for n in numbers]
+        self.tried = self.read[-1] + 1
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one that is whole."""
+        file = self._folder / "checkpoint.safetensors"
+        try:
+            content = file.read_bytes()
+            state, said = from_bytes(content), json.loads(seals.metadata(content)[seals.KEY])
+            if not seals.is_sealed(content, said) or said["key"] != self._key or said["layers"] != [*self._tallies]:
+                return
+            for n, tally in enumerate(self._tallies.values()):
+                own = {k.removeprefix(f"{n}/"): x for k, x in state.items() if k.startswith(f"{n}/")}
+                tally.resume(own, len(said["read"]))
+        except FileNotFoundError:
+            return
+        except Exception as error:  # a damaged file makes safetensors and torch raise nearly anything
+            file.unlink()
+            raise ConvCircuitsError(
+                f"{file} is damaged ({error}); it was removed. Start the index again, which begins anew."
+            ) from error
+        self.read, self.tried = said["read"], said["tried"]
+        self._begun, self._read_before = self.tried, self.read
+
+    def write(self, *, complete: bool = False) -> dict[str, Any]:
+        """Write a checkpoint, the files of all layers, and then the index's own. Return what that says."""
+        about = {
+            "schema": INDEX,
+            "key": self._key,
+            "images": len(self.read),
+            "photographs": len(self._photographs),
+            "complete": complete,
+            "size": self._size,
+        }
+        layers = []
+        if len(self.read) > 1:
+            for n, tally in enumerate(self._tallies.values()):
+                write_whole(self._folder / index_file(n, tally.info.name), tally.content(about))
+                layers.append({"layer": tally.info.name, "file": index_file(n, tally.info.name)})
+        elif complete:
+            raise ConvCircuitsError("An index needs at least two photographs that can be read; give more.")
+        checkpoint = self._folder / "checkpoint.safetensors"
+        if complete:
+            checkpoint.unlink(missing_ok=True)
+        else:
+            state = {f"{n}/{k}": x for n, t in enumerate(self._tallies.values()) for k, x in t.state().items()}
+            said = {"key": self._key, "layers": [*self._tallies], "read": self.read, "tried": self.tried}
+            write_whole(checkpoint, sealed(json.dumps(said), state))
+        index = {**about, "read": self.read, "layers": layers, "left_out": dict(self._left_out)}
+        write_whole(self._folder / "index.json", (json.dumps(index, indent=1) + "\n").encode())
+        return index
+
+
+class _Seen(BaseException):
+    """Stop a forward pass after the last layer. Not an ``Exception``, so that no model catches it."""
+
+
+def _look(network: Network, tallies: Mapping[str, LayerTally], images: Tensor, hashes: Sequence[int]) -> None:
+    """Run the model up to the last layer, and add the maps of each at once, before what follows overwrites them."""
+    wanted = {id(network.names[name]): tally for name, tally in tallies.items()}
+
+    def on_exit(module: nn.Module, output: Any) -> None:
+        tally = wanted.pop(id(module), None)
+        if tally is not None:
+            tally.add(images, output.to(network.dtype), hashes)
+            if not wanted:
+                raise _Seen
+
+    try:
+        network.forward(images, lambda call: call.compute(), on_exit)
+    except _Seen:
+        return
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ConvCircuitsError(
+            f"{network.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
+        ) from error
+    raise ConvCircuitsError(f"Not every layer ran when {network.name} was called on {len(images)} images.")
+
+
+def _spans(field: Field, axis: int) -> Tensor:
+    """Return the first pixel that each row or column of a map sees and the one after the last, as in ``Field.box``."""
+    boxes = [field.box(n, 0) if axis == 0 else field.box(0, n) for n in range(field.shape[axis])]
+    return torch.tensor([[box[axis], box[axis] + box[2 + axis]] for box in boxes], dtype=torch.int)

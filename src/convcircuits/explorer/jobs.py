@@ -1,0 +1,401 @@
+"""Jobs as the server sees them: a queue, the one that runs, and the worker process, which may die. No torch."""
+
+import contextlib
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.store import Store, hash_of
+from convcircuits.version import __version__
+
+PATIENCE = 10.0
+"""Seconds that a cancelled job has to stop, before its process is killed."""
+
+MOST = 200
+"""Jobs that may wait."""
+
+_KEPT = 1000  # events that can be asked for again
+_ATTEMPTS = 3  # to start a worker that dies before it is ready
+_BACKGROUND = {"index": 1}  # all others go first
+
+
+class Unavailable(Exception):
+    """The worker cannot answer now. The message says why."""
+
+
+@dataclass
+class Job:
+    """A job.
+
+    Attributes:
+        id: Hash of what is asked for.
+        kind: What to do.
+        parameters: With what.
+        state: ``queued``, ``running``, ``done``, ``failed`` or ``cancelled``.
+        phase: What is being done.
+        done: Steps of the phase that are done.
+        total: All its steps, or None if that is not known.
+        left: Seconds that the phase will still take, or None if that is not known.
+        rate: Steps per second, or None.
+        error: A sentence, if it failed or was cancelled.
+        result: What came of it.
+        created: When it was asked for, in seconds since 1970.
+        ended: When it ended, or None.
+        cancelled: Whether it is to end.
+    """
+
+    id: str
+    kind: str
+    parameters: dict[str, Any]
+    state: str = "queued"
+    phase: str = ""
+    done: int = 0
+    total: int | None = None
+    left: float | None = None
+    rate: float | None = None
+    error: str = ""
+    result: dict[str, Any] | None = None
+    created: float = field(default_factory=time.time)
+    ended: float | None = None
+    cancelled: bool = False
+    _phase_begun: tuple[float, int] = (0.0, 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the job as JSON values."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "cancelled"}
+
+    def progress(self, phase: str, done: int, total: int | None) -> None:
+        """Record progress, and from it the rate and the time left."""
+        now = time.monotonic()
+        if phase != self.phase or done < self.done:
+            self.phase, self._phase_begun = phase, (now, done)
+        self.done, self.total = done, total
+        seconds, steps = now - self._phase_begun[0], done - self._phase_begun[1]
+        self.rate = round(steps / seconds, 3) if steps > 0 and seconds > 0 else None
+        self.left = round((total - done) / self.rate, 1) if self.rate and total is not None else None
+
+
+class Events:
+    """Numbered events, of which the last ones can be asked for again."""
+
+    def __init__(self) -> None:
+        self._boot, self._count = f"{time.time_ns():x}", itertools.count(1)
+        self._events: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=_KEPT)
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def publish(self, kind: str, said: Mapping[str, Any]) -> None:
+        """Add an event."""
+        with self._lock:
+            self._last = next(self._count)
+            self._events.append((self._last, kind, dict(said)))
+
+    def last(self) -> str:
+        """Return the id of the last event."""
+        return f"{self._boot}-{self._last}"
+
+    def since(self, id: str) -> list[tuple[str, str, dict[str, Any]]] | None:
+        """Return the events after the one with this id, or None if some are no longer known."""
+        boot, _, number = id.partition("-")
+        if boot != self._boot or not number.isdecimal() or len(number) > 18:
+            return None
+        after = int(number)
+        with self._lock:
+            first = self._events[0][0] if self._events else self._last + 1
+            if after < first - 1 or after > self._last:
+                return None
+            return [(f"{boot}-{n}", kind, said) for n, kind, said in self._events if n > after]
+
+
+class Jobs:
+    """A queue of jobs, and the worker process that does them.
+
+    Args:
+        opening: What the worker opens.
+        store: The project's folder.
+        events: Where what happens is told.
+
+    Attributes:
+        about: What the worker says of the model and the photographs; None until it is ready.
+        problem: Why there is no worker, or empty.
+    """
+
+    def __init__(self, opening: Opening, store: Store, events: Events) -> None:
+        self._opening, self._store, self.events = opening, store, events
+        self.about: dict[str, Any] | None = None
+        self.problem = ""
+        self.on_ready: Callable[[], None] = lambda: None
+        self._jobs: dict[str, Job] = {}
+        self._running: Job | None = None
+        self._kill_at: float | None = None
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
+        self._asked: dict[int, Future[Any]] = {}
+        self._closing, self._attempts = False, 0
+        self._context = multiprocessing.get_context("spawn")
+        self._wake, self._woken = self._context.Pipe()
+        self._process: Any = None
+        self._thread = threading.Thread(target=self._supervise, daemon=True)
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the worker. A job that runs is lost, except what an index has written."""
+        self._closing = True
+        self._nudge()
+        if self._thread.ident is not None:
+            self._thread.join(5)
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+            self._process.join(5)
+
+    # ---------------------------------------- what the page asks for
+
+    def submit(self, kind: str, parameters: dict[str, Any], *, valid: Callable[[dict[str, Any]], bool]) -> Job:
+        """Queue a job, or return the one that was asked for before.
+
+        Args:
+            kind: What to do.
+            parameters: With what.
+            valid: Whether an earlier result still holds.
+
+        Raises:
+            Unavailable: If the worker is not ready, or too many jobs wait.
+        """
+        with self._lock:
+            about = self._ready()
+            id = hash_of([kind, parameters, about["weights"], about["images"], __version__])[:16]
+            known = self.get(id)
+            if known is not None and known.state in ("queued", "running") and not known.cancelled:
+                return known
+            if known is not None and known.state == "done" and valid(known.result or {}):
+                return known
+            if known is not None and known.state in ("queued", "running"):
+                raise Unavailable("This job is being cancelled; ask again in a moment.")
+            if sum(job.state == "queued" for job in self._jobs.values()) >= MOST:
+                raise Unavailable(f"{MOST} jobs wait already; cancel some, or ask again later.")
+            job = self._jobs[id] = Job(id, kind, parameters)
+            self._told(job)
+            running = self._running
+            if running is not None and running.kind in _BACKGROUND and kind not in _BACKGROUND:
+                self._stop.set()  # it goes on afterwards
+        self._nudge()
+        return job
+
+    def get(self, id: str) -> Job | None:
+        """Return a job, also one of an earlier session that is done."""
+        with self._lock:
+            if id not in self._jobs:
+                said = self._store.job(id)
+                if said is None:
+                    return None
+                names = {"id", "kind", "parameters", "state", "result", "created", "ended"}
+                try:
+                    self._jobs[id] = Job(**{name: said[name] for name in names})
+                except KeyError:
+                    return None
+            return self._jobs[id]
+
+    def all(self) -> list[Job]:
+        """Return all jobs, those of earlier sessions too, the newest first."""
+        for said in self._store.jobs():
+            self.get(said["id"])
+        with self._lock:
+            return sorted(self._jobs.values(), key=lambda job: -job.created)
+
+    def cancel(self, job: Job) -> None:
+        """End a job: at once if it waits, else after the batch that runs, or its process after ``PATIENCE`` seconds."""
+        with self._lock:
+            if job.state == "queued":
+                self._end(job, "cancelled", error="It was cancelled before it began.")
+            elif job.state == "running" and not job.cancelled:
+                job.cancelled = True
+                self._kill_at = time.monotonic() + PATIENCE
+                self._stop.set()
+        self._nudge()
+
+    def ask(self, name: str, *arguments: Any, timeout: float = 30.0) -> Any:
+        """Ask the worker a question, which it answers beside the job that runs.
+
+        Raises:
+            Unavailable: If it is not ready, or gives no answer in time.
+            ConvCircuitsError: If it answers with an error.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            self._ready()
+            number = next(self._numbers)
+            self._asked[number] = future
+            try:
+                self._questions.send((number, name, arguments))
+            except OSError as error:
+                del self._asked[number]
+                raise Unavailable("The worker has just ended and starts again; ask again in a moment.") from error
+        try:
+            return future.result(timeout)
+        except TimeoutError as error:
+            raise Unavailable("The worker is busy; ask again in a moment.") from error
+        finally:
+            self._asked.pop(number, None)
+
+    def _ready(self) -> dict[str, Any]:
+        if self.problem:
+            raise Unavailable(self.problem)
+        if self.about is None or self._process is None:
+            raise Unavailable("The model is still being loaded; ask again in a moment.")
+        return self.about
+
+    # ---------------------------------------- the worker
+
+    def _supervise(self) -> None:
+        while not self._closing and not self.problem:
+            self._begin()
+            while not self._closing:
+                given = [self._channel, self._questions, self._woken, self._process.sentinel]
+                ready = multiprocessing.connection.wait(given, timeout=0.5)
+                if self._woken in ready:
+                    while self._woken.poll():
+                        self._woken.recv()
+                ended = False
+                for channel, take in ((self._channel, self._message), (self._questions, self._answered)):
+                    try:
+                        while channel.poll():
+                            take(*channel.recv())
+                    except (EOFError, OSError):
+                        ended = True
+                if ended or not self._process.is_alive():
+                    break
+                with self._lock:
+                    if self._kill_at is not None and time.monotonic() > self._kill_at:
+                        self._process.kill()
+                self._next()
+            self._died()
+
+    def _begin(self) -> None:
+        from convcircuits.explorer import entry
+
+        with self._lock:
+            self._stop = self._context.Event()
+            self._channel, theirs = self._context.Pipe()
+            self._questions, answers = self._context.Pipe()
+            self._process = self._context.Process(
+                target=entry.work, args=(self._opening, theirs, answers, self._stop), daemon=True
+            )
+            self._process.start()
+            theirs.close()
+            answers.close()
+
+    def _died(self) -> None:
+        """Record that the worker has ended; it is started again unless it never gets ready."""
+        self._process.join(1)
+        code = self._process.exitcode
+        with self._lock:
+            how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
+            for future in self._asked.values():
+                with contextlib.suppress(Exception):
+                    future.set_exception(Unavailable("The worker has ended and starts again; ask again in a moment."))
+            self._asked.clear()
+            job, self._running, self._kill_at = self._running, None, None
+            if job is not None and not self._closing:
+                if job.cancelled:
+                    text = f"It was cancelled; it did not stop within {PATIENCE:g} s, so its process was ended."
+                    self._end(job, "cancelled", error=text)
+                else:
+                    text = f"The worker process ended {how}, perhaps because memory ran out. Start the job again."
+                    self._end(job, "failed", error=text)
+            if self.about is None and not self._closing and not self.problem:
+                self._attempts += 1
+                if self._attempts >= _ATTEMPTS:
+                    self.problem = (
+                        f"The worker process ended {how} before the model was loaded, {_ATTEMPTS} times; see the "
+                        "terminal."
+                    )
+                    self.events.publish("model", {"state": "failed", "problem": self.problem})
+            for channel in (self._channel, self._questions):
+                channel.close()
+
+    def _message(self, what: str, *rest: Any) -> None:
+        with self._lock:
+            if what == "ready":
+                (about,) = rest
+                first, self.about, self._attempts = self.about is None, about, 0
+                self.events.publish("model", {"state": "ready"})
+                if first:
+                    self.on_ready()
+                return
+            if what == "failed" and rest[0] is None:
+                self.problem = rest[1]
+                self.events.publish("model", {"state": "failed", "problem": self.problem})
+                return
+            job = self._running
+            if job is None or rest[0] != job.id:
+                return
+            if what == "progress":
+                job.progress(*rest[1:])
+                self._told(job)
+            elif what == "saved":
+                self.events.publish("index", {"images": rest[1]})
+            else:
+                self._running, self._kill_at = None, None
+                if what == "done":
+                    self._end(job, "done", result=rest[1])
+                elif what == "failed":
+                    self._end(job, "failed", error=rest[1])
+                elif job.cancelled:
+                    self._end(job, "cancelled", error="It was cancelled.")
+                else:  # another goes first
+                    job.state = "queued"
+                    self._told(job)
+
+    def _answered(self, number: int, answered: bool, answer: Any) -> None:
+        future = self._asked.get(number)
+        if future is not None and not future.done():
+            if answered:
+                future.set_result(answer)
+            else:
+                future.set_exception(ConvCircuitsError(answer))
+
+    def _next(self) -> None:
+        with self._lock:
+            if self._running is not None or self.about is None:
+                return
+            waiting = [job for job in self._jobs.values() if job.state == "queued"]
+            if not waiting:
+                return
+            job = min(waiting, key=lambda job: (_BACKGROUND.get(job.kind, 0), job.created))
+            self._stop.clear()
+            job.state, job.phase = "running", "starting"
+            self._running = job
+            self._told(job)
+            with contextlib.suppress(OSError):  # a worker that has ended is seen in a moment
+                self._channel.send((job.id, job.kind, job.parameters))
+
+    def _end(self, job: Job, state: str, *, result: dict[str, Any] | None = None, error: str = "") -> None:
+        job.state, job.result, job.error, job.ended = state, result, error, time.time()
+        job.left = job.rate = None
+        if state == "done" and not self._store.read_only:
+            try:
+                self._store.write_job(job.as_dict())
+            except ConvCircuitsError as problem:
+                self._store.remark(str(problem))
+        self._told(job)
+        if state == "done":
+            self.events.publish("changed", {"kind": job.kind, **(result or {})})
+
+    def _told(self, job: Job) -> None:
+        self.events.publish("job", job.as_dict())
+
+    def _nudge(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake.send(None)

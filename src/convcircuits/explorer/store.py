@@ -1,0 +1,403 @@
+"""A project's folder: circuits, their reports and diagrams, the index, notes. The files are the truth. No torch.
+
+::
+
+    project/
+        circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
+        circuits/NAME.report.json     its figures, and which photographs it was found and measured on
+        circuits/NAME-ID.diagram.json its diagram, which convcircuits can open
+        index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
+        index/KEY/NNN-LAYER.safetensors
+        notes.json                    labels, stars and texts of people
+        jobs/ID.json                  what was asked for and what came of it; ID is a hash of the question
+        thumbs/                       small pictures, made again when they are missing
+        lock
+
+Whatever is derived and damaged is removed, made again and said once. Circuits and notes are never removed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors.numpy import load as from_bytes
+
+from convcircuits import seals
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.files import fcntl, safe_name, write_whole
+
+INDEX = "convcircuits-index/1"
+NOTES = "convcircuits-notes/1"
+THUMBS = 256 * 2**20
+"""Bytes of small pictures to keep, those used last."""
+
+_FOLDERS = ("circuits", "index", "jobs", "thumbs")
+
+
+def index_file(number: int, layer: str) -> str:
+    """Return the name of a layer's file in the folder of an index."""
+    return f"{number:03}-{safe_name(layer)}.safetensors"
+
+
+def file_named(file: Path, ending: str) -> Path:
+    """Return a path beside a file, with another ending."""
+    return file.with_name(file.name.removesuffix(file.suffix) + ending)
+
+
+def hash_of(value: Any) -> str:
+    """Return a hash of a JSON value, 32 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class CircuitFile:
+    """A file in the folder of circuits.
+
+    Attributes:
+        id: Hash of its content, 16 hexadecimal digits.
+        file: The file.
+        said: Its header: kind, feature, granularity, relevant, provenance.
+        kept: Number of elements that it keeps.
+        problem: Why it is not a circuit that can be used; empty if it is.
+    """
+
+    id: str
+    file: Path
+    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    kept: int = 0
+    problem: str = ""
+
+
+class Store:
+    """A project's folder.
+
+    Args:
+        folder: The folder; it is created unless this only reads.
+        read_only: Write nothing, and take no lock.
+
+    Raises:
+        ConvCircuitsError: If the folder cannot be created or written, or another process has it open.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder, self.read_only = folder, read_only
+        self.remarks: list[str] = []
+        self.on_remark: Callable[[str], None] = lambda text: None
+        self._circuits: dict[Path, tuple[tuple[int, int], CircuitFile]] = {}
+        self._arrays: dict[Path, tuple[tuple[int, int], LayerFile]] = {}
+        self._lock: BinaryIO | None = None
+        if read_only:
+            if not folder.is_dir():
+                raise ConvCircuitsError(f"There is no folder {folder} to read; omit --read-only to make it.")
+            return
+        try:
+            for name in _FOLDERS:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder / "lock")
+        except OSError as error:
+            raise ConvCircuitsError(f"The folder {folder} cannot be used: {error.strerror or error}.") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def remark(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+            self.on_remark(text)
+
+    # ---------------------------------------- circuits
+
+    def circuits(self) -> list[CircuitFile]:
+        """Return the files in the folder of circuits, by name, whoever wrote them."""
+        folder = self.folder / "circuits"
+        found = {}
+        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            with contextlib.suppress(OSError):
+                stat = file.stat()
+                key = (stat.st_mtime_ns, stat.st_size)
+                known = self._circuits.get(file)
+                found[file] = known if known is not None and known[0] == key else (key, _read_circuit(file))
+        self._circuits = found
+        return [one for _, one in found.values()]
+
+    def circuit(self, id: str) -> CircuitFile | None:
+        """Return the circuit with an id, or None."""
+        return next((one for one in self.circuits() if one.id == id), None)
+
+    def place_for(self, name: str, suffix: str = ".safetensors") -> Path:
+        """Return a path in the folder of circuits that no file has."""
+        folder, number = self.folder / "circuits", 1
+        while (place := folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}").exists():
+            number += 1
+        return place
+
+    def report(self, circuit: CircuitFile) -> dict[str, Any] | None:
+        """Return the report on a circuit, or None if it is missing, damaged or of an earlier content of the file."""
+        said = self.read_json(self.report_file(circuit.file))
+        return said if isinstance(said, dict) and said.get("circuit") == circuit.id else None
+
+    def report_file(self, file: Path) -> Path:
+        """Return the path of the report on a circuit."""
+        return file.with_suffix(".report.json")
+
+    def diagram_file(self, circuit: CircuitFile) -> Path:
+        """Return the path of a circuit's diagram."""
+        return file_named(circuit.file, f"-{circuit.id}.diagram.json")
+
+    # ---------------------------------------- derived files
+
+    def read_json(self, file: Path) -> Any:
+        """Return the content of a derived file, or None; a damaged one is removed."""
+        try:
+            return json.loads(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError, OSError) as error:
+            self._damaged(file, error)
+            return None
+
+    def write_json(self, file: Path, value: Any) -> None:
+        """Write a JSON value, completely or not at all."""
+        write_whole(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def _damaged(self, file: Path, error: Exception) -> None:
+        again = "it will be made again" if not self.read_only else "it is left out"
+        self.remark(f"{file.relative_to(self.folder)} was damaged ({' '.join(str(error).split()):.200}); {again}.")
+        if not self.read_only:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def index(self, key: str) -> dict[str, Any] | None:
+        """Return what the index with a key says of itself, or None."""
+        said = self.read_json(self.folder / "index" / key / "index.json")
+        fits = isinstance(said, dict) and said.get("schema") == INDEX and said.get("key") == key
+        return said if fits else None
+
+    def layer(self, key: str, file: str) -> "LayerFile | None":
+        """Return a layer of an index, or None if its file is missing or damaged."""
+        path = self.folder / "index" / key / file
+        try:
+            stat = path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            known = self._arrays.pop(path, None)
+            if known is None or known[0] != stamp:
+                known = (stamp, LayerFile.read(path.read_bytes()))
+            self._arrays[path] = known  # the last one used is the last
+            while len(self._arrays) > _LAYERS:
+                del self._arrays[next(iter(self._arrays))]
+            return known[1]
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged file makes safetensors raise nearly anything
+            self._damaged(path, error)
+            if not self.read_only:  # without it the index is not complete
+                (path.parent / "index.json").unlink(missing_ok=True)
+            return None
+
+    # ---------------------------------------- notes
+
+    def notes(self) -> dict[str, Any]:
+        """Return all notes, by what they are of.
+
+        A damaged file of notes is never removed: it gets another name, and that is said.
+        """
+        file = self.folder / "notes.json"
+        try:
+            said = json.loads(file.read_bytes())
+            if said["schema"] != NOTES or not isinstance(said["notes"], dict):
+                raise ValueError("it is of another version")
+            notes: dict[str, Any] = said["notes"]
+            return notes
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+            if not self.read_only:
+                number = 1
+                while (kept := file.with_name(f"notes.damaged-{number}.json")).exists():
+                    number += 1
+                with contextlib.suppress(OSError):
+                    file.rename(kept)
+                self.remark(
+                    f"notes.json could not be read ({error}); it was kept as {kept.name}, and notes begin anew."
+                )
+            else:
+                self.remark(f"notes.json could not be read ({error}).")
+            return {}
+
+    def write_note(self, of: str, note: Mapping[str, Any] | None) -> None:
+        """Write a note, or remove it if it is None."""
+        notes = self.notes()
+        notes.pop(of, None)
+        if note is not None:
+            notes[of] = dict(note)
+        self.write_json(self.folder / "notes.json", {"schema": NOTES, "notes": dict(sorted(notes.items()))})
+
+    # ---------------------------------------- jobs and pictures
+
+    def job(self, id: str) -> dict[str, Any] | None:
+        """Return what came of a job, or None."""
+        said = self.read_json(self.folder / "jobs" / f"{id}.json")
+        return said if isinstance(said, dict) and said.get("id") == id else None
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return what came of all jobs, the earliest first."""
+        folder = self.folder / "jobs"
+        found = [self.job(file.stem) for file in folder.glob("*.json")] if folder.is_dir() else []
+        return sorted((one for one in found if one is not None), key=lambda one: one.get("ended", 0))
+
+    def write_job(self, said: Mapping[str, Any]) -> None:
+        """Write what came of a job."""
+        self.write_json(self.folder / "jobs" / f"{said['id']}.json", dict(said))
+
+    def thumb(self, name: str) -> bytes | None:
+        """Return a small picture, or None."""
+        file = self.folder / "thumbs" / name
+        with contextlib.suppress(OSError):
+            content = file.read_bytes()
+            if not self.read_only:
+                os.utime(file)
+            return content
+        return None
+
+    def write_thumb(self, name: str, content: bytes) -> None:
+        """Keep a small picture."""
+        if self.read_only:
+            return
+        with contextlib.suppress(ConvCircuitsError):  # a full disk takes no picture away
+            write_whole(self.folder / "thumbs" / name, content)
+
+    def trim(self) -> None:
+        """Remove the small pictures that were used longest ago, down to ``THUMBS`` bytes."""
+        if self.read_only:
+            return
+        found = []
+        for file in (self.folder / "thumbs").iterdir():
+            with contextlib.suppress(OSError):
+                found.append((file.stat().st_mtime, file.stat().st_size, file))
+        total = sum(size for _, size, _ in found)
+        for _, size, file in sorted(found):
+            if total <= THUMBS:
+                break
+            file.unlink(missing_ok=True)
+            total -= size
+
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+
+_LAYERS = 8  # of an index that stay in memory
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """A layer of an index.
+
+    Attributes:
+        said: Its header.
+        arrays: Its arrays, as ``explorer.index`` wrote them.
+    """
+
+    said: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def read(cls, content: bytes) -> "LayerFile":
+        """Read a file's content. Errors are those of any damaged file."""
+        arrays = from_bytes(content)
+        said = json.loads(seals.metadata(content)[seals.KEY])
+        if said["schema"] != INDEX or not seals.is_sealed(content, said):
+            raise ValueError("its checksum does not match")
+        return cls(said, arrays)
+
+    def highest(self, unit: int, *, padding: bool) -> list[dict[str, Any]]:
+        """Return the images on which a unit is highest, on the interior or anywhere."""
+        where = "anywhere" if padding else "inside"
+        image, value, position, box = (
+            self.arrays[f"{where}/{name}"][unit].tolist() for name in ("image", "value", "position", "box")
+        )
+        return [
+            {"image": i, "value": v, "position": p, "box": b}
+            for i, v, p, b in zip(image, value, position, box, strict=True)
+        ]
+
+    def among(self, unit: int, order: Callable[[np.ndarray], np.ndarray], count: int) -> list[dict[str, Any]]:
+        """Return images of the pool, in the order of a function of the unit's highest values on the interior."""
+        values = self.arrays["pool/value"][unit]
+        return [self._example(unit, int(place)) for place in order(values)[:count]]
+
+    def _example(self, unit: int, place: int) -> dict[str, Any]:
+        width = self.said["map"][1]
+        row, column = divmod(int(self.arrays["pool/place"][unit, place]), width)
+        (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
+        return {
+            "image": int(self.arrays["pool/image"][place]),
+            "value": float(self.arrays["pool/value"][unit, place]),
+            "position": [row, column],
+            "box": [top, left, bottom - top, right - left],
+        }
+
+    def histogram(self, unit: int) -> dict[str, Any]:
+        """Return a unit's histogram without the empty bins at its ends."""
+        counts, width = self.arrays["histogram/counts"][unit], 2.0 ** int(self.arrays["histogram/exponent"][unit])
+        (full,) = counts.nonzero()
+        first, last = (int(full[0]), int(full[-1]) + 1) if len(full) else (0, 0)
+        half = len(counts) // 2
+        return {
+            "edges": [(n - half) * width for n in range(first, last + 1)],
+            "counts": counts[first:last].tolist(),
+            "every": self.said["every"],
+        }
+
+
+def _read_circuit(file: Path) -> CircuitFile:
+    content = file.read_bytes()
+    id = hashlib.sha256(content).hexdigest()[:16]
+    try:
+        tensors = from_bytes(content)
+        said = json.loads(seals.metadata(content)[seals.KEY])
+        if not seals.is_sealed(content, said):
+            return CircuitFile(id, file, problem=f"{file.name} is damaged: its checksum does not match.")
+        if said["kind"] != "circuit":
+            return CircuitFile(id, file, problem=f"{file.name} holds {said['kind']}, not a circuit.")
+        kept = sum(int(x.sum()) for name, x in tensors.items() if name.startswith("elements/"))
+        return CircuitFile(id, file, said, kept)
+    except Exception as error:  # a foreign or damaged file makes safetensors raise nearly anything
+        return CircuitFile(id, file, problem=f"{file.name} is not a circuit ({' '.join(str(error).split()):.200}).")
+
+
+def _locked(file: Path) -> BinaryIO:
+    """Open and lock a file as long as this process lives.
+
+    Raises:
+        ConvCircuitsError: If another process has locked it.
+    """
+    handle = file.open("a+b")
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        handle.seek(0)
+        owner = handle.read(20).decode("ascii", "replace").strip()
+        handle.close()
+        raise ConvCircuitsError(
+            f"{file.parent} is open in another explorer (process {owner or 'unknown'}); end that one, or give another "
+            "--project."
+        ) from error
+    except OSError:
+        return handle  # no locks on this file system
+    handle.truncate(0)
+    handle.write(str(os.getpid()).encode())
+    handle.flush()
+    return handle

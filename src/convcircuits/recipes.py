@@ -1,0 +1,319 @@
+"""Carry out a recipe: cut its photographs into crops, and find its circuit on them. Applications share this."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from convcircuits.circuits.choosing import best_constants
+from convcircuits.circuits.finding import find, find_path
+from convcircuits.circuits.refitting import refit
+from convcircuits.circuits.sizes import reach
+from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.network.batches import Progress, begin
+from convcircuits.texts import names, sentences
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature
+from convcircuits.values.recipe import BEST, SIZES, Recipe
+from convcircuits.values.scores import Scores
+from convcircuits.zoo.images import Crops, Photograph, readable, split_photographs
+from convcircuits.zoo.models import LoadedModel, load_model
+
+PICTURED = 120
+"""Number of crops to take a diagram's pictures from: more than a circuit needs, because people look at them."""
+KEPT = 2**27
+"""Bytes of crops to keep in memory at most; larger sets are cut anew, batch by batch, in each pass."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Crops, and the names of the photographs that they are cut from; empty by default."""
+
+    images: torch.Tensor | Crops = field(default_factory=lambda: torch.empty(0))
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and its images.
+
+    Attributes:
+        loaded: The model.
+        train: Crops that the circuit is found on; empty if all photographs are held out.
+        validation: Crops that the circuit's size or constants are chosen on, if they are.
+        held_out: Crops that the circuit is measured on.
+        unreadable: Files left out because they are not pictures or could not be read.
+        copies: Photographs left out because they are copies of others or of those that the circuit was found on.
+        photographs: Names of all readable photographs that the circuit was found on, or of the held-out ones if it
+            was found on none of this folder.
+        pictured: Cuts more crops of these, for pictures; they keep the photographs' names.
+        no_baseline: Why there are no crops that the circuit was found on; empty if there are some.
+    """
+
+    loaded: LoadedModel
+    train: Cut
+    validation: Cut
+    held_out: Cut
+    unreadable: list[str]
+    copies: list[str]
+    photographs: list[str]
+    pictured: Callable[[], Crops]
+    no_baseline: str = ""
+
+    @property
+    def by_name(self) -> dict[str, list[str]]:
+        """The names of the photographs by role: found_on, validated_on, held_out."""
+        cuts = {"found_on": self.train, "validated_on": self.validation, "held_out": self.held_out}
+        return {role: cut.names for role, cut in cuts.items()}
+
+    @property
+    def fit(self) -> torch.Tensor | Crops | None:
+        """The images that the circuit is found on, or None."""
+        return self.train.images if self.train.names else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know about the photographs and their normalization."""
+        return notes_on(self.loaded, self.unreadable, self.copies)
+
+
+def notes_on(loaded: LoadedModel, unreadable: Sequence[str], copies: Sequence[str]) -> tuple[str, ...]:
+    """Return sentences on the photographs that were left out, and on a normalization that is assumed."""
+    left_out = (("Unreadable files", unreadable), ("Copies of other photographs", copies))
+    notes = [f"{what}, left out ({len(some)}): {names(some)}" for what, some in left_out if some]
+    return sentences([*notes, *([loaded.normalization] if loaded.assumed else [])])
+
+
+def set_up(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    pictures: list[Photograph],
+    unreadable: list[str],
+    *,
+    by_name: Mapping[str, list[str]] | None = None,
+) -> Setup:
+    """Split photographs as a recipe says, and cut crops of them.
+
+    Args:
+        recipe: The recipe.
+        loaded: Its model.
+        pictures: Its photographs.
+        unreadable: Files beside them that are left out; those that turn out to be unreadable are added.
+        by_name: The names of the photographs by role, to split them as before; by default they are split anew.
+
+    Raises:
+        ConvCircuitsError: If the photographs are too few, or some named ones are missing.
+    """
+    copies: list[str] = []
+    validated: list[Photograph] = []
+    if by_name is None:
+        train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
+        copies = names_besides(pictures, [*train, *rest])
+        if recipe.validated:
+            train, validated = _split_again(train, recipe)
+    else:  # split as before, ignoring files added to the folder since
+        train, rest = (named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
+    cut, seed, count = Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
+    cuts = (
+        cut(train, seed, count),
+        cut(validated, seed + 2, count) if validated else Cut(),
+        cut(rest, seed + 1, count),
+    )
+    if by_name is not None and cut.failed:
+        raise _gone(recipe.images, cut.failed)
+    return Setup(loaded, *cuts, unreadable, copies, *cut.pictured(train, seed, count))
+
+
+def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
+    """Split the photographs that are not held out once more, by the same share: one part only chooses."""
+    subjects = len({photograph.subject for photograph in train})
+    if subjects < 2:
+        what = option("refit", BEST) if recipe.reach_r2 is None else option("reach_r2")
+        raise ConvCircuitsError(
+            f"{what} needs at least three photographs: to find circuits on, to choose on and to measure on. Besides "
+            f"those held out, there is only {subjects}; give {option('images')} with more photographs."
+        )
+    share = min(max(recipe.held_out, 0.5 / subjects + 1e-9), 1 - 0.5 / subjects - 1e-9)  # one on each side
+    return split_photographs(train, held_out=share, seed=recipe.seed)
+
+
+def names_besides(photographs: list[Photograph], kept: list[Photograph]) -> list[str]:
+    """Return the names of the photographs that are not kept."""
+    names = {photograph.name for photograph in kept}
+    return [photograph.name for photograph in photographs if photograph.name not in names]
+
+
+class Cutter:
+    """Cuts photographs into crops for a model, and records the files that turn out to be unreadable."""
+
+    def __init__(self, loaded: LoadedModel, size: int | None, unreadable: list[str]) -> None:
+        self._loaded, self._size, self._unreadable = loaded, side(size), unreadable
+        self.failed: list[str] = []
+
+    def __call__(self, some: list[Photograph], seed: int, count: int) -> Cut:
+        """Return crops, in one tensor if they are few."""
+        made, those = self._lazily(some, seed, count)
+        height, width = self._size or self._loaded.size
+        few = 4 * self._loaded.channels * height * width * count <= KEPT
+        return Cut(torch.cat(list(made)) if few else made, those)
+
+    def pictured(self, some: list[Photograph], seed: int, count: int) -> tuple[list[str], Callable[[], Crops]]:
+        """Return the names of the readable photographs, and a function that cuts enough crops of them for pictures."""
+        readable = [photograph.name for photograph in some if photograph.name not in self.failed]
+        return readable, lambda: self._lazily(some, seed, max(count, PICTURED))[0]
+
+    def _lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
+        """Return crops that are cut anew in each pass and have names, and the names of the photographs."""
+        if len(some) > count:  # neighbors in a folder are often alike
+            some = random.Random(seed).sample(some, len(some))
+        good, bad = readable(some, count)
+        self._unreadable += [name for name in bad if name not in self._unreadable]
+        self.failed += bad
+        made = Crops(good, self._loaded.preprocess, count=count, seed=seed, size=self._size)
+        return made, [photograph.name for photograph in good]
+
+
+def loaded_model(recipe: Recipe, device: str) -> LoadedModel:
+    """Load a recipe's model and move it to the device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConvCircuitsError(
+            f"{option('device', device)} was given, but torch finds no CUDA device here; use {option('device', 'cpu')}."
+        )
+    loaded = load_model(recipe.model, weights=recipe.weights, mean=recipe.mean, std=recipe.std)
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        loaded.model.to("cuda")
+    return loaded
+
+
+def with_best_constants(
+    circuit: Circuit, setup: Setup, *, batch_size: int, seed: int, told: Progress | None = None
+) -> Circuit:
+    """Return a circuit with the constants that do best on validation photographs, and a note that says which."""
+    chosen = best_constants(
+        setup.loaded.model,
+        circuit,
+        setup.train.images,
+        setup.validation.images,
+        batch_size=batch_size,
+        seed=seed,
+        progress=told,
+    )
+    figures = ", ".join(f"{method} {r2:z.2f}" for method, r2 in chosen.r2.items())
+    where = "R2 on the interior" if chosen.interior else "R2"
+    note = (
+        f"The constants ({chosen.method}) are those that do best on {len(setup.validation.names)} validation "
+        f"photographs; {where} there: {figures}. These are neither the photographs that the circuit was found on nor "
+        "the held-out ones."
+    )
+    return noted(chosen.circuit, [note])
+
+
+def recipe_of(circuit: Circuit | Scores) -> Recipe | None:
+    """Return the recipe of a circuit or scores that the command found, or None."""
+    said = circuit.provenance.get("recipe")
+    if said is None:
+        return None
+    return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
+
+
+def with_recipe(circuit: Circuit, recipe: Recipe, setup: Setup) -> Circuit:
+    """Record in a circuit how it was found, and on which photographs."""
+    said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": setup.by_name}
+    return dataclasses.replace(circuit, provenance=said)
+
+
+def noted(circuit: Circuit, notes: Sequence[str]) -> Circuit:
+    """Append notes to a circuit's own."""
+    if not notes:
+        return circuit
+    return dataclasses.replace(
+        circuit, provenance={**circuit.provenance, "notes": [*circuit.provenance.get("notes", ()), *notes]}
+    )
+
+
+def side(size: int | None) -> tuple[int, int] | None:
+    """Return the (H, W) of a square from its side, or None."""
+    return None if size is None else (size, size)
+
+
+def named(pictures: list[Photograph], wanted: list[str], source: str) -> list[Photograph]:
+    """Return the photographs with these names.
+
+    Raises:
+        ConvCircuitsError: If some are missing.
+    """
+    found = {picture.name: picture for picture in pictures}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise _gone(source, missing)
+    return [found[name] for name in wanted]
+
+
+def _gone(source: str, missing: list[str]) -> ConvCircuitsError:
+    return ConvCircuitsError(
+        f"{source} no longer contains {names(missing)}, which the circuit was found or measured on; "
+        f"give {option('images')} with photographs to measure it on."
+    )
+
+
+def follow(
+    recipe: Recipe,
+    feature: Feature,
+    setup: Setup,
+    options: Mapping[str, Any],
+    *,
+    whole_path: bool = False,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> tuple[list[Circuit], dict[str, Any]]:
+    """Find the circuit of the size that a recipe asks for.
+
+    Args:
+        recipe: The recipe.
+        feature: The feature that it names.
+        setup: Its model and photographs.
+        options: The options of its criterion, with their values.
+        whole_path: Also return all larger circuits of its descent, before it.
+        batch_size: Maximum number of images that run at once.
+        progress: As for ``find``.
+
+    Returns:
+        The circuits, the one that is asked for last; and, if its size is an R2, what was reached.
+
+    Raises:
+        ConvCircuitsError: As for ``find``, or if the recipe's fields exclude one another.
+    """
+    model, images = setup.loaded.model, setup.train.images
+    common: dict[str, Any] = {"seed": recipe.seed, "batch_size": batch_size, "progress": progress}
+    chosen = {"criterion": recipe.criterion, "granularity": recipe.granularity, **common, **options}
+    method: Any = recipe.refit
+    if recipe.reach_r2 is None:
+        size: dict[str, Any] = {k: getattr(recipe, k) for k in SIZES if k != "reach_r2"}
+        if whole_path:
+            return list(find_path(model, feature, images, **size, **chosen)), {}
+        size["effective"] = recipe.effective_kernels or None
+        circuit = find(model, feature, images, **size, **chosen)
+        if method == "none":
+            return [circuit], {}
+        if method == BEST:
+            chosen_constants = with_best_constants(
+                circuit, setup, batch_size=batch_size, seed=recipe.seed, told=progress
+            )
+            return [chosen_constants], {}
+        begin(progress, f"refitting {len(circuit):,} {recipe.granularity}s")
+        return [refit(model, circuit, images, method=method, **common)], {}
+    if recipe.effective_kernels:
+        raise ConvCircuitsError(
+            f"{option('effective_kernels')} needs {option('density')} or {option('kernels')}; got {option('reach_r2')}."
+        )
+    found = reach(model, feature, images, setup.validation.images, r2=recipe.reach_r2, method=method, **chosen)
+    note = (
+        f"The circuit's size is the smallest tried that reaches R2 = {recipe.reach_r2:g} on "
+        f"{len(setup.validation.names)} validation photographs (R2 there: {found.r2:.3f}); these are neither the "
+        "photographs that it was found on nor the held-out ones."
+    )
+    reached = {"asked": recipe.reach_r2, "r2": found.r2, "photographs": setup.validation.names, "tried": found.tried}
+    return [noted(found.circuit, [note])], {"reached": reached}
