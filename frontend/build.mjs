@@ -32,4 +32,12 @@ if (process.argv[2] === "tests") {
       jsx: "automatic",
       jsxImportSource: "preact",
     });
+  await build({
+    ...shipped,
+    outdir: "../src/convcircuits/explorer/static",
+    entryPoints: { explorer: "src/explorer/main.tsx" },
+    format: "esm",
+    jsx: "automatic",
+    jsxImportSource: "preact",
+  });
 }
