@@ -90,6 +90,7 @@ TOP = "top tiny_net:net 4:2 --images pictures --out new"
 SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
 CROSS = "cross tiny_net:net 4:2 --images grouped --densities 0.5 --shuffles 1 --out new"
 TRAJECTORY = "trajectory tiny_net:net 4:2 --images pictures --out new"
+EXPLORE = "explore -m tiny_net:net --images pictures --no-open"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
 FIGURES += ["r2_random_interior", "r2_readout", "error", "error_at_max", "pearson_max"]
@@ -279,6 +280,7 @@ COMMANDS = [
     "cross",
     "trajectory",
     "tune",
+    "explore",
     "demo",
     "benchmark",
 ]
@@ -1616,6 +1618,9 @@ RECIPES = {
     "twice": "images = 'pictures'\n[[circuit]]\nfeature = '4:2'\n[[circuit]]\nfeature = '4:2'\ncriterion = 'snip'",
 }
 BAD = {
+    "project that is a file": (f"{EXPLORE} --project tiny_net.py", "The folder tiny_net.py cannot be used: "),
+    "host of another machine": (f"{EXPLORE} --host 192.0.2.1", "--host 192.0.2.1 --port 8661 cannot be listened at"),
+    "read-only without a project": (f"{EXPLORE} --read-only", "omit --read-only to make it"),
     "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),
     "unknown factory": (F.replace("tiny_net:net", "tiny_net:nett"), "has no 'nett'. Similar names: net."),
@@ -1885,6 +1890,8 @@ USAGE = [
     "tune tiny_net:net 4 --by roundness",
     "benchmark",
     "benchmark truth --seeds 0",
+    "explore",
+    f"{EXPLORE} --port 70000",
 ]
 
 

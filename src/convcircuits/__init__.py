@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from convcircuits.drawing.build import diagram
     from convcircuits.drawing.groups import group_diagram
     from convcircuits.drawing.host import Diagram
+    from convcircuits.explorer.launch import explore
     from convcircuits.maps.top import top
     from convcircuits.maps.units import Units, units
     from convcircuits.storage import load, save
@@ -79,6 +80,7 @@ __all__ = [
     "cross",
     "diagram",
     "evaluate",
+    "explore",
     "extract",
     "find",
     "find_path",
@@ -124,6 +126,7 @@ _MODULES = {
     "cross": "subfeatures.crossing",
     "diagram": "drawing.build",
     "evaluate": "circuits.evaluation",
+    "explore": "explorer.launch",
     "extract": "compiler.extraction",
     "find": "circuits.finding",
     "find_path": "circuits.finding",

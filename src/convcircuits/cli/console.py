@@ -124,6 +124,11 @@ def progress(description: str) -> Iterator[Report]:
         _TICKER.begin("working")
 
 
+def silence() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which no progress is printed, for a command that only waits to be ended."""
+    return _TICKER.silent()
+
+
 class _Ticker:
     """Prints the current task to standard error every few seconds, from a separate thread, while no bar is shown."""
 

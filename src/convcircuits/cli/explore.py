@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from convcircuits.cli import options
+from convcircuits.cli.console import silence
 from convcircuits.cli.output import say
 
 
@@ -26,8 +27,8 @@ def explore(
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen at. With any other than the default, others in the network may look in if they have "
-            "the token."
+            help="Address to listen at. At any but the default, others in the network may look in if they have the "
+            "token."
         ),
     ] = "127.0.0.1",
     read_only: Annotated[bool, typer.Option("--read-only", help="Only look: start no work and write nothing.")] = False,
@@ -55,7 +56,8 @@ def explore(
         batch_size=batch_size,
         device=device,
     )
-    start(opening, host=host, port=port, read_only=read_only, opened=not no_open, said=_said)
+    with silence():
+        start(opening, host=host, port=port, read_only=read_only, opened=not no_open, said=_said)
 
 
 def _said(text: str) -> None:

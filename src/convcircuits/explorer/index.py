@@ -220,6 +220,7 @@ def build(
     every: float = 20.0,
     told: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
     saved: Callable[[dict[str, Any]], None] = lambda index: None,
+    remark: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Index photographs, from where an earlier run stopped.
 
@@ -234,6 +235,7 @@ def build(
         told: Called with a phase, the steps done and their total, between layers and between batches. If it raises
             ``Stopped``, a checkpoint is written.
         saved: Called with what the index's own file says, after each checkpoint.
+        remark: Called with a sentence if a damaged checkpoint is removed.
 
     Returns:
         What the index's own file says at last.
@@ -256,7 +258,7 @@ def build(
     if not tallies:
         raise ConvCircuitsError(f"No convolution can be indexed: {' '.join(left_out.values()) or 'there is none.'}")
     run = _Run(folder, key, tallies, left_out, of.photographs, list(shape[1:]))
-    run.resume()
+    run.resume(remark)
     total, written = len(of.photographs), time.monotonic()
     rest = of.photographs[run.tried :]
     if rest:
@@ -310,7 +312,7 @@ class _Run:
         self.read = self._read_before + [self._begun + n for n in numbers]
         self.tried = self.read[-1] + 1
 
-    def resume(self) -> None:
+    def resume(self, remark: Callable[[str], None]) -> None:
         """Go on from the last checkpoint, if there is one that is whole."""
         file = self._folder / "checkpoint.safetensors"
         try:
@@ -325,9 +327,8 @@ class _Run:
             return
         except Exception as error:  # a damaged file makes safetensors and torch raise nearly anything
             file.unlink()
-            raise ConvCircuitsError(
-                f"{file} is damaged ({error}); it was removed. Start the index again, which begins anew."
-            ) from error
+            remark(f"{file.name} was damaged ({' '.join(str(error).split()):.200}), so the index began anew.")
+            return
         self.read, self.tried = said["read"], said["tried"]
         self._begun, self._read_before = self.tried, self.read
 

@@ -28,7 +28,7 @@ _ATTEMPTS = 3  # to start a worker that dies before it is ready
 _BACKGROUND = {"index": 1}  # all others go first
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The worker cannot answer now. The message says why."""
 
 
@@ -171,7 +171,7 @@ class Jobs:
             valid: Whether an earlier result still holds.
 
         Raises:
-            Unavailable: If the worker is not ready, or too many jobs wait.
+            UnavailableError: If the worker is not ready, or too many jobs wait.
         """
         with self._lock:
             about = self._ready()
@@ -182,14 +182,14 @@ class Jobs:
             if known is not None and known.state == "done" and valid(known.result or {}):
                 return known
             if known is not None and known.state in ("queued", "running"):
-                raise Unavailable("This job is being cancelled; ask again in a moment.")
+                raise UnavailableError("This job is being cancelled; ask again in a moment.")
             if sum(job.state == "queued" for job in self._jobs.values()) >= MOST:
-                raise Unavailable(f"{MOST} jobs wait already; cancel some, or ask again later.")
+                raise UnavailableError(f"{MOST} jobs wait already; cancel some, or ask again later.")
             job = self._jobs[id] = Job(id, kind, parameters)
             self._told(job)
             running = self._running
             if running is not None and running.kind in _BACKGROUND and kind not in _BACKGROUND:
-                self._stop.set()  # it goes on afterwards
+                self._stop.value = 1  # it goes on afterwards
         self._nudge()
         return job
 
@@ -222,14 +222,14 @@ class Jobs:
             elif job.state == "running" and not job.cancelled:
                 job.cancelled = True
                 self._kill_at = time.monotonic() + PATIENCE
-                self._stop.set()
+                self._stop.value = 1
         self._nudge()
 
     def ask(self, name: str, *arguments: Any, timeout: float = 30.0) -> Any:
         """Ask the worker a question, which it answers beside the job that runs.
 
         Raises:
-            Unavailable: If it is not ready, or gives no answer in time.
+            UnavailableError: If it is not ready, or gives no answer in time.
             ConvCircuitsError: If it answers with an error.
         """
         future: Future[Any] = Future()
@@ -241,19 +241,19 @@ class Jobs:
                 self._questions.send((number, name, arguments))
             except OSError as error:
                 del self._asked[number]
-                raise Unavailable("The worker has just ended and starts again; ask again in a moment.") from error
+                raise UnavailableError("The worker has just ended and starts again; ask again in a moment.") from error
         try:
             return future.result(timeout)
         except TimeoutError as error:
-            raise Unavailable("The worker is busy; ask again in a moment.") from error
+            raise UnavailableError("The worker is busy; ask again in a moment.") from error
         finally:
             self._asked.pop(number, None)
 
     def _ready(self) -> dict[str, Any]:
         if self.problem:
-            raise Unavailable(self.problem)
+            raise UnavailableError(self.problem)
         if self.about is None or self._process is None:
-            raise Unavailable("The model is still being loaded; ask again in a moment.")
+            raise UnavailableError("The model is still being loaded; ask again in a moment.")
         return self.about
 
     # ---------------------------------------- the worker
@@ -286,7 +286,7 @@ class Jobs:
         from convcircuits.explorer import entry
 
         with self._lock:
-            self._stop = self._context.Event()
+            self._stop = self._context.RawValue("b", 0)  # a semaphore would outlive a process that is killed
             self._channel, theirs = self._context.Pipe()
             self._questions, answers = self._context.Pipe()
             self._process = self._context.Process(
@@ -304,7 +304,9 @@ class Jobs:
             how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
             for future in self._asked.values():
                 with contextlib.suppress(Exception):
-                    future.set_exception(Unavailable("The worker has ended and starts again; ask again in a moment."))
+                    future.set_exception(
+                        UnavailableError("The worker has ended and starts again; ask again in a moment.")
+                    )
             self._asked.clear()
             job, self._running, self._kill_at = self._running, None, None
             if job is not None and not self._closing:
@@ -346,6 +348,8 @@ class Jobs:
                 self._told(job)
             elif what == "saved":
                 self.events.publish("index", {"images": rest[1]})
+            elif what == "remark":
+                self._store.remark(rest[1])
             else:
                 self._running, self._kill_at = None, None
                 if what == "done":
@@ -374,7 +378,7 @@ class Jobs:
             if not waiting:
                 return
             job = min(waiting, key=lambda job: (_BACKGROUND.get(job.kind, 0), job.created))
-            self._stop.clear()
+            self._stop.value = 0
             job.state, job.phase = "running", "starting"
             self._running = job
             self._told(job)

@@ -47,8 +47,8 @@ def start(opening: Opening, *, host: str, port: int | None, said: Callable[[str]
         said(address)
         if host not in _OWN:
             said(
-                f"warning: {host} can be reached from other machines. Whoever has this address with its token sees your "
-                "photographs and can start work; the connection is not encrypted."
+                f"warning: {host} can be reached from other machines. Whoever has this address, with its token, sees "
+                "your photographs and can start work; the connection is not encrypted."
             )
 
     serve(opening, host=host, port=port, said=announced, **how)

@@ -111,7 +111,7 @@ class Guard:
             scope = {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
         try:
             await self.app(scope, receive, guarded)
-        except _TooLong:
+        except _TooLongError:
             await _answer(guarded, 413, f"A request may have {MOST_BYTES:,} bytes.")
 
     def _refused(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
@@ -179,7 +179,7 @@ class Guard:
         return f"{self.cookie}={self._session}; HttpOnly; SameSite=Strict; Path=/".encode()
 
 
-class _TooLong(Exception):
+class _TooLongError(Exception):
     pass
 
 
@@ -192,7 +192,7 @@ def _bounded(receive: Any) -> Any:
         message = await receive()
         total += len(message.get("body", b""))
         if total > MOST_BYTES:
-            raise _TooLong
+            raise _TooLongError
         return message
 
     return bounded

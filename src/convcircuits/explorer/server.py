@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -29,7 +30,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
-from convcircuits.explorer.jobs import Events, Job, Jobs, Unavailable
+from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.security import Guard
 from convcircuits.explorer.store import CircuitFile, LayerFile, Store, hash_of
@@ -110,10 +111,10 @@ class Explorer:
         """Return what the worker says of the model.
 
         Raises:
-            Unavailable: If it is not ready.
+            UnavailableError: If it is not ready.
         """
         if self.jobs.about is None:
-            raise Unavailable(self.jobs.problem or "The model is still being loaded; ask again in a moment.")
+            raise UnavailableError(self.jobs.problem or "The model is still being loaded; ask again in a moment.")
         return self.jobs.about
 
     def layer(self, name: str) -> dict[str, Any]:
@@ -202,12 +203,12 @@ class Explorer:
             "relevant": said["relevant"],
             "density": one.kept / max(1, said["relevant"]),
             "report": self.report(one),
-            "diagram": self.store.diagram_file(one).is_file(),
+            "diagram": self.store.diagram_file(one.id).is_file(),
         }
 
     def report(self, one: CircuitFile) -> dict[str, Any] | None:
         """Return the report on a circuit, if it is of this model and these photographs."""
-        said, about = self.store.report(one), self.jobs.about
+        said, about = self.store.report(one.id), self.jobs.about
         if said is None or about is None or (said["weights"], said["images"]) != (about["weights"], about["images"]):
             return None
         figures, photographs = said["report"], said["photographs"]
@@ -233,7 +234,7 @@ class Explorer:
         circuit = self.store.circuit(str(result.get("circuit")))
         if circuit is None:
             return False
-        return self.store.diagram_file(circuit).is_file() if kind == "diagram" else self.report(circuit) is not None
+        return self.store.diagram_file(circuit.id).is_file() if kind == "diagram" else self.report(circuit) is not None
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""
@@ -289,15 +290,18 @@ was not measured with this model and these photographs is null.
 
 Sequence: `GET model` until its state is `ready`; `GET layers`; listen to `events` and fetch again what they name
 (`index`: layers got more photographs; `job`: a job's state; `changed`: a job is done, with its result; `remark`;
-`model`; `reset`: fetch everything). `POST jobs` answers 202 with a job that waits or runs, or 200 with one that is done:
-the same question has the same id, and its result is kept.
+`model`; `note`; `reset`: fetch everything). `POST jobs` answers 202 with a job that waits or runs, or 200 with one that
+is done: the same question has the same id, and its result is kept.
 """
 
 
 def _problems(app: FastAPI) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def refused(_request: Request, error: StarletteHTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        text = str(error.detail)
+        if text == HTTPStatus(error.status_code).phrase:  # what no route of ours has said
+            text = "There is nothing at this address." if error.status_code == 404 else f"{text}."
+        return JSONResponse({"error": text}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
@@ -309,8 +313,8 @@ def _problems(app: FastAPI) -> None:
     async def mistaken(_request: Request, error: ConvCircuitsError) -> Response:
         return JSONResponse({"error": str(error)}, 400)
 
-    @app.exception_handler(Unavailable)
-    async def unavailable(_request: Request, error: Unavailable) -> Response:
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_request: Request, error: UnavailableError) -> Response:
         return JSONResponse({"error": str(error)}, 503, {"retry-after": "1"})
 
     @app.exception_handler(Exception)
@@ -621,7 +625,7 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
     def diagram(circuit: IdInPath) -> Response:
         """The document of its diagram, which the job `diagram` makes."""
         one = explorer.circuit(circuit)
-        file = explorer.store.diagram_file(one)
+        file = explorer.store.diagram_file(one.id)
         said = explorer.store.read_json(file)
         if said is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")

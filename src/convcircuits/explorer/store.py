@@ -4,8 +4,8 @@
 
     project/
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
-        circuits/NAME.report.json     its figures, and which photographs it was found and measured on
-        circuits/NAME-ID.diagram.json its diagram, which convcircuits can open
+        reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
+        diagrams/ID.json              its diagram, which cc.Diagram.load opens
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -37,17 +37,12 @@ NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
 
-_FOLDERS = ("circuits", "index", "jobs", "thumbs")
+_FOLDERS = ("circuits", "reports", "diagrams", "index", "jobs", "thumbs")
 
 
 def index_file(number: int, layer: str) -> str:
     """Return the name of a layer's file in the folder of an index."""
     return f"{number:03}-{safe_name(layer)}.safetensors"
-
-
-def file_named(file: Path, ending: str) -> Path:
-    """Return a path beside a file, with another ending."""
-    return file.with_name(file.name.removesuffix(file.suffix) + ending)
 
 
 def hash_of(value: Any) -> str:
@@ -119,7 +114,7 @@ class Store:
     # ---------------------------------------- circuits
 
     def circuits(self) -> list[CircuitFile]:
-        """Return the files in the folder of circuits, by name, whoever wrote them."""
+        """Return the files in the folder of circuits, by name, whoever wrote them; of equal ones the first."""
         folder = self.folder / "circuits"
         found = {}
         for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
@@ -129,7 +124,7 @@ class Store:
                 known = self._circuits.get(file)
                 found[file] = known if known is not None and known[0] == key else (key, _read_circuit(file))
         self._circuits = found
-        return [one for _, one in found.values()]
+        return [*{one.id: one for _, one in reversed(found.values())}.values()][::-1]
 
     def circuit(self, id: str) -> CircuitFile | None:
         """Return the circuit with an id, or None."""
@@ -142,18 +137,18 @@ class Store:
             number += 1
         return place
 
-    def report(self, circuit: CircuitFile) -> dict[str, Any] | None:
-        """Return the report on a circuit, or None if it is missing, damaged or of an earlier content of the file."""
-        said = self.read_json(self.report_file(circuit.file))
-        return said if isinstance(said, dict) and said.get("circuit") == circuit.id else None
-
-    def report_file(self, file: Path) -> Path:
+    def report_file(self, id: str) -> Path:
         """Return the path of the report on a circuit."""
-        return file.with_suffix(".report.json")
+        return self.folder / "reports" / f"{id}.json"
 
-    def diagram_file(self, circuit: CircuitFile) -> Path:
+    def diagram_file(self, id: str) -> Path:
         """Return the path of a circuit's diagram."""
-        return file_named(circuit.file, f"-{circuit.id}.diagram.json")
+        return self.folder / "diagrams" / f"{id}.json"
+
+    def report(self, id: str) -> dict[str, Any] | None:
+        """Return the report on a circuit, or None if it is missing or damaged."""
+        said = self.read_json(self.report_file(id))
+        return said if isinstance(said, dict) and said.get("circuit") == id else None
 
     # ---------------------------------------- derived files
 

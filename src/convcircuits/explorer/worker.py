@@ -1,8 +1,8 @@
 """The process that holds the model: it does jobs one at a time, and cuts pictures beside them in a thread.
 
 It talks with the server over two pipes. On the first come jobs, ``(id, kind, parameters)``, and go ``(what, id, ...)``:
-``progress``, ``saved``, ``done``, ``failed``, ``stopped``; before all of them ``ready`` or ``failed``. On the second
-come questions, ``(number, name, arguments)``, and go ``(number, answered, answer)``.
+``progress``, ``saved``, ``remark``, ``done``, ``failed``, ``stopped``; before all of them ``ready`` or ``failed``. On
+the second come questions, ``(number, name, arguments)``, and go ``(number, answered, answer)``.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from convcircuits.values.feature import Feature
 from convcircuits.values.recipe import Recipe, option_value
 from convcircuits.version import __version__
 from convcircuits.zoo.images import Photograph, distinct, photographs, resized
+from convcircuits.zoo.layers import list_layers
 from convcircuits.zoo.models import LoadedModel
 from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Region, output_shape
@@ -50,14 +50,14 @@ _OFTEN = 0.1  # seconds between two reports of progress
 _log = logging.getLogger(__name__)
 
 
-def run(opening: Opening, jobs: Connection, questions: Connection, stop: Event) -> None:
+def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) -> None:
     """Open a model and photographs, then do what is asked until the server hangs up.
 
     Args:
         opening: What to open.
         jobs: Where jobs come from.
         questions: Where questions come from.
-        stop: Set by the server when the job that runs is to stop.
+        stop: A shared number whose ``value`` the server sets to 1 when the job that runs is to stop.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     try:
@@ -85,13 +85,13 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Event) 
 class Told:
     """A ``progress`` callback that reports to the server, and stops the job between two batches when it is to stop."""
 
-    def __init__(self, id: str, jobs: Connection, stop: Event) -> None:
+    def __init__(self, id: str, jobs: Connection, stop: Any) -> None:
         self._id, self._jobs, self._stop = id, jobs, stop
         self._phase, self._last = "starting", 0.0
 
     def check(self) -> None:
         """Raise ``Stopped`` if the job is to stop."""
-        if self._stop.is_set():
+        if self._stop.value:
             raise Stopped
 
     def phase(self, description: str) -> None:
@@ -106,6 +106,10 @@ class Told:
         if now - self._last >= _OFTEN or done == total:
             self._jobs.send(("progress", self._id, self._phase, done, total))
             self._last = now
+
+    def remark(self, text: str) -> None:
+        """Say what a person must know."""
+        self._jobs.send(("remark", self._id, text))
 
     def saved(self, index: Mapping[str, Any]) -> None:
         """Report that layers can be looked at."""
@@ -131,7 +135,14 @@ class Workshop:
         self._ids = {photograph.name: id for id, photograph in self.photographs.items()}
         self.store = Store(opening.project, read_only=True) if opening.project.is_dir() else None
         self._prepared = Prepared(kept, self.loaded.preprocess, size=side(opening.size))
-        self._infos = self.loaded.layers()
+        loaded = self.loaded
+        self._infos = list_layers(
+            loaded.model,
+            side(opening.size) or loaded.size,
+            channels=loaded.channels,
+            categories=loaded.categories,
+            aliases=loaded.aliases,
+        )
         self._convolutions, self._calls = convolutions(self.loaded.model, self._infos)
         self._known = {info.name: info for info in self._infos}
 
@@ -219,7 +230,9 @@ class Workshop:
             self.loaded.preprocess,
             side(self.opening.size),
         )
-        index = build(folder, self.key, of, batch_size=self.opening.batch_size, told=said, saved=told.saved)
+        index = build(
+            folder, self.key, of, batch_size=self.opening.batch_size, told=said, saved=told.saved, remark=told.remark
+        )
         return {"images": index["images"], "layers": len(index["layers"])}
 
     def _find(self, *, told: Told, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
@@ -247,11 +260,9 @@ class Workshop:
         name = f"{named_after(self.loaded.name, parsed.slug)}-{recipe.criterion}-{len(circuit)}"
         file = cc.save(noted(circuit, setup.notes), self._folder.place_for(name))
         id = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        same = next((one for one in self._folder.circuits() if one.id == id and one.file != file), None)
-        if same is not None:  # found before, by the command or in another way
-            file.unlink()
-            file = same.file
-        self._write_report(id, file, report, setup, reached, time.monotonic() - begun)
+        if any(one.id == id and one.file != file for one in self._folder.circuits()):
+            file.unlink()  # it is there already, found by the command or in another way
+        self._write_report(id, report, setup, reached, time.monotonic() - begun)
         return {"circuit": id}
 
     def _evaluate(self, *, told: Told, circuit: str) -> dict[str, Any]:
@@ -266,7 +277,7 @@ class Workshop:
             batch_size=self.opening.batch_size,
             progress=told,
         )
-        self._write_report(file.id, file.file, report, setup, {}, time.monotonic() - begun)
+        self._write_report(file.id, report, setup, {}, time.monotonic() - begun)
         return {"circuit": circuit}
 
     def _diagram(self, *, told: Told, circuit: str, controls: bool) -> dict[str, Any]:
@@ -283,7 +294,7 @@ class Workshop:
             batch_size=self.opening.batch_size,
             progress=told,
         )
-        write_whole(self._folder.diagram_file(file), drawn.document.to_json().encode())
+        write_whole(self._folder.diagram_file(file.id), drawn.document.to_json().encode())
         return {"circuit": circuit}
 
     @property
@@ -323,7 +334,7 @@ class Workshop:
         return file, value, set_up(recipe, self.loaded, list(self.pictures), list(self.left_out), by_name=by_name)
 
     def _write_report(
-        self, id: str, file: Path, report: cc.Evaluation, setup: Setup, reached: Mapping[str, Any], seconds: float
+        self, id: str, report: cc.Evaluation, setup: Setup, reached: Mapping[str, Any], seconds: float
     ) -> None:
         photographs = {
             role: [self._ids[name] for name in names if name in self._ids] for role, names in setup.by_name.items()
@@ -338,7 +349,7 @@ class Workshop:
             "seconds": round(seconds, 1),
             **reached,
         }
-        self._folder.write_json(self._folder.report_file(file), said)
+        self._folder.write_json(self._folder.report_file(id), said)
 
     # ---------------------------------------- questions
 
@@ -354,7 +365,7 @@ class Workshop:
             height = max(1, round(width * picture.height / picture.width))
             small = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2)
         else:
-            size = (self.opening.size,) * 2 if self.opening.size else self.loaded.size
+            size = side(self.opening.size) or self.loaded.size
             shown = self._prepared.region(picture.size)
             window = shown.part(box, size)
             seen = window.within(shown).within(Region(0, 0, picture.height, picture.width))
