@@ -9,7 +9,7 @@ import { api, type Circuit, type JobRequest, type Report } from "./api.js";
 import { canWrite, circuits, jobs, layers, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type Place, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, r2Text, seconds } from "./text.js";
+import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds } from "./text.js";
 import { Copied, Fact, Problem, Progress, To } from "./ui.js";
 
 export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit" }> }) {
@@ -179,25 +179,6 @@ function Drawing({ circuit }: { circuit: Circuit }) {
 
 // ---------------------------------------- numbers
 
-interface Row {
-  name: string;
-  own?: boolean;
-  values: (number | null)[];
-}
-
-/** R² of a circuit and of what it is compared with. */
-export function rowsOf(report: Report): Row[] {
-  const r2 = (...names: string[]) => names.map((name) => (name ? figure(report, name) : null));
-  const rows: Row[] = [
-    { name: "this circuit", own: true, values: r2("r2", "r2_interior", "r2_rectified") },
-    { name: "random circuit of equal size", values: r2("r2_random", "r2_random_interior", "") },
-    { name: "average map, no network", values: r2("r2_average_map", "r2_average_map_interior", "") },
-  ];
-  if (figure(report, "r2_readout") !== null)
-    rows.splice(1, 0, { name: "with scale and offset fitted", values: r2("r2_readout", "", "") });
-  return rows;
-}
-
 function Numbers({ report }: { report: Report }) {
   const { figures } = report;
   const central = figures.interior === "central";
@@ -219,7 +200,7 @@ function Numbers({ report }: { report: Report }) {
           </tr>
         </thead>
         <tbody>
-          {rowsOf(report).map(({ name, own, values }) => (
+          {r2Rows(report).map(({ name, own, values }) => (
             <tr key={name} class={own ? "own" : undefined}>
               <th scope="row">{name}</th>
               {values.map((value, i) => (
@@ -262,7 +243,10 @@ function Origin({ circuit }: { circuit: Circuit }) {
         <Fact name="criterion" value={plain(circuit.criterion) || "not recorded"} />
         <Fact
           name="kept"
-          value={`${plural(circuit.kept, circuit.granularity)} of ${count(circuit.relevant)} relevant (${percent(circuit.density)})`}
+          value={
+            `${plural(circuit.kept, circuit.granularity)} of ${count(circuit.relevant)} relevant ` +
+            `(${percent(circuit.density)})`
+          }
         />
         <Fact name="positions" value={plain(circuit.position)} />
         {report && <Fact name="took" value={seconds(report.seconds)} />}

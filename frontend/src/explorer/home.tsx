@@ -155,7 +155,8 @@ export function Index() {
           ? index.images < index.photographs
             ? `Complete: ${count(index.images)} of ${plural(index.photographs, "photograph")} could be read.`
             : `Complete: ${plural(index.photographs, "photograph")}.`
-          : `${count(index.images)} of ${plural(index.photographs, "photograph")} indexed. Figures are of these until all are.`}
+          : `${count(index.images)} of ${plural(index.photographs, "photograph")} indexed. ` +
+            "Figures are of these until all are."}
       </p>
       {job && <Progress job={job} />}
       {!job && index.state !== "complete" && canWrite.value && (

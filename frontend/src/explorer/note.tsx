@@ -2,26 +2,10 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { plain } from "../core/text.js";
-import { ApiError, api, CHANGED, EMPTY, type Note, type NoteOf, type Tagged } from "./api.js";
+import { ApiError, api, CHANGED, EMPTY, type Note, type NoteOf } from "./api.js";
+import { type Draft, isChanged, readAgain } from "./draft.js";
 import { canWrite, message, version } from "./live.js";
 import { Problem } from "./ui.js";
-
-/** What is known of a note: as it was read, as it is being written, and what somebody else wrote meanwhile. */
-export interface Draft {
-  read: Tagged;
-  mine: Note;
-  theirs: Tagged | null;
-}
-
-export function isChanged({ read, mine }: Draft): boolean {
-  return mine.label !== read.note.label || mine.star !== read.note.star || mine.text !== read.note.text;
-}
-
-/** A draft when the note was read again: what the reader has not touched is as it is now. */
-export function readAgain(draft: Draft | null, now: Tagged): Draft {
-  if (!draft || !isChanged(draft)) return { read: now, mine: now.note, theirs: null };
-  return now.tag === draft.read.tag ? draft : { ...draft, theirs: now };
-}
 
 export function Notes({ of, what }: { of: NoteOf; what: string }) {
   const [draft, put] = useState<Draft | null>(null);

@@ -27,7 +27,9 @@ a:hover { text-decoration-color: currentColor; }
 }
 .explorer > main { overflow: hidden auto; padding: 18px 24px 32px; min-width: 0; }
 .explorer > main.wide { grid-column: 2 / -1; }
-.explorer > .side { overflow: hidden auto; padding: 18px 18px 32px; border-left: 1px solid var(--line); font-size: 13px; }
+.explorer > .side {
+  overflow: hidden auto; padding: 18px 18px 32px; border-left: 1px solid var(--line); font-size: 13px;
+}
 .explorer > .layers {
   display: flex; flex-direction: column; min-height: 0; border-right: 1px solid var(--line); padding: 16px 0 12px;
   font-size: 13px;
@@ -62,7 +64,8 @@ section + section, .lead + section, nav + section, h1 + section { margin-top: 22
 .title { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; }
 .title h1 { margin-right: 6px; }
 .badge {
-  background: var(--faint); border-radius: 4px; padding: 1px 7px; font-size: 12px; font-weight: 600; white-space: nowrap;
+  background: var(--faint); border-radius: 4px; padding: 1px 7px; font-size: 12px; font-weight: 600;
+  white-space: nowrap;
 }
 .line { display: flex; align-items: center; gap: 4px 12px; flex-wrap: wrap; min-width: 0; }
 .tools { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; margin-bottom: 8px; font-size: 13px; }
@@ -93,13 +96,17 @@ pre {
 .side p { overflow-wrap: anywhere; }
 
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); font-weight: 400; white-space: nowrap; }
+th, td {
+  text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); font-weight: 400;
+  white-space: nowrap;
+}
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--soft); }
 tbody th { font-weight: 600; }
 .scroll { overflow-x: auto; }
 .figures tbody th { font-weight: 400; white-space: normal; min-width: 13ch; }
 .figures :is(th, td) { white-space: normal; padding: 4px 0 4px 10px; }
+.figures :is(th, td):first-child { padding-left: 0; }
 .figures .own > * { font-weight: 640; }
 .figures caption { text-align: left; padding-bottom: 2px; }
 .figures + dl { margin-top: 12px; }
@@ -112,7 +119,8 @@ main .circuits li { border-bottom: 1px solid var(--faint); }
 .grid { position: relative; }
 .grid li { position: absolute; top: 0; height: 196px; contain: strict; }
 .cell {
-  display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 5px; border-radius: 8px; text-decoration: none;
+  display: flex; flex-direction: column; gap: 4px; height: 100%; padding: 5px; border-radius: 8px;
+  text-decoration: none;
   outline-offset: -2px;
 }
 .cell:hover { background: var(--faint); }
@@ -132,11 +140,16 @@ main .circuits li { border-bottom: 1px solid var(--faint); }
 .tabs { display: flex; flex-wrap: wrap; gap: 2px; }
 .tabs button { border-radius: 6px 6px 0 0; }
 .tabs button[aria-selected="true"] { color: var(--ink); font-weight: 600; box-shadow: inset 0 -2px 0 var(--ink); }
-.examples { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 8px; margin-bottom: 8px; max-width: 900px; }
+.examples {
+  display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 8px; margin-bottom: 8px; max-width: 900px;
+}
 .crop { display: block; width: 100%; padding: 3px; text-align: left; border-radius: 6px; }
 .crop .line { flex-wrap: nowrap; gap: 6px; font-size: 12px; padding: 2px 1px 0; }
 .crop[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
-.context { position: relative; display: block; aspect-ratio: 1; overflow: hidden; border-radius: 4px; background: var(--empty); }
+.context {
+  position: relative; display: block; aspect-ratio: 1; overflow: hidden; border-radius: 4px;
+  background: var(--empty);
+}
 .context > img, .context > .nothing { display: block; width: 100%; height: 100%; object-fit: fill; }
 .frame {
   position: absolute; border: 2px solid #fff; box-shadow: 0 0 0 1px #1f1f1f, inset 0 0 0 1px rgba(20, 20, 15, .55);
@@ -146,7 +159,9 @@ main .circuits li { border-bottom: 1px solid var(--faint); }
 .map canvas { display: block; width: 100%; image-rendering: pixelated; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 
-.values svg { display: block; width: 100%; max-width: 560px; touch-action: pan-y; cursor: crosshair; margin-bottom: 6px; }
+.values svg {
+  display: block; width: 100%; max-width: 560px; touch-action: pan-y; cursor: crosshair; margin-bottom: 6px;
+}
 .values text { fill: var(--soft); font-size: 11px; }
 .zero { stroke: var(--soft); stroke-dasharray: 2 3; fill: none; }
 .brush { fill: var(--empty); }
@@ -163,13 +178,19 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .note { display: grid; gap: 6px; }
 .note .line { flex-wrap: nowrap; gap: 4px; }
 .note input { flex: 1; min-width: 0; }
-.both { border: 1px solid var(--line); border-radius: 6px; padding: 8px; display: grid; gap: 4px; overflow-wrap: anywhere; }
+.both {
+  border: 1px solid var(--line); border-radius: 6px; padding: 8px; display: grid; gap: 4px;
+  overflow-wrap: anywhere;
+}
 .jobs li { padding: 6px 0; border-bottom: 1px solid var(--faint); max-width: 90ch; }
 
 .drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-height: 120px; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
-.columns { display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px; margin-top: 22px; font-size: 13px; }
+.columns {
+  display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;
+  margin-top: 22px; font-size: 13px;
+}
 .columns section { margin: 0; min-width: 0; }
 .note + h2 { margin-top: 16px; }
 .whole { display: grid; grid-template-columns: 3fr 2fr; gap: 16px; margin-top: 12px; align-items: start; }

@@ -177,3 +177,22 @@ export function above({ edges, counts }: Histogram): [number, number] {
 export function value(number: number): string {
   return Math.abs(number) < 1000 ? decimal(number, 1) : significant(number);
 }
+
+export interface Row {
+  name: string;
+  own?: boolean;
+  values: (number | null)[];
+}
+
+/** R² of a circuit and of what it is compared with. */
+export function r2Rows(report: Report): Row[] {
+  const r2 = (...names: string[]) => names.map((name) => (name ? figure(report, name) : null));
+  const rows: Row[] = [
+    { name: "this circuit", own: true, values: r2("r2", "r2_interior", "r2_rectified") },
+    { name: "random circuit of equal size", values: r2("r2_random", "r2_random_interior", "") },
+    { name: "average map, no network", values: r2("r2_average_map", "r2_average_map_interior", "") },
+  ];
+  if (figure(report, "r2_readout") !== null)
+    rows.splice(1, 0, { name: "with scale and offset fitted", values: r2("r2_readout", "", "") });
+  return rows;
+}

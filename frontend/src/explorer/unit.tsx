@@ -3,7 +3,8 @@
 import { useRef, useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, CRITERIA, type Example, type JobRequest, SECTIONS, type Unit } from "./api.js";
+import { api, CRITERIA, type Example, SECTIONS, type Unit } from "./api.js";
+import { findJob, SIZES, type Size } from "./ask.js";
 import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
@@ -249,7 +250,10 @@ function Values({ place, unit }: { place: UnitPlace; unit: Unit }) {
         ref={plot}
         viewBox={`0 -12 ${WIDTH} ${HEIGHT + 28}`}
         role="img"
-        aria-label={`histogram of its values from ${significant(lowest)} to ${significant(highest)}; ${percent(positive / all)} are above 0`}
+        aria-label={
+          `histogram of its values from ${significant(lowest)} to ${significant(highest)}; ` +
+          `${percent(positive / all)} are above 0`
+        }
         onPointerDown={(event) => {
           event.currentTarget.setPointerCapture(event.pointerId);
           put([at(event), at(event)]);
@@ -367,40 +371,6 @@ function rounded(of: number): number {
 
 // ---------------------------------------- find
 
-const SIZES = {
-  density: { name: "density", start: ".05", step: "any", min: 0, max: 1 },
-  kernels: { name: "kernels", start: "500", step: "1", min: 1, max: undefined },
-  reach_r2: { name: "reach R²", start: ".8", step: "any", min: 0, max: 1 },
-  drawable: { name: "drawn whole", start: "", step: "1", min: 0, max: undefined },
-} as const;
-type Size = keyof typeof SIZES;
-
-/** What the form asks for; a sentence, if that is not possible. */
-export function request(
-  feature: string,
-  of: { criterion: string; size: Size; number: string; position: string; count: string },
-): JobRequest | string {
-  const crops = Number(of.count);
-  if (!Number.isInteger(crops) || crops < 1) return "The number of crops must be a whole number of at least 1.";
-  const common = {
-    kind: "find" as const,
-    feature: of.position === "all" ? feature : `${feature}@${of.position}`,
-    criterion: of.criterion,
-    count: crops,
-  };
-  if (of.size === "drawable") return { ...common, drawable: true };
-  const number = of.number.trim() === "" ? Number.NaN : Number(of.number);
-  if (of.size === "kernels")
-    return Number.isInteger(number) && number >= 1
-      ? { ...common, kernels: number }
-      : "The number of kernels must be a whole number of at least 1.";
-  if (!(number > 0 && number <= 1))
-    return of.size === "density"
-      ? "The density must be above 0 and at most 1."
-      : "The R² to reach must be above 0 and at most 1.";
-  return { ...common, [of.size]: number };
-}
-
 function Find({ feature }: { feature: string }) {
   const [criterion, setCriterion] = useState<string>(CRITERIA[0]);
   const [size, setSize] = useState<Size>("density");
@@ -418,7 +388,7 @@ function Find({ feature }: { feature: string }) {
     ...own.filter(({ state }) => state !== "running" && state !== "queued").slice(0, KEPT_JOBS),
   ];
   const find = async () => {
-    const asked = request(feature, { criterion, size, number, position, count: crops });
+    const asked = findJob(feature, { criterion, size, number, position, count: crops });
     if (typeof asked === "string") {
       say(asked);
       return;
