@@ -254,7 +254,7 @@ function spoken({ figures, label, star }: UnitRow, border: boolean): string {
     label && plain(label),
     star && "starred",
     figures.dead ? "dead" : figures.active !== null && `active on ${percent(figures.active)} of the positions`,
-    border && "highest at the border",
+    border && !figures.dead && "highest at the border",
   ];
   return said.filter(Boolean).join(", ");
 }
