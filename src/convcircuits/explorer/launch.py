@@ -63,6 +63,9 @@ class Explorer:
 
     def __init__(self, process: subprocess.Popen[str], address: str) -> None:
         self._process, self.address = process, address
+        assert process.stdout is not None
+        self._reader = threading.Thread(target=process.stdout.read, daemon=True)  # so that its pipe never fills
+        self._reader.start()
 
     def close(self) -> None:
         """End it. What was being computed is lost, except what the index has written."""
@@ -73,6 +76,9 @@ class Explorer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join(1)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +161,6 @@ def explore(
         if given is not None:
             given.unlink(missing_ok=True)
         raise ConvCircuitsError(line.removeprefix("error: ") or "The explorer's process ended before it served a page.")
-    threading.Thread(target=process.stdout.read, daemon=True).start()  # so that its pipe never fills
     if open:
         webbrowser.open(line)
     return Explorer(process, line)

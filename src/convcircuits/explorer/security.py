@@ -163,7 +163,7 @@ class Guard:
         if scope["method"] != "GET" or len(given) != 1 or not _equal(given[0], self.token):
             return None
         rest = urlencode([(name, value) for name, value in query if name != _TOKEN])
-        path = "/" + scope.get("raw_path", b"/").decode("ascii", "replace").lstrip("/\\")
+        path: str = "/" + scope.get("raw_path", b"/").decode("ascii", "replace").lstrip("/\\")
         return path + (f"?{rest}" if rest else "")
 
     def _has_session(self, headers: dict[str, str]) -> bool:

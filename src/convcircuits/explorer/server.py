@@ -97,8 +97,6 @@ class Explorer:
 
     def _ready(self) -> None:
         """Begin or go on with the index as soon as the model is there."""
-        about = self.jobs.about
-        self.photographs = {one["id"]: one for one in about["photographs"]} if about else {}
         if not self.read_only:
             self.store.trim()
             index = self.index()
@@ -116,6 +114,14 @@ class Explorer:
         if self.jobs.about is None:
             raise UnavailableError(self.jobs.problem or "The model is still being loaded; ask again in a moment.")
         return self.jobs.about
+
+    def photo(self, id: str) -> dict[str, Any]:
+        """Return a photograph."""
+        found = next((one for one in self.about()["photographs"] if one["id"] == id), None)
+        if found is None:
+            raise HTTPException(404, f"There is no photograph {id}.")
+        photo: dict[str, Any] = found
+        return photo
 
     def layer(self, name: str) -> dict[str, Any]:
         """Return a layer by its name or alias."""
@@ -330,7 +336,7 @@ def _model_routes(app: FastAPI, explorer: Explorer) -> None:
     def model() -> schemas.ModelCard:
         """The model, the photographs, how far the index is. Answers at once, also while the model is loaded."""
         about, problem = explorer.jobs.about, explorer.jobs.problem
-        common = {
+        common: dict[str, Any] = {
             "problem": problem,
             "read_only": explorer.read_only,
             "remarks": explorer.store.remarks,
@@ -339,7 +345,9 @@ def _model_routes(app: FastAPI, explorer: Explorer) -> None:
         if about is None:
             return schemas.ModelCard(state="failed" if problem else "starting", **common)
         index = explorer.index()
-        state = "missing" if index is None or not index["layers"] else "complete" if index["complete"] else "partial"
+        state: Any = (
+            "missing" if index is None or not index["layers"] else "complete" if index["complete"] else "partial"
+        )
         return schemas.ModelCard(
             state="failed" if problem else "ready",
             **common,
@@ -384,7 +392,7 @@ def _model_routes(app: FastAPI, explorer: Explorer) -> None:
     @get("/api/v1/photos/{photo}", tags=["photographs"])
     def photo(photo: IdInPath) -> schemas.Photo:
         """A photograph."""
-        return schemas.Photo(**_photo(explorer, photo))
+        return schemas.Photo(**explorer.photo(photo))
 
     @app.get(
         "/api/v1/events",
@@ -421,14 +429,6 @@ async def _streamed(explorer: Explorer, last: str | None) -> AsyncIterator[str]:
             await asyncio.sleep(0.1)
     finally:
         explorer.streams -= 1
-
-
-def _photo(explorer: Explorer, id: str) -> dict[str, Any]:
-    explorer.about()
-    found = explorer.photographs.get(id)
-    if found is None:
-        raise HTTPException(404, f"There is no photograph {id}.")
-    return found
 
 
 def _unit_routes(app: FastAPI, explorer: Explorer) -> None:
@@ -496,7 +496,7 @@ def _unit_routes(app: FastAPI, explorer: Explorer) -> None:
             feature=f"{one['name']}:{unit}",
             **{name: found.said[name] for name in ("images", "complete", "map", "field", "interior")},
             figures=found.said["statistics"][unit],
-            histogram=found.histogram(unit),
+            histogram=schemas.Histogram(**found.histogram(unit)),
             circuits=circuits,
         )
 
@@ -543,9 +543,9 @@ def _order(section: str, low: float | None, high: float | None) -> Callable[[np.
         if section == "bottom":
             return values.argsort(kind="stable")
         if section == "median":
-            return np.abs(values - np.median(values)).argsort(kind="stable")
+            return np.argsort(np.abs(values - np.median(values)), kind="stable")
         if section == "near_zero":
-            return np.abs(values).argsort(kind="stable")
+            return np.argsort(np.abs(values), kind="stable")
         inside = (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
         (places,) = inside.nonzero()
         return places[(-values[places]).argsort(kind="stable")]
@@ -578,7 +578,7 @@ def _picture_routes(app: FastAPI, explorer: Explorer) -> None:
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
         """A photograph, or a part of it as a square. It never changes: ids are hashes of content."""
-        _photo(explorer, photo)
+        explorer.photo(photo)
         part = None if box is None else tuple(map(int, box.split(",")))
         if part is not None and 0 in part[2:]:
             raise HTTPException(422, "box: its height and width must be at least 1.")
@@ -597,7 +597,7 @@ def _picture_routes(app: FastAPI, explorer: Explorer) -> None:
         """A unit's map on a photograph, computed now."""
         one = explorer.layer(layer)
         explorer.unit(one, unit)
-        _photo(explorer, photo)
+        explorer.photo(photo)
         shape, values = explorer.jobs.ask("map", one["name"], unit, photo)
         text = base64.b64encode(values).decode()
         return schemas.Map(layer=one["name"], unit=unit, photo=photo, shape=shape, values=text)
@@ -717,7 +717,7 @@ def _note_routes(app: FastAPI, explorer: Explorer) -> None:
         return explorer.noted("circuit", explorer.circuit(circuit).id)
 
     def photo(photo: IdInPath) -> str:
-        return explorer.noted("photo", _photo(explorer, photo)["id"])
+        return explorer.noted("photo", explorer.photo(photo)["id"])
 
     @app.get("/api/v1/notes", tags=["notes"], responses=_PROBLEMS)
     def notes() -> dict[str, schemas.Note]:
@@ -865,13 +865,17 @@ def serve(
         read_only: Change nothing.
         opened: Open the page in the web browser.
         said: Called with what a person is to read; first the address.
-        until: Also end when this is set.
+        until: End when this is set; else also if the model cannot be loaded, with that error.
 
     Raises:
-        ConvCircuitsError: If the port is taken, the project's folder is in use, or the worker cannot be started.
+        ConvCircuitsError: If the port is taken, the project's folder is in use, or the model cannot be loaded.
     """
     found = listening(host, port)
-    explorer = Explorer(opening, read_only=read_only)
+    try:
+        explorer = Explorer(opening, read_only=read_only)
+    except BaseException:
+        found.close()
+        raise
     guard = Guard(application(explorer), port=found.getsockname()[1], host=host, read_only=read_only)
     config = uvicorn.Config(
         guard,
@@ -885,13 +889,25 @@ def serve(
         limit_concurrency=256,
     )
     server = uvicorn.Server(config)
+
+    def end() -> None:
+        explorer.closing = server.should_exit = True
+
+    def wait(event: threading.Event) -> None:
+        event.wait()
+        end()
+
+    if until is None:
+        explorer.jobs.on_failed = end  # a mistake in the command is said where it was given
+    else:
+        threading.Thread(target=wait, args=[until], daemon=True).start()
     said(guard.address)
     if opened:
         threading.Timer(0.3, webbrowser.open, [guard.address]).start()
-    if until is not None:
-        threading.Thread(target=lambda: (until.wait(), setattr(server, "should_exit", True)), daemon=True).start()
     try:
         server.run(sockets=[found])
     finally:
         explorer.close()
         found.close()
+    if until is None and explorer.jobs.problem:
+        raise ConvCircuitsError(explorer.jobs.problem)

@@ -39,7 +39,7 @@ ACTIVE_IMAGES = 0.5
 AVERAGE_MAP = 0.1
 """R2 of the average map must be below this."""
 
-_IN_CACHE = 2**15
+_IN_CACHE = 2**17
 """Number of values, in double precision, that stay in a core's cache."""
 
 RULE = (
@@ -337,20 +337,28 @@ class Sums:
         values += value.clamp_min(0).sum(0)
         value_squares += value.clamp_min(0).square().sum(0)
         at_border += (~self.interior[place]).sum(0)
-        few = max(1, _IN_CACHE // max(1, maps.shape[2]))
-        room = torch.empty(2, few, maps.shape[2], dtype=torch.double)  # new memory would take longer than the sums
+        positions = maps.shape[2]
+        long = min(_IN_CACHE, positions)
+        few = max(1, _IN_CACHE // max(1, positions))
+        room = torch.empty(2, few * long, dtype=torch.double)  # new memory would take longer than the sums
+        blocks = [
+            (slice(unit, min(unit + few, maps.shape[1])), slice(place, min(place + long, positions)))
+            for unit in range(0, maps.shape[1], few)
+            for place in range(0, positions, long)
+        ]
         for n, one in enumerate(maps):
-            for begin in range(0, len(one), few):  # what fits into the cache takes a fraction of the time
-                some = slice(begin, begin + few)
-                part, squared = room[:, : len(one[some])]
-                part.copy_(one[some])
-                self.total[some] += part
+            for some, where in blocks:  # what fits into the cache takes a fraction of the time
+                shape = (some.stop - some.start, where.stop - where.start)
+                part, squared = (memory[: shape[0] * shape[1]].view(shape) for memory in room)
+                inside = self._inside[where]
+                part.copy_(one[some, where])
+                self.total[some, where] += part
                 squares[some] += torch.mul(part, part, out=squared).sum(1)
-                squares_inside[some] += squared @ self._inside
+                squares_inside[some] += squared @ inside
                 part.clamp_min_(0)
                 active[some] += torch.sign(part, out=squared).sum(1)
-                rectified[some] += part @ self._inside
-                rectified_squares[some] += torch.mul(part, part, out=squared) @ self._inside
+                rectified[some] += part @ inside
+                rectified_squares[some] += torch.mul(part, part, out=squared) @ inside
             if photographs is not None and n < len(photographs):
                 own = one.double()
                 self.by_photograph[photographs[n]] = self.by_photograph.get(photographs[n], 0) + own

@@ -1,0 +1,132 @@
+"""The explorer's folder: files are the truth, derived ones are made again, and people's words are never lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import convcircuits as cc
+from convcircuits.explorer import store as module
+from convcircuits.explorer.store import Store, hash_of
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path / "project")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def circuits():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
+    scores = cc.score(model, cc.Feature("2", 1), torch.rand(2, 3, 9, 9), criterion="magnitude")
+    return [cc.prune(scores, kernels=kernels) for kernels in (5, 9)]
+
+
+def test_circuits_are_known_by_their_content_whatever_their_names(store, circuits):
+    for name, circuit in (("b", circuits[0]), ("a", circuits[1]), ("c", circuits[0])):
+        cc.save(circuit, store.folder / "circuits" / f"{name}.safetensors")
+    first, second = store.circuits()  # of equal files the first
+    assert [one.file.name for one in (first, second)] == ["a.safetensors", "b.safetensors"]
+    assert [(one.kept, one.said["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
+    assert store.circuit(first.id) == first
+    assert store.circuit("0" * 16) is None
+    first.file.unlink()
+    assert [one.id for one in store.circuits()] == [second.id]
+    cc.save(circuits[1], second.file)  # written anew
+    assert store.circuit(first.id).file.name == "b.safetensors"
+    assert store.place_for("b").name == "b-2.safetensors"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-5], lambda c: c[:50], lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: b""]
+)
+def test_a_damaged_circuit_is_listed_with_what_is_wrong_and_never_removed(damage, store, circuits):
+    file = cc.save(circuits[0], store.folder / "circuits" / "a.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    (one,) = store.circuits()
+    assert "a.safetensors" in one.problem
+    assert file.exists()
+
+
+def test_a_file_of_something_else_is_no_circuit(store, circuits):
+    cc.save(tuple(circuits), store.folder / "circuits" / "a.safetensors")
+    assert "holds path, not a circuit" in store.circuits()[0].problem
+
+
+def test_a_report_is_that_of_its_circuit(store):
+    store.write_json(store.report_file("a" * 16), {"circuit": "b" * 16})
+    assert store.report("a" * 16) is None
+    store.write_json(store.report_file("a" * 16), {"circuit": "a" * 16})
+    assert store.report("a" * 16) == {"circuit": "a" * 16}
+    store.report_file("a" * 16).write_text("{")
+    heard = []
+    store.on_remark = heard.append
+    assert [store.report("a" * 16) for _ in range(2)] == [None, None]
+    assert heard == store.remarks
+    assert len(heard) == 1
+    assert heard[0].startswith("reports/aaaaaaaaaaaaaaaa.json was damaged")
+
+
+def test_notes_are_kept_in_words_and_a_damaged_file_of_notes_is_kept_too(store):
+    store.write_note("unit a:1", {"label": "é <b>"})
+    store.write_note("photo 1", {"label": "x"})
+    assert [*store.notes()] == ["photo 1", "unit a:1"]
+    store.write_note("photo 1", None)
+    assert store.notes() == {"unit a:1": {"label": "é <b>"}}
+    file = store.folder / "notes.json"
+    file.write_text(file.read_text()[:-9])
+    assert store.notes() == {}
+    assert [*store.folder.glob("notes.damaged-*.json")]
+    assert "notes.damaged-1.json" in store.remarks[0]
+    store.write_note("unit a:1", {"label": "again"})
+    assert store.notes() == {"unit a:1": {"label": "again"}}
+
+
+def test_pictures_that_were_used_longest_ago_are_dropped_and_nothing_else(store, monkeypatch):
+    for n in range(4):
+        store.write_thumb(f"t{n}", bytes(100))
+        os.utime(store.folder / "thumbs" / f"t{n}", (n, n))
+    store.write_note("unit a:1", {"text": "x" * 1000})
+    assert store.thumb("t0") == bytes(100)  # used just now
+    monkeypatch.setattr(module, "THUMBS", 250)
+    store.trim()
+    assert sorted(file.name for file in (store.folder / "thumbs").iterdir()) == ["t0", "t3"]
+    assert store.notes()
+    assert store.thumb("t1") is None
+
+
+def test_one_process_has_a_folder(store):
+    program = (
+        "import sys; from pathlib import Path; from convcircuits.explorer.store import Store\n"
+        "try: Store(Path(sys.argv[1]))\nexcept ValueError as error: print(error)\n"
+        "print(Store(Path(sys.argv[1]), read_only=True).circuits())"
+    )
+    command = [sys.executable, "-c", program, store.folder]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert "is open in another explorer (process" in said[0]
+    assert said[1] == "[]"
+    store.close()
+    Store(store.folder).close()
+
+
+def test_read_only_writes_nothing(tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match="omit --read-only"):
+        Store(tmp_path / "project", read_only=True)
+    assert not (tmp_path / "project").exists()
+    (tmp_path / "notes.json").write_text("{")
+    store = Store(tmp_path, read_only=True)
+    store.write_thumb("t", b"x")
+    store.trim()
+    assert (store.notes(), store.circuits(), store.jobs()) == ({}, [], [])
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.json"]
+
+
+def test_a_hash_does_not_depend_on_the_order_of_names():
+    assert hash_of({"a": 1, "b": [2.5, None]}) == hash_of(json.loads('{"b": [2.5, null], "a": 1}'))
+    assert hash_of([1, 2]) != hash_of([2, 1])
