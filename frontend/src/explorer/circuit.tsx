@@ -163,7 +163,7 @@ function Drawing({ circuit }: { circuit: Circuit }) {
   }, [id, diagram]);
 
   return (
-    <section class="drawing" aria-label="diagram">
+    <section class="drawing" aria-label="the circuit, drawn">
       {diagram ? (
         <div ref={frame} key={id} part="diagram" />
       ) : (

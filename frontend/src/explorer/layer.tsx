@@ -1,7 +1,7 @@
 /** The units of a layer, as a grid of which only the rows in sight are drawn. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { percent, plural } from "../core/format.js";
+import { plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
 import { layers, version } from "./live.js";
@@ -220,7 +220,7 @@ function Cell({ layer, row, sort }: { layer: string; row: UnitRow; sort: Measure
   const { figures, top, histogram, zero, label, star } = row;
   const border = (figures.at_border ?? 0) > BORDER;
   return (
-    <To place={unitPlace(layer, figures.unit)} class="cell" aria-label={spoken(row, border)}>
+    <To place={unitPlace(layer, figures.unit)} class="cell">
       <span class="mosaic">
         {[0, 1, 2, 3].map((i) =>
           top[i] ? (
@@ -231,8 +231,15 @@ function Cell({ layer, row, sort }: { layer: string; row: UnitRow; sort: Measure
         )}
       </span>
       <span class="line">
-        <b>{figures.unit}</b>
-        {star && <span aria-hidden="true">★</span>}
+        <b>
+          <span class="hidden">unit </span>
+          {figures.unit}
+        </b>
+        {star && (
+          <span role="img" aria-label="starred">
+            ★
+          </span>
+        )}
         <span class="soft of">{sort === "unit" ? plain(label) : measured(figures, sort)}</span>
         {figures.dead ? <b class="badge">dead</b> : border && <b class="badge">border</b>}
       </span>
@@ -246,15 +253,4 @@ function measured(figures: UnitRow["figures"], sort: Measure): string {
   if (sort === "average_map_r2") return r2Text(figure);
   if (sort === "highest" || sort === "rectified_variance") return figure === null ? "–" : value(figure);
   return shareText(figure);
-}
-
-function spoken({ figures, label, star }: UnitRow, border: boolean): string {
-  const said = [
-    `unit ${figures.unit}`,
-    label && plain(label),
-    star && "starred",
-    figures.dead ? "dead" : figures.active !== null && `active on ${percent(figures.active)} of the positions`,
-    border && !figures.dead && "highest at the border",
-  ];
-  return said.filter(Boolean).join(", ");
 }

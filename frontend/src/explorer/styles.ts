@@ -124,8 +124,8 @@ main .circuits li { border-bottom: 1px solid var(--faint); }
   outline-offset: -2px;
 }
 .cell:hover { background: var(--faint); }
-.cell .line { flex-wrap: nowrap; gap: 6px; font-size: 12.5px; height: 20px; }
-.cell .badge { padding: 0 5px; font-size: 11px; }
+.cell .line { flex-wrap: nowrap; gap: 5px; font-size: 12.5px; height: 20px; }
+.cell .badge { padding: 0 4px; font-size: 11px; flex: none; }
 .mosaic { display: grid; grid-template: 1fr 1fr / 1fr 1fr; gap: 2px; flex: 1 1 0; min-height: 0; overflow: hidden; }
 .mosaic > * { display: block; width: 100%; height: 100%; object-fit: cover; min-height: 0; background: var(--empty); }
 .nothing {

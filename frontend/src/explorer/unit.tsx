@@ -182,8 +182,7 @@ function Crop({ example, place }: { example: Example; place: UnitPlace }) {
       type="button"
       class="crop"
       aria-pressed={chosen}
-      title={name}
-      aria-label={`${name}, ${value(example.value)}: show the photograph and the unit's map`}
+      title={`${name}: show the photograph and the unit's map`}
       onClick={() => go({ ...place, photo: chosen ? null : example.photo })}
     >
       <Context example={example} />
