@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import schemathesis
 import torch
+from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 import convcircuits as cc
@@ -352,6 +354,33 @@ def test_the_real_server_refuses_strangers(client):
             assert client.get(path, headers=headers).status_code == status
     assert client.post("/api/v1/jobs", content="{}", headers={"content-type": "text/plain"}).status_code == 415
     assert client.options("/api/v1/jobs", headers={"access-control-request-method": "POST"}).status_code == 405
+
+
+@pytest.mark.slow
+def test_whatever_is_asked_is_answered_as_the_schema_says(client):
+    """Requests that are made up from the schema: no answer is one that it does not name, and none is a failure."""
+    schema = schemathesis.openapi.from_dict(openapi())
+
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path.endswith(("/events", "/jobs")):
+            continue
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=4, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        )
+        def ask(case):
+            sent = case.as_transport_kwargs(base_url=str(client.base_url))
+            cookies = {**(sent.pop("cookies", None) or {}), **dict(client.cookies)}
+            answer = httpx.request(**sent, cookies=cookies, timeout=40)
+            said = [str(status) for status in case.operation.definition.raw["responses"]]
+            assert str(answer.status_code) in said, (answer.status_code, sent)
+            assert answer.status_code < 500
+            if answer.is_error:
+                assert set(answer.json()) == {"error"}
+
+        ask()
 
 
 # ---------------------------------------- circuits

@@ -341,12 +341,14 @@ class _Run:
             "photographs": len(self._photographs),
             "complete": complete,
             "size": self._size,
+            "read": self.read,
         }
         layers = []
         if len(self.read) > 1:
             for n, tally in enumerate(self._tallies.values()):
                 write_whole(self._folder / index_file(n, tally.info.name), tally.content(about))
-                layers.append({"layer": tally.info.name, "file": index_file(n, tally.info.name)})
+                file = index_file(n, tally.info.name)
+                layers.append({"layer": tally.info.name, "file": file, "field": list(tally.interior.field)})
         elif complete:
             raise ConvCircuitsError("An index needs at least two photographs that can be read; give more.")
         checkpoint = self._folder / "checkpoint.safetensors"
@@ -356,7 +358,7 @@ class _Run:
             state = {f"{n}/{k}": x for n, t in enumerate(self._tallies.values()) for k, x in t.state().items()}
             said = {"key": self._key, "layers": [*self._tallies], "read": self.read, "tried": self.tried}
             write_whole(checkpoint, sealed(json.dumps(said), state))
-        index = {**about, "read": self.read, "layers": layers, "left_out": dict(self._left_out)}
+        index = {**about, "layers": layers, "left_out": dict(self._left_out)}
         write_whole(self._folder / "index.json", (json.dumps(index, indent=1) + "\n").encode())
         return index
 

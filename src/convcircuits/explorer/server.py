@@ -147,7 +147,7 @@ class Explorer:
             file = next((one["file"] for one in index["layers"] if one["layer"] == layer["name"]), None)
             found = None if file is None else self.store.layer(index["key"], file)
             if found is not None and found.said["layer"] == layer["name"] and found.said["key"] == index["key"]:
-                return found, index["read"]
+                return found, found.said["read"]  # its own: the index's file is written after it
             why = index["left_out"].get(layer["name"])
             if why:
                 raise HTTPException(404, f"{layer['name']} is not indexed: {why}")
@@ -369,19 +369,12 @@ def _model_routes(app: FastAPI, explorer: Explorer) -> None:
     def layers() -> list[schemas.Layer]:
         """The layers in execution order; those that are indexed are the ones to browse."""
         index = explorer.index()
-        found = {one["layer"]: one["file"] for one in index["layers"]} if index else {}
-        answers = []
-        for one in explorer.about()["layers"]:
-            file = found.get(one["name"])
-            read = None if file is None or index is None else explorer.store.layer(index["key"], file)
-            answers.append(
-                schemas.Layer(
-                    **one,
-                    images=0 if read is None else read.said["images"],
-                    field=None if read is None else read.said["field"],
-                )
-            )
-        return answers
+        fields = {one["layer"]: one["field"] for one in index["layers"]} if index else {}
+        images = 0 if index is None else index["images"]
+        return [
+            schemas.Layer(**one, images=images if one["name"] in fields else 0, field=fields.get(one["name"]))
+            for one in explorer.about()["layers"]
+        ]
 
     @get("/api/v1/photos", tags=["photographs"])
     def photos(offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 200) -> schemas.PhotoPage:

@@ -46,7 +46,7 @@ from convcircuits.zoo.models import LoadedModel
 from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Region, output_shape
 
-_OFTEN = 0.1  # seconds between two reports of progress
+_OFTEN = 0.2  # seconds between two reports of progress
 _log = logging.getLogger(__name__)
 
 
@@ -67,19 +67,23 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
         jobs.send(("failed", None, _sentence(error)))
         return
     threading.Thread(target=_answer, args=(workshop, questions), daemon=True).start()
-    while True:
-        try:
+    try:
+        while True:
             id, kind, parameters = jobs.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        told = Told(id, jobs, stop)
-        try:
-            told.check()
-            jobs.send(("done", id, workshop.do(kind, parameters, told)))
-        except Stopped:
-            jobs.send(("stopped", id))
-        except Exception as error:
-            jobs.send(("failed", id, _sentence(error)))
+            jobs.send(_done(workshop, id, kind, parameters, Told(id, jobs, stop)))
+    except (EOFError, OSError):  # the server has ended
+        os._exit(0)
+
+
+def _done(workshop: "Workshop", id: str, kind: str, parameters: dict[str, Any], told: "Told") -> tuple[Any, ...]:
+    """Do a job, and return what to say of it."""
+    try:
+        told.check()
+        return "done", id, workshop.do(kind, parameters, told)
+    except Stopped:
+        return "stopped", id
+    except Exception as error:
+        return "failed", id, _sentence(error)
 
 
 class Told:
