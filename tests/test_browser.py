@@ -86,6 +86,12 @@ def lines(document, edges):
     return sorted(e for e in edges if kind[e] != EdgeKind.INNER and document.nodes.kind[source[e]] != NodeKind.IMAGE)
 
 
+def compared(document):
+    """What a comparison calls the circuits: the first by its criterion and density."""
+    first, *others = document.variants
+    return [f"random {100 * first.kept / first.relevant:.1f} %", *(variant.name for variant in others)]
+
+
 def middle(document):
     """The drawn node of the second column through which most is drawn."""
     shown = figure.drawn(document)
@@ -394,7 +400,8 @@ def test_the_targets_maps_are_on_one_scale_beside_their_figures(show, networks):
     figures = [("the full model", target.full_maximum[image], target.full_mean[image], None, None)]
     for v in networks:
         row = (target.maximum[v, image], target.mean[v, image], target.r2[v, image], target.r2_inside[v, image])
-        figures.append((document.variants[v].name, *row))
+        names = compared(document) if compare else [variant.name for variant in document.variants]
+        figures.append((names[v], *row))
     for expected, row in zip(figures, cells_of(page, "[part=target]"), strict=True):
         assert row[0] == expected[0]
         for value, text in zip(expected[1:], row[1:], strict=True):
@@ -427,7 +434,7 @@ def test_a_target_of_one_value_has_a_value_and_neither_map_nor_r2(show):
     page = show(dataclasses.replace(document, images=images), "#image=0&compare=1")
     assert [[row[0], float(row[1])] for row in cells_of(page, "[part=target]")] == [
         ["the full model", pytest.approx(target.full_maximum[0], abs=0.0051)],
-        *[[document.variants[v].name, pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
+        *[[compared(document)[v], pytest.approx(target.maximum[v, 0], abs=0.0051)] for v in (0, 1)],
     ]
     assert page.locator("[part=target] .map, [part=target] .scale").count() == 0
     assert "R²" not in page.locator("[part=target]").inner_text()
@@ -574,7 +581,7 @@ def test_the_panels_table_is_the_documents(show):
     assert {"random, equal size", "same graph, other filters"} <= set(shown)
     page.locator("[part=compare]").select_option("1")
     names = page.locator("[part=numbers] tbody th").all_inner_texts()
-    assert names[:2] == [document.variants[0].name, document.variants[1].name]
+    assert names[:2] == compared(document)[:2]
 
 
 def test_a_click_on_a_part_shows_the_whole_image_with_its_box_and_name(show):
@@ -640,8 +647,7 @@ def test_two_circuits_are_compared_and_an_image_is_chosen(show):
     marks = set(page.locator(".edges [data-edge]").evaluate_all("all => all.map(each => each.dataset.mark)"))
     assert marks <= {"both", "a", "b"}
     assert {"both", "a"} <= marks
-    first = document.variants[0]
-    names = [f"random {100 * first.kept / first.relevant:.1f} %", document.variants[1].name]
+    names = compared(document)[:2]
     legend = page.locator("[aria-label=legend]").inner_text()
     assert all(f"only {name}" in legend for name in names)
     assert legend.count("in both") == 1
@@ -708,9 +714,9 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     path = tmp_path / "view.json"
     path.write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
     page.keyboard.press("Escape")
-    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("#"))
     opened(path)
-    expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
+    fragment_of(page, f"isolate={node}")
     broken = tmp_path / "broken.json"
     broken.write_text("<script>alert(1)</script>")
     opened(broken)
@@ -718,6 +724,31 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator(f"svg[data-isolated='{node}']")).to_have_count(1)
     page.go_back()
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
+
+
+def test_a_block_is_drawn_as_one_column_and_opened_again(show):
+    document = plain(widths=(3, 4, 5, 4, 1), seed=2)
+    names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]
+    layers = [dataclasses.replace(layer, name=name) for layer, name in zip(document.layers, names, strict=True)]
+    page = show(dataclasses.replace(document, layers=layers))
+    page.locator("[part=blocks]").click()
+    expect(page.locator("[data-block]")).to_have_count(1)
+    everything = page.locator("[data-node]").count()
+    page.locator("[data-block='1']").click()
+    fragment_of(page, "collapsed=1-2")
+    block = page.locator("[data-group='layer1.0']")
+    expect(block).to_have_attribute("aria-label", re.compile("2 layers, 9 filters"))
+    expect(block.locator("text")).to_contain_text("2 layers")
+    assert page.locator("[data-node]").count() == everything - 8
+    block.locator(".frame").click()
+    expect(page.locator(".card h2").first).to_have_text("layer1.0")
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-node]")).to_have_count(everything)
+    page.go_back()
+    expect(block).to_have_count(1)
+    block.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-node]")).to_have_count(everything)
 
 
 def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):

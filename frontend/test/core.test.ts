@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
 import { formatHash, parseHash } from "../src/app/hash.js";
+import { blockOf, blocksOf } from "../src/core/blocks.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
@@ -15,7 +16,7 @@ import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
-import { carried, countOf, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { carried, countOf, insideText, light, type Parts, partsOf, select } from "../src/core/select.js";
 import { SIMILAR, suggestions } from "../src/core/similar.js";
 import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
@@ -564,6 +565,79 @@ test("of a view from outside what is not valid is left out; what Python takes st
   const group = (name: string, ...nodes: number[]) => ({ name, nodes });
   const groups = viewOf(graph, base, { groups: [group("a\u202e".repeat(50), 3, 3, 4), group("b", 4, 5)] }).groups;
   assert.deepEqual(groups, [group("a\ufffd".repeat(40), 3, 4)]);
+});
+
+test("a range of columns is drawn as one, and the flow through it is that of what it hides", () => {
+  for (const graph of SEEDS.map(large)) {
+    const last = graph.document.columns.length - 2;
+    const span = { first: Math.min(1, last - 1), last };
+    if (span.first < 0) continue;
+    const [open, closed] = [view(), view({ collapsed: [span] })].map((at) => drawnOf(graph, at));
+    const { parts } = closed!;
+    near(carried(parts, new Uint8Array(parts.edges.length).fill(1))[parts.root]!, 1, "the score");
+    const inside = (column: number) => column >= span.first && column <= span.last;
+    for (const [unit, nodes] of parts.members.entries()) {
+      const incoming = parts.incoming.items.subarray(...parts.incoming.start.slice(unit, unit + 2));
+      const outgoing = parts.outgoing.items.subarray(...parts.outgoing.start.slice(unit, unit + 2));
+      near(
+        incoming.reduce((sum, b) => sum + parts.share[b]!, parts.image[unit]!),
+        1,
+        "shares",
+      );
+      if (unit !== parts.root)
+        near(
+          outgoing.reduce((sum, b) => sum + parts.bundleFlow[b]!, 0),
+          parts.flow[unit]!,
+          "out",
+        );
+      assert.ok([...incoming].every((b) => parts.source[b]! < unit));
+      if (!parts.spans[unit]) near(parts.flow[unit]!, open!.parts.flow[open!.parts.unitOf[nodes[0]!]!]!, "others");
+      assert.equal(parts.spans[unit] !== null, inside(graph.column[nodes[0]!]!));
+    }
+    assert.ok(parts.spans.filter(Boolean).length <= 1);
+    const scene = draw(graph, view({ collapsed: [span] }), CANVASES[0]!);
+    const node = scene.nodes.find((each) => each.span);
+    if (node) assert.match(insideText(graph, scene.flow, node.nodes), /^\d+ layers?, \d+ filters?$/);
+    assert.ok(scene.numbers.text.includes("were not measured"));
+    const root = graph.leftToRight.find((each) => graph.column[each] === last && scene.flow.aliveNode[each]! > 0)!;
+    assert.ok(drawnOf(graph, view({ collapsed: [span], root })).parts.spans.every((each) => each === null));
+  }
+});
+
+test("blocks are runs of columns whose layers say that they belong to one", () => {
+  assert.deepEqual(
+    ["layer3.1.conv2", "layer1.0.downsample.0", "features.10", "features.4.conv.0.0", "_blocks.2._expand_conv"].map(
+      blockOf,
+    ),
+    ["layer3.1", "layer1.0", "", "features.4", "_blocks.2"],
+  );
+  assert.deepEqual(
+    ["blocks.2.0.conv_pw", "stages.0.blocks.1.conv_dw", "features.denseblock1.denselayer2.conv1", "conv1"].map(blockOf),
+    ["blocks.2.0", "stages.0.blocks.1", "features.denseblock1.denselayer2", ""],
+  );
+  const document = randomDocument(4, { columns: 7, width: 3, readers: 2 });
+  const names = [
+    "stem",
+    "layer1.0.conv1",
+    "layer1.0.conv2",
+    "layer1.1.conv1",
+    "layer1.1.conv2",
+    "layer1.2.conv1",
+    "layer1.2.conv2",
+  ];
+  for (const [i, layer] of document.layers.entries()) layer.name = names[i]!;
+  const graph = decode(document);
+  assert.deepEqual(blocksOf(graph), [
+    { name: "layer1.0", first: 1, last: 2 },
+    { name: "layer1.1", first: 3, last: 4 },
+  ]);
+  const ranges = [{ first: 3, last: 4 }, { first: 4, last: 5 }, { first: 5, last: 6 }, { first: 2, last: 2 }, null, 3];
+  const at = viewOf(graph, view(), { collapsed: ranges });
+  assert.deepEqual(at.collapsed, [{ first: 3, last: 4 }]);
+  assert.deepEqual(viewOf(graph, view(), parseHash(formatHash(at, view()))), at);
+  const { headings } = draw(graph, at, CANVASES[0]!);
+  assert.ok(headings.some(({ lines }) => lines.join("").includes("layer1.1")));
+  assert.equal(headings.length, 6);
 });
 
 test("groups are suggested of filters whose kernels are alike, also turned, in every pair", () => {

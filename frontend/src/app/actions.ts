@@ -1,6 +1,8 @@
 /** The reader's actions, by pointer, key or button. Each announces what changed to screen readers. */
 
+import { spanName } from "../core/blocks.js";
 import { percent } from "../core/format.js";
+import type { Span } from "../core/types.js";
 import type { Spot, Store } from "./store.js";
 
 export function isolateNode(store: Store, node: number): void {
@@ -10,8 +12,8 @@ export function isolateNode(store: Store, node: number): void {
   }
   store.selection.value = [node];
   store.change({ isolate: node });
-  hold(store, { nodes: store.view.value.groups.find(({ nodes }) => nodes.includes(node))?.nodes ?? [node], edges: [] });
   const { lit, nodes } = store.scene.value;
+  hold(store, { nodes: nodes.find((each) => each.nodes.includes(node))?.nodes ?? [node], edges: [] });
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
   const through = `${percent(store.view.value.share)} of the drawn flow through it`;
   store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
@@ -86,6 +88,19 @@ export function group(store: Store, nodes = store.selection.value): void {
     { groups: [...others, { name, nodes }], isolate: null },
     `${nodes.length} filters are drawn as one: ${name}`,
   );
+}
+
+/** Draws ranges of columns as one each, and opens all others. */
+export function collapse(store: Store, collapsed: Span[], message: string): void {
+  store.held.value = null;
+  store.selection.value = [];
+  store.change({ collapsed, isolate: null }, message);
+}
+
+/** Opens a range of columns. */
+export function open(store: Store, span: Span): void {
+  const rest = store.view.value.collapsed.filter(({ first }) => first !== span.first);
+  collapse(store, rest, `${spanName(store.graph, span)} is open`);
 }
 
 /** Writes a node's label or what is noted of it; empty text removes it. */

@@ -4,10 +4,10 @@ import type { ComponentChildren } from "preact";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
-import { of } from "../core/select.js";
+import { insideText, of } from "../core/select.js";
 import { plain } from "../core/text.js";
 import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE } from "../core/types.js";
-import { annotate } from "./actions.js";
+import { annotate, open } from "./actions.js";
 import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
@@ -178,19 +178,36 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const [best, ...others] = graph.tilesOf(at, node);
   // In the set that shows the target's pictures side by side, the best tile is already one of them.
   const smaller = sides.length > 0 && !set?.target.length && best !== undefined ? [best, ...others] : others;
-  const share = nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
+  const block = store.plan.value.nodes.find((each) => each.span && each.nodes.includes(node) && nodes.length > 1);
+  const share = block?.flow ?? nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
   const beside = image === null || !target ? null : onImage(store, image);
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
-      <h2>{nodes.length === 1 ? store.name(node) : named ? plain(named.name) : plural(nodes.length, "filter")}</h2>
+      <h2>
+        {block
+          ? block.group
+          : nodes.length === 1
+            ? store.name(node)
+            : named
+              ? plain(named.name)
+              : plural(nodes.length, "filter")}
+      </h2>
       <p class="soft">
         {percent(share)} of the flow
-        {nodes.length > 1 && `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
+        {block && `, collapsed: ${insideText(graph, flow.value, nodes)}`}
+        {!block &&
+          nodes.length > 1 &&
+          `, ${plural(nodes.length, "filter")}: ${nodes.map((each) => graph.unit[each]).join(", ")}`}
         {view.value.pins.includes(node) && ", pinned"}
         {compare !== null && drawn.length === 1 && `, ${onlyIn(store, drawn[0] === variant ? "a" : "b")}`}
       </p>
+      {block && store.hover.value === null && (
+        <button type="button" part="open" onClick={() => open(store, block.span!)}>
+          open it
+        </button>
+      )}
       {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
       {nodes.length > 1 ? (
         <div class="pictures">

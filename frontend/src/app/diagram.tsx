@@ -7,10 +7,11 @@ import { labelBox } from "../core/labels.js";
 import { circuitName, edgeName, signName, spokenNode } from "../core/names.js";
 import { glyphs } from "../core/scene.js";
 import type { KernelMap, Label, Mark, Scene, SceneEdge, SceneNode } from "../core/scene-types.js";
+import { insideText } from "../core/select.js";
 import { DASHES, tilePlaces } from "../core/svg.js";
 import { plain } from "../core/text.js";
 import { NodeKind } from "../core/types.js";
-import { choose, clear, hold, isolateNode, pin, reroot } from "./actions.js";
+import { choose, clear, hold, isolateNode, open, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
@@ -209,7 +210,9 @@ export function Diagram({ store }: { store: Store }) {
     return {
       nodes: nodes.map((node) =>
         node.group !== null
-          ? `group ${plain(node.group)}, ${node.nodes.length} filters`
+          ? node.span
+            ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens it`
+            : `group ${plain(node.group)}, ${node.nodes.length} filters`
           : spokenNode(
               graph,
               node.nodes[0]!,
@@ -295,7 +298,7 @@ export function Diagram({ store }: { store: Store }) {
     const edges = node ? [] : edgesAt(event);
     if (edges.length) hold(store, { nodes: [], edges });
     else if (!node) clear(store);
-    else if (event.shiftKey) choose(store, node.nodes);
+    else if (event.shiftKey && !node.span) choose(store, node.nodes);
     else isolateNode(store, node.nodes[0]!);
     if (node) store.current.value = node.nodes[0]!;
   };
@@ -303,8 +306,8 @@ export function Diagram({ store }: { store: Store }) {
     const node = sceneNode(event.target);
     if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
     const act: Record<string, () => void> = {
-      Enter: () => reroot(store, node.nodes[0]!),
-      " ": () => (event.shiftKey ? choose(store, node.nodes) : isolateNode(store, node.nodes[0]!)),
+      Enter: () => (node.span ? open(store, node.span) : reroot(store, node.nodes[0]!)),
+      " ": () => (event.shiftKey && !node.span ? choose(store, node.nodes) : isolateNode(store, node.nodes[0]!)),
       p: () => pin(store, node.nodes[0]!),
       ArrowLeft: () => walk(store, scene, node, "source"),
       ArrowRight: () => walk(store, scene, node, "target"),

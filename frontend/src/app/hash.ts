@@ -28,6 +28,8 @@ export function formatHash(view: View, base: View): string {
     if (view.groups.length === 0) put("group", "");
     for (const group of view.groups) put("group", `${group.nodes.join()}:${group.name}`);
   }
+  const ranges = ({ collapsed }: View) => collapsed.map(({ first, last }) => `${first}-${last}`).join();
+  if (ranges(view) !== ranges(base)) put("collapsed", ranges(view));
   if (JSON.stringify(view.notes) !== JSON.stringify(base.notes)) {
     if (view.notes.length === 0) put("label", "");
     for (const { node, label, note } of view.notes) {
@@ -53,6 +55,12 @@ export function parseHash(hash: string): Partial<View> {
   if (given.has("group")) {
     out.groups = split(given, "group").map(([nodes, name]) => ({ nodes: numbers(nodes), name }));
   }
+  const collapsed = given.get("collapsed");
+  if (collapsed !== null)
+    out.collapsed = collapsed.split(",").map((range) => {
+      const [first, last] = range.split("-").map(Number);
+      return { first, last };
+    });
   if (given.has("label")) {
     const notes = new Map(pairs(given, "note"));
     out.notes = pairs(given, "label").map(([node, label]) => ({ node, label, note: notes.get(node) ?? "" }));

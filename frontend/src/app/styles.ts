@@ -110,7 +110,8 @@ textarea {
 .panel .row {
   display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft);
 }
-.panel small { display: block; color: var(--soft); font-size: 12px; }
+.panel .row > :last-child { white-space: nowrap; flex: none; }
+.panel small { font-weight: 400; display: block; color: var(--soft); font-size: 12px; }
 .panel hr { border: 0; border-top: 1px solid var(--line); margin: 8px; }
 .panel p { padding: 4px 8px; }
 .panel h2 { font-size: 13px; font-weight: 640; padding: 4px 8px; }

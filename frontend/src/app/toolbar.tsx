@@ -1,15 +1,16 @@
 /** The toolbar, and the row below it that says what is isolated, chosen, pinned or grouped. */
 
 import { useSignal } from "@preact/signals";
-import { useRef } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
+import { blocksOf } from "../core/blocks.js";
 import { count, decimal, percent, plural, significant } from "../core/format.js";
 import { circuitName, layerName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
 import { SIMILAR, suggestions } from "../core/similar.js";
 import { plain } from "../core/text.js";
-import { LONGEST_NAME, NodeKind, PATHS, SHARES, type View } from "../core/types.js";
+import { LONGEST_NAME, NodeKind, PATHS, SHARES, type Span, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
-import { clear, group, renameGroup, stepBack, ungroup } from "./actions.js";
+import { clear, collapse, group, open, renameGroup, stepBack, ungroup } from "./actions.js";
 import { download, exportPng, exportSvg, openView, saved, savedPage, saveView } from "./exports.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
@@ -30,6 +31,7 @@ export function Toolbar({ store }: { store: Store }) {
   const now = view.value;
   // The circuit at other sizes is reached by the slider.
   const rivals = variants.flatMap(({ role }, i) => (role === "level" ? [] : { name: circuitName(graph, i, now), i }));
+  const blocks = useMemo(() => blocksOf(graph), [graph]);
   const sets = pictures.filter(({ name }, i) => pictures.findIndex((other) => other.name === name) === i);
   return (
     <div class="bar" role="toolbar" aria-label="view">
@@ -182,6 +184,11 @@ export function Toolbar({ store }: { store: Store }) {
             </>
           )}
         </Pop>
+        {blocks.length > 0 && now.mode === "diagram" && (
+          <Pop label="blocks" name="blocks">
+            {() => <Blocks store={store} blocks={blocks} />}
+          </Pop>
+        )}
         {now.mode === "diagram" && (
           <Pop label="similar" name="similar" class="about">
             {() => <Suggestions store={store} />}
@@ -192,10 +199,46 @@ export function Toolbar({ store }: { store: Store }) {
   );
 }
 
+/** The blocks of the network, each to draw as one column or open. */
+function Blocks({ store, blocks }: { store: Store; blocks: ReturnType<typeof blocksOf> }) {
+  const { collapsed } = store.view.value;
+  const isClosed = ({ first }: Span) => collapsed.some((each) => each.first === first);
+  return (
+    <>
+      <div class="row">
+        draw as one column
+        <span>
+          <button type="button" part="collapse-all" onClick={() => collapse(store, blocks, "all blocks are collapsed")}>
+            all
+          </button>
+          <button type="button" part="open-all" onClick={() => collapse(store, [], "all blocks are open")}>
+            none
+          </button>
+        </span>
+      </div>
+      {blocks.map((block) => (
+        <button
+          type="button"
+          role="switch"
+          aria-checked={isClosed(block)}
+          data-block={block.first}
+          onClick={() =>
+            isClosed(block)
+              ? open(store, block)
+              : collapse(store, [...collapsed, block], `${block.name} is drawn as one column`)
+          }
+        >
+          {block.name} <small>{isClosed(block) ? "one column" : plural(block.last - block.first + 1, "column")}</small>
+        </button>
+      ))}
+    </>
+  );
+}
+
 /** Groups of the drawn filters whose kernels are alike, to accept one by one. */
 function Suggestions({ store }: { store: Store }) {
   const { graph } = store;
-  const drawn = store.plan.value.nodes.filter((node) => node.group === null).flatMap(({ nodes }) => nodes);
+  const drawn = store.plan.value.nodes.filter(({ group }) => group === null).flatMap(({ nodes }) => nodes);
   const found = suggestions(graph, store.flow.value, drawn);
   const show = (nodes: number[] | null) => {
     store.hover.value = nodes && { nodes, edges: [] };

@@ -187,6 +187,8 @@ export function Kernel({
   );
 }
 
+const EDGE = 6; // px between a panel and the window's edge
+
 /** A button that opens a panel below it. Escape, a click elsewhere or a loss of focus closes it. */
 export class Pop extends Component<
   {
@@ -203,6 +205,7 @@ export class Pop extends Component<
   override state = { open: false };
   #root = createRef<HTMLDivElement>();
   #button = createRef<HTMLButtonElement>();
+  #panel = createRef<HTMLDivElement>();
 
   #close = () => {
     this.setState({ open: false });
@@ -238,6 +241,7 @@ export class Pop extends Component<
         </button>
         {open && (
           <div
+            ref={this.#panel}
             class={`panel ${right ? "right" : ""} ${up ? "up" : ""} ${this.props.class ?? ""}`}
             part={`${name}-panel`}
             tabIndex={-1}
@@ -247,6 +251,16 @@ export class Pop extends Component<
         )}
       </div>
     );
+  }
+
+  /** A panel that would end beyond the window is shifted into it. */
+  override componentDidUpdate() {
+    const panel = this.#panel.current;
+    if (!panel) return;
+    panel.style.translate = "";
+    const { left, right } = panel.getBoundingClientRect();
+    const shift = Math.max(EDGE - left, Math.min(0, document.documentElement.clientWidth - EDGE - right));
+    if (shift) panel.style.translate = `${shift}px`;
   }
 
   #outside = (event: Event) => {

@@ -37,7 +37,8 @@ export function isMeasured(graph: Graph, view: View): boolean {
     view.nodesPerColumn === DEFAULT_VIEW.nodesPerColumn &&
     view.kernelsPerNode === DEFAULT_VIEW.kernelsPerNode &&
     !view.pins.length &&
-    !view.groups.length
+    !view.groups.length &&
+    !view.collapsed.length
   );
 }
 

@@ -1,5 +1,6 @@
 /** All text of a scene: shortened to the available room, with the full text in its title. */
 
+import { spanAt, spanName } from "./blocks.js";
 import type { Graph } from "./decode.js";
 import { count, percent } from "./format.js";
 import { circuitName, nodeName } from "./names.js";
@@ -8,7 +9,7 @@ import type { Box } from "./route.js";
 import type { Canvas, Label, LegendItem, More } from "./scene-types.js";
 import type { Parts } from "./select.js";
 import { broken, plain, shorten, textWidth } from "./text.js";
-import { type Cut, NodeKind, type View } from "./types.js";
+import { type Cut, NodeKind, type Span, type View } from "./types.js";
 
 export function lineHeight(size: number): number {
   return size * 1.25;
@@ -36,7 +37,7 @@ export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
   return { left: x - before, right: x - before + width, top: y - size * 0.8, bottom: y - size * 0.8 + height };
 }
 
-/** The lines below a node: its label and number; its name; or its number, with its layer's where the column holds
+/** The lines below a node: of a range of columns what is `inside`; its label and number; its name; or its number, with its layer's where the column holds
  *  several. */
 export function nodeLines(
   graph: Graph,
@@ -45,9 +46,15 @@ export function nodeLines(
   several: boolean,
   room: number,
   sizes: Measures,
+  inside = "",
 ): string[] {
   const nodes = parts.members[unit]!;
   const size = sizes.small;
+  if (parts.spans[unit])
+    return inside
+      .split(", ")
+      .map((text) => shorten(text, room, size))
+      .filter(Boolean);
   if (parts.groups[unit] !== null) return [shorten(plain(`${parts.groups[unit]} \u00d7${nodes.length}`), room, size)];
   const node = nodes[0]!;
   const name = graph.document.nodes.names[node];
@@ -56,7 +63,7 @@ export function nodeLines(
   const number = unitText(graph, node);
   if (own) {
     const whole = `${own} \u00b7 ${number}`;
-    if (textWidth(whole, size) <= room) return [whole];
+    if (textWidth(whole, size) <= 0.7 * room) return [whole];
     return [shorten(own, room, size), ...(textWidth(number, size) <= room ? [number] : [])].filter(Boolean);
   }
   if (!several || graph.layer[node]! < 0) return textWidth(number, size) <= room ? [number] : [];
@@ -81,6 +88,7 @@ export function nodeTitle(graph: Graph, parts: Parts, unit: number): string {
 
 /** The name of a node, or of a group with the names of its members. */
 export function unitName(graph: Graph, parts: Parts, unit: number): string {
+  if (parts.spans[unit]) return parts.groups[unit]!;
   const group = parts.groups[unit] === null ? "" : `${plain(parts.groups[unit]!)}: `;
   return group + parts.members[unit]!.map((node) => nodeName(graph, node, parts.labels)).join(", ");
 }
@@ -95,17 +103,24 @@ export function headings(
   columns: Columns,
   top: number,
   sizes: Measures,
+  spans: readonly Span[] = [],
 ): { labels: Label[]; bottom: number } {
   const size = sizes.small;
-  const texts = shown.map((column) =>
-    plain(graph.document.columns[column]!.alias || graph.document.columns[column]!.label),
-  );
+  const texts = shown.map((column) => {
+    const span = spanAt(spans, column);
+    const { alias, label } = graph.document.columns[column]!;
+    return span ? spanName(graph, span) : plain(alias || label);
+  });
   const fields = shown.map((column) => {
-    const { sees } = graph.document.columns[column]!;
+    const { sees } = graph.document.columns[spanAt(spans, column)?.last ?? column]!;
     return sees ? `sees ${count(sees)} px` : "";
   });
   const titles = shown.map((column, c) =>
-    plain([...new Set([texts[c], graph.document.columns[column]!.detail, fields[c]])].filter(Boolean).join(", ")),
+    plain(
+      [...new Set([texts[c], spanAt(spans, column) ? "" : graph.document.columns[column]!.detail, fields[c]])]
+        .filter(Boolean)
+        .join(", "),
+    ),
   );
   const narrow = columns.room < size * 3.5 && texts.some((text) => !broken(text, columns.room, size, HEADING));
   if (narrow) {
@@ -183,7 +198,13 @@ export function legend(
   canvas: Canvas,
   sizes: Measures,
   title: string,
-  what: { bundles: { connection: boolean; sign: number }[]; hides: boolean; inner: boolean; grids: boolean },
+  what: {
+    bundles: { connection: boolean; sign: number }[];
+    hides: boolean;
+    inner: boolean;
+    grids: boolean;
+    firsts: boolean;
+  },
 ): { items: LegendItem[]; beside: boolean } {
   const entries: [LegendItem["kind"], string][] = [];
   if (what.bundles.some(({ sign }) => sign > 0)) entries.push(["excites", "excites"]);
@@ -197,6 +218,7 @@ export function legend(
   }
   entries.push(["text", WIDTH]);
   if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
+  if (what.firsts) entries.push(["text", "first layer = its weights on the image, neutral = 0"]);
   const { cuts = [], wholes = [] } = graph.document.tiles;
   const beyond = ({ box: [top, left, tall, wide], whole }: Cut) =>
     Math.min(top, left) < 0 || top + tall > wholes[whole]!.size[0] || left + wide > wholes[whole]!.size[1];

@@ -4,7 +4,7 @@
 import type { Caption } from "./caption.js";
 import type { Flow } from "./flow.js";
 import type { Parts, Selection } from "./select.js";
-import type { View } from "./types.js";
+import type { Span, View } from "./types.js";
 
 /** Where and for what medium to draw. */
 export interface Canvas {
@@ -33,7 +33,8 @@ export interface Label {
 export interface SceneNode {
   unit: number; // of the scene's parts
   nodes: number[]; // of the document; several: a group
-  group: string | null;
+  group: string | null; // its name, or that of a block
+  span: Span | null; // the range of columns that it stands for
   kind: number;
   column: number;
   x: number; // of its center

@@ -1,5 +1,6 @@
 /** Turns a document and a view into a scene. */
 
+import { spansOf } from "./blocks.js";
 import { caption } from "./caption.js";
 import { type Graph, gainOf, isFitted, setOf } from "./decode.js";
 import { flowOf } from "./flow.js";
@@ -17,7 +18,7 @@ import {
 } from "./place.js";
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
-import { carried, light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
+import { carried, insideText, light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
 import { mainPaths, type Story, unitsIn } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
@@ -43,20 +44,26 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   const { layers, lanes } = layersOf(parts, selection, bundles, shown.length, slot);
   layers.columns = order(layers);
 
+  const set = setOf(graph, view.pictures, view.variant);
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
   const head = header(graph, figureCaption(graph, view, numbers), view, canvas, sizes, {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
+    firsts: parts.members.some(
+      ([node, ...more], unit) =>
+        selection.units[unit] && parts.seesImage[unit] && !more.length && graph.tilesOf(set, node!).length > 0,
+    ),
     grids: graph.document.layers.some(({ kernel: [height, width] }) => height * width > 1),
   });
-  const heads = headings(graph, shown, columns, head.bottom, sizes);
+  const heads = headings(graph, shown, columns, head.bottom, sizes, spansOf(graph, view, flow.root));
   const several = severalLayers(graph, parts, shown.length, slot);
   const lines = new Map<number, string[]>();
   for (let unit = 0; unit < full.length; unit++) {
     if (!full[unit]) continue;
     const room = columns.room - innerWidth(inner.get(unit), sizes);
-    lines.set(unit, nodeLines(graph, parts, unit, several[slot(unit)]!, room, sizes));
+    const inside = parts.spans[unit] ? insideText(graph, flow, parts.members[unit]!) : "";
+    lines.set(unit, nodeLines(graph, parts, unit, several[slot(unit)]!, room, sizes, inside));
   }
   const hidden = hiddenOf(parts, selection, shown.length, slot);
   const moreAt = (end: number) =>
@@ -103,7 +110,6 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
 
   const nodes: SceneNode[] = [];
   const nodeOf = new Map<number, number>();
-  const set = setOf(graph, view.pictures, view.variant);
   const otherSet = view.compare === null ? set : setOf(graph, view.pictures, view.compare);
   for (const [c, column] of layers.columns.entries())
     for (const unit of column) {
@@ -120,10 +126,15 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
         x: columns.x[c]!,
         y: y[unit]!,
         size: sides[unit]!,
+        span: parts.spans[unit]!,
         tiles: mosaic(
-          graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
-          // A filter that reads the image is shown as its kernel, and a group as its strongest.
-          members.length === 1 && !parts.seesImage[unit] && sides[unit]! >= sizes.mosaic,
+          parts.spans[unit]
+            ? [...members]
+                .sort((a, b) => flow.node[b]! - flow.node[a]! || a - b)
+                .flatMap((node) => graph.tilesOf(flow.aliveNode[node] === 2 ? otherSet : set, node).slice(0, 1))
+            : graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
+          // A filter that reads the image is shown as its kernel, a group as its strongest, a block as four of its own.
+          (members.length === 1 ? !parts.seesImage[unit] : parts.spans[unit] !== null) && sides[unit]! >= sizes.mosaic,
         ),
         flow: parts.flow[unit]!,
         ...(lines.has(unit)
@@ -442,7 +453,7 @@ function header(
   view: View,
   canvas: Canvas,
   sizes: Measures,
-  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean },
+  what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean; firsts: boolean },
 ) {
   const inner = canvas.width - 2 * sizes.margin;
   const full = plain(graph.document.meta.title);

@@ -1,10 +1,12 @@
 /** What is drawn of a flow: the parts of the diagram, those that fit the budget, and those that an isolated one
  *  lights. */
 
+import { spanAt, spanName, spansOf } from "./blocks.js";
 import { type Graph, type Lists, lists } from "./decode.js";
 import type { Flow } from "./flow.js";
+import { plural } from "./format.js";
 import { type Labels, labelsOf } from "./names.js";
-import { EdgeKind, NodeKind, type View } from "./types.js";
+import { EdgeKind, NodeKind, type Span, type View } from "./types.js";
 
 /** All that could be drawn: units (a node, or a group of nodes) by column, and bundles (the alive edges between two
  *  units). */
@@ -13,6 +15,7 @@ export interface Parts {
   unitOf: Int32Array; // per node of the document; -1 where it is dead or a channel of the image
   members: number[][];
   groups: (string | null)[];
+  spans: (Span | null)[]; // per unit: the range of columns that it stands for
   labels: Labels; // of nodes
   column: Int16Array;
   flow: Float64Array;
@@ -39,9 +42,18 @@ export interface Selection {
 
 /** The parts of a flow. Sources come before their targets, by number. */
 export function partsOf(graph: Graph, flow: Flow, view: View): Parts {
-  const { unitOf, members, groups } = unitsOf(graph, flow, view);
+  const { unitOf, members, groups, spans } = unitsOf(graph, flow, view);
   const count = members.length;
   const total = members.map((nodes) => nodes.reduce((sum, node) => sum + flow.node[node]!, 0));
+  // What flows through a range of columns comes in, and goes on inside it: it counts once.
+  const reads = new Int32Array(count);
+  for (const [unit, span] of spans.entries()) if (span) total[unit] = 0;
+  for (let edge = 0; edge < graph.edgeCount; edge++) {
+    const [from, to] = [unitOf[graph.source[edge]!]!, unitOf[graph.target[edge]!]!];
+    if (!flow.alive[edge] || from === to) continue;
+    if (to >= 0) reads[to]!++;
+    if (from >= 0 && spans[from]) total[from]! += flow.edge[edge]!;
+  }
   // What a member counts for within its unit: its flow, or as much as the others where none has any.
   const part = (node: number, unit: number) =>
     total[unit]! > 0 ? flow.node[node]! / total[unit]! : 1 / members[unit]!.length;
@@ -56,8 +68,9 @@ export function partsOf(graph: Graph, flow: Flow, view: View): Parts {
       for (let i = graph.incoming.start[node]!; i < graph.incoming.start[node + 1]!; i++) {
         const edge = graph.incoming.items[i]!;
         if (!flow.alive[edge]) continue;
-        const portion = flow.split[edge]! * part(node, unit);
         const from = unitOf[graph.source[edge]!]!;
+        if (from === unit) continue;
+        const portion = spans[unit] && !total[unit] ? 1 / reads[unit]! : flow.split[edge]! * part(node, unit);
         if (from < 0) {
           image[unit]! += portion;
           seesImage[unit] = 1;
@@ -83,6 +96,7 @@ export function partsOf(graph: Graph, flow: Flow, view: View): Parts {
     unitOf,
     members,
     groups,
+    spans,
     labels: labelsOf(view),
     column: Int16Array.from(members, (nodes) => graph.column[nodes[0]!]!),
     flow: Float64Array.from(total),
@@ -107,14 +121,26 @@ function unitsOf(graph: Graph, flow: Flow, view: View) {
   }
   const members: number[][] = [];
   const groups: (string | null)[] = [];
+  const spans: (Span | null)[] = [];
+  const closed = spansOf(graph, view, flow.root);
+  const drawn = (node: number) => flow.aliveNode[node] && graph.kind[node] !== NodeKind.image;
   for (const node of graph.leftToRight) {
-    if (!flow.aliveNode[node] || graph.kind[node] === NodeKind.image || unitOf[node]! >= 0) continue;
+    if (!drawn(node) || unitOf[node]! >= 0) continue;
+    const span = spanAt(closed, graph.column[node]!);
+    spans.push(span ?? null);
+    if (span) {
+      const inside = [...graph.leftToRight].filter((each) => drawn(each) && spanAt([span], graph.column[each]!));
+      for (const each of inside) unitOf[each] = members.length;
+      members.push(inside);
+      groups.push(spanName(graph, span));
+      continue;
+    }
     const group = grouped.get(node);
     for (const member of group?.nodes ?? [node]) unitOf[member] = members.length;
     members.push(group?.nodes ?? [node]);
     groups.push(group?.name ?? null);
   }
-  return { unitOf, members, groups };
+  return { unitOf, members, groups, spans };
 }
 
 /** Selects the units and bundles to draw within the view's budget. A circuit that fits it in every layer is drawn
@@ -157,6 +183,15 @@ function fits(graph: Graph, flow: Flow, view: View): boolean {
     (kernels) =>
       kernels.size <= view.nodesPerColumn && [...kernels.values()].every((read) => read.size <= view.kernelsPerNode),
   );
+}
+
+/** "3 layers, 34 filters": what some nodes of a range of columns have of the circuit; "passed by" if nothing. */
+export function insideText(graph: Graph, flow: { alive: Uint8Array }, nodes: number[]): string {
+  const edges = nodes.flatMap((node) => [...of(graph.incoming, node), ...of(graph.inner, node)]);
+  const alive = edges.filter((edge) => flow.alive[edge]);
+  const layers = new Set(alive.flatMap((edge) => (graph.edgeLayer[edge]! >= 0 ? [graph.edgeLayer[edge]!] : [])));
+  if (!layers.size) return "passed by";
+  return `${plural(layers.size, "layer")}, ${plural(countOf(graph, alive).filters, "filter")}`;
 }
 
 /** The units that are pinned and alive. */
@@ -364,7 +399,7 @@ function edgesOf(graph: Graph, flow: Flow, parts: Parts, units: Uint8Array, bund
   for (let unit = 0; unit < units.length; unit++) {
     if (!units[unit]) continue;
     for (const node of parts.members[unit]!) {
-      edges.push(...of(graph.inner, node).filter((edge) => flow.alive[edge]));
+      if (!parts.spans[unit]) edges.push(...of(graph.inner, node).filter((edge) => flow.alive[edge]));
       edges.push(
         ...of(graph.incoming, node).filter(
           (edge) => flow.alive[edge] && graph.kind[graph.source[edge]!] === NodeKind.image,

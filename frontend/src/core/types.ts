@@ -274,6 +274,12 @@ export interface Group {
   nodes: number[];
 }
 
+/** A range of columns, such as those of a residual block. */
+export interface Span {
+  first: number;
+  last: number; // it belongs to the range
+}
+
 /** What a reader calls a node, and has noted of it; plain text. */
 export interface Note {
   node: number;
@@ -294,6 +300,7 @@ export interface View {
   share: 0.5 | 0.8 | 0.95; // how much of its flow
   pins: number[]; // nodes that are drawn whatever their flow
   groups: Group[];
+  collapsed: Span[]; // ranges of columns left of the target's, each drawn as one
   notes: Note[]; // at most one of a node
   pictures: string; // name of a picture set; where there is none of this one, the first is shown
   image: number | null;
@@ -330,6 +337,7 @@ export const DEFAULT_VIEW: View = {
   share: 0.8,
   pins: [],
   groups: [],
+  collapsed: [],
   notes: [],
   pictures: "patches",
   image: null,

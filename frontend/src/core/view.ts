@@ -47,6 +47,13 @@ export function viewOf(graph: Graph, base: View, raw: Partial<Record<keyof View,
       view.groups.push({ name: text(group.name, LONGEST_NAME), nodes });
     }
   }
+  if (Array.isArray(raw.collapsed)) {
+    view.collapsed = [];
+    for (const { first, last } of raw.collapsed.filter(Boolean) as { first?: unknown; last?: unknown }[])
+      if (whole(first, 0) && whole(last, first + 1, document.columns.length - 1))
+        if (view.collapsed.every((each) => last < each.first || first > each.last))
+          view.collapsed.push({ first, last });
+  }
   if (Array.isArray(raw.notes)) {
     const noted = new Map<number, Note>();
     for (const each of raw.notes as { node?: unknown; label?: unknown; note?: unknown }[]) {

@@ -401,6 +401,14 @@ class Note(Record):
 
 
 @dataclass(frozen=True)
+class Span(Record):
+    """A range of columns, such as those of a residual block."""
+
+    first: Count
+    last: Count  # it belongs to the range
+
+
+@dataclass(frozen=True)
 class View(Record):
     """What a reader has chosen: all that a page's URL says, too. JSON holds only what differs from the defaults."""
 
@@ -417,6 +425,7 @@ class View(Record):
     share: Annotated[float, Law("enum", SHARES)] = 0.8  # how much of its flow
     pins: tuple[Count, ...] = ()  # nodes that are drawn whatever their flow
     groups: tuple[Group, ...] = ()
+    collapsed: tuple[Span, ...] = ()  # ranges of columns left of the target's, each drawn as one
     notes: tuple[Note, ...] = ()  # at most one of a node
     pictures: str = "patches"  # name of a picture set; where there is none of this one, the first is shown
     image: Count | None = None
@@ -510,8 +519,8 @@ def check_view(document: Document, view: View) -> None:
 
     Raises:
         ConvCircuitsError: If it names a node, variant, image or picture set that is not there, or a channel of the
-            image, which is never drawn; compares a variant with itself; groups what cannot be drawn as one; or has two
-            notes of one node.
+            image, which is never drawn; compares a variant with itself; groups or collapses what cannot be drawn as
+            one; or has two notes of one node.
     """
     nodes, variants = len(document.nodes), len(document.variants)
     images = 0 if document.images is None else len(document.images)
@@ -535,6 +544,14 @@ def check_view(document: Document, view: View) -> None:
         raise ConvCircuitsError(f"The view shows pictures {view.pictures!r}; the document has {', '.join(sets)}.")
     if len(set(grouped)) != len(grouped):
         raise ConvCircuitsError("The view's groups name a node twice.")
+    ranges = sorted((span.first, span.last) for span in view.collapsed)
+    ends = [-1, *(last for _, last in ranges)]
+    for (first, last), before in zip(ranges, ends, strict=False):
+        if not before < first < last < len(document.columns) - 1:
+            raise ConvCircuitsError(
+                f"The view draws columns {first} to {last} as one; such ranges are of two columns or more, end before "
+                f"the target's, {len(document.columns) - 1}, and share none."
+            )
     if len(set(noted)) != len(noted):
         raise ConvCircuitsError("The view has two notes of one node.")
     for group in view.groups:

@@ -240,10 +240,10 @@ class Diagram:
                 f"The diagram has no filter {unknown[0]!r}; filters are named by layer and number, such as "
                 f"{names[self.document.target] if self.document.target in names else next(iter(names.values()))!r}."
             )
-        kept = {note.node: dataclasses.replace(note, **{what: ""}) for note in self.view.notes if note.node in names}
+        kept = {note.node: _noting(note, what, "") for note in self.view.notes if note.node in names}
         for node, name in names.items():
             if name in texts:
-                kept[node] = dataclasses.replace(kept.get(node, Note(node)), **{what: texts[name]})
+                kept[node] = _noting(kept.get(node, Note(node)), what, texts[name])
         others = [note for note in self.view.notes if note.node not in names]
         notes = [note for note in kept.values() if note.label or note.note]
         self.view = dataclasses.replace(self.view, notes=(*others, *notes))
@@ -252,6 +252,11 @@ class Diagram:
         """Return the document with the view that is shown now."""
         view = self.view
         return self.document if view == self.document.view else dataclasses.replace(self.document, view=view)
+
+
+def _noting(note: Note, what: str, text: str) -> Note:
+    """Return a note with another label or another text."""
+    return dataclasses.replace(note, label=text) if what == "label" else dataclasses.replace(note, note=text)
 
 
 def _in_kernel() -> bool:

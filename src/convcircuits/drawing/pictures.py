@@ -248,18 +248,17 @@ def pictured(
             album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
         begin(progress, "choosing patches")
-        for group in groups:
-            of = None if photographs is None else photographs[group or 0]
-            patches = _patches(drawing, drawn, seen, primaries, group, of)
-            for n, some in patches.items():
+        of = {group: None if photographs is None else photographs[group or 0] for group in groups}
+        patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group]) for group in groups}
+        begin(progress, "choosing typical patches of the target")
+        for group, chosen in patches.items():
+            for n, some in chosen.items():
                 for patch in some:
                     album.add("patches", n, patch.picture, group, patch)
-            samples = _samples(drawing, seen, primaries, group, of, seed)
-            album.samples[group] = samples
-            of_target = [patch.image for some in (patches.get(drawing.graph.goal, ()), *samples) for patch in some]
-            album.keep(
-                _wholes(seen, patches, of_target, primaries, group, None if names is None else names[group or 0])
-            )
+            album.samples[group] = _samples(drawing, seen, primaries, group, of[group], seed)
+            beside = (chosen.get(drawing.graph.goal, ()), *album.samples[group])
+            of_target = [patch.image for some in beside for patch in some]
+            album.keep(_wholes(seen, chosen, of_target, primaries, group, None if names is None else names[group or 0]))
     target: list[tuple[str, np.ndarray]] = []
     if pictures == "features":
         for n, picture in kernels.items():
