@@ -31,14 +31,20 @@ def net():
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)
+PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("u/2/7",)}
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Where the model, the pictures and the project are."""
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
     """The address of an explorer."""
-    folder = tmp_path_factory.mktemp("pages")
     (folder / "paged_net.py").write_text(MODEL)
     (folder / "pictures").mkdir()
     generator = np.random.default_rng(0)
@@ -51,28 +57,35 @@ def address(tmp_path_factory):
             yield server.address
 
 
-@pytest.fixture
-def open_page(address):
-    """Open the explorer. Whatever a test does, nothing may be said and nothing but the server asked."""
+@pytest.fixture(scope="module")
+def browser():
     path = find_chromium()
     assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
-    said, asked = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-
-        def opened(**options):
-            context = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
-            page = context.new_page()
-            page.set_default_timeout(20_000)
-            page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: said.append(f"error: {error}"))
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(address)
-            page.locator("[data-ready=true]").wait_for()
-            return page
-
-        yield opened
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the explorer. Whatever a test does, nothing may be said and nothing but the server asked."""
+    contexts, said, asked = [], [], []
+
+    def opened(**options):
+        contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.locator("[data-ready=true]").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
     assert said == []
     assert {urlsplit(url).hostname for url in asked if urlsplit(url).scheme != "blob"} <= {"127.0.0.1"}
 
@@ -85,7 +98,7 @@ def accessible(page):
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
 
 
-def test_from_the_start_to_a_circuit_and_back(open_page):
+def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     page = open_page()
     expect(page).not_to_have_url(re.compile("token"))
     expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
@@ -130,6 +143,11 @@ def test_from_the_start_to_a_circuit_and_back(open_page):
     expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
     page.locator("[part=diagram] [data-node]").first.wait_for()
     accessible(page)
+    file = next((folder / "project" / "circuits").iterdir())
+    expect(page.locator("pre[aria-label^='The command']")).to_contain_text(f"--density 0.4 --images {folder}/pictures")
+    again = {}
+    exec(page.locator("pre[aria-label='In Python']").inner_text(), again)
+    assert cc.iou(again["circuit"], cc.load(file)) == 1.0
 
     circuit = page.url
     page.locator("[part=diagram] [data-node] .frame").first.click()
@@ -171,7 +189,7 @@ def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
 def test_pages_fit_every_window_and_can_be_read(open_page, scheme):
     page = open_page(color_scheme=scheme)
     start = page.url
-    for path in ("", "l/2", "u/2/7"):
+    for path in PAGES[scheme]:
         page.goto(start + path)
         page.locator("#main h1").wait_for()
         accessible(page)
