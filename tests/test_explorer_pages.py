@@ -1,6 +1,8 @@
 """The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
 
+import gzip
 import re
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -96,6 +98,12 @@ def accessible(page):
         page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+def test_bundles_are_small():
+    for package, name, most in (("drawing", "diagram.js", 64_000), ("explorer", "explorer.js", 90_000)):
+        bundle = (files(f"convcircuits.{package}") / "static" / name).read_bytes()
+        assert len(gzip.compress(bundle)) <= most
 
 
 def test_from_the_start_to_a_circuit_and_back(open_page, folder):

@@ -17,6 +17,7 @@ import {
   progress,
   r2Rows,
   r2Text,
+  recent,
   seconds,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
@@ -263,4 +264,10 @@ test("notes are those of this model's units", () => {
     [`circuit ${ID}`]: EMPTY,
   };
   assert.deepEqual(unitNotes(notes, "c6822618626f"), [{ layer: "a:b", unit: 12, note: { ...EMPTY, label: "curve" } }]);
+});
+
+test("the circuits of the latest jobs come first", () => {
+  const [a, b, c] = ["a", "b", "c"].map((id) => ({ id })) as never[];
+  const job = (circuit: string, ended: number | null) => ({ ...JOB, result: { circuit }, ended });
+  assert.deepEqual(recent([a!, b!, c!], [job("b", 5), job("b", 1), job("c", 9), job("a", null)]), [c, b, a]);
 });

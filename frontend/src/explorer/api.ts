@@ -391,6 +391,7 @@ export function listen(heard: Heard): () => void {
   on("note", () => heard.note());
   on("model", () => heard.model());
   on("remark", () => heard.model());
+  source.addEventListener("open", () => heard.model());
   source.addEventListener("error", () => heard.lost());
   return () => source.close();
 }

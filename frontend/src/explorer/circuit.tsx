@@ -5,12 +5,12 @@ import type { Source } from "../app/source.js";
 import { pageSource } from "../app/source.js";
 import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, type Circuit, type JobRequest, type Report } from "./api.js";
-import { canWrite, circuits, jobs, layers, submit, useLoaded, version } from "./live.js";
+import { api, type Box, type Circuit, type JobRequest, type Report } from "./api.js";
+import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type Place, unitPlace } from "./route.js";
 import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds } from "./text.js";
-import { Copied, Fact, Problem, Progress, To } from "./ui.js";
+import { Copied, Fact, Picture, Problem, Progress, To } from "./ui.js";
 
 export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit" }> }) {
   const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
@@ -179,6 +179,44 @@ function Drawing({ circuit }: { circuit: Circuit }) {
 
 // ---------------------------------------- numbers
 
+const SHOWN = 12; // photographs of each role
+
+/** Photographs by what they were used for, so that no figure is read off those that the circuit was found on. */
+function Roles({ report }: { report: Report }) {
+  const roles = [
+    ["Found on", report.found_on],
+    ["Its size or constants chosen on", report.validated_on],
+    ["Measured on", report.held_out],
+  ] as const;
+  return (
+    <>
+      {roles.map(
+        ([role, photos]) =>
+          photos.length > 0 && (
+            <figure key={role} class="role">
+              <figcaption>
+                {role} {plural(photos.length, "photograph")}
+                {photos.length > SHOWN && `, of which ${SHOWN} are shown`}
+              </figcaption>
+              <div>
+                {photos.slice(0, SHOWN).map((id) => (
+                  <To key={id} place={{ page: "photo", id }} aria-label={`photograph ${id}`}>
+                    <Picture src={api.thumb(id, 96, square())} alt="" side={44} />
+                  </To>
+                ))}
+              </div>
+            </figure>
+          ),
+      )}
+    </>
+  );
+}
+
+function square(): Box | null {
+  const [height, width] = model.value?.size ?? [];
+  return height && width ? [0, 0, height, width] : null;
+}
+
 function Numbers({ report }: { report: Report }) {
   const { figures } = report;
   const central = figures.interior === "central";
@@ -217,17 +255,13 @@ function Numbers({ report }: { report: Report }) {
         <Fact name="filters" value={`${whole("filters")}, ${whole("effective_filters")} on complete paths`} />
         <Fact name="fitted constants" value={whole("constants")} />
         <Fact name="Pearson r" value={r2Text(figure(report, "pearson"))} />
-        <Fact name="found on" value={plural(report.found_on.length, "photograph")} />
-        {report.validated_on.length > 0 && (
-          <Fact name="chosen on" value={plural(report.validated_on.length, "photograph")} />
-        )}
-        <Fact name="measured on" value={`${plural(report.held_out.length, "other photograph")}`} />
       </dl>
       {notes.map((note) => (
         <p class="soft" key={note}>
           {sentence(note)}
         </p>
       ))}
+      <Roles report={report} />
     </>
   );
 }

@@ -5,7 +5,7 @@ import { plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
 import { layers, version } from "./live.js";
-import { go } from "./navigation.js";
+import { go, scroller } from "./navigation.js";
 import { type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
 import { Fact, Picture, Problem, Sparkline, To } from "./ui.js";
@@ -132,6 +132,11 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
     link.focus();
   });
 
+  const sorted = (part: Partial<LayerPlace>) => {
+    go({ ...place, ...part });
+    scroller().scrollTop = 0;
+  };
+
   const key = (event: KeyboardEvent) => {
     const at = Number((event.target as Element).closest<HTMLElement>("[data-at]")?.dataset.at ?? -1);
     const to =
@@ -147,8 +152,7 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
     }
     const row = Math.floor(to / rows.columns);
     const anchor = grid.current!.getBoundingClientRect().top;
-    const scrolled = scrollerOf(grid.current!);
-    scrolled.scrollTop += anchor + row * rows.height - innerHeight / 2;
+    scroller().scrollTop += anchor + row * rows.height - innerHeight / 2;
   };
 
   const cells = Array.from({ length: Math.max(0, last - first) }, (_, i) => first + i);
@@ -158,11 +162,7 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
       <div class="tools">
         <label class="field">
           <span>sort by</span>
-          <select
-            part="sort"
-            value={sort}
-            onChange={(event) => go({ ...place, sort: event.currentTarget.value as Measure })}
-          >
+          <select part="sort" value={sort} onChange={(event) => sorted({ sort: event.currentTarget.value as Measure })}>
             {MEASURES.map((each) => (
               <option value={each} key={each}>
                 {MEASURE_NAMES[each]}
@@ -171,7 +171,7 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
           </select>
         </label>
         {sort !== "unit" && (
-          <button type="button" aria-pressed={lowest} onClick={() => go({ ...place, lowest: !lowest })}>
+          <button type="button" aria-pressed={lowest} onClick={() => sorted({ lowest: !lowest })}>
             lowest first
           </button>
         )}
@@ -209,11 +209,6 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
       </ul>
     </>
   );
-}
-
-function scrollerOf(element: Element): Element {
-  const main = element.closest("main")!;
-  return getComputedStyle(main).overflowY === "auto" ? main : document.documentElement;
 }
 
 function Cell({ layer, row, sort }: { layer: string; row: UnitRow; sort: Measure }) {

@@ -61,6 +61,7 @@ section + section, .lead + section, nav + section, h1 + section { margin-top: 22
 .side section + section { margin-top: 20px; }
 .lead { margin-top: 6px; max-width: 90ch; overflow-wrap: anywhere; }
 .title + .tools { margin-top: 6px; }
+main > .tools { position: sticky; top: -18px; z-index: 2; background: var(--ground); padding: 6px 0; }
 .title { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; }
 .title h1 { margin-right: 6px; }
 .badge {
@@ -185,6 +186,10 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .jobs li { padding: 6px 0; border-bottom: 1px solid var(--faint); max-width: 90ch; }
 
 .drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-height: 120px; }
+.drawing ::part(theme) { display: none; }
+.role { margin-top: 10px; }
+.role > div { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 4px; }
+.role img { display: block; border-radius: 3px; object-fit: cover; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
 .columns {
@@ -216,6 +221,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 @media (max-width: 620px) {
   .examples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .columns, .whole { grid-template-columns: minmax(0, 1fr); }
+  .scroll :is(th, td):nth-child(2) { display: none; }
   .drawing { margin-inline: -16px; border-inline: 0; border-radius: 0; }
 }
 @media (pointer: coarse) {

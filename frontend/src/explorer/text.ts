@@ -196,3 +196,12 @@ export function r2Rows(report: Report): Row[] {
     rows.splice(1, 0, { name: "with scale and offset fitted", values: r2("r2_readout", "", "") });
   return rows;
 }
+
+/** Circuits, those of the jobs that ended last first, then the others as they are. */
+export function recent(circuits: readonly CircuitCard[], jobs: readonly Job[]): CircuitCard[] {
+  const ended = new Map<string, number>();
+  for (const { result, ended: at } of jobs)
+    if (at !== null && typeof result?.circuit === "string")
+      ended.set(result.circuit, Math.max(at, ended.get(result.circuit) ?? 0));
+  return circuits.toSorted((a, b) => (ended.get(b.id) ?? 0) - (ended.get(a.id) ?? 0));
+}
