@@ -2,12 +2,10 @@
 
 import contextlib
 import ctypes
-import importlib
 import os
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 from nets import NETS
 
@@ -21,13 +19,6 @@ with contextlib.suppress(OSError, AttributeError):
     glibc = ctypes.CDLL("libc.so.6")
     glibc.mallopt(-3, 2**25)
     glibc.mallopt(-1, 2**30)
-
-# Annotated shapes are checked in internal modules. (Public modules must see a caller's mistakes first, and numba
-# compiles presum.)
-INSIDE = ["network.calls", "circuits.ranking", "circuits.tracing"]
-with install_import_hook([f"convcircuits.{module}" for module in INSIDE], "beartype.beartype"):
-    for module in INSIDE:
-        importlib.import_module(f"convcircuits.{module}")
 
 # `make check` runs a law of all nets on these alone: residual connections, depthwise kernels, a Linear on a flattened
 # map. On the others it has the marker oracle.

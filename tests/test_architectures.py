@@ -10,6 +10,8 @@ from torch import nn
 
 import convcircuits as cc
 from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
+from convcircuits.circuits.refitting import Refit, fitted
+from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
@@ -42,6 +44,10 @@ class Case:
     @functools.cached_property
     def survey(self):
         return survey(Network(self.model), self.feature, self.architecture.input_shape)
+
+    @property
+    def subject(self):
+        return Subject(Network(self.model), self.feature, self.survey)
 
     @functools.cached_property
     def full(self):
@@ -121,7 +127,8 @@ def test_the_full_circuit_is_the_model_itself_and_leaves_it_as_it_was(case):
     before, condition = bytes_of(model), condition_of(model)
     circuit = case.full
     inside = cc.activations(model, case.feature, images, circuit=circuit)
-    full = cc.activations(model, case.feature, images)
+    with torch.no_grad():
+        full = case.subject.maps(images)
     assert condition_of(model) == condition
     assert all(torch.equal(tensor, before[key]) for key, tensor in bytes_of(model).items())
     assert circuit.density == 1
@@ -138,7 +145,7 @@ def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
     found = case.survey
     kept = case.graph.reachable(case.unit, thinned(found.kernels, 0.4, case.layer))
     masks = Masks({layer: kept[layer] for layer in found.kernels})
-    subject = Subject(Network(model), case.feature, found)
+    subject = Subject(Network(model), case.feature, found)  # of the copy
     with torch.no_grad():
         before = subject.maps(images, masks)
         for name, dead in case.graph.dead_constants(masks.kernels).items():
@@ -150,18 +157,18 @@ def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
 
 def test_a_circuit_is_refitted(case):
     """That the full one stays as it is, is a law of all small nets."""
-    model, images = case.model, case.architecture.images(3)
+    images, subject = case.architecture.images(), case.subject
     relevant = case.survey.kernels
     kept = case.graph.reachable(case.unit, thinned(relevant, 0.3, case.layer))
     masks = {layer: kept[layer] for layer in relevant}
     circuit = case.circuit(masks)
     size = max(int(mask.sum(1).square().sum()) for mask in masks.values())  # of the largest layer's equations
     method = "kernels" if size < 2e7 else "filters"  # else it takes minutes: Linear layers of AlexNet
-    refitted = cc.refit(model, circuit, images, positions=300, method=method)
+    batches = Batches(images, device=subject.network.device, dtype=subject.network.dtype, batch_size=2)
+    refitted = fitted(subject, circuit, Refit(subject, batches, positions=300, method=method))
     assert list(refitted.gain) == [layer for layer, mask in masks.items() if mask.any()]
     assert all((gain[~masks[layer].any(1)] == 1).all() for layer, gain in refitted.gain.items())
     assert method == "filters" or refitted.constants > 0.5 * len(circuit)
-    subject = Subject(Network(model), case.feature, case.survey)
     inside = subject.masks(refitted, case.architecture.input_shape, effective=True)
     with torch.no_grad():
         assert subject.maps(images, inside).isfinite().all()

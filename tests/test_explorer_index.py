@@ -140,9 +140,10 @@ def test_a_large_map_is_counted_on_a_grid():
     assert int(histogram.counts.sum()) == 2 * 25 * 23 <= 2 * GRID**2
 
 
+@pytest.mark.parametrize("opened", [None, {}])
 @pytest.mark.parametrize("stops", [[0], [1], [1, 1], [2, 0]])
-def test_an_index_goes_on_where_it_stopped(stops, built, tmp_path):
-    of = subjects(some_photographs())
+def test_an_index_goes_on_where_it_stopped(stops, opened, built, tmp_path):
+    of, opened = subjects(some_photographs()), None if opened is None else {}
 
     def stopping(batches):
         def told(phase, done, total):
@@ -156,14 +157,21 @@ def test_an_index_goes_on_where_it_stopped(stops, built, tmp_path):
 
     for batches in stops:
         with pytest.raises(Stopped):
-            build(tmp_path, KEY, of, batch_size=4, told=stopping(batches))
+            build(tmp_path, KEY, of, opened=opened, batch_size=4, told=stopping(batches))
         index, layers = layers_of(tmp_path)
         assert not index["complete"]
         for one in layers.values():
             assert one.said["images"] == index["images"] < 11
             assert not one.said["complete"]
     done = []
-    build(tmp_path, KEY, of, batch_size=4, told=lambda phase, n, _: done.append(n) if "indexing" in phase else None)
+    build(
+        tmp_path,
+        KEY,
+        of,
+        opened=opened,
+        batch_size=4,
+        told=lambda phase, n, _: done.append(n) if "indexing" in phase else None,
+    )
     assert done[0] == 4 * sum(stops)
     _, layers = layers_of(tmp_path)
     for name, one in layers.items():

@@ -21,6 +21,7 @@ from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.store import INDEX, index_file
 from convcircuits.files import write_whole
+from convcircuits.maps.interior import Positions
 from convcircuits.maps.receptive_fields import Field
 from convcircuits.maps.top import Ranking
 from convcircuits.maps.units import Sums, all_units
@@ -112,11 +113,18 @@ class LayerTally:
         inside = all_units(network, info.name, shape, position="interior")
         anywhere = Subject(network, replace(inside.feature, position="all"), inside.survey)
         self.info, self._shape = info, shape
-        self.inside = Ranking(inside, count=COUNT, sample=1, seed=0)
-        self.anywhere = Ranking(anywhere, count=COUNT, sample=0, seed=0)
-        self.interior = self.inside.positions.interior(shape)
-        self.sums = Sums(self.interior, info.channels)
-        self.histogram = Histogram(info.channels, self.interior.map)
+        self._opened = [(subject, Positions(subject)) for subject in (inside, anywhere)]
+        self.interior = self._opened[0][1].interior(shape)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin without any images."""
+        self.inside, self.anywhere = (
+            Ranking(subject, count=COUNT, sample=sample, seed=0, positions=positions)
+            for sample, (subject, positions) in zip((1, 0), self._opened, strict=True)
+        )
+        self.sums = Sums(self.interior, self.info.channels)
+        self.histogram = Histogram(self.info.channels, self.interior.map)
 
     def add(self, images: Tensor, maps: Float[Tensor, "n u h w"], hashes: Sequence[int]) -> None:
         """Add the layer's maps of some images.
@@ -216,6 +224,7 @@ def build(
     key: str,
     of: Subjects,
     *,
+    opened: dict[str, "LayerTally | ConvCircuitsError"] | None = None,
     batch_size: int = 16,
     every: float = 20.0,
     told: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
@@ -230,6 +239,7 @@ def build(
         folder: The folder of this index, which exists.
         key: The hash of what it is of.
         of: What it is of.
+        opened: Layers that were opened before, by an earlier call of the same; those that are opened are added.
         batch_size: Maximum number of images that run at once.
         every: Seconds between two checkpoints.
         told: Called with a phase, the steps done and their total, between layers and between batches. If it raises
@@ -247,14 +257,18 @@ def build(
     wanted: dict[str, Any] = {"device": network.device, "dtype": network.dtype, "batch_size": batch_size}
     first = Prepared(of.photographs, of.preprocess, size=of.size, batch_size=1, threads=1)
     shape = Batches(first, **wanted).first_shape()
-    tallies: dict[str, LayerTally] = {}
-    left_out: dict[str, str] = {}
+    opened = {} if opened is None else opened
     for n, info in enumerate(of.layers):
         told("following receptive fields", n, len(of.layers))
-        try:
-            tallies[info.name] = LayerTally(network, info, shape)
-        except ConvCircuitsError as error:
-            left_out[info.name] = str(error)
+        if info.name not in opened:
+            try:
+                opened[info.name] = LayerTally(network, info, shape)
+            except ConvCircuitsError as error:
+                opened[info.name] = error
+    tallies = {name: one for name, one in opened.items() if isinstance(one, LayerTally)}
+    left_out = {name: str(one) for name, one in opened.items() if isinstance(one, ConvCircuitsError)}
+    for tally in tallies.values():
+        tally.begin()
     if not tallies:
         raise ConvCircuitsError(f"No convolution can be indexed: {' '.join(left_out.values()) or 'there is none.'}")
     run = _Run(folder, key, tallies, left_out, of.photographs, list(shape[1:]))

@@ -65,7 +65,7 @@ class Layer(_Answer):
 
 
 class Figures(_Answer):
-    """Statistics of a unit on the indexed photographs, as `cc.units` computes them. None: not defined."""
+    """Statistics of a unit on the indexed photographs, as ``cc.units`` computes them. None: not defined."""
 
     unit: int
     active: float | None = Field(description="Share of all positions where it is above 0.")
@@ -260,7 +260,7 @@ class IndexJob(_Asked):
 class FindJob(_Asked):
     """Find a circuit and measure it on held-out photographs. At most one size; none is a density of .05.
 
-    Its result is `{"circuit": id}`. The file is what `convcircuits find` with the same options writes.
+    Its result is ``{"circuit": id}``. The file is what ``convcircuits find`` with the same options writes.
     """
 
     kind: Literal["find"]

@@ -290,15 +290,14 @@ def application(explorer: Explorer) -> FastAPI:
 
 
 _ABOUT = """\
-Look at the units of a model, find their circuits and keep notes. Only the explorer's own page may ask: see
-`convcircuits.explorer.security`. Every error is `{"error": "a sentence"}`. Ids are hashes of content: of a photograph's
-file, of a circuit's file, of what a job was asked for. 503 means: ask again in a moment. A figure is never stale: what
-was not measured with this model and these photographs is null.
+Look at the units of a model, find their circuits and keep notes. Only the explorer's own page may ask. Every error is
+`{"error": "a sentence"}`. Ids are hashes of content: of a photograph's file, of a circuit's file, of what a job was
+asked for. 503 means: ask again in a moment. A figure is never stale: what was not measured with this model and these
+photographs is null.
 
-Sequence: `GET model` until its state is `ready`; `GET layers`; listen to `events` and fetch again what they name
-(`index`: layers got more photographs; `job`: a job's state; `changed`: a job is done, with its result; `remark`;
-`model`; `note`; `reset`: fetch everything). `POST jobs` answers 202 with a job that waits or runs, or 200 with one that
-is done: the same question has the same id, and its result is kept.
+Sequence: `GET model` until its state is `ready`; `GET layers`; listen to `events` and fetch again what they name. `POST
+jobs` answers 202 with a job that waits or runs, or 200 with one that is done: the same question has the same id, and
+its result is kept. The reference page "The explorer's API" has the rules.
 """
 
 
@@ -395,7 +394,7 @@ def _model_routes(app: FastAPI, explorer: Explorer) -> None:
         responses={**_PROBLEMS, 200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."}},
     )
     async def events(last_event_id: Annotated[str | None, Header(max_length=100)] = None) -> Response:
-        """Server-sent events. With `Last-Event-ID`, those after it; `reset` says that some are no longer known."""
+        """Server-sent events. With ``Last-Event-ID``, those after it; ``reset`` says that some are no longer known."""
         if explorer.streams >= _STREAMS:
             raise HTTPException(503, f"{_STREAMS} pages listen already; close some.")
         return StreamingResponse(_streamed(explorer, last_event_id), media_type="text/event-stream")
@@ -506,9 +505,9 @@ def _unit_routes(app: FastAPI, explorer: Explorer) -> None:
     ) -> schemas.Examples:
         """One position of each of some photographs.
 
-        A photograph's value is the unit's highest one on the interior, or anywhere with `padding`, which only `top`
-        has. `range` has those with a value from `low` to `high`, the highest first. All but `top` are chosen from a
-        pool: all photographs or, of more than 2,048, as many drawn at random (`sampled`).
+        A photograph's value is the unit's highest one on the interior, or anywhere with ``padding``, which only ``top``
+        has. ``range`` has those with a value from ``low`` to ``high``, the highest first. All but ``top`` are chosen
+        from a pool: all photographs or, of more than 2,048, as many drawn at random (``sampled``).
         """
         one = explorer.layer(layer)
         explorer.unit(one, unit)
@@ -618,7 +617,7 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
         responses={**_PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
     )
     def diagram(circuit: IdInPath) -> Response:
-        """The document of its diagram, which the job `diagram` makes."""
+        """The document of its diagram, which the job ``diagram`` makes."""
         one = explorer.circuit(circuit)
         file = explorer.store.diagram_file(one.id)
         said = explorer.store.read_json(file)
@@ -632,7 +631,7 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
         responses={**_PROBLEMS, 200: {"content": {"application/octet-stream": {}}, "description": "The file."}},
     )
     def file(circuit: IdInPath) -> Response:
-        """The circuit's file, as `convcircuits find` writes it."""
+        """The circuit's file, as ``convcircuits find`` writes it."""
         one = explorer.circuit(circuit)
         content = one.file.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != circuit:
@@ -692,7 +691,7 @@ def _note_routes(app: FastAPI, explorer: Explorer) -> None:
         key = Annotated[str, Depends(of)]
 
         def get(key: Any, response: Response) -> schemas.Note:
-            """A note, empty if there is none. `ETag` names its state."""
+            """A note, empty if there is none. ``ETag`` names its state."""
             return read(key, response)
 
         def put(
@@ -701,7 +700,7 @@ def _note_routes(app: FastAPI, explorer: Explorer) -> None:
             response: Response,
             if_match: Annotated[str | None, Header(max_length=100)] = None,
         ) -> schemas.Note:
-            """Replace a note. `If-Match` must be the ETag of the state that it replaces; an empty note is removed."""
+            """Replace a note. ``If-Match`` must be the ETag of the state that it replaces; an empty note is removed."""
             return write(key, note, if_match, response)
 
         for method, function in (("GET", get), ("PUT", put)):

@@ -30,7 +30,7 @@ from PIL import Image
 import convcircuits as cc
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.index import COUNT, Stopped, Subjects, build, convolutions
+from convcircuits.explorer.index import COUNT, LayerTally, Stopped, Subjects, build, convolutions
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import CircuitFile, Store, hash_of
 from convcircuits.files import named_after, write_whole
@@ -149,6 +149,7 @@ class Workshop:
         )
         self._convolutions, self._calls = convolutions(self.loaded.model, self._infos)
         self._known = {info.name: info for info in self._infos}
+        self._opened: dict[str, LayerTally | ConvCircuitsError] = {}
 
     @cached_property
     def weights(self) -> str:

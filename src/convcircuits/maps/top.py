@@ -113,6 +113,7 @@ class Ranking:
         count: Number of images to keep for each unit.
         sample: Number of images to draw for each unit.
         seed: Seed of the sample.
+        positions: The positions of the feature's map, if another ranking has computed them.
 
     Attributes:
         positions: The positions of the feature's map.
@@ -121,8 +122,10 @@ class Ranking:
         ConvCircuitsError: If a number is out of range.
     """
 
-    def __init__(self, subject: Subject, *, count: int, sample: int, seed: int) -> None:
-        self._subject, self.positions = subject, Positions(subject)
+    def __init__(
+        self, subject: Subject, *, count: int, sample: int, seed: int, positions: Positions | None = None
+    ) -> None:
+        self._subject, self.positions = subject, positions or Positions(subject)
         self._count = whole_number(option("count"), count, 1)
         self._sample = whole_number(option("sample"), sample, 0)
         self._seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
