@@ -56,7 +56,7 @@ function latest<T>(fetch: () => Promise<T>, put: (value: T) => void): () => void
         put(await fetch());
         lost.value = "";
       } catch (error) {
-        if (error instanceof ApiError && error.status === 503) {
+        if (isBusy(error)) {
           await pause(500);
           again = true;
         } else lost.value = (error as Error).message;
@@ -65,6 +65,11 @@ function latest<T>(fetch: () => Promise<T>, put: (value: T) => void): () => void
     busy = false;
   };
   return () => void run();
+}
+
+/** Whether the server may have the answer in a moment. */
+function isBusy(error: unknown): boolean {
+  return error instanceof ApiError && error.status === 503 && model.value?.state !== "failed";
 }
 
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
@@ -169,7 +174,7 @@ export function useLoaded<T>(of: string, state: number, load: (signal: AbortSign
         } catch (error) {
           if (control.signal.aborted) return;
           put({ of, value: null, error: (error as Error).message });
-          if (!(error instanceof ApiError) || error.status !== 503) return;
+          if (!isBusy(error)) return;
           await pause(1000);
         }
       }
