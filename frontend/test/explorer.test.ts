@@ -14,6 +14,7 @@ import {
   done,
   featureName,
   jobName,
+  photoName,
   progress,
   r2Rows,
   r2Text,
@@ -150,6 +151,7 @@ test("numbers are said, and what was not measured too", () => {
   assert.deepEqual([0.834, -4.424, 1, -0.001, null].map(r2Text), [".83", "\u22124.42", "1.00", ".00", "not measured"]);
   assert.deepEqual([0.4, 60, 75, 3600, 7260].map(seconds), ["0 s", "1 min", "1 min 15 s", "1 h", "2 h 1 min"]);
   assert.deepEqual([1, 999, 1500, 12_900_000].map(bytes), ["1 byte", "999 bytes", "1.5 kB", "12.9 MB"]);
+  assert.deepEqual(["a/b/cat.webp", "flower", "x/v1.0", ".png"].map(photoName), ["cat", "flower", "v1.0", ".png"]);
   assert.deepEqual([query({}), query({ a: null, b: 0, c: "x y" })], ["", "?b=0&c=x+y"]);
 });
 

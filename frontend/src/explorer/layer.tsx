@@ -8,13 +8,12 @@ import { layers, version } from "./live.js";
 import { go, scroller } from "./navigation.js";
 import { type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
-import { Fact, Picture, Problem, Sparkline, To } from "./ui.js";
+import { BORDER, Fact, Picture, Problem, Sparkline, To } from "./ui.js";
 import { arrow, pagesOf, type Rows, rowsOf } from "./window.js";
 
 const CELL = { width: 132, height: 196, gap: 12 }; // as in the styles
 const PAGE = 64;
 const CROP = 120; // px, for screens with two pixels to one
-const BORDER = 0.5; // a unit that is highest where it sees padding on more of the photographs gets a badge
 
 type LayerPlace = Extract<Place, { page: "layer" }>;
 

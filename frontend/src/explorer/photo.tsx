@@ -5,6 +5,7 @@ import { api } from "./api.js";
 import { useLoaded } from "./live.js";
 import { Notes } from "./note.js";
 import type { Place } from "./route.js";
+import { photoName } from "./text.js";
 import { Picture, Problem, Seen } from "./ui.js";
 
 export function PhotoPage({ place: { id } }: { place: Extract<Place, { page: "photo" }> }) {
@@ -13,7 +14,8 @@ export function PhotoPage({ place: { id } }: { place: Extract<Place, { page: "ph
   return (
     <>
       <main id="main">
-        <h1 tabIndex={-1}>{name || "Photograph"}</h1>
+        <h1 tabIndex={-1}>{photoName(name) || "Photograph"}</h1>
+        {photoName(name) !== name && <p class="soft">{name}</p>}
         <Problem text={error} />
         {photo && (
           <div class="whole">

@@ -173,6 +173,11 @@ export function above({ edges, counts }: Histogram): [number, number] {
   return [counts.reduce((sum, value, i) => (edges[i]! >= 0 ? sum + value : sum), 0), total];
 }
 
+/** A photograph's name without its folder and its ending. */
+export function photoName(name: string): string {
+  return /([^/\\]+?)(?:\.[a-z]{2,5})?$/i.exec(name)?.[1] ?? name;
+}
+
 /** A value of a unit, short. */
 export function value(number: number): string {
   return Math.abs(number) < 1000 ? decimal(number, 1) : significant(number);

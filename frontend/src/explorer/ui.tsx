@@ -10,6 +10,9 @@ import { cancel, canWrite, layers, model } from "./live.js";
 import { formatRoute, type Place } from "./route.js";
 import { around, circuitShort, coarse, done, featureOf, figure, progress, r2Text } from "./text.js";
 
+/** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
+export const BORDER = 0.5;
+
 interface ToProps {
   place: Place;
   children: ComponentChildren;

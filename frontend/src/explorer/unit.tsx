@@ -9,8 +9,8 @@ import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } f
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { layerPlace, type Place } from "./route.js";
-import { above, layerName, r2Text, SECTION_NAMES, shareText, value } from "./text.js";
-import { Circuits, Context, MapPicture, Problem, Progress, Seen, To } from "./ui.js";
+import { above, layerName, photoName, r2Text, SECTION_NAMES, shareText, value } from "./text.js";
+import { BORDER, Circuits, Context, MapPicture, Problem, Progress, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
 
@@ -81,7 +81,10 @@ function Badges({ unit: { figures } }: { unit: Unit }) {
       <b class="badge" title="share of all positions of all indexed photographs where it is above 0">
         active on {shareText(figures.active)}
       </b>
-      <b class="badge" title="share of the photographs on which it is highest where it sees padding">
+      <b
+        class={`badge ${(figures.at_border ?? 0) > BORDER ? "partly" : ""}`}
+        title="share of the photographs on which it is highest where it sees padding"
+      >
         border share {shareText(figures.at_border)}
       </b>
       <b class="badge" title="R² of the average map of the other photographs: what needs no network">
@@ -187,7 +190,7 @@ function Crop({ example, place }: { example: Example; place: UnitPlace }) {
     >
       <Context example={example} />
       <span class="line">
-        <span class="of">{name}</span>
+        <span class="of">{photoName(name)}</span>
         <span class="soft">{value(example.value)}</span>
       </span>
     </button>
@@ -202,7 +205,7 @@ function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
   return (
     <section>
       <div class="line">
-        <h2 class="of">On {name || "this photograph"}</h2>
+        <h2 class="of">On {photoName(name) || "this photograph"}</h2>
         <button type="button" class="plain" onClick={() => go({ ...place, photo: null })}>
           close
         </button>
