@@ -641,7 +641,7 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, str | None]:
+def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
     """Return the command and the Python that find a circuit again, as far as it says how it was found."""
     try:
         recipe = Recipe.from_json(origin["recipe"])
