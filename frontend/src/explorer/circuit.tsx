@@ -303,19 +303,19 @@ function Origin({ circuit }: { circuit: Circuit }) {
       ) : (
         <p class="soft">No command finds it again: it was made of a model object, or its recipe was not recorded.</p>
       )}
-      {python && <Code title="In Python" text={python} />}
+      {python && <Code title="In Python" text={python} lines />}
     </>
   );
 }
 
-function Code({ title, text }: { title: string; text: string }) {
+function Code({ title, text, lines }: { title: string; text: string; lines?: boolean }) {
   return (
     <>
       <div class="line">
         <h3 class="of">{title}</h3>
         <Copied text={text} label="copy" />
       </div>
-      <pre tabIndex={0} aria-label={title}>
+      <pre class={lines ? "lines" : undefined} tabIndex={0} aria-label={title}>
         {plainLines(text)}
       </pre>
     </>

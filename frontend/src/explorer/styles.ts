@@ -96,6 +96,8 @@ pre {
 .side p + p { margin-top: 6px; }
 .side p { overflow-wrap: anywhere; }
 
+.lines { white-space: pre; overflow-wrap: normal; }
+
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td {
   text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); font-weight: 400;

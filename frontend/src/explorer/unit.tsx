@@ -154,7 +154,11 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
       </div>
       <div id="examples" role="tabpanel" aria-labelledby={`tab-${section}`}>
         <Problem text={error} />
-        {found && found.examples.length === 0 && <p class="soft">There is no such photograph.</p>}
+        {found && found.examples.length === 0 && (
+          <p class="soft">
+            Of {plural(found.images, "photograph")}, there is none {EXPLAINED[section]}.
+          </p>
+        )}
         <ul class="examples">
           {found?.examples.map((example) => (
             <li key={`${example.photo} ${example.position}`}>
@@ -162,7 +166,7 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
             </li>
           ))}
         </ul>
-        {found && (
+        {found && found.examples.length > 0 && (
           <p class="soft">
             {found.examples.length} of {plural(found.images, "photograph")}
             {found.sampled && `, chosen among ${count(found.pool)} that were drawn at random`}, {EXPLAINED[section]}
