@@ -37,7 +37,7 @@ export function UnitPage({ place }: { place: UnitPlace }) {
         </div>
         <nav class="line soft" aria-label="units beside it">
           {unit && <span>sees {unit.field.join(" × ")} px</span>}
-          {place.unit > 0 && (
+          {place.unit > 0 && layer && place.unit <= layer.units && (
             <To place={{ ...place, unit: place.unit - 1, photo: null, low: null, high: null }}>← {place.unit - 1}</To>
           )}
           {layer && place.unit + 1 < layer.units && (
