@@ -6,8 +6,12 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from nets import NETS
+
+settings.register_profile("untimed", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("untimed")
 
 # The networks are tiny: threads cost more than they gain, and two workers share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -23,7 +23,7 @@ SHAPES = {"z": (2, 3), "a.b": (3, 2), "b": (2, 3)}
 SIZE = sum(o * i for o, i in SHAPES.values())
 KERNELS = [(layer, o, i) for layer, (outs, ins) in SHAPES.items() for o in range(outs) for i in range(ins)]
 sets = st.frozensets(st.sampled_from(KERNELS))
-quick = settings(deadline=None, database=None, max_examples=50)
+quick = settings(database=None, max_examples=50)
 
 
 def circuit(kept=(), **changes):

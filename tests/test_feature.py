@@ -22,7 +22,7 @@ POSITIONS = st.sampled_from(["all", "max", "center", "interior"]) | st.tuples(st
 CALLS = st.none() | st.integers(0, 99)
 UNITS = st.integers(0, 10**6)
 SEVERAL = st.lists(UNITS, min_size=1, max_size=12, unique=True).map(tuple)
-quick = settings(deadline=None, database=None, max_examples=60)
+quick = settings(database=None, max_examples=60)
 
 
 @quick

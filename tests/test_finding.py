@@ -26,7 +26,7 @@ HALF = cc.prune(cc.score(MODEL, FEATURE, X), density=0.5)
 SCORED = [name for name, one in cc.CRITERIA.items() if not is_descent(one)]
 """Descents, which do more than score, have laws of their own in ``test_descent``."""
 ONE_SHOT = [name for name in SCORED if name != "force"]
-quick = settings(deadline=None, database=None, max_examples=60)
+quick = settings(database=None, max_examples=60)
 
 
 def options(criterion):

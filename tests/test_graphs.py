@@ -643,7 +643,7 @@ IMAGES = images()
 TAKEN = {"refused": 0, "run": 0}
 
 
-@settings(deadline=None, database=None, max_examples=600, suppress_health_check=list(HealthCheck))
+@settings(database=None, max_examples=600, suppress_health_check=list(HealthCheck))
 @given(st.lists(attacks(), min_size=1, max_size=3))
 def attack(watched, steps):
     said, tensors, x = watched

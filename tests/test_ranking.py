@@ -32,7 +32,7 @@ def scored(table):
     return sum(int((~values.isnan()).sum()) for values in table.values())
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(tables(), st.data())
 def test_top_keeps_exactly_the_best_with_ties_by_layer_then_out_then_in(table, data):
     k = data.draw(st.integers(0, scored(table)))
@@ -44,7 +44,7 @@ def test_top_keeps_exactly_the_best_with_ties_by_layer_then_out_then_in(table, d
     assert not any(bool((kept[name] & table[name].isnan()).any()) for name in table)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(tables())
 def test_smaller_choices_lie_inside_larger_ones(table):
     choices = [top(table, k) for k in range(scored(table) + 1)]

@@ -29,7 +29,7 @@ from convcircuits.values.tables import LayerTable
 from handmade import HANDMADE, handmade, images
 from nets import NETS
 
-fuzz = settings(deadline=None, database=None, max_examples=400)
+fuzz = settings(database=None, max_examples=400)
 
 
 def made(kind="circuit", **changes):
