@@ -121,6 +121,10 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page.locator("[data-at='79'] .cell")).to_be_focused()
     assert page.locator("[data-at='0']").count() == 0
     accessible(page)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 79")
+    page.go_back()
+    expect(page.locator("[data-at='79'] .cell")).to_be_in_viewport()  # where the reader was
     page.locator("[part=sort]").select_option("at_border")
     expect(page).to_have_url(re.compile("sort=at_border"))
     page.get_by_role("button", name="lowest first").click()
