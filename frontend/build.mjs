@@ -4,6 +4,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { build } from "esbuild";
 
 const common = { bundle: true, target: "es2022", charset: "utf8", legalComments: "none", logLevel: "warning" };
+const preact = { jsx: "automatic", jsxImportSource: "preact" };
 const shipped = { ...common, minify: true, outdir: "../src/convcircuits/drawing/static" };
 
 if (process.argv[2] === "tests") {
@@ -29,7 +30,13 @@ if (process.argv[2] === "tests") {
       ...shipped,
       entryPoints: { diagram: app },
       format: "esm",
-      jsx: "automatic",
-      jsxImportSource: "preact",
+      ...preact,
     });
+  await build({
+    ...shipped,
+    outdir: "../src/convcircuits/explorer/static",
+    entryPoints: { explorer: "src/explorer/main.tsx" },
+    format: "esm",
+    ...preact,
+  });
 }

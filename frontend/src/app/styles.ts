@@ -2,8 +2,8 @@
 
 import { DARK, LIGHT } from "../core/color.js";
 
-export const STYLES = `
-:host { display: block; container-type: inline-size; }
+/** The colors and the font of an element of class `app`, in both themes. The explorer has them too. */
+export const PALETTE = `
 .app {
   --ground: ${LIGHT.background}; --raised: ${LIGHT.background}; --ink: ${LIGHT.text}; --soft: #62625d; --line: #dcdcd7;
   --faint: #f3f3f0; --empty: #e9e9e5;
@@ -22,7 +22,27 @@ export const STYLES = `
   --shadow: 0 6px 28px rgba(0, 0, 0, .6), 0 0 0 1px #3a3c43;
   color-scheme: dark;
 }
-.app *, .app *::before { box-sizing: border-box; }
+`;
+
+/** How buttons and other controls look, here and in the explorer. */
+export const CONTROLS = `
+button, select, input { font: inherit; color: inherit; }
+button, select {
+  background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer;
+  color: var(--soft);
+}
+button:hover:not(:disabled), select:hover, summary:hover { background: var(--faint); color: var(--ink); }
+button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="true"] {
+  color: var(--ink); background: var(--faint);
+}
+button[aria-checked="true"] { font-weight: 600; }
+button:disabled { opacity: .45; cursor: default; }
+:focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }
+`;
+
+export const STYLES = `
+:host { display: block; container-type: inline-size; }
+${PALETTE}.app *, .app *::before { box-sizing: border-box; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 h1, h2, h3, p, dl, dd, ul, ol { margin: 0; padding: 0; }
 ul, ol { list-style: none; }
@@ -57,19 +77,7 @@ h1 { font-size: 18px; font-weight: 640; letter-spacing: -.005em; line-height: 1.
 .cluster > .segments button + button, .push button + button { margin-left: -1px; }
 .segments button:first-child { border-radius: 6px 0 0 6px !important; }
 .segments button:last-child { border-radius: 0 6px 6px 0 !important; }
-button, select, input { font: inherit; color: inherit; }
-button, select {
-  background: none; border: 0; border-radius: 6px; padding: 3px 8px; min-height: 28px; cursor: pointer;
-  color: var(--soft);
-}
-button:hover:not(:disabled), select:hover, summary:hover { background: var(--faint); color: var(--ink); }
-button[aria-pressed="true"], button[aria-expanded="true"], button[aria-checked="true"] {
-  color: var(--ink); background: var(--faint);
-}
-button[aria-checked="true"] { font-weight: 600; }
-button:disabled { opacity: .45; cursor: default; }
-:focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }
-select {
+${CONTROLS}select {
   appearance: none; field-sizing: content; max-width: 22ch; text-overflow: ellipsis; color: var(--ink);
   border-bottom: 1px dotted var(--soft); border-radius: 6px 6px 0 0;
 }

@@ -214,6 +214,8 @@ class Circuit(CircuitCard):
     """A circuit with everything that is known of it."""
 
     provenance: dict[str, Any] = {}
+    command: str | None = Field(None, description="The command that finds it again; None if no recipe is recorded.")
+    python: str | None = Field(None, description="Python that finds it again, where its size was not chosen.")
 
 
 class Note(_Answer):

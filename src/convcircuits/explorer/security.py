@@ -106,9 +106,8 @@ class Guard:
                 await _answer(guarded, 413, f"A request may have {MOST_BYTES:,} bytes.")
                 return
             receive = _bounded(receive)
-        if scope.get("raw_path", b"").startswith(b"/api/"):
-            # Routes are matched before percent signs are decoded, so that a layer's name may hold any character.
-            scope = {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
+        # Routes are matched before percent signs are decoded, so that a layer's name may hold any character.
+        scope = {**scope, "path": scope.get("raw_path", b"/").decode("ascii", "replace")}
         try:
             await self.app(scope, receive, guarded)
         except _TooLongError:

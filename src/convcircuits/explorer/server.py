@@ -34,6 +34,7 @@ from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.security import Guard
 from convcircuits.explorer.store import CircuitFile, LayerFile, Store, hash_of
+from convcircuits.values.recipe import Recipe
 from convcircuits.version import __version__
 
 PORT = 8642
@@ -607,7 +608,8 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
     def circuit(circuit: IdInPath) -> schemas.Circuit:
         """A circuit, its figures and how it was found."""
         one = explorer.circuit(circuit)
-        return schemas.Circuit(**explorer.card(one), provenance=dict(one.said.get("provenance", {})))
+        origin = dict(one.said.get("provenance", {}))
+        return schemas.Circuit(**explorer.card(one), provenance=origin, **_found_again(origin, one.file.name))
 
     @get(
         "/api/v1/circuits/{circuit}/diagram",
@@ -637,6 +639,18 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
         disposition = f'attachment; filename="{_ascii(one.file.name)}"'
         headers = {"content-disposition": disposition}
         return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the command and the Python that find a circuit again, as far as it says how it was found."""
+    try:
+        recipe = Recipe.from_json(origin["recipe"])
+        path = origin.get("path")
+        if path is not None and recipe.reach_r2 is None and path["asked"] != [origin.get("asked")]:
+            return {}  # a larger circuit on the way to the one that the recipe asks for
+    except (KeyError, TypeError, AttributeError, ConvCircuitsError):
+        return {}
+    return {"command": recipe.command(file), "python": recipe.python()}
 
 
 def _ascii(name: str) -> str:

@@ -154,6 +154,51 @@ class Recipe:
         words += ["--out", str(out), *([] if path is None else ["--path", str(path)])]
         return shlex.join(words) if all(word.isprintable() for word in words) else None
 
+    def python(self) -> str | None:
+        """Return Python that finds the circuit again, or None if it was chosen on validation photographs.
+
+        Files that are no pictures must not be among the photographs, which ``crops`` refuses.
+        """
+        if self.validated:
+            return None
+        model = {name: getattr(self, name) for name in ("weights", "mean", "std")}
+        size = {name: getattr(self, name) for name in ("density", "kernels", "filters", "fan_in")}
+        size |= {"drawable": self.drawable or None, "effective": self.effective_kernels or None}
+        granularity = None if self.granularity == "kernel" else self.granularity
+        options = dict(text.partition("=")[::2] for text in self.options)
+        found = {"criterion": self.criterion, "granularity": granularity, **size, "seed": self.seed}
+        found |= {name: option_value(text) for name, text in options.items()}
+        side = None if self.size is None else (self.size, self.size)
+        cut = {"count": self.count, "seed": self.seed, "size": side}
+        split = {"held_out": self.held_out, "seed": self.seed}
+        lines = [
+            "import random",
+            "",
+            "import convcircuits as cc",
+            "from convcircuits.zoo.images import crops, photographs, split_photographs",
+            "from convcircuits.zoo.models import load_model",
+            "",
+            f"loaded = load_model({_call(self.model, **model)})",
+            f"pictures, _ = photographs({self.images!r})",
+            f"train, _ = split_photographs({_call(**split, first='pictures')})",
+            f"if len(train) > {self.count}:  # neighbors in a folder are often alike",
+            f"    train = random.Random({self.seed}).sample(train, len(train))",
+            f"images = crops({_call(**cut, first='train, loaded.preprocess')})",
+            f"feature = loaded.feature({self.feature!r})",
+            f"circuit = cc.find({_call(**found, first='loaded.model, feature, images')})",
+        ]
+        if self.refit != "none":
+            refitted = _call(method=self.refit, seed=self.seed, first="loaded.model, circuit, images")
+            lines.append(f"circuit = cc.refit({refitted})")
+        return "\n".join(lines)
+
+
+def _call(*given: Any, first: str = "", **named: Any) -> str:
+    """Return the arguments of a call as Python; those that are None are left out."""
+    words = [first] if first else []
+    words += [repr(value) for value in given]
+    return ", ".join([*words, *(f"{name}={value!r}" for name, value in named.items() if value is not None)])
+
 
 def read_recipes(path: Path, given: Mapping[str, Any]) -> list[tuple[Recipe, str | None]]:
     """Read a TOML file of recipes: shared fields, then a table ``[[circuit]]`` for each circuit.

@@ -1,0 +1,397 @@
+/** All that the explorer knows of its server: routes, fields, errors and events. */
+
+export const ROOT = "/api/v1";
+
+// ---------------------------------------- what is answered
+
+export interface ModelCard {
+  state: "starting" | "ready" | "failed";
+  problem: string;
+  name: string;
+  weights: string;
+  images: string;
+  size: number[]; // height, width; boxes are in these pixels
+  normalization: string;
+  photographs: number;
+  copies: string[];
+  left_out: string[];
+  index: {
+    state: "missing" | "partial" | "complete";
+    images: number;
+    photographs: number;
+    left_out: Record<string, string>;
+  } | null;
+  read_only: boolean;
+  remarks: string[];
+  bytes: number;
+  version: string;
+}
+
+export interface Layer {
+  name: string;
+  alias: string;
+  kind: string;
+  units: number;
+  map: number[];
+  indexed: boolean;
+  images: number; // 0: it cannot be looked at yet
+  field: number[] | null;
+}
+
+/** Statistics of a unit; null: not defined. */
+export interface Figures {
+  unit: number;
+  active: number | null;
+  active_images: number | null;
+  highest: number | null;
+  sparsity: number | null;
+  at_border: number | null;
+  inside: number | null;
+  interior: number | null;
+  average_map_r2: number | null;
+  rectified_variance: number | null;
+  central: boolean;
+  dead: boolean;
+  allowed: boolean;
+}
+
+export type Box = [top: number, left: number, height: number, width: number];
+
+export interface Example {
+  photo: string;
+  name: string;
+  value: number;
+  position: number[];
+  box: Box;
+}
+
+export interface UnitRow {
+  figures: Figures;
+  top: Example[];
+  histogram: number[];
+  zero: number;
+  label: string;
+  star: boolean;
+}
+
+export interface UnitPage {
+  layer: string;
+  images: number;
+  complete: boolean;
+  total: number;
+  offset: number;
+  units: UnitRow[];
+}
+
+export interface Histogram {
+  edges: number[];
+  counts: number[];
+  every: number;
+}
+
+export interface Unit {
+  layer: string;
+  alias: string;
+  unit: number;
+  feature: string;
+  images: number;
+  complete: boolean;
+  map: number[];
+  field: number[];
+  interior: "inside" | "central";
+  figures: Figures;
+  histogram: Histogram;
+  circuits: string[];
+}
+
+export interface Examples {
+  section: string;
+  padding: boolean;
+  sampled: boolean;
+  pool: number;
+  images: number;
+  examples: Example[];
+}
+
+export interface Photo {
+  id: string;
+  name: string;
+  subject: string;
+}
+
+export interface PhotoPage {
+  total: number;
+  offset: number;
+  photographs: Photo[];
+}
+
+/** A unit's map on a photograph, row by row. */
+export interface UnitMap {
+  height: number;
+  width: number;
+  values: Float32Array;
+}
+
+export interface Report {
+  images: number;
+  found_on: string[];
+  validated_on: string[];
+  held_out: string[];
+  verdict: string;
+  verdict_sentence: string;
+  figures: Record<string, unknown>;
+  seconds: number;
+}
+
+export interface CircuitCard {
+  id: string;
+  file: string;
+  problem: string;
+  feature: string;
+  layer: string;
+  unit: number | number[] | null;
+  position: string;
+  criterion: string;
+  granularity: string;
+  kept: number;
+  relevant: number;
+  density: number;
+  report: Report | null; // null: not measured
+  diagram: boolean;
+}
+
+export interface Circuit extends CircuitCard {
+  provenance: Record<string, unknown>;
+  command?: string;
+  python?: string;
+}
+
+export interface Note {
+  label: string;
+  star: boolean;
+  text: string;
+}
+
+export const EMPTY: Note = { label: "", star: false, text: "" };
+
+export interface Job {
+  id: string;
+  kind: "index" | "find" | "evaluate" | "diagram";
+  parameters: Record<string, unknown>;
+  state: "queued" | "running" | "done" | "failed" | "cancelled";
+  phase: string;
+  done: number;
+  total: number | null;
+  rate: number | null;
+  left: number | null;
+  error: string;
+  result: Record<string, unknown> | null;
+  created: number;
+  ended: number | null;
+}
+
+// ---------------------------------------- what is asked
+
+export const MEASURES = [
+  "unit",
+  "active",
+  "sparsity",
+  "at_border",
+  "average_map_r2",
+  "rectified_variance",
+  "highest",
+] as const;
+export type Measure = (typeof MEASURES)[number];
+
+export const SECTIONS = ["top", "median", "bottom", "near_zero", "range"] as const;
+export type Section = (typeof SECTIONS)[number];
+
+export const CRITERIA = [
+  "progressive",
+  "learned",
+  "gauss_newton",
+  "actgrad",
+  "snip",
+  "force",
+  "magnitude",
+  "random",
+  "layer_random",
+] as const;
+
+export type JobRequest =
+  | { kind: "index" }
+  | {
+      kind: "find";
+      feature: string;
+      criterion?: string;
+      density?: number;
+      kernels?: number;
+      reach_r2?: number;
+      drawable?: boolean;
+      count?: number;
+    }
+  | { kind: "evaluate"; circuit: string }
+  | { kind: "diagram"; circuit: string };
+
+/** An answer that is an error. `message` is a sentence. */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly status: number, // 0: there was no answer
+  ) {
+    super(message);
+  }
+}
+
+const GONE = "The explorer does not answer; it was perhaps ended in its terminal.";
+
+async function ask(path: string, init: RequestInit = {}): Promise<Response> {
+  let response: Response;
+  try {
+    response = await fetch(ROOT + path, { ...init, redirect: "error" });
+  } catch (error) {
+    if ((error as Error).name === "AbortError") throw error;
+    throw new ApiError(GONE, 0);
+  }
+  if (response.ok) return response;
+  throw new ApiError(sentence(await response.text(), response.status), response.status);
+}
+
+/** The sentence in the body of an error, or one about its status. */
+export function sentence(body: string, status: number): string {
+  try {
+    const { error } = JSON.parse(body) as { error?: unknown };
+    if (typeof error === "string" && error) return error;
+  } catch {
+    // it is no JSON
+  }
+  return `The explorer answered with the status ${status}.`;
+}
+
+const get = async <T>(path: string, signal?: AbortSignal): Promise<T> =>
+  (await ask(path, signal ? { signal } : {})).json() as Promise<T>;
+
+const write = (method: string, body: unknown, headers: Record<string, string> = {}): RequestInit => ({
+  method,
+  headers: { "content-type": "application/json", ...headers },
+  body: JSON.stringify(body),
+});
+
+/** A query, without what is null. */
+export function query(of: Record<string, string | number | boolean | null>): string {
+  const given = Object.entries(of).flatMap(([name, value]) => (value === null ? [] : [[name, String(value)]]));
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+}
+
+const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/${unit}`;
+
+export const api = {
+  model: (signal?: AbortSignal) => get<ModelCard>("/model", signal),
+  layers: (signal?: AbortSignal) => get<Layer[]>("/layers", signal),
+  units: (
+    layer: string,
+    of: { sort: Measure; lowest_first: boolean; offset: number; limit: number },
+    signal?: AbortSignal,
+  ) => get<UnitPage>(`/layers/${encodeURIComponent(layer)}/units${query(of)}`, signal),
+  unit: (layer: string, unit: number, signal?: AbortSignal) =>
+    get<Unit>(`/layers/${encodeURIComponent(layer)}/units/${unit}`, signal),
+  examples: (
+    layer: string,
+    unit: number,
+    of: { section: Section; padding: boolean; low: number | null; high: number | null; count: number },
+    signal?: AbortSignal,
+  ) => get<Examples>(`/layers/${encodeURIComponent(layer)}/units/${unit}/examples${query(of)}`, signal),
+  photos: (offset: number, limit: number, signal?: AbortSignal) =>
+    get<PhotoPage>(`/photos${query({ offset, limit })}`, signal),
+  photo: (id: string, signal?: AbortSignal) => get<Photo>(`/photos/${id}`, signal),
+  async map(layer: string, unit: number, photo: string, signal?: AbortSignal): Promise<UnitMap> {
+    const said = await get<{ shape: number[]; values: string }>(`/map/${unitPath(layer, unit)}/${photo}`, signal);
+    return { height: said.shape[0] ?? 1, width: said.shape[1] ?? 1, values: floats(said.values) };
+  },
+  circuits: (signal?: AbortSignal) => get<CircuitCard[]>("/circuits", signal),
+  circuit: (id: string, signal?: AbortSignal) => get<Circuit>(`/circuits/${id}`, signal),
+  diagram: async (id: string, signal?: AbortSignal) =>
+    (await ask(`/circuits/${id}/diagram`, signal ? { signal } : {})).text(),
+  circuitFile: (id: string) => `${ROOT}/circuits/${id}/file`,
+  /** A photograph or, as a square, a part of it. */
+  thumb: (photo: string, width: number, box: Box | null = null) =>
+    `${ROOT}/thumb/${photo}?w=${width}${box ? `&box=${box.join()}` : ""}`,
+  jobs: (signal?: AbortSignal) => get<Job[]>("/jobs", signal),
+  submit: async (job: JobRequest): Promise<Job> => (await ask("/jobs", write("POST", job))).json(),
+  cancel: async (id: string): Promise<Job> => (await ask(`/jobs/${id}`, { method: "DELETE" })).json(),
+  allNotes: (signal?: AbortSignal) => get<Record<string, Note>>("/notes", signal),
+  /** A note, and the tag of its state. */
+  async note(of: NoteOf, signal?: AbortSignal): Promise<Tagged> {
+    return tagged(await ask(`/notes/${notePath(of)}`, signal ? { signal } : {}));
+  },
+  /** Replaces a note. Throws an error with the status CHANGED if it is no longer the one with this tag. */
+  async writeNote(of: NoteOf, note: Note, tag: string): Promise<Tagged> {
+    return tagged(await ask(`/notes/${notePath(of)}`, write("PUT", note, { "if-match": tag })));
+  },
+};
+
+export const CHANGED = 412;
+
+export type NoteOf = { layer: string; unit: number } | { circuit: string } | { photo: string };
+
+export interface Tagged {
+  note: Note;
+  tag: string;
+}
+
+async function tagged(response: Response): Promise<Tagged> {
+  return { note: (await response.json()) as Note, tag: response.headers.get("etag") ?? "" };
+}
+
+function notePath(of: NoteOf): string {
+  if ("circuit" in of) return `circuits/${of.circuit}`;
+  if ("photo" in of) return `photos/${of.photo}`;
+  return `units/${unitPath(of.layer, of.unit)}`;
+}
+
+/** The units among all notes, of the model with these weights. */
+export function unitNotes(notes: Record<string, Note>, weights: string): { layer: string; unit: number; note: Note }[] {
+  return Object.entries(notes).flatMap(([of, note]) => {
+    const [, layer, unit, hash] = /^unit (.+):(\d+) of weights (\w+)$/.exec(of) ?? [];
+    return layer && hash && weights.startsWith(hash) ? [{ layer, unit: Number(unit), note }] : [];
+  });
+}
+
+/** Float32 numbers from base64, little-endian. */
+export function floats(text: string): Float32Array {
+  const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
+}
+
+// ---------------------------------------- events
+
+export interface Heard {
+  /** Everything may be another: the stream has begun, or events are missing. */
+  all(): void;
+  job(job: Job): void;
+  index(): void;
+  /** A job is done, so there are other circuits or figures. */
+  changed(): void;
+  note(): void;
+  model(): void;
+  lost(): void;
+}
+
+/** Listens to the server's events. Returns a function that stops. The browser reconnects with Last-Event-ID. */
+export function listen(heard: Heard): () => void {
+  const source = new EventSource(`${ROOT}/events`);
+  const on = (name: string, act: (data: string) => void) =>
+    source.addEventListener(name, (event) => act((event as MessageEvent<string>).data));
+  on("hello", () => heard.all());
+  on("reset", () => heard.all());
+  on("job", (data) => heard.job(JSON.parse(data) as Job));
+  on("index", () => heard.index());
+  on("changed", () => heard.changed());
+  on("note", () => heard.note());
+  on("model", () => heard.model());
+  on("remark", () => heard.model());
+  source.addEventListener("open", () => heard.model());
+  source.addEventListener("error", () => heard.lost());
+  return () => source.close();
+}

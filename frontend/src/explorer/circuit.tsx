@@ -1,0 +1,352 @@
+/** A circuit: its verdict, its numbers beside their controls, its diagram, and how it is found again. */
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { Source } from "../app/source.js";
+import { pageSource } from "../app/source.js";
+import { count, percent, plural } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { api, type Box, type Circuit, type JobRequest, type Report } from "./api.js";
+import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } from "./live.js";
+import { Notes } from "./note.js";
+import { type Place, unitPlace } from "./route.js";
+import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds } from "./text.js";
+import { Copied, Fact, Picture, Problem, Progress, To } from "./ui.js";
+
+export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit" }> }) {
+  const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
+  const circuit = found.value ?? null;
+  if (!circuit)
+    return (
+      <main id="main" class="wide">
+        <h1 tabIndex={-1}>Circuit</h1>
+        {found.error ? <Problem text={found.error} /> : <p class="soft">Loading …</p>}
+      </main>
+    );
+  if (circuit.problem)
+    return (
+      <main id="main" class="wide">
+        <h1 tabIndex={-1}>{plain(circuit.file)}</h1>
+        <Problem text={circuit.problem} />
+      </main>
+    );
+  const { report } = circuit;
+  const name = featureOf(circuit, layers.value);
+  return (
+    <main id="main" class="wide">
+      <div class="title">
+        <h1 tabIndex={-1}>
+          {typeof circuit.unit === "number" ? (
+            <To place={unitPlace(circuit.layer, circuit.unit)}>{plain(name)}</To>
+          ) : (
+            plain(name)
+          )}
+          <span class="soft"> · {plain(circuitShort(circuit))}</span>
+        </h1>
+      </div>
+      <p class="lead" part="verdict">
+        {report ? (
+          <>
+            <b>{sentence(report.verdict_sentence)}</b> <span class="soft">{beside(report)}</span>
+          </>
+        ) : (
+          "Not measured with this model and these photographs."
+        )}
+      </p>
+      {!report && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
+      <Drawing circuit={circuit} />
+      <div class="columns">
+        <section>
+          <h2>Numbers</h2>
+          {report ? <Numbers report={report} /> : <p class="soft">Not measured.</p>}
+        </section>
+        <section>
+          <h2>How it was found</h2>
+          <Origin circuit={circuit} />
+        </section>
+        <section>
+          <h2>Label and note</h2>
+          <Notes of={{ circuit: circuit.id }} what="this circuit" />
+          <Others circuit={circuit} />
+        </section>
+      </div>
+    </main>
+  );
+}
+
+/** A sentence of the library in the page's spelling. */
+function sentence(text: string): string {
+  return plain(text).replace(/\bR2\b/g, "R²");
+}
+
+/** What a verdict was measured on, and what it is compared with. */
+function beside(report: Report): string {
+  const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
+  const others = [
+    ["random circuit", `r2_random${inside}`],
+    ["average map", `r2_average_map${inside}`],
+  ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
+  const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
+  return `On ${plural(report.images, "held-out crop")} (${where}${others.join(", ")}).`;
+}
+
+/** A button that starts a job, and how far it is. */
+function Work({ request, label }: { request: JobRequest & { circuit: string }; label: string }) {
+  const [error, say] = useState("");
+  const job = (jobs.value ?? []).find(
+    ({ kind, parameters }) => kind === request.kind && parameters.circuit === request.circuit,
+  );
+  const active = job?.state === "running" || job?.state === "queued";
+  return (
+    <div class="work">
+      {job && (active || job.error) && <Progress job={job} />}
+      {!active && canWrite.value && (
+        <button
+          type="button"
+          class="main-button"
+          onClick={() =>
+            submit(request).then(
+              () => say(""),
+              (problem: Error) => say(problem.message),
+            )
+          }
+        >
+          {label}
+        </button>
+      )}
+      <Problem text={error} />
+    </div>
+  );
+}
+
+// ---------------------------------------- the diagram
+
+/** The document of the API, with the view in the page's hash. The page around owns the keys and the colors. */
+export function explorerSource(text: string): Source {
+  return { ...pageSource(text), host: "widget" };
+}
+
+type Diagram = { mount(el: HTMLElement, source: Source): () => void };
+const DIAGRAM = "/static/diagram.js"; // the bundle that pages of their own have too
+
+function Drawing({ circuit }: { circuit: Circuit }) {
+  const frame = useRef<HTMLDivElement>(null);
+  const [error, say] = useState("");
+  const { id, diagram } = circuit;
+  const asked = useRef("");
+  const known = jobs.value?.some(({ kind, parameters }) => kind === "diagram" && parameters.circuit === id);
+  useEffect(() => {
+    if (diagram || known !== false || !canWrite.value || asked.current === id || !circuit.report) return;
+    asked.current = id;
+    submit({ kind: "diagram", circuit: id }).catch((problem: Error) => say(problem.message));
+  }, [id, diagram, known, canWrite.value]);
+
+  useEffect(() => {
+    if (!diagram) return;
+    const control = new AbortController();
+    let unmount: (() => void) | null = null;
+    say("");
+    const draw = async () => {
+      const [text, bundle] = await Promise.all([
+        api.diagram(id, control.signal),
+        import(DIAGRAM) as Promise<{ default: Diagram }>,
+      ]);
+      if (control.signal.aborted || !frame.current) return;
+      unmount = bundle.default.mount(frame.current, explorerSource(text));
+    };
+    draw().catch((problem: Error) => {
+      if (!control.signal.aborted) say(problem.message);
+    });
+    return () => {
+      control.abort();
+      unmount?.();
+    };
+  }, [id, diagram]);
+
+  return (
+    <section class="drawing" aria-label="the circuit, drawn">
+      {diagram ? (
+        <div ref={frame} key={id} part="diagram" />
+      ) : (
+        <div class="undrawn">
+          <p>It is not drawn yet.</p>
+          <Work request={{ kind: "diagram", circuit: id }} label="Draw it" />
+        </div>
+      )}
+      <Problem text={error} />
+    </section>
+  );
+}
+
+// ---------------------------------------- numbers
+
+const SHOWN = 12; // photographs of each role
+
+/** Photographs by what they were used for, so that no figure is read off those that the circuit was found on. */
+function Roles({ report }: { report: Report }) {
+  const roles = [
+    ["Found on", report.found_on],
+    ["Its size or constants chosen on", report.validated_on],
+    ["Measured on", report.held_out],
+  ] as const;
+  return (
+    <>
+      {roles.map(
+        ([role, photos]) =>
+          photos.length > 0 && (
+            <figure key={role} class="role">
+              <figcaption>
+                {role} {plural(photos.length, "photograph")}
+                {photos.length > SHOWN && `, of which ${SHOWN} are shown`}
+              </figcaption>
+              <div>
+                {photos.slice(0, SHOWN).map((id) => (
+                  <To key={id} place={{ page: "photo", id }} aria-label={`photograph ${id}`}>
+                    <Picture src={api.thumb(id, 96, square())} alt="" side={44} />
+                  </To>
+                ))}
+              </div>
+            </figure>
+          ),
+      )}
+    </>
+  );
+}
+
+function square(): Box | null {
+  const [height, width] = model.value?.size ?? [];
+  return height && width ? [0, 0, height, width] : null;
+}
+
+function Numbers({ report }: { report: Report }) {
+  const { figures } = report;
+  const central = figures.interior === "central";
+  const notes = Array.isArray(figures.notes) ? figures.notes.map(String) : [];
+  const whole = (name: string) => {
+    const value = figure(report, name);
+    return value === null ? "not measured" : count(value);
+  };
+  return (
+    <>
+      <table class="figures">
+        <caption class="soft">R² on {plural(report.images, "held-out crop")} each</caption>
+        <thead>
+          <tr>
+            <td />
+            <th scope="col">all positions</th>
+            <th scope="col">{central ? "central" : "interior"}</th>
+            <th scope="col">rectified</th>
+          </tr>
+        </thead>
+        <tbody>
+          {r2Rows(report).map(({ name, own, values }) => (
+            <tr key={name} class={own ? "own" : undefined}>
+              <th scope="row">{name}</th>
+              {values.map((value, i) => (
+                <td key={["all", "inside", "rectified"][i]} class={value === null ? "soft" : undefined}>
+                  {r2Text(value)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      <dl>
+        <Fact name="kernels" value={`${whole("kernels")}, ${whole("effective_kernels")} on complete paths`} />
+        <Fact name="filters" value={`${whole("filters")}, ${whole("effective_filters")} on complete paths`} />
+        <Fact name="fitted constants" value={whole("constants")} />
+        <Fact name="Pearson r" value={r2Text(figure(report, "pearson"))} />
+      </dl>
+      {notes.map((note) => (
+        <p class="soft" key={note}>
+          {sentence(note)}
+        </p>
+      ))}
+      <Roles report={report} />
+    </>
+  );
+}
+
+// ---------------------------------------- provenance
+
+function Origin({ circuit }: { circuit: Circuit }) {
+  const { command, python, provenance, report } = circuit;
+  const notes = Array.isArray(provenance.notes) ? provenance.notes.map(String) : [];
+  return (
+    <>
+      <dl>
+        <Fact name="criterion" value={plain(circuit.criterion) || "not recorded"} />
+        <Fact
+          name="kept"
+          value={
+            `${plural(circuit.kept, circuit.granularity)} of ${count(circuit.relevant)} relevant ` +
+            `(${percent(circuit.density)})`
+          }
+        />
+        <Fact name="positions" value={plain(circuit.position)} />
+        {report && <Fact name="took" value={seconds(report.seconds)} />}
+        <Fact
+          name="file"
+          value={
+            <a href={api.circuitFile(circuit.id)} download={circuit.file}>
+              {plain(circuit.file)}
+            </a>
+          }
+        />
+      </dl>
+      {notes.map((note) => (
+        <p class="soft" key={note}>
+          {sentence(note)}
+        </p>
+      ))}
+      {command ? (
+        <Code title="The command that finds it again" text={command} />
+      ) : (
+        <p class="soft">No command finds it again: it was made of a model object, or its recipe was not recorded.</p>
+      )}
+      {python && <Code title="In Python" text={python} lines />}
+    </>
+  );
+}
+
+function Code({ title, text, lines }: { title: string; text: string; lines?: boolean }) {
+  return (
+    <>
+      <div class="line">
+        <h3 class="of">{title}</h3>
+        <Copied text={text} label="copy" />
+      </div>
+      <pre class={lines ? "lines" : undefined} tabIndex={0} aria-label={title}>
+        {plainLines(text)}
+      </pre>
+    </>
+  );
+}
+
+function plainLines(text: string): string {
+  return text.split("\n").map(plain).join("\n");
+}
+
+function Others({ circuit }: { circuit: Circuit }) {
+  const others = (circuits.value ?? []).filter(
+    ({ id, layer, unit, problem }) =>
+      !problem &&
+      id !== circuit.id &&
+      layer === circuit.layer &&
+      unit !== null &&
+      String(unit) === String(circuit.unit),
+  );
+  if (others.length === 0) return null;
+  return (
+    <>
+      <h2>Other circuits of it</h2>
+      <ul class="circuits">
+        {others.map((other) => (
+          <li key={other.id}>
+            <To place={{ page: "circuit", id: other.id }}>{plain(circuitShort(other))}</To>{" "}
+            {other.report ? r2Text(figure(other.report, "r2")) : <span class="soft">not measured</span>}
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}

@@ -1,0 +1,250 @@
+/** The units of a layer, as a grid of which only the rows in sight are drawn. */
+
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { plural } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
+import { layers, version } from "./live.js";
+import { go, scroller } from "./navigation.js";
+import { type Place, unitPlace } from "./route.js";
+import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
+import { BORDER, Fact, Picture, Problem, Sparkline, To } from "./ui.js";
+import { arrow, pagesOf, type Rows, rowsOf } from "./window.js";
+
+const CELL = { width: 132, height: 196, gap: 12 }; // as in the styles
+const PAGE = 64;
+const CROP = 120; // px, for screens with two pixels to one
+
+type LayerPlace = Extract<Place, { page: "layer" }>;
+
+export function LayerPage({ place }: { place: LayerPlace }) {
+  const layer = layers.value.find(({ name, alias }) => place.layer === name || (alias && place.layer === alias));
+  const known = layers.value.length > 0;
+  const name = layerName(layer, place.layer);
+  return (
+    <>
+      <main id="main">
+        <div class="title">
+          <h1 tabIndex={-1}>{plain(name)}</h1>
+          {layer && name !== layer.name && <span class="soft">{plain(layer.name)}</span>}
+          {layer?.field && <span class="soft">sees {layer.field.join(" × ")} px</span>}
+        </div>
+        {!layer ? (
+          known && <Problem text={`There is no layer ${place.layer}.`} />
+        ) : layer.images === 0 ? (
+          <p class="lead">
+            {layer.indexed
+              ? "This layer has not been indexed yet."
+              : "This layer is no convolution, so it is not indexed."}
+          </p>
+        ) : (
+          <Units place={place} total={layer.units} key={layer.name} />
+        )}
+      </main>
+      <aside class="side" aria-label="the layer">
+        {layer && (
+          <section>
+            <h2>Layer</h2>
+            <dl>
+              <Fact name="module" value={plain(layer.name)} />
+              <Fact name="kind" value={plain(layer.kind)} />
+              <Fact name="units" value={layer.units} />
+              <Fact name="map" value={layer.map.join(" × ") || "none"} />
+              <Fact name="sees" value={layer.field ? `${layer.field.join(" × ")} px` : NONE} />
+              <Fact name="figures of" value={layer.images ? plural(layer.images, "photograph") : NONE} />
+            </dl>
+          </section>
+        )}
+        <section>
+          <h2>What is shown</h2>
+          <p>
+            Four photographs on which a unit is highest, away from the border: the part that it sees, hatched beyond the
+            image.
+          </p>
+          <p>The bars count how often it has which value; orange is above 0.</p>
+          <p>
+            <b class="badge">border</b> on more than half of the photographs it is highest where it sees padding, so
+            what drives it may be the border.
+          </p>
+          <p>
+            <b class="badge">dead</b> never above 0 on these photographs.
+          </p>
+        </section>
+      </aside>
+    </>
+  );
+}
+
+const NONE = "not indexed yet";
+
+function Units({ place, total }: { place: LayerPlace; total: number }) {
+  const grid = useRef<HTMLUListElement>(null);
+  const [rows, see] = useState<Rows>({ columns: 1, rows: 0, height: 1, first: 0, last: 0 });
+  const [pages, put] = useState<{ of: string; found: Map<number, UnitPage> }>({ of: "", found: new Map() });
+  const [error, say] = useState("");
+  const focus = useRef<number | null>(null);
+  const { layer, sort, lowest } = place;
+  const state = version.index.value + version.notes.value;
+  const of = `${layer} ${sort} ${lowest}`;
+  const found = pages.of === of ? pages.found : new Map<number, UnitPage>();
+
+  useLayoutEffect(() => {
+    const look = () => {
+      const { top, width } = grid.current!.getBoundingClientRect();
+      const next = rowsOf(total, width, top, innerHeight, CELL);
+      see((now) => (JSON.stringify(now) === JSON.stringify(next) ? now : next));
+    };
+    look();
+    const observer = new ResizeObserver(look);
+    observer.observe(grid.current!);
+    addEventListener("scroll", look, { capture: true, passive: true });
+    return () => {
+      observer.disconnect();
+      removeEventListener("scroll", look, { capture: true });
+    };
+  }, [total]);
+
+  const [first, last] = [rows.first * rows.columns, Math.min(total, rows.last * rows.columns)];
+  const wanted = pagesOf(first, last, PAGE).join();
+  useEffect(() => {
+    if (!wanted) return;
+    const control = new AbortController();
+    for (const page of wanted.split(",").map(Number)) {
+      api
+        .units(layer, { sort, lowest_first: lowest, offset: page * PAGE, limit: PAGE }, control.signal)
+        .then((answer) => {
+          say("");
+          put((now) => ({ of, found: new Map(now.of === of ? now.found : []).set(page, answer) }));
+        })
+        .catch((problem: Error) => {
+          if (!control.signal.aborted) say(problem.message);
+        });
+    }
+    return () => control.abort();
+  }, [of, state, wanted]);
+
+  useEffect(() => {
+    if (focus.current === null) return;
+    const link = grid.current!.querySelector<HTMLElement>(`[data-at="${focus.current}"] a`);
+    if (!link) return;
+    focus.current = null;
+    link.focus();
+  });
+
+  const sorted = (part: Partial<LayerPlace>) => {
+    go({ ...place, ...part });
+    scroller().scrollTop = 0;
+  };
+
+  const key = (event: KeyboardEvent) => {
+    const at = Number((event.target as Element).closest<HTMLElement>("[data-at]")?.dataset.at ?? -1);
+    const to =
+      at < 0 || event.ctrlKey || event.altKey || event.metaKey ? null : arrow(event.key, at, rows.columns, total);
+    if (to === null) return;
+    event.preventDefault();
+    focus.current = to;
+    const link = grid.current!.querySelector<HTMLElement>(`[data-at="${to}"] a`);
+    if (link) {
+      focus.current = null;
+      link.focus();
+      return;
+    }
+    const row = Math.floor(to / rows.columns);
+    const anchor = grid.current!.getBoundingClientRect().top;
+    scroller().scrollTop += anchor + row * rows.height - innerHeight / 2;
+  };
+
+  const cells = Array.from({ length: Math.max(0, last - first) }, (_, i) => first + i);
+  const any = [...found.values()][0];
+  return (
+    <>
+      <div class="tools">
+        <label class="field">
+          <span>sort by</span>
+          <select part="sort" value={sort} onChange={(event) => sorted({ sort: event.currentTarget.value as Measure })}>
+            {MEASURES.map((each) => (
+              <option value={each} key={each}>
+                {MEASURE_NAMES[each]}
+              </option>
+            ))}
+          </select>
+        </label>
+        {sort !== "unit" && (
+          <button type="button" aria-pressed={lowest} onClick={() => sorted({ lowest: !lowest })}>
+            lowest first
+          </button>
+        )}
+        <span class="soft push">
+          {any &&
+            `${plural(any.total, "unit")}, on ${plural(any.images, "photograph")}${any.complete ? "" : " so far"}`}
+        </span>
+      </div>
+      <Problem text={error} />
+      <ul
+        class="grid"
+        ref={grid}
+        style={{ height: `${rows.rows * rows.height}px` }}
+        onKeyDown={key}
+        aria-label={`units of ${layer}`}
+      >
+        {cells.map((at) => {
+          const row = found.get(Math.floor(at / PAGE))?.units[at % PAGE];
+          return (
+            <li
+              key={row ? row.figures.unit : `at ${at}`}
+              data-at={at}
+              aria-setsize={total}
+              aria-posinset={at + 1}
+              style={{
+                transform: `translateY(${Math.floor(at / rows.columns) * rows.height}px)`,
+                left: `calc(${at % rows.columns} * (100% + ${CELL.gap}px) / ${rows.columns})`,
+                width: `calc((100% + ${CELL.gap}px) / ${rows.columns} - ${CELL.gap}px)`,
+              }}
+            >
+              {row ? <Cell layer={layer} row={row} sort={sort} /> : <span class="waiting" />}
+            </li>
+          );
+        })}
+      </ul>
+    </>
+  );
+}
+
+function Cell({ layer, row, sort }: { layer: string; row: UnitRow; sort: Measure }) {
+  const { figures, top, histogram, zero, label, star } = row;
+  const border = (figures.at_border ?? 0) > BORDER;
+  return (
+    <To place={unitPlace(layer, figures.unit)} class="cell">
+      <span class="mosaic">
+        {[0, 1, 2, 3].map((i) =>
+          top[i] ? (
+            <Picture key={i} src={api.thumb(top[i].photo, CROP, top[i].box)} alt="" />
+          ) : (
+            <span class="nothing" key={i} />
+          ),
+        )}
+      </span>
+      <span class="line">
+        <b>
+          <span class="hidden">unit </span>
+          {figures.unit}
+        </b>
+        {star && (
+          <span role="img" aria-label="starred">
+            ★
+          </span>
+        )}
+        <span class="soft of">{sort === "unit" ? plain(label) : measured(figures, sort)}</span>
+        {figures.dead ? <b class="badge">dead</b> : border && <b class="badge">border</b>}
+      </span>
+      <Sparkline counts={histogram} zero={zero} />
+    </To>
+  );
+}
+
+function measured(figures: UnitRow["figures"], sort: Measure): string {
+  const figure = figures[sort];
+  if (sort === "average_map_r2") return r2Text(figure);
+  if (sort === "highest" || sort === "rectified_variance") return figure === null ? "–" : value(figure);
+  return shareText(figure);
+}

@@ -1,0 +1,185 @@
+/** What the explorer knows of the server, kept up to date by its events. */
+
+import { computed, signal } from "@preact/signals";
+import { useEffect, useState } from "preact/hooks";
+import {
+  ApiError,
+  api,
+  type CircuitCard,
+  type Job,
+  type JobRequest,
+  type Layer,
+  listen,
+  type ModelCard,
+  type Note,
+} from "./api.js";
+
+export const model = signal<ModelCard | null>(null);
+export const layers = signal<Layer[]>([]);
+export const circuits = signal<CircuitCard[] | null>(null);
+export const jobs = signal<Job[] | null>(null);
+export const notes = signal<Record<string, Note>>({});
+/** Why the server cannot be heard; empty if it can. */
+export const lost = signal("");
+/** What a screen reader is told. */
+export const message = signal("");
+
+/** Numbers of the states that others may fetch again: of the index, of circuits and their figures, of notes. */
+export const version = { index: signal(0), circuits: signal(0), notes: signal(0) };
+
+export const indexing = computed(
+  () => jobs.value?.find((job) => job.kind === "index" && (job.state === "running" || job.state === "queued")) ?? null,
+);
+export const working = computed(() =>
+  (jobs.value ?? []).filter((job) => job.state === "running" || job.state === "queued"),
+);
+export const canWrite = computed(() => model.value?.state === "ready" && !model.value.read_only);
+
+/** Jobs with another state of one of them. */
+export function withJob(all: readonly Job[], job: Job): Job[] {
+  const at = all.findIndex(({ id }) => id === job.id);
+  return at < 0 ? [job, ...all] : all.with(at, job);
+}
+
+/** Fetches the latest of something, of several calls in a row only once more. */
+function latest<T>(fetch: () => Promise<T>, put: (value: T) => void): () => void {
+  let [busy, again] = [false, false];
+  const run = async () => {
+    if (busy) {
+      again = true;
+      return;
+    }
+    busy = true;
+    do {
+      again = false;
+      try {
+        put(await fetch());
+        lost.value = "";
+      } catch (error) {
+        if (isBusy(error)) {
+          await pause(500);
+          again = true;
+        } else lost.value = (error as Error).message;
+      }
+    } while (again);
+    busy = false;
+  };
+  return () => void run();
+}
+
+/** Whether the server may have the answer in a moment. */
+function isBusy(error: unknown): boolean {
+  return error instanceof ApiError && error.status === 503 && model.value?.state !== "failed";
+}
+
+const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
+
+const fetchModel = latest(api.model, (value) => {
+  const started = value.state === "ready" && model.value?.state !== "ready";
+  model.value = value;
+  if (started) fetchOthers();
+});
+const fetchLayers = latest(api.layers, (value) => {
+  layers.value = value;
+});
+const fetchCircuits = latest(api.circuits, (value) => {
+  circuits.value = value;
+  version.circuits.value++;
+});
+const fetchJobs = latest(api.jobs, (value) => {
+  jobs.value = value;
+});
+const fetchNotes = latest(api.allNotes, (value) => {
+  notes.value = value;
+});
+
+function fetchOthers(): void {
+  for (const fetch of [fetchLayers, fetchCircuits, fetchJobs, fetchNotes]) fetch();
+}
+
+/** Listens while the page is seen: browsers open few connections to one server, and each stream holds one. */
+export function live(): () => void {
+  let stop: (() => void) | null = null;
+  const heard = {
+    all() {
+      fetchModel();
+      if (model.value?.state === "ready") fetchOthers();
+      version.index.value++;
+      version.notes.value++;
+    },
+    job(job: Job) {
+      jobs.value = withJob(jobs.value ?? [], job);
+    },
+    index() {
+      fetchModel();
+      fetchLayers();
+      version.index.value++;
+    },
+    changed() {
+      fetchModel();
+      fetchCircuits();
+    },
+    note() {
+      fetchNotes();
+      version.notes.value++;
+    },
+    model: fetchModel,
+    lost: fetchModel, // which says what is wrong
+  };
+  const turn = () => {
+    if (document.visibilityState === "hidden") {
+      stop?.();
+      stop = null;
+    } else stop ??= listen(heard);
+  };
+  turn();
+  document.addEventListener("visibilitychange", turn);
+  return () => {
+    document.removeEventListener("visibilitychange", turn);
+    stop?.();
+  };
+}
+
+/** Asks for a job, and knows it at once. */
+export async function submit(request: JobRequest): Promise<Job> {
+  const job = await api.submit(request);
+  jobs.value = withJob(jobs.value ?? [], job);
+  return job;
+}
+
+export async function cancel(job: Job): Promise<void> {
+  try {
+    jobs.value = withJob(jobs.value ?? [], await api.cancel(job.id));
+  } catch (error) {
+    message.value = (error as Error).message;
+  }
+}
+
+export interface Loaded<T> {
+  value: T | null;
+  error: string;
+}
+
+/** Fetches something, again whenever its version is another one. What is shown of another object is dropped at once. */
+export function useLoaded<T>(of: string, state: number, load: (signal: AbortSignal) => Promise<T>): Loaded<T> {
+  const [found, put] = useState<Loaded<T> & { of: string }>({ of, value: null, error: "" });
+  useEffect(() => {
+    const control = new AbortController();
+    (async () => {
+      while (!control.signal.aborted) {
+        try {
+          const value = await load(control.signal);
+          if (!control.signal.aborted) put({ of, value, error: "" });
+          return;
+        } catch (error) {
+          if (control.signal.aborted) return;
+          put({ of, value: null, error: (error as Error).message });
+          if (!isBusy(error)) return;
+          await pause(1000);
+        }
+      }
+    })();
+    return () => control.abort();
+  }, [of, state]);
+  return found.of === of ? found : { value: null, error: "" };
+}

@@ -1,0 +1,12 @@
+/** The explorer's entry point. */
+
+import { render } from "preact";
+import { navigate } from "./navigation.js";
+import { Shell } from "./shell.js";
+import { STYLES } from "./styles.js";
+
+const sheet = new CSSStyleSheet(); // which a content security policy lets pass
+sheet.replaceSync(STYLES);
+document.adoptedStyleSheets = [sheet];
+navigate();
+render(<Shell />, document.getElementById("explorer")!);

@@ -1,0 +1,127 @@
+/** Addresses: the path is what is looked at, the query how, and the hash the diagram's own view. */
+
+import { MEASURES, type Measure, SECTIONS, type Section } from "./api.js";
+
+export type Place =
+  | { page: "home" }
+  | { page: "layer"; layer: string; sort: Measure; lowest: boolean }
+  | {
+      page: "unit";
+      layer: string;
+      unit: number;
+      section: Section;
+      padding: boolean;
+      low: number | null;
+      high: number | null;
+      photo: string | null; // the one that is shown with the unit's map
+    }
+  | { page: "circuit"; id: string }
+  | { page: "photo"; id: string }
+  | { page: "jobs" }
+  | { page: "nowhere"; path: string };
+
+/** A place, and the hash of the model's weights that a link was made with. */
+export type Route = Place & { weights: string | null };
+
+const ID = /^[0-9a-f]{16}$/;
+
+/** The place that an address leads to. */
+export function parseRoute(path: string, search: string): Route {
+  const asked = new URLSearchParams(search);
+  const weights = asked.get("weights");
+  return { ...placeOf(path, asked), weights: weights && /^[0-9a-f]{4,64}$/.test(weights) ? weights : null };
+}
+
+function placeOf(path: string, asked: URLSearchParams): Place {
+  const nowhere: Place = { page: "nowhere", path };
+  const parts = decoded(path);
+  if (!parts) return nowhere;
+  const [kind, name, more] = parts;
+  const only = (count: number) => parts.length === count && parts.every(Boolean);
+  if (parts.length === 0) return { page: "home" };
+  if (kind === "jobs" && only(1)) return { page: "jobs" };
+  if (kind === "c" && only(2) && ID.test(name!)) return { page: "circuit", id: name! };
+  if (kind === "i" && only(2) && ID.test(name!)) return { page: "photo", id: name! };
+  if (kind === "l" && only(2))
+    return { page: "layer", layer: name!, sort: among(MEASURES, asked.get("sort")), lowest: asked.has("lowest") };
+  if (kind === "u" && only(3) && /^\d{1,9}$/.test(more!)) {
+    const section = among(SECTIONS, asked.get("show"));
+    const photo = asked.get("photo");
+    return {
+      page: "unit",
+      layer: name!,
+      unit: Number(more),
+      section,
+      padding: section === "top" && asked.has("padding"),
+      low: section === "range" ? finite(asked.get("low")) : null,
+      high: section === "range" ? finite(asked.get("high")) : null,
+      photo: photo && ID.test(photo) ? photo : null,
+    };
+  }
+  return nowhere;
+}
+
+/** The address of a place. */
+export function formatRoute(place: Place, weights: string | null = null): string {
+  const asked: [string, string][] = [];
+  const path = (() => {
+    switch (place.page) {
+      case "home":
+        return "/";
+      case "jobs":
+        return "/jobs";
+      case "circuit":
+        return `/c/${place.id}`;
+      case "photo":
+        return `/i/${place.id}`;
+      case "layer":
+        if (place.sort !== MEASURES[0]) asked.push(["sort", place.sort]);
+        if (place.lowest) asked.push(["lowest", ""]);
+        return `/l/${encodeURIComponent(place.layer)}`;
+      case "unit":
+        if (place.section !== SECTIONS[0]) asked.push(["show", place.section]);
+        if (place.padding) asked.push(["padding", ""]);
+        if (place.low !== null) asked.push(["low", String(place.low)]);
+        if (place.high !== null) asked.push(["high", String(place.high)]);
+        if (place.photo !== null) asked.push(["photo", place.photo]);
+        return `/u/${encodeURIComponent(place.layer)}/${place.unit}`;
+      case "nowhere":
+        return place.path;
+    }
+  })();
+  if (weights) asked.push(["weights", weights]);
+  const query = new URLSearchParams(asked).toString().replace(/=(?=&|$)/g, "");
+  return query ? `${path}?${query}` : path;
+}
+
+/** Whether two places show the same thing, perhaps in another way. */
+export function sameObject(a: Place, b: Place): boolean {
+  const bare = (place: Place) => formatRoute(place).split("?")[0];
+  return bare(a) === bare(b);
+}
+
+export function layerPlace(layer: string): Place {
+  return { page: "layer", layer, sort: MEASURES[0], lowest: false };
+}
+
+export function unitPlace(layer: string, unit: number): Place {
+  return { page: "unit", layer, unit, section: SECTIONS[0], padding: false, low: null, high: null, photo: null };
+}
+
+/** The decoded parts of a path; null if it is not well encoded. */
+function decoded(path: string): string[] | null {
+  try {
+    const parts = path.replace(/^\//, "").split("/").map(decodeURIComponent);
+    return parts.length === 1 && parts[0] === "" ? [] : parts;
+  } catch {
+    return null;
+  }
+}
+
+function among<T extends string>(known: readonly [T, ...T[]], text: string | null): T {
+  return known.find((each) => each === text) ?? known[0];
+}
+
+function finite(text: string | null): number | null {
+  return text === null || text.trim() === "" || !Number.isFinite(Number(text)) ? null : Number(text);
+}

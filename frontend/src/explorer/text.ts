@@ -1,0 +1,212 @@
+/** What the explorer says of numbers, jobs and circuits. */
+
+import { count, decimal, percent, plural, significant } from "../core/format.js";
+import type { Box, CircuitCard, Histogram, Job, Layer, Measure, Report, Section } from "./api.js";
+
+export const NOT_MEASURED = "not measured";
+
+/** A share, or that there is none. */
+export function shareText(share: number | null): string {
+  return share === null ? NOT_MEASURED : percent(share);
+}
+
+/** R\u00b2 as other places write it: ".83". */
+export function r2Text(r2: number | null): string {
+  if (r2 === null) return NOT_MEASURED;
+  return decimal(r2).replace(/^(\u2212?)0\./, "$1.");
+}
+
+/** A figure of a report, if it is a number. */
+export function figure(report: Report, name: string): number | null {
+  const value = report.figures[name];
+  return typeof value === "number" && Number.isFinite(value) ? value : null;
+}
+
+export const MEASURE_NAMES: Record<Measure, string> = {
+  unit: "number",
+  active: "share active",
+  sparsity: "sparsity",
+  at_border: "border share",
+  average_map_r2: "average map R\u00b2",
+  rectified_variance: "variance above 0",
+  highest: "highest value",
+};
+
+export const SECTION_NAMES: Record<Section, string> = {
+  top: "top",
+  median: "median",
+  bottom: "bottom",
+  near_zero: "near zero",
+  range: "between",
+};
+
+/** "conv3_3", or the module's name. */
+export function layerName(layer: { name: string; alias: string } | undefined, name: string): string {
+  return layer?.alias || name;
+}
+
+/** 75 as "1 min 15 s". */
+export function seconds(value: number): string {
+  const whole = Math.max(0, Math.round(value));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return whole % 60 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${whole / 60} min`;
+  const minutes = Math.round(whole / 60);
+  return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${minutes / 60} h`;
+}
+
+/** 1536 as "1.5 kB". */
+export function bytes(value: number): string {
+  for (const [size, unit] of [
+    [1e9, "GB"],
+    [1e6, "MB"],
+    [1e3, "kB"],
+  ] as const)
+    if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
+  return plural(value, "byte");
+}
+
+/** How far a job is. */
+export function progress(job: Job): string {
+  if (job.state === "queued") return "waiting";
+  if (job.state !== "running") return job.error || job.state;
+  const steps = job.total === null ? (job.done ? count(job.done) : "") : `${count(job.done)} / ${count(job.total)}`;
+  const left = job.left === null ? "" : ` \u00b7 ${seconds(job.left)} left in this step`;
+  return `${job.phase}${steps && ` ${steps}`}${left}`;
+}
+
+/** What a job does, in words. */
+export function jobName(job: Job, circuits: readonly CircuitCard[], layers: readonly Layer[]): string {
+  const circuit = circuits.find(({ id }) => id === job.parameters.circuit);
+  const of = circuit ? circuitName(circuit, layers) : String(job.parameters.circuit ?? "");
+  switch (job.kind) {
+    case "index":
+      return "Index the photographs";
+    case "find":
+      return `Find a circuit of ${featureName(String(job.parameters.feature), layers)}${wanted(job.parameters)}`;
+    case "evaluate":
+      return `Measure ${of}`;
+    case "diagram":
+      return `Draw ${of}`;
+  }
+}
+
+function wanted(of: Record<string, unknown>): string {
+  const size =
+    typeof of.density === "number"
+      ? `density ${of.density}`
+      : typeof of.kernels === "number"
+        ? plural(of.kernels, "kernel")
+        : typeof of.reach_r2 === "number"
+          ? `reaching R\u00b2 ${r2Text(of.reach_r2)}`
+          : of.drawable
+            ? "that can be drawn whole"
+            : "";
+  const how = [of.criterion, size].filter(Boolean).join(", ");
+  return how && ` (${how})`;
+}
+
+/** "conv3_3 unit 12" for a feature as the command takes it. */
+export function featureName(feature: string, layers: readonly Layer[]): string {
+  const [, layer, unit, position] = /^(.+):(\d+)(?:@(.+))?$/.exec(feature) ?? [];
+  if (layer === undefined) return feature;
+  const known = layers.find(({ name, alias }) => layer === name || layer === alias);
+  return `${layerName(known, layer)} unit ${unit}${position ? `, ${position}` : ""}`;
+}
+
+/** A circuit's own name among others. */
+export function circuitName(circuit: CircuitCard, layers: readonly Layer[]): string {
+  return `${circuitShort(circuit)} of ${featureOf(circuit, layers)}`;
+}
+
+export function circuitShort({ criterion, granularity, kept, position }: CircuitCard): string {
+  const where = position && position !== "all" ? `, ${position}` : "";
+  return `${criterion || "a circuit"}, ${plural(kept, granularity || "element")}${where}`;
+}
+
+export function featureOf({ layer, unit }: CircuitCard, layers: readonly Layer[]): string {
+  const known = layers.find(({ name }) => name === layer);
+  const what = unit === null ? "a direction" : Array.isArray(unit) ? `units ${unit.join(", ")}` : `unit ${unit}`;
+  return `${layerName(known, layer)} ${what}`;
+}
+
+/** A job's part that is done, from 0 to 1; null: unknown. */
+export function done(job: Job): number | null {
+  return job.state === "running" && job.total ? Math.min(1, job.done / job.total) : null;
+}
+
+/** Fewer bins, each the sum of some; the border at zero stays one. */
+export function coarse(counts: number[], zero: number, bins: number): { counts: number[]; zero: number } {
+  const every = Math.max(1, Math.ceil(counts.length / bins));
+  const before = Math.ceil(zero / every);
+  const shift = before * every - zero;
+  const out = new Array<number>(Math.ceil((counts.length + shift) / every)).fill(0);
+  counts.forEach((value, i) => (out[Math.floor((i + shift) / every)]! += value));
+  return { counts: out, zero: before };
+}
+
+/** A square part of the model's image around a receptive field, in which the field can be told apart, and the field in
+ *  shares of it. The square stays on the image where it can. */
+export function around(
+  box: Box,
+  size: number[],
+): { part: Box; field: { top: number; left: number; height: number; width: number } } {
+  const [top, left, height, width] = box;
+  const [rows, columns] = [size[0] ?? height, size[1] ?? width];
+  const most = Math.max(height, width);
+  const side = Math.max(most, Math.min(Math.max(rows, columns), Math.max(3 * most, Math.round(columns / 3))));
+  const begin = (at: number, extent: number, limit: number) => {
+    const centered = Math.round(at + extent / 2 - side / 2);
+    const [low, high] = [Math.min(0, limit - side), Math.max(0, limit - side)];
+    const moved = Math.min(high, Math.max(low, centered));
+    return Math.min(at, Math.max(at + extent - side, moved)); // the field is inside
+  };
+  const [y, x] = [begin(top, height, rows), begin(left, width, columns)];
+  return {
+    part: [y, x, side, side],
+    field: { top: (top - y) / side, left: (left - x) / side, height: height / side, width: width / side },
+  };
+}
+
+/** The number of positions above 0 and of all, as a histogram counts them. */
+export function above({ edges, counts }: Histogram): [number, number] {
+  const total = counts.reduce((sum, value) => sum + value, 0);
+  return [counts.reduce((sum, value, i) => (edges[i]! >= 0 ? sum + value : sum), 0), total];
+}
+
+/** A photograph's name without its folder and its ending. */
+export function photoName(name: string): string {
+  return /([^/\\]+?)(?:\.[a-z]{2,5})?$/i.exec(name)?.[1] ?? name;
+}
+
+/** A value of a unit, short. */
+export function value(number: number): string {
+  return Math.abs(number) < 1000 ? decimal(number, 1) : significant(number);
+}
+
+export interface Row {
+  name: string;
+  own?: boolean;
+  values: (number | null)[];
+}
+
+/** R² of a circuit and of what it is compared with. */
+export function r2Rows(report: Report): Row[] {
+  const r2 = (...names: string[]) => names.map((name) => (name ? figure(report, name) : null));
+  const rows: Row[] = [
+    { name: "this circuit", own: true, values: r2("r2", "r2_interior", "r2_rectified") },
+    { name: "random circuit of equal size", values: r2("r2_random", "r2_random_interior", "") },
+    { name: "average map, no network", values: r2("r2_average_map", "r2_average_map_interior", "") },
+  ];
+  if (figure(report, "r2_readout") !== null)
+    rows.splice(1, 0, { name: "with scale and offset fitted", values: r2("r2_readout", "", "") });
+  return rows;
+}
+
+/** Circuits, those of the jobs that ended last first, then the others as they are. */
+export function recent(circuits: readonly CircuitCard[], jobs: readonly Job[]): CircuitCard[] {
+  const ended = new Map<string, number>();
+  for (const { result, ended: at } of jobs)
+    if (at !== null && typeof result?.circuit === "string")
+      ended.set(result.circuit, Math.max(at, ended.get(result.circuit) ?? 0));
+  return circuits.toSorted((a, b) => (ended.get(b.id) ?? 0) - (ended.get(a.id) ?? 0));
+}

@@ -1,0 +1,269 @@
+/** Small components that several pages use. */
+
+import type { ComponentChildren } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { heat } from "../core/color.js";
+import { significant } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
+import { cancel, canWrite, layers, model } from "./live.js";
+import { formatRoute, type Place } from "./route.js";
+import { around, circuitShort, coarse, done, featureOf, figure, progress, r2Text } from "./text.js";
+
+/** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
+export const BORDER = 0.5;
+
+interface ToProps {
+  place: Place;
+  children: ComponentChildren;
+  class?: string;
+  title?: string;
+  "aria-label"?: string;
+  "aria-current"?: "page" | undefined;
+}
+
+/** A link to a place. */
+export function To({ place, children, ...rest }: ToProps) {
+  return (
+    <a href={formatRoute(place)} {...rest}>
+      {children}
+    </a>
+  );
+}
+
+/** A picture from the server; where there is none, a sign that says so. */
+export function Picture({ src, alt, side, class: name }: { src: string; alt: string; side?: number; class?: string }) {
+  const [failed, fail] = useState("");
+  useEffect(() => {
+    if (failed !== src) return;
+    const timer = setTimeout(() => fail(""), 3000); // the worker may have been busy
+    return () => clearTimeout(timer);
+  }, [failed, src]);
+  if (failed === src)
+    return (
+      <span class={`nothing ${name ?? ""}`} role="img" aria-label={`${alt}: no picture`}>
+        no picture
+      </span>
+    );
+  return (
+    <img
+      class={name}
+      src={src}
+      alt={alt}
+      width={side}
+      height={side}
+      loading="lazy"
+      decoding="async"
+      draggable={false}
+      onError={() => fail(src)}
+    />
+  );
+}
+
+const CROP = 192; // px, for screens with two pixels to one
+
+/** A part of a photograph around a receptive field, which is framed. */
+export function Context({ example }: { example: Example }) {
+  const { part, field } = around(example.box, model.value?.size ?? []);
+  return (
+    <span class="context">
+      <Picture src={api.thumb(example.photo, CROP, part)} alt="" />
+      <Frame {...field} />
+    </span>
+  );
+}
+
+export function Frame(field: { top: number; left: number; height: number; width: number }) {
+  const share = (value: number) => `${100 * value}%`;
+  return (
+    <i
+      class="frame"
+      aria-hidden="true"
+      style={{
+        top: share(field.top),
+        left: share(field.left),
+        height: share(field.height),
+        width: share(field.width),
+      }}
+    />
+  );
+}
+
+/** What the model sees of a photograph, with a receptive field. */
+export function Seen({ photo, box, alt }: { photo: string; box: Box | null; alt: string }) {
+  const [height, width] = model.value?.size ?? [];
+  if (!height || !width) return null;
+  return (
+    <span class="context">
+      <Picture src={api.thumb(photo, 640, [0, 0, height, width])} alt={alt} />
+      {box && <Frame top={box[0] / height} left={box[1] / width} height={box[2] / height} width={box[3] / width} />}
+    </span>
+  );
+}
+
+/** A unit's map on a photograph, with its scale. */
+export function MapPicture({ map, alt }: { map: UnitMap; alt: string }) {
+  const most = map.values.reduce((top, value) => Math.max(top, Math.abs(value)), 0);
+  const draw = (canvas: HTMLCanvasElement | null) => {
+    const context = canvas?.getContext("2d");
+    if (!context) return;
+    const image = context.createImageData(map.width, map.height);
+    map.values.forEach((value, i) => {
+      const color = Number.parseInt(heat(most ? value / most : 0).slice(1), 16);
+      image.data.set([color >> 16, (color >> 8) & 255, color & 255, 255], 4 * i);
+    });
+    context.putImageData(image, 0, 0);
+  };
+  const values = [...map.values];
+  return (
+    <figure class="map">
+      <canvas
+        ref={draw}
+        width={map.width}
+        height={map.height}
+        role="img"
+        aria-label={alt}
+        key={`${map.height} ${map.width}`}
+      />
+      <figcaption>
+        Its map in the full model, from {significant(Math.min(...values))} to {significant(Math.max(...values))}: orange
+        above 0, purple below.
+      </figcaption>
+    </figure>
+  );
+}
+
+/** A histogram in small. */
+export function Sparkline({ counts, zero }: { counts: number[]; zero: number }) {
+  const bins = coarse(counts, zero, 36);
+  const most = Math.max(1, ...bins.counts);
+  const bar = (value: number) => (value ? Math.max(0.6, (20 * value) / most) : 0);
+  const path = (from: number, to: number) =>
+    bins.counts
+      .slice(from, to)
+      .map((value, i) => `M${from + i} 20v${(-bar(value)).toFixed(2)}h1V20z`)
+      .join("");
+  return (
+    <svg
+      class="spark"
+      viewBox={`0 0 ${Math.max(1, bins.counts.length)} 20`}
+      preserveAspectRatio="none"
+      aria-hidden="true"
+    >
+      <path class="below" d={path(0, bins.zero)} />
+      <path class="above" d={path(bins.zero, bins.counts.length)} />
+    </svg>
+  );
+}
+
+/** A job that waits or runs, with a bar, and a button that ends it. */
+export function Progress({ job }: { job: Job }) {
+  const part = done(job);
+  const active = job.state === "running" || job.state === "queued";
+  return (
+    <div class="progress">
+      <p>
+        {plain(progress(job))}
+        {active && canWrite.value && (
+          <button type="button" class="plain" onClick={() => cancel(job)} aria-label={`cancel: ${job.kind}`}>
+            cancel
+          </button>
+        )}
+      </p>
+      {active && <Bar part={part} label={job.phase || "waiting"} />}
+    </div>
+  );
+}
+
+export function Bar({ part, label }: { part: number | null; label: string }) {
+  return (
+    <div
+      class="bar"
+      role="progressbar"
+      aria-label={label}
+      aria-valuemin={0}
+      aria-valuemax={100}
+      aria-valuenow={part === null ? undefined : Math.round(100 * part)}
+    >
+      <i style={{ width: `${100 * (part ?? 0)}%` }} />
+    </div>
+  );
+}
+
+const SHORT: Record<string, [string, string]> = {
+  keeps: ["keeps", "good"],
+  "keeps in part": ["in part", "partly"],
+  "does not keep": ["does not keep", ""],
+  "not decided": ["not decided", ""],
+};
+
+/** Circuits, each with its verdict. */
+export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: boolean }) {
+  return (
+    <ul class="circuits">
+      {of.map((circuit) => (
+        <li key={circuit.id}>
+          <To place={{ page: "circuit", id: circuit.id }}>
+            {named && !circuit.problem && <b>{plain(featureOf(circuit, layers.value))} </b>}
+            {plain(circuit.problem ? circuit.file : circuitShort(circuit))}
+          </To>{" "}
+          <Verdict circuit={circuit} />
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+function Verdict({ circuit: { problem, report } }: { circuit: CircuitCard }) {
+  if (problem) return <span class="soft">cannot be used</span>;
+  if (!report) return <span class="soft">not measured</span>;
+  const [word, tone] = SHORT[report.verdict] ?? [report.verdict, ""];
+  const inside = figure(report, "r2_interior");
+  return (
+    <span title={`R² ${inside === null ? "over all positions" : "on the interior"}, ${report.images} held-out crops`}>
+      <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}
+    </span>
+  );
+}
+
+/** What went wrong, as a sentence. */
+export function Problem({ text }: { text: string }) {
+  return text ? (
+    <p class="problem" role="alert">
+      {plain(text)}
+    </p>
+  ) : null;
+}
+
+/** A value in a list of facts. */
+export function Fact({ name, value }: { name: string; value: ComponentChildren }) {
+  return (
+    <>
+      <dt>{name}</dt>
+      <dd>{value}</dd>
+    </>
+  );
+}
+
+/** Text that can be copied. */
+export function Copied({ text, label }: { text: string; label: string }) {
+  const [said, say] = useState("");
+  useEffect(() => {
+    if (!said) return;
+    const timer = setTimeout(() => say(""), 2000);
+    return () => clearTimeout(timer);
+  }, [said]);
+  return (
+    <button
+      type="button"
+      onClick={() =>
+        navigator.clipboard.writeText(text).then(
+          () => say("copied"),
+          () => say("the browser did not allow it"),
+        )
+      }
+    >
+      <span role="status">{said || label}</span>
+    </button>
+  );
+}

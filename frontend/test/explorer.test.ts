@@ -1,0 +1,275 @@
+/** The explorer's logic: addresses, the window of a long grid, and what is said of numbers. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { type Box, EMPTY, floats, type Job, query, type Report, sentence, unitNotes } from "../src/explorer/api.js";
+import { findJob } from "../src/explorer/ask.js";
+import { isChanged, readAgain } from "../src/explorer/draft.js";
+import { withJob } from "../src/explorer/live.js";
+import { formatRoute, layerPlace, type Place, parseRoute, sameObject, unitPlace } from "../src/explorer/route.js";
+import {
+  around,
+  bytes,
+  coarse,
+  done,
+  featureName,
+  jobName,
+  photoName,
+  progress,
+  r2Rows,
+  r2Text,
+  recent,
+  seconds,
+} from "../src/explorer/text.js";
+import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
+
+const ID = "0123456789abcdef";
+const parsed = (address: string) => {
+  const url = new URL(address, "http://127.0.0.1");
+  return parseRoute(url.pathname, url.search);
+};
+
+const PLACES: Place[] = [
+  { page: "home" },
+  { page: "jobs" },
+  { page: "circuit", id: ID },
+  { page: "photo", id: ID },
+  layerPlace("features.14"),
+  { page: "layer", layer: "a/b c?d#é%2F", sort: "sparsity", lowest: true },
+  unitPlace("layer4.1/conv2", 511),
+  { ...unitPlace("x", 0), section: "top", padding: true, photo: ID } as Place,
+  { ...unitPlace("x", 0), section: "range", low: -0.5, high: 1e-7 } as Place,
+];
+
+test("every place has an address that leads back to it", () => {
+  for (const place of PLACES) {
+    const address = formatRoute(place);
+    assert.match(address, /^\/[\x21-\x7e]*$/);
+    assert.deepEqual(parsed(address), { ...place, weights: null }, address);
+    assert.deepEqual(parsed(formatRoute(place, "c6822618")), { ...place, weights: "c6822618" });
+  }
+});
+
+test("what is no address of the explorer leads nowhere, and what is no view is left out", () => {
+  for (const path of [
+    "/x",
+    "/l",
+    "/l/a/b",
+    "/u/a",
+    "/u/a/-1",
+    "/u/a/1.5",
+    "/c/../x",
+    "/c/12",
+    "/l/%E0%A4%A",
+    "/jobs/1",
+  ])
+    assert.equal(parseRoute(path, "").page, "nowhere", path);
+  assert.deepEqual(parsed("/l/a?sort=evil&lowest=1"), { ...layerPlace("a"), lowest: true, weights: null });
+  assert.deepEqual(parsed("/u/a/3?show=median&padding&low=2&photo=../x&weights=<b>"), {
+    ...unitPlace("a", 3),
+    section: "median",
+    weights: null,
+  });
+});
+
+test("the query is the view of one object", () => {
+  assert.ok(sameObject(layerPlace("a"), { ...layerPlace("a"), lowest: true } as Place));
+  assert.ok(!sameObject(unitPlace("a", 1), unitPlace("a", 2)));
+});
+
+const CELL = { width: 132, height: 196, gap: 12 };
+
+test("the rows that are drawn cover the window, and few others", () => {
+  for (const count of [0, 1, 5, 64, 512, 2048])
+    for (const width of [100, 390, 800, 1200])
+      for (const top of [300, 0, -1, -5_000, -1e6]) {
+        const seen = 900;
+        const { columns, rows, height, first, last } = rowsOf(count, width, top, seen, CELL);
+        assert.equal(rows, Math.ceil(count / columns));
+        assert.ok(columns === 1 || columns * (CELL.width + CELL.gap) - CELL.gap <= width);
+        assert.ok(first >= 0 && last <= rows && first <= last);
+        for (let row = 0; row < rows; row++) {
+          const upper = top + row * height;
+          if (upper < seen && upper + height > 0)
+            assert.ok(row >= first && row < last, `${count} ${width} ${top} ${row}`);
+        }
+        assert.ok((last - first) * height <= seen + 8 * height);
+      }
+});
+
+test("pages hold the cells that are drawn", () => {
+  assert.deepEqual(pagesOf(0, 0, 64), []);
+  assert.deepEqual(pagesOf(0, 64, 64), [0]);
+  assert.deepEqual(pagesOf(63, 65, 64), [0, 1]);
+  assert.deepEqual(pagesOf(200, 512, 64), [3, 4, 5, 6, 7]);
+});
+
+test("arrow keys stay in the grid", () => {
+  assert.deepEqual(
+    ["ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "Home", "End", "a"].map((key) => arrow(key, 7, 5, 12)),
+    [8, 6, null, 2, 0, 11, null],
+  );
+});
+
+test("a receptive field is framed where it is, in a square that stays on the image if it can", () => {
+  const size = [224, 224];
+  for (const box of [
+    [174, 94, 40, 40],
+    [-20, -7, 40, 40],
+    [210, 216, 40, 40],
+    [-60, -30, 400, 400],
+    [0, 0, 3, 3],
+    [100, 7, 30, 60],
+  ] as Box[]) {
+    const { part, field } = around(box, size);
+    const [top, left, height, width] = part;
+    assert.equal(height, width);
+    for (const [share, from, extent, at] of [
+      [field.top, top, height, box[0]],
+      [field.left, left, width, box[1]],
+    ] as const)
+      assert.ok(Math.abs(from + share * extent - at) < 1e-9);
+    assert.ok(field.top >= 0 && field.left >= 0 && field.top + field.height <= 1 && field.left + field.width <= 1);
+    if (box[0] >= 0 && box[0] + box[2] <= 224 && box[1] >= 0 && box[1] + box[3] <= 224)
+      assert.ok(top >= 0 && left >= 0 && top + height <= 224 && left + width <= 224);
+  }
+});
+
+test("a coarser histogram has the same counts below and above zero", () => {
+  const counts = Array.from({ length: 67 }, (_, i) => (7 * i) % 11);
+  const sum = (of: number[]) => of.reduce((total, value) => total + value, 0);
+  for (const zero of [0, 1, 33, 62, 67])
+    for (const bins of [1, 36, 200]) {
+      const small = coarse(counts, zero, bins);
+      assert.equal(sum(small.counts.slice(0, small.zero)), sum(counts.slice(0, zero)));
+      assert.equal(sum(small.counts), sum(counts));
+      assert.ok(small.counts.length <= Math.max(bins, 1) + 1);
+    }
+});
+
+test("numbers are said, and what was not measured too", () => {
+  assert.deepEqual([0.834, -4.424, 1, -0.001, null].map(r2Text), [".83", "\u22124.42", "1.00", ".00", "not measured"]);
+  assert.deepEqual([0.4, 60, 75, 3600, 7260].map(seconds), ["0 s", "1 min", "1 min 15 s", "1 h", "2 h 1 min"]);
+  assert.deepEqual([1, 999, 1500, 12_900_000].map(bytes), ["1 byte", "999 bytes", "1.5 kB", "12.9 MB"]);
+  assert.deepEqual(["a/b/cat.webp", "flower", "x/v1.0", ".png"].map(photoName), ["cat", "flower", "v1.0", ".png"]);
+  assert.deepEqual([query({}), query({ a: null, b: 0, c: "x y" })], ["", "?b=0&c=x+y"]);
+});
+
+test("an error is a sentence, whatever the server sent", () => {
+  assert.equal(sentence('{"error": "There is no unit 9."}', 404), "There is no unit 9.");
+  for (const body of ["", "<html>", "{}", "null", '{"error": 3}'])
+    assert.equal(sentence(body, 502), "The explorer answered with the status 502.");
+});
+
+test("numbers of a map are read as they were written", () => {
+  const values = [0, -1.5, 3.25, 1e-30];
+  const text = Buffer.from(Float32Array.from(values).buffer).toString("base64");
+  assert.deepEqual([...floats(text)], values.map(Math.fround));
+});
+
+const REPORT: Report = {
+  images: 24,
+  found_on: [],
+  validated_on: [],
+  held_out: [],
+  verdict: "keeps",
+  verdict_sentence: "",
+  seconds: 1,
+  figures: { r2: 0.7, r2_interior: null, r2_rectified: 0.6, r2_random: -4, r2_average_map: 0.1 },
+};
+
+test("the table has every control, and no number for what was not measured", () => {
+  assert.deepEqual(
+    r2Rows(REPORT).map(({ values }) => values),
+    [
+      [0.7, null, 0.6],
+      [-4, null, null],
+      [0.1, null, null],
+    ],
+  );
+});
+
+const LAYERS = [{ name: "features.14", alias: "conv3_3" }] as never[];
+const JOB: Job = {
+  id: ID,
+  kind: "find",
+  parameters: { feature: "features.14:12@interior", criterion: "snip", density: 0.1 },
+  state: "running",
+  phase: "scoring",
+  done: 9,
+  total: 24,
+  rate: 2,
+  left: 75,
+  error: "",
+  result: null,
+  created: 0,
+  ended: null,
+};
+
+test("jobs say what they do and how far they are", () => {
+  assert.equal(jobName(JOB, [], LAYERS), "Find a circuit of conv3_3 unit 12, interior (snip, density 0.1)");
+  assert.equal(progress(JOB), "scoring 9 / 24 \u00b7 1 min 15 s left in this step");
+  assert.equal(progress({ ...JOB, state: "failed", error: "Out of memory." }), "Out of memory.");
+  assert.equal(progress({ ...JOB, state: "queued" }), "waiting");
+  assert.deepEqual([done(JOB), done({ ...JOB, total: null }), done({ ...JOB, state: "done" })], [9 / 24, null, null]);
+  assert.equal(featureName("fc:0,1", LAYERS), "fc:0,1");
+});
+
+test("a job's event replaces what was known of it, or adds it before the others", () => {
+  const other = { ...JOB, id: "f".repeat(16) };
+  const later = { ...JOB, done: 10 };
+  assert.deepEqual(withJob([other, JOB], later), [other, later]);
+  assert.deepEqual(withJob([other], JOB), [JOB, other]);
+});
+
+test("the form asks for what can be found, and says what cannot", () => {
+  const of = { criterion: "snip", size: "density", number: ".05", position: "interior", count: "24" } as const;
+  assert.deepEqual(findJob("a:1", of), {
+    kind: "find",
+    feature: "a:1@interior",
+    criterion: "snip",
+    count: 24,
+    density: 0.05,
+  });
+  const kernels = findJob("a:1", { ...of, size: "kernels", number: "500", position: "all" });
+  assert.ok(
+    typeof kernels !== "string" && kernels.kind === "find" && kernels.kernels === 500 && kernels.feature === "a:1",
+  );
+  for (const wrong of [
+    { ...of, number: "" },
+    { ...of, number: "0" },
+    { ...of, number: "2" },
+    { ...of, number: "x" },
+    { ...of, size: "reach_r2", number: "80" },
+    { ...of, size: "kernels", number: ".5" },
+    { ...of, count: "0" },
+    { ...of, count: "1.5" },
+  ] as const)
+    assert.match(String(findJob("a:1", wrong)), /must be/);
+});
+
+test("what another tab wrote replaces nothing that the reader has written", () => {
+  const first = { note: EMPTY, tag: '"1"' };
+  const second = { note: { ...EMPTY, label: "theirs" }, tag: '"2"' };
+  const draft = readAgain(null, first);
+  assert.deepEqual(readAgain(draft, second), { read: second, mine: second.note, theirs: null });
+  const mine = { ...draft, mine: { ...EMPTY, text: "mine" } };
+  assert.ok(isChanged(mine) && !isChanged(draft));
+  assert.equal(readAgain(mine, first), mine);
+  assert.deepEqual(readAgain(mine, second), { ...mine, theirs: second });
+});
+
+test("notes are those of this model's units", () => {
+  const notes = {
+    "unit a:b:12 of weights c6822618": { ...EMPTY, label: "curve" },
+    "unit a:1 of weights 00000000": EMPTY,
+    [`circuit ${ID}`]: EMPTY,
+  };
+  assert.deepEqual(unitNotes(notes, "c6822618626f"), [{ layer: "a:b", unit: 12, note: { ...EMPTY, label: "curve" } }]);
+});
+
+test("the circuits of the latest jobs come first", () => {
+  const [a, b, c] = ["a", "b", "c"].map((id) => ({ id })) as never[];
+  const job = (circuit: string, ended: number | null) => ({ ...JOB, result: { circuit }, ended });
+  assert.deepEqual(recent([a!, b!, c!], [job("b", 5), job("b", 1), job("c", 9), job("a", null)]), [c, b, a]);
+});

@@ -1,0 +1,213 @@
+"""The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
+
+import gzip
+import re
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+import convcircuits as cc
+from needs import find_chromium
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
+MODEL = """
+import torch
+from torch import nn
+
+from convcircuits.zoo.preprocessing import Preprocess
+
+preprocess = Preprocess(size=(20, 20), resize=(22, 22))
+
+
+def net():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 80, 3, padding=1), nn.ReLU())
+    with torch.no_grad():
+        layers[2].bias[0] = -100.0  # a dead unit
+    return layers.eval()
+"""
+WIDTHS = (1440, 1280, 800, 390)
+PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the model, the pictures and the project are."""
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    """The address of an explorer."""
+    (folder / "paged_net.py").write_text(MODEL)
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for name in "abcdefghij":
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((36, 30)).save(folder / f"pictures/{name}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        with cc.explore("paged_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as server:
+            yield server.address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = find_chromium()
+    assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the explorer. Whatever a test does, nothing may be said and nothing but the server asked."""
+    contexts, said, asked = [], [], []
+
+    def opened(**options):
+        contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.locator("[data-ready=true]").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert {urlsplit(url).hostname for url in asked if urlsplit(url).scheme != "blob"} <= {"127.0.0.1"}
+
+
+def accessible(page):
+    """Check the page with axe."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+def test_bundles_are_small():
+    for package, name, most in (("drawing", "diagram.js", 64_000), ("explorer", "explorer.js", 90_000)):
+        bundle = (files(f"convcircuits.{package}") / "static" / name).read_bytes()
+        assert len(gzip.compress(bundle)) <= most
+
+
+def test_from_the_start_to_a_circuit_and_back(open_page, folder):
+    page = open_page()
+    expect(page).not_to_have_url(re.compile("token"))
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    accessible(page)
+
+    page.locator("nav.layers").get_by_role("link", name="2 80").click()
+    expect(page).to_have_url(re.compile("/l/2$"))
+    expect(page.locator(".cell").first).to_have_text("unit 0dead")
+    assert page.locator("[data-at]").count() < 80  # only what is in the window, and around it
+    page.locator(".cell").first.focus()
+    page.keyboard.press("End")
+    expect(page.locator("[data-at='79'] .cell")).to_be_focused()
+    assert page.locator("[data-at='0']").count() == 0
+    accessible(page)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 79")
+    page.go_back()
+    expect(page.locator("[data-at='79'] .cell")).to_be_in_viewport()  # where the reader was
+    page.locator("[part=sort]").select_option("at_border")
+    expect(page).to_have_url(re.compile("sort=at_border"))
+    page.get_by_role("button", name="lowest first").click()
+    page.go_back()
+    page.go_back()
+    expect(page).to_have_url(re.compile("/l/2$"))
+
+    page.locator("[data-at='7'] .cell").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    expect(page.locator(".examples .crop")).to_have_count(10)
+    page.get_by_role("tab", name="median").click()
+    expect(page).to_have_url(re.compile("show=median"))
+    page.locator(".examples .crop").first.click()
+    expect(page.locator("figure.map canvas")).to_be_visible()
+    accessible(page)
+
+    page.locator("[part=criterion]").select_option("gauss_newton")
+    page.locator("[part=number]").fill("2")
+    page.locator("[part=find]").click()
+    expect(page.locator(".find + .problem")).to_contain_text("must be above 0")
+    page.locator("[part=number]").fill(".4")
+    page.locator("[part=crops]").fill("6")
+    page.locator("[part=find]").click()
+    page.get_by_role("link", name="open the circuit").click()
+    expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
+    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
+    page.locator("[part=diagram] [data-node]").first.wait_for()
+    accessible(page)
+    file = next((folder / "project" / "circuits").iterdir())
+    expect(page.locator("pre[aria-label^='The command']")).to_contain_text(f"--density 0.4 --images {folder}/pictures")
+    again = {}
+    exec(page.locator("pre[aria-label='In Python']").inner_text(), again)
+    assert cc.iou(again["circuit"], cc.load(file)) == 1.0
+
+    circuit = page.url
+    page.locator("[part=diagram] [data-node] .frame").first.click()
+    expect(page).to_have_url(re.compile("/c/.*#isolate="))
+    isolated = page.url
+    page.go_back()
+    expect(page).to_have_url(circuit)
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
+    expect(page.locator(".side .circuits li")).to_have_count(1)
+    page.go_forward()
+    page.locator("[part=diagram] [data-node]").first.wait_for()
+
+    page.goto(isolated)  # a link into the middle
+    page.locator("[part=diagram] svg[data-isolated]").wait_for()
+    start = circuit.split("/c/")[0]
+    page.goto(f"{start}/jobs")
+    expect(page.locator(".jobs li")).to_have_count(3)
+    accessible(page)
+    page.goto(f"{start}/l/a%2Fb")
+    expect(page.locator("main .problem")).to_have_text("There is no layer a/b.")
+    page.goto(f"{start}/u/2/3?weights=00000000")
+    expect(page.locator(".banner")).to_contain_text("made on other weights")
+
+
+def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
+    page = open_page()
+    page.goto(page.url + "u/0/1")
+    other = page.context.new_page()
+    other.goto(page.url)
+    page.locator("[part=label]").fill("mine")
+    other.locator("[part=label]").fill("theirs")
+    other.get_by_role("button", name="Save").click()
+    expect(page.locator(".both")).to_contain_text("Another tab wrote meanwhile: “theirs”")
+    expect(page.locator(".both")).to_contain_text("Yours, not saved: “mine”")
+    page.get_by_role("button", name="keep mine").click()
+    expect(other.locator("[part=label]")).to_have_value("mine")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_every_window_and_can_be_read(open_page, scheme):
+    page = open_page(color_scheme=scheme)
+    start = page.url
+    for path in PAGES[scheme]:
+        page.goto(start + path)
+        page.locator("#main h1").wait_for()
+        if scheme == "dark":
+            accessible(page)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
