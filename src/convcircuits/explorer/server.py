@@ -189,7 +189,7 @@ class Explorer:
 
     def card(self, one: CircuitFile) -> dict[str, Any]:
         """Return what is shown of a circuit."""
-        card: dict[str, Any] = {"id": one.id, "file": one.file.name, "problem": one.problem}
+        card: dict[str, Any] = {"id": one.id, "file": one.name, "problem": one.problem}
         if one.problem:
             return card
         said, origin = one.said, one.said["provenance"]
