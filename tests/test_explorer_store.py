@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,13 +181,16 @@ def test_layers_are_read_by_many_threads_at_once(store, monkeypatch):
         (folder / str(n)).write_bytes(b"x")
     monkeypatch.setattr(module.LayerFile, "read", lambda content: content)
     monkeypatch.setattr(module, "_LAYERS", 2)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            found = [*pool.map(lambda n: store.layer("k", str(n % 24)), range(1500))]
-    finally:
-        sys.setswitchinterval(before)
+
+    class Slow(dict):
+        def __iter__(self):
+            first = super().__iter__()
+            time.sleep(0.001)
+            return first
+
+    store._arrays = Slow()
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(lambda n: store.layer("k", str(n % 24)), range(96))]
     assert set(found) == {b"x"}
     assert store.remarks == []
     assert len([*folder.iterdir()]) == 24

@@ -5,7 +5,7 @@
     project/
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
-        diagrams/ID.json              its diagram, which cc.Diagram.load opens
+        diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -73,7 +73,7 @@ class CircuitFile:
 
     @property
     def name(self) -> str:
-        """Name of the file, in which bytes that are not UTF-8 are written as ``\\xff``."""
+        """Name of the file, as text that can be answered also if it is not UTF-8."""
         return os.fsencode(self.file.name).decode("utf-8", "backslashreplace")
 
 
@@ -163,9 +163,15 @@ class Store:
         """Return the path of the report on a circuit."""
         return self.folder / "reports" / f"{id}.json"
 
-    def diagram_file(self, id: str) -> Path:
-        """Return the path of a circuit's diagram."""
-        return self.folder / "diagrams" / f"{id}.json"
+    def diagram_file(self, id: str, basis: str, *, controls: bool) -> Path:
+        """Return the path of a circuit's diagram, which has another name if its figures depend on something else.
+
+        Args:
+            id: The circuit's id.
+            basis: Hash of what figures depend on: the model, the photographs, the version.
+            controls: Whether it shows controls.
+        """
+        return self.folder / "diagrams" / f"{id}-{basis[:8]}{'-controls' if controls else ''}.json"
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
