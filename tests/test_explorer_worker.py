@@ -1,10 +1,12 @@
 """What the explorer's worker says that its figures depend on, and what it refuses. No process is started."""
 
+import asyncio
 import dataclasses
 import importlib
 import io
 import pickle
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.server import Explorer, listening
+from convcircuits.explorer.server import Explorer, application, listening
 from convcircuits.explorer.worker import Workshop, _criterion_options, built
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -210,3 +212,26 @@ def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_a
 def test_a_host_that_is_none_is_said_at_once():
     with pytest.raises(cc.ConvCircuitsError, match=r"--host nowhere.invalid .* Give another --host\."):
         listening("nowhere.invalid", None)
+
+
+def test_a_small_picture_that_was_cut_off_is_made_again(explorer, monkeypatch):
+    """Browsers keep it for a year."""
+    explorer.jobs.about = {"photographs": [{"id": "0" * 16, "name": "a", "subject": "a"}], "images": "i"}
+    made = []
+
+    def ask(*question):
+        made.append(question)
+        return b"\xff\xd8picture\xff\xd9"
+
+    monkeypatch.setattr(explorer.jobs, "ask", ask)
+
+    async def shown():
+        transport = httpx.ASGITransport(app=application(explorer))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get(f"/api/v1/thumb/{'0' * 16}")).content
+
+    first = asyncio.run(shown())
+    (file,) = (explorer.store.folder / "thumbs").iterdir()
+    file.write_bytes(first[:5])
+    assert [asyncio.run(shown()) for _ in range(2)] == [first, first]
+    assert len(made) == 2

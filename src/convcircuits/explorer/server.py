@@ -45,6 +45,7 @@ _PORTS = 20
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _STREAMS = 16  # event streams at once
 _THUMBS = "thumbs/2"  # how pictures are drawn; another number makes them anew
+_END_OF_JPEG = b"\xff\xd9"
 _log = logging.getLogger(__name__)
 
 Measure = Literal[
@@ -591,7 +592,7 @@ def _picture_routes(app: FastAPI, explorer: Explorer) -> None:
         if if_none_match is not None and f'"{key}"' in if_none_match:
             return Response(status_code=304, headers=headers)
         content = explorer.store.thumb(key)
-        if content is None:
+        if content is None or not content.endswith(_END_OF_JPEG):  # a computer that lost power may leave a part of it
             content = explorer.jobs.ask("thumb", photo, w, part)
             explorer.store.write_thumb(key, content)
         return Response(content, media_type="image/jpeg", headers=headers)
