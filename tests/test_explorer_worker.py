@@ -91,7 +91,16 @@ def test_no_option_of_a_criterion_is_one_of_the_search_itself(text):
     assert _criterion_options(["steps=3"]) == {"steps": 3}
 
 
-def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(workshop, tmp_path):
+class Quiet:
+    def phase(self, description):
+        pass
+
+    def __call__(self, done, total):
+        pass
+
+
+def with_circuit(workshop, tmp_path, by_name):
+    """The same workshop with a circuit in its folder, and the circuit's id."""
     opening = workshop.opening
     (tmp_path / "project" / "reports").mkdir(parents=True)
     (tmp_path / "project" / "circuits").mkdir()
@@ -99,22 +108,27 @@ def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_mea
     model, prepare = workshop.loaded.model, workshop.loaded.preprocess
     images = torch.stack([prepare(one.image) for one in workshop.photographs.values()])
     circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
-    by_name = {"found_on": ["a.png"], "validated_on": ["d.png"], "held_out": ["c.png"]}
     circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
     cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
     (file,) = workshop.store.circuits()
+    return workshop, file.id
 
-    class Quiet:
-        def phase(self, description):
-            pass
 
-        def __call__(self, done, total):
-            pass
-
-    workshop.do("evaluate", {"circuit": file.id}, Quiet())
-    said = workshop.store.report(file.id)
+def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(workshop, tmp_path):
+    by_name = {"found_on": ["a.png"], "validated_on": ["d.png"], "held_out": ["c.png"]}
+    workshop, id = with_circuit(workshop, tmp_path, by_name)
+    workshop.do("evaluate", {"circuit": id}, Quiet())
+    said = workshop.store.report(id)
     assert said["photographs"] == {role: [workshop._ids[n] for n in names] for role, names in by_name.items()}
     assert said["basis"] == workshop.basis
+
+
+def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(workshop, tmp_path):
+    """As when a file was replaced after the circuit was found."""
+    by_name = {"found_on": ["b.png"], "validated_on": [], "held_out": ["d.png", "c.png"]}
+    workshop, id = with_circuit(workshop, tmp_path, by_name)
+    with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
+        workshop.do("evaluate", {"circuit": id}, Quiet())
 
 
 # ---------------------------------------- what the server makes of it

@@ -29,6 +29,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits import texts
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import COUNT, LayerTally, Stopped, Subjects, build, convolutions
@@ -347,6 +348,13 @@ class Workshop:
             raise ConvCircuitsError(
                 f"{file.file.name} does not say on which photographs it was found, so none are known to be held out; "
                 "measure it with convcircuits evaluate and --images."
+            )
+        used = {self._ids.get(name) for role, names in by_name.items() if role != "held_out" for name in names}
+        seen = [name for name in by_name["held_out"] if name in self._ids and self._ids[name] in used]
+        if seen:  # files may have been replaced since
+            raise ConvCircuitsError(
+                f"{texts.names(seen)} were held out from {file.name}, but are now copies of photographs that it was "
+                "found on; measure it with convcircuits evaluate and other --images."
             )
         recipe = said if said is not None else self._recipe(feature=str(value.feature))
         return file, value, set_up(recipe, self.loaded, list(self.pictures), list(self.left_out), by_name=by_name)
