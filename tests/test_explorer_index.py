@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.explorer.index import BINS, GRID, Histogram, Stopped, Subjects, build, convolutions
+from convcircuits.explorer.index import BINS, GRID, Histogram, LayerTally, Stopped, Subjects, build, convolutions
 from convcircuits.explorer.server import _order
 from convcircuits.explorer.store import LayerFile, Store
 from convcircuits.zoo.images import Photograph
@@ -224,3 +224,33 @@ def test_after_a_damaged_checkpoint_an_index_begins_anew_and_says_so(tmp_path):
     assert build(tmp_path, KEY, of, remark=remarks.append)["images"] == 4
     assert len(remarks) == 1
     assert "began anew" in remarks[0]
+
+
+def test_a_checkpoint_that_fails_half_way_leaves_nothing_in_the_sums(tmp_path, monkeypatch):
+    """Layers before the one that cannot go on have gone on already, so they must begin anew too."""
+    photographs = some_photographs(4)
+
+    def told(phase, done, total):
+        if done and "index" in phase:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build(tmp_path, KEY, subjects(photographs), batch_size=2, told=told)
+    resume, calls = LayerTally.resume, []
+
+    def failing(tally, state, images):
+        calls.append(tally)
+        if len(calls) == 2:
+            raise KeyError("sums/total")
+        resume(tally, state, images)
+
+    monkeypatch.setattr(LayerTally, "resume", failing)
+    build(tmp_path, KEY, subjects(photographs), batch_size=2)
+    _, found = layers_of(tmp_path)
+    assert len(calls) == 2
+    (tmp_path / "anew").mkdir()
+    build(tmp_path / "anew", KEY, subjects(photographs), batch_size=2)
+    _, expected = layers_of(tmp_path / "anew")
+    for layer in expected:
+        assert found[layer].said["statistics"] == expected[layer].said["statistics"]
+        assert found[layer].highest(0, padding=False) == expected[layer].highest(0, padding=False)

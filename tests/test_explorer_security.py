@@ -195,3 +195,42 @@ def test_there_are_no_websockets():
 
     asyncio.run(asked())
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize("other", ['a={"x": 1}', "x[y]=1", "foo", "a=\xe9", "b=1; =", 'c="'])
+def test_cookies_of_other_servers_at_this_address_do_not_hide_ours(other):
+    guard = guarded()
+    cookie = f"{other}; {guard.cookie}={guard._session}".encode("latin-1")
+    assert ask(guard, session=False, headers={"cookie": cookie}).status_code == 200
+
+
+def test_a_long_body_without_its_length_is_refused_also_where_the_application_reads_it_as_json():
+    """FastAPI takes any Exception while it reads for a body that is not JSON."""
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    @app.post("/x")
+    def taken(asked: dict[str, str]) -> dict[str, str]:
+        return asked
+
+    async def parts():
+        for _ in range(3):
+            yield b"x" * (MOST_BYTES // 2)
+
+    guard = Guard(app, port=PORT)
+    assert ask(guard, "POST", "/x", content=parts(), headers=JSON).status_code == 413
+
+
+def test_a_link_of_another_site_is_opened_once_more_from_here():
+    """With such a link a browser does not send the cookie, and what asks again shows nothing."""
+    guard = guarded()
+    navigation = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    answer = ask(guard, path="/u/2/3", session=False, headers=navigation)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'http-equiv="refresh" content="0"' in answer.text
+    assert "set-cookie" not in answer.headers
+    assert HEADERS.items() <= dict(answer.headers).items()
+    assert ask(guard, path="/u/2/3", session=False, headers={"sec-fetch-site": "same-origin"}).status_code == 401
+    assert ask(guard, path="/u/2/3", session=False, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert ask(guard, "POST", "/u/2/3", session=False, headers=navigation | JSON).status_code == 403

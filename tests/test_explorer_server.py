@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -555,6 +556,8 @@ def test_python_opens_a_model_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "own_net.py").write_text(source)
     own = importlib.import_module("own_net")
     project = tmp_path / "project"
+    (tmp_path / "sent").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "sent"))
     with cc.explore(
         own.net(), tmp_path / "pictures", preprocess=own.prepared, project=project, port=0, open=False
     ) as explorer:
@@ -568,6 +571,7 @@ def test_python_opens_a_model_of_its_own(tmp_path, monkeypatch):
             done(client, {"kind": "evaluate", "circuit": id})
         process = explorer._process
     assert process.returncode == 0
+    assert [*(tmp_path / "sent").iterdir()] == []
     (file,) = (project / "circuits").glob("*.safetensors")
     assert cc.load(file).feature == cc.Feature("4", 2)
 
@@ -593,6 +597,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_with_a_sentence(tmp_path
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "vgg16_hed" in ended.stderr
+    assert not (tmp_path / "project").exists()
     assert "Traceback" not in ended.stderr
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import convcircuits as cc
 from convcircuits.explorer import store as module
 from convcircuits.explorer.store import Store, hash_of
+from convcircuits.storage import sealed
 
 
 @pytest.fixture
@@ -130,3 +133,91 @@ def test_read_only_writes_nothing(tmp_path):
 def test_a_hash_does_not_depend_on_the_order_of_names():
     assert hash_of({"a": 1, "b": [2.5, None]}) == hash_of(json.loads('{"b": [2.5, null], "a": 1}'))
     assert hash_of([1, 2]) != hash_of([2, 1])
+
+
+def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path):
+    folder = tmp_path / "project"
+    Store(folder).close()
+    assert not folder.exists()
+    kept = Store(folder)
+    kept.write_note("photo 1", {"label": "x"})
+    kept.close()
+    Store(folder).close()
+    assert (folder / "notes.json").is_file()
+    empty = tmp_path / "given"
+    empty.mkdir()
+    Store(empty).close()
+    assert empty.is_dir()  # it was there before
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(store, monkeypatch):
+    """As when open files run out: nothing is removed, and notes do not begin anew."""
+    store.write_note("photo 1", {"label": "x"})
+    store.write_json(store.report_file("a" * 16), {"circuit": "a" * 16})
+    (store.folder / "index" / "k").mkdir()
+    layer = store.folder / "index" / "k" / "l"
+    layer.write_bytes(b"x")
+
+    def failing(path):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Path, "read_bytes", failing)
+        assert store.report("a" * 16) is None
+        assert store.layer("k", "l") is None
+        with pytest.raises(cc.ConvCircuitsError, match="Too many open files"):
+            store.write_note("photo 2", {"label": "y"})
+    assert store.report("a" * 16) == {"circuit": "a" * 16}
+    assert layer.exists()
+    assert [*store.notes()] == ["photo 1"]
+    assert all("cannot be read" in remark for remark in store.remarks)
+
+
+def test_layers_are_read_by_many_threads_at_once(store, monkeypatch):
+    """A thread that meets another's change of what is in memory must not take a whole file for a damaged one."""
+    folder = store.folder / "index" / "k"
+    folder.mkdir()
+    for n in range(24):
+        (folder / str(n)).write_bytes(b"x")
+    monkeypatch.setattr(module.LayerFile, "read", lambda content: content)
+    monkeypatch.setattr(module, "_LAYERS", 2)
+
+    class Slow(dict):
+        def __iter__(self):
+            first = super().__iter__()
+            time.sleep(0.001)
+            return first
+
+    store._arrays = Slow()
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(lambda n: store.layer("k", str(n % 24)), range(96))]
+    assert set(found) == {b"x"}
+    assert store.remarks == []
+    assert len([*folder.iterdir()]) == 24
+
+
+def test_foreign_files_among_circuits_are_listed_or_passed_over(store, circuits):
+    """Whatever a person puts there, the list is answered."""
+    folder = store.folder / "circuits"
+    os.mkfifo(folder / "pipe.safetensors")  # reading it would never end
+    odd = folder / os.fsdecode(b"caf\xe9.safetensors")
+    cc.save(circuits[0], folder / "plain.safetensors")
+    (folder / "plain.safetensors").rename(odd)
+    text = json.dumps({"kind": "circuit", "feature": {}, "granularity": "kernel", "relevant": 1, "provenance": {}})
+    (folder / "other.safetensors").write_bytes(sealed(text, {"elements/2": torch.ones(2)}))
+    named, other = store.circuits()
+    assert (named.name, named.problem) == ("caf\\xe9.safetensors", "")
+    assert "is not a circuit" in other.problem
+
+
+def test_small_pictures_are_trimmed_while_they_are_made(store, monkeypatch):
+    monkeypatch.setattr(module, "THUMBS", 800)
+    for n in range(50):
+        store.write_thumb(f"{n}", b"x" * 60)
+    assert store.size() <= 800 + 160
+
+
+def test_the_size_is_told_while_files_come_and_go(store, monkeypatch):
+    store.write_thumb("a", b"x" * 100)
+    monkeypatch.setattr(module.os, "walk", lambda folder: [(str(folder / "thumbs"), [], ["a", "gone.part"])])
+    assert store.size() == 100

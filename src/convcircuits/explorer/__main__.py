@@ -48,6 +48,9 @@ def main() -> None:
     except ConvCircuitsError as error:
         tell(f"error: {error}")
         sys.exit(1)
+    finally:
+        if opening.given is not None:
+            opening.given.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

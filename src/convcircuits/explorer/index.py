@@ -340,7 +340,9 @@ class _Run:
         except FileNotFoundError:
             return
         except Exception as error:  # a damaged file makes safetensors and torch raise nearly anything
-            file.unlink()
+            for tally in self._tallies.values():
+                tally.begin()  # those before the one that failed have gone on already
+            file.unlink(missing_ok=True)
             remark(f"{file.name} was damaged ({' '.join(str(error).split()):.200}), so the index began anew.")
             return
         self.read, self.tried = said["read"], said["tried"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import multiprocessing.connection
 import threading
@@ -15,7 +16,6 @@ from typing import Any
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import Store, hash_of
-from convcircuits.version import __version__
 
 PATIENCE = 10.0
 """Seconds that a cancelled job has to stop, before its process is killed."""
@@ -26,6 +26,7 @@ MOST = 200
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
 _BACKGROUND = {"index": 1}  # all others go first
+_log = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
@@ -141,7 +142,7 @@ class Jobs:
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
-        self._closing, self._attempts = False, 0
+        self._closing, self._loaded, self._attempts = False, False, 0  # whether the worker has been ready
         self._context = multiprocessing.get_context("spawn")
         self._wake, self._woken = self._context.Pipe()
         self._process: Any = None
@@ -176,7 +177,7 @@ class Jobs:
         """
         with self._lock:
             about = self._ready()
-            id = hash_of([kind, parameters, about["weights"], about["images"], __version__])[:16]
+            id = hash_of([kind, parameters, about["basis"]])[:16]
             known = self.get(id)
             if known is not None and known.state in ("queued", "running") and not known.cancelled:
                 return known
@@ -260,6 +261,14 @@ class Jobs:
     # ---------------------------------------- the worker
 
     def _supervise(self) -> None:
+        try:
+            self._attend()
+        except Exception as error:  # without this thread nothing is ever answered, so the page must say why
+            with self._lock:
+                self._fail(f"The worker cannot be attended to any more ({error!r:.200}); start the explorer again.")
+            _log.exception("unexpected")
+
+    def _attend(self) -> None:
         while not self._closing and not self.problem:
             self._begin()
             while not self._closing:
@@ -287,6 +296,7 @@ class Jobs:
         from convcircuits.explorer import entry
 
         with self._lock:
+            self._loaded = False
             self._stop = self._context.RawValue("b", 0)  # a semaphore would outlive a process that is killed
             self._channel, theirs = self._context.Pipe()
             self._questions, answers = self._context.Pipe()
@@ -317,7 +327,7 @@ class Jobs:
                 else:
                     text = f"The worker process ended {how}, perhaps because memory ran out. Start the job again."
                     self._end(job, "failed", error=text)
-            if self.about is None and not self._closing and not self.problem:
+            if not self._loaded and not self._closing and not self.problem:
                 self._attempts += 1
                 if self._attempts >= _ATTEMPTS:
                     self._fail(
@@ -331,9 +341,10 @@ class Jobs:
         with self._lock:
             if what == "ready":
                 (about,) = rest
-                first, self.about, self._attempts = self.about is None, about, 0
+                known = self.about
+                self.about, self._loaded, self._attempts = about, True, 0
                 self.events.publish("model", {"state": "ready"})
-                if first:
+                if known is None or known["key"] != about["key"]:  # photographs may have changed before it started anew
                     self.on_ready()
                 return
             if what == "failed" and rest[0] is None:
@@ -364,7 +375,8 @@ class Jobs:
     def _fail(self, problem: str) -> None:
         self.problem = problem
         self.events.publish("model", {"state": "failed", "problem": problem})
-        self.on_failed()
+        if self.about is None:
+            self.on_failed()
 
     def _answered(self, number: int, answered: bool, answer: Any) -> None:
         future = self._asked.get(number)

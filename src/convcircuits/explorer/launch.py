@@ -144,7 +144,11 @@ def explore(
         device=device,
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "convcircuits.explorer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "convcircuits.explorer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C stops what Python computes, not the explorer beside it
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -157,7 +161,7 @@ def explore(
         line = ""
     if not line.startswith("http://"):
         process.kill()
-        process.wait()
+        process.communicate()
         if given is not None:
             given.unlink(missing_ok=True)
         raise ConvCircuitsError(line.removeprefix("error: ") or "The explorer's process ended before it served a page.")
@@ -167,7 +171,7 @@ def explore(
 
 
 def _pickled(model: "nn.Module", preprocess: Any) -> Path:
-    """Write a model and its preprocessing to a file that only this user can read, and that the worker removes."""
+    """Write a model and its preprocessing to a file that only this user can read, and that the explorer removes."""
     try:
         content = pickle.dumps((model, preprocess))
     except Exception as error:

@@ -10,7 +10,7 @@ class Opening:
 
     Attributes:
         model: The model, in the form that ``--model`` takes; None if it is given.
-        given: A file with a pickled model and its preprocessing, which the worker reads and removes.
+        given: A file with a pickled model and its preprocessing, which each new worker reads.
         path: Where the modules of a given model are found.
         images: A folder, ``"sample"`` or ``"gcompris:FOLDER"``.
         project: The project's folder.

@@ -6,6 +6,7 @@ files of the page by their names.
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -41,8 +43,10 @@ PORT = 8642
 """The first port that is tried."""
 
 _PORTS = 20
+_TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _STREAMS = 16  # event streams at once
 _THUMBS = "thumbs/2"  # how pictures are drawn; another number makes them anew
+_END_OF_JPEG = b"\xff\xd9"
 _log = logging.getLogger(__name__)
 
 Measure = Literal[
@@ -190,7 +194,7 @@ class Explorer:
 
     def card(self, one: CircuitFile) -> dict[str, Any]:
         """Return what is shown of a circuit."""
-        card: dict[str, Any] = {"id": one.id, "file": one.file.name, "problem": one.problem}
+        card: dict[str, Any] = {"id": one.id, "file": one.name, "problem": one.problem}
         if one.problem:
             return card
         said, origin = one.said, one.said["provenance"]
@@ -210,13 +214,19 @@ class Explorer:
             "relevant": said["relevant"],
             "density": one.kept / max(1, said["relevant"]),
             "report": self.report(one),
-            "diagram": self.store.diagram_file(one.id).is_file(),
+            "diagram": self.diagram(one) is not None,
         }
 
+    def diagram(self, one: CircuitFile) -> FilePath | None:
+        """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
+        about = self.jobs.about
+        both = [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
+        return next((file for file in both if file.is_file()), None)
+
     def report(self, one: CircuitFile) -> dict[str, Any] | None:
-        """Return the report on a circuit, if it is of this model and these photographs."""
+        """Return the report on a circuit, if this version made it with this model and these photographs."""
         said, about = self.store.report(one.id), self.jobs.about
-        if said is None or about is None or (said["weights"], said["images"]) != (about["weights"], about["images"]):
+        if said is None or about is None or said.get("basis") != about["basis"]:
             return None
         figures, photographs = said["report"], said["photographs"]
         return {
@@ -231,9 +241,9 @@ class Explorer:
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
         kind = asked.pop("kind")
-        return self.jobs.submit(kind, asked, valid=partial(self._holds, kind))
+        return self.jobs.submit(kind, asked, valid=partial(self._holds, kind, asked))
 
-    def _holds(self, kind: str, result: Mapping[str, Any]) -> bool:
+    def _holds(self, kind: str, asked: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
         """Return whether what a job resulted in is still there."""
         if kind == "index":
             index = self.index()
@@ -241,7 +251,10 @@ class Explorer:
         circuit = self.store.circuit(str(result.get("circuit")))
         if circuit is None:
             return False
-        return self.store.diagram_file(circuit.id).is_file() if kind == "diagram" else self.report(circuit) is not None
+        if kind == "diagram":
+            basis = self.about()["basis"]
+            return self.store.diagram_file(circuit.id, basis, controls=asked["controls"]).is_file()
+        return self.report(circuit) is not None
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""
@@ -580,7 +593,7 @@ def _picture_routes(app: FastAPI, explorer: Explorer) -> None:
         if if_none_match is not None and f'"{key}"' in if_none_match:
             return Response(status_code=304, headers=headers)
         content = explorer.store.thumb(key)
-        if content is None:
+        if content is None or not content.endswith(_END_OF_JPEG):  # a computer that lost power may leave a part of it
             content = explorer.jobs.ask("thumb", photo, w, part)
             explorer.store.write_thumb(key, content)
         return Response(content, media_type="image/jpeg", headers=headers)
@@ -619,8 +632,8 @@ def _circuit_routes(app: FastAPI, explorer: Explorer) -> None:
     def diagram(circuit: IdInPath) -> Response:
         """The document of its diagram, which the job ``diagram`` makes."""
         one = explorer.circuit(circuit)
-        file = explorer.store.diagram_file(one.id)
-        said = explorer.store.read_json(file)
+        file = explorer.diagram(one)
+        said = None if file is None else explorer.store.read_json(file)
         if said is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
         return Response(json.dumps(said, allow_nan=False), media_type="application/json")
@@ -847,8 +860,11 @@ def listening(host: str, port: int | None) -> socket.socket:
             return found
         except OSError as error:
             problem = error
+            if error.errno not in _TAKEN:
+                break  # another port is no better
     raise ConvCircuitsError(
-        f"--host {host} --port {number} cannot be listened at: {problem.strerror or problem}. Give another --port."
+        f"--host {host} --port {number} cannot be listened at: {problem.strerror or problem}. Give another "
+        f"{'--port' if problem.errno in _TAKEN else '--host'}."
     )
 
 

@@ -5,7 +5,7 @@
     project/
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
-        diagrams/ID.json              its diagram, which cc.Diagram.load opens
+        diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -20,8 +20,10 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +71,11 @@ class CircuitFile:
     kept: int = 0
     problem: str = ""
 
+    @property
+    def name(self) -> str:
+        """Name of the file, as text that can be answered also if it is not UTF-8."""
+        return os.fsencode(self.file.name).decode("utf-8", "backslashreplace")
+
 
 class Store:
     """A project's folder.
@@ -87,7 +94,9 @@ class Store:
         self.on_remark: Callable[[str], None] = lambda text: None
         self._circuits: dict[Path, tuple[tuple[int, int], CircuitFile]] = {}
         self._arrays: dict[Path, tuple[tuple[int, int], LayerFile]] = {}
+        self._reading = threading.Lock()  # the server's threads share the layers in memory
         self._lock: BinaryIO | None = None
+        self._made, self._untrimmed = not folder.exists(), 0  # bytes of pictures since they were last trimmed
         if read_only:
             if not folder.is_dir():
                 raise ConvCircuitsError(f"There is no folder {folder} to read; omit --read-only to make it.")
@@ -100,10 +109,21 @@ class Store:
             raise ConvCircuitsError(f"The folder {folder} cannot be used: {error.strerror or error}.") from error
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock. A folder that this made and in which nothing was written is removed."""
         if self._lock is not None:
+            if self._made:
+                self._remove_empty()
             self._lock.close()
             self._lock = None
+
+    def _remove_empty(self) -> None:
+        for name in _FOLDERS:
+            with contextlib.suppress(OSError):  # it is not empty
+                (self.folder / name).rmdir()
+        with contextlib.suppress(OSError):
+            if [*self.folder.iterdir()] == [self.folder / "lock"]:
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
 
     def remark(self, text: str) -> None:
         """Say something once."""
@@ -119,8 +139,10 @@ class Store:
         found = {}
         for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
             with contextlib.suppress(OSError):
-                stat = file.stat()
-                key = (stat.st_mtime_ns, stat.st_size)
+                status = file.stat()
+                if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
+                    continue
+                key = (status.st_mtime_ns, status.st_size)
                 known = self._circuits.get(file)
                 found[file] = known if known is not None and known[0] == key else (key, _read_circuit(file))
         self._circuits = found
@@ -141,9 +163,15 @@ class Store:
         """Return the path of the report on a circuit."""
         return self.folder / "reports" / f"{id}.json"
 
-    def diagram_file(self, id: str) -> Path:
-        """Return the path of a circuit's diagram."""
-        return self.folder / "diagrams" / f"{id}.json"
+    def diagram_file(self, id: str, basis: str, *, controls: bool) -> Path:
+        """Return the path of a circuit's diagram, which has another name if its figures depend on something else.
+
+        Args:
+            id: The circuit's id.
+            basis: Hash of what figures depend on: the model, the photographs, the version.
+            controls: Whether it shows controls.
+        """
+        return self.folder / "diagrams" / f"{id}-{basis[:8]}{'-controls' if controls else ''}.json"
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
@@ -158,7 +186,10 @@ class Store:
             return json.loads(file.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError, OSError) as error:
+        except OSError as error:
+            self._unread(file, error)
+            return None
+        except (ValueError, RecursionError) as error:
             self._damaged(file, error)
             return None
 
@@ -173,6 +204,10 @@ class Store:
             with contextlib.suppress(OSError):
                 file.unlink()
 
+    def _unread(self, file: Path, error: OSError) -> None:
+        """Say that a file cannot be read now. It may be whole: open files run out, a disk is away for a moment."""
+        self.remark(f"{file.relative_to(self.folder)} cannot be read: {error.strerror or error}.")
+
     def index(self, key: str) -> dict[str, Any] | None:
         """Return what the index with a key says of itself, or None."""
         said = self.read_json(self.folder / "index" / key / "index.json")
@@ -183,17 +218,23 @@ class Store:
         """Return a layer of an index, or None if its file is missing or damaged."""
         path = self.folder / "index" / key / file
         try:
-            stat = path.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size)
-            known = self._arrays.pop(path, None)
-            if known is None or known[0] != stamp:
-                known = (stamp, LayerFile.read(path.read_bytes()))
-            self._arrays[path] = known  # the last one used is the last
-            while len(self._arrays) > _LAYERS:
-                del self._arrays[next(iter(self._arrays))]
+            status = path.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            with self._reading:
+                known = self._arrays.pop(path, None)
+                if known is None or known[0] != stamp:
+                    known = (stamp, LayerFile.read(path.read_bytes()))
+                self._arrays[path] = known  # the last one used is the last
+                while len(self._arrays) > _LAYERS:
+                    del self._arrays[next(iter(self._arrays))]
             return known[1]
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._unread(path, error)
+            return None
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged file makes safetensors raise nearly anything
             self._damaged(path, error)
             if not self.read_only:  # without it the index is not complete
@@ -206,6 +247,9 @@ class Store:
         """Return all notes, by what they are of.
 
         A damaged file of notes is never removed: it gets another name, and that is said.
+
+        Raises:
+            ConvCircuitsError: If the file cannot be read now. It keeps its name, and nothing may be written.
         """
         file = self.folder / "notes.json"
         try:
@@ -213,10 +257,14 @@ class Store:
             if said["schema"] != NOTES or not isinstance(said["notes"], dict):
                 raise ValueError("it is of another version")
             notes: dict[str, Any] = said["notes"]
+            if not all(isinstance(note, dict) for note in notes.values()):
+                raise ValueError("a note has no fields")
             return notes
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+        except OSError as error:
+            raise ConvCircuitsError(f"{file} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if not self.read_only:
                 number = 1
                 while (kept := file.with_name(f"notes.damaged-{number}.json")).exists():
@@ -271,25 +319,35 @@ class Store:
             return
         with contextlib.suppress(ConvCircuitsError):  # a full disk takes no picture away
             write_whole(self.folder / "thumbs" / name, content)
+            self._untrimmed += len(content)
+        if self._untrimmed > THUMBS // 8:
+            self.trim()
 
     def trim(self) -> None:
         """Remove the small pictures that were used longest ago, down to ``THUMBS`` bytes."""
         if self.read_only:
             return
-        found = []
-        for file in (self.folder / "thumbs").iterdir():
+        self._untrimmed, found = 0, []
+        folder = self.folder / "thumbs"
+        for file in folder.iterdir() if folder.is_dir() else []:
             with contextlib.suppress(OSError):
                 found.append((file.stat().st_mtime, file.stat().st_size, file))
         total = sum(size for _, size, _ in found)
         for _, size, file in sorted(found):
             if total <= THUMBS:
                 break
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
             total -= size
 
     def size(self) -> int:
         """Return the bytes of all files."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        total = 0
+        for place, _, files in os.walk(self.folder):
+            for name in files:
+                with contextlib.suppress(OSError):  # one that was being written has its own name by now
+                    total += os.lstat(Path(place, name)).st_size
+        return total
 
 
 _LAYERS = 8  # of an index that stay in memory
@@ -358,18 +416,24 @@ class LayerFile:
 
 def _read_circuit(file: Path) -> CircuitFile:
     content = file.read_bytes()
-    id = hashlib.sha256(content).hexdigest()[:16]
+    one = CircuitFile(hashlib.sha256(content).hexdigest()[:16], file)
     try:
         tensors = from_bytes(content)
         said = json.loads(seals.metadata(content)[seals.KEY])
         if not seals.is_sealed(content, said):
-            return CircuitFile(id, file, problem=f"{file.name} is damaged: its checksum does not match.")
+            return replace(one, problem=f"{one.name} is damaged: its checksum does not match.")
         if said["kind"] != "circuit":
-            return CircuitFile(id, file, problem=f"{file.name} holds {said['kind']}, not a circuit.")
+            return replace(one, problem=f"{one.name} holds {said['kind']!s:.80}, not a circuit.")
+        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()  # it can be answered
+        feature, provenance, relevant = said["feature"], said["provenance"], said["relevant"]
+        lacks = {"layer", "unit", "position"} - {*feature} or {"granularity"} - {*said}
+        if lacks or not isinstance(provenance, dict) or not isinstance(relevant, int):
+            raise ValueError("its header is not that of a circuit")
         kept = sum(int(x.sum()) for name, x in tensors.items() if name.startswith("elements/"))
-        return CircuitFile(id, file, said, kept)
+        return replace(one, said=said, kept=kept)
     except Exception as error:  # a foreign or damaged file makes safetensors raise nearly anything
-        return CircuitFile(id, file, problem=f"{file.name} is not a circuit ({' '.join(str(error).split()):.200}).")
+        reason = " ".join(f"{error!r}".split()).encode("utf-8", "replace").decode()
+        return replace(one, problem=f"{one.name} is not a circuit ({reason:.200}).")
 
 
 def _locked(file: Path) -> BinaryIO:

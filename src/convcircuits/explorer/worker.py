@@ -6,18 +6,18 @@ the second come questions, ``(number, name, arguments)``, and go ``(number, answ
 """
 
 import hashlib
+import inspect
 import io
 import logging
 import os
 import pickle
 import re
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 import convcircuits as cc
+from convcircuits import texts
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import COUNT, LayerTally, Stopped, Subjects, build, convolutions
@@ -47,6 +49,7 @@ from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Region, output_shape
 
 _OFTEN = 0.2  # seconds between two reports of progress
+_TALLEST = 4096  # pixels of a small picture's height: photographs may be 64 times as high as wide
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,6 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
         questions: Where questions come from.
         stop: A shared number whose ``value`` the server sets to 1 when the job that runs is to stop.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     try:
         workshop = Workshop(opening)
         jobs.send(("ready", workshop.about()))
@@ -132,11 +134,12 @@ class Workshop:
 
     def __init__(self, opening: Opening) -> None:
         self.opening, self.loaded = opening, _opened(opening)
-        self.pictures, self.left_out = photographs(opening.images)
+        found, self.left_out = photographs(opening.images)
+        self.pictures: list[Photograph] = [Unchanged.of(one) for one in found]
+        self._ids = {one.name: _photo_id(one) for one in self.pictures}  # of copies too, which have those of others
         kept = distinct(self.pictures)
         self.copies = names_besides(self.pictures, kept)
-        self.photographs = dict(zip(map(_photo_id, kept), kept, strict=True))
-        self._ids = {photograph.name: id for id, photograph in self.photographs.items()}
+        self.photographs = {self._ids[one.name]: one for one in kept}
         self.store = Store(opening.project, read_only=True) if opening.project.is_dir() else None
         self._prepared = Prepared(kept, self.loaded.preprocess, size=side(opening.size))
         loaded = self.loaded
@@ -168,9 +171,15 @@ class Workshop:
         return hash_of([[*self.photographs], how, self.opening.size])
 
     @cached_property
+    def basis(self) -> str:
+        """Hash of everything that figures depend on: the model, not its weights alone, photographs, the version."""
+        maps = [[info.name, info.kind, list(info.map), info.calls] for info in self._infos]
+        return hash_of([self.weights, built(self.loaded.model), maps, self.images, __version__])
+
+    @cached_property
     def key(self) -> str:
         """Hash of what an index is of."""
-        return hash_of([self.weights, self.images, COUNT, __version__])
+        return hash_of([self.basis, COUNT])
 
     def about(self) -> dict[str, Any]:
         """Return what the server shows of the model and the photographs, as JSON values."""
@@ -180,6 +189,7 @@ class Workshop:
             "name": loaded.name,
             "weights": self.weights,
             "images": self.images,
+            "basis": self.basis,
             "key": self.key,
             "size": [self.opening.size] * 2 if self.opening.size else list(loaded.size),
             "normalization": loaded.normalization,
@@ -267,7 +277,7 @@ class Workshop:
         id = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         if any(one.id == id and one.file != file for one in self._folder.circuits()):
             file.unlink()  # it is there already, found by the command or in another way
-        self._write_report(id, report, setup, reached, time.monotonic() - begun)
+        self._write_report(id, report, setup.by_name, setup, reached, time.monotonic() - begun)
         return {"circuit": id}
 
     def _evaluate(self, *, told: Told, circuit: str) -> dict[str, Any]:
@@ -282,7 +292,9 @@ class Workshop:
             batch_size=self.opening.batch_size,
             progress=told,
         )
-        self._write_report(file.id, report, setup, {}, time.monotonic() - begun)
+        # As the circuit says: the set-up does not cut again those that its size or constants were chosen on.
+        by_name = {**value.provenance["photographs"], "held_out": setup.held_out.names}
+        self._write_report(file.id, report, by_name, setup, {}, time.monotonic() - begun)
         return {"circuit": circuit}
 
     def _diagram(self, *, told: Told, circuit: str, controls: bool) -> dict[str, Any]:
@@ -299,7 +311,9 @@ class Workshop:
             batch_size=self.opening.batch_size,
             progress=told,
         )
-        write_whole(self._folder.diagram_file(file.id), drawn.document.to_json().encode())
+        write_whole(
+            self._folder.diagram_file(file.id, self.basis, controls=controls), drawn.document.to_json().encode()
+        )
         return {"circuit": circuit}
 
     @property
@@ -335,19 +349,33 @@ class Workshop:
                 f"{file.file.name} does not say on which photographs it was found, so none are known to be held out; "
                 "measure it with convcircuits evaluate and --images."
             )
+        used = {self._ids.get(name) for role, names in by_name.items() if role != "held_out" for name in names}
+        seen = [name for name in by_name["held_out"] if name in self._ids and self._ids[name] in used]
+        if seen:  # files may have been replaced since
+            raise ConvCircuitsError(
+                f"{texts.names(seen)} were held out from {file.name}, but are now copies of photographs that it was "
+                "found on; measure it with convcircuits evaluate and other --images."
+            )
         recipe = said if said is not None else self._recipe(feature=str(value.feature))
         return file, value, set_up(recipe, self.loaded, list(self.pictures), list(self.left_out), by_name=by_name)
 
     def _write_report(
-        self, id: str, report: cc.Evaluation, setup: Setup, reached: Mapping[str, Any], seconds: float
+        self,
+        id: str,
+        report: cc.Evaluation,
+        by_name: Mapping[str, list[str]],
+        setup: Setup,
+        reached: Mapping[str, Any],
+        seconds: float,
     ) -> None:
         photographs = {
-            role: [self._ids[name] for name in names if name in self._ids] for role, names in setup.by_name.items()
+            role: [self._ids[name] for name in names if name in self._ids] for role, names in by_name.items()
         }
         said = {
             "circuit": id,
             "weights": self.weights,
             "images": self.images,
+            "basis": self.basis,
             "report": report.as_dict(),
             "photographs": photographs,
             "notes": list(setup.notes),
@@ -367,12 +395,12 @@ class Workshop:
         """Return a photograph, or the part that a box of its input shows, as JPEG; what lies outside is hatched."""
         picture = self.photographs[photo].image
         if box is None:
-            height = max(1, round(width * picture.height / picture.width))
-            small = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2)
+            scale = min(width / picture.width, _TALLEST / picture.height)
+            size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
+            small = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
         else:
-            size = side(self.opening.size) or self.loaded.size
             shown = self._prepared.region(picture.size)
-            window = shown.part(box, size)
+            window = shown.part(box, side(self.opening.size) or self.loaded.size)
             seen = window.within(shown).within(Region(0, 0, picture.height, picture.width))
             small = part_of(picture, window, seen, width)
         content = io.BytesIO()
@@ -432,8 +460,6 @@ def _opened(opening: Opening) -> LoadedModel:
             f"The model cannot be sent to the explorer's own process: {error}. Define its class and preprocess in a "
             "module that can be imported, not in a notebook's cell."
         ) from error
-    finally:
-        opening.given.unlink(missing_ok=True)
     name = type(model).__name__
     channels, height, width = output_shape(preprocess, name)
     return LoadedModel(
@@ -448,14 +474,70 @@ def _opened(opening: Opening) -> LoadedModel:
 
 
 def _criterion_options(texts: list[str]) -> dict[str, Any]:
-    """Parse options of a criterion. None names a file: nothing that the page asks for opens one."""
+    """Parse options of a criterion. None names a file: nothing that the page asks for opens one.
+
+    None is one of ``find`` itself, such as the seed: the recipe would say another than the one that was used.
+    """
     options = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier() or value.endswith(".safetensors"):
+        known = name.isidentifier() and name not in inspect.signature(cc.find).parameters
+        if not equals or not known or value.endswith(".safetensors"):
             raise ConvCircuitsError(f"{text!r:.80} is not an option of a criterion; write it as NAME=VALUE.")
         options[name] = option_value(value)
     return options
+
+
+def built(model: nn.Module) -> str:
+    """Return a hash of how a model is built: its modules, and the code of their classes, but not its weights.
+
+    Two models may share all weights and compute different maps: one with another stride, or whose code was edited.
+    """
+    own = {kind.__module__ for kind in map(type, model.modules()) if not kind.__module__.startswith("torch.")}
+    content = [repr(model).encode()]
+    for name in sorted(own):
+        try:
+            content.append(Path(str(inspect.getsourcefile(sys.modules[name]))).read_bytes())
+        except (OSError, TypeError, KeyError):
+            content.append(name.encode())
+    return hash_of([hashlib.sha256(one).hexdigest() for one in content])
+
+
+@dataclass(frozen=True)
+class Unchanged(Photograph):
+    """A photograph whose file must not change while the explorer runs: ids and keys are hashes of its content.
+
+    Attributes:
+        stamp: When its file was last written, and its size; None if it is no file or not there.
+    """
+
+    stamp: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, photograph: Photograph) -> "Unchanged":
+        """Return a photograph as it is now."""
+        return cls(photograph.name, photograph.source, photograph.subject, _stamp(photograph))
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture.
+
+        Raises:
+            ConvCircuitsError: If the file cannot be read or has changed.
+        """
+        if _stamp(self) != self.stamp:
+            raise ConvCircuitsError(f"{self.name} has changed since the explorer read it. Start the explorer again.")
+        return super().image
+
+
+def _stamp(photograph: Photograph) -> tuple[int, int] | None:
+    if not isinstance(photograph.source, Path):
+        return None
+    try:
+        status = photograph.source.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _photo_id(photograph: Photograph) -> str:

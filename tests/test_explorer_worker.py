@@ -1,0 +1,251 @@
+"""What the explorer's worker says that its figures depend on, and what it refuses. No process is started."""
+
+import asyncio
+import dataclasses
+import importlib
+import io
+import pickle
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import convcircuits as cc
+from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.server import Explorer, application, listening
+from convcircuits.explorer.worker import Workshop, _criterion_options, built
+from convcircuits.zoo.preprocessing import Preprocess
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """Pictures a to d, of which d is a copy of b, and a model that is given as an object."""
+    (tmp_path / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for name in "abcd":
+        picture = Image.fromarray(generator.integers(0, 256, (30, 36, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"pictures/{name}.png")
+    (tmp_path / "pictures/d.png").write_bytes((tmp_path / "pictures/b.png").read_bytes())
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    given = tmp_path / "given"
+    given.write_bytes(pickle.dumps((model, Preprocess(size=(20, 20), resize=(22, 22)))))
+    return Workshop(Opening(given=given, images=str(tmp_path / "pictures"), project=tmp_path / "project"))
+
+
+def test_a_given_model_can_be_opened_again_by_a_worker_that_is_started_anew(workshop):
+    assert Workshop(workshop.opening).basis == workshop.basis
+
+
+def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_path, monkeypatch):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    strided = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
+    assert len({built(one) for one in (plain, strided, nn.Sequential(plain[0], nn.ELU()))}) == 3
+    assert built(plain) == built(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = (
+        "from torch import nn\nclass Net(nn.Conv2d):\n    def forward(self, x):\n        return super().forward(x)\n"
+    )
+    file = tmp_path / "built_net.py"
+    file.write_text(source)
+    model = importlib.import_module("built_net").Net(3, 4, 3)
+    before = built(model)
+    file.write_text(source.replace("(x)\n", "(x).abs()\n"))
+    assert built(model) != before
+
+
+def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(workshop, tmp_path):
+    """Small pictures never change, and an index is of the pictures that its key names."""
+    id, photograph = next(iter(workshop.photographs.items()))
+    assert workshop.answer("thumb", id, 32, None)
+    Image.new("RGB", (36, 30)).save(tmp_path / "pictures/a.png")
+    for ask in (lambda: workshop.answer("thumb", id, 32, None), lambda: workshop.answer("map", "2", 0, id)):
+        with pytest.raises(cc.ConvCircuitsError, match=r"a\.png has changed since"):
+            ask()
+    (tmp_path / "pictures/a.png").unlink()
+    with pytest.raises(cc.ConvCircuitsError, match="has changed"):
+        photograph.image  # noqa: B018
+
+
+def test_a_copy_has_the_id_of_what_it_is_a_copy_of(workshop):
+    assert workshop.copies == ["d.png"]
+    assert workshop._ids["d.png"] == workshop._ids["b.png"]
+    assert len(workshop.photographs) == 3
+
+
+def test_a_thin_picture_stays_small(workshop, tmp_path):
+    id, photograph = next(iter(workshop.photographs.items()))
+    workshop.photographs[id] = type(photograph)("thin", Image.new("RGB", (4, 256)))
+    with Image.open(io.BytesIO(workshop.answer("thumb", id, 1024, None))) as shown:
+        assert shown.size == (64, 4096)
+
+
+@pytest.mark.parametrize("text", ["seed=5", "batch_size=9", "progress=1", "criterion=force", "model=x", "x", "a b=1"])
+def test_no_option_of_a_criterion_is_one_of_the_search_itself(text):
+    """The recipe would name another seed than the one that was used."""
+    with pytest.raises(cc.ConvCircuitsError, match="not an option of a criterion"):
+        _criterion_options([text])
+    assert _criterion_options(["steps=3"]) == {"steps": 3}
+
+
+class Quiet:
+    def phase(self, description):
+        pass
+
+    def __call__(self, done, total):
+        pass
+
+
+def with_circuit(workshop, tmp_path, by_name):
+    """The same workshop with a circuit in its folder, and the circuit's id."""
+    opening = workshop.opening
+    (tmp_path / "project" / "reports").mkdir(parents=True)
+    (tmp_path / "project" / "circuits").mkdir()
+    workshop = Workshop(opening)
+    model, prepare = workshop.loaded.model, workshop.loaded.preprocess
+    images = torch.stack([prepare(one.image) for one in workshop.photographs.values()])
+    circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
+    circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
+    cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
+    (file,) = workshop.store.circuits()
+    return workshop, file.id
+
+
+def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(workshop, tmp_path):
+    by_name = {"found_on": ["a.png"], "validated_on": ["d.png"], "held_out": ["c.png"]}
+    workshop, id = with_circuit(workshop, tmp_path, by_name)
+    workshop.do("evaluate", {"circuit": id}, Quiet())
+    said = workshop.store.report(id)
+    assert said["photographs"] == {role: [workshop._ids[n] for n in names] for role, names in by_name.items()}
+    assert said["basis"] == workshop.basis
+
+
+def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(workshop, tmp_path):
+    """As when a file was replaced after the circuit was found."""
+    by_name = {"found_on": ["b.png"], "validated_on": [], "held_out": ["d.png", "c.png"]}
+    workshop, id = with_circuit(workshop, tmp_path, by_name)
+    with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
+        workshop.do("evaluate", {"circuit": id}, Quiet())
+
+
+# ---------------------------------------- what the server makes of it
+
+
+@pytest.fixture
+def explorer(tmp_path):
+    """An explorer whose worker is not started, and the id of a circuit in its folder."""
+    found = Explorer(Opening(project=tmp_path / "project"))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
+    scores = cc.score(model, cc.Feature("2", 1), torch.rand(2, 3, 9, 9), criterion="magnitude")
+    cc.save(cc.prune(scores, kernels=5), found.store.folder / "circuits" / "a.safetensors")
+    yield found
+    found.close()
+
+
+def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer):
+    (one,) = explorer.store.circuits()
+    figures = {"images": 3, "verdict": "weak", "verdict_sentence": "It is weak."}
+    said = {"circuit": one.id, "basis": "a" * 32, "report": figures, "photographs": {}, "seconds": 1.0}
+    explorer.store.write_json(explorer.store.report_file(one.id), said)
+    explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), {})
+    assert (explorer.card(one)["report"], explorer.card(one)["diagram"]) == (None, False)  # no model yet
+    for basis, shown in (("a" * 32, True), ("b" * 32, False)):
+        explorer.jobs.about = {"basis": basis}
+        card = explorer.card(one)
+        assert (card["report"] is not None, card["diagram"]) == (shown, shown)
+        result = {"circuit": one.id}
+        assert explorer._holds("evaluate", {}, result) == shown
+        assert explorer._holds("diagram", {"controls": False}, result) == shown
+        assert not explorer._holds("diagram", {"controls": True}, result)  # it has been drawn without them only
+
+
+class Ended:
+    """A worker process that ended at once."""
+
+    exitcode = 1
+
+    def join(self, seconds=None):
+        pass
+
+    def is_alive(self):
+        return False
+
+
+@pytest.fixture
+def jobs(explorer, monkeypatch):
+    """Jobs whose worker processes end at once; and how many were begun."""
+    found, begun = explorer.jobs, []
+
+    def begin():
+        begun.append(1)
+        found._loaded = False
+        found._channel, there = found._context.Pipe()
+        found._questions, there_too = found._context.Pipe()
+        there.close()
+        there_too.close()
+        found._process = Ended()
+        found._process.sentinel, _ = found._context.Pipe()
+
+    monkeypatch.setattr(found, "_begin", begin)
+    return found, begun
+
+
+def test_a_worker_that_never_gets_ready_again_is_given_up_and_the_page_stays(jobs):
+    jobs, begun = jobs
+    jobs.about = {"key": "k", "basis": "b"}  # it has been ready before
+    ended = []
+    jobs.on_failed = lambda: ended.append(1)
+    jobs._supervise()
+    assert len(begun) == 3
+    assert "3 times" in jobs.problem
+    assert ended == []
+
+
+def test_a_mistake_of_the_supervisor_is_said_on_the_page(jobs, monkeypatch):
+    jobs, _ = jobs
+
+    def begin():
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(jobs, "_begin", begin)
+    jobs._supervise()
+    assert "Resource temporarily unavailable" in jobs.problem
+
+
+def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):
+    ready = []
+    explorer.jobs.on_ready = lambda: ready.append(explorer.jobs.about["key"])
+    for key in ("a", "a", "b"):
+        explorer.jobs._message("ready", {"key": key})
+    assert ready == ["a", "b"]
+
+
+def test_a_host_that_is_none_is_said_at_once():
+    with pytest.raises(cc.ConvCircuitsError, match=r"--host nowhere.invalid .* Give another --host\."):
+        listening("nowhere.invalid", None)
+
+
+def test_a_small_picture_that_was_cut_off_is_made_again(explorer, monkeypatch):
+    """Browsers keep it for a year."""
+    explorer.jobs.about = {"photographs": [{"id": "0" * 16, "name": "a", "subject": "a"}], "images": "i"}
+    made = []
+
+    def ask(*question):
+        made.append(question)
+        return b"\xff\xd8picture\xff\xd9"
+
+    monkeypatch.setattr(explorer.jobs, "ask", ask)
+
+    async def shown():
+        transport = httpx.ASGITransport(app=application(explorer))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get(f"/api/v1/thumb/{'0' * 16}")).content
+
+    first = asyncio.run(shown())
+    (file,) = (explorer.store.folder / "thumbs").iterdir()
+    file.write_bytes(first[:5])
+    assert [asyncio.run(shown()) for _ in range(2)] == [first, first]
+    assert len(made) == 2
