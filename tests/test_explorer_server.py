@@ -455,6 +455,8 @@ def test_a_note_that_another_tab_has_changed_is_not_overwritten(client):
     other = client.put(path, json={"label": "other"}, headers={"if-match": empty.headers["etag"]})
     assert other.status_code == 412
     assert other.headers["etag"] == first.headers["etag"] == client.get(path).headers["etag"]
+    mistyped = client.put(path, json={"lable": "other"}, headers={"if-match": first.headers["etag"]})
+    assert mistyped.status_code == 422
     assert client.get(path).json() == mine
     (row,) = [row for row in client.get("/api/v1/layers/2/units").json()["units"] if row["figures"]["unit"] == 3]
     assert (row["label"], row["star"]) == ("<b>wheels</b>", True)

@@ -251,6 +251,12 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class NewNote(Note):
+    """A note that replaces another. A mistyped name is refused: the note would count as empty, and be removed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class IndexJob(_Asked):
     """Look at all photographs. It goes on where it stopped, and lets all other jobs go first."""
 

@@ -709,12 +709,12 @@ def _note_routes(app: FastAPI, explorer: Explorer) -> None:
 
         def put(
             key: Any,
-            note: schemas.Note,
+            note: schemas.NewNote,
             response: Response,
             if_match: Annotated[str | None, Header(max_length=100)] = None,
         ) -> schemas.Note:
             """Replace a note. ``If-Match`` must be the ETag of the state that it replaces; an empty note is removed."""
-            return write(key, note, if_match, response)
+            return write(key, schemas.Note(**note.model_dump()), if_match, response)
 
         for method, function in (("GET", get), ("PUT", put)):
             function.__annotations__["key"] = key
