@@ -101,7 +101,7 @@ def groupings(
     Examples:
         >>> by = cc.groupings(model, feature, images, density=0.3, embedding="features.5")
         >>> [row.by for row in by.rows]
-        ['saliencies', 'last layer', 'activations', 'embedding', 'pixels']
+        ['saliencies', 'last layer', 'activations', 'embedding', 'pixels', 'shuffled']
     """
     check_progress(progress)
     check_share("held_out", held_out)
