@@ -1,7 +1,8 @@
 """Measure the saliencies of single images and ``split`` as ratios to one forward and backward pass of the same images.
 
-VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process. Every figure is timed right after a
-plain forward and backward pass of the truncated model. Memory is the process's peak, with the model and all images.
+VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process. Every figure is timed, in CPU time
+of all threads, right after a plain forward and backward pass of the truncated model. Memory is the process's peak,
+with the model and all images.
 
     python benchmarks/split.py --images gcompris:FOLDER --count 1000
     python benchmarks/split.py --images gcompris:FOLDER --count 1000 --only "split in two"
@@ -22,9 +23,10 @@ LAYER, DEPTH, SIZE, BATCH = "features.19", 20, 112, 16
 
 
 def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Return the CPU time of a run, which a machine that is shared hardly changes."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
         for name, run in measured.items():
             passes.append(seconds(both))
             ratios[name].append(seconds(run) / passes[-1])
-    print(f"one forward and backward pass of {given.count} images: {statistics.median(passes):.1f} s")
+    print(f"one forward and backward pass of {given.count} images: {statistics.median(passes):.1f} s of CPU time")
     for name, found in ratios.items():
         print(f"{name}: {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) passes")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -15,8 +15,8 @@ const NUMBERS = [
 ] as const;
 const TEXTS = ["paths", "pictures", "mode"] as const;
 
-/** The hash for `view`, without its "#": only what differs from `base`. A group is its nodes, a colon, its name; a label
- *  or a note its node, a colon, its text. */
+/** The hash for `view`, without its "#": only what differs from `base`. A group is its nodes, a colon, its name; a
+ *  label or a note its node, a colon, its text. */
 export function formatHash(view: View, base: View): string {
   const out: string[] = [];
   const put = (key: string, value: string) =>

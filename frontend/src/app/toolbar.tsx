@@ -247,9 +247,9 @@ function Suggestions({ store }: { store: Store }) {
     <>
       <p>
         {found.length ? "Only suggestions: drawn" : "No drawn"} filters of one layer{" "}
-        {found.length ? "whose incoming kernels are" : "have incoming kernels that are"} alike: a cosine of at least{" "}
-        {decimal(SIMILAR, 1)} over two or more shared inputs, also if turned or mirrored. About one pair in nine is so
-        by chance. Whether such filters do the same is for you to judge.
+        {found.length ? "whose incoming kernels are" : "have incoming kernels that are"} alike, by a cosine of{" "}
+        {decimal(SIMILAR, 1)} or more over two or more shared inputs, also if turned or mirrored. About one pair in nine
+        is so by chance. Whether such filters do the same is for you to judge.
       </p>
       {found.map(({ nodes, similarity, turned }) => (
         <div class="row" onPointerEnter={() => show(nodes)} onPointerLeave={() => show(null)}>

@@ -37,8 +37,8 @@ export function labelBox({ x, y, lines, size, anchor, turned }: Label): Box {
   return { left: x - before, right: x - before + width, top: y - size * 0.8, bottom: y - size * 0.8 + height };
 }
 
-/** The lines below a node: of a range of columns what is `inside`; its label and number; its name; or its number, with its layer's where the column holds
- *  several. */
+/** The lines below a node: of a range of columns what is `inside`; its label and number; its name; or its number, with
+ *  its layer's where the column holds several. */
 export function nodeLines(
   graph: Graph,
   parts: Parts,

@@ -29,7 +29,8 @@ export interface Overview {
   parts: Parts;
 }
 
-/** The overview of a view, in which all columns are open; nodes of a column stand in the order of their flow, in as many sub-columns as they need. */
+/** The overview of a view, in which all columns are open; nodes of a column stand in the order of their flow, in as
+ *  many sub-columns as they need. */
 export function overview(graph: Graph, given: View, canvas: Canvas): Overview {
   const view = { ...given, collapsed: [] };
   const flow = flowOf(graph, view);

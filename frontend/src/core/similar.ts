@@ -93,7 +93,8 @@ function cosine(a: Reads, b: Reads, shared: number[], order: number[]): number {
   return sum / (a.length * b.length || 1);
 }
 
-/** The orders in which a kernel's weights are read as they are, turned and mirrored: eight if it is square, else four. */
+/** The orders in which a kernel's weights are read as they are, turned and mirrored: eight if it is square, else
+ *  four. */
 function turns(height: number, width: number): number[][] {
   const at = (place: (y: number, x: number) => number) =>
     Array.from({ length: height * width }, (_, i) => place(Math.floor(i / width), i % width));

@@ -75,7 +75,8 @@ const FILE = "convcircuits-view/1";
 /** A view as the text of a file, with the document that it is of. */
 export function viewFile(graph: Graph, view: View): string {
   const { model, feature } = graph.document.meta;
-  return `${JSON.stringify({ schema: FILE, document: { model, feature, identity: identity(graph) }, view }, null, 1)}\n`;
+  const of = { model, feature, identity: identity(graph) };
+  return `${JSON.stringify({ schema: FILE, document: of, view }, null, 1)}\n`;
 }
 
 /** The view of a file on `base`, and the fields of it that do not fit the document and are left out. Raises
