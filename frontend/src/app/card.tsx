@@ -16,7 +16,7 @@ import { Kernel, MapPicture, Picture } from "./ui.js";
 const PICTURE = 116;
 const BESIDE = 88; // if the image is beside two maps
 const PATCH = 46;
-const ROOM = 286; // px: the width of the panel's content
+const ROOM = 272; // px: the width of the panel's content beside a scroll bar
 const LEAST_CELL = 26; // px: smaller ones have no room for their numbers
 const MOST_CELL = 50; // px: largest square of a weight with its number
 

@@ -146,7 +146,7 @@ dt { color: var(--soft); }
 .details { overflow-y: auto; overflow-x: hidden; padding: 12px 16px; font-size: 12.5px; outline-offset: -2px; }
 .details > section + section { margin-top: 14px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
-.crops { display: grid; grid-template-columns: repeat(3, 92px); gap: 4px; }
+.crops { display: grid; grid-template-columns: repeat(3, 88px); gap: 4px; }
 .heads { display: flex; align-items: center; gap: 8px; margin-bottom: 4px; }
 .details .heads h2 { margin: 0; }
 .heads button { padding: 0 7px; min-height: 24px; font-size: 12px; }

@@ -72,7 +72,7 @@ function cutOf({ graph }: Store, tile: number | null): { box: Cut["box"]; whole:
   return cut && whole?.src.startsWith("data:image/") ? { box: cut.box, whole } : null;
 }
 
-const WIDE = 286; // px: the width of the panel's content
+const WIDE = 272; // px: the width of the panel's content beside a scroll bar
 
 /** The whole image that a chosen tile was cut out of, with the cut part framed; hatched beyond the image. */
 export function WholeImage({ store }: { store: Store }) {
