@@ -28,6 +28,7 @@ from convcircuits.drawing.data import (
     Nodes,
     Page,
     PictureSet,
+    Rival,
     TargetMaps,
     TargetPicture,
     Tiles,
@@ -193,8 +194,7 @@ class Sketch:
             margin=-0.2,
             noise=0.1,
             best="relabelled",
-            r2_best=-0.5,
-            r2_relabelled=-0.5,
+            rivals=(Rival("relabelled", -0.6, -0.5, None), Rival("average_map", -0.7, -0.6, -0.1)),
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> ImageMaps:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -21,6 +22,7 @@ from convcircuits.drawing.tiles import read_data_url
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
+from convcircuits.values.controls import RIVALS
 from convcircuits.version import __version__
 from nets import NETS, seeded
 
@@ -469,16 +471,19 @@ def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed):
     assert (record.verdict, record.sentence, record.best) == (report.verdict, report.verdict_sentence, report.best)
     assert record.margin == pytest.approx(report.margin, rel=1e-9)
     assert record.noise == pytest.approx(report.noise, rel=1e-9)
-    assert record.r2_best == pytest.approx(report[report.best].r2_interior, rel=1e-9)
-    assert record.r2_relabelled == pytest.approx(report["relabelled"].r2_interior, rel=1e-9)
+    assert {rival.name for rival in record.rivals} == {"relabelled", "random", "redrawn", "average_map"}
+    for rival in record.rivals:
+        for of in ("r2", "r2_interior", "r2_rectified"):
+            figure = getattr(report[rival.name], of)
+            assert getattr(rival, of) == (pytest.approx(figure, rel=1e-9) if math.isfinite(figure) else None)
     reasons = report.verdict_sentence.split(": ")[-1].replace("R2", "R²").replace(" -", " \N{MINUS SIGN}")
     assert reasons in drawn.caption
     assert any("drawn once" in note for note in drawn.document.meta.notes)
     assert set(report.notes) <= set(drawn.document.meta.notes)
 
 
-@pytest.mark.parametrize(("interior", "decides"), [("inside", "r2_interior"), ("unknown", "r2")])
-def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeypatch, interior, decides):
+@pytest.mark.parametrize("interior", ["inside", "unknown"])
+def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeypatch, interior):
     circuit, _, held_out, report = fitted_and_controls(model, draws=2)
     monkeypatch.setattr(margin, "controls", pytest.fail)
     rows = tuple(dataclasses.replace(row, r2=row.r2 - 1) for row in report.controls)
@@ -487,14 +492,16 @@ def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeyp
     drawn = cc.diagram(model, circuit, held_out=held_out, controls=report)
     record = drawn.document.variants[0].fidelity.controls
     assert (record.sentence, record.margin, record.noise) == (report.verdict_sentence, report.margin, None)
-    assert record.r2_best == getattr(report[report.best], decides)
-    assert record.r2_relabelled == getattr(report["relabelled"], decides)
+    assert [(rival.name, rival.r2) for rival in record.rivals] == [
+        (row.name, row.r2) for row in rows if row.name in RIVALS
+    ]
     assert "A note of its own." in drawn.document.meta.notes
     few = tuple(row for row in rows if row.name != "relabelled")
     few = dataclasses.replace(report, controls=few, best="average_map")
     drawn = cc.diagram(model, circuit, held_out=held_out, controls=few)
     record = drawn.document.variants[0].fidelity.controls
-    assert (record.r2_relabelled, record.r2_best) == (None, getattr(report["average_map"], decides))
+    assert "relabelled" not in {rival.name for rival in record.rivals}
+    assert record.best == "average_map"
 
 
 def test_controls_of_another_circuit_or_of_other_images_are_refused(model):

@@ -918,21 +918,21 @@ test("the verdict in one sentence and the table say no more than what was measur
     sentence: "",
     margin: 0.3,
     noise: 0.1,
-    r2Best: 0.31,
-    r2Relabelled: 0.1,
   } as const;
+  const relabelled = { name: "relabelled", r2: 0.2, r2Interior: 0.1, r2Rectified: -0.5 } as const;
   const none = circuit!.fidelity!.controls;
   for (const [best, words, row] of [
     ["redrawn", "same graph on other filters 10 %, with shuffled weights 31 %)", "same graph, shuffled weights"],
     ["random", "(random circuit 31 %, average map \u22122 %, same graph on other filters 10 %)", null],
   ] as const) {
-    circuit!.fidelity!.controls = { ...controls, best };
+    const other = { name: best, r2: 0.4, r2Interior: 0.31, r2Rectified: null };
+    circuit!.fidelity!.controls = { ...controls, best, rivals: [relabelled, other] };
     holds(of().said, words); // the best control is never left out
     holds(figure().join(" "), "best control 0.31)");
     const rows = of().table!.rows.filter(({ name }) => name.startsWith("same graph"));
     assert.deepEqual(
-      rows.map(({ name, values }) => [name, values[1]]),
-      [["same graph, other filters", 0.1], ...(row ? [[row, 0.31]] : [])],
+      rows.map(({ name, values }) => [name, ...values]),
+      [["same graph, other filters", 0.2, 0.1, -0.5], ...(row ? [[row, 0.4, 0.31, null]] : [])],
     );
   }
   circuit!.fidelity!.controls = none;
@@ -1001,8 +1001,10 @@ test("the caption says whether a fitted circuit was found or made by its constan
     margin: 0.36,
     noise: 0.12,
     best,
-    r2Best: 0.24,
-    r2Relabelled: -0.3,
+    rivals: [
+      { name: "relabelled" as const, r2: -0.4, r2Interior: -0.3, r2Rectified: null },
+      { name: best, r2: 0.3, r2Interior: 0.24, r2Rectified: 0.1 },
+    ],
   });
   circuit!.fidelity!.controls = controls("found");
   holds(say(), ` fitted on 9 images. The circuit was found, not made by its constants: ${shown} `);

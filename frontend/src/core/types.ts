@@ -130,15 +130,22 @@ export interface Drawn {
   path: number; // share of the target's flow that complete drawn paths carry
 }
 
-/** A circuit beside controls that were treated alike; R2 is on the interior if there is one. null: not defined. */
+/** R2 of the best draw of a control that was treated as the circuit was. null: not defined. */
+export interface Rival {
+  name: "relabelled" | "random" | "redrawn" | "average_map";
+  r2: number | null;
+  r2Interior: number | null;
+  r2Rectified: number | null;
+}
+
+/** A circuit beside controls that were treated alike; margins are on the interior if there is one. */
 export interface Controls {
   verdict: "found" | "not found" | "not decided";
   sentence: string; // the verdict and why
   margin: number | null; // R2 of the circuit minus that of the best control, or minus 0 if that is higher
-  noise: number | null; // of the margin
+  noise: number | null; // of the margin; null, as of the margin: not defined
   best: "relabelled" | "random" | "redrawn" | "average_map"; // the best control
-  r2Best: number | null;
-  r2Relabelled: number | null; // of the circuit's graph on other filters; null also if it could not be made
+  rivals: Rival[]; // those that could be made
 }
 
 /** Measured of the whole circuit on the held-out images; null where it is not defined or was not measured. */

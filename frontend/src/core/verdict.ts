@@ -5,7 +5,7 @@ import type { Graph } from "./decode.js";
 import { count, decimal, plural } from "./format.js";
 import { circuitName } from "./names.js";
 import { plain } from "./text.js";
-import type { Fidelity, Variant, View } from "./types.js";
+import type { Fidelity, Rival, Variant, View } from "./types.js";
 
 export interface Headline {
   kept: boolean; // whether it may be shown as good news
@@ -55,8 +55,8 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   const baselines = [
     ["random circuit", random],
     ["average map", average],
-    ["same graph on other filters", fidelity.controls?.r2Relabelled ?? null],
-    ["with shuffled weights", redrawn(fidelity)],
+    ["same graph on other filters", decisiveOf(fidelity, "relabelled")],
+    ["with shuffled weights", decisiveOf(fidelity, "redrawn")],
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
@@ -96,10 +96,11 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   const images = fidelity.foundOn
     ? `the ${plural(heldOut.count, "image")} that it was found on`
     : `${count(heldOut.count)} unseen images`;
+  const best = fidelity.controls && decisiveOf(fidelity, fidelity.controls.best);
   const beside = [
     ...(random === null ? [] : [`random ${decimal(random)}`]),
     ...(average === null ? [] : [`average map ${decimal(average)}`]),
-    ...(fidelity.controls?.r2Best == null ? [] : [`best control ${decimal(fidelity.controls.r2Best)}`]),
+    ...(best === null ? [] : [`best control ${decimal(best)}`]),
   ];
   const verdict =
     variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
@@ -110,15 +111,20 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
 /** Whether R\u00b2 away from the border decides, and that of the random circuit and of the average map there. */
 function baselinesOf(of: Fidelity): [inside: boolean, random: number | null, average: number | null] {
   const inside = of.r2Interior !== null && decisive(of) === of.r2Interior;
-  const random = of.controls?.best === "random" ? of.controls.r2Best : null; // fitted as the circuit was
+  const random = decisiveOf(of, "random"); // fitted as the circuit was
   return inside
     ? [true, random ?? of.r2RandomInterior, of.r2AverageMapInterior]
     : [false, random ?? of.r2Random, of.r2AverageMap];
 }
 
-/** R\u00b2 of the same graph with shuffled weights, which is known if it is the best control. */
-function redrawn({ controls }: Fidelity): number | null {
-  return controls?.best === "redrawn" ? controls.r2Best : null;
+function rivalOf({ controls }: Fidelity, name: Rival["name"]): Rival | undefined {
+  return controls?.rivals.find((rival) => rival.name === name);
+}
+
+/** R\u00b2 of a control where R\u00b2 of the circuit decides; null: not measured, or not defined. */
+function decisiveOf(of: Fidelity, name: Rival["name"]): number | null {
+  const rival = rivalOf(of, name);
+  return (of.interior === "unknown" ? rival?.r2 : rival?.r2Interior) ?? null;
 }
 
 /** What takes something from a verdict: its controls. */
@@ -193,16 +199,28 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
   }));
   const beside = (name: string, ...values: (number | null)[]) => rows.push({ name, own: false, values });
   if (shown.length === 1 && variant.role !== "control") {
-    const relabelled = fidelity.controls?.r2Relabelled ?? null;
     const control = variant.role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
-    const inside = fidelity.interior !== "unknown";
-    const treatedAlike = (name: string, r2: number | null) =>
-      beside(name, inside ? null : r2, inside ? r2 : null, null);
-    treatedAlike("same graph, other filters", relabelled);
-    if (redrawn(fidelity) !== null) treatedAlike("same graph, shuffled weights", redrawn(fidelity));
-    beside("random, equal size", fidelity.r2Random, fidelity.r2RandomInterior, control?.fidelity?.r2Rectified ?? null);
+    const rival = (name: string, of: Rival["name"]) => {
+      const { r2, r2Interior, r2Rectified } = rivalOf(fidelity, of) ?? {
+        r2: null,
+        r2Interior: null,
+        r2Rectified: null,
+      };
+      beside(name, r2, r2Interior, r2Rectified);
+    };
+    rival("same graph, other filters", "relabelled");
+    if (rivalOf(fidelity, "redrawn")) rival("same graph, shuffled weights", "redrawn");
+    if (rivalOf(fidelity, "random")) rival("random, equal size", "random");
+    else
+      beside(
+        "random, equal size",
+        fidelity.r2Random,
+        fidelity.r2RandomInterior,
+        control?.fidelity?.r2Rectified ?? null,
+      );
   }
-  beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, null);
+  const average = rivalOf(fidelity, "average_map")?.r2Rectified ?? null;
+  beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, average);
   if (shown.length === 1 && isWhole(graph, view) && numbers.kernels < numbers.ofKernels)
     beside("what is drawn, alone", numbers.r2Drawn, null, null);
   return {

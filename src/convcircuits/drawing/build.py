@@ -36,7 +36,7 @@ from convcircuits.network.laws import checked, sentence
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.controls import Controls
+from convcircuits.values.controls import RIVALS, Controls
 from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
 from convcircuits.values.tables import LayerTable
@@ -373,16 +373,17 @@ def _fidelity(
 
 
 def _controls(beside: Controls) -> data.Controls:
-    decides = "r2" if beside.interior == "unknown" else "r2_interior"
-    r2 = {row.name: _known(getattr(row, decides)) for row in beside.controls}
     return data.Controls(
         verdict=beside.verdict,
         sentence=beside.verdict_sentence,
         margin=_known(beside.margin),
         noise=_known(beside.noise),
         best=beside.best,  # type: ignore[arg-type]
-        r2_best=r2[beside.best],
-        r2_relabelled=r2.get("relabelled"),
+        rivals=tuple(
+            data.Rival(row.name, _known(row.r2), _known(row.r2_interior), _known(row.r2_rectified))  # type: ignore[arg-type]
+            for row in beside.controls
+            if row.name in RIVALS
+        ),
     )
 
 

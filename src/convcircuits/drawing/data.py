@@ -142,16 +142,30 @@ class Drawn(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class Rival(Record):
+    """R2 of the best draw of a control that was treated as the circuit was. None: not defined."""
+
+    name: Literal["relabelled", "random", "redrawn", "average_map"]
+    r2: float | None
+    r2_interior: float | None
+    r2_rectified: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class Controls(Record):
-    """A circuit beside controls that were treated alike; R2 is on the interior if there is one. None: not defined."""
+    """A circuit beside controls that were treated alike; margins are on the interior if there is one."""
 
     verdict: Literal["found", "not found", "not decided"]
     sentence: str  # the verdict and why
     margin: float | None  # R2 of the circuit minus that of the best control, or minus 0 if that is higher
-    noise: float | None  # of the margin
+    noise: float | None  # of the margin; None, as of the margin: not defined
     best: Literal["relabelled", "random", "redrawn", "average_map"]  # the best control
-    r2_best: float | None
-    r2_relabelled: float | None  # of the circuit's graph on other filters; None also if it could not be made
+    rivals: tuple[Rival, ...]  # those that could be made
+
+    def _check(self) -> None:
+        names = [rival.name for rival in self.rivals]
+        if len(set(names)) < len(names) or self.best not in names:
+            raise ConvCircuitsError(f"Controls.rivals must be one of each name, {self.best} among them: got {names}.")
 
 
 @dataclass(frozen=True, eq=False)
