@@ -66,11 +66,11 @@ def actgrad(
         gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
             # Without the absolute value the sum over positions of z g is the sum over the element of w dL/dw.
-            total = sum(p.sum(3) for p in layer.weight_products()) if signed else layer.absolute_sums()
+            total = sum(part.sum(0) for part in layer.mask_gradients()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
-            yield layer.name, layer.per_element(total).double() * (scale * power)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total.double() * (scale * power))  # type: ignore[union-attr]
 
-    return _normalized(trace.mean(contribution), normalizer)
+    return _normalized(trace, trace.mean(contribution), normalizer)
 
 
 def snip(
@@ -96,12 +96,11 @@ def snip(
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
-            products = (p if signed else p.abs_() for p in layer.weight_products())
+            total = sum(part.sum(0) for part in layer.mask_gradients()) if signed else layer.absolute_products()
             scale = 1 / layer.element_size if normalizer == "published" else 1.0
-            total = sum(product.sum(3) for product in products)
-            yield layer.name, layer.per_element(total).double() * (scale * power)  # type: ignore[arg-type]
+            yield layer.name, layer.per_element(total.double() * (scale * power))  # type: ignore[union-attr]
 
-    return _normalized(trace.mean(contribution), normalizer)
+    return _normalized(trace, trace.mean(contribution), normalizer)
 
 
 def gauss_newton(
@@ -123,20 +122,18 @@ def gauss_newton(
     draws = whole_number("draws", draws, 1)
 
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        # If one position of each unit's map counts, a field needs one sign per unit.
-        single = batch.indices is not None and batch.indices.shape[-1] == 1 and batch.maps.dim() > 2
-        fields = _signs(batch.maps[..., :1, :1] if single else batch.maps, draws, trace.seed)
+        fields = _signs(batch.field, draws, trace.seed)
         for draw, signs in enumerate(fields):
-            for layer in batch.backward(signs.expand_as(batch.maps) / batch.scale):
+            for layer in batch.backward(signs.to(batch.maps).expand_as(batch.maps) / batch.scale):
                 # (a - zbar b)^2 is expanded, since zbar is known only after the last image.
                 slopes = layer.filter_gradients().double()[..., None] * batch.scale
-                aa = torch.zeros(layer.weights.shape[:3], dtype=torch.float64, device=slopes.device)
-                ab = torch.zeros_like(aa)
-                for product, b in zip(layer.weight_products(), slopes, strict=True):
-                    a = product.sum(3).double() * batch.scale
-                    aa.addcmul_(a, a)
+                aa, ab, seen = torch.zeros(()), torch.zeros(()), 0
+                for part in layer.mask_gradients():
+                    a = part.double() * batch.scale
+                    aa = aa + (a * a).sum(0)
                     if centered:
-                        ab.addcmul_(a, b)
+                        ab = ab + (a * slopes[seen : seen + len(a)]).sum(0)
+                        seen += len(a)
                 yield f"{layer.name} aa", layer.per_element(aa) / len(fields)
                 if centered:
                     bb = (slopes**2).sum(0).expand_as(aa)
@@ -155,7 +152,7 @@ def gauss_newton(
                 z = means[f"{layer} z"]
                 value = value - 2 * z * means[f"{layer} ab"] + z**2 * means[f"{layer} bb"]
             saliency[layer] = value.clamp_min(0)
-    return _normalized(saliency, normalizer)
+    return _normalized(trace, saliency, normalizer)
 
 
 def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency:
@@ -172,7 +169,7 @@ def magnitude(trace: Trace, *, normalizer: Normalizer = "published") -> Saliency
             size = weights.abs().mean(3) if normalizer == "published" else weights.abs().sum(3)
             yield name, layer.per_element(size) * batch.size
 
-    return _normalized(trace.mean(contribution), normalizer)
+    return _normalized(trace, trace.mean(contribution), normalizer)
 
 
 def random(trace: Trace) -> Saliency:
@@ -428,20 +425,24 @@ def _gradient(batch: Batch, collapse: Collapse) -> tuple[Tensor, float]:
     return gradient(batch.maps / batch.scale) / batch.scale, batch.scale**power
 
 
-def _normalized(saliency: Saliency, normalizer: Normalizer) -> Saliency:
+def _normalized(trace: Trace, saliency: Saliency, normalizer: Normalizer) -> Saliency:
     if normalizer not in ("published", "sum", "layer_l2"):
         raise ConvCircuitsError(f"normalizer must be one of 'published', 'sum', 'layer_l2'; got {normalizer!r}.")
     if normalizer != "layer_l2":
         return saliency
-    return {layer: s / (float(torch.linalg.vector_norm(s)) or 1.0) for layer, s in saliency.items()}
+    norms = {
+        layer: torch.linalg.vector_norm(s, dim=tuple(range(-len(trace.shapes[layer]), 0)), keepdim=True)
+        for layer, s in saliency.items()
+    }
+    return {layer: s / norms[layer].masked_fill(norms[layer] == 0, 1) for layer, s in saliency.items()}
 
 
-def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
-    """Return random fields of signs, each shaped as one map (of all units), orthogonal to each other within blocks.
+def _signs(shape: torch.Size, draws: int, seed: int) -> list[Tensor]:
+    """Return random fields of signs of a shape, orthogonal to each other within blocks.
 
-    There are at most as many as a map has values: on a single value, all draws would give the same square.
+    There are at most as many as a field has values: on a single value, all draws would give the same square.
     """
-    shape, count = maps.shape[1:], maps[0].numel()
+    count = shape.numel()
     size = 1 << (min(draws, count) - 1).bit_length()
     hadamard = torch.ones(1, 1)
     while len(hadamard) < size:
@@ -449,7 +450,7 @@ def _signs(maps: Tensor, draws: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1
     columns = torch.randperm(count, generator=generator) % size
-    return [(signs * row[columns]).to(maps).reshape(shape) for row in hadamard[: min(draws, count)]]
+    return [(signs * row[columns]).reshape(shape) for row in hadamard[: min(draws, count)]]
 
 
 def _generator(seed: int, layer: str) -> torch.Generator:

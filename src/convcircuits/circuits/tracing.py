@@ -82,6 +82,10 @@ class Layer:
             whole = torch.cat(products, 3)
             yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
+    def absolute_products(self) -> Float[Tensor, "g o e"]:
+        """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
+        return functools.reduce(torch.add, (product.abs_().sum(3) for product in self.weight_products()))
+
     def mask_gradients(self) -> Iterator[Float[Tensor, "n g o e"]]:
         """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time, in their order.
 
@@ -216,7 +220,14 @@ class Batch:
         trace.cost["forward"] += self.size * (1 if full is maps else 2)
         self.indices = trace.positions.counted(full, images)
         self._graph, self.maps = maps, maps.detach()
-        self.scale = _power_of_two(self.maps, subject.feature)
+        self.scale = power_of_two(self.maps, subject.feature)
+
+    @property
+    def field(self) -> torch.Size:
+        """Shape of a field of signs: one for each value of a map that counts; for several units, of all their maps."""
+        # If one position of each unit's map counts, a field needs one sign per unit.
+        single = self.indices is not None and self.indices.shape[-1] == 1 and self.maps.dim() > 2
+        return (self.maps[..., :1, :1] if single else self.maps).shape[1:]
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
         if call.layer in self._trace.shapes:
@@ -246,43 +257,20 @@ class Batch:
         Raises:
             ConvCircuitsError: If no gradient can be computed, or none reaches a layer that leads to the feature.
         """
-        if self.indices is not None:
-            none = torch.zeros_like(flattened(gradient))
-            counted = none.scatter(-1, self.indices, at(gradient, self.indices))
-            gradient = counted.reshape(gradient.shape)
-        try:
-            gradients = torch.autograd.grad(
-                self._graph,
-                [edge for _, edge in self._calls],  # edges, not tensors: an in-place ReLU changes a tensor's node
-                gradient,
-                retain_graph=True,
-                allow_unused=True,
-            )
-        except (RuntimeError, NotImplementedError) as error:
-            raise ConvCircuitsError(
-                f"No gradient of {self._trace.subject.feature} can be computed: {error} Choose a feature before that "
-                f"operation, or {option('criterion', 'magnitude')}."
-            ) from error
+        gradient = where_counted(gradient, self.indices)
+        # Edges, not tensors: an in-place ReLU changes a tensor's node.
+        gradients = differentiated(
+            self._graph, [edge for _, edge in self._calls], gradient, self._trace.subject.feature
+        )
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
-                by_layer.setdefault(call.layer, []).append(_in_one_dtype(call, g))
+                by_layer.setdefault(call.layer, []).append(in_one_dtype(call, g))
         self._trace.cost["backward"] += self.size
         del gradients
-        self._check_reached(by_layer)
+        check_reached(self._trace.subject.feature, self._trace.relevant, by_layer)
         for name in reversed(list(by_layer)):
             yield self._layer(name, by_layer.pop(name))
-
-    def _check_reached(self, layers: Container[str]) -> None:
-        """Raise if a layer leads to the feature on paths without a gradient only: its scores of zero would be wrong."""
-        relevant = (name for name, elements in self._trace.relevant.items() if bool(elements.any()))
-        lost = next((name for name in relevant if name not in layers), None)
-        if lost is not None:
-            raise ConvCircuitsError(
-                f"No gradient of {self._trace.subject.feature} reaches {lost}, although the feature depends on it: the "
-                "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
-                f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before it."
-            )
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
         """Yield each layer's name, the weights that its elements actually use, (g, o, e, k), and the layer."""
@@ -298,7 +286,52 @@ class Batch:
         return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
 
 
-def _power_of_two(maps: Tensor, feature: Feature) -> float:
+def where_counted(gradient: Tensor, indices: Tensor | None) -> Tensor:
+    """Return a gradient of maps that is zero at positions that do not count."""
+    if indices is None:
+        return gradient
+    none = torch.zeros_like(flattened(gradient))
+    return none.scatter(-1, indices, at(gradient, indices)).reshape(gradient.shape)
+
+
+def differentiated(
+    output: Tensor | GradientEdge, edges: Sequence[GradientEdge], gradient: Tensor, feature: Feature
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients at some edges of the graph, which remains; None at one that the output does not depend on.
+
+    Raises:
+        ConvCircuitsError: If they cannot be computed.
+    """
+    try:
+        return torch.autograd.grad(output, edges, gradient, retain_graph=True, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ConvCircuitsError(
+            f"No gradient of {feature} can be computed: {error} Choose a feature before that operation, or "
+            f"{option('criterion', 'magnitude')}."
+        ) from error
+
+
+def check_reached(feature: Feature, relevant: Mapping[str, Tensor], layers: Container[str]) -> None:
+    """Check that no layer leads to the feature on paths without a gradient only: its scores of zero would be wrong.
+
+    Raises:
+        ConvCircuitsError: If one does.
+    """
+    lost = next((name for name, elements in relevant.items() if bool(elements.any()) and name not in layers), None)
+    if lost is not None:
+        raise ConvCircuitsError(
+            f"No gradient of {feature} reaches {lost}, although the feature depends on it: the "
+            "model cuts the gradient off (detach, .data, argmax, a comparison). Criteria that follow gradients "
+            f"cannot score that layer; use {option('criterion', 'magnitude')}, or choose a feature before it."
+        )
+
+
+def power_of_two(maps: Tensor, feature: Feature) -> float:
+    """Return a power of two near the maps' largest value.
+
+    Raises:
+        ConvCircuitsError: If the maps contain NaN or Inf.
+    """
     largest = float(maps.abs().max())
     if not math.isfinite(largest):
         raise ConvCircuitsError(
@@ -308,7 +341,7 @@ def _power_of_two(maps: Tensor, feature: Feature) -> float:
     return 2.0 ** max(-most, min(most, math.frexp(largest)[1]))
 
 
-def _in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
+def in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
     """Convert a call and its gradient to their widest dtype, since they differ under autocast."""
     dtypes = {call.x.dtype, call.weight.dtype, gradient.dtype}
     if len(dtypes) == 1:
@@ -397,6 +430,10 @@ class Trace:
         trace.notes, trace.positions, trace.cost = self.notes, self.positions, self.cost
         return trace
 
+    def run(self, images: Tensor) -> Batch:
+        """Run images forward to the feature."""
+        return Batch(self, images)
+
     def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
         """Return means over all images. This is the one loop over them.
 
@@ -423,7 +460,7 @@ class Trace:
         totals: dict[str, Tensor] = {}
         done = 0
         for images in self.batches:
-            batch = Batch(self, images)
+            batch = self.run(images)
             for name, value in contribution(batch):
                 value = value.detach().to("cpu", torch.float64)
                 totals[name] = totals[name] + value if name in totals else value

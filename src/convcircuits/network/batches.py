@@ -134,6 +134,10 @@ class Batches:
                 if len(part):
                     yield part.clone() if part.is_inference() else part.detach()
 
+    def in_batches_of(self, size: int) -> "Batches":
+        """Return the same images in batches of at most ``size``."""
+        return Batches(self._images, device=self._device, dtype=self._dtype, batch_size=min(size, self.batch_size))
+
     def take(self, numbers: Sequence[int]) -> "Batches":
         """Return the images with the given indices. The images must be a tensor."""
         assert isinstance(self._images, Tensor)

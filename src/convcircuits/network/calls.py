@@ -64,6 +64,14 @@ class ConvCall:
             x = F.unfold(x, self.weight.shape[2:], self.dilation, self.padding, self.stride)
         return x.reshape(n, self.groups, x.shape[1] // self.groups // (k if x.dim() == 3 else 1), k, -1)
 
+    def presum_maps(self, image: int, filter: int) -> Float[Tensor, "g i p"]:
+        """Return the pre-sum maps of one filter of each group on one image, (g, i, p)."""
+        weight = self.weight.unflatten(0, (self.groups, -1))[:, filter].flatten(0, 1)[:, None]
+        x = self.x[image : image + 1]
+        # One kernel for each channel that is read: a depthwise convolution.
+        z = torch.conv2d(x, weight, None, self.stride, self.padding, self.dilation, len(weight))
+        return z.reshape(self.groups, len(weight) // self.groups, -1)
+
     def read_totals(self) -> Float[Tensor, "g i k"]:
         """Return the inputs of the kernels summed over images and positions, (g, i, k), float64."""
         (height, width), (tall, wide) = self.padding, self.weight.shape[2:]
@@ -175,6 +183,10 @@ class LinearCall:
         x = x.reshape(len(x), -1, self.blocks, x.shape[-1] // self.blocks)
         x = x if positions is None else x[:, positions]
         return x.permute(0, 2, 3, 1)[:, None]
+
+    def presum_maps(self, image: int, filter: int) -> Float[Tensor, "g i p"]:
+        """Return the pre-sum maps of one filter on one image, (1, i, p)."""
+        return torch.einsum("ik,ikp->ip", self.kernels[0, filter], self.columns(slice(image, image + 1))[0, 0])[None]
 
     def narrowed(self, gradient: Float[Tensor, "n ..."]) -> tuple["LinearCall", Float[Tensor, "n ..."]]:
         """Return the call and the gradient as they are: vectors have no windows."""

@@ -147,6 +147,20 @@ class Subject:
         """The feature, the model's weights and the versions, as the start of a result's provenance."""
         return describe(self.network, self.feature, self.survey)
 
+    def of(self, feature: Feature) -> "Subject":
+        """Return the model opened for another feature of the same call of the same layer, without a new recording.
+
+        The two share what has been recorded, and the hash of the weights.
+
+        Raises:
+            ConvCircuitsError: If the layer has no such unit, or no kernel lies on a path to it.
+        """
+        assert (feature.layer, feature.call) == (self.feature.layer, self.feature.call)
+        other = Subject(self.network, feature, self.survey.of(feature))
+        other._paths = self._paths
+        other.about = self.about | {"feature": str(feature)}
+        return other
+
     def check(self, circuit: Circuit) -> None:
         """Check that a circuit belongs to this model and feature.
 

@@ -8,7 +8,7 @@ image, and its term is part of its filter's bias.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ class Survey:
         """Return those of some kernels that form a complete path image -> feature: layer name -> (out, in)."""
         found = self.paths.found(self.paths.live(kernels), self.rows)
         return {layer: found[layer] & mask.cpu() for layer, mask in kernels.items()}
+
+    def of(self, feature: Feature) -> "Survey":
+        """Return the survey of another feature of the same call of the same layer, from the same recording.
+
+        Raises:
+            ConvCircuitsError: If the layer has no such unit, or no kernel lies on a path to it.
+        """
+        shapes = self.paths.graph.shapes
+        rows, coefficients = feature.rows(shapes[self.paths.graph.output][1])
+        kernels, constant = _on_paths(self.paths, feature.layer, rows)
+        return replace(self, kernels=kernels, constant=constant, rows=rows, coefficients=coefficients)
 
     def read(self, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return, for each filter, the summed saliency of the kernels that read it; NaN if none does.
@@ -478,20 +489,10 @@ class _Watcher:
             )
         paths = Paths(self.recorder.graph())
         paths.check_images_apart(layer)
-        live = paths.full
-        kernels = {layer: mask for layer, mask in paths.found(live, self.rows).items() if bool(mask.any())}
-        if not kernels:
-            raise ConvCircuitsError(
-                f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
-            )
-        read = {name: torch.zeros_like(mask) for name, mask in kernels.items()}
-        for place, conducting in live.conducting.items():
-            call = paths.graph.nodes[place].call
-            if call is not None and call.layer in read:
-                read[call.layer] |= conducting
+        kernels, constant = _on_paths(paths, layer, self.rows)
         return Survey(
             kernels,
-            {name: ~mask for name, mask in read.items()},
+            constant,
             self.rows,
             self.coefficients,
             self.direct and self.calls == 1,  # other calls of the layer need all filters
@@ -500,6 +501,26 @@ class _Watcher:
             input_shape,
             paths,
         )
+
+
+def _on_paths(paths: Paths, layer: str, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the kernels on a path to some channels of a layer, and those of the same layers that read only constants.
+
+    Raises:
+        ConvCircuitsError: If no kernel lies on a path.
+    """
+    live = paths.full
+    kernels = {name: mask for name, mask in paths.found(live, rows).items() if bool(mask.any())}
+    if not kernels:
+        raise ConvCircuitsError(
+            f"No kernel lies between the image and {layer}, so there is no circuit to find; choose a later layer."
+        )
+    read = {name: torch.zeros_like(mask) for name, mask in kernels.items()}
+    for place, conducting in live.conducting.items():
+        call = paths.graph.nodes[place].call
+        if call is not None and call.layer in read:
+            read[call.layer] |= conducting
+    return kernels, {name: ~mask for name, mask in read.items()}
 
 
 def guessed_input_shapes(model: nn.Module) -> list[tuple[int, int, int]]:

@@ -1,0 +1,80 @@
+"""All units of a layer scored at once have the scores of units scored one by one."""
+
+import pytest
+import torch
+
+import convcircuits as cc
+from cases import LAST
+from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.together import score_together
+from convcircuits.network.batches import Batches
+from convcircuits.network.masking import Subject
+from nets import NETS
+
+torch.set_num_threads(1)
+
+WAYS = [
+    ("actgrad", {}),
+    ("actgrad", {"signed": True, "collapse": "sum"}),
+    ("snip", {"collapse": "square", "normalizer": "sum"}),
+    ("gauss_newton", {"draws": 2, "centered": True, "normalizer": "layer_l2"}),
+]
+
+
+def together(model, features, images, criterion, *, memory=4 << 20, batch_size=2, granularity="kernel", **options):
+    """Each feature's saliencies, layer name -> table."""
+    first = Subject.open(model, features[0], images.shape[1:])
+    subjects = [first.of(feature) for feature in features]
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=batch_size)
+    given = {"granularity": granularity, "seed": 3, "memory": memory}
+    tables = []
+    for some, saliency, _ in score_together(subjects, batches, CRITERIA[criterion], **given, **options):
+        tables += [{layer: table[n] for layer, table in saliency.items()} for n in range(len(some))]
+    return tables
+
+
+def assert_equals_score(model, features, images, criterion, granularity="kernel", memory=4 << 20, **options):
+    found = together(model, features, images, criterion, memory=memory, granularity=granularity, **options)
+    assert len(found) == len(features)
+    for feature, tables in zip(features, found, strict=True):
+        expected = cc.score(model, feature, images, criterion=criterion, granularity=granularity, seed=3, **options)
+        for layer, table in expected.elements.items():
+            own, scored = tables.get(layer, torch.zeros_like(table)), ~table.isnan()
+            largest = float(table[scored].abs().max())
+            torch.testing.assert_close(own[scored], table[scored], rtol=1e-9, atol=1e-11 * largest)
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_units_scored_at_once_have_the_scores_of_units_alone(name, layer, unit):
+    case = NETS[name]
+    model, images = case.build(), case.images(3)
+    features = [cc.Feature(layer, one) for one in sorted({unit, 0, 1})]
+    for criterion, options in WAYS:
+        assert_equals_score(model, features, images, criterion, **options)
+
+
+@pytest.mark.parametrize("position", ["max", "center", "interior", (1, 2)])
+def test_each_unit_counts_its_own_positions(position):
+    case = NETS["plain"]
+    features = [cc.Feature("features.5", unit, position=position) for unit in (3, 0, 2)]
+    for criterion in ("snip", "gauss_newton"):
+        assert_equals_score(case.build(), features, case.images(3), criterion)
+
+
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+def test_other_granularities_are_shared_too(granularity):
+    case = NETS["residual"]
+    features = [cc.Feature("head", unit) for unit in (0, 2)]
+    assert_equals_score(case.build(), features, case.images(3), "actgrad", granularity)
+
+
+def test_little_memory_and_small_batches_change_no_score():
+    case = NETS["mobile"]
+    layer = case.features[-1][0]
+    model, images = case.build(), case.images(3)
+    features = [cc.Feature(layer, unit) for unit in range(2)]
+    for criterion in ("actgrad", "snip", "gauss_newton"):
+        whole = together(model, features, images, criterion, batch_size=3)
+        for got, expected in zip(together(model, features, images, criterion, memory=1), whole, strict=True):
+            for table, other in zip(got.values(), expected.values(), strict=True):
+                torch.testing.assert_close(table, other, rtol=1e-9, atol=1e-12)
