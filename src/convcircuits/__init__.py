@@ -7,7 +7,7 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
 ``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
-feature answers to which images; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
+feature answers to which images; ``atlases`` finds circuits of all units of a layer; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
 the diagram; ``zoo`` has models and photographs; ``recipes`` finds the circuit that a recipe asks for; ``explorer`` is
 the page in a browser, and ``cli`` the command. ``criteria`` collects what authors of criteria need.
 """
@@ -19,6 +19,8 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.version import __version__
 
 if TYPE_CHECKING:
+    from convcircuits.atlases.atlas import Atlas
+    from convcircuits.atlases.making import atlas
     from convcircuits.circuits.comparison import ComparisonTable, compare
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRITERIA",
+    "Atlas",
     "Boxes",
     "Circuit",
     "ComparisonTable",
@@ -75,6 +78,7 @@ __all__ = [
     "Units",
     "__version__",
     "activations",
+    "atlas",
     "compare",
     "controls",
     "cross",
@@ -102,6 +106,7 @@ __all__ = [
 
 # Imported on first use, so that the command responds to Ctrl-C before torch is loaded.
 _MODULES = {
+    "Atlas": "atlases.atlas",
     "Boxes": "values.boxes",
     "CRITERIA": "circuits.criteria",
     "Circuit": "values.circuit",
@@ -121,6 +126,7 @@ _MODULES = {
     "Tuning": "values.tuning",
     "Units": "maps.units",
     "activations": "circuits.evaluation",
+    "atlas": "atlases.making",
     "compare": "circuits.comparison",
     "controls": "circuits.margin",
     "cross": "subfeatures.crossing",

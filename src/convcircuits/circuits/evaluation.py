@@ -106,33 +106,62 @@ def evaluate_all(
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
     batches = _batches(images, network, batch_size)
-    first = batches.first(IMAGES)
-    shape = tuple(first.shape[1:])
-    subject = Subject.open(network, feature, shape)
+    subject = Subject.open(network, feature, batches.first_shape())
     for circuit in circuits:
         subject.check(circuit)
+    return measured(
+        subject,
+        circuits,
+        batches,
+        fit=None if fit is None else _batches(fit, network, batch_size),
+        effective=effective,
+        controls=controls,
+        readout=readout,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def measured(
+    subject: Subject,
+    circuits: Sequence[Circuit],
+    batches: Batches,
+    *,
+    fit: Batches | None,
+    effective: bool = True,
+    controls: Sequence[Circuit | None] | None = None,
+    readout: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Measure circuits of the feature that a model is opened for. The arguments are those of ``evaluate_all``.
+
+    Raises:
+        ConvCircuitsError: If the model breaks a law, or images do not fit it.
+    """
+    first = batches.first(IMAGES)
+    shape = tuple(first.shape[1:])
     described = checked(subject, first)
     if controls is None:
         controls = [random_like(subject, circuit, seed=seed) for circuit in circuits]
-    fit_batches = None if fit is None else _batches(fit, network, batch_size)
-    if fit_batches is not None:
+    if fit is not None:
         controls = [
             control
             if control is None or control.calibrated  # a caller has fitted it already
-            else treated_alike(subject, control, circuit, fit_batches)
+            else treated_alike(subject, control, circuit, fit)
             for control, circuit in zip(controls, circuits, strict=True)
         ]
     swept = {id(circuit): circuit for circuit in [*circuits, *controls] if circuit is not None}
     sweep, positions = Sweep(subject, list(swept.values()), effective=effective), Positions(subject)
     fitted = None
-    if fit_batches is not None:
-        fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit_batches)
+    if fit is not None:
+        fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit)
     averages = None if fitted is None else fitted.averages
-    measured = _measure(sweep, positions, batches, averages=averages, progress=progress)
+    found = _measure(sweep, positions, batches, averages=averages, progress=progress)
     provenance = described | {
         **sweep.about(),
         "images": batches.describe(),
-        "fitted_on": None if fit_batches is None else fit_batches.describe(),
+        "fitted_on": None if fit is None else fit.describe(),
         "effective": effective,
         "seed": seed,
     }
@@ -142,7 +171,7 @@ def evaluate_all(
         n, other = place[id(circuit)], place.get(id(control))
         about = {**provenance, "laws": {**described["laws"], **sweep.laws(n)}}
         reports.append(
-            _evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), measured, fitted, n, other, about)
+            _evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), found, fitted, n, other, about)
         )
     return reports
 

@@ -28,6 +28,7 @@ from convcircuits.circuits.ranking import top
 from convcircuits.circuits.scoring import MEMORY, scores_of, trace_of
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Images, Progress
+from convcircuits.network.reach import Survey
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.storage import save
 from convcircuits.values.circuit import Circuit
@@ -233,10 +234,32 @@ def find(
     else:
         saliency = function(trace, **options)
     scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
+    return kept(scores, trace.subject.survey, shape, density=density, kernels=kernels, effective=bool(effective))
+
+
+def kept(
+    scores: Scores,
+    survey: Survey,
+    shape: Size | None,
+    *,
+    density: float | None,
+    kernels: int | None,
+    effective: bool,
+) -> Circuit:
+    """Return the circuit of a size, as ``find`` describes it, from scores.
+
+    Args:
+        scores: The scores.
+        survey: The survey of the feature in the model.
+        shape: The size; None if it is a density or a number of kernels.
+        density: As for ``find``.
+        kernels: As for ``find``.
+        effective: As for ``find``.
+    """
     if shape is None and not effective:
         return prune(scores, density=density, kernels=kernels)
-    size = shape or Effective(budget(scores.relevant, density, kernels, granularity))
-    masks = size.select(scores.elements, trace.subject.survey)
+    size = shape or Effective(budget(scores.relevant, density, kernels, scores.granularity))
+    masks = size.select(scores.elements, survey)
     return _circuit(scores, masks, asked_for(size, density), effective=True)
 
 

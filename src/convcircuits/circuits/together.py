@@ -33,7 +33,29 @@ SHARED: tuple[Criterion, ...] = (actgrad, snip, gauss_newton)
 """The criteria that score all units of a layer at once."""
 
 STORE = 256
-"""Bytes for the gradients and tables of the units that are scored at once, in units of ``memory``."""
+"""The bytes for gradients and tables of the units that are scored at once, as a multiple of ``memory``."""
+
+_ENOUGH = 32  # units that share the work on kernels: more gain little, and then more images at once are better
+
+
+def fitting(subjects: Sequence[Subject], batches: Batches, memory: int) -> tuple[int, int]:
+    """Return how many units, and images, are scored at once so that gradients and tables fit ``STORE * memory``.
+
+    Args:
+        subjects: The model, opened for one unit after another of one call of one layer, as by ``Subject.of``.
+        batches: The images.
+        memory: As for ``score_together``.
+    """
+    sizes: list[int] = []
+
+    def watch(call: KernelCall, output: Tensor) -> None:
+        sizes.append(output.numel() * output.element_size())
+
+    with torch.no_grad():
+        subjects[0].maps(batches.first(1), watch=watch)
+    tables = sum(8 * mask.numel() for mask in _union([one.survey.kernels for one in subjects]).values())
+    images = max(1, min(batches.batch_size, STORE * memory // (_ENOUGH * sum(sizes) + tables)))
+    return max(1, min(len(subjects), STORE * memory // (images * sum(sizes) + tables))), images
 
 
 def score_together(
@@ -46,8 +68,8 @@ def score_together(
     memory: int,
     progress: Progress | None = None,
     **options: Any,
-) -> Iterator[tuple[list[int], dict[str, Tensor], Trace]]:
-    """Score units of a layer, as many at once as fit the memory.
+) -> dict[str, Tensor]:
+    """Score units of a layer, all of them at once.
 
     Args:
         subjects: The model, opened for one unit after another of one call of one layer, as by ``Subject.of``.
@@ -55,54 +77,29 @@ def score_together(
         criterion: One of ``SHARED``.
         granularity: What an element is.
         seed: Seed of the criterion.
-        memory: Bytes of working memory for chunks of pre-sum maps; gradients take up to ``STORE`` times as much.
-        progress: Called with the images done, times the units, and their total.
+        memory: Bytes of working memory for chunks of pre-sum maps. The gradients and tables of the units take more:
+            ``fitting`` says how many units to give.
+        progress: Called with the images done and their total.
         **options: Options of the criterion.
 
-    Yields:
-        The indices of some subjects, their saliencies, layer name -> (U, ...), and the trace.
+    Returns:
+        Layer name -> (U, ...), float64: for each unit the scores of its table. Zero where it does not depend on a
+        kernel.
+
+    Raises:
+        ConvCircuitsError: As for ``score``.
     """
-    first = subjects[0]
-    shape = first.survey.input_shape
-    relevant = [subject.relevant(granularity, shape) for subject in subjects]
-    at_once, images = _fitting(first, batches, relevant, STORE * memory)
-    small = batches.in_batches_of(images)
-    done = 0
-    for start in range(0, len(subjects), at_once):
-        some = list(range(start, min(len(subjects), start + at_once)))
-        before = done
-        trace = UnitsTrace(
-            [subjects[n] for n in some],
-            small,
-            relevant=[relevant[n] for n in some],
-            granularity=granularity,
-            seed=seed,
-            memory=memory,
-            progress=None
-            if progress is None
-            else lambda n, of, units=len(some), before=before: progress(
-                before + units * n, None if of is None else len(subjects) * of
-            ),
-        )
-        yield some, criterion(trace, **options), trace
-        done += len(some) * small.count
-
-
-def _fitting(
-    subject: Subject, batches: Batches, relevant: Sequence[Mapping[str, Tensor]], store: int
-) -> tuple[int, int]:
-    """Return how many units and images are worked on at once, so that their gradients and tables fit the memory."""
-    sizes = []
-
-    def watch(call: KernelCall, output: Tensor) -> None:
-        sizes.append(output.numel() * output.element_size())
-
-    with torch.no_grad():
-        subject.maps(batches.first(1), watch=watch)
-    tables = sum(8 * mask.numel() for mask in _union(relevant).values())
-    room = max(1, store // (sum(sizes) + tables))
-    images = max(1, min(batches.batch_size, room // 32))
-    return max(1, min(len(relevant), store // (images * sum(sizes) + tables))), images
+    trace = UnitsTrace(
+        subjects,
+        batches,
+        relevant=[one.relevant(granularity, one.survey.input_shape) for one in subjects],
+        granularity=granularity,
+        seed=seed,
+        memory=memory,
+        progress=progress,
+    )
+    saliency: dict[str, Tensor] = criterion(trace, **options)
+    return saliency
 
 
 def _union(relevant: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

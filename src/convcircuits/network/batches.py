@@ -88,6 +88,11 @@ class Batches:
         self._digest = 0
 
     @property
+    def given(self) -> Images:
+        """The images as the caller gave them."""
+        return self._images
+
+    @property
     def total(self) -> int | None:
         """Number of images; None if it is unknown before a pass."""
         return len(self._images) if isinstance(self._images, Tensor) else None

@@ -1,0 +1,1 @@
+"""Circuits of all units of a layer, in a folder, and what they share."""

@@ -1,0 +1,422 @@
+"""Find and measure circuits of all units of a layer, and never lose one."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convcircuits.atlases.atlas import Atlas
+from convcircuits.atlases.store import Index
+from convcircuits.circuits.asking import (
+    as_json,
+    budget,
+    check_options,
+    criterion_named,
+    drawable_size,
+    is_descent,
+    name_of,
+    needs_budget,
+)
+from convcircuits.circuits.criteria import Criterion
+from convcircuits.circuits.evaluation import measured
+from convcircuits.circuits.finding import find, kept
+from convcircuits.circuits.scoring import MEMORY, scores_of
+from convcircuits.circuits.together import SHARED, fitting, score_together
+from convcircuits.circuits.tracing import Trace
+from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.network.agreement import IMAGES
+from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
+from convcircuits.network.capture import Network
+from convcircuits.network.laws import checked
+from convcircuits.network.masking import Subject
+from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.circuit import Circuit
+from convcircuits.values.feature import Feature, Position
+from convcircuits.version import __version__
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How circuits are found, alike for all units.
+
+    Attributes:
+        criterion: A name in ``CRITERIA``, or a function with the same signature.
+        options: Options of the criterion.
+        size: The size, as ``find`` takes it: ``density``, ``kernels``, ``effective``, ``filters``, ``fan_in``,
+            ``drawable``.
+        seed: As for ``find``.
+    """
+
+    criterion: str | Criterion
+    options: dict[str, Any] = field(default_factory=dict)
+    size: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def check(self) -> None:
+        """Check everything before any work is done.
+
+        Raises:
+            ConvCircuitsError: As for ``find``.
+        """
+        function = criterion_named(self.criterion)
+        check_options(function, self.criterion, self.options)
+        size = dict(self.size)
+        effective = size.pop("effective", None)
+        if effective not in (None, True, False):
+            raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
+        shape = drawable_size(**size, granularity="kernel")
+        if shape is None:
+            budget(None, size["density"], size["kernels"], "kernel")
+        elif needs_budget(function) and not is_descent(function):
+            raise ConvCircuitsError(
+                f"{name_of(self.criterion)} must know how many kernels to keep; give {option('density')} or "
+                f"{option('kernels')}."
+            )
+
+    @property
+    def shared(self) -> bool:
+        """Whether all units are scored at once."""
+        return criterion_named(self.criterion) in SHARED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that the circuits depend on as JSON values."""
+        return {
+            "criterion": name_of(self.criterion),
+            "options": {key: as_json(value) for key, value in sorted(self.options.items())},
+            "size": {key: value for key, value in self.size.items() if value not in (None, False)},
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model opened for the units of a layer, with the images.
+
+    Attributes:
+        model: The model as it was given.
+        subject: The model, opened for the layer's first unit.
+        images: The images that circuits are found on, all counted.
+        held_out: The images that they are measured on.
+        asked: How circuits are found.
+        memory: Bytes of working memory for chunks of pre-sum maps.
+        finish: What is done to a circuit before it is written.
+    """
+
+    model: nn.Module
+    subject: Subject
+    images: Batches
+    held_out: Batches
+    asked: Asked
+    memory: int = MEMORY
+    finish: Callable[[Circuit], Circuit] = lambda circuit: circuit  # noqa: E731
+
+    @property
+    def units(self) -> int:
+        """Number of units of the layer."""
+        graph = self.subject.survey.paths.graph
+        return int(graph.shapes[graph.output][1])
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tables of kernels of all layers that any unit depends on, in execution order."""
+        every = self.subject.survey.of(replace(self.subject.feature, unit=tuple(range(self.units))))
+        return {layer: tuple(mask.shape) for layer, mask in every.kernels.items()}
+
+    def said(self) -> dict[str, Any]:
+        """Return all that the circuits and figures depend on as JSON values."""
+        feature = self.subject.feature
+        return {
+            "model": self.subject.about["model"],
+            "weights": self.subject.about["weights"],
+            "layer": feature.layer,
+            "call": feature.call,
+            "position": list(feature.position) if isinstance(feature.position, tuple) else feature.position,
+            **self.asked.to_json(),
+            "images": self.images.describe(),
+            "held_out": self.held_out.describe(),
+            "version": __version__,
+        }
+
+
+@outside_autocast
+def atlas(
+    model: nn.Module,
+    layer: str,
+    images: Images,
+    held_out: Images,
+    *,
+    folder: str | os.PathLike[str],
+    units: Sequence[int] | None = None,
+    position: Position = "all",
+    call: int | None = None,
+    criterion: str | Criterion = "gauss_newton",
+    density: float | None = None,
+    kernels: int | None = None,
+    effective: bool | None = None,
+    filters: int | None = None,
+    fan_in: int | None = None,
+    drawable: bool = False,
+    shard: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    finish: Callable[[Circuit], Circuit] | None = None,
+    **options: Any,
+) -> Atlas:
+    """Find and measure a circuit for every unit of a layer.
+
+    Scores and circuits are those of ``find`` for each unit, up to rounding. The criteria ``"actgrad"``, ``"snip"`` and
+    ``"gauss_newton"`` score all units at once: one pass forward, and what the kernels read and add computed once for
+    all. Others run for one unit after another.
+
+    Each circuit is written as soon as it is measured, and its figures after it. If the run ends, even if it is killed,
+    the same call goes on from there. A folder takes no other model, images or options.
+
+    Args:
+        model: Any CNN; it runs in eval mode.
+        layer: The layer's name.
+        images: The images to find circuits on, as for ``score``, all of one size.
+        held_out: Other images, to measure the circuits on. As ``evaluate`` does it, the average map of ``images`` and
+            a random circuit are measured beside each.
+        folder: Where circuits and their index are kept; created if it does not exist.
+        units: The units; all of the layer if None.
+        position: The positions that count, as for ``Feature``; not ``Boxes``.
+        call: Which call of a layer that runs several times.
+        criterion: A name in ``CRITERIA``, or a function with the same signature.
+        density: The size of each circuit, as for ``find``, by one of ``density``, ``kernels``, ``filters`` with
+            ``fan_in``, and ``drawable``.
+        kernels: As for ``find``.
+        effective: As for ``find``.
+        filters: As for ``find``.
+        fan_in: As for ``find``.
+        drawable: As for ``find``.
+        shard: ``(k, n)``: only the k-th of n parts of the units, from 1. Parts may run at the same time, also on
+            several machines that share the folder.
+        batch_size: Maximum number of images that run at once.
+        seed: Seed for criteria that draw random numbers, and of the random circuits.
+        memory: Bytes of working memory for chunks of pre-sum maps. The gradients of units that are scored at once take
+            up to 256 times as much.
+        progress: Called with the images or units done and their total.
+        finish: Called with each circuit before it is written; returns what to write, such as the circuit with more
+            provenance.
+        **options: Options of the criterion.
+
+    Returns:
+        All circuits of the folder, those of other shards included.
+
+    Raises:
+        ConvCircuitsError: As for ``find``; if the folder holds another atlas, or another process writes it. A unit that
+            has no circuit, such as a dead one, is no error: its row says why.
+
+    Examples:
+        >>> found = cc.atlas(model, "features.5", images, held_out, folder="atlas", density=0.2)
+        >>> len(found)
+        6
+        >>> found.circuit(1)
+        Circuit(features.5:1, gauss_newton, 19 of 96 kernels = 19.792%)
+        >>> tuple(found.overlap().shape)
+        (6, 6)
+    """
+    size = {"density": density, "kernels": kernels, "filters": filters, "fan_in": fan_in, "drawable": drawable}
+    asked = Asked(criterion, options, size | {"effective": effective}, whole_number(option("seed"), seed, 0, 2**32 - 1))
+    asked.check()
+    check_progress(progress)
+    part = _checked_shard(shard)
+    if not isinstance(position, (str, tuple)):
+        raise ConvCircuitsError("An atlas takes no Boxes; give another position.")
+    network = Network(model)
+    taken, measured_on = (
+        Batches(given, device=network.device, dtype=network.dtype, batch_size=batch_size)
+        for given in (images, held_out)
+    )
+    first = taken.first(IMAGES)
+    subject = Subject.open(network, Feature(layer, 0, position=position, call=call), tuple(first.shape[1:]))
+    checked(subject, first)
+    begin(progress, "reading images")
+    for batches in (taken, measured_on):
+        for _ in batches:
+            pass  # they are counted and hashed
+    opened = Opened(
+        model,
+        subject,
+        taken,
+        measured_on,
+        asked,
+        whole_number("memory, in bytes,", memory, 1),
+        finish or (lambda circuit: circuit),
+    )
+    wanted = _checked_units(units, opened.units, layer)
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConvCircuitsError(f"The folder {place} cannot be created: {error.strerror}.") from error
+    index = Index(place, opened.said(), opened.layers(), shard)
+    try:
+        done = index.finished()
+        make_circuits(opened, [unit for unit in wanted[part] if unit not in done], index, progress)
+    finally:
+        index.close()
+    return Atlas.read(place)
+
+
+def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: Progress | None = None) -> None:
+    """Find, measure and write the circuits of some units, one after the other, to an index.
+
+    Args:
+        opened: The model, the images and how circuits are found.
+        units: The units; none of them may be in the index.
+        index: Where they are written.
+        progress: Called with the units done and their total.
+    """
+    done = 0
+    for unit, circuit, problem in _found(opened, units, progress):
+        start = time.process_time()
+        report = None
+        if circuit is not None:
+            try:
+                subject = opened.subject.of(circuit.feature)
+                (report,) = measured(
+                    subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed
+                )
+            except ConvCircuitsError as error:
+                circuit, problem = None, str(error)
+        index.add(
+            unit,
+            time.process_time() - start,
+            circuit=None if circuit is None else opened.finish(circuit),
+            report=report,
+            problem=problem,
+        )
+        done += 1
+        if progress is not None:
+            begin(progress, "finding circuits")
+            progress(done, len(units))
+
+
+def _found(
+    opened: Opened, units: Sequence[int], progress: Progress | None
+) -> Iterator[tuple[int, Circuit | None, str]]:
+    """Yield each unit with its circuit, or None and the reason."""
+    subjects = _subjects(opened, units)
+    for unit in units:
+        if unit not in subjects:
+            yield unit, None, f"No kernel lies between the image and {opened.subject.feature.layer}:{unit}."
+    if not opened.asked.shared:
+        for unit, subject in subjects.items():
+            yield unit, *_attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
+        return
+    if not subjects:
+        return
+    every = list(subjects)
+    at_once, count = fitting(list(subjects.values()), opened.images, opened.memory)
+    for start in range(0, len(every), at_once):
+        some = every[start : start + at_once]
+        begin(progress, f"scoring units {some[0]} to {some[-1]}")
+        yield from _together(opened, {unit: subjects[unit] for unit in some}, count, progress)
+
+
+def _together(
+    opened: Opened, subjects: dict[int, Subject], count: int, progress: Progress | None
+) -> Iterator[tuple[int, Circuit | None, str]]:
+    """Yield the circuits of units that are scored at once."""
+    asked = opened.asked
+    try:
+        saliency = score_together(
+            list(subjects.values()),
+            opened.images.in_batches_of(count),
+            criterion_named(asked.criterion),
+            granularity="kernel",
+            seed=asked.seed,
+            memory=opened.memory,
+            progress=progress,
+            **asked.options,
+        )
+    except ConvCircuitsError as error:
+        if len(subjects) == 1:
+            yield next(iter(subjects)), None, str(error)
+            return
+        for unit, subject in subjects.items():  # the others need not suffer
+            yield from _together(opened, {unit: subject}, count, progress)
+        return
+    for n, (unit, subject) in enumerate(subjects.items()):
+        own = {layer: table[n] for layer, table in saliency.items()}
+        yield unit, *_attempted(lambda subject=subject, own=own: _of_scores(opened, subject, own))  # type: ignore[misc]
+
+
+def _of_scores(opened: Opened, subject: Subject, saliency: dict[str, Any]) -> Circuit:
+    asked, shape = opened.asked, subject.survey.input_shape
+    about = checked(subject, opened.images.first(IMAGES))
+    relevant = subject.relevant("kernel", shape)
+    saliency = {layer: table for layer, table in saliency.items() if layer in relevant}
+    trace = Trace(subject, opened.images, relevant=relevant, seed=asked.seed, memory=opened.memory)
+    scores = scores_of(trace, opened.images, about, saliency, asked.criterion, asked.options, None)
+    size = dict(asked.size)
+    effective = bool(size.pop("effective", None))
+    return kept(
+        scores,
+        subject.survey,
+        drawable_size(**size, granularity="kernel"),
+        density=size["density"],
+        kernels=size["kernels"],
+        effective=effective,
+    )
+
+
+def _alone(opened: Opened, subject: Subject, progress: Progress | None) -> Circuit:
+    asked = opened.asked
+    return find(
+        opened.model,
+        subject.feature,
+        opened.images.given,
+        criterion=asked.criterion,
+        batch_size=opened.images.batch_size,
+        seed=asked.seed,
+        memory=opened.memory,
+        progress=progress,
+        **asked.size,
+        **asked.options,
+    )
+
+
+def _attempted(make: Callable[[], Circuit]) -> tuple[Circuit | None, str]:
+    try:
+        return make(), ""
+    except ConvCircuitsError as error:
+        return None, str(error)
+
+
+def _subjects(opened: Opened, units: Sequence[int]) -> dict[int, Subject]:
+    """Open the model for each unit that a kernel leads to."""
+    found = {}
+    for unit in units:
+        try:
+            found[unit] = opened.subject.of(replace(opened.subject.feature, unit=unit))
+        except ConvCircuitsError:
+            continue
+    return found
+
+
+def _checked_units(units: Sequence[int] | None, count: int, layer: str) -> list[int]:
+    if units is None:
+        return list(range(count))
+    chosen = [whole_number(f"Each of the units of {layer}", unit, 0, count - 1) for unit in units]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConvCircuitsError(f"units must be distinct units of {layer}, at least one; got {list(units)!r:.200}.")
+    return chosen
+
+
+def _checked_shard(shard: tuple[int, int] | None) -> slice:
+    """Return which of the units a shard takes: every n-th, so that shards take equally long."""
+    if shard is None:
+        return slice(None)
+    if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+        raise ConvCircuitsError(f"shard is (k, n), the k-th of n parts from 1; got {shard!r}.")
+    of = whole_number(f"{option('shard')}: the number of parts", shard[1], 1)
+    part = whole_number(f"{option('shard')}: the part", shard[0], 1, of)
+    return slice(part - 1, None, of)

@@ -1,0 +1,291 @@
+"""The atlas of a layer: its circuits are those of ``find``, no run loses one, and what they share is counted."""
+
+import itertools
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import convcircuits as cc
+from convcircuits.atlases import store
+from nets import NETS
+
+torch.set_num_threads(1)
+
+CASE, LAYER = NETS["residual"], "block2.conv2"
+
+
+def made(folder, **given):
+    asked = {"density": 0.2, **given}
+    return cc.atlas(CASE.build(), LAYER, CASE.images(4), CASE.images(4, seed=5), folder=folder, **asked)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("atlas"))
+
+
+# ---------------------------------------- circuits and figures
+
+
+def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
+    model, images, held_out = CASE.build(), CASE.images(4), CASE.images(4, seed=5)
+    assert found.units == (0, 1, 2, 3, 4) and not found.problems
+    for unit, row in zip(found, found.rows(), strict=True):
+        circuit = cc.find(model, cc.Feature(LAYER, unit), images, criterion="gauss_newton", density=0.2)
+        assert found.circuit(unit) == circuit
+        report = cc.evaluate(model, circuit, held_out, fit=images).as_dict()
+        for name in store.FIGURES:
+            number = isinstance(report[name], float)
+            assert row[name] == (pytest.approx(report[name], rel=1e-9, abs=1e-12) if number else report[name])
+
+
+@pytest.mark.parametrize("size", [{"kernels": 9}, {"density": 0.3, "effective": True}, {"filters": 2, "fan_in": 2}])
+def test_every_size_is_that_of_find(size, tmp_path):
+    some = made(tmp_path, units=[3], criterion="snip", **({"density": None} | size))
+    circuit = cc.find(CASE.build(), cc.Feature(LAYER, 3), CASE.images(4), criterion="snip", **size)
+    assert some.units == (3,) and some.circuit(3) == circuit
+
+
+def test_criteria_that_are_not_shared_run_unit_by_unit(tmp_path):
+    some = made(tmp_path, units=[1], criterion="force", steps=2)
+    expected = cc.find(CASE.build(), cc.Feature(LAYER, 1), CASE.images(4), criterion="force", density=0.2, steps=2)
+    assert some.circuit(1) == expected
+
+
+def test_a_unit_without_a_circuit_has_a_row_that_says_why(tmp_path):
+    model = CASE.build()
+    model.block2.conv2.weight.data[1] = 0
+    given = model, LAYER, CASE.images(4), CASE.images(4, seed=5)
+    some = cc.atlas(*given, folder=tmp_path, units=[1, 2], density=0.2)
+    assert some.units == (2,) and list(some.problems) == [1] and "scored every kernel 0" in some.problems[1]
+    assert [row["problem"] != "" for row in some.rows()] == [True, False]
+    with pytest.raises(cc.ConvCircuitsError, match="has no circuit"):
+        some.circuit(1)
+    assert cc.atlas(*given, folder=tmp_path, units=[1, 2], density=0.2).problems == some.problems
+
+
+# ---------------------------------------- runs that end
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    import test_atlas
+    from convcircuits.atlases import store
+
+    torch.set_num_threads(1)
+    save, done = store.save, []
+
+    def saved(circuit, path):
+        if {before}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(circuit, path)
+        done.append(path)
+        if len(done) == {count}:
+            os.kill(os.getpid(), signal.SIGKILL)  # the file is there, its row is not
+
+    store.save = saved
+    test_atlas.made({folder!r})
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_and_loses_nothing(found, tmp_path):
+    for count, before in ((2, False), (9, True)):
+        code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), count=count, before=before)
+        ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=os.environ, check=False)
+        assert ended.returncode == -signal.SIGKILL
+    before = cc.Atlas.read(tmp_path)
+    assert before.units == (0,)  # the first run also wrote the file of the next; the second run added nothing
+    times = {unit: before.file(unit).stat().st_mtime_ns for unit in before}
+    whole = made(tmp_path)
+    assert whole.units == found.units
+    assert {unit: whole.file(unit).stat().st_mtime_ns for unit in before} == times
+    assert all(whole.circuit(unit) == found.circuit(unit) for unit in whole)
+    for one, other in zip(whole.rows(), found.rows(), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_shards_are_read_together(found, tmp_path):
+    parts = [made(tmp_path, shard=(n, 2)) for n in (1, 2)]
+    assert [part.units for part in parts] == [(0, 2, 4), (0, 1, 2, 3, 4)]
+    assert sorted(path.name for path in tmp_path.glob("*.sqlite")) == ["index-1-of-2.sqlite", "index-2-of-2.sqlite"]
+    assert torch.equal(parts[1].overlap().nan_to_num(9), found.overlap().nan_to_num(9))
+    elsewhere = [tmp_path / name for name in ("a", "b")]
+    for n, folder in enumerate(elsewhere, start=1):
+        made(folder, shard=(n, 3), units=[0, 1])
+    both = cc.Atlas.read(*elsewhere)
+    assert both.units == (0, 1) and both.circuit(1) == found.circuit(1)
+
+
+def test_a_folder_takes_no_other_atlas(found, tmp_path):
+    made(tmp_path, units=[0])
+    for given, what in (({"density": 0.3}, "size"), ({"seed": 1}, "seed"), ({"criterion": "snip"}, "criterion")):
+        with pytest.raises(cc.ConvCircuitsError, match=f"holds another atlas: there {what} is"):
+            made(tmp_path, **given)
+    model = CASE.build()
+    model.stem.weight.data += 1
+    with pytest.raises(cc.ConvCircuitsError, match="there weights is"):
+        cc.atlas(model, LAYER, CASE.images(4), CASE.images(4, seed=5), folder=tmp_path, density=0.2)
+    with pytest.raises(cc.ConvCircuitsError, match="there images is"):
+        cc.atlas(CASE.build(), LAYER, CASE.images(3), CASE.images(4, seed=5), folder=tmp_path, density=0.2)
+    with pytest.raises(cc.ConvCircuitsError, match="there held_out is"):
+        cc.atlas(CASE.build(), LAYER, CASE.images(4), CASE.images(4), folder=tmp_path, density=0.2)
+
+
+def test_one_process_writes_an_index(found, tmp_path):
+    index = store.Index(tmp_path, found.asked, found.layers, None)
+    with pytest.raises(cc.ConvCircuitsError, match="Another process is writing"):
+        store.Index(tmp_path, found.asked, found.layers, None)
+    index.close()
+    store.Index(tmp_path, found.asked, found.layers, None).close()
+
+
+def test_a_damaged_index_is_an_error(tmp_path):
+    made(tmp_path, units=[0])
+    path = tmp_path / "index.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE circuits SET kept = ?", (b"\x00" * 9,))
+    database.close()
+    with pytest.raises(cc.ConvCircuitsError, match="is damaged"):
+        cc.Atlas.read(tmp_path)
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(cc.ConvCircuitsError, match="is damaged"):
+        cc.Atlas.read(tmp_path)
+    path.unlink()
+    with pytest.raises(cc.ConvCircuitsError, match="There is no atlas"):
+        cc.Atlas.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"density": None}, "Give either density"),
+        ({"density": 2.0}, r"density must be in \(0, 1\]"),
+        ({"criterion": "nope"}, "no criterion 'nope'"),
+        ({"collapse": "abs"}, "no option 'collapse'"),
+        ({"units": [5]}, "from 0 to 4"),
+        ({"units": []}, "distinct units"),
+        ({"units": [1, 1]}, "distinct units"),
+        ({"shard": (0, 2)}, "from 1 to 2"),
+        ({"shard": 3}, r"shard is \(k, n\)"),
+        ({"position": cc.Boxes.of(CASE.images(1), [(0, 0, 2, 2)])}, "no Boxes"),
+        ({"criterion": "force", "density": None, "filters": 2, "fan_in": 2}, "must know how many"),
+        ({"effective": 3}, "effective is true or false"),
+        ({"seed": -1}, "seed must be a whole number"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(given, problem, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match=problem):
+        made(tmp_path / "new", **given)
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------- what circuits share
+
+
+def pairs(masks, relevant, layers):
+    """Kernels in both, in either, and expected in both by chance, of the kernels on a path to both units."""
+    both = either = chance = 0.0
+    for layer in layers:
+        a, b, room = 0, 0, 0
+        for o, i in itertools.product(*map(range, relevant[0][layer].shape)):
+            if relevant[0][layer][o, i] and relevant[1][layer][o, i]:
+                one, other = (bool(mask[layer][o, i]) for mask in masks)
+                a, b, room, both = a + one, b + other, room + 1, both + (one and other)
+        either, chance = either + a + b, chance + (a * b / room if room else 0)
+    return both, either - both, chance, either
+
+
+@pytest.mark.parametrize("layer", [None, "stem", "block2.conv1"])
+def test_overlap_is_the_iou_corrected_for_chance(layer, found):
+    circuits, table = [found.circuit(unit) for unit in found], found.overlap(layer)
+    for u, v in itertools.product(range(len(circuits)), repeat=2):
+        masks = [dict(circuits[n].kernels) for n in (u, v)]
+        relevant = [{name: ~values.isnan() for name, values in circuits[n].saliency.items()} for n in (u, v)]
+        both, either, chance, total = pairs(masks, relevant, found.layers if layer is None else [layer])
+        expected = chance / (total - chance) if total > chance else math.nan
+        assert float(table[u, v]) == pytest.approx((both / either - expected) / (1 - expected), rel=1e-12)
+    assert torch.equal(table.diagonal(), torch.ones(5, dtype=torch.float64))
+    assert torch.equal(table, table.T)
+
+
+def test_kernels_are_counted_by_the_circuits_that_keep_them(found):
+    users, expected = found.users(), found.expected_users()
+    circuits = [found.circuit(unit) for unit in found]
+    for layer, table in users.items():
+        for o, i in itertools.product(*map(range, table.shape)):
+            kept = tuple(u for u, one in zip(found, circuits, strict=True) if one[layer][o, i])
+            assert int(table[o, i]) == len(kept) and found.users_of(layer, o, i) == kept
+        kept = sum(float(one[layer].sum()) for one in circuits)
+        assert float(expected[layer].sum()) == pytest.approx(kept) == float(table.sum())
+    hubs = found.hubs(4)
+    assert [hub["units"] for hub in hubs] == sorted((int(n) for t in users.values() for n in t.flatten()), reverse=True)[:4]
+    assert all(int(users[hub["layer"]][hub["filter"], hub["channel"]]) == hub["units"] for hub in hubs)
+
+
+def test_the_profile_of_layers_adds_up(found):
+    profile = found.profile()
+    assert [row["layer"] for row in profile] == list(found.layers)
+    circuits = [found.circuit(unit) for unit in found]
+    for row in profile:
+        assert row["kept"] == pytest.approx(sum(int(one[row["layer"]].sum()) for one in circuits) / 5)
+        used = torch.stack([one[row["layer"]] for one in circuits]).any(0)
+        relevant = torch.stack([~one.saliency[row["layer"]].isnan() for one in circuits]).any(0)
+        assert row["used"] == pytest.approx(float(used.sum()) / float(relevant.sum()))
+    assert sum(row["share"] for row in profile) == pytest.approx(1)
+
+
+class Planted(cc.Atlas):
+    """An atlas of circuits that are drawn: a part of each family's kernels, and others at random."""
+
+    def __init__(self, sizes=(6, 4, 3), shared=0.9, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        shape, found, unit = (20, 25), {}, 0
+        for size in sizes:
+            own = torch.rand(shape, generator=generator) < 0.1
+            for _ in range(size):
+                other = torch.rand(shape, generator=generator) < 0.1
+                kept = torch.where(torch.rand(shape, generator=generator) < shared, own, other)
+                every = torch.ones(shape, dtype=torch.bool)
+                found[unit] = (Path(), store.Row(unit, "f", "", {}, 0.0, {"a": kept}, {"a": every}))
+                unit += 1
+        super().__init__({"layer": "a", "criterion": "planted"}, {"a": shape}, found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_families_are_found(seed):
+    families = Planted(seed=seed).families()
+    assert [family.units for family in families] == [tuple(range(6)), (6, 7, 8, 9), (10, 11, 12)]
+    assert all(family.overlap > 0.5 for family in families)
+
+
+def test_unrelated_circuits_overlap_by_chance_alone():
+    overlap = Planted(sizes=(1,) * 40, shared=0.0).overlap()
+    pairs = overlap[torch.ones(40, 40).triu(1).bool()]
+    assert abs(float(pairs.mean())) < 0.005
+
+
+def test_alike_units_are_placed_close():
+    planted = Planted()
+    places, overlap = planted.placed(), planted.overlap()
+    apart = torch.cdist(places, places)
+    same = overlap > 0.5
+    assert float(apart[same].max()) < float(apart[~same].min())
+    best = planted.alike(7, 3)
+    assert {unit for unit, _ in best} == {6, 8, 9} and [value for _, value in best] == sorted(dict(best).values())[::-1]
+
+
+def test_families_may_be_counted():
+    assert len(Planted().families(5)) == 5
+    with pytest.raises(cc.ConvCircuitsError, match="from 1 to 13"):
+        Planted().families(14)
