@@ -229,7 +229,8 @@ def test_kernels_are_counted_by_the_circuits_that_keep_them(found):
         kept = sum(float(one[layer].sum()) for one in circuits)
         assert float(expected[layer].sum()) == pytest.approx(kept) == float(table.sum())
     hubs = found.hubs(4)
-    assert [hub["units"] for hub in hubs] == sorted((int(n) for t in users.values() for n in t.flatten()), reverse=True)[:4]
+    surplus = sorted((float(n) for name in users for n in (users[name] - expected[name]).flatten()), reverse=True)
+    assert [hub["units"] - hub["expected"] for hub in hubs] == pytest.approx(surplus[:4])
     assert all(int(users[hub["layer"]][hub["filter"], hub["channel"]]) == hub["units"] for hub in hubs)
 
 

@@ -18,6 +18,7 @@ from convcircuits.frames import frame
 from convcircuits.storage import load
 from convcircuits.texts import printable
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.report import without_nan
 from convcircuits.values.tables import LayerTable, suggest
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Atlas:
         self._folders = {unit: folder for unit, (folder, _) in found.items()}
         self.rows_by_unit = {unit: row for unit, (_, row) in found.items()}
         self.units = tuple(unit for unit, row in self.rows_by_unit.items() if row.file)
+        self._overlaps: dict[str | None, Tensor] = {}
         self._kept, self._relevant = (
             {
                 layer: torch.stack([packed(getattr(self.rows_by_unit[unit], name)[layer].flatten()) for unit in self.units])
@@ -148,6 +150,11 @@ class Atlas:
         Returns:
             Float64, symmetric; NaN where two units have no kernels in common that either keeps, or both keep all.
         """
+        if layer not in self._overlaps:
+            self._overlaps[layer] = self._overlap(layer)
+        return self._overlaps[layer].clone()
+
+    def _overlap(self, layer: str | None) -> Tensor:
         count = len(self)
         both, first, chance = (torch.zeros(count, count, dtype=torch.float64) for _ in range(3))
         for name in self.layers if layer is None else [self._known(layer)]:
@@ -204,11 +211,11 @@ class Atlas:
         return LayerTable(tables)
 
     def hubs(self, count: int = 20) -> list[dict[str, Any]]:
-        """Return the kernels that most circuits keep, with the number that would by chance.
+        """Return the kernels that serve most units: those that more circuits keep than would by chance.
 
         The columns are ``layer``, ``filter``, ``channel`` (inside its group), ``units``, ``share`` of the circuits, and
-        ``expected``, as ``expected_users``. Kernels of one number of circuits are in the order of layers, filters and
-        channels.
+        ``expected``, as ``expected_users``. The order is that of ``units - expected``, the largest first; then that of
+        layers, filters and channels. (By ``units`` alone, a layer that circuits keep nearly all of would come first.)
 
         Args:
             count: The most rows.
@@ -216,17 +223,14 @@ class Atlas:
         count, users, expected = whole_number("count", count, 1), self.users(), self.expected_users()
         rows = []
         for name in self.layers:
-            table = users[name]
-            best = table.flatten().sort(descending=True, stable=True)
-            for place, value in zip(best.indices[:count].tolist(), best.values[:count].tolist(), strict=True):
-                if value:
-                    o, i = divmod(place, table.shape[1])
-                    mean = float(expected[name][o, i])
-                    rows.append(
-                        {"layer": name, "filter": o, "channel": i, "units": value}
-                        | {"share": value / len(self), "expected": mean}
-                    )
-        return sorted(rows, key=lambda row: -row["units"])[:count]
+            table, mean = users[name], expected[name]
+            surplus = (table - mean).flatten().sort(descending=True, stable=True)
+            for place in surplus.indices[:count].tolist():
+                o, i = divmod(place, table.shape[1])
+                row = {"layer": name, "filter": o, "channel": i, "units": int(table[o, i])}
+                rows.append(row | {"share": row["units"] / len(self), "expected": float(mean[o, i])})
+        rows = [row for row in rows if row["units"] > row["expected"]]
+        return sorted(rows, key=lambda row: row["expected"] - row["units"])[:count]
 
     def users_of(self, layer: str, filter: int, channel: int) -> tuple[int, ...]:
         """Return the units whose circuits keep a kernel.
@@ -282,6 +286,43 @@ class Atlas:
             return torch.zeros(len(self), 2, dtype=torch.float64)
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
         return axes * torch.where(largest < 0, -1.0, 1.0)
+
+    def as_dict(self, *, hubs: int = 60, alike: int = 8) -> dict[str, Any]:
+        """Return what the page of the atlas shows, as JSON values; what is not a number is None.
+
+        Without scipy there are no families, and a note says so.
+
+        Args:
+            hubs: The most kernels that are listed, with their users.
+            alike: The most units that are listed as alike for each.
+        """
+        notes: list[str] = []
+        try:
+            families = self.families() if self.units else ()
+        except ConvCircuitsError as error:
+            families = ()
+            notes.append(f"There are no families: {error}")
+        label = {unit: family.number for family in families for unit in family.units}
+        rows = {row["unit"]: row for row in self.rows()}
+        listed = self.hubs(hubs) if self.units else []
+        return without_nan(  # type: ignore[no-any-return]
+            {
+                "layer": self.layer,
+                "asked": self.asked,
+                "units": [
+                    rows[unit]
+                    | {"place": place, "family": label.get(unit, -1), "alike": self.alike(unit, alike)}
+                    for unit, place in zip(self.units, self.placed().tolist(), strict=True)
+                ],
+                "families": [{"units": family.units, "overlap": family.overlap} for family in families],
+                "hubs": [
+                    hub | {"users": self.users_of(hub["layer"], hub["filter"], hub["channel"])} for hub in listed
+                ],
+                "layers": self.profile() if self.units else [],
+                "problems": {str(unit): why for unit, why in self.problems.items()},
+                "notes": notes,
+            }
+        )
 
     def summary(self) -> str:
         """Return the medians of the figures, the layers and the kernels that most circuits keep, as text."""
@@ -344,7 +385,7 @@ class Atlas:
         for first in range(0, table.shape[1], step):
             some = table[:, first : first + step]
             left = min(8 * some.shape[1], count - 8 * first)
-            yield torch.stack([unpacked(bits, left) for bits in some])
+            yield unpacked(some, left)
 
     def _summed(self, table: Tensor, layer: str) -> Int[Tensor, "out in"]:
         return torch.cat([chunk.sum(0) for chunk in self._chunks(table, layer)]).reshape(self.layers[layer])

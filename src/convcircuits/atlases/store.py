@@ -224,8 +224,8 @@ def packed(mask: Tensor) -> Tensor:
 
 
 def unpacked(bits: Tensor, count: int) -> Tensor:
-    """Return the first ``count`` of some bits, as ``packed`` returns them, as bool (count,)."""
-    return ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[:count].bool()
+    """Return the first ``count`` bits of each row, packed as by ``packed``: (..., n) -> bool (..., count)."""
+    return ((bits[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten(-2)[..., :count].bool()
 
 
 def _row(values: Sequence[Any], layers: Mapping[str, tuple[int, ...]]) -> Row:

@@ -6,6 +6,7 @@ import typer
 
 import convcircuits as cc
 from convcircuits.cli import (
+    atlas,
     benchmark,
     compare,
     cross,
@@ -64,6 +65,7 @@ app.command()(top.top)
 app.command()(split.split)
 app.command()(cross.cross)
 app.command()(trajectory.trajectory)
+app.command(epilog=CRITERIA_HELP)(atlas.atlas)
 app.command()(tune.tune)
 app.command()(explore.explore)
 app.command()(demo.demo)
