@@ -94,7 +94,7 @@ def test_units_lead_to_those_alike_and_to_their_circuits(show):
     assert side.locator("a").get_attribute("href") == "circuits/a%20b-0.safetensors"
     side.get_by_role("button", name="2", exact=True).first.click()
     expect(side.locator("h2").first).to_have_text("features.5:2")
-    page.locator("select").last.select_option("2")
+    page.locator("select").last.select_option(label="5")
     expect(side.locator("h2").first).to_have_text("features.5:5")
     page.locator("canvas").press("Escape")
     expect(side).to_contain_text("1 unit has no circuit")

@@ -90,6 +90,7 @@ TOP = "top tiny_net:net 4:2 --images pictures --out new"
 SPLIT = "split tiny_net:net 4:2 --images pictures --densities 0.5 --shuffles 1 --out new"
 CROSS = "cross tiny_net:net 4:2 --images grouped --densities 0.5 --shuffles 1 --out new"
 TRAJECTORY = "trajectory tiny_net:net 4:2 --images pictures --out new"
+ATLAS = "atlas tiny_net:net 4 --images pictures --count 4 --density 0.3 --option draws=1 --out new"
 EXPLORE = "explore -m tiny_net:net --images pictures --no-open"
 UNITS = "units tiny_net:net 4 --images pictures --out new"
 FIGURES = ["pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map", "r2_average_map_interior", "r2_random"]
@@ -279,6 +280,7 @@ COMMANDS = [
     "split",
     "cross",
     "trajectory",
+    "atlas",
     "tune",
     "explore",
     "demo",
@@ -1459,6 +1461,36 @@ def test_a_cross_test_that_was_stopped_goes_on(folder, run, good, monkeypatch):
     assert {path.name for path in Path("new").iterdir()} == {path.name for path in Path("other").iterdir()}
 
 
+def test_atlas_writes_circuits_tables_and_a_page(folder, good):
+    text = good(ATLAS)
+    names = ["atlas.html", "circuits", "hubs.csv", "index.sqlite", "layers.csv", "units.csv"]
+    assert sorted(path.name for path in Path("new").iterdir() if not path.name.startswith(".")) == names
+    found = cc.Atlas.read("new")
+    assert found.units == tuple(range(5)) and found.summary() in text
+    assert "found on 4 crops of" in text
+    rows = table("new/units.csv")
+    assert [{key: str(value) for key, value in row.items()} for row in found.rows()] == rows
+    data = json.loads(re.search(r'id="atlas">(.*?)</script>', Path("new/atlas.html").read_text())[1])
+    assert [row["unit"] for row in data["units"]] == list(found.units)
+    # Each circuit is the one that find finds, and evaluate and show know where it comes from.
+    again = good("find -m tiny_net:net -f 4:2 --images pictures --count 4 --density 0.3 -c gauss_newton "
+                 "--option draws=1 --out a.safetensors --json")  # fmt: skip
+    assert cc.load("a.safetensors") == found.circuit(2)
+    assert again["r2"] == pytest.approx(found.rows()[2]["r2"], rel=1e-5)
+    said = good("evaluate new/circuits/4-2.safetensors --model tiny_net:net --json")
+    assert said["r2"] == pytest.approx(found.rows()[2]["r2"], rel=1e-5)
+
+
+def test_atlas_goes_on_in_parts(folder, good):
+    first = good(f"{ATLAS} --shard 1/2 --json")
+    assert [row["unit"] for row in first["units"]] == [0, 2, 4]
+    times = {path: path.stat().st_mtime_ns for path in Path("new/circuits").iterdir()}
+    whole = good(f"{ATLAS} --units 0,1,2 --json")
+    assert [row["unit"] for row in whole["units"]] == [0, 1, 2, 4]
+    assert whole["circuits"] == 4
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
 def test_trajectory_writes_where_every_photograph_is_a_chart_and_a_page(folder, good):
     text = good(TRAJECTORY)
     assert {path.removeprefix("new/") for path in files() if path.startswith("new/")} == {
@@ -1785,6 +1817,16 @@ BAD = {
         "no row for 5 of 6 photographs, such as b",
     ),
     "trajectory: in two groups": (f"{TRAJECTORY} --groups twice.csv", "puts a.png in two groups"),
+    "atlas: unknown layer": (ATLAS.replace("net 4", "net 44"), "has no layer '44'"),
+    "atlas: a unit": (ATLAS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
+    "atlas: unknown unit": (f"{ATLAS} --units 1,5", "from 0 to 4"),
+    "atlas: units": (f"{ATLAS} --units 1-3", "--units takes whole numbers separated by commas"),
+    "atlas: shard": (f"{ATLAS} --shard 3", "--shard is K/N, such as 3/8"),
+    "atlas: shard beyond": (f"{ATLAS} --shard 3/2", "--shard: the part must be a whole number from 1 to 2"),
+    "atlas: size": (f"{ATLAS} --drawable", "--drawable sets the size"),
+    "atlas: kernels": (ATLAS.replace("--density 0.3", "--kernels 0"), "--kernels must be a whole number from 1"),
+    "atlas: option": (ATLAS.replace("draws", "draw"), "no option 'draw'"),
+    "atlas: out is a file": (ATLAS.replace("new", "text.safetensors"), "is a file; give a folder"),
     "units: unknown layer": (UNITS.replace("net 4", "net 44"), "has no layer '44'"),
     "units: a unit": (UNITS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "units: one photograph": (UNITS.replace("pictures", "one"), "All images are of one photograph"),
@@ -1885,6 +1927,8 @@ USAGE = [
     "cross tiny_net:net 4:2",
     "trajectory tiny_net:net",
     f"{TRAJECTORY} --method tsne",
+    "atlas tiny_net:net",
+    f"{ATLAS} --criterion snap",
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",

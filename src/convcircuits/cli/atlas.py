@@ -10,7 +10,7 @@ import typer
 import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import progress
-from convcircuits.cli.output import check_folder, made_folder, print_json, say, say_written
+from convcircuits.cli.output import check_folder, print_json, say, say_written
 from convcircuits.files import named_after, safe_name
 from convcircuits.values.recipe import Recipe
 
@@ -112,7 +112,7 @@ def atlas(
     own = options.criterion_options(recipe.options)
     setup = set_up(recipe, device)
     wanted = setup.loaded.feature(recipe.feature)
-    folder = made_folder(out or Path(named_after(model, safe_name(layer))))
+    folder = out or Path(named_after(model, safe_name(layer)))
 
     def finish(circuit: cc.Circuit) -> cc.Circuit:
         said = dataclasses.replace(recipe, feature=str(circuit.feature))
