@@ -37,7 +37,8 @@ def found(tmp_path_factory):
 
 def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
     model, images, held_out = CASE.build(), CASE.images(4), CASE.images(4, seed=5)
-    assert found.units == (0, 1, 2, 3, 4) and not found.problems
+    assert found.units == (0, 1, 2, 3, 4)
+    assert not found.problems
     for unit, row in zip(found, found.rows(), strict=True):
         circuit = cc.find(model, cc.Feature(LAYER, unit), images, criterion="gauss_newton", density=0.2)
         assert found.circuit(unit) == circuit
@@ -51,7 +52,8 @@ def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
 def test_every_size_is_that_of_find(size, tmp_path):
     some = made(tmp_path, units=[3], criterion="snip", **({"density": None} | size))
     circuit = cc.find(CASE.build(), cc.Feature(LAYER, 3), CASE.images(4), criterion="snip", **size)
-    assert some.units == (3,) and some.circuit(3) == circuit
+    assert some.units == (3,)
+    assert some.circuit(3) == circuit
 
 
 def test_criteria_that_are_not_shared_run_unit_by_unit(tmp_path):
@@ -65,7 +67,9 @@ def test_a_unit_without_a_circuit_has_a_row_that_says_why(tmp_path):
     model.block2.conv2.weight.data[1] = 0
     given = model, LAYER, CASE.images(4), CASE.images(4, seed=5)
     some = cc.atlas(*given, folder=tmp_path, units=[1, 2], density=0.2)
-    assert some.units == (2,) and list(some.problems) == [1] and "scored every kernel 0" in some.problems[1]
+    assert some.units == (2,)
+    assert list(some.problems) == [1]
+    assert "scored every kernel 0" in some.problems[1]
     assert [row["problem"] != "" for row in some.rows()] == [True, False]
     with pytest.raises(cc.ConvCircuitsError, match="has no circuit"):
         some.circuit(1)
@@ -124,7 +128,8 @@ def test_shards_are_read_together(found, tmp_path):
     for n, folder in enumerate(elsewhere, start=1):
         made(folder, shard=(n, 3), units=[0, 1])
     both = cc.Atlas.read(*elsewhere)
-    assert both.units == (0, 1) and both.circuit(1) == found.circuit(1)
+    assert both.units == (0, 1)
+    assert both.circuit(1) == found.circuit(1)
 
 
 def test_a_folder_takes_no_other_atlas(found, tmp_path):
@@ -225,7 +230,8 @@ def test_kernels_are_counted_by_the_circuits_that_keep_them(found):
     for layer, table in users.items():
         for o, i in itertools.product(*map(range, table.shape)):
             kept = tuple(u for u, one in zip(found, circuits, strict=True) if one[layer][o, i])
-            assert int(table[o, i]) == len(kept) and found.users_of(layer, o, i) == kept
+            assert int(table[o, i]) == len(kept)
+            assert found.users_of(layer, o, i) == kept
         kept = sum(float(one[layer].sum()) for one in circuits)
         assert float(expected[layer].sum()) == pytest.approx(kept) == float(table.sum())
     hubs = found.hubs(4)
@@ -283,7 +289,8 @@ def test_alike_units_are_placed_close():
     same = overlap > 0.5
     assert float(apart[same].max()) < float(apart[~same].min())
     best = planted.alike(7, 3)
-    assert {unit for unit, _ in best} == {6, 8, 9} and [value for _, value in best] == sorted(dict(best).values())[::-1]
+    assert {unit for unit, _ in best} == {6, 8, 9}
+    assert [value for _, value in best] == sorted(dict(best).values())[::-1]
 
 
 def test_families_may_be_counted():

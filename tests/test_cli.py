@@ -1466,7 +1466,8 @@ def test_atlas_writes_circuits_tables_and_a_page(folder, good):
     names = ["atlas.html", "circuits", "hubs.csv", "index.sqlite", "layers.csv", "units.csv"]
     assert sorted(path.name for path in Path("new").iterdir() if not path.name.startswith(".")) == names
     found = cc.Atlas.read("new")
-    assert found.units == tuple(range(5)) and found.summary() in text
+    assert found.units == tuple(range(5))
+    assert found.summary() in text
     assert "found on 4 crops of" in text
     rows = table("new/units.csv")
     assert [{key: str(value) for key, value in row.items()} for row in found.rows()] == rows

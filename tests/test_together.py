@@ -35,7 +35,9 @@ def together(model, features, images, criterion, *, memory=4 << 20, batch_size=1
     return tables
 
 
-def assert_equals_score(model, features, images, criterion, granularity="kernel", memory=4 << 20, compared=None, **options):
+def assert_equals_score(
+    model, features, images, criterion, granularity="kernel", memory=4 << 20, compared=None, **options
+):
     found = together(model, features, images, criterion, memory=memory, granularity=granularity, **options)
     assert len(found) == len(features)
     for feature, tables in list(zip(features, found, strict=True))[:compared]:

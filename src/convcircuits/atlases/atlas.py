@@ -68,7 +68,9 @@ class Atlas:
         self._overlaps: dict[str | None, Tensor] = {}
         self._kept, self._relevant = (
             {
-                layer: torch.stack([packed(getattr(self.rows_by_unit[unit], name)[layer].flatten()) for unit in self.units])
+                layer: torch.stack(
+                    [packed(getattr(self.rows_by_unit[unit], name)[layer].flatten()) for unit in self.units]
+                )
                 for layer in self.layers
             }
             if self.units
@@ -310,14 +312,11 @@ class Atlas:
                 "layer": self.layer,
                 "asked": self.asked,
                 "units": [
-                    rows[unit]
-                    | {"place": place, "family": label.get(unit, -1), "alike": self.alike(unit, alike)}
+                    rows[unit] | {"place": place, "family": label.get(unit, -1), "alike": self.alike(unit, alike)}
                     for unit, place in zip(self.units, self.placed().tolist(), strict=True)
                 ],
                 "families": [{"units": family.units, "overlap": family.overlap} for family in families],
-                "hubs": [
-                    hub | {"users": self.users_of(hub["layer"], hub["filter"], hub["channel"])} for hub in listed
-                ],
+                "hubs": [hub | {"users": self.users_of(hub["layer"], hub["filter"], hub["channel"])} for hub in listed],
                 "layers": self.profile() if self.units else [],
                 "problems": {str(unit): why for unit, why in self.problems.items()},
                 "notes": notes,

@@ -1,6 +1,5 @@
 """Find and measure circuits of all units of a layer, and never lose one."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +112,7 @@ class Opened:
     held_out: Batches
     asked: Asked
     memory: int = MEMORY
-    finish: Callable[[Circuit], Circuit] = lambda circuit: circuit  # noqa: E731
+    finish: Callable[[Circuit], Circuit] = lambda circuit: circuit
 
     @property
     def units(self) -> int:
@@ -281,9 +280,7 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
         if circuit is not None:
             try:
                 subject = opened.subject.of(circuit.feature)
-                (report,) = measured(
-                    subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed
-                )
+                (report,) = measured(subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed)
             except ConvCircuitsError as error:
                 circuit, problem = None, str(error)
         index.add(

@@ -162,7 +162,7 @@ class Index:
             save(circuit, self.folder / file)
             said = report.as_dict()
             figures = {name: said[name] for name in FIGURES}
-            kept = {layer: mask for layer, mask in circuit.kernels.items()}
+            kept = dict(circuit.kernels.items())
             on_path = {layer: ~values.isnan() for layer, values in circuit.saliency.items()}
             tables = self._packed(kept), self._packed(on_path)
         row = (unit, file, problem, *figures.values(), seconds, *tables)
@@ -183,7 +183,9 @@ class Index:
         return zlib.compress(packed(torch.cat(parts)).numpy().tobytes())
 
 
-def read_index(folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[int, tuple[Path, Row]]]:
+def read_index(
+    folders: Sequence[Path],
+) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[int, tuple[Path, Row]]]:
     """Read the indices in some folders, the shards of one atlas.
 
     Returns:

@@ -170,9 +170,7 @@ def measured(
     for circuit, control in zip(circuits, controls, strict=True):
         n, other = place[id(circuit)], place.get(id(control))
         about = {**provenance, "laws": {**described["laws"], **sweep.laws(n)}}
-        reports.append(
-            _evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), found, fitted, n, other, about)
-        )
+        reports.append(_evaluation(circuit, (sweep.kept[n], sweep.effective(n, shape)), found, fitted, n, other, about))
     return reports
 
 

@@ -145,6 +145,14 @@ class UnitsTrace(Trace):
         )
         self.subjects, self.relevant_to = subjects, relevant
         self.positions_of = [Positions(subject) for subject in subjects]
+        self._stores: dict[tuple[Any, ...], Tensor] = {}
+
+    def store(self, number: int, gradient: Tensor) -> Tensor:
+        """Return room for the gradients of all units at a call, (U, N, ...), the same for every batch of a size."""
+        key = number, gradient.shape, gradient.dtype
+        if key not in self._stores:
+            self._stores[key] = gradient.new_empty(len(self.subjects), *gradient.shape)
+        return self._stores[key]
 
     def run(self, images: Tensor) -> "UnitsBatch":
         """Run images forward to the layer."""
@@ -173,9 +181,7 @@ class UnitsBatch(Batch):
         trace.cost["forward"] += self.size
         self._graph, maps = graph, graph.detach().transpose(0, 1)
         self._form = maps.shape[1:]
-        self.counted = [
-            positions.counted(own, images) for positions, own in zip(trace.positions_of, maps, strict=True)
-        ]
+        self.counted = [positions.counted(own, images) for positions, own in zip(trace.positions_of, maps, strict=True)]
         scales = [power_of_two(own, one.feature) for own, one in zip(maps, trace.subjects, strict=True)]
         self.scale = torch.tensor(scales, dtype=torch.float64, device=maps.device)[:, None, None, None]  # type: ignore[assignment]
         self.maps = maps if maps.dim() == 4 else maps[..., None, None]
@@ -218,7 +224,7 @@ class UnitsBatch(Batch):
                 if g is not None:
                     store = stores[n]
                     if store is None:
-                        stores[n] = store = g.new_empty(len(trace.subjects), *g.shape)
+                        stores[n] = store = trace.store(n, g)
                         store[:unit] = 0
                     store[unit] = g
                 elif stores[n] is not None:
@@ -238,8 +244,7 @@ class UnitsBatch(Batch):
                 assert store is not None
                 parts.append(in_one_dtype(self._calls[n][0], store))
             layers = tuple(
-                self._layer(name, [(call, store[unit]) for call, store in parts])
-                for unit in range(len(trace.subjects))
+                self._layer(name, [(call, store[unit]) for call, store in parts]) for unit in range(len(trace.subjects))
             )
             alone = len(parts) == 1 and trace.granularity == "kernel"
             yield UnitsLayer(layers, parts[0] if alone else None)
@@ -253,16 +258,13 @@ class UnitsBatch(Batch):
             whole = torch.zeros_like(self._graph)
             whole[:, unit] = slope
             return differentiated(self._graph, edges, whole, subject.feature) if edges else []
-        rows = subject.rows
-        call = replace(self._last, weight=self._last.weight[unit : unit + 1], bias=None, rows=rows)
-        with torch.enable_grad():
-            x = call.x.detach().requires_grad_()
-            output = replace(call, x=x).compute()
-        last = slope.unsqueeze(call.channel_dim).to(output.dtype)
-        own.append(in_one_dtype(call, last))
+        weight = self._last.weight[unit : unit + 1].detach()
+        call = replace(self._last, weight=weight, bias=None, rows=subject.rows)
+        call, last = in_one_dtype(call, slope.unsqueeze(call.channel_dim))
+        own.append((call, last))
         if self._read is None or not edges:
             return [None] * len(edges)
-        (back,) = torch.autograd.grad(output, x, last)
+        back = call.input_gradient(last).to(self._last.x.dtype)
         return differentiated(self._read, edges, back, subject.feature)
 
 

@@ -137,6 +137,23 @@ class ConvCall:
         )[1]
         return result.reshape(self.kernels.shape)
 
+    def input_gradient(self, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c _ _"]:
+        """Return dL/dx, given the gradient of the output."""
+        result: Tensor = torch.ops.aten.convolution_backward(
+            gradient,
+            self.x,
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+            (True, False, False),
+        )[0]
+        return result
+
 
 @dataclass(frozen=True)
 class LinearCall:
@@ -204,6 +221,10 @@ class LinearCall:
         """Return dL_n/dw for one image, (1, o, i, k)."""
         g = gradient[image].reshape(-1, gradient.shape[-1])
         return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
+
+    def input_gradient(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Return dL/dx, given the gradient of the output."""
+        return gradient @ self.weight
 
 
 KernelCall = ConvCall | LinearCall
