@@ -44,7 +44,7 @@ def together(model: nn.Module, layer: str, units: int, images: torch.Tensor, cri
     first = Subject.open(model, cc.Feature(layer, 0), images.shape[1:])
     subjects = [first.of(cc.Feature(layer, unit)) for unit in range(units)]
     batches = Batches(images, device=images.device, dtype=images.dtype, batch_size=16)
-    at_once, count = fitting(subjects, batches, MEMORY)
+    at_once, count = fitting(first.of(cc.Feature(layer, range(units))), batches, MEMORY)
     for start in range(0, units, at_once):
         score_together(
             subjects[start : start + at_once],

@@ -1,5 +1,7 @@
 """All units of a layer scored at once have the scores of units scored one by one."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -25,7 +27,8 @@ def together(model, features, images, criterion, *, memory=4 << 20, batch_size=1
     first = Subject.open(model, features[0], images.shape[1:])
     subjects = [first.of(feature) for feature in features]
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=batch_size)
-    at_once, count = fitting(subjects, batches, memory)
+    every = first.of(dataclasses.replace(features[0], unit=tuple(feature.unit for feature in features)))
+    at_once, count = fitting(every, batches, memory)
     batches, tables = batches.in_batches_of(count), []
     given = {"granularity": granularity, "seed": 3, "memory": memory}
     for start in range(0, len(subjects), at_once):

@@ -7,9 +7,10 @@ which is only data. ``evaluate`` measures it on held-out images, ``extract`` tur
 Each part imports only parts listed before it: ``values`` holds data; ``network`` runs, records and masks a user's
 model, and nothing else touches it; ``compiler`` turns a circuit into a module; ``maps`` shows what filters respond to;
 ``storage`` writes results to files; ``circuits`` finds, measures and compares; ``subfeatures`` tells by which circuit a
-feature answers to which images; ``atlases`` finds circuits of all units of a layer; ``charts`` draws charts and ``contact_sheets`` parts of photographs; ``drawing`` makes
-the diagram; ``zoo`` has models and photographs; ``recipes`` finds the circuit that a recipe asks for; ``explorer`` is
-the page in a browser, and ``cli`` the command. ``criteria`` collects what authors of criteria need.
+feature answers to which images; ``atlases`` finds circuits of all units of a layer; ``charts`` draws charts and
+``contact_sheets`` parts of photographs; ``drawing`` makes the diagram; ``zoo`` has models and photographs; ``recipes``
+finds the circuit that a recipe asks for; ``explorer`` is the page in a browser, and ``cli`` the command. ``criteria``
+collects what authors of criteria need.
 """
 
 import importlib

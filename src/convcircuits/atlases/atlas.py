@@ -287,7 +287,8 @@ class Atlas:
         if axes.shape[1] < 2:
             return torch.zeros(len(self), 2, dtype=torch.float64)
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-        return axes * torch.where(largest < 0, -1.0, 1.0)
+        places: Tensor = axes * torch.where(largest < 0, -1.0, 1.0)
+        return places
 
     def as_dict(self, *, hubs: int = 60, alike: int = 8) -> dict[str, Any]:
         """Return what the page of the atlas shows, as JSON values; what is not a number is None.
@@ -419,7 +420,7 @@ def _grouped(overlap: Tensor, count: int | None) -> list[int]:
 def _silhouette(distance: Tensor, labels: Sequence[int]) -> float:
     """Return the mean silhouette of groups (Rousseeuw, 1987); a unit alone has 0."""
     which = torch.tensor(labels)
-    numbers = which.unique()
+    numbers = torch.unique(which)
     if len(numbers) < 2:
         return -1.0
     member = (which[:, None] == numbers).double()

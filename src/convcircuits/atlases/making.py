@@ -120,10 +120,14 @@ class Opened:
         graph = self.subject.survey.paths.graph
         return int(graph.shapes[graph.output][1])
 
+    def every(self, units: Sequence[int]) -> Subject:
+        """Return the model opened for units as one feature."""
+        return self.subject.of(replace(self.subject.feature, unit=tuple(units)))
+
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tables of kernels of all layers that any unit depends on, in execution order."""
-        every = self.subject.survey.of(replace(self.subject.feature, unit=tuple(range(self.units))))
-        return {layer: tuple(mask.shape) for layer, mask in every.kernels.items()}
+        every = self.every(range(self.units))
+        return {layer: tuple(mask.shape) for layer, mask in every.survey.kernels.items()}
 
     def said(self) -> dict[str, Any]:
         """Return all that the circuits and figures depend on as JSON values."""
@@ -273,8 +277,7 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
         index: Where they are written.
         progress: Called with the units done and their total.
     """
-    done = 0
-    for unit, circuit, problem in _found(opened, units, progress):
+    for done, (unit, circuit, problem) in enumerate(_found(opened, units, progress), start=1):
         start = time.process_time()
         report = None
         if circuit is not None:
@@ -290,7 +293,6 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
             report=report,
             problem=problem,
         )
-        done += 1
         if progress is not None:
             begin(progress, "finding circuits")
             progress(done, len(units))
@@ -300,22 +302,22 @@ def _found(
     opened: Opened, units: Sequence[int], progress: Progress | None
 ) -> Iterator[tuple[int, Circuit | None, str]]:
     """Yield each unit with its circuit, or None and the reason."""
-    subjects = _subjects(opened, units)
-    for unit in units:
-        if unit not in subjects:
-            yield unit, None, f"No kernel lies between the image and {opened.subject.feature.layer}:{unit}."
-    if not opened.asked.shared:
-        for unit, subject in subjects.items():
-            yield unit, *_attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
+    if not units:
         return
-    if not subjects:
-        return
-    every = list(subjects)
-    at_once, count = fitting(list(subjects.values()), opened.images, opened.memory)
-    for start in range(0, len(every), at_once):
-        some = every[start : start + at_once]
-        begin(progress, f"scoring units {some[0]} to {some[-1]}")
-        yield from _together(opened, {unit: subjects[unit] for unit in some}, count, progress)
+    at_once, count = fitting(opened.every(units), opened.images, opened.memory) if opened.asked.shared else (1, 1)
+    for start in range(0, len(units), at_once):
+        some, subjects = units[start : start + at_once], {}
+        for unit in some:
+            try:
+                subjects[unit] = opened.subject.of(replace(opened.subject.feature, unit=unit))
+            except ConvCircuitsError as error:
+                yield unit, None, str(error)
+        if opened.asked.shared and subjects:
+            begin(progress, f"scoring units {some[0]} to {some[-1]}")
+            yield from _together(opened, subjects, count, progress)
+        elif subjects:
+            (subject,) = subjects.values()
+            yield some[0], *_attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
 
 
 def _together(
@@ -386,17 +388,6 @@ def _attempted(make: Callable[[], Circuit]) -> tuple[Circuit | None, str]:
         return make(), ""
     except ConvCircuitsError as error:
         return None, str(error)
-
-
-def _subjects(opened: Opened, units: Sequence[int]) -> dict[int, Subject]:
-    """Open the model for each unit that a kernel leads to."""
-    found = {}
-    for unit in units:
-        try:
-            found[unit] = opened.subject.of(replace(opened.subject.feature, unit=unit))
-        except ConvCircuitsError:
-            continue
-    return found
 
 
 def _checked_units(units: Sequence[int] | None, count: int, layer: str) -> list[int]:

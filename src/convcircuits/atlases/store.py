@@ -201,8 +201,8 @@ def read_index(
         found = _indices(folder)
         if not found:
             raise ConvCircuitsError(
-                f"There is no atlas in {folder}: it has no index.sqlite; give the folder that cc.atlas, or convcircuits "
-                "atlas, wrote."
+                f"There is no atlas in {folder}: it has no index.sqlite; give the folder that cc.atlas, or "
+                "convcircuits atlas, wrote."
             )
         for path in found:
             with _opened(path) as database:

@@ -38,11 +38,11 @@ STORE = 256
 _ENOUGH = 32  # units that share the work on kernels: more gain little, and then more images at once are better
 
 
-def fitting(subjects: Sequence[Subject], batches: Batches, memory: int) -> tuple[int, int]:
+def fitting(subject: Subject, batches: Batches, memory: int) -> tuple[int, int]:
     """Return how many units, and images, are scored at once so that gradients and tables fit ``STORE * memory``.
 
     Args:
-        subjects: The model, opened for one unit after another of one call of one layer, as by ``Subject.of``.
+        subject: The model, opened for all units as one feature.
         batches: The images.
         memory: As for ``score_together``.
     """
@@ -52,10 +52,10 @@ def fitting(subjects: Sequence[Subject], batches: Batches, memory: int) -> tuple
         sizes.append(output.numel() * output.element_size())
 
     with torch.no_grad():
-        subjects[0].maps(batches.first(1), watch=watch)
-    tables = sum(8 * mask.numel() for mask in _union([one.survey.kernels for one in subjects]).values())
+        subject.maps(batches.first(1), watch=watch)
+    tables = sum(8 * mask.numel() for mask in subject.survey.kernels.values())
     images = max(1, min(batches.batch_size, STORE * memory // (_ENOUGH * sum(sizes) + tables)))
-    return max(1, min(len(subjects), STORE * memory // (images * sum(sizes) + tables))), images
+    return max(1, min(len(subject.rows), STORE * memory // (images * sum(sizes) + tables))), images
 
 
 def score_together(
@@ -322,12 +322,12 @@ class UnitsLayer:
             reads = reads.flatten(1, 2).transpose(1, 2).contiguous()
             for unit, own in enumerate(slopes):
                 products = call.by_position(own[image : image + 1])[0] @ reads
-                products = products.unflatten(2, sizes.shape[2:]).abs_().mul_(sizes)
+                products = products.reshape(sizes.shape).abs_().mul_(sizes)
                 total[unit] += products.sum(2)
         return total
 
     def mask_gradients(self) -> Iterator[Float[Tensor, "n u g o e"]]:
-        """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time, in their order."""
+        """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time."""
         if self.shared is None:
             whole = [torch.cat(list(layer.mask_gradients())) for layer in self.units]
             yield torch.stack(whole, 1)

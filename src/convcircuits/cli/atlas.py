@@ -57,8 +57,8 @@ def atlas(
         typer.Option(
             "--criterion",
             "-c",
-            help="Criterion that scores the kernels. gauss_newton, snip and actgrad score all units at once; others run "
-            "for one unit after another.",
+            help="Criterion that scores the kernels. gauss_newton, snip and actgrad score all units at once; others "
+            "run for one unit after another.",
         ),
     ] = "gauss_newton",
     option: Annotated[

@@ -66,7 +66,7 @@ class ConvCall:
 
     def presum_maps(self, image: int, filter: int) -> Float[Tensor, "g i p"]:
         """Return the pre-sum maps of one filter of each group on one image, (g, i, p)."""
-        weight = self.weight.unflatten(0, (self.groups, -1))[:, filter].flatten(0, 1)[:, None]
+        weight = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])[:, filter].flatten(0, 1)[:, None]
         x = self.x[image : image + 1]
         # One kernel for each channel that is read: a depthwise convolution.
         z = torch.conv2d(x, weight, None, self.stride, self.padding, self.dilation, len(weight))
