@@ -66,7 +66,7 @@ def actgrad(
         gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
             # Without the absolute value the sum over positions of z g is the sum over the element of w dL/dw.
-            total = sum(part.sum(0) for part in layer.mask_gradients()) if signed else layer.absolute_sums()
+            total = sum(layer.element_gradients()) if signed else layer.absolute_sums()
             scale = 1 / layer.positions if normalizer == "published" else 1.0
             yield layer.name, layer.per_element(total.double() * (scale * power))  # type: ignore[union-attr]
 
@@ -96,7 +96,7 @@ def snip(
     def contribution(batch: Batch) -> Iterator[tuple[str, Tensor]]:
         gradient, power = _gradient(batch, collapse)
         for layer in batch.backward(gradient):
-            total = sum(part.sum(0) for part in layer.mask_gradients()) if signed else layer.absolute_products()
+            total = sum(layer.element_gradients()) if signed else layer.absolute_products()
             scale = 1 / layer.element_size if normalizer == "published" else 1.0
             yield layer.name, layer.per_element(total.double() * (scale * power))  # type: ignore[union-attr]
 
@@ -127,13 +127,13 @@ def gauss_newton(
             for layer in batch.backward(signs.to(batch.maps).expand_as(batch.maps) / batch.scale):
                 # (a - zbar b)^2 is expanded, since zbar is known only after the last image.
                 slopes = layer.filter_gradients().double()[..., None] * batch.scale
-                aa, ab, seen = torch.zeros(()), torch.zeros(()), 0
-                for part in layer.mask_gradients():
-                    a = part.double() * batch.scale
-                    aa = aa + (a * a).sum(0)
+                aa = torch.zeros((*slopes.shape[1:-1], layer.elements), dtype=torch.float64, device=slopes.device)
+                ab = torch.zeros_like(aa)
+                for gradient, b in zip(layer.element_gradients(), slopes, strict=True):
+                    a = gradient.double() * batch.scale
+                    aa.addcmul_(a, a)
                     if centered:
-                        ab = ab + (a * slopes[seen : seen + len(a)]).sum(0)
-                        seen += len(a)
+                        ab.addcmul_(a, b)
                 yield f"{layer.name} aa", layer.per_element(aa) / len(fields)
                 if centered:
                     bb = (slopes**2).sum(0).expand_as(aa)

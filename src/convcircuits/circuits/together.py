@@ -292,6 +292,11 @@ class UnitsLayer:
         return self.units[0].element_size
 
     @property
+    def elements(self) -> int:
+        """Number of elements of a filter."""
+        return self.units[0].elements
+
+    @property
     def positions(self) -> int:
         """Number of output positions, as for ``Layer``."""
         return self.units[0].positions
@@ -326,15 +331,15 @@ class UnitsLayer:
                 total[unit] += products.sum(2)
         return total
 
-    def mask_gradients(self) -> Iterator[Float[Tensor, "n u g o e"]]:
-        """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time."""
+    def element_gradients(self) -> Iterator[Float[Tensor, "u g o e"]]:
+        """Yield dL_n/dm_e for one image after another, with m_e a factor on all weights of an element."""
         if self.shared is None:
-            whole = [torch.cat(list(layer.mask_gradients())) for layer in self.units]
-            yield torch.stack(whole, 1)
+            for parts in zip(*(layer.element_gradients() for layer in self.units), strict=True):
+                yield torch.stack(parts)
             return
         call, slopes = self.shared
         for image in range(self.images):
-            yield _contracted(call, slopes, image, absolute=False)[None]
+            yield _contracted(call, slopes, image, absolute=False)
 
     def filter_gradients(self) -> Float[Tensor, "n u g o"]:
         """Return each filter's gradient, summed over positions."""

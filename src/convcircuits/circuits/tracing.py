@@ -61,6 +61,11 @@ class Layer:
         return by_element(_joined(kernels), self.granularity).shape[3]
 
     @property
+    def elements(self) -> int:
+        """Number of elements of a filter, the size of the axis e."""
+        return self.weights.shape[2]
+
+    @property
     def positions(self) -> int:
         """Number of output positions; if the calls' maps differ in size, summed over the sizes."""
         return sum(_map_size(*calls[0]) for calls in self._by(_map_size))
@@ -82,14 +87,18 @@ class Layer:
             whole = torch.cat(products, 3)
             yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
+    def element_gradients(self) -> Iterator[Float[Tensor, "g o e"]]:
+        """Yield dL_n/dm_e for one image after another, with m_e a factor on all weights of an element."""
+        return (product.sum(3) for product in self.weight_products())
+
     def absolute_products(self) -> Float[Tensor, "g o e"]:
         """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
         return functools.reduce(torch.add, (product.abs_().sum(3) for product in self.weight_products()))
 
     def mask_gradients(self) -> Iterator[Float[Tensor, "n g o e"]]:
-        """Yield dL_n/dm_e, with m_e a factor on all weights of an element, for some images at a time, in their order.
+        """Yield ``element_gradients`` for some images at a time, in their order: so many as fit the memory.
 
-        They are the sums of ``weight_products`` over k, without a loop over images: so many at once as fit the memory.
+        That is quicker for a feature with one position, of which only the receptive field is read, and slower for maps.
         """
         narrowed = [call.narrowed(gradient) for call, gradient in self.calls]
         sizes = [call.weight.numel() + 2 * call.columns(slice(1)).numel() for call, _ in narrowed]
