@@ -51,7 +51,8 @@ class Atlas:
     Attributes:
         layer: Name of the layer.
         asked: What all circuits depend on, as JSON values: model, weights, criterion, size, images.
-        rows: For each unit with a circuit or a problem, ascending, what the index says.
+        units: The units that have a circuit, ascending.
+        rows_by_unit: Unit -> what the index says, also of units without a circuit.
         layers: Layer name -> (out, in per group), in execution order: the tables of kernels.
     """
 

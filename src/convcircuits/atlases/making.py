@@ -34,6 +34,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature, Position
 from convcircuits.version import __version__
@@ -230,29 +231,20 @@ def atlas(
     asked.check()
     check_progress(progress)
     part = _checked_shard(shard)
-    if not isinstance(position, (str, tuple)):
+    if isinstance(position, Boxes):
         raise ConvCircuitsError("An atlas takes no Boxes; give another position.")
-    network = Network(model)
-    taken, measured_on = (
-        Batches(given, device=network.device, dtype=network.dtype, batch_size=batch_size)
-        for given in (images, held_out)
-    )
-    first = taken.first(IMAGES)
-    subject = Subject.open(network, Feature(layer, 0, position=position, call=call), tuple(first.shape[1:]))
-    checked(subject, first)
-    begin(progress, "reading images")
-    for batches in (taken, measured_on):
-        for _ in batches:
-            pass  # they are counted and hashed
-    opened = Opened(
+    opened = open_layer(
         model,
-        subject,
-        taken,
-        measured_on,
+        Feature(layer, 0, position=position, call=call),
+        images,
+        held_out,
         asked,
-        whole_number("memory, in bytes,", memory, 1),
-        finish or (lambda circuit: circuit),
+        batch_size=batch_size,
+        memory=memory,
+        progress=progress,
     )
+    if finish is not None:
+        opened = replace(opened, finish=finish)
     wanted = _checked_units(units, opened.units, layer)
     place = Path(folder)
     try:
@@ -268,8 +260,51 @@ def atlas(
     return Atlas.read(place)
 
 
+def open_layer(
+    model: nn.Module,
+    first: Feature,
+    images: Images,
+    held_out: Images,
+    asked: Asked,
+    *,
+    batch_size: int = 16,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Opened:
+    """Open a model for the units of a layer, check its laws, and count and hash the images.
+
+    Args:
+        model: As for ``atlas``.
+        first: The layer's first unit, with the positions that count.
+        images: As for ``atlas``.
+        held_out: As for ``atlas``.
+        asked: How circuits are found.
+        batch_size: As for ``atlas``.
+        memory: As for ``atlas``.
+        progress: As for ``atlas``.
+
+    Raises:
+        ConvCircuitsError: As for ``score``.
+    """
+    memory, network = whole_number("memory, in bytes,", memory, 1), Network(model)
+    taken, measured_on = (
+        Batches(given, device=network.device, dtype=network.dtype, batch_size=batch_size)
+        for given in (images, held_out)
+    )
+    seen = taken.first(IMAGES)
+    subject = Subject.open(network, first, tuple(seen.shape[1:]))
+    checked(subject, seen)
+    begin(progress, "reading images")
+    for batches in (taken, measured_on):
+        for _ in batches:
+            pass
+    return Opened(model, subject, taken, measured_on, asked, memory)
+
+
 def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: Progress | None = None) -> None:
     """Find, measure and write the circuits of some units, one after the other, to an index.
+
+    This is the work that processes divide among themselves: each opens the layer, and an index of its own.
 
     Args:
         opened: The model, the images and how circuits are found.
