@@ -172,9 +172,16 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
     """Return what was found as JSON values."""
     return {
         "groups": {name: len(found.images(name)) for name in found.circuits},
+        "asked": found.asked,
         "verdict": found.verdict_sentence,
         "divisions": [
-            {"images": one.images, "photographs": one.photographs, "p_value": one.p_value, "kept": one.kept}
+            {
+                "images": one.images,
+                "photographs": one.photographs,
+                "p_value": one.p_value,
+                "kept": one.kept,
+                "supported": one.supported,
+            }
             for one in found.divisions
         ],
         "cross": None if found.cross is None else found.cross.as_dict(),

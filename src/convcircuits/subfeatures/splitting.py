@@ -25,11 +25,14 @@ from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.cross import Cross
+from convcircuits.values.cross import Cross, Word
 from convcircuits.values.feature import Feature
 from convcircuits.values.split import Division, Split
 
 Numbers = NDArray[np.int64]
+
+_SUPPORTED: Mapping[Word, bool | None] = {"selective": True, "not selective": False, "not decided": None}
+_TOO_FEW = f"{{}} photographs are too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def split(
@@ -64,8 +67,8 @@ def split(
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
         images: As for ``score``, but in the same order in every pass.
-        groups: Divide into this many, whatever the tests say; they are reported all the same. By default the tests
-            decide.
+        groups: Divide into this many, whatever the tests say: the report's first sentence is then whether they support
+            it. By default the tests decide.
         photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
             count as one in the test. By default each image is its own; copies are recognized.
         held_out: Share of the photographs to hold out, in (0, 1).
@@ -148,6 +151,7 @@ def split(
         circuits={name: tuple(some) for name, some in circuits.items()},
         cross=report,
         divisions=tuple(tree.divisions),
+        asked=groups is not None,
         notes=tuple(notes),
         provenance={
             **{key: circuits["A"][0].provenance[key] for key in ("model", "weights", "feature", "versions")},
@@ -201,6 +205,7 @@ def circuits_of_group(
     """
     if criterion == "gauss_newton":
         options = {"centered": True} | dict(options)
+    begin(given["progress"], "finding circuits of a group")
     scores = score(model, feature, images, criterion=criterion, memory=memory, **given, **options)
     circuits = [prune(scores, density=density) for density in densities]
     if refit == "none":
@@ -208,6 +213,7 @@ def circuits_of_group(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
     subject = Subject.open(network, feature, batches.first_shape())
+    begin(given["progress"], "refitting circuits of a group")
     fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
     return [fitted(subject, one, fit) for one in circuits]
 
@@ -297,20 +303,23 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, f"{count} photographs are too few to tell (at least {FEWEST}).")
+            self._tried(part, p_value, _TOO_FEW.format(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
-            self._tried(part, p_value, f"They do not fall into two groups (dip test, p = {p_value:.2g}).")
+            said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
+            self._tried(part, p_value, said, supported=False)
             return {"A": part}
         halves = self._halves(part, 2)
         few = min(int((half & held).sum()) for half in halves.values() for held in (self.train, ~self.train))
         if few < 2:
-            self._tried(part, p_value, f"Two groups (p = {p_value:.2g}) are too small for a cross-test.")
+            said = f"Two groups (p = {p_value:.2g}) are too small for a cross-test."
+            self._tried(part, p_value, said, supported=None)
             return {"A": part}
         report = self.crossed(halves)
         kept = report.verdict == "selective"
         sentence = f"They fall into two groups (dip test, p = {p_value:.2g}). {report.verdict_sentence}"
-        self._tried(part, p_value, sentence if kept else f"{sentence} So they are one group.", report, kept)
+        said = sentence if kept else f"{sentence} So they are one group."
+        self._tried(part, p_value, said, report, kept, supported=_SUPPORTED[report.verdict])
         if not kept:
             return {"A": part}
         leaves = [leaf for half in halves.values() for leaf in self.divide(half).values()]
@@ -318,7 +327,7 @@ class _Tree:
 
     def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide a group into so many, whatever the tests say."""
-        p_value, _ = self.p_value(part)
+        p_value, photographs = self.p_value(part)
         parts = self._halves(part, count)
         for name, one in parts.items():
             trained, held = (int((one & some).sum()) for some in (self.train, ~self.train))
@@ -327,10 +336,19 @@ class _Tree:
                     f"Of {count} groups, {name!r} has {trained} training images and {held} held-out ones; ask for "
                     "fewer groups, or give more images."
                 )
-        report = self.crossed(parts) if count > 1 else None
-        said = "" if report is None else f" {report.verdict_sentence}"
-        asked = f"Divided into {count} as asked for; two groups at all: dip test, p = {p_value:.2g}.{said}"
-        self._tried(part, p_value, asked, report, True)
+        if photographs < FEWEST:
+            bimodal, dip = None, _TOO_FEW.format(photographs)
+        elif p_value > self.alpha:
+            bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
+        else:
+            bimodal, dip = True, f"All images together fall into two groups (dip test, p = {p_value:.2g})."
+        if count == 1:
+            self._tried(part, p_value, dip, supported=None if bimodal else bimodal)  # no parts were crossed
+            return parts
+        report = self.crossed(parts)
+        both = (bimodal, _SUPPORTED[report.verdict])
+        supported = False if False in both else None if None in both else True
+        self._tried(part, p_value, f"{dip} {report.verdict_sentence}", report, True, supported=supported)
         return parts
 
     def p_value(self, part: Tensor) -> tuple[float, int]:
@@ -380,11 +398,18 @@ class _Tree:
         return _named([labels == one for one in range(count)])
 
     def _tried(
-        self, part: Tensor, p_value: float, sentence: str, report: Cross | None = None, kept: bool = False
+        self,
+        part: Tensor,
+        p_value: float,
+        sentence: str,
+        report: Cross | None = None,
+        kept: bool = False,
+        *,
+        supported: bool | None,
     ) -> None:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
-        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence))
+        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence, supported))
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
