@@ -7,7 +7,7 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import Chosen
+from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.zoo.planted import plant, planted_images
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from convcircuits.cli.output import CHECKPOINT, check_folder, made_folder, print
 from convcircuits.files import named_after, safe_name
 
 if TYPE_CHECKING:
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
     from convcircuits.zoo.images import Photograph
     from convcircuits.zoo.prepared import Prepared
 
@@ -168,7 +168,7 @@ def _held_out(
     """Return the training and the held-out images of each group."""
     import torch
 
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
     from convcircuits.zoo.images import split_photographs
 
     parts: tuple[dict[str, Chosen], dict[str, Chosen]] = ({}, {})

@@ -141,7 +141,7 @@ def split(
 def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told: Report) -> "cc.Diagram":
     """Draw the circuits of all groups, each on the images of its group."""
     from convcircuits.cli.looking import short
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
 
     parts = {f"group {name}": found.labels == n for n, name in enumerate(found.circuits)}
     names = [

@@ -1,7 +1,7 @@
 """Divide the images of a feature by how the network computes it on them."""
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,12 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.cross import Cross, Word
+from convcircuits.values.cross import FEWEST_HELD_OUT, Cross, Word
 from convcircuits.values.feature import Feature
 from convcircuits.values.split import Division, Split
 
@@ -131,7 +132,10 @@ def split(
 
     def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
         groups, fit = ({name: some_of(images, some) for name, some in parts.items()} for parts in (tested, trained))
-        return cross(model, circuits, groups, fit=fit, shuffles=shuffles, checkpoint=checkpoint, **given)
+        crops = {name: names[some.numpy()].tolist() for name, some in tested.items()}
+        return cross(
+            model, circuits, groups, fit=fit, photographs=crops, shuffles=shuffles, checkpoint=checkpoint, **given
+        )
 
     tree = _Tree(
         saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
@@ -238,37 +242,6 @@ def check_refit(refit: str) -> None:
         raise ConvCircuitsError(f"refit must be one of {', '.join(map(repr, METHODS))}; got {refit!r}.")
 
 
-class Chosen:
-    """Some of the images, as an iterable that can be read again.
-
-    Args:
-        images: As for ``score``.
-        chosen: Which of them, bool (images,).
-    """
-
-    def __init__(self, images: Images, chosen: Tensor) -> None:
-        self._images, self.chosen = images, chosen
-
-    def __iter__(self) -> Iterator[Tensor]:
-        done = 0
-        for batch in [self._images] if isinstance(self._images, Tensor) else self._images:
-            some = batch[0] if isinstance(batch, (tuple, list)) else batch
-            here = self.chosen[done : done + len(some)]
-            done += len(some)
-            if bool(here.any()):
-                yield some[here]
-        if done != len(self.chosen):
-            raise ConvCircuitsError(
-                f"images yielded {len(self.chosen)} images in one pass and {done} in the next; give the same images "
-                "in every pass, in the same order."
-            )
-
-
-def some_of(images: Images, chosen: Tensor) -> Images:
-    """Return some of the images, given as bool (images,): those of a tensor at once, others read again in each pass."""
-    return images[chosen] if isinstance(images, Tensor) else Chosen(images, chosen)
-
-
 Parts = Mapping[str, Tensor]
 """Name of a group -> which of the images are in it, bool (images,)."""
 
@@ -310,9 +283,13 @@ class _Tree:
             self._tried(part, p_value, said, supported=False)
             return {"A": part}
         halves = self._halves(part, 2)
-        few = min(int((half & held).sum()) for half in halves.values() for held in (self.train, ~self.train))
-        if few < 2:
-            said = f"Two groups (p = {p_value:.2g}) are too small for a cross-test."
+        trained = min(int((half & self.train).sum()) for half in halves.values())
+        held = min(len(np.unique(self.names[(half & ~self.train).numpy()])) for half in halves.values())
+        if trained < 2 or held < FEWEST_HELD_OUT:
+            said = (
+                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has {trained} training images and "
+                f"{held} held-out photographs, where it takes 2 and {FEWEST_HELD_OUT}."
+            )
             self._tried(part, p_value, said, supported=None)
             return {"A": part}
         report = self.crossed(halves)
