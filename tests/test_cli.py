@@ -1371,20 +1371,27 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     document = cc.Diagram.load("new/split.html").document
     assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
     assert found.verdict_sentence in document.meta.notes
+    assert document.held_out.count == int(found.held_out.sum())
+    for n, (circuit,) in enumerate(found.circuits.values()):
+        held = torch.cat(list(prepared))[found.held_out]
+        assert document.variants[n].fidelity.r2 == pytest.approx(cc.evaluate(loaded.model, circuit, held).r2, abs=1e-4)
     for variant, name in zip(document.images.variants, document.images.names, strict=True):
         row = rows["abcdef".index(name[0])]
         assert row["group"] == "AB"[variant]
         assert name[1:] == (", held out" if row["held_out"] == "True" else "")
     for name, (circuit,) in found.circuits.items():
         assert cc.load(f"new/{name}-0.5.safetensors") == circuit
-    said = good(f"{SPLIT} --groups 2 --json")
+    said = good(f"{SPLIT} --groups 2 --baselines --json")
+    assert [row["by"] for row in said["groupings"]][0] == "known groups"
+    assert said["asked"]
     assert said["groups"] == {name: len(found.images(name)) for name in "AB"}
     assert said["cross"]["verdict"] == found.cross.verdict
     assert [row["group"] for row in said["rows"]] == [row["group"] for row in rows]
 
 
 def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
-    text = good(SPLIT)
+    text = good(f"{SPLIT} --baselines")
+    assert "images grouped in 6 ways; circuits of 0.5 of the kernels" in text
     assert text.startswith("No more than one mechanism of 4:2@max was found on these images. 4 photographs are too few")
     assert not Path("new/cross.png").exists()
     document = cc.Diagram.load("new/split.html").document
@@ -1440,6 +1447,10 @@ def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
     assert [(row["circuit"], row["group"]) for row in table("new/cross.csv")] == [(a.circuit, a.group) for a in rows]
     assert [float(row["error"]) for row in table("new/cross.csv")] == pytest.approx([row.error for row in rows])
     assert "grouped by" in text
+    for row in table("new/overlaps.csv"):
+        assert all(float(row[name]) >= 0 for name in ("shared", "first_alone", "filters_shared", "filters_second_alone"))
+    (line,) = [line for line in text.splitlines() if line.startswith("grouped by")]
+    assert "selectivity" in line
     said = good(f"{CROSS} --json")
     assert said["groupings"] is None
     assert said["cross"]["groups"] == {"first": 1, "second": 1}

@@ -47,7 +47,7 @@ def test_a_unit_of_one_mechanism_is_not_divided():
 
 
 def test_the_number_of_groups_can_be_given():
-    made, blue = twofold.images(40)
+    made, blue = twofold.images(60)
     found = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS)
     assert same(found.labels, blue)
     assert found.asked
