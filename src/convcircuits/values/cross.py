@@ -22,7 +22,7 @@ KEPT = 0.25
 
 FEWEST_HELD_OUT = 6
 """The fewest held-out photographs of each group for a verdict. In a simulation of circuits that do not differ, the 95 %
-interval was above 0 in 17 % of the trials at 2 photographs a group, 7 % at 4 and 5, and 5 % at 6, where 2.5 % are
+interval was above 0 in 17 % of the trials at 2 photographs a group, 7 % at 4 and 5, and 5 to 6 % at 6, where 2.5 % are
 nominal."""
 
 FEW_HELD_OUT = 20
