@@ -250,14 +250,17 @@ def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
     assert good(f"{line} --json")["rows"][0] != document["rows"][0]  # without the option
 
 
-def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(good):
+def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(folder, good):
     line = "benchmark truth --nets polysemantic --criteria magnitude --seeds 1"
-    text = good(f"{line} --count 24")
+    text = good(f"{line} --count 24 --out t.csv")
+    assert text.endswith("wrote t.csv\nwrote t-groups.csv\n")
+    (written,) = table("t-groups.csv")
     assert "mechanisms 1.00 (1.00 to 1.00);" in text
     (row,) = good(f"{line} --count 24 --json")["divided"]
     assert row["ari"] == row["accuracy"] == 1
     assert len(row["iou"]) == row["mechanisms"] == 2
     assert min(row["iou"]) > 0.9
+    assert (float(written["ari"]), float(written["iou"])) == (1, pytest.approx(sum(row["iou"]) / 2))
     assert f"its mechanism's: {sum(row['iou']) / 2:.2f} (" in text
     assert good(f"{line} --count 8 --json")["divided"] == []  # too few images to group
 
@@ -1382,7 +1385,7 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     for name, (circuit,) in found.circuits.items():
         assert cc.load(f"new/{name}-0.5.safetensors") == circuit
     said = good(f"{SPLIT} --groups 2 --baselines --json")
-    assert [row["by"] for row in said["groupings"]][0] == "known groups"
+    assert said["groupings"][0]["by"] == "known groups"
     assert said["asked"]
     assert said["groups"] == {name: len(found.images(name)) for name in "AB"}
     assert said["cross"]["verdict"] == found.cross.verdict
@@ -1448,7 +1451,9 @@ def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
     assert [float(row["error"]) for row in table("new/cross.csv")] == pytest.approx([row.error for row in rows])
     assert "grouped by" in text
     for row in table("new/overlaps.csv"):
-        assert all(float(row[name]) >= 0 for name in ("shared", "first_alone", "filters_shared", "filters_second_alone"))
+        assert all(
+            float(row[name]) >= 0 for name in ("shared", "first_alone", "filters_shared", "filters_second_alone")
+        )
     (line,) = [line for line in text.splitlines() if line.startswith("grouped by")]
     assert "selectivity" in line
     said = good(f"{CROSS} --json")
@@ -1566,6 +1571,7 @@ def test_tune_writes_every_response_of_a_unit_and_its_curves(folder, good):
 
 def test_tune_ranks_the_units_of_a_layer(folder, good):
     out = good("tune tiny_net:net 4 --by circle --out out")
+    assert "neither resized nor cropped" in out
     rows = table("out/units.csv")
     assert [row["feature"] for row in rows] == re.findall(r"^4:\d@center", out, re.MULTILINE)
     strong = [float(row["circle"]) for row in rows if row["weak"] == "False"]
@@ -1760,7 +1766,7 @@ BAD = {
     "diagram: nothing to draw": ("diagram hand.safetensors --model tiny_net:net --images pictures", "nothing to draw"),
     "top: unknown model": (TOP.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "top: unknown unit": (TOP.replace("4:2", "4:99"), "Unit 99 does not exist"),
-    "top: a layer": (TOP.replace("4:2", "4"), "layer:unit"),
+    "top: a layer": (TOP.replace("4:2", "4"), "layer:unit, for example 4:0, or run convcircuits units"),
     "top: no photographs": (f"{TOP} --count 0", "--count must be a whole number from 1; got 0"),
     "top: a sample below 0": (f"{TOP} --sample -1", "--sample must be a whole number from 0; got -1"),
     "top: missing folder": (TOP.replace("pictures", "nowhere"), "nowhere"),

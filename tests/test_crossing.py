@@ -286,12 +286,14 @@ def test_errors_in_training_are_those_on_the_training_images_and_overfitting_is_
         f, g = full.gather(1, at), alone.gather(1, at)
         assert row.train_error == pytest.approx(float((g - f).abs().sum() / f.abs().sum()), abs=1e-6)
     (one,) = report.selectivity
-    assert one.train == pytest.approx((report.row("red", "red").train_error + report.row("blue", "blue").train_error) / 2)
+    assert one.train == pytest.approx(
+        (report.row("red", "red").train_error + report.row("blue", "blue").train_error) / 2
+    )
     assert any("they overfit" in note for note in report.notes) == (one.own - one.train > 0.1)
 
 
 def test_the_control_deals_images_of_loaders_in_any_order_without_holding_them():
-    """What is dealt is the same for a tensor, for batches, and for parts of one data set, which is read once for each."""
+    """What is dealt is the same for tensors and for parts of one data set, which is read once for each."""
     made, blue = twofold.images(28)
     passes = []
 

@@ -6,8 +6,8 @@ import torch
 
 import convcircuits as cc
 import twofold
-from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
 from convcircuits.subfeatures.chosen import Chosen
+from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
 from convcircuits.zoo.planted import plant, planted_images
 
 torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def test_phases_say_what_is_done():
     assert phases == [
         "reading how each image is computed",
         "finding circuits of a group",
-        "refitting circuits of a group",
+        "refitting the group's circuits",
     ]
 
 

@@ -173,12 +173,13 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     ]
     title = f"{looked.loaded.name} {found.feature}"
     # The size that the verdict is about, or larger ones if these have no complete path.
-    sizes = {name: some if found.cross is None else some[: found.cross.chosen + 1] for name, some in found.circuits.items()}
+    last = None if found.cross is None else found.cross.chosen + 1
+    sizes = {name: some[:last] for name, some in found.circuits.items()}
     notes = [found.verdict_sentence]
     if len(found) > 1:
         notes.append(
-            "R2 of each circuit is over all positions of the held-out images of all groups; its errors on each group, at "
-            "each image's own maximum, are in cross.png and report.md."
+            "R2 of each circuit is over all positions of the held-out images of all groups; its errors on each group, "
+            "at each image's own maximum, are in cross.png and report.md."
         )
     return cc.group_diagram(
         looked.loaded.model,

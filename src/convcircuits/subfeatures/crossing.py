@@ -461,9 +461,10 @@ def _check_unseen(sizes: Mapping[str, Sequence[Circuit]], held_out: Mapping[str,
             for seen in (about.get("images"), about.get("calibration", {}).get("images")):
                 where = [f"of group {group!r}" for group, one in known.items() if one == seen]
                 if where or seen == every:
+                    which = where[0] if where else "of all groups"
                     raise ConvCircuitsError(
-                        f"The circuits of group {name!r} were found on the very images {(where or ['of all groups'])[0]} "
-                        "that are given as held out; measure on others."
+                        f"The circuits of group {name!r} were found on the very images {which} that are given as held "
+                        "out; measure on others."
                     )
 
 

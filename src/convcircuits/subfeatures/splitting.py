@@ -122,10 +122,13 @@ def split(
     notes += saliencies.notes(feature)
 
     def find_all(some: Tensor) -> list[Circuit]:
+        def find() -> list[Circuit]:
+            begin(progress, "finding circuits of a group")
+            part = some_of(images, some)
+            return circuits_of_group(model, feature, part, criterion, densities, refit, memory, given, options)
+
         return kept.circuits(
-            lambda: circuits_of_group(
-                model, feature, some_of(images, some), criterion, densities, refit, memory, given, options
-            ),
+            find,
             images=some.nonzero()[:, 0].tolist(),
             how=[criterion, list(densities), refit, options],
         )
@@ -209,7 +212,6 @@ def circuits_of_group(
     """
     if criterion == "gauss_newton":
         options = {"centered": True} | dict(options)
-    begin(given["progress"], "finding circuits of a group")
     scores = score(model, feature, images, criterion=criterion, memory=memory, **given, **options)
     circuits = [prune(scores, density=density) for density in densities]
     if refit == "none":
@@ -217,7 +219,7 @@ def circuits_of_group(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
     subject = Subject.open(network, feature, batches.first_shape())
-    begin(given["progress"], "refitting circuits of a group")
+    begin(given["progress"], "refitting the group's circuits")
     fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
     return [fitted(subject, one, fit) for one in circuits]
 
