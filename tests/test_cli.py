@@ -251,14 +251,17 @@ def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
     assert good(f"{line} --json")["rows"][0] != document["rows"][0]  # without the option
 
 
-def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(good):
+def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(folder, good):
     line = "benchmark truth --nets polysemantic --criteria magnitude --seeds 1"
-    text = good(f"{line} --count 24")
+    text = good(f"{line} --count 24 --out t.csv")
+    assert text.endswith("wrote t.csv\nwrote t-groups.csv\n")
+    (written,) = table("t-groups.csv")
     assert "mechanisms 1.00 (1.00 to 1.00);" in text
     (row,) = good(f"{line} --count 24 --json")["divided"]
     assert row["ari"] == row["accuracy"] == 1
     assert len(row["iou"]) == row["mechanisms"] == 2
     assert min(row["iou"]) > 0.9
+    assert (float(written["ari"]), float(written["iou"])) == (1, pytest.approx(sum(row["iou"]) / 2))
     assert f"its mechanism's: {sum(row['iou']) / 2:.2f} (" in text
     assert good(f"{line} --count 8 --json")["divided"] == []  # too few images to group
 
@@ -1373,20 +1376,27 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     document = cc.Diagram.load("new/split.html").document
     assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
     assert found.verdict_sentence in document.meta.notes
+    assert document.held_out.count == int(found.held_out.sum())
+    for n, (circuit,) in enumerate(found.circuits.values()):
+        held = torch.cat(list(prepared))[found.held_out]
+        assert document.variants[n].fidelity.r2 == pytest.approx(cc.evaluate(loaded.model, circuit, held).r2, abs=1e-4)
     for variant, name in zip(document.images.variants, document.images.names, strict=True):
         row = rows["abcdef".index(name[0])]
         assert row["group"] == "AB"[variant]
         assert name[1:] == (", held out" if row["held_out"] == "True" else "")
     for name, (circuit,) in found.circuits.items():
         assert cc.load(f"new/{name}-0.5.safetensors") == circuit
-    said = good(f"{SPLIT} --groups 2 --json")
+    said = good(f"{SPLIT} --groups 2 --baselines --json")
+    assert said["groupings"][0]["by"] == "known groups"
+    assert said["asked"]
     assert said["groups"] == {name: len(found.images(name)) for name in "AB"}
     assert said["cross"]["verdict"] == found.cross.verdict
     assert [row["group"] for row in said["rows"]] == [row["group"] for row in rows]
 
 
 def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
-    text = good(SPLIT)
+    text = good(f"{SPLIT} --baselines")
+    assert "images grouped in 6 ways; circuits of 0.5 of the kernels" in text
     assert text.startswith("No more than one mechanism of 4:2@max was found on these images. 4 photographs are too few")
     assert not Path("new/cross.png").exists()
     document = cc.Diagram.load("new/split.html").document
@@ -1442,6 +1452,12 @@ def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
     assert [(row["circuit"], row["group"]) for row in table("new/cross.csv")] == [(a.circuit, a.group) for a in rows]
     assert [float(row["error"]) for row in table("new/cross.csv")] == pytest.approx([row.error for row in rows])
     assert "grouped by" in text
+    for row in table("new/overlaps.csv"):
+        assert all(
+            float(row[name]) >= 0 for name in ("shared", "first_alone", "filters_shared", "filters_second_alone")
+        )
+    (line,) = [line for line in text.splitlines() if line.startswith("grouped by")]
+    assert "selectivity" in line
     said = good(f"{CROSS} --json")
     assert said["groupings"] is None
     assert said["cross"]["groups"] == {"first": 1, "second": 1}
@@ -1588,6 +1604,7 @@ def test_tune_writes_every_response_of_a_unit_and_its_curves(folder, good):
 
 def test_tune_ranks_the_units_of_a_layer(folder, good):
     out = good("tune tiny_net:net 4 --by circle --out out")
+    assert "neither resized nor cropped" in out
     rows = table("out/units.csv")
     assert [row["feature"] for row in rows] == re.findall(r"^4:\d@center", out, re.MULTILINE)
     strong = [float(row["circle"]) for row in rows if row["weak"] == "False"]
@@ -1782,7 +1799,7 @@ BAD = {
     "diagram: nothing to draw": ("diagram hand.safetensors --model tiny_net:net --images pictures", "nothing to draw"),
     "top: unknown model": (TOP.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "top: unknown unit": (TOP.replace("4:2", "4:99"), "Unit 99 does not exist"),
-    "top: a layer": (TOP.replace("4:2", "4"), "layer:unit"),
+    "top: a layer": (TOP.replace("4:2", "4"), "layer:unit, for example 4:0, or run convcircuits units"),
     "top: no photographs": (f"{TOP} --count 0", "--count must be a whole number from 1; got 0"),
     "top: a sample below 0": (f"{TOP} --sample -1", "--sample must be a whole number from 0; got -1"),
     "top: missing folder": (TOP.replace("pictures", "nowhere"), "nowhere"),

@@ -8,6 +8,10 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.again import found_again
+from convcircuits.subfeatures.chosen import Chosen, Dealt
+from convcircuits.subfeatures.crossing import _resampled, _Responses, _selective
+from convcircuits.values.boxes import image_hash
+from convcircuits.values.cross import FEWEST_HELD_OUT
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -16,6 +20,11 @@ torch.set_num_threads(1)
 def halves(count=8, seed=0):
     made, blue = twofold.images(2 * count, seed)
     return {"red": made[~blue], "blue": made[blue]}
+
+
+def carried(circuit, model):
+    """Return the circuit in a model of the same form."""
+    return cc.Circuit.from_masks(model, twofold.FEATURE, circuit.kernels)
 
 
 def known(**options):
@@ -43,6 +52,8 @@ def test_figures_are_those_of_masked_runs(name):
     case = NETS[name]
     model, images = case.build(), case.images(9)
     feature = cc.Feature(*case.features[-1], position="max")
+    if (bias := getattr(model.get_submodule(feature.layer), "bias", None)) is not None:
+        bias.data += 1  # so that it is above 0
     circuits = {
         group: [cc.prune(cc.score(model, feature, some, criterion="snip"), density=density) for density in (0.6, 0.3)]
         for group, some in (("a", images[:2]), ("b", images[2:4]))
@@ -71,7 +82,7 @@ def test_figures_are_those_of_masked_runs(name):
 
 def test_overlap_beyond_chance_is_0_on_average_for_random_circuits_and_1_for_equal_ones():
     case = NETS["plain"]
-    model, images = case.build(), case.images(4)
+    model, images = case.build(), case.images(5)
     feature = cc.Feature(*case.features[-1], position="max")
     seen = []
     for seed in range(40):
@@ -79,11 +90,11 @@ def test_overlap_beyond_chance_is_0_on_average_for_random_circuits_and_1_for_equ
             name: cc.find(model, feature, images, criterion="random", density=0.4, seed=2 * seed + n)
             for n, name in enumerate("ab")
         }
-        report = cc.cross(model, pair, {"a": images[:2], "b": images[2:]})
+        report = cc.cross(model, pair, {"a": images[:2], "b": images[2:4]})
         seen.append(next(one for one in report.overlaps if one.layer == "all"))
     assert abs(sum(one.above_chance for one in seen) / 40) < 0.05
     assert min(one.iou for one in seen) > 0
-    same = cc.cross(model, {"a": pair["a"], "b": pair["a"]}, {"a": images[:2], "b": images[2:]})
+    same = cc.cross(model, {"a": pair["a"], "b": pair["a"]}, {"a": images[:2], "b": images[2:4]})
     assert {one.above_chance for one in same.overlaps if not math.isnan(one.above_chance)} == {1.0}
 
 
@@ -145,7 +156,7 @@ def test_circuits_of_the_same_images_are_not_selective():
 def test_a_report_reads_well():
     report = known()
     assert report.summary().splitlines()[1].split() == (
-        ["density", "circuit", "of", "on", "red", "on", "blue", "selectivity", "interval", "shuffled"]
+        ["density", "circuit", "of", "on", "red", "on", "blue", "in", "training", "selectivity", "interval", "shuffled"]
     )
     assert repr(report) == "Cross(2:0@max, 2 groups, not decided)"
     assert "<table" in report._repr_html_()
@@ -157,7 +168,7 @@ def test_a_report_reads_well():
 
 def test_what_cannot_be_tested_is_refused():
     model, groups = twofold.net(), halves()
-    circuits = {name: twofold.circuit(name) for name in groups}
+    circuits = {name: twofold.circuit(name) for name in groups}  # found on no images
 
     def refused(match, circuits=circuits, groups=groups, **options):
         with pytest.raises(cc.ConvCircuitsError, match=match):
@@ -169,10 +180,13 @@ def test_what_cannot_be_tested_is_refused():
     refused("must be a Circuit", circuits={"red": circuits["red"], "blue": "blue"})
     refused("again in the held-out images", groups={"red": groups["red"], "blue": groups["red"]})
     refused("again in the images that circuits were found on", fit=groups)
-    refused("is 0 on all images", groups={"red": groups["red"], "blue": torch.zeros(2, 3, 12, 12).double()})
+    dark = torch.zeros(2, 3, 12, 12).double()
+    refused("is not above 0 on any of the 2 held-out images of group 'blue'", groups={**groups, "blue": dark})
+    refused("'red' has 8 held-out images but 1 photographs", photographs={"red": [1], "blue": range(8)})
+    refused("Names must be those of the groups", photographs={"red": range(8)})
     other = halves(seed=1)
     refused("not known how to find", fit=other)
-    several = cc.find(model, cc.Feature("2", (0, 1)), groups["red"], density=0.5)
+    several = cc.find(model, cc.Feature("2", (0, 1)), other["red"], density=0.5)
     refused("several units", circuits={"red": several, "blue": several})
 
 
@@ -184,5 +198,123 @@ def test_a_single_image_has_no_interval_and_silent_images_are_counted():
         {"red": groups["red"][:1], "blue": torch.cat([groups["blue"][:2], torch.full((1, 3, 12, 12), -1.0).double()])},
     )
     assert math.isnan(report.selectivity[0].low)
-    assert any("single held-out image" in note for note in report.notes)
+    assert any("only 1 held-out photograph, so no interval" in note for note in report.notes)
     assert any("On 1 of the 3 held-out images of group 'blue'" in note for note in report.notes)
+
+
+def test_a_feature_that_is_the_same_on_all_images_is_refused():
+    model = twofold.net()
+    model[2].bias.data[0] = 1.0
+    model[2].weight.data[0] = 0
+    circuits = {name: carried(twofold.circuit(name), model) for name in ("red", "blue")}
+    with pytest.raises(cc.ConvCircuitsError, match="is 1 on all held-out images, whatever they show"):
+        cc.cross(model, circuits, halves())
+
+
+def test_images_that_a_circuit_was_found_on_are_no_held_out_ones():
+    model, groups = twofold.net(), halves()
+    found = {name: cc.find(model, twofold.FEATURE, some, criterion="snip", kernels=6) for name, some in groups.items()}
+    with pytest.raises(cc.ConvCircuitsError, match="'red' were found on the very images of group 'red'"):
+        cc.cross(model, found, {name: some.flip(0) for name, some in groups.items()})
+    pooled = cc.find(model, twofold.FEATURE, torch.cat(list(groups.values())), criterion="snip", kernels=6)
+    with pytest.raises(cc.ConvCircuitsError, match="found on the very images of all groups"):
+        cc.cross(model, {"red": pooled, "blue": pooled}, groups)
+    fitted = {name: cc.refit(model, twofold.circuit(name), some) for name, some in groups.items()}
+    with pytest.raises(cc.ConvCircuitsError, match="found on the very images"):
+        cc.cross(model, fitted, groups)
+    cc.cross(model, found, halves(seed=1))
+
+
+def test_a_verdict_takes_photographs_and_crops_of_one_are_no_more():
+    """Crops count as their photograph: copies of an image, named as one, leave the interval as it was."""
+    groups, model = halves(7), twofold.net(leak=0.1)
+    circuits = {name: carried(twofold.circuit("red"), model) for name in groups}
+    once = cc.cross(model, circuits, groups)
+    again = cc.cross(
+        model,
+        circuits,
+        {name: torch.cat([some, some]) for name, some in groups.items()},
+        photographs={name: [*"abcdefg"] * 2 for name in groups},
+    )
+    (one,), (other,) = once.selectivity, again.selectivity
+    assert (one.photographs, other.photographs) == (7, 7)
+    assert (other.low, other.high) == pytest.approx((one.low, one.high))
+    assert any("only 7 held-out photographs; with fewer than 20" in note for note in again.notes)
+    few = {name: some[:5] for name, some in groups.items()}
+    trained = halves(6, seed=1)
+    found = {name: cc.find(model, twofold.FEATURE, some, kernels=6) for name, some in trained.items()}
+    report = cc.cross(model, found, few, fit=trained, shuffles=1)
+    assert report.selectivity[0].low > max(report.selectivity[0].shuffled)
+    assert report.verdict == "not decided"
+    assert any("only 5 held-out photographs, so the interval is too narrow" in note for note in report.notes)
+
+
+def test_the_interval_of_circuits_that_do_not_differ_is_rarely_above_0():
+    """At the fewest photographs of a verdict; below, more often."""
+    dice = torch.Generator().manual_seed(0)
+    above = {}
+    for count in (2, FEWEST_HELD_OUT):
+        found = 0
+        for seed in range(200):
+            groups = []
+            for _ in range(2):
+                full = torch.rand(count, generator=dice).double() + 0.5
+                wrong = 0.3 * full[:, None, None] * torch.randn(count, 2, 1, generator=dice).double()
+                groups.append(_Responses(full, full[:, None, None] + wrong, torch.zeros(2, 1), 1.0))
+            again = torch.Generator().manual_seed(seed)
+            weights = [_resampled(torch.arange(count), again) for _ in groups]
+            found += float(_selective(groups, weights).value[:, 0].quantile(0.025)) > 0
+        above[count] = found / 200
+    assert above[FEWEST_HELD_OUT] < 0.08 < above[2]
+
+
+def test_errors_in_training_are_those_on_the_training_images_and_overfitting_is_said():
+    trained, held_out = halves(2), halves(8, seed=1)
+    model = twofold.net(leak=0.5)
+    found = {
+        name: cc.refit(model, cc.find(model, twofold.FEATURE, some, criterion="random", kernels=10), some)
+        for name, some in trained.items()
+    }
+    report = cc.cross(model, found, held_out, fit=trained, shuffles=0)
+    assert all(math.isnan(row.train_error) for row in cc.cross(model, found, held_out).rows)
+    for row in report.rows:
+        some = trained[row.group]
+        full, alone = (
+            cc.activations(model, twofold.FEATURE, some, circuit=one).flatten(1) for one in (None, found[row.circuit])
+        )
+        at = full.argmax(1, keepdim=True)
+        f, g = full.gather(1, at), alone.gather(1, at)
+        assert row.train_error == pytest.approx(float((g - f).abs().sum() / f.abs().sum()), abs=1e-6)
+    (one,) = report.selectivity
+    assert one.train == pytest.approx(
+        (report.row("red", "red").train_error + report.row("blue", "blue").train_error) / 2
+    )
+    assert any("they overfit" in note for note in report.notes) == (one.own - one.train > 0.1)
+
+
+def test_the_control_deals_images_of_loaders_in_any_order_without_holding_them():
+    """What is dealt is the same for tensors and for parts of one data set, which is read once for each."""
+    made, blue = twofold.images(28)
+    passes = []
+
+    class Read:
+        def __iter__(self):
+            passes.append(1)
+            yield from torch.split(made, 5)
+
+    read, is_held = Read(), torch.arange(28) >= 12
+    parts = {"red": ~blue, "blue": blue}
+    tensors, streamed = (
+        [{name: take(some & where) for name, some in parts.items()} for where in (~is_held, is_held)]
+        for take in (lambda some: made[some], lambda some: Chosen(read, some))
+    )
+    found = {name: cc.find(twofold.net(), twofold.FEATURE, some, kernels=6) for name, some in tensors[0].items()}
+    one, other = (
+        cc.cross(twofold.net(), found, held, fit=trained, shuffles=1) for trained, held in (tensors, streamed)
+    )
+    assert one.selectivity[0].shuffled == pytest.approx(other.selectivity[0].shuffled)
+    hashes = {image_hash(image) for image in made[::3]}
+    passes.clear()
+    dealt = torch.cat(list(Dealt(list(streamed[0].values()), hashes)))
+    assert len(passes) == 1
+    torch.testing.assert_close(dealt, made[::3])

@@ -6,8 +6,8 @@ import torch
 
 import convcircuits as cc
 import twofold
+from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import Chosen
 from convcircuits.zoo.planted import plant, planted_images
 
 torch.set_num_threads(1)
@@ -47,14 +47,49 @@ def test_a_unit_of_one_mechanism_is_not_divided():
 
 
 def test_the_number_of_groups_can_be_given():
-    made, blue = twofold.images(40)
+    made, blue = twofold.images(60)
     found = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS)
     assert same(found.labels, blue)
-    assert "as asked for" in found.divisions[0].sentence
+    assert found.asked
+    assert found.verdict_sentence.startswith("2 groups were asked for. The tests support several mechanisms of 2:0@max")
     three = cc.split(twofold.net(), twofold.FEATURE, made, groups=3, **OPTIONS)
     assert len(three) == 3
     assert sorted(three.labels.unique().tolist()) == [0, 1, 2]
     assert len(three.images("A")) >= len(three.images("B")) >= len(three.images("C"))
+
+
+def test_groups_that_were_asked_for_are_not_called_mechanisms_without_support():
+    made, blue = twofold.images(100)
+    whole = cc.split(twofold.net(), twofold.FEATURE, made[~blue], groups=2, **OPTIONS)
+    assert whole.divisions[0].supported is False
+    assert whole.verdict_sentence.startswith("2 groups were asked for. The tests do not support several mechanisms")
+    assert whole.summary().startswith(whole.verdict_sentence)
+    few = cc.split(twofold.net(), twofold.FEATURE, made[:24], groups=2, **OPTIONS)
+    assert few.divisions[0].supported is None
+    assert "The tests do not decide on several mechanisms" in few.verdict_sentence
+    assert "14 photographs are too few to tell" in few.verdict_sentence
+    one = cc.split(twofold.net(), twofold.FEATURE, made, groups=1, densities=[0.4])
+    assert one.verdict_sentence.startswith("One group was asked for, so more than one mechanism")
+    assert (len(one), one.divisions[0].kept, one.divisions[0].supported) == (1, False, None)
+
+
+def test_phases_say_what_is_done():
+    made, _ = twofold.images(24)
+    phases = []
+
+    class Told:
+        def phase(self, name):
+            phases.append(name)
+
+        def __call__(self, done, total):
+            pass
+
+    cc.split(twofold.net(), twofold.FEATURE, made, groups=1, progress=Told(), **OPTIONS)
+    assert phases == [
+        "reading how each image is computed",
+        "finding circuits of a group",
+        "refitting the group's circuits",
+    ]
 
 
 def test_held_out_images_and_crops_of_one_photograph_stay_together():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -99,10 +98,3 @@ class Kept:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConvCircuitsError(f"The folder {self._folder} cannot be created: {error.strerror}.") from error
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """Return a hash of a tensor's values, shape and dtype."""
-    whole = hashlib.sha256(f"{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-    whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()

@@ -33,7 +33,12 @@ def benchmark() -> None:
 def truth(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="CSV file for the figures of every network.", show_default="none is written"),
+        typer.Option(
+            "--out",
+            "-o",
+            help="CSV file for the figures of every network; those of groups are in NAME-groups.csv beside it.",
+            show_default="none is written",
+        ),
     ] = None,
     nets: Annotated[
         str, typer.Option(metavar="NAME,NAME,...", help="Kinds of networks with a planted circuit.")
@@ -76,8 +81,12 @@ def truth(
                     divided.append({"seed": number, "mechanisms": len(planted.mechanisms), **asdict(found)})
                 told(len(rows), len(kinds) * seeds * len(names))
     table = [row.as_dict() for row in rows]
+    written = [] if out is None else [out]
     if out is not None:
         write_table(out, table)
+        if divided:
+            write_table(groups := out.with_stem(f"{out.stem}-groups"), [_flat(row) for row in divided])
+            written.append(groups)
     if as_json:
         print_json({"count": count, "seed": seed, "options": option or [], "rows": table, "divided": divided})
         return
@@ -90,8 +99,14 @@ def truth(
             f"index with the mechanisms {_spread(aris)}; IoU of each group's own circuit, found by progressive, with "
             f"its mechanism's: {_spread(ious)}."
         )
-    if out is not None:
-        say(f"wrote {out}")
+    for path in written:
+        say(f"wrote {path}")
+
+
+def _flat(divided: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table of groups, with one number in a cell."""
+    ious = divided["iou"]
+    return divided | {"iou": statistics.mean(ious), "least_iou": min(ious)}
 
 
 def _spread(values: list[float]) -> str:

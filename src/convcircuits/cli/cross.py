@@ -14,7 +14,7 @@ from convcircuits.cli.output import CHECKPOINT, check_folder, made_folder, print
 from convcircuits.files import named_after, safe_name
 
 if TYPE_CHECKING:
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
     from convcircuits.zoo.images import Photograph
     from convcircuits.zoo.prepared import Prepared
 
@@ -97,7 +97,20 @@ def cross(
             circuits[name] = kept.circuits(
                 find, images=chosen.chosen.nonzero()[:, 0].tolist(), how=[criterion, shares, refit]
             )
-        found = cc.cross(net, circuits, tested, fit=trained, shuffles=shuffles, checkpoint=folder / CHECKPOINT, **given)
+        crops_of = {
+            name: [pictures[n].subject for n in chosen.chosen.nonzero()[:, 0].tolist()]
+            for name, chosen in tested.items()
+        }
+        found = cc.cross(
+            net,
+            circuits,
+            tested,
+            fit=trained,
+            photographs=crops_of,
+            shuffles=shuffles,
+            checkpoint=folder / CHECKPOINT,
+            **given,
+        )
         compared = None
         if baselines:
             compared = cc.groupings(
@@ -107,13 +120,15 @@ def cross(
                 known=[picture.name.partition("/")[0] for picture in pictures],
                 photographs=[picture.subject for picture in pictures],
                 held_out=held_out,
-                density=None,
+                criterion=criterion,
+                density=shares[found.chosen],
+                refit=refit,
                 **given,
             )
     made_folder(folder)
     said = found.as_dict()
     write_table(folder / "cross.csv", said["rows"])
-    write_table(folder / "overlaps.csv", said["overlaps"])
+    write_table(folder / "overlaps.csv", [_flat(row) for row in said["overlaps"]])
     cross_chart(said, folder / "cross.png")
     files = {
         "cross.csv": "every circuit on every group",
@@ -137,6 +152,19 @@ def cross(
     for text in [*printed, *looked.notes]:
         say(text)
     say_written(folder, files)
+
+
+def _flat(overlap: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table of overlaps, with one number in a cell."""
+    first, second = overlap["alone"]
+    shared, alone, others = overlap["filters"]
+    return {key: value for key, value in overlap.items() if key not in ("alone", "filters")} | {
+        "first_alone": first,
+        "second_alone": second,
+        "filters_shared": shared,
+        "filters_first_alone": alone,
+        "filters_second_alone": others,
+    }
 
 
 def _stems(names: list[str]) -> list[str]:
@@ -168,7 +196,7 @@ def _held_out(
     """Return the training and the held-out images of each group."""
     import torch
 
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
     from convcircuits.zoo.images import split_photographs
 
     parts: tuple[dict[str, Chosen], dict[str, Chosen]] = ({}, {})

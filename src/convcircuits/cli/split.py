@@ -46,6 +46,10 @@ def split(
         options.GroupRefit, typer.Option(help="How circuits are refitted on the images of their own group.")
     ] = "filters",
     shuffles: Annotated[int, typer.Option(help="Number of random deals of the cross-test's control.")] = 3,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also group the photographs by simpler descriptions, and compare the groups."),
+    ] = False,
     count: Annotated[int, typer.Option(min=1, help="Number of photographs of each group on the sheet.")] = 16,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
@@ -66,7 +70,7 @@ def split(
 
     check_folder(out)
     check_charts_installed()
-    shares = options.numbers("--densities", densities)
+    shares = sorted(options.numbers("--densities", densities), reverse=True)
     loading = options.given(model=model, weights=weights, mean=mean, std=std)
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
     wanted = looked.loaded.feature(feature)
@@ -82,12 +86,13 @@ def split(
             progress=looked.told(told),
             **given,
         )
+        crops_of = [photograph.subject for photograph in looked.images.photographs]
         found = cc.split(
             looked.loaded.model,
             wanted,
             looked.images,
             groups=groups,
-            photographs=[photograph.subject for photograph in looked.images.photographs],
+            photographs=crops_of,
             held_out=held_out,
             alpha=alpha,
             densities=shares,
@@ -97,6 +102,21 @@ def split(
             checkpoint=folder / CHECKPOINT,
             **given,
         )
+        compared = None
+        if baselines:
+            compared = cc.groupings(
+                looked.loaded.model,
+                wanted,
+                looked.images,
+                known=None if len(found) == 1 else found.labels.tolist(),
+                groups=max(2, len(found)),
+                photographs=crops_of,
+                held_out=held_out,
+                density=shares[-1 if found.cross is None else found.cross.chosen],
+                refit=refit,
+                progress=told,
+                **given,
+            )
         sections = _sections(found, seen, looked, count, told)
         sheet = contact_sheet(f"{feature} of {model}", described(seen), sections, side=_SIDE, columns=_COLUMNS)
         drawn: cc.Diagram | None = None
@@ -122,26 +142,29 @@ def split(
     if drawn is not None:
         drawn.save(folder / "split.html")
         files["split.html"] = "the diagram of the groups' circuits, each with its own images"
+    printed = [found.summary()]
+    if compared is not None:
+        agreed = "Known groups, with which the others are compared, are those that were found."
+        printed.append(compared.summary() if len(found) == 1 else f"{compared.summary()}\nnote: {agreed}")
     notes = [*undrawn, *looked.notes]
-    report = "\n\n".join([f"# {feature} of {model}", f"```\n{found.summary()}\n```", *notes])
+    report = "\n\n".join([f"# {feature} of {model}", *(f"```\n{text}\n```" for text in printed), *notes])
     write_whole(folder / "report.md", (report + "\n").encode())
     files["report.md"] = "what is printed here"
     Kept(folder / CHECKPOINT).clear()
     if as_json:
-        print_json(
-            {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn), "rows": rows}
-        )
+        blind = None if compared is None else [row.as_dict() for row in compared.rows]
+        said = {"folder": str(folder), "feature": found.feature, **looked.said(), **_said(found, undrawn)}
+        print_json({**said, "groupings": blind, "rows": rows})
         return
-    say(found.summary())
-    for note in notes:
-        say(note)
+    for text in [*printed, *notes]:
+        say(text)
     say_written(folder, files)
 
 
 def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told: Report) -> "cc.Diagram":
     """Draw the circuits of all groups, each on the images of its group."""
     from convcircuits.cli.looking import short
-    from convcircuits.subfeatures.splitting import Chosen
+    from convcircuits.subfeatures.chosen import Chosen
 
     parts = {f"group {name}": found.labels == n for n, name in enumerate(found.circuits)}
     names = [
@@ -149,18 +172,28 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
         for name, held in zip(short(looked.images.names), found.held_out.tolist(), strict=True)
     ]
     title = f"{looked.loaded.name} {found.feature}"
+    # The size that the verdict is about, or larger ones if these have no complete path.
+    last = None if found.cross is None else found.cross.chosen + 1
+    sizes = {name: some[:last] for name, some in found.circuits.items()}
+    notes = [found.verdict_sentence]
+    if len(found) > 1:
+        notes.append(
+            "R2 of each circuit is over all positions of the held-out images of all groups; its errors on each group, "
+            "at each image's own maximum, are in cross.png and report.md."
+        )
     return cc.group_diagram(
         looked.loaded.model,
-        dict(zip(parts, found.circuits.values(), strict=True)),
+        dict(zip(parts, sizes.values(), strict=True)),
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
+        held_out=Chosen(looked.images, found.held_out),
         names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
         photographs={
             name: [looked.images.photographs[n].subject for n in part.nonzero()[:, 0].tolist()]
             for name, part in parts.items()
         },
         title=title if len(found) == 1 else f"{title}: the circuits of {len(found)} groups of images",
-        notes=(found.verdict_sentence,),
+        notes=notes,
         primaries=looked.loaded.primaries(),
         batch_size=batch_size,
         seed=seed,
@@ -172,9 +205,16 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
     """Return what was found as JSON values."""
     return {
         "groups": {name: len(found.images(name)) for name in found.circuits},
+        "asked": found.asked,
         "verdict": found.verdict_sentence,
         "divisions": [
-            {"images": one.images, "photographs": one.photographs, "p_value": one.p_value, "kept": one.kept}
+            {
+                "images": one.images,
+                "photographs": one.photographs,
+                "p_value": one.p_value,
+                "kept": one.kept,
+                "supported": one.supported,
+            }
             for one in found.divisions
         ],
         "cross": None if found.cross is None else found.cross.as_dict(),

@@ -42,6 +42,11 @@ def top(
     from convcircuits.files import write_whole
 
     check_folder(out)
+    if ":" not in feature:
+        raise cc.ConvCircuitsError(
+            f"{feature!r} names no unit; write layer:unit, for example {feature}:0, or run convcircuits units for the "
+            "photographs on which each unit of a layer is highest."
+        )
     loading = options.given(model=model, weights=weights, mean=mean, std=std)
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
     wanted = looked.loaded.feature(feature)

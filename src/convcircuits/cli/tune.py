@@ -100,7 +100,13 @@ def tune(
         print_json(said | _as_json(tuning, by))
         return
     say(tuning.summary(by))
-    say(loaded.normalization)
+    rows, columns = tuning.image
+    say(
+        f"Stimuli are images of {rows} x {columns} pixels, normalized as the model's pictures are, but neither "
+        "resized nor cropped."
+    )
+    if loaded.assumed:
+        say(loaded.normalization)
     say_written(folder, files)
 
 

@@ -1,13 +1,13 @@
 """Build the diagram of a feature's circuits on groups of images: each circuit with pictures of its own group."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from convcircuits.drawing import data, figure
-from convcircuits.drawing.build import checked_names, document_of, first_images, titles
+from convcircuits.drawing.build import checked_names, document_of, first_images, measured, titles
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.pictures import Seen, pictured
 from convcircuits.drawing.sheet import lay_out
@@ -30,6 +30,7 @@ def group_diagram(
     groups: Mapping[str, Images],
     *,
     fit: Mapping[str, Images] | None = None,
+    held_out: Images | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     photographs: Mapping[str, Sequence[Hashable]] | None = None,
     title: str | None = None,
@@ -43,8 +44,8 @@ def group_diagram(
 
     The page opens with the first circuit compared with the second; every circuit can be chosen, and compared with every
     other. Patches of a filter are the best within the images of the circuit's own group, in that circuit, and the list
-    of images is that group's, those that drive the feature most. How well circuits preserve the feature is not
-    measured: ``cross`` measures it.
+    of images is that group's, those that drive the feature most. With ``held_out``, R2 of every circuit is measured on
+    the same images, whatever their group; ``cross`` measures each circuit on each group.
 
     Args:
         model: The model that the circuits belong to.
@@ -53,7 +54,8 @@ def group_diagram(
             a complete path.
         groups: Name of each group -> its images, as for ``score``; of each, the first 1,000 are used.
         fit: Name of each group -> the images that its circuit was fitted on. With those of the first, the random
-            circuit is refitted as the first circuit was.
+            circuit is refitted as the first circuit was; the average map of ``held_out`` is of all of them.
+        held_out: Images of all groups, as for ``score``, to measure every circuit on.
         names: Name of each group -> display names of its images, in order.
         photographs: Name of each group -> the photograph that each of its images is a crop of, in order. A filter then
             shows at most one part of each photograph. If not given, those of ``Crops`` are known.
@@ -108,6 +110,9 @@ def group_diagram(
     if others:
         called[: len(circuits)] = circuits
     document, turned = document_of(drawing, seen, called, title, sentence(laws))
+    if held_out is not None:
+        every = None if fit is None else _InTurn(list(fit.values()))
+        document = measured(drawing, document, model, held_out, every, False, batch_size, seed, progress)
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)
     document = dataclasses.replace(document, meta=meta, view=view)
@@ -127,6 +132,17 @@ def group_diagram(
     )
     begin(progress, "drawing maps on images")
     return Diagram(dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named)))
+
+
+class _InTurn:
+    """The images of all groups, as an iterable that can be read again."""
+
+    def __init__(self, groups: Sequence[Images]) -> None:
+        self._groups = groups
+
+    def __iter__(self) -> Iterator[Tensor | Sequence[Tensor]]:
+        for images in self._groups:
+            yield from [images] if isinstance(images, Tensor) else images
 
 
 def _photographs(images: Images, given: Sequence[Hashable] | None, count: int) -> Sequence[Hashable] | None:

@@ -19,6 +19,7 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
 from convcircuits.subfeatures.saliencies import image_saliencies
@@ -29,7 +30,6 @@ from convcircuits.subfeatures.splitting import (
     circuits_of_group,
     drawn_photographs,
     numbers_of_photographs,
-    some_of,
 )
 from convcircuits.values.feature import Feature, flattened
 from convcircuits.values.groupings import KNOWN, SHUFFLED, Grouping, Groupings
@@ -150,7 +150,8 @@ def groupings(
                 for name, part in parts.items()
             }
             tested = {name: some_of(images, part & held) for name, part in parts.items()}
-            (found,) = cross(model, circuits, tested, shuffles=0, **given).selectivity
+            crops = {name: names[(part & held).numpy()].tolist() for name, part in parts.items()}
+            (found,) = cross(model, circuits, tested, photographs=crops, shuffles=0, **given).selectivity
             crossed[key] = found.value, found.low, found.high, found.own
         return crossed[key]
 

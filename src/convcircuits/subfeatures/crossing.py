@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convcircuits.circuits.resuming import Kept, fingerprint
+from convcircuits.circuits.resuming import Kept
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.maps.interior import Positions
@@ -23,11 +23,22 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.again import found_again
+from convcircuits.subfeatures.chosen import Dealt
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.cross import KEPT, Cross, Crossing, Overlap, Selectivity
+from convcircuits.values.cross import (
+    FEW_HELD_OUT,
+    FEWEST_HELD_OUT,
+    KEPT,
+    OVERFIT,
+    Cross,
+    Crossing,
+    Overlap,
+    Selectivity,
+)
 from convcircuits.values.feature import Feature, at, flattened
 
 _RESAMPLES = 2000
+_CONSTANT = 1e-6  # range of values, relative to the largest, up to which they are the same to rounding
 
 Sizes = Circuit | Sequence[Circuit]
 T = TypeVar("T")
@@ -40,6 +51,7 @@ def cross(
     groups: Mapping[str, Images],
     *,
     fit: Mapping[str, Images] | None = None,
+    photographs: Mapping[str, Sequence[Hashable]] | None = None,
     shuffles: int = 3,
     batch_size: int = 16,
     seed: int = 0,
@@ -58,7 +70,10 @@ def cross(
             preserve one unit or direction; their positions may be any.
         groups: Name of the same group -> held-out images of it, as for ``score``. No image may be in two groups.
         fit: Name of the group -> the images that its circuits were found on. Without them there is no control and no
-            verdict.
+            verdict, errors in training are not known, and held-out images count as seen only if they are exactly those
+            of a circuit's provenance.
+        photographs: Name of the group -> the photograph that each of its held-out images is a crop of, in order. Crops
+            of one are resampled together and count as one. By default each image is its own.
         shuffles: Number of random deals of the control. Each costs as much as finding the circuits did.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the deals and of resampling.
@@ -67,13 +82,14 @@ def cross(
 
     Raises:
         ConvCircuitsError: If there are fewer than two groups, names or sizes differ, an image is in two groups or was
-            used to find a circuit, the feature is 0 on all images of a group, or as for ``evaluate``.
+            used to find a circuit, the feature is above 0 on no image of a group or the same on all images, or as for
+            ``evaluate``.
 
     Examples:
         >>> trained = {"a": images[:6], "b": images[6:]}
         >>> maximum = cc.Feature(feature.layer, feature.unit, position="max")
         >>> found = {name: cc.find(model, maximum, some, density=0.3) for name, some in trained.items()}
-        >>> report = cc.cross(model, found, {"a": held_out[:3], "b": held_out[3:]}, fit=trained, shuffles=1)
+        >>> report = cc.cross(model, found, {"a": held_out[:4], "b": held_out[4:]}, fit=trained, shuffles=1)
         >>> [(row.circuit, row.group) for row in report.rows]
         [('a', 'a'), ('a', 'b'), ('b', 'a'), ('b', 'b')]
 
@@ -90,8 +106,13 @@ def cross(
             for name, images in given.items()
         }
 
-    held_out, found_on = pooled(groups), pooled(_in_groups(fit or {}, groups) if fit is not None else {})
-    _check_apart(held_out, found_on)
+    learned_on = {} if fit is None else _in_groups(fit, groups)
+    held_out, found_on = pooled(groups), pooled(learned_on)
+    hashes, seen = _check_apart(held_out, found_on)
+    _check_unseen(sizes, held_out)
+    crops = _crops(photographs, groups, hashes)
+    if learned_on and shuffles:
+        _check_one_shape([*held_out.values(), *found_on.values()])
     first = held_out[next(iter(held_out))].first(IMAGES)
     feature = measured_at(next(iter(sizes.values()))[0].feature)
     subject = Subject.open(network, feature, tuple(first.shape[1:]))
@@ -101,30 +122,33 @@ def cross(
     begin(progress, "measuring every circuit on every group")
     measured = _responses(subject, sizes, held_out, progress)
     _check_active(feature, measured)
-    notes = _notes(measured)
+    begin(progress, "measuring every circuit on the images that it was found on")
+    training = _responses(subject, sizes, found_on, progress)
     controls: list[_Selective] = []
     kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
-    if fit is None:
-        notes.append("Without the images that the circuits were found on, there is no control with shuffled groups.")
     for n in range(shuffles if fit is not None else 0):
         begin(progress, f"control {n + 1} of {shuffles}: shuffled groups")
         deal = torch.Generator().manual_seed(seed + n)
-        trained, tested = _dealt(found_on, deal), _dealt(held_out, deal)
+        trained, tested = _dealt(seen, deal), _dealt(hashes, deal)
         again = {}
         for name, some in sizes.items():
-            find = partial(found_again, model, some, trained[name], batch_size=batch_size, progress=progress)
+            images = Dealt(list(learned_on.values()), trained[name])
+            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress)
             like = [dict(one.provenance) for one in some]
-            again[name] = kept.circuits(find, like=like, images=fingerprint(trained[name]))
-        controls.append(_selective(list(_responses(subject, again, pooled(tested), None).values())))
-    table = _table(sizes, list(measured.values()), controls, seed)
+            again[name] = kept.circuits(find, like=like, images=sorted(trained[name]))
+        dealt = pooled({name: Dealt(list(groups.values()), some) for name, some in tested.items()})
+        controls.append(_selective(list(_responses(subject, again, dealt, None).values())))
+    rows = tuple(_rows(sizes, measured, training))
+    table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
+    chosen = _chosen(table)
     return Cross(
         feature=str(feature),
         groups={name: len(one.full) for name, one in measured.items()},
-        rows=tuple(_rows(sizes, measured)),
+        rows=rows,
         overlaps=tuple(_overlaps(sizes)),
         selectivity=table,
-        chosen=_chosen(table),
-        notes=tuple(notes),
+        chosen=chosen,
+        notes=tuple(_notes(measured, table[chosen], fit is not None)),
         provenance=described
         | {
             "images": {name: one.describe() for name, one in held_out.items()},
@@ -164,7 +188,7 @@ class _Responses:
     def of(cls, sweep: Sweep, count: int, batches: Batches, progress: Progress | None) -> "_Responses":
         """Run the full model and all circuits, those of ``count`` groups, on a group's images."""
         positions, form = Positions(sweep.subject), (count, -1)
-        full, values, maps_of_full, done = [], [], list[Tensor](), 0
+        full, values, done, spread = [], [], 0, _Spread()
         missed = torch.zeros(len(sweep.kept), dtype=torch.float64)
         for images in batches:
             with torch.no_grad():
@@ -173,18 +197,32 @@ class _Responses:
             full.append(at(expected, indices)[:, 0])
             values.append(torch.stack([at(one, indices)[:, 0] for one in others], 1))
             missed += torch.stack([(one - expected).square().sum() for one in others])
-            maps_of_full.append(flattened(expected).flatten())
+            spread.add(flattened(expected))
             done += len(images)
             if progress is not None:
                 progress(done, batches.total)
-        every = torch.cat(maps_of_full)
-        spread = float((every - every.mean()).square().sum())
-        return cls(torch.cat(full), torch.cat(values).reshape(done, *form), missed.reshape(form), spread)
+        return cls(torch.cat(full), torch.cat(values).reshape(done, *form), missed.reshape(form), spread.total)
 
     def errors(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times groups sizes"]:
         """Return the relative error of each circuit, if each image counts as often as a row of weights says."""
         wrong = (self.values - self.full[:, None, None]).abs()
         return torch.einsum("tn,ngs->tgs", weights, wrong) / (weights @ self.full.abs())[:, None, None]
+
+
+class _Spread:
+    """The squared deviation of values from their mean, of which no more than a batch is in memory."""
+
+    def __init__(self) -> None:
+        self.total, self._mean, self._count = 0.0, 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        """Count more values (Chan et al., 1983)."""
+        mean, count = float(values.mean()), values.numel()
+        both = self._count + count
+        apart = mean - self._mean
+        self.total += float((values - mean).square().sum()) + apart**2 * self._count * count / both
+        self._mean += apart * count / both
+        self._count = both
 
 
 def _responses(
@@ -210,17 +248,24 @@ def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = 
 
 
 def _table(
-    sizes: Mapping[str, Sequence[Circuit]], groups: Sequence[_Responses], controls: Sequence[_Selective], seed: int
+    sizes: Mapping[str, Sequence[Circuit]],
+    groups: Sequence[_Responses],
+    controls: Sequence[_Selective],
+    crops: Sequence[Tensor],
+    rows: Sequence[Crossing],
+    seed: int,
 ) -> tuple[Selectivity, ...]:
-    """Return the selectivity at each size, with its interval over resampled images of each group."""
+    """Return the selectivity at each size, with its interval over resampled photographs of each group."""
     own, others, value = (one[0].tolist() for one in _selective(groups))
     low = high = torch.full((len(own),), math.nan)
-    if all(len(one.full) > 1 for one in groups):
+    photographs = min(int(some.max()) + 1 for some in crops)
+    if photographs > 1:
         dice = torch.Generator().manual_seed(seed)
-        weights = [_resampled(len(one.full), dice) for one in groups]
+        weights = [_resampled(some, dice) for some in crops]
         low, high = _selective(groups, weights).value.nanquantile(torch.tensor([0.025, 0.975]).double(), 0)
     table = []
     for size, circuits in enumerate(zip(*sizes.values(), strict=True)):
+        train = [row.train_error for row in rows if row.size == size and row.circuit == row.group]
         table.append(
             Selectivity(
                 size=size,
@@ -232,16 +277,19 @@ def _table(
                 low=float(low[size]),
                 high=float(high[size]),
                 shuffled=tuple(float(one.value[0, size]) for one in controls),
+                photographs=photographs,
+                train=sum(train) / len(train),
             )
         )
     return tuple(table)
 
 
-def _resampled(count: int, dice: torch.Generator) -> Float[Tensor, "times n"]:
-    """Draw images with replacement, and return how often each was drawn."""
+def _resampled(crops: Tensor, dice: torch.Generator) -> Float[Tensor, "times n"]:
+    """Draw photographs with replacement, and return how often each of their crops, given by number, was drawn."""
+    count = int(crops.max()) + 1
     drawn = torch.randint(count, (_RESAMPLES, count), generator=dice)
     weights = torch.zeros(drawn.shape, dtype=torch.float64)
-    return weights.scatter_add_(1, drawn, torch.ones_like(weights))
+    return weights.scatter_add_(1, drawn, torch.ones_like(weights))[:, crops]
 
 
 def _chosen(table: Sequence[Selectivity]) -> int:
@@ -250,10 +298,15 @@ def _chosen(table: Sequence[Selectivity]) -> int:
     return best.size
 
 
-def _rows(sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, _Responses]) -> Iterator[Crossing]:
+def _rows(
+    sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, _Responses], training: Mapping[str, _Responses]
+) -> Iterator[Crossing]:
     for n, (name, circuits) in enumerate(sizes.items()):
         for group, one in measured.items():
-            errors = one.errors(torch.ones(1, len(one.full), dtype=torch.float64))[0, n]
+            errors, *learned = (
+                some.errors(torch.ones(1, len(some.full), dtype=torch.float64))[0, n]
+                for some in (one, *([training[group]] if training else []))
+            )
             apart = (one.full - one.full.mean()).square().sum()
             for size, circuit in enumerate(circuits):
                 values = one.values[:, n, size]
@@ -268,6 +321,7 @@ def _rows(sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, _Respon
                     kept=float(values.mean() / one.full.mean()),
                     r2=1 - float(one.missed[n, size]) / one.spread if one.spread > 0 else math.nan,
                     r2_max=1 - float(missed / apart) if len(values) > 2 and apart > 0 else math.nan,
+                    train_error=float(learned[0][size]) if learned else math.nan,
                 )
 
 
@@ -372,56 +426,130 @@ def measured_at(feature: Feature) -> Feature:
     return feature.at_maximum()
 
 
-def _check_apart(held_out: Mapping[str, Batches], found_on: Mapping[str, Batches]) -> None:
-    """Check that no image is in two groups, or both held out and used to find a circuit.
+def _check_apart(
+    held_out: Mapping[str, Batches], found_on: Mapping[str, Batches]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Check that no image is in two groups, or both held out and used to find a circuit; return the images' hashes.
 
     Raises:
         ConvCircuitsError: If one is.
     """
     places: dict[int, str] = {}
-    for what, groups in (("the held-out images", held_out), ("the images that circuits were found on", found_on)):
+    found: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+    said = ("the held-out images", "the images that circuits were found on")
+    for what, groups, hashes in zip(said, (held_out, found_on), found, strict=True):
         for name, batches in groups.items():
             place = f"{what} of group {name!r}"
-            for key in itertools.chain.from_iterable(hashes for _, hashes in batches.hashed()):
+            hashes[name] = [key for _, keys in batches.hashed() for key in keys]
+            for key in hashes[name]:
                 if places.setdefault(key, place) != place:
                     raise ConvCircuitsError(f"An image is in {places[key]} and again in {place}; give each image once.")
+    return found
 
 
-def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
-    for name, one in measured.items():
-        if not bool(one.full.any()):
-            raise ConvCircuitsError(
-                f"{feature} is 0 on all images of group {name!r}, so no error is defined; give images it answers to."
-            )
-
-
-def _notes(measured: Mapping[str, _Responses]) -> list[str]:
-    notes = []
-    for name, one in measured.items():
-        silent = int((one.full <= 0).sum())
-        if silent:
-            notes.append(
-                f"On {silent} of the {len(one.full)} held-out images of group {name!r} the feature is not above 0."
-            )
-    if any(len(one.full) == 1 for one in measured.values()):
-        notes.append("A group has a single held-out image, so there is no interval.")
-    return notes
-
-
-def _dealt(groups: Mapping[str, Batches], dice: torch.Generator) -> dict[str, Tensor]:
-    """Deal the images of all groups at random into groups of the same sizes.
+def _check_unseen(sizes: Mapping[str, Sequence[Circuit]], held_out: Mapping[str, Batches]) -> None:
+    """Check that no circuit was found or fitted on a group's held-out images, or on those of all groups.
 
     Raises:
-        ConvCircuitsError: If images differ in size.
+        ConvCircuitsError: If one was. A part of them is not recognized: circuits hold one hash of all their images.
     """
-    parts = {name: list(batches) for name, batches in groups.items()}
-    shapes = {tuple(part.shape[1:]) for some in parts.values() for part in some}
+    known = {name: one.describe() for name, one in held_out.items()}
+    whole = sum(int(one["hash"], 16) for one in known.values()) % 2**64
+    every = {"count": sum(one["count"] for one in known.values()), "hash": f"{whole:016x}"}
+    for name, circuits in sizes.items():
+        for about in (circuit.provenance for circuit in circuits):
+            for seen in (about.get("images"), about.get("calibration", {}).get("images")):
+                where = [f"of group {group!r}" for group, one in known.items() if one == seen]
+                if where or seen == every:
+                    which = where[0] if where else "of all groups"
+                    raise ConvCircuitsError(
+                        f"The circuits of group {name!r} were found on the very images {which} that are given as held "
+                        "out; measure on others."
+                    )
+
+
+def _crops(
+    given: Mapping[str, Sequence[Hashable]] | None, groups: Mapping[str, Images], hashes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Return the number of each held-out image's photograph, from 0 on, in each group.
+
+    Raises:
+        ConvCircuitsError: If there is not one for each image.
+    """
+    named: Mapping[str, Sequence[Hashable]] = hashes if given is None else _in_groups(given, groups)
+    found = {}
+    for name, some in named.items():
+        if len(some) != len(hashes[name]):
+            raise ConvCircuitsError(
+                f"Group {name!r} has {len(hashes[name])} held-out images but {len(some)} photographs; give one "
+                "photograph for each image."
+            )
+        numbers = {one: n for n, one in enumerate(dict.fromkeys(some))}
+        found[name] = torch.tensor([numbers[one] for one in some])
+    return found
+
+
+def _check_one_shape(groups: Iterable[Batches]) -> None:
+    """Check that images may be dealt into any group.
+
+    Raises:
+        ConvCircuitsError: If they differ in size.
+    """
+    shapes = {tuple(part.shape[1:]) for batches in groups for part in batches}
     if len(shapes) > 1:
         raise ConvCircuitsError(
             f"Images have shapes {', '.join(map(str, sorted(shapes)))}, so groups cannot be shuffled; give images of "
             "one size, or no images to fit."
         )
-    every = torch.cat([part for some in parts.values() for part in some])
-    every = every[torch.randperm(len(every), generator=dice).to(every.device)]
-    counts = [sum(map(len, some)) for some in parts.values()]
-    return dict(zip(parts, torch.split(every, counts), strict=True))
+
+
+def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
+    """Check that the feature is above 0 somewhere in each group, and not the same everywhere.
+
+    Raises:
+        ConvCircuitsError: If it is not.
+    """
+    for name, one in measured.items():
+        if not bool((one.full > 0).any()):
+            raise ConvCircuitsError(
+                f"{feature} is not above 0 on any of the {len(one.full)} held-out images of group {name!r}, so no "
+                "circuit of it can be tested there; give images it answers to, or another unit."
+            )
+    every = torch.cat([one.full for one in measured.values()])
+    if float(every.max() - every.min()) <= _CONSTANT * float(every.abs().max()):
+        raise ConvCircuitsError(
+            f"{feature} is {float(every[0]):.3g} on all held-out images, whatever they show, so its circuits cannot be "
+            "told apart; give images it answers to, or another unit."
+        )
+
+
+def _notes(measured: Mapping[str, _Responses], chosen: Selectivity, trained: bool) -> Iterator[str]:
+    if not trained:
+        yield "Without the images that the circuits were found on, there is no control with shuffled groups."
+    for name, one in measured.items():
+        silent = int((one.full <= 0).sum())
+        if silent:
+            yield f"On {silent} of the {len(one.full)} held-out images of group {name!r} the feature is not above 0."
+    fewest = chosen.photographs
+    count = f"{fewest} held-out photograph{'s' * (fewest > 1)}"
+    if fewest < FEWEST_HELD_OUT:
+        interval = "no interval" if fewest == 1 else "the interval is too narrow"
+        yield f"A group has only {count}, so {interval}; a verdict takes at least {FEWEST_HELD_OUT} in each."
+    elif fewest < FEW_HELD_OUT:
+        yield (
+            f"A group has only {count}; with fewer than {FEW_HELD_OUT} the 95 % interval is somewhat too narrow, and "
+            "figures can differ much on other images."
+        )
+    if chosen.own - chosen.train > OVERFIT:
+        yield (
+            f"At {chosen.density:.2%} of the kernels the circuits' error on their own groups is {chosen.train:z.2f} in "
+            f"training and {chosen.own:z.2f} on held-out images: they overfit. Give more images, or do not refit."
+        )
+
+
+def _dealt(groups: Mapping[str, Sequence[int]], dice: torch.Generator) -> dict[str, set[int]]:
+    """Deal the images of all groups, given by their hashes, at random into groups of the same sizes."""
+    kept = {name: list(dict.fromkeys(some)) for name, some in groups.items()}  # copies go together
+    every = list(itertools.chain(*kept.values()))
+    order = iter(torch.randperm(len(every), generator=dice).tolist())
+    return {name: {every[n] for n in itertools.islice(order, len(some))} for name, some in kept.items()}

@@ -1,7 +1,7 @@
 """Divide the images of a feature by how the network computes it on them."""
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +21,19 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.cross import Cross
+from convcircuits.values.cross import FEWEST_HELD_OUT, Cross, Word
 from convcircuits.values.feature import Feature
 from convcircuits.values.split import Division, Split
 
 Numbers = NDArray[np.int64]
+
+_SUPPORTED: Mapping[Word, bool | None] = {"selective": True, "not selective": False, "not decided": None}
+_TOO_FEW = f"{{}} photographs are too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def split(
@@ -64,8 +68,8 @@ def split(
         model: Any CNN.
         feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
         images: As for ``score``, but in the same order in every pass.
-        groups: Divide into this many, whatever the tests say; they are reported all the same. By default the tests
-            decide.
+        groups: Divide into this many, whatever the tests say: the report's first sentence is then whether they support
+            it. By default the tests decide.
         photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
             count as one in the test. By default each image is its own; copies are recognized.
         held_out: Share of the photographs to hold out, in (0, 1).
@@ -118,17 +122,23 @@ def split(
     notes += saliencies.notes(feature)
 
     def find_all(some: Tensor) -> list[Circuit]:
+        def find() -> list[Circuit]:
+            begin(progress, "finding circuits of a group")
+            part = some_of(images, some)
+            return circuits_of_group(model, feature, part, criterion, densities, refit, memory, given, options)
+
         return kept.circuits(
-            lambda: circuits_of_group(
-                model, feature, some_of(images, some), criterion, densities, refit, memory, given, options
-            ),
+            find,
             images=some.nonzero()[:, 0].tolist(),
             how=[criterion, list(densities), refit, options],
         )
 
     def cross_all(circuits: Mapping[str, Sequence[Circuit]], tested: Parts, trained: Parts) -> Cross:
         groups, fit = ({name: some_of(images, some) for name, some in parts.items()} for parts in (tested, trained))
-        return cross(model, circuits, groups, fit=fit, shuffles=shuffles, checkpoint=checkpoint, **given)
+        crops = {name: names[some.numpy()].tolist() for name, some in tested.items()}
+        return cross(
+            model, circuits, groups, fit=fit, photographs=crops, shuffles=shuffles, checkpoint=checkpoint, **given
+        )
 
     tree = _Tree(
         saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
@@ -148,6 +158,7 @@ def split(
         circuits={name: tuple(some) for name, some in circuits.items()},
         cross=report,
         divisions=tuple(tree.divisions),
+        asked=groups is not None,
         notes=tuple(notes),
         provenance={
             **{key: circuits["A"][0].provenance[key] for key in ("model", "weights", "feature", "versions")},
@@ -208,6 +219,7 @@ def circuits_of_group(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
     subject = Subject.open(network, feature, batches.first_shape())
+    begin(given["progress"], "refitting the group's circuits")
     fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
     return [fitted(subject, one, fit) for one in circuits]
 
@@ -230,37 +242,6 @@ def check_refit(refit: str) -> None:
     """
     if refit not in METHODS:
         raise ConvCircuitsError(f"refit must be one of {', '.join(map(repr, METHODS))}; got {refit!r}.")
-
-
-class Chosen:
-    """Some of the images, as an iterable that can be read again.
-
-    Args:
-        images: As for ``score``.
-        chosen: Which of them, bool (images,).
-    """
-
-    def __init__(self, images: Images, chosen: Tensor) -> None:
-        self._images, self.chosen = images, chosen
-
-    def __iter__(self) -> Iterator[Tensor]:
-        done = 0
-        for batch in [self._images] if isinstance(self._images, Tensor) else self._images:
-            some = batch[0] if isinstance(batch, (tuple, list)) else batch
-            here = self.chosen[done : done + len(some)]
-            done += len(some)
-            if bool(here.any()):
-                yield some[here]
-        if done != len(self.chosen):
-            raise ConvCircuitsError(
-                f"images yielded {len(self.chosen)} images in one pass and {done} in the next; give the same images "
-                "in every pass, in the same order."
-            )
-
-
-def some_of(images: Images, chosen: Tensor) -> Images:
-    """Return some of the images, given as bool (images,): those of a tensor at once, others read again in each pass."""
-    return images[chosen] if isinstance(images, Tensor) else Chosen(images, chosen)
 
 
 Parts = Mapping[str, Tensor]
@@ -297,20 +278,27 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, f"{count} photographs are too few to tell (at least {FEWEST}).")
+            self._tried(part, p_value, _TOO_FEW.format(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
-            self._tried(part, p_value, f"They do not fall into two groups (dip test, p = {p_value:.2g}).")
+            said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
+            self._tried(part, p_value, said, supported=False)
             return {"A": part}
         halves = self._halves(part, 2)
-        few = min(int((half & held).sum()) for half in halves.values() for held in (self.train, ~self.train))
-        if few < 2:
-            self._tried(part, p_value, f"Two groups (p = {p_value:.2g}) are too small for a cross-test.")
+        trained = min(int((half & self.train).sum()) for half in halves.values())
+        held = min(len(np.unique(self.names[(half & ~self.train).numpy()])) for half in halves.values())
+        if trained < 2 or held < FEWEST_HELD_OUT:
+            said = (
+                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has {trained} training images and "
+                f"{held} held-out photographs, where it takes 2 and {FEWEST_HELD_OUT}."
+            )
+            self._tried(part, p_value, said, supported=None)
             return {"A": part}
         report = self.crossed(halves)
         kept = report.verdict == "selective"
         sentence = f"They fall into two groups (dip test, p = {p_value:.2g}). {report.verdict_sentence}"
-        self._tried(part, p_value, sentence if kept else f"{sentence} So they are one group.", report, kept)
+        said = sentence if kept else f"{sentence} So they are one group."
+        self._tried(part, p_value, said, report, kept, supported=_SUPPORTED[report.verdict])
         if not kept:
             return {"A": part}
         leaves = [leaf for half in halves.values() for leaf in self.divide(half).values()]
@@ -318,7 +306,7 @@ class _Tree:
 
     def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide a group into so many, whatever the tests say."""
-        p_value, _ = self.p_value(part)
+        p_value, photographs = self.p_value(part)
         parts = self._halves(part, count)
         for name, one in parts.items():
             trained, held = (int((one & some).sum()) for some in (self.train, ~self.train))
@@ -327,10 +315,19 @@ class _Tree:
                     f"Of {count} groups, {name!r} has {trained} training images and {held} held-out ones; ask for "
                     "fewer groups, or give more images."
                 )
-        report = self.crossed(parts) if count > 1 else None
-        said = "" if report is None else f" {report.verdict_sentence}"
-        asked = f"Divided into {count} as asked for; two groups at all: dip test, p = {p_value:.2g}.{said}"
-        self._tried(part, p_value, asked, report, True)
+        if photographs < FEWEST:
+            bimodal, dip = None, _TOO_FEW.format(photographs)
+        elif p_value > self.alpha:
+            bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
+        else:
+            bimodal, dip = True, f"All images together fall into two groups (dip test, p = {p_value:.2g})."
+        if count == 1:
+            self._tried(part, p_value, dip, supported=None if bimodal else bimodal)  # no parts were crossed
+            return parts
+        report = self.crossed(parts)
+        both = (bimodal, _SUPPORTED[report.verdict])
+        supported = False if False in both else None if None in both else True
+        self._tried(part, p_value, f"{dip} {report.verdict_sentence}", report, True, supported=supported)
         return parts
 
     def p_value(self, part: Tensor) -> tuple[float, int]:
@@ -380,11 +377,18 @@ class _Tree:
         return _named([labels == one for one in range(count)])
 
     def _tried(
-        self, part: Tensor, p_value: float, sentence: str, report: Cross | None = None, kept: bool = False
+        self,
+        part: Tensor,
+        p_value: float,
+        sentence: str,
+        report: Cross | None = None,
+        kept: bool = False,
+        *,
+        supported: bool | None,
     ) -> None:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
-        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence))
+        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence, supported))
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ class Division:
         cross: The cross-test of the parts, if it was made.
         kept: Whether the parts stay apart.
         sentence: Why.
+        supported: Whether the tests say that the group is several: bimodal, and its parts selective. None if they do
+            not decide.
     """
 
     images: int
@@ -38,6 +40,7 @@ class Division:
     cross: Cross | None
     kept: bool
     sentence: str
+    supported: bool | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,7 @@ class Split:
         circuits: Name of each group -> its circuits, the largest first.
         cross: The circuits of all groups on the held-out images of each; None if there is one group.
         divisions: What was tried, the whole first.
+        asked: Whether the number of groups was asked for, so that the tests did not decide on it.
         notes: Remarks needed to read the figures correctly.
         provenance: How the groups were found, as JSON values.
     """
@@ -72,6 +76,7 @@ class Split:
     circuits: Mapping[str, tuple[Circuit, ...]]
     cross: Cross | None
     divisions: tuple[Division, ...]
+    asked: bool = False
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -100,12 +105,21 @@ class Split:
 
     @property
     def verdict_sentence(self) -> str:
-        """How many mechanisms were found, and why."""
-        if len(self) == 1:  # which is not to say that there is no other
+        """How many mechanisms were found, or what the tests say of the groups that were asked for; and why."""
+        first = self.divisions[0]
+        if len(self) == 1 and self.asked:
+            found = f"One group was asked for, so more than one mechanism of {self.feature} was not looked for."
+        elif self.asked:
+            said = {True: "The tests support", False: "The tests do not support", None: "The tests do not decide on"}
+            found = (
+                f"{len(self)} groups were asked for. {said[first.supported]} several mechanisms of {self.feature} on "
+                "these images."
+            )
+        elif len(self) == 1:  # which is not to say that there is no other
             found = f"No more than one mechanism of {self.feature} was found on these images."
         else:
             found = f"On these images the network computes {self.feature} by {len(self)} mechanisms."
-        return f"{found} {self.divisions[0].sentence}"
+        return f"{found} {first.sentence}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each image: its number, group, whether it was held out, confidence and response."""
