@@ -36,7 +36,7 @@ def test_circuits_are_known_by_their_content_whatever_their_names(store, circuit
         cc.save(circuit, store.folder / "circuits" / f"{name}.safetensors")
     first, second = store.circuits()  # of equal files the first
     assert [one.file.name for one in (first, second)] == ["a.safetensors", "b.safetensors"]
-    assert [(one.kept, one.said["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
+    assert [(one.kept, one.header["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
     assert store.circuit(first.id) == first
     assert store.circuit("0" * 16) is None
     first.file.unlink()

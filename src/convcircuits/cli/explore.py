@@ -57,9 +57,9 @@ def explore(
         device=device,
     )
     with silence():
-        start(opening, host=host, port=port, read_only=read_only, opened=not no_open, said=_said)
+        start(opening, host=host, port=port, read_only=read_only, open_page=not no_open, notify=_notify)
 
 
-def _said(text: str) -> None:
+def _notify(text: str) -> None:
     say(text)
     sys.stdout.flush()  # the address, which a pipe's reader waits for

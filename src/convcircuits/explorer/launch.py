@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _OWN = ("127.0.0.1", "localhost", "::1")
 
 
-def start(opening: Opening, *, host: str, port: int | None, said: Callable[[str], None], **how: Any) -> None:
+def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[str], None], **how: Any) -> None:
     """Serve the explorer in this process until Ctrl-C.
 
     Args:
         opening: What to open.
         host: The address to listen at.
         port: The port, or None.
-        said: Called with what a person is to read; first the address.
+        notify: Called with each sentence for the user; first with the address.
         **how: As for ``server.serve``.
 
     Raises:
@@ -44,14 +44,14 @@ def start(opening: Opening, *, host: str, port: int | None, said: Callable[[str]
     from convcircuits.explorer.server import serve
 
     def announced(address: str) -> None:
-        said(address)
+        notify(address)
         if host not in _OWN:
-            said(
+            notify(
                 f"warning: {host} can be reached from other machines. Whoever has this address, with its token, sees "
                 "your photographs and can start work; the connection is not encrypted."
             )
 
-    serve(opening, host=host, port=port, said=announced, **how)
+    serve(opening, host=host, port=port, notify=announced, **how)
 
 
 class Explorer:
@@ -152,9 +152,9 @@ def explore(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    said = {**dataclasses.asdict(opening), "given": given and str(given), "project": str(opening.project)}
+    fields = {**dataclasses.asdict(opening), "given": given and str(given), "project": str(opening.project)}
     try:
-        process.stdin.write(json.dumps({"opening": said, "port": port, "read_only": read_only}) + "\n")
+        process.stdin.write(json.dumps({"opening": fields, "port": port, "read_only": read_only}) + "\n")
         process.stdin.flush()
         line = process.stdout.readline().strip()
     except OSError:

@@ -13,7 +13,7 @@
         thumbs/                       small pictures, made again when they are missing
         lock
 
-Whatever is derived and damaged is removed, made again and said once. Circuits and notes are never removed.
+Whatever is derived and damaged is removed, made again and reported once. Circuits and notes are never removed.
 """
 
 import contextlib
@@ -60,14 +60,14 @@ class CircuitFile:
     Attributes:
         id: Hash of its content, 16 hexadecimal digits.
         file: The file.
-        said: Its header: kind, feature, granularity, relevant, provenance.
+        header: The file's header: kind, feature, granularity, relevant, provenance.
         kept: Number of elements that it keeps.
         problem: Why it is not a circuit that can be used; empty if it is.
     """
 
     id: str
     file: Path
-    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    header: Mapping[str, Any] = field(default_factory=dict, repr=False)
     kept: int = 0
     problem: str = ""
 
@@ -126,7 +126,7 @@ class Store:
                 self.folder.rmdir()
 
     def remark(self, text: str) -> None:
-        """Say something once."""
+        """Add a remark for the user, unless it has been made already."""
         if text not in self.remarks:
             self.remarks.append(text)
             self.on_remark(text)
@@ -175,8 +175,8 @@ class Store:
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
-        said = self.read_json(self.report_file(id))
-        return said if isinstance(said, dict) and said.get("circuit") == id else None
+        content = self.read_json(self.report_file(id))
+        return content if isinstance(content, dict) and content.get("circuit") == id else None
 
     # ---------------------------------------- derived files
 
@@ -205,14 +205,14 @@ class Store:
                 file.unlink()
 
     def _unread(self, file: Path, error: OSError) -> None:
-        """Say that a file cannot be read now. It may be whole: open files run out, a disk is away for a moment."""
+        """Report a file that cannot be read now. It may be intact: open files run out, a disk is away for a moment."""
         self.remark(f"{file.relative_to(self.folder)} cannot be read: {error.strerror or error}.")
 
     def index(self, key: str) -> dict[str, Any] | None:
         """Return what the index with a key says of itself, or None."""
-        said = self.read_json(self.folder / "index" / key / "index.json")
-        fits = isinstance(said, dict) and said.get("schema") == INDEX and said.get("key") == key
-        return said if fits else None
+        content = self.read_json(self.folder / "index" / key / "index.json")
+        fits = isinstance(content, dict) and content.get("schema") == INDEX and content.get("key") == key
+        return content if fits else None
 
     def layer(self, key: str, file: str) -> "LayerFile | None":
         """Return a layer of an index, or None if its file is missing or damaged."""
@@ -246,17 +246,17 @@ class Store:
     def notes(self) -> dict[str, Any]:
         """Return all notes, by what they are of.
 
-        A damaged file of notes is never removed: it gets another name, and that is said.
+        A damaged file of notes is never removed: it gets another name, and that is reported.
 
         Raises:
             ConvCircuitsError: If the file cannot be read now. It keeps its name, and nothing may be written.
         """
         file = self.folder / "notes.json"
         try:
-            said = json.loads(file.read_bytes())
-            if said["schema"] != NOTES or not isinstance(said["notes"], dict):
+            content = json.loads(file.read_bytes())
+            if content["schema"] != NOTES or not isinstance(content["notes"], dict):
                 raise ValueError("it is of another version")
-            notes: dict[str, Any] = said["notes"]
+            notes: dict[str, Any] = content["notes"]
             if not all(isinstance(note, dict) for note in notes.values()):
                 raise ValueError("a note has no fields")
             return notes
@@ -290,8 +290,8 @@ class Store:
 
     def job(self, id: str) -> dict[str, Any] | None:
         """Return what came of a job, or None."""
-        said = self.read_json(self.folder / "jobs" / f"{id}.json")
-        return said if isinstance(said, dict) and said.get("id") == id else None
+        content = self.read_json(self.folder / "jobs" / f"{id}.json")
+        return content if isinstance(content, dict) and content.get("id") == id else None
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return what came of all jobs, the earliest first."""
@@ -299,9 +299,9 @@ class Store:
         found = [self.job(file.stem) for file in folder.glob("*.json")] if folder.is_dir() else []
         return sorted((one for one in found if one is not None), key=lambda one: one.get("ended", 0))
 
-    def write_job(self, said: Mapping[str, Any]) -> None:
+    def write_job(self, content: Mapping[str, Any]) -> None:
         """Write what came of a job."""
-        self.write_json(self.folder / "jobs" / f"{said['id']}.json", dict(said))
+        self.write_json(self.folder / "jobs" / f"{content['id']}.json", dict(content))
 
     def thumb(self, name: str) -> bytes | None:
         """Return a small picture, or None."""
@@ -358,21 +358,21 @@ class LayerFile:
     """A layer of an index.
 
     Attributes:
-        said: Its header.
+        header: The file's header.
         arrays: Its arrays, as ``explorer.index`` wrote them.
     """
 
-    said: Mapping[str, Any]
+    header: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
     def read(cls, content: bytes) -> "LayerFile":
         """Read a file's content. Errors are those of any damaged file."""
         arrays = from_bytes(content)
-        said = json.loads(seals.metadata(content)[seals.KEY])
-        if said["schema"] != INDEX or not seals.is_sealed(content, said):
+        header = json.loads(seals.metadata(content)[seals.KEY])
+        if header["schema"] != INDEX or not seals.is_sealed(content, header):
             raise ValueError("its checksum does not match")
-        return cls(said, arrays)
+        return cls(header, arrays)
 
     def highest(self, unit: int, *, padding: bool) -> list[dict[str, Any]]:
         """Return the images on which a unit is highest, on the interior or anywhere."""
@@ -391,7 +391,7 @@ class LayerFile:
         return [self._example(unit, int(place)) for place in order(values)[:count]]
 
     def _example(self, unit: int, place: int) -> dict[str, Any]:
-        width = self.said["map"][1]
+        width = self.header["map"][1]
         row, column = divmod(int(self.arrays["pool/place"][unit, place]), width)
         (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
         return {
@@ -410,7 +410,7 @@ class LayerFile:
         return {
             "edges": [(n - half) * width for n in range(first, last + 1)],
             "counts": counts[first:last].tolist(),
-            "every": self.said["every"],
+            "every": self.header["every"],
         }
 
 
@@ -419,18 +419,18 @@ def _read_circuit(file: Path) -> CircuitFile:
     one = CircuitFile(hashlib.sha256(content).hexdigest()[:16], file)
     try:
         tensors = from_bytes(content)
-        said = json.loads(seals.metadata(content)[seals.KEY])
-        if not seals.is_sealed(content, said):
+        header = json.loads(seals.metadata(content)[seals.KEY])
+        if not seals.is_sealed(content, header):
             return replace(one, problem=f"{one.name} is damaged: its checksum does not match.")
-        if said["kind"] != "circuit":
-            return replace(one, problem=f"{one.name} holds {said['kind']!s:.80}, not a circuit.")
-        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()  # it can be answered
-        feature, provenance, relevant = said["feature"], said["provenance"], said["relevant"]
-        lacks = {"layer", "unit", "position"} - {*feature} or {"granularity"} - {*said}
+        if header["kind"] != "circuit":
+            return replace(one, problem=f"{one.name} holds {header['kind']!s:.80}, not a circuit.")
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()  # it can be answered
+        feature, provenance, relevant = header["feature"], header["provenance"], header["relevant"]
+        lacks = {"layer", "unit", "position"} - {*feature} or {"granularity"} - {*header}
         if lacks or not isinstance(provenance, dict) or not isinstance(relevant, int):
             raise ValueError("its header is not that of a circuit")
         kept = sum(int(x.sum()) for name, x in tensors.items() if name.startswith("elements/"))
-        return replace(one, said=said, kept=kept)
+        return replace(one, header=header, kept=kept)
     except Exception as error:  # a foreign or damaged file makes safetensors raise nearly anything
         reason = " ".join(f"{error!r}".split()).encode("utf-8", "replace").decode()
         return replace(one, problem=f"{one.name} is not a circuit ({reason:.200}).")

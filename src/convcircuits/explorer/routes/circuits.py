@@ -1,0 +1,77 @@
+"""Routes of circuits: their figures, diagrams and files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Response
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer import schemas
+from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath
+from convcircuits.explorer.session import Session
+from convcircuits.values.recipe import Recipe
+
+
+def add(app: FastAPI, session: Session) -> None:
+    """Add the routes."""
+    get = partial(app.get, tags=["circuits"])
+
+    @get("/api/v1/circuits", responses=PROBLEMS)
+    def circuits() -> list[schemas.CircuitCard]:
+        """The circuits in the project's folder, those that the command wrote there too."""
+        return [schemas.CircuitCard(**session.card(one)) for one in session.store.circuits()]
+
+    @get("/api/v1/circuits/{circuit}", responses=PROBLEMS)
+    def circuit(circuit: IdInPath) -> schemas.Circuit:
+        """A circuit, its figures and how it was found."""
+        one = session.circuit(circuit)
+        origin = dict(one.header.get("provenance", {}))
+        return schemas.Circuit(**session.card(one), provenance=origin, **_found_again(origin, one.file.name))
+
+    @get(
+        "/api/v1/circuits/{circuit}/diagram",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
+    )
+    def diagram(circuit: IdInPath) -> Response:
+        """The document of its diagram, which the job ``diagram`` makes."""
+        one = session.circuit(circuit)
+        file = session.diagram(one)
+        document = None if file is None else session.store.read_json(file)
+        if document is None:
+            raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
+        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
+
+    @get(
+        "/api/v1/circuits/{circuit}/file",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/octet-stream": {}}, "description": "The file."}},
+    )
+    def file(circuit: IdInPath) -> Response:
+        """The circuit's file, as ``convcircuits find`` writes it."""
+        one = session.circuit(circuit)
+        content = one.file.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != circuit:
+            raise HTTPException(404, f"There is no circuit {circuit} in the project.")
+        disposition = f'attachment; filename="{_ascii(one.file.name)}"'
+        headers = {"content-disposition": disposition}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the command and the Python that find a circuit again, as far as it says how it was found."""
+    try:
+        recipe = Recipe.from_json(origin["recipe"])
+        path = origin.get("path")
+        if path is not None and recipe.reach_r2 is None and path["asked"] != [origin.get("asked")]:
+            return {}  # a larger circuit on the way to the one that the recipe asks for
+    except (KeyError, TypeError, AttributeError, ConvCircuitsError):
+        return {}
+    return {"command": recipe.command(file), "python": recipe.python()}
+
+
+def _ascii(name: str) -> str:
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "-_.+" else "-" for c in name)
