@@ -16,10 +16,11 @@ from torch import nn
 import convcircuits as cc
 from convcircuits.explorer.materials import Materials, built
 from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.project import Project
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
-from convcircuits.explorer.tasks import Tasks
+from convcircuits.explorer.tasks import do
 from convcircuits.recipes import criterion_options
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -104,26 +105,26 @@ class Quiet:
 
 
 def with_circuit(materials, tmp_path, by_name):
-    """The tasks of the same materials with a circuit in its folder, and the circuit's id."""
+    """The project of the same materials with a circuit in its folder, and the circuit's id."""
     opening = materials.opening
     (tmp_path / "project" / "reports").mkdir(parents=True)
     (tmp_path / "project" / "circuits").mkdir()
     materials = Materials(opening)
-    tasks = Tasks(materials)
+    project = Project(materials)
     model, prepare = materials.loaded.model, materials.loaded.preprocess
     images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
     circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
     circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
     cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
-    (file,) = tasks.store.circuits()
-    return tasks, file.id
+    (file,) = project.store.circuits()
+    return project, file.id
 
 
 def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(materials, tmp_path):
     by_name = {"found_on": ["a.png"], "validated_on": ["d.png"], "held_out": ["c.png"]}
-    tasks, id = with_circuit(materials, tmp_path, by_name)
-    tasks.do("evaluate", {"circuit": id}, Quiet())
-    said = tasks.store.report(id)
+    project, id = with_circuit(materials, tmp_path, by_name)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    said = project.store.report(id)
     assert said["photographs"] == {role: [materials.ids[n] for n in names] for role, names in by_name.items()}
     assert said["basis"] == materials.basis
 
@@ -131,9 +132,9 @@ def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_mea
 def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, tmp_path):
     """As when a file was replaced after the circuit was found."""
     by_name = {"found_on": ["b.png"], "validated_on": [], "held_out": ["d.png", "c.png"]}
-    tasks, id = with_circuit(materials, tmp_path, by_name)
+    project, id = with_circuit(materials, tmp_path, by_name)
     with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
-        tasks.do("evaluate", {"circuit": id}, Quiet())
+        do(project, "evaluate", {"circuit": id}, Quiet())
 
 
 # ---------------------------------------- what the server makes of it

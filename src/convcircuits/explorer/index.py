@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,8 @@ def build(
                         "whose results have one size."
                     )
                 with torch.no_grad():
-                    _look(network, tallies, images, hashes)
+                    takes = {name: partial(tally.add, images, hashes=hashes) for name, tally in tallies.items()}
+                    look(network, takes, images)
                 run.add(pictures.numbers)
                 if time.monotonic() - written >= every:
                     saved(run.write())
@@ -387,15 +389,19 @@ class _Seen(BaseException):
     """Stop a forward pass after the last layer. Not an ``Exception``, so that no model catches it."""
 
 
-def _look(network: Network, tallies: Mapping[str, LayerTally], images: Tensor, hashes: Sequence[int]) -> None:
-    """Run the model up to the last layer, and add the maps of each at once, before what follows overwrites them."""
-    wanted = {id(network.names[name]): tally for name, tally in tallies.items()}
+def look(network: Network, layers: Mapping[str, Callable[[Tensor], None]], images: Tensor) -> None:
+    """Run the model up to the last of some layers, and pass on each one's maps before what follows overwrites them.
+
+    Raises:
+        ConvCircuitsError: If the model cannot run on the images, or not every layer runs.
+    """
+    wanted = {id(network.names[name]): take for name, take in layers.items()}
 
     def on_exit(module: nn.Module, output: Any) -> None:
-        tally = wanted.pop(id(module), None)
-        if tally is not None:
+        take = wanted.pop(id(module), None)
+        if take is not None:
             with torch._C.DisableTorchFunction():  # calls in here are not the model's
-                tally.add(images, output.to(network.dtype), hashes)
+                take(output.to(network.dtype))
             if not wanted:
                 raise _Seen
 

@@ -251,6 +251,11 @@ class Jobs:
         finally:
             self._asked.pop(number, None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._running is not None
+
     def _ready(self) -> dict[str, Any]:
         if self.problem:
             raise UnavailableError(self.problem)

@@ -3,18 +3,21 @@
 No text of a request becomes a path. It is looked up in tables that the folder and the worker fill.
 """
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import HTTPException
 
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.store import CircuitFile, LayerFile, Store
+from convcircuits.explorer.store import CircuitFile, LayerFile, Store, curve_key
 
 
 class Session:
@@ -37,6 +40,7 @@ class Session:
         self.streams = 0
         self.closing = False
         self.notes = threading.Lock()
+        self._weights: dict[str, str] = {}  # layer -> hash of the weights up to it
 
     def _ready(self) -> None:
         """Start the index, or continue it, as soon as the model is loaded."""
@@ -153,7 +157,122 @@ class Session:
             "density": one.kept / max(1, header["relevant"]),
             "report": self.report(one),
             "diagram": self.diagram(one) is not None,
+            "same_weights": self.same_weights(one),
+            "group": str(origin.get("group", "")),
         }
+
+    def same_weights(self, one: CircuitFile) -> bool | None:
+        """Return whether a circuit is of this model's weights, as far as its layer; None if that is not known yet."""
+        about = self.jobs.about
+        if about is None:
+            return None
+        layer = one.header["feature"]["layer"]
+        if layer not in self._weights:
+            try:
+                self._weights[layer] = self.jobs.ask("weights", layer)
+            except (UnavailableError, ConvCircuitsError):
+                return None
+        return bool(self._weights[layer] == one.header["provenance"].get("weights"))
+
+    def circuits_of(self, layer: str, unit: int) -> tuple[list[str], list[str]]:
+        """Return the ids of a unit's circuits, and of circuits of a unit of this name in a model of other weights."""
+        own: list[str] = []
+        others: list[str] = []
+        for one in self.store.circuits():
+            if not one.problem and (one.header["feature"]["layer"], one.header["feature"]["unit"]) == (layer, unit):
+                (others if self.same_weights(one) is False else own).append(one.id)
+        return own, others
+
+    def splits(self, layer: str, unit: int) -> list[dict[str, Any]]:
+        """Return the divisions of a unit's photographs."""
+        basis = self.about()["basis"]
+        return [one for one in self.store.splits() if (one["basis"], one["layer"], one["unit"]) == (basis, layer, unit)]
+
+    def split(self, id: str) -> dict[str, Any]:
+        """Return a division of a unit's photographs."""
+        basis = self.about()["basis"]
+        found = next((one for one in self.store.splits() if (one["id"], one["basis"]) == (id, basis)), None)
+        if found is None:
+            raise HTTPException(404, f"There is no division {id} of these photographs in the project.")
+        return found
+
+    def record(self, kind: str, name: str) -> dict[str, Any] | None:
+        """Return a derived record if it is of this model and these photographs."""
+        about = self.jobs.about
+        return None if about is None else self.store.record(kind, name, about["basis"])
+
+    def derived(self, kind: str, name: str, suffix: str) -> Path | None:
+        """Return a derived file if it is of this model and these photographs."""
+        about = self.jobs.about
+        file = None if about is None else self.store.derived(kind, name, about["basis"], suffix)
+        return file if file is not None and file.is_file() else None
+
+    def curve(self, one: CircuitFile) -> dict[str, Any] | None:
+        """Return the density curve of a circuit's recipe, if it was measured."""
+        key = curve_key(one.header["provenance"])
+        return None if key is None else self.record("curves", key)
+
+    def labels(self, layer: str) -> dict[int, dict[str, Any]]:
+        """Return the notes on a layer's units, by unit."""
+        notes, key = self.store.notes(), self.noted("unit", f"{layer}:")
+        before, after = key.split(f"{layer}: ")
+        found = {}
+        for of, note in notes.items():
+            if of.startswith(f"{before}{layer}:") and of.endswith(f" {after}"):
+                number = of.removeprefix(f"{before}{layer}:").removesuffix(f" {after}")
+                if number.isdecimal():
+                    found[int(number)] = note
+        return found
+
+    def point(self, photo: str, x: float, y: float, count: int) -> list[dict[str, Any]]:
+        """Return the units that are highest at a point of a photograph, by layer.
+
+        Args:
+            photo: The photograph.
+            x: Column of the model's image, in pixels.
+            y: Row of the model's image, in pixels.
+            count: Number of units of each layer, at most.
+        """
+        places: dict[str, tuple[LayerFile, list[int]]] = {}
+        for layer in self.about()["layers"]:
+            if layer["indexed"]:
+                with contextlib.suppress(HTTPException):
+                    file, _ = self.indexed(layer)
+                    places[layer["name"]] = file, file.nearest(y, x)
+        if not places:
+            raise HTTPException(404, "No layer has been indexed yet; the job index does that.")
+        values = self.jobs.ask("values", photo, {name: position for name, (_, position) in places.items()})
+        layers = []
+        for layer in self.about()["layers"]:
+            if layer["name"] in places:
+                file, position = places[layer["name"]]
+                layers.append(
+                    {
+                        "layer": layer["name"],
+                        "alias": layer["alias"],
+                        "position": position,
+                        "box": file.box(*position),
+                        "images": file.header["images"],
+                        "complete": file.header["complete"],
+                        "total": layer["units"],
+                        "units": self._strongest(layer["name"], file, np.asarray(values[layer["name"]]), count),
+                    }
+                )
+        return layers
+
+    def _strongest(self, layer: str, file: LayerFile, values: np.ndarray, count: int) -> list[dict[str, Any]]:
+        notes, quantiles = self.labels(layer), file.quantiles(values.astype(np.float64))
+        best = [n for n in np.lexsort((-values, -quantiles)).tolist() if values[n] > 0][:count]
+        return [
+            {
+                "unit": n,
+                "value": float(values[n]),
+                "quantile": float(quantiles[n]),
+                "label": notes.get(n, {}).get("label", ""),
+                "star": notes.get(n, {}).get("star", False),
+            }
+            for n in best
+        ]
 
     def diagram(self, one: CircuitFile) -> Path | None:
         """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
@@ -170,6 +289,7 @@ class Session:
         return {
             "images": figures["images"],
             **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
+            "found_on_verified": bool(saved.get("verified")),
             "verdict": figures["verdict"],
             "verdict_sentence": figures["verdict_sentence"],
             "figures": figures,
@@ -186,13 +306,28 @@ class Session:
         if kind == "index":
             index = self.index()
             return index is not None and index["complete"]
+        if kind == "split":
+            known = {one.id for one in self.store.circuits()}
+            whole = known.issuperset(result.get("circuits", ()))
+            return whole and any(one["id"] == result.get("split") for one in self.store.splits())
+        if kind == "visualise":
+            return self.derived("features", f"{asked['layer']}:{asked['unit']}", ".json") is not None
+        if kind == "neighbours":
+            return self.record("neighbours", asked["layer"]) is not None
+        if kind == "compare":
+            return self.derived("comparisons", f"{asked['a']}-{asked['b']}", ".json") is not None
         circuit = self.store.circuit(str(result.get("circuit")))
         if circuit is None:
             return False
         if kind == "diagram":
             basis = self.about()["basis"]
             return self.store.diagram_file(circuit.id, basis, controls=asked["controls"]).is_file()
-        return self.report(circuit) is not None
+        if kind == "sweep":
+            curve = self.curve(circuit)
+            return curve is not None and asked["densities"] in (None, curve["densities"])
+        if kind == "extract":
+            return self.derived("modules", circuit.id, ".safetensors") is not None
+        return kind in ("ablate", "put_back") or self.report(circuit) is not None
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""

@@ -6,6 +6,12 @@
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
         diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
+        comparisons/ID-ID-BASIS.json  a diagram of two circuits
+        curves/RECIPE-BASIS.json      circuits of several densities by one recipe, measured
+        modules/ID-BASIS.safetensors  a circuit as a module, which cc.load opens; its costs are in a .json beside it
+        splits/ID.json                a unit's photographs in groups, and the cross-test of their circuits
+        features/LAYER-UNIT-BASIS.png the picture that drives a unit; its values are in a .json beside it
+        neighbours/LAYER-BASIS.json   which units of a layer have correlated maps
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -33,13 +39,15 @@ from safetensors.numpy import load as from_bytes
 from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import fcntl, safe_name, write_whole
+from convcircuits.values.recipe import SIZES
 
 INDEX = "convcircuits-index/1"
 NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
 
-_FOLDERS = ("circuits", "reports", "diagrams", "index", "jobs", "thumbs")
+_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
+_FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
 
 
 def index_file(number: int, layer: str) -> str:
@@ -51,6 +59,18 @@ def hash_of(value: Any) -> str:
     """Return a hash of a JSON value, 32 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def curve_key(provenance: Mapping[str, Any]) -> str | None:
+    """Return a hash of how a circuit was found, but for its size: circuits on one density curve have the same.
+
+    None if that is not recorded.
+    """
+    recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
+    if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
+        return None
+    how = {name: value for name, value in recipe.items() if name not in (*SIZES, "effective_kernels")}
+    return hash_of([how, dict(photographs)])[:16]
 
 
 @dataclass(frozen=True)
@@ -171,7 +191,38 @@ class Store:
             basis: Hash of what figures depend on: the model, the photographs, the version.
             controls: Whether it shows controls.
         """
-        return self.folder / "diagrams" / f"{id}-{basis[:8]}{'-controls' if controls else ''}.json"
+        return self.derived("diagrams", f"{id}-controls" if controls else id, basis)
+
+    def derived(self, kind: str, name: str, basis: str, suffix: str = ".json") -> Path:
+        """Return the path of a derived file, which has another name if its figures depend on something else.
+
+        Args:
+            kind: Name of its folder.
+            name: What it is of.
+            basis: Hash of what figures depend on: the model, the photographs, the version.
+            suffix: How the name ends.
+        """
+        return self.folder / kind / f"{safe_name(name)}-{basis[:8]}{suffix}"
+
+    def record(self, kind: str, name: str, basis: str) -> dict[str, Any] | None:
+        """Return the content of a derived JSON file that says what it is of, or None if it is missing or damaged."""
+        content = self.read_json(self.derived(kind, name, basis))
+        return (
+            content
+            if isinstance(content, dict) and (content.get("of"), content.get("basis")) == (name, basis)
+            else None
+        )
+
+    def write_record(self, kind: str, name: str, basis: str, content: Mapping[str, Any]) -> None:
+        """Write a derived JSON file."""
+        self.write_json(self.derived(kind, name, basis), {"of": name, "basis": basis, **content})
+
+    def splits(self) -> list[dict[str, Any]]:
+        """Return all divisions of units' photographs, the newest first."""
+        folder = self.folder / "splits"
+        found = [self.read_json(file) for file in folder.glob("*.json")] if folder.is_dir() else []
+        whole = [one for one in found if isinstance(one, dict) and isinstance(one.get("made"), (int, float))]
+        return sorted(whole, key=lambda one: -one["made"])
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
@@ -393,13 +444,37 @@ class LayerFile:
     def _example(self, unit: int, place: int) -> dict[str, Any]:
         width = self.header["map"][1]
         row, column = divmod(int(self.arrays["pool/place"][unit, place]), width)
-        (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
         return {
             "image": int(self.arrays["pool/image"][place]),
             "value": float(self.arrays["pool/value"][unit, place]),
             "position": [row, column],
-            "box": [top, left, bottom - top, right - left],
+            "box": self.box(row, column),
         }
+
+    def box(self, row: int, column: int) -> list[int]:
+        """Return the receptive field of a position: top, left, height and width in pixels of the model's image."""
+        (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
+        return [top, left, bottom - top, right - left]
+
+    def nearest(self, y: float, x: float) -> list[int]:
+        """Return the row and column of the position whose receptive field is centered closest to a pixel."""
+        centers = (self.arrays[name].mean(1) for name in ("rows", "columns"))
+        return [int(np.abs(center - at).argmin()) for center, at in zip(centers, (y, x), strict=True)]
+
+    def quantiles(self, values: np.ndarray) -> np.ndarray:
+        """Return the share of counted positions where each unit is at most as high as a value, in float64.
+
+        Args:
+            values: A value for each unit, (U,). Within a bin, shares are in proportion.
+        """
+        counts, exponent = self.arrays["histogram/counts"], self.arrays["histogram/exponent"]
+        units, bins = counts.shape
+        place = np.clip(values / 2.0**exponent + bins // 2, 0, bins)
+        whole = np.minimum(place.astype(int), bins - 1)
+        below = np.concatenate([np.zeros((units, 1), int), counts.cumsum(1)], 1)
+        each = np.arange(units)
+        shares: np.ndarray = (below[each, whole] + (place - whole) * counts[each, whole]) / below[:, -1].clip(1)
+        return shares
 
     def histogram(self, unit: int) -> dict[str, Any]:
         """Return a unit's histogram without the empty bins at its ends."""

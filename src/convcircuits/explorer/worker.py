@@ -16,10 +16,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer import tasks
 from convcircuits.explorer.index import Stopped
 from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.tasks import Tasks
+from convcircuits.explorer.project import Project
 
 _OFTEN = 0.2  # seconds between two reports of progress
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
     """
     try:
         materials = Materials(opening)
-        tasks = Tasks(materials)
+        project = Project(materials)
         jobs.send(("ready", materials.about()))
     except Exception as error:
         jobs.send(("failed", None, _sentence(error)))
@@ -45,16 +46,16 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
     try:
         while True:
             id, kind, parameters = jobs.recv()
-            jobs.send(_done(tasks, id, kind, parameters, Reporter(id, jobs, stop)))
+            jobs.send(_done(project, id, kind, parameters, Reporter(id, jobs, stop)))
     except (EOFError, OSError):  # the server has ended
         os._exit(0)
 
 
-def _done(tasks: Tasks, id: str, kind: str, parameters: dict[str, Any], reporter: "Reporter") -> tuple[Any, ...]:
+def _done(project: Project, id: str, kind: str, parameters: dict[str, Any], reporter: "Reporter") -> tuple[Any, ...]:
     """Do a job, and return the message that ends it."""
     try:
         reporter.check()
-        return "done", id, tasks.do(kind, parameters, reporter)
+        return "done", id, tasks.do(project, kind, parameters, reporter)
     except Stopped:
         return "stopped", id
     except Exception as error:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, HTTPException, Response
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
-from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath
+from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath, IdInQuery
 from convcircuits.explorer.session import Session
 from convcircuits.values.recipe import Recipe
 
@@ -29,7 +29,14 @@ def add(app: FastAPI, session: Session) -> None:
         """A circuit, its figures and how it was found."""
         one = session.circuit(circuit)
         origin = dict(one.header.get("provenance", {}))
-        return schemas.Circuit(**session.card(one), provenance=origin, **_found_again(origin, one.file.name))
+        curve, module = None if one.problem else session.curve(one), session.record("modules", one.id)
+        return schemas.Circuit(
+            **session.card(one),
+            provenance=origin,
+            curve=None if curve is None else schemas.Curve(**curve),
+            module=None if module is None else schemas.Module(**module),
+            **_found_again(origin, one.file.name),
+        )
 
     @get(
         "/api/v1/circuits/{circuit}/diagram",
@@ -56,9 +63,34 @@ def add(app: FastAPI, session: Session) -> None:
         content = one.file.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] != circuit:
             raise HTTPException(404, f"There is no circuit {circuit} in the project.")
-        disposition = f'attachment; filename="{_ascii(one.file.name)}"'
-        headers = {"content-disposition": disposition}
-        return Response(content, media_type="application/octet-stream", headers=headers)
+        return _download(content, one.file.name)
+
+    @get(
+        "/api/v1/circuits/{circuit}/module",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/octet-stream": {}}, "description": "The file."}},
+    )
+    def module(circuit: IdInPath) -> Response:
+        """The circuit as a module, as ``convcircuits extract`` writes it; the job ``extract`` makes it."""
+        one = session.circuit(circuit)
+        found = session.derived("modules", one.id, ".safetensors")
+        if found is None:
+            raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
+        return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
+
+    @get(
+        "/api/v1/compare",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
+    )
+    def compare(a: IdInQuery, b: IdInQuery) -> Response:
+        """The diagram of two circuits, which the job ``compare`` draws."""
+        first, second = session.circuit(a), session.circuit(b)
+        found = session.derived("comparisons", f"{first.id}-{second.id}", ".json")
+        document = None if found is None else session.store.read_json(found)
+        if document is None:
+            raise HTTPException(404, "These circuits have not been compared yet; the job compare does that.")
+        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
 
 
 def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -71,6 +103,11 @@ def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, ConvCircuitsError):
         return {}
     return {"command": recipe.command(file), "python": recipe.python()}
+
+
+def _download(content: bytes, name: str) -> Response:
+    headers = {"content-disposition": f'attachment; filename="{_ascii(name)}"'}
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def _ascii(name: str) -> str:

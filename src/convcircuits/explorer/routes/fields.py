@@ -27,6 +27,7 @@ def _layer(layer: Annotated[str, Path(max_length=2000, description="A layer's na
 LayerName = Annotated[str, Depends(_layer)]
 UnitNumber = Annotated[int, Path(ge=0, le=1 << 30)]
 IdInPath = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
+IdInQuery = Annotated[str, Query(pattern=r"^[0-9a-f]{16}$")]
 Offset = Annotated[int, Query(ge=0, le=1 << 30)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.Problem} for code in (400, 401, 403, 404, 413, 415, 421, 422, 503)

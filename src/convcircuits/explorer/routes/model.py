@@ -76,6 +76,26 @@ def add(app: FastAPI, session: Session) -> None:
         """A photograph."""
         return schemas.Photo(**session.photo(photo))
 
+    @get("/api/v1/photos/{photo}/point", tags=["photographs"])
+    def point(
+        photo: IdInPath,
+        x: Annotated[float, Query(ge=0, le=1 << 14, description="From the left, in pixels of the model's image.")],
+        y: Annotated[float, Query(ge=0, le=1 << 14, description="From the top.")],
+        count: Annotated[int, Query(ge=1, le=100, description="Units of each layer, at most.")] = 8,
+    ) -> schemas.Point:
+        """The units that are highest at a point of a photograph, layer by layer, in the full model."""
+        one = session.photo(photo)
+        height, width = session.about()["size"]
+        if x > width or y > height:
+            raise HTTPException(422, f"x, y: the model's image has {width} columns and {height} rows.")
+        return schemas.Point(
+            photo=one["id"],
+            name=one["name"],
+            x=x,
+            y=y,
+            layers=[schemas.PointLayer(**each) for each in session.point(photo, x, y, count)],
+        )
+
     @app.get(
         "/api/v1/events",
         tags=["model"],

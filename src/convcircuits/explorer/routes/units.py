@@ -5,16 +5,17 @@ from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query
+from fastapi import FastAPI, HTTPException, Query, Response
 
 from convcircuits.explorer import schemas
-from convcircuits.explorer.routes.fields import PROBLEMS, LayerName, Measure, Offset, UnitNumber
+from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath, LayerName, Measure, Offset, UnitNumber
 from convcircuits.explorer.session import Session
 from convcircuits.values.measures import ranked
 
 
 def add(app: FastAPI, session: Session) -> None:
     """Add the routes."""
+    _add_derived(app, session)
     get = partial(app.get, responses=PROBLEMS, tags=["units"])
 
     @get("/api/v1/layers/{layer}/units")
@@ -60,21 +61,22 @@ def add(app: FastAPI, session: Session) -> None:
         one = session.layer(layer)
         session.unit(one, unit)
         found, _ = session.indexed(one)
-        circuits = [
-            circuit.id
-            for circuit in session.store.circuits()
-            if not circuit.problem
-            and (circuit.header["feature"]["layer"], circuit.header["feature"]["unit"]) == (one["name"], unit)
-        ]
+        circuits, others = session.circuits_of(one["name"], unit)
+        name = f"{one['name']}:{unit}"
+        picture = session.record("features", name)
         return schemas.Unit(
             layer=one["name"],
             alias=one["alias"],
             unit=unit,
-            feature=f"{one['name']}:{unit}",
+            feature=name,
             **{name: found.header[name] for name in ("images", "complete", "map", "field", "interior")},
             figures=found.header["statistics"][unit],
             histogram=schemas.Histogram(**found.histogram(unit)),
             circuits=circuits,
+            other_circuits=others,
+            splits=[schemas.SplitCard(**each) for each in session.splits(one["name"], unit)],
+            picture=None if picture is None else schemas.FeaturePicture(**picture),
+            neighbours=session.record("neighbours", one["name"]) is not None,
         )
 
     @get("/api/v1/layers/{layer}/units/{unit}/examples")
@@ -111,6 +113,57 @@ def add(app: FastAPI, session: Session) -> None:
             images=found.header["images"],
             examples=session.examples(rows, read),
         )
+
+
+def _add_derived(app: FastAPI, session: Session) -> None:
+    """Add the routes of what jobs find out about units."""
+
+    @app.get(
+        "/api/v1/layers/{layer}/units/{unit}/picture",
+        tags=["units"],
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"image/png": {}}, "description": "PNG."}},
+    )
+    def picture(layer: LayerName, unit: UnitNumber) -> Response:
+        """The picture that drives a unit most, which the job ``visualise`` makes."""
+        one = session.layer(layer)
+        session.unit(one, unit)
+        file = session.derived("features", f"{one['name']}:{unit}", ".png")
+        if file is None:
+            raise HTTPException(404, f"There is no picture of unit {unit} yet; the job visualise makes it.")
+        return Response(file.read_bytes(), media_type="image/png")
+
+    @app.get("/api/v1/layers/{layer}/units/{unit}/neighbours", tags=["units"], responses=PROBLEMS)
+    def neighbours(layer: LayerName, unit: UnitNumber) -> schemas.Neighbours:
+        """The units of the same layer with correlated maps, which the job ``neighbours`` finds."""
+        one = session.layer(layer)
+        session.unit(one, unit)
+        found = session.record("neighbours", one["name"])
+        if found is None:
+            raise HTTPException(
+                404, f"The maps of {one['name']} have not been correlated yet; the job neighbours does."
+            )
+        notes = session.labels(one["name"])
+
+        def named(side: str) -> list[schemas.Neighbour]:
+            return [
+                schemas.Neighbour(unit=other, correlation=r, label=notes.get(other, {}).get("label", ""))
+                for other, r in found[side][unit]
+            ]
+
+        return schemas.Neighbours(
+            layer=one["name"],
+            unit=unit,
+            images=found["images"],
+            positions=found["positions"],
+            highest=named("highest"),
+            lowest=named("lowest"),
+        )
+
+    @app.get("/api/v1/splits/{split}", tags=["units"], responses=PROBLEMS)
+    def split(split: IdInPath) -> schemas.Split:
+        """A division of a unit's photographs, which the job ``split`` makes."""
+        return schemas.Split(**session.split(split))
 
 
 def choice(section: str, low: float | None, high: float | None) -> Callable[[np.ndarray], np.ndarray]:
