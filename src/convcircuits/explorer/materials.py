@@ -230,7 +230,8 @@ class Materials:
         }
 
     def _feature(self, layer: str, unit: int) -> Feature:
-        return Feature(layer, unit, call=None if self.known[layer].calls == 1 else 0)
+        several = layer in self.known and self.known[layer].calls > 1
+        return Feature(layer, unit, call=0 if several else None)
 
     def _input(self, photo: str) -> torch.Tensor:
         """Return a photograph as the model's input, (1, C, H, W)."""
