@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import io
 import pickle
+import stat
+import webbrowser
 
 import httpx
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.materials import Materials, built
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
@@ -229,6 +232,28 @@ def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_a
     assert ready == ["a", "b"]
 
 
+def test_a_report_that_was_edited_by_hand_is_no_report(explorer):
+    (one,) = explorer.store.circuits()
+    explorer.jobs.about = {"basis": "a" * 32}
+    for edited in ({}, {"report": {"images": "many"}, "photographs": {}, "seconds": 1}):
+        explorer.store.write_json(explorer.store.report_file(one.id), {"circuit": one.id, "basis": "a" * 32} | edited)
+        assert explorer.report(one) is None
+        assert not explorer.store.report_file(one.id).exists()
+
+
+def test_no_process_list_shows_the_token(tmp_path, monkeypatch):
+    """The browser is started with the address of a file, which leads on."""
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    open_address("http://127.0.0.1:1/?token=secret", tmp_path)
+    assert "secret" not in opened[0]
+    (file,) = tmp_path.iterdir()
+    assert opened == [file.as_uri()]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "url=http://127.0.0.1:1/?token=secret" in file.read_text()
+    file.unlink()
+
+
 def test_a_host_that_is_none_is_said_at_once():
     with pytest.raises(cc.ConvCircuitsError, match=r"--host nowhere.invalid .* Give another --host\."):
         listening("nowhere.invalid", None)
@@ -251,7 +276,7 @@ def test_a_small_picture_that_was_cut_off_is_made_again(explorer, monkeypatch):
             return (await client.get(f"/api/v1/thumb/{'0' * 16}")).content
 
     first = asyncio.run(shown())
-    (file,) = (explorer.store.folder / "thumbs").iterdir()
+    (file,) = (explorer.store.folder / "thumbs").glob("*/*")
     file.write_bytes(first[:5])
     assert [asyncio.run(shown()) for _ in range(2)] == [first, first]
     assert len(made) == 2

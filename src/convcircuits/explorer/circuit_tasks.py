@@ -23,9 +23,6 @@ from convcircuits.recipes import Setup, criterion_options, follow, noted, recipe
 from convcircuits.texts import names
 from convcircuits.values.report import Evaluation
 
-DENSITIES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
-"""Densities of a curve, if none are given."""
-
 
 def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
     """Find a circuit as the command does, and measure it on held-out photographs."""
@@ -119,7 +116,7 @@ def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> by
     return drawn.document.to_json().encode()
 
 
-def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequence[float] | None) -> dict[str, Any]:
+def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequence[float]) -> dict[str, Any]:
     """Measure the density curve of a circuit's recipe."""
     begun, again = time.monotonic(), project.again(circuit, progress)
     recipe, key = recipe_of(again.circuit), curve_key(again.circuit.provenance)
@@ -130,7 +127,7 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
             "A density curve is measured of kernels whose constants are not fitted afterwards; this recipe has "
             f"granularity {recipe.granularity} and refit {recipe.refit}."
         )
-    shares = sorted({*(DENSITIES if densities is None else densities)}, reverse=True)
+    shares = sorted({*densities}, reverse=True)
     progress.phase(f"finding {len(shares)} circuits with {recipe.criterion}")
     found = circuits_at(
         project.loaded.model,
@@ -155,7 +152,6 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
     first = reports[0].as_dict()
     record = {
         "criterion": recipe.criterion,
-        "densities": None if densities is None else list(densities),
         "images": first["images"],
         "photographs": len(again.setup.held_out.names),
         **{name: first[name] for name in ("r2_average_map", "r2_average_map_interior")},

@@ -203,10 +203,7 @@ class Jobs:
                 if record is None:
                     return None
                 names = {"id", "kind", "parameters", "state", "result", "created", "ended"}
-                try:
-                    self._jobs[id] = Job(**{name: record[name] for name in names})
-                except KeyError:
-                    return None
+                self._jobs[id] = Job(**{name: record[name] for name in names})
             return self._jobs[id]
 
     def all(self) -> list[Job]:

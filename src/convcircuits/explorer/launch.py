@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.opening import Opening
 from convcircuits.files import named_after
 
@@ -166,7 +166,7 @@ def explore(
             given.unlink(missing_ok=True)
         raise ConvCircuitsError(line.removeprefix("error: ") or "The explorer's process ended before it served a page.")
     if open:
-        webbrowser.open(line)
+        open_address(line, opening.project)
     return Explorer(process, line)
 
 

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from convcircuits.explorer.store import LONGEST_LABEL, LONGEST_TEXT
+
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", examples=["3f8a0c1d2e4b5a69"])]
-Text = Annotated[str, Field(max_length=20_000)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Box = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
@@ -468,7 +470,7 @@ class PutBack(_Answer):
 class Note(_Answer):
     """What a person says of a unit, a circuit or a photograph."""
 
-    label: Annotated[str, Field(max_length=200)] = ""
+    label: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
     star: bool = False
     text: Text = ""
 
@@ -489,6 +491,18 @@ class JobState(_Answer):
     result: Ablation | PutBack | dict[str, Any] | None = Field(description="What came of it; mostly ids.")
     created: float
     ended: float | None
+
+
+# ---------------------------------------- files of the project
+
+
+class NeighboursOfLayer(BaseModel):
+    """What the job ``neighbours`` writes: for each unit of a layer, other units and the correlations with them."""
+
+    images: int
+    positions: int
+    highest: list[list[tuple[int, float]]]
+    lowest: list[list[tuple[int, float]]]
 
 
 # ---------------------------------------- what is asked for
@@ -560,8 +574,9 @@ class SweepJob(_Asked):
 
     kind: Literal["sweep"]
     circuit: Id
-    densities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=30)] | None = Field(
-        None, description="Shares of the relevant kernels; None: 13 from .9 to .001."
+    densities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=30)] = Field(
+        [0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005],
+        description="Shares of the relevant kernels.",
     )
 
 

@@ -3,12 +3,12 @@
 import errno
 import socket
 import threading
-import webbrowser
 from collections.abc import Callable
 
 import uvicorn
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.security import Guard
@@ -106,7 +106,7 @@ def serve(
         threading.Thread(target=wait, args=[until], daemon=True).start()
     notify(guard.address)
     if open_page:
-        threading.Timer(0.3, webbrowser.open, [guard.address]).start()
+        threading.Timer(0.3, open_address, [guard.address, opening.project]).start()
     try:
         server.run(sockets=[found])
     finally:

@@ -8,16 +8,19 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import HTTPException
+from pydantic import BaseModel, ValidationError
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import CircuitFile, LayerFile, Store, curve_key
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Session:
@@ -45,7 +48,7 @@ class Session:
     def _ready(self) -> None:
         """Start the index, or continue it, as soon as the model is loaded."""
         if not self.read_only:
-            self.store.trim()
+            self.store.trim(self.about()["key"])
             index = self.index()
             if index is None or not index["complete"]:
                 self.submit({"kind": "index"})
@@ -183,34 +186,57 @@ class Session:
                 (others if self.same_weights(one) is False else own).append(one.id)
         return own, others
 
-    def splits(self, layer: str, unit: int) -> list[dict[str, Any]]:
+    def splits(self, layer: str, unit: int) -> list[schemas.Split]:
         """Return the divisions of a unit's photographs."""
-        basis = self.about()["basis"]
-        return [one for one in self.store.splits() if (one["basis"], one["layer"], one["unit"]) == (basis, layer, unit)]
+        return [one for one in self._splits() if (one.layer, one.unit) == (layer, unit)]
 
-    def split(self, id: str) -> dict[str, Any]:
+    def split(self, id: str) -> schemas.Split:
         """Return a division of a unit's photographs."""
-        basis = self.about()["basis"]
-        found = next((one for one in self.store.splits() if (one["id"], one["basis"]) == (id, basis)), None)
+        found = next((one for one in self._splits() if one.id == id), None)
         if found is None:
             raise HTTPException(404, f"There is no division {id} of these photographs in the project.")
         return found
 
-    def record(self, kind: str, name: str) -> dict[str, Any] | None:
+    def _splits(self) -> list[schemas.Split]:
+        basis = self.about()["basis"]
+        some = [
+            self._valid(schemas.Split, content, file)
+            for file, content in self.store.splits()
+            if content.get("basis") == basis
+        ]
+        return [one for one in some if one is not None]
+
+    def _valid(self, schema: type[Answer], content: Mapping[str, Any], file: Path) -> Answer | None:
+        """Return a derived file's content as a value, or None if it was damaged or edited."""
+        try:
+            return schema(**content)
+        except (ValidationError, TypeError) as error:
+            self.store.damaged(file, error)
+            return None
+
+    def record(self, kind: str, name: str, schema: type[Answer]) -> Answer | None:
         """Return a derived record if it is of this model and these photographs."""
         about = self.jobs.about
-        return None if about is None else self.store.record(kind, name, about["basis"])
+        content = None if about is None else self.store.record(kind, name, about["basis"])
+        if about is None or content is None:
+            return None
+        file = self.store.derived(kind, name, about["basis"])
+        self.store.used(file)
+        return self._valid(schema, content, file)
 
     def derived(self, kind: str, name: str, suffix: str) -> Path | None:
         """Return a derived file if it is of this model and these photographs."""
         about = self.jobs.about
         file = None if about is None else self.store.derived(kind, name, about["basis"], suffix)
-        return file if file is not None and file.is_file() else None
+        if file is None or not file.is_file():
+            return None
+        self.store.used(file)
+        return file
 
-    def curve(self, one: CircuitFile) -> dict[str, Any] | None:
+    def curve(self, one: CircuitFile) -> schemas.Curve | None:
         """Return the density curve of a circuit's recipe, if it was measured."""
         key = curve_key(one.header["provenance"])
-        return None if key is None else self.record("curves", key)
+        return None if key is None else self.record("curves", key, schemas.Curve)
 
     def labels(self, layer: str) -> dict[int, dict[str, Any]]:
         """Return the notes on a layer's units, by unit."""
@@ -280,21 +306,25 @@ class Session:
         both = [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
         return next((file for file in both if file.is_file()), None)
 
-    def report(self, one: CircuitFile) -> dict[str, Any] | None:
+    def report(self, one: CircuitFile) -> schemas.Report | None:
         """Return the report on a circuit, if this version made it with this model and these photographs."""
         saved, about = self.store.report(one.id), self.jobs.about
         if saved is None or about is None or saved.get("basis") != about["basis"]:
             return None
-        figures, photographs = saved["report"], saved["photographs"]
-        return {
-            "images": figures["images"],
-            **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
-            "found_on_verified": bool(saved.get("verified")),
-            "verdict": figures["verdict"],
-            "verdict_sentence": figures["verdict_sentence"],
-            "figures": figures,
-            "seconds": saved["seconds"],
-        }
+        try:
+            figures, photographs = saved["report"], saved["photographs"]
+            return schemas.Report(
+                images=figures["images"],
+                **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
+                found_on_verified=bool(saved.get("verified")),
+                verdict=figures["verdict"],
+                verdict_sentence=figures["verdict_sentence"],
+                figures=figures,
+                seconds=saved["seconds"],
+            )
+        except (ValidationError, TypeError, KeyError, AttributeError) as error:
+            self.store.damaged(self.store.report_file(one.id), error)
+            return None
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
@@ -309,11 +339,12 @@ class Session:
         if kind == "split":
             known = {one.id for one in self.store.circuits()}
             whole = known.issuperset(result.get("circuits", ()))
-            return whole and any(one["id"] == result.get("split") for one in self.store.splits())
+            return whole and any(one.id == result.get("split") for one in self._splits())
         if kind == "visualise":
-            return self.derived("features", f"{asked['layer']}:{asked['unit']}", ".json") is not None
+            picture = self.record("features", f"{asked['layer']}:{asked['unit']}", schemas.FeaturePicture)
+            return picture is not None and picture.steps == asked["steps"]
         if kind == "neighbours":
-            return self.record("neighbours", asked["layer"]) is not None
+            return self.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
         if kind == "compare":
             return self.derived("comparisons", f"{asked['a']}-{asked['b']}", ".json") is not None
         circuit = self.store.circuit(str(result.get("circuit")))
@@ -324,7 +355,8 @@ class Session:
             return self.store.diagram_file(circuit.id, basis, controls=asked["controls"]).is_file()
         if kind == "sweep":
             curve = self.curve(circuit)
-            return curve is not None and asked["densities"] in (None, curve["densities"])
+            shares = None if curve is None else [point.density for point in curve.points]
+            return shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
             return self.derived("modules", circuit.id, ".safetensors") is not None
         return kind in ("ablate", "put_back") or self.report(circuit) is not None

@@ -28,7 +28,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,6 +45,12 @@ INDEX = "convcircuits-index/1"
 NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
+
+DERIVED = 2 * 2**30
+"""Bytes of indexes, diagrams, modules and other derived files to keep, those used last, besides the present index."""
+
+LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
+"""Characters of a note's label and text."""
 
 _EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
 _FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
@@ -124,7 +130,7 @@ class Store:
         try:
             for name in _FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder / "lock")
+            self._lock = _locked(folder / "lock", self.remark)
         except OSError as error:
             raise ConvCircuitsError(f"The folder {folder} cannot be used: {error.strerror or error}.") from error
 
@@ -137,6 +143,8 @@ class Store:
             self._lock = None
 
     def _remove_empty(self) -> None:
+        for page in self.folder.glob("open-*.html"):  # which opened the browser
+            page.unlink(missing_ok=True)
         for name in _FOLDERS:
             with contextlib.suppress(OSError):  # it is not empty
                 (self.folder / name).rmdir()
@@ -217,12 +225,12 @@ class Store:
         """Write a derived JSON file."""
         self.write_json(self.derived(kind, name, basis), {"of": name, "basis": basis, **content})
 
-    def splits(self) -> list[dict[str, Any]]:
-        """Return all divisions of units' photographs, the newest first."""
+    def splits(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Return all divisions of units' photographs with their files, the newest first."""
         folder = self.folder / "splits"
-        found = [self.read_json(file) for file in folder.glob("*.json")] if folder.is_dir() else []
-        whole = [one for one in found if isinstance(one, dict) and isinstance(one.get("made"), (int, float))]
-        return sorted(whole, key=lambda one: -one["made"])
+        files = [*folder.glob("*.json")] if folder.is_dir() else []
+        found = [(file, content) for file in files if isinstance(content := self.read_json(file), dict)]
+        return sorted(found, key=lambda one: -float(one[1].get("made") or 0))
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
@@ -241,14 +249,15 @@ class Store:
             self._unread(file, error)
             return None
         except (ValueError, RecursionError) as error:
-            self._damaged(file, error)
+            self.damaged(file, error)
             return None
 
     def write_json(self, file: Path, value: Any) -> None:
         """Write a JSON value, completely or not at all."""
         write_whole(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
-    def _damaged(self, file: Path, error: Exception) -> None:
+    def damaged(self, file: Path, error: Exception) -> None:
+        """Remove a damaged derived file, and report it."""
         again = "it will be made again" if not self.read_only else "it is left out"
         self.remark(f"{file.relative_to(self.folder)} was damaged ({' '.join(str(error).split()):.200}); {again}.")
         if not self.read_only:
@@ -287,7 +296,7 @@ class Store:
         except MemoryError:
             raise
         except Exception as error:  # a damaged file makes safetensors raise nearly anything
-            self._damaged(path, error)
+            self.damaged(path, error)
             if not self.read_only:  # without it the index is not complete
                 (path.parent / "index.json").unlink(missing_ok=True)
             return None
@@ -295,21 +304,37 @@ class Store:
     # ---------------------------------------- notes
 
     def notes(self) -> dict[str, Any]:
-        """Return all notes, by what they are of.
+        """Return all notes that can be shown, by what they are of; a remark names the others.
 
         A damaged file of notes is never removed: it gets another name, and that is reported.
 
         Raises:
             ConvCircuitsError: If the file cannot be read now. It keeps its name, and nothing may be written.
         """
+        notes = self._notes()
+        for of, note in notes.items():
+            if problem := _problem_of(note):
+                self.remark(f"notes.json: the note on {of:.200} is left out, because {problem}.")
+        return {of: note for of, note in notes.items() if not _problem_of(note)}
+
+    def note(self, of: str) -> dict[str, Any]:
+        """Return a note, empty if there is none.
+
+        Raises:
+            ConvCircuitsError: As for ``notes``, or if it cannot be shown.
+        """
+        note: dict[str, Any] = self._notes().get(of, {})
+        if problem := _problem_of(note):
+            raise ConvCircuitsError(f"The note on {of:.200} cannot be shown, because {problem}; edit notes.json.")
+        return note
+
+    def _notes(self) -> dict[str, Any]:
         file = self.folder / "notes.json"
         try:
             content = json.loads(file.read_bytes())
             if content["schema"] != NOTES or not isinstance(content["notes"], dict):
                 raise ValueError("it is of another version")
             notes: dict[str, Any] = content["notes"]
-            if not all(isinstance(note, dict) for note in notes.values()):
-                raise ValueError("a note has no fields")
             return notes
         except FileNotFoundError:
             return {}
@@ -331,7 +356,7 @@ class Store:
 
     def write_note(self, of: str, note: Mapping[str, Any] | None) -> None:
         """Write a note, or remove it if it is None."""
-        notes = self.notes()
+        notes = self._notes()
         notes.pop(of, None)
         if note is not None:
             notes[of] = dict(note)
@@ -340,15 +365,19 @@ class Store:
     # ---------------------------------------- jobs and pictures
 
     def job(self, id: str) -> dict[str, Any] | None:
-        """Return what came of a job, or None."""
-        content = self.read_json(self.folder / "jobs" / f"{id}.json")
-        return content if isinstance(content, dict) and content.get("id") == id else None
+        """Return what came of a job, or None if its file is missing or damaged."""
+        file = self.folder / "jobs" / f"{id}.json"
+        content = self.read_json(file)
+        if content is None or (isinstance(content, dict) and _is_job(content, id)):
+            return content
+        self.damaged(file, ValueError("it is not what came of a job"))
+        return None
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return what came of all jobs, the earliest first."""
         folder = self.folder / "jobs"
         found = [self.job(file.stem) for file in folder.glob("*.json")] if folder.is_dir() else []
-        return sorted((one for one in found if one is not None), key=lambda one: one.get("ended", 0))
+        return sorted((one for one in found if one is not None), key=lambda one: one["ended"])
 
     def write_job(self, content: Mapping[str, Any]) -> None:
         """Write what came of a job."""
@@ -356,7 +385,7 @@ class Store:
 
     def thumb(self, name: str) -> bytes | None:
         """Return a small picture, or None."""
-        file = self.folder / "thumbs" / name
+        file = self._thumb_file(name)
         with contextlib.suppress(OSError):
             content = file.read_bytes()
             if not self.read_only:
@@ -368,28 +397,44 @@ class Store:
         """Keep a small picture."""
         if self.read_only:
             return
-        with contextlib.suppress(ConvCircuitsError):  # a full disk takes no picture away
-            write_whole(self.folder / "thumbs" / name, content)
+        with contextlib.suppress(ConvCircuitsError, OSError):  # a full disk takes no picture away
+            file = self._thumb_file(name)
+            file.parent.mkdir(exist_ok=True)
+            write_whole(file, content)
             self._untrimmed += len(content)
         if self._untrimmed > THUMBS // 8:
             self.trim()
 
-    def trim(self) -> None:
-        """Remove the small pictures that were used longest ago, down to ``THUMBS`` bytes."""
+    def _thumb_file(self, name: str) -> Path:
+        """Return the path of a small picture, in one of many folders: writing a file lists its folder."""
+        return self.folder / "thumbs" / name[:2] / name
+
+    def trim(self, key: str | None = None) -> None:
+        """Remove what was derived and used longest ago, down to ``THUMBS`` and ``DERIVED`` bytes.
+
+        Circuits, reports, curves, divisions and notes are not removed.
+
+        Args:
+            key: The hash of the index in use, which stays.
+        """
         if self.read_only:
             return
-        self._untrimmed, found = 0, []
-        folder = self.folder / "thumbs"
-        for file in folder.iterdir() if folder.is_dir() else []:
+        self._untrimmed = 0
+        _evict([[file] for file in self.folder.glob("thumbs/**/*") if file.is_file()], THUMBS)
+        groups: dict[Path, list[Path]] = {}
+        for folder in _EVICTED:
+            for file in self.folder.glob(f"{folder}/*"):
+                groups.setdefault(file.with_suffix(""), []).append(file)  # a module and its costs
+        for folder_of_index in self.folder.glob("index/*"):
+            if folder_of_index.name != key:
+                groups[folder_of_index] = [*folder_of_index.glob("*")]
+        _evict([*groups.values()], DERIVED)
+
+    def used(self, file: Path) -> None:
+        """Record that a derived file was used just now, so that others are removed before it."""
+        if not self.read_only:
             with contextlib.suppress(OSError):
-                found.append((file.stat().st_mtime, file.stat().st_size, file))
-        total = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
-            if total <= THUMBS:
-                break
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-            total -= size
+                os.utime(file)
 
     def size(self) -> int:
         """Return the bytes of all files."""
@@ -399,6 +444,56 @@ class Store:
                 with contextlib.suppress(OSError):  # one that was being written has its own name by now
                     total += os.lstat(Path(place, name)).st_size
         return total
+
+
+def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
+    """Remove groups of files, those used longest ago first, until the rest has at most so many bytes."""
+    found = []
+    for files in groups:
+        with contextlib.suppress(OSError):
+            all_of_it = [file.stat() for file in files]
+            found.append(
+                (max((one.st_mtime for one in all_of_it), default=0.0), sum(s.st_size for s in all_of_it), files)
+            )
+    total = sum(size for _, size, _ in found)
+    for _, size, files in sorted(found, key=lambda one: one[0]):
+        if total <= most:
+            break
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        for folder in {file.parent for file in files}:
+            if folder.parent.name == "index":
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        total -= size
+
+
+def _problem_of(note: Any) -> str:
+    """Return why a note cannot be shown, or an empty text."""
+    kinds = {"label": str, "star": bool, "text": str}
+    if not isinstance(note, dict) or not note.keys() <= kinds.keys():
+        return "it has other fields than label, star and text"
+    for name, value in note.items():
+        if not isinstance(value, kinds[name]):
+            return f"its {name} is {value!r:.80}"
+    for name, most in (("label", LONGEST_LABEL), ("text", LONGEST_TEXT)):
+        if len(note.get(name, "")) > most:
+            return f"its {name} has more than {most:,} characters"
+    return ""
+
+
+def _is_job(content: Mapping[str, Any], id: str) -> bool:
+    """Return whether a JSON object is what came of the job with an id."""
+    kinds: dict[str, Any] = {
+        "kind": str,
+        "parameters": dict,
+        "result": dict,
+        "created": (int, float),
+        "ended": (int, float),
+    }
+    fits = all(isinstance(content.get(name), kind) and content[name] is not True for name, kind in kinds.items())
+    return fits and content.get("id") == id and content.get("state") == "done"
 
 
 _LAYERS = 8  # of an index that stay in memory
@@ -511,16 +606,17 @@ def _read_circuit(file: Path) -> CircuitFile:
         return replace(one, problem=f"{one.name} is not a circuit ({reason:.200}).")
 
 
-def _locked(file: Path) -> BinaryIO:
-    """Open and lock a file as long as this process lives.
+def _locked(file: Path, remark: Callable[[str], None]) -> BinaryIO:
+    """Open and lock a file as long as this process lives; a remark says if that is not possible there.
 
     Raises:
         ConvCircuitsError: If another process has locked it.
     """
     handle = file.open("a+b")
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is None:
+            raise OSError("no locks here")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         handle.seek(0)
         owner = handle.read(20).decode("ascii", "replace").strip()
@@ -529,8 +625,11 @@ def _locked(file: Path) -> BinaryIO:
             f"{file.parent} is open in another explorer (process {owner or 'unknown'}); end that one, or give another "
             "--project."
         ) from error
-    except OSError:
-        return handle  # no locks on this file system
+    except OSError as error:
+        remark(
+            f"{file.parent} is on a file system without locks ({error.strerror or error}), so a second explorer could "
+            "open it too; see that only one does."
+        )
     handle.truncate(0)
     handle.write(str(os.getpid()).encode())
     handle.flush()

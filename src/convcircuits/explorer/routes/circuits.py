@@ -29,12 +29,12 @@ def add(app: FastAPI, session: Session) -> None:
         """A circuit, its figures and how it was found."""
         one = session.circuit(circuit)
         origin = dict(one.header.get("provenance", {}))
-        curve, module = None if one.problem else session.curve(one), session.record("modules", one.id)
+        curve, module = None if one.problem else session.curve(one), session.record("modules", one.id, schemas.Module)
         return schemas.Circuit(
             **session.card(one),
             provenance=origin,
-            curve=None if curve is None else schemas.Curve(**curve),
-            module=None if module is None else schemas.Module(**module),
+            curve=curve,
+            module=module,
             **_found_again(origin, one.file.name),
         )
 

@@ -24,7 +24,7 @@ def add(app: FastAPI, session: Session) -> None:
 
     def read(key: str, response: Response) -> schemas.Note:
         with session.notes:
-            note = schemas.Note(**session.store.notes().get(key, {}))
+            note = schemas.Note(**session.store.note(key))
         response.headers["etag"] = tag(note)
         return note
 
@@ -32,7 +32,7 @@ def add(app: FastAPI, session: Session) -> None:
         if if_match is None:
             raise HTTPException(428, "Give the ETag of the note that this replaces as If-Match.")
         with session.notes:
-            before = schemas.Note(**session.store.notes().get(key, {}))
+            before = schemas.Note(**session.store.note(key))
             if if_match != tag(before):
                 raise HTTPException(
                     412, "This note was changed in another tab; look at it first.", {"etag": tag(before)}

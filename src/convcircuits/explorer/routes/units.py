@@ -63,7 +63,7 @@ def add(app: FastAPI, session: Session) -> None:
         found, _ = session.indexed(one)
         circuits, others = session.circuits_of(one["name"], unit)
         name = f"{one['name']}:{unit}"
-        picture = session.record("features", name)
+        picture = session.record("features", name, schemas.FeaturePicture)
         return schemas.Unit(
             layer=one["name"],
             alias=one["alias"],
@@ -74,9 +74,9 @@ def add(app: FastAPI, session: Session) -> None:
             histogram=schemas.Histogram(**found.histogram(unit)),
             circuits=circuits,
             other_circuits=others,
-            splits=[schemas.SplitCard(**each) for each in session.splits(one["name"], unit)],
-            picture=None if picture is None else schemas.FeaturePicture(**picture),
-            neighbours=session.record("neighbours", one["name"]) is not None,
+            splits=[schemas.SplitCard(**each.model_dump()) for each in session.splits(one["name"], unit)],
+            picture=picture,
+            neighbours=session.record("neighbours", one["name"], schemas.NeighboursOfLayer) is not None,
         )
 
     @get("/api/v1/layers/{layer}/units/{unit}/examples")
@@ -138,32 +138,32 @@ def _add_derived(app: FastAPI, session: Session) -> None:
         """The units of the same layer with correlated maps, which the job ``neighbours`` finds."""
         one = session.layer(layer)
         session.unit(one, unit)
-        found = session.record("neighbours", one["name"])
+        found = session.record("neighbours", one["name"], schemas.NeighboursOfLayer)
         if found is None:
             raise HTTPException(
                 404, f"The maps of {one['name']} have not been correlated yet; the job neighbours does."
             )
         notes = session.labels(one["name"])
 
-        def named(side: str) -> list[schemas.Neighbour]:
+        def named(of_units: list[list[tuple[int, float]]]) -> list[schemas.Neighbour]:
             return [
                 schemas.Neighbour(unit=other, correlation=r, label=notes.get(other, {}).get("label", ""))
-                for other, r in found[side][unit]
+                for other, r in of_units[unit]
             ]
 
         return schemas.Neighbours(
             layer=one["name"],
             unit=unit,
-            images=found["images"],
-            positions=found["positions"],
-            highest=named("highest"),
-            lowest=named("lowest"),
+            images=found.images,
+            positions=found.positions,
+            highest=named(found.highest),
+            lowest=named(found.lowest),
         )
 
     @app.get("/api/v1/splits/{split}", tags=["units"], responses=PROBLEMS)
     def split(split: IdInPath) -> schemas.Split:
         """A division of a unit's photographs, which the job ``split`` makes."""
-        return schemas.Split(**session.split(split))
+        return session.split(split)
 
 
 def choice(section: str, low: float | None, high: float | None) -> Callable[[np.ndarray], np.ndarray]:
