@@ -2,7 +2,11 @@
 
 import asyncio
 import dataclasses
+import hashlib
+import io
 import json
+import zipfile
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -12,8 +16,10 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import convcircuits as cc
-from convcircuits.explorer import schemas
+from convcircuits.explorer import bundle, schemas
+from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.jobs import Job
+from convcircuits.explorer.launch import of_bundle
 from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
@@ -310,3 +316,126 @@ def test_circuits_of_other_weights_are_listed_apart(explored):
     cards = {card["id"]: card["same_weights"] for card in explored.get("circuits")}
     assert (cards[one.id], cards[explored.circuit]) == (False, True)
     file.unlink()
+
+
+# ---------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def shared(explored, tmp_path_factory):
+    """A bundle of a circuit that was measured and has a note, with its photographs."""
+    path = f"notes/circuits/{explored.circuit}"
+    tag = explored.request("GET", path).headers["etag"]
+    explored.request("PUT", path, json={"label": "wheels", "text": "a\nb"}, headers={"if-match": tag})
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
+    assert answer.headers["content-type"] == "application/zip"
+    assert explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true").content == answer.content
+    file = tmp_path_factory.mktemp("shared") / "circuit.zip"
+    file.write_bytes(answer.content)
+    return file
+
+
+def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match="built by custom code"):
+        of_bundle(shared, None, None, tmp_path / "p", read_only=False)
+    model, images, project = of_bundle(shared, "classed_net:net", None, tmp_path / "p", read_only=False)
+    given = Path(explored.session.opening.images)
+    for name in sorted(file.name for file in given.iterdir()):
+        content = (Path(images) / name).read_bytes() if (Path(images) / name).exists() else None
+        assert content in (None, (given / name).read_bytes())
+    found = Explored(Opening(model=model, images=images, project=project, bundle=shared))
+    (card,) = found.get("circuits")
+    own = explored.get(f"circuits/{explored.circuit}")
+    assert (card["id"], card["same_weights"]) == (explored.circuit, True)
+    content = found.request("GET", f"circuits/{explored.circuit}/file").content
+    assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
+    assert found.get(f"notes/circuits/{explored.circuit}")["label"] == "wheels"
+    found.job("evaluate", circuit=explored.circuit)
+    report = found.get(f"circuits/{explored.circuit}")["report"]
+    assert report["figures"]["r2"] == pytest.approx(own["report"]["figures"]["r2"])
+    assert report["found_on_verified"]
+    found.session.close()
+    again = Session(Opening(model=model, images=images, project=project, bundle=shared))
+    assert len(again.store.circuits()) == 1
+    again.close()
+
+
+def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_path):
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert {*archive.namelist()} <= {"bundle.json", "circuit.safetensors", "report.json", "diagram.json"}
+        about = json.loads(archive.read("bundle.json"))
+    assert about["command"].startswith("convcircuits find --model classed_net:net")
+    (tmp_path / "b.zip").write_bytes(answer.content)
+    with pytest.raises(cc.ConvCircuitsError, match="holds no photographs; give --images"):
+        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, read_only=False)
+    with pytest.raises(cc.ConvCircuitsError, match="does not go with --read-only"):
+        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, read_only=True)
+
+
+def changed(file, place, edit):
+    """A copy of a bundle in which some files are others."""
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    edit(contents)
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return place
+
+
+def recorded(contents):
+    about = json.loads(contents["bundle.json"])
+    about["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "bundle.json"}
+    contents["bundle.json"] = json.dumps(about).encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "/x.png", "photographs/../../x.png", "photographs//x", "photographs/.x", "x"]
+)
+def test_a_bundle_writes_nowhere_else(name, shared, tmp_path):
+    def add(contents):
+        contents[name] = b"x"
+        recorded(contents)
+
+    with pytest.raises(cc.ConvCircuitsError, match="which a bundle may not"):
+        Bundle.read(changed(shared, tmp_path / "b.zip", add))
+
+
+EDITS = {
+    "another circuit": (lambda c: c.update({"circuit.safetensors": b"x"}), "does not have the recorded hash"),
+    "one more file": (lambda c: c.update({"photographs/z.png": b"x"}), "does not have the recorded hash"),
+    "one less file": (lambda c: c.pop("report.json"), "does not have the recorded hash"),
+    "nothing said": (lambda c: c.pop("bundle.json"), "is not a bundle"),
+    "another format": (lambda c: c.update({"bundle.json": b'{"schema": "x"}'}), "has the format 'x'"),
+    "no JSON": (lambda c: c.update({"bundle.json": b"{"}), "is not a bundle"),
+    "a circuit of another id": (lambda c: (c.update({"circuit.safetensors": b"x"}), recorded(c)), "is another than"),
+}
+
+
+@pytest.mark.parametrize(("edit", "said"), EDITS.values(), ids=EDITS)
+def test_a_bundle_that_is_not_what_it_says_is_refused(edit, said, shared, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        Bundle.read(changed(shared, tmp_path / "b.zip", edit))
+
+
+def test_a_bundle_that_is_no_archive_or_cut_off_is_refused(shared, tmp_path):
+    for content in (b"x", shared.read_bytes()[:-40]):
+        (tmp_path / "b.zip").write_bytes(content)
+        with pytest.raises(cc.ConvCircuitsError, match="is not a bundle"):
+            Bundle.read(tmp_path / "b.zip")
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be read"):
+        Bundle.read(tmp_path / "none.zip")
+
+
+def test_a_bundle_that_is_too_large_is_not_opened(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "MOST", 0)
+    with pytest.raises(cc.ConvCircuitsError, match="leave out the photographs"):
+        bundle.packed({}, {"circuit.safetensors": b"x"})
+
+    def fill(contents):
+        contents["photographs/zeros"] = bytes(2**24 + 1)
+        recorded(contents)
+
+    with pytest.raises(cc.ConvCircuitsError, match="so it is not opened"):
+        Bundle.read(changed(shared, tmp_path / "b.zip", fill))

@@ -68,6 +68,7 @@ MODELS = (
 )
 _MODEL_HELP = "Model: vgg16_hed or another that convcircuits models lists, or your own package.module:factory."
 _IN_FILE = "as in FILE"
+_IN_BUNDLE = "the bundle's"
 NAMED = "named after model and feature"
 IMAGES_HELP = (
     "Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, unpacked "
@@ -206,6 +207,15 @@ LookedAtOption = Annotated[
         "center.",
     ),
 ]
+LookedAtInBundleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help=f"{IMAGES_HELP} Each is one image, prepared as the model's images are: usually resized and cropped to the "
+        "center.",
+        show_default="sample, or the bundle's",
+    ),
+]
 SideOption = Annotated[
     int | None,
     typer.Option(min=1, max=4096, help="Side length of the images in pixels.", show_default="the model's own"),
@@ -214,6 +224,7 @@ SideOption = Annotated[
 # Options of a circuit's file. If one is not given, the file's value applies.
 CircuitArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the circuit (.safetensors).")]
 ModelAgainOption = Annotated[str | None, _model(_MODEL_HELP, _IN_FILE)]
+ModelInBundleOption = Annotated[str | None, _model(_MODEL_HELP, _IN_BUNDLE)]
 ImagesAgainOption = Annotated[
     str | None,
     typer.Option(

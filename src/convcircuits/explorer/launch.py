@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.explorer.browser import open_address
+from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.opening import Opening
 from convcircuits.files import named_after
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from convcircuits.zoo.preprocessing import Preprocessing
 
+_NAMED = re.compile(r"((torchvision|timm):)?[\w.-]+(@random)?")  # loading these runs nobody else's code
 _OWN = ("127.0.0.1", "localhost", "::1")
 
 
@@ -52,6 +56,39 @@ def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[st
             )
 
     serve(opening, host=host, port=port, notify=announced, **how)
+
+
+def of_bundle(
+    file: Path, model: str | None, images: str | None, project: Path | None, *, read_only: bool
+) -> tuple[str, str, Path]:
+    """Return the model, the photographs and the project to open a bundle with, after checking its hashes.
+
+    Its photographs, if it has any and no others are given, are written to a folder of the project.
+
+    Raises:
+        ConvCircuitsError: If it is no bundle or damaged, it names a model of custom code or photographs that are not
+            in it and none are given, or nothing may be written.
+    """
+    if read_only:
+        raise ConvCircuitsError("--bundle adds a circuit to the project, so it does not go with --read-only.")
+    found = Bundle.read(file)
+    if model is None:
+        model = str(found.about["model"])
+        if not _NAMED.fullmatch(model):
+            raise ConvCircuitsError(
+                f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for "
+                f"it. If it is yours or you trust it, add: --model {shlex.quote(model)}"
+            )
+    project = project or Path(named_after(model, "explorer"))
+    if images is None:
+        images = str(found.about["images"])
+        if found.photographs:
+            images = str(found.unpack_photographs(project))
+        elif images != "sample":
+            raise ConvCircuitsError(
+                f"{file} holds no photographs; give --images with those that its circuit was found on, or others."
+            )
+    return model, images, project
 
 
 class Explorer:
@@ -152,7 +189,12 @@ def explore(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    fields = {**dataclasses.asdict(opening), "given": given and str(given), "project": str(opening.project)}
+    fields = {
+        **dataclasses.asdict(opening),
+        "given": given and str(given),
+        "project": str(opening.project),
+        "bundle": None,
+    }
     try:
         process.stdin.write(json.dumps({"opening": fields, "port": port, "read_only": read_only}) + "\n")
         process.stdin.flush()

@@ -156,6 +156,7 @@ class Materials:
             "values": self._values,
             "weights": self._weights_up_to,
             "estimate": self._estimate,
+            "source": self._source,
         }
         return questions[name](*arguments)
 
@@ -198,6 +199,19 @@ class Materials:
         with torch.no_grad():
             look(self._looking, {layer: reader(layer) for layer in positions}, self._input(photo))
         return found
+
+    def _source(self, photo: str) -> bytes:
+        """Return the content of a photograph's file."""
+        one = self.photographs[photo]
+        if not isinstance(one.source, Path):
+            raise ConvCircuitsError(
+                f"{one.name} is no file of a folder but comes with --images {self.opening.images}, which others give "
+                "too; leave the photographs out."
+            )
+        content = one.source.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != photo:
+            raise ConvCircuitsError(f"{one.name} has changed since the explorer read it. Start the explorer again.")
+        return content
 
     def _weights_up_to(self, layer: str) -> str:
         """Return the hash of the weights up to a layer, as circuits record it."""

@@ -15,10 +15,11 @@ from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer import schemas
+from convcircuits.explorer import bundle, schemas
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import CircuitFile, LayerFile, Store, curve_key
+from convcircuits.version import __version__
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -39,6 +40,12 @@ class Session:
         self.store = Store(opening.project, read_only=read_only)
         self.jobs = Jobs(opening, self.store, self.events)
         self.store.on_remark = lambda text: self.events.publish("remark", {"text": text})
+        if opening.bundle is not None:
+            try:
+                bundle.Bundle.read(opening.bundle).unpack(self.store)
+            except BaseException:
+                self.store.close()
+                raise
         self.jobs.on_ready = self._ready
         self.streams = 0
         self.closing = False
@@ -325,6 +332,39 @@ class Session:
         except (ValidationError, TypeError, KeyError, AttributeError) as error:
             self.store.damaged(self.store.report_file(one.id), error)
             return None
+
+    def bundle(self, one: CircuitFile, commands: Mapping[str, Any], *, photographs: bool) -> bytes:
+        """Return the content of a bundle of a circuit.
+
+        Args:
+            one: The circuit.
+            commands: The command and the Python that find it again, as far as they are known.
+            photographs: Whether to add the photographs that it was found and measured on.
+
+        Raises:
+            ConvCircuitsError: If the photographs are no files of a folder, or are too large.
+        """
+        about, diagram = self.about(), self.diagram(one)
+        files = bundle.circuit_files(self.store, one.id, diagram)
+        if photographs:
+            named = one.header["provenance"].get("photographs") or {}
+            wanted = {name for some in named.values() for name in some}
+            for photo in about["photographs"]:
+                if photo["name"] in wanted:
+                    files[bundle.photograph_name(photo["name"])] = self.jobs.ask("source", photo["id"])
+        what = {
+            "circuit": one.id,
+            "file": one.name,
+            "model": about["name"],
+            "weights": about["weights"],
+            "basis": about["basis"],
+            "images": self.opening.images,
+            "controls": diagram is not None and "-controls-" in diagram.name,
+            "note": self.store.note(f"circuit {one.id}"),
+            "version": __version__,
+            **commands,
+        }
+        return bundle.packed(what, files)
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""

@@ -79,6 +79,23 @@ def add(app: FastAPI, session: Session) -> None:
         return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
 
     @get(
+        "/api/v1/circuits/{circuit}/bundle",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/zip": {}}, "description": "The ZIP file."}},
+    )
+    def bundle(circuit: IdInPath, photographs: bool = False) -> Response:
+        """The circuit with its report, diagram, note and commands in one file, which ``explore --bundle`` opens.
+
+        ``photographs`` adds those that it was found and measured on, if they are files of a folder.
+        """
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        origin = dict(one.header["provenance"])
+        content = session.bundle(one, _found_again(origin, one.file.name), photographs=photographs)
+        return _download(content, f"{one.file.stem}.zip", "application/zip")
+
+    @get(
         "/api/v1/compare",
         response_class=Response,
         responses={**PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
@@ -105,9 +122,9 @@ def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {"command": recipe.command(file), "python": recipe.python()}
 
 
-def _download(content: bytes, name: str) -> Response:
+def _download(content: bytes, name: str, kind: str = "application/octet-stream") -> Response:
     headers = {"content-disposition": f'attachment; filename="{_ascii(name)}"'}
-    return Response(content, media_type="application/octet-stream", headers=headers)
+    return Response(content, media_type=kind, headers=headers)
 
 
 def _ascii(name: str) -> str:
