@@ -298,7 +298,7 @@ def test_what_the_model_does_with_the_circuit_s_map(explored):
 
 def test_an_estimate_says_what_it_is_of(explored):
     found = explored.get("estimate?feature=4:2&criterion=gauss_newton&count=10")
-    assert found["seconds"] == pytest.approx(found["batch"] * found["passes"] * 10)
+    assert found["seconds"] == pytest.approx(2 * found["opening"] + found["batch"] * found["passes"] * 10)
     assert "an estimate" in found["sentence"]
     assert explored.get("estimate?feature=4:2&criterion=own")["seconds"] is None
     assert explored.request("GET", "estimate?feature=nonsense:2").status_code == 400

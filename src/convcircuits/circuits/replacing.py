@@ -146,8 +146,8 @@ def _log_probabilities(
     if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[1] < 2 or len(answer) != len(images):
         what = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ConvCircuitsError(
-            f"{network.name} returns {what} for {len(images)} images, which are no logits of classes, (N, classes); "
-            "what its classes are worth cannot be measured."
+            f"{network.name} returns {what} for {len(images)} images, which are no logits of classes, (N, classes), "
+            "so there are no answers to compare."
         )
     answer = answer.double()
     if bool((answer >= 0).all()) and torch.allclose(answer.sum(1), answer.new_ones(len(answer)), atol=1e-4):

@@ -25,7 +25,12 @@ MOST = 200
 
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
-_BACKGROUND = {"index": 1}  # all others go first
+_LATER = {
+    "index": 2,
+    "sweep": 1,
+    "split": 1,
+    "neighbours": 1,
+}  # those without a number, which people wait for, go first
 _log = logging.getLogger(__name__)
 
 
@@ -190,7 +195,7 @@ class Jobs:
             job = self._jobs[id] = Job(id, kind, parameters)
             self._announce(job)
             running = self._running
-            if running is not None and running.kind in _BACKGROUND and kind not in _BACKGROUND:
+            if running is not None and running.kind == "index" and kind != "index":
                 self._stop.value = 1  # it goes on afterwards
         self._nudge()
         return job
@@ -395,7 +400,7 @@ class Jobs:
             waiting = [job for job in self._jobs.values() if job.state == "queued"]
             if not waiting:
                 return
-            job = min(waiting, key=lambda job: (_BACKGROUND.get(job.kind, 0), job.created))
+            job = min(waiting, key=lambda job: (_LATER.get(job.kind, 0), job.created))
             self._stop.value = 0
             job.state, job.phase = "running", "starting"
             self._running = job

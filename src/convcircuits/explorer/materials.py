@@ -23,6 +23,7 @@ from convcircuits.explorer.index import COUNT, convolutions, look
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import hash_of
 from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from convcircuits.network.provenance import tensors_hash, weights_up_to
 from convcircuits.recipes import loaded_model, names_besides, side
 from convcircuits.values.feature import Feature
@@ -42,14 +43,15 @@ PASSES = {
     "actgrad": 2.0,
     "gauss_newton": 3.0,
     "force": 15.0,
-    "progressive": 60.0,
-    "learned": 200.0,
+    "progressive": 70.0,
+    "learned": 280.0,
 }
 """What a criterion costs, about, in forward and backward passes over its crops. Measured on VGG16's conv3_3."""
 
 MEASURING = 4.0
 """What measuring costs in the same passes: the full model and the circuit, on both sets of crops."""
 
+_OPENINGS = 2  # surveys of the feature, to find a circuit and to measure it
 _TIMED = 2  # images of the batch that is timed
 _TALLEST = 4096  # pixels of a small picture's height: photographs may be 64 times as high as wide
 
@@ -82,7 +84,7 @@ class Materials:
             aliases=loaded.aliases,
         )
         self.convolutions, self._calls = convolutions(self.loaded.model, self._infos)
-        self._seconds: dict[str, float] = {}  # of a forward and backward pass of one image, by layer
+        self._timed: dict[str, tuple[float, float]] = {}  # layer -> seconds of a survey, and of a pass of one image
         self.known = {info.name: info for info in self._infos}
 
     @cached_property
@@ -222,21 +224,22 @@ class Materials:
     def _estimate(self, feature: str, criterion: str, count: int, reach_r2: bool, refit: str) -> dict[str, Any]:
         """Estimate how long a search takes, from the time of one image's forward and backward pass."""
         layer = self.loaded.feature(feature).layer
-        if layer not in self._seconds:
+        if layer not in self._timed:
             image = self._input(next(iter(self.photographs))).repeat(_TIMED, 1, 1, 1).requires_grad_()
-            for _ in range(2):  # the first warms up
-                begun = time.perf_counter()
-                with torch.enable_grad():
-                    output = self._looking.run(self._feature(layer, 0), image, lambda call: call.compute())
-                    torch.autograd.grad(output.sum(), image)
-                self._seconds[layer] = (time.perf_counter() - begun) / _TIMED
-        batch = self._seconds[layer]
-        answer = {"batch": batch, "images": _TIMED, "passes": None, "seconds": None}
+            begun = time.perf_counter()
+            Subject.open(self._looking, self._feature(layer, 0), tuple(image.shape[1:]))
+            opened = time.perf_counter()
+            with torch.enable_grad():
+                output = self._looking.run(self._feature(layer, 0), image, lambda call: call.compute())
+                torch.autograd.grad(output.sum(), image)
+            self._timed[layer] = opened - begun, (time.perf_counter() - opened) / _TIMED
+        opening, batch = self._timed[layer]
+        answer = {"opening": opening, "batch": batch, "images": _TIMED, "passes": None, "seconds": None}
         passes = PASSES.get(criterion)
         if passes is None:
             return answer | {"sentence": f"How long {criterion} takes is not known."}
         passes = passes * (1 if refit == "none" else 1.5) * (3 if reach_r2 else 1) + MEASURING
-        seconds = passes * count * batch
+        seconds = _OPENINGS * opening + passes * count * batch
         return answer | {
             "passes": passes,
             "seconds": seconds,

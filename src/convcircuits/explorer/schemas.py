@@ -368,6 +368,7 @@ class Estimate(_Answer):
 
     seconds: float | None = Field(description="None: not known for this criterion.")
     sentence: str
+    opening: float = Field(description="Seconds of recording the model up to the layer, which is counted twice.")
     batch: float = Field(description="Seconds of one forward and backward pass of one image, up to the layer.")
     images: int = Field(description="Images of the batch that was timed.")
     passes: float | None = Field(description="Such passes over the crops that the criterion is counted with.")
