@@ -58,6 +58,8 @@ def _done(project: Project, id: str, kind: str, parameters: dict[str, Any], repo
         return "done", id, tasks.do(project, kind, parameters, reporter)
     except Stopped:
         return "stopped", id
+    except BrokenPipeError:  # the server has ended
+        raise
     except Exception as error:
         return "failed", id, _sentence(error)
 
