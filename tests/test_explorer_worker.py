@@ -136,6 +136,19 @@ def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_mea
     assert said["basis"] == materials.basis
 
 
+def test_a_report_says_whether_photographs_are_known_by_content_or_by_name_alone(materials, tmp_path):
+    """A file of another content may have the name by now."""
+    by_name = {"found_on": ["a.png"], "validated_on": [], "held_out": ["c.png"]}
+    project, id = with_circuit(materials, tmp_path, by_name)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    assert not project.store.report(id)["verified"]  # it was found on whole photographs, not on these crops
+    circuit = project.again(id, Quiet()).circuit
+    for ids, known in ((materials.ids, True), ({**materials.ids, "a.png": materials.ids["b.png"]}, False)):
+        hashes = {role: [ids[name] for name in names] for role, names in by_name.items()}
+        about = {**circuit.provenance, "photograph_hashes": hashes}
+        assert project.verified(dataclasses.replace(circuit, provenance=about), None) == known
+
+
 def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, tmp_path):
     """As when a file was replaced after the circuit was found."""
     by_name = {"found_on": ["b.png"], "validated_on": [], "held_out": ["d.png", "c.png"]}

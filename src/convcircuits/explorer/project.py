@@ -135,9 +135,9 @@ class Project:
     def verified(self, circuit: cc.Circuit, fit: Images | None) -> bool:
         """Return whether images have the content of those that a circuit was found on, whatever they are called."""
         hashes = circuit.provenance.get("photograph_hashes")
-        if isinstance(hashes, Mapping):
-            known = {*self.materials.photographs}
-            return all(id in known for ids in hashes.values() for id in ids)
+        if hashes is not None:
+            ids, by_name = self.materials.ids, circuit.provenance.get("photographs", {})
+            return bool({role: [ids.get(name) for name in some] for role, some in by_name.items()} == hashes)
         if fit is None:
             return False
         network = Network(self.loaded.model)
