@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from needs import find_chromium
 from nets import NETS
 
 settings.register_profile("untimed", deadline=None)  # no test depends on how busy the machine is
@@ -35,3 +36,17 @@ def pytest_collection_modifyitems(items):
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
         if isinstance(name, str) and name in NETS.keys() - FEW:
             item.add_marker("oracle")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium. It ends with the module: while it runs, no other test of the process can run an event loop."""
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import convcircuits as cc
 import twofold
@@ -22,9 +22,7 @@ from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, hostile, plain
-from needs import find_chromium
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 # A point on an edge, on the screen.
 POINT_ON = """path => {
@@ -35,16 +33,6 @@ BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 DRAWINGS = [name for name in DOCUMENTS if name != "hostile"]
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_chromium()
-    assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -56,6 +56,31 @@ def gains(layer="b", values=((1.0, 2.0, 3.0), (4.0, 4.0, 4.0))):
 
 
 @quick
+@given(sets, st.sampled_from(KERNELS))
+def test_a_part_that_is_left_out_is_the_only_difference(x, kernel):
+    layer, filter, input = kernel
+    made = circuit(x, gain=gains("b"))
+    of_filter = {one for one in x if one[:2] == (layer, filter)}
+    for part, place in (({kernel}, (filter, input)), (of_filter, (filter,))):
+        if not part & x:
+            with pytest.raises(cc.ConvCircuitsError, match="does not keep"):
+                made.without(layer, *place)
+            continue
+        found = made.without(layer, *place)
+        assert kernels(found) == x - part
+        assert (found.gain, found.relevant, found.saliency) == (made.gain, made.relevant, made.saliency)
+        assert found.provenance["from"] == [made.provenance]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [(("b", 9), "2 filters, numbered from 0"), (("b", 0, -1), "3 inputs"), (("c", 0), "'c'")]
+)
+def test_a_part_that_there_is_not_cannot_be_left_out(place, said):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        circuit(KERNELS).without(*place)
+
+
+@quick
 @given(sets, sets)
 def test_operators_are_those_of_sets(x, y):
     a, b = circuit(x), circuit(y)
@@ -363,6 +388,8 @@ def test_kernels_are_the_elements_of_a_circuit_of_kernels_alone():
     assert of_kernels.kernels == of_kernels.elements
     masks = LayerTable({"b": torch.tensor([True, False])})
     of_filters = cc.Circuit(FEATURE, masks, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
+    with pytest.raises(cc.ConvCircuitsError, match="give no input"):
+        of_filters.without("b", 0, 0)
     with pytest.raises(cc.ConvCircuitsError, match="The elements are filters, not kernels; read them as"):
         _ = of_filters.kernels
 

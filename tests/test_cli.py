@@ -1670,6 +1670,9 @@ RECIPES = {
 BAD = {
     "project that is a file": (f"{EXPLORE} --project tiny_net.py", "The folder tiny_net.py cannot be used: "),
     "host of another machine": (f"{EXPLORE} --host 192.0.2.1", "--host 192.0.2.1 --port 8642 cannot be listened at"),
+    "bundle that is missing": (f"{EXPLORE} --bundle no.zip", "no.zip cannot be read"),
+    "bundle that is none": (f"{EXPLORE} --bundle tiny_net.py", "tiny_net.py is not a bundle of the explorer"),
+    "bundle, read-only": (f"{EXPLORE} --read-only --bundle no.zip", "does not go with --read-only"),
     "read-only without a project": (f"{EXPLORE} --read-only", "omit --read-only to make it"),
     "unknown model": (F.replace("tiny_net:net", "vgg16_head"), "vgg16_hed"),
     "unknown module": (F.replace("tiny_net:net", "no_such_module:net"), "no_such_module"),

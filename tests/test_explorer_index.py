@@ -10,8 +10,9 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.index import BINS, GRID, Histogram, LayerTally, Stopped, Subjects, build, convolutions
-from convcircuits.explorer.server import _order
-from convcircuits.explorer.store import LayerFile, Store
+from convcircuits.explorer.layer_file import LayerFile
+from convcircuits.explorer.routes.units import choice
+from convcircuits.explorer.store import Store
 from convcircuits.zoo.images import Photograph
 from convcircuits.zoo.layers import list_layers
 from convcircuits.zoo.prepared import Prepared
@@ -68,7 +69,7 @@ def test_statistics_and_highest_images_are_those_of_units_and_top(layer, built):
     of, one = subjects(some_photographs()), built[layer]
     images = Prepared(of.photographs, PREPROCESS)
     found = cc.units(of.model, layer, images, count=25)
-    for row, expected in zip(one.said["statistics"], found, strict=True):
+    for row, expected in zip(one.header["statistics"], found, strict=True):
         assert row == pytest.approx(expected.as_dict(), rel=1e-5, abs=1e-6)
     anywhere = cc.top(of.model, cc.Feature(layer, range(len(found))), images, count=25, sample=0)
     for padding, top in ((False, found.top), (True, anywhere)):
@@ -94,14 +95,14 @@ def test_all_images_are_sorted_by_their_highest_values_on_the_interior(layer, bu
         "range": lambda v: -v,
     }
     for section, key in keys.items():
-        rows = one.among(1, _order(section, None, None), 11)
+        rows = one.among(1, choice(section, None, None), 11)
         assert sorted(row["image"] for row in rows) == list(range(11))
         assert [key(row["value"]) for row in rows] == sorted(key(row["value"]) for row in rows)
         for row in rows:
             assert row["value"] == pytest.approx(values[row["image"]], rel=1e-5, abs=1e-5)
             assert row["box"] == boxes[row["image"]]
     low, high = sorted(values.values())[3:6:2]
-    rows = one.among(1, _order("range", low - 1e-4, high + 1e-4), 11)
+    rows = one.among(1, choice("range", low - 1e-4, high + 1e-4), 11)
     assert {row["image"] for row in rows} == {n for n, v in values.items() if low <= v <= high}
 
 
@@ -114,7 +115,7 @@ def test_a_histogram_counts_every_value_in_its_bin(built):
         assert sum(said["counts"]) == values.size
         assert said["counts"] == np.histogram(values, said["edges"])[0].tolist()
         above = sum(count for count, edge in zip(said["counts"], said["edges"][:-1], strict=True) if edge >= 0)
-        assert above / values.size == pytest.approx(built["3"].said["statistics"][unit]["active"])
+        assert above / values.size == pytest.approx(built["3"].header["statistics"][unit]["active"])
         assert said["counts"][0] > 0 < said["counts"][-1]
 
 
@@ -140,10 +141,10 @@ def test_a_large_map_is_counted_on_a_grid():
     assert int(histogram.counts.sum()) == 2 * 25 * 23 <= 2 * GRID**2
 
 
-@pytest.mark.parametrize("opened", [None, {}])
+@pytest.mark.parametrize("known", [None, {}])
 @pytest.mark.parametrize("stops", [[0], [1], [1, 1], [2, 0]])
-def test_an_index_goes_on_where_it_stopped(stops, opened, built, tmp_path):
-    of, opened = subjects(some_photographs()), None if opened is None else {}
+def test_an_index_goes_on_where_it_stopped(stops, known, built, tmp_path):
+    of, known = subjects(some_photographs()), None if known is None else {}
 
     def stopping(batches):
         def told(phase, done, total):
@@ -157,25 +158,25 @@ def test_an_index_goes_on_where_it_stopped(stops, opened, built, tmp_path):
 
     for batches in stops:
         with pytest.raises(Stopped):
-            build(tmp_path, KEY, of, opened=opened, batch_size=4, told=stopping(batches))
+            build(tmp_path, KEY, of, known=known, batch_size=4, progress=stopping(batches))
         index, layers = layers_of(tmp_path)
         assert not index["complete"]
         for one in layers.values():
-            assert one.said["images"] == index["images"] < 11
-            assert not one.said["complete"]
+            assert one.header["images"] == index["images"] < 11
+            assert not one.header["complete"]
     done = []
     build(
         tmp_path,
         KEY,
         of,
-        opened=opened,
+        known=known,
         batch_size=4,
-        told=lambda phase, n, _: done.append(n) if "indexing" in phase else None,
+        progress=lambda phase, n, _: done.append(n) if "indexing" in phase else None,
     )
     assert done[0] == 4 * sum(stops)
     _, layers = layers_of(tmp_path)
     for name, one in layers.items():
-        assert one.said == {**built[name].said, "checksum": one.said["checksum"]}
+        assert one.header == {**built[name].header, "checksum": one.header["checksum"]}
         assert one.arrays.keys() == built[name].arrays.keys()
         for key, values in one.arrays.items():
             assert np.array_equal(values, built[name].arrays[key]), key
@@ -195,7 +196,7 @@ def test_a_damaged_file_is_removed_and_said_once(built, tmp_path):
     build(tmp_path / "index" / KEY, KEY, subjects(some_photographs()))
     store = Store(tmp_path)
     index = store.index(KEY)
-    assert store.layer(KEY, index["layers"][0]["file"]).said["layer"] == "0"
+    assert store.layer(KEY, index["layers"][0]["file"]).header["layer"] == "0"
     file = tmp_path / "index" / KEY / index["layers"][0]["file"]
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -217,7 +218,13 @@ def test_after_a_damaged_checkpoint_an_index_begins_anew_and_says_so(tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        build(tmp_path, KEY, of, batch_size=2, told=lambda phase, done, _: told(phase, done * ("index" in phase), None))
+        build(
+            tmp_path,
+            KEY,
+            of,
+            batch_size=2,
+            progress=lambda phase, done, _: told(phase, done * ("index" in phase), None),
+        )
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     remarks = []
@@ -235,7 +242,7 @@ def test_a_checkpoint_that_fails_half_way_leaves_nothing_in_the_sums(tmp_path, m
             raise Stopped
 
     with pytest.raises(Stopped):
-        build(tmp_path, KEY, subjects(photographs), batch_size=2, told=told)
+        build(tmp_path, KEY, subjects(photographs), batch_size=2, progress=told)
     resume, calls = LayerTally.resume, []
 
     def failing(tally, state, images):
@@ -252,5 +259,5 @@ def test_a_checkpoint_that_fails_half_way_leaves_nothing_in_the_sums(tmp_path, m
     build(tmp_path / "anew", KEY, subjects(photographs), batch_size=2)
     _, expected = layers_of(tmp_path / "anew")
     for layer in expected:
-        assert found[layer].said["statistics"] == expected[layer].said["statistics"]
+        assert found[layer].header["statistics"] == expected[layer].header["statistics"]
         assert found[layer].highest(0, padding=False) == expected[layer].highest(0, padding=False)

@@ -9,12 +9,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import convcircuits as cc
-from needs import find_chromium
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
 import torch
@@ -57,16 +55,6 @@ def address(folder):
         patch.syspath_prepend(folder)
         with cc.explore("paged_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as server:
             yield server.address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = find_chromium()
-    assert path, "These tests need a Chromium: python tools/needs.py chromium (make test does it)."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

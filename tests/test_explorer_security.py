@@ -59,7 +59,7 @@ def test_a_path_is_kept_and_leads_to_no_other_server():
     guard = guarded()
     assert ask(guard, path=f"/u/a%23b/3?token={guard.token}", session=False).headers["location"] == "/u/a%23b/3"
     scope = {"method": "GET", "query_string": f"token={guard.token}".encode(), "raw_path": b"//evil.example/"}
-    assert guard._opened(scope) == "/evil.example/"
+    assert guard._redirect(scope) == "/evil.example/"
 
 
 @pytest.mark.parametrize("token", ["", "x", "é", "%00"])

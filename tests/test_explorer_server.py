@@ -24,8 +24,10 @@ from PIL import Image
 import convcircuits as cc
 from convcircuits.explorer import jobs, schemas
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.server import Explorer, Measure, application, openapi
-from convcircuits.maps.units import MEASURES
+from convcircuits.explorer.routes import application, openapi
+from convcircuits.explorer.routes.fields import Measure
+from convcircuits.explorer.session import Session
+from convcircuits.values.measures import MEASURES
 from convcircuits.zoo.models import load_model
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -145,7 +147,7 @@ def inside(tmp_path, monkeypatch):
     from fastapi.testclient import TestClient
 
     monkeypatch.chdir(workplace(tmp_path))
-    explorer = Explorer(Opening(model="tiny_net:net", images="pictures", project=tmp_path / "project"))
+    explorer = Session(Opening(model="tiny_net:net", images="pictures", project=tmp_path / "project"))
     with TestClient(application(explorer)) as client:
         assert ready(client)["state"] == "ready"
         yield explorer, client
@@ -166,10 +168,11 @@ def test_units_are_sorted_by_the_measures_of_the_library():
 
 def test_the_server_loads_no_torch(tmp_path):
     program = (
-        "import sys, convcircuits.cli.explore, convcircuits.cli.application, convcircuits.explorer.server as server\n"
+        "import sys, convcircuits.cli.explore, convcircuits.cli.application, convcircuits.explorer.server\n"
+        "from convcircuits.explorer import routes, session\n"
         "import convcircuits.explorer.launch, convcircuits.explorer.entry\n"
         "from pathlib import Path; from convcircuits.explorer.opening import Opening\n"
-        "server.application(server.Explorer(Opening(model='x', project=Path(sys.argv[1])))).openapi()\n"
+        "routes.application(session.Session(Opening(model='x', project=Path(sys.argv[1])))).openapi()\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, tmp_path], timeout=60).returncode == 0
@@ -310,8 +313,8 @@ def test_what_is_not_there_is_a_sentence(path, status, client):
         ({"kind": "nonsense"}, "valid"),
         ({"kind": "find"}, "feature"),
         (FIND | {"feature": "4:2", "density": 2}, "density"),
-        (FIND | {"kernels": 3}, "Give one of"),
-        ({"kind": "find", "feature": "4:2", "filters": 3}, "Give one of"),
+        (FIND | {"kernels": 3}, "Give only one of"),
+        ({"kind": "find", "feature": "4:2", "filters": 3}, "Give both"),
         (FIND | {"images": "/etc"}, "images"),
         ({"kind": "diagram", "circuit": "0123456789abcdef"}, "no circuit"),
         ({"kind": "evaluate", "circuit": "../lock"}, "circuit"),

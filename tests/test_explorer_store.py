@@ -36,7 +36,7 @@ def test_circuits_are_known_by_their_content_whatever_their_names(store, circuit
         cc.save(circuit, store.folder / "circuits" / f"{name}.safetensors")
     first, second = store.circuits()  # of equal files the first
     assert [one.file.name for one in (first, second)] == ["a.safetensors", "b.safetensors"]
-    assert [(one.kept, one.said["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
+    assert [(one.kept, one.header["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
     assert store.circuit(first.id) == first
     assert store.circuit("0" * 16) is None
     first.file.unlink()
@@ -94,12 +94,12 @@ def test_notes_are_kept_in_words_and_a_damaged_file_of_notes_is_kept_too(store):
 def test_pictures_that_were_used_longest_ago_are_dropped_and_nothing_else(store, monkeypatch):
     for n in range(4):
         store.write_thumb(f"t{n}", bytes(100))
-        os.utime(store.folder / "thumbs" / f"t{n}", (n, n))
+        os.utime(store.folder / "thumbs" / f"t{n}" / f"t{n}", (n, n))
     store.write_note("unit a:1", {"text": "x" * 1000})
     assert store.thumb("t0") == bytes(100)  # used just now
     monkeypatch.setattr(module, "THUMBS", 250)
     store.trim()
-    assert sorted(file.name for file in (store.folder / "thumbs").iterdir()) == ["t0", "t3"]
+    assert sorted(file.name for file in (store.folder / "thumbs").glob("*/*")) == ["t0", "t3"]
     assert store.notes()
     assert store.thumb("t1") is None
 
@@ -219,5 +219,82 @@ def test_small_pictures_are_trimmed_while_they_are_made(store, monkeypatch):
 
 def test_the_size_is_told_while_files_come_and_go(store, monkeypatch):
     store.write_thumb("a", b"x" * 100)
-    monkeypatch.setattr(module.os, "walk", lambda folder: [(str(folder / "thumbs"), [], ["a", "gone.part"])])
+    monkeypatch.setattr(module.os, "walk", lambda folder: [(str(folder / "thumbs" / "a"), [], ["a", "gone.part"])])
     assert store.size() == 100
+
+
+def test_a_small_picture_is_written_without_a_look_at_all_others(store):
+    for n in range(40):
+        store.write_thumb(hash_of(n), b"x")
+    assert max(len([*folder.iterdir()]) for folder in (store.folder / "thumbs").iterdir()) < 5
+    assert store.thumb(hash_of(7)) == b"x"
+
+
+def test_superseded_files_are_evicted_and_what_people_made_is_not(store, circuits, monkeypatch):
+    cc.save(circuits[0], store.folder / "circuits" / "a.safetensors")
+    store.write_note("photo 1", {"label": "x"})
+    store.write_json(store.report_file("a" * 16), {"circuit": "a" * 16})
+    files = [store.diagram_file("d", "b" * 32, controls=False), store.derived("modules", "m", "b" * 32, ".safetensors")]
+    files += [store.derived("modules", "m", "b" * 32)]
+    for key in ("old", "present"):
+        (store.folder / "index" / key).mkdir()
+        files.append(store.folder / "index" / key / "index.json")
+    for n, file in enumerate(files):
+        file.write_bytes(bytes(100))
+        os.utime(file, (n, n))
+    store.used(files[0])
+    monkeypatch.setattr(module, "DERIVED", 250)
+    store.trim("present")
+    assert [file.exists() for file in files] == [True, False, False, True, True]
+    monkeypatch.setattr(module, "DERIVED", 0)
+    store.trim("present")
+    assert [file.exists() for file in files] == [False, False, False, False, True]
+    assert not (store.folder / "index" / "old").exists()
+    assert (len(store.circuits()), len(store.notes())) == (1, 1)
+    assert store.report("a" * 16)
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ({"label": "x" * 201}, "its label has more than 200 characters"),
+        ({"text": "x" * 20_001}, "its text has more than 20,000 characters"),
+        ({"label": 3}, "its label is 3"),
+        ({"star": 1}, "its star is 1"),
+        ({"other": ""}, "other fields"),
+        ("x", "other fields"),
+    ],
+)
+def test_a_note_that_was_edited_by_hand_is_left_out_and_kept(note, said, store):
+    store.write_note("photo 1", {"label": "x"})
+    content = json.loads((store.folder / "notes.json").read_text())
+    content["notes"]["photo 2"] = note
+    (store.folder / "notes.json").write_text(json.dumps(content))
+    assert store.notes() == {"photo 1": {"label": "x"}}
+    assert said in store.remarks[0]
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        store.note("photo 2")
+    store.write_note("photo 1", None)
+    assert json.loads((store.folder / "notes.json").read_text())["notes"] == {"photo 2": note}
+
+
+JOB = {"kind": "find", "parameters": {}, "result": {}, "created": 1.0, "ended": 2.0, "state": "done"}
+
+
+@pytest.mark.parametrize("wrong", [{"ended": None}, {"created": "x"}, {"result": 3}, {"state": "running"}, {"id": "b"}])
+def test_a_job_that_was_edited_by_hand_is_no_job(wrong, store):
+    for id in ("a", "b"):
+        store.write_job(JOB | {"id": id})
+    store.write_json(store.folder / "jobs" / "a.json", JOB | {"id": "a"} | wrong)
+    assert [job["id"] for job in store.jobs()] == ["b"]
+    assert "jobs/a.json was damaged" in store.remarks[0]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    store = Store(tmp_path / "project")
+    assert "file system without locks (Operation not supported)" in store.remarks[0]
+    store.close()

@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import io
 import pickle
+import stat
+import webbrowser
 
 import httpx
 import numpy as np
@@ -14,14 +16,21 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.explorer.browser import open_address
+from convcircuits.explorer.materials import Materials, built
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.server import Explorer, application, listening
-from convcircuits.explorer.worker import Workshop, _criterion_options, built
+from convcircuits.explorer.project import Project
+from convcircuits.explorer.questions import Questions
+from convcircuits.explorer.routes import application
+from convcircuits.explorer.server import listening
+from convcircuits.explorer.session import Session
+from convcircuits.explorer.tasks import do
+from convcircuits.recipes import criterion_options
 from convcircuits.zoo.preprocessing import Preprocess
 
 
 @pytest.fixture
-def workshop(tmp_path):
+def materials(tmp_path):
     """Pictures a to d, of which d is a copy of b, and a model that is given as an object."""
     (tmp_path / "pictures").mkdir()
     generator = np.random.default_rng(0)
@@ -33,11 +42,11 @@ def workshop(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     given = tmp_path / "given"
     given.write_bytes(pickle.dumps((model, Preprocess(size=(20, 20), resize=(22, 22)))))
-    return Workshop(Opening(given=given, images=str(tmp_path / "pictures"), project=tmp_path / "project"))
+    return Materials(Opening(given=given, images=str(tmp_path / "pictures"), project=tmp_path / "project"))
 
 
-def test_a_given_model_can_be_opened_again_by_a_worker_that_is_started_anew(workshop):
-    assert Workshop(workshop.opening).basis == workshop.basis
+def test_a_given_model_can_be_opened_again_by_a_worker_that_is_started_anew(materials):
+    assert Materials(materials.opening).basis == materials.basis
 
 
 def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_path, monkeypatch):
@@ -57,12 +66,15 @@ def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_pat
     assert built(model) != before
 
 
-def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(workshop, tmp_path):
+def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(materials, tmp_path):
     """Small pictures never change, and an index is of the pictures that its key names."""
-    id, photograph = next(iter(workshop.photographs.items()))
-    assert workshop.answer("thumb", id, 32, None)
+    id, photograph = next(iter(materials.photographs.items()))
+    assert Questions(materials).answer("thumb", id, 32, None)
     Image.new("RGB", (36, 30)).save(tmp_path / "pictures/a.png")
-    for ask in (lambda: workshop.answer("thumb", id, 32, None), lambda: workshop.answer("map", "2", 0, id)):
+    for ask in (
+        lambda: Questions(materials).answer("thumb", id, 32, None),
+        lambda: Questions(materials).answer("map", "2", 0, id),
+    ):
         with pytest.raises(cc.ConvCircuitsError, match=r"a\.png has changed since"):
             ask()
     (tmp_path / "pictures/a.png").unlink()
@@ -70,25 +82,25 @@ def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(works
         photograph.image  # noqa: B018
 
 
-def test_a_copy_has_the_id_of_what_it_is_a_copy_of(workshop):
-    assert workshop.copies == ["d.png"]
-    assert workshop._ids["d.png"] == workshop._ids["b.png"]
-    assert len(workshop.photographs) == 3
+def test_a_copy_has_the_id_of_what_it_is_a_copy_of(materials):
+    assert materials.copies == ["d.png"]
+    assert materials.ids["d.png"] == materials.ids["b.png"]
+    assert len(materials.photographs) == 3
 
 
-def test_a_thin_picture_stays_small(workshop, tmp_path):
-    id, photograph = next(iter(workshop.photographs.items()))
-    workshop.photographs[id] = type(photograph)("thin", Image.new("RGB", (4, 256)))
-    with Image.open(io.BytesIO(workshop.answer("thumb", id, 1024, None))) as shown:
+def test_a_thin_picture_stays_small(materials, tmp_path):
+    id, photograph = next(iter(materials.photographs.items()))
+    materials.photographs[id] = type(photograph)("thin", Image.new("RGB", (4, 256)))
+    with Image.open(io.BytesIO(Questions(materials).answer("thumb", id, 1024, None))) as shown:
         assert shown.size == (64, 4096)
 
 
 @pytest.mark.parametrize("text", ["seed=5", "batch_size=9", "progress=1", "criterion=force", "model=x", "x", "a b=1"])
 def test_no_option_of_a_criterion_is_one_of_the_search_itself(text):
     """The recipe would name another seed than the one that was used."""
-    with pytest.raises(cc.ConvCircuitsError, match="not an option of a criterion"):
-        _criterion_options([text])
-    assert _criterion_options(["steps=3"]) == {"steps": 3}
+    with pytest.raises(cc.ConvCircuitsError, match=r"not an option of a criterion|has no value"):
+        criterion_options([text])
+    assert criterion_options(["steps=3"]) == {"steps": 3}
 
 
 class Quiet:
@@ -99,36 +111,50 @@ class Quiet:
         pass
 
 
-def with_circuit(workshop, tmp_path, by_name):
-    """The same workshop with a circuit in its folder, and the circuit's id."""
-    opening = workshop.opening
+def with_circuit(materials, tmp_path, by_name):
+    """The project of the same materials with a circuit in its folder, and the circuit's id."""
+    opening = materials.opening
     (tmp_path / "project" / "reports").mkdir(parents=True)
     (tmp_path / "project" / "circuits").mkdir()
-    workshop = Workshop(opening)
-    model, prepare = workshop.loaded.model, workshop.loaded.preprocess
-    images = torch.stack([prepare(one.image) for one in workshop.photographs.values()])
+    materials = Materials(opening)
+    project = Project(materials)
+    model, prepare = materials.loaded.model, materials.loaded.preprocess
+    images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
     circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
     circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
     cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
-    (file,) = workshop.store.circuits()
-    return workshop, file.id
+    (file,) = project.store.circuits()
+    return project, file.id
 
 
-def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(workshop, tmp_path):
+def test_a_report_names_the_photographs_that_a_size_was_chosen_on_when_it_is_measured_again(materials, tmp_path):
     by_name = {"found_on": ["a.png"], "validated_on": ["d.png"], "held_out": ["c.png"]}
-    workshop, id = with_circuit(workshop, tmp_path, by_name)
-    workshop.do("evaluate", {"circuit": id}, Quiet())
-    said = workshop.store.report(id)
-    assert said["photographs"] == {role: [workshop._ids[n] for n in names] for role, names in by_name.items()}
-    assert said["basis"] == workshop.basis
+    project, id = with_circuit(materials, tmp_path, by_name)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    said = project.store.report(id)
+    assert said["photographs"] == {role: [materials.ids[n] for n in names] for role, names in by_name.items()}
+    assert said["basis"] == materials.basis
 
 
-def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(workshop, tmp_path):
+def test_a_report_says_whether_photographs_are_known_by_content_or_by_name_alone(materials, tmp_path):
+    """A file of another content may have the name by now."""
+    by_name = {"found_on": ["a.png"], "validated_on": [], "held_out": ["c.png"]}
+    project, id = with_circuit(materials, tmp_path, by_name)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    assert not project.store.report(id)["verified"]  # it was found on whole photographs, not on these crops
+    circuit = project.again(id, Quiet()).circuit
+    for ids, known in ((materials.ids, True), ({**materials.ids, "a.png": materials.ids["b.png"]}, False)):
+        hashes = {role: [ids[name] for name in names] for role, names in by_name.items()}
+        about = {**circuit.provenance, "photograph_hashes": hashes}
+        assert project.verified(dataclasses.replace(circuit, provenance=about), None) == known
+
+
+def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, tmp_path):
     """As when a file was replaced after the circuit was found."""
     by_name = {"found_on": ["b.png"], "validated_on": [], "held_out": ["d.png", "c.png"]}
-    workshop, id = with_circuit(workshop, tmp_path, by_name)
+    project, id = with_circuit(materials, tmp_path, by_name)
     with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
-        workshop.do("evaluate", {"circuit": id}, Quiet())
+        do(project, "evaluate", {"circuit": id}, Quiet())
 
 
 # ---------------------------------------- what the server makes of it
@@ -137,7 +163,7 @@ def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(workshop, t
 @pytest.fixture
 def explorer(tmp_path):
     """An explorer whose worker is not started, and the id of a circuit in its folder."""
-    found = Explorer(Opening(project=tmp_path / "project"))
+    found = Session(Opening(project=tmp_path / "project"))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
     scores = cc.score(model, cc.Feature("2", 1), torch.rand(2, 3, 9, 9), criterion="magnitude")
     cc.save(cc.prune(scores, kernels=5), found.store.folder / "circuits" / "a.safetensors")
@@ -223,6 +249,28 @@ def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_a
     assert ready == ["a", "b"]
 
 
+def test_a_report_that_was_edited_by_hand_is_no_report(explorer):
+    (one,) = explorer.store.circuits()
+    explorer.jobs.about = {"basis": "a" * 32}
+    for edited in ({}, {"report": {"images": "many"}, "photographs": {}, "seconds": 1}):
+        explorer.store.write_json(explorer.store.report_file(one.id), {"circuit": one.id, "basis": "a" * 32} | edited)
+        assert explorer.report(one) is None
+        assert not explorer.store.report_file(one.id).exists()
+
+
+def test_no_process_list_shows_the_token(tmp_path, monkeypatch):
+    """The browser is started with the address of a file, which leads on."""
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    open_address("http://127.0.0.1:1/?token=secret", tmp_path)
+    assert "secret" not in opened[0]
+    (file,) = tmp_path.iterdir()
+    assert opened == [file.as_uri()]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "url=http://127.0.0.1:1/?token=secret" in file.read_text()
+    file.unlink()
+
+
 def test_a_host_that_is_none_is_said_at_once():
     with pytest.raises(cc.ConvCircuitsError, match=r"--host nowhere.invalid .* Give another --host\."):
         listening("nowhere.invalid", None)
@@ -245,7 +293,7 @@ def test_a_small_picture_that_was_cut_off_is_made_again(explorer, monkeypatch):
             return (await client.get(f"/api/v1/thumb/{'0' * 16}")).content
 
     first = asyncio.run(shown())
-    (file,) = (explorer.store.folder / "thumbs").iterdir()
+    (file,) = (explorer.store.folder / "thumbs").glob("*/*")
     file.write_bytes(first[:5])
     assert [asyncio.run(shown()) for _ in range(2)] == [first, first]
     assert len(made) == 2

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from convcircuits.drawing.page import shipped
 from convcircuits.drawing.tiles import data_url
 from convcircuits.drawing.trajectory_page import trajectory_page
 from convcircuits.values.trajectory import Trajectory
-from needs import find_chromium
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -71,14 +70,6 @@ def test_hostile_text_stays_data():
     assert data["names"] == names
     assert data["layers"][1]["layer"] == HOSTILE
     assert "\u202e" not in text.split('id="trajectory"')[0]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

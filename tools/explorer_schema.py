@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from convcircuits.explorer import server
+from convcircuits.explorer import routes, schemas
 
 if __name__ == "__main__":
-    file = Path(server.__file__).parent / "static" / "openapi.json"
-    file.write_text(json.dumps(server.openapi(), indent=1) + "\n", encoding="utf-8")
+    file = Path(schemas.__file__).parent / "static" / "openapi.json"
+    file.write_text(json.dumps(routes.openapi(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {file}")

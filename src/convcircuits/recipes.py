@@ -1,6 +1,7 @@
 """Carry out a recipe: cut its photographs into crops, and find its circuit on them. Applications share this."""
 
 import dataclasses
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from convcircuits.circuits.refitting import refit
 from convcircuits.circuits.sizes import reach
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Progress, begin
+from convcircuits.storage import load
 from convcircuits.texts import names, sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
-from convcircuits.values.recipe import BEST, SIZES, Recipe
+from convcircuits.values.recipe import BEST, SIZES, Recipe, option_value
 from convcircuits.values.scores import Scores
 from convcircuits.zoo.images import Crops, Photograph, readable, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
@@ -257,6 +259,31 @@ def _gone(source: str, missing: list[str]) -> ConvCircuitsError:
         f"{source} no longer contains {names(missing)}, which the circuit was found or measured on; "
         f"give {option('images')} with photographs to measure it on."
     )
+
+
+def criterion_options(given: Sequence[str], *, files: bool = True) -> dict[str, Any]:
+    """Parse options of a criterion, each NAME=VALUE. A value is yes or no, a circuit's file, JSON, or else text.
+
+    Args:
+        given: The options.
+        files: Whether a value may name a circuit's file, which is loaded.
+
+    Raises:
+        ConvCircuitsError: If an option has no value, is one of ``find`` itself, such as the seed, which the recipe has
+            already, or names a file though none may be named.
+    """
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name.isidentifier() or name in inspect.signature(find).parameters:
+            raise ConvCircuitsError(f"{name!r:.80} is not an option of a criterion.")
+        if not equals:
+            raise ConvCircuitsError(f"{name} has no value; write it as {option(name, of_criterion=True)}.")
+        is_file = value.endswith(".safetensors")
+        if is_file and not files:
+            raise ConvCircuitsError(f"{name} is a file, which is not an option of a criterion here.")
+        options[name] = load(value) if is_file else option_value(value)
+    return options
 
 
 def follow(

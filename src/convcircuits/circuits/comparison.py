@@ -1,6 +1,6 @@
 """Compare criteria: circuits of several sizes by each criterion, all measured on the same held-out images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,20 +151,7 @@ def compare(
             "memory": memory,
             **(options or {}).get(criterion, {}),
         }
-        if is_descent(CRITERIA[criterion]):
-            path = find_path(model, feature, images, density=densities, **chosen)
-            by_size = {circuit.provenance["asked"]["kernels"]: circuit for circuit in path}
-            circuits = [by_size[budget(path[0].relevant, density, None, "kernel")] for density in densities]
-            work.done_one()
-        elif _anew(criterion):
-            circuits = []
-            for density in densities:
-                circuits.append(find(model, feature, images, density=density, **chosen))
-                work.done_one()
-        else:
-            scores = score(model, feature, images, **chosen)
-            circuits = [prune(scores, density=density) for density in densities]
-            work.done_one()
+        circuits = circuits_at(model, feature, images, densities, done=work.done_one, **chosen)
         measured = evaluate_all(model, circuits, held_out, fit=images, batch_size=batch_size)
         work.done_one()
         rows += [
@@ -172,6 +159,50 @@ def compare(
             for density, evaluation, circuit in zip(densities, measured, circuits, strict=True)
         ]
     return ComparisonTable(rows)
+
+
+def circuits_at(
+    model: nn.Module,
+    feature: Feature,
+    images: Images,
+    densities: Sequence[float],
+    *,
+    criterion: str,
+    done: Callable[[], None] = lambda: None,
+    **chosen: Any,
+) -> list[Circuit]:
+    """Find circuits of several densities by one criterion: of one scoring, one descent, or each anew.
+
+    Args:
+        model: Any CNN.
+        feature: What is to be preserved.
+        images: The images that circuits are found on.
+        densities: Shares of the relevant kernels.
+        criterion: Name in ``CRITERIA``.
+        done: Called after scoring, after a descent, or after each circuit that is found anew.
+        **chosen: As for ``find``, options of the criterion too.
+
+    Returns:
+        A circuit for each density, in order.
+
+    Raises:
+        ConvCircuitsError: As for ``find``.
+    """
+    chosen["criterion"] = criterion
+    if is_descent(CRITERIA[criterion]):
+        path = find_path(model, feature, images, density=densities, **chosen)
+        done()
+        by_size = {circuit.provenance["asked"]["kernels"]: circuit for circuit in path}
+        return [by_size[budget(path[0].relevant, density, None, "kernel")] for density in densities]
+    if _anew(criterion):
+        circuits = []
+        for density in densities:
+            circuits.append(find(model, feature, images, density=density, **chosen))
+            done()
+        return circuits
+    scores = score(model, feature, images, **chosen)
+    done()
+    return [prune(scores, density=density) for density in densities]
 
 
 def check_compared(criteria: Sequence[str], densities: Sequence[float]) -> None:

@@ -34,7 +34,7 @@ def demo(
     from convcircuits.circuits.comparison import compare
     from convcircuits.cli.preparing import say_photographs, set_up
     from convcircuits.maps.units import RULE, choose_unit, units
-    from convcircuits.recipes import with_best_constants, with_recipe
+    from convcircuits.recipes import criterion_options, with_best_constants, with_recipe
 
     start = time.monotonic()
     check_folder(out)
@@ -74,7 +74,7 @@ def demo(
             held_out,
             criteria=CRITERIA,
             densities=DENSITIES,
-            options={"progressive": options.criterion_options(START)},
+            options={"progressive": criterion_options(START)},
             seed=seed,
             progress=told,
         )
@@ -92,7 +92,7 @@ def demo(
             drawable=True,
             seed=seed,
             progress=told,
-            **options.criterion_options(recipe.options),
+            **criterion_options(recipe.options),
         )
         found = with_best_constants(found, setup, batch_size=16, seed=seed, told=told)
     circuit = with_recipe(found, recipe, setup)

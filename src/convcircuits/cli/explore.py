@@ -12,8 +12,8 @@ from convcircuits.cli.output import say
 
 
 def explore(
-    model: options.ModelOption,
-    images: options.LookedAtOption = "sample",
+    model: options.ModelInBundleOption = None,
+    images: options.LookedAtInBundleOption = None,
     project: Annotated[
         Path | None,
         typer.Option(
@@ -33,6 +33,12 @@ def explore(
     ] = "127.0.0.1",
     read_only: Annotated[bool, typer.Option("--read-only", help="Only look: start no work and write nothing.")] = False,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in the web browser.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="A bundle that somebody shared, to check and add to the project: a circuit with its figures."
+        ),
+    ] = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
@@ -41,14 +47,19 @@ def explore(
     device: options.DeviceOption = "auto",
 ) -> None:
     """Look at a model's units and their circuits in the web browser."""
-    from convcircuits.explorer.launch import start
+    from convcircuits.explorer.launch import of_bundle, start
     from convcircuits.explorer.opening import Opening
     from convcircuits.files import named_after
 
+    if bundle is not None:
+        model, images, project = of_bundle(bundle, model, images, project, read_only=read_only)
+    if model is None:
+        raise typer.BadParameter("it is required unless --bundle is given.", param_hint="--model")
     opening = Opening(
         model=model,
-        images=images,
+        images=images or "sample",
         project=project or Path(named_after(model, "explorer")),
+        bundle=bundle,
         weights=None if weights is None else str(weights),
         mean=None if mean is None else options.numbers("--mean", mean),
         std=None if std is None else options.numbers("--std", std),
@@ -57,9 +68,9 @@ def explore(
         device=device,
     )
     with silence():
-        start(opening, host=host, port=port, read_only=read_only, opened=not no_open, said=_said)
+        start(opening, host=host, port=port, read_only=read_only, open_page=not no_open, notify=_notify)
 
 
-def _said(text: str) -> None:
+def _notify(text: str) -> None:
     say(text)
     sys.stdout.flush()  # the address, which a pipe's reader waits for

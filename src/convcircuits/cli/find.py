@@ -23,7 +23,7 @@ from convcircuits.cli.output import (
 )
 from convcircuits.files import named_after
 from convcircuits.values.drawable import FAN_IN, FILTERS
-from convcircuits.values.recipe import BEST, SIZES, Recipe, read_recipes
+from convcircuits.values.recipe import BEST, Recipe, check_size, read_recipes
 
 if TYPE_CHECKING:
     from convcircuits.recipes import Setup
@@ -134,11 +134,7 @@ def find(
 ) -> None:
     """Find a circuit on some photographs and measure it on others."""
     fields = options.given(options=tuple(option or ()), **locals())
-    if len({"filters" if name == "fan_in" else name for name in fields.keys() & set(SIZES)}) > 1:
-        raise cc.ConvCircuitsError(
-            "Give only one of --density (a share), --kernels (a number), --reach-r2 (an R2), --filters with --fan-in, "
-            "and --drawable."
-        )
+    check_size(fields)
     if recipe is None:
         for name in ("model", "feature"):
             if name not in fields:
@@ -207,8 +203,9 @@ def _check_refitted(recipe: Recipe, path: Path | None) -> None:
 def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, device: str) -> list[_Task]:
     """Load every model with its photographs once, and parse every feature, before any circuit is found."""
     from convcircuits.cli.preparing import set_up
+    from convcircuits.recipes import criterion_options
 
-    chosen = [options.criterion_options(recipe.options) for recipe, _ in planned]
+    chosen = [criterion_options(recipe.options) for recipe, _ in planned]
     setups: dict[tuple[Any, ...], Setup] = {}
     tasks: dict[Path, _Task] = {}
     for (recipe, file), own in zip(planned, chosen, strict=True):

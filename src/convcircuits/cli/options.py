@@ -1,6 +1,5 @@
 """Options that several commands share, with their types, choices and defaults."""
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import convcircuits as cc
-from convcircuits.values.recipe import DENSITY, Recipe, default_criterion, option_value
+from convcircuits.values.recipe import DENSITY, Recipe, default_criterion
 
 # The choices are written out because importing the library is slow. A test compares them with the library's.
 Criterion = Literal[
@@ -69,6 +68,7 @@ MODELS = (
 )
 _MODEL_HELP = "Model: vgg16_hed or another that convcircuits models lists, or your own package.module:factory."
 _IN_FILE = "as in FILE"
+_IN_BUNDLE = "the bundle's"
 NAMED = "named after model and feature"
 IMAGES_HELP = (
     "Folder of photographs, sample for the built-in ones, or gcompris:FOLDER for those of GCompris's package, unpacked "
@@ -207,6 +207,15 @@ LookedAtOption = Annotated[
         "center.",
     ),
 ]
+LookedAtInBundleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|sample|gcompris:FOLDER",
+        help=f"{IMAGES_HELP} Each is one image, prepared as the model's images are: usually resized and cropped to the "
+        "center.",
+        show_default="sample, or the bundle's",
+    ),
+]
 SideOption = Annotated[
     int | None,
     typer.Option(min=1, max=4096, help="Side length of the images in pixels.", show_default="the model's own"),
@@ -215,6 +224,7 @@ SideOption = Annotated[
 # Options of a circuit's file. If one is not given, the file's value applies.
 CircuitArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File of the circuit (.safetensors).")]
 ModelAgainOption = Annotated[str | None, _model(_MODEL_HELP, _IN_FILE)]
+ModelInBundleOption = Annotated[str | None, _model(_MODEL_HELP, _IN_BUNDLE)]
 ImagesAgainOption = Annotated[
     str | None,
     typer.Option(
@@ -268,29 +278,14 @@ def given(**parameters: Any) -> dict[str, Any]:
     return fields
 
 
-def criterion_options(given: Sequence[str]) -> dict[str, Any]:
-    """Parse options of a criterion, each NAME=VALUE. A value is yes or no, a circuit's file, JSON, or else text.
-
-    Raises:
-        ConvCircuitsError: If an option has no value, or is an option of the command itself.
-    """
-    options: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if name in inspect.signature(cc.find).parameters:
-            raise cc.ConvCircuitsError(f"--option {text}: {name} is not an option of the criterion; see --help.")
-        if not equals:
-            raise cc.ConvCircuitsError(f"--option {text} has no value; write it as --option {text}=VALUE.")
-        options[name] = cc.load(value) if value.endswith(".safetensors") else option_value(value)
-    return options
-
-
 def by_criterion(texts: Sequence[str], criteria: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Parse options of several criteria, each CRITERION.NAME=VALUE.
 
     Raises:
         ConvCircuitsError: If one names none of the criteria, or as for ``criterion_options``.
     """
+    from convcircuits.recipes import criterion_options
+
     chosen: dict[str, dict[str, Any]] = {}
     for text in texts:
         criterion, dot, rest = text.partition(".")

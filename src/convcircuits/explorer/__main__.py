@@ -12,8 +12,8 @@ from convcircuits.explorer.opening import Opening
 
 def main() -> None:
     """Read what to open from the first line of standard input, write the address, and serve."""
-    said = json.loads(sys.stdin.readline())
-    fields = said["opening"]
+    request = json.loads(sys.stdin.readline())
+    fields = request["opening"]
     opening = Opening(
         **{
             **fields,
@@ -39,10 +39,10 @@ def main() -> None:
         start(
             opening,
             host="127.0.0.1",
-            port=said["port"],
-            read_only=said["read_only"],
-            opened=False,
-            said=tell,
+            port=request["port"],
+            read_only=request["read_only"],
+            open_page=False,
+            notify=tell,
             until=until,
         )
     except ConvCircuitsError as error:

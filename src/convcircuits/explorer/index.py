@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.store import INDEX, index_file
+from convcircuits.explorer.layer_file import INDEX, index_file
 from convcircuits.files import write_whole
 from convcircuits.maps.interior import Positions
 from convcircuits.maps.receptive_fields import Field
@@ -113,15 +114,15 @@ class LayerTally:
         inside = all_units(network, info.name, shape, position="interior")
         anywhere = Subject(network, replace(inside.feature, position="all"), inside.survey)
         self.info, self._shape = info, shape
-        self._opened = [(subject, Positions(subject)) for subject in (inside, anywhere)]
-        self.interior = self._opened[0][1].interior(shape)
+        self._views = [(subject, Positions(subject)) for subject in (inside, anywhere)]
+        self.interior = self._views[0][1].interior(shape)
         self.begin()
 
     def begin(self) -> None:
         """Begin without any images."""
         self.inside, self.anywhere = (
             Ranking(subject, count=COUNT, sample=sample, seed=0, positions=positions)
-            for sample, (subject, positions) in zip((1, 0), self._opened, strict=True)
+            for sample, (subject, positions) in zip((1, 0), self._views, strict=True)
         )
         self.sums = Sums(self.interior, self.info.channels)
         self.histogram = Histogram(self.info.channels, self.interior.map)
@@ -224,10 +225,10 @@ def build(
     key: str,
     of: Subjects,
     *,
-    opened: dict[str, "LayerTally | ConvCircuitsError"] | None = None,
+    known: dict[str, "LayerTally | ConvCircuitsError"] | None = None,
     batch_size: int = 16,
     every: float = 20.0,
-    told: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
+    progress: Callable[[str, int, int | None], None] = lambda phase, done, total: None,
     saved: Callable[[dict[str, Any]], None] = lambda index: None,
     remark: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -239,16 +240,16 @@ def build(
         folder: The folder of this index, which exists.
         key: The hash of what it is of.
         of: What it is of.
-        opened: Layers that were opened before, by an earlier call of the same; those that are opened are added.
+        known: Layers that an earlier call with the same ``of`` has prepared; those that this one prepares are added.
         batch_size: Maximum number of images that run at once.
         every: Seconds between two checkpoints.
-        told: Called with a phase, the steps done and their total, between layers and between batches. If it raises
+        progress: Called with a phase, the steps done and their total, between layers and between batches. If it raises
             ``Stopped``, a checkpoint is written.
-        saved: Called with what the index's own file says, after each checkpoint.
+        saved: Called with the content of the index's own file after each checkpoint.
         remark: Called with a sentence if a damaged checkpoint is removed.
 
     Returns:
-        What the index's own file says at last.
+        The content of the index's own file at the end.
 
     Raises:
         ConvCircuitsError: If images do not fit the model, or a value is not finite.
@@ -257,16 +258,16 @@ def build(
     wanted: dict[str, Any] = {"device": network.device, "dtype": network.dtype, "batch_size": batch_size}
     first = Prepared(of.photographs, of.preprocess, size=of.size, batch_size=1, threads=1)
     shape = Batches(first, **wanted).first_shape()
-    opened = {} if opened is None else opened
+    known = {} if known is None else known
     for n, info in enumerate(of.layers):
-        told("following receptive fields", n, len(of.layers))
-        if info.name not in opened:
+        progress("following receptive fields", n, len(of.layers))
+        if info.name not in known:
             try:
-                opened[info.name] = LayerTally(network, info, shape)
+                known[info.name] = LayerTally(network, info, shape)
             except ConvCircuitsError as error:
-                opened[info.name] = error
-    tallies = {name: one for name, one in opened.items() if isinstance(one, LayerTally)}
-    left_out = {name: str(one) for name, one in opened.items() if isinstance(one, ConvCircuitsError)}
+                known[info.name] = error
+    tallies = {name: one for name, one in known.items() if isinstance(one, LayerTally)}
+    left_out = {name: str(one) for name, one in known.items() if isinstance(one, ConvCircuitsError)}
     for tally in tallies.values():
         tally.begin()
     if not tallies:
@@ -278,7 +279,7 @@ def build(
     if rest:
         pictures = Prepared(rest, of.preprocess, size=of.size, batch_size=batch_size, threads=_READERS)
         try:
-            told("indexing photographs", run.tried, total)
+            progress("indexing photographs", run.tried, total)
             for images, hashes in Batches(pictures, **wanted).hashed():
                 if tuple(images.shape[1:]) != shape:
                     raise ConvCircuitsError(
@@ -286,12 +287,13 @@ def build(
                         "whose results have one size."
                     )
                 with torch.no_grad():
-                    _look(network, tallies, images, hashes)
+                    takes = {name: partial(tally.add, images, hashes=hashes) for name, tally in tallies.items()}
+                    look(network, takes, images)
                 run.add(pictures.numbers)
                 if time.monotonic() - written >= every:
                     saved(run.write())
                     written = time.monotonic()
-                told("indexing photographs", run.tried, total)
+                progress("indexing photographs", run.tried, total)
         except Stopped:
             saved(run.write())
             raise
@@ -331,12 +333,16 @@ class _Run:
         file = self._folder / "checkpoint.safetensors"
         try:
             content = file.read_bytes()
-            state, said = from_bytes(content), json.loads(seals.metadata(content)[seals.KEY])
-            if not seals.is_sealed(content, said) or said["key"] != self._key or said["layers"] != [*self._tallies]:
+            state, header = from_bytes(content), json.loads(seals.metadata(content)[seals.KEY])
+            if (
+                not seals.is_sealed(content, header)
+                or header["key"] != self._key
+                or header["layers"] != [*self._tallies]
+            ):
                 return
             for n, tally in enumerate(self._tallies.values()):
                 own = {k.removeprefix(f"{n}/"): x for k, x in state.items() if k.startswith(f"{n}/")}
-                tally.resume(own, len(said["read"]))
+                tally.resume(own, len(header["read"]))
         except FileNotFoundError:
             return
         except Exception as error:  # a damaged file makes safetensors and torch raise nearly anything
@@ -345,11 +351,11 @@ class _Run:
             file.unlink(missing_ok=True)
             remark(f"{file.name} was damaged ({' '.join(str(error).split()):.200}), so the index began anew.")
             return
-        self.read, self.tried = said["read"], said["tried"]
+        self.read, self.tried = header["read"], header["tried"]
         self._begun, self._read_before = self.tried, self.read
 
     def write(self, *, complete: bool = False) -> dict[str, Any]:
-        """Write a checkpoint, the files of all layers, and then the index's own. Return what that says."""
+        """Write a checkpoint, the files of all layers, and then the index's own. Return its content."""
         about = {
             "schema": INDEX,
             "key": self._key,
@@ -372,8 +378,8 @@ class _Run:
             checkpoint.unlink(missing_ok=True)
         else:
             state = {f"{n}/{k}": x for n, t in enumerate(self._tallies.values()) for k, x in t.state().items()}
-            said = {"key": self._key, "layers": [*self._tallies], "read": self.read, "tried": self.tried}
-            write_whole(checkpoint, sealed(json.dumps(said), state))
+            header = {"key": self._key, "layers": [*self._tallies], "read": self.read, "tried": self.tried}
+            write_whole(checkpoint, sealed(json.dumps(header), state))
         index = {**about, "layers": layers, "left_out": dict(self._left_out)}
         write_whole(self._folder / "index.json", (json.dumps(index, indent=1) + "\n").encode())
         return index
@@ -383,15 +389,19 @@ class _Seen(BaseException):
     """Stop a forward pass after the last layer. Not an ``Exception``, so that no model catches it."""
 
 
-def _look(network: Network, tallies: Mapping[str, LayerTally], images: Tensor, hashes: Sequence[int]) -> None:
-    """Run the model up to the last layer, and add the maps of each at once, before what follows overwrites them."""
-    wanted = {id(network.names[name]): tally for name, tally in tallies.items()}
+def look(network: Network, layers: Mapping[str, Callable[[Tensor], None]], images: Tensor) -> None:
+    """Run the model up to the last of some layers, and pass on each one's maps before what follows overwrites them.
+
+    Raises:
+        ConvCircuitsError: If the model cannot run on the images, or not every layer runs.
+    """
+    wanted = {id(network.names[name]): take for name, take in layers.items()}
 
     def on_exit(module: nn.Module, output: Any) -> None:
-        tally = wanted.pop(id(module), None)
-        if tally is not None:
+        take = wanted.pop(id(module), None)
+        if take is not None:
             with torch._C.DisableTorchFunction():  # calls in here are not the model's
-                tally.add(images, output.to(network.dtype), hashes)
+                take(output.to(network.dtype))
             if not wanted:
                 raise _Seen
 

@@ -25,7 +25,12 @@ MOST = 200
 
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
-_BACKGROUND = {"index": 1}  # all others go first
+_LATER = {
+    "index": 2,
+    "sweep": 1,
+    "split": 1,
+    "neighbours": 1,
+}  # those without a number, which people wait for, go first
 _log = logging.getLogger(__name__)
 
 
@@ -94,11 +99,11 @@ class Events:
         self._lock = threading.Lock()
         self._last = 0
 
-    def publish(self, kind: str, said: Mapping[str, Any]) -> None:
+    def publish(self, kind: str, data: Mapping[str, Any]) -> None:
         """Add an event."""
         with self._lock:
             self._last = next(self._count)
-            self._events.append((self._last, kind, dict(said)))
+            self._events.append((self._last, kind, dict(data)))
 
     def last(self) -> str:
         """Return the id of the last event."""
@@ -114,7 +119,7 @@ class Events:
             first = self._events[0][0] if self._events else self._last + 1
             if after < first - 1 or after > self._last:
                 return None
-            return [(f"{boot}-{n}", kind, said) for n, kind, said in self._events if n > after]
+            return [(f"{boot}-{n}", kind, data) for n, kind, data in self._events if n > after]
 
 
 class Jobs:
@@ -123,7 +128,7 @@ class Jobs:
     Args:
         opening: What the worker opens.
         store: The project's folder.
-        events: Where what happens is told.
+        events: Where what happens is announced.
 
     Attributes:
         about: What the worker says of the model and the photographs; None until it is ready.
@@ -188,9 +193,9 @@ class Jobs:
             if sum(job.state == "queued" for job in self._jobs.values()) >= MOST:
                 raise UnavailableError(f"{MOST} jobs wait already; cancel some, or ask again later.")
             job = self._jobs[id] = Job(id, kind, parameters)
-            self._told(job)
+            self._announce(job)
             running = self._running
-            if running is not None and running.kind in _BACKGROUND and kind not in _BACKGROUND:
+            if running is not None and running.kind == "index" and kind != "index":
                 self._stop.value = 1  # it goes on afterwards
         self._nudge()
         return job
@@ -199,20 +204,17 @@ class Jobs:
         """Return a job, also one of an earlier session that is done."""
         with self._lock:
             if id not in self._jobs:
-                said = self._store.job(id)
-                if said is None:
+                record = self._store.job(id)
+                if record is None:
                     return None
                 names = {"id", "kind", "parameters", "state", "result", "created", "ended"}
-                try:
-                    self._jobs[id] = Job(**{name: said[name] for name in names})
-                except KeyError:
-                    return None
+                self._jobs[id] = Job(**{name: record[name] for name in names})
             return self._jobs[id]
 
     def all(self) -> list[Job]:
         """Return all jobs, those of earlier sessions too, the newest first."""
-        for said in self._store.jobs():
-            self.get(said["id"])
+        for record in self._store.jobs():
+            self.get(record["id"])
         with self._lock:
             return sorted(self._jobs.values(), key=lambda job: -job.created)
 
@@ -250,6 +252,11 @@ class Jobs:
             raise UnavailableError("The worker is busy; ask again in a moment.") from error
         finally:
             self._asked.pop(number, None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._running is not None
 
     def _ready(self) -> dict[str, Any]:
         if self.problem:
@@ -355,7 +362,7 @@ class Jobs:
                 return
             if what == "progress":
                 job.progress(*rest[1:])
-                self._told(job)
+                self._announce(job)
             elif what == "saved":
                 self.events.publish("index", {"images": rest[1]})
             elif what == "remark":
@@ -370,7 +377,7 @@ class Jobs:
                     self._end(job, "cancelled", error="It was cancelled.")
                 else:  # another goes first
                     job.state = "queued"
-                    self._told(job)
+                    self._announce(job)
 
     def _fail(self, problem: str) -> None:
         self.problem = problem
@@ -393,11 +400,11 @@ class Jobs:
             waiting = [job for job in self._jobs.values() if job.state == "queued"]
             if not waiting:
                 return
-            job = min(waiting, key=lambda job: (_BACKGROUND.get(job.kind, 0), job.created))
+            job = min(waiting, key=lambda job: (_LATER.get(job.kind, 0), job.created))
             self._stop.value = 0
             job.state, job.phase = "running", "starting"
             self._running = job
-            self._told(job)
+            self._announce(job)
             with contextlib.suppress(OSError):  # a worker that has ended is seen in a moment
                 self._channel.send((job.id, job.kind, job.parameters))
 
@@ -409,11 +416,11 @@ class Jobs:
                 self._store.write_job(job.as_dict())
             except ConvCircuitsError as problem:
                 self._store.remark(str(problem))
-        self._told(job)
+        self._announce(job)
         if state == "done":
             self.events.publish("changed", {"kind": job.kind, **(result or {})})
 
-    def _told(self, job: Job) -> None:
+    def _announce(self, job: Job) -> None:
         self.events.publish("job", job.as_dict())
 
     def _nudge(self) -> None:

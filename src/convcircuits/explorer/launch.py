@@ -5,16 +5,19 @@ import importlib.util
 import json
 import os
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import threading
-import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.explorer.browser import open_address
+from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.opening import Opening
 from convcircuits.files import named_after
 
@@ -23,17 +26,18 @@ if TYPE_CHECKING:
 
     from convcircuits.zoo.preprocessing import Preprocessing
 
+_NAMED = re.compile(r"((torchvision|timm):)?[\w.-]+(@random)?")  # loading these runs nobody else's code
 _OWN = ("127.0.0.1", "localhost", "::1")
 
 
-def start(opening: Opening, *, host: str, port: int | None, said: Callable[[str], None], **how: Any) -> None:
+def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[str], None], **how: Any) -> None:
     """Serve the explorer in this process until Ctrl-C.
 
     Args:
         opening: What to open.
         host: The address to listen at.
         port: The port, or None.
-        said: Called with what a person is to read; first the address.
+        notify: Called with each sentence for the user; first with the address.
         **how: As for ``server.serve``.
 
     Raises:
@@ -44,14 +48,47 @@ def start(opening: Opening, *, host: str, port: int | None, said: Callable[[str]
     from convcircuits.explorer.server import serve
 
     def announced(address: str) -> None:
-        said(address)
+        notify(address)
         if host not in _OWN:
-            said(
+            notify(
                 f"warning: {host} can be reached from other machines. Whoever has this address, with its token, sees "
                 "your photographs and can start work; the connection is not encrypted."
             )
 
-    serve(opening, host=host, port=port, said=announced, **how)
+    serve(opening, host=host, port=port, notify=announced, **how)
+
+
+def of_bundle(
+    file: Path, model: str | None, images: str | None, project: Path | None, *, read_only: bool
+) -> tuple[str, str, Path]:
+    """Return the model, the photographs and the project to open a bundle with, after checking its hashes.
+
+    Its photographs, if it has any and no others are given, are written to a folder of the project.
+
+    Raises:
+        ConvCircuitsError: If it is no bundle or damaged, it names a model of custom code or photographs that are not
+            in it and none are given, or nothing may be written.
+    """
+    if read_only:
+        raise ConvCircuitsError("--bundle adds a circuit to the project, so it does not go with --read-only.")
+    found = Bundle.read(file)
+    if model is None:
+        model = str(found.about["model"])
+        if not _NAMED.fullmatch(model):
+            raise ConvCircuitsError(
+                f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for "
+                f"it. If it is yours or you trust it, add: --model {shlex.quote(model)}"
+            )
+    project = project or Path(named_after(model, "explorer"))
+    if images is None:
+        images = str(found.about["images"])
+        if found.photographs:
+            images = str(found.unpack_photographs(project))
+        elif images != "sample":
+            raise ConvCircuitsError(
+                f"{file} holds no photographs; give --images with those that its circuit was found on, or others."
+            )
+    return model, images, project
 
 
 class Explorer:
@@ -152,9 +189,14 @@ def explore(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    said = {**dataclasses.asdict(opening), "given": given and str(given), "project": str(opening.project)}
+    fields = {
+        **dataclasses.asdict(opening),
+        "given": given and str(given),
+        "project": str(opening.project),
+        "bundle": None,
+    }
     try:
-        process.stdin.write(json.dumps({"opening": said, "port": port, "read_only": read_only}) + "\n")
+        process.stdin.write(json.dumps({"opening": fields, "port": port, "read_only": read_only}) + "\n")
         process.stdin.flush()
         line = process.stdout.readline().strip()
     except OSError:
@@ -166,7 +208,7 @@ def explore(
             given.unlink(missing_ok=True)
         raise ConvCircuitsError(line.removeprefix("error: ") or "The explorer's process ended before it served a page.")
     if open:
-        webbrowser.open(line)
+        open_address(line, opening.project)
     return Explorer(process, line)
 
 

@@ -20,6 +20,7 @@ class Opening:
         size: Side of the images in pixels, or None for the model's own.
         batch_size: Maximum number of images that run at once.
         device: As for ``--device``.
+        bundle: A bundle to add to the project first.
     """
 
     model: str | None = None
@@ -33,3 +34,4 @@ class Opening:
     size: int | None = None
     batch_size: int = 16
     device: str = "auto"
+    bundle: Path | None = None

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from convcircuits.explorer.store import LONGEST_LABEL, LONGEST_TEXT
+
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", examples=["3f8a0c1d2e4b5a69"])]
-Text = Annotated[str, Field(max_length=20_000)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Box = Annotated[list[int], Field(min_length=4, max_length=4)]
 
 
@@ -136,7 +138,14 @@ class Unit(_Answer):
     interior: Literal["inside", "central"]
     figures: Figures
     histogram: Histogram
-    circuits: list[str] = Field(description="Ids of circuits of this unit, at any position.")
+    circuits: list[Id] = Field(description="Ids of circuits of this unit, at any position.")
+    other_circuits: list[Id] = Field(
+        description="Ids of circuits of a unit of this name in a model with other weights: figures of it say nothing "
+        "about this one."
+    )
+    splits: list["SplitCard"] = Field(description="Divisions of its photographs into groups, the newest first.")
+    picture: "FeaturePicture | None" = Field(description="Its feature picture; None: the job `visualise` makes it.")
+    neighbours: bool = Field(description="Whether `neighbours` of its layer are known; the job `neighbours` does that.")
 
 
 class Examples(_Answer):
@@ -176,11 +185,205 @@ class Map(_Answer):
     values: str = Field(description="Float32, little-endian, row by row, in base64.")
 
 
+class PointUnit(_Answer):
+    """A unit at one position of a photograph."""
+
+    unit: int
+    value: float
+    quantile: float = Field(
+        description="Share of the counted positions of all indexed photographs where the unit is at most this high: "
+        "from its histogram, in proportion within a bin. It makes units comparable."
+    )
+    label: str
+    star: bool
+
+
+class PointLayer(_Answer):
+    """The units of a layer at the position whose receptive field is centered closest to a point."""
+
+    layer: str
+    alias: str
+    position: list[int] = Field(description="Row and column in the layer's maps.")
+    box: Box
+    images: int = Field(description="Photographs that the quantiles are of.")
+    complete: bool = Field(description="Whether these are all photographs.")
+    total: int = Field(description="Number of all units of the layer.")
+    units: list[PointUnit] = Field(description="Those above 0, by quantile and then by value, the highest first.")
+
+
+class Point(_Answer):
+    """What is active at a point of a photograph, layer by layer."""
+
+    photo: Id
+    name: str
+    x: float
+    y: float
+    layers: list[PointLayer] = Field(description="The indexed layers in execution order.")
+
+
+class Neighbour(_Answer):
+    """A unit of the same layer whose maps are like another's."""
+
+    unit: int
+    correlation: float = Field(description="Pearson's, over all positions of all photographs.")
+    label: str
+
+
+class Neighbours(_Answer):
+    """The units of a layer whose maps are correlated with one unit's."""
+
+    layer: str
+    unit: int
+    images: int = Field(description="Photographs over whose positions the maps are correlated.")
+    positions: int = Field(description="Positions of each map.")
+    highest: list[Neighbour] = Field(description="The most correlated, the highest first.")
+    lowest: list[Neighbour] = Field(description="The most anticorrelated, the lowest first.")
+
+
+class FeaturePicture(_Answer):
+    """The picture that drives a unit, found by gradient ascent from noise; `GET layers/../picture` has it as PNG."""
+
+    value: float | None = Field(description="The unit's value on it. None: no picture drives the unit more than noise.")
+    start: float | None = Field(description="Its value on the noise that the ascent started from.")
+    steps: int
+
+
+class SplitGroup(_Answer):
+    """A group of a unit's photographs."""
+
+    name: str
+    images: int
+    held_out: int = Field(description="Those that took no part in finding the groups and their circuits.")
+    circuits: list[Id] = Field(description="Its circuits, the largest first.")
+
+
+class SplitCard(_Answer):
+    """A division of a unit's photographs by how the network computes the unit on them."""
+
+    id: Id
+    feature: str
+    layer: str
+    unit: int
+    images: int = Field(description="All photographs; those in no group do not drive the unit.")
+    groups: list[SplitGroup]
+    verdict: str = Field(description="A sentence: how many mechanisms, and why.")
+    asked: int | None = Field(description="The number of groups that was asked for; None: the tests decided.")
+
+
+class SplitPhoto(_Answer):
+    """A photograph of a group."""
+
+    photo: Id
+    name: str
+    held_out: bool
+    confidence: float = Field(description="From 0, between two groups, to 1.")
+    value: float = Field(description="The unit's highest value on it.")
+    position: list[int] | None
+    box: Box | None
+
+
+class Crossing(_Answer):
+    """The circuit of one group on the held-out photographs of one group, at the position of each one's maximum."""
+
+    circuit: str = Field(description="Name of the group that the circuit was found on.")
+    group: str = Field(description="Name of the group that it is measured on.")
+    size: int = Field(description="Index of its size, from 0, the largest.")
+    density: float
+    kernels: int
+    images: int = Field(description="Held-out photographs.")
+    error: float | None = Field(description="sum |f_c - f| / sum |f|: 0 for the full model, 1 for one that answers 0.")
+    kept: float | None = Field(description="Mean of the circuit's values over mean of the model's.")
+    r2: float | None
+    r2_max: float | None
+
+
+class Selectivity(_Answer):
+    """How much better circuits do on their own groups than on the others, at one size."""
+
+    size: int
+    density: float
+    own: float | None
+    others: float | None
+    value: float | None = Field(description="others - own")
+    low: float | None = Field(description="Lower end of its 95 % interval.")
+    high: float | None
+    shuffled: list[float | None] = Field(description="The same of groups that were dealt at random.")
+    verdict: str
+
+
+class Split(SplitCard):
+    """A division with its photographs and its cross-test."""
+
+    photographs: dict[str, list[SplitPhoto]] = Field(
+        description="By group, those that it is surest of first; `` (no name): those that do not drive the unit."
+    )
+    cross: list[Crossing] = Field(description="Empty if there is one group.")
+    selectivity: list[Selectivity]
+    chosen: int | None = Field(description="Index of the size that the verdict is about.")
+    notes: list[str]
+    seconds: float
+
+
+class CurvePoint(_Answer):
+    """A circuit of a density curve, measured."""
+
+    density: float
+    kernels: int
+    effective_kernels: int
+    constants: int
+    r2: float | None
+    r2_interior: float | None
+    r2_rectified: float | None
+    r2_random: float | None = Field(description="Of a random circuit with as many kernels in each layer.")
+    r2_random_interior: float | None
+    verdict: str
+
+
+class Curve(_Answer):
+    """Circuits of several densities by one recipe, measured on the same held-out photographs."""
+
+    criterion: str
+    images: int = Field(description="Held-out crops that all figures are of.")
+    photographs: int = Field(description="Photographs that these are cut from.")
+    r2_average_map: float | None = Field(description="Of the average map of the photographs that they are found on.")
+    r2_average_map_interior: float | None
+    points: list[CurvePoint] = Field(description="The largest first.")
+    note: str = Field(description="What differs from a circuit that is found at one density; or empty.")
+    seconds: float
+
+
+class Module(_Answer):
+    """A circuit as a module of its own, beside the full model up to the feature."""
+
+    bytes: int
+    difference: float = Field(description="From the circuit's masked run, relative to the largest value.")
+    parameters: int
+    macs: int = Field(description="Multiply-accumulate operations for one image.")
+    full_parameters: int
+    full_macs: int
+
+
+class Estimate(_Answer):
+    """About how long a search takes."""
+
+    seconds: float | None = Field(description="None: not known for this criterion.")
+    sentence: str
+    opening: float = Field(description="Seconds of recording the model up to the layer, which is counted twice.")
+    batch: float = Field(description="Seconds of one forward and backward pass of one image, up to the layer.")
+    images: int = Field(description="Images of the batch that was timed.")
+    passes: float | None = Field(description="Such passes over the crops that the criterion is counted with.")
+    busy: bool = Field(description="Whether a job ran meanwhile, so that it is too high.")
+
+
 class Report(_Answer):
     """The figures of a circuit, each with its controls. None: not measured, or not defined."""
 
     images: int = Field(description="Held-out images (crops) that they are measured on.")
     found_on: list[Id] = Field(description="Photographs that it was found on: no figure may be read off them.")
+    found_on_verified: bool = Field(
+        description="Whether these are those photographs by content. If not, the circuit's file names them, and a file "
+        "of another content may have the name by now."
+    )
     validated_on: list[Id] = Field(description="Photographs that its size or constants were chosen on.")
     held_out: list[Id] = Field(description="Photographs that it was measured on.")
     verdict: str
@@ -208,6 +411,10 @@ class CircuitCard(_Answer):
     density: float = 0.0
     report: Report | None = Field(None, description="None: not measured with this model and these photographs.")
     diagram: bool = Field(False, description="Whether its diagram is there.")
+    same_weights: bool | None = Field(
+        None, description="Whether it is of the weights of this model, as far as its layer. None: not known (yet)."
+    )
+    group: str = Field("", description="The group of photographs that it was found on, if a division made it.")
 
 
 class Circuit(CircuitCard):
@@ -216,12 +423,55 @@ class Circuit(CircuitCard):
     provenance: dict[str, Any] = {}
     command: str | None = Field(None, description="The command that finds it again; None if no recipe is recorded.")
     python: str | None = Field(None, description="Python that finds it again, where its size was not chosen.")
+    curve: Curve | None = Field(None, description="Its recipe at other densities, measured; the job `sweep` does that.")
+    module: Module | None = Field(None, description="It as a module of its own; the job `extract` makes it.")
+
+
+class AblatedFigures(_Answer):
+    """Figures of a circuit with or without a part of it."""
+
+    kernels: int
+    effective_kernels: int
+    r2: float | None
+    r2_interior: float | None
+    r2_rectified: float | None
+    kept: float | None = Field(description="Mean over images of the circuit's highest value / of the model's.")
+
+
+class Ablation(_Answer):
+    """What a part of a circuit is worth, measured and not estimated."""
+
+    circuit: Id
+    layer: str
+    filter: int
+    input: int | None
+    images: int = Field(description="Held-out crops that both are measured on.")
+    before: AblatedFigures
+    after: AblatedFigures
+
+
+class LogitsChange(_Answer):
+    """How logits change when a unit's map is replaced."""
+
+    kl: float = Field(description="Mean over images of KL(model || changed model), in nats.")
+    top1: float = Field(description="Share of images on which both have the same highest logit.")
+
+
+class PutBack(_Answer):
+    """The model with a unit's map replaced: by the circuit's and, as controls, by the average map and by 0."""
+
+    circuit: Id
+    images: int = Field(description="Held-out crops.")
+    classes: int
+    by_circuit: LogitsChange
+    by_average_map: LogitsChange = Field(description="The average map over the photographs that it was found on.")
+    by_zero: LogitsChange
 
 
 class Note(_Answer):
     """What a person says of a unit, a circuit or a photograph."""
 
-    label: Annotated[str, Field(max_length=200)] = ""
+    label: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
     star: bool = False
     text: Text = ""
 
@@ -239,9 +489,21 @@ class JobState(_Answer):
     rate: float | None = Field(description="Steps per second.")
     left: float | None = Field(description="Seconds until the end of this phase.")
     error: str = Field(description="A sentence, if it failed or was cancelled.")
-    result: dict[str, Any] | None
+    result: Ablation | PutBack | dict[str, Any] | None = Field(description="What came of it; mostly ids.")
     created: float
     ended: float | None
+
+
+# ---------------------------------------- files of the project
+
+
+class NeighboursOfLayer(BaseModel):
+    """What the job ``neighbours`` writes: for each unit of a layer, other units and the correlations with them."""
+
+    images: int
+    positions: int
+    highest: list[list[tuple[int, float]]]
+    lowest: list[list[tuple[int, float]]]
 
 
 # ---------------------------------------- what is asked for
@@ -305,4 +567,108 @@ class DiagramJob(_Asked):
     controls: bool = Field(False, description="Also fit controls, which takes about four times as long as fitting.")
 
 
-JobRequest = Annotated[IndexJob | FindJob | EvaluateJob | DiagramJob, Field(discriminator="kind")]
+class SweepJob(_Asked):
+    """Find circuits of other densities by the recipe of a circuit, on its photographs, and measure all of them.
+
+    Its result is ``{"circuit": id}``; `GET circuits/ID` has the curve.
+    """
+
+    kind: Literal["sweep"]
+    circuit: Id
+    densities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=30)] = Field(
+        [0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005],
+        description="Shares of the relevant kernels.",
+    )
+
+
+class SplitJob(_Asked):
+    """Divide the photographs of a unit by how the network computes it on them, and cross-test the groups' circuits.
+
+    Its result is ``{"split": id, "circuits": [ids]}``.
+    """
+
+    kind: Literal["split"]
+    feature: Annotated[str, Field(max_length=500, examples=["features.14:54"])]
+    groups: int | None = Field(None, ge=1, le=10, description="Whatever the tests say; None: they decide.")
+    held_out: float = Field(0.4, gt=0, lt=1)
+    alpha: float = Field(0.05, gt=0, lt=1, description="p-value up to which a group counts as bimodal.")
+    densities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=10)] = Field(
+        [0.2, 0.1, 0.05], description="Sizes of each group's circuits."
+    )
+    refit: Literal["none", "kernels", "filters", "mean"] = "filters"
+    shuffles: int = Field(3, ge=0, le=20, description="Random deals of the cross-test's control.")
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class VisualiseJob(_Asked):
+    """Find the picture that drives a unit most, by gradient ascent. Its result is its value and its start."""
+
+    kind: Literal["visualise"]
+    layer: Annotated[str, Field(max_length=2000)]
+    unit: int = Field(ge=0, le=1 << 30)
+    steps: int = Field(128, ge=1, le=2048)
+
+
+class NeighboursJob(_Asked):
+    """Correlate the maps of all units of a layer, over all positions of all photographs. Its result is the layer."""
+
+    kind: Literal["neighbours"]
+    layer: Annotated[str, Field(max_length=2000)]
+
+
+class CompareJob(_Asked):
+    """Draw two circuits of one feature beside each other, on photographs that neither was found on.
+
+    `GET compare?a=&b=` has the document.
+    """
+
+    kind: Literal["compare"]
+    a: Id
+    b: Id
+
+
+class ExtractJob(_Asked):
+    """Turn a circuit into a module of its own. `GET circuits/ID/module` has the file, as the command writes it."""
+
+    kind: Literal["extract"]
+    circuit: Id
+
+
+class AblateJob(_Asked):
+    """Measure a circuit again without one filter or one kernel, on its held-out photographs.
+
+    Its result is an `Ablation`.
+    """
+
+    kind: Literal["ablate"]
+    circuit: Id
+    layer: Annotated[str, Field(max_length=2000)]
+    filter: int = Field(ge=0, le=1 << 30)
+    input: int | None = Field(None, ge=0, le=1 << 30, description="The kernel that reads this channel; None: all.")
+
+
+class PutBackJob(_Asked):
+    """Run the whole model with the circuit's map in place of the unit's, and compare its logits.
+
+    Its result is a `PutBack`. A model without logits of classes fails with a sentence.
+    """
+
+    kind: Literal["put_back"]
+    circuit: Id
+
+
+JobRequest = Annotated[
+    IndexJob
+    | FindJob
+    | EvaluateJob
+    | DiagramJob
+    | SweepJob
+    | SplitJob
+    | VisualiseJob
+    | NeighboursJob
+    | CompareJob
+    | ExtractJob
+    | AblateJob
+    | PutBackJob,
+    Field(discriminator="kind"),
+]

@@ -97,9 +97,9 @@ class Guard:
         if refused is not None:
             await _answer(guarded, *refused)
             return
-        opened = self._opened(scope)
-        if opened is not None:
-            await _answer(guarded, 303, "", [(b"location", opened.encode()), (b"set-cookie", self._set_cookie())])
+        target = self._redirect(scope)
+        if target is not None:
+            await _answer(guarded, 303, "", [(b"location", target.encode()), (b"set-cookie", self._set_cookie())])
             return
         if not self._has_session(headers):
             if scope["method"] == "GET" and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
@@ -162,7 +162,7 @@ class Guard:
             return name == "localhost"
         return True
 
-    def _opened(self, scope: Scope) -> str | None:
+    def _redirect(self, scope: Scope) -> str | None:
         """Return where to go on, without the token, if the request has the right one."""
         query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == _TOKEN]

@@ -6,6 +6,12 @@
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
         diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
+        comparisons/ID-ID-BASIS.json  a diagram of two circuits
+        curves/RECIPE-BASIS.json      circuits of several densities by one recipe, measured
+        modules/ID-BASIS.safetensors  a circuit as a module, which cc.load opens; its costs are in a .json beside it
+        splits/ID.json                a unit's photographs in groups, and the cross-test of their circuits
+        features/LAYER-UNIT-BASIS.png the picture that drives a unit; its values are in a .json beside it
+        neighbours/LAYER-BASIS.json   which units of a layer have correlated maps
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -13,7 +19,7 @@
         thumbs/                       small pictures, made again when they are missing
         lock
 
-Whatever is derived and damaged is removed, made again and said once. Circuits and notes are never removed.
+Whatever is derived and damaged is removed, made again and reported once. Circuits and notes are never removed.
 """
 
 import contextlib
@@ -22,29 +28,28 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from safetensors.numpy import load as from_bytes
-
-from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.circuit_file import CircuitFile
+from convcircuits.explorer.layer_file import INDEX, LayerFile
 from convcircuits.files import fcntl, safe_name, write_whole
+from convcircuits.values.recipe import SIZES
 
-INDEX = "convcircuits-index/1"
 NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
 
-_FOLDERS = ("circuits", "reports", "diagrams", "index", "jobs", "thumbs")
+DERIVED = 2 * 2**30
+"""Bytes of indexes, diagrams, modules and other derived files to keep, those used last, besides the present index."""
 
+LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
+"""Characters of a note's label and text."""
 
-def index_file(number: int, layer: str) -> str:
-    """Return the name of a layer's file in the folder of an index."""
-    return f"{number:03}-{safe_name(layer)}.safetensors"
+_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
+_FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
 
 
 def hash_of(value: Any) -> str:
@@ -53,28 +58,16 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True)
-class CircuitFile:
-    """A file in the folder of circuits.
+def curve_key(provenance: Mapping[str, Any]) -> str | None:
+    """Return a hash of how a circuit was found, but for its size: circuits on one density curve have the same.
 
-    Attributes:
-        id: Hash of its content, 16 hexadecimal digits.
-        file: The file.
-        said: Its header: kind, feature, granularity, relevant, provenance.
-        kept: Number of elements that it keeps.
-        problem: Why it is not a circuit that can be used; empty if it is.
+    None if that is not recorded.
     """
-
-    id: str
-    file: Path
-    said: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    kept: int = 0
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the file, as text that can be answered also if it is not UTF-8."""
-        return os.fsencode(self.file.name).decode("utf-8", "backslashreplace")
+    recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
+    if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
+        return None
+    how = {name: value for name, value in recipe.items() if name not in (*SIZES, "effective_kernels")}
+    return hash_of([how, dict(photographs)])[:16]
 
 
 class Store:
@@ -104,7 +97,7 @@ class Store:
         try:
             for name in _FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder / "lock")
+            self._lock = _locked(folder / "lock", self.remark)
         except OSError as error:
             raise ConvCircuitsError(f"The folder {folder} cannot be used: {error.strerror or error}.") from error
 
@@ -117,6 +110,8 @@ class Store:
             self._lock = None
 
     def _remove_empty(self) -> None:
+        for page in self.folder.glob("open-*.html"):  # which opened the browser
+            page.unlink(missing_ok=True)
         for name in _FOLDERS:
             with contextlib.suppress(OSError):  # it is not empty
                 (self.folder / name).rmdir()
@@ -126,7 +121,7 @@ class Store:
                 self.folder.rmdir()
 
     def remark(self, text: str) -> None:
-        """Say something once."""
+        """Add a remark for the user, unless it has been made already."""
         if text not in self.remarks:
             self.remarks.append(text)
             self.on_remark(text)
@@ -144,7 +139,7 @@ class Store:
                     continue
                 key = (status.st_mtime_ns, status.st_size)
                 known = self._circuits.get(file)
-                found[file] = known if known is not None and known[0] == key else (key, _read_circuit(file))
+                found[file] = known if known is not None and known[0] == key else (key, CircuitFile.read(file))
         self._circuits = found
         return [*{one.id: one for _, one in reversed(found.values())}.values()][::-1]
 
@@ -171,12 +166,43 @@ class Store:
             basis: Hash of what figures depend on: the model, the photographs, the version.
             controls: Whether it shows controls.
         """
-        return self.folder / "diagrams" / f"{id}-{basis[:8]}{'-controls' if controls else ''}.json"
+        return self.derived("diagrams", f"{id}-controls" if controls else id, basis)
+
+    def derived(self, kind: str, name: str, basis: str, suffix: str = ".json") -> Path:
+        """Return the path of a derived file, which has another name if its figures depend on something else.
+
+        Args:
+            kind: Name of its folder.
+            name: What it is of.
+            basis: Hash of what figures depend on: the model, the photographs, the version.
+            suffix: How the name ends.
+        """
+        return self.folder / kind / f"{safe_name(name)}-{basis[:8]}{suffix}"
+
+    def record(self, kind: str, name: str, basis: str) -> dict[str, Any] | None:
+        """Return the content of a derived JSON file that says what it is of, or None if it is missing or damaged."""
+        content = self.read_json(self.derived(kind, name, basis))
+        return (
+            content
+            if isinstance(content, dict) and (content.get("of"), content.get("basis")) == (name, basis)
+            else None
+        )
+
+    def write_record(self, kind: str, name: str, basis: str, content: Mapping[str, Any]) -> None:
+        """Write a derived JSON file."""
+        self.write_json(self.derived(kind, name, basis), {"of": name, "basis": basis, **content})
+
+    def splits(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Return all divisions of units' photographs with their files, the newest first."""
+        folder = self.folder / "splits"
+        files = [*folder.glob("*.json")] if folder.is_dir() else []
+        found = [(file, content) for file in files if isinstance(content := self.read_json(file), dict)]
+        return sorted(found, key=lambda one: -float(one[1].get("made") or 0))
 
     def report(self, id: str) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
-        said = self.read_json(self.report_file(id))
-        return said if isinstance(said, dict) and said.get("circuit") == id else None
+        content = self.read_json(self.report_file(id))
+        return content if isinstance(content, dict) and content.get("circuit") == id else None
 
     # ---------------------------------------- derived files
 
@@ -190,14 +216,15 @@ class Store:
             self._unread(file, error)
             return None
         except (ValueError, RecursionError) as error:
-            self._damaged(file, error)
+            self.damaged(file, error)
             return None
 
     def write_json(self, file: Path, value: Any) -> None:
         """Write a JSON value, completely or not at all."""
         write_whole(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
-    def _damaged(self, file: Path, error: Exception) -> None:
+    def damaged(self, file: Path, error: Exception) -> None:
+        """Remove a damaged derived file, and report it."""
         again = "it will be made again" if not self.read_only else "it is left out"
         self.remark(f"{file.relative_to(self.folder)} was damaged ({' '.join(str(error).split()):.200}); {again}.")
         if not self.read_only:
@@ -205,14 +232,14 @@ class Store:
                 file.unlink()
 
     def _unread(self, file: Path, error: OSError) -> None:
-        """Say that a file cannot be read now. It may be whole: open files run out, a disk is away for a moment."""
+        """Report a file that cannot be read now. It may be intact: open files run out, a disk is away for a moment."""
         self.remark(f"{file.relative_to(self.folder)} cannot be read: {error.strerror or error}.")
 
     def index(self, key: str) -> dict[str, Any] | None:
         """Return what the index with a key says of itself, or None."""
-        said = self.read_json(self.folder / "index" / key / "index.json")
-        fits = isinstance(said, dict) and said.get("schema") == INDEX and said.get("key") == key
-        return said if fits else None
+        content = self.read_json(self.folder / "index" / key / "index.json")
+        fits = isinstance(content, dict) and content.get("schema") == INDEX and content.get("key") == key
+        return content if fits else None
 
     def layer(self, key: str, file: str) -> "LayerFile | None":
         """Return a layer of an index, or None if its file is missing or damaged."""
@@ -236,7 +263,7 @@ class Store:
         except MemoryError:
             raise
         except Exception as error:  # a damaged file makes safetensors raise nearly anything
-            self._damaged(path, error)
+            self.damaged(path, error)
             if not self.read_only:  # without it the index is not complete
                 (path.parent / "index.json").unlink(missing_ok=True)
             return None
@@ -244,21 +271,37 @@ class Store:
     # ---------------------------------------- notes
 
     def notes(self) -> dict[str, Any]:
-        """Return all notes, by what they are of.
+        """Return all notes that can be shown, by what they are of; a remark names the others.
 
-        A damaged file of notes is never removed: it gets another name, and that is said.
+        A damaged file of notes is never removed: it gets another name, and that is reported.
 
         Raises:
             ConvCircuitsError: If the file cannot be read now. It keeps its name, and nothing may be written.
         """
+        notes = self._notes()
+        for of, note in notes.items():
+            if problem := _problem_of(note):
+                self.remark(f"notes.json: the note on {of:.200} is left out, because {problem}.")
+        return {of: note for of, note in notes.items() if not _problem_of(note)}
+
+    def note(self, of: str) -> dict[str, Any]:
+        """Return a note, empty if there is none.
+
+        Raises:
+            ConvCircuitsError: As for ``notes``, or if it cannot be shown.
+        """
+        note: dict[str, Any] = self._notes().get(of, {})
+        if problem := _problem_of(note):
+            raise ConvCircuitsError(f"The note on {of:.200} cannot be shown, because {problem}; edit notes.json.")
+        return note
+
+    def _notes(self) -> dict[str, Any]:
         file = self.folder / "notes.json"
         try:
-            said = json.loads(file.read_bytes())
-            if said["schema"] != NOTES or not isinstance(said["notes"], dict):
+            content = json.loads(file.read_bytes())
+            if content["schema"] != NOTES or not isinstance(content["notes"], dict):
                 raise ValueError("it is of another version")
-            notes: dict[str, Any] = said["notes"]
-            if not all(isinstance(note, dict) for note in notes.values()):
-                raise ValueError("a note has no fields")
+            notes: dict[str, Any] = content["notes"]
             return notes
         except FileNotFoundError:
             return {}
@@ -280,7 +323,7 @@ class Store:
 
     def write_note(self, of: str, note: Mapping[str, Any] | None) -> None:
         """Write a note, or remove it if it is None."""
-        notes = self.notes()
+        notes = self._notes()
         notes.pop(of, None)
         if note is not None:
             notes[of] = dict(note)
@@ -289,23 +332,27 @@ class Store:
     # ---------------------------------------- jobs and pictures
 
     def job(self, id: str) -> dict[str, Any] | None:
-        """Return what came of a job, or None."""
-        said = self.read_json(self.folder / "jobs" / f"{id}.json")
-        return said if isinstance(said, dict) and said.get("id") == id else None
+        """Return what came of a job, or None if its file is missing or damaged."""
+        file = self.folder / "jobs" / f"{id}.json"
+        content = self.read_json(file)
+        if content is None or (isinstance(content, dict) and _is_job(content, id)):
+            return content
+        self.damaged(file, ValueError("it is not what came of a job"))
+        return None
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return what came of all jobs, the earliest first."""
         folder = self.folder / "jobs"
         found = [self.job(file.stem) for file in folder.glob("*.json")] if folder.is_dir() else []
-        return sorted((one for one in found if one is not None), key=lambda one: one.get("ended", 0))
+        return sorted((one for one in found if one is not None), key=lambda one: one["ended"])
 
-    def write_job(self, said: Mapping[str, Any]) -> None:
+    def write_job(self, content: Mapping[str, Any]) -> None:
         """Write what came of a job."""
-        self.write_json(self.folder / "jobs" / f"{said['id']}.json", dict(said))
+        self.write_json(self.folder / "jobs" / f"{content['id']}.json", dict(content))
 
     def thumb(self, name: str) -> bytes | None:
         """Return a small picture, or None."""
-        file = self.folder / "thumbs" / name
+        file = self._thumb_file(name)
         with contextlib.suppress(OSError):
             content = file.read_bytes()
             if not self.read_only:
@@ -317,28 +364,44 @@ class Store:
         """Keep a small picture."""
         if self.read_only:
             return
-        with contextlib.suppress(ConvCircuitsError):  # a full disk takes no picture away
-            write_whole(self.folder / "thumbs" / name, content)
+        with contextlib.suppress(ConvCircuitsError, OSError):  # a full disk takes no picture away
+            file = self._thumb_file(name)
+            file.parent.mkdir(exist_ok=True)
+            write_whole(file, content)
             self._untrimmed += len(content)
         if self._untrimmed > THUMBS // 8:
             self.trim()
 
-    def trim(self) -> None:
-        """Remove the small pictures that were used longest ago, down to ``THUMBS`` bytes."""
+    def _thumb_file(self, name: str) -> Path:
+        """Return the path of a small picture, in one of many folders: writing a file lists its folder."""
+        return self.folder / "thumbs" / name[:2] / name
+
+    def trim(self, key: str | None = None) -> None:
+        """Remove what was derived and used longest ago, down to ``THUMBS`` and ``DERIVED`` bytes.
+
+        Circuits, reports, curves, divisions and notes are not removed.
+
+        Args:
+            key: The hash of the index in use, which stays.
+        """
         if self.read_only:
             return
-        self._untrimmed, found = 0, []
-        folder = self.folder / "thumbs"
-        for file in folder.iterdir() if folder.is_dir() else []:
+        self._untrimmed = 0
+        _evict([[file] for file in self.folder.glob("thumbs/**/*") if file.is_file()], THUMBS)
+        groups: dict[Path, list[Path]] = {}
+        for folder in _EVICTED:
+            for file in self.folder.glob(f"{folder}/*"):
+                groups.setdefault(file.with_suffix(""), []).append(file)  # a module and its costs
+        for folder_of_index in self.folder.glob("index/*"):
+            if folder_of_index.name != key:
+                groups[folder_of_index] = [*folder_of_index.glob("*")]
+        _evict([*groups.values()], DERIVED)
+
+    def used(self, file: Path) -> None:
+        """Record that a derived file was used just now, so that others are removed before it."""
+        if not self.read_only:
             with contextlib.suppress(OSError):
-                found.append((file.stat().st_mtime, file.stat().st_size, file))
-        total = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
-            if total <= THUMBS:
-                break
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-            total -= size
+                os.utime(file)
 
     def size(self) -> int:
         """Return the bytes of all files."""
@@ -350,102 +413,70 @@ class Store:
         return total
 
 
+def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
+    """Remove groups of files, those used longest ago first, until the rest has at most so many bytes."""
+    found = []
+    for files in groups:
+        with contextlib.suppress(OSError):
+            all_of_it = [file.stat() for file in files]
+            found.append(
+                (max((one.st_mtime for one in all_of_it), default=0.0), sum(s.st_size for s in all_of_it), files)
+            )
+    total = sum(size for _, size, _ in found)
+    for _, size, files in sorted(found, key=lambda one: one[0]):
+        if total <= most:
+            break
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        for folder in {file.parent for file in files}:
+            if folder.parent.name == "index":
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        total -= size
+
+
+def _problem_of(note: Any) -> str:
+    """Return why a note cannot be shown, or an empty text."""
+    kinds = {"label": str, "star": bool, "text": str}
+    if not isinstance(note, dict) or not note.keys() <= kinds.keys():
+        return "it has other fields than label, star and text"
+    for name, value in note.items():
+        if not isinstance(value, kinds[name]):
+            return f"its {name} is {value!r:.80}"
+    for name, most in (("label", LONGEST_LABEL), ("text", LONGEST_TEXT)):
+        if len(note.get(name, "")) > most:
+            return f"its {name} has more than {most:,} characters"
+    return ""
+
+
+def _is_job(content: Mapping[str, Any], id: str) -> bool:
+    """Return whether a JSON object is what came of the job with an id."""
+    kinds: dict[str, Any] = {
+        "kind": str,
+        "parameters": dict,
+        "result": dict,
+        "created": (int, float),
+        "ended": (int, float),
+    }
+    fits = all(isinstance(content.get(name), kind) and content[name] is not True for name, kind in kinds.items())
+    return fits and content.get("id") == id and content.get("state") == "done"
+
+
 _LAYERS = 8  # of an index that stay in memory
 
 
-@dataclass(frozen=True)
-class LayerFile:
-    """A layer of an index.
-
-    Attributes:
-        said: Its header.
-        arrays: Its arrays, as ``explorer.index`` wrote them.
-    """
-
-    said: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-    @classmethod
-    def read(cls, content: bytes) -> "LayerFile":
-        """Read a file's content. Errors are those of any damaged file."""
-        arrays = from_bytes(content)
-        said = json.loads(seals.metadata(content)[seals.KEY])
-        if said["schema"] != INDEX or not seals.is_sealed(content, said):
-            raise ValueError("its checksum does not match")
-        return cls(said, arrays)
-
-    def highest(self, unit: int, *, padding: bool) -> list[dict[str, Any]]:
-        """Return the images on which a unit is highest, on the interior or anywhere."""
-        where = "anywhere" if padding else "inside"
-        image, value, position, box = (
-            self.arrays[f"{where}/{name}"][unit].tolist() for name in ("image", "value", "position", "box")
-        )
-        return [
-            {"image": i, "value": v, "position": p, "box": b}
-            for i, v, p, b in zip(image, value, position, box, strict=True)
-        ]
-
-    def among(self, unit: int, order: Callable[[np.ndarray], np.ndarray], count: int) -> list[dict[str, Any]]:
-        """Return images of the pool, in the order of a function of the unit's highest values on the interior."""
-        values = self.arrays["pool/value"][unit]
-        return [self._example(unit, int(place)) for place in order(values)[:count]]
-
-    def _example(self, unit: int, place: int) -> dict[str, Any]:
-        width = self.said["map"][1]
-        row, column = divmod(int(self.arrays["pool/place"][unit, place]), width)
-        (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
-        return {
-            "image": int(self.arrays["pool/image"][place]),
-            "value": float(self.arrays["pool/value"][unit, place]),
-            "position": [row, column],
-            "box": [top, left, bottom - top, right - left],
-        }
-
-    def histogram(self, unit: int) -> dict[str, Any]:
-        """Return a unit's histogram without the empty bins at its ends."""
-        counts, width = self.arrays["histogram/counts"][unit], 2.0 ** int(self.arrays["histogram/exponent"][unit])
-        (full,) = counts.nonzero()
-        first, last = (int(full[0]), int(full[-1]) + 1) if len(full) else (0, 0)
-        half = len(counts) // 2
-        return {
-            "edges": [(n - half) * width for n in range(first, last + 1)],
-            "counts": counts[first:last].tolist(),
-            "every": self.said["every"],
-        }
-
-
-def _read_circuit(file: Path) -> CircuitFile:
-    content = file.read_bytes()
-    one = CircuitFile(hashlib.sha256(content).hexdigest()[:16], file)
-    try:
-        tensors = from_bytes(content)
-        said = json.loads(seals.metadata(content)[seals.KEY])
-        if not seals.is_sealed(content, said):
-            return replace(one, problem=f"{one.name} is damaged: its checksum does not match.")
-        if said["kind"] != "circuit":
-            return replace(one, problem=f"{one.name} holds {said['kind']!s:.80}, not a circuit.")
-        json.dumps(said, ensure_ascii=False, allow_nan=False).encode()  # it can be answered
-        feature, provenance, relevant = said["feature"], said["provenance"], said["relevant"]
-        lacks = {"layer", "unit", "position"} - {*feature} or {"granularity"} - {*said}
-        if lacks or not isinstance(provenance, dict) or not isinstance(relevant, int):
-            raise ValueError("its header is not that of a circuit")
-        kept = sum(int(x.sum()) for name, x in tensors.items() if name.startswith("elements/"))
-        return replace(one, said=said, kept=kept)
-    except Exception as error:  # a foreign or damaged file makes safetensors raise nearly anything
-        reason = " ".join(f"{error!r}".split()).encode("utf-8", "replace").decode()
-        return replace(one, problem=f"{one.name} is not a circuit ({reason:.200}).")
-
-
-def _locked(file: Path) -> BinaryIO:
-    """Open and lock a file as long as this process lives.
+def _locked(file: Path, remark: Callable[[str], None]) -> BinaryIO:
+    """Open and lock a file as long as this process lives; a remark says if that is not possible there.
 
     Raises:
         ConvCircuitsError: If another process has locked it.
     """
     handle = file.open("a+b")
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is None:
+            raise OSError("no locks here")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         handle.seek(0)
         owner = handle.read(20).decode("ascii", "replace").strip()
@@ -454,8 +485,11 @@ def _locked(file: Path) -> BinaryIO:
             f"{file.parent} is open in another explorer (process {owner or 'unknown'}); end that one, or give another "
             "--project."
         ) from error
-    except OSError:
-        return handle  # no locks on this file system
+    except OSError as error:
+        remark(
+            f"{file.parent} is on a file system without locks ({error.strerror or error}), so a second explorer could "
+            "open it too; see that only one does."
+        )
     handle.truncate(0)
     handle.write(str(os.getpid()).encode())
     handle.flush()

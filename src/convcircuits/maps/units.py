@@ -23,6 +23,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.feature import Feature, Position, flattened
+from convcircuits.values.measures import MEASURES, ranked
 from convcircuits.values.report import without_nan
 from convcircuits.values.tables import suggest
 from convcircuits.values.top import Top
@@ -50,18 +51,6 @@ RULE = (
     f"average map of other photographs with R2 below {AVERAGE_MAP:.2g}"
 )
 """How ``choose_unit`` chooses. The rule considers no circuit."""
-
-MEASURES = {
-    "rectified_variance": "varies",
-    "active": "active",
-    "active_images": "images",
-    "sparsity": "sparsity",
-    "at_border": "at border",
-    "inside": "inside",
-    "average_map_r2": "average map",
-    "highest": "highest",
-}
-"""What the units of a layer can be sorted by, and its heading in a table."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +161,9 @@ class Units(list[UnitStatistics]):
         """
         if by not in MEASURES:
             raise ConvCircuitsError(f"There is no measure {by!r}. {suggest(by, MEASURES)}")
-        sign = 1 if lowest_first else -1
-
-        def key(one: UnitStatistics) -> tuple[bool, bool, float]:
-            value = getattr(one, by)
-            return one.dead, math.isnan(value), 0.0 if math.isnan(value) else sign * value
-
-        return sorted(self, key=key)
+        order = ranked([one.as_dict() for one in self], by, lowest_first=lowest_first)
+        statistics = {one.unit: one for one in self}
+        return [statistics[row["unit"]] for row in order]
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the statistics as a table with one row per unit, indexed by unit, and whether it is dead or allowed.

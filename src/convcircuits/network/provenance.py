@@ -1,14 +1,17 @@
 """Provenance: enough to identify a result and to compute it again."""
 
+import contextlib
 import hashlib
+import itertools
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.network.calls import KernelCall
 from convcircuits.network.capture import Network
 from convcircuits.network.reach import Survey
 from convcircuits.values.feature import Feature
@@ -36,6 +39,30 @@ def weights_hash(network: Network, survey: Survey) -> str:
     Every byte is read, at 1 to 2 GB/s, because a cache by tensor version would miss writes through ``.data``.
     """
     return tensors_hash(network.state(survey.modules))
+
+
+def weights_up_to(network: Network, feature: Feature, images: Tensor) -> str:
+    """Return the hash that ``weights_hash`` gives for a feature's layer, from one run instead of a survey."""
+    modules: dict[str, None] = {}
+    target, calls = network.layer(feature.layer), itertools.count()
+
+    def kernel(call: KernelCall) -> Tensor:
+        modules[call.layer] = None
+        return call.compute()
+
+    def on_exit(module: nn.Module, output: Any) -> None:
+        modules[network.running()] = None
+        if module is target and next(calls) == (feature.call or 0):
+            modules.update(dict.fromkeys(network.all_running()))
+            raise _Reached
+
+    with torch.no_grad(), contextlib.suppress(_Reached):
+        network.forward(images, kernel, on_exit)
+    return tensors_hash(network.state(modules))
+
+
+class _Reached(BaseException):
+    """Stop a forward pass after the feature's layer. Not an ``Exception``, so that no model catches it."""
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,6 @@
 """A circuit: the kernels, filters or weights that are kept. It is only data; other modules run, measure and draw it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,46 @@ class Circuit:
 
     def __sub__(self, other: "Circuit") -> "Circuit":
         return self._combined(other, lambda a, b: a & ~b, "-")
+
+    def without(self, layer: str, filter: int, input: int | None = None) -> "Circuit":
+        """Return the circuit without one filter, or without one kernel. Its calibration stays.
+
+        Kernels that read the filter stay too, but are no longer effective.
+
+        Args:
+            layer: Name of the layer.
+            filter: Index of the filter.
+            input: Index of the channel, within its group, that the kernel reads; None for all kernels of the filter.
+
+        Raises:
+            ConvCircuitsError: If there is no such filter or kernel in the circuit.
+
+        Examples:
+            >>> smaller = circuit.without("features.0", 2)
+            >>> bool(smaller["features.0"][2].any())
+            False
+        """
+        mask = self.elements[layer]
+        if input is not None and self.granularity == "filter":
+            raise ConvCircuitsError("A circuit of filters keeps or drops all kernels of a filter; give no input.")
+        if self.granularity == "weight" and mask.dim() == 4:
+            mask = mask.flatten(2).any(2)
+        sizes = {"filter": (filter, len(mask)), **({} if input is None else {"input": (input, mask.shape[1])})}
+        for name, (number, size) in sizes.items():
+            if not 0 <= number < size:
+                raise ConvCircuitsError(f"{layer} has {size} {name}s, numbered from 0; got {number}.")
+        place: Any = filter if input is None else (filter, input)
+        if not bool(mask[place].any()):
+            what = f"filter {filter}" if input is None else f"the kernel of filter {filter} that reads channel {input}"
+            raise ConvCircuitsError(f"The circuit does not keep {what} of {layer}; choose one that it keeps.")
+        elements = self.elements[layer].clone()
+        elements[place] = False
+        provenance = {k: v for k, v in self.provenance.items() if k in (*_SHARED, "images")}
+        return dataclasses.replace(
+            self,
+            elements=LayerTable({**self.elements, layer: elements}),
+            provenance=provenance | {"made_by": "without", "from": [dict(self.provenance)]},
+        )
 
     def _combined(self, other: "Circuit", rule: Callable[[Tensor, Tensor], Tensor], sign: str) -> "Circuit":
         self._check_comparable(other)

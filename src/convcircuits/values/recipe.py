@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convcircuits.errors import ConvCircuitsError
+from convcircuits.errors import ConvCircuitsError, option
 
 DENSITY = 0.05
 """The share of relevant elements to keep if no size is given."""
@@ -24,6 +24,27 @@ SIZES = ("density", "kernels", "reach_r2", "filters", "fan_in", "drawable")
 def default_criterion(granularity: str) -> str:
     """Return the criterion that ``find`` uses if none is given: the best one measured that such elements can have."""
     return "progressive" if granularity == "kernel" else "gauss_newton"
+
+
+def check_size(given: Mapping[str, Any]) -> None:
+    """Check that the size of a circuit is given in at most one way.
+
+    Args:
+        given: Fields of a recipe; those that are missing, None or False are not given.
+
+    Raises:
+        ConvCircuitsError: If it is given in several ways, or one of ``filters`` and ``fan_in`` is missing.
+    """
+    sizes = {name for name in SIZES if given.get(name) is not None and given[name] is not False}
+    if len({"filters" if name == "fan_in" else name for name in sizes}) > 1:
+        raise ConvCircuitsError(
+            f"Give only one of {option('density')} (a share), {option('kernels')} (a number), {option('reach_r2')} (an "
+            f"R2), {option('filters')} with {option('fan_in')}, and {option('drawable')}."
+        )
+    if len(sizes & {"filters", "fan_in"}) == 1:
+        raise ConvCircuitsError(
+            f"Give both {option('filters')}, a number for each layer, and {option('fan_in')}, one for each filter."
+        )
 
 
 def option_value(text: str) -> Any:

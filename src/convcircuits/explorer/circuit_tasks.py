@@ -1,0 +1,240 @@
+"""What the worker does about circuits: find, measure, draw, compare, extract, take apart. Figures are the library's."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import convcircuits as cc
+from convcircuits.circuits.comparison import circuits_at
+from convcircuits.circuits.evaluation import evaluate_all
+from convcircuits.circuits.replacing import replaced
+from convcircuits.circuits.responses import responses
+from convcircuits.compiler.costs import costs
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.project import Again, Progress, Project
+from convcircuits.explorer.store import curve_key
+from convcircuits.files import named_after, write_whole
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.recipes import Setup, criterion_options, follow, noted, recipe_of, set_up, side
+from convcircuits.texts import names
+from convcircuits.values.report import Evaluation
+
+
+def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
+    """Find a circuit as the command does, and measure it on held-out photographs."""
+    begun, loaded = time.monotonic(), project.loaded
+    recipe = project.recipe(feature=feature, options=tuple(options), **fields)
+    parsed = loaded.feature(recipe.feature)
+    recipe = replace(recipe, feature=str(parsed))
+    progress.phase("cutting photographs")
+    setup = set_up(recipe, loaded, list(project.materials.pictures), list(project.materials.left_out))
+    progress.phase(f"finding a circuit with {recipe.criterion}")
+    chosen = criterion_options(options, files=False)
+    circuits, reached = follow(recipe, parsed, setup, chosen, batch_size=project.batch_size, progress=progress)
+    circuit = project.recorded(circuits[-1], recipe, setup)
+    report = _measured(project, progress, circuit, setup)
+    name = f"{named_after(loaded.name, parsed.slug)}-{recipe.criterion}-{len(circuit)}"
+    circuit = noted(circuit, setup.notes)
+    id = kept(project, circuit, name)
+    project.write_report(id, report, circuit, setup.by_name, setup, time.monotonic() - begun, **reached)
+    return {"circuit": id}
+
+
+def kept(project: Project, circuit: cc.Circuit, name: str) -> str:
+    """Write a circuit to the folder, unless it is there already, found by the command or otherwise. Return its id."""
+    file = cc.save(circuit, project.folder.place_for(name))
+    id = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    if any(one.id == id and one.file != file for one in project.folder.circuits()):
+        file.unlink()
+    return id
+
+
+def evaluate(project: Project, progress: Progress, *, circuit: str) -> dict[str, Any]:
+    """Measure a circuit on its held-out photographs."""
+    begun = time.monotonic()
+    again = project.again(circuit, progress)
+    report = _measured(project, progress, again.circuit, again.setup)
+    # As the circuit says: the set-up does not cut again those that its size or constants were chosen on.
+    by_name = {**again.circuit.provenance["photographs"], "held_out": again.setup.held_out.names}
+    project.write_report(again.file.id, report, again.circuit, by_name, again.setup, time.monotonic() - begun)
+    return {"circuit": circuit}
+
+
+def _measured(project: Project, progress: Progress, circuit: cc.Circuit, setup: Setup) -> Evaluation:
+    progress.phase("measuring on held-out photographs")
+    return cc.evaluate(
+        project.loaded.model,
+        circuit,
+        setup.held_out.images,
+        fit=setup.fit,
+        batch_size=project.batch_size,
+        progress=progress,
+    )
+
+
+def diagram(project: Project, progress: Progress, *, circuit: str, controls: bool) -> dict[str, Any]:
+    """Draw a circuit."""
+    again = project.again(circuit, progress)
+    file = project.folder.diagram_file(again.file.id, project.materials.basis, controls=controls)
+    write_whole(file, _drawn(project, progress, again, controls=controls))
+    return {"circuit": circuit}
+
+
+def compare(project: Project, progress: Progress, *, a: str, b: str) -> dict[str, Any]:
+    """Draw two circuits of one feature beside each other, measured on photographs that neither was found on."""
+    again, other = project.again(a, progress), project.again(b, progress)
+    ids, by_name = project.materials.ids, other.circuit.provenance["photographs"]
+    used = {ids.get(name) for role, some in by_name.items() if role != "held_out" for name in some}
+    seen = [name for name in again.setup.held_out.names if ids.get(name) in used]
+    if seen:
+        raise ConvCircuitsError(
+            f"{names(seen)} were held out from {again.file.name}, but {other.file.name} was found on them; compare "
+            "circuits that were found with the same seed and held-out share."
+        )
+    file = project.folder.derived("comparisons", f"{a}-{b}", project.materials.basis)
+    write_whole(file, _drawn(project, progress, again, against=other.circuit, controls=False))
+    return {"a": a, "b": b}
+
+
+def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> bytes:
+    progress.phase("drawing")
+    drawn = cc.diagram(
+        project.loaded.model,
+        again.circuit,
+        images=again.setup.pictured(),
+        held_out=again.setup.held_out.images,
+        fit=again.setup.fit,
+        primaries=project.loaded.primaries(),
+        batch_size=project.batch_size,
+        progress=progress,
+        **how,
+    )
+    return drawn.document.to_json().encode()
+
+
+def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequence[float]) -> dict[str, Any]:
+    """Measure the density curve of a circuit's recipe."""
+    begun, again = time.monotonic(), project.again(circuit, progress)
+    recipe, key = recipe_of(again.circuit), curve_key(again.circuit.provenance)
+    if recipe is None or key is None:
+        raise ConvCircuitsError(f"{again.file.name} does not say how it was found, so it has no density curve.")
+    if recipe.granularity != "kernel" or recipe.refit != "none":
+        raise ConvCircuitsError(
+            "A density curve is measured of kernels whose constants are not fitted afterwards; this recipe has "
+            f"granularity {recipe.granularity} and refit {recipe.refit}."
+        )
+    shares = sorted({*densities}, reverse=True)
+    progress.phase(f"finding {len(shares)} circuits with {recipe.criterion}")
+    found = circuits_at(
+        project.loaded.model,
+        again.circuit.feature,
+        again.setup.train.images,
+        shares,
+        criterion=recipe.criterion,
+        batch_size=project.batch_size,
+        seed=recipe.seed,
+        progress=progress,
+        **criterion_options(recipe.options, files=False),
+    )
+    progress.phase("measuring on held-out photographs")
+    reports = evaluate_all(
+        project.loaded.model,
+        found,
+        again.setup.held_out.images,
+        fit=again.setup.fit,
+        batch_size=project.batch_size,
+        progress=progress,
+    )
+    first = reports[0].as_dict()
+    record = {
+        "criterion": recipe.criterion,
+        "images": first["images"],
+        "photographs": len(again.setup.held_out.names),
+        **{name: first[name] for name in ("r2_average_map", "r2_average_map_interior")},
+        "points": [_point(share, report) for share, report in zip(shares, reports, strict=True)],
+        "note": "One descent passes through all densities, so a circuit may differ from one that is found alone."
+        if recipe.criterion in ("progressive", "learned")
+        else "",
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    project.folder.write_record("curves", key, project.materials.basis, record)
+    return {"circuit": circuit}
+
+
+def _point(density: float, report: Evaluation) -> dict[str, Any]:
+    figures = report.as_dict()
+    shown = ("kernels", "effective_kernels", "constants", "r2", "r2_interior", "r2_rectified", "r2_random")
+    return {"density": density, **{name: figures[name] for name in (*shown, "r2_random_interior", "verdict")}}
+
+
+def extract(project: Project, progress: Progress, *, circuit: str) -> dict[str, Any]:
+    """Turn a circuit into a module of its own, and record what it costs."""
+    again, loaded = project.again(circuit, progress), project.loaded
+    recipe = recipe_of(again.circuit)
+    size = project.materials.opening.size if recipe is None else recipe.size
+    shape = (loaded.channels, *(side(size) or loaded.size))
+    progress.phase("extracting")
+    module = cc.extract(loaded.model, again.circuit, input_shape=shape, progress=progress)
+    progress.phase("timing")
+    found = costs(loaded.model, again.circuit, module, shape, batch_size=1, repeats=1, progress=progress)
+    basis = project.materials.basis
+    file = cc.save(module, project.folder.derived("modules", circuit, basis, ".safetensors"))
+    record = {
+        "bytes": file.stat().st_size,
+        "difference": found.difference,
+        "parameters": found.module.parameters,
+        "macs": found.module.macs,
+        "full_parameters": found.full.parameters,
+        "full_macs": found.full.macs,
+    }
+    project.folder.write_record("modules", circuit, basis, record)
+    return {"circuit": circuit}
+
+
+def ablate(
+    project: Project, progress: Progress, *, circuit: str, layer: str, filter: int, input: int | None
+) -> dict[str, Any]:
+    """Measure a circuit without one filter or one kernel, beside the whole of it."""
+    again = project.again(circuit, progress)
+    without = again.circuit.without(layer, filter, input)
+    progress.phase("measuring on held-out photographs")
+    both = [again.circuit, without]
+    images = again.setup.held_out.images
+    common: dict[str, Any] = {"batch_size": project.batch_size, "progress": progress}
+    reports = evaluate_all(project.loaded.model, both, images, controls=[None, None], readout=False, **common)
+    progress.phase("measuring how much of the response is left")
+    network = Network(project.loaded.model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=project.batch_size)
+    shape = batches.first_shape()
+    subject = Subject.open(network, again.circuit.feature, shape)
+    full, *shares = responses(subject, [subject.masks(one, shape, effective=True) for one in both], batches).maximum
+    before, after = (
+        {name: figures[name] for name in ("kernels", "effective_kernels", "r2", "r2_interior", "r2_rectified")}
+        | {"kept": float(share.sum() / full.sum()) if float(full.sum()) > 0 else None}
+        for figures, share in zip((one.as_dict() for one in reports), shares, strict=True)
+    )
+    about = {"circuit": circuit, "layer": layer, "filter": filter, "input": input}
+    return {**about, "images": reports[0].images, "before": before, "after": after}
+
+
+def put_back(project: Project, progress: Progress, *, circuit: str) -> dict[str, Any]:
+    """Run the whole model with the circuit's map in place of the unit's."""
+    again = project.again(circuit, progress)
+    progress.phase("running the model with the circuit's map")
+    if again.setup.fit is None:
+        raise ConvCircuitsError(
+            f"{again.file.name} was found on none of these photographs, so there is no average map."
+        )
+    found = replaced(
+        project.loaded.model,
+        again.circuit,
+        again.setup.held_out.images,
+        fit=again.setup.fit,
+        batch_size=project.batch_size,
+        progress=progress,
+    )
+    return {"circuit": circuit, **asdict(found)}

@@ -1,0 +1,131 @@
+"""Routes of circuits: their figures, diagrams and files."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Response
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer import schemas
+from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath, IdInQuery
+from convcircuits.explorer.session import Session
+from convcircuits.values.recipe import Recipe
+
+
+def add(app: FastAPI, session: Session) -> None:
+    """Add the routes."""
+    get = partial(app.get, tags=["circuits"])
+
+    @get("/api/v1/circuits", responses=PROBLEMS)
+    def circuits() -> list[schemas.CircuitCard]:
+        """The circuits in the project's folder, those that the command wrote there too."""
+        return [schemas.CircuitCard(**session.card(one)) for one in session.store.circuits()]
+
+    @get("/api/v1/circuits/{circuit}", responses=PROBLEMS)
+    def circuit(circuit: IdInPath) -> schemas.Circuit:
+        """A circuit, its figures and how it was found."""
+        one = session.circuit(circuit)
+        origin = dict(one.header.get("provenance", {}))
+        curve, module = None if one.problem else session.curve(one), session.record("modules", one.id, schemas.Module)
+        return schemas.Circuit(
+            **session.card(one),
+            provenance=origin,
+            curve=curve,
+            module=module,
+            **_found_again(origin, one.file.name),
+        )
+
+    @get(
+        "/api/v1/circuits/{circuit}/diagram",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
+    )
+    def diagram(circuit: IdInPath) -> Response:
+        """The document of its diagram, which the job ``diagram`` makes."""
+        one = session.circuit(circuit)
+        file = session.diagram(one)
+        document = None if file is None else session.store.read_json(file)
+        if document is None:
+            raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
+        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
+
+    @get(
+        "/api/v1/circuits/{circuit}/file",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/octet-stream": {}}, "description": "The file."}},
+    )
+    def file(circuit: IdInPath) -> Response:
+        """The circuit's file, as ``convcircuits find`` writes it."""
+        one = session.circuit(circuit)
+        content = one.file.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] != circuit:
+            raise HTTPException(404, f"There is no circuit {circuit} in the project.")
+        return _download(content, one.file.name)
+
+    @get(
+        "/api/v1/circuits/{circuit}/module",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/octet-stream": {}}, "description": "The file."}},
+    )
+    def module(circuit: IdInPath) -> Response:
+        """The circuit as a module, as ``convcircuits extract`` writes it; the job ``extract`` makes it."""
+        one = session.circuit(circuit)
+        found = session.derived("modules", one.id, ".safetensors")
+        if found is None:
+            raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
+        return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
+
+    @get(
+        "/api/v1/circuits/{circuit}/bundle",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/zip": {}}, "description": "The ZIP file."}},
+    )
+    def bundle(circuit: IdInPath, photographs: bool = False) -> Response:
+        """The circuit with its report, diagram, note and commands in one file, which ``explore --bundle`` opens.
+
+        ``photographs`` adds those that it was found and measured on, if they are files of a folder.
+        """
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        origin = dict(one.header["provenance"])
+        content = session.bundle(one, _found_again(origin, one.file.name), photographs=photographs)
+        return _download(content, f"{one.file.stem}.zip", "application/zip")
+
+    @get(
+        "/api/v1/compare",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"application/json": {}}, "description": "convcircuits-diagram/2."}},
+    )
+    def compare(a: IdInQuery, b: IdInQuery) -> Response:
+        """The diagram of two circuits, which the job ``compare`` draws."""
+        first, second = session.circuit(a), session.circuit(b)
+        found = session.derived("comparisons", f"{first.id}-{second.id}", ".json")
+        document = None if found is None else session.store.read_json(found)
+        if document is None:
+            raise HTTPException(404, "These circuits have not been compared yet; the job compare does that.")
+        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
+
+
+def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return the command and the Python that find a circuit again, as far as it says how it was found."""
+    try:
+        recipe = Recipe.from_json(origin["recipe"])
+        path = origin.get("path")
+        if path is not None and recipe.reach_r2 is None and path["asked"] != [origin.get("asked")]:
+            return {}  # a larger circuit on the way to the one that the recipe asks for
+    except (KeyError, TypeError, AttributeError, ConvCircuitsError):
+        return {}
+    return {"command": recipe.command(file), "python": recipe.python()}
+
+
+def _download(content: bytes, name: str, kind: str = "application/octet-stream") -> Response:
+    headers = {"content-disposition": f'attachment; filename="{_ascii(name)}"'}
+    return Response(content, media_type=kind, headers=headers)
+
+
+def _ascii(name: str) -> str:
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "-_.+" else "-" for c in name)

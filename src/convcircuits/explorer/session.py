@@ -1,0 +1,414 @@
+"""What the routes look up: layers, units, photographs, circuits and jobs, by ids and names. No torch.
+
+No text of a request becomes a path. It is looked up in tables that the folder and the worker fill.
+"""
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import HTTPException
+from pydantic import BaseModel, ValidationError
+
+from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer import bundle, schemas
+from convcircuits.explorer.circuit_file import CircuitFile
+from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
+from convcircuits.explorer.layer_file import LayerFile
+from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.store import Store, curve_key
+from convcircuits.version import __version__
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class Session:
+    """What the routes answer from: the folder, the jobs and the worker.
+
+    Args:
+        opening: What to open.
+        read_only: Change nothing.
+
+    Raises:
+        ConvCircuitsError: If the project's folder cannot be used.
+    """
+
+    def __init__(self, opening: Opening, *, read_only: bool = False) -> None:
+        self.opening, self.read_only, self.events = opening, read_only, Events()
+        self.store = Store(opening.project, read_only=read_only)
+        self.jobs = Jobs(opening, self.store, self.events)
+        self.store.on_remark = lambda text: self.events.publish("remark", {"text": text})
+        if opening.bundle is not None:
+            try:
+                bundle.Bundle.read(opening.bundle).unpack(self.store)
+            except BaseException:
+                self.store.close()
+                raise
+        self.jobs.on_ready = self._ready
+        self.streams = 0
+        self.closing = False
+        self.notes = threading.Lock()
+        self._weights: dict[str, str] = {}  # layer -> hash of the weights up to it
+
+    def _ready(self) -> None:
+        """Start the index, or continue it, as soon as the model is loaded."""
+        if not self.read_only:
+            self.store.trim(self.about()["key"])
+            index = self.index()
+            if index is None or not index["complete"]:
+                self.submit({"kind": "index"})
+
+    # ---------------------------------------- lookups
+
+    def about(self) -> dict[str, Any]:
+        """Return the worker's description of the model.
+
+        Raises:
+            UnavailableError: If it is not ready.
+        """
+        if self.jobs.about is None:
+            raise UnavailableError(self.jobs.problem or "The model is still being loaded; ask again in a moment.")
+        return self.jobs.about
+
+    def photo(self, id: str) -> dict[str, Any]:
+        """Return a photograph."""
+        found = next((one for one in self.about()["photographs"] if one["id"] == id), None)
+        if found is None:
+            raise HTTPException(404, f"There is no photograph {id}.")
+        photo: dict[str, Any] = found
+        return photo
+
+    def layer(self, name: str) -> dict[str, Any]:
+        """Return a layer by its name or alias."""
+        found = next((one for one in self.about()["layers"] if name in (one["name"], one["alias"]) and name), None)
+        if found is None:
+            raise HTTPException(404, f"There is no layer {name!r:.100}.")
+        layer: dict[str, Any] = found
+        return layer
+
+    def unit(self, layer: Mapping[str, Any], unit: int) -> None:
+        """Check that a layer has a unit."""
+        if unit >= layer["units"]:
+            raise HTTPException(404, f"{layer['name']} has {layer['units']} units; there is no unit {unit}.")
+
+    def index(self) -> dict[str, Any] | None:
+        """Return the index's own file, or None."""
+        return self.store.index(self.about()["key"])
+
+    def indexed(self, layer: Mapping[str, Any]) -> tuple[LayerFile, list[int]]:
+        """Return the index of a layer, and the number of the photograph of each of its images."""
+        index = self.index()
+        if index is not None:
+            file = next((one["file"] for one in index["layers"] if one["layer"] == layer["name"]), None)
+            found = None if file is None else self.store.layer(index["key"], file)
+            if found is not None and found.header["layer"] == layer["name"] and found.header["key"] == index["key"]:
+                return found, found.header["read"]  # its own: the index's file is written after it
+            why = index["left_out"].get(layer["name"])
+            if why:
+                raise HTTPException(404, f"{layer['name']} is not indexed: {why}")
+            if file is not None:
+                self.index_again()
+        if not layer["indexed"]:
+            why = self.about()["not_indexed"].get(layer["name"], f"{layer['name']} is no convolution.")
+            raise HTTPException(404, f"{layer['name']} is not indexed: {why}")
+        raise HTTPException(404, f"{layer['name']} has not been indexed yet; the job index does that.")
+
+    def index_again(self) -> None:
+        """Queue the index again, after one of its files was damaged."""
+        if not self.read_only:
+            self.submit({"kind": "index"})
+
+    def examples(self, found: list[dict[str, Any]], read: list[int]) -> list[schemas.Example]:
+        """Name the photographs of examples."""
+        every = self.about()["photographs"]
+        answers = []
+        for one in found:
+            photo = every[read[one["image"]]]
+            answers.append(
+                schemas.Example(
+                    photo=photo["id"],
+                    name=photo["name"],
+                    value=one["value"],
+                    position=one["position"],
+                    box=one["box"],
+                )
+            )
+        return answers
+
+    def circuit(self, id: str) -> CircuitFile:
+        """Return a circuit."""
+        found = self.store.circuit(id)
+        if found is None:
+            raise HTTPException(404, f"There is no circuit {id} in the project.")
+        return found
+
+    def card(self, one: CircuitFile) -> dict[str, Any]:
+        """Return what is shown of a circuit."""
+        card: dict[str, Any] = {"id": one.id, "file": one.name, "problem": one.problem}
+        if one.problem:
+            return card
+        header, origin = one.header, one.header["provenance"]
+        position = header["feature"]["position"]
+        return card | {
+            "feature": str(origin.get("feature", "")),
+            "layer": header["feature"]["layer"],
+            "unit": header["feature"]["unit"],
+            "position": position
+            if isinstance(position, str)
+            else "boxes"
+            if isinstance(position, dict)
+            else ",".join(map(str, position)),
+            "criterion": str(origin.get("criterion") or ""),
+            "granularity": header["granularity"],
+            "kept": one.kept,
+            "relevant": header["relevant"],
+            "density": one.kept / max(1, header["relevant"]),
+            "report": self.report(one),
+            "diagram": self.diagram(one) is not None,
+            "same_weights": self.same_weights(one),
+            "group": str(origin.get("group", "")),
+        }
+
+    def same_weights(self, one: CircuitFile) -> bool | None:
+        """Return whether a circuit is of this model's weights, as far as its layer; None if that is not known yet."""
+        about = self.jobs.about
+        if about is None:
+            return None
+        layer = one.header["feature"]["layer"]
+        if layer not in self._weights:
+            try:
+                self._weights[layer] = self.jobs.ask("weights", layer)
+            except (UnavailableError, ConvCircuitsError):
+                return None
+        return bool(self._weights[layer] == one.header["provenance"].get("weights"))
+
+    def circuits_of(self, layer: str, unit: int) -> tuple[list[str], list[str]]:
+        """Return the ids of a unit's circuits, and of circuits of a unit of this name in a model of other weights."""
+        own: list[str] = []
+        others: list[str] = []
+        for one in self.store.circuits():
+            if not one.problem and (one.header["feature"]["layer"], one.header["feature"]["unit"]) == (layer, unit):
+                (others if self.same_weights(one) is False else own).append(one.id)
+        return own, others
+
+    def splits(self, layer: str, unit: int) -> list[schemas.Split]:
+        """Return the divisions of a unit's photographs."""
+        return [one for one in self._splits() if (one.layer, one.unit) == (layer, unit)]
+
+    def split(self, id: str) -> schemas.Split:
+        """Return a division of a unit's photographs."""
+        found = next((one for one in self._splits() if one.id == id), None)
+        if found is None:
+            raise HTTPException(404, f"There is no division {id} of these photographs in the project.")
+        return found
+
+    def _splits(self) -> list[schemas.Split]:
+        basis = self.about()["basis"]
+        some = [
+            self._valid(schemas.Split, content, file)
+            for file, content in self.store.splits()
+            if content.get("basis") == basis
+        ]
+        return [one for one in some if one is not None]
+
+    def _valid(self, schema: type[Answer], content: Mapping[str, Any], file: Path) -> Answer | None:
+        """Return a derived file's content as a value, or None if it was damaged or edited."""
+        try:
+            return schema(**content)
+        except (ValidationError, TypeError) as error:
+            self.store.damaged(file, error)
+            return None
+
+    def record(self, kind: str, name: str, schema: type[Answer]) -> Answer | None:
+        """Return a derived record if it is of this model and these photographs."""
+        about = self.jobs.about
+        content = None if about is None else self.store.record(kind, name, about["basis"])
+        if about is None or content is None:
+            return None
+        file = self.store.derived(kind, name, about["basis"])
+        self.store.used(file)
+        return self._valid(schema, content, file)
+
+    def derived(self, kind: str, name: str, suffix: str) -> Path | None:
+        """Return a derived file if it is of this model and these photographs."""
+        about = self.jobs.about
+        file = None if about is None else self.store.derived(kind, name, about["basis"], suffix)
+        if file is None or not file.is_file():
+            return None
+        self.store.used(file)
+        return file
+
+    def curve(self, one: CircuitFile) -> schemas.Curve | None:
+        """Return the density curve of a circuit's recipe, if it was measured."""
+        key = curve_key(one.header["provenance"])
+        return None if key is None else self.record("curves", key, schemas.Curve)
+
+    def labels(self, layer: str) -> dict[int, dict[str, Any]]:
+        """Return the notes on a layer's units, by unit."""
+        notes, key = self.store.notes(), self.noted("unit", f"{layer}:")
+        before, after = key.split(f"{layer}: ")
+        found = {}
+        for of, note in notes.items():
+            if of.startswith(f"{before}{layer}:") and of.endswith(f" {after}"):
+                number = of.removeprefix(f"{before}{layer}:").removesuffix(f" {after}")
+                if number.isdecimal():
+                    found[int(number)] = note
+        return found
+
+    def point(self, photo: str, x: float, y: float, count: int) -> list[dict[str, Any]]:
+        """Return the units that are highest at a point of a photograph, by layer.
+
+        Args:
+            photo: The photograph.
+            x: Column of the model's image, in pixels.
+            y: Row of the model's image, in pixels.
+            count: Number of units of each layer, at most.
+        """
+        places: dict[str, tuple[LayerFile, list[int]]] = {}
+        for layer in self.about()["layers"]:
+            if layer["indexed"]:
+                with contextlib.suppress(HTTPException):
+                    file, _ = self.indexed(layer)
+                    places[layer["name"]] = file, file.nearest(y, x)
+        if not places:
+            raise HTTPException(404, "No layer has been indexed yet; the job index does that.")
+        values = self.jobs.ask("values", photo, {name: position for name, (_, position) in places.items()})
+        layers = []
+        for layer in self.about()["layers"]:
+            if layer["name"] in places:
+                file, position = places[layer["name"]]
+                layers.append(
+                    {
+                        "layer": layer["name"],
+                        "alias": layer["alias"],
+                        "position": position,
+                        "box": file.box(*position),
+                        "images": file.header["images"],
+                        "complete": file.header["complete"],
+                        "total": layer["units"],
+                        "units": self._strongest(layer["name"], file, np.asarray(values[layer["name"]]), count),
+                    }
+                )
+        return layers
+
+    def _strongest(self, layer: str, file: LayerFile, values: np.ndarray, count: int) -> list[dict[str, Any]]:
+        notes, quantiles = self.labels(layer), file.quantiles(values.astype(np.float64))
+        best = [n for n in np.lexsort((-values, -quantiles)).tolist() if values[n] > 0][:count]
+        return [
+            {
+                "unit": n,
+                "value": float(values[n]),
+                "quantile": float(quantiles[n]),
+                "label": notes.get(n, {}).get("label", ""),
+                "star": notes.get(n, {}).get("star", False),
+            }
+            for n in best
+        ]
+
+    def diagram(self, one: CircuitFile) -> Path | None:
+        """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
+        about = self.jobs.about
+        both = [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
+        return next((file for file in both if file.is_file()), None)
+
+    def report(self, one: CircuitFile) -> schemas.Report | None:
+        """Return the report on a circuit, if this version made it with this model and these photographs."""
+        saved, about = self.store.report(one.id), self.jobs.about
+        if saved is None or about is None or saved.get("basis") != about["basis"]:
+            return None
+        try:
+            figures, photographs = saved["report"], saved["photographs"]
+            return schemas.Report(
+                images=figures["images"],
+                **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
+                found_on_verified=bool(saved.get("verified")),
+                verdict=figures["verdict"],
+                verdict_sentence=figures["verdict_sentence"],
+                figures=figures,
+                seconds=saved["seconds"],
+            )
+        except (ValidationError, TypeError, KeyError, AttributeError) as error:
+            self.store.damaged(self.store.report_file(one.id), error)
+            return None
+
+    def bundle(self, one: CircuitFile, commands: Mapping[str, Any], *, photographs: bool) -> bytes:
+        """Return the content of a bundle of a circuit.
+
+        Args:
+            one: The circuit.
+            commands: The command and the Python that find it again, as far as they are known.
+            photographs: Whether to add the photographs that it was found and measured on.
+
+        Raises:
+            ConvCircuitsError: If the photographs are no files of a folder, or are too large.
+        """
+        about, diagram = self.about(), self.diagram(one)
+        files = bundle.circuit_files(self.store, one.id, diagram)
+        if photographs:
+            named = one.header["provenance"].get("photographs") or {}
+            wanted = {name for some in named.values() for name in some}
+            for photo in about["photographs"]:
+                if photo["name"] in wanted:
+                    files[bundle.photograph_name(photo["name"])] = self.jobs.ask("source", photo["id"])
+        what = {
+            "circuit": one.id,
+            "file": one.name,
+            "model": about["name"],
+            "weights": about["weights"],
+            "basis": about["basis"],
+            "images": self.opening.images,
+            "controls": diagram is not None and "-controls-" in diagram.name,
+            "note": self.store.note(f"circuit {one.id}"),
+            "version": __version__,
+            **commands,
+        }
+        return bundle.packed(what, files)
+
+    def submit(self, asked: dict[str, Any]) -> Job:
+        """Queue a job, or return the one that was asked for before."""
+        kind = asked.pop("kind")
+        return self.jobs.submit(kind, asked, valid=partial(self._holds, kind, asked))
+
+    def _holds(self, kind: str, asked: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+        """Return whether what a job resulted in is still there."""
+        if kind == "index":
+            index = self.index()
+            return index is not None and index["complete"]
+        if kind == "split":
+            known = {one.id for one in self.store.circuits()}
+            whole = known.issuperset(result.get("circuits", ()))
+            return whole and any(one.id == result.get("split") for one in self._splits())
+        if kind == "visualise":
+            picture = self.record("features", f"{asked['layer']}:{asked['unit']}", schemas.FeaturePicture)
+            return picture is not None and picture.steps == asked["steps"]
+        if kind == "neighbours":
+            return self.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
+        if kind == "compare":
+            return self.derived("comparisons", f"{asked['a']}-{asked['b']}", ".json") is not None
+        circuit = self.store.circuit(str(result.get("circuit")))
+        if circuit is None:
+            return False
+        if kind == "diagram":
+            basis = self.about()["basis"]
+            return self.store.diagram_file(circuit.id, basis, controls=asked["controls"]).is_file()
+        if kind == "sweep":
+            curve = self.curve(circuit)
+            shares = None if curve is None else [point.density for point in curve.points]
+            return shares == sorted({*asked["densities"]}, reverse=True)
+        if kind == "extract":
+            return self.derived("modules", circuit.id, ".safetensors") is not None
+        return kind in ("ablate", "put_back") or self.report(circuit) is not None
+
+    def noted(self, kind: str, of: str) -> str:
+        """Return the key of a note: a unit's belongs to the weights of its model."""
+        return f"{kind} {of}" if kind != "unit" else f"unit {of} of weights {self.about()['weights'][:8]}"
+
+    def close(self) -> None:
+        """End the worker, and release the folder."""
+        self.closing = True
+        self.jobs.close()
+        self.store.close()

@@ -1,0 +1,443 @@
+"""What jobs of the explorer find out, against the library. The worker is in this process: a project and a session."""
+
+import asyncio
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+import convcircuits as cc
+from convcircuits.explorer import bundle, schemas
+from convcircuits.explorer.bundle import Bundle
+from convcircuits.explorer.jobs import Job
+from convcircuits.explorer.launch import of_bundle
+from convcircuits.explorer.materials import Materials
+from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.project import Project
+from convcircuits.explorer.questions import Questions
+from convcircuits.explorer.routes import application
+from convcircuits.explorer.session import Session
+from convcircuits.explorer.tasks import TASKS, do
+from convcircuits.zoo.prepared import Prepared
+
+SOURCE = """
+import torch
+from torch import nn
+
+from convcircuits.zoo.preprocessing import Preprocess
+
+preprocess = Preprocess(size=(20, 20), resize=(22, 22))
+
+
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).eval()
+"""
+FIND = {"kind": "find", "feature": "4:2", "density": 0.3, "criterion": "gauss_newton", "count": 6}
+
+
+class Quiet:
+    def phase(self, description):
+        pass
+
+    def __call__(self, done, total):
+        pass
+
+    def saved(self, index):
+        pass
+
+    def remark(self, text):
+        raise AssertionError(text)
+
+
+class Explored:
+    """A session and a project of one folder: jobs are done at once, and questions are answered here."""
+
+    def __init__(self, opening):
+        self.session, self.materials = Session(opening), Materials(opening)
+        self.project = Project(self.materials)
+        self.session.jobs.about = self.materials.about()
+        questions = Questions(self.materials)
+        self.session.jobs.ask = lambda name, *arguments, timeout=0: questions.answer(name, *arguments)
+        self.session.jobs.submit = self._submit
+        self.app = application(self.session)
+
+    def _submit(self, kind, parameters, *, valid):
+        result = json.loads(json.dumps(do(self.project, kind, parameters, Quiet())))
+        assert valid(result)
+        return Job("0" * 16, kind, parameters, "done", result=result)
+
+    def request(self, method, path, **sent):
+        async def asked():
+            transport = httpx.ASGITransport(app=self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+                return await client.request(method, f"/api/v1/{path}", **sent)
+
+        return asyncio.run(asked())
+
+    def get(self, path):
+        answer = self.request("GET", path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def job(self, kind, **parameters):
+        answer = self.request("POST", "jobs", json={"kind": kind, **parameters})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["result"]
+
+    def fails(self, kind, **parameters):
+        answer = self.request("POST", "jobs", json={"kind": kind, **parameters})
+        assert answer.status_code == 400
+        return answer.json()["error"]
+
+    def refused(self, path):
+        answer = self.request("GET", path)
+        assert answer.status_code == 404
+        return answer.json()["error"]
+
+    def images(self):
+        """All photographs as inputs, by id."""
+        pictures = Prepared([*self.materials.photographs.values()], self.materials.loaded.preprocess)
+        return dict(zip(self.materials.photographs, torch.cat([*pictures]), strict=True))
+
+    def load(self, id):
+        return cc.load(next(one.file for one in self.session.store.circuits() if one.id == id))
+
+
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory):
+    """An explorer of 24 photographs that has an index and a circuit; and the circuit's id."""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "classed_net.py").write_text(SOURCE)
+    (folder / "pictures").mkdir()
+    generator = np.random.default_rng(0)
+    for n in range(24):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize((36, 30)).save(folder / f"pictures/{n:02}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        opening = Opening(model="classed_net:net", images=str(folder / "pictures"), project=folder / "project")
+        found = Explored(opening)
+        found.job("index")
+        found.circuit = found.job(**FIND)["circuit"]
+        yield found
+        found.session.close()
+
+
+def test_every_kind_of_job_has_a_task_and_takes_what_is_asked_for():
+    kinds = TypeAdapter(schemas.JobRequest).json_schema()["discriminator"]["mapping"]
+    assert {*kinds} == {*TASKS}
+
+
+def test_a_point_has_the_units_of_the_position_that_looks_there(explored):
+    photo, image = list(explored.images().items())[3]
+    found = explored.get(f"photos/{photo}/point?x=14.5&y=4&count=3")
+    assert [layer["layer"] for layer in found["layers"]] == ["0", "2", "4"]
+    for layer in found["layers"]:
+        row, column = layer["position"]
+        top, left, height, width = layer["box"]
+        assert abs(top + height / 2 - 4) <= max(0.5, height / 2 - 4)  # or the field would begin above the image
+        assert abs(left + width / 2 - 14.5) <= 0.5
+        of_all = cc.Feature(layer["layer"], range(layer["total"]))
+        maps = cc.activations(explored.materials.loaded.model, of_all, torch.stack([*explored.images().values()]))
+        values = cc.activations(explored.materials.loaded.model, of_all, image[None])[0, :, row, column]
+        shares = [float((maps[:, n] <= value).double().mean()) for n, value in enumerate(values)]
+        expected = sorted((n for n in range(len(values)) if values[n] > 0), key=lambda n: -shares[n])[:3]
+        assert {one["unit"] for one in layer["units"]} <= {n for n in range(len(values)) if values[n] > 0}
+        assert len(layer["units"]) == len(expected)
+        for one in layer["units"]:
+            assert one["value"] == pytest.approx(float(values[one["unit"]]), abs=1e-5)
+            assert one["quantile"] == pytest.approx(shares[one["unit"]], abs=0.03)  # a bin is not resolved
+        quantiles = [one["quantile"] for one in layer["units"]]
+        assert quantiles == sorted(quantiles, reverse=True)
+        assert (layer["images"], layer["complete"]) == (24, True)
+    assert explored.request("GET", f"photos/{photo}/point?x=21&y=4").status_code == 422
+
+
+def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explored):
+    assert explored.get(f"circuits/{explored.circuit}")["curve"] is None
+    explored.job("sweep", circuit=explored.circuit, densities=[0.1, 0.3, 0.5])
+    card = explored.get(f"circuits/{explored.circuit}")
+    curve, report = card["curve"], card["report"]
+    assert [point["density"] for point in curve["points"]] == [0.5, 0.3, 0.1]
+    assert curve["points"][1]["r2"] == pytest.approx(report["figures"]["r2"])
+    assert curve["points"][1]["r2_random"] == pytest.approx(report["figures"]["r2_random"])
+    assert (curve["images"], curve["photographs"]) == (report["images"], len(report["held_out"]))
+    assert curve["r2_average_map"] == pytest.approx(report["figures"]["r2_average_map"])
+    other = explored.job(**FIND | {"density": 0.5})["circuit"]  # another density of the same recipe
+    assert explored.get(f"circuits/{other}")["curve"] == curve
+    another = explored.job(**FIND | {"seed": 1})["circuit"]
+    assert explored.get(f"circuits/{another}")["curve"] is None
+
+
+@pytest.mark.slow
+def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
+    said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)
+    found = explored.get(f"splits/{said['split']}")
+    images = explored.images()
+    expected = cc.split(
+        explored.materials.loaded.model,
+        cc.Feature("4", 2),
+        torch.stack([*images.values()]),
+        groups=2,
+        densities=[0.3],
+        shuffles=1,
+    )
+    assert found["verdict"] == expected.verdict_sentence
+    for name, group in zip(expected.circuits, found["groups"], strict=True):
+        shown = [one["photo"] for one in found["photographs"][name]]
+        assert shown == [[*images][n] for n in expected.images(name).tolist()]
+        (id,) = group["circuits"]
+        assert cc.iou(explored.load(id), expected.circuits[name][0]) == 1.0
+        card = explored.get(f"circuits/{id}")
+        assert card["group"] == name
+        explored.job("evaluate", circuit=id)
+        report = explored.get(f"circuits/{id}")["report"]
+        assert report["found_on_verified"]
+        assert {*report["found_on"]} == {one["photo"] for one in found["photographs"][name] if not one["held_out"]}
+    rows = {(row["circuit"], row["group"]): row["error"] for row in found["cross"]}
+    assert rows == {(row.circuit, row.group): pytest.approx(row.error) for row in expected.cross.rows}
+    assert found["selectivity"][0]["value"] == pytest.approx(expected.cross.selectivity[0].value)
+    everyone = [one for some in found["photographs"].values() for one in some]
+    assert len({one["photo"] for one in everyone}) == len(everyone) == 24
+    (card,) = explored.get("layers/4/units/2")["splits"]
+    assert card == {name: found[name] for name in card}
+    for one in everyone[:3]:
+        row, column = one["position"]
+        assert one["box"] == [row, column, 7, 7]
+    assert explored.get("layers/4/units/1")["splits"] == []
+
+
+def test_a_feature_picture_is_kept_with_its_values(explored):
+    assert "the job visualise" in explored.refused("layers/2/units/1/picture")
+    explored.job("visualise", layer="2", unit=1, steps=8)
+    found = explored.get("layers/2/units/1")["picture"]
+    assert found["value"] > found["start"]
+    with Image.open(explored.session.derived("features", "2:1", ".png")) as picture:
+        assert picture.size == (5, 5)
+    answer = explored.request("GET", "layers/2/units/1/picture")
+    assert (answer.headers["content-type"], answer.content[:4]) == ("image/png", b"\x89PNG")
+    assert explored.get("layers/2/units/2")["picture"] is None
+
+
+def test_neighbours_are_the_units_with_correlated_maps(explored):
+    assert "the job neighbours" in explored.refused("layers/2/units/1/neighbours")
+    explored.job("neighbours", layer="2")
+    found = explored.get("layers/2/units/1/neighbours")
+    images = torch.stack([*explored.images().values()])
+    maps = cc.activations(explored.materials.loaded.model, cc.Feature("2", range(8)), images)
+    expected = np.corrcoef(maps.transpose(0, 1).flatten(1).numpy())[1]
+    shown = {one["unit"]: one["correlation"] for one in (*found["highest"], *found["lowest"])}
+    assert shown == {n: pytest.approx(expected[n], abs=1e-5) for n in range(8) if n != 1}
+    assert (found["images"], found["positions"]) == (24, 256)
+    assert found["highest"] == sorted(found["highest"], key=lambda one: -one["correlation"])
+
+
+@pytest.mark.slow
+def test_two_circuits_are_compared_on_photographs_that_neither_was_found_on(explored):
+    other = explored.job(**FIND | {"criterion": "snip"})["circuit"]
+    assert "the job compare" in explored.refused(f"compare?a={explored.circuit}&b={other}")
+    explored.job("compare", a=explored.circuit, b=other)
+    document = explored.get(f"compare?a={explored.circuit}&b={other}")
+    assert [one["name"] for one in document["variants"]][:2] == ["gauss newton 29.7 %", "snip 29.7 %"]
+    reports = [explored.get(f"circuits/{id}")["report"]["figures"] for id in (explored.circuit, other)]
+    for variant, figures in zip(document["variants"], reports, strict=False):
+        assert variant["fidelity"]["r2"] == pytest.approx(figures["r2"])
+    mixed = explored.job(**FIND | {"seed": 3})["circuit"]  # another division of the photographs
+    assert "was found on them" in explored.fails("compare", a=explored.circuit, b=mixed)
+    again = explored.request("POST", "jobs", json={"kind": "compare", "a": other, "b": other})
+    assert again.status_code == 422
+
+
+def test_a_module_is_what_the_command_extracts(explored, tmp_path):
+    assert "the job extract" in explored.refused(f"circuits/{explored.circuit}/module")
+    explored.job("extract", circuit=explored.circuit)
+    content = explored.request("GET", f"circuits/{explored.circuit}/module").content
+    circuit, model = explored.load(explored.circuit), explored.materials.loaded.model
+    expected = cc.save(cc.extract(model, circuit, input_shape=(3, 20, 20)), tmp_path / "module.safetensors")
+    assert content == expected.read_bytes()
+    card = explored.get(f"circuits/{explored.circuit}")["module"]
+    assert card["bytes"] == len(content)
+    assert card["macs"] < card["full_macs"]
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_an_ablation_measures_the_circuit_without_that_part(explored, kernel):
+    circuit, model = explored.load(explored.circuit), explored.materials.loaded.model
+    unit, channel = circuit["4"].nonzero()[0].tolist()
+    part = {"layer": "4", "filter": unit, **({"input": channel} if kernel else {})}
+    found = explored.job("ablate", circuit=explored.circuit, **part)
+    held_out = explored.project.again(explored.circuit, Quiet()).setup.held_out.images
+    for side, one in (("before", circuit), ("after", circuit.without(*part.values()))):
+        expected = cc.evaluate(model, one, held_out).as_dict()
+        for name in ("r2", "r2_interior", "kernels", "effective_kernels"):
+            assert found[side][name] == pytest.approx(expected[name])
+        maps, full = (cc.activations(model, circuit.feature, held_out, circuit=some) for some in (one, None))
+        shares = [x.flatten(1).amax(1).sum() for x in (maps, full)]
+        assert found[side]["kept"] == pytest.approx(float(shares[0] / shares[1]), rel=1e-4)
+    assert found["before"]["r2"] != found["after"]["r2"]
+    assert found["images"] == 6
+    assert "does not keep" in explored.fails("ablate", circuit=explored.circuit, layer="4", filter=(unit + 1) % 5)
+
+
+def test_what_the_model_does_with_the_circuit_s_map(explored):
+    whole = explored.job(**FIND | {"density": 1.0})["circuit"]
+    assert explored.job("put_back", circuit=whole)["by_circuit"]["kl"] == pytest.approx(0, abs=1e-9)
+    found = explored.job("put_back", circuit=explored.circuit)
+    assert (found["images"], found["classes"]) == (6, 3)
+    assert found["by_zero"]["kl"] > 0
+
+
+def test_an_estimate_says_what_it_is_of(explored):
+    found = explored.get("estimate?feature=4:2&criterion=gauss_newton&count=10")
+    assert found["seconds"] == pytest.approx(2 * found["opening"] + found["batch"] * found["passes"] * 10)
+    assert "an estimate" in found["sentence"]
+    assert explored.get("estimate?feature=4:2&criterion=own")["seconds"] is None
+    assert explored.request("GET", "estimate?feature=nonsense:2").status_code == 400
+
+
+def test_circuits_of_other_weights_are_listed_apart(explored):
+    stranger = dataclasses.replace(explored.load(explored.circuit))
+    stranger = dataclasses.replace(stranger, provenance={**stranger.provenance, "weights": "0" * 32})
+    file = cc.save(stranger, explored.session.store.place_for("stranger"))
+    (one,) = [one for one in explored.session.store.circuits() if one.file == file]
+    found = explored.get("layers/4/units/2")
+    assert found["other_circuits"] == [one.id]
+    assert explored.circuit in found["circuits"]
+    assert one.id not in found["circuits"]
+    cards = {card["id"]: card["same_weights"] for card in explored.get("circuits")}
+    assert (cards[one.id], cards[explored.circuit]) == (False, True)
+    file.unlink()
+
+
+# ---------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def shared(explored, tmp_path_factory):
+    """A bundle of a circuit that was measured and has a note, with its photographs."""
+    path = f"notes/circuits/{explored.circuit}"
+    tag = explored.request("GET", path).headers["etag"]
+    explored.request("PUT", path, json={"label": "wheels", "text": "a\nb"}, headers={"if-match": tag})
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
+    assert answer.headers["content-type"] == "application/zip"
+    assert explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true").content == answer.content
+    file = tmp_path_factory.mktemp("shared") / "circuit.zip"
+    file.write_bytes(answer.content)
+    return file
+
+
+def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match="built by custom code"):
+        of_bundle(shared, None, None, tmp_path / "p", read_only=False)
+    model, images, project = of_bundle(shared, "classed_net:net", None, tmp_path / "p", read_only=False)
+    given = Path(explored.session.opening.images)
+    for name in sorted(file.name for file in given.iterdir()):
+        content = (Path(images) / name).read_bytes() if (Path(images) / name).exists() else None
+        assert content in (None, (given / name).read_bytes())
+    found = Explored(Opening(model=model, images=images, project=project, bundle=shared))
+    (card,) = found.get("circuits")
+    own = explored.get(f"circuits/{explored.circuit}")
+    assert (card["id"], card["same_weights"]) == (explored.circuit, True)
+    content = found.request("GET", f"circuits/{explored.circuit}/file").content
+    assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
+    assert found.get(f"notes/circuits/{explored.circuit}")["label"] == "wheels"
+    found.job("evaluate", circuit=explored.circuit)
+    report = found.get(f"circuits/{explored.circuit}")["report"]
+    assert report["figures"]["r2"] == pytest.approx(own["report"]["figures"]["r2"])
+    assert report["found_on_verified"]
+    found.session.close()
+    again = Session(Opening(model=model, images=images, project=project, bundle=shared))
+    assert len(again.store.circuits()) == 1
+    again.close()
+
+
+def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_path):
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert {*archive.namelist()} <= {"bundle.json", "circuit.safetensors", "report.json", "diagram.json"}
+        about = json.loads(archive.read("bundle.json"))
+    assert about["command"].startswith("convcircuits find --model classed_net:net")
+    (tmp_path / "b.zip").write_bytes(answer.content)
+    with pytest.raises(cc.ConvCircuitsError, match="holds no photographs; give --images"):
+        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, read_only=False)
+    with pytest.raises(cc.ConvCircuitsError, match="does not go with --read-only"):
+        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, read_only=True)
+
+
+def changed(file, place, edit):
+    """A copy of a bundle in which some files are others."""
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    edit(contents)
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return place
+
+
+def recorded(contents):
+    about = json.loads(contents["bundle.json"])
+    about["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "bundle.json"}
+    contents["bundle.json"] = json.dumps(about).encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "/x.png", "photographs/../../x.png", "photographs//x", "photographs/.x", "x"]
+)
+def test_a_bundle_writes_nowhere_else(name, shared, tmp_path):
+    def add(contents):
+        contents[name] = b"x"
+        recorded(contents)
+
+    with pytest.raises(cc.ConvCircuitsError, match="which a bundle may not"):
+        Bundle.read(changed(shared, tmp_path / "b.zip", add))
+
+
+EDITS = {
+    "another circuit": (lambda c: c.update({"circuit.safetensors": b"x"}), "does not have the recorded hash"),
+    "one more file": (lambda c: c.update({"photographs/z.png": b"x"}), "does not have the recorded hash"),
+    "one less file": (lambda c: c.pop("report.json"), "does not have the recorded hash"),
+    "nothing said": (lambda c: c.pop("bundle.json"), "is not a bundle"),
+    "another format": (lambda c: c.update({"bundle.json": b'{"schema": "x"}'}), "has the format 'x'"),
+    "no JSON": (lambda c: c.update({"bundle.json": b"{"}), "is not a bundle"),
+    "a circuit of another id": (lambda c: (c.update({"circuit.safetensors": b"x"}), recorded(c)), "is another than"),
+}
+
+
+@pytest.mark.parametrize(("edit", "said"), EDITS.values(), ids=EDITS)
+def test_a_bundle_that_is_not_what_it_says_is_refused(edit, said, shared, tmp_path):
+    with pytest.raises(cc.ConvCircuitsError, match=said):
+        Bundle.read(changed(shared, tmp_path / "b.zip", edit))
+
+
+def test_a_bundle_that_is_no_archive_or_cut_off_is_refused(shared, tmp_path):
+    for content in (b"x", shared.read_bytes()[:-40]):
+        (tmp_path / "b.zip").write_bytes(content)
+        with pytest.raises(cc.ConvCircuitsError, match="is not a bundle"):
+            Bundle.read(tmp_path / "b.zip")
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be read"):
+        Bundle.read(tmp_path / "none.zip")
+
+
+def test_a_bundle_that_is_too_large_is_not_opened(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "MOST", 0)
+    with pytest.raises(cc.ConvCircuitsError, match="leave out the photographs"):
+        bundle.packed({}, {"circuit.safetensors": b"x"})
+
+    def fill(contents):
+        contents["photographs/zeros"] = bytes(2**24 + 1)
+        recorded(contents)
+
+    with pytest.raises(cc.ConvCircuitsError, match="so it is not opened"):
+        Bundle.read(changed(shared, tmp_path / "b.zip", fill))
