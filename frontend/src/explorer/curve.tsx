@@ -6,10 +6,10 @@ import { plain } from "../core/text.js";
 import type { Circuit, CurvePoint } from "./api.js";
 import { sizedJob } from "./ask.js";
 import { chart, measureOf } from "./chart.js";
-import { circuits } from "./live.js";
+import { circuits, jobs } from "./live.js";
 import { r2Text } from "./text.js";
 import { To } from "./ui.js";
-import { Work } from "./work.js";
+import { jobOf, Work } from "./work.js";
 
 const [WIDTH, HEIGHT] = [420, 170];
 
@@ -88,31 +88,24 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
 /** A point's figures, and the way to its circuit. */
 function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r2_interior" }) {
   const { circuit, point, measure } = props;
-  const { feature, criterion, granularity } = circuit;
-  const there = circuits.value?.find(
-    (each) =>
-      !each.problem &&
-      each.feature === feature &&
-      each.criterion === criterion &&
-      each.granularity === granularity &&
-      each.kept === point.kernels,
-  );
-  const job = sizedJob(circuit, point.density);
+  const request = sizedJob(circuit, point.density);
+  const found = request && jobOf(jobs.value ?? [], request)?.result?.circuit;
+  const there = circuits.value?.find(({ id, problem }) => id === found && !problem);
   return (
     <div class="stop-card">
       <p>
         <b>
-          {plural(point.kernels, granularity)} ({percent(point.density)})
+          {plural(point.kernels, circuit.granularity)} ({percent(point.density)})
         </b>
         : R² <b>{r2Text(point[measure])}</b>, random{" "}
         {r2Text(point[`${measure === "r2" ? "r2_random" : "r2_random_interior"}`])}; {plain(point.verdict)}
       </p>
-      {there?.id === circuit.id ? (
+      {circuit.kept === point.kernels ? (
         <p class="soft">It is this circuit.</p>
       ) : there ? (
         <To place={{ page: "circuit", id: there.id }}>open this circuit</To>
       ) : (
-        job && <Work request={job} label="Find this circuit" quiet />
+        request && <Work request={request} label="Find this circuit" quiet />
       )}
     </div>
   );

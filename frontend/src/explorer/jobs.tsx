@@ -21,7 +21,9 @@ export function JobsPage() {
     <>
       <main id="main">
         <h1 tabIndex={-1}>Jobs</h1>
-        <p class="lead">One job runs at a time. Indexing lets all others go first.</p>
+        <p class="lead">
+          One job runs at a time. Splits, curves and correlations come after others, and indexing last.
+        </p>
         {all === null ? (
           <p class="soft">Loading …</p>
         ) : (
