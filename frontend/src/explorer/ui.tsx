@@ -217,8 +217,9 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
   );
 }
 
-export function Verdict({ circuit: { problem, report } }: { circuit: CircuitCard }) {
+export function Verdict({ circuit: { problem, report, same_weights } }: { circuit: CircuitCard }) {
   if (problem) return <span class="soft">cannot be used</span>;
+  if (same_weights === false) return <span class="soft">of other weights</span>;
   if (!report) return <span class="soft">not measured</span>;
   const [word, tone] = SHORT[report.verdict] ?? [report.verdict, ""];
   const inside = figure(report, "r2_interior");
