@@ -10,8 +10,9 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.index import BINS, GRID, Histogram, LayerTally, Stopped, Subjects, build, convolutions
+from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.routes.units import choice
-from convcircuits.explorer.store import LayerFile, Store
+from convcircuits.explorer.store import Store
 from convcircuits.zoo.images import Photograph
 from convcircuits.zoo.layers import list_layers
 from convcircuits.zoo.prepared import Prepared

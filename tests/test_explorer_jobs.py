@@ -23,6 +23,7 @@ from convcircuits.explorer.launch import of_bundle
 from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
+from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import TASKS, do
@@ -66,7 +67,8 @@ class Explored:
         self.session, self.materials = Session(opening), Materials(opening)
         self.project = Project(self.materials)
         self.session.jobs.about = self.materials.about()
-        self.session.jobs.ask = lambda name, *arguments, timeout=0: self.materials.answer(name, *arguments)
+        questions = Questions(self.materials)
+        self.session.jobs.ask = lambda name, *arguments, timeout=0: questions.answer(name, *arguments)
         self.session.jobs.submit = self._submit
         self.app = application(self.session)
 

@@ -20,6 +20,7 @@ from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.materials import Materials, built
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
+from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
@@ -68,9 +69,12 @@ def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_pat
 def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(materials, tmp_path):
     """Small pictures never change, and an index is of the pictures that its key names."""
     id, photograph = next(iter(materials.photographs.items()))
-    assert materials.answer("thumb", id, 32, None)
+    assert Questions(materials).answer("thumb", id, 32, None)
     Image.new("RGB", (36, 30)).save(tmp_path / "pictures/a.png")
-    for ask in (lambda: materials.answer("thumb", id, 32, None), lambda: materials.answer("map", "2", 0, id)):
+    for ask in (
+        lambda: Questions(materials).answer("thumb", id, 32, None),
+        lambda: Questions(materials).answer("map", "2", 0, id),
+    ):
         with pytest.raises(cc.ConvCircuitsError, match=r"a\.png has changed since"):
             ask()
     (tmp_path / "pictures/a.png").unlink()
@@ -87,7 +91,7 @@ def test_a_copy_has_the_id_of_what_it_is_a_copy_of(materials):
 def test_a_thin_picture_stays_small(materials, tmp_path):
     id, photograph = next(iter(materials.photographs.items()))
     materials.photographs[id] = type(photograph)("thin", Image.new("RGB", (4, 256)))
-    with Image.open(io.BytesIO(materials.answer("thumb", id, 1024, None))) as shown:
+    with Image.open(io.BytesIO(Questions(materials).answer("thumb", id, 1024, None))) as shown:
         assert shown.size == (64, 4096)
 
 

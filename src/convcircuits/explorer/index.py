@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.store import INDEX, index_file
+from convcircuits.explorer.layer_file import INDEX, index_file
 from convcircuits.files import write_whole
 from convcircuits.maps.interior import Positions
 from convcircuits.maps.receptive_fields import Field

@@ -1,59 +1,32 @@
-"""The model and the photographs that the worker has opened: what they are, hashes of them, and looks at single ones."""
+"""The model and the photographs that the worker has opened: what they are, and hashes of what figures depend on."""
 
 import hashlib
 import inspect
-import io
 import pickle
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
-from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.index import COUNT, convolutions, look
+from convcircuits.explorer.index import COUNT, convolutions
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import hash_of
 from convcircuits.network.capture import Network
-from convcircuits.network.masking import Subject
-from convcircuits.network.provenance import tensors_hash, weights_up_to
+from convcircuits.network.provenance import tensors_hash
 from convcircuits.recipes import loaded_model, names_besides, side
-from convcircuits.values.feature import Feature
 from convcircuits.values.recipe import Recipe
 from convcircuits.version import __version__
-from convcircuits.zoo.images import Photograph, distinct, photographs, resized
+from convcircuits.zoo.images import Photograph, distinct, photographs
 from convcircuits.zoo.layers import list_layers
 from convcircuits.zoo.models import LoadedModel
 from convcircuits.zoo.prepared import Prepared
-from convcircuits.zoo.preprocessing import Region, output_shape
-
-PASSES = {
-    "magnitude": 0.5,
-    "random": 0.5,
-    "layer_random": 0.5,
-    "snip": 1.5,
-    "actgrad": 2.0,
-    "gauss_newton": 3.0,
-    "force": 15.0,
-    "progressive": 70.0,
-    "learned": 280.0,
-}
-"""What a criterion costs, about, in forward and backward passes over its crops. Measured on VGG16's conv3_3."""
-
-MEASURING = 4.0
-"""What measuring costs in the same passes: the full model and the circuit, on both sets of crops."""
-
-_OPENINGS = 2  # surveys of the feature, to find a circuit and to measure it
-_TIMED = 2  # images of the batch that is timed
-_TALLEST = 4096  # pixels of a small picture's height: photographs may be 64 times as high as wide
+from convcircuits.zoo.preprocessing import output_shape
 
 
 class Materials:
@@ -74,7 +47,7 @@ class Materials:
         kept = distinct(self.pictures)
         self.copies = names_besides(self.pictures, kept)
         self.photographs = {self.ids[one.name]: one for one in kept}
-        self._prepared = Prepared(kept, self.loaded.preprocess, size=side(opening.size))
+        self.prepared = Prepared(kept, self.loaded.preprocess, size=side(opening.size))
         loaded = self.loaded
         self._infos = list_layers(
             loaded.model,
@@ -84,7 +57,6 @@ class Materials:
             aliases=loaded.aliases,
         )
         self.convolutions, self._calls = convolutions(self.loaded.model, self._infos)
-        self._timed: dict[str, tuple[float, float]] = {}  # layer -> seconds of a survey, and of a pass of one image
         self.known = {info.name: info for info in self._infos}
 
     @cached_property
@@ -148,118 +120,6 @@ class Materials:
             "copies": self.copies,
         }
 
-    # ---------------------------------------- questions
-
-    def answer(self, name: str, *arguments: Any) -> Any:
-        """Answer a question that the server asks beside the job that runs."""
-        questions: dict[str, Callable[..., Any]] = {
-            "thumb": self._thumb,
-            "map": self._map,
-            "values": self._values,
-            "weights": self._weights_up_to,
-            "estimate": self._estimate,
-            "source": self._source,
-        }
-        return questions[name](*arguments)
-
-    def _thumb(self, photo: str, width: int, box: tuple[int, int, int, int] | None) -> bytes:
-        """Return a photograph, or the part that a box of its input shows, as JPEG; what lies outside is hatched."""
-        picture = self.photographs[photo].image
-        if box is None:
-            scale = min(width / picture.width, _TALLEST / picture.height)
-            size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
-            small = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
-        else:
-            shown = self._prepared.region(picture.size)
-            window = shown.part(box, side(self.opening.size) or self.loaded.size)
-            seen = window.within(shown).within(Region(0, 0, picture.height, picture.width))
-            small = part_of(picture, window, seen, width)
-        content = io.BytesIO()
-        small.save(content, "jpeg", quality=88)
-        return content.getvalue()
-
-    def _map(self, layer: str, unit: int, photo: str) -> tuple[list[int], bytes]:
-        """Return the shape of a unit's map on a photograph, and its values as float32, little-endian."""
-        network = self._looking
-        with torch.no_grad():
-            output = network.run(self._feature(layer, unit), self._input(photo), lambda call: call.compute())
-        values = output[0, unit].float().cpu()
-        return list(values.shape), values.numpy().astype("<f4").tobytes()
-
-    def _values(self, photo: str, positions: Mapping[str, tuple[int, int]]) -> dict[str, list[float]]:
-        """Return the values of all units of some layers on a photograph, each layer at one position (row, column)."""
-        found: dict[str, list[float]] = {}
-
-        def reader(layer: str) -> Callable[[torch.Tensor], None]:
-            row, column = positions[layer]
-
-            def read(output: torch.Tensor) -> None:
-                found[layer] = output[0, :, row, column].float().cpu().tolist()
-
-            return read
-
-        with torch.no_grad():
-            look(self._looking, {layer: reader(layer) for layer in positions}, self._input(photo))
-        return found
-
-    def _source(self, photo: str) -> bytes:
-        """Return the content of a photograph's file."""
-        one = self.photographs[photo]
-        if not isinstance(one.source, Path):
-            raise ConvCircuitsError(
-                f"{one.name} is no file of a folder but comes with --images {self.opening.images}, which others give "
-                "too; leave the photographs out."
-            )
-        content = one.source.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:16] != photo:
-            raise ConvCircuitsError(f"{one.name} has changed since the explorer read it. Start the explorer again.")
-        return content
-
-    def _weights_up_to(self, layer: str) -> str:
-        """Return the hash of the weights up to a layer, as circuits record it."""
-        if layer not in self.known:
-            raise ConvCircuitsError(f"There is no layer {layer!r:.100}.")
-        return weights_up_to(self._looking, self._feature(layer, 0), self._input(next(iter(self.photographs))))
-
-    def _estimate(self, feature: str, criterion: str, count: int, reach_r2: bool, refit: str) -> dict[str, Any]:
-        """Estimate how long a search takes, from the time of one image's forward and backward pass."""
-        layer = self.loaded.feature(feature).layer
-        if layer not in self._timed:
-            image = self._input(next(iter(self.photographs))).repeat(_TIMED, 1, 1, 1).requires_grad_()
-            begun = time.perf_counter()
-            Subject.open(self._looking, self._feature(layer, 0), tuple(image.shape[1:]))
-            opened = time.perf_counter()
-            with torch.enable_grad():
-                output = self._looking.run(self._feature(layer, 0), image, lambda call: call.compute())
-                torch.autograd.grad(output.sum(), image)
-            self._timed[layer] = opened - begun, (time.perf_counter() - opened) / _TIMED
-        opening, batch = self._timed[layer]
-        answer = {"opening": opening, "batch": batch, "images": _TIMED, "passes": None, "seconds": None}
-        passes = PASSES.get(criterion)
-        if passes is None:
-            return answer | {"sentence": f"How long {criterion} takes is not known."}
-        passes = passes * (1 if refit == "none" else 1.5) * (3 if reach_r2 else 1) + MEASURING
-        seconds = _OPENINGS * opening + passes * count * batch
-        return answer | {
-            "passes": passes,
-            "seconds": seconds,
-            "sentence": f"Perhaps {_about(seconds)}: an estimate from one batch of {_TIMED} images up to {layer}.",
-        }
-
-    def _feature(self, layer: str, unit: int) -> Feature:
-        several = layer in self.known and self.known[layer].calls > 1
-        return Feature(layer, unit, call=0 if several else None)
-
-    def _input(self, photo: str) -> torch.Tensor:
-        """Return a photograph as the model's input, (1, C, H, W)."""
-        image = resized(self.loaded.preprocess(self.photographs[photo].image)[None], side(self.opening.size))
-        return image.to(self._looking.device, self._looking.dtype)
-
-    @cached_property
-    def _looking(self) -> Network:
-        """A private copy of the model for the thread that answers questions."""
-        return Network(self.loaded.model)
-
 
 def _loaded(opening: Opening) -> LoadedModel:
     if opening.given is None:
@@ -293,14 +153,6 @@ def _loaded(opening: Opening) -> LoadedModel:
         channels,
         normalization="Images are prepared by the function preprocess that was given.",
     )
-
-
-def _about(seconds: float) -> str:
-    """Return a duration in words, with the precision that an estimate has."""
-    for size, word in ((3600, "hour"), (60, "minute")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {word}s"
-    return f"{seconds:.0f} seconds" if seconds >= 1.5 else "a second"
 
 
 def built(model: nn.Module) -> str:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import convcircuits as cc
 from convcircuits import texts
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.circuit_file import CircuitFile
 from convcircuits.explorer.index import LayerTally
 from convcircuits.explorer.materials import Materials
-from convcircuits.explorer.store import CircuitFile, Store
+from convcircuits.explorer.store import Store
 from convcircuits.maps.receptive_fields import receptive_fields
 from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches, Images

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
+from convcircuits.explorer.circuit_file import CircuitFile
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
+from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.store import CircuitFile, LayerFile, Store, curve_key
+from convcircuits.explorer.store import Store, curve_key
 from convcircuits.version import __version__
 
 Answer = TypeVar("Answer", bound=BaseModel)

@@ -29,19 +29,15 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from safetensors.numpy import load as from_bytes
-
-from convcircuits import seals
 from convcircuits.errors import ConvCircuitsError
+from convcircuits.explorer.circuit_file import CircuitFile
+from convcircuits.explorer.layer_file import INDEX, LayerFile
 from convcircuits.files import fcntl, safe_name, write_whole
 from convcircuits.values.recipe import SIZES
 
-INDEX = "convcircuits-index/1"
 NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
@@ -54,11 +50,6 @@ LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
 
 _EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
 _FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
-
-
-def index_file(number: int, layer: str) -> str:
-    """Return the name of a layer's file in the folder of an index."""
-    return f"{number:03}-{safe_name(layer)}.safetensors"
 
 
 def hash_of(value: Any) -> str:
@@ -77,30 +68,6 @@ def curve_key(provenance: Mapping[str, Any]) -> str | None:
         return None
     how = {name: value for name, value in recipe.items() if name not in (*SIZES, "effective_kernels")}
     return hash_of([how, dict(photographs)])[:16]
-
-
-@dataclass(frozen=True)
-class CircuitFile:
-    """A file in the folder of circuits.
-
-    Attributes:
-        id: Hash of its content, 16 hexadecimal digits.
-        file: The file.
-        header: The file's header: kind, feature, granularity, relevant, provenance.
-        kept: Number of elements that it keeps.
-        problem: Why it is not a circuit that can be used; empty if it is.
-    """
-
-    id: str
-    file: Path
-    header: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    kept: int = 0
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the file, as text that can be answered also if it is not UTF-8."""
-        return os.fsencode(self.file.name).decode("utf-8", "backslashreplace")
 
 
 class Store:
@@ -172,7 +139,7 @@ class Store:
                     continue
                 key = (status.st_mtime_ns, status.st_size)
                 known = self._circuits.get(file)
-                found[file] = known if known is not None and known[0] == key else (key, _read_circuit(file))
+                found[file] = known if known is not None and known[0] == key else (key, CircuitFile.read(file))
         self._circuits = found
         return [*{one.id: one for _, one in reversed(found.values())}.values()][::-1]
 
@@ -497,113 +464,6 @@ def _is_job(content: Mapping[str, Any], id: str) -> bool:
 
 
 _LAYERS = 8  # of an index that stay in memory
-
-
-@dataclass(frozen=True)
-class LayerFile:
-    """A layer of an index.
-
-    Attributes:
-        header: The file's header.
-        arrays: Its arrays, as ``explorer.index`` wrote them.
-    """
-
-    header: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-    @classmethod
-    def read(cls, content: bytes) -> "LayerFile":
-        """Read a file's content. Errors are those of any damaged file."""
-        arrays = from_bytes(content)
-        header = json.loads(seals.metadata(content)[seals.KEY])
-        if header["schema"] != INDEX or not seals.is_sealed(content, header):
-            raise ValueError("its checksum does not match")
-        return cls(header, arrays)
-
-    def highest(self, unit: int, *, padding: bool) -> list[dict[str, Any]]:
-        """Return the images on which a unit is highest, on the interior or anywhere."""
-        where = "anywhere" if padding else "inside"
-        image, value, position, box = (
-            self.arrays[f"{where}/{name}"][unit].tolist() for name in ("image", "value", "position", "box")
-        )
-        return [
-            {"image": i, "value": v, "position": p, "box": b}
-            for i, v, p, b in zip(image, value, position, box, strict=True)
-        ]
-
-    def among(self, unit: int, order: Callable[[np.ndarray], np.ndarray], count: int) -> list[dict[str, Any]]:
-        """Return images of the pool, in the order of a function of the unit's highest values on the interior."""
-        values = self.arrays["pool/value"][unit]
-        return [self._example(unit, int(place)) for place in order(values)[:count]]
-
-    def _example(self, unit: int, place: int) -> dict[str, Any]:
-        width = self.header["map"][1]
-        row, column = divmod(int(self.arrays["pool/place"][unit, place]), width)
-        return {
-            "image": int(self.arrays["pool/image"][place]),
-            "value": float(self.arrays["pool/value"][unit, place]),
-            "position": [row, column],
-            "box": self.box(row, column),
-        }
-
-    def box(self, row: int, column: int) -> list[int]:
-        """Return the receptive field of a position: top, left, height and width in pixels of the model's image."""
-        (top, bottom), (left, right) = self.arrays["rows"][row].tolist(), self.arrays["columns"][column].tolist()
-        return [top, left, bottom - top, right - left]
-
-    def nearest(self, y: float, x: float) -> list[int]:
-        """Return the row and column of the position whose receptive field is centered closest to a pixel."""
-        centers = (self.arrays[name].mean(1) for name in ("rows", "columns"))
-        return [int(np.abs(center - at).argmin()) for center, at in zip(centers, (y, x), strict=True)]
-
-    def quantiles(self, values: np.ndarray) -> np.ndarray:
-        """Return the share of counted positions where each unit is at most as high as a value, in float64.
-
-        Args:
-            values: A value for each unit, (U,). Within a bin, shares are in proportion.
-        """
-        counts, exponent = self.arrays["histogram/counts"], self.arrays["histogram/exponent"]
-        units, bins = counts.shape
-        place = np.clip(values / 2.0**exponent + bins // 2, 0, bins)
-        whole = np.minimum(place.astype(int), bins - 1)
-        below = np.concatenate([np.zeros((units, 1), int), counts.cumsum(1)], 1)
-        each = np.arange(units)
-        shares: np.ndarray = (below[each, whole] + (place - whole) * counts[each, whole]) / below[:, -1].clip(1)
-        return shares
-
-    def histogram(self, unit: int) -> dict[str, Any]:
-        """Return a unit's histogram without the empty bins at its ends."""
-        counts, width = self.arrays["histogram/counts"][unit], 2.0 ** int(self.arrays["histogram/exponent"][unit])
-        (full,) = counts.nonzero()
-        first, last = (int(full[0]), int(full[-1]) + 1) if len(full) else (0, 0)
-        half = len(counts) // 2
-        return {
-            "edges": [(n - half) * width for n in range(first, last + 1)],
-            "counts": counts[first:last].tolist(),
-            "every": self.header["every"],
-        }
-
-
-def _read_circuit(file: Path) -> CircuitFile:
-    content = file.read_bytes()
-    one = CircuitFile(hashlib.sha256(content).hexdigest()[:16], file)
-    try:
-        tensors = from_bytes(content)
-        header = json.loads(seals.metadata(content)[seals.KEY])
-        if not seals.is_sealed(content, header):
-            return replace(one, problem=f"{one.name} is damaged: its checksum does not match.")
-        if header["kind"] != "circuit":
-            return replace(one, problem=f"{one.name} holds {header['kind']!s:.80}, not a circuit.")
-        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()  # it can be answered
-        feature, provenance, relevant = header["feature"], header["provenance"], header["relevant"]
-        lacks = {"layer", "unit", "position"} - {*feature} or {"granularity"} - {*header}
-        if lacks or not isinstance(provenance, dict) or not isinstance(relevant, int):
-            raise ValueError("its header is not that of a circuit")
-        kept = sum(int(x.sum()) for name, x in tensors.items() if name.startswith("elements/"))
-        return replace(one, header=header, kept=kept)
-    except Exception as error:  # a foreign or damaged file makes safetensors raise nearly anything
-        reason = " ".join(f"{error!r}".split()).encode("utf-8", "replace").decode()
-        return replace(one, problem=f"{one.name} is not a circuit ({reason:.200}).")
 
 
 def _locked(file: Path, remark: Callable[[str], None]) -> BinaryIO:

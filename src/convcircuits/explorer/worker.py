@@ -21,6 +21,7 @@ from convcircuits.explorer.index import Stopped
 from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
+from convcircuits.explorer.questions import Questions
 
 _OFTEN = 0.2  # seconds between two reports of progress
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
     except Exception as error:
         jobs.send(("failed", None, _sentence(error)))
         return
-    threading.Thread(target=_answer, args=(materials, questions), daemon=True).start()
+    threading.Thread(target=_answer, args=(Questions(materials), questions), daemon=True).start()
     try:
         while True:
             id, kind, parameters = jobs.recv()
@@ -98,14 +99,14 @@ class Reporter:
         self._jobs.send(("saved", self._id, index["images"]))
 
 
-def _answer(materials: Materials, questions: Connection) -> None:
+def _answer(answers: Questions, questions: Connection) -> None:
     while True:
         try:
             number, name, arguments = questions.recv()
         except (EOFError, OSError):
             return
         try:
-            answered, answer = True, materials.answer(name, *arguments)
+            answered, answer = True, answers.answer(name, *arguments)
         except Exception as error:
             answered, answer = False, _sentence(error)
         questions.send((number, answered, answer))
