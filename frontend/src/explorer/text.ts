@@ -162,7 +162,8 @@ export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
 }
 
-function wanted(of: Record<string, unknown>): string {
+/** How a circuit was asked for, in brackets. */
+export function wanted(of: Record<string, unknown>): string {
   const size =
     typeof of.density === "number"
       ? `density ${of.density}`

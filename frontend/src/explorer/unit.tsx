@@ -11,7 +11,18 @@ import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { layerPlace, type Place, photoPlace } from "./route.js";
 import { SplitSection } from "./split.js";
-import { above, layerName, photoName, r2Text, roughly, SECTION_NAMES, sentence, shareText, value } from "./text.js";
+import {
+  above,
+  layerName,
+  photoName,
+  r2Text,
+  roughly,
+  SECTION_NAMES,
+  sentence,
+  shareText,
+  value,
+  wanted,
+} from "./text.js";
 import { BORDER, Circuits, Context, MapPicture, Problem, Progress, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
@@ -543,7 +554,7 @@ function Find({ feature }: { feature: string }) {
           <li key={job.id}>
             {job.state === "done" && job.result?.circuit ? (
               <p>
-                Found with {plain(String(job.parameters.criterion ?? CRITERIA[0]))}:{" "}
+                Found{plain(wanted(job.parameters))}:{" "}
                 <To place={{ page: "circuit", id: String(job.result.circuit) }}>open the circuit</To>
               </p>
             ) : (
