@@ -34,6 +34,7 @@ WIDTHS = (1440, 1280, 800, 390)
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=20_000)  # a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,34 @@ def accessible(page):
         page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+ASK = """async (job) => {
+  const ask = (path, init) => fetch(`/api/v1/${path}`, init).then((answer) => answer.json());
+  const headers = { "content-type": "application/json" };
+  let found = await ask("jobs", { method: "POST", headers, body: JSON.stringify(job) });
+  while (found.state === "queued" || found.state === "running") {
+    await new Promise((done) => setTimeout(done, 50));
+    found = await ask(`jobs/${found.id}`);
+  }
+  return found;
+}"""
+
+
+def answered(page, **job):
+    """Ask for a job as the page does, and return its result."""
+    found = page.evaluate(ASK, job)
+    assert found["state"] == "done", found
+    return found["result"]
+
+
+def fits(page):
+    """Check the page with axe, and that it fits every window."""
+    accessible(page)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 1440, "height": 900})
 
 
 def test_bundles_are_small():
@@ -142,7 +171,10 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
     expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
     page.locator("[part=diagram] [data-node]").first.wait_for()
+    page.get_by_role("combobox", name="colors").select_option("dark")
+    expect(page.locator("[part=diagram] [part=app]")).to_have_attribute("data-theme", "dark")
     accessible(page)
+    page.get_by_role("combobox", name="colors").select_option("system")
     file = next((folder / "project" / "circuits").iterdir())
     expect(page.locator("pre[aria-label^='The command']")).to_contain_text(f"--density 0.4 --images {folder}/pictures")
     again = {}
@@ -171,6 +203,90 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page.locator("main .problem")).to_have_text("There is no layer a/b.")
     page.goto(f"{start}/u/2/3?weights=00000000")
     expect(page.locator(".banner")).to_contain_text("made on other weights")
+
+
+def test_the_reader_chooses_colors_and_no_style_needs_a_permission(open_page):
+    page = open_page(color_scheme="light")
+    answer = page.goto(page.url)
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert page.locator("[style]").count() > 0  # set by the script, which the policy lets pass
+    colors = page.get_by_role("combobox", name="colors")
+    expect(page.locator(".explorer")).to_have_attribute("data-theme", "light")
+    colors.select_option("dark")
+    page.reload()
+    expect(page.locator(".explorer")).to_have_attribute("data-theme", "dark")
+    colors.select_option("system")
+    expect(page.locator(".explorer")).to_have_attribute("data-theme", "light")
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator(".explorer")).to_have_attribute("data-theme", "dark")
+
+
+def test_the_units_at_a_point_of_a_photograph(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    start = page.url
+    photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(said => said.photographs[3].id)")
+    page.goto(f"{start}i/{photo}")
+    page.locator("[part=photo]").click(position={"x": 90, "y": 60})
+    expect(page).to_have_url(re.compile(r"\?x=[\d.]+&y=[\d.]+$"))
+    before = page.url
+    page.keyboard.press("ArrowRight")
+    expect(page).not_to_have_url(before)
+    expect(page.locator(".strongest tr")).to_have_count(2)
+    chip = page.locator(".strongest .chip").last
+    chip.hover()
+    expect(page.locator(".pointed canvas")).to_be_visible()
+    expect(page.locator(".at-point figcaption")).to_contain_text("The map of 2 unit")
+    fits(page)
+    chip.click()
+    expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
+
+
+def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    start = page.url
+    page.goto(f"{start}u/2/9")
+    expect(page.locator("[part=estimate]")).to_contain_text("about")
+    page.locator("[part=neighbours]").click()
+    expect(page.locator(".pair .row").first.locator("a")).to_have_count(5)
+    page.locator("[part=visualise]").click()
+    expect(page.locator(".feature figcaption")).to_contain_text("128 steps")
+    page.locator("[part=groups]").select_option("2")
+    page.locator("[part=split]").click()
+    expect(page.locator("[part=split-verdict]")).to_contain_text("10 photographs")
+    expect(page.locator(".split .group")).to_have_count(2)
+    expect(page.locator(".cross tbody tr")).to_have_count(2)
+    fits(page)
+
+    large, small = (
+        answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6)["circuit"]
+        for density in (0.4, 0.2)
+    )
+    page.goto(f"{start}c/{large}")
+    page.locator("[part=sweep]").click()
+    page.locator(".stop").nth(2).click()
+    expect(page.locator(".stop-card")).to_contain_text("R²")
+    page.locator("[part=extract]").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name=", safetensors").click()
+    assert download.value.suggested_filename.endswith("-module.safetensors")
+    with page.expect_download() as download:
+        page.locator("[part=bundle]").click()
+    assert download.value.suggested_filename.endswith(".zip")
+    page.locator("[part=put_back]").click()
+    expect(page.locator(".work .progress")).to_contain_text("no logits of classes")
+    page.locator("[part=diagram] [data-node] .frame").first.click()
+    page.locator("[part=ablate]").click()
+    expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
+    fits(page)
+
+    page.locator(f".beside-it[href$='{small}']").click()
+    expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
+    page.locator("[part=compare]").click()
+    page.locator("[part=diagram] [data-node]").first.wait_for()
+    expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
+    fits(page)
 
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):

@@ -178,6 +178,7 @@ def test_every_answer_says_what_a_browser_may_do():
     assert "default-src 'self'" in HEADERS["content-security-policy"]
     assert "frame-ancestors 'none'" in HEADERS["content-security-policy"]
     assert "script-src" not in HEADERS["content-security-policy"]  # which is default-src: nothing inline
+    assert "unsafe" not in HEADERS["content-security-policy"]  # no inline style either
 
 
 def test_names_of_layers_reach_the_routes_as_they_were_sent():

@@ -2,12 +2,25 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Box, EMPTY, floats, type Job, query, type Report, sentence, unitNotes } from "../src/explorer/api.js";
-import { findJob } from "../src/explorer/ask.js";
+import {
+  type Box,
+  type Circuit,
+  type Curve,
+  EMPTY,
+  floats,
+  type Job,
+  query,
+  type Report,
+  sentence,
+  unitNotes,
+} from "../src/explorer/api.js";
+import { findJob, sizedJob } from "../src/explorer/ask.js";
+import { chart, measureOf } from "../src/explorer/chart.js";
 import { isChanged, readAgain } from "../src/explorer/draft.js";
 import { withJob } from "../src/explorer/live.js";
 import { formatRoute, layerPlace, type Place, parseRoute, sameObject, unitPlace } from "../src/explorer/route.js";
 import {
+  ablationText,
   around,
   bytes,
   coarse,
@@ -19,9 +32,12 @@ import {
   r2Rows,
   r2Text,
   recent,
+  roughly,
   seconds,
+  topText,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
+import { jobOf } from "../src/explorer/work.js";
 
 const ID = "0123456789abcdef";
 const parsed = (address: string) => {
@@ -33,11 +49,13 @@ const PLACES: Place[] = [
   { page: "home" },
   { page: "jobs" },
   { page: "circuit", id: ID },
-  { page: "photo", id: ID },
+  { page: "photo", id: ID, x: null, y: null },
+  { page: "photo", id: ID, x: 12.5, y: 0 },
+  { page: "compare", a: ID, b: ID.replace("0", "f") },
   layerPlace("features.14"),
   { page: "layer", layer: "a/b c?d#é%2F", sort: "sparsity", lowest: true },
   unitPlace("layer4.1/conv2", 511),
-  { ...unitPlace("x", 0), section: "top", padding: true, photo: ID } as Place,
+  { ...unitPlace("x", 0), section: "top", padding: true, photo: ID, split: ID } as Place,
   { ...unitPlace("x", 0), section: "range", low: -0.5, high: 1e-7 } as Place,
 ];
 
@@ -150,6 +168,8 @@ test("a coarser histogram has the same counts below and above zero", () => {
 test("numbers are said, and what was not measured too", () => {
   assert.deepEqual([0.834, -4.424, 1, -0.001, null].map(r2Text), [".83", "\u22124.42", "1.00", ".00", "not measured"]);
   assert.deepEqual([0.4, 60, 75, 3600, 7260].map(seconds), ["0 s", "1 min", "1 min 15 s", "1 h", "2 h 1 min"]);
+  assert.deepEqual([0.2, 8.4, 44, 75, 3590].map(roughly), ["1 s", "8 s", "40 s", "1 min", "1 h"]);
+  assert.deepEqual([1, 0.9999, 0.997, 0.9, 0.5].map(topText), ["0 %", "<0.1 %", "0.3 %", "10 %", "50 %"]);
   assert.deepEqual([1, 999, 1500, 12_900_000].map(bytes), ["1 byte", "999 bytes", "1.5 kB", "12.9 MB"]);
   assert.deepEqual(["a/b/cat.webp", "flower", "x/v1.0", ".png"].map(photoName), ["cat", "flower", "v1.0", ".png"]);
   assert.deepEqual([query({}), query({ a: null, b: 0, c: "x y" })], ["", "?b=0&c=x+y"]);
@@ -170,6 +190,7 @@ test("numbers of a map are read as they were written", () => {
 const REPORT: Report = {
   images: 24,
   found_on: [],
+  found_on_verified: true,
   validated_on: [],
   held_out: [],
   verdict: "keeps",
@@ -213,6 +234,15 @@ test("jobs say what they do and how far they are", () => {
   assert.equal(progress({ ...JOB, state: "queued" }), "waiting");
   assert.deepEqual([done(JOB), done({ ...JOB, total: null }), done({ ...JOB, state: "done" })], [9 / 24, null, null]);
   assert.equal(featureName("fc:0,1", LAYERS), "fc:0,1");
+  const part = { circuit: "a", layer: "features.14", filter: 3, input: null };
+  assert.equal(
+    jobName({ ...JOB, kind: "ablate", parameters: part }, [], LAYERS),
+    "Measure a without filter 3 of conv3_3",
+  );
+  assert.equal(
+    jobName({ ...JOB, kind: "ablate", parameters: { ...part, input: 7 } }, [], LAYERS),
+    "Measure a without conv3_3, 3 \u2190 7",
+  );
 });
 
 test("a job's event replaces what was known of it, or adds it before the others", () => {
@@ -272,4 +302,48 @@ test("the circuits of the latest jobs come first", () => {
   const [a, b, c] = ["a", "b", "c"].map((id) => ({ id })) as never[];
   const job = (circuit: string, ended: number | null) => ({ ...JOB, result: { circuit }, ended });
   assert.deepEqual(recent([a!, b!, c!], [job("b", 5), job("b", 1), job("c", 9), job("a", null)]), [c, b, a]);
+});
+
+test("a page finds the job that it asked for, whatever its other parameters", () => {
+  const job = { ...JOB, kind: "ablate", parameters: { circuit: ID, layer: "a", filter: 1, input: null } } as Job;
+  const asked = { kind: "ablate", circuit: ID, layer: "a", filter: 1, input: null } as const;
+  assert.equal(jobOf([JOB, job], asked), job);
+  assert.equal(jobOf([JOB, job], { ...asked, input: 0 }), null);
+  assert.equal(jobOf([JOB], { kind: "find", feature: "features.14:12@interior" }), JOB);
+});
+
+test("a circuit of another size has the same recipe", () => {
+  const recipe = { feature: "a:1@max", criterion: "snip", refit: "none", count: 6, seed: 2, density: 0.4, size: 20 };
+  const circuit = { provenance: { recipe } } as unknown as Circuit;
+  assert.deepEqual(sizedJob(circuit, 0.1), {
+    kind: "find",
+    feature: "a:1@max",
+    density: 0.1,
+    criterion: "snip",
+    refit: "none",
+    count: 6,
+    seed: 2,
+  });
+  assert.equal(sizedJob({ provenance: {} } as unknown as Circuit, 0.1), null);
+});
+
+test("a curve is drawn by the logarithm of its sizes, from 0 to 1, with a gap where nothing was measured", () => {
+  const point = (kernels: number, r2: number | null) => ({ kernels, r2, r2_interior: null, r2_random: null });
+  const curve = { points: [point(1000, 1.2), point(100, null), point(10, -3), point(1, 0.5)] } as unknown as Curve;
+  assert.equal(measureOf(curve), "r2");
+  const { x, y, circuitLine, randomLine } = chart(curve, "r2", 300, 100);
+  assert.deepEqual([1, 10, 1000].map(x).map(Math.round), [0, 100, 300]);
+  assert.deepEqual([-3, 0.5, 1.2].map(y), [100, 50, 0]);
+  assert.equal(circuitLine, "M300.0 0.0M100.0 100.0L0.0 50.0");
+  assert.equal(randomLine, "");
+});
+
+test("what a part is worth is said beside what was before", () => {
+  const before = { kernels: 9, effective_kernels: 9, r2: 0.8, r2_interior: null, r2_rectified: null, kept: 0.9 };
+  const after = { ...before, kernels: 8, effective_kernels: 7, r2: 0.5, kept: null };
+  assert.equal(
+    ablationText({ images: 6, before, after }),
+    "Measured without it, on 6 held-out crops: R\u00b2 .50 instead of .80; its highest value not defined " +
+      "instead of 90 % of the model's; 2 kernels fewer on complete paths.",
+  );
 });

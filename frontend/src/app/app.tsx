@@ -42,11 +42,6 @@ export function App({ store }: { store: Store }) {
   }, [store]);
 
   useEffect(() => {
-    const scheme = matchMedia("(prefers-color-scheme: dark)");
-    const changed = () => {
-      store.theme.value = scheme.matches ? "dark" : "light";
-    };
-    scheme.addEventListener("change", changed);
     const heard: EventTarget = host === "page" ? document : root.current!;
     const key = (event: Event) => {
       const { key, ctrlKey, metaKey, altKey } = event as KeyboardEvent;
@@ -58,10 +53,7 @@ export function App({ store }: { store: Store }) {
       }
     };
     heard.addEventListener("keydown", key);
-    return () => {
-      scheme.removeEventListener("change", changed);
-      heard.removeEventListener("keydown", key);
-    };
+    return () => heard.removeEventListener("keydown", key);
   }, [store]);
 
   // The page around the app gets the app's background, so that a toggled theme leaves no border.

@@ -1,12 +1,13 @@
 /** All that the document knows about a node or an edge. */
 
 import type { ComponentChildren } from "preact";
+import { useState } from "preact/hooks";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
 import { insideText, of } from "../core/select.js";
 import { plain } from "../core/text.js";
-import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE } from "../core/types.js";
+import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE, NodeKind } from "../core/types.js";
 import { annotate, open } from "./actions.js";
 import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
@@ -26,6 +27,33 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
       <dt>{name}</dt>
       <dd>{children}</dd>
     </>
+  );
+}
+
+/** A button that measures the circuit without a part of it, where the host can. */
+function Without({
+  store,
+  layer,
+  filter,
+  input,
+}: {
+  store: Store;
+  layer: number;
+  filter: number;
+  input: number | null;
+}) {
+  const [said, say] = useState("");
+  const name = store.graph.document.layers[layer]?.name;
+  const { ablate } = store.source;
+  if (!ablate || name === undefined || store.view.value.variant !== 0 || store.hover.value) return null;
+  return said ? (
+    <p role="status" part="without">
+      {said}
+    </p>
+  ) : (
+    <button type="button" part="ablate" onClick={() => ablate({ layer: name, filter, input }, say)}>
+      measure the circuit without it
+    </button>
   );
 }
 
@@ -89,6 +117,15 @@ export function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
         ) : (
           <p class="soft">No map is stored for this kernel.</p>
         ))}
+      {!connection && (
+        <Without
+          key={edge}
+          store={store}
+          layer={graph.edgeLayer[edge]!}
+          filter={graph.out[edge]!}
+          input={graph.in[edge]!}
+        />
+      )}
       {edges.length > 1 && (
         <>
           <h3>drawn as one with {plural(edges.length - 1, "other kernel")}</h3>
@@ -209,6 +246,15 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         </button>
       )}
       {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
+      {nodes.length === 1 && graph.kind[node] === NodeKind.filter && (
+        <Without
+          key={`without ${node}`}
+          store={store}
+          layer={graph.layer[node]!}
+          filter={graph.unit[node]!}
+          input={null}
+        />
+      )}
       {nodes.length > 1 ? (
         <div class="pictures">
           {nodes.slice(0, 12).map((each) => (

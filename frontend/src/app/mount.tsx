@@ -9,6 +9,9 @@ import { STYLES } from "./styles.js";
 /** Draws a source's document in `el`, replacing its content. Returns a function that removes it. */
 export function mount(el: HTMLElement, source: Source): () => void {
   const root = el.shadowRoot ?? el.attachShadow({ mode: "open" });
+  const sheet = new CSSStyleSheet(); // which needs no permission by a content security policy, as a style element does
+  sheet.replaceSync(STYLES);
+  root.adoptedStyleSheets = [sheet];
   let store: Store | null = null;
   const show = () => {
     store?.close();
@@ -22,13 +25,7 @@ export function mount(el: HTMLElement, source: Source): () => void {
         error instanceof SyntaxError ? "The document is not valid JSON." : String((error as Error)?.message ?? error);
     }
     renderInto(null, root);
-    renderInto(
-      <>
-        <style>{STYLES}</style>
-        {store ? <App store={store} /> : <Failure host={source.host} text={failure} />}
-      </>,
-      root,
-    );
+    renderInto(store ? <App store={store} /> : <Failure host={source.host} text={failure} />, root);
   };
   show();
   const stop = source.onDocument(show);

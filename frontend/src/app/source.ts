@@ -18,6 +18,29 @@ export interface Source {
   /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
+  /** Call back with the host's theme, now and whenever it is another; return a function that unsubscribes. Without it,
+   *  the theme is that of the reader's system. */
+  onTheme?(changed: (theme: Theme) => void): () => void;
+  /** Measure the circuit without a part of it, and say how far that is, and then what came of it. */
+  ablate?(part: Part, say: (text: string) => void): void;
+}
+
+/** A filter of a circuit or, of it, the kernel that reads one channel; null: all of its kernels. */
+export interface Part {
+  layer: string;
+  filter: number;
+  input: number | null;
+}
+
+export type Theme = "light" | "dark";
+
+/** Calls back with the theme of the reader's system, now and whenever it is another. */
+export function onSystemTheme(changed: (theme: Theme) => void): () => void {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const tell = () => changed(dark.matches ? "dark" : "light");
+  tell();
+  dark.addEventListener("change", tell);
+  return () => dark.removeEventListener("change", tell);
 }
 
 /** The page's own document, and its URL's hash. A page in a frame adds nothing to the history, which is that of the

@@ -10,7 +10,7 @@ import { plain } from "../core/text.js";
 import type { View } from "../core/types.js";
 import { ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
-import type { Source } from "./source.js";
+import { onSystemTheme, type Source, type Theme } from "./source.js";
 
 /** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones). */
 export interface Spot {
@@ -51,7 +51,7 @@ export interface Store {
   message: Signal<string>;
   /** What the reader must be told in sight, until the next change. */
   notice: Signal<string>;
-  theme: Signal<"light" | "dark">;
+  theme: Signal<Theme>;
   pictures: Pictures;
   maps: Maps;
   /** Changes the view. Back undoes it, but not a `drag`, of which there are many in a row. */
@@ -114,7 +114,7 @@ export function createStore(source: Source): Store {
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
     notice: signal(""),
-    theme: signal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
+    theme: signal("light"),
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
     change(part, message, how) {
@@ -179,6 +179,9 @@ export function createStore(source: Source): Store {
       selection.value;
       clearTimeout(timer);
       timer = window.setTimeout(write, WRITE_AFTER);
+    }),
+    (source.onTheme ?? onSystemTheme)((theme) => {
+      store.theme.value = theme;
     }),
     source.onView(() => {
       const before = view.value.isolate;

@@ -263,7 +263,8 @@ tr:hover td { background: var(--faint); }
 
 /* Narrow: the page scrolls, and the panel is a sheet at its bottom. */
 @container (max-width: 799px) {
-  .app, .app[data-host="page"] { display: block; height: auto; min-height: 100vh; }
+  .app { display: block; }
+  .app[data-host="page"] { height: auto; min-height: 100vh; }
   header { padding: 10px 14px 0; }
   .heading { flex-direction: column; }
   .heading > div:first-child { flex: none; }

@@ -1,5 +1,7 @@
 /** All that the explorer knows of its server: routes, fields, errors and events. */
 
+import type { Part } from "../app/source.js";
+
 export const ROOT = "/api/v1";
 
 // ---------------------------------------- what is answered
@@ -102,6 +104,10 @@ export interface Unit {
   figures: Figures;
   histogram: Histogram;
   circuits: string[];
+  other_circuits: string[]; // of a unit of this name in a model with other weights
+  splits: SplitCard[]; // the newest first
+  picture: FeaturePicture | null; // null: not made yet
+  neighbours: boolean; // whether they are known
 }
 
 export interface Examples {
@@ -132,9 +138,193 @@ export interface UnitMap {
   values: Float32Array;
 }
 
+/** A unit at one position of a photograph. */
+export interface PointUnit {
+  unit: number;
+  value: number;
+  quantile: number; // share of the positions of the indexed photographs where it is at most this high
+  label: string;
+  star: boolean;
+}
+
+/** The units of a layer at the position whose receptive field is centered closest to a point. */
+export interface PointLayer {
+  layer: string;
+  alias: string;
+  position: number[];
+  box: Box;
+  images: number; // that the quantiles are of
+  complete: boolean;
+  total: number;
+  units: PointUnit[];
+}
+
+export interface Point {
+  photo: string;
+  name: string;
+  x: number;
+  y: number;
+  layers: PointLayer[];
+}
+
+export interface Neighbour {
+  unit: number;
+  correlation: number;
+  label: string;
+}
+
+export interface Neighbours {
+  layer: string;
+  unit: number;
+  images: number;
+  positions: number;
+  highest: Neighbour[];
+  lowest: Neighbour[];
+}
+
+export interface FeaturePicture {
+  value: number | null; // null: no picture drives the unit more than noise
+  start: number | null;
+  steps: number;
+}
+
+export interface SplitGroup {
+  name: string;
+  images: number;
+  held_out: number;
+  circuits: string[];
+}
+
+export interface SplitCard {
+  id: string;
+  feature: string;
+  layer: string;
+  unit: number;
+  images: number;
+  groups: SplitGroup[];
+  verdict: string;
+  asked: number | null;
+}
+
+export interface SplitPhoto {
+  photo: string;
+  name: string;
+  held_out: boolean;
+  confidence: number;
+  value: number;
+  position: number[] | null;
+  box: Box | null;
+}
+
+/** The circuit of one group on held-out photographs of one group. */
+export interface Crossing {
+  circuit: string;
+  group: string;
+  size: number;
+  density: number;
+  kernels: number;
+  images: number;
+  error: number | null;
+  kept: number | null;
+  r2: number | null;
+  r2_max: number | null;
+}
+
+export interface Selectivity {
+  size: number;
+  density: number;
+  own: number | null;
+  others: number | null;
+  value: number | null;
+  low: number | null;
+  high: number | null;
+  shuffled: (number | null)[];
+  verdict: string;
+}
+
+export interface Split extends SplitCard {
+  photographs: Record<string, SplitPhoto[]>; // by group; "": those that do not drive the unit
+  cross: Crossing[];
+  selectivity: Selectivity[];
+  chosen: number | null;
+  notes: string[];
+  seconds: number;
+}
+
+export interface CurvePoint {
+  density: number;
+  kernels: number;
+  effective_kernels: number;
+  constants: number;
+  r2: number | null;
+  r2_interior: number | null;
+  r2_rectified: number | null;
+  r2_random: number | null;
+  r2_random_interior: number | null;
+  verdict: string;
+}
+
+/** Circuits of several densities by one recipe, on the same held-out crops. */
+export interface Curve {
+  criterion: string;
+  images: number;
+  photographs: number;
+  r2_average_map: number | null;
+  r2_average_map_interior: number | null;
+  points: CurvePoint[]; // the largest first
+  note: string;
+  seconds: number;
+}
+
+/** A circuit as a module of its own, beside the full model up to the feature. */
+export interface Module {
+  bytes: number;
+  difference: number;
+  parameters: number;
+  macs: number;
+  full_parameters: number;
+  full_macs: number;
+}
+
+export interface Estimate {
+  seconds: number | null; // null: not known for this criterion
+  sentence: string;
+  busy: boolean; // whether a job ran meanwhile, so that it is too high
+}
+
+export interface AblatedFigures {
+  kernels: number;
+  effective_kernels: number;
+  r2: number | null;
+  r2_interior: number | null;
+  r2_rectified: number | null;
+  kept: number | null;
+}
+
+export interface Ablation {
+  images: number;
+  before: AblatedFigures;
+  after: AblatedFigures;
+}
+
+export interface LogitsChange {
+  kl: number;
+  top1: number;
+}
+
+/** The model with a unit's map replaced. */
+export interface PutBack {
+  images: number;
+  classes: number;
+  by_circuit: LogitsChange;
+  by_average_map: LogitsChange;
+  by_zero: LogitsChange;
+}
+
 export interface Report {
   images: number;
   found_on: string[];
+  found_on_verified: boolean; // if not, the circuit's file only names them
   validated_on: string[];
   held_out: string[];
   verdict: string;
@@ -158,12 +348,16 @@ export interface CircuitCard {
   density: number;
   report: Report | null; // null: not measured
   diagram: boolean;
+  same_weights: boolean | null; // null: not known
+  group: string; // of photographs that it was found on, if a division made it
 }
 
 export interface Circuit extends CircuitCard {
   provenance: Record<string, unknown>;
   command?: string;
   python?: string;
+  curve: Curve | null;
+  module: Module | null;
 }
 
 export interface Note {
@@ -176,7 +370,7 @@ export const EMPTY: Note = { label: "", star: false, text: "" };
 
 export interface Job {
   id: string;
-  kind: "index" | "find" | "evaluate" | "diagram";
+  kind: JobRequest["kind"];
   parameters: Record<string, unknown>;
   state: "queued" | "running" | "done" | "failed" | "cancelled";
   phase: string;
@@ -229,9 +423,18 @@ export type JobRequest =
       reach_r2?: number;
       drawable?: boolean;
       count?: number;
+      granularity?: string;
+      refit?: string;
+      options?: string[];
+      held_out?: number;
+      seed?: number;
     }
-  | { kind: "evaluate"; circuit: string }
-  | { kind: "diagram"; circuit: string };
+  | { kind: "evaluate" | "diagram" | "sweep" | "extract" | "put_back"; circuit: string }
+  | ({ kind: "ablate"; circuit: string } & Part)
+  | { kind: "compare"; a: string; b: string }
+  | { kind: "split"; feature: string; groups?: number }
+  | { kind: "visualise"; layer: string; unit: number }
+  | { kind: "neighbours"; layer: string };
 
 /** An answer that is an error. `message` is a sentence. */
 export class ApiError extends Error {
@@ -268,8 +471,10 @@ export function sentence(body: string, status: number): string {
   return `The explorer answered with the status ${status}.`;
 }
 
+const signalled = (signal?: AbortSignal) => (signal ? { signal } : {});
+
 const get = async <T>(path: string, signal?: AbortSignal): Promise<T> =>
-  (await ask(path, signal ? { signal } : {})).json() as Promise<T>;
+  (await ask(path, signalled(signal))).json() as Promise<T>;
 
 const write = (method: string, body: unknown, headers: Record<string, string> = {}): RequestInit => ({
   method,
@@ -308,10 +513,29 @@ export const api = {
     const said = await get<{ shape: number[]; values: string }>(`/map/${unitPath(layer, unit)}/${photo}`, signal);
     return { height: said.shape[0] ?? 1, width: said.shape[1] ?? 1, values: floats(said.values) };
   },
+  point: (photo: string, x: number, y: number, count: number, signal?: AbortSignal) =>
+    get<Point>(`/photos/${photo}/point${query({ x, y, count })}`, signal),
+  neighbours: (layer: string, unit: number, signal?: AbortSignal) =>
+    get<Neighbours>(`/layers/${encodeURIComponent(layer)}/units/${unit}/neighbours`, signal),
+  picture: (layer: string, unit: number) => `${ROOT}/layers/${encodeURIComponent(layer)}/units/${unit}/picture`,
+  split: (id: string, signal?: AbortSignal) => get<Split>(`/splits/${id}`, signal),
+  estimate: (of: { feature: string; criterion: string; reach_r2: boolean; count: number }, signal?: AbortSignal) =>
+    get<Estimate>(`/estimate${query(of)}`, signal),
+  /** The document of two circuits, which shows both. */
+  async compared(a: string, b: string, signal?: AbortSignal): Promise<string> {
+    const document = await get<{ view?: object }>(`/compare${query({ a, b })}`, signal);
+    return JSON.stringify({ ...document, view: { ...document.view, compare: 1 } });
+  },
+  /** The circuit with all that is known of it, as one file, and the file's name. */
+  async bundle(id: string, photographs: boolean): Promise<{ file: Blob; name: string }> {
+    const answer = await ask(`/circuits/${id}/bundle${query({ photographs })}`);
+    const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
+    return { file: await answer.blob(), name: named?.[1] ?? `${id}.zip` };
+  },
+  moduleFile: (id: string) => `${ROOT}/circuits/${id}/module`,
   circuits: (signal?: AbortSignal) => get<CircuitCard[]>("/circuits", signal),
   circuit: (id: string, signal?: AbortSignal) => get<Circuit>(`/circuits/${id}`, signal),
-  diagram: async (id: string, signal?: AbortSignal) =>
-    (await ask(`/circuits/${id}/diagram`, signal ? { signal } : {})).text(),
+  diagram: async (id: string, signal?: AbortSignal) => (await ask(`/circuits/${id}/diagram`, signalled(signal))).text(),
   circuitFile: (id: string) => `${ROOT}/circuits/${id}/file`,
   /** A photograph or, as a square, a part of it. */
   thumb: (photo: string, width: number, box: Box | null = null) =>
@@ -322,7 +546,7 @@ export const api = {
   allNotes: (signal?: AbortSignal) => get<Record<string, Note>>("/notes", signal),
   /** A note, and the tag of its state. */
   async note(of: NoteOf, signal?: AbortSignal): Promise<Tagged> {
-    return tagged(await ask(`/notes/${notePath(of)}`, signal ? { signal } : {}));
+    return tagged(await ask(`/notes/${notePath(of)}`, signalled(signal)));
   },
   /** Replaces a note. Throws an error with the status CHANGED if it is no longer the one with this tag. */
   async writeNote(of: NoteOf, note: Note, tag: string): Promise<Tagged> {

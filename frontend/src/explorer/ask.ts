@@ -1,6 +1,6 @@
 /** What the form that finds a circuit asks for. */
 
-import type { JobRequest } from "./api.js";
+import type { Circuit, JobRequest } from "./api.js";
 
 export const SIZES = {
   density: { name: "density", start: ".05", step: "any", min: 0, max: 1 },
@@ -9,6 +9,11 @@ export const SIZES = {
   drawable: { name: "drawn whole", start: "", step: "1", min: 0, max: undefined },
 } as const;
 export type Size = keyof typeof SIZES;
+
+/** A feature at positions, as the command takes it. */
+export function positioned(feature: string, position: string): string {
+  return position === "all" ? feature : `${feature}@${position}`;
+}
 
 /** What the form asks for; a sentence, if that is not possible. */
 export function findJob(
@@ -19,7 +24,7 @@ export function findJob(
   if (!Number.isInteger(crops) || crops < 1) return "The number of crops must be a whole number of at least 1.";
   const common = {
     kind: "find" as const,
-    feature: of.position === "all" ? feature : `${feature}@${of.position}`,
+    feature: positioned(feature, of.position),
     criterion: of.criterion,
     count: crops,
   };
@@ -35,3 +40,13 @@ export function findJob(
       : "The R² to reach must be above 0 and at most 1.";
   return { ...common, [of.size]: number };
 }
+
+/** What finds a circuit of another size by the recipe of one; null, if its recipe is not known. */
+export function sizedJob({ provenance }: Circuit, density: number): JobRequest | null {
+  const recipe = provenance.recipe as Record<string, unknown> | undefined;
+  if (!recipe || typeof recipe.feature !== "string" || recipe.effective_kernels === true) return null;
+  const given = Object.fromEntries(SAME.flatMap((name) => (recipe[name] == null ? [] : [[name, recipe[name]]])));
+  return { kind: "find", feature: recipe.feature, density, ...given };
+}
+
+const SAME = ["criterion", "granularity", "refit", "options", "count", "held_out", "seed"];

@@ -1,16 +1,18 @@
 /** A circuit: its verdict, its numbers beside their controls, its diagram, and how it is found again. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
-import type { Source } from "../app/source.js";
-import { pageSource } from "../app/source.js";
+import { useEffect, useRef } from "preact/hooks";
 import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, type Box, type Circuit, type JobRequest, type Report } from "./api.js";
-import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } from "./live.js";
+import { api, type Box, type Circuit, type Report } from "./api.js";
+import { DensityCurve } from "./curve.js";
+import { Drawing } from "./drawing.js";
+import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
-import { type Place, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds } from "./text.js";
-import { Copied, Fact, Picture, Problem, Progress, To } from "./ui.js";
+import { type Place, photoPlace, unitPlace } from "./route.js";
+import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds, sentence } from "./text.js";
+import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
+import { AsModule, InTheModel, Share } from "./uses.js";
+import { jobOf, Work } from "./work.js";
 
 export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit" }> }) {
   const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
@@ -52,8 +54,9 @@ export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit"
           "Not measured with this model and these photographs."
         )}
       </p>
+      {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
       {!report && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
-      <Drawing circuit={circuit} />
+      <Drawn circuit={circuit} />
       <div class="columns">
         <section>
           <h2>Numbers</h2>
@@ -68,14 +71,45 @@ export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit"
           <Notes of={{ circuit: circuit.id }} what="this circuit" />
           <Others circuit={circuit} />
         </section>
+        <section>
+          <h2>Smaller and larger</h2>
+          <DensityCurve circuit={circuit} />
+        </section>
+        <section>
+          <h2>In the whole model</h2>
+          <InTheModel circuit={circuit} />
+        </section>
+        <section>
+          <h2>As a module</h2>
+          <AsModule circuit={circuit} />
+          <h2>Share</h2>
+          <Share circuit={circuit} />
+        </section>
       </div>
     </main>
   );
 }
 
-/** A sentence of the library in the page's spelling. */
-function sentence(text: string): string {
-  return plain(text).replace(/\bR2\b/g, "R²");
+/** The diagram, which is asked for as soon as the circuit is measured. */
+function Drawn({ circuit }: { circuit: Circuit }) {
+  const { id, diagram } = circuit;
+  const request = { kind: "diagram", circuit: id } as const;
+  const asked = useRef("");
+  const known = jobs.value && jobOf(jobs.value, request) !== null;
+  const text = useLoaded(`${id} ${diagram}`, 0, async (signal) => (diagram ? api.diagram(id, signal) : null));
+  useEffect(() => {
+    if (diagram || known !== false || !canWrite.value || asked.current === id || !circuit.report) return;
+    asked.current = id;
+    submit(request).catch((problem: Error) => {
+      message.value = problem.message;
+    });
+  }, [id, diagram, known, canWrite.value]);
+  return (
+    <>
+      {(!diagram || text.value !== null) && <Drawing of={id} text={text.value} request={request} circuit={id} />}
+      <Problem text={text.error} />
+    </>
+  );
 }
 
 /** What a verdict was measured on, and what it is compared with. */
@@ -87,94 +121,6 @@ function beside(report: Report): string {
   ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
   const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
   return `On ${plural(report.images, "held-out crop")} (${where}${others.join(", ")}).`;
-}
-
-/** A button that starts a job, and how far it is. */
-function Work({ request, label }: { request: JobRequest & { circuit: string }; label: string }) {
-  const [error, say] = useState("");
-  const job = (jobs.value ?? []).find(
-    ({ kind, parameters }) => kind === request.kind && parameters.circuit === request.circuit,
-  );
-  const active = job?.state === "running" || job?.state === "queued";
-  return (
-    <div class="work">
-      {job && (active || job.error) && <Progress job={job} />}
-      {!active && canWrite.value && (
-        <button
-          type="button"
-          class="main-button"
-          onClick={() =>
-            submit(request).then(
-              () => say(""),
-              (problem: Error) => say(problem.message),
-            )
-          }
-        >
-          {label}
-        </button>
-      )}
-      <Problem text={error} />
-    </div>
-  );
-}
-
-// ---------------------------------------- the diagram
-
-/** The document of the API, with the view in the page's hash. The page around owns the keys and the colors. */
-export function explorerSource(text: string): Source {
-  return { ...pageSource(text), host: "widget" };
-}
-
-type Diagram = { mount(el: HTMLElement, source: Source): () => void };
-const DIAGRAM = "/static/diagram.js"; // the bundle that pages of their own have too
-
-function Drawing({ circuit }: { circuit: Circuit }) {
-  const frame = useRef<HTMLDivElement>(null);
-  const [error, say] = useState("");
-  const { id, diagram } = circuit;
-  const asked = useRef("");
-  const known = jobs.value?.some(({ kind, parameters }) => kind === "diagram" && parameters.circuit === id);
-  useEffect(() => {
-    if (diagram || known !== false || !canWrite.value || asked.current === id || !circuit.report) return;
-    asked.current = id;
-    submit({ kind: "diagram", circuit: id }).catch((problem: Error) => say(problem.message));
-  }, [id, diagram, known, canWrite.value]);
-
-  useEffect(() => {
-    if (!diagram) return;
-    const control = new AbortController();
-    let unmount: (() => void) | null = null;
-    say("");
-    const draw = async () => {
-      const [text, bundle] = await Promise.all([
-        api.diagram(id, control.signal),
-        import(DIAGRAM) as Promise<{ default: Diagram }>,
-      ]);
-      if (control.signal.aborted || !frame.current) return;
-      unmount = bundle.default.mount(frame.current, explorerSource(text));
-    };
-    draw().catch((problem: Error) => {
-      if (!control.signal.aborted) say(problem.message);
-    });
-    return () => {
-      control.abort();
-      unmount?.();
-    };
-  }, [id, diagram]);
-
-  return (
-    <section class="drawing" aria-label="the circuit, drawn">
-      {diagram ? (
-        <div ref={frame} key={id} part="diagram" />
-      ) : (
-        <div class="undrawn">
-          <p>It is not drawn yet.</p>
-          <Work request={{ kind: "diagram", circuit: id }} label="Draw it" />
-        </div>
-      )}
-      <Problem text={error} />
-    </section>
-  );
 }
 
 // ---------------------------------------- numbers
@@ -196,11 +142,12 @@ function Roles({ report }: { report: Report }) {
             <figure key={role} class="role">
               <figcaption>
                 {role} {plural(photos.length, "photograph")}
+                {photos === report.found_on && !report.found_on_verified && ", as the circuit's file names them"}
                 {photos.length > SHOWN && `, of which ${SHOWN} are shown`}
               </figcaption>
               <div>
                 {photos.slice(0, SHOWN).map((id) => (
-                  <To key={id} place={{ page: "photo", id }} aria-label={`photograph ${id}`}>
+                  <To key={id} place={photoPlace(id)} aria-label={`photograph ${id}`}>
                     <Picture src={api.thumb(id, 96, square())} alt="" side={44} />
                   </To>
                 ))}
@@ -342,8 +289,14 @@ function Others({ circuit }: { circuit: Circuit }) {
       <ul class="circuits">
         {others.map((other) => (
           <li key={other.id}>
-            <To place={{ page: "circuit", id: other.id }}>{plain(circuitShort(other))}</To>{" "}
-            {other.report ? r2Text(figure(other.report, "r2")) : <span class="soft">not measured</span>}
+            <To place={{ page: "circuit", id: other.id }}>{plain(circuitShort(other))}</To> <Verdict circuit={other} />
+            <To
+              place={{ page: "compare", a: circuit.id, b: other.id }}
+              class="beside-it"
+              aria-label={`compare with ${circuitShort(other)}`}
+            >
+              compare
+            </To>
           </li>
         ))}
       </ul>

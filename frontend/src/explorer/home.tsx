@@ -73,7 +73,7 @@ export function Home() {
           <section>
             <h2>Layers</h2>
             <div class="scroll" role="region" aria-label="layers" tabIndex={0}>
-              <table>
+              <table class="all-layers">
                 <thead>
                   <tr>
                     <th scope="col">layer</th>

@@ -3,7 +3,7 @@
 import { plain } from "../core/text.js";
 import type { Job } from "./api.js";
 import { circuits, jobs, layers } from "./live.js";
-import { unitPlace } from "./route.js";
+import { layerPlace, unitPlace } from "./route.js";
 import { jobName, seconds } from "./text.js";
 import { Progress, To } from "./ui.js";
 
@@ -21,7 +21,9 @@ export function JobsPage() {
     <>
       <main id="main">
         <h1 tabIndex={-1}>Jobs</h1>
-        <p class="lead">One job runs at a time. Indexing lets all others go first.</p>
+        <p class="lead">
+          One job runs at a time. Splits, curves and correlations come after others, and indexing last.
+        </p>
         {all === null ? (
           <p class="soft">Loading …</p>
         ) : (
@@ -62,8 +64,10 @@ export function JobsPage() {
 }
 
 function JobLine({ job }: { job: Job }) {
-  const circuit = String(job.result?.circuit ?? job.parameters.circuit ?? "");
-  const [, layer, unit] = /^(.+):(\d+)(?:@.*)?$/.exec(String(job.parameters.feature ?? "")) ?? [];
+  const { parameters } = job;
+  const circuit = String(job.result?.circuit ?? parameters.circuit ?? "");
+  const feature = parameters.unit === undefined ? parameters.feature : `${parameters.layer}:${parameters.unit}`;
+  const [, layer, unit] = /^(.+):(\d+)(?:@.*)?$/.exec(String(feature ?? "")) ?? [];
   const took = job.ended === null || job.state !== "done" ? null : job.ended - job.created;
   return (
     <>
@@ -71,6 +75,10 @@ function JobLine({ job }: { job: Job }) {
         <b>{plain(jobName(job, circuits.value ?? [], layers.value))}</b>{" "}
         {circuit && <To place={{ page: "circuit", id: circuit }}>circuit</To>}{" "}
         {layer && <To place={unitPlace(layer, Number(unit))}>unit</To>}{" "}
+        {job.kind === "neighbours" && <To place={layerPlace(String(parameters.layer))}>layer</To>}{" "}
+        {job.kind === "compare" && (
+          <To place={{ page: "compare", a: String(parameters.a), b: String(parameters.b) }}>comparison</To>
+        )}{" "}
         {took !== null && <span class="soft">done {seconds(took)} after it was asked for</span>}
       </p>
       {job.state !== "done" && <Progress job={job} />}

@@ -72,7 +72,7 @@ function isBusy(error: unknown): boolean {
   return error instanceof ApiError && error.status === 503 && model.value?.state !== "failed";
 }
 
-const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
+export const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
 const fetchModel = latest(api.model, (value) => {
   const started = value.state === "ready" && model.value?.state !== "ready";

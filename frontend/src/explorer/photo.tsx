@@ -1,15 +1,38 @@
-/** A photograph, as the model sees it. */
+/** A photograph as the model sees it, and the units that are strongest at a point of it. */
 
+import { useEffect, useRef, useState } from "preact/hooks";
+import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api } from "./api.js";
-import { useLoaded } from "./live.js";
+import { api, type Point, type PointLayer } from "./api.js";
+import { circuits, message, model, useLoaded, version } from "./live.js";
+import { go } from "./navigation.js";
 import { Notes } from "./note.js";
-import type { Place } from "./route.js";
-import { photoName } from "./text.js";
-import { Picture, Problem, Seen } from "./ui.js";
+import { type Place, unitPlace } from "./route.js";
+import { photoName, topText, value } from "./text.js";
+import { Circuits, MapCanvas, Picture, Problem, Seen, To } from "./ui.js";
 
-export function PhotoPage({ place: { id } }: { place: Extract<Place, { page: "photo" }> }) {
+type PhotoPlace = Extract<Place, { page: "photo" }>;
+
+const SHOWN = 6; // units of a layer
+const STEP = 1 / 16; // of the image, that an arrow key moves the point
+
+/** A unit that the pointer or the keyboard is on. */
+interface Looked {
+  layer: PointLayer;
+  unit: number;
+}
+
+export function PhotoPage({ place }: { place: PhotoPlace }) {
+  const { id, x, y } = place;
   const { value: photo, error } = useLoaded(id, 0, (signal) => api.photo(id, signal));
+  const chosen = x !== null && y !== null;
+  const point = useLoaded(`${id} ${x} ${y}`, version.index.value + version.notes.value, async (signal) =>
+    chosen ? api.point(id, x, y, SHOWN, signal) : null,
+  );
+  const [looked, look] = useState<Looked | null>(null);
+  useEffect(() => {
+    if (point.value) message.value = "the units that are strongest at this point are listed";
+  }, [point.value]);
   const name = plain(photo?.name ?? "");
   return (
     <>
@@ -18,26 +41,192 @@ export function PhotoPage({ place: { id } }: { place: Extract<Place, { page: "ph
         {photoName(name) !== name && <p class="soft">{name}</p>}
         <Problem text={error} />
         {photo && (
-          <div class="whole">
+          <div class="at-point">
             <figure>
-              <Picture src={api.thumb(id, 960)} alt={name} />
-              <figcaption>The photograph.</figcaption>
+              <Pointed place={place} name={name} looked={looked} />
+              <figcaption>
+                {looked ? <Looking looked={looked} photo={id} /> : "What the model sees of it. Click a point."}
+              </figcaption>
             </figure>
-            <figure>
-              <Seen photo={id} box={null} alt={`${name}, as the model sees it`} />
-              <figcaption>What the model sees of it.</figcaption>
-            </figure>
+            <section aria-label="units at the point">
+              {!chosen ? (
+                <p class="lead">
+                  Click a point of the photograph, or move it with the arrow keys, to see which units are strongest
+                  there.
+                </p>
+              ) : point.value ? (
+                <AtPoint point={point.value} look={look} />
+              ) : (
+                !point.error && <p class="soft">Loading …</p>
+              )}
+              <Problem text={point.error} />
+            </section>
           </div>
         )}
       </main>
       <aside class="side" aria-label="the photograph">
         {photo && (
-          <section>
-            <h2>Label and note</h2>
-            <Notes of={{ photo: id }} what={name} />
-          </section>
+          <>
+            <section>
+              <h2>The whole photograph</h2>
+              <Picture src={api.thumb(id, 640)} alt={name} class="whole" />
+            </section>
+            <section>
+              <h2>Circuits</h2>
+              <Uses photo={id} />
+            </section>
+            <section>
+              <h2>Label and note</h2>
+              <Notes of={{ photo: id }} what={name} />
+            </section>
+          </>
         )}
       </aside>
+    </>
+  );
+}
+
+/** The photograph, its point, and the map and the receptive field of the unit that is looked at. */
+function Pointed({ place, name, looked }: { place: PhotoPlace; name: string; looked: Looked | null }) {
+  const frame = useRef<HTMLButtonElement>(null);
+  const [height, width] = model.value!.size as [number, number];
+  const { id, x, y } = place;
+  const put = (x: number, y: number, instead: boolean) => {
+    const within = (at: number, end: number) => Number(Math.min(end - 0.5, Math.max(0.5, at)).toFixed(1));
+    go({ ...place, x: within(x, width), y: within(y, height) }, instead);
+  };
+  return (
+    <button
+      type="button"
+      ref={frame}
+      class="pointed"
+      part="photo"
+      aria-label={`${name}: choose a point; the arrow keys move it`}
+      onClick={(event) => {
+        if (event.detail === 0) {
+          put(x ?? width / 2, y ?? height / 2, false); // Enter or Space
+          return;
+        }
+        const box = frame.current!.getBoundingClientRect();
+        put(
+          (width * (event.clientX - box.left)) / box.width,
+          (height * (event.clientY - box.top)) / box.height,
+          x !== null,
+        );
+      }}
+      onKeyDown={(event) => {
+        const [right, down] = ARROWS[event.key] ?? [0, 0];
+        if ((!right && !down) || event.ctrlKey || event.metaKey || event.altKey) return;
+        event.preventDefault();
+        put((x ?? width / 2) + right * STEP * width, (y ?? height / 2) + down * STEP * height, x !== null);
+      }}
+    >
+      <Seen photo={id} box={looked?.layer.box ?? null} alt="" />
+      {looked && <Overlaid looked={looked} photo={id} />}
+      {x !== null && y !== null && (
+        <i class="pin" style={{ left: `${(100 * x) / width}%`, top: `${(100 * y) / height}%` }} />
+      )}
+    </button>
+  );
+}
+
+const ARROWS: Record<string, [number, number]> = {
+  ArrowLeft: [-1, 0],
+  ArrowRight: [1, 0],
+  ArrowUp: [0, -1],
+  ArrowDown: [0, 1],
+};
+
+function useMap({ layer, unit }: Looked, photo: string) {
+  return useLoaded(`${layer.layer} ${unit} ${photo}`, 0, (signal) => api.map(layer.layer, unit, photo, signal));
+}
+
+function Overlaid({ looked, photo }: { looked: Looked; photo: string }) {
+  const { value: map } = useMap(looked, photo);
+  return map && <MapCanvas map={map} alt="" />;
+}
+
+/** What is drawn over the photograph, in words. */
+function Looking({ looked, photo }: { looked: Looked; photo: string }) {
+  const { value: map, error } = useMap(looked, photo);
+  const name = `${plain(looked.layer.alias || looked.layer.layer)} unit ${looked.unit}`;
+  if (error) return <>{plain(error)}</>;
+  if (!map) return <>{name} …</>;
+  const values = [...map.values];
+  return (
+    <>
+      The map of {name}, from {significant(Math.min(...values))} to {significant(Math.max(...values))}: orange above 0,
+      purple below. The frame is what the unit sees there.
+    </>
+  );
+}
+
+/** The strongest units of each layer. */
+function AtPoint({ point, look }: { point: Point; look: (looked: Looked | null) => void }) {
+  const images = point.layers[0]?.images ?? 0;
+  const so = point.layers.some(({ complete }) => !complete);
+  return (
+    <>
+      <h2>Strongest at the point</h2>
+      <table class="strongest" onPointerLeave={() => look(null)}>
+        <tbody>
+          {point.layers.map((layer) => (
+            <tr key={layer.layer}>
+              <th scope="row">{plain(layer.alias || layer.layer)}</th>
+              <td>
+                {layer.units.length === 0 && <span class="soft">no unit is above 0 here</span>}
+                {layer.units.slice(0, SHOWN).map(({ unit, value: at, quantile, label, star }) => (
+                  <To
+                    key={unit}
+                    place={{ ...unitPlace(layer.layer, unit), photo: point.photo } as Place}
+                    class="chip"
+                    title={`${value(at)}; higher on ${topText(quantile)} of its positions`}
+                    onPointerEnter={() => look({ layer, unit })}
+                    onFocus={() => look({ layer, unit })}
+                    onBlur={() => look(null)}
+                  >
+                    <b>
+                      {star && "★ "}
+                      {unit}
+                    </b>{" "}
+                    {label && <span>{plain(label)} </span>}
+                    <span class="soft">top {topText(quantile)}</span>
+                  </To>
+                ))}
+              </td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      <p class="soft">
+        At most {SHOWN} of each layer, those whose value here is rarest first: “top 1 %” means that a unit is higher on
+        1 % of its positions on {plural(images, "photograph")}
+        {so && " so far"}.
+      </p>
+    </>
+  );
+}
+
+const USES = [
+  ["Found on it", "found_on"],
+  ["Size or constants chosen on it", "validated_on"],
+  ["Measured on it", "held_out"],
+] as const;
+
+/** The circuits that the photograph was used for, by what it was used for. */
+function Uses({ photo }: { photo: string }) {
+  const of = USES.map(
+    ([name, role]) => [name, (circuits.value ?? []).filter(({ report }) => report?.[role].includes(photo))] as const,
+  ).filter(([, some]) => some.length > 0);
+  if (of.length === 0) return <p class="soft">{circuits.value ? "It was used for none yet." : "Loading …"}</p>;
+  return (
+    <>
+      {of.map(([name, some]) => (
+        <div key={name}>
+          <h3>{name}</h3>
+          <Circuits of={some} named />
+        </div>
+      ))}
     </>
   );
 }

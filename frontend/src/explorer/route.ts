@@ -14,9 +14,11 @@ export type Place =
       low: number | null;
       high: number | null;
       photo: string | null; // the one that is shown with the unit's map
+      split: string | null; // the division that is shown; null: the newest
     }
   | { page: "circuit"; id: string }
-  | { page: "photo"; id: string }
+  | { page: "photo"; id: string; x: number | null; y: number | null } // a point, in pixels of the model's image
+  | { page: "compare"; a: string; b: string }
   | { page: "jobs" }
   | { page: "nowhere"; path: string };
 
@@ -41,12 +43,19 @@ function placeOf(path: string, asked: URLSearchParams): Place {
   if (parts.length === 0) return { page: "home" };
   if (kind === "jobs" && only(1)) return { page: "jobs" };
   if (kind === "c" && only(2) && ID.test(name!)) return { page: "circuit", id: name! };
-  if (kind === "i" && only(2) && ID.test(name!)) return { page: "photo", id: name! };
+  if (kind === "i" && only(2) && ID.test(name!)) {
+    const [x, y] = [finite(asked.get("x")), finite(asked.get("y"))];
+    return x === null || y === null ? photoPlace(name!) : { page: "photo", id: name!, x, y };
+  }
+  if (kind === "compare" && only(1)) {
+    const [a, b] = [asked.get("a") ?? "", asked.get("b") ?? ""];
+    return ID.test(a) && ID.test(b) ? { page: "compare", a, b } : nowhere;
+  }
   if (kind === "l" && only(2))
     return { page: "layer", layer: name!, sort: among(MEASURES, asked.get("sort")), lowest: asked.has("lowest") };
   if (kind === "u" && only(3) && /^\d{1,9}$/.test(more!)) {
     const section = among(SECTIONS, asked.get("show"));
-    const photo = asked.get("photo");
+    const [photo, split] = [asked.get("photo"), asked.get("split")];
     return {
       page: "unit",
       layer: name!,
@@ -56,6 +65,7 @@ function placeOf(path: string, asked: URLSearchParams): Place {
       low: section === "range" ? finite(asked.get("low")) : null,
       high: section === "range" ? finite(asked.get("high")) : null,
       photo: photo && ID.test(photo) ? photo : null,
+      split: split && ID.test(split) ? split : null,
     };
   }
   return nowhere;
@@ -73,7 +83,11 @@ export function formatRoute(place: Place, weights: string | null = null): string
       case "circuit":
         return `/c/${place.id}`;
       case "photo":
+        if (place.x !== null && place.y !== null) asked.push(["x", String(place.x)], ["y", String(place.y)]);
         return `/i/${place.id}`;
+      case "compare":
+        asked.push(["a", place.a], ["b", place.b]);
+        return "/compare";
       case "layer":
         if (place.sort !== MEASURES[0]) asked.push(["sort", place.sort]);
         if (place.lowest) asked.push(["lowest", ""]);
@@ -84,6 +98,7 @@ export function formatRoute(place: Place, weights: string | null = null): string
         if (place.low !== null) asked.push(["low", String(place.low)]);
         if (place.high !== null) asked.push(["high", String(place.high)]);
         if (place.photo !== null) asked.push(["photo", place.photo]);
+        if (place.split !== null) asked.push(["split", place.split]);
         return `/u/${encodeURIComponent(place.layer)}/${place.unit}`;
       case "nowhere":
         return place.path;
@@ -96,7 +111,7 @@ export function formatRoute(place: Place, weights: string | null = null): string
 
 /** Whether two places show the same thing, perhaps in another way. */
 export function sameObject(a: Place, b: Place): boolean {
-  const bare = (place: Place) => formatRoute(place).split("?")[0];
+  const bare = (place: Place) => (place.page === "compare" ? formatRoute(place) : formatRoute(place).split("?")[0]);
   return bare(a) === bare(b);
 }
 
@@ -105,7 +120,21 @@ export function layerPlace(layer: string): Place {
 }
 
 export function unitPlace(layer: string, unit: number): Place {
-  return { page: "unit", layer, unit, section: SECTIONS[0], padding: false, low: null, high: null, photo: null };
+  return {
+    page: "unit",
+    layer,
+    unit,
+    section: SECTIONS[0],
+    padding: false,
+    low: null,
+    high: null,
+    photo: null,
+    split: null,
+  };
+}
+
+export function photoPlace(id: string): Place {
+  return { page: "photo", id, x: null, y: null };
 }
 
 /** The decoded parts of a path; null if it is not well encoded. */

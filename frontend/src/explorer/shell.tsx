@@ -5,6 +5,7 @@ import { useEffect } from "preact/hooks";
 import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { CircuitPage } from "./circuit.js";
+import { ComparePage } from "./compare.js";
 import { Home } from "./home.js";
 import { JobsPage } from "./jobs.js";
 import { LayerPage } from "./layer.js";
@@ -13,23 +14,12 @@ import { route } from "./navigation.js";
 import { PhotoPage } from "./photo.js";
 import { formatRoute, layerPlace, type Place } from "./route.js";
 import { done, featureOf, layerName } from "./text.js";
+import { chosen, THEMES, theme } from "./theme.js";
 import { Bar, Copied, Problem, To } from "./ui.js";
 import { UnitPage } from "./unit.js";
 
 export function Shell() {
-  const scheme = useSignal(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-  useEffect(() => {
-    const media = matchMedia("(prefers-color-scheme: dark)");
-    const changed = () => {
-      scheme.value = media.matches ? "dark" : "light";
-    };
-    media.addEventListener("change", changed);
-    const stop = live();
-    return () => {
-      media.removeEventListener("change", changed);
-      stop();
-    };
-  }, []);
+  useEffect(() => live(), []);
   const card = model.value;
   const place = route.value;
   const ready = card?.state === "ready" || (card?.state === "failed" && card.name !== "");
@@ -37,7 +27,7 @@ export function Shell() {
     document.title = [titleOf(place), card?.name, "convcircuits"].filter(Boolean).join(" · ");
   });
   return (
-    <div class="app explorer" data-theme={scheme.value} data-wide={place.page === "circuit"} data-ready={ready}>
+    <div class="app explorer" data-theme={theme.value} data-ready={ready}>
       <a class="skip" href="#main">
         skip to the content
       </a>
@@ -72,6 +62,8 @@ function Page({ place }: { place: Place }) {
       return <CircuitPage place={place} />;
     case "photo":
       return <PhotoPage place={place} />;
+    case "compare":
+      return <ComparePage place={place} />;
     case "jobs":
       return <JobsPage />;
     case "nowhere":
@@ -98,6 +90,7 @@ function titleOf(place: Place): string {
   if (place.page === "unit") return `${named(place.layer)} unit ${place.unit}`;
   if (place.page === "jobs") return "jobs";
   if (place.page === "photo") return "photograph";
+  if (place.page === "compare") return "comparison";
   if (place.page !== "circuit") return "";
   const circuit = circuits.value?.find(({ id }) => id === place.id);
   return circuit && !circuit.problem ? `circuit of ${plain(featureOf(circuit, layers.value))}` : "circuit";
@@ -192,6 +185,20 @@ function Layers() {
         <To place={{ page: "jobs" }} aria-current={place.page === "jobs" ? "page" : undefined}>
           jobs{busy > 0 && ` (${busy})`}
         </To>
+        <select
+          class="quiet"
+          aria-label="colors"
+          value={chosen.value}
+          onChange={(event) => {
+            chosen.value = event.currentTarget.value as (typeof THEMES)[number];
+          }}
+        >
+          {THEMES.map((each) => (
+            <option key={each} value={each}>
+              {each === "system" ? "auto" : each}
+            </option>
+          ))}
+        </select>
         {card?.weights && (
           <Copied
             text={location.origin + formatRoute(place, card.weights.slice(0, 8)) + location.hash}

@@ -45,7 +45,8 @@ a:hover { text-decoration-color: currentColor; }
 .layers [aria-current="page"] { background: var(--faint); font-weight: 640; }
 .layers .off { color: var(--soft); font-style: italic; }
 .layers .index { padding: 10px 18px; color: var(--soft); font-size: 12px; }
-.links { display: flex; align-items: center; justify-content: space-between; padding: 0 10px; }
+.links { display: flex; flex-wrap: wrap; align-items: center; justify-content: space-between; padding: 0 10px; }
+.links > * { white-space: nowrap; }
 .links a { padding: 4px 8px; border-radius: 6px; text-decoration: none; }
 
 .bar { height: 6px; border-radius: 3px; background: var(--empty); overflow: hidden; margin: 6px 0; }
@@ -75,6 +76,8 @@ select, input, textarea {
   border: 1px solid var(--line); border-radius: 6px; background: var(--raised); color: var(--ink); padding: 3px 8px;
   min-height: 30px;
 }
+.quiet { border: 0; background: none; color: var(--soft); padding: 3px 2px; }
+.quiet option { background: var(--raised); }
 textarea { font: inherit; resize: vertical; width: 100%; display: block; }
 :is(input, textarea):disabled { color: var(--soft); opacity: 1; }
 ::placeholder { color: var(--soft); opacity: 1; }
@@ -83,6 +86,7 @@ button { box-shadow: none; }
 .main-button, .main-button:hover:not(:disabled) {
   background: var(--ink); color: var(--ground); font-weight: 600; padding: 5px 14px; min-height: 32px;
 }
+.second-button { box-shadow: inset 0 0 0 1px var(--line); padding: 3px 12px; min-height: 30px; color: var(--ink); }
 .main-button.small { padding: 2px 12px; min-height: 28px; }
 .problem { color: var(--bad); margin: 6px 0; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 14px; margin-bottom: 6px; }
@@ -116,6 +120,7 @@ tbody th { font-weight: 600; }
 
 .circuits li { padding: 3px 0; overflow-wrap: anywhere; }
 .circuits a { text-decoration: none; }
+.circuits .beside-it { margin-left: 8px; color: var(--soft); text-decoration: underline; }
 .circuits a:hover { text-decoration: underline; }
 main .circuits li { border-bottom: 1px solid var(--faint); }
 
@@ -162,6 +167,43 @@ main .circuits li { border-bottom: 1px solid var(--faint); }
 .map canvas { display: block; width: 100%; image-rendering: pixelated; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 
+.pair { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 0 32px; margin-top: 22px; }
+.pair section { margin: 0; }
+.pair section + section { margin-top: 22px; }
+.pair + section { margin-top: 22px; }
+.row { display: flex; flex-wrap: wrap; gap: 8px; margin: 4px 0 6px; }
+.row a { display: block; text-decoration: none; font-size: 12px; }
+.row :is(img, .nothing) { display: block; width: 62px; height: 62px; border-radius: 4px; object-fit: cover; }
+.split .row :is(img, .nothing) { width: 72px; height: 72px; }
+.row a:hover b { text-decoration: underline; }
+.feature { display: grid; grid-template-columns: 128px minmax(0, 1fr); gap: 12px; align-items: start; }
+.feature :is(img, .nothing) { display: block; width: 100%; border-radius: 4px; }
+.split .tools { margin-top: 8px; }
+.tools .work { margin: 0; }
+.split .group { margin-top: 12px; }
+.cross { width: auto; margin-bottom: 6px; }
+.cross th { font-weight: 400; }
+.cross .own { background: var(--faint); }
+
+.curve { display: block; width: 100%; max-width: 480px; overflow: visible; }
+.curve path { fill: none; }
+.curve text { fill: var(--soft); font-size: 11px; }
+.curve .rule { stroke: var(--faint); }
+.curve .own { stroke: var(--excites); stroke-width: 2; }
+.curve .random { stroke: var(--soft); stroke-width: 1.5; }
+.curve .average { stroke: var(--soft); stroke-dasharray: 5 4; }
+.stop { cursor: pointer; outline-offset: 0; }
+.stop circle { fill: var(--excites); }
+.stop .room { fill: transparent; }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 16px; color: var(--soft); font-size: 12px; margin-top: 4px; }
+.keys span::before {
+  content: ""; display: inline-block; width: 16px; border-top: 2px solid var(--soft); margin-right: 6px;
+  vertical-align: middle;
+}
+.keys .own::before { border-color: var(--excites); }
+.keys .average::before { border-top-style: dashed; }
+.stop-card { margin: 6px 0; }
+
 .values svg {
   display: block; width: 100%; max-width: 560px; touch-action: pan-y; cursor: crosshair; margin-bottom: 6px;
 }
@@ -174,6 +216,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .find { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 10px; align-items: end; }
 .find label { display: grid; gap: 2px; color: var(--soft); font-size: 12px; min-width: 0; }
 .find :is(select, input) { width: 100%; max-width: none; font-size: 13px; }
+.find .both-columns { grid-column: 1 / -1; }
 .find p { grid-column: 1 / -1; font-size: 12px; }
 .own-jobs li { margin-top: 8px; }
 .progress p { overflow-wrap: anywhere; }
@@ -194,19 +237,46 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .role img { display: block; border-radius: 3px; object-fit: cover; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
+.work .progress { margin-bottom: 8px; }
 .columns {
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;
   margin-top: 22px; font-size: 13px;
 }
 .columns section { margin: 0; min-width: 0; }
-.note + h2 { margin-top: 16px; }
-.whole { display: grid; grid-template-columns: 3fr 2fr; gap: 16px; margin-top: 12px; align-items: start; }
-.whole img { display: block; width: 100%; border-radius: 4px; }
+.columns * + h2 { margin-top: 20px; }
+.field input[type="checkbox"] { min-height: 0; width: 16px; height: 16px; accent-color: var(--ink); flex: none; }
+.columns .figures + p { margin-top: 6px; }
+.beside { width: auto; margin-top: 10px; }
+.beside :is(th, td) { min-width: 16ch; }
+.whole { display: block; width: 100%; border-radius: 4px; }
+.at-point { display: grid; grid-template-columns: minmax(240px, 2fr) 3fr; gap: 24px; margin-top: 12px; }
+.at-point figure { position: sticky; top: 0; align-self: start; }
+.at-point section { margin: 0; }
+.at-point .lead { margin: 0; }
+.pointed { position: relative; display: block; width: 100%; padding: 0; cursor: crosshair; border-radius: 4px; }
+.pointed canvas {
+  position: absolute; inset: 0; width: 100%; height: 100%; opacity: .72; image-rendering: pixelated;
+  border-radius: 4px;
+}
+.pointed .frame { z-index: 1; }
+.pin {
+  position: absolute; width: 16px; height: 16px; margin: -8px 0 0 -8px; border: 2px solid #fff; border-radius: 50%;
+  box-shadow: 0 0 0 1px #1f1f1f, inset 0 0 0 1px #1f1f1f; pointer-events: none;
+}
+.strongest { margin-bottom: 8px; }
+.strongest :is(th, td) { text-align: left; white-space: normal; padding: 5px 0; vertical-align: baseline; }
+.strongest th { width: 8ch; padding-right: 12px; white-space: nowrap; }
+.chip {
+  display: inline-block; padding: 2px 8px; margin: 1px 2px 1px 0; border-radius: 6px; text-decoration: none;
+  background: var(--faint);
+}
+.chip:hover { background: var(--empty); }
 
 @media (max-width: 1180px) {
   .explorer { grid-template-columns: 160px minmax(0, 1fr) 280px; }
   .explorer > main { padding: 18px 18px 32px; }
   .columns { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .pair { grid-template-columns: minmax(0, 1fr); gap: 22px; }
 }
 /* Narrow: one column, and the page scrolls. */
 @media (max-width: 900px) {
@@ -222,8 +292,10 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 }
 @media (max-width: 620px) {
   .examples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .columns, .whole { grid-template-columns: minmax(0, 1fr); }
-  .scroll :is(th, td):nth-child(2) { display: none; }
+  .columns, .at-point { grid-template-columns: minmax(0, 1fr); }
+  .at-point figure { position: static; }
+  .beside :is(th, td) { min-width: 8ch; }
+  .all-layers :is(th, td):nth-child(2) { display: none; }
   .drawing { margin-inline: -16px; border-inline: 0; border-radius: 0; }
 }
 @media (pointer: coarse) {

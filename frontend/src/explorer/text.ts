@@ -1,7 +1,19 @@
 /** What the explorer says of numbers, jobs and circuits. */
 
 import { count, decimal, percent, plural, significant } from "../core/format.js";
-import type { Box, CircuitCard, Histogram, Job, Layer, Measure, Report, Section } from "./api.js";
+import { plain } from "../core/text.js";
+import type {
+  AblatedFigures,
+  Ablation,
+  Box,
+  CircuitCard,
+  Histogram,
+  Job,
+  Layer,
+  Measure,
+  Report,
+  Section,
+} from "./api.js";
 
 export const NOT_MEASURED = "not measured";
 
@@ -14,6 +26,13 @@ export function shareText(share: number | null): string {
 export function r2Text(r2: number | null): string {
   if (r2 === null) return NOT_MEASURED;
   return decimal(r2).replace(/^(\u2212?)0\./, "$1.");
+}
+
+/** The share of positions with higher values, of a quantile: "0.3 %". */
+export function topText(quantile: number): string {
+  const above = 100 * (1 - quantile);
+  if (above < 0.05) return above > 0 ? "<0.1 %" : "0 %";
+  return `${above < 9.95 ? above.toFixed(1) : Math.round(above)} %`;
 }
 
 /** A figure of a report, if it is a number. */
@@ -54,6 +73,12 @@ export function seconds(value: number): string {
   return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${minutes / 60} h`;
 }
 
+/** An estimate of seconds: 75 as "1 min", 8 as "8 s". */
+export function roughly(value: number): string {
+  const step = value < 10 ? 1 : value < 60 ? 10 : 60;
+  return seconds(Math.max(1, step * Math.round(value / step)));
+}
+
 /** 1536 as "1.5 kB". */
 export function bytes(value: number): string {
   for (const [size, unit] of [
@@ -78,6 +103,7 @@ export function progress(job: Job): string {
 export function jobName(job: Job, circuits: readonly CircuitCard[], layers: readonly Layer[]): string {
   const circuit = circuits.find(({ id }) => id === job.parameters.circuit);
   const of = circuit ? circuitName(circuit, layers) : String(job.parameters.circuit ?? "");
+  const second = circuits.find(({ id }) => id === job.parameters.a);
   switch (job.kind) {
     case "index":
       return "Index the photographs";
@@ -87,10 +113,57 @@ export function jobName(job: Job, circuits: readonly CircuitCard[], layers: read
       return `Measure ${of}`;
     case "diagram":
       return `Draw ${of}`;
+    case "sweep":
+      return `Measure other sizes of ${of}`;
+    case "extract":
+      return `Extract ${of}`;
+    case "put_back":
+      return `Put the map of ${of} back`;
+    case "ablate":
+      return `Measure ${of} without ${partName(job.parameters, layers)}`;
+    case "compare":
+      return `Compare circuits of ${second ? featureOf(second, layers) : String(job.parameters.a)}`;
+    case "split":
+      return `Split ${featureName(String(job.parameters.feature), layers)}`;
+    case "visualise":
+      return `Make the picture of ${featureName(`${job.parameters.layer}:${job.parameters.unit}`, layers)}`;
+    case "neighbours":
+      return `Correlate the maps of ${named(String(job.parameters.layer), layers)}`;
   }
 }
 
-function wanted(of: Record<string, unknown>): string {
+function named(layer: string, layers: readonly Layer[]): string {
+  return layerName(
+    layers.find(({ name }) => name === layer),
+    layer,
+  );
+}
+
+function partName(of: Record<string, unknown>, layers: readonly Layer[]): string {
+  const where = named(String(of.layer), layers);
+  return of.input === null ? `filter ${of.filter} of ${where}` : `${where}, ${of.filter} ← ${of.input}`;
+}
+
+/** What a part of a circuit is worth, in words. */
+export function ablationText({ images, before, after }: Ablation): string {
+  const inside = before.r2_interior !== null;
+  const [from, to] = [before, after].map((of) => (inside ? of.r2_interior : of.r2));
+  const share = ({ kept }: AblatedFigures) => (kept === null ? "not defined" : `${percent(kept)} of the model's`);
+  const less = before.effective_kernels - after.effective_kernels;
+  return (
+    `Measured without it, on ${plural(images, "held-out crop")}: R²${inside ? " on the interior" : ""} ` +
+    `${r2Text(to ?? null)} instead of ${r2Text(from ?? null)}; its highest value ${share(after)} instead of ` +
+    `${share(before)}; ${plural(less, "kernel")} fewer on complete paths.`
+  );
+}
+
+/** A sentence of the library in the page's spelling. */
+export function sentence(text: string): string {
+  return plain(text).replace(/\bR2\b/g, "R²");
+}
+
+/** How a circuit was asked for, in brackets. */
+export function wanted(of: Record<string, unknown>): string {
   const size =
     typeof of.density === "number"
       ? `density ${of.density}`
@@ -118,9 +191,10 @@ export function circuitName(circuit: CircuitCard, layers: readonly Layer[]): str
   return `${circuitShort(circuit)} of ${featureOf(circuit, layers)}`;
 }
 
-export function circuitShort({ criterion, granularity, kept, position }: CircuitCard): string {
+export function circuitShort({ criterion, granularity, kept, position, group }: CircuitCard): string {
   const where = position && position !== "all" ? `, ${position}` : "";
-  return `${criterion || "a circuit"}, ${plural(kept, granularity || "element")}${where}`;
+  const whose = group ? `, group ${group}` : "";
+  return `${criterion || "a circuit"}, ${plural(kept, granularity || "element")}${where}${whose}`;
 }
 
 export function featureOf({ layer, unit }: CircuitCard, layers: readonly Layer[]): string {

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { heat } from "../core/color.js";
-import { significant } from "../core/format.js";
+import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
 import { cancel, canWrite, layers, model } from "./live.js";
@@ -20,6 +20,9 @@ interface ToProps {
   title?: string;
   "aria-label"?: string;
   "aria-current"?: "page" | undefined;
+  onPointerEnter?: () => void;
+  onFocus?: () => void;
+  onBlur?: () => void;
 }
 
 /** A link to a place. */
@@ -101,8 +104,8 @@ export function Seen({ photo, box, alt }: { photo: string; box: Box | null; alt:
   );
 }
 
-/** A unit's map on a photograph, with its scale. */
-export function MapPicture({ map, alt }: { map: UnitMap; alt: string }) {
+/** A unit's map, full color at its value that is farthest from 0. */
+export function MapCanvas({ map, alt }: { map: UnitMap; alt: string }) {
   const most = map.values.reduce((top, value) => Math.max(top, Math.abs(value)), 0);
   const draw = (canvas: HTMLCanvasElement | null) => {
     const context = canvas?.getContext("2d");
@@ -114,17 +117,17 @@ export function MapPicture({ map, alt }: { map: UnitMap; alt: string }) {
     });
     context.putImageData(image, 0, 0);
   };
+  const { width, height } = map;
+  const named = alt ? ({ role: "img", "aria-label": alt } as const) : ({ "aria-hidden": true } as const);
+  return <canvas ref={draw} width={width} height={height} {...named} key={`${height} ${width}`} />;
+}
+
+/** A unit's map on a photograph, with its scale. */
+export function MapPicture({ map, alt }: { map: UnitMap; alt: string }) {
   const values = [...map.values];
   return (
     <figure class="map">
-      <canvas
-        ref={draw}
-        width={map.width}
-        height={map.height}
-        role="img"
-        aria-label={alt}
-        key={`${map.height} ${map.width}`}
-      />
+      <MapCanvas map={map} alt={alt} />
       <figcaption>
         Its map in the full model, from {significant(Math.min(...values))} to {significant(Math.max(...values))}: orange
         above 0, purple below.
@@ -214,14 +217,16 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
   );
 }
 
-function Verdict({ circuit: { problem, report } }: { circuit: CircuitCard }) {
+export function Verdict({ circuit: { problem, report, same_weights } }: { circuit: CircuitCard }) {
   if (problem) return <span class="soft">cannot be used</span>;
+  if (same_weights === false) return <span class="soft">of other weights</span>;
   if (!report) return <span class="soft">not measured</span>;
   const [word, tone] = SHORT[report.verdict] ?? [report.verdict, ""];
   const inside = figure(report, "r2_interior");
   return (
-    <span title={`R² ${inside === null ? "over all positions" : "on the interior"}, ${report.images} held-out crops`}>
-      <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}
+    <span title={`R² ${inside === null ? "over all positions" : "on the interior"}`}>
+      <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}{" "}
+      <span class="soft">on {plural(report.images, "crop")}</span>
     </span>
   );
 }

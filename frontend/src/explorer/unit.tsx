@@ -4,12 +4,25 @@ import { useRef, useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, CRITERIA, type Example, SECTIONS, type Unit } from "./api.js";
-import { findJob, SIZES, type Size } from "./ask.js";
-import { canWrite, circuits, jobs, layers, model, submit, useLoaded, version } from "./live.js";
+import { findJob, positioned, SIZES, type Size } from "./ask.js";
+import { FeatureSection, NeighbourSection } from "./like.js";
+import { canWrite, circuits, jobs, layers, model, pause, submit, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
-import { layerPlace, type Place } from "./route.js";
-import { above, layerName, photoName, r2Text, SECTION_NAMES, shareText, value } from "./text.js";
+import { layerPlace, type Place, photoPlace } from "./route.js";
+import { SplitSection } from "./split.js";
+import {
+  above,
+  layerName,
+  photoName,
+  r2Text,
+  roughly,
+  SECTION_NAMES,
+  sentence,
+  shareText,
+  value,
+  wanted,
+} from "./text.js";
 import { BORDER, Circuits, Context, MapPicture, Problem, Progress, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
@@ -38,16 +51,34 @@ export function UnitPage({ place }: { place: UnitPlace }) {
         <nav class="line soft" aria-label="units beside it">
           {unit && <span>sees {unit.field.join(" × ")} px</span>}
           {place.unit > 0 && layer && place.unit <= layer.units && (
-            <To place={{ ...place, unit: place.unit - 1, photo: null, low: null, high: null }}>← {place.unit - 1}</To>
+            <To place={{ ...place, unit: place.unit - 1, photo: null, low: null, high: null, split: null }}>
+              ← {place.unit - 1}
+            </To>
           )}
           {layer && place.unit + 1 < layer.units && (
-            <To place={{ ...place, unit: place.unit + 1, photo: null, low: null, high: null }}>{place.unit + 1} →</To>
+            <To place={{ ...place, unit: place.unit + 1, photo: null, low: null, high: null, split: null }}>
+              {place.unit + 1} →
+            </To>
           )}
-          {unit && !unit.complete && <span>on {plural(unit.images, "photograph")} so far</span>}
+          {unit && (
+            <span>
+              figures of {plural(unit.images, "photograph")}
+              {!unit.complete && " so far"}
+            </span>
+          )}
         </nav>
         <Problem text={found.error} />
         {unit && <Photographs place={{ ...place, layer: name }} unit={unit} />}
-        {unit && <Values place={{ ...place, layer: name }} unit={unit} />}
+        {unit && (
+          <div class="pair">
+            <Values place={{ ...place, layer: name }} unit={unit} />
+            <div>
+              <NeighbourSection unit={unit} />
+              <FeatureSection unit={unit} />
+            </div>
+          </div>
+        )}
+        {unit && <SplitSection place={{ ...place, layer: name }} unit={unit} key={of} />}
       </main>
       <aside class="side" aria-label="the unit">
         {place.photo !== null && unit && <OnPhoto place={{ ...place, layer: name }} photo={place.photo} />}
@@ -63,6 +94,12 @@ export function UnitPage({ place }: { place: UnitPlace }) {
             <p class="soft">None of this unit yet.</p>
           ) : (
             <Circuits of={circuits.value.filter(({ id }) => unit.circuits.includes(id))} />
+          )}
+          {unit && unit.other_circuits.length > 0 && (
+            <p class="soft">
+              {plural(unit.other_circuits.length, "circuit")} in the project{" "}
+              {unit.other_circuits.length > 1 ? "are" : "is"} of this unit's name in a model with other weights.
+            </p>
           )}
         </section>
         <section>
@@ -222,7 +259,7 @@ function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
       )}
       <Problem text={about.error || map.error} />
       <p>
-        <To place={{ page: "photo", id: photo }}>its page</To>
+        <To place={photoPlace(photo)}>its page</To>
       </p>
     </section>
   );
@@ -377,6 +414,28 @@ function rounded(of: number): number {
 
 // ---------------------------------------- find
 
+/** About how long finding takes, from one batch that is timed. */
+function About(of: { feature: string; criterion: string; size: Size; position: string; crops: string }) {
+  const { feature, criterion, size, position, crops } = of;
+  const count = Number(crops);
+  const valid = Number.isInteger(count) && count >= 1;
+  const asked = { feature: positioned(feature, position), criterion, reach_r2: size === "reach_r2", count };
+  const { value: estimate } = useLoaded(JSON.stringify(asked), 0, async (signal) => {
+    await pause(600); // until the reader has chosen
+    return valid && !signal.aborted ? api.estimate(asked, signal) : null;
+  });
+  if (!estimate) return null;
+  const text =
+    estimate.seconds === null
+      ? "the time is not known"
+      : `about ${roughly(estimate.seconds)}${estimate.busy ? ", less when no other job runs" : ""}`;
+  return (
+    <span class="soft" title={sentence(estimate.sentence)} part="estimate">
+      {text}
+    </span>
+  );
+}
+
 function Find({ feature }: { feature: string }) {
   const [criterion, setCriterion] = useState<string>(CRITERIA[0]);
   const [size, setSize] = useState<Size>("density");
@@ -475,9 +534,12 @@ function Find({ feature }: { feature: string }) {
               onInput={(event) => setCrops(event.currentTarget.value)}
             />
           </label>
-          <button type="submit" class="main-button" part="find" disabled={waiting}>
-            Find
-          </button>
+          <div class="line both-columns">
+            <button type="submit" class="main-button" part="find" disabled={waiting}>
+              Find
+            </button>
+            <About feature={feature} criterion={criterion} size={size} position={position} crops={crops} />
+          </div>
           <p class="soft">
             Found on {crops || "–"} crops of some photographs and measured on {crops || "–"} of the others: of{" "}
             {count(model.value?.photographs ?? 0)}, 40 % are held out.
@@ -492,7 +554,7 @@ function Find({ feature }: { feature: string }) {
           <li key={job.id}>
             {job.state === "done" && job.result?.circuit ? (
               <p>
-                Found with {plain(String(job.parameters.criterion ?? CRITERIA[0]))}:{" "}
+                Found{plain(wanted(job.parameters))}:{" "}
                 <To place={{ page: "circuit", id: String(job.result.circuit) }}>open the circuit</To>
               </p>
             ) : (

@@ -20,9 +20,8 @@ MOST_BYTES = 64 * 1024
 
 POLICY = "; ".join(
     (
-        "default-src 'self'",
+        "default-src 'self'",  # styles too: the pages adopt style sheets that their scripts construct
         "img-src 'self' data: blob:",  # the diagram's atlases, and figures that are drawn to be saved
-        "style-src 'self' 'unsafe-inline'",  # the diagram's own style element and widths of bars
         "object-src 'none'",
         "base-uri 'none'",
         "form-action 'none'",

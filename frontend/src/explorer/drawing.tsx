@@ -1,0 +1,71 @@
+/** The diagram of a document of the API, in a page. */
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { type Part, pageSource, type Source } from "../app/source.js";
+import { plain } from "../core/text.js";
+import type { Ablation, JobRequest } from "./api.js";
+import { canWrite } from "./live.js";
+import { ablationText, progress } from "./text.js";
+import { theme } from "./theme.js";
+import { Problem } from "./ui.js";
+import { ended, Work } from "./work.js";
+
+/** The document of the API, with the view in the page's hash. The page around owns the keys and the colors.
+ *
+ *  @param circuit the only circuit of the document, of which parts can be taken out; null: there are several */
+export function explorerSource(text: string, circuit: string | null): Source {
+  const source: Source = { ...pageSource(text), host: "widget", onTheme: (changed) => theme.subscribe(changed) };
+  if (circuit === null || !canWrite.value) return source;
+  return { ...source, ablate: (part, say) => ablate(circuit, part, say) };
+}
+
+async function ablate(circuit: string, part: Part, say: (text: string) => void): Promise<void> {
+  say("waiting …");
+  try {
+    const job = await ended({ kind: "ablate", circuit, ...part }, (job) => say(plain(progress(job))));
+    say(ablationText(job.result as unknown as Ablation));
+  } catch (problem) {
+    say((problem as Error).message);
+  }
+}
+
+type Diagram = { mount(el: HTMLElement, source: Source): () => void };
+const DIAGRAM = "/static/diagram.js"; // the bundle that pages of their own have too
+
+/** A diagram, or the job that draws it.
+ *
+ *  @param text the document; null: there is none yet
+ *  @param of what it is of: another diagram has another view */
+export function Drawing(props: { of: string; text: string | null; request: JobRequest; circuit: string | null }) {
+  const { of, text, request, circuit } = props;
+  const frame = useRef<HTMLDivElement>(null);
+  const [error, say] = useState("");
+  useEffect(() => {
+    if (text === null) return;
+    let [gone, unmount] = [false, null as (() => void) | null];
+    say("");
+    (import(DIAGRAM) as Promise<{ default: Diagram }>).then(
+      (bundle) => {
+        if (!gone && frame.current) unmount = bundle.default.mount(frame.current, explorerSource(text, circuit));
+      },
+      (problem: Error) => say(problem.message),
+    );
+    return () => {
+      gone = true;
+      unmount?.();
+    };
+  }, [of, text]);
+  return (
+    <section class="drawing" aria-label="the diagram">
+      {text !== null ? (
+        <div ref={frame} key={of} part="diagram" />
+      ) : (
+        <div class="undrawn">
+          <p>It is not drawn yet.</p>
+          <Work request={request} label="Draw it" />
+        </div>
+      )}
+      <Problem text={error} />
+    </section>
+  );
+}

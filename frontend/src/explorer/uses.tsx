@@ -1,0 +1,132 @@
+/** What else can be measured of a circuit, and taken away with it. */
+
+import { useState } from "preact/hooks";
+import { count, percent, plural, significant } from "../core/format.js";
+import { api, type Circuit, type PutBack } from "./api.js";
+import { jobs, model } from "./live.js";
+import { formatRoute } from "./route.js";
+import { bytes } from "./text.js";
+import { Copied, Fact, Problem } from "./ui.js";
+import { jobOf, Work } from "./work.js";
+
+/** The circuit's map in place of the unit's, in the whole model. */
+export function InTheModel({ circuit }: { circuit: Circuit }) {
+  const request = { kind: "put_back", circuit: circuit.id } as const;
+  const job = jobOf(jobs.value ?? [], request);
+  const found = job?.state === "done" ? (job.result as unknown as PutBack) : null;
+  if (!found)
+    return (
+      <>
+        <p class="soft">Not measured: what the model answers with the circuit's map in place of the unit's.</p>
+        <Work request={request} label="Put its map back" quiet />
+      </>
+    );
+  const rows = [
+    ["the circuit's map", found.by_circuit],
+    ["average map", found.by_average_map],
+    ["0", found.by_zero],
+  ] as const;
+  return (
+    <>
+      <table class="figures">
+        <caption class="soft">
+          The model on {plural(found.images, "held-out crop")}, {count(found.classes)} classes
+        </caption>
+        <thead>
+          <tr>
+            <th scope="col">in place of its map</th>
+            <th scope="col">KL, nats</th>
+            <th scope="col">same top class</th>
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map(([name, { kl, top1 }], i) => (
+            <tr key={name} class={i === 0 ? "own" : undefined}>
+              <th scope="row">{name}</th>
+              <td>{significant(kl)}</td>
+              <td>{percent(top1)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      <p class="soft">KL: how far the answers move; 0 is the model's own answer.</p>
+    </>
+  );
+}
+
+/** The circuit as a module of its own. */
+export function AsModule({ circuit }: { circuit: Circuit }) {
+  const { module, id } = circuit;
+  if (!module)
+    return (
+      <>
+        <p class="soft">A small network that computes this circuit alone.</p>
+        <Work request={{ kind: "extract", circuit: id }} label="Extract it" quiet />
+      </>
+    );
+  const of = (own: number, full: number) => `${count(own)} of ${count(full)} (${percent(own / Math.max(1, full))})`;
+  return (
+    <dl>
+      <Fact name="parameters" value={of(module.parameters, module.full_parameters)} />
+      <Fact name="operations" value={of(module.macs, module.full_macs)} />
+      <Fact name="differs by" value={`${module.difference.toExponential(0)} of its largest value`} />
+      <Fact
+        name="file"
+        value={
+          <a href={api.moduleFile(id)} download>
+            {bytes(module.bytes)}, safetensors
+          </a>
+        }
+      />
+    </dl>
+  );
+}
+
+/** The circuit for others: a link, or a file with all that is known of it. */
+export function Share({ circuit: { id } }: { circuit: Circuit }) {
+  const [photographs, include] = useState(false);
+  const [error, say] = useState("");
+  const [busy, wait] = useState(false);
+  const save = async () => {
+    wait(true);
+    try {
+      const { file, name } = await api.bundle(id, photographs);
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(file);
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+      say("");
+    } catch (problem) {
+      say((problem as Error).message);
+    }
+    wait(false);
+  };
+  return (
+    <>
+      <p class="soft">
+        One file with the circuit, its figures, diagram, note and commands:{" "}
+        <code>convcircuits explore --bundle FILE</code> checks and opens it.
+      </p>
+      <label class="field">
+        <input
+          type="checkbox"
+          part="photographs"
+          checked={photographs}
+          onChange={(event) => include(event.currentTarget.checked)}
+        />
+        with the photographs it was found and measured on
+      </label>
+      <div class="line work">
+        <button type="button" class="second-button" part="bundle" disabled={busy} onClick={save}>
+          Download
+        </button>
+        <Copied
+          text={location.origin + formatRoute({ page: "circuit", id }, model.value?.weights.slice(0, 8) ?? null)}
+          label="copy link"
+        />
+      </div>
+      <Problem text={error} />
+    </>
+  );
+}
