@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 
@@ -42,3 +43,9 @@ def pytest_collection_modifyitems(items):
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
         if isinstance(name, str) and name in NETS.keys() - FEW:
             item.add_marker("oracle")
+
+
+def pytest_collection_finish():
+    """Leave what is loaded out of garbage collections: torch, thousands of tests, all of which stay."""
+    gc.collect()
+    gc.freeze()
