@@ -34,7 +34,9 @@ const MEASURES = {
   r2_random: "R² of a random circuit",
   r2_average_map: "R² of the average map",
 };
-const state = { colors: data.families.length > 1 ? "family" : "r2_interior", hovered: -1, chosen: -1, kernel: -1 };
+// A family of nearly all units tells nothing by its color.
+const divided = data.families.length > 1 && data.families[0].units.length < 0.8 * units.length;
+const state = { colors: divided ? "family" : "r2_interior", hovered: -1, chosen: -1, kernel: -1 };
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
