@@ -82,7 +82,7 @@ def atlas(
     from convcircuits.cli.preparing import say_photographs, set_up
     from convcircuits.drawing.atlas_page import atlas_page
     from convcircuits.files import write_whole
-    from convcircuits.recipes import noted, with_recipe
+    from convcircuits.recipes import criterion_options, noted, with_recipe
 
     check_folder(out)
     if ":" in layer:
@@ -109,7 +109,7 @@ def atlas(
         ),
     }
     recipe = Recipe.of(given)
-    own = options.criterion_options(recipe.options)
+    own = criterion_options(recipe.options)
     setup = set_up(recipe, device)
     wanted = setup.loaded.feature(recipe.feature)
     folder = out or Path(named_after(model, safe_name(layer)))
