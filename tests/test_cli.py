@@ -1452,6 +1452,7 @@ def test_circuits_of_the_folders_are_tested_on_each_other(folder, good):
     assert [(row["circuit"], row["group"]) for row in table("new/cross.csv")] == [(a.circuit, a.group) for a in rows]
     assert [float(row["error"]) for row in table("new/cross.csv")] == pytest.approx([row.error for row in rows])
     assert "grouped by" in text
+    assert all(0 <= float(row["train_error"]) < 1 for row in table("new/cross.csv") if row["circuit"] == row["group"])
     for row in table("new/overlaps.csv"):
         assert all(
             float(row[name]) >= 0 for name in ("shared", "first_alone", "filters_shared", "filters_second_alone")

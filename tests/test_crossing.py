@@ -186,6 +186,8 @@ def test_what_cannot_be_tested_is_refused():
     refused("Names must be those of the groups", photographs={"red": range(8)})
     other = halves(seed=1)
     refused("not known how to find", fit=other)
+    small = {name: some[..., :10, :10] for name, some in other.items()}
+    refused(r"shapes \(3, 10, 10\), \(3, 12, 12\), so groups cannot be shuffled", fit=small)
     several = cc.find(model, cc.Feature("2", (0, 1)), other["red"], density=0.5)
     refused("several units", circuits={"red": several, "blue": several})
 

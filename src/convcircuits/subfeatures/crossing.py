@@ -108,11 +108,11 @@ def cross(
 
     learned_on = {} if fit is None else _in_groups(fit, groups)
     held_out, found_on = pooled(groups), pooled(learned_on)
-    hashes, seen = _check_apart(held_out, found_on)
+    (hashes, seen), shapes = _check_apart(held_out, found_on)
     _check_unseen(sizes, held_out)
     crops = _crops(photographs, groups, hashes)
     if learned_on and shuffles:
-        _check_one_shape([*held_out.values(), *found_on.values()])
+        _check_one_shape(shapes)
     first = held_out[next(iter(held_out))].first(IMAGES)
     feature = measured_at(next(iter(sizes.values()))[0].feature)
     subject = Subject.open(network, feature, tuple(first.shape[1:]))
@@ -428,23 +428,30 @@ def measured_at(feature: Feature) -> Feature:
 
 def _check_apart(
     held_out: Mapping[str, Batches], found_on: Mapping[str, Batches]
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Check that no image is in two groups, or both held out and used to find a circuit; return the images' hashes.
+) -> tuple[tuple[dict[str, list[int]], dict[str, list[int]]], set[tuple[int, ...]]]:
+    """Check that no image is in two groups, or both held out and used to find a circuit.
+
+    Returns:
+        The hashes of the held-out images of each group and of those that circuits were found on; and their shapes.
 
     Raises:
         ConvCircuitsError: If one is.
     """
     places: dict[int, str] = {}
     found: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
+    shapes = set[tuple[int, ...]]()
     said = ("the held-out images", "the images that circuits were found on")
     for what, groups, hashes in zip(said, (held_out, found_on), found, strict=True):
         for name, batches in groups.items():
             place = f"{what} of group {name!r}"
-            hashes[name] = [key for _, keys in batches.hashed() for key in keys]
+            hashes[name] = []
+            for part, keys in batches.hashed():
+                shapes.add(tuple(part.shape[1:]))
+                hashes[name] += keys
             for key in hashes[name]:
                 if places.setdefault(key, place) != place:
                     raise ConvCircuitsError(f"An image is in {places[key]} and again in {place}; give each image once.")
-    return found
+    return found, shapes
 
 
 def _check_unseen(sizes: Mapping[str, Sequence[Circuit]], held_out: Mapping[str, Batches]) -> None:
@@ -489,13 +496,12 @@ def _crops(
     return found
 
 
-def _check_one_shape(groups: Iterable[Batches]) -> None:
+def _check_one_shape(shapes: set[tuple[int, ...]]) -> None:
     """Check that images may be dealt into any group.
 
     Raises:
         ConvCircuitsError: If they differ in size.
     """
-    shapes = {tuple(part.shape[1:]) for batches in groups for part in batches}
     if len(shapes) > 1:
         raise ConvCircuitsError(
             f"Images have shapes {', '.join(map(str, sorted(shapes)))}, so groups cannot be shuffled; give images of "
