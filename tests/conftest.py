@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 
 import pytest
@@ -17,6 +18,12 @@ settings.load_profile("untimed")
 # The networks are tiny: threads cost more than they gain, and two workers share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# pytest listens to every logger that does not propagate. To this one, torch would describe each tensor that it traces,
+# with the whole stack, which takes as long as tracing.
+trace = logging.getLogger("torch.__trace")
+trace.propagate = True
+trace.handlers.clear()
 
 # glibc returns every block of more than 128 KiB to the system at once, and the next costs page faults: in some files
 # as much time as the tests. (M_MMAP_THRESHOLD and M_TRIM_THRESHOLD; other C libraries are left alone.)

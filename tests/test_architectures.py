@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.reach import survey
+from convcircuits.values.tables import LayerTable
 from graph_oracle import Graph
 
 torch.set_num_threads(1)
@@ -45,16 +46,14 @@ class Case:
     def survey(self):
         return survey(Network(self.model), self.feature, self.architecture.input_shape)
 
-    @property
+    @functools.cached_property
     def subject(self):
         return Subject(Network(self.model), self.feature, self.survey)
 
     @functools.cached_property
     def full(self):
-        return self.circuit(self.survey.kernels)
-
-    def circuit(self, masks):
-        return cc.Circuit.from_masks(self.model, self.feature, masks, input_shape=self.architecture.input_shape)
+        shape = self.architecture.input_shape
+        return cc.Circuit.from_masks(self.model, self.feature, self.survey.kernels, input_shape=shape)
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,11 +160,11 @@ def test_a_circuit_is_refitted(case):
     relevant = case.survey.kernels
     kept = case.graph.reachable(case.unit, thinned(relevant, 0.3, case.layer))
     masks = {layer: kept[layer] for layer in relevant}
-    circuit = case.circuit(masks)
+    circuit = replace(case.full, elements=LayerTable(masks))
     size = max(int(mask.sum(1).square().sum()) for mask in masks.values())  # of the largest layer's equations
     method = "kernels" if size < 2e7 else "filters"  # else it takes minutes: Linear layers of AlexNet
     batches = Batches(images, device=subject.network.device, dtype=subject.network.dtype, batch_size=2)
-    refitted = fitted(subject, circuit, Refit(subject, batches, positions=300, method=method))
+    refitted = fitted(subject, circuit, Refit(subject, batches, positions=100, method=method))
     assert list(refitted.gain) == [layer for layer, mask in masks.items() if mask.any()]
     assert all((gain[~masks[layer].any(1)] == 1).all() for layer, gain in refitted.gain.items())
     assert method == "filters" or refitted.constants > 0.5 * len(circuit)

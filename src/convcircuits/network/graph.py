@@ -9,6 +9,7 @@ as a separate value. So each value is computed once, from earlier ones, and noth
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Node:
         """Name of the operation without its overload, such as ``"add"``."""
         return "kernels" if self.op is None else name_of(self.op)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[int, ...]:
         """Numbers of the values that the operation reads, in order, with repeats."""
         return tuple(_numbers_in((self.args, self.kwargs)))
