@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import convcircuits as cc
 from architectures import ARCHITECTURES, SUPPORTED, UNSUPPORTED
 from convcircuits.compiler import extraction
+from convcircuits.network.masking import Subject
 
 torch.set_num_threads(1)
 
@@ -45,17 +46,30 @@ def error_of(got, expected):
 @pytest.fixture
 def sizes_are_tried_once(monkeypatch):
     """The second extraction from a model takes the first one's answer, as running it at six sizes takes most time."""
-    ask, answers = extraction._takes_any_size, []
+    ask, answers = extraction.takes_any_size, []
 
     def asked(*given):
         if not answers:
             answers.append(ask(*given))
         return answers[0]
 
-    monkeypatch.setattr(extraction, "_takes_any_size", asked)
+    monkeypatch.setattr(extraction, "takes_any_size", asked)
 
 
-@pytest.mark.usefixtures("sizes_are_tried_once")
+@pytest.fixture
+def opened_once(monkeypatch):
+    """Scores, maps and modules of a test come from one opening of its model: all would find the same."""
+    find, found = Subject.open, []
+
+    def opened(*given):
+        if not found:
+            found.append(find(*given))
+        return found[0]
+
+    monkeypatch.setattr(Subject, "open", opened)
+
+
+@pytest.mark.usefixtures("sizes_are_tried_once", "opened_once")
 @pytest.mark.parametrize(("name", "layer", "unit"), SUPPORTED.values(), ids=SUPPORTED)
 def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(name, layer, unit):
     architecture, model, feature = ARCHITECTURES[name], built(name), cc.Feature(layer, unit)

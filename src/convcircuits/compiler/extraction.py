@@ -13,7 +13,7 @@ from torch.func import functional_call
 from convcircuits.compiler.cutting import Cut, cut
 from convcircuits.compiler.emission import Emitter
 from convcircuits.compiler.interpreter import CircuitModule
-from convcircuits.compiler.layout import Layout, UnextractableError, layout_of
+from convcircuits.compiler.layout import Layout, UnextractableError, layout_of, takes_any_size
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES, agreement, parting_of_module, random_images, shown
 from convcircuits.network.batches import Progress, check_progress
@@ -84,7 +84,7 @@ def extract(
         )
     done()
     with _writing(subject):
-        module = _written(subject, layout, [kept], [masks], fold=fold, any_size=_takes_any_size(subject, layout))
+        module = _written(subject, layout, [kept], [masks], fold=fold, any_size=takes_any_size(subject, layout))
     done()
     error = _same_as_masked(subject, module, subject.masks(circuit, shape, effective=True))
     module.meta["circuit"] = {**_about(circuit, subject.network, shape), "laws": {**laws, "module": error}}
@@ -347,26 +347,6 @@ def _feature(emitter: Emitter, n: int, layout: Layout, subject: Subject) -> fx.N
         weights = coefficients.reshape(-1, *[1] * (len(layout.output.shape) - 1))
         maps = write.call(aten.mul.Tensor, maps, write.constant("coefficients", weights))
     return write.call(aten.select.int, maps, 1, 0) if len(rows) == 1 else write.call(aten.sum.dim_IntList, maps, [1])
-
-
-def _takes_any_size(subject: Subject, layout: Layout) -> bool:
-    """Return whether the model does the same with images of any size that it accepts.
-
-    Padding computed from the size differs between sizes with different remainders modulo powers of two, the products of
-    strides.
-    """
-    channels, height, width = layout.input_shape
-    for step in (1, 2, 4, 8, 16, 64):
-        step = -step if min(height, width) > 96 else step
-        try:
-            other = layout_of(subject, (channels, height + step, width + step))
-        except ConvCircuitsError:
-            if abs(step) == 64:
-                return False
-            continue
-        if other.fixed() != layout.fixed():
-            return False
-    return True
 
 
 def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[str, Any]:

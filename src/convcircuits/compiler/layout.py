@@ -192,6 +192,25 @@ class Layout:
         """List what an emitted module would hard-code."""
         return [(v.layer, None if v.node is None else v.node.name, *self._fixed_in(v)) for v in self.values.values()]
 
+    def is_that_of(self, other: Graph) -> bool:
+        """Return whether the graph for images of another size has this layout, without computing its own.
+
+        False may only mean that it must be computed: where a size is an argument, or a move depends on sizes.
+        """
+        nodes = self._graph.nodes
+        return len(nodes) == len(other.nodes) and all(
+            (a.op, a.layer, a.outputs) == (b.op, b.layer, b.outputs)
+            and _alike((a.args, a.kwargs), (b.args, b.kwargs))
+            and _form(a.call) == _form(b.call)
+            and (
+                operation is None
+                or not operation.moves
+                or _moves_channels(a)
+                or self._graph.shapes_of(a) == other.shapes_of(b)
+            )
+            for a, b, operation in zip(nodes, other.nodes, self.paths.operations, strict=True)
+        )
+
     def written(self, value: Value) -> Written:
         """Return a value's operation as it is written into a module.
 
@@ -317,7 +336,7 @@ class Layout:
         if node is None:
             return ()
         if call is not None:
-            return (call.stride, call.padding, call.dilation) if isinstance(call, ConvCall) else (call.blocks,)
+            return _form(call)
         form = None if value.move is None else value.move.form
         if form == "gather":
             return (value.move.channels.tolist(),) if value.move and value.move.channels is not None else ()
@@ -456,6 +475,26 @@ class Layout:
         return "call" if value.node is not None and value.node.name == "expand" else None
 
 
+def takes_any_size(subject: Subject, layout: Layout) -> bool:
+    """Return whether the model does the same with images of any size that it accepts.
+
+    Padding computed from the size differs between sizes with different remainders modulo powers of two, the products of
+    strides.
+    """
+    channels, height, width = layout.input_shape
+    for step in (1, 2, 4, 8, 16, 64):
+        step = -step if min(height, width) > 96 else step
+        shape = (channels, height + step, width + step)
+        try:
+            graph = record_graph(subject.network, subject.feature, _images(subject, shape, _IMAGES))
+            if not layout.is_that_of(graph) and layout_of(subject, shape).fixed() != layout.fixed():
+                return False
+        except ConvCircuitsError:
+            if abs(step) == 64:
+                return False
+    return True
+
+
 def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
     """Return the layout of the channels of each value that a model computes up to a feature.
 
@@ -466,11 +505,15 @@ def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
     Raises:
         UnextractableError: If the operations depend on the number of images or are not supported.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_IMAGES + 1, *input_shape, generator=generator)
-    images = images.to(subject.network.device, subject.network.dtype)
+    images = _images(subject, input_shape, _IMAGES + 1)
     more = record_graph(subject.network, subject.feature, images)
     return Layout(subject.paths_on(images[:_IMAGES]), more)
+
+
+def _images(subject: Subject, input_shape: Sequence[int], count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, *input_shape, generator=generator)
+    return images.to(subject.network.device, subject.network.dtype)
 
 
 def _unextractable(layer: str, what: str) -> UnextractableError:
@@ -513,6 +556,33 @@ def _of_any_number(node: Node, a: Any, b: Any) -> Any:
     elif type(a) is type(b) and (a == b or (a != a and b != b)):
         return a
     raise _unextractable(node.layer, f"does something else for another number of images ({node.name})")
+
+
+def _form(call: KernelCall | None) -> tuple[Any, ...]:
+    """Return what a kernel call does besides its weight and bias."""
+    if call is None:
+        return ()
+    return (call.stride, call.padding, call.dilation) if isinstance(call, ConvCall) else (call.blocks,)
+
+
+def _moves_channels(node: Node) -> bool:
+    """Return whether an operation moves whole channels, the same ones for any height and width."""
+    if node.name == "cat" or node.name in _SAME:
+        return True
+    return node.name in ("slice", "split", "split_with_sizes") and argument(node, "dim") == 1
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Return whether arguments are equal."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return bool(a == b)
 
 
 def _plain(value: Any) -> Any:
