@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 
@@ -57,3 +58,9 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser
         browser.close()
+
+
+def pytest_collection_finish():
+    """Leave what is loaded out of garbage collections: torch, thousands of tests, all of which stay."""
+    gc.collect()
+    gc.freeze()

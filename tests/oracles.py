@@ -982,20 +982,23 @@ def circuit_map(model, masks, layer, unit, images, *, blocks=None, call=None, ga
 # ---------------------------------------------------------------------- refitting
 
 
-def kernel_calls(model, masks, layer, unit, images, *, blocks=None, call=None, gain=None, offset=None):
+def kernel_calls(
+    model, masks, layer, unit, images, *, blocks=None, call=None, gain=None, offset=None, of=None, graph_module=None
+):
     """{layer: its calls, image by image: (reads (out, in), z (out, in, P), output (out, P))} in the circuit.
 
-    z is what each kernel adds at each position, without gain; 0 for a kernel that does not read a live channel. The
-    output is the raw one, with gain and offset.
+    z is what each kernel adds at each position, without gain; 0 for a kernel that does not read a live channel, and
+    outside the layers `of`, where those are named. The output is the raw one, with gain and offset. `graph_module` is
+    the model's, where it is traced already.
     """
-    graph_module = trace(model, images.shape[1:])
+    graph_module = graph_module or trace(model, images.shape[1:])
     feature = _feature_node(graph_module, layer, call)
     slow = _slow_layers(graph_module, feature, masks, blocks)
     calls = {}
 
     def watch(slow, x, reads, out):
         z = torch.zeros(*reads.shape, out[0, 0].numel(), dtype=out.dtype)
-        for o, i in reads.nonzero().tolist():
+        for o, i in reads.nonzero().tolist() if of is None or slow.name in of else ():
             one = torch.zeros_like(slow.mask.detach())
             one[o, i] = 1
             weight = slow.weight * slow.keep * slow.spread(one)
@@ -1045,14 +1048,16 @@ def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call
     Masks of weights must be those of convolutions. `positions` {layer: indices}: all where a layer is left out.
     """
     about = {"blocks": blocks, "call": call}
-    full = kernel_calls(model, None, layer, unit, images, **about)
     effective = reachable(model, layer, unit, images.shape[1:], masks, **about)
+    about["graph_module"] = trace(model, images.shape[1:])
+    full = kernel_calls(model, None, layer, unit, images, of=(), **about)
     weights = {key: mask & effective[key][..., None, None] for key, mask in masks.items() if mask.ndim > 2}
     gain, offset = {}, {}
     for name, kernels in effective.items():
         if not kernels.any():
             continue
-        circuit = kernel_calls(model, effective | weights, layer, unit, images, gain=gain, offset=offset, **about)
+        found = {"gain": gain, "offset": offset}
+        circuit = kernel_calls(model, effective | weights, layer, unit, images, of=(name,), **found, **about)
         gain[name] = torch.ones(kernels.shape, dtype=torch.float64)
         offset[name] = torch.zeros(len(kernels), dtype=torch.float64)
         for o in kernels.any(1).nonzero()[:, 0].tolist():
