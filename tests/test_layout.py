@@ -7,7 +7,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.compiler.layout import UnextractableError, layout_of
+from convcircuits.compiler.layout import UnextractableError, layout_of, takes_any_size
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
@@ -133,3 +133,24 @@ def test_a_problem_names_the_module_where_it_is():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Doubling(), nn.Conv2d(4, 2, 1)).double().eval()
     with pytest.raises(UnextractableError, match=r"^1 .*not one row per image.*masked runs .* still work"):
         recorded(model, cc.Feature("2", 0), (3, 6, 6))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_model_takes_any_size_if_its_layout_is_the_same_at_every_size(name):
+    case = NETS[name]
+    network, feature = Network(case.build()), cc.Feature(*case.features[0])
+    channels, height, width = case.input_shape
+    subject = Subject(network, feature, survey(network, feature, case.input_shape))
+    try:
+        layout = layout_of(subject, case.input_shape)
+    except UnextractableError:
+        return
+    same, unknown = True, False
+    for step in (1, 2, 4, 8, 16, 64):
+        try:
+            other = layout_of(subject, (channels, height + step, width + step)).fixed()
+        except cc.ConvCircuitsError:
+            unknown = step == 64
+        else:
+            same &= other == layout.fixed()
+    assert takes_any_size(subject, layout) == (same and not unknown)
