@@ -1377,6 +1377,11 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
     assert found.verdict_sentence in document.meta.notes
     assert document.held_out.count == int(found.held_out.sum())
+    own = found.cross.row("A", "A")
+    said = (
+        f"With {own.kernels} kernels, the circuit of group A errs by {own.error:.2f} of the response on held-out images"
+    )
+    assert any(note.startswith(said) for note in document.meta.notes)
     for n, (circuit,) in enumerate(found.circuits.values()):
         held = torch.cat(list(prepared))[found.held_out]
         assert document.variants[n].fidelity.r2 == pytest.approx(cc.evaluate(loaded.model, circuit, held).r2, abs=1e-4)

@@ -176,11 +176,9 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     last = None if found.cross is None else found.cross.chosen + 1
     sizes = {name: some[:last] for name, some in found.circuits.items()}
     notes = [found.verdict_sentence]
-    if len(found) > 1:
-        notes.append(
-            "R2 of each circuit is over all positions of the held-out images of all groups; its errors on each group, "
-            "at each image's own maximum, are in cross.png and report.md."
-        )
+    if found.cross is not None:
+        notes += _errors(found.cross)
+        notes.append("R2 of each circuit is over all positions of the held-out images of all groups together.")
     return cc.group_diagram(
         looked.loaded.model,
         dict(zip(parts, sizes.values(), strict=True)),
@@ -199,6 +197,20 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
         seed=seed,
         progress=told,
     )
+
+
+def _errors(crossed: "cc.Cross") -> list[str]:
+    """Return a sentence for each circuit of the verdict's size: its error on its own group and on the others."""
+    said = []
+    for name in crossed.groups:
+        own = crossed.row(name, name)
+        others = [crossed.row(name, group).error for group in crossed.groups if group != name]
+        said.append(
+            f"With {own.kernels:,} kernels, the circuit of group {name} errs by {own.error:z.2f} of the response on "
+            f"held-out images of its own group and by {sum(others) / len(others):z.2f} on others, at each image's own "
+            "maximum."
+        )
+    return said
 
 
 def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
