@@ -462,10 +462,11 @@ def fitted_and_controls(model, **asked):
     return circuit, given, held_out, cc.controls(model, circuit, held_out, fit=given, **asked)
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed):
-    circuit, given, held_out, report = fitted_and_controls(model, draws=1, seed=seed)
-    drawn = cc.diagram(model, circuit, held_out=held_out, fit=given, against=found(model, seed=1), seed=seed)
+@pytest.mark.parametrize(("seed", "photographs"), [(0, None), (3, "aabbcc")])
+def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed, photographs):
+    circuit, given, held_out, report = fitted_and_controls(model, draws=1, seed=seed, photographs=photographs)
+    how = {"held_out": held_out, "photographs": photographs, "fit": given, "seed": seed}
+    drawn = cc.diagram(model, circuit, against=found(model, seed=1), **how)
     record, *others = (variant.fidelity.controls for variant in drawn.document.variants)
     assert others == [None, None]
     assert (record.verdict, record.sentence, record.best) == (report.verdict, report.verdict_sentence, report.best)

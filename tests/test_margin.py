@@ -140,6 +140,12 @@ def test_the_noise_is_that_of_draws_and_of_resampled_images():
     once = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
     assert several.margin == pytest.approx(once.margin)
     assert several.noise == pytest.approx(once.noise / 2, rel=0.15)  # four times as many images
+    names = list(range(len(held_out))) * 4
+    crops = cc.controls(made.model, circuit, held_out.repeat(4, 1, 1, 1), fit=images, draws=1, photographs=names)
+    assert (crops.margin, crops.noise) == pytest.approx((once.margin, once.noise))  # but no more photographs
+    assert any(f"crops of {len(held_out)} photographs" in note for note in crops.notes)
+    with pytest.raises(cc.ConvCircuitsError, match="give the photograph of each image"):
+        cc.controls(made.model, circuit, held_out, fit=images, draws=1, photographs=names)
     assert any("drawn once" in note for note in once.notes)
     assert not any("drawn once" in note for note in report.notes)
 

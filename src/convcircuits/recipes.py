@@ -37,6 +37,11 @@ class Cut:
     images: torch.Tensor | Crops = field(default_factory=lambda: torch.empty(0))
     names: list[str] = field(default_factory=list)
 
+    @property
+    def photographs(self) -> list[str]:
+        """The name of the photograph that each crop is cut from, in order."""
+        return [self.names[n % len(self.names)] for n in range(len(self.images))]
+
 
 @dataclass(frozen=True)
 class Setup:

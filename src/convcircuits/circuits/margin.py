@@ -1,6 +1,7 @@
 """Measure the margin of a circuit over its controls: was it found, or made by its constants?"""
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ def controls(
     *,
     fit: Images,
     draws: int = 3,
+    photographs: Sequence[Hashable] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -60,12 +62,15 @@ def controls(
         images: Held-out images, as for ``score``.
         fit: The images that the circuit was found on. The controls are fitted on them.
         draws: Number of draws of each control that is drawn at random. One gives no spread, at a third of the cost.
+        photographs: The photograph that each image is a crop of, in order, such as ``Crops.photographs``. Crops of one
+            are no independent evidence, so photographs are resampled for the noise. If None, each image counts alone.
         batch_size: Maximum number of images that run at once.
         seed: Seed of what is drawn at random.
         progress: Called with the number of images or steps done in each phase, and their total (or None).
 
     Raises:
-        ConvCircuitsError: If the circuit belongs to other weights, or images do not fit the model.
+        ConvCircuitsError: If the circuit belongs to other weights, images do not fit the model, or there is not one
+            photograph for each image.
 
     Examples:
         >>> report = cc.controls(model, circuit, held_out, fit=images)
@@ -88,6 +93,7 @@ def controls(
     described = checked(subject, first)
     made = _Made(subject, circuit, fit_batches, draws, seed, progress)
     tally = _measured(subject, made, batches, fit_batches, progress)
+    crops = _crops(photographs, len(tally.full))
     interior = tally.interior
     kind: Literal["inside", "central", "unknown"] = (
         "unknown" if interior is None else "inside" if interior.inside else "central"
@@ -99,7 +105,21 @@ def controls(
         "seed": seed,
         "circuit": dict(circuit.provenance),
     }
-    return _report(circuit, tally, made, kind, provenance)
+    return _report(circuit, tally, crops, made, kind, provenance)
+
+
+def _crops(photographs: Sequence[Hashable] | None, count: int) -> Tensor:
+    """Return which images are crops of which photograph, as float64 (photographs, images)."""
+    if photographs is None:
+        return torch.eye(count, dtype=torch.float64)
+    if len(photographs) != count:
+        raise ConvCircuitsError(
+            f"There are {count} held-out images but {len(photographs)} photographs; give the photograph of each image."
+        )
+    numbers = {photograph: n for n, photograph in enumerate(dict.fromkeys(photographs))}
+    crops = torch.zeros(len(numbers), count, dtype=torch.float64)
+    crops[[numbers[photograph] for photograph in photographs], range(count)] = 1
+    return crops
 
 
 class _Made:
@@ -239,6 +259,7 @@ def _thrice(values: Tensor) -> Float[Tensor, "n units 3 positions"]:
 def _report(
     circuit: Circuit,
     tally: _Tally,
+    crops: Tensor,
     made: _Made,
     kind: Literal["inside", "central", "unknown"],
     provenance: dict[str, Any],
@@ -261,14 +282,14 @@ def _report(
     figure = {name: float(r2[deciding, place]) for name, place in places.items()}
     best = max((name for name in RIVALS if name in rows), key=lambda name: (not math.isnan(figure[name]), figure[name]))
     generator = torch.Generator().manual_seed(provenance["seed"])
-    again = torch.randint(count, (_RESAMPLES, count), generator=generator)
+    again = torch.randint(len(crops), (_RESAMPLES, len(crops)), generator=generator)
     weights = torch.zeros(again.shape, dtype=torch.float64)
-    resampled = tally.r2(weights.scatter_add_(1, again, torch.ones_like(weights)))[:, deciding]
+    resampled = tally.r2(weights.scatter_add_(1, again, torch.ones_like(weights)) @ crops)[:, deciding]
     # A trained circuit was fitted all along its descent; what counts is what its kernels reach by the same fit.
     held = "refitted" if figure.get("refitted", math.inf) < figure["circuit"] else "circuit"
     margins = resampled[:, places[held]] - resampled[:, places[best]].clamp_min(0)
     drawn = [torch.tensor(one, dtype=torch.float64).clamp_min(0) for one in draws.values() if len(one) > 1]
-    margins = margins[~margins.isnan()] if count > 1 else margins[:0]
+    margins = margins[~margins.isnan()] if len(crops) > 1 else margins[:0]
     resampling = float(margins.var()) if len(margins) > 1 else math.nan
     variance = max([float(one.var()) for one in drawn], default=0.0) + resampling
     margin, noise = figure[held] - max(figure[best], 0.0), 2 * math.sqrt(variance)
@@ -287,6 +308,10 @@ def _report(
     notes = [*made.notes]
     if provenance["images"] == provenance["fitted_on"]:
         notes.append("Measured on the same images that the controls were fitted on; on others, the margin may be less.")
+    if len(crops) < count:
+        notes.append(
+            f"The {count} images are crops of {len(crops)} photographs, and the noise is of resampled photographs."
+        )
     if not drawn:
         notes.append("Each control was drawn once, so the noise of its margin holds no spread over draws.")
     return Controls(

@@ -98,7 +98,16 @@ def demo(
     circuit = with_recipe(found, recipe, setup)
     cc.save(circuit, out / "circuit.safetensors")
     with progress("measuring its controls") as told:
-        controls = cc.controls(model, circuit, held_out, fit=train, draws=1, seed=seed, progress=told)
+        controls = cc.controls(
+            model,
+            circuit,
+            held_out,
+            fit=train,
+            draws=1,
+            photographs=setup.held_out.photographs,
+            seed=seed,
+            progress=told,
+        )
     with progress("drawing") as told:
         drawn = cc.diagram(
             model,

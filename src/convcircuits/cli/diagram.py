@@ -69,6 +69,7 @@ def diagram(
             circuit,
             images=setup.pictured(),
             held_out=setup.held_out.images,
+            photographs=setup.held_out.photographs,
             fit=setup.fit,
             against=other,
             controls=controls,

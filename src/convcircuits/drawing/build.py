@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -69,6 +69,7 @@ def diagram(
     pictures: str = "patches",
     primaries: Tensor | None = None,
     names: Sequence[str] | None = None,
+    photographs: Sequence[Hashable] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -105,6 +106,8 @@ def diagram(
             ``LoadedModel.primaries``. Without it, pictures range from the images' lowest to their highest values.
         names: Display names of the ``images``, in order. If not given, ``Crops`` have the names of their photographs
             and other images are numbered.
+        photographs: The photograph that each of ``held_out`` is a crop of, as for ``controls``. If not given, that of
+            ``Crops`` is known.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the random circuit and of feature visualizations.
         progress: Called with the number of images done and their total (or None) in each pass; for feature
@@ -162,7 +165,7 @@ def diagram(
     begin(progress, "laying out the diagram")
     document, turned = document_of(drawing, seen, titles(drawing), title, sentence(laws))
     if held_out is not None:
-        document = measured(drawing, document, model, held_out, fit, controls, batch_size, seed, progress)
+        document = measured(drawing, document, model, held_out, fit, controls, photographs, batch_size, seed, progress)
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -285,6 +288,7 @@ def measured(
     held_out: Images,
     fit: Images | None,
     asked: Controls | bool,
+    photographs: Sequence[Hashable] | None,
     batch_size: int,
     seed: int,
     progress: Progress | None,
@@ -318,6 +322,7 @@ def measured(
             held_out,
             fit=fit,
             draws=1,
+            photographs=photographs or (held_out.photographs if isinstance(held_out, Crops) else None),
             batch_size=batch_size,
             seed=seed,
             progress=progress,

@@ -112,7 +112,7 @@ def group_diagram(
     document, turned = document_of(drawing, seen, called, title, sentence(laws))
     if held_out is not None:
         every = None if fit is None else _InTurn(list(fit.values()))
-        document = measured(drawing, document, model, held_out, every, False, batch_size, seed, progress)
+        document = measured(drawing, document, model, held_out, every, False, None, batch_size, seed, progress)
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)
     document = dataclasses.replace(document, meta=meta, view=view)

@@ -107,6 +107,7 @@ def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> by
         again.circuit,
         images=again.setup.pictured(),
         held_out=again.setup.held_out.images,
+        photographs=again.setup.held_out.photographs,
         fit=again.setup.fit,
         primaries=project.loaded.primaries(),
         batch_size=project.batch_size,

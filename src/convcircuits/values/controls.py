@@ -76,7 +76,7 @@ class Controls:
         margin: R2 of the circuit (or of ``refitted`` if that is lower, since the rivals were fitted as that was) minus
             that of the best rival, or minus 0, where a constant is, if that is higher.
         noise: Two standard deviations: of the draws of the rival whose draws differ most (those below 0 count as 0),
-            and of the margin over resampled held-out images, taken together.
+            and of the margin over resampled held-out images, or the photographs that they are crops of, taken together.
         verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or the noise is undefined.
         verdict_sentence: The verdict and its reasons.
         interior: What ``r2_interior`` covers, as in ``Evaluation``; ``"unknown"`` if all positions decide.
