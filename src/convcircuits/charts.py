@@ -65,7 +65,7 @@ def fidelity_chart(
     *,
     title: str,
 ) -> None:
-    """Draw fidelity against density, on a log axis, with one line per criterion.
+    """Draw fidelity against density, on a log axis, with one line per criterion, marked if its circuits have constants.
 
     R2 and R2 on the interior have two baselines: the average training map and, at each density, the best of the random
     circuits that keep the same number of elements in each layer as one of the circuits.
@@ -84,6 +84,7 @@ def fidelity_chart(
 
     densities = sorted({row["density"] for row in rows})
     criteria = list(dict.fromkeys(row["criterion"] for row in rows))
+    fitted = {row["criterion"] for row in rows if row.get("constants")}
     figure = Figure(figsize=(3.4 * len(_FIGURES), 4.2), layout="constrained")
     axes = figure.subplots(1, len(_FIGURES), squeeze=False)[0]
     headings = dict(_FIGURES)
@@ -111,7 +112,7 @@ def fidelity_chart(
                 marker=marker,
                 markersize=5,
                 linewidth=1.6,
-                label=criterion,
+                label=f"{criterion} (constants fitted)" if criterion in fitted else criterion,
             )
         for label, points in _beside(rows, column).items():
             axis.plot(*zip(*points, strict=True), label=label, **_BESIDE_STYLE[label])

@@ -73,7 +73,7 @@ class ComparisonTable(list[Row]):
         return frame([row.as_dict() for row in self])
 
     def summary(self) -> str:
-        """Tabulate R2 of each circuit, over all positions and on the interior, beside baselines without a criterion."""
+        """Tabulate the constants fitted and R2 of each circuit, beside that of baselines without a criterion."""
         head, *rows = self._cells()
         wide = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
         return "\n".join(
@@ -86,13 +86,14 @@ class ComparisonTable(list[Row]):
         return card(f"{len(self)} circuits{feature}", head, rows)
 
     def _cells(self) -> list[tuple[str, ...]]:
-        head = ("criterion", "density", "R2", "average map", "random circuit")
-        cells = [(*head, *(f"{name}, interior" for name in head[2:]), "verdict")]
+        head = ("R2", "average map", "random circuit")
+        inside = tuple(f"{name}, interior" for name in head)
+        cells = [("criterion", "density", "constants fitted", *head, *inside, "verdict")]
         for row in self:
             e = row.evaluation
             figures = (e.r2, e.r2_average_map, e.r2_random)
-            inside = (e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
-            cells.append((row.criterion, f"{row.density:g}", *map(figure, (*figures, *inside)), e.verdict))
+            figures += (e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
+            cells.append((row.criterion, f"{row.density:g}", f"{e.constants:,}", *map(figure, figures), e.verdict))
         return cells
 
 

@@ -53,13 +53,15 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def comparison_table(rows: "Sequence[Row]") -> str:
-    """Tabulate R2, R2 on the interior and the verdict by criterion and density, with both baselines."""
+    """Tabulate R2, on the interior too, verdict and constants by criterion and density, with both baselines."""
     densities = sorted({row.density for row in rows}, reverse=True)
     found = {(row.criterion, row.density): row.evaluation for row in rows}
     table = [["R2, interior, keeps?", *(f"{100 * density:g}% kept".rjust(12) for density in densities)]]
     for criterion in dict.fromkeys(row.criterion for row in rows):
         reports = [found[criterion, density] for density in densities]
         table.append([criterion, *(f"{e.r2:z6.2f} {e.r2_interior:z5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
+        if any(e.constants for e in reports):
+            table.append(["  constants fitted", *(f"{e.constants:,}".rjust(12) for e in reports)])
     for name, figure in (("(average map)", "r2_average_map"), ("(random circuit)", "r2_random")):
         cells = [name]
         for density in densities:
