@@ -87,13 +87,14 @@ class ComparisonTable(list[Row]):
 
     def _cells(self) -> list[tuple[str, ...]]:
         head = ("R2", "average map", "random circuit")
-        inside = tuple(f"{name}, interior" for name in head)
-        cells = [("criterion", "density", "constants fitted", *head, *inside, "verdict")]
+        within = (f"{name}, interior" for name in head)
+        cells = [("criterion", "density", "constants fitted", *head, *within, "verdict")]
         for row in self:
             e = row.evaluation
             figures = (e.r2, e.r2_average_map, e.r2_random)
-            figures += (e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
-            cells.append((row.criterion, f"{row.density:g}", f"{e.constants:,}", *map(figure, figures), e.verdict))
+            inside = (e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
+            r2 = map(figure, (*figures, *inside))
+            cells.append((row.criterion, f"{row.density:g}", f"{e.constants:,}", *r2, e.verdict))
         return cells
 
 
