@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 import convcircuits as cc
 from cases import LAST
@@ -85,3 +86,49 @@ def test_little_memory_and_small_batches_change_no_score():
         for got, expected in zip(together(model, features, images, criterion, memory=1), whole, strict=True):
             for table, other in zip(got.values(), expected.values(), strict=True):
                 torch.testing.assert_close(table, other, rtol=1e-9, atol=1e-12)
+
+
+class Tied(nn.Module):
+    """Two modules share a weight, and the earlier one also has the other's name if it is registered last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.before = nn.Conv2d(4, 4, 3, padding=1)
+        self.before.weight = self.last.weight
+
+    def forward(self, x):
+        return self.last(self.before(self.stem(x).relu()).relu())
+
+
+def test_an_earlier_module_that_shares_the_weight_is_scored_too():
+    torch.manual_seed(0)
+    model, images = Tied().double().eval(), torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    for criterion in ("snip", "actgrad", "gauss_newton"):
+        assert_equals_score(model, [cc.Feature("last", unit) for unit in (0, 2)], images, criterion)
+    found = cc.score(model, cc.Feature("last", 2), images, criterion="snip").elements["last"]
+    expected = torch.zeros_like(found)
+    for image in images:
+        model.last.weight.grad = None
+        model(image[None])[0, 2].abs().sum().backward()
+        expected += (model.last.weight * model.last.weight.grad).abs().mean((2, 3)).detach() / len(images)
+    torch.testing.assert_close(found, expected)
+
+
+class Wide(nn.Module):
+    """Units that read 3 x 3 pixels, and units that read one."""
+
+    def __init__(self):
+        super().__init__()
+        self.far, self.near = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return torch.cat((self.far(x), self.near(x)), 1)
+
+
+def test_units_may_differ_in_how_many_positions_count():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Wide()).double().eval()
+    features = [cc.Feature("2", unit, position="interior") for unit in (0, 2)]  # one position counts, and nine
+    images = torch.randn(3, 3, 3, 3, dtype=torch.float64)
+    assert_equals_score(model, features, images, "gauss_newton", draws=2)

@@ -148,7 +148,7 @@ class UnitsTrace(Trace):
         self._stores: dict[tuple[Any, ...], Tensor] = {}
 
     def store(self, number: int, gradient: Tensor) -> Tensor:
-        """Return room for the gradients of all units at a call, (U, N, ...), the same for every batch of a size."""
+        """Return the buffer for the gradients of all units at a call, (U, N, ...); batches of one size share it."""
         key = number, gradient.shape, gradient.dtype
         if key not in self._stores:
             self._stores[key] = gradient.new_empty(len(self.subjects), *gradient.shape)
@@ -189,7 +189,7 @@ class UnitsBatch(Batch):
     @property
     def field(self) -> torch.Size:
         """Shape of a field of signs: one for each value of a unit's map, or a single one if one position counts."""
-        single = self.counted[0] is not None and self.counted[0].shape[-1] == 1
+        single = all(counted is not None and counted.shape[-1] == 1 for counted in self.counted)
         return (self.maps[..., :1, :1] if single else self.maps).shape[2:]
 
     def _watch(self, call: KernelCall, output: Tensor) -> None:
@@ -312,8 +312,8 @@ class UnitsLayer:
             return torch.stack([layer.absolute_sums() for layer in self.units])
         call, slopes = self.shared
         absolute = replace(call, x=call.x.abs(), weight=call.weight.abs()) if _single(call) else call
-        # The layer is used up: its gradients are not needed again with their signs.
-        return sum(_contracted(absolute, slopes.abs_(), image, absolute=True) for image in range(self.images))  # type: ignore[return-value]
+        slopes = slopes.abs_()  # in place: the signs of a layer's gradients are not needed again
+        return sum(_contracted(absolute, slopes, image, absolute=True) for image in range(self.images))  # type: ignore[return-value]
 
     def absolute_products(self) -> Float[Tensor, "u g o e"]:
         """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
@@ -355,7 +355,8 @@ class UnitsLayer:
 
     def per_element(self, values: Float[Tensor, "u g o e"]) -> Float[Tensor, "u ..."]:
         """Return values in the shape of the layer's table, for each unit."""
-        return torch.stack([layer.per_element(own) for layer, own in zip(self.units, values, strict=False)])
+        units = self.units[:1] if len(values) == 1 else self.units  # what all units share has an axis of one
+        return torch.stack([layer.per_element(own) for layer, own in zip(units, values, strict=True)])
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
