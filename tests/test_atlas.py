@@ -147,6 +147,37 @@ def test_a_folder_takes_no_other_atlas(found, tmp_path):
         cc.atlas(CASE.build(), LAYER, CASE.images(4), CASE.images(4), folder=tmp_path, density=0.2)
 
 
+def test_equal_weights_are_not_the_same_model(tmp_path):
+    def run(gate, folder=tmp_path):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), gate, torch.nn.Conv2d(4, 2, 3)).double().eval()
+        return cc.atlas(model, "2", CASE.images(2), CASE.images(2, seed=5), folder=folder, density=0.2, units=[0])
+
+    run(torch.nn.ReLU())
+    assert len(run(torch.nn.ReLU())) == 1
+    with pytest.raises(cc.ConvCircuitsError, match="there architecture is"):
+        run(torch.nn.Sigmoid())
+
+
+def test_an_edited_criterion_is_not_the_same(tmp_path):
+    def of(power):
+        def own(trace):
+            return {layer: torch.ones(shape).double() ** power for layer, shape in trace.shapes.items()}
+
+        return own
+
+    made(tmp_path, units=[0], criterion=of(1))
+    assert len(made(tmp_path, units=[0], criterion=of(1))) == 1
+    with pytest.raises(cc.ConvCircuitsError, match="there criterion_code is"):
+        made(tmp_path, units=[0], criterion=of(2))
+
+    def own(trace):
+        return {layer: torch.zeros(shape).double() + 1 for layer, shape in trace.shapes.items()}
+
+    with pytest.raises(cc.ConvCircuitsError, match="there criterion_code is"):
+        made(tmp_path, units=[0], criterion=own)
+
+
 def test_one_process_writes_an_index(found, tmp_path):
     index = store.Index(tmp_path, found.asked, found.layers, None)
     with pytest.raises(cc.ConvCircuitsError, match="Another process is writing"):

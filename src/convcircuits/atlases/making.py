@@ -21,7 +21,7 @@ from convcircuits.circuits.asking import (
     name_of,
     needs_budget,
 )
-from convcircuits.circuits.criteria import Criterion
+from convcircuits.circuits.criteria import CRITERIA, Criterion
 from convcircuits.circuits.evaluation import measured
 from convcircuits.circuits.finding import find, kept
 from convcircuits.circuits.scoring import MEMORY, scores_of
@@ -33,6 +33,7 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
+from convcircuits.network.provenance import architecture_hash, code_hash
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
@@ -85,8 +86,10 @@ class Asked:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that the circuits depend on as JSON values."""
+        function = criterion_named(self.criterion)
         return {
             "criterion": name_of(self.criterion),
+            **({} if function in CRITERIA.values() else {"criterion_code": code_hash(function)}),
             "options": {key: as_json(value) for key, value in sorted(self.options.items())},
             "size": {key: value for key, value in self.size.items() if value not in (None, False)},
             "seed": self.seed,
@@ -136,6 +139,7 @@ class Opened:
         return {
             "model": self.subject.about["model"],
             "weights": self.subject.about["weights"],
+            "architecture": architecture_hash(self.model),
             "layer": feature.layer,
             "call": feature.call,
             "position": list(feature.position) if isinstance(feature.position, tuple) else feature.position,
@@ -179,7 +183,8 @@ def atlas(
     all. Others run for one unit after another.
 
     Each circuit is written as soon as it is measured, and its figures after it. If the run ends, even if it is killed,
-    the same call goes on from there. A folder takes no other model, images or options.
+    the same call goes on from there. A folder takes no other model, images or options, and no criterion function whose
+    source was edited.
 
     Args:
         model: Any CNN; it runs in eval mode.

@@ -1,7 +1,6 @@
 """The model and the photographs that the worker has opened: what they are, and hashes of what figures depend on."""
 
 import hashlib
-import inspect
 import pickle
 import sys
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import COUNT, convolutions
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import hash_of
 from convcircuits.network.capture import Network
-from convcircuits.network.provenance import tensors_hash
+from convcircuits.network.provenance import architecture_hash, tensors_hash
 from convcircuits.recipes import loaded_model, names_besides, side
 from convcircuits.values.recipe import Recipe
 from convcircuits.version import __version__
@@ -79,7 +77,7 @@ class Materials:
     def basis(self) -> str:
         """Hash of everything that figures depend on: the model, not its weights alone, photographs, the version."""
         maps = [[info.name, info.kind, list(info.map), info.calls] for info in self._infos]
-        return hash_of([self.weights, built(self.loaded.model), maps, self.images, __version__])
+        return hash_of([self.weights, architecture_hash(self.loaded.model), maps, self.images, __version__])
 
     @cached_property
     def key(self) -> str:
@@ -153,21 +151,6 @@ def _loaded(opening: Opening) -> LoadedModel:
         channels,
         normalization="Images are prepared by the function preprocess that was given.",
     )
-
-
-def built(model: nn.Module) -> str:
-    """Return a hash of how a model is built: its modules, and the code of their classes, but not its weights.
-
-    Two models may share all weights and compute different maps: one with another stride, or whose code was edited.
-    """
-    own = {kind.__module__ for kind in map(type, model.modules()) if not kind.__module__.startswith("torch.")}
-    content = [repr(model).encode()]
-    for name in sorted(own):
-        try:
-            content.append(Path(str(inspect.getsourcefile(sys.modules[name]))).read_bytes())
-        except (OSError, TypeError, KeyError):
-            content.append(name.encode())
-    return hash_of([hashlib.sha256(one).hexdigest() for one in content])
 
 
 @dataclass(frozen=True)

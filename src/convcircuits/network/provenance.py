@@ -1,10 +1,15 @@
 """Provenance: enough to identify a result and to compute it again."""
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import itertools
 import platform
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +76,51 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()[:32]
+
+
+def architecture_hash(model: nn.Module) -> str:
+    """Return a hash of a model's modules and the code of their classes, but not its weights (32 hexadecimal digits).
+
+    Two models may share all weights and compute different maps: one with another stride, or whose code was edited.
+    """
+    kinds = {kind for kind in map(type, model.modules()) if not kind.__module__.startswith("torch.")}
+    return _hash_of([repr(model).encode(), *sorted(map(_code_of_class, kinds))])
+
+
+def _code_of_class(kind: type) -> bytes:
+    try:
+        if kind.__module__ == "__main__":  # the file also holds what is done with the model, which may change
+            return inspect.getsource(kind).encode()
+        return Path(str(inspect.getsourcefile(sys.modules[kind.__module__]))).read_bytes()
+    except (OSError, TypeError, KeyError):
+        return f"{kind.__module__}.{kind.__qualname__}".encode()
+
+
+def code_hash(function: Callable[..., Any]) -> str:
+    """Return a hash of a function's source and of the values that it holds, its defaults and those of its closure.
+
+    The code of other functions that it calls is not part of it. The hash is the same in every process.
+    """
+    held: list[Any] = []
+    while isinstance(function, functools.partial):
+        held += [function.args, function.keywords]
+        function = function.func
+    held += [getattr(function, name, None) for name in ("__defaults__", "__kwdefaults__", "__dict__")]
+    with contextlib.suppress(TypeError, ValueError):  # an object that can be called, or an empty cell
+        held.append(dict(inspect.getclosurevars(function).nonlocals))
+    try:
+        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        source = repr(function) if code is None else f"{code.co_code!r}{code.co_consts!r}{code.co_names!r}"
+    return _hash_of([re.sub(" at 0x[0-9a-fA-F]+", "", text).encode() for text in (source, repr(held))])
+
+
+def _hash_of(parts: Iterable[bytes]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
     return whole.hexdigest()[:32]
 
 
