@@ -17,7 +17,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.browser import open_address
-from convcircuits.explorer.materials import Materials, built
+from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
 from convcircuits.explorer.questions import Questions
@@ -25,6 +25,7 @@ from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import do
+from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
 from convcircuits.zoo.preprocessing import Preprocess
 
@@ -52,8 +53,8 @@ def test_a_given_model_can_be_opened_again_by_a_worker_that_is_started_anew(mate
 def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_path, monkeypatch):
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     strided = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
-    assert len({built(one) for one in (plain, strided, nn.Sequential(plain[0], nn.ELU()))}) == 3
-    assert built(plain) == built(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    assert len({architecture_hash(one) for one in (plain, strided, nn.Sequential(plain[0], nn.ELU()))}) == 3
+    assert architecture_hash(plain) == architecture_hash(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     monkeypatch.syspath_prepend(str(tmp_path))
     source = (
         "from torch import nn\nclass Net(nn.Conv2d):\n    def forward(self, x):\n        return super().forward(x)\n"
@@ -61,9 +62,9 @@ def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_pat
     file = tmp_path / "built_net.py"
     file.write_text(source)
     model = importlib.import_module("built_net").Net(3, 4, 3)
-    before = built(model)
+    before = architecture_hash(model)
     file.write_text(source.replace("(x)\n", "(x).abs()\n"))
-    assert built(model) != before
+    assert architecture_hash(model) != before
 
 
 def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(materials, tmp_path):

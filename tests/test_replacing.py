@@ -88,6 +88,40 @@ def test_probabilities_are_not_taken_for_logits(case):
     assert found.by_zero == Change(pytest.approx(expected.by_zero.kl), expected.by_zero.top1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_in_half_precision_are_no_logits(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(Classifier(), nn.Softmax(1)).eval()
+    model[0].head.weight.data *= 30
+    images = torch.rand(5, 3, 8, 8)
+    circuit = cc.prune(cc.score(model, cc.Feature("0.body", 0), images), density=0.3)
+    expected = replaced(model, circuit, images, fit=images).by_zero.kl
+    half = nn.Sequential(Classifier(), nn.Softmax(1)).eval()
+    half.load_state_dict(model.state_dict())
+    half, images = half.to(dtype), images.to(dtype)
+    circuit = cc.prune(cc.score(half, cc.Feature("0.body", 0), images), density=0.3)
+    assert replaced(half, circuit, images, fit=images).by_zero.kl == pytest.approx(expected, rel=0.1)
+
+
+def test_a_softmax_that_underflows_makes_no_infinite_change(case):
+    model, fit, images = case
+    circuit = cc.prune(cc.score(model, cc.Feature("body", 0), fit), density=0.3)
+    between = sum(one[0] for one in answers(model, images, 0.0, [0])) / 2
+    scaled = nn.Linear(4, 4).double()
+    scaled.weight.data, scaled.bias.data = 1e7 * torch.eye(4, dtype=torch.float64), -1e7 * between
+    model.head = nn.Sequential(model.head, scaled, nn.Softmax(1))
+    found = replaced(model, circuit, images, fit=fit)
+    model.head = model.head[0]
+    assert 10 < found.by_zero.kl < 1000
+
+
+def test_the_average_map_is_of_the_same_size(case):
+    model, fit, images = case
+    circuit = cc.prune(cc.score(model, cc.Feature("body", 0), fit), density=0.3)
+    with pytest.raises(cc.ConvCircuitsError, match=r"shape \(10, 10\), but \(12, 12\) .* give fit of the size"):
+        replaced(model, circuit, images[..., :10, :10], fit=fit)
+
+
 @pytest.mark.parametrize(
     ("feature", "tail", "said"),
     [
@@ -116,6 +150,14 @@ def test_correlations_are_those_of_numpy(case, batch_size):
     known = ~found.isnan().numpy()
     assert known.sum() == 25
     assert np.allclose(found.numpy()[known], expected[known], atol=1e-6)
+
+
+def test_large_maps_in_half_precision_are_not_constant():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(6, 3, 12, 12)
+    model[0].weight.data *= 100
+    expected = correlations(model, "0", images)
+    assert torch.allclose(correlations(model.half(), "0", images.half()), expected, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["residual", "mobile", "standardised", "twice"])

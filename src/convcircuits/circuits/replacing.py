@@ -27,7 +27,8 @@ class Change:
 
     Attributes:
         kl: Mean over images of KL(p || q) = sum_k p_k log(p_k / q_k), with p the model's class probabilities and q
-            those of the changed model; in nats.
+            those of the changed model; in nats. If the model returns probabilities, those of 0 count as the smallest
+            number of their dtype, and they are scaled to a sum of 1.
         top1: Share of the images on which the most probable class stays the same.
     """
 
@@ -76,7 +77,7 @@ def replaced(
 
     Raises:
         ConvCircuitsError: If the model returns something else than one vector for each image, the feature is a
-            direction, the circuit belongs to other weights, or images do not fit the model.
+            direction, the circuit belongs to other weights, or images do not fit the model or ``fit``.
     """
     check_progress(progress)
     if isinstance(circuit.feature.unit, Tensor):
@@ -89,16 +90,24 @@ def replaced(
     subject.check(circuit)
     checked(subject, first)
     masks = subject.masks(circuit, shape, effective=True)
-    _log_probabilities(network, circuit.feature, first[:1])  # an error comes before any work
+    answer = _answer(network, circuit.feature, first)  # an error comes before any work
+    tolerance = max(1e-4, 4 * torch.finfo(answer.dtype).eps)
+    certain = bool((answer >= 0).all()) and bool(((answer.double().sum(1) - 1).abs() <= tolerance).all())
+    logarithm = _of_probabilities if certain else _of_logits
     average = activations(model, circuit.feature, fit, batch_size=batch_size).mean(0).to(network.device)
     sums, count, classes = torch.zeros(3, 2, dtype=torch.float64), 0, 0
     for batch in batches:
         with torch.no_grad():
-            own = _log_probabilities(network, circuit.feature, batch)
+            own = logarithm(_answer(network, circuit.feature, batch))
             maps = subject.maps(batch, masks)
+            if maps.shape[1:] != average.shape:
+                raise ConvCircuitsError(
+                    f"The maps of {circuit.feature} are of shape {tuple(maps.shape[1:])}, but {tuple(average.shape)} "
+                    "on the images that the average map is of; give fit of the size of images."
+                )
             others = (maps, average.expand_as(maps), torch.zeros_like(maps))
             for n, other in enumerate(others):
-                found = _log_probabilities(network, circuit.feature, batch, other)
+                found = logarithm(_answer(network, circuit.feature, batch, other))
                 terms = torch.where(own > -torch.inf, own.exp() * (own - found), 0)
                 sums[n, 0] += terms.sum().cpu()
                 sums[n, 1] += (own.argmax(1) == found.argmax(1)).sum().cpu()
@@ -109,10 +118,21 @@ def replaced(
     return Replaced(count, classes, *changes)
 
 
-def _log_probabilities(
+def _of_logits(answer: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Return the logarithms of class probabilities, float64."""
+    return answer.double().log_softmax(1)
+
+
+def _of_probabilities(answer: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Return the logarithms of class probabilities, float64; one that is rounded to 0 is no impossible class."""
+    info = torch.finfo(answer.dtype)
+    return answer.double().clamp_min(info.tiny * info.eps).log().log_softmax(1)
+
+
+def _answer(
     network: Network, feature: Feature, images: Tensor, maps: Tensor | None = None
 ) -> Float[Tensor, "n classes"]:
-    """Run the whole model, with the feature's units replaced by maps if any are given; in float64."""
+    """Run the whole model, with the feature's units replaced by maps if any are given."""
     calls, answers = itertools.count(), list[Any]()
     used = False
 
@@ -143,13 +163,11 @@ def _log_probabilities(
     if maps is not None and not used:
         raise ConvCircuitsError(f"{network.name} calls forward of {feature.layer} by itself, so it cannot be replaced.")
     (answer,) = answers or [None]
-    if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[1] < 2 or len(answer) != len(images):
+    classes = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1 and answer.is_floating_point()
+    if not classes or len(answer) != len(images):
         what = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ConvCircuitsError(
             f"{network.name} returns {what} for {len(images)} images, which are no logits of classes, (N, classes), "
             "so there are no answers to compare."
         )
-    answer = answer.double()
-    if bool((answer >= 0).all()) and torch.allclose(answer.sum(1), answer.new_ones(len(answer)), atol=1e-4):
-        return answer.log()
-    return answer.log_softmax(1)
+    return answer

@@ -46,6 +46,7 @@ def correlations(
     sums, products = torch.zeros(len(subject.rows)).double(), torch.zeros(len(subject.rows), len(subject.rows)).double()
     for _, maps, _ in full_maps(subject, batches):
         values = flattened(maps).cpu().transpose(0, 1).flatten(1)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))  # products of half precision overflow
         if not bool(values.isfinite().all()):
             raise ConvCircuitsError(f"{layer} has values that are not finite on these images.")
         if not count:
