@@ -400,3 +400,17 @@ def test_kernels_are_the_elements_of_scores_of_kernels_alone():
     of_filters = cc.Scores(FEATURE, LayerTable({"b": torch.rand(2)}), 2, granularity="filter")
     with pytest.raises(cc.ConvCircuitsError, match="The elements are filters, not kernels"):
         _ = of_filters.kernels
+
+
+def test_a_channel_of_a_linear_layer_is_not_dropped_from_a_circuit_of_weights():
+    case = NETS["flat_head"]
+    given = case.build(), cc.Feature("classifier.4", 1), case.images(1)
+    weights = cc.find(*given, criterion="magnitude", granularity="weight", density=1.0)
+    with pytest.raises(cc.ConvCircuitsError, match="is a Linear layer, and a circuit of weights does not say"):
+        weights.without("classifier.4", 1, 0)
+    assert not weights.without("classifier.4", 1)["classifier.4"].any()
+    whole = cc.find(*given, criterion="magnitude", density=1.0)
+    smaller = whole.without("classifier.4", 1, 0)
+    assert len(smaller) == len(whole) - 1
+    for made in (smaller, smaller | whole):
+        assert made.provenance["input_shape"] == whole.provenance["input_shape"]

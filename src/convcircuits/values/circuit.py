@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 _SHARED = ("model", "weights", "feature", "granularity", "versions")
+_ON_IMAGES = ("input_shape", "images")
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +239,7 @@ class Circuit:
             layer: Name of the layer.
             filter: Index of the filter.
             input: Index of the channel, within its group, that the kernel reads; None for all kernels of the filter.
+                For a Linear layer in a circuit of weights only None.
 
         Raises:
             ConvCircuitsError: If there is no such filter or kernel in the circuit.
@@ -250,6 +252,11 @@ class Circuit:
         mask = self.elements[layer]
         if input is not None and self.granularity == "filter":
             raise ConvCircuitsError("A circuit of filters keeps or drops all kernels of a filter; give no input.")
+        if input is not None and self.granularity == "weight" and mask.dim() == 2:
+            raise ConvCircuitsError(
+                f"{layer} is a Linear layer, and a circuit of weights does not say which weights read a channel; give "
+                "no input, or a circuit of kernels."
+            )
         if self.granularity == "weight" and mask.dim() == 4:
             mask = mask.flatten(2).any(2)
         sizes = {"filter": (filter, len(mask)), **({} if input is None else {"input": (input, mask.shape[1])})}
@@ -262,7 +269,7 @@ class Circuit:
             raise ConvCircuitsError(f"The circuit does not keep {what} of {layer}; choose one that it keeps.")
         elements = self.elements[layer].clone()
         elements[place] = False
-        provenance = {k: v for k, v in self.provenance.items() if k in (*_SHARED, "images")}
+        provenance = {k: v for k, v in self.provenance.items() if k in _SHARED + _ON_IMAGES}
         return dataclasses.replace(
             self,
             elements=LayerTable({**self.elements, layer: elements}),
@@ -273,8 +280,9 @@ class Circuit:
         self._check_comparable(other)
         # Only what the two have in common; how each was found is kept under "from".
         shared = {k: v for k, v in self.provenance.items() if k in _SHARED}
-        if self.provenance.get("images") == other.provenance.get("images") is not None:
-            shared["images"] = self.provenance["images"]
+        for name in _ON_IMAGES:
+            if self.provenance.get(name) == other.provenance.get(name) is not None:
+                shared[name] = self.provenance[name]
         return Circuit(
             self.feature,
             LayerTable({layer: rule(mask, other[layer]) for layer, mask in self.elements.items()}),
