@@ -1,5 +1,6 @@
 """The atlas of a layer: its circuits are those of ``find``, no run loses one, and what they share is counted."""
 
+import errno
 import itertools
 import math
 import os
@@ -8,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import convcircuits as cc
+from convcircuits import files
 from convcircuits.atlases import store
 from nets import NETS
 
@@ -178,6 +181,116 @@ def test_an_edited_criterion_is_not_the_same(tmp_path):
         made(tmp_path, units=[0], criterion=own)
 
 
+def test_units_whose_measuring_failed_are_tried_again(found, tmp_path):
+    class Disk:
+        passes, away = 0, True
+
+        def __iter__(self):
+            Disk.passes += 1
+            if Disk.away and Disk.passes > 4:
+                raise cc.ConvCircuitsError("a.jpg cannot be read")
+            yield CASE.images(4, seed=5)
+
+    given = CASE.build(), LAYER, CASE.images(4), Disk()
+    first = cc.atlas(*given, folder=tmp_path, density=0.2, units=[0, 1, 2], shard=(1, 2))
+    assert "a.jpg cannot be read" in set(first.problems.values())
+    Disk.away = False
+    times = {unit: first.file(unit).stat().st_mtime_ns for unit in first}
+    again = cc.atlas(*given, folder=tmp_path, density=0.2, units=[0, 1, 2])  # the row of another shard does not count
+    assert again.units == (0, 1, 2)
+    assert not again.problems
+    assert {unit: again.file(unit).stat().st_mtime_ns for unit in times} == times
+    assert again.circuit(2) == found.circuit(2)
+
+
+def test_an_atlas_without_circuits_has_empty_tables(found, tmp_path):
+    model = CASE.build()
+    model.block2.conv2.weight.data[1] = 0
+    none = cc.atlas(model, LAYER, CASE.images(2), CASE.images(2, seed=5), folder=tmp_path, units=[1], density=0.2)
+    assert (none.units, none.hubs(), none.families(), tuple(none.placed().shape)) == ((), [], (), (0, 2))
+    assert all(not bool(table.any()) for tables in (none.users(), none.expected_users()) for table in tables.values())
+    assert [row["layer"] for row in none.profile()] == list(found.layers)
+    assert none.rows()[0].keys() == found.rows()[0].keys()
+    assert none.users_of("stem", 0, 0) == ()
+    assert none.as_dict()["units"] == []
+    assert "has no circuit" in none.summary()
+    with pytest.raises(cc.ConvCircuitsError, match="has no circuit: it is not in this atlas"):
+        none.circuit(99)
+
+
+def test_a_run_that_ended_at_its_very_start_locks_nothing(tmp_path):
+    (tmp_path / "index-2-of-2.sqlite").touch()
+    (tmp_path / "index.sqlite").touch()
+    with pytest.raises(cc.ConvCircuitsError, match=r"There is no atlas .* or an empty one"):
+        cc.Atlas.read(tmp_path)
+    assert made(tmp_path, units=[0]).units == (0,)
+
+
+class Mixed(torch.nn.Module):
+    """Units that are channels of the image come first; no kernel lies on a path to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x):
+        return torch.cat((x, self.conv(x)), 1)
+
+
+def test_units_on_no_path_have_rows_and_the_others_circuits(tmp_path):
+    torch.manual_seed(0)
+    model, images = torch.nn.Sequential(Mixed()).double().eval(), CASE.images(2)
+    given = model, "0", images, CASE.images(2, seed=5)
+    some = cc.atlas(*given, folder=tmp_path, density=0.5)
+    assert some.units == (3, 4)
+    assert all("No kernel lies between" in some.problems[unit] for unit in (0, 1, 2))
+    assert not cc.atlas(*given, folder=tmp_path / "none", density=0.5, units=[0, 2]).units
+
+
+class Squeezed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x).relu()).squeeze())
+
+
+def test_a_model_that_squeezes_one_image_has_an_atlas(tmp_path):
+    torch.manual_seed(0)
+    given = Squeezed().double().eval(), "head", CASE.images(4), CASE.images(4, seed=5)
+    assert cc.atlas(*given, folder=tmp_path, density=0.5).units == (0, 1, 2)
+
+
+def test_seconds_count_the_time_of_finding(tmp_path):
+    def slow(trace):
+        time.sleep(0.3)
+        return {layer: torch.ones(shape) for layer, shape in trace.shapes.items()}
+
+    assert made(tmp_path, units=[0], criterion=slow).rows()[0]["seconds"] > 0.3
+
+
+def test_a_file_system_without_locks_is_only_warned_of(found, tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", without)
+    with pytest.warns(UserWarning, match=r"without locks \(No locks available\)"):
+        store.Index(tmp_path, found.asked, found.layers, None).close()
+
+
+@pytest.mark.parametrize("change", [lambda blob: blob + b"x", lambda blob: blob[:-2]])
+def test_a_table_is_read_to_its_end(change, tmp_path):
+    made(tmp_path, units=[0])
+    path = tmp_path / "index.sqlite"
+    with sqlite3.connect(path) as database:
+        (blob,) = database.execute("SELECT kept FROM circuits").fetchone()
+        database.execute("UPDATE circuits SET kept = ?", (change(blob),))
+    database.close()
+    with pytest.raises(cc.ConvCircuitsError, match="is damaged"):
+        cc.Atlas.read(tmp_path)
+
+
 def test_one_process_writes_an_index(found, tmp_path):
     index = store.Index(tmp_path, found.asked, found.layers, None)
     with pytest.raises(cc.ConvCircuitsError, match="Another process is writing"):
@@ -217,6 +330,9 @@ def test_a_damaged_index_is_an_error(tmp_path):
         ({"position": cc.Boxes.of(CASE.images(1), [(0, 0, 2, 2)])}, "no Boxes"),
         ({"criterion": "force", "density": None, "filters": 2, "fan_in": 2}, "must know how many"),
         ({"effective": 3}, "effective is true or false"),
+        ({"criterion": "progressive", "effective": False}, "keeps only effective kernels"),
+        ({"density": None, "kernels": 10**6}, "1000000 kernels were requested"),
+        ({"units": [1], "shard": (2, 2)}, "has no unit, since there are only 1"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
 )
@@ -328,3 +444,12 @@ def test_families_may_be_counted():
     assert len(Planted().families(5)) == 5
     with pytest.raises(cc.ConvCircuitsError, match="from 1 to 13"):
         Planted().families(14)
+
+
+def test_pairs_without_an_overlap_do_not_count_as_0():
+    planted = Planted(sizes=(3,))
+    table = torch.full((3, 3), 0.5, dtype=torch.float64)
+    table[0, 1] = table[1, 0] = math.nan
+    planted._overlaps[None] = table
+    (family,) = planted.families(1)
+    assert family.overlap == 0.5

@@ -8,7 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from convcircuits.errors import ConvCircuitsError
 
@@ -55,6 +55,26 @@ def check_place(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ConvCircuitsError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def lock(file: IO[Any]) -> str:
+    """Lock an open file against other processes, until it is closed.
+
+    Returns:
+        Why that is not possible here, on Windows or on a file system without locks; empty if the file is locked.
+
+    Raises:
+        BlockingIOError: If another process has locked it.
+    """
+    if fcntl is None:
+        return "this system has none"
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def write_whole(path: Path, content: bytes) -> None:

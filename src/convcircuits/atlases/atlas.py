@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from convcircuits.atlases.store import Row, packed, read_index, unpacked
+from convcircuits.atlases.store import FIGURES, Row, packed, read_index, unpacked
 from convcircuits.cards import card, figure
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.frames import frame
@@ -34,7 +34,7 @@ class Family:
     Attributes:
         number: From 0, the largest family first.
         units: Its units, ascending.
-        overlap: Mean overlap of its pairs, as ``Atlas.overlap``; NaN for a single unit.
+        overlap: Mean overlap of its pairs, as ``Atlas.overlap``, of those that have one; NaN for a single unit.
     """
 
     number: int
@@ -68,15 +68,7 @@ class Atlas:
         self.units = tuple(unit for unit, row in self.rows_by_unit.items() if row.file)
         self._overlaps: dict[str | None, Tensor] = {}
         self._kept, self._relevant = (
-            {
-                layer: torch.stack(
-                    [packed(getattr(self.rows_by_unit[unit], name)[layer].flatten()) for unit in self.units]
-                )
-                for layer in self.layers
-            }
-            if self.units
-            else {}
-            for name in ("kept", "relevant")
+            {layer: self._stacked(name, layer) for layer in self.layers} for name in ("kept", "relevant")
         )
 
     @classmethod
@@ -121,13 +113,13 @@ class Atlas:
         Raises:
             ConvCircuitsError: If the unit has none.
         """
-        return self._folders[unit] / self.rows_by_unit[self.units[self._place(unit)]].file
+        unit = self.units[self._place(unit)]
+        return self._folders[unit] / self.rows_by_unit[unit].file
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each unit: its figures, its file and, if it has no circuit, why."""
-        names = list(next((row.figures for row in self.rows_by_unit.values() if row.figures), {}))
         return [
-            {"unit": unit, **{name: row.figures.get(name) for name in names}}
+            {"unit": unit, **{name: row.figures.get(name) for name in FIGURES}}
             | {"seconds": row.seconds, "file": row.file, "problem": row.problem}
             for unit, row in self.rows_by_unit.items()
         ]
@@ -176,7 +168,7 @@ class Atlas:
         The columns are ``layer``; ``kernels``, those that any unit depends on; ``kept``, the mean number a circuit
         keeps; ``share``, the mean share of a circuit that is in the layer; ``density``, the mean share of a unit's
         relevant kernels there that it keeps; ``used``, the share of kernels that any circuit keeps; and ``overlap``,
-        the mean over pairs of units.
+        the mean over pairs of units. A mean over no circuits is NaN.
         """
         table, pairs = [], torch.ones(len(self), len(self)).triu(1).bool()
         sizes = torch.tensor([sum(int(row.kept[name].sum()) for name in self.layers) for row in self._found()])
@@ -221,7 +213,7 @@ class Atlas:
         layers, filters and channels. (By ``units`` alone, a layer that circuits keep nearly all of would come first.)
 
         Args:
-            count: The most rows.
+            count: The most rows; without any circuit there is none.
         """
         count, users, expected = whole_number("count", count, 1), self.users(), self.expected_users()
         rows = []
@@ -230,9 +222,10 @@ class Atlas:
             surplus = (table - mean).flatten().sort(descending=True, stable=True)
             for place in surplus.indices[:count].tolist():
                 o, i = divmod(place, table.shape[1])
-                row = {"layer": name, "filter": o, "channel": i, "units": int(table[o, i])}
-                rows.append(row | {"share": row["units"] / len(self), "expected": float(mean[o, i])})
-        rows = [row for row in rows if row["units"] > row["expected"]]
+                units, chance = int(table[o, i]), float(mean[o, i])
+                if units > chance:
+                    row = {"layer": name, "filter": o, "channel": i, "units": units}
+                    rows.append(row | {"share": units / len(self), "expected": chance})
         return sorted(rows, key=lambda row: row["expected"] - row["units"])[:count]
 
     def users_of(self, layer: str, filter: int, channel: int) -> tuple[int, ...]:
@@ -259,14 +252,18 @@ class Atlas:
         """Group the units by the overlap of their circuits (average linkage of 1 - overlap).
 
         Args:
-            count: Number of families. By default the number from 2 to 20, and at most half of the units, whose mean
-                silhouette is highest; one if there are fewer than four units.
+            count: The most families; there are fewer where units are equally far apart. By default the number from 2 to
+                20, and at most half of the units, whose mean silhouette is highest; one if there are fewer than four
+                units.
 
         Raises:
             ConvCircuitsError: If scipy is not installed (extra ``split``), or there are fewer units.
         """
-        overlap = self.overlap().nan_to_num(0).fill_diagonal_(1)
-        labels = _grouped(overlap, None if count is None else whole_number("count", count, 1, max(1, len(self))))
+        overlap = self.overlap()
+        labels = _grouped(
+            overlap.nan_to_num(0).fill_diagonal_(1),
+            None if count is None else whole_number("count", count, 1, max(1, len(self))),
+        )
         groups: dict[int, list[int]] = {}
         for place, label in enumerate(labels):
             groups.setdefault(label, []).append(place)
@@ -302,13 +299,13 @@ class Atlas:
         """
         notes: list[str] = []
         try:
-            families = self.families() if self.units else ()
+            families = self.families()
         except ConvCircuitsError as error:
             families = ()
             notes.append(f"There are no families: {error}")
         label = {unit: family.number for family in families for unit in family.units}
         rows = {row["unit"]: row for row in self.rows()}
-        listed = self.hubs(hubs) if self.units else []
+        listed = self.hubs(hubs)
         return without_nan(  # type: ignore[no-any-return]
             {
                 "layer": self.layer,
@@ -337,9 +334,9 @@ class Atlas:
         lines.append(f"{'layer':<24}  {'kept':>9}  {'density':>8}  {'overlap':>8}")
         lines += [
             f"{printable(one['layer']):<24}  {one['kept']:>9,.1f}  {one['density']:>8.2%}  {figure(one['overlap']):>8}"
-            for one in self.profile()
+            for one in (self.profile() if self.units else [])
         ]
-        for hub in self.hubs(5) if self.units else []:
+        for hub in self.hubs(5):
             lines.append(
                 f"{printable(hub['layer'])}[{hub['filter']}, {hub['channel']}] serves {hub['units']} of {len(self)} "
                 f"units; {hub['expected']:.1f} by chance"
@@ -350,9 +347,15 @@ class Atlas:
     def _repr_html_(self) -> str:
         cells = [
             (one["layer"], f"{one['kept']:,.1f}", f"{one['density']:.2%}", figure(one["overlap"]))
-            for one in self.profile()
+            for one in (self.profile() if self.units else [])
         ]
         return card(repr(self), ("layer", "mean kernels kept", "density", "mean overlap"), cells, [])
+
+    def _stacked(self, name: str, layer: str) -> Tensor:
+        """Return a table of all circuits, a row of packed bits for each."""
+        tables = [packed(getattr(self.rows_by_unit[unit], name)[layer].flatten()) for unit in self.units]
+        width = -(-math.prod(self.layers[layer]) // 8)
+        return torch.stack(tables) if tables else torch.zeros(0, width, dtype=torch.uint8)
 
     def _found(self) -> list[Row]:
         return [self.rows_by_unit[unit] for unit in self.units]
@@ -399,7 +402,7 @@ def _mean_of_pairs(overlap: Tensor, places: Sequence[int]) -> float:
     if len(places) < 2:
         return math.nan
     own = overlap[places][:, places]
-    return float((own.sum() - own.trace()) / (len(places) * (len(places) - 1)))
+    return float(own[~torch.eye(len(places), dtype=torch.bool)].nanmean())
 
 
 def _grouped(overlap: Tensor, count: int | None) -> list[int]:

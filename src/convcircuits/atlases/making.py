@@ -14,6 +14,7 @@ from convcircuits.atlases.store import Index
 from convcircuits.circuits.asking import (
     as_json,
     budget,
+    check_effective,
     check_options,
     criterion_named,
     drawable_size,
@@ -28,6 +29,7 @@ from convcircuits.circuits.scoring import MEMORY, scores_of
 from convcircuits.circuits.together import SHARED, fitting, score_together
 from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
+from convcircuits.maps.units import all_units
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
@@ -37,7 +39,7 @@ from convcircuits.network.provenance import architecture_hash, code_hash
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.feature import Feature, Position
+from convcircuits.values.feature import Position
 from convcircuits.version import __version__
 
 
@@ -67,9 +69,7 @@ class Asked:
         function = criterion_named(self.criterion)
         check_options(function, self.criterion, self.options)
         size = dict(self.size)
-        effective = size.pop("effective", None)
-        if effective not in (None, True, False):
-            raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
+        check_effective(function, self.criterion, size.pop("effective", None))
         shape = drawable_size(**size, granularity="kernel")
         if shape is None:
             budget(None, size["density"], size["kernels"], "kernel")
@@ -102,7 +102,7 @@ class Opened:
 
     Attributes:
         model: The model as it was given.
-        subject: The model, opened for the layer's first unit.
+        subject: The model, opened for all units of the layer as one feature.
         images: The images that circuits are found on, all counted.
         held_out: The images that they are measured on.
         asked: How circuits are found.
@@ -121,17 +121,19 @@ class Opened:
     @property
     def units(self) -> int:
         """Number of units of the layer."""
-        graph = self.subject.survey.paths.graph
-        return int(graph.shapes[graph.output][1])
+        return len(self.subject.rows)
 
-    def every(self, units: Sequence[int]) -> Subject:
-        """Return the model opened for units as one feature."""
-        return self.subject.of(replace(self.subject.feature, unit=tuple(units)))
+    def of(self, unit: int | tuple[int, ...]) -> Subject:
+        """Return the model opened for a unit, or for units as one feature.
+
+        Raises:
+            ConvCircuitsError: If no kernel lies on a path to it, or to any of them.
+        """
+        return self.subject.of(replace(self.subject.feature, unit=unit))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tables of kernels of all layers that any unit depends on, in execution order."""
-        every = self.every(range(self.units))
-        return {layer: tuple(mask.shape) for layer, mask in every.survey.kernels.items()}
+        return {layer: tuple(mask.shape) for layer, mask in self.subject.survey.kernels.items()}
 
     def said(self) -> dict[str, Any]:
         """Return all that the circuits and figures depend on as JSON values."""
@@ -183,8 +185,8 @@ def atlas(
     all. Others run for one unit after another.
 
     Each circuit is written as soon as it is measured, and its figures after it. If the run ends, even if it is killed,
-    the same call goes on from there. A folder takes no other model, images or options, and no criterion function whose
-    source was edited.
+    the same call goes on from there, and tries again the units that have no circuit. A folder takes no other model,
+    images or options, and no criterion function whose source was edited.
 
     Args:
         model: Any CNN; it runs in eval mode.
@@ -219,8 +221,8 @@ def atlas(
         All circuits of the folder, those of other shards included.
 
     Raises:
-        ConvCircuitsError: As for ``find``; if the folder holds another atlas, or another process writes it. A unit that
-            has no circuit, such as a dead one, is no error: its row says why.
+        ConvCircuitsError: As for ``find``; if the folder holds another atlas, or another process writes it; or if the
+            shard has no unit. A unit that has no circuit, such as a dead one, is no error: its row says why.
 
     Examples:
         >>> found = cc.atlas(model, "features.5", images, held_out, folder="atlas", density=0.2)
@@ -240,17 +242,25 @@ def atlas(
         raise ConvCircuitsError("An atlas takes no Boxes; give another position.")
     opened = open_layer(
         model,
-        Feature(layer, 0, position=position, call=call),
+        layer,
         images,
         held_out,
         asked,
+        position=position,
+        call=call,
         batch_size=batch_size,
         memory=memory,
         progress=progress,
     )
     if finish is not None:
         opened = replace(opened, finish=finish)
-    wanted = _checked_units(units, opened.units, layer)
+    every = _checked_units(units, opened.units, layer)
+    wanted = every[part]
+    if not wanted:
+        raise ConvCircuitsError(
+            f"{option('shard')}: {shard!r} has no unit, since there are only {len(every)}; give at most as many parts."
+        )
+    _check_kernels(opened, wanted)
     place = Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -259,7 +269,7 @@ def atlas(
     index = Index(place, opened.said(), opened.layers(), shard)
     try:
         done = index.finished()
-        make_circuits(opened, [unit for unit in wanted[part] if unit not in done], index, progress)
+        make_circuits(opened, [unit for unit in wanted if unit not in done], index, progress)
     finally:
         index.close()
     return Atlas.read(place)
@@ -267,11 +277,13 @@ def atlas(
 
 def open_layer(
     model: nn.Module,
-    first: Feature,
+    layer: str,
     images: Images,
     held_out: Images,
     asked: Asked,
     *,
+    position: Position = "all",
+    call: int | None = None,
     batch_size: int = 16,
     memory: int = MEMORY,
     progress: Progress | None = None,
@@ -280,10 +292,12 @@ def open_layer(
 
     Args:
         model: As for ``atlas``.
-        first: The layer's first unit, with the positions that count.
+        layer: As for ``atlas``.
         images: As for ``atlas``.
         held_out: As for ``atlas``.
         asked: How circuits are found.
+        position: As for ``atlas``.
+        call: As for ``atlas``.
         batch_size: As for ``atlas``.
         memory: As for ``atlas``.
         progress: As for ``atlas``.
@@ -297,7 +311,7 @@ def open_layer(
         for given in (images, held_out)
     )
     seen = taken.first(IMAGES)
-    subject = Subject.open(network, first, tuple(seen.shape[1:]))
+    subject = all_units(network, layer, tuple(seen.shape[1:]), position=position, call=call)
     checked(subject, seen)
     begin(progress, "reading images")
     for batches in (taken, measured_on):
@@ -313,12 +327,12 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
 
     Args:
         opened: The model, the images and how circuits are found.
-        units: The units; none of them may be in the index.
+        units: The units; none of them may have a circuit in the index.
         index: Where they are written.
         progress: Called with the units done and their total.
     """
-    for done, (unit, circuit, problem) in enumerate(_found(opened, units, progress), start=1):
-        start = time.process_time()
+    for done, (unit, (circuit, problem, seconds)) in enumerate(_found(opened, units, progress), start=1):
+        start = time.perf_counter()
         report = None
         if circuit is not None:
             try:
@@ -328,7 +342,7 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
                 circuit, problem = None, str(error)
         index.add(
             unit,
-            time.process_time() - start,
+            seconds + time.perf_counter() - start,
             circuit=None if circuit is None else opened.finish(circuit),
             report=report,
             problem=problem,
@@ -340,30 +354,37 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
 
 def _found(
     opened: Opened, units: Sequence[int], progress: Progress | None
-) -> Iterator[tuple[int, Circuit | None, str]]:
-    """Yield each unit with its circuit, or None and the reason."""
-    if not units:
-        return
-    at_once, count = fitting(opened.every(units), opened.images, opened.memory) if opened.asked.shared else (1, 1)
+) -> Iterator[tuple[int, tuple[Circuit | None, str, float]]]:
+    """Yield each unit with its circuit, or None and the reason, and the seconds that it took."""
+    at_once, count = _fitting(opened, units) if opened.asked.shared else (1, 1)
     for start in range(0, len(units), at_once):
         some, subjects = units[start : start + at_once], {}
         for unit in some:
             try:
-                subjects[unit] = opened.subject.of(replace(opened.subject.feature, unit=unit))
+                subjects[unit] = opened.of(unit)
             except ConvCircuitsError as error:
-                yield unit, None, str(error)
+                yield unit, (None, str(error), 0.0)
         if opened.asked.shared and subjects:
             begin(progress, f"scoring units {some[0]} to {some[-1]}")
             yield from _together(opened, subjects, count, progress)
         elif subjects:
             (subject,) = subjects.values()
-            yield some[0], *_attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
+            yield some[0], _attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
+
+
+def _fitting(opened: Opened, units: Sequence[int]) -> tuple[int, int]:
+    """Return how many of the units, and images, are scored at once."""
+    try:
+        every = opened.of(tuple(units))
+    except ConvCircuitsError:  # there is none, or no kernel lies on a path to any of them, as their rows will say
+        return 1, 1
+    return fitting(every, opened.images, opened.memory)
 
 
 def _together(
     opened: Opened, subjects: dict[int, Subject], count: int, progress: Progress | None
-) -> Iterator[tuple[int, Circuit | None, str]]:
-    """Yield the circuits of units that are scored at once."""
+) -> Iterator[tuple[int, tuple[Circuit | None, str, float]]]:
+    """Yield the circuits of units that are scored at once, as ``_found`` does."""
     asked = opened.asked
     try:
         saliency = score_together(
@@ -378,14 +399,14 @@ def _together(
         )
     except ConvCircuitsError as error:
         if len(subjects) == 1:
-            yield next(iter(subjects)), None, str(error)
+            yield next(iter(subjects)), (None, str(error), 0.0)
             return
         for unit, subject in subjects.items():  # the others need not suffer
             yield from _together(opened, {unit: subject}, count, progress)
         return
     for n, (unit, subject) in enumerate(subjects.items()):
         own = {layer: table[n] for layer, table in saliency.items()}
-        yield unit, *_attempted(lambda subject=subject, own=own: _of_scores(opened, subject, own))  # type: ignore[misc]
+        yield unit, _attempted(lambda subject=subject, own=own: _of_scores(opened, subject, own))  # type: ignore[misc]
 
 
 def _of_scores(opened: Opened, subject: Subject, saliency: dict[str, Any]) -> Circuit:
@@ -423,11 +444,35 @@ def _alone(opened: Opened, subject: Subject, progress: Progress | None) -> Circu
     )
 
 
-def _attempted(make: Callable[[], Circuit]) -> tuple[Circuit | None, str]:
+def _attempted(make: Callable[[], Circuit]) -> tuple[Circuit | None, str, float]:
+    """Return a circuit, or None and the reason, and the seconds that it took."""
+    start = time.perf_counter()
     try:
-        return make(), ""
+        circuit, problem = make(), ""
     except ConvCircuitsError as error:
-        return None, str(error)
+        circuit, problem = None, str(error)
+    return circuit, problem, time.perf_counter() - start
+
+
+def _check_kernels(opened: Opened, units: Sequence[int]) -> None:
+    """Check that a number of kernels is not more than every unit has.
+
+    Raises:
+        ConvCircuitsError: As for ``prune``.
+    """
+    problem, kernels = None, opened.asked.size["kernels"]
+    for unit in units if kernels is not None else ():
+        try:
+            found = opened.of(unit).survey.kernels
+        except ConvCircuitsError:  # as its row will say
+            continue
+        try:
+            budget(sum(int(mask.sum()) for mask in found.values()), None, kernels, "kernel")
+            return
+        except ConvCircuitsError as error:
+            problem = error
+    if problem is not None:
+        raise problem
 
 
 def _checked_units(units: Sequence[int] | None, count: int, layer: str) -> list[int]:

@@ -10,27 +10,21 @@ import contextlib
 import json
 import os
 import sqlite3
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.files import is_folder
+from convcircuits.files import is_folder, lock
 from convcircuits.storage import save
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.report import Evaluation
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # on Windows, where two runs of one shard are not noticed
-    fcntl = None
 
 CIRCUITS = "circuits"
 """Name of the folder of the circuits' files."""
@@ -69,7 +63,8 @@ class Row:
         file: The circuit's file, relative to the folder; empty if there is none.
         problem: Why there is no circuit; empty if there is one.
         figures: Name in ``FIGURES`` -> value; None where a figure is not known. Empty if there is no circuit.
-        seconds: Time that its circuit and figures took, without its share of the scores.
+        seconds: Time that its circuit and figures took, in seconds, without scores that are computed for several units
+            at once.
         kept: Layer name -> bool (out, in per group): the kernels that the circuit keeps.
         relevant: Layer name -> bool of the same shapes: those on a path to the unit in the full model.
     """
@@ -114,8 +109,7 @@ class Index:
         try:
             (folder / CIRCUITS).mkdir(exist_ok=True)
             self._lock = (folder / f".{name}.lock").open("w")
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            missing = lock(self._lock)
         except BlockingIOError as error:
             self._lock.close()
             raise ConvCircuitsError(
@@ -123,6 +117,12 @@ class Index:
             ) from error
         except OSError as error:
             raise ConvCircuitsError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        if missing:
+            warnings.warn(
+                f"{folder} is on a file system without locks ({missing}), so a second run could write {name} at the "
+                "same time; see that only one does.",
+                stacklevel=2,
+            )
         with _errors(path):
             self._database = sqlite3.connect(path, timeout=60)
             with self._database:
@@ -139,11 +139,11 @@ class Index:
                     )
 
     def finished(self) -> set[int]:
-        """Return the units that any run has finished."""
+        """Return the units that have a circuit, whichever run found it."""
         done: set[int] = set()
         for path in _indices(self.folder):
             with _opened(path) as database:
-                done |= {unit for (unit,) in database.execute("SELECT unit FROM circuits")}
+                done |= {unit for (unit,) in database.execute("SELECT unit FROM circuits WHERE problem = ''")}
         return done
 
     def add(
@@ -155,7 +155,10 @@ class Index:
         report: Evaluation | None = None,
         problem: str = "",
     ) -> None:
-        """Write a circuit and then its row, or the row of a unit without a circuit; each completely or not at all."""
+        """Write a circuit and then its row, or the row of a unit without a circuit; each completely or not at all.
+
+        The row takes the place of an earlier one, of a unit that had no circuit.
+        """
         file, figures, tables = "", dict.fromkeys(FIGURES), (b"", b"")
         if circuit is not None and report is not None:
             file = f"{CIRCUITS}/{circuit.feature.slug}.safetensors"
@@ -168,7 +171,7 @@ class Index:
         row = (unit, file, problem, *figures.values(), seconds, *tables)
         with _errors(self.folder), self._database:
             marks = ", ".join("?" * len(row))
-            self._database.execute(f"INSERT INTO circuits ({', '.join(_COLUMNS)}) VALUES ({marks})", row)
+            self._database.execute(f"INSERT OR REPLACE INTO circuits ({', '.join(_COLUMNS)}) VALUES ({marks})", row)
 
     def close(self) -> None:
         """Close the index, so that another process can write it."""
@@ -201,8 +204,8 @@ def read_index(
         found = _indices(folder)
         if not found:
             raise ConvCircuitsError(
-                f"There is no atlas in {folder}: it has no index.sqlite; give the folder that cc.atlas, or "
-                "convcircuits atlas, wrote."
+                f"There is no atlas in {folder}: it has no index.sqlite, or an empty one; give the folder that "
+                "cc.atlas, or convcircuits atlas, wrote."
             )
         for path in found:
             with _opened(path) as database:
@@ -214,7 +217,8 @@ def read_index(
             with _errors(path):
                 for values in every:
                     row = _row(values, layers)
-                    rows.setdefault(row.unit, (folder, row))
+                    if row.unit not in rows or (row.file and not rows[row.unit][1].file):
+                        rows[row.unit] = folder, row
     assert asked is not None
     return asked, layers, {unit: rows[unit] for unit in sorted(rows)}
 
@@ -242,8 +246,9 @@ def _read_tables(blob: bytes, layers: Mapping[str, tuple[int, ...]]) -> dict[str
     length = -(-sum(sizes) // 8)
     if not 0 <= sum(sizes) < _MOST:
         raise ValueError("its tables are too large")
-    content = zlib.decompressobj().decompress(blob, length)
-    if len(content) != length:
+    stream = zlib.decompressobj()
+    content = stream.decompress(blob, length + 1)  # the end of a stream is only seen with room for one byte more
+    if len(content) != length or not stream.eof or stream.unconsumed_tail or stream.unused_data:
         raise ValueError("a table has another size than its layers")
     bits = unpacked(torch.frombuffer(bytearray(content), dtype=torch.uint8), sum(sizes))
     parts = torch.split(bits, sizes)
@@ -251,7 +256,14 @@ def _read_tables(blob: bytes, layers: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _indices(folder: Path) -> list[Path]:
-    return sorted(folder.glob("index*.sqlite")) if is_folder(folder) else []
+    """Return the indices in a folder, but for those that are still empty, whose run ended at its very start."""
+    found = sorted(folder.glob("index*.sqlite")) if is_folder(folder) else []
+    return [path for path in found if _begun(path)]
+
+
+def _begun(path: Path) -> bool:
+    with _opened(path) as database:
+        return bool(_tables(database))
 
 
 @contextlib.contextmanager

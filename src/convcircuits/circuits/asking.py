@@ -40,6 +40,21 @@ def is_descent(function: Criterion) -> bool:
     return function in DESCENTS
 
 
+def check_effective(function: Criterion, criterion: str | Criterion, effective: object) -> None:
+    """Check that a criterion can keep other kernels than effective ones, if that is asked for.
+
+    Raises:
+        ConvCircuitsError: If it cannot, or ``effective`` is not true, false or None.
+    """
+    if effective not in (None, True, False):
+        raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
+    if effective is False and is_descent(function):
+        raise ConvCircuitsError(
+            f"{name_of(criterion)} keeps only effective kernels; leave out effective=False, or choose a criterion "
+            f"that does not descend, such as {option('criterion', 'gauss_newton')}."
+        )
+
+
 def needs_budget(function: Criterion) -> bool:
     """Return whether a criterion must know how many elements to keep, so that only ``find`` can run it."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

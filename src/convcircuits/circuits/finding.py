@@ -12,6 +12,7 @@ from convcircuits.circuits.asking import (
     as_json,
     asked_for,
     budget,
+    check_effective,
     check_kernels,
     check_options,
     criterion_named,
@@ -190,16 +191,10 @@ def find(
     function = criterion_named(criterion)
     check_options(function, criterion, options)
     shape = drawable_size(density, kernels, filters, fan_in, drawable, granularity)
-    if effective not in (None, True, False):
-        raise ConvCircuitsError(f"effective is true or false; got {effective!r}.")
+    check_effective(function, criterion, effective)
     if shape is None:
         budget(None, density, kernels, granularity)  # before any work is done
     if is_descent(function):
-        if effective is False:
-            raise ConvCircuitsError(
-                f"{name_of(criterion)} keeps only effective kernels; leave out effective=False, or choose a criterion "
-                f"that does not descend, such as {option('criterion', 'gauss_newton')}."
-            )
         *_, last = find_path(
             model,
             feature,

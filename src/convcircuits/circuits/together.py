@@ -47,12 +47,13 @@ def fitting(subject: Subject, batches: Batches, memory: int) -> tuple[int, int]:
         memory: As for ``score_together``.
     """
     sizes: list[int] = []
+    some = batches.first(2)  # a model may squeeze() a batch of one image
 
     def watch(call: KernelCall, output: Tensor) -> None:
-        sizes.append(output.numel() * output.element_size())
+        sizes.append(-(-output.numel() * output.element_size() // len(some)))
 
     with torch.no_grad():
-        subject.maps(batches.first(1), watch=watch)
+        subject.maps(some, watch=watch)
     tables = sum(8 * mask.numel() for mask in subject.survey.kernels.values())
     images = max(1, min(batches.batch_size, STORE * memory // (_ENOUGH * sum(sizes) + tables)))
     return max(1, min(len(subject.rows), STORE * memory // (images * sum(sizes) + tables))), images

@@ -141,8 +141,8 @@ def atlas(
     rows = found.rows()
     files = {"units.csv": "the figures of all units", "layers.csv": "what circuits keep and share in each layer"}
     write_table(folder / "units.csv", rows)
-    write_table(folder / "layers.csv", found.profile() if len(found) else [{"layer": one} for one in found.layers])
-    hubs = found.hubs(100) if len(found) else []
+    write_table(folder / "layers.csv", found.profile())
+    hubs = found.hubs(100)
     if hubs:
         write_table(folder / "hubs.csv", hubs)
         files["hubs.csv"] = "the kernels that most circuits keep"

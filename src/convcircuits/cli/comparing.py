@@ -46,7 +46,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from convcircuits.files import write_whole
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue().encode())

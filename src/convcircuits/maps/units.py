@@ -410,8 +410,9 @@ def all_units(
     network: Network, layer: str, shape: tuple[int, ...], *, position: Position = "all", call: int | None = None
 ) -> Subject:
     """Open a feature that consists of all units of a layer."""
-    image = torch.zeros(1, *shape, device=network.device, dtype=network.dtype)
+    # Two images, since a model may squeeze() a batch of one.
+    images = torch.zeros(2, *shape, device=network.device, dtype=network.dtype)
     with torch.no_grad():
-        output = network.run(Feature(layer, 0, call=call), image, lambda call: call.compute())
+        output = network.run(Feature(layer, 0, call=call), images, lambda call: call.compute())
     every = tuple(range(output.shape[1]))
     return Subject.open(network, Feature(layer, every, position=position, call=call), shape)
