@@ -332,7 +332,7 @@ def test_a_damaged_index_is_an_error(tmp_path):
         ({"effective": 3}, "effective is true or false"),
         ({"criterion": "progressive", "effective": False}, "keeps only effective kernels"),
         ({"density": None, "kernels": 10**6}, "1000000 kernels were requested"),
-        ({"units": [1], "shard": (2, 2)}, "has no unit, since there are only 1"),
+        ({"units": [1], "shard": (2, 2)}, "has no unit; give at most as many parts as there are units, here 1"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
 )

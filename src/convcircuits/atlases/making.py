@@ -258,7 +258,8 @@ def atlas(
     wanted = every[part]
     if not wanted:
         raise ConvCircuitsError(
-            f"{option('shard')}: {shard!r} has no unit, since there are only {len(every)}; give at most as many parts."
+            f"{option('shard')}: this part has no unit; give at most as many parts as there are units, here "
+            f"{len(every)}."
         )
     _check_kernels(opened, wanted)
     place = Path(folder)

@@ -163,8 +163,13 @@ def _answer(
     if maps is not None and not used:
         raise ConvCircuitsError(f"{network.name} calls forward of {feature.layer} by itself, so it cannot be replaced.")
     (answer,) = answers or [None]
-    classes = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1 and answer.is_floating_point()
-    if not classes or len(answer) != len(images):
+    if (
+        not isinstance(answer, Tensor)
+        or not answer.is_floating_point()
+        or answer.dim() != 2
+        or answer.shape[1] < 2
+        or len(answer) != len(images)
+    ):
         what = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ConvCircuitsError(
             f"{network.name} returns {what} for {len(images)} images, which are no logits of classes, (N, classes), "

@@ -473,9 +473,14 @@ class _Watcher:
         self.rows, self.coefficients = self.feature.rows(output.shape[1])
         result, call = self.last
         untouched = output is result and output._version == 0
-        self.direct = untouched and own_calls == 1 and call is not None and call.groups == 1
-        # A module that shares the weight, and ran before, needs all filters.
-        self.direct = self.direct and [layer for layer, *_ in self.read].count(call.layer) == 1
+        self.direct = (
+            untouched
+            and own_calls == 1
+            and call is not None
+            and call.groups == 1
+            # A module that shares the weight, and ran before, needs all filters.
+            and [layer for layer, *_ in self.read].count(call.layer) == 1
+        )
         self.modules.update(dict.fromkeys(self.network.all_running()))
         self.recorder.stop(output)
         self.output = output
