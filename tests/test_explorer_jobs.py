@@ -404,6 +404,10 @@ def test_a_bundle_writes_nowhere_else(name, shared, tmp_path):
         Bundle.read(changed(shared, tmp_path / "b.zip", add))
 
 
+def told(contents, **fields):
+    contents["bundle.json"] = json.dumps(json.loads(contents["bundle.json"]) | fields).encode()
+
+
 EDITS = {
     "another circuit": (lambda c: c.update({"circuit.safetensors": b"x"}), "does not have the recorded hash"),
     "one more file": (lambda c: c.update({"photographs/z.png": b"x"}), "does not have the recorded hash"),
@@ -412,6 +416,9 @@ EDITS = {
     "another format": (lambda c: c.update({"bundle.json": b'{"schema": "x"}'}), "has the format 'x'"),
     "no JSON": (lambda c: c.update({"bundle.json": b"{"}), "is not a bundle"),
     "a circuit of another id": (lambda c: (c.update({"circuit.safetensors": b"x"}), recorded(c)), "is another than"),
+    "a path as its basis": (lambda c: told(c, basis="/../../a"), "does not say what it is of"),
+    "a long label": (lambda c: told(c, note={"label": "x" * 500}), "its label has more than 200 characters"),
+    "a note that is no note": (lambda c: told(c, note=["x"]), "other fields than label"),
 }
 
 

@@ -130,6 +130,12 @@ def test_read_only_writes_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.json"]
 
 
+@pytest.mark.parametrize("basis", ["/../../a", "b" * 31, "b" * 32 + "\n", "../" + "b" * 29, ""])
+def test_what_is_not_a_hash_becomes_no_path(basis, store):
+    with pytest.raises(cc.ConvCircuitsError, match="32 hexadecimal digits"):
+        store.diagram_file("a" * 16, basis, controls=False)
+
+
 def test_a_hash_does_not_depend_on_the_order_of_names():
     assert hash_of({"a": 1, "b": [2.5, None]}) == hash_of(json.loads('{"b": [2.5, null], "a": 1}'))
     assert hash_of([1, 2]) != hash_of([2, 1])

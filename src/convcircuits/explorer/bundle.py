@@ -9,7 +9,6 @@
     photographs/NAME      those that it was found and measured on, if they were asked for
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.store import Store
+from convcircuits.explorer.store import Store, is_hash, problem_of_note
 from convcircuits.files import safe_name, write_whole
 
 BUNDLE = "convcircuits-bundle/1"
@@ -93,8 +92,11 @@ class Bundle:
                 wrong = sorted(dict(hashes.items() ^ about["files"].items()))
                 raise ConvCircuitsError(f"{file} is damaged: {wrong[0]:.200} does not have the recorded hash.")
             texts = [about[name] for name in ("model", "images", "file", "circuit")]
-            if not all(isinstance(text, str) for text in texts) or not isinstance(about["note"], dict):
+            named = all(isinstance(text, str) for text in texts) and isinstance(about["controls"], bool)
+            if not named or not is_hash(about["basis"]):
                 raise ValueError("it does not say what it is of")
+            if problem := problem_of_note(about["note"]):
+                raise ConvCircuitsError(f"{file} has a note that cannot be shown, because {problem}; it is not opened.")
             if hashlib.sha256(contents[_CIRCUIT]).hexdigest()[:16] != about["circuit"]:
                 raise ConvCircuitsError(f"{file} is damaged: its circuit is another than it says.")
             for name in contents:
@@ -153,12 +155,10 @@ class Bundle:
                 place.unlink(missing_ok=True)
                 raise ConvCircuitsError(f"{self.file} holds no circuit: {found.problem if found else 'it is gone'}")
         self._add(_REPORT, store.report_file(id))
-        with contextlib.suppress(KeyError, TypeError):
-            self._add(_DIAGRAM, store.diagram_file(id, str(self.about["basis"]), controls=bool(self.about["controls"])))
+        self._add(_DIAGRAM, store.diagram_file(id, self.about["basis"], controls=self.about["controls"]))
         of = f"circuit {id}"
         if self.about["note"] and not store.note(of):
             store.write_note(of, self.about["note"])
-            store.notes()  # which reports one that cannot be shown
         return id
 
     def _add(self, name: str, place: Path) -> None:

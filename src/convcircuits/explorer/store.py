@@ -26,6 +26,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,11 @@ def hash_of(value: Any) -> str:
     """Return a hash of a JSON value, 32 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_hash(text: Any) -> bool:
+    """Return whether a value has the form of ``hash_of``'s, so that it may be part of a file's name."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def curve_key(provenance: Mapping[str, Any]) -> str | None:
@@ -176,7 +182,12 @@ class Store:
             name: What it is of.
             basis: Hash of what figures depend on: the model, the photographs, the version.
             suffix: How the name ends.
+
+        Raises:
+            ConvCircuitsError: If the basis is not a hash, but perhaps a path.
         """
+        if not is_hash(basis):
+            raise ConvCircuitsError(f"What figures depend on is a hash of 32 hexadecimal digits; got {basis!r:.80}.")
         return self.folder / kind / f"{safe_name(name)}-{basis[:8]}{suffix}"
 
     def record(self, kind: str, name: str, basis: str) -> dict[str, Any] | None:
@@ -280,9 +291,9 @@ class Store:
         """
         notes = self._notes()
         for of, note in notes.items():
-            if problem := _problem_of(note):
+            if problem := problem_of_note(note):
                 self.remark(f"notes.json: the note on {of:.200} is left out, because {problem}.")
-        return {of: note for of, note in notes.items() if not _problem_of(note)}
+        return {of: note for of, note in notes.items() if not problem_of_note(note)}
 
     def note(self, of: str) -> dict[str, Any]:
         """Return a note, empty if there is none.
@@ -291,7 +302,7 @@ class Store:
             ConvCircuitsError: As for ``notes``, or if it cannot be shown.
         """
         note: dict[str, Any] = self._notes().get(of, {})
-        if problem := _problem_of(note):
+        if problem := problem_of_note(note):
             raise ConvCircuitsError(f"The note on {of:.200} cannot be shown, because {problem}; edit notes.json.")
         return note
 
@@ -436,7 +447,7 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
         total -= size
 
 
-def _problem_of(note: Any) -> str:
+def problem_of_note(note: Any) -> str:
     """Return why a note cannot be shown, or an empty text."""
     kinds = {"label": str, "star": bool, "text": str}
     if not isinstance(note, dict) or not note.keys() <= kinds.keys():
