@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import convcircuits as cc
-from convcircuits.explorer import bundle, schemas
+from convcircuits.circuits.replacing import Change, Replaced
+from convcircuits.explorer import bundle, circuit_tasks, schemas
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.launch import of_bundle
@@ -296,6 +297,12 @@ def test_what_the_model_does_with_the_circuit_s_map(explored):
     found = explored.job("put_back", circuit=explored.circuit)
     assert (found["images"], found["classes"]) == (6, 3)
     assert found["by_zero"]["kl"] > 0
+
+
+def test_an_infinite_change_of_the_answers_is_answered_as_none(explored, monkeypatch):
+    infinite = Replaced(6, 3, Change(float("inf"), 0.5), Change(1.0, 1.0), Change(2.0, 1.0))
+    monkeypatch.setattr(circuit_tasks, "replaced", lambda *_, **__: infinite)
+    assert explored.job("put_back", circuit=explored.circuit)["by_circuit"] == {"kl": None, "top1": 0.5}
 
 
 def test_an_estimate_says_what_it_is_of(explored):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import importlib
 import io
+import json
 import pickle
 import stat
 import webbrowser
@@ -17,6 +18,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.browser import open_address
+from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials, built
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
@@ -239,6 +241,17 @@ def test_a_mistake_of_the_supervisor_is_said_on_the_page(jobs, monkeypatch):
     monkeypatch.setattr(jobs, "_begin", begin)
     jobs._supervise()
     assert "Resource temporarily unavailable" in jobs.problem
+
+
+def test_a_result_that_cannot_be_recorded_fails_its_job_and_ends_nothing_else(explorer):
+    jobs = explorer.jobs
+    for number, result in ((1, {"kl": float("inf")}), (2, {"kl": 1.0})):
+        job = jobs._jobs[str(number)] = jobs._running = Job(str(number), "put_back", {})
+        jobs._message("done", job.id, result)
+    first, second = jobs._jobs["1"], jobs._jobs["2"]
+    assert (first.state, first.result, second.state) == ("failed", None, "done")
+    assert "cannot be recorded" in first.error
+    json.dumps([job.as_dict() for job in jobs.all()], allow_nan=False)
 
 
 def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):

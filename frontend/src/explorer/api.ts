@@ -279,7 +279,7 @@ export interface Curve {
 /** A circuit as a module of its own, beside the full model up to the feature. */
 export interface Module {
   bytes: number;
-  difference: number;
+  difference: number | null; // null: the masked run is 0
   parameters: number;
   macs: number;
   full_parameters: number;
@@ -308,7 +308,7 @@ export interface Ablation {
 }
 
 export interface LogitsChange {
-  kl: number;
+  kl: number | null; // null: not finite
   top1: number;
 }
 

@@ -21,7 +21,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.recipes import Setup, criterion_options, follow, noted, recipe_of, set_up, side
 from convcircuits.texts import names
-from convcircuits.values.report import Evaluation
+from convcircuits.values.report import Evaluation, without_nan
 
 
 def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def extract(project: Project, progress: Progress, *, circuit: str) -> dict[str, 
         "full_parameters": found.full.parameters,
         "full_macs": found.full.macs,
     }
-    project.folder.write_record("modules", circuit, basis, record)
+    project.folder.write_record("modules", circuit, basis, without_nan(record))
     return {"circuit": circuit}
 
 
@@ -238,4 +238,4 @@ def put_back(project: Project, progress: Progress, *, circuit: str) -> dict[str,
         batch_size=project.batch_size,
         progress=progress,
     )
-    return {"circuit": circuit, **asdict(found)}
+    return {"circuit": circuit, **without_nan(asdict(found))}

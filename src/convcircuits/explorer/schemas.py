@@ -356,7 +356,10 @@ class Module(_Answer):
     """A circuit as a module of its own, beside the full model up to the feature."""
 
     bytes: int
-    difference: float = Field(description="From the circuit's masked run, relative to the largest value.")
+    difference: float | None = Field(
+        description="From the circuit's masked run, relative to the largest value. None: that is 0, and "
+        "the difference is not."
+    )
     parameters: int
     macs: int = Field(description="Multiply-accumulate operations for one image.")
     full_parameters: int
@@ -453,7 +456,10 @@ class Ablation(_Answer):
 class LogitsChange(_Answer):
     """How logits change when a unit's map is replaced."""
 
-    kl: float = Field(description="Mean over images of KL(model || changed model), in nats.")
+    kl: float | None = Field(
+        description="Mean over images of KL(model || changed model), in nats. None: not finite, as a class that the "
+        "model gives a share has none in the changed model."
+    )
     top1: float = Field(description="Share of images on which both have the same highest logit.")
 
 

@@ -256,6 +256,6 @@ def _selectivity(cross: cc.Cross) -> list[dict[str, Any]]:
     fields = ("size", "density", "own", "others", "value", "low", "high")
     return [
         without_nan({name: getattr(one, name) for name in fields})
-        | {"shuffled": list(one.shuffled), "verdict": one.verdict}
+        | {"shuffled": without_nan(list(one.shuffled)), "verdict": one.verdict}
         for one in cross.selectivity
     ]
