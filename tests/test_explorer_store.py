@@ -260,6 +260,21 @@ def test_superseded_files_are_evicted_and_what_people_made_is_not(store, circuit
     assert store.report("a" * 16)
 
 
+def test_the_index_in_use_stays_when_pictures_that_are_written_trim_the_rest(store, monkeypatch):
+    index = store.folder / "index" / "present" / "index.json"
+    index.parent.mkdir()
+    index.write_bytes(bytes(100))
+    os.utime(index, (1, 1))
+    monkeypatch.setattr(module, "DERIVED", 0)
+    monkeypatch.setattr(module, "THUMBS", 80)
+    store.trim("present")
+    assert index.stat().st_mtime > 1  # used just now, if another is in use later
+    store.write_thumb("abcd", bytes(20))
+    assert index.exists()
+    store.trim("another")
+    assert not index.exists()
+
+
 @pytest.mark.parametrize(
     ("note", "said"),
     [

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import pickle
 import stat
 import webbrowser
@@ -188,6 +189,24 @@ def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer)
         assert explorer._holds("evaluate", {}, result) == shown
         assert explorer._holds("diagram", {"controls": False}, result) == shown
         assert not explorer._holds("diagram", {"controls": True}, result)  # it has been drawn without them only
+
+
+def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
+    (one,) = explorer.store.circuits()
+    explorer.jobs.about = {"basis": "a" * 32}
+    file = explorer.store.diagram_file(one.id, "a" * 32, controls=False)
+    explorer.store.write_json(file, {})
+    os.utime(file, (1, 1))
+    assert explorer.diagram(one) == file  # as lists of circuits ask, which look at none
+    assert file.stat().st_mtime == 1
+
+    async def shown():
+        transport = httpx.ASGITransport(app=application(explorer))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get(f"/api/v1/circuits/{one.id}/diagram")).json()
+
+    assert asyncio.run(shown()) == {}
+    assert file.stat().st_mtime > 1
 
 
 class Ended:

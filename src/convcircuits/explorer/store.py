@@ -95,6 +95,7 @@ class Store:
         self._arrays: dict[Path, tuple[tuple[int, int], LayerFile]] = {}
         self._reading = threading.Lock()  # the server's threads share the layers in memory
         self._lock: BinaryIO | None = None
+        self._key: str | None = None  # of the index in use
         self._made, self._untrimmed = not folder.exists(), 0  # bytes of pictures since they were last trimmed
         if read_only:
             if not folder.is_dir():
@@ -393,18 +394,22 @@ class Store:
         Circuits, reports, curves, divisions and notes are not removed.
 
         Args:
-            key: The hash of the index in use, which stays.
+            key: The hash of the index in use, which stays, also when pictures that are written trim the rest. By
+                default that of before.
         """
         if self.read_only:
             return
         self._untrimmed = 0
+        if key is not None:
+            self._key = key
+            self.used(self.folder / "index" / key / "index.json")
         _evict([[file] for file in self.folder.glob("thumbs/**/*") if file.is_file()], THUMBS)
         groups: dict[Path, list[Path]] = {}
         for folder in _EVICTED:
             for file in self.folder.glob(f"{folder}/*"):
                 groups.setdefault(file.with_suffix(""), []).append(file)  # a module and its costs
         for folder_of_index in self.folder.glob("index/*"):
-            if folder_of_index.name != key:
+            if folder_of_index.name != self._key:
                 groups[folder_of_index] = [*folder_of_index.glob("*")]
         _evict([*groups.values()], DERIVED)
 
