@@ -205,6 +205,9 @@ def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
         explored.job("evaluate", circuit=id)
         report = explored.get(f"circuits/{id}")["report"]
         assert report["found_on_verified"]
+        whole = torch.stack([images[one] for one in report["held_out"]])
+        measured = cc.evaluate(explored.materials.loaded.model, explored.load(id), whole)
+        assert (report["images"], report["figures"]["r2"]) == (len(whole), pytest.approx(measured.r2))
         assert {*report["found_on"]} == {one["photo"] for one in found["photographs"][name] if not one["held_out"]}
     rows = {(row["circuit"], row["group"]): row["error"] for row in found["cross"]}
     assert rows == {(row.circuit, row.group): pytest.approx(row.error) for row in expected.cross.rows}

@@ -29,6 +29,7 @@ from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import do
 from convcircuits.recipes import criterion_options
+from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
 
 
@@ -114,7 +115,7 @@ class Quiet:
         pass
 
 
-def with_circuit(materials, tmp_path, by_name):
+def with_circuit(materials, tmp_path, by_name, **about):
     """The project of the same materials with a circuit in its folder, and the circuit's id."""
     opening = materials.opening
     (tmp_path / "project" / "reports").mkdir(parents=True)
@@ -124,7 +125,7 @@ def with_circuit(materials, tmp_path, by_name):
     model, prepare = materials.loaded.model, materials.loaded.preprocess
     images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
     circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
-    circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
+    circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name, **about})
     cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
     (file,) = project.store.circuits()
     return project, file.id
@@ -150,6 +151,19 @@ def test_a_report_says_whether_photographs_are_known_by_content_or_by_name_alone
         hashes = {role: [ids[name] for name in names] for role, names in by_name.items()}
         about = {**circuit.provenance, "photograph_hashes": hashes}
         assert project.verified(dataclasses.replace(circuit, provenance=about), None) == known
+
+
+def test_a_circuit_of_whole_photographs_is_measured_on_whole_photographs_of_the_same_size(materials, tmp_path):
+    by_name = {"found_on": ["a.png", "b.png"], "validated_on": [], "held_out": ["c.png"]}
+    project, id = with_circuit(materials, tmp_path, by_name, whole_photographs={"size": 16})
+    setup = project.again(id, Quiet()).setup
+    for cut, some in ((setup.train, by_name["found_on"]), (setup.held_out, by_name["held_out"])):
+        pictures = [one for one in materials.photographs.values() if one.name in some]
+        expected = torch.cat([*Prepared(pictures, materials.loaded.preprocess, size=(16, 16))])
+        assert cut.names == some
+        assert torch.equal(cut.images, expected)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    assert project.store.report(id)["report"]["images"] == 1
 
 
 def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, tmp_path):

@@ -203,7 +203,8 @@ def _kept_circuits(
     }
     photographs = {role: [images.photographs[n].name for n in some] for role, some in roles.items()}
     hashes = {role: [ids[n] for n in some] for role, some in roles.items()}
-    about = {"photographs": photographs, "photograph_hashes": hashes, "group": name, "split": id}
+    about: dict[str, Any] = {"photographs": photographs, "photograph_hashes": hashes, "group": name, "split": id}
+    about["whole_photographs"] = {"size": project.materials.opening.size}
     written = []
     for circuit in found.circuits[name]:
         own = replace(circuit, provenance={**circuit.provenance, **about})
