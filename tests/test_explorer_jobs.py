@@ -385,6 +385,36 @@ def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_
         of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, read_only=True)
 
 
+def test_a_bundle_is_compressed():
+    assert len(bundle.packed({}, {"report.json": bytes(100_000)})) < 2000
+
+
+def test_photographs_that_a_circuit_names_are_all_in_its_bundle_or_none_is_written(explored, monkeypatch, tmp_path):
+    """Also a copy, which the explorer shows under another name."""
+    circuit = explored.load(explored.circuit)
+    by_name = circuit.provenance["photographs"]
+    first, *rest = by_name["found_on"]
+    about = explored.session.jobs.about
+    ids = {**about["ids"], "copy.png": about["ids"][first]}
+    monkeypatch.setitem(about, "ids", ids)
+    for name, fails in (("copy.png", False), ("gone.png", True)):
+        named = {**by_name, "found_on": [name, *rest]}
+        other = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": named})
+        file = cc.save(other, explored.session.store.place_for("named"))
+        (one,) = [one for one in explored.session.store.circuits() if one.file == file]
+        answer = explored.request("GET", f"circuits/{one.id}/bundle?photographs=true")
+        file.unlink()
+        if fails:
+            assert answer.status_code == 400
+            assert "gone.png, which it names, are not here" in answer.json()["error"]
+            continue
+        (tmp_path / "b.zip").write_bytes(answer.content)
+        assert {*Bundle.read(tmp_path / "b.zip").photographs} == {name for some in named.values() for name in some}
+    monkeypatch.setattr(bundle, "MOST", 5000)
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
+    assert "leave out the photographs" in answer.json()["error"]
+
+
 def changed(file, place, edit):
     """A copy of a bundle in which some files are others."""
     with zipfile.ZipFile(file) as archive:

@@ -47,14 +47,20 @@ def packed(about: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
         ConvCircuitsError: If it would be too large.
     """
     if sum(map(len, files.values())) > MOST:
-        raise ConvCircuitsError(f"A bundle may have {MOST >> 20} MB; leave out the photographs.")
+        raise too_large()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = json.dumps({"schema": BUNDLE, **about, "files": hashes}, indent=1, allow_nan=False)
     written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(written, "w") as archive:
         for name, content in {_ABOUT: text.encode(), **files}.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)  # the same bytes at any time
+            member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same bytes at any time
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
+
+
+def too_large() -> ConvCircuitsError:
+    """Return the error of a bundle with more than ``MOST`` bytes."""
+    return ConvCircuitsError(f"A bundle may have {MOST >> 20} MB; leave out the photographs.")
 
 
 @dataclass(frozen=True)

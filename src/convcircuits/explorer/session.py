@@ -21,6 +21,7 @@ from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import Store, curve_key
+from convcircuits.texts import names
 from convcircuits.version import __version__
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -344,16 +345,13 @@ class Session:
             photographs: Whether to add the photographs that it was found and measured on.
 
         Raises:
-            ConvCircuitsError: If the photographs are no files of a folder, or are too large.
+            ConvCircuitsError: If the photographs are not recorded, not here any more, no files of a folder, or too
+                large.
         """
         about, diagram = self.about(), self.diagram(one)
         files = bundle.circuit_files(self.store, one.id, diagram)
         if photographs:
-            named = one.header["provenance"].get("photographs") or {}
-            wanted = {name for some in named.values() for name in some}
-            for photo in about["photographs"]:
-                if photo["name"] in wanted:
-                    files[bundle.photograph_name(photo["name"])] = self.jobs.ask("source", photo["id"])
+            files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
         what = {
             "circuit": one.id,
             "file": one.name,
@@ -367,6 +365,22 @@ class Session:
             **commands,
         }
         return bundle.packed(what, files)
+
+    def _photographs(self, one: CircuitFile, most: int) -> dict[str, bytes]:
+        """Return the photographs that a circuit was found and measured on, by their names in a bundle."""
+        named = one.header["provenance"].get("photographs") or {}
+        wanted = sorted({name for some in named.values() for name in some})
+        ids, files = self.about()["ids"], {}  # of copies too, whose names the circuit may have
+        missing = [name for name in wanted if name not in ids]
+        if missing or not wanted:
+            what = f"{names(missing)}, which it names, are not here" if missing else "it does not say which they are"
+            raise ConvCircuitsError(f"The photographs of {one.name} cannot be added: {what}. Leave them out.")
+        for name in wanted:
+            files[bundle.photograph_name(name)] = content = self.jobs.ask("source", ids[name])
+            most -= len(content)
+            if most < 0:
+                raise bundle.too_large()
+        return files
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
