@@ -349,8 +349,11 @@ def shared(explored, tmp_path_factory):
 
 def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tmp_path):
     with pytest.raises(cc.ConvCircuitsError, match="built by custom code"):
-        of_bundle(shared, None, None, tmp_path / "p", read_only=False)
-    model, images, project = of_bundle(shared, "classed_net:net", None, tmp_path / "p", read_only=False)
+        of_bundle(shared, None, None, tmp_path / "p", weights=None, read_only=False)
+    model, images, project, options = of_bundle(
+        shared, "classed_net:net", None, tmp_path / "p", weights=None, read_only=False
+    )
+    assert options == {}
     given = Path(explored.session.opening.images)
     for name in sorted(file.name for file in given.iterdir()):
         content = (Path(images) / name).read_bytes() if (Path(images) / name).exists() else None
@@ -362,14 +365,54 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     content = found.request("GET", f"circuits/{explored.circuit}/file").content
     assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
     assert found.get(f"notes/circuits/{explored.circuit}")["label"] == "wheels"
+    assert card["report"]["sent"]
+    assert not own["report"]["sent"]
+    assert card["report"]["figures"]["r2"] == own["report"]["figures"]["r2"]
+    assert {*card["report"]["held_out"]} <= {*found.materials.photographs}
     found.job("evaluate", circuit=explored.circuit)
     report = found.get(f"circuits/{explored.circuit}")["report"]
     assert report["figures"]["r2"] == pytest.approx(own["report"]["figures"]["r2"])
     assert report["found_on_verified"]
+    assert not report["sent"]
     found.session.close()
     again = Session(Opening(model=model, images=images, project=project, bundle=shared))
     assert len(again.store.circuits()) == 1
     again.close()
+
+
+def test_figures_of_another_basis_do_not_hide_those_that_were_sent(explored, shared, tmp_path):
+    """An older version left a report of the same circuit, and photographs differ from those of who sent it."""
+    opening = dataclasses.replace(explored.session.opening, project=tmp_path / "p", size=16, bundle=shared)
+    found = Session(opening)
+    found.jobs.about = {**explored.session.jobs.about, "basis": "0" * 32}
+    (one,) = found.store.circuits()
+    stale = explored.session.store.report(explored.circuit) | {"basis": "1" * 32, "seconds": 99.0}
+    found.store.write_json(found.store.report_file(one.id), stale)
+    report = found.report(one)
+    assert (report.sent, report.seconds) == (True, explored.session.store.report(one.id)["seconds"])
+    assert not found._holds("evaluate", {}, {"circuit": one.id})  # so that it can be measured here
+    found.store.write_json(found.store.report_file(one.id), stale | {"basis": "0" * 32})
+    assert (found.report(one).sent, found.report(one).seconds) == (False, 99.0)
+    content = found.bundle(one, {}, photographs=False)
+    (tmp_path / "b.zip").write_bytes(content)
+    assert Bundle.read(tmp_path / "b.zip").about["options"]["size"] == 16
+    found.close()
+
+
+def test_a_model_is_opened_with_the_options_that_a_bundle_says(shared, tmp_path):
+    def edited(**options):
+        return changed(shared, tmp_path / "b.zip", lambda c: told(c, options=options))
+
+    size = {"size": 16, "mean": [0.5], "std": [0.25], "weights": None}
+    common = {"weights": None, "read_only": False}
+    found = of_bundle(edited(**size), "classed_net:net", "sample", tmp_path, **common)
+    assert found[3] == {"size": 16, "mean": (0.5,), "std": (0.25,)}
+    assert of_bundle(edited(**size), "alexnet", "sample", tmp_path, **common)[3] == {}
+    with pytest.raises(cc.ConvCircuitsError, match=r"weights in a file 'w\.pth', .* give --weights"):
+        of_bundle(edited(**size | {"weights": "w.pth"}), "classed_net:net", "sample", tmp_path, **common)
+    for wrong in ({"size": 0}, {"size": "16"}, {"size": True}, {"mean": ["x"]}, {"std": 3}, {"weights": 3}):
+        with pytest.raises(cc.ConvCircuitsError, match="is not a bundle"):
+            Bundle.read(edited(**size | wrong))
 
 
 def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_path):
@@ -380,9 +423,9 @@ def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_
     assert about["command"].startswith("convcircuits find --model classed_net:net")
     (tmp_path / "b.zip").write_bytes(answer.content)
     with pytest.raises(cc.ConvCircuitsError, match="holds no photographs; give --images"):
-        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, read_only=False)
+        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, weights=None, read_only=False)
     with pytest.raises(cc.ConvCircuitsError, match="does not go with --read-only"):
-        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, read_only=True)
+        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, weights=None, read_only=True)
 
 
 def test_a_bundle_is_compressed():
@@ -458,6 +501,10 @@ EDITS = {
     "a circuit of another id": (lambda c: (c.update({"circuit.safetensors": b"x"}), recorded(c)), "is another than"),
     "a path as its basis": (lambda c: told(c, basis="/../../a"), "does not say what it is of"),
     "a long label": (lambda c: told(c, note={"label": "x" * 500}), "its label has more than 200 characters"),
+    "figures that are no numbers": (
+        lambda c: (c.update({"report.json": b'{"seconds": 1e999}'}), recorded(c)),
+        "is not a bundle",
+    ),
     "a note that is no note": (lambda c: told(c, note=["x"]), "other fields than label"),
 }
 

@@ -331,6 +331,7 @@ export interface Report {
   verdict_sentence: string;
   figures: Record<string, unknown>;
   seconds: number;
+  sent: boolean; // came in a bundle: not measured here
 }
 
 export interface CircuitCard {
@@ -346,7 +347,7 @@ export interface CircuitCard {
   kept: number;
   relevant: number;
   density: number;
-  report: Report | null; // null: not measured
+  report: Report | null; // null: not measured, nor sent
   diagram: boolean;
   same_weights: boolean | null; // null: not known
   group: string; // of photographs that it was found on, if a division made it

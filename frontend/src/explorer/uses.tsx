@@ -66,7 +66,8 @@ export function AsModule({ circuit }: { circuit: Circuit }) {
     );
   const of = (own: number, full: number) => `${count(own)} of ${count(full)} (${percent(own / Math.max(1, full))})`;
   const { difference } = module;
-  const differs = difference === null ? "where the circuit is 0" : `${difference.toExponential(0)} of its largest value`;
+  const differs =
+    difference === null ? "where the circuit is 0" : `${difference.toExponential(0)} of its largest value`;
   return (
     <dl>
       <Fact name="parameters" value={of(module.parameters, module.full_parameters)} />

@@ -12,6 +12,7 @@
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +106,10 @@ class Bundle:
                 raise ConvCircuitsError(f"{file} has a note that cannot be shown, because {problem}; it is not opened.")
             if hashlib.sha256(contents[_CIRCUIT]).hexdigest()[:16] != about["circuit"]:
                 raise ConvCircuitsError(f"{file} is damaged: its circuit is another than it says.")
+            _check_options(about["options"])
+            for name in (_REPORT, _DIAGRAM):
+                if name in contents:  # it can be answered
+                    json.dumps(json.loads(contents[name]), allow_nan=False)
             for name in contents:
                 if name not in (_CIRCUIT, _REPORT, _DIAGRAM) and not _is_safe(name):
                     raise ConvCircuitsError(f"{file} holds {name!r:.200}, which a bundle may not; it is not opened.")
@@ -146,7 +151,7 @@ class Bundle:
     def unpack(self, store: Store) -> str:
         """Add the circuit and what is known of it to a project, where it is not there yet. Return the circuit's id.
 
-        A note that is there already stays.
+        A note that is there already stays. Figures are kept apart from those that are measured here.
 
         Raises:
             ConvCircuitsError: If it cannot be written, or is not a circuit.
@@ -160,24 +165,21 @@ class Bundle:
             if found is None or found.problem:
                 place.unlink(missing_ok=True)
                 raise ConvCircuitsError(f"{self.file} holds no circuit: {found.problem if found else 'it is gone'}")
-        self._add(_REPORT, store.report_file(id))
-        self._add(_DIAGRAM, store.diagram_file(id, self.about["basis"], controls=self.about["controls"]))
+        if _REPORT in self.files:  # apart from what is measured here: nothing shows that it was measured as it says
+            write_whole(store.report_file(id, sent=True), self.files[_REPORT])
+        place = store.diagram_file(id, self.about["basis"], controls=self.about["controls"])
+        if _DIAGRAM in self.files and not place.exists():
+            write_whole(place, self.files[_DIAGRAM])
         of = f"circuit {id}"
         if self.about["note"] and not store.note(of):
             store.write_note(of, self.about["note"])
         return id
 
-    def _add(self, name: str, place: Path) -> None:
-        if name in self.files and not place.exists():
-            write_whole(place, self.files[name])
 
-
-def circuit_files(store: Store, id: str, diagram: Path | None) -> dict[str, bytes]:
+def circuit_files(circuit: Path, report: Path | None, diagram: Path | None) -> dict[str, bytes]:
     """Return the files of a circuit for a bundle, but for photographs."""
-    found = store.circuit(id)
-    assert found is not None
-    files = {_CIRCUIT: found.file.read_bytes()}
-    for name, place in ((_REPORT, store.report_file(id)), (_DIAGRAM, diagram)):
+    files = {_CIRCUIT: circuit.read_bytes()}
+    for name, place in ((_REPORT, report), (_DIAGRAM, diagram)):
         if place is not None and place.is_file():
             files[name] = place.read_bytes()
     return files
@@ -192,6 +194,19 @@ def photograph_name(name: str) -> str:
     if not _is_safe(_PHOTOGRAPHS + name):
         raise ConvCircuitsError(f"The photograph {name!r:.200} has a name that a bundle cannot have; rename it.")
     return _PHOTOGRAPHS + name
+
+
+def _check_options(options: Any) -> None:
+    """Check the options that a circuit's model and photographs were opened with.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    numbers = [options[name] or [] for name in ("mean", "std")]
+    size = 1 if options["size"] is None else options["size"]
+    plain = isinstance(options["weights"], str | None) and type(size) is int and 0 < size < 2**16
+    if not plain or not all(isinstance(x, float) and math.isfinite(x) for some in numbers for x in some):
+        raise ValueError("its options are not those of a model")
 
 
 def _is_safe(name: str) -> bool:

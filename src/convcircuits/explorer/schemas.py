@@ -395,6 +395,10 @@ class Report(_Answer):
         description="All of `cc.Evaluation`: r2, r2_interior, r2_rectified, r2_average_map, r2_random, ..."
     )
     seconds: float = Field(description="How long finding and measuring took.")
+    sent: bool = Field(
+        description="Whether it came in a bundle: whoever sent it measured it, perhaps on other photographs. Of these, "
+        "only those that are here are named."
+    )
 
 
 class CircuitCard(_Answer):
@@ -412,7 +416,9 @@ class CircuitCard(_Answer):
     kept: int = 0
     relevant: int = 0
     density: float = 0.0
-    report: Report | None = Field(None, description="None: not measured with this model and these photographs.")
+    report: Report | None = Field(
+        None, description="None: not measured with this model and these photographs, nor sent."
+    )
     diagram: bool = Field(False, description="Whether its diagram is there.")
     same_weights: bool | None = Field(
         None, description="Whether it is of the weights of this model, as far as its layer. None: not known (yet)."

@@ -317,23 +317,40 @@ class Session:
         return next((file for file in both if file.is_file()), None)
 
     def report(self, one: CircuitFile) -> schemas.Report | None:
-        """Return the report on a circuit, if this version made it with this model and these photographs."""
-        saved, about = self.store.report(one.id), self.jobs.about
-        if saved is None or about is None or saved.get("basis") != about["basis"]:
+        """Return the report on a circuit, if this version made it with this model and these photographs.
+
+        If there is none, return the one that came with it in a bundle.
+        """
+        about = self.jobs.about
+        if about is None:
             return None
+        saved = self.store.report(one.id)
+        own = None
+        if saved is not None and saved.get("basis") == about["basis"]:
+            own = self._report(one, saved, sent=False)
+        sent = self.store.report(one.id, sent=True) if own is None else None
+        return own if sent is None else self._report(one, sent, sent=True)
+
+    def _report(self, one: CircuitFile, saved: Mapping[str, Any], *, sent: bool) -> schemas.Report | None:
+        """Return a report as it is answered, or None if it was damaged or edited."""
         try:
             figures, photographs = saved["report"], saved["photographs"]
+            roles = {role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")}
+            if sent:
+                here = {*self.about()["ids"].values()}
+                roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
             return schemas.Report(
                 images=figures["images"],
-                **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
+                **roles,
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
                 verdict_sentence=figures["verdict_sentence"],
                 figures=figures,
                 seconds=saved["seconds"],
+                sent=sent,
             )
         except (ValidationError, TypeError, KeyError, AttributeError) as error:
-            self.store.damaged(self.store.report_file(one.id), error)
+            self.store.damaged(self.store.report_file(one.id, sent=sent), error)
             return None
 
     def bundle(self, one: CircuitFile, commands: Mapping[str, Any], *, photographs: bool) -> bytes:
@@ -349,7 +366,8 @@ class Session:
                 large.
         """
         about, diagram = self.about(), self.diagram(one)
-        files = bundle.circuit_files(self.store, one.id, diagram)
+        report = self.store.report_file(one.id) if self._is_measured(one) else None
+        files = bundle.circuit_files(one.file, report, diagram)
         if photographs:
             files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
         what = {
@@ -359,6 +377,12 @@ class Session:
             "weights": about["weights"],
             "basis": about["basis"],
             "images": self.opening.images,
+            "options": {
+                "size": self.opening.size,
+                "mean": self.opening.mean,
+                "std": self.opening.std,
+                "weights": self.opening.weights and Path(self.opening.weights).name,
+            },
             "controls": diagram is not None and "-controls-" in diagram.name,
             "note": self.store.note(f"circuit {one.id}"),
             "version": __version__,
@@ -415,7 +439,12 @@ class Session:
             return shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
             return self.derived("modules", circuit.id, ".safetensors") is not None
-        return kind in ("ablate", "put_back") or self.report(circuit) is not None
+        return kind in ("ablate", "put_back") or self._is_measured(circuit)
+
+    def _is_measured(self, one: CircuitFile) -> bool:
+        """Return whether a circuit was measured here."""
+        report = self.report(one)
+        return report is not None and not report.sent
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""

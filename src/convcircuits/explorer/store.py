@@ -5,6 +5,7 @@
     project/
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
+        reports/ID-sent.json          its figures as they came in a bundle
         diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
         comparisons/ID-ID-BASIS.json  a diagram of two circuits
         curves/RECIPE-BASIS.json      circuits of several densities by one recipe, measured
@@ -161,9 +162,9 @@ class Store:
             number += 1
         return place
 
-    def report_file(self, id: str) -> Path:
-        """Return the path of the report on a circuit."""
-        return self.folder / "reports" / f"{id}.json"
+    def report_file(self, id: str, *, sent: bool = False) -> Path:
+        """Return the path of the report on a circuit: of the one measured here, or of the one sent in a bundle."""
+        return self.folder / "reports" / f"{id}{'-sent' if sent else ''}.json"
 
     def diagram_file(self, id: str, basis: str, *, controls: bool) -> Path:
         """Return the path of a circuit's diagram, which has another name if its figures depend on something else.
@@ -211,9 +212,9 @@ class Store:
         found = [(file, content) for file in files if isinstance(content := self.read_json(file), dict)]
         return sorted(found, key=lambda one: -float(one[1].get("made") or 0))
 
-    def report(self, id: str) -> dict[str, Any] | None:
+    def report(self, id: str, *, sent: bool = False) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
-        content = self.read_json(self.report_file(id))
+        content = self.read_json(self.report_file(id, sent=sent))
         return content if isinstance(content, dict) and content.get("circuit") == id else None
 
     # ---------------------------------------- derived files
