@@ -181,6 +181,20 @@ def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explore
     assert explored.get(f"circuits/{another}")["curve"] is None
 
 
+def test_a_curve_of_a_recipe_that_counts_effective_kernels_says_that_it_does_not(explored):
+    circuit = explored.load(explored.circuit)
+    recipe = circuit.provenance["recipe"] | {"effective_kernels": True}
+    other = dataclasses.replace(circuit, provenance={**circuit.provenance, "recipe": recipe})
+    file = cc.save(other, explored.session.store.place_for("effective"))
+    (one,) = [one for one in explored.session.store.circuits() if one.file == file]
+    explored.job("sweep", circuit=explored.circuit, densities=[0.3, 0.5])
+    assert explored.get(f"circuits/{one.id}")["curve"] is None  # that of all kernels is not its own
+    explored.job("sweep", circuit=one.id, densities=[0.3, 0.5])
+    assert "counts effective kernels alone" in explored.get(f"circuits/{one.id}")["curve"]["note"]
+    assert explored.get(f"circuits/{explored.circuit}")["curve"]["note"] == ""
+    file.unlink()
+
+
 @pytest.mark.slow
 def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
     said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)
@@ -314,6 +328,14 @@ def test_an_estimate_says_what_it_is_of(explored):
     assert "an estimate" in found["sentence"]
     assert explored.get("estimate?feature=4:2&criterion=own")["seconds"] is None
     assert explored.request("GET", "estimate?feature=nonsense:2").status_code == 400
+
+
+def test_a_circuit_that_is_there_already_is_not_written_again_whatever_the_names(explored):
+    circuit, store = explored.load(explored.circuit), explored.session.store
+    before = sorted(store.folder.glob("circuits/*"))
+    for name in ("0", "zebra"):
+        assert circuit_tasks.kept(explored.project, circuit, name) == explored.circuit
+        assert sorted(store.folder.glob("circuits/*")) == before
 
 
 def test_circuits_of_other_weights_are_listed_apart(explored):

@@ -39,6 +39,9 @@ def test_circuits_are_known_by_their_content_whatever_their_names(store, circuit
     assert [(one.kept, one.header["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
     assert store.circuit(first.id) == first
     assert store.circuit("0" * 16) is None
+    copy = cc.save(circuits[0], store.folder / "circuits" / "0.safetensors")
+    assert [one.file.name for one in store.circuits()] == ["0.safetensors", "a.safetensors"]
+    copy.unlink()
     first.file.unlink()
     assert [one.id for one in store.circuits()] == [second.id]
     cc.save(circuits[1], second.file)  # written anew

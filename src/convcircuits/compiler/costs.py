@@ -109,10 +109,7 @@ def costs(
                 progress(done, repeats)
         macs = _macs(module, images[:1]), _macs(full, images[:1])
         apart, largest = float((small - masked).abs().max()), float(masked.abs().max())
-    if largest == 0:  # a circuit may be silent on these images
-        difference = 0.0 if apart == 0 else math.inf
-    else:
-        difference = apart / largest
+    silent = 0.0 if apart == 0 else math.inf  # a circuit may be 0 on these images
     seconds = [statistics.median(column) for column in zip(*times, strict=True)]
     used = network.state(subject.survey.modules)
     parameters = sum(p.numel() for name, p in network.module.named_parameters() if name in used)
@@ -121,7 +118,7 @@ def costs(
         Cost(parameters, macs[1], seconds[1]),
         batch_size,
         tuple(input_shape),
-        difference,
+        apart / largest if largest > 0 else silent,
     )
 
 

@@ -68,12 +68,14 @@ def is_hash(text: Any) -> bool:
 def curve_key(provenance: Mapping[str, Any]) -> str | None:
     """Return a hash of how a circuit was found, but for its size: circuits on one density curve have the same.
 
+    Whether effective kernels are counted is part of it, as a note on the curve is about that.
+
     None if that is not recorded.
     """
     recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
     if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
         return None
-    how = {name: value for name, value in recipe.items() if name not in (*SIZES, "effective_kernels")}
+    how = {name: value for name, value in recipe.items() if name not in SIZES}
     return hash_of([how, dict(photographs)])[:16]
 
 
@@ -149,7 +151,10 @@ class Store:
                 known = self._circuits.get(file)
                 found[file] = known if known is not None and known[0] == key else (key, CircuitFile.read(file))
         self._circuits = found
-        return [*{one.id: one for _, one in reversed(found.values())}.values()][::-1]
+        first: dict[str, CircuitFile] = {}
+        for _, one in found.values():
+            first.setdefault(one.id, one)
+        return [*first.values()]
 
     def circuit(self, id: str) -> CircuitFile | None:
         """Return the circuit with an id, or None."""
