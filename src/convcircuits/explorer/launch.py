@@ -5,8 +5,6 @@ import importlib.util
 import json
 import os
 import pickle
-import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,13 +18,13 @@ from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.opening import Opening
 from convcircuits.files import named_after
+from convcircuits.zoo.specs import check_runs_no_code_unasked
 
 if TYPE_CHECKING:
     from torch import nn
 
     from convcircuits.zoo.preprocessing import Preprocessing
 
-_NAMED = re.compile(r"((torchvision|timm):)?[\w.-]+(@random)?")  # loading these runs nobody else's code
 _OWN = ("127.0.0.1", "localhost", "::1")
 
 
@@ -75,11 +73,7 @@ def of_bundle(
     found = Bundle.read(file)
     if model is None:
         model = str(found.about["model"])
-        if not _NAMED.fullmatch(model):
-            raise ConvCircuitsError(
-                f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for "
-                f"it. If it is yours or you trust it, add: --model {shlex.quote(model)}"
-            )
+        check_runs_no_code_unasked(file, model)
     options = dict(found.about["options"]) if model == found.about["model"] else {}
     named = options.pop("weights", None)
     if named is not None and weights is None:
