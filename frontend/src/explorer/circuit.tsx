@@ -49,7 +49,7 @@ export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit"
         {report ? (
           <>
             <b>{sentence(report.verdict_sentence)}</b> <span class="soft">{beside(report)}</span>
-            {report.sent && <b> Measured by who sent it, not here; these photographs may be others.</b>}
+            {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
           "Not measured with this model and these photographs."
