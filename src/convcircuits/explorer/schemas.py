@@ -241,7 +241,7 @@ class Neighbours(_Answer):
 
 
 class FeaturePicture(_Answer):
-    """The picture that drives a unit, found by gradient ascent from noise; `GET layers/../picture` has it as PNG."""
+    """The picture that drives a unit, found by gradient ascent from noise; ``GET layers/../picture`` has it as PNG."""
 
     value: float | None = Field(description="The unit's value on it. None: no picture drives the unit more than noise.")
     start: float | None = Field(description="Its value on the noise that the ascent started from.")
@@ -582,7 +582,7 @@ class DiagramJob(_Asked):
 class SweepJob(_Asked):
     """Find circuits of other densities by the recipe of a circuit, on its photographs, and measure all of them.
 
-    Its result is ``{"circuit": id}``; `GET circuits/ID` has the curve.
+    Its result is ``{"circuit": id}``; ``GET circuits/ID`` has the curve.
     """
 
     kind: Literal["sweep"]
@@ -631,7 +631,7 @@ class NeighboursJob(_Asked):
 class CompareJob(_Asked):
     """Draw two circuits of one feature beside each other, on photographs that neither was found on.
 
-    `GET compare?a=&b=` has the document.
+    ``GET compare?a=&b=`` has the document.
     """
 
     kind: Literal["compare"]
@@ -640,7 +640,7 @@ class CompareJob(_Asked):
 
 
 class ExtractJob(_Asked):
-    """Turn a circuit into a module of its own. `GET circuits/ID/module` has the file, as the command writes it."""
+    """Turn a circuit into a module of its own. ``GET circuits/ID/module`` has the file, as the command writes it."""
 
     kind: Literal["extract"]
     circuit: Id
@@ -649,7 +649,7 @@ class ExtractJob(_Asked):
 class AblateJob(_Asked):
     """Measure a circuit again without one filter or one kernel, on its held-out photographs.
 
-    Its result is an `Ablation`.
+    Its result is an ``Ablation``.
     """
 
     kind: Literal["ablate"]
@@ -662,7 +662,7 @@ class AblateJob(_Asked):
 class PutBackJob(_Asked):
     """Run the whole model with the circuit's map in place of the unit's, and compare its logits.
 
-    Its result is a `PutBack`. A model without logits of classes fails with a sentence.
+    Its result is a ``PutBack``. A model without logits of classes fails with a sentence.
     """
 
     kind: Literal["put_back"]
