@@ -63,3 +63,19 @@ def test_the_difference_is_that_from_the_masked_run():
         module.get_submodule("features.3").weight.mul_(1.5)
         module.get_submodule("features.3").bias.mul_(1.5)
     assert costs(model, circuit, module, case.input_shape, repeats=1).difference == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("off", "said", "written"), [(0.0, 0.0, 0.0), (1.0, float("inf"), None)])
+def test_a_circuit_that_is_0_on_the_images_has_a_difference_all_the_same(off, said, written):
+    case = NETS["plain"]
+    model = case.build()
+    last = model.get_submodule("features.3")
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    circuit = cc.prune(cc.score(model, cc.Feature("features.3", 1), case.images(), criterion="random"), density=0.9)
+    module = cc.extract(model, circuit, input_shape=case.input_shape)
+    with torch.no_grad():
+        module.get_submodule("features.3").bias.fill_(off)
+    got = costs(model, circuit, module, case.input_shape, repeats=1)
+    assert (got.difference, got.as_dict()["difference"]) == (said, written)

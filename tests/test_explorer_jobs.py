@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import convcircuits as cc
-from convcircuits.explorer import bundle, schemas
+from convcircuits.circuits.replacing import Change, Replaced
+from convcircuits.explorer import bundle, circuit_tasks, schemas
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.launch import of_bundle
@@ -180,6 +181,20 @@ def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explore
     assert explored.get(f"circuits/{another}")["curve"] is None
 
 
+def test_a_curve_of_a_recipe_that_counts_effective_kernels_says_that_it_does_not(explored):
+    circuit = explored.load(explored.circuit)
+    recipe = circuit.provenance["recipe"] | {"effective_kernels": True}
+    other = dataclasses.replace(circuit, provenance={**circuit.provenance, "recipe": recipe})
+    file = cc.save(other, explored.session.store.place_for("effective"))
+    (one,) = [one for one in explored.session.store.circuits() if one.file == file]
+    explored.job("sweep", circuit=explored.circuit, densities=[0.3, 0.5])
+    assert explored.get(f"circuits/{one.id}")["curve"] is None  # that of all kernels is not its own
+    explored.job("sweep", circuit=one.id, densities=[0.3, 0.5])
+    assert "counts effective kernels alone" in explored.get(f"circuits/{one.id}")["curve"]["note"]
+    assert explored.get(f"circuits/{explored.circuit}")["curve"]["note"] == ""
+    file.unlink()
+
+
 @pytest.mark.slow
 def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
     said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)
@@ -204,6 +219,9 @@ def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
         explored.job("evaluate", circuit=id)
         report = explored.get(f"circuits/{id}")["report"]
         assert report["found_on_verified"]
+        whole = torch.stack([images[one] for one in report["held_out"]])
+        measured = cc.evaluate(explored.materials.loaded.model, explored.load(id), whole)
+        assert (report["images"], report["figures"]["r2"]) == (len(whole), pytest.approx(measured.r2))
         assert {*report["found_on"]} == {one["photo"] for one in found["photographs"][name] if not one["held_out"]}
     rows = {(row["circuit"], row["group"]): row["error"] for row in found["cross"]}
     assert rows == {(row.circuit, row.group): pytest.approx(row.error) for row in expected.cross.rows}
@@ -298,12 +316,26 @@ def test_what_the_model_does_with_the_circuit_s_map(explored):
     assert found["by_zero"]["kl"] > 0
 
 
+def test_an_infinite_change_of_the_answers_is_answered_as_none(explored, monkeypatch):
+    infinite = Replaced(6, 3, Change(float("inf"), 0.5), Change(1.0, 1.0), Change(2.0, 1.0))
+    monkeypatch.setattr(circuit_tasks, "replaced", lambda *_, **__: infinite)
+    assert explored.job("put_back", circuit=explored.circuit)["by_circuit"] == {"kl": None, "top1": 0.5}
+
+
 def test_an_estimate_says_what_it_is_of(explored):
     found = explored.get("estimate?feature=4:2&criterion=gauss_newton&count=10")
     assert found["seconds"] == pytest.approx(2 * found["opening"] + found["batch"] * found["passes"] * 10)
     assert "an estimate" in found["sentence"]
     assert explored.get("estimate?feature=4:2&criterion=own")["seconds"] is None
     assert explored.request("GET", "estimate?feature=nonsense:2").status_code == 400
+
+
+def test_a_circuit_that_is_there_already_is_not_written_again_whatever_the_names(explored):
+    circuit, store = explored.load(explored.circuit), explored.session.store
+    before = sorted(store.folder.glob("circuits/*"))
+    for name in ("0", "zebra"):
+        assert circuit_tasks.kept(explored.project, circuit, name) == explored.circuit
+        assert sorted(store.folder.glob("circuits/*")) == before
 
 
 def test_circuits_of_other_weights_are_listed_apart(explored):
@@ -339,8 +371,11 @@ def shared(explored, tmp_path_factory):
 
 def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tmp_path):
     with pytest.raises(cc.ConvCircuitsError, match="built by custom code"):
-        of_bundle(shared, None, None, tmp_path / "p", read_only=False)
-    model, images, project = of_bundle(shared, "classed_net:net", None, tmp_path / "p", read_only=False)
+        of_bundle(shared, None, None, tmp_path / "p", weights=None, read_only=False)
+    model, images, project, options = of_bundle(
+        shared, "classed_net:net", None, tmp_path / "p", weights=None, read_only=False
+    )
+    assert options == {}
     given = Path(explored.session.opening.images)
     for name in sorted(file.name for file in given.iterdir()):
         content = (Path(images) / name).read_bytes() if (Path(images) / name).exists() else None
@@ -352,14 +387,54 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     content = found.request("GET", f"circuits/{explored.circuit}/file").content
     assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
     assert found.get(f"notes/circuits/{explored.circuit}")["label"] == "wheels"
+    assert card["report"]["sent"]
+    assert not own["report"]["sent"]
+    assert card["report"]["figures"]["r2"] == own["report"]["figures"]["r2"]
+    assert {*card["report"]["held_out"]} <= {*found.materials.photographs}
     found.job("evaluate", circuit=explored.circuit)
     report = found.get(f"circuits/{explored.circuit}")["report"]
     assert report["figures"]["r2"] == pytest.approx(own["report"]["figures"]["r2"])
     assert report["found_on_verified"]
+    assert not report["sent"]
     found.session.close()
     again = Session(Opening(model=model, images=images, project=project, bundle=shared))
     assert len(again.store.circuits()) == 1
     again.close()
+
+
+def test_figures_of_another_basis_do_not_hide_those_that_were_sent(explored, shared, tmp_path):
+    """An older version left a report of the same circuit, and photographs differ from those of who sent it."""
+    opening = dataclasses.replace(explored.session.opening, project=tmp_path / "p", size=16, bundle=shared)
+    found = Session(opening)
+    found.jobs.about = {**explored.session.jobs.about, "basis": "0" * 32}
+    (one,) = found.store.circuits()
+    stale = explored.session.store.report(explored.circuit) | {"basis": "1" * 32, "seconds": 99.0}
+    found.store.write_json(found.store.report_file(one.id), stale)
+    report = found.report(one)
+    assert (report.sent, report.seconds) == (True, explored.session.store.report(one.id)["seconds"])
+    assert not found._holds("evaluate", {}, {"circuit": one.id})  # so that it can be measured here
+    found.store.write_json(found.store.report_file(one.id), stale | {"basis": "0" * 32})
+    assert (found.report(one).sent, found.report(one).seconds) == (False, 99.0)
+    content = found.bundle(one, {}, photographs=False)
+    (tmp_path / "b.zip").write_bytes(content)
+    assert Bundle.read(tmp_path / "b.zip").about["options"]["size"] == 16
+    found.close()
+
+
+def test_a_model_is_opened_with_the_options_that_a_bundle_says(shared, tmp_path):
+    def edited(**options):
+        return changed(shared, tmp_path / "b.zip", lambda c: told(c, options=options))
+
+    size = {"size": 16, "mean": [0.5], "std": [0.25], "weights": None}
+    common = {"weights": None, "read_only": False}
+    found = of_bundle(edited(**size), "classed_net:net", "sample", tmp_path, **common)
+    assert found[3] == {"size": 16, "mean": (0.5,), "std": (0.25,)}
+    assert of_bundle(edited(**size), "alexnet", "sample", tmp_path, **common)[3] == {}
+    with pytest.raises(cc.ConvCircuitsError, match=r"weights in a file 'w\.pth', .* give --weights"):
+        of_bundle(edited(**size | {"weights": "w.pth"}), "classed_net:net", "sample", tmp_path, **common)
+    for wrong in ({"size": 0}, {"size": "16"}, {"size": True}, {"mean": ["x"]}, {"std": 3}, {"weights": 3}):
+        with pytest.raises(cc.ConvCircuitsError, match="is not a bundle"):
+            Bundle.read(edited(**size | wrong))
 
 
 def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_path):
@@ -370,9 +445,39 @@ def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_
     assert about["command"].startswith("convcircuits find --model classed_net:net")
     (tmp_path / "b.zip").write_bytes(answer.content)
     with pytest.raises(cc.ConvCircuitsError, match="holds no photographs; give --images"):
-        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, read_only=False)
+        of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, weights=None, read_only=False)
     with pytest.raises(cc.ConvCircuitsError, match="does not go with --read-only"):
-        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, read_only=True)
+        of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, weights=None, read_only=True)
+
+
+def test_a_bundle_is_compressed():
+    assert len(bundle.packed({}, {"report.json": bytes(100_000)})) < 2000
+
+
+def test_photographs_that_a_circuit_names_are_all_in_its_bundle_or_none_is_written(explored, monkeypatch, tmp_path):
+    """Also a copy, which the explorer shows under another name."""
+    circuit = explored.load(explored.circuit)
+    by_name = circuit.provenance["photographs"]
+    first, *rest = by_name["found_on"]
+    about = explored.session.jobs.about
+    ids = {**about["ids"], "copy.png": about["ids"][first]}
+    monkeypatch.setitem(about, "ids", ids)
+    for name, fails in (("copy.png", False), ("gone.png", True)):
+        named = {**by_name, "found_on": [name, *rest]}
+        other = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": named})
+        file = cc.save(other, explored.session.store.place_for("named"))
+        (one,) = [one for one in explored.session.store.circuits() if one.file == file]
+        answer = explored.request("GET", f"circuits/{one.id}/bundle?photographs=true")
+        file.unlink()
+        if fails:
+            assert answer.status_code == 400
+            assert "gone.png, which it names, are not here" in answer.json()["error"]
+            continue
+        (tmp_path / "b.zip").write_bytes(answer.content)
+        assert {*Bundle.read(tmp_path / "b.zip").photographs} == {name for some in named.values() for name in some}
+    monkeypatch.setattr(bundle, "MOST", 5000)
+    answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
+    assert "leave out the photographs" in answer.json()["error"]
 
 
 def changed(file, place, edit):
@@ -404,6 +509,10 @@ def test_a_bundle_writes_nowhere_else(name, shared, tmp_path):
         Bundle.read(changed(shared, tmp_path / "b.zip", add))
 
 
+def told(contents, **fields):
+    contents["bundle.json"] = json.dumps(json.loads(contents["bundle.json"]) | fields).encode()
+
+
 EDITS = {
     "another circuit": (lambda c: c.update({"circuit.safetensors": b"x"}), "does not have the recorded hash"),
     "one more file": (lambda c: c.update({"photographs/z.png": b"x"}), "does not have the recorded hash"),
@@ -412,6 +521,13 @@ EDITS = {
     "another format": (lambda c: c.update({"bundle.json": b'{"schema": "x"}'}), "has the format 'x'"),
     "no JSON": (lambda c: c.update({"bundle.json": b"{"}), "is not a bundle"),
     "a circuit of another id": (lambda c: (c.update({"circuit.safetensors": b"x"}), recorded(c)), "is another than"),
+    "a path as its basis": (lambda c: told(c, basis="/../../a"), "does not say what it is of"),
+    "a long label": (lambda c: told(c, note={"label": "x" * 500}), "its label has more than 200 characters"),
+    "figures that are no numbers": (
+        lambda c: (c.update({"report.json": b'{"seconds": 1e999}'}), recorded(c)),
+        "is not a bundle",
+    ),
+    "a note that is no note": (lambda c: told(c, note=["x"]), "other fields than label"),
 }
 
 

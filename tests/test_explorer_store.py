@@ -39,6 +39,9 @@ def test_circuits_are_known_by_their_content_whatever_their_names(store, circuit
     assert [(one.kept, one.header["relevant"]) for one in (first, second)] == [(9, 16), (5, 16)]
     assert store.circuit(first.id) == first
     assert store.circuit("0" * 16) is None
+    copy = cc.save(circuits[0], store.folder / "circuits" / "0.safetensors")
+    assert [one.file.name for one in store.circuits()] == ["0.safetensors", "a.safetensors"]
+    copy.unlink()
     first.file.unlink()
     assert [one.id for one in store.circuits()] == [second.id]
     cc.save(circuits[1], second.file)  # written anew
@@ -128,6 +131,12 @@ def test_read_only_writes_nothing(tmp_path):
     store.trim()
     assert (store.notes(), store.circuits(), store.jobs()) == ({}, [], [])
     assert [file.name for file in tmp_path.iterdir()] == ["notes.json"]
+
+
+@pytest.mark.parametrize("basis", ["/../../a", "b" * 31, "b" * 32 + "\n", "../" + "b" * 29, ""])
+def test_what_is_not_a_hash_becomes_no_path(basis, store):
+    with pytest.raises(cc.ConvCircuitsError, match="32 hexadecimal digits"):
+        store.diagram_file("a" * 16, basis, controls=False)
 
 
 def test_a_hash_does_not_depend_on_the_order_of_names():
@@ -252,6 +261,21 @@ def test_superseded_files_are_evicted_and_what_people_made_is_not(store, circuit
     assert not (store.folder / "index" / "old").exists()
     assert (len(store.circuits()), len(store.notes())) == (1, 1)
     assert store.report("a" * 16)
+
+
+def test_the_index_in_use_stays_when_pictures_that_are_written_trim_the_rest(store, monkeypatch):
+    index = store.folder / "index" / "present" / "index.json"
+    index.parent.mkdir()
+    index.write_bytes(bytes(100))
+    os.utime(index, (1, 1))
+    monkeypatch.setattr(module, "DERIVED", 0)
+    monkeypatch.setattr(module, "THUMBS", 80)
+    store.trim("present")
+    assert index.stat().st_mtime > 1  # used just now, if another is in use later
+    store.write_thumb("abcd", bytes(20))
+    assert index.exists()
+    store.trim("another")
+    assert not index.exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import importlib
 import io
+import json
+import os
 import pickle
 import stat
 import webbrowser
@@ -17,6 +19,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer.browser import open_address
+from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
@@ -27,6 +30,7 @@ from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import do
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
+from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
 
 
@@ -112,7 +116,7 @@ class Quiet:
         pass
 
 
-def with_circuit(materials, tmp_path, by_name):
+def with_circuit(materials, tmp_path, by_name, **about):
     """The project of the same materials with a circuit in its folder, and the circuit's id."""
     opening = materials.opening
     (tmp_path / "project" / "reports").mkdir(parents=True)
@@ -122,7 +126,7 @@ def with_circuit(materials, tmp_path, by_name):
     model, prepare = materials.loaded.model, materials.loaded.preprocess
     images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
     circuit = cc.find(model, cc.Feature("2", 1), images, criterion="magnitude", kernels=6)
-    circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name})
+    circuit = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": by_name, **about})
     cc.save(circuit, tmp_path / "project/circuits/a.safetensors")
     (file,) = project.store.circuits()
     return project, file.id
@@ -148,6 +152,19 @@ def test_a_report_says_whether_photographs_are_known_by_content_or_by_name_alone
         hashes = {role: [ids[name] for name in names] for role, names in by_name.items()}
         about = {**circuit.provenance, "photograph_hashes": hashes}
         assert project.verified(dataclasses.replace(circuit, provenance=about), None) == known
+
+
+def test_a_circuit_of_whole_photographs_is_measured_on_whole_photographs_of_the_same_size(materials, tmp_path):
+    by_name = {"found_on": ["a.png", "b.png"], "validated_on": [], "held_out": ["c.png"]}
+    project, id = with_circuit(materials, tmp_path, by_name, whole_photographs={"size": 16})
+    setup = project.again(id, Quiet()).setup
+    for cut, some in ((setup.train, by_name["found_on"]), (setup.held_out, by_name["held_out"])):
+        pictures = [one for one in materials.photographs.values() if one.name in some]
+        expected = torch.cat([*Prepared(pictures, materials.loaded.preprocess, size=(16, 16))])
+        assert cut.names == some
+        assert torch.equal(cut.images, expected)
+    do(project, "evaluate", {"circuit": id}, Quiet())
+    assert project.store.report(id)["report"]["images"] == 1
 
 
 def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, tmp_path):
@@ -187,6 +204,24 @@ def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer)
         assert explorer._holds("evaluate", {}, result) == shown
         assert explorer._holds("diagram", {"controls": False}, result) == shown
         assert not explorer._holds("diagram", {"controls": True}, result)  # it has been drawn without them only
+
+
+def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
+    (one,) = explorer.store.circuits()
+    explorer.jobs.about = {"basis": "a" * 32}
+    file = explorer.store.diagram_file(one.id, "a" * 32, controls=False)
+    explorer.store.write_json(file, {})
+    os.utime(file, (1, 1))
+    assert explorer.diagram(one) == file  # as lists of circuits ask, which look at none
+    assert file.stat().st_mtime == 1
+
+    async def shown():
+        transport = httpx.ASGITransport(app=application(explorer))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get(f"/api/v1/circuits/{one.id}/diagram")).json()
+
+    assert asyncio.run(shown()) == {}
+    assert file.stat().st_mtime > 1
 
 
 class Ended:
@@ -240,6 +275,17 @@ def test_a_mistake_of_the_supervisor_is_said_on_the_page(jobs, monkeypatch):
     monkeypatch.setattr(jobs, "_begin", begin)
     jobs._supervise()
     assert "Resource temporarily unavailable" in jobs.problem
+
+
+def test_a_result_that_cannot_be_recorded_fails_its_job_and_ends_nothing_else(explorer):
+    jobs = explorer.jobs
+    for number, result in ((1, {"kl": float("inf")}), (2, {"kl": 1.0})):
+        job = jobs._jobs[str(number)] = jobs._running = Job(str(number), "put_back", {})
+        jobs._message("done", job.id, result)
+    first, second = jobs._jobs["1"], jobs._jobs["2"]
+    assert (first.state, first.result, second.state) == ("failed", None, "done")
+    assert "cannot be recorded" in first.error
+    json.dumps([job.as_dict() for job in jobs.all()], allow_nan=False)
 
 
 def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):

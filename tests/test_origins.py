@@ -21,7 +21,8 @@ from convcircuits.texts import printable, printable_lines
 from convcircuits.values.feature import Feature
 from convcircuits.values.origins import check_provenance
 from convcircuits.values.recipe import Recipe
-from convcircuits.zoo.sources import is_plain_name
+from convcircuits.zoo.sources import SOURCES
+from convcircuits.zoo.specs import is_plain_name
 
 SOURCE = """
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_the_sentence_says_what_to_type(spec, place, run):
 
 def test_names_of_libraries_are_plain():
     for spec in ("vgg16_hed", "efficientnet_lite0", "torchvision:resnet18@random", "timm:resnet50.a1_in1k", "timm:x"):
+        assert is_plain_name(spec)
+    for source in SOURCES:
+        spec = f"{source}a" if source.endswith(":") else source
         assert is_plain_name(spec)
 
 

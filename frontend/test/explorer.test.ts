@@ -191,6 +191,7 @@ const REPORT: Report = {
   images: 24,
   found_on: [],
   found_on_verified: true,
+  sent: false,
   validated_on: [],
   held_out: [],
   verdict: "keeps",

@@ -101,6 +101,7 @@ def set_up(
     unreadable: list[str],
     *,
     by_name: Mapping[str, list[str]] | None = None,
+    whole: bool = False,
 ) -> Setup:
     """Split photographs as a recipe says, and cut crops of them.
 
@@ -110,6 +111,7 @@ def set_up(
         pictures: Its photographs.
         unreadable: Files beside them that are left out; those that turn out to be unreadable are added.
         by_name: The names of the photographs by role, to split them as before; by default they are split anew.
+        whole: Take each photograph once, as a whole, however many crops the recipe asks for.
 
     Raises:
         ConvCircuitsError: If the photographs are too few, or some named ones are missing.
@@ -124,10 +126,11 @@ def set_up(
     else:  # split as before, ignoring files added to the folder since
         train, rest = (named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
     cut, seed, count = Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
+    own, others = (len(train), len(rest)) if whole else (count, count)  # the first crop of each is the whole of it
     cuts = (
-        cut(train, seed, count),
+        cut(train, seed, own),
         cut(validated, seed + 2, count) if validated else Cut(),
-        cut(rest, seed + 1, count),
+        cut(rest, seed + 1, others),
     )
     if by_name is not None and cut.failed:
         raise _gone(recipe.images, cut.failed)

@@ -279,7 +279,7 @@ export interface Curve {
 /** A circuit as a module of its own, beside the full model up to the feature. */
 export interface Module {
   bytes: number;
-  difference: number;
+  difference: number | null; // null: the masked run is 0
   parameters: number;
   macs: number;
   full_parameters: number;
@@ -308,7 +308,7 @@ export interface Ablation {
 }
 
 export interface LogitsChange {
-  kl: number;
+  kl: number | null; // null: not finite
   top1: number;
 }
 
@@ -331,6 +331,7 @@ export interface Report {
   verdict_sentence: string;
   figures: Record<string, unknown>;
   seconds: number;
+  sent: boolean; // came in a bundle: not measured here
 }
 
 export interface CircuitCard {
@@ -346,7 +347,7 @@ export interface CircuitCard {
   kept: number;
   relevant: number;
   density: number;
-  report: Report | null; // null: not measured
+  report: Report | null; // null: not measured, nor sent
   diagram: boolean;
   same_weights: boolean | null; // null: not known
   group: string; // of photographs that it was found on, if a division made it

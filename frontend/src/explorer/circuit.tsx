@@ -49,13 +49,14 @@ export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit"
         {report ? (
           <>
             <b>{sentence(report.verdict_sentence)}</b> <span class="soft">{beside(report)}</span>
+            {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
           "Not measured with this model and these photographs."
         )}
       </p>
       {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
-      {!report && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
+      {(!report || report.sent) && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
       <Drawn circuit={circuit} />
       <div class="columns">
         <section>
@@ -98,7 +99,8 @@ function Drawn({ circuit }: { circuit: Circuit }) {
   const known = jobs.value && jobOf(jobs.value, request) !== null;
   const text = useLoaded(`${id} ${diagram}`, 0, async (signal) => (diagram ? api.diagram(id, signal) : null));
   useEffect(() => {
-    if (diagram || known !== false || !canWrite.value || asked.current === id || !circuit.report) return;
+    if (diagram || known !== false || !canWrite.value || asked.current === id) return;
+    if (!circuit.report || circuit.report.sent) return;
     asked.current = id;
     submit(request).catch((problem: Error) => {
       message.value = problem.message;

@@ -20,7 +20,10 @@ const ROWS: Row[] = [
   ["R², rectified", (circuit) => of(circuit, "r2_rectified")],
   ["random circuit of equal size", (circuit) => of(circuit, "r2_random")],
   ["average map, no network", (circuit) => of(circuit, "r2_average_map")],
-  ["held-out crops", ({ report }) => (report ? String(report.images) : "not measured")],
+  [
+    "held-out crops",
+    ({ report }) => (report ? `${report.images}${report.sent ? ", of who sent it" : ""}` : "not measured"),
+  ],
 ];
 
 export function ComparePage({ place }: { place: Extract<Place, { page: "compare" }> }) {

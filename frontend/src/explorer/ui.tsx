@@ -226,7 +226,10 @@ export function Verdict({ circuit: { problem, report, same_weights } }: { circui
   return (
     <span title={`R² ${inside === null ? "over all positions" : "on the interior"}`}>
       <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}{" "}
-      <span class="soft">on {plural(report.images, "crop")}</span>
+      <span class="soft">
+        on {plural(report.images, "crop")}
+        {report.sent && ", measured by who sent it"}
+      </span>
     </span>
   );
 }

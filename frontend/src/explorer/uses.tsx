@@ -43,7 +43,7 @@ export function InTheModel({ circuit }: { circuit: Circuit }) {
           {rows.map(([name, { kl, top1 }], i) => (
             <tr key={name} class={i === 0 ? "own" : undefined}>
               <th scope="row">{name}</th>
-              <td>{significant(kl)}</td>
+              <td>{kl === null ? "not finite" : significant(kl)}</td>
               <td>{percent(top1)}</td>
             </tr>
           ))}
@@ -65,11 +65,14 @@ export function AsModule({ circuit }: { circuit: Circuit }) {
       </>
     );
   const of = (own: number, full: number) => `${count(own)} of ${count(full)} (${percent(own / Math.max(1, full))})`;
+  const { difference } = module;
+  const differs =
+    difference === null ? "where the circuit is 0" : `${difference.toExponential(0)} of its largest value`;
   return (
     <dl>
       <Fact name="parameters" value={of(module.parameters, module.full_parameters)} />
       <Fact name="operations" value={of(module.macs, module.full_macs)} />
-      <Fact name="differs by" value={`${module.difference.toExponential(0)} of its largest value`} />
+      <Fact name="differs by" value={differs} />
       <Fact
         name="file"
         value={

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,8 +51,14 @@ def explore(
     from convcircuits.explorer.opening import Opening
     from convcircuits.files import named_after
 
+    own: dict[str, Any] = {
+        "size": size,
+        "mean": None if mean is None else options.numbers("--mean", mean),
+        "std": None if std is None else options.numbers("--std", std),
+    }
     if bundle is not None:
-        model, images, project = of_bundle(bundle, model, images, project, read_only=read_only)
+        model, images, project, theirs = of_bundle(bundle, model, images, project, weights=weights, read_only=read_only)
+        own = {name: theirs.get(name) if value is None else value for name, value in own.items()}
     if model is None:
         raise typer.BadParameter("it is required unless --bundle is given.", param_hint="--model")
     opening = Opening(
@@ -61,9 +67,7 @@ def explore(
         project=project or Path(named_after(model, "explorer")),
         bundle=bundle,
         weights=None if weights is None else str(weights),
-        mean=None if mean is None else options.numbers("--mean", mean),
-        std=None if std is None else options.numbers("--std", std),
-        size=size,
+        **own,
         batch_size=batch_size,
         device=device,
     )

@@ -159,7 +159,7 @@ def find(
 
 def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tuple[Recipe, Path | None]]:
     """Read a file of recipes. Return each with the file to write, if it names one."""
-    from convcircuits.cli.preparing import check_runs_no_code_unasked
+    from convcircuits.zoo.specs import check_runs_no_code_unasked
 
     recipes = read_recipes(path, fields)
     for one, _ in recipes:

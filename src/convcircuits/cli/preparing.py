@@ -1,7 +1,6 @@
 """Turn a command's options into a model, photographs, and a circuit with its model."""
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from convcircuits.recipes import Cut, Cutter, Setup, loaded_model, named, names_
 from convcircuits.texts import names
 from convcircuits.values.recipe import Recipe
 from convcircuits.zoo.images import Photograph, distinct, photographs
-from convcircuits.zoo.sources import is_plain_name
+from convcircuits.zoo.specs import check_runs_no_code_unasked, is_plain_name
 
 _LOADING = "loading the model and photographs"
 
@@ -128,16 +127,3 @@ def recipe_again(file: Path, circuit: cc.Circuit, **given: object) -> Recipe:
     if fields.get("model", said.model) != said.model:  # these belong to the file's model
         said = dataclasses.replace(said, weights=None, mean=None, std=None)
     return dataclasses.replace(said, **fields)  # type: ignore[arg-type]
-
-
-def check_runs_no_code_unasked(file: Path, model: str) -> None:
-    """Reject a model that is named by a file and built by code other than a library's.
-
-    Raises:
-        ConvCircuitsError: If the model is built by such code.
-    """
-    if not is_plain_name(model):
-        raise cc.ConvCircuitsError(
-            f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for it. "
-            f"If it is yours or you trust it, add: --model {shlex.quote(model)}"
-        )

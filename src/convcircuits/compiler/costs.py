@@ -1,5 +1,6 @@
 """The cost of an extracted module, compared with the full model up to the same feature."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import environment_kept, outside_autocast
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.report import without_nan
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Costs:
         full: Cost of the full model, up to and including the feature's layer with all of its filters.
         batch_size: Number of images in a timed batch.
         input_shape: (C, H, W) of an image.
-        difference: Largest difference between the module and the circuit's masked run, relative to the largest value.
+        difference: Largest difference between the module and the circuit's masked run, relative to the largest value;
+            infinite if only the masked run is 0.
     """
 
     module: Cost
@@ -57,8 +60,9 @@ class Costs:
         return self.full.seconds / self.module.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all figures as JSON values."""
-        return {**asdict(self), "input_shape": list(self.input_shape), "speedup": self.speedup}
+        """Return all figures as JSON values; an infinite one is None."""
+        figures: dict[str, Any] = without_nan({**asdict(self), "speedup": self.speedup})
+        return figures
 
 
 @outside_autocast
@@ -104,6 +108,8 @@ def costs(
             if progress is not None:
                 progress(done, repeats)
         macs = _macs(module, images[:1]), _macs(full, images[:1])
+        apart, largest = float((small - masked).abs().max()), float(masked.abs().max())
+    silent = 0.0 if apart == 0 else math.inf  # a circuit may be 0 on these images
     seconds = [statistics.median(column) for column in zip(*times, strict=True)]
     used = network.state(subject.survey.modules)
     parameters = sum(p.numel() for name, p in network.module.named_parameters() if name in used)
@@ -112,7 +118,7 @@ def costs(
         Cost(parameters, macs[1], seconds[1]),
         batch_size,
         tuple(input_shape),
-        float((small - masked).abs().max() / masked.abs().max()),
+        apart / largest if largest > 0 else silent,
     )
 
 

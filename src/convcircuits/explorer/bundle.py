@@ -9,10 +9,10 @@
     photographs/NAME      those that it was found and measured on, if they were asked for
 """
 
-import contextlib
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.store import Store
+from convcircuits.explorer.store import Store, is_hash, problem_of_note
 from convcircuits.files import safe_name, write_whole
 
 BUNDLE = "convcircuits-bundle/1"
@@ -48,14 +48,20 @@ def packed(about: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
         ConvCircuitsError: If it would be too large.
     """
     if sum(map(len, files.values())) > MOST:
-        raise ConvCircuitsError(f"A bundle may have {MOST >> 20} MB; leave out the photographs.")
+        raise too_large()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = json.dumps({"schema": BUNDLE, **about, "files": hashes}, indent=1, allow_nan=False)
     written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(written, "w") as archive:
         for name, content in {_ABOUT: text.encode(), **files}.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)  # the same bytes at any time
+            member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same bytes at any time
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
+
+
+def too_large() -> ConvCircuitsError:
+    """Return the error of a bundle with more than ``MOST`` bytes."""
+    return ConvCircuitsError(f"A bundle may have {MOST >> 20} MB; leave out the photographs.")
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,17 @@ class Bundle:
                 wrong = sorted(dict(hashes.items() ^ about["files"].items()))
                 raise ConvCircuitsError(f"{file} is damaged: {wrong[0]:.200} does not have the recorded hash.")
             texts = [about[name] for name in ("model", "images", "file", "circuit")]
-            if not all(isinstance(text, str) for text in texts) or not isinstance(about["note"], dict):
+            named = all(isinstance(text, str) for text in texts) and isinstance(about["controls"], bool)
+            if not named or not is_hash(about["basis"]):
                 raise ValueError("it does not say what it is of")
+            if problem := problem_of_note(about["note"]):
+                raise ConvCircuitsError(f"{file} has a note that cannot be shown, because {problem}; it is not opened.")
             if hashlib.sha256(contents[_CIRCUIT]).hexdigest()[:16] != about["circuit"]:
                 raise ConvCircuitsError(f"{file} is damaged: its circuit is another than it says.")
+            _check_options(about["options"])
+            for name in (_REPORT, _DIAGRAM):
+                if name in contents:  # it can be answered
+                    json.dumps(json.loads(contents[name]), allow_nan=False)
             for name in contents:
                 if name not in (_CIRCUIT, _REPORT, _DIAGRAM) and not _is_safe(name):
                     raise ConvCircuitsError(f"{file} holds {name!r:.200}, which a bundle may not; it is not opened.")
@@ -138,7 +151,7 @@ class Bundle:
     def unpack(self, store: Store) -> str:
         """Add the circuit and what is known of it to a project, where it is not there yet. Return the circuit's id.
 
-        A note that is there already stays.
+        A note that is there already stays. Figures are kept apart from those that are measured here.
 
         Raises:
             ConvCircuitsError: If it cannot be written, or is not a circuit.
@@ -152,26 +165,21 @@ class Bundle:
             if found is None or found.problem:
                 place.unlink(missing_ok=True)
                 raise ConvCircuitsError(f"{self.file} holds no circuit: {found.problem if found else 'it is gone'}")
-        self._add(_REPORT, store.report_file(id))
-        with contextlib.suppress(KeyError, TypeError):
-            self._add(_DIAGRAM, store.diagram_file(id, str(self.about["basis"]), controls=bool(self.about["controls"])))
+        if _REPORT in self.files:  # apart from what is measured here: nothing shows that it was measured as it says
+            write_whole(store.report_file(id, sent=True), self.files[_REPORT])
+        place = store.diagram_file(id, self.about["basis"], controls=self.about["controls"])
+        if _DIAGRAM in self.files and not place.exists():
+            write_whole(place, self.files[_DIAGRAM])
         of = f"circuit {id}"
         if self.about["note"] and not store.note(of):
             store.write_note(of, self.about["note"])
-            store.notes()  # which reports one that cannot be shown
         return id
 
-    def _add(self, name: str, place: Path) -> None:
-        if name in self.files and not place.exists():
-            write_whole(place, self.files[name])
 
-
-def circuit_files(store: Store, id: str, diagram: Path | None) -> dict[str, bytes]:
+def circuit_files(circuit: Path, report: Path | None, diagram: Path | None) -> dict[str, bytes]:
     """Return the files of a circuit for a bundle, but for photographs."""
-    found = store.circuit(id)
-    assert found is not None
-    files = {_CIRCUIT: found.file.read_bytes()}
-    for name, place in ((_REPORT, store.report_file(id)), (_DIAGRAM, diagram)):
+    files = {_CIRCUIT: circuit.read_bytes()}
+    for name, place in ((_REPORT, report), (_DIAGRAM, diagram)):
         if place is not None and place.is_file():
             files[name] = place.read_bytes()
     return files
@@ -186,6 +194,19 @@ def photograph_name(name: str) -> str:
     if not _is_safe(_PHOTOGRAPHS + name):
         raise ConvCircuitsError(f"The photograph {name!r:.200} has a name that a bundle cannot have; rename it.")
     return _PHOTOGRAPHS + name
+
+
+def _check_options(options: Any) -> None:
+    """Check the options that a circuit's model and photographs were opened with.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    numbers = [options[name] or [] for name in ("mean", "std")]
+    size = 1 if options["size"] is None else options["size"]
+    plain = isinstance(options["weights"], str | None) and type(size) is int and 0 < size < 2**16
+    if not plain or not all(isinstance(x, float) and math.isfinite(x) for some in numbers for x in some):
+        raise ValueError("its options are not those of a model")
 
 
 def _is_safe(name: str) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import convcircuits as cc
+from convcircuits.circuits.asking import is_descent
 from convcircuits.circuits.comparison import circuits_at
+from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.replacing import replaced
 from convcircuits.circuits.responses import responses
@@ -21,7 +23,8 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.recipes import Setup, criterion_options, follow, noted, recipe_of, set_up, side
 from convcircuits.texts import names
-from convcircuits.values.report import Evaluation
+from convcircuits.values.recipe import Recipe
+from convcircuits.values.report import Evaluation, without_nan
 
 
 def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
@@ -46,9 +49,10 @@ def find(project: Project, progress: Progress, *, feature: str, options: list[st
 
 def kept(project: Project, circuit: cc.Circuit, name: str) -> str:
     """Write a circuit to the folder, unless it is there already, found by the command or otherwise. Return its id."""
+    known = {one.id for one in project.folder.circuits()}
     file = cc.save(circuit, project.folder.place_for(name))
     id = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    if any(one.id == id and one.file != file for one in project.folder.circuits()):
+    if id in known:
         file.unlink()
     return id
 
@@ -157,13 +161,24 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
         "photographs": len(again.setup.held_out.names),
         **{name: first[name] for name in ("r2_average_map", "r2_average_map_interior")},
         "points": [_point(share, report) for share, report in zip(shares, reports, strict=True)],
-        "note": "One descent passes through all densities, so a circuit may differ from one that is found alone."
-        if recipe.criterion in ("progressive", "learned")
-        else "",
+        "note": _differs(recipe),
         "seconds": round(time.monotonic() - begun, 1),
     }
     project.folder.write_record("curves", key, project.materials.basis, record)
     return {"circuit": circuit}
+
+
+def _differs(recipe: Recipe) -> str:
+    """Return what differs between the circuits of a curve and one that is found at one density, or an empty text."""
+    notes = []
+    if is_descent(CRITERIA[recipe.criterion]):
+        notes.append("One descent passes through all densities, so a circuit may differ from one that is found alone.")
+    if recipe.effective_kernels:
+        notes.append(
+            "The recipe counts effective kernels alone; the curve's densities are of all kernels, of which some may be "
+            "on no complete path."
+        )
+    return " ".join(notes)
 
 
 def _point(density: float, report: Evaluation) -> dict[str, Any]:
@@ -192,7 +207,7 @@ def extract(project: Project, progress: Progress, *, circuit: str) -> dict[str, 
         "full_parameters": found.full.parameters,
         "full_macs": found.full.macs,
     }
-    project.folder.write_record("modules", circuit, basis, record)
+    project.folder.write_record("modules", circuit, basis, without_nan(record))
     return {"circuit": circuit}
 
 
@@ -238,4 +253,4 @@ def put_back(project: Project, progress: Progress, *, circuit: str) -> dict[str,
         batch_size=project.batch_size,
         progress=progress,
     )
-    return {"circuit": circuit, **asdict(found)}
+    return {"circuit": circuit, **without_nan(asdict(found))}

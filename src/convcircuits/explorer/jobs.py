@@ -416,6 +416,9 @@ class Jobs:
                 self._store.write_job(job.as_dict())
             except ConvCircuitsError as problem:
                 self._store.remark(str(problem))
+            except (ValueError, TypeError) as problem:  # a number that is not finite, say
+                job.state = state = "failed"
+                job.result, job.error = None, f"What came of it cannot be recorded: {problem}."
         self._announce(job)
         if state == "done":
             self.events.publish("changed", {"kind": job.kind, **(result or {})})

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import os
 import pickle
-import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,13 +18,13 @@ from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.opening import Opening
 from convcircuits.files import named_after
+from convcircuits.zoo.specs import check_runs_no_code_unasked
 
 if TYPE_CHECKING:
     from torch import nn
 
     from convcircuits.zoo.preprocessing import Preprocessing
 
-_NAMED = re.compile(r"((torchvision|timm):)?[\w.-]+(@random)?")  # loading these runs nobody else's code
 _OWN = ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,26 +57,29 @@ def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[st
 
 
 def of_bundle(
-    file: Path, model: str | None, images: str | None, project: Path | None, *, read_only: bool
-) -> tuple[str, str, Path]:
+    file: Path, model: str | None, images: str | None, project: Path | None, *, weights: Path | None, read_only: bool
+) -> tuple[str, str, Path, dict[str, Any]]:
     """Return the model, the photographs and the project to open a bundle with, after checking its hashes.
 
-    Its photographs, if it has any and no others are given, are written to a folder of the project.
+    Its photographs, if it has any and no others are given, are written to a folder of the project. The last value are
+    the size, mean and std that were given where its circuit is from; it is empty for another model.
 
     Raises:
         ConvCircuitsError: If it is no bundle or damaged, it names a model of custom code or photographs that are not
-            in it and none are given, or nothing may be written.
+            in it and none are given, its weights are in a file and none is given, or nothing may be written.
     """
     if read_only:
         raise ConvCircuitsError("--bundle adds a circuit to the project, so it does not go with --read-only.")
     found = Bundle.read(file)
     if model is None:
         model = str(found.about["model"])
-        if not _NAMED.fullmatch(model):
-            raise ConvCircuitsError(
-                f"{file} names a model that is built by custom code. Code that a file names only runs if you ask for "
-                f"it. If it is yours or you trust it, add: --model {shlex.quote(model)}"
-            )
+        check_runs_no_code_unasked(file, model)
+    options = dict(found.about["options"]) if model == found.about["model"] else {}
+    named = options.pop("weights", None)
+    if named is not None and weights is None:
+        raise ConvCircuitsError(
+            f"The circuit of {file} is of the weights in a file {named!r:.200}, which is not in it; give --weights."
+        )
     project = project or Path(named_after(model, "explorer"))
     if images is None:
         images = str(found.about["images"])
@@ -88,7 +89,12 @@ def of_bundle(
             raise ConvCircuitsError(
                 f"{file} holds no photographs; give --images with those that its circuit was found on, or others."
             )
-    return model, images, project
+    return (
+        model,
+        images,
+        project,
+        {name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value},
+    )
 
 
 class Explorer:

@@ -116,6 +116,7 @@ class Materials:
             ],
             "left_out": self.left_out,
             "copies": self.copies,
+            "ids": self.ids,
         }
 
 

@@ -117,9 +117,12 @@ class Project:
                 f"{texts.names(seen)} were held out from {file.name}, but are now copies of photographs that it was "
                 "found on; measure it with convcircuits evaluate and other --images."
             )
-        recipe = recorded if recorded is not None else self.recipe(feature=str(value.feature))
+        whole = value.provenance.get("whole_photographs")  # a division takes no crops
+        sized = {"size": whole.get("size")} if isinstance(whole, Mapping) else {}
+        recipe = recorded if recorded is not None else self.recipe(feature=str(value.feature), **sized)
         pictures, left_out = list(self.materials.pictures), list(self.materials.left_out)
-        return Again(file, value, set_up(recipe, self.loaded, pictures, left_out, by_name=by_name))
+        setup = set_up(recipe, self.loaded, pictures, left_out, by_name=by_name, whole=bool(sized))
+        return Again(file, value, setup)
 
     def box(self, layer: str) -> Callable[[int, int], list[int]] | None:
         """Return a function from a position of a layer's maps to its receptive field, if that is known."""

@@ -115,7 +115,10 @@ class Questions:
                 f"{one.name} is no file of a folder: it comes with --images {self._materials.opening.images}, which "
                 "others can give too. Leave the photographs out."
             )
-        content = one.source.read_bytes()
+        try:
+            content = one.source.read_bytes()
+        except OSError as error:
+            raise ConvCircuitsError(f"{one.name} cannot be read: {error.strerror or error}.") from error
         if hashlib.sha256(content).hexdigest()[:16] != photo:
             raise ConvCircuitsError(f"{one.name} has changed since the explorer read it. Start the explorer again.")
         return content

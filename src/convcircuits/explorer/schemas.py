@@ -241,7 +241,7 @@ class Neighbours(_Answer):
 
 
 class FeaturePicture(_Answer):
-    """The picture that drives a unit, found by gradient ascent from noise; `GET layers/../picture` has it as PNG."""
+    """The picture that drives a unit, found by gradient ascent from noise; ``GET layers/../picture`` has it as PNG."""
 
     value: float | None = Field(description="The unit's value on it. None: no picture drives the unit more than noise.")
     start: float | None = Field(description="Its value on the noise that the ascent started from.")
@@ -356,7 +356,10 @@ class Module(_Answer):
     """A circuit as a module of its own, beside the full model up to the feature."""
 
     bytes: int
-    difference: float = Field(description="From the circuit's masked run, relative to the largest value.")
+    difference: float | None = Field(
+        description="From the circuit's masked run, relative to the largest value. None: that is 0, and "
+        "the difference is not."
+    )
     parameters: int
     macs: int = Field(description="Multiply-accumulate operations for one image.")
     full_parameters: int
@@ -392,6 +395,10 @@ class Report(_Answer):
         description="All of `cc.Evaluation`: r2, r2_interior, r2_rectified, r2_average_map, r2_random, ..."
     )
     seconds: float = Field(description="How long finding and measuring took.")
+    sent: bool = Field(
+        description="Whether it came in a bundle: whoever sent it measured it, perhaps on other photographs. Of these, "
+        "only those that are here are named."
+    )
 
 
 class CircuitCard(_Answer):
@@ -409,7 +416,9 @@ class CircuitCard(_Answer):
     kept: int = 0
     relevant: int = 0
     density: float = 0.0
-    report: Report | None = Field(None, description="None: not measured with this model and these photographs.")
+    report: Report | None = Field(
+        None, description="None: not measured with this model and these photographs, nor sent."
+    )
     diagram: bool = Field(False, description="Whether its diagram is there.")
     same_weights: bool | None = Field(
         None, description="Whether it is of the weights of this model, as far as its layer. None: not known (yet)."
@@ -453,7 +462,10 @@ class Ablation(_Answer):
 class LogitsChange(_Answer):
     """How logits change when a unit's map is replaced."""
 
-    kl: float = Field(description="Mean over images of KL(model || changed model), in nats.")
+    kl: float | None = Field(
+        description="Mean over images of KL(model || changed model), in nats. None: not finite, as a class that the "
+        "model gives a share has none in the changed model."
+    )
     top1: float = Field(description="Share of images on which both have the same highest logit.")
 
 
@@ -570,7 +582,7 @@ class DiagramJob(_Asked):
 class SweepJob(_Asked):
     """Find circuits of other densities by the recipe of a circuit, on its photographs, and measure all of them.
 
-    Its result is ``{"circuit": id}``; `GET circuits/ID` has the curve.
+    Its result is ``{"circuit": id}``; ``GET circuits/ID`` has the curve.
     """
 
     kind: Literal["sweep"]
@@ -619,7 +631,7 @@ class NeighboursJob(_Asked):
 class CompareJob(_Asked):
     """Draw two circuits of one feature beside each other, on photographs that neither was found on.
 
-    `GET compare?a=&b=` has the document.
+    ``GET compare?a=&b=`` has the document.
     """
 
     kind: Literal["compare"]
@@ -628,7 +640,7 @@ class CompareJob(_Asked):
 
 
 class ExtractJob(_Asked):
-    """Turn a circuit into a module of its own. `GET circuits/ID/module` has the file, as the command writes it."""
+    """Turn a circuit into a module of its own. ``GET circuits/ID/module`` has the file, as the command writes it."""
 
     kind: Literal["extract"]
     circuit: Id
@@ -637,7 +649,7 @@ class ExtractJob(_Asked):
 class AblateJob(_Asked):
     """Measure a circuit again without one filter or one kernel, on its held-out photographs.
 
-    Its result is an `Ablation`.
+    Its result is an ``Ablation``.
     """
 
     kind: Literal["ablate"]
@@ -650,7 +662,7 @@ class AblateJob(_Asked):
 class PutBackJob(_Asked):
     """Run the whole model with the circuit's map in place of the unit's, and compare its logits.
 
-    Its result is a `PutBack`. A model without logits of classes fails with a sentence.
+    Its result is a ``PutBack``. A model without logits of classes fails with a sentence.
     """
 
     kind: Literal["put_back"]

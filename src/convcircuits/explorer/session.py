@@ -21,6 +21,7 @@ from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import Store, curve_key
+from convcircuits.texts import names
 from convcircuits.version import __version__
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -316,23 +317,40 @@ class Session:
         return next((file for file in both if file.is_file()), None)
 
     def report(self, one: CircuitFile) -> schemas.Report | None:
-        """Return the report on a circuit, if this version made it with this model and these photographs."""
-        saved, about = self.store.report(one.id), self.jobs.about
-        if saved is None or about is None or saved.get("basis") != about["basis"]:
+        """Return the report on a circuit, if this version made it with this model and these photographs.
+
+        If there is none, return the one that came with it in a bundle.
+        """
+        about = self.jobs.about
+        if about is None:
             return None
+        saved = self.store.report(one.id)
+        own = None
+        if saved is not None and saved.get("basis") == about["basis"]:
+            own = self._report(one, saved, sent=False)
+        sent = self.store.report(one.id, sent=True) if own is None else None
+        return own if sent is None else self._report(one, sent, sent=True)
+
+    def _report(self, one: CircuitFile, saved: Mapping[str, Any], *, sent: bool) -> schemas.Report | None:
+        """Return a report as it is answered, or None if it was damaged or edited."""
         try:
             figures, photographs = saved["report"], saved["photographs"]
+            roles = {role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")}
+            if sent:
+                here = {*self.about()["ids"].values()}
+                roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
             return schemas.Report(
                 images=figures["images"],
-                **{role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")},
+                **roles,
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
                 verdict_sentence=figures["verdict_sentence"],
                 figures=figures,
                 seconds=saved["seconds"],
+                sent=sent,
             )
         except (ValidationError, TypeError, KeyError, AttributeError) as error:
-            self.store.damaged(self.store.report_file(one.id), error)
+            self.store.damaged(self.store.report_file(one.id, sent=sent), error)
             return None
 
     def bundle(self, one: CircuitFile, commands: Mapping[str, Any], *, photographs: bool) -> bytes:
@@ -344,16 +362,14 @@ class Session:
             photographs: Whether to add the photographs that it was found and measured on.
 
         Raises:
-            ConvCircuitsError: If the photographs are no files of a folder, or are too large.
+            ConvCircuitsError: If the photographs are not recorded, not here any more, no files of a folder, or too
+                large.
         """
         about, diagram = self.about(), self.diagram(one)
-        files = bundle.circuit_files(self.store, one.id, diagram)
+        report = self.store.report_file(one.id) if self._is_measured(one) else None
+        files = bundle.circuit_files(one.file, report, diagram)
         if photographs:
-            named = one.header["provenance"].get("photographs") or {}
-            wanted = {name for some in named.values() for name in some}
-            for photo in about["photographs"]:
-                if photo["name"] in wanted:
-                    files[bundle.photograph_name(photo["name"])] = self.jobs.ask("source", photo["id"])
+            files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
         what = {
             "circuit": one.id,
             "file": one.name,
@@ -361,12 +377,34 @@ class Session:
             "weights": about["weights"],
             "basis": about["basis"],
             "images": self.opening.images,
+            "options": {
+                "size": self.opening.size,
+                "mean": self.opening.mean,
+                "std": self.opening.std,
+                "weights": self.opening.weights and Path(self.opening.weights).name,
+            },
             "controls": diagram is not None and "-controls-" in diagram.name,
             "note": self.store.note(f"circuit {one.id}"),
             "version": __version__,
             **commands,
         }
         return bundle.packed(what, files)
+
+    def _photographs(self, one: CircuitFile, most: int) -> dict[str, bytes]:
+        """Return the photographs that a circuit was found and measured on, by their names in a bundle."""
+        named = one.header["provenance"].get("photographs") or {}
+        wanted = sorted({name for some in named.values() for name in some})
+        ids, files = self.about()["ids"], {}  # of copies too, whose names the circuit may have
+        missing = [name for name in wanted if name not in ids]
+        if missing or not wanted:
+            what = f"{names(missing)}, which it names, are not here" if missing else "it does not say which they are"
+            raise ConvCircuitsError(f"The photographs of {one.name} cannot be added: {what}. Leave them out.")
+        for name in wanted:
+            files[bundle.photograph_name(name)] = content = self.jobs.ask("source", ids[name])
+            most -= len(content)
+            if most < 0:
+                raise bundle.too_large()
+        return files
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
@@ -401,7 +439,12 @@ class Session:
             return shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
             return self.derived("modules", circuit.id, ".safetensors") is not None
-        return kind in ("ablate", "put_back") or self.report(circuit) is not None
+        return kind in ("ablate", "put_back") or self._is_measured(circuit)
+
+    def _is_measured(self, one: CircuitFile) -> bool:
+        """Return whether a circuit was measured here."""
+        report = self.report(one)
+        return report is not None and not report.sent
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""

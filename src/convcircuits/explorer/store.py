@@ -5,6 +5,7 @@
     project/
         circuits/NAME.safetensors     a circuit, as convcircuits find writes it; others may be put here
         reports/ID.json               its figures, and which photographs it was found and measured on; ID is its hash
+        reports/ID-sent.json          its figures as they came in a bundle
         diagrams/ID-BASIS.json        its diagram, which cc.Diagram.load opens; BASIS is what its figures depend on
         comparisons/ID-ID-BASIS.json  a diagram of two circuits
         curves/RECIPE-BASIS.json      circuits of several densities by one recipe, measured
@@ -26,6 +27,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -58,15 +60,22 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def is_hash(text: Any) -> bool:
+    """Return whether a value has the form of ``hash_of``'s, so that it may be part of a file's name."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{32}", text) is not None
+
+
 def curve_key(provenance: Mapping[str, Any]) -> str | None:
     """Return a hash of how a circuit was found, but for its size: circuits on one density curve have the same.
+
+    Whether effective kernels are counted is part of it, as a note on the curve is about that.
 
     None if that is not recorded.
     """
     recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
     if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
         return None
-    how = {name: value for name, value in recipe.items() if name not in (*SIZES, "effective_kernels")}
+    how = {name: value for name, value in recipe.items() if name not in SIZES}
     return hash_of([how, dict(photographs)])[:16]
 
 
@@ -89,6 +98,7 @@ class Store:
         self._arrays: dict[Path, tuple[tuple[int, int], LayerFile]] = {}
         self._reading = threading.Lock()  # the server's threads share the layers in memory
         self._lock: BinaryIO | None = None
+        self._key: str | None = None  # of the index in use
         self._made, self._untrimmed = not folder.exists(), 0  # bytes of pictures since they were last trimmed
         if read_only:
             if not folder.is_dir():
@@ -141,7 +151,10 @@ class Store:
                 known = self._circuits.get(file)
                 found[file] = known if known is not None and known[0] == key else (key, CircuitFile.read(file))
         self._circuits = found
-        return [*{one.id: one for _, one in reversed(found.values())}.values()][::-1]
+        first: dict[str, CircuitFile] = {}
+        for _, one in found.values():
+            first.setdefault(one.id, one)
+        return [*first.values()]
 
     def circuit(self, id: str) -> CircuitFile | None:
         """Return the circuit with an id, or None."""
@@ -154,9 +167,9 @@ class Store:
             number += 1
         return place
 
-    def report_file(self, id: str) -> Path:
-        """Return the path of the report on a circuit."""
-        return self.folder / "reports" / f"{id}.json"
+    def report_file(self, id: str, *, sent: bool = False) -> Path:
+        """Return the path of the report on a circuit: of the one measured here, or of the one sent in a bundle."""
+        return self.folder / "reports" / f"{id}{'-sent' if sent else ''}.json"
 
     def diagram_file(self, id: str, basis: str, *, controls: bool) -> Path:
         """Return the path of a circuit's diagram, which has another name if its figures depend on something else.
@@ -176,7 +189,12 @@ class Store:
             name: What it is of.
             basis: Hash of what figures depend on: the model, the photographs, the version.
             suffix: How the name ends.
+
+        Raises:
+            ConvCircuitsError: If the basis is not a hash, but perhaps a path.
         """
+        if not is_hash(basis):
+            raise ConvCircuitsError(f"What figures depend on is a hash of 32 hexadecimal digits; got {basis!r:.80}.")
         return self.folder / kind / f"{safe_name(name)}-{basis[:8]}{suffix}"
 
     def record(self, kind: str, name: str, basis: str) -> dict[str, Any] | None:
@@ -199,9 +217,9 @@ class Store:
         found = [(file, content) for file in files if isinstance(content := self.read_json(file), dict)]
         return sorted(found, key=lambda one: -float(one[1].get("made") or 0))
 
-    def report(self, id: str) -> dict[str, Any] | None:
+    def report(self, id: str, *, sent: bool = False) -> dict[str, Any] | None:
         """Return the report on a circuit, or None if it is missing or damaged."""
-        content = self.read_json(self.report_file(id))
+        content = self.read_json(self.report_file(id, sent=sent))
         return content if isinstance(content, dict) and content.get("circuit") == id else None
 
     # ---------------------------------------- derived files
@@ -280,9 +298,9 @@ class Store:
         """
         notes = self._notes()
         for of, note in notes.items():
-            if problem := _problem_of(note):
+            if problem := problem_of_note(note):
                 self.remark(f"notes.json: the note on {of:.200} is left out, because {problem}.")
-        return {of: note for of, note in notes.items() if not _problem_of(note)}
+        return {of: note for of, note in notes.items() if not problem_of_note(note)}
 
     def note(self, of: str) -> dict[str, Any]:
         """Return a note, empty if there is none.
@@ -291,7 +309,7 @@ class Store:
             ConvCircuitsError: As for ``notes``, or if it cannot be shown.
         """
         note: dict[str, Any] = self._notes().get(of, {})
-        if problem := _problem_of(note):
+        if problem := problem_of_note(note):
             raise ConvCircuitsError(f"The note on {of:.200} cannot be shown, because {problem}; edit notes.json.")
         return note
 
@@ -382,18 +400,22 @@ class Store:
         Circuits, reports, curves, divisions and notes are not removed.
 
         Args:
-            key: The hash of the index in use, which stays.
+            key: The hash of the index in use, which stays, also when pictures that are written trim the rest. By
+                default that of before.
         """
         if self.read_only:
             return
         self._untrimmed = 0
+        if key is not None:
+            self._key = key
+            self.used(self.folder / "index" / key / "index.json")
         _evict([[file] for file in self.folder.glob("thumbs/**/*") if file.is_file()], THUMBS)
         groups: dict[Path, list[Path]] = {}
         for folder in _EVICTED:
             for file in self.folder.glob(f"{folder}/*"):
                 groups.setdefault(file.with_suffix(""), []).append(file)  # a module and its costs
         for folder_of_index in self.folder.glob("index/*"):
-            if folder_of_index.name != key:
+            if folder_of_index.name != self._key:
                 groups[folder_of_index] = [*folder_of_index.glob("*")]
         _evict([*groups.values()], DERIVED)
 
@@ -436,7 +458,7 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
         total -= size
 
 
-def _problem_of(note: Any) -> str:
+def problem_of_note(note: Any) -> str:
     """Return why a note cannot be shown, or an empty text."""
     kinds = {"label": str, "star": bool, "text": str}
     if not isinstance(note, dict) or not note.keys() <= kinds.keys():

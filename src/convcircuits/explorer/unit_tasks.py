@@ -203,7 +203,8 @@ def _kept_circuits(
     }
     photographs = {role: [images.photographs[n].name for n in some] for role, some in roles.items()}
     hashes = {role: [ids[n] for n in some] for role, some in roles.items()}
-    about = {"photographs": photographs, "photograph_hashes": hashes, "group": name, "split": id}
+    about: dict[str, Any] = {"photographs": photographs, "photograph_hashes": hashes, "group": name, "split": id}
+    about["whole_photographs"] = {"size": project.materials.opening.size}
     written = []
     for circuit in found.circuits[name]:
         own = replace(circuit, provenance={**circuit.provenance, **about})
@@ -256,6 +257,6 @@ def _selectivity(cross: cc.Cross) -> list[dict[str, Any]]:
     fields = ("size", "density", "own", "others", "value", "low", "high")
     return [
         without_nan({name: getattr(one, name) for name in fields})
-        | {"shuffled": list(one.shuffled), "verdict": one.verdict}
+        | {"shuffled": without_nan(list(one.shuffled)), "verdict": one.verdict}
         for one in cross.selectivity
     ]

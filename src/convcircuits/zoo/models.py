@@ -25,7 +25,8 @@ from convcircuits.zoo.preprocessing import (
     normalized_by,
     output_shape,
 )
-from convcircuits.zoo.sources import OWN_CODE, RANDOM, SOURCES, Built, build, parts
+from convcircuits.zoo.sources import OWN_CODE, SOURCES, Built, build
+from convcircuits.zoo.specs import RANDOM, parts
 from convcircuits.zoo.stimuli import draw
 from convcircuits.zoo.weights import load_state_dict, read_state_dict
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +22,8 @@ from convcircuits.values.tables import suggest
 from convcircuits.zoo import packaged
 from convcircuits.zoo.packages import require
 from convcircuits.zoo.preprocessing import Authority, Preprocess, Preprocessing, configured, on_rgb
+from convcircuits.zoo.specs import RANDOM, parts
 
-RANDOM = "@random"
-"""The suffix of a model's name that asks for seeded random weights."""
 OWN_CODE = "package.module:factory"
 
 _SEED = 0
@@ -51,21 +49,6 @@ class Source(NamedTuple):
     packages: tuple[str, ...]
     note: str
     build: Callable[[str, bool], Built]
-
-
-def parts(spec: str) -> tuple[str, str, bool]:
-    """Split a spec, whether or not the model exists: ``timm:resnet18@random`` -> (``timm:``, ``resnet18``, True).
-
-    The first part is a key of ``SOURCES`` or the user's module followed by a colon; anything else is unknown.
-    """
-    source, colon, name = spec.removesuffix(RANDOM).partition(":")
-    return source + colon, name, spec.endswith(RANDOM)
-
-
-def is_plain_name(spec: str) -> bool:
-    """Return whether a spec names a model of a known package, so that loading it runs nobody else's code."""
-    source, name, _ = parts(spec)
-    return source in SOURCES and (not source.endswith(":") or re.fullmatch(r"[\w.-]+", name) is not None)
 
 
 def build(spec: str, *, pretrained: bool) -> Built:

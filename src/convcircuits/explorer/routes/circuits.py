@@ -47,6 +47,8 @@ def add(app: FastAPI, session: Session) -> None:
         """The document of its diagram, which the job ``diagram`` makes."""
         one = session.circuit(circuit)
         file = session.diagram(one)
+        if file is not None:
+            session.store.used(file)
         document = None if file is None else session.store.read_json(file)
         if document is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
