@@ -115,13 +115,13 @@ def test_an_evaluation_shows_its_controls_and_its_verdict(found):
 
 def test_a_comparison_shows_its_controls(compared):
     head, *rows = Reader(compared._repr_html_()).cells
-    assert head[2:5] == ["R2", "average map", "random circuit"]
+    assert head[2:6] == ["constants fitted", "R2", "average map", "random circuit"]
     for row, made in zip(rows, compared, strict=True):
         e = made.evaluation
-        assert row[:2] == [made.criterion, f"{made.density:g}"]
+        assert row[:3] == [made.criterion, f"{made.density:g}", f"{e.constants:,}"]
         figures = (e.r2, e.r2_average_map, e.r2_random, e.r2_interior, e.r2_average_map_interior, e.r2_random_interior)
-        assert row[2:8] == ["–" if math.isnan(x) else f"{x:z.2f}" for x in figures]
-        assert row[8] == e.verdict
+        assert row[3:9] == ["–" if math.isnan(x) else f"{x:z.2f}" for x in figures]
+        assert row[9] == e.verdict
     assert [line.split()[0] for line in compared.summary().splitlines()] == ["criterion", *(r[0] for r in rows)]
     assert repr(compared) == "ComparisonTable(4 circuits by snip, random)"
     assert [row.criterion for row in compared[1:3]] == ["snip", "random"]
