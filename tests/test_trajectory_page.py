@@ -57,7 +57,7 @@ def test_a_page_runs_its_one_script_and_fetches_nothing():
     hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy
     assert f"script-src 'sha256-{hashed}'" in policy
-    assert script == shipped("trajectory.js")
+    assert script == shipped("map.js") + shipped("trajectory.js")
     assert not re.search("https?:", text)
 
 

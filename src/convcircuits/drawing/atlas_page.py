@@ -1,13 +1,10 @@
 """An atlas as one self-contained HTML file: a map of a layer's units, and the kernels that they share."""
 
-import html
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from convcircuits.drawing.page import plain_text, self_contained, shipped
-
-_OPENING = '<script type="application/json" id="atlas">'
+from convcircuits.drawing.page import map_page
 
 
 def atlas_page(atlas: Mapping[str, Any], *, model: str) -> str:
@@ -20,16 +17,7 @@ def atlas_page(atlas: Mapping[str, Any], *, model: str) -> str:
         atlas: What ``Atlas.as_dict`` returns.
         model: Name of the model.
     """
-    title = f"{atlas['layer']} of {model}"
     count = len(atlas["units"])
-    body = f"""<div class="app">
-<header>
-<h1 dir="auto">{html.escape(plain_text(title))}</h1>
-<p>{count} unit{"s" * (count != 1)}, near each other where their circuits share kernels</p>
-</header>
-<noscript><p>A script draws this map, but scripts are disabled here. The file contains its data as JSON.</p>
-</noscript>
-<main id="page"></main>
-</div>"""
+    words = f"{count} unit{'s' * (count != 1)}, near each other where their circuits share kernels"
     data = json.dumps(dict(atlas), allow_nan=False)
-    return self_contained(title, shipped("atlas.css"), body, _OPENING, data, shipped("atlas.js"))
+    return map_page("atlas", f"{atlas['layer']} of {model}", words, data)

@@ -107,6 +107,28 @@ def read_page(text: str) -> Document:
     return Document.from_json(text[start + len(_OPENING) : end])
 
 
+def map_page(kind: str, title: str, words: str, data: str) -> str:
+    """Write an HTML file with maps of points, such as images or units, by the kind's own script and style.
+
+    Args:
+        kind: ``"atlas"`` or ``"trajectory"``: the name of its script, its style and the element of its data.
+        title: Title of the page, any text.
+        words: What the points are, as HTML.
+        data: JSON that the script reads, with any text.
+    """
+    body = f"""<div class="app">
+<header>
+<h1 dir="auto">{html.escape(plain_text(title))}</h1>
+<p>{words}</p>
+</header>
+<noscript><p>A script draws this map, but scripts are disabled here. The file contains its data as JSON.</p>
+</noscript>
+<main id="page"></main>
+</div>"""
+    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
+    return self_contained(title, style, body, f'<script type="application/json" id="{kind}">', data, script)
+
+
 def shipped(name: str) -> str:
     """Return a text file that the package carries."""
     return (files("convcircuits.drawing") / "static" / name).read_text(encoding="utf-8")

@@ -1,13 +1,11 @@
 """A trajectory as one self-contained HTML file: maps of images that move from layer to layer."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convcircuits.drawing.page import plain_text, self_contained, shipped
+from convcircuits.drawing.page import map_page
 
-_OPENING = '<script type="application/json" id="trajectory">'
 _DECIMALS = 4  # of coordinates, whose mean square distance from the center is 1
 
 
@@ -40,14 +38,5 @@ def trajectory_page(
         "pictures": list(pictures),
         "finding": dict(finding),
     }
-    title = f"{trajectory['feature']} of {model}"
-    body = f"""<div class="app">
-<header>
-<h1 dir="auto">{html.escape(plain_text(title))}</h1>
-<p>{len(names)} images, near each other where a layer's kernels compute the feature alike</p>
-</header>
-<noscript><p>A script draws these maps, but scripts are disabled here. The file contains its data as JSON.</p>
-</noscript>
-<main id="page"></main>
-</div>"""
-    return self_contained(title, shipped("trajectory.css"), body, _OPENING, json.dumps(data), shipped("trajectory.js"))
+    words = f"{len(names)} images, near each other where a layer's kernels compute the feature alike"
+    return map_page("trajectory", f"{trajectory['feature']} of {model}", words, json.dumps(data))

@@ -1,26 +1,9 @@
 // A map of a layer's units by what their circuits share, and the kernels that many of them keep.
-// All text from outside enters as text nodes.
 
 const data = JSON.parse(document.getElementById("atlas").textContent);
-// Characters that change how other text reads are not shown.
-const plain = (text) =>
-  String(text).replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
-const COLORS = ["#c2570c", "#0072b2", "#009e73", "#8a5bd6", "#cc79a7", "#56b4e9", "#e69f00", "#7a7a00", "#a0522d"];
 const units = data.units;
 const placeOf = new Map(units.map((row, n) => [row.unit, n]));
 const most = Math.max(...units.map(({ place: [x, y] }) => Math.max(Math.abs(x), Math.abs(y))), 1e-9);
-
-/** Make an element; a property that is a function is a listener, and children are elements or texts. */
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (typeof value === "function") element.addEventListener(name, value);
-    else if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
 
 const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−"));
 const share = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`);
@@ -37,22 +20,6 @@ const MEASURES = {
 // A family of nearly all units tells nothing by its color.
 const divided = data.families.length > 1 && data.families[0].units.length < 0.8 * units.length;
 const state = { colors: divided ? "family" : "r2_interior", hovered: -1, chosen: -1, kernel: -1 };
-
-function color(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-function between(a, b, part) {
-  const [one, other] = [a, b].map((text) => [1, 3, 5].map((n) => Number.parseInt(text.slice(n, n + 2), 16)));
-  return `rgb(${one.map((value, n) => Math.round(value + part * (other[n] - value))).join(" ")})`;
-}
-
-let ramp = [];
-let inks = {};
-function readColors() {
-  ramp = [color("--weak"), color("--middle"), color("--strong")];
-  inks = { ground: color("--ground"), ink: color("--ink"), soft: color("--soft"), none: color("--none") };
-}
 
 function colorOf(row) {
   if (state.colors === "family") {

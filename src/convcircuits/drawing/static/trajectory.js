@@ -1,30 +1,13 @@
 // Maps of images, one for each layer. The slider moves the images between them; a lasso chooses some.
-// All text from outside enters as text nodes.
 
 const data = JSON.parse(document.getElementById("trajectory").textContent);
-// Characters that change how other text reads are not shown, though names are copied with them.
-const plain = (text) =>
-  text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 const shownNames = data.names.map((name) => plain(name).replaceAll("\n", " "));
 const groupNames = data.groups.map(plain);
 const layerNames = data.layers.map((row) => plain(row.layer));
-const COLORS = ["#c2570c", "#0072b2", "#009e73", "#8a5bd6", "#cc79a7", "#56b4e9", "#e69f00"];
 const count = data.names.length;
 const last = data.layers.length - 1;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
-
-/** Make an element; a property that is a function is a listener, and children are elements or texts. */
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (typeof value === "function") element.addEventListener(name, value);
-    else if (name in element) element[name] = value;
-    else element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
 
 // --- what is shown
 
@@ -39,22 +22,6 @@ const low = Math.min(...data.response);
 const high = Math.max(...data.response);
 const most = Math.max(...data.points.map((points) => Math.max(...points.map(([x, y]) => Math.max(Math.abs(x), Math.abs(y)))))) || 1;
 const order = data.response.map((_, n) => n).sort((a, b) => data.response[a] - data.response[b]); // the strongest on top
-
-function color(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-function between(a, b, share) {
-  const [one, other] = [a, b].map((text) => [1, 3, 5].map((n) => Number.parseInt(text.slice(n, n + 2), 16)));
-  return `rgb(${one.map((value, n) => Math.round(value + share * (other[n] - value))).join(" ")})`;
-}
-
-let ramp = [];
-let inks = {};
-function readColors() {
-  ramp = [color("--weak"), color("--middle"), color("--strong")];
-  inks = { ground: color("--ground"), ink: color("--ink"), soft: color("--soft"), none: color("--none") };
-}
 
 function colorOf(n) {
   if (state.colors === "group") return data.labels[n] < 0 ? inks.none : COLORS[data.labels[n] % COLORS.length];
