@@ -38,7 +38,10 @@ from convcircuits.cli import demo as demo_command
 from convcircuits.cli import options as choices
 from convcircuits.drawing.figure import Width
 from convcircuits.drawing.pictures import LABELS
+from convcircuits.maps.interior import Positions
 from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from convcircuits.subfeatures import crossing, splitting
 from convcircuits.subfeatures.trajectories import Placing
 from convcircuits.values.granularity import SHAPES
@@ -1302,6 +1305,49 @@ def test_top_writes_what_the_library_finds_and_where_it_is_on_the_photographs(fo
         assert sheet.width == 2 * 32 + 8 * 136 - 8
 
 
+BOXED = FIND.replace(" --count 4", "") + " --criterion snip --boxes boxes.csv"
+
+
+def test_a_circuit_is_found_where_the_boxes_of_photographs_say(folder, good):
+    """Those that top writes are around the maxima, and each photograph is one image, as for top."""
+    for number in range(5):
+        more = np.random.default_rng(number).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(more).resize((36, 30)).save(f"pictures/{number}.png")
+    good(f"{TOP} --count 10 --sample 0 --size 18")
+    expected = {row["name"]: row for row in table("new/top.csv")}
+    Path("new/top.csv").rename("boxes.csv")
+    for options in ("--density 0.5", "--reach-r2 0.3 --refit filters"):
+        line = f"{BOXED} {options} --size 18"
+        good(line)
+        circuit, loaded = cc.load("a.safetensors"), load_model("tiny_net:net")
+        by_name = circuit.provenance["photographs"]
+        assert {name for names in by_name.values() for name in names} == expected.keys()
+        size = (18, 18)
+        pictures = {picture.name: picture for picture in photographs("pictures")[0]}
+        subject = Subject.open(Network(loaded.model), circuit.feature, (3, *size))
+        for name, row in expected.items():
+            (image,) = Prepared([pictures[name]], loaded.preprocess, size=size)
+            maps = cc.activations(loaded.model, cc.Feature("4", 2), image)
+            place = int(row["row"]) * maps.shape[-1] + int(row["column"])
+            assert Positions(subject).counted(maps, image).flatten().tolist() == [place]
+        assert good("evaluate a.safetensors --model tiny_net:net --json")["images"] == len(by_name["held_out"])
+        good("diagram a.safetensors --model tiny_net:net")
+        again = good("show a.safetensors --json")["again"]
+        Path("a.safetensors").rename("first.safetensors")
+        good(again.removeprefix("convcircuits "))
+        assert cc.load("a.safetensors") == cc.load("first.safetensors") == circuit
+
+
+def test_boxes_drawn_by_hand_are_placed_on_what_the_model_sees(folder, good):
+    """The photographs are 36 x 30; resized to 26 x 22 pixels, of which the central 20 x 20 are the image."""
+    head = "name,photo_top,photo_left,photo_height,photo_width"
+    Path("boxes.csv").write_text("\n".join([head, *(f"{name}.png,0,18,15,50" for name in "abc")]))
+    good(f"{BOXED} --density 0.5")
+    boxes = cc.load("a.safetensors").feature.position
+    assert set(boxes.by_image.values()) == {(0, 10, 10, 10)}
+    assert len(boxes) == 3
+
+
 def test_top_prints_json_names_the_folder_and_takes_several_units(folder, good):
     Path("pictures/torn.png").write_bytes(Path("pictures/a.png").read_bytes()[:60])
     Path("pictures/copy.png").write_bytes(Path("pictures/b.png").read_bytes())
@@ -1663,6 +1709,14 @@ def test_tune_takes_the_layers_of_vgg16_by_their_other_names(folder, good):
 # --- mistakes
 
 F = f"{FIND} --density 0.3"
+BOXES = {  # columns without the unit are what a person draws by hand
+    "boxes": ["unit,name,photo_top,photo_left,photo_height,photo_width", "2,a.png,0,0,5,5", "2,b.png,0,0,5,5"],
+    "others": ["name,photo_top,photo_left,photo_height,photo_width", "z.png,0,0,5,5"],
+    "doubled": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,0,5,5", "a.png,0,0,6,5"],
+    "flat": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,0,5,0"],
+    "text": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,0,5,wide"],
+    "outside": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,-9,5,5", "b.png,0,0,9,9"],
+}
 RECIPES = {
     "refit": "model = 'vgg16_hed'\nrefit = 'all'\n[[circuit]]\nfeature = '4:2'",
     "empty": "model = 'tiny_net:net'",
@@ -1720,6 +1774,25 @@ BAD = {
     "recipes: unknown refit": ("find --recipe refit.toml", "--refit must be one of kernels, filters, mean, none, best"),
     "an R2 of 1": (f"{FIND} --reach-r2 1", "above 0 and below 1; got 1.0"),
     "no photographs to choose the size on": (f"{FIND} --reach-r2 .5 --held-out .9", "--reach-r2 needs at least three"),
+    "boxes that are missing": (
+        f"{BOXED.replace('boxes.csv', 'no.csv')}",
+        "no.csv is not a readable table of boxes: No",
+    ),
+    "boxes of no table": (f"{BOXED.replace('boxes.csv', 'tiny_net.py')}", "tiny_net.py has no column name, photo_top"),
+    "boxes of other units": (f"{BOXED.replace('4:2', '4:1')}", "boxes.csv has no boxes of unit 1"),
+    "boxes of other photographs": (f"{BOXED.replace('boxes.csv', 'others.csv')}", "pictures does not have: z.png"),
+    "two boxes": (f"{BOXED.replace('boxes.csv', 'doubled.csv')}", "doubled.csv has two boxes for 'a.png'; give each"),
+    "a box without area": (
+        f"{BOXED.replace('boxes.csv', 'flat.csv')}",
+        "in flat.csv is 0, 0, 5, 0; expected",
+    ),
+    "a box of text": (
+        f"{BOXED.replace('boxes.csv', 'text.csv')}",
+        "in text.csv is 0, 0, 5, wide; expected",
+    ),
+    "a box that is not seen": (f"{BOXED.replace('boxes.csv', 'outside.csv')}", "lies outside of what the model sees"),
+    "boxes and crops": (f"{BOXED} --count 4", "--boxes takes each photograph of its table once"),
+    "boxes and a position": (f"{BOXED.replace('4:2', '4:2@max')}", "write the feature without a position, 4:2"),
     "mean alone": (f"{F.replace('tiny_net:net', 'plain_net:net')} --mean .5", "Give --mean and --std together"),
     "mean of 255": (
         f"{F.replace('tiny_net:net', 'plain_net:net')} --mean 104,117,123 --std .2",
@@ -1899,6 +1972,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     cc.save(cc.extract(model, whole, input_shape=(3, 12, 12)), "module.safetensors")
     for name, text in RECIPES.items():
         Path(f"{name}.toml").write_text(text)
+    for name, lines in BOXES.items():
+        Path(f"{name}.csv").write_text("\n".join(lines))
     Path("plain_net.py").write_text(SOURCE.replace("preprocess = ", "unused = "))
     turned = "plain = {}\npreprocess = lambda image: plain(image).flip(1)\n".format
     Path("turned_net.py").write_text(re.sub(r"preprocess = (.*)\n", lambda found: turned(found[1]), SOURCE))

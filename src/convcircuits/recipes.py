@@ -17,12 +17,15 @@ from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import Progress, begin
 from convcircuits.storage import load
 from convcircuits.texts import names, sentences
+from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.values.recipe import BEST, SIZES, Recipe, option_value
 from convcircuits.values.scores import Scores
+from convcircuits.zoo.boxes import having_a_box, placed, read_boxes
 from convcircuits.zoo.images import Crops, Photograph, readable, split_photographs
 from convcircuits.zoo.models import LoadedModel, load_model
+from convcircuits.zoo.preprocessing import Region
 
 PICTURED = 120
 """Number of crops to take a diagram's pictures from: more than a circuit needs, because people look at them."""
@@ -58,6 +61,7 @@ class Setup:
             was found on none of this folder.
         pictured: Cuts more crops of these, for pictures; they keep the photographs' names.
         no_baseline: Why there are no crops that the circuit was found on; empty if there are some.
+        boxes: The boxes that the feature counts in, if the recipe has some and the photographs are split anew.
     """
 
     loaded: LoadedModel
@@ -69,6 +73,7 @@ class Setup:
     photographs: list[str]
     pictured: Callable[[], Crops]
     no_baseline: str = ""
+    boxes: Boxes | None = None
 
     @property
     def by_name(self) -> dict[str, list[str]]:
@@ -103,7 +108,7 @@ def set_up(
     by_name: Mapping[str, list[str]] | None = None,
     whole: bool = False,
 ) -> Setup:
-    """Split photographs as a recipe says, and cut crops of them.
+    """Split photographs as a recipe says, and cut crops of them, or take each as a whole if the recipe has boxes.
 
     Args:
         recipe: The recipe.
@@ -118,7 +123,11 @@ def set_up(
     """
     copies: list[str] = []
     validated: list[Photograph] = []
+    regions: dict[str, Region] = {}
     if by_name is None:
+        if recipe.boxes is not None:
+            regions = _regions(recipe, loaded.feature(recipe.feature))
+            pictures = having_a_box(pictures, regions, recipe.images)
         train, rest = split_photographs(pictures, held_out=recipe.held_out, seed=recipe.seed)
         copies = names_besides(pictures, [*train, *rest])
         if recipe.validated:
@@ -126,15 +135,33 @@ def set_up(
     else:  # split as before, ignoring files added to the folder since
         train, rest = (named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
     cut, seed, count = Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
-    own, others = (len(train), len(rest)) if whole else (count, count)  # the first crop of each is the whole of it
-    cuts = (
-        cut(train, seed, own),
-        cut(validated, seed + 2, count) if validated else Cut(),
-        cut(rest, seed + 1, others),
-    )
+    entire = whole or recipe.boxes is not None
+
+    def cut_all(some: list[Photograph], seed: int) -> Cut:
+        return cut(some, seed, len(some) if entire else count)  # the first crop of each is the whole of it
+
+    trained = cut_all(train, seed)
+    chosen_on = cut_all(validated, seed + 2) if validated else Cut()
+    measured = cut_all(rest, seed + 1)
     if by_name is not None and cut.failed:
         raise _gone(recipe.images, cut.failed)
-    return Setup(loaded, *cuts, unreadable, copies, *cut.pictured(train, seed, count))
+    boxes = None
+    if regions:
+        parts = [(one.names, one.images) for one in (trained, chosen_on, measured)]
+        boxes = placed(regions, pictures, loaded.preprocess, parts)
+    shown = cut.pictured(train, seed, None if recipe.boxes is not None else count)  # other crops have no boxes
+    return Setup(loaded, trained, chosen_on, measured, unreadable, copies, *shown, boxes=boxes)
+
+
+def _regions(recipe: Recipe, feature: Feature) -> dict[str, Region]:
+    """Return the boxes of a recipe's table for its feature, by photograph."""
+    if feature.position != "all":
+        raise ConvCircuitsError(
+            f"{option('boxes')} says where {feature} counts; write the feature without a position, "
+            f"{feature.layer}:{feature.unit}."
+        )
+    assert recipe.boxes is not None
+    return read_boxes(recipe.boxes, feature.unit if isinstance(feature.unit, int) else None)
 
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:
@@ -170,10 +197,14 @@ class Cutter:
         few = 4 * self._loaded.channels * height * width * count <= KEPT
         return Cut(torch.cat(list(made)) if few else made, those)
 
-    def pictured(self, some: list[Photograph], seed: int, count: int) -> tuple[list[str], Callable[[], Crops]]:
-        """Return the names of the readable photographs, and a function that cuts enough crops of them for pictures."""
+    def pictured(self, some: list[Photograph], seed: int, count: int | None) -> tuple[list[str], Callable[[], Crops]]:
+        """Return the names of the readable photographs, and a function that cuts enough crops of them for pictures.
+
+        Without a number of crops, each photograph is cut once, as a whole.
+        """
         readable = [photograph.name for photograph in some if photograph.name not in self.failed]
-        return readable, lambda: self._lazily(some, seed, max(count, PICTURED))[0]
+        number = len(some) if count is None else max(count, PICTURED)
+        return readable, lambda: self._lazily(some, seed, number)[0]
 
     def _lazily(self, some: list[Photograph], seed: int, count: int) -> tuple[Crops, list[str]]:
         """Return crops that are cut anew in each pass and have names, and the names of the photographs."""
@@ -226,12 +257,16 @@ def recipe_of(circuit: Circuit | Scores) -> Recipe | None:
     said = circuit.provenance.get("recipe")
     if said is None:
         return None
-    return dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
+    recipe = Recipe.from_json(said)
+    # Boxes have no text form: the recipe names the feature without them, and the table that they are read from.
+    return recipe if recipe.boxes is not None else dataclasses.replace(recipe, feature=str(circuit.feature))
 
 
 def with_recipe(circuit: Circuit, recipe: Recipe, setup: Setup) -> Circuit:
     """Record in a circuit how it was found, and on which photographs."""
     said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": setup.by_name}
+    if setup.boxes is not None:  # the table's name does not say what it held
+        said["boxes"] = str(setup.boxes)
     return dataclasses.replace(circuit, provenance=said)
 
 

@@ -28,7 +28,7 @@ from convcircuits.values.recipe import BEST, Recipe, check_size, read_recipes
 if TYPE_CHECKING:
     from convcircuits.recipes import Setup
 
-_SHARED = ("model", "weights", "mean", "std", "images", "count", "size", "held_out", "seed")
+_SHARED = ("model", "weights", "mean", "std", "images", "boxes", "count", "size", "held_out", "seed")
 """The fields of a recipe that determine the model and its images, apart from the validation split."""
 
 
@@ -120,6 +120,15 @@ def find(
         ),
     ] = None,
     images: options.ImagesOption = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Table of boxes, such as the top.csv of convcircuits top: only its photographs are used, each once "
+            "and whole, and the feature counts where it is highest in its box.",
+            show_default=False,
+        ),
+    ] = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
@@ -209,7 +218,8 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
     setups: dict[tuple[Any, ...], Setup] = {}
     tasks: dict[Path, _Task] = {}
     for (recipe, file), own in zip(planned, chosen, strict=True):
-        key = (*(getattr(recipe, name) for name in _SHARED), recipe.validated)
+        # Which boxes of a table count depends on the unit.
+        key = (*(getattr(recipe, name) for name in _SHARED), recipe.validated, recipe.boxes and recipe.feature)
         if key not in setups:
             setups[key] = set_up(recipe, device)
         feature = setups[key].loaded.feature(recipe.feature)
@@ -218,6 +228,9 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
         if path in tasks:
             raise cc.ConvCircuitsError(f"Two circuits would be written to {path}; set out for one of them.")
         recipe = dataclasses.replace(recipe, feature=str(feature))
+        boxes = setups[key].boxes
+        if boxes is not None:
+            feature = dataclasses.replace(feature, position=boxes)
         tasks[path] = _Task(recipe, feature, own, setups[key], path)
     return list(tasks.values())
 

@@ -79,6 +79,7 @@ class Recipe:
         mean: Mean of the model's inputs by channel, from 0 to 1.
         std: Standard deviation of the model's inputs by channel, from 0 to 1.
         images: A folder, ``"sample"`` or ``"gcompris:FOLDER"``.
+        boxes: A table of boxes: its photographs alone are used, each once and whole, and the feature counts in them.
         count: Number of crops of the training photographs.
         size: Side of the crops in pixels.
         held_out: The share of photographs that is held out.
@@ -102,6 +103,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     images: str = "sample"
+    boxes: str | None = None
     count: int = 24
     size: int | None = None
     held_out: float = 0.4
@@ -137,7 +139,15 @@ class Recipe:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Recipe":
-        """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given."""
+        """Build a recipe from the given fields and defaults, with density ``DENSITY`` if no size is given.
+
+        Raises:
+            ConvCircuitsError: If a number of crops is given with boxes.
+        """
+        if given.get("boxes") is not None and given.get("count") is not None:
+            raise ConvCircuitsError(
+                f"{option('boxes')} takes each photograph of its table once, as a whole; omit {option('count')}."
+            )
         sized = any(given.get(name) is not None and given[name] is not False for name in SIZES)  # 0 is an error
         size = {} if sized else {"density": DENSITY}
         criterion = default_criterion(str(given.get("granularity", "kernel")))
@@ -162,7 +172,8 @@ class Recipe:
             "mean",
             "std",
             "images",
-            "count",
+            "boxes",
+            *(() if self.boxes is not None else ("count",)),
             "size",
             "held_out",
             "seed",
@@ -176,11 +187,11 @@ class Recipe:
         return shlex.join(words) if all(word.isprintable() for word in words) else None
 
     def python(self) -> str | None:
-        """Return Python that finds the circuit again, or None if it was chosen on validation photographs.
+        """Return Python that finds the circuit again, or None if it takes validation photographs or boxes.
 
         Files that are no pictures must not be among the photographs, which ``crops`` refuses.
         """
-        if self.validated:
+        if self.validated or self.boxes is not None:
             return None
         model = {name: getattr(self, name) for name in ("weights", "mean", "std")}
         size = {name: getattr(self, name) for name in ("density", "kernels", "filters", "fan_in")}
@@ -333,6 +344,7 @@ _KINDS: dict[str, Kind] = {
     "mean": ("one number from 0 to 1 or three, or nothing", _or_none(_are_channels)),
     "std": ("one number from 0 to 1 or three, or nothing", _or_none(_are_channels)),
     "images": TEXT,
+    "boxes": ("text or nothing", _or_none(is_text)),
     "count": ("a whole number from 1", whole(1, 1 << 20)),
     "size": ("a number of pixels or nothing", _or_none(whole(1, 1 << 14))),
     "held_out": ("a share", _is_share),
