@@ -1,10 +1,12 @@
 """Group the photographs of units by circuits and by simpler descriptions, where each photograph's group is known.
 
-A folder has one subfolder of photographs for each known group. Units are chosen by their activations alone: those that
+A folder has one subfolder of photographs for each known group, or ``gcompris:FOLDER`` stands for the animals and the
+monuments among the photographs of GCompris's package. Units are chosen by their activations alone: those that
 answer to several groups and those that answer to one, drawn by lot. Their photographs are grouped blind and compared
 with the folders. Every unit is written to a file when it ends, so the benchmark can be stopped and goes on from there.
 
     python benchmarks/groupings.py FOLDER
+    python benchmarks/groupings.py gcompris:FOLDER
     python benchmarks/groupings.py FOLDER --only-write    # the tables, from what is there
     python benchmarks/groupings.py FOLDER --no-cross      # without the cross-test, which takes most of the time
 """
@@ -31,7 +33,7 @@ from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.values.groupings import KNOWN
-from convcircuits.zoo.images import distinct, photographs
+from convcircuits.zoo.images import Photograph, distinct, photographs
 from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.prepared import Prepared
 
@@ -45,6 +47,13 @@ NETS = (  # network, layer, side of the images in pixels, density of the circuit
     ("efficientnet_lite0", "_blocks.10._project_conv", 160, 0.3),
     ("efficientnet_lite1", "_blocks.12._project_conv", 160, 0.3),
 )
+GCOMPRIS = {  # its folders with subjects of one kind
+    "erase": "animals",
+    "explore_farm_animals": "animals",
+    "explore_world_animals": "animals",
+    "explore_monuments": "monuments",
+}
+OWN, PACKAGED = "two folders of 71 photographs", "animals and monuments of GCompris"
 COLORS = {"several": "#0072b2", "one": "#c2570c"}
 SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
 FIGURED = {"ari": "adjusted Rand index", "selectivity": "selectivity of circuits"}
@@ -54,6 +63,18 @@ RULE = (
     f"at least {ONE:.0%} of one (one), each group weighted by its size; and the unit is above 0 on at least 80 % of "
     "all. Of these, units are drawn by lot (seed 0)."
 )
+
+
+def grouped(source: str) -> tuple[list[Photograph], list[str]]:
+    """Return the photographs whose group is known, and their groups."""
+    pictures = distinct(photographs(source)[0])
+    folders = [picture.name.partition("/")[0] for picture in pictures]
+    if not source.startswith("gcompris:"):
+        return pictures, folders
+    known = [
+        (picture, GCOMPRIS[folder]) for picture, folder in zip(pictures, folders, strict=True) if folder in GCOMPRIS
+    ]
+    return [picture for picture, _ in known], [group for _, group in known]
 
 
 def chosen_units(values: Tensor, groups: Sequence[str], counts: Mapping[str, int]) -> dict[str, list[int]]:
@@ -114,15 +135,18 @@ def spread(values: Sequence[float | None]) -> str:
 
 def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw each unit's agreement with the known groups, and the selectivity of its groups' circuits."""
-    nets = list(dict.fromkeys(one["net"] for one in records))
+    nets = sorted(
+        dict.fromkeys((one["photographs"], one["net"]) for one in records), key=lambda one: one[0] == PACKAGED
+    )
     figure = Figure(figsize=(2.6 * len(nets), 5.6), layout="constrained")
     panels = figure.subplots(2, len(nets), sharex=True, sharey="row", squeeze=False)
     names = list(dict.fromkeys(row["by"] for one in records for row in one["rows"]))
-    for column, net in enumerate(nets):
+    for column, (source, net) in enumerate(nets):
         for panel, (value, what) in zip(panels[:, column], FIGURED.items(), strict=True):
             panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
             for shift, (kind, color) in zip((-0.17, 0.17), COLORS.items(), strict=True):
-                some = [one for one in records if (one["net"], one["kind"]) == (net, kind)]
+                about = {"photographs": source, "net": net, "kind": kind}
+                some = [one for one in records if about.items() <= one.items()]
                 for place, name in enumerate(names):
                     found = [row[value] for one in some for row in one["rows"] if row["by"] == name]
                     known = [each for each in found if each is not None]
@@ -131,7 +155,8 @@ def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
                         panel.plot(place + shift, statistics.median(known), "_", color=color, markersize=11, mew=2)
             if column == 0:
                 panel.set_ylabel(what)
-        panels[0, column].set_title(net, fontsize=9)
+        title = [net, "animals and monuments"] if source == PACKAGED else [net]
+        panels[0, column].set_title(",\n".join(title), fontsize=9)
         panels[1, column].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     for kind, color in COLORS.items():
         panels[0, 0].plot([], [], "o", color=color, markersize=4, label=f"units that answer to {kind}")
@@ -160,14 +185,17 @@ def write(folder: Path, out: Path | None) -> None:
         "",
         FINDINGS.read_text(),
     ]
-    for net, layer in dict.fromkeys((one["net"], one["layer"]) for one in records):
-        for kind in ("several", "one"):
-            some = [one for one in records if (one["net"], one["layer"], one["kind"]) == (net, layer, kind)]
+    parts = dict.fromkeys((one["photographs"], one["net"], one["layer"]) for one in records)
+    for source, net, layer in sorted(parts, key=lambda part: part[0] == PACKAGED):
+        for kind in COLORS:
+            about = {"photographs": source, "net": net, "layer": layer, "kind": kind}
+            some = [one for one in records if about.items() <= one.items()]
             if some:
                 density = {one["density"] for one in some} - {None}
                 tested = f" Circuits of {max(density):.0%} of the kernels." if density else ""
                 units = ", ".join(str(one["unit"]) for one in sorted(some, key=lambda one: one["unit"]))
-                lines += [f"## {net} `{layer}`: units that answer to {kind}", "", f"Units {units}.{tested}", ""]
+                on = ", on animals and monuments" if source == PACKAGED else ""
+                lines += [f"## {net} `{layer}`{on}: units that answer to {kind}", "", f"Units {units}.{tested}", ""]
                 lines += [*table(some), ""]
     text = "\n".join(lines).rstrip("\n") + "\n"
     if out is None:
@@ -179,7 +207,7 @@ def write(folder: Path, out: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder with a subfolder for each group")
+    parser.add_argument("images", help="folder with a subfolder for each group, or gcompris:FOLDER")
     parser.add_argument("--folder", type=Path, default=RECORDS, help="where figures are kept")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--net", action="append", choices=[net for net, *_ in NETS], help="only this network")
@@ -188,13 +216,13 @@ def main() -> None:
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    source = PACKAGED if given.images.startswith("gcompris:") else OWN
     wanted = {net: dict.fromkeys(COLORS, given.units) for net, *_ in NETS}
     for net, layer, side, density in () if given.only_write else NETS:
         if given.net and net not in given.net:
             continue
         loaded = load_model(net)
-        pictures = distinct(photographs(str(given.images))[0])
-        groups = [picture.name.partition("/")[0] for picture in pictures]
+        pictures, groups = grouped(given.images)
         images = torch.cat(list(Prepared(pictures, loaded.preprocess, size=(side, side), batch_size=16, threads=2)))
         network = Network(loaded.model)
         batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=16)
@@ -205,8 +233,8 @@ def main() -> None:
             wanted[net][kind] -= len(units)
         alternately = sorted((n, kind, unit) for kind, units in chosen.items() for n, unit in enumerate(units))
         for _, kind, unit in alternately:
-            file = given.folder / f"{net}-{layer}-{unit}.json"
-            about = {"net": net, "layer": layer, "unit": unit, "kind": kind}
+            file = given.folder / f"{'gcompris-' * (source == PACKAGED)}{net}-{layer}-{unit}.json"
+            about = {"photographs": source, "net": net, "layer": layer, "unit": unit, "kind": kind}
             about |= {"density": None if given.no_cross else density}
             if file.exists() and about.items() <= json.loads(file.read_text()).items():
                 continue

@@ -6,13 +6,12 @@
 # paper does so for a unit of AlexNet.)
 #
 # First, **tune** shows lines, arcs, corners, circles, squares and gratings to every unit of three layers, placed in its
-# receptive field. The strokes have one width here, to save time.
+# receptive field. The strokes have one width here, and three layers of one network are searched, to save time; [The best
+# circle detectors](../benchmarks/curves.md) searches all layers of five networks.
 
 # %%
 from itertools import product
 from statistics import median
-
-import torch
 
 import convcircuits as cc
 from convcircuits.zoo.models import load_model
@@ -39,22 +38,11 @@ for layer, tuning in tunings.items():
 # anything straight, squares of the same circumference included, is the smallest share of that to circles and arcs.
 
 # %%
-
-
-def weakest_circle(tuning):
-    """Each unit's response to the diameter and polarity of circles that excites it least, at the best place."""
-    alike = {}
-    for number, stimulus in enumerate(tuning.stimuli):
-        if stimulus.kind == "circle":
-            alike.setdefault((stimulus.size, stimulus.contrast), []).append(number)
-    return torch.stack([tuning.relative[:, numbers].amax(1) for numbers in alike.values()]).amin(0)
-
-
 candidates = [
     (float(tuning.curve_preference[unit]), layer, unit)
     for layer, tuning in tunings.items()
     for unit in range(len(tuning.features))
-    if not tuning.weak[unit] and weakest_circle(tuning)[unit] >= tuning.highest()[unit] / 2
+    if not tuning.weak[unit] and tuning.least("circle")[unit] >= tuning.highest()[unit] / 2
 ]
 for preference, layer, unit in sorted(candidates, reverse=True)[:5]:
     print(f"{layer}:{unit}  curve preference {preference:.2f}")

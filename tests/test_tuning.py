@@ -199,7 +199,7 @@ def test_what_cannot_be_tuned_is_an_error_that_says_why():
     model, feature = plain(), cc.Feature("3", 1)  # a field of 8 pixels
     line = S("line", 4, width=1, orientation=0)
     for stimuli, said in (
-        ([line, S("line", 8, width=1, orientation=0)], "extends beyond what 3:1@center sees, a square of 8 pixels"),
+        ([line, S("line", 8, width=1, orientation=0)], "extends beyond what a position of 3 sees, a square of 8"),
         ([replace(line, offset=(0, 2))], "give a smaller size, width or offset"),
         ([], "no stimuli"),
         (["line"], "Expected a Stimulus, got str"),
@@ -390,6 +390,24 @@ def test_selectivity_is_not_defined_unless_orientations_are_even(dropped):
     pairs = lines(lambda a: 1 + math.cos(a))
     del pairs[dropped]
     assert math.isnan(tuned(pairs).selectivity("line"))
+
+
+def test_the_least_is_that_of_the_worst_size_and_contrast_each_at_its_best():
+    def circle(size, contrast, **other):
+        return S("circle", size, contrast=contrast, **{"width": 1, **other})
+
+    pairs = [
+        (circle(6, 0.5), 3.0),
+        (circle(6, 0.5, width=2), 9.0),
+        (circle(6, -0.5), 5.0),
+        (circle(8, 0.5), 1.0),
+        (circle(8, 0.5, offset=(1, 0)), 4.0),  # the best of a size and contrast counts, and of these the worst
+        (S("line", 6, width=1, orientation=0), 0.5),
+    ]
+    assert float(tuned(pairs, blank=2.0).least("circle")) == 4.0
+    assert float(tuned(pairs, blank=2.0).least("line")) == 0.5
+    with pytest.raises(cc.ConvCircuitsError, match="No stimulus of kind 'arc' was shown"):
+        tuned(pairs).least("arc")
 
 
 def test_a_curve_holds_everything_but_phase_polarity_and_place():

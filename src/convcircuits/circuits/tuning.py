@@ -214,8 +214,8 @@ class _Place:
                 raise ConvCircuitsError(f"Expected a Stimulus, got {type(stimulus).__name__}.")
             if max(map(abs, stimulus.offset)) + stimulus.reach > self.side / 2 + 1e-6:
                 raise ConvCircuitsError(
-                    f"{stimulus!r} extends beyond what {self.subject.feature} sees, a square of {self.side:g} pixels "
-                    f"around the center of its receptive field in images of "
+                    f"{stimulus!r} extends beyond what a position of {self.subject.feature.layer} sees, a square of "
+                    f"{self.side:g} pixels around the center of its receptive field in images of "
                     f"{self.image[0]} x {self.image[1]}; give a smaller size, width or offset."
                 )
         return shown

@@ -86,6 +86,17 @@ class Tuning:
         """Return each unit's highest relative response, to any stimulus or to one kind of them."""
         return self.relative[:, self._of(kind)].amax(1)
 
+    def least(self, kind: str) -> Tensor:
+        """Return each unit's relative response to the size and contrast of a kind that excites it least.
+
+        At each size and contrast, the best of all other parameters and places counts. So a unit that responds to
+        circles of all sizes, dark and bright, has a high value.
+        """
+        alike: dict[tuple[float | None, float], list[int]] = {}
+        for number in self._of(kind):
+            alike.setdefault((self.stimuli[number].size, self.stimuli[number].contrast), []).append(number)
+        return torch.stack([self.relative[:, numbers].amax(1) for numbers in alike.values()]).amin(0)
+
     def preferred(self, kind: str | None = None) -> list[Stimulus]:
         """Return the stimulus with the highest relative response of each unit, of all or of one kind."""
         numbers = self._of(kind)
