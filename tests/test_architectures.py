@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import convcircuits as cc
 from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
 from convcircuits.circuits.refitting import Refit, fitted
+from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.compiler import extraction
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
@@ -185,6 +186,22 @@ def test_a_circuit_is_refitted(case):
     with torch.no_grad():
         assert subject.maps(images, inside).isfinite().all()
     assert any(bool((gain != 1).any()) for gain in refitted.gain.values())
+
+
+@pytest.mark.usefixtures("opened_once")
+def test_a_circuit_is_relabelled(case):
+    """That the inverse gives it back is a law of all small nets."""
+    circuit = replace(case.full, elements=LayerTable(thinned(case.survey.kernels, 0.6, whole=None)))
+    relabelling = Relabelling.draw(case.subject)
+    made = relabelled(case.subject, circuit, relabelling)  # which compares the effective kernels
+    for a, mask in circuit.kernels.items():
+        assert made.kernels[a].sum() == mask.sum()
+        assert made.kernels[a].any(1).sum() == mask.any(1).sum()
+    if case.architecture.name in FEW:
+        assert relabelled(case.subject, made, relabelling.inverse()).elements == circuit.elements
+    stay = [(places == torch.arange(len(places))).double().mean() for places in relabelling.filters.values()]
+    # Two of three layers of a selective kernel net mix channels with positions.
+    assert sum(stay) / len(stay) < (0.6 if "skresnet" in case.architecture.name else 0.5)
 
 
 # ---------------------------------------- the small module
