@@ -81,7 +81,8 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) 
 def _grouped(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
     """Build a convolution of the remaining groups, padded to equal size with zero kernels."""
     rows, read, per_group, filters = rows.cpu(), read.cpu(), read.shape[1], len(weight) // call.groups
-    groups, group = torch.div(rows, filters, rounding_mode="floor").unique(return_inverse=True)
+    of_group = torch.div(rows, filters, rounding_mode="floor")
+    groups, group = of_group.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     place = _places_within(group)  # of each filter in its group
     read = read[groups]
     read[~read.any(1), 0] = True  # as in _some

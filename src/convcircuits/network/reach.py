@@ -356,7 +356,8 @@ def _summed_to(mark: Tensor, shape: torch.Size) -> Tensor:
     """Return the mark of an addend from that of a sum over which its own mark, of a given shape, was broadcast."""
     if mark.shape == shape:
         return mark
-    return mark.expand(torch.broadcast_shapes(mark.shape, shape)).sum_to_size(shape)
+    both = torch.broadcast_shapes(mark.shape, shape)  # type: ignore[no-untyped-call]
+    return mark.expand(both).sum_to_size(shape)
 
 
 def _table(call: KernelCall) -> tuple[int, int]:
