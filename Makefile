@@ -57,14 +57,14 @@ check: lint quick
 quick: setup frontend/node_modules/.package-lock.json
 	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'smoke or not (zoo or browser or demo or oracle or slow)'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'smoke or not (zoo or browser or demo or oracle or slow)'
 
 # The tests run the page in a Chromium and the renderer in Node.js. Two workers with one thread each do not wait for one
 # another, as threads of torch do in loops.
 test: setup frontend/node_modules/.package-lock.json
 	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check .

@@ -18,8 +18,8 @@ model = loaded.model
 
 # %%
 train, others = split_photographs(sample_photographs())
-images = Crops(train, loaded.preprocess, count=14, seed=0, size=(80, 80))
-held_out = Crops(others, loaded.preprocess, count=10, seed=1, size=(80, 80))
+images = Crops(train, loaded.preprocess, count=14, seed=0, size=(64, 64))
+held_out = Crops(others, loaded.preprocess, count=10, seed=1, size=(64, 64))
 print("found on:", ", ".join(photograph.name for photograph in train))
 print("measured on:", ", ".join(photograph.name for photograph in others))
 
@@ -73,7 +73,7 @@ for density in (0.2, 0.1, 0.05, 0.02):
 # far fewer kernels. **find_path** returns all circuits of such a descent.
 
 # %%
-for refitted in cc.find_path(model, feature, images, density=[0.2, 0.1, 0.05, 0.02]):
+for refitted in cc.find_path(model, feature, images, density=[0.1, 0.05, 0.02]):
     found = cc.evaluate(model, refitted, held_out, fit=images)
     figures = f"R2 {found.r2:5.2f}  on the interior {found.r2_interior:5.2f}"
     print(f"{refitted.density:4.0%}  {figures}  {refitted.constants:6,} constants  {found.verdict}")

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -37,9 +38,15 @@ with contextlib.suppress(OSError, AttributeError):
 # map. On the others it has the marker oracle.
 FEW = {"residual", "mobile", "flat_head"}
 
+# Workers take whole files. These take long for the few tests that they have: taken last, they would keep one worker
+# alone. (make test tells xdist to keep this order.)
+FIRST = {"test_shapes", "test_explorer_pages", "test_explorer_server", "test_splitting", "test_trajectory", "test_docs"}
+
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items):
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in FIRST, -tests[item.path]))
     for item in items:
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
         if isinstance(name, str) and name in NETS.keys() - FEW:

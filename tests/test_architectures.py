@@ -1,20 +1,26 @@
-"""Reach and the circuit's masked run on the architectures of torchvision and timm, against a search in their graphs."""
+"""The architectures of torchvision and timm: reach and masked runs against a search in their graphs, and small modules.
+
+All tests of one feature share its model and one opening of it, which takes as long as most of them.
+"""
 
 import copy
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
 from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
 from convcircuits.circuits.refitting import Refit, fitted
+from convcircuits.circuits.relabelling import Relabelling, relabelled
+from convcircuits.compiler import extraction
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
-from convcircuits.network.reach import survey
 from convcircuits.values.tables import LayerTable
 from graph_oracle import Graph
 
@@ -37,18 +43,16 @@ class Case:
     layer: str
     unit: int
     graph: Graph
+    subject: Subject
+    before: tuple  # all that there was of the model before it was opened
 
     @property
     def feature(self):
         return cc.Feature(self.layer, self.unit)
 
-    @functools.cached_property
+    @property
     def survey(self):
-        return survey(Network(self.model), self.feature, self.architecture.input_shape)
-
-    @functools.cached_property
-    def subject(self):
-        return Subject(Network(self.model), self.feature, self.survey)
+        return self.subject.survey
 
     @functools.cached_property
     def full(self):
@@ -65,7 +69,15 @@ def built(name):
 def case(request):
     name, layer, unit = request.param
     architecture, model = ARCHITECTURES[name], built(name)
-    return Case(architecture, model, layer, unit, Graph(model, layer, architecture.input_shape))
+    before = bytes_of(model), condition_of(model)
+    subject = Subject.open(model, cc.Feature(layer, unit), architecture.input_shape)
+    return Case(architecture, model, layer, unit, Graph(model, layer, architecture.input_shape), subject, before)
+
+
+@pytest.fixture
+def opened_once(case, monkeypatch):
+    """Circuits, scores, maps and modules of a case come from one opening of its model: all would find the same."""
+    monkeypatch.setattr(Subject, "open", lambda *given: case.subject)
 
 
 def thinned(kernels, density, whole):
@@ -121,9 +133,10 @@ def test_relevant_and_effective_kernels_are_those_of_a_search_in_the_graph(case)
         assert density < 0.4 or any(mask.any() for mask in expected.values())
 
 
+@pytest.mark.usefixtures("opened_once")
 def test_the_full_circuit_is_the_model_itself_and_leaves_it_as_it_was(case):
     model, images = case.model, case.architecture.images()
-    before, condition = bytes_of(model), condition_of(model)
+    before, condition = case.before
     circuit = case.full
     inside = cc.activations(model, case.feature, images, circuit=circuit)
     with torch.no_grad():
@@ -154,6 +167,7 @@ def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
     torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
 
 
+@pytest.mark.usefixtures("opened_once")
 def test_a_circuit_is_refitted(case):
     """That the full one stays as it is, is a law of all small nets."""
     images, subject = case.architecture.images(), case.subject
@@ -174,6 +188,75 @@ def test_a_circuit_is_refitted(case):
     assert any(bool((gain != 1).any()) for gain in refitted.gain.values())
 
 
+@pytest.mark.usefixtures("opened_once")
+def test_a_circuit_is_relabelled(case):
+    """That the inverse gives it back is a law of all small nets."""
+    circuit = replace(case.full, elements=LayerTable(thinned(case.survey.kernels, 0.6, whole=None)))
+    relabelling = Relabelling.draw(case.subject)
+    made = relabelled(case.subject, circuit, relabelling)  # which compares the effective kernels
+    for a, mask in circuit.kernels.items():
+        assert made.kernels[a].sum() == mask.sum()
+        assert made.kernels[a].any(1).sum() == mask.any(1).sum()
+    if case.architecture.name in FEW:
+        assert relabelled(case.subject, made, relabelling.inverse()).elements == circuit.elements
+    stay = [(places == torch.arange(len(places))).double().mean() for places in relabelling.filters.values()]
+    # Two of three layers of a selective kernel net mix channels with positions.
+    assert sum(stay) / len(stay) < (0.6 if "skresnet" in case.architecture.name else 0.5)
+
+
+# ---------------------------------------- the small module
+
+
+def alive_circuit(case, images, densities=(0.1, 0.3, 0.6, 0.9)):
+    """The sparsest circuit that has a map at all, and its map."""
+    scores = cc.score(case.model, case.feature, images[:1], normalizer="layer_l2", draws=1)
+    for density in densities:
+        circuit = cc.prune(scores, density=density)
+        maps = cc.activations(case.model, case.feature, images, circuit=circuit)
+        if maps.any():
+            return circuit, maps
+    return case.full, cc.activations(case.model, case.feature, images)
+
+
+def work(run, images):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run(images)
+    return counter.get_total_flops()
+
+
+def error_of(got, expected):
+    return float((got.detach() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture
+def sizes_are_tried_once(monkeypatch):
+    """The second extraction from a model takes the first one's answer, as running it at six sizes takes most time."""
+    ask, answers = extraction.takes_any_size, []
+
+    def asked(*given):
+        if not answers:
+            answers.append(ask(*given))
+        return answers[0]
+
+    monkeypatch.setattr(extraction, "takes_any_size", asked)
+
+
+@pytest.mark.usefixtures("sizes_are_tried_once", "opened_once")
+def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(case):
+    model, images = case.model, case.architecture.images()
+    tolerance = 2e-5 if case.architecture.dtype is torch.float32 else 1e-11
+    circuit, masked = alive_circuit(case, images)
+    assert masked.any()
+    small, whole = cc.extract(model, circuit), cc.extract(model, case.full)
+    assert error_of(small(images), masked) <= tolerance
+    assert error_of(whole(images), cc.activations(model, case.feature, images)) <= tolerance
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (small, whole)]
+    assert sizes[0] <= sizes[1] <= sum(p.numel() for p in model.parameters())
+    if circuit.density < 1:
+        assert sizes[0] < sizes[1]
+        assert work(small, images) < work(whole, images)
+
+
 # ---------------------------------------- not supported: a clear error
 
 
@@ -183,5 +266,12 @@ def test_what_cannot_be_told_is_said(name):
     condition = condition_of(model)
     for layer, unit in architecture.features:
         with pytest.raises(cc.ConvCircuitsError, match=architecture.error):
-            survey(Network(model), cc.Feature(layer, unit), architecture.input_shape)
+            cc.Circuit.from_masks(model, cc.Feature(layer, unit), {}, input_shape=architecture.input_shape)
     assert condition_of(model) == condition
+
+
+@pytest.mark.smoke
+def test_the_support_table_lists_these_architectures():
+    lines = (Path(__file__).parents[1] / "docs" / "support.md").read_text().splitlines()
+    rows = [tuple(cell.strip(" `") for cell in line.split("|")[1:3]) for line in lines if line.startswith("| `")]
+    assert rows == [(a.name, f"{layer}:{unit}") for a in ARCHITECTURES.values() for layer, unit in a.features]

@@ -80,8 +80,8 @@ def test_the_readme_runs(folder):
     """On smaller crops than it names, which take a third of the time."""
     known = {}
     for block in blocks((ROOT / "README.md").read_text(encoding="utf-8")):
-        exec(compile(block.replace("(112, 112)", "(64, 64)"), "README.md", "exec"), known)
-    assert known["images"].shape[-1] == 64
+        exec(compile(block.replace("(112, 112)", "(48, 48)"), "README.md", "exec"), known)
+    assert known["images"].shape[-1] == 48
     assert (folder / "circuit.html").exists()
 
 

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from architectures import ARCHITECTURES, FEW, SUPPORTED
 from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.network.masking import Subject
-from convcircuits.values.tables import LayerTable
 from nets import NETS, WithConstant, net, seeded
 
 CASES = [(name, *feature) for name, case in NETS.items() for feature in case.features]
@@ -34,16 +32,6 @@ def drawn(model, subject, share=0.6, seed=0, granularity="kernel"):
     shape = subject.survey.input_shape
     masks = drawn_masks(subject.relevant(granularity, shape), share, seed)
     return cc.Circuit.from_masks(model, subject.feature, masks, granularity=granularity, input_shape=shape)
-
-
-def drawn_unchecked(subject):
-    """Draw a circuit of a model whose laws other tests check: `from_masks` would open it again and check them."""
-    relevant = subject.survey.kernels
-    elements = {layer: mask & relevant[layer] for layer, mask in drawn_masks(relevant).items()}
-    saliency = {layer: mask.float().masked_fill(~relevant[layer], torch.nan) for layer, mask in elements.items()}
-    total = sum(int(mask.sum()) for mask in relevant.values())
-    about = subject.about | {"granularity": "kernel"}
-    return cc.Circuit(subject.feature, LayerTable(elements), LayerTable(saliency), relevant=total, provenance=about)
 
 
 def paths(model, circuit, shape):
@@ -178,21 +166,3 @@ def test_a_model_whose_channels_cannot_be_followed_is_refused():
     message = "The channels of WithConstant cannot be followed, so no circuit can be relabelled"
     with pytest.raises(cc.ConvCircuitsError, match=message):
         Relabelling.draw(subject)
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, *_ in SUPPORTED.values()))
-def test_it_holds_on_architectures(name):
-    layer, unit = ARCHITECTURES[name].features[-1]
-    model = ARCHITECTURES[name].build()
-    subject = Subject.open(model, cc.Feature(layer, unit), ARCHITECTURES[name].input_shape)
-    circuit, relabelling = drawn_unchecked(subject), Relabelling.draw(subject)
-    made = relabelled(subject, circuit, relabelling)  # which compares the effective kernels
-    for a, mask in circuit.kernels.items():
-        assert made.kernels[a].sum() == mask.sum()
-        assert made.kernels[a].any(1).sum() == mask.any(1).sum()
-    if name in FEW:  # on small nets, it is a law of all
-        assert relabelled(subject, made, relabelling.inverse()).elements == circuit.elements
-    stay = [(places == torch.arange(len(places))).double().mean() for places in relabelling.filters.values()]
-    # Two of three layers of a selective kernel net mix channels with positions.
-    assert sum(stay) / len(stay) < (0.6 if "skresnet" in name else 0.5)

@@ -80,24 +80,35 @@ def _linear(weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) 
 
 def _grouped(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, read: Tensor) -> Part:
     """Build a convolution of the remaining groups, padded to equal size with zero kernels."""
-    per_group, filters = read.shape[1], len(weight) // call.groups
+    rows, read, per_group, filters = rows.cpu(), read.cpu(), read.shape[1], len(weight) // call.groups
     of_group = torch.div(rows, filters, rounding_mode="floor")
-    groups = sorted(set(of_group.tolist()))
-    kept = [(rows[of_group == g], _some(read[g]), g) for g in groups]
-    height, width = max(len(o) for o, _, _ in kept), max(len(i) for _, i, _ in kept)
-    small = weight.new_zeros(len(groups), height, width, *weight.shape[2:])
-    biases = None if bias is None else bias.new_zeros(len(groups), height)
-    numbers = torch.full((len(groups), height), -1)
-    channels = torch.zeros(len(groups), width, dtype=torch.long)
-    for k, (o, i, g) in enumerate(kept):
-        small[k, : len(o), : len(i)] = weight[o][:, i]
-        numbers[k, : len(o)] = o
-        channels[k] = g * per_group + i[0]
-        channels[k, : len(i)] = g * per_group + i
-        if biases is not None and bias is not None:
-            biases[k, : len(o)] = bias[o]
+    groups, group = of_group.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    place = _places_within(group)  # of each filter in its group
+    read = read[groups]
+    read[~read.any(1), 0] = True  # as in _some
+    of, column = read.nonzero(as_tuple=True)
+    height, width = int(place.max()) + 1, int(read.sum(1).max())
+    numbers = torch.full((len(groups), height), -1).index_put((group, place), rows)
+    first = read.int().argmax(1, keepdim=True)
+    columns = first.expand(-1, width).index_put((of, _places_within(of)), column)
+    padding = torch.arange(width) >= read.sum(1, keepdim=True)
+    kernels = weight[rows[:, None], columns[group]]
+    kernels = kernels.masked_fill(padding[group].to(weight.device)[:, :, None, None], 0)
+    small = weight.new_zeros(len(groups), height, *kernels.shape[1:]).index_put((group, place), kernels)
+    biases = None
+    if bias is not None:
+        biases = bias.new_zeros(len(groups), height).index_put((group, place), bias[rows])
+    channels = groups[:, None] * per_group + columns
     layer = _conv(call, small.flatten(0, 1), None if biases is None else biases.flatten(), groups=len(groups))
     return Part(layer, numbers.flatten(), channels.flatten())
+
+
+def _places_within(group: Tensor) -> Tensor:
+    """Return how many earlier entries of a tensor of indices equal each."""
+    order = group.argsort(stable=True)
+    counts = torch.bincount(group)
+    starts = counts.cumsum(0) - counts
+    return torch.empty_like(order).index_put((order,), torch.arange(len(group)) - starts[group[order]])
 
 
 def _conv(call: ConvCall, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Module:

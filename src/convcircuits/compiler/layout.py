@@ -487,7 +487,7 @@ def takes_any_size(subject: Subject, layout: Layout) -> bool:
         shape = (channels, height + step, width + step)
         try:
             graph = record_graph(subject.network, subject.feature, _images(subject, shape, _IMAGES))
-            if not layout.is_that_of(graph) and layout_of(subject, shape).fixed() != layout.fixed():
+            if not layout.is_that_of(graph) and layout_of(subject, shape, graph).fixed() != layout.fixed():
                 return False
         except ConvCircuitsError:
             if abs(step) == 64:
@@ -495,19 +495,20 @@ def takes_any_size(subject: Subject, layout: Layout) -> bool:
     return True
 
 
-def layout_of(subject: Subject, input_shape: Sequence[int]) -> Layout:
+def layout_of(subject: Subject, input_shape: Sequence[int], graph: Graph | None = None) -> Layout:
     """Return the layout of the channels of each value that a model computes up to a feature.
 
     Args:
         subject: The model, opened for the feature.
         input_shape: (C, H, W) of an image.
+        graph: The model's graph for two such images, if it has been recorded.
 
     Raises:
         UnextractableError: If the operations depend on the number of images or are not supported.
     """
     images = _images(subject, input_shape, _IMAGES + 1)
     more = record_graph(subject.network, subject.feature, images)
-    return Layout(subject.paths_on(images[:_IMAGES]), more)
+    return Layout(subject.paths_on(images[:_IMAGES]) if graph is None else Paths(graph), more)
 
 
 def _images(subject: Subject, input_shape: Sequence[int], count: int) -> Tensor:

@@ -54,6 +54,9 @@ class Network:
     Args:
         model: The model; it is not changed and not used again.
 
+    Attributes:
+        composed: While a recorder runs, computes functions that torch composes of several operations; else None.
+
     Raises:
         ConvCircuitsError: If the model is not a module, is scripted or has weights without values, or if this is called
             in inference mode.
@@ -81,6 +84,7 @@ class Network:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._running: list[nn.Module] = []
         self._on_exit: Callable[[nn.Module, Any], None] = lambda module, output: None
+        self.composed: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any] | None = None
         self.shared = frozenset(map(storage, self.module.parameters()))
         self._counters = [
             (vars(module), key)
@@ -293,7 +297,8 @@ class _Interception(TorchFunctionMode):
             )
         if _writes_to_first(func) and args and isinstance(args[0], Tensor) and storage(args[0]) in self._network.shared:
             raise WrittenError
-        result = func(*args, **kwargs)
+        composed = self._network.composed
+        result = func(*args, **kwargs) if composed is None else composed(func, args, kwargs)
         self._follow_blocks(func, args, result)
         return result
 

@@ -166,6 +166,7 @@ class Operation:
         data: Index of the input that the other one, a gate, scales; None if there is no gate.
         changes: Marks of changes in the inputs -> mark of changes in the result; None if it equals ``rule``. A dead
             value that a live gate scales stays dead but changes.
+        adds: Whether the rule only adds the marks of the inputs, as for operations element by element.
     """
 
     rule: Rule
@@ -175,6 +176,7 @@ class Operation:
     over: tuple[int, ...] | None = None
     data: int | None = None
     changes: Rule | None = None
+    adds: bool = False
 
     def spared(self, marks: Sequence[Tensor]) -> list[Tensor]:
         """Return, for each input, which values need not be zeroed, bool: those that are live or meet no live one."""
@@ -222,7 +224,7 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
     shapes = [graph.shapes[n] for n in distinct]
     passing = len(distinct) == 1 and gates[distinct[0]]
     if name in _CASTS:
-        return Operation(lambda x: x, _never, passing, over=())
+        return Operation(lambda x: x, _never, passing, over=(), adds=True)
     moves = not any(node.number_of(x) is not None for x in _places(node))
     if not moves and name in _CHOSEN:
         return _CHOSEN[name](graph, node, distinct, shapes)
@@ -236,7 +238,7 @@ def operation_of(graph: "Graph", node: "Node", gates: Mapping[int, bool], consta
     if name in _PRODUCTS and len(distinct) == 2:
         return _product(graph, node, gates, constants)
     if name in EACH or name in _PRODUCTS:
-        return Operation(_each(graph, node), _several, passing or name in _GATES, over=())
+        return Operation(_each(graph, node), _several, passing or name in _GATES, over=(), adds=True)
     if name in _RMS_NORMS:
         return _rms_norm(graph, node, constants)
     for names, make in _TABLE:
@@ -533,9 +535,9 @@ def _average(graph: "Graph", node: "Node", gate: bool) -> Operation:
 def _reduction(graph: "Graph", node: "Node", gate: bool) -> Operation:
     rank, shapes = len(graph.shapes[node.inputs[0]]), graph.shapes_of(node)
     if len(set(node.inputs)) > 1:  # the maximum of two maps
-        return Operation(_each(graph, node), _several, over=())
+        return Operation(_each(graph, node), _several, over=(), adds=True)
     if node.name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], Tensor):
-        return Operation(_each(graph, node), _several, gate, over=())
+        return Operation(_each(graph, node), _several, gate, over=(), adds=True)
     dims = _dims(argument(node, "dim"), rank)
     keeps = all(len(shape) == rank for shape in shapes)
 
@@ -597,7 +599,7 @@ def _group_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
 
 def _batch_norm(graph: "Graph", node: "Node", gate: bool) -> Operation:
     if not argument(node, "training"):
-        return Operation(lambda x: x, _never, gate, over=())
+        return Operation(lambda x: x, _never, gate, over=(), adds=True)
     dims = (0, *range(2, len(graph.shapes[node.inputs[0]])))  # instance norm, with images laid out as channels
     return Operation(lambda x: x + x.sum(dims, keepdim=True), _varies(dims), over=dims)
 

@@ -155,6 +155,11 @@ class Paths:
             if images is not None:
                 out = out & given[0].flatten(1).any(1).reshape(-1, *[1] * (out.dim() - 1))
             results = [out]
+        elif self._adds(place):
+            (shape,), mark = self.graph.shapes_of(node), given[0]
+            for other in given[1:]:
+                mark = mark | other
+            results = [_fitted(mark.reshape((1,) * (len(shape) - mark.dim()) + mark.shape), shape).bool()]
         else:
             marks = [mark.float() for mark in given]
             results = [mark > 0 for mark in self.through(place, marks, changes=images is not None)]
@@ -171,8 +176,7 @@ class Paths:
 
     def found_by_call(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
         """Return the kernels on a path by index of the kernel call's node, (out, in per group)."""
-        need = self.needed(live, rows)
-        return {place: table & self._rows_needed(place, need)[:, None] for place, table in live.conducting.items()}
+        return self._back_from(live, rows)[1]
 
     def unread_filters(self, kernels: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
         """Return, for each kernel call in order, the filters that are dead in a circuit and not read as a gate."""
@@ -195,22 +199,25 @@ class Paths:
 
     def needed(self, live: Live, rows: Tensor) -> dict[int, Tensor]:
         """Return marks of the values that the feature needs, by number. Dead values that are zeroed are not needed."""
+        return self._back_from(live, rows)[0]
+
+    def _back_from(self, live: Live, rows: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Return what ``needed`` and ``found_by_call`` do."""
         graph = self.graph
         output = torch.zeros(graph.shapes[graph.output][1], dtype=torch.bool).index_fill(0, rows.cpu(), True)
         need = {graph.output: output.reshape(1, -1, *[1] * (len(graph.shapes[graph.output]) - 2))}
         need[graph.output] = need[graph.output] & live.marks[graph.output]
+        found: dict[int, Tensor] = {}
         for place, node in reversed(list(enumerate(graph.nodes))):
-            numbers = [n for n in node.outputs if n is not None]
-            if not any(n in need for n in numbers):
-                continue
             if node.call is not None:
-                on_path = live.conducting[place] & self._rows_needed(place, need)[:, None]
-                back = on_path.reshape(node.call.groups, -1, on_path.shape[1]).any(1).flatten()
-                _add(need, node.inputs[0], _along_inputs(node.call, back, graph.shapes[node.inputs[0]]))
+                found[place] = live.conducting[place] & self._rows_needed(place, need)[:, None]
+                if node.outputs[0] in need:
+                    back = found[place].reshape(node.call.groups, -1, found[place].shape[1]).any(1).flatten()
+                    _add(need, node.inputs[0], _along_inputs(node.call, back, graph.shapes[node.inputs[0]]))
                 continue
             for number, gradient in self._back(place, live, need):
                 _add(need, number, gradient > 0)
-        return need
+        return need, {place: found[place] for place in live.conducting}
 
     def read(self, live: Live, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return, for each filter, the sum of a saliency over the kernels that read it: layer name -> (out,).
@@ -248,6 +255,10 @@ class Paths:
         distinct, numbers = list(dict.fromkeys(node.inputs)), [n for n in node.outputs if n is not None]
         if not any(n in given for n in numbers):
             return []
+        if self._adds(place):
+            wanted_of_all = _as_wide(given[numbers[0]], live.marks[numbers[0]].shape)
+            parts = [(n, _summed_to(wanted_of_all, live.marks[n].shape)) for n in distinct]
+            return parts if len(parts) == 1 else [(n, part * live.marks[n]) for n, part in parts]
         values = [live.marks[n].float().requires_grad_() for n in distinct]
         with torch.enable_grad():
             results = self.through(place, values)
@@ -269,6 +280,11 @@ class Paths:
             for number, gradient, counts in zip(distinct, gradients, spared, strict=True)
             if gradient is not None
         ]
+
+    def _adds(self, place: int) -> bool:
+        """Return whether an operation's one result is marked by the sum of its inputs' marks: most are such."""
+        operation = self.operations[place]
+        return operation is not None and operation.adds and len(self.graph.shapes_of(self.graph.nodes[place])) == 1
 
     def plan(self, live: Live) -> Plan:
         """Return the dead values of a circuit and where they must be zero. Constants of the full model stay."""
@@ -329,9 +345,19 @@ def _add(need: dict[int, Tensor], number: int, mark: Tensor) -> None:
 
 def _as_wide(mark: Tensor, shape: torch.Size) -> Tensor:
     """Sum a mark, or divide it equally, over a shape that it broadcasts with."""
+    if mark.shape == shape:
+        return mark
     both = torch.Size(max(m, n) for m, n in zip(mark.shape, shape, strict=True))
     share = mark.numel() / max(1, both.numel())  # a slice beyond the end has no values
     return (mark * share).expand(both).sum_to_size(shape)
+
+
+def _summed_to(mark: Tensor, shape: torch.Size) -> Tensor:
+    """Return the mark of an addend from that of a sum over which its own mark, of a given shape, was broadcast."""
+    if mark.shape == shape:
+        return mark
+    both = torch.broadcast_shapes(mark.shape, shape)  # type: ignore[no-untyped-call]
+    return mark.expand(both).sum_to_size(shape)
 
 
 def _table(call: KernelCall) -> tuple[int, int]:

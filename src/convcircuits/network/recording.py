@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -67,24 +66,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._network, self._feature, self._images = network, feature, images
         self._nodes: list[Node] = []
         self._values: list[tuple[torch.Size, torch.dtype]] = []
-        self._numbers: Any = WeakIdKeyDictionary()  # tensor -> number of its value
-        self._memory: Any = WeakIdKeyDictionary()  # tensor with a number -> its memory when it was seen
+        self._held: Any = WeakIdKeyDictionary()  # tensor -> number of its value, and its memory when it was seen
         self._learned: Any = WeakIdKeyDictionary()  # constants that were computed from parameters
         self._of_storage: dict[int, list[weakref.ref[Tensor]]] = {}
         self._roots: dict[int, Tensor] = {}  # storage that was written to -> the tensor from which its views are read
         self._output: int | None = None
         self._recording = True
-        self._whole = _Whole(self)
         self._put(images)
 
     def __enter__(self) -> "Recorder":
-        self._whole.__enter__()  # type: ignore[no-untyped-call]
+        self._network.composed = self._composed
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._whole.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._network.composed = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -134,11 +131,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._nodes.append(Node(None, args, {}, _without_input(call), (self._put(output),), call.layer, cast))
             return output
 
-    def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
-        """Compute an operation that torch composes of others, and record it as one node."""
-        if not self._recording or not any(map(self._is_of_image, tensors_in(args))):
-            return op(*args)
-        return self._computed(op, args, {})
+    def _composed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Compute a function; instance norm and circular padding are one node each, not the parts dispatched."""
+        if func is F.instance_norm:
+            op, given = torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs)
+        elif func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
+            op, given = torch.ops.aten.pad.default, _padding(*args, **kwargs)
+        else:
+            return func(*args, **kwargs)
+        if not self._recording or not any(map(self._is_of_image, tensors_in(given))):
+            return op(*given)
+        return self._computed(op, given, {})
 
     def undecided(self, what: str) -> ConvCircuitsError:
         """Return the error for a model that does something unsupported."""
@@ -269,7 +272,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _hold(self, x: Tensor, number: int) -> None:
         """Store which value a tensor holds, and where its memory is."""
-        self._numbers[x], self._memory[x] = number, _memory(x)
+        self._held[x] = number, _memory(x)
         self._of_storage.setdefault(_storage(x), []).append(weakref.ref(x))
 
     @contextmanager
@@ -292,9 +295,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # ---------------------------------------- tensors that share memory
 
     def _is_of_image(self, x: Tensor) -> bool:
-        if x in self._numbers and self._memory[x] != _memory(x):
+        held = self._held.get(x)
+        if held is None:
+            return _storage(x) in self._roots or self._alias(x) is not None
+        if held[1] != _memory(x):
             raise self.undecided("assigns to the .data of a map (assign to a new name instead, or use copy_)")
-        return x in self._numbers or _storage(x) in self._roots or self._alias(x) is not None
+        return True
 
     def _alias(self, x: Tensor) -> Tensor | None:
         """Return a tensor with a known value that shares its memory with ``x``."""
@@ -303,22 +309,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         for reference in self._of_storage.get(key, []):
             known = reference()
-            if known is not None and known in self._numbers and _storage(known) == key:
+            if known is not None and known in self._held and _storage(known) == key:
                 return known
         return None
 
     def _number(self, x: Tensor) -> int:
         """Return the number of a tensor's value, recording it first if it is a view of another tensor's memory."""
-        if x in self._numbers:
-            return int(self._numbers[x])
+        if x in self._held:
+            return int(self._held[x][0])
         whole = self._roots.get(_storage(x), self._alias(x))
         assert whole is not None
         if _geometry(x) == _geometry(whole):
-            self._hold(x, self._numbers[whole])
+            self._hold(x, self._held[whole][0])
         else:
             args = (Ref(self._number(whole)), self._places(x, whole))
             self._nodes.append(Node(part_of_storage, args, {}, None, (self._put(x),), self._network.running()))
-        return int(self._numbers[x])
+        return int(self._held[x][0])
 
     def _places(self, part: Tensor, whole: Tensor) -> Tensor:
         """Return the indices of a tensor's values in another, flattened tensor that shares its memory."""
@@ -360,29 +366,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for reference in self._of_storage.get(key, []):
             other = reference()
             if other is not None and other is not x and other is not root:
-                self._numbers.pop(other, None)
-
-
-class _Whole(TorchFunctionMode):
-    """Has a recorder record instance norm and circular padding as one node each, not as the parts that are dispatched.
-
-    Args:
-        recorder: The recorder.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.instance_norm:
-            return self._recorder.whole(torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs))
-        if func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
-            return self._recorder.whole(torch.ops.aten.pad.default, _padding(*args, **kwargs))
-        return func(*args, **kwargs)
+                self._held.pop(other, None)
 
 
 def _instance_norm(
