@@ -6,8 +6,8 @@
 # paper does so for a unit of AlexNet.)
 #
 # First, **tune** shows lines, arcs, corners, circles, squares and gratings to every unit of three layers, placed in its
-# receptive field. The strokes have one width here, and three layers of one network are searched, to save time; [The best
-# circle detectors](../benchmarks/curves.md) searches all layers of five networks.
+# receptive field. To save time, the strokes have one width here and three layers are searched; [The best circle
+# detectors](../benchmarks/curves.md) are those of all layers of five networks.
 
 # %%
 from itertools import product
