@@ -416,6 +416,13 @@ def test_a_circuit_is_the_one_that_the_command_finds_and_each_sees_the_other_s(c
     assert not set(report["found_on"]) & set(report["held_out"])
     assert report["images"] == 6
 
+    photos = client.get("/api/v1/photos").json()["photographs"]
+    a, b = photos[0]["id"], photos[1]["id"]
+    contrast = client.get(f"/api/v1/circuits/{id}/contrast?a={a}&b={b}").json()
+    assert (contrast["feature"], contrast["a"], contrast["b"]) == ("4:2", a, b)
+    assert sum(len(layer["kernels"]) for layer in contrast["layers"]) == report["figures"]["effective_kernels"]
+    assert client.get(f"/api/v1/circuits/{id}/contrast?a={a}&b={'0' * 16}").status_code == 404
+
     # Another circuit of the command's, in the folder, is listed, and measured when that is asked for.
     (other,) = [one for one in client.get("/api/v1/circuits").json() if one["file"] == "other.safetensors"]
     assert other["report"] is None

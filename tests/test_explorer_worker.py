@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.circuits.contrasting import contrasted
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
@@ -173,6 +174,22 @@ def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, 
     project, id = with_circuit(materials, tmp_path, by_name)
     with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
         do(project, "evaluate", {"circuit": id}, Quiet())
+
+
+def test_two_photographs_are_contrasted_as_the_library_does(materials, tmp_path):
+    project, id = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    a, b = [*materials.photographs][:2]
+    file = project.store.circuit(id).file
+    said = json.loads(json.dumps(Questions(materials).answer("contrast", file, a, b)))
+    prepare = materials.loaded.preprocess
+    images = torch.stack([prepare(materials.photographs[one].image) for one in (a, b)])
+    found = contrasted(materials.loaded.model, cc.load(file), images)
+    assert said["full"] == list(found.full)
+    assert [layer["layer"] for layer in said["layers"]] == list(found.layers)
+    for layer, own in zip(said["layers"], found.layers.values(), strict=True):
+        assert layer["kernels"] == own.kernels.tolist()
+        assert layer["added"] == [pytest.approx(row) for row in own.added.tolist()]
+        assert layer["outputs"] == [pytest.approx(row) for row in own.outputs.tolist()]
 
 
 # ---------------------------------------- what the server makes of it

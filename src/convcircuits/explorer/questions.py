@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from convcircuits.circuits.contrasting import contrasted
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import look
@@ -19,6 +20,8 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.provenance import weights_up_to
 from convcircuits.recipes import side
+from convcircuits.storage import load
+from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.zoo.images import resized
 from convcircuits.zoo.preprocessing import Region
@@ -62,6 +65,7 @@ class Questions:
             "map": self._map,
             "values": self._values,
             "weights": self._weights_up_to,
+            "contrast": self._contrast,
             "estimate": self._estimate,
             "source": self._source,
         }
@@ -106,6 +110,29 @@ class Questions:
         with torch.no_grad():
             look(self._looking, {layer: reader(layer) for layer in positions}, self._input(photo))
         return found
+
+    def _contrast(self, file: Path, a: str, b: str) -> dict[str, Any]:
+        """Return what a circuit does on one photograph and on another, each as the model sees the whole of it."""
+        circuit = load(file)
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"{file.name} holds no circuit any more.")
+        found = contrasted(self._looking, circuit, torch.cat([self._input(a), self._input(b)]))
+        return {
+            **{name: getattr(found, name) for name in ("feature", "position", "full", "notes")},
+            "in_circuit": found.circuit,
+            "boxes": [[*box] for box in found.box],
+            "layers": [
+                {
+                    "layer": name,
+                    "positions": layer.positions,
+                    "filters": layer.filters.tolist(),
+                    "outputs": _short(layer.outputs),
+                    "kernels": layer.kernels.tolist(),
+                    "added": _short(layer.added),
+                }
+                for name, layer in found.layers.items()
+            ],
+        }
 
     def _source(self, photo: str) -> bytes:
         """Return the content of a photograph's file."""
@@ -172,6 +199,11 @@ class Questions:
     def _looking(self) -> Network:
         """A private copy of the model for the thread that answers questions."""
         return Network(self._materials.loaded.model)
+
+
+def _short(values: torch.Tensor) -> list[list[float]]:
+    """Return values with as many digits as float32 has: kernels may be many."""
+    return [[float(f"{value:.7g}") for value in row] for row in values.tolist()]
 
 
 def _about(seconds: float) -> str:

@@ -480,6 +480,37 @@ class PutBack(_Answer):
     by_zero: LogitsChange
 
 
+class ContrastLayer(_Answer):
+    """The filters and kernels of a layer of a circuit on two photographs, A and B.
+
+    Values are means over the positions that the feature's position sees, in the unit of the layer's raw output. Layers
+    have no common unit. A - B of a filter is the sum of A - B of its kernels.
+    """
+
+    layer: str
+    alias: str
+    positions: list[int] = Field(description="Number of these positions on A and on B.")
+    filters: list[int]
+    outputs: list[list[float]] = Field(description="Of each filter its output on A and on B, before what follows it.")
+    kernels: list[list[int]] = Field(description="Filter, and input channel within its group.")
+    added: list[list[float]] = Field(description="Of each kernel what it adds to its filter on A and on B.")
+
+
+class Contrast(_Answer):
+    """What a circuit does on one photograph and on another, measured now, each where its feature is highest."""
+
+    circuit: Id
+    a: Id
+    b: Id
+    feature: str
+    position: list[list[int]] | None = Field(description="Row and column in the map on A and on B.")
+    boxes: list[Box] = Field(description="The receptive fields of these.")
+    full: list[float] = Field(description="The feature there in the full model, on A and on B.")
+    in_circuit: list[float] = Field(description="The same in the circuit.")
+    layers: list[ContrastLayer] = Field(description="In execution order.")
+    notes: list[str]
+
+
 class Note(_Answer):
     """What a person says of a unit, a circuit or a photograph."""
 

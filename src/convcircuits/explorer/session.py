@@ -310,6 +310,13 @@ class Session:
             for n in best
         ]
 
+    def contrast(self, one: CircuitFile, a: str, b: str) -> dict[str, Any]:
+        """Return what a circuit does on one photograph and on another."""
+        found = self.jobs.ask("contrast", one.file, a, b, timeout=120.0)
+        known = {layer["name"]: layer for layer in self.about()["layers"]}
+        layers = [{**layer, "alias": known.get(layer["layer"], {}).get("alias", "")} for layer in found["layers"]]
+        return {**found, "layers": layers}
+
     def diagram(self, one: CircuitFile) -> Path | None:
         """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
         about = self.jobs.about

@@ -54,6 +54,19 @@ def add(app: FastAPI, session: Session) -> None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
         return Response(json.dumps(document, allow_nan=False), media_type="application/json")
 
+    @get("/api/v1/circuits/{circuit}/contrast", responses=PROBLEMS)
+    def contrast(circuit: IdInPath, a: IdInQuery, b: IdInQuery) -> schemas.Contrast:
+        """What its filters and kernels do on photograph ``a`` and on ``b``, measured now, where the feature is highest.
+
+        Each is the whole photograph as the model sees it.
+        """
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        for photo in (a, b):
+            session.photo(photo)
+        return schemas.Contrast(circuit=circuit, a=a, b=b, **session.contrast(one, a, b))
+
     @get(
         "/api/v1/circuits/{circuit}/file",
         response_class=Response,
