@@ -281,6 +281,17 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
     fits(page)
 
+    a, b = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(r => r.photographs.map(p => p.id))")[:2]
+    page.locator("[part=photo-a]").select_option(a)
+    page.locator("[part=photo-b]").select_option(b)
+    expect(page).to_have_url(re.compile(rf"c/{large}\?a={a}&b={b}#"))  # with the diagram's own view
+    expect(page.locator(".differing")).to_have_count(2)
+    expect(page.locator("[part=diagram] .tilt").first).to_be_visible()
+    expect(page.locator("[data-legend=excites]")).to_have_text("more on A")
+    page.get_by_role("button", name="swap").click()
+    expect(page).to_have_url(re.compile(f"a={b}&b={a}#"))
+    fits(page)
+
     page.locator(f".beside-it[href$='{small}']").click()
     expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
     page.locator("[part=compare]").click()

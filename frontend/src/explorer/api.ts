@@ -321,6 +321,29 @@ export interface PutBack {
   by_zero: LogitsChange;
 }
 
+/** The filters and kernels of a layer on two photographs, A and B. */
+export interface ContrastLayer {
+  layer: string;
+  alias: string;
+  positions: number[]; // that values are means over, on A and on B
+  filters: number[];
+  outputs: [a: number, b: number][]; // of each filter
+  kernels: [filter: number, input: number][];
+  added: [a: number, b: number][]; // by each kernel to its filter
+}
+
+/** What a circuit does on one photograph and on another, each where its feature is highest. */
+export interface Contrast {
+  a: string;
+  b: string;
+  position: number[][] | null;
+  boxes: Box[];
+  full: number[];
+  in_circuit: number[];
+  layers: ContrastLayer[];
+  notes: string[];
+}
+
 export interface Report {
   images: number;
   found_on: string[];
@@ -533,6 +556,8 @@ export const api = {
     const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
     return { file: await answer.blob(), name: named?.[1] ?? `${id}.zip` };
   },
+  contrast: (id: string, a: string, b: string, signal?: AbortSignal) =>
+    get<Contrast>(`/circuits/${id}/contrast${query({ a, b })}`, signal),
   moduleFile: (id: string) => `${ROOT}/circuits/${id}/module`,
   circuits: (signal?: AbortSignal) => get<CircuitCard[]>("/circuits", signal),
   circuit: (id: string, signal?: AbortSignal) => get<Circuit>(`/circuits/${id}`, signal),

@@ -5,7 +5,7 @@ import { plain } from "../core/text.js";
 import { api, type CircuitCard } from "./api.js";
 import { Drawing } from "./drawing.js";
 import { circuits, jobs, layers, useLoaded } from "./live.js";
-import type { Place } from "./route.js";
+import { circuitPlace, type Place } from "./route.js";
 import { circuitShort, featureOf, figure, r2Text } from "./text.js";
 import { Problem, To, Verdict } from "./ui.js";
 import { jobOf } from "./work.js";
@@ -65,7 +65,7 @@ function Beside({ of: both }: { of: CircuitCard[] }) {
             <td />
             {both.map((circuit) => (
               <th scope="col" key={circuit.id}>
-                <To place={{ page: "circuit", id: circuit.id }}>{plain(circuitShort(circuit))}</To>
+                <To place={circuitPlace(circuit.id)}>{plain(circuitShort(circuit))}</To>
               </th>
             ))}
           </tr>

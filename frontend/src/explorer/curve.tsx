@@ -7,6 +7,7 @@ import type { Circuit, CurvePoint } from "./api.js";
 import { sizedJob } from "./ask.js";
 import { chart, measureOf } from "./chart.js";
 import { circuits, jobs } from "./live.js";
+import { circuitPlace } from "./route.js";
 import { r2Text } from "./text.js";
 import { To } from "./ui.js";
 import { jobOf, Work } from "./work.js";
@@ -103,7 +104,7 @@ function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r
       {circuit.kept === point.kernels ? (
         <p class="soft">It is this circuit.</p>
       ) : there ? (
-        <To place={{ page: "circuit", id: there.id }}>open this circuit</To>
+        <To place={circuitPlace(there.id)}>open this circuit</To>
       ) : (
         request && <Work request={request} label="Find this circuit" quiet />
       )}

@@ -7,7 +7,7 @@ import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
 import { cancel, canWrite, layers, model } from "./live.js";
-import { formatRoute, type Place } from "./route.js";
+import { circuitPlace, formatRoute, type Place } from "./route.js";
 import { around, circuitShort, coarse, done, featureOf, figure, progress, r2Text } from "./text.js";
 
 /** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
@@ -206,7 +206,7 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
     <ul class="circuits">
       {of.map((circuit) => (
         <li key={circuit.id}>
-          <To place={{ page: "circuit", id: circuit.id }}>
+          <To place={circuitPlace(circuit.id)}>
             {named && !circuit.problem && <b>{plain(featureOf(circuit, layers.value))} </b>}
             {plain(circuit.problem ? circuit.file : circuitShort(circuit))}
           </To>{" "}

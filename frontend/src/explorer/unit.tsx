@@ -9,7 +9,7 @@ import { FeatureSection, NeighbourSection } from "./like.js";
 import { canWrite, circuits, jobs, layers, model, pause, submit, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
-import { layerPlace, type Place, photoPlace } from "./route.js";
+import { circuitPlace, layerPlace, type Place, photoPlace } from "./route.js";
 import { SplitSection } from "./split.js";
 import {
   above,
@@ -555,7 +555,7 @@ function Find({ feature }: { feature: string }) {
             {job.state === "done" && job.result?.circuit ? (
               <p>
                 Found{plain(wanted(job.parameters))}:{" "}
-                <To place={{ page: "circuit", id: String(job.result.circuit) }}>open the circuit</To>
+                <To place={circuitPlace(String(job.result.circuit))}>open the circuit</To>
               </p>
             ) : (
               <>

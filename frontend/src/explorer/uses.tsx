@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { api, type Circuit, type PutBack } from "./api.js";
 import { jobs, model } from "./live.js";
-import { formatRoute } from "./route.js";
+import { circuitPlace, formatRoute } from "./route.js";
 import { bytes } from "./text.js";
 import { Copied, Fact, Problem } from "./ui.js";
 import { jobOf, Work } from "./work.js";
@@ -125,7 +125,7 @@ export function Share({ circuit: { id } }: { circuit: Circuit }) {
           Download
         </button>
         <Copied
-          text={location.origin + formatRoute({ page: "circuit", id }, model.value?.weights.slice(0, 8) ?? null)}
+          text={location.origin + formatRoute(circuitPlace(id), model.value?.weights.slice(0, 8) ?? null)}
           label="copy link"
         />
       </div>
