@@ -31,6 +31,7 @@ def net():
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)
+SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
@@ -258,6 +259,24 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.locator(".split .group")).to_have_count(2)
     expect(page.locator(".cross tbody tr")).to_have_count(2)
     fits(page)
+
+    page.locator("[part=trajectory]").click()
+    page.get_by_role("link", name="Open the maps").click()
+    expect(page).to_have_url(f"{start}t/2/9")
+    accessible(page)
+    place = page.locator("canvas").bounding_box()
+    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    expect(page.locator(".thumbs li").nth(3)).to_be_visible()
+    page.get_by_label("Kernels to keep").select_option("0.2")
+    page.get_by_role("button", name="Find a circuit for them").click()
+    page.get_by_role("link", name="A circuit for").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("2 unit 9")
+    expect(page.get_by_text("It was found on whole photographs", exact=False)).to_be_visible()
 
     large, small = (
         answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6)["circuit"]

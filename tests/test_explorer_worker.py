@@ -176,6 +176,52 @@ def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, 
         do(project, "evaluate", {"circuit": id}, Quiet())
 
 
+def test_a_circuit_for_chosen_photographs_is_found_and_measured_on_them_alone(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    materials = project.materials
+    asked = {"feature": "2:1@max", "criterion": "gauss_newton", "kernels": 5, "options": [], "seed": 1}
+    chosen = sorted(materials.ids[name] for name in ("a.png", "c.png"))
+    id = do(project, "find", {**asked, "photographs": chosen, "held_out": 0.5}, Quiet())["circuit"]
+    circuit = cc.load(project.store.circuit(id).file)
+    roles = circuit.provenance["photographs"]
+    assert sorted(roles["found_on"] + roles["held_out"]) == ["a.png", "c.png"]
+    assert len(roles["found_on"]) == 1
+    pictures = [one for one in materials.photographs.values() if one.name in roles["found_on"]]
+    images = torch.cat([*Prepared(pictures, materials.loaded.preprocess)])
+    feature = cc.Feature("2", 1, position="max")
+    expected = cc.find(materials.loaded.model, feature, images, criterion="gauss_newton", kernels=5, seed=1)
+    assert circuit == dataclasses.replace(expected, provenance=circuit.provenance)
+    assert "recipe" not in circuit.provenance
+    assert torch.equal(project.again(id, Quiet()).setup.train.images, images)
+    assert project.store.report(id)["report"]["images"] == 1
+
+
+def test_photographs_are_placed_as_the_library_does(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    materials = project.materials
+    layer = materials.loaded.model[2]
+    layer.bias.data[1] += 10  # so that all photographs drive it
+    groups = {"red": [{"photo": materials.ids["a.png"]}], "": [{"photo": materials.ids["b.png"]}]}
+    (tmp_path / "project/splits").mkdir()
+    split = {"id": "0" * 16, "photographs": groups}
+    (tmp_path / f"project/splits/{split['id']}.json").write_text(json.dumps(split))
+    (tmp_path / "project/trajectories").mkdir()
+    asked = {"layer": "2", "unit": 1, "method": "pca", "split": split["id"], "seed": 0}
+    do(project, "trajectory", asked, Quiet())
+    said = project.store.record("trajectories", "2:1", materials.basis)
+    prepare = materials.loaded.preprocess
+    images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
+    found = cc.trajectory(materials.loaded.model, cc.Feature("2", 1), images)
+    assert said["points"] == [[pytest.approx(one, abs=1e-9) for one in points] for points in found.points.tolist()]
+    assert said["photos"] == [*materials.photographs]
+    assert (said["groups"], said["labels"]) == (["red"], [0, -1, -1])
+    maps = cc.activations(materials.loaded.model, cc.Feature("2", 1), images).flatten(1)
+    row, column = divmod(int(maps[0].argmax()), 16)
+    assert said["boxes"][0] == [row, column, 5, 5]
+    with pytest.raises(cc.ConvCircuitsError, match="no division"):
+        do(project, "trajectory", {**asked, "split": "1" * 16}, Quiet())
+
+
 def test_two_photographs_are_contrasted_as_the_library_does(materials, tmp_path):
     project, id = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
     a, b = [*materials.photographs][:2]

@@ -220,6 +220,7 @@ test("numbers of a map are read as they were written", () => {
 
 const REPORT: Report = {
   images: 24,
+  whole: false,
   found_on: [],
   found_on_verified: true,
   sent: false,

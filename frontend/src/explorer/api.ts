@@ -107,6 +107,7 @@ export interface Unit {
   other_circuits: string[]; // of a unit of this name in a model with other weights
   splits: SplitCard[]; // the newest first
   picture: FeaturePicture | null; // null: not made yet
+  trajectory: boolean; // whether its photographs were placed
   neighbours: boolean; // whether they are known
 }
 
@@ -346,6 +347,7 @@ export interface Contrast {
 
 export interface Report {
   images: number;
+  whole: boolean; // whole photographs; else crops
   found_on: string[];
   found_on_verified: boolean; // if not, the circuit's file only names them
   validated_on: string[];
@@ -457,6 +459,7 @@ export type JobRequest =
   | ({ kind: "ablate"; circuit: string } & Part)
   | { kind: "compare"; a: string; b: string }
   | { kind: "split"; feature: string; groups?: number }
+  | { kind: "trajectory"; layer: string; unit: number; split?: string }
   | { kind: "visualise"; layer: string; unit: number }
   | { kind: "neighbours"; layer: string };
 
@@ -541,6 +544,8 @@ export const api = {
     get<Point>(`/photos/${photo}/point${query({ x, y, count })}`, signal),
   neighbours: (layer: string, unit: number, signal?: AbortSignal) =>
     get<Neighbours>(`/layers/${encodeURIComponent(layer)}/units/${unit}/neighbours`, signal),
+  /** The page that shows a unit's photographs as they were placed. */
+  trajectory: (layer: string, unit: number) => `/t/${unitPath(layer, unit)}`,
   picture: (layer: string, unit: number) => `${ROOT}/layers/${encodeURIComponent(layer)}/units/${unit}/picture`,
   split: (id: string, signal?: AbortSignal) => get<Split>(`/splits/${id}`, signal),
   estimate: (of: { feature: string; criterion: string; reach_r2: boolean; count: number }, signal?: AbortSignal) =>

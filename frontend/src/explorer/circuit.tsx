@@ -10,7 +10,7 @@ import { Drawing } from "./drawing.js";
 import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds, sentence } from "./text.js";
+import { circuitShort, featureOf, figure, heldOut, r2Rows, r2Text, seconds, sentence } from "./text.js";
 import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
@@ -124,7 +124,7 @@ function beside(report: Report): string {
     ["average map", `r2_average_map${inside}`],
   ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
   const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
-  return `On ${plural(report.images, "held-out crop")} (${where}${others.join(", ")}).`;
+  return `On ${heldOut(report.images, report)} (${where}${others.join(", ")}).`;
 }
 
 // ---------------------------------------- numbers
@@ -179,7 +179,7 @@ function Numbers({ report }: { report: Report }) {
   return (
     <>
       <table class="figures">
-        <caption class="soft">R² on {plural(report.images, "held-out crop")} each</caption>
+        <caption class="soft">R² on {heldOut(report.images, report)} each</caption>
         <thead>
           <tr>
             <td />
@@ -224,6 +224,7 @@ function Origin({ circuit }: { circuit: Circuit }) {
   const notes = Array.isArray(provenance.notes) ? provenance.notes.map(String) : [];
   return (
     <>
+      {report?.whole && <p>It was found on whole photographs, each as the model sees it, and is measured on others.</p>}
       <dl>
         <Fact name="criterion" value={plain(circuit.criterion) || "not recorded"} />
         <Fact
@@ -252,7 +253,9 @@ function Origin({ circuit }: { circuit: Circuit }) {
       {command ? (
         <Code title="The command that finds it again" text={command} />
       ) : (
-        <p class="soft">No command finds it again: it was made of a model object, or its recipe was not recorded.</p>
+        <p class="soft">
+          No command finds it again: it is of chosen photographs or of a model object, or its recipe was not recorded.
+        </p>
       )}
       {python && <Code title="In Python" text={python} lines />}
     </>

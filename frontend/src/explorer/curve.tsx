@@ -8,7 +8,7 @@ import { sizedJob } from "./ask.js";
 import { chart, measureOf } from "./chart.js";
 import { circuits, jobs } from "./live.js";
 import { circuitPlace } from "./route.js";
-import { r2Text } from "./text.js";
+import { heldOut, r2Text } from "./text.js";
 import { To } from "./ui.js";
 import { jobOf, Work } from "./work.js";
 
@@ -79,7 +79,7 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
       {point ? <Chosen circuit={circuit} point={point} measure={measure} /> : <p class="soft">Click a point.</p>}
       <p class="soft">
         R² {measure === "r2_interior" ? "on the interior" : "over all positions"} of{" "}
-        {plural(curve.images, "held-out crop")} of {plural(curve.photographs, "photograph")}; the dotted line is this
+        {heldOut(curve.images, circuit.report)} of {plural(curve.photographs, "photograph")}; the dotted line is this
         circuit's size. {plain(curve.note)}
       </p>
     </>

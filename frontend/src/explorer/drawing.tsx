@@ -5,7 +5,7 @@ import { type Part, pageSource, type Source } from "../app/source.js";
 import { plain } from "../core/text.js";
 import type { Ablation, JobRequest } from "./api.js";
 import { contrasted } from "./contrasted.js";
-import { canWrite } from "./live.js";
+import { canWrite, circuits } from "./live.js";
 import { ablationText, progress } from "./text.js";
 import { theme } from "./theme.js";
 import { Problem } from "./ui.js";
@@ -25,7 +25,8 @@ async function ablate(circuit: string, part: Part, say: (text: string) => void):
   say("waiting …");
   try {
     const job = await ended({ kind: "ablate", circuit, ...part }, (job) => say(plain(progress(job))));
-    say(ablationText(job.result as unknown as Ablation));
+    const card = circuits.value?.find(({ id }) => id === circuit);
+    say(ablationText(job.result as unknown as Ablation, card?.report));
   } catch (problem) {
     say((problem as Error).message);
   }

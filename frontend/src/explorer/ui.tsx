@@ -227,7 +227,7 @@ export function Verdict({ circuit: { problem, report, same_weights } }: { circui
     <span title={`R² ${inside === null ? "over all positions" : "on the interior"}`}>
       <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}{" "}
       <span class="soft">
-        on {plural(report.images, "crop")}
+        on {plural(report.images, report.whole ? "photograph" : "crop")}
         {report.sent && ", measured by who sent it"}
       </span>
     </span>

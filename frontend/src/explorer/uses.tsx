@@ -1,11 +1,11 @@
 /** What else can be measured of a circuit, and taken away with it. */
 
 import { useState } from "preact/hooks";
-import { count, percent, plural, significant } from "../core/format.js";
+import { count, percent, significant } from "../core/format.js";
 import { api, type Circuit, type PutBack } from "./api.js";
 import { jobs, model } from "./live.js";
 import { circuitPlace, formatRoute } from "./route.js";
-import { bytes } from "./text.js";
+import { bytes, heldOut } from "./text.js";
 import { Copied, Fact, Problem } from "./ui.js";
 import { jobOf, Work } from "./work.js";
 
@@ -30,7 +30,7 @@ export function InTheModel({ circuit }: { circuit: Circuit }) {
     <>
       <table class="figures">
         <caption class="soft">
-          The model on {plural(found.images, "held-out crop")}, {count(found.classes)} classes
+          The model on {heldOut(found.images, circuit.report)}, {count(found.classes)} classes
         </caption>
         <thead>
           <tr>

@@ -116,7 +116,14 @@ def map_page(kind: str, title: str, words: str, data: str) -> str:
         words: What the points are, as HTML.
         data: JSON that the script reads, with any text.
     """
-    body = f"""<div class="app">
+    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
+    opening = f'<script type="application/json" id="{kind}">'
+    return self_contained(title, style, map_body(title, words), opening, data, script)
+
+
+def map_body(title: str, words: str) -> str:
+    """Return what a page of a map shows before its script runs: a title, any text, and words, as HTML."""
+    return f"""<div class="app">
 <header>
 <h1 dir="auto">{html.escape(plain_text(title))}</h1>
 <p>{words}</p>
@@ -125,8 +132,6 @@ def map_page(kind: str, title: str, words: str, data: str) -> str:
 </noscript>
 <main id="page"></main>
 </div>"""
-    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
-    return self_contained(title, style, body, f'<script type="application/json" id="{kind}">', data, script)
 
 
 def shipped(name: str) -> str:

@@ -27,18 +27,35 @@ from convcircuits.values.recipe import Recipe
 from convcircuits.values.report import Evaluation, without_nan
 
 
-def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
-    """Find a circuit as the command does, and measure it on held-out photographs."""
+def find(
+    project: Project,
+    progress: Progress,
+    *,
+    feature: str,
+    options: list[str],
+    photographs: list[str] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Find a circuit as the command does, and measure it on held-out photographs.
+
+    With ``photographs``, ids, it is found on some of these and measured on the others of them, each as a whole.
+    """
     begun, loaded = time.monotonic(), project.loaded
     recipe = project.recipe(feature=feature, options=tuple(options), **fields)
     parsed = loaded.feature(recipe.feature)
     recipe = replace(recipe, feature=str(parsed))
     progress.phase("cutting photographs")
-    setup = set_up(recipe, loaded, list(project.materials.pictures), list(project.materials.left_out))
+    pictures = list(project.materials.pictures)
+    if photographs is not None:
+        pictures = [project.materials.photographs[id] for id in photographs]
+    setup = set_up(recipe, loaded, pictures, list(project.materials.left_out), whole=photographs is not None)
     progress.phase(f"finding a circuit with {recipe.criterion}")
     chosen = criterion_options(options, files=False)
     circuits, reached = follow(recipe, parsed, setup, chosen, batch_size=project.batch_size, progress=progress)
-    circuit = project.recorded(circuits[-1], recipe, setup)
+    if photographs is None:
+        circuit = project.recorded(circuits[-1], recipe, setup)
+    else:
+        circuit = project.recorded_as_whole(circuits[-1], setup.by_name, f"of {len(photographs)} photographs")
     report = _measured(project, progress, circuit, setup)
     name = f"{named_after(loaded.name, parsed.slug)}-{recipe.criterion}-{len(circuit)}"
     circuit = noted(circuit, setup.notes)

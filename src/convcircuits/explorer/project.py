@@ -91,6 +91,16 @@ class Project:
             return with_recipe(circuit, recipe, setup)
         return replace(circuit, provenance={**circuit.provenance, "photographs": setup.by_name})
 
+    def recorded_as_whole(self, circuit: cc.Circuit, by_name: Mapping[str, list[str]], group: str) -> cc.Circuit:
+        """Record on which whole photographs a circuit was found, by name and by content.
+
+        No command finds such a circuit again: it cuts crops of all photographs of a folder.
+        """
+        hashes = {role: [self.materials.ids[name] for name in some] for role, some in by_name.items()}
+        about: dict[str, Any] = {"photographs": dict(by_name), "photograph_hashes": hashes, "group": group}
+        about["whole_photographs"] = {"size": self.materials.opening.size}
+        return replace(circuit, provenance={**circuit.provenance, **about})
+
     def again(self, id: str, progress: Progress) -> Again:
         """Load a circuit, and cut the photographs that it was found on and those that were held out.
 

@@ -243,6 +243,10 @@ class Session:
         self.store.used(file)
         return file
 
+    def trajectory(self, layer: str, unit: int) -> schemas.TrajectoryOfUnit | None:
+        """Return a unit's photographs, placed layer by layer, if they were."""
+        return self.record("trajectories", f"{layer}:{unit}", schemas.TrajectoryOfUnit)
+
     def curve(self, one: CircuitFile) -> schemas.Curve | None:
         """Return the density curve of a circuit's recipe, if it was measured."""
         key = curve_key(one.header["provenance"])
@@ -348,6 +352,7 @@ class Session:
                 roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
             return schemas.Report(
                 images=figures["images"],
+                whole="whole_photographs" in one.header["provenance"],
                 **roles,
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
@@ -430,6 +435,9 @@ class Session:
         if kind == "visualise":
             picture = self.record("features", f"{asked['layer']}:{asked['unit']}", schemas.FeaturePicture)
             return picture is not None and picture.steps == asked["steps"]
+        if kind == "trajectory":
+            found = self.trajectory(asked["layer"], asked["unit"])
+            return found is not None and found.asked == {key: asked[key] for key in ("method", "split", "seed")}
         if kind == "neighbours":
             return self.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
         if kind == "compare":

@@ -13,6 +13,7 @@
         splits/ID.json                a unit's photographs in groups, and the cross-test of their circuits
         features/LAYER-UNIT-BASIS.png the picture that drives a unit; its values are in a .json beside it
         neighbours/LAYER-BASIS.json   which units of a layer have correlated maps
+        trajectories/LAYER-UNIT-BASIS.json  a unit's photographs, placed layer by layer by how it is computed
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         notes.json                    labels, stars and texts of people
@@ -50,7 +51,7 @@ DERIVED = 2 * 2**30
 LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
 """Characters of a note's label and text."""
 
-_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
+_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours", "trajectories")
 _FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
 
 
