@@ -290,6 +290,11 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.get_by_role("link", name=", safetensors").click()
     assert download.value.suggested_filename.endswith("-module.safetensors")
+    page.locator("[part=diagram] [data-node]").first.wait_for()
+    with page.expect_download() as download:
+        page.locator("[part=page]").click()
+    assert download.value.suggested_filename.endswith(".html")
+    assert 'id="circuit"' in download.value.path().read_text()
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")

@@ -454,6 +454,32 @@ def test_a_diagram_is_the_document_that_diagrams_load(client, folder, tmp_path):
     assert document.variants[0].fidelity.r2 == pytest.approx(report["figures"]["r2"])
     assert document.held_out.count == report["images"]
 
+    notes = ((f"circuits/{id}", {"label": "<b>mine", "text": "one\ntwo"}), ("units/4/2", {"label": "edge", "text": ""}))
+    for of, note in notes:
+        tag = client.get(f"/api/v1/notes/{of}").headers["etag"]
+        assert client.put(f"/api/v1/notes/{of}", json=note, headers={"if-match": tag}).status_code == 200
+    view = json.dumps({"kernels": 3, "notes": []})
+    answer = client.get(f"/api/v1/circuits/{id}/page", params={"view": view})
+    assert answer.headers["content-disposition"].endswith('.html"')
+    assert '<h2 dir="auto">Circuit: &lt;b&gt;mine</h2>\n<p dir="auto">one<br>two</p>' in answer.text
+    (tmp_path / "d.html").write_text(answer.text)
+    shown = cc.Diagram.load(tmp_path / "d.html")
+    assert shown.kernels == 3
+    assert [(note.node, note.label) for note in shown.view.notes] == [(document.target, "edge")]
+    for secret in (str(folder), *client.cookies.values(), *client.cookies):
+        assert secret not in answer.text
+    for wrong, said in (
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ('{"variant": 99}', "variant 99"),
+        ('{"x": 1}', "x"),
+    ):
+        answer = client.get(f"/api/v1/circuits/{id}/page", params={"view": wrong})
+        assert (answer.status_code, said in answer.json()["error"]) == (400, True)
+    for of, _ in notes:
+        tag = client.get(f"/api/v1/notes/{of}").headers["etag"]
+        client.put(f"/api/v1/notes/{of}", json={}, headers={"if-match": tag})
+
 
 # ---------------------------------------- notes and events
 

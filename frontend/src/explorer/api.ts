@@ -515,6 +515,18 @@ export function query(of: Record<string, string | number | boolean | null>): str
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
+export interface Download {
+  file: Blob;
+  name: string;
+}
+
+/** A file, and the name that the server gives it. */
+async function download(path: string, otherwise: string): Promise<Download> {
+  const answer = await ask(path);
+  const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
+  return { file: await answer.blob(), name: named?.[1] ?? otherwise };
+}
+
 const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/${unit}`;
 
 export const api = {
@@ -556,11 +568,12 @@ export const api = {
     return JSON.stringify({ ...document, view: { ...document.view, compare: 1 } });
   },
   /** The circuit with all that is known of it, as one file, and the file's name. */
-  async bundle(id: string, photographs: boolean): Promise<{ file: Blob; name: string }> {
-    const answer = await ask(`/circuits/${id}/bundle${query({ photographs })}`);
-    const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
-    return { file: await answer.blob(), name: named?.[1] ?? `${id}.zip` };
+  bundle(id: string, photographs: boolean): Promise<Download> {
+    return download(`/circuits/${id}/bundle${query({ photographs })}`, `${id}.zip`);
   },
+  /** The diagram in a view as one page, with the notes on the circuit and its unit. */
+  page: (id: string, view: object) =>
+    download(`/circuits/${id}/page${query({ view: JSON.stringify(view) })}`, `${id}.html`),
   contrast: (id: string, a: string, b: string, signal?: AbortSignal) =>
     get<Contrast>(`/circuits/${id}/contrast${query({ a, b })}`, signal),
   moduleFile: (id: string) => `${ROOT}/circuits/${id}/module`,

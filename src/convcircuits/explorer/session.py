@@ -4,8 +4,10 @@ No text of a request becomes a path. It is looked up in tables that the folder a
 """
 
 import contextlib
+import json
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,8 @@ import numpy as np
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
+from convcircuits.drawing.data import LONGEST_LABEL, Document, Note, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.page import page
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
 from convcircuits.explorer.circuit_file import CircuitFile
@@ -418,6 +422,43 @@ class Session:
                 raise bundle.too_large()
         return files
 
+    def page(self, one: CircuitFile, view: str | None) -> str | None:
+        """Return a circuit's diagram as one HTML file with the notes on it and on its unit; None: it is not drawn.
+
+        Args:
+            one: The circuit.
+            view: What is shown of it, as JSON; by default the document's own view.
+
+        Raises:
+            ConvCircuitsError: If the view is none of this diagram, or a note cannot be shown.
+        """
+        file = self.diagram(one)
+        said = None if file is None else self.store.read_json(file)
+        if file is None or said is None:
+            return None
+        try:
+            document = Document.from_json(json.dumps(said))
+        except ConvCircuitsError as error:
+            self.store.damaged(file, error)
+            return None
+        if view is not None:
+            document = replace(document, view=_view(document, view))
+        feature = one.header["feature"]
+        name = f"{feature['layer']}:{feature['unit']}"
+        with self.notes:
+            unit = self.store.note(self.noted("unit", name)) if isinstance(feature["unit"], int) else {}
+            own = self.store.note(f"circuit {one.id}")
+        label = unit.get("label", "")[:LONGEST_LABEL]
+        if label and all(note.node != document.target for note in document.view.notes):
+            notes = (*document.view.notes, Note(document.target, label))
+            document = replace(document, view=replace(document.view, notes=notes))
+        texts = [
+            (f"{what}: {note['label']}" if note.get("label") else what, note.get("text", ""))
+            for what, note in ((f"Unit {name}", unit), ("Circuit", own))
+            if note.get("label") or note.get("text")
+        ]
+        return page(document, texts)
+
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
         kind = asked.pop("kind")
@@ -470,3 +511,20 @@ class Session:
         self.closing = True
         self.jobs.close()
         self.store.close()
+
+
+def _view(document: Document, said: str) -> View:
+    """Return the view of a diagram that a page's address holds.
+
+    Raises:
+        ConvCircuitsError: If it is none of this diagram.
+    """
+    try:
+        given = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise ConvCircuitsError("The view is no JSON.") from error
+    if not isinstance(given, dict):
+        raise ConvCircuitsError("The view is no JSON object.")
+    view = view_from_dict({**view_to_dict(document.view), **given})
+    check_view(document, view)
+    return view

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
@@ -92,6 +92,26 @@ def add(app: FastAPI, session: Session) -> None:
         if found is None:
             raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
         return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
+
+    @get(
+        "/api/v1/circuits/{circuit}/page",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"text/html": {}}, "description": "The page, to be kept as a file."}},
+    )
+    def page(
+        circuit: IdInPath,
+        view: Annotated[
+            str | None, Query(max_length=20_000, description="What is shown, as JSON: the field `view` of a document.")
+        ] = None,
+    ) -> Response:
+        """Its diagram as one HTML file that opens offline, with the notes on it and on its unit."""
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        text = session.page(one, view)
+        if text is None:
+            raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
+        return _download(text.encode(), f"{one.file.stem}.html", "text/html; charset=utf-8")
 
     @get(
         "/api/v1/circuits/{circuit}/bundle",
