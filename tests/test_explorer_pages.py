@@ -1,6 +1,7 @@
 """The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
 
 import gzip
+import importlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -55,6 +57,9 @@ def address(folder):
         coarse.resize((36, 30)).save(folder / f"pictures/{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        images = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+        model = importlib.import_module("paged_net").net()
+        cc.atlas(model, "0", images[:2], images[2:], folder=folder / "project/atlases/small", density=0.5)
         with cc.explore("paged_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as server:
             yield server.address
 
@@ -322,6 +327,22 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.locator("[part=diagram] [data-node]").first.wait_for()
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
     fits(page)
+
+
+def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
+    page = open_page()
+    start = page.url
+    page.goto(f"{start}l/0")
+    page.get_by_role("link", name="small").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Atlas of 0: 6 units")
+    accessible(page)
+    page.locator("select").nth(1).select_option("3")
+    expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
+    page.get_by_role("link", name="its circuit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("0 unit 3")
+    page.go_back()
+    page.get_by_role("link", name="the layer").click()
+    expect(page).to_have_url(f"{start}l/0")
 
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):

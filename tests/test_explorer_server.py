@@ -288,6 +288,8 @@ def test_a_map_is_that_of_the_model(client, folder, monkeypatch):
         ("/api/v1/thumb/0000000000000000", 404),
         ("/api/v1/thumb/0000000000000000?box=1,2", 422),
         ("/t/2/0", 404),
+        ("/a/0123456789abcdef", 404),
+        ("/a/..%2f..%2fpictures", 422),
         ("/t/..%2f..%2fetc/0", 404),
         ("/api/v1/circuits/..%2f..%2ftiny_net.py", 422),
         ("/api/v1/circuits/%2e%2e/diagram", 422),

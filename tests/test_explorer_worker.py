@@ -28,6 +28,7 @@ from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
+from convcircuits.explorer.store import Store
 from convcircuits.explorer.tasks import do
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
@@ -220,6 +221,31 @@ def test_photographs_are_placed_as_the_library_does(materials, tmp_path):
     assert said["boxes"][0] == [row, column, 5, 5]
     with pytest.raises(cc.ConvCircuitsError, match="no division"):
         do(project, "trajectory", {**asked, "split": "1" * 16}, Quiet())
+
+
+def test_an_atlas_is_shown_if_it_is_of_this_model_and_its_circuits_are_found_by_id(materials, tmp_path):
+    model = materials.loaded.model
+    images = torch.rand(6, 3, 20, 20)
+    folders = [tmp_path / name for name in ("own", "other", "damaged")]
+    found = cc.atlas(model, "2", images[:4], images[4:], folder=folders[0], density=0.5)
+    weights = model[2].weight.data.clone()
+    model[2].weight.data += 1
+    cc.atlas(model, "2", images[:4], images[4:], folder=folders[1], density=0.5)
+    model[2].weight.data.copy_(weights)
+    folders[2].mkdir()
+    (folders[2] / "index.sqlite").write_bytes(b"SQLite format 3 no more")
+    own, other, damaged = Questions(materials).answer("atlases", folders)
+    assert own == {"layer": "2", "units": 2, "criterion": "gauss_newton", "problem": ""}
+    assert "of other weights" in other["problem"]
+    assert "damaged" in damaged["problem"]
+    assert Questions(materials).answer("atlas", folders[0]) == found.as_dict()
+    with pytest.raises(cc.ConvCircuitsError, match="of other weights"):
+        Questions(materials).answer("atlas", folders[1])
+    store = Store(tmp_path / "project", atlases=folders[:1])
+    assert [one.file for one in store.circuits()] == [found.file(unit) for unit in found.units]
+    store.close()
+    with pytest.raises(cc.ConvCircuitsError, match="There is no atlas in"):
+        Store(tmp_path / "project", atlases=[tmp_path / "pictures"])
 
 
 def test_two_photographs_are_contrasted_as_the_library_does(materials, tmp_path):

@@ -345,6 +345,16 @@ export interface Contrast {
   notes: string[];
 }
 
+/** Circuits of all units of a layer. */
+export interface AtlasCard {
+  id: string;
+  name: string;
+  layer: string;
+  units: number;
+  criterion: string;
+  problem: string;
+}
+
 export interface Report {
   images: number;
   whole: boolean; // whole photographs; else crops
@@ -531,6 +541,9 @@ const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/
 
 export const api = {
   model: (signal?: AbortSignal) => get<ModelCard>("/model", signal),
+  atlases: (signal?: AbortSignal) => get<AtlasCard[]>("/atlases", signal),
+  /** The page that shows an atlas. */
+  atlas: (id: string) => `/a/${id}`,
   layers: (signal?: AbortSignal) => get<Layer[]>("/layers", signal),
   units: (
     layer: string,

@@ -63,7 +63,9 @@ class Project:
     def __init__(self, materials: Materials) -> None:
         opening = materials.opening
         self.materials, self.loaded, self.batch_size = materials, materials.loaded, opening.batch_size
-        self.store = Store(opening.project, read_only=True) if opening.project.is_dir() else None
+        self.store = (
+            Store(opening.project, read_only=True, atlases=opening.atlases) if opening.project.is_dir() else None
+        )
         self.tallies: dict[str, LayerTally | ConvCircuitsError] = {}
 
     @property

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from convcircuits.atlases.atlas import Atlas
 from convcircuits.circuits.contrasting import contrasted
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
@@ -18,7 +19,7 @@ from convcircuits.explorer.index import look
 from convcircuits.explorer.materials import Materials
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
-from convcircuits.network.provenance import weights_up_to
+from convcircuits.network.provenance import architecture_hash, weights_up_to
 from convcircuits.recipes import side
 from convcircuits.storage import load
 from convcircuits.values.circuit import Circuit
@@ -56,6 +57,7 @@ class Questions:
 
     def __init__(self, materials: Materials) -> None:
         self._materials = materials
+        self._atlas_of: dict[Path, tuple[list[Any], Atlas]] = {}  # as last read, with the stamps of its files
         self._timed: dict[str, tuple[float, float]] = {}  # layer -> seconds of a survey, and of a pass of one image
 
     def answer(self, name: str, *arguments: Any) -> Any:
@@ -65,6 +67,8 @@ class Questions:
             "map": self._map,
             "values": self._values,
             "weights": self._weights_up_to,
+            "atlas": self._atlas,
+            "atlases": self._atlases,
             "contrast": self._contrast,
             "estimate": self._estimate,
             "source": self._source,
@@ -133,6 +137,46 @@ class Questions:
                 for name, layer in found.layers.items()
             ],
         }
+
+    def _atlases(self, folders: Sequence[Path]) -> list[dict[str, Any]]:
+        """Describe atlases. One that cannot be used has a problem."""
+        return [self._card(folder) for folder in folders]
+
+    def _card(self, folder: Path) -> dict[str, Any]:
+        try:
+            atlas = self._read(folder)
+        except ConvCircuitsError as error:
+            return {"layer": "", "units": 0, "criterion": "", "problem": str(error)}
+        said = {"layer": atlas.layer, "units": len(atlas), "criterion": str(atlas.asked["criterion"])}
+        return {**said, "problem": self._misfit(atlas)}
+
+    def _atlas(self, folder: Path) -> dict[str, Any]:
+        """Return what the page of an atlas shows.
+
+        Raises:
+            ConvCircuitsError: If it cannot be read, or is of another model or other weights.
+        """
+        atlas = self._read(folder)
+        problem = self._misfit(atlas)
+        if problem:
+            raise ConvCircuitsError(problem)
+        return atlas.as_dict()
+
+    def _misfit(self, atlas: Atlas) -> str:
+        """Return why an atlas is not of this model, or an empty text."""
+        materials, asked = self._materials, atlas.asked
+        built = atlas.layer in materials.known and asked["architecture"] == architecture_hash(materials.loaded.model)
+        if built and asked["weights"] == self._weights_up_to(atlas.layer):
+            return ""
+        return f"The atlas of {atlas.layer} is of another model, or of other weights, than are open here."
+
+    def _read(self, folder: Path) -> Atlas:
+        """Read an atlas, again if its files have changed since."""
+        files = sorted(folder.glob("index*.sqlite"))
+        stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        if folder not in self._atlas_of or self._atlas_of[folder][0] != stamps:
+            self._atlas_of[folder] = stamps, Atlas.read(folder)
+        return self._atlas_of[folder][1]
 
     def _source(self, photo: str) -> bytes:
         """Return the content of a photograph's file."""

@@ -438,6 +438,17 @@ class Circuit(CircuitCard):
     module: Module | None = Field(None, description="It as a module of its own; the job `extract` makes it.")
 
 
+class AtlasCard(_Answer):
+    """An atlas: circuits of all units of a layer. The page `/a/ID` shows it."""
+
+    id: Id
+    name: str = Field(description="Name of its folder.")
+    layer: str
+    units: int = Field(description="Number of units that have a circuit.")
+    criterion: str
+    problem: str = Field(description="Why it cannot be shown, as one of other weights cannot; empty if it can.")
+
+
 class AblatedFigures(_Answer):
     """Figures of a circuit with or without a part of it."""
 

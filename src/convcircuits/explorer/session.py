@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import HTTPException
@@ -44,7 +45,7 @@ class Session:
 
     def __init__(self, opening: Opening, *, read_only: bool = False) -> None:
         self.opening, self.read_only, self.events = opening, read_only, Events()
-        self.store = Store(opening.project, read_only=read_only)
+        self.store = Store(opening.project, read_only=read_only, atlases=opening.atlases)
         self.jobs = Jobs(opening, self.store, self.events)
         self.store.on_remark = lambda text: self.events.publish("remark", {"text": text})
         if opening.bundle is not None:
@@ -190,6 +191,33 @@ class Session:
             except (UnavailableError, ConvCircuitsError):
                 return None
         return bool(self._weights[layer] == one.header["provenance"].get("weights"))
+
+    def atlases(self) -> list[schemas.AtlasCard]:
+        """Return the atlases of layers of this model that there are, and others with what is wrong."""
+        folders = self.store.atlases()
+        said = self.jobs.ask("atlases", [*folders.values()], timeout=60.0)
+        cards = [
+            schemas.AtlasCard(id=id, name=folder.name, **card)
+            for (id, folder), card in zip(folders.items(), said, strict=True)
+        ]
+        return sorted(cards, key=lambda card: (card.layer, card.name))
+
+    def atlas(self, id: str) -> dict[str, Any]:
+        """Return what the page of an atlas shows, with the addresses of units and of their circuits.
+
+        Raises:
+            ConvCircuitsError: If it cannot be read, or is of another model or other weights.
+        """
+        folder = self.store.atlases().get(id)
+        if folder is None:
+            raise HTTPException(404, f"There is no atlas {id}.")
+        found: dict[str, Any] = self.jobs.ask("atlas", folder, timeout=120.0)
+        layer = quote(found["layer"], safe="")
+        ids = {one.file: one.id for one in self.store.circuits() if not one.problem}
+        for row in found["units"]:
+            circuit = ids.get(folder / row["file"])
+            row["pages"] = {"unit": f"/u/{layer}/{row['unit']}", "circuit": circuit and f"/c/{circuit}"}
+        return found
 
     def circuits_of(self, layer: str, unit: int) -> tuple[list[str], list[str]]:
         """Return the ids of a unit's circuits, and of circuits of a unit of this name in a model of other weights."""

@@ -24,6 +24,11 @@ def add(app: FastAPI, session: Session) -> None:
         """The circuits in the project's folder, those that the command wrote there too."""
         return [schemas.CircuitCard(**session.card(one)) for one in session.store.circuits()]
 
+    @get("/api/v1/atlases", responses=PROBLEMS)
+    def atlases() -> list[schemas.AtlasCard]:
+        """The atlases in the project's folder and those that the explorer was started with."""
+        return session.atlases()
+
     @get("/api/v1/circuits/{circuit}", responses=PROBLEMS)
     def circuit(circuit: IdInPath) -> schemas.Circuit:
         """A circuit, its figures and how it was found."""

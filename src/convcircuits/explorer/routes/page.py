@@ -1,6 +1,7 @@
 """Routes of the page: its one document, its scripts, which the package carries, and the pages of maps."""
 
 import html
+import json
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -9,10 +10,10 @@ from fastapi import FastAPI, HTTPException, Response
 
 from convcircuits.drawing.page import map_body, plain_text
 from convcircuits.drawing.trajectory_page import trajectory_data
-from convcircuits.explorer.routes.fields import LayerName, UnitNumber
+from convcircuits.explorer.routes.fields import IdInPath, LayerName, UnitNumber
 from convcircuits.explorer.session import Session
 
-_MAPS = ("trajectory",)
+_MAPS = ("atlas", "trajectory")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 
@@ -54,6 +55,14 @@ def add(app: FastAPI, session: Session) -> None:
         finding: dict[str, Any] = {"job": None if session.read_only else job, "photos": found.photos}
         data = trajectory_data(found.model_dump(), names=found.names, pictures=pictures, finding=finding)
         return _map("trajectory", found.title, f"/u/{quote(one['name'], safe='')}/{unit}", "the unit", data)
+
+    @app.get("/a/{atlas}", include_in_schema=False)
+    def atlas(atlas: IdInPath) -> Response:
+        found = session.atlas(atlas)
+        layer = found["layer"]
+        title = f"Atlas of {layer}: {len(found['units'])} units"
+        data = json.dumps(found, allow_nan=False)
+        return _map("atlas", title, f"/l/{quote(layer, safe='')}", "the layer", data)
 
     @app.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> Response:
