@@ -28,7 +28,7 @@ from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
-from convcircuits.explorer.store import Store
+from convcircuits.explorer.store import Store, curve_key
 from convcircuits.explorer.tasks import do
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
@@ -193,8 +193,31 @@ def test_a_circuit_for_chosen_photographs_is_found_and_measured_on_them_alone(ma
     expected = cc.find(materials.loaded.model, feature, images, criterion="gauss_newton", kernels=5, seed=1)
     assert circuit == dataclasses.replace(expected, provenance=circuit.provenance)
     assert "recipe" not in circuit.provenance
+    assert circuit.provenance["search"]["kernels"] == 5
     assert torch.equal(project.again(id, Quiet()).setup.train.images, images)
     assert project.store.report(id)["report"]["images"] == 1
+
+
+def test_the_circuit_of_a_model_object_has_a_curve_on_the_crops_that_it_was_found_on(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    (tmp_path / "project/curves").mkdir()
+    asked = {"feature": "2:1", "criterion": "gauss_newton", "density": 0.5, "count": 7, "options": [], "seed": 3}
+    id = do(project, "find", asked, Quiet())["circuit"]
+    again = project.again(id, Quiet())
+    assert "recipe" not in again.circuit.provenance  # no command finds it again
+    assert len(again.setup.train.images) == 7
+    expected = cc.find(
+        project.loaded.model,
+        cc.Feature("2", 1),
+        again.setup.train.images,
+        criterion="gauss_newton",
+        density=0.5,
+        seed=3,
+    )
+    assert again.circuit == dataclasses.replace(expected, provenance=again.circuit.provenance)
+    do(project, "sweep", {"circuit": id, "densities": [0.5, 0.25]}, Quiet())
+    curve = project.store.record("curves", curve_key(again.circuit.provenance), project.materials.basis)
+    assert curve["points"][0]["r2"] == pytest.approx(project.store.report(id)["report"]["r2"])
 
 
 def test_photographs_are_placed_as_the_library_does(materials, tmp_path):

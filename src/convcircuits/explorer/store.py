@@ -74,7 +74,7 @@ def curve_key(provenance: Mapping[str, Any]) -> str | None:
 
     None if that is not recorded.
     """
-    recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
+    recipe, photographs = provenance.get("recipe") or provenance.get("search"), provenance.get("photographs")
     if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
         return None
     how = {name: value for name, value in recipe.items() if name not in SIZES}
