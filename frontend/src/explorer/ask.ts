@@ -46,6 +46,7 @@ export function sizedJob({ provenance }: Circuit, density: number): JobRequest |
   const recipe = (provenance.recipe ?? provenance.search) as Record<string, unknown> | undefined;
   if (provenance.whole_photographs) return null; // of photographs that were chosen by hand
   if (!recipe || typeof recipe.feature !== "string" || recipe.effective_kernels === true) return null;
+  if (recipe.boxes != null) return null; // the server reads no table of boxes
   const given = Object.fromEntries(SAME.flatMap((name) => (recipe[name] == null ? [] : [[name, recipe[name]]])));
   return { kind: "find", feature: recipe.feature, density, ...given };
 }

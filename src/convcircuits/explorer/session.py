@@ -384,7 +384,7 @@ class Session:
                 roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
             return schemas.Report(
                 images=figures["images"],
-                whole="whole_photographs" in one.header["provenance"],
+                whole=_whole(one.header["provenance"]),
                 **roles,
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
@@ -539,6 +539,12 @@ class Session:
         self.closing = True
         self.jobs.close()
         self.store.close()
+
+
+def _whole(provenance: Mapping[str, Any]) -> bool:
+    """Return whether a circuit is of whole photographs: chosen by hand, or those with a box."""
+    recipe = provenance.get("recipe")
+    return "whole_photographs" in provenance or (isinstance(recipe, Mapping) and recipe.get("boxes") is not None)
 
 
 def _view(document: Document, said: str) -> View:

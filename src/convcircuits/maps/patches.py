@@ -307,8 +307,8 @@ def mean_added(
 def _mean_reads(call: KernelCall, rows: slice, columns: slice) -> Float[Tensor, "n g i k"]:
     """Return the mean over positions of what each weight of a kernel reads."""
     if not isinstance(call, ConvCall):
-        some = (slice(None), rows, columns)[: call.x.dim() - 1]
-        return replace(call, x=call.x[some]).columns(slice(None)).mean(4)
+        window = (_ALL, rows, columns)[: call.x.dim() - 1]
+        return replace(call, x=call.x[window]).columns(slice(None)).mean(4)
     height, width = call.padding
     x = F.pad(call.x, (width, width, height, height))
     for axis, some in ((1, columns), (0, rows)):  # the last axis is averaged and becomes the kernel's
