@@ -19,7 +19,7 @@ import { findJob, sizedJob } from "../src/explorer/ask.js";
 import { chart, measureOf } from "../src/explorer/chart.js";
 import { differing, paintOf } from "../src/explorer/contrasted.js";
 import { isChanged, readAgain } from "../src/explorer/draft.js";
-import { withJob } from "../src/explorer/live.js";
+import { withAnswer, withJob } from "../src/explorer/live.js";
 import {
   circuitPlace,
   formatRoute,
@@ -283,6 +283,15 @@ test("a job's event replaces what was known of it, or adds it before the others"
   const later = { ...JOB, done: 10 };
   assert.deepEqual(withJob([other, JOB], later), [other, later]);
   assert.deepEqual(withJob([other], JOB), [JOB, other]);
+});
+
+test("an answer that comes after the event of a job's end does not make it wait again", () => {
+  const waiting = { ...JOB, state: "queued", created: 5, ended: null } as Job;
+  const failed = { ...waiting, state: "failed", ended: 6 } as Job;
+  assert.deepEqual(withAnswer([failed], waiting), [failed]);
+  assert.deepEqual(withAnswer([waiting], failed), [failed]);
+  const anew = { ...waiting, created: 7 };
+  assert.deepEqual(withAnswer([failed], anew), [anew]);
 });
 
 test("the form asks for what can be found, and says what cannot", () => {
