@@ -29,8 +29,8 @@ class LayerContrast:
 
     All values are means over the positions of the layer that the feature's position sees: those whose receptive field
     lies inside of its own. They are in the unit of the layer's raw output, before any BatchNorm and ReLU; other layers
-    have other units. A - B of a filter's output is the sum of A - B of what its kernels add, apart from constants that it
-    reads beside padding.
+    have other units. A - B of a filter's output is the sum of A - B of what its kernels add, apart from constants that
+    it reads beside padding.
 
     Attributes:
         positions: Number of these positions on A and on B.
