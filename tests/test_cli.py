@@ -1730,6 +1730,7 @@ RECIPES = {
 BAD = {
     "project that is a file": (f"{EXPLORE} --project tiny_net.py", "The folder tiny_net.py cannot be used: "),
     "host of another machine": (f"{EXPLORE} --host 192.0.2.1", "--host 192.0.2.1 --port 8642 cannot be listened at"),
+    "atlas that is none": (f"{EXPLORE} --atlas pictures", "There is no atlas in pictures: it has no index.sqlite"),
     "bundle that is missing": (f"{EXPLORE} --bundle no.zip", "no.zip cannot be read"),
     "bundle that is none": (f"{EXPLORE} --bundle tiny_net.py", "tiny_net.py is not a bundle of the explorer"),
     "bundle, read-only": (f"{EXPLORE} --read-only --bundle no.zip", "does not go with --read-only"),

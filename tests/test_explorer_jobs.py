@@ -195,6 +195,24 @@ def test_a_curve_of_a_recipe_that_counts_effective_kernels_says_that_it_does_not
     file.unlink()
 
 
+@pytest.mark.parametrize("refit", ["filters", "best"])
+def test_each_size_of_a_curve_has_constants_of_its_own_as_the_recipe_says(explored, refit):
+    one = explored.job(**FIND | {"refit": refit})["circuit"]
+    explored.job("sweep", circuit=one, densities=[0.3, 0.5])
+    card = explored.get(f"circuits/{one}")
+    assert f"fitted on its own ({refit})" in card["curve"]["note"]
+    large, own = card["curve"]["points"]
+    for name in ("r2", "r2_random", "constants"):
+        assert own[name] == pytest.approx(card["report"]["figures"][name])
+    assert own["constants"] > 0
+    assert large["constants"] > own["constants"]
+
+
+def test_a_curve_is_of_kernels_alone(explored):
+    filters = explored.job(**FIND | {"granularity": "filter"})["circuit"]
+    assert "this recipe finds filters" in explored.fails("sweep", circuit=filters, densities=[0.3, 0.5])
+
+
 @pytest.mark.slow
 def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
     said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)

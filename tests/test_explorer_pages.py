@@ -1,6 +1,7 @@
 """The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
 
 import gzip
+import importlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -31,6 +33,7 @@ def net():
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)
+SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
@@ -54,6 +57,9 @@ def address(folder):
         coarse.resize((36, 30)).save(folder / f"pictures/{name}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        images = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+        model = importlib.import_module("paged_net").net()
+        cc.atlas(model, "0", images[:2], images[2:], folder=folder / "project/atlases/small", density=0.5)
         with cc.explore("paged_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as server:
             yield server.address
 
@@ -259,6 +265,24 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.locator(".cross tbody tr")).to_have_count(2)
     fits(page)
 
+    page.locator("[part=trajectory]").click()
+    page.get_by_role("link", name="Open the maps").click()
+    expect(page).to_have_url(f"{start}t/2/9")
+    accessible(page)
+    place = page.locator("canvas").bounding_box()
+    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    expect(page.locator(".thumbs li").nth(3)).to_be_visible()
+    page.get_by_label("Kernels to keep").select_option("0.2")
+    page.get_by_role("button", name="Find a circuit for them").click()
+    page.get_by_role("link", name="A circuit for").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("2 unit 9")
+    expect(page.get_by_text("It was found on whole photographs", exact=False)).to_be_visible()
+
     large, small = (
         answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6)["circuit"]
         for density in (0.4, 0.2)
@@ -271,6 +295,11 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.get_by_role("link", name=", safetensors").click()
     assert download.value.suggested_filename.endswith("-module.safetensors")
+    page.locator("[part=diagram] [data-node]").first.wait_for()
+    with page.expect_download() as download:
+        page.locator("[part=page]").click()
+    assert download.value.suggested_filename.endswith(".html")
+    assert 'id="circuit"' in download.value.path().read_text()
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")
@@ -281,12 +310,39 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
     fits(page)
 
+    a, b = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(r => r.photographs.map(p => p.id))")[:2]
+    page.locator("[part=photo-a]").select_option(a)
+    page.locator("[part=photo-b]").select_option(b)
+    expect(page).to_have_url(re.compile(rf"c/{large}\?a={a}&b={b}#"))  # with the diagram's own view
+    expect(page.locator(".differing")).to_have_count(2)
+    expect(page.locator("[part=diagram] .tilt").first).to_be_visible()
+    expect(page.locator("[data-legend=excites]")).to_have_text("more on A")
+    page.get_by_role("button", name="swap").click()
+    expect(page).to_have_url(re.compile(f"a={b}&b={a}#"))
+    fits(page)
+
     page.locator(f".beside-it[href$='{small}']").click()
     expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
     page.locator("[part=compare]").click()
     page.locator("[part=diagram] [data-node]").first.wait_for()
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
     fits(page)
+
+
+def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
+    page = open_page()
+    start = page.url
+    page.goto(f"{start}l/0")
+    page.get_by_role("link", name="small").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Atlas of 0: 6 units")
+    accessible(page)
+    page.locator("select").nth(1).select_option("3")
+    expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
+    page.get_by_role("link", name="its circuit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("0 unit 3")
+    page.go_back()
+    page.get_by_role("link", name="the layer").click()
+    expect(page).to_have_url(f"{start}l/0")
 
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):

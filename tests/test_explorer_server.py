@@ -287,6 +287,10 @@ def test_a_map_is_that_of_the_model(client, folder, monkeypatch):
         ("/api/v1/thumb/..%2fa.png", 422),
         ("/api/v1/thumb/0000000000000000", 404),
         ("/api/v1/thumb/0000000000000000?box=1,2", 422),
+        ("/t/2/0", 404),
+        ("/a/0123456789abcdef", 404),
+        ("/a/..%2f..%2fpictures", 422),
+        ("/t/..%2f..%2fetc/0", 404),
         ("/api/v1/circuits/..%2f..%2ftiny_net.py", 422),
         ("/api/v1/circuits/%2e%2e/diagram", 422),
         ("/api/v1/circuits/0123456789abcdef/diagram", 404),
@@ -316,6 +320,9 @@ def test_what_is_not_there_is_a_sentence(path, status, client):
         (FIND | {"kernels": 3}, "Give only one of"),
         ({"kind": "find", "feature": "4:2", "filters": 3}, "Give both"),
         (FIND | {"images": "/etc"}, "images"),
+        (FIND | {"photographs": ["0" * 16, "1" * 16]}, "no photograph"),
+        (FIND | {"photographs": ["../../etc/passwd"] * 2}, "photographs"),
+        ({"kind": "trajectory", "layer": "4", "unit": 99}, "no unit 99"),
         ({"kind": "diagram", "circuit": "0123456789abcdef"}, "no circuit"),
         ({"kind": "evaluate", "circuit": "../lock"}, "circuit"),
     ],
@@ -416,6 +423,13 @@ def test_a_circuit_is_the_one_that_the_command_finds_and_each_sees_the_other_s(c
     assert not set(report["found_on"]) & set(report["held_out"])
     assert report["images"] == 6
 
+    photos = client.get("/api/v1/photos").json()["photographs"]
+    a, b = photos[0]["id"], photos[1]["id"]
+    contrast = client.get(f"/api/v1/circuits/{id}/contrast?a={a}&b={b}").json()
+    assert (contrast["feature"], contrast["a"], contrast["b"]) == ("4:2", a, b)
+    assert sum(len(layer["kernels"]) for layer in contrast["layers"]) == report["figures"]["effective_kernels"]
+    assert client.get(f"/api/v1/circuits/{id}/contrast?a={a}&b={'0' * 16}").status_code == 404
+
     # Another circuit of the command's, in the folder, is listed, and measured when that is asked for.
     (other,) = [one for one in client.get("/api/v1/circuits").json() if one["file"] == "other.safetensors"]
     assert other["report"] is None
@@ -441,6 +455,32 @@ def test_a_diagram_is_the_document_that_diagrams_load(client, folder, tmp_path):
     report = client.get(f"/api/v1/circuits/{id}").json()["report"]
     assert document.variants[0].fidelity.r2 == pytest.approx(report["figures"]["r2"])
     assert document.held_out.count == report["images"]
+
+    notes = ((f"circuits/{id}", {"label": "<b>mine", "text": "one\ntwo"}), ("units/4/2", {"label": "edge", "text": ""}))
+    for of, note in notes:
+        tag = client.get(f"/api/v1/notes/{of}").headers["etag"]
+        assert client.put(f"/api/v1/notes/{of}", json=note, headers={"if-match": tag}).status_code == 200
+    view = json.dumps({"kernels": 3, "notes": []})
+    answer = client.get(f"/api/v1/circuits/{id}/page", params={"view": view})
+    assert answer.headers["content-disposition"].endswith('.html"')
+    assert '<h2 dir="auto">Circuit: &lt;b&gt;mine</h2>\n<p dir="auto">one<br>two</p>' in answer.text
+    (tmp_path / "d.html").write_text(answer.text)
+    shown = cc.Diagram.load(tmp_path / "d.html")
+    assert shown.kernels == 3
+    assert [(note.node, note.label) for note in shown.view.notes] == [(document.target, "edge")]
+    for secret in (str(folder), *client.cookies.values(), *client.cookies):
+        assert secret not in answer.text
+    for wrong, said in (
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ('{"variant": 99}', "variant 99"),
+        ('{"x": 1}', "x"),
+    ):
+        answer = client.get(f"/api/v1/circuits/{id}/page", params={"view": wrong})
+        assert (answer.status_code, said in answer.json()["error"]) == (400, True)
+    for of, _ in notes:
+        tag = client.get(f"/api/v1/notes/{of}").headers["etag"]
+        client.put(f"/api/v1/notes/{of}", json={}, headers={"if-match": tag})
 
 
 # ---------------------------------------- notes and events

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.circuits.contrasting import contrasted
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
@@ -27,6 +28,7 @@ from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
+from convcircuits.explorer.store import Store, curve_key
 from convcircuits.explorer.tasks import do
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
@@ -173,6 +175,116 @@ def test_a_circuit_is_not_measured_on_copies_of_what_it_was_found_on(materials, 
     project, id = with_circuit(materials, tmp_path, by_name)
     with pytest.raises(cc.ConvCircuitsError, match=r"d\.png were held out .* now copies"):
         do(project, "evaluate", {"circuit": id}, Quiet())
+
+
+def test_a_circuit_for_chosen_photographs_is_found_and_measured_on_them_alone(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    materials = project.materials
+    asked = {"feature": "2:1@max", "criterion": "gauss_newton", "kernels": 5, "options": [], "seed": 1}
+    chosen = sorted(materials.ids[name] for name in ("a.png", "c.png"))
+    id = do(project, "find", {**asked, "photographs": chosen, "held_out": 0.5}, Quiet())["circuit"]
+    circuit = cc.load(project.store.circuit(id).file)
+    roles = circuit.provenance["photographs"]
+    assert sorted(roles["found_on"] + roles["held_out"]) == ["a.png", "c.png"]
+    assert len(roles["found_on"]) == 1
+    pictures = [one for one in materials.photographs.values() if one.name in roles["found_on"]]
+    images = torch.cat([*Prepared(pictures, materials.loaded.preprocess)])
+    feature = cc.Feature("2", 1, position="max")
+    expected = cc.find(materials.loaded.model, feature, images, criterion="gauss_newton", kernels=5, seed=1)
+    assert circuit == dataclasses.replace(expected, provenance=circuit.provenance)
+    assert "recipe" not in circuit.provenance
+    assert circuit.provenance["search"]["kernels"] == 5
+    assert torch.equal(project.again(id, Quiet()).setup.train.images, images)
+    assert project.store.report(id)["report"]["images"] == 1
+
+
+def test_the_circuit_of_a_model_object_has_a_curve_on_the_crops_that_it_was_found_on(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    (tmp_path / "project/curves").mkdir()
+    asked = {"feature": "2:1", "criterion": "gauss_newton", "density": 0.5, "count": 7, "options": [], "seed": 3}
+    id = do(project, "find", asked, Quiet())["circuit"]
+    again = project.again(id, Quiet())
+    assert "recipe" not in again.circuit.provenance  # no command finds it again
+    assert len(again.setup.train.images) == 7
+    expected = cc.find(
+        project.loaded.model,
+        cc.Feature("2", 1),
+        again.setup.train.images,
+        criterion="gauss_newton",
+        density=0.5,
+        seed=3,
+    )
+    assert again.circuit == dataclasses.replace(expected, provenance=again.circuit.provenance)
+    do(project, "sweep", {"circuit": id, "densities": [0.5, 0.25]}, Quiet())
+    curve = project.store.record("curves", curve_key(again.circuit.provenance), project.materials.basis)
+    assert curve["points"][0]["r2"] == pytest.approx(project.store.report(id)["report"]["r2"])
+
+
+def test_photographs_are_placed_as_the_library_does(materials, tmp_path):
+    project, _ = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    materials = project.materials
+    layer = materials.loaded.model[2]
+    layer.bias.data[1] += 10  # so that all photographs drive it
+    groups = {"red": [{"photo": materials.ids["a.png"]}], "": [{"photo": materials.ids["b.png"]}]}
+    (tmp_path / "project/splits").mkdir()
+    split = {"id": "0" * 16, "photographs": groups}
+    (tmp_path / f"project/splits/{split['id']}.json").write_text(json.dumps(split))
+    (tmp_path / "project/trajectories").mkdir()
+    asked = {"layer": "2", "unit": 1, "method": "pca", "split": split["id"], "seed": 0}
+    do(project, "trajectory", asked, Quiet())
+    said = project.store.record("trajectories", "2:1", materials.basis)
+    prepare = materials.loaded.preprocess
+    images = torch.stack([prepare(one.image) for one in materials.photographs.values()])
+    found = cc.trajectory(materials.loaded.model, cc.Feature("2", 1), images)
+    assert said["points"] == [[pytest.approx(one, abs=1e-9) for one in points] for points in found.points.tolist()]
+    assert said["photos"] == [*materials.photographs]
+    assert (said["groups"], said["labels"]) == (["red"], [0, -1, -1])
+    maps = cc.activations(materials.loaded.model, cc.Feature("2", 1), images).flatten(1)
+    row, column = divmod(int(maps[0].argmax()), 16)
+    assert said["boxes"][0] == [row, column, 5, 5]
+    with pytest.raises(cc.ConvCircuitsError, match="no division"):
+        do(project, "trajectory", {**asked, "split": "1" * 16}, Quiet())
+
+
+def test_an_atlas_is_shown_if_it_is_of_this_model_and_its_circuits_are_found_by_id(materials, tmp_path):
+    model = materials.loaded.model
+    images = torch.rand(6, 3, 20, 20)
+    folders = [tmp_path / name for name in ("own", "other", "damaged")]
+    found = cc.atlas(model, "2", images[:4], images[4:], folder=folders[0], density=0.5)
+    weights = model[2].weight.data.clone()
+    model[2].weight.data += 1
+    cc.atlas(model, "2", images[:4], images[4:], folder=folders[1], density=0.5)
+    model[2].weight.data.copy_(weights)
+    folders[2].mkdir()
+    (folders[2] / "index.sqlite").write_bytes(b"SQLite format 3 no more")
+    own, other, damaged = Questions(materials).answer("atlases", folders)
+    assert own == {"layer": "2", "units": 2, "criterion": "gauss_newton", "problem": ""}
+    assert "of other weights" in other["problem"]
+    assert "damaged" in damaged["problem"]
+    assert Questions(materials).answer("atlas", folders[0]) == found.as_dict()
+    with pytest.raises(cc.ConvCircuitsError, match="of other weights"):
+        Questions(materials).answer("atlas", folders[1])
+    store = Store(tmp_path / "project", atlases=folders[:1])
+    assert [one.file for one in store.circuits()] == [found.file(unit) for unit in found.units]
+    store.close()
+    with pytest.raises(cc.ConvCircuitsError, match="There is no atlas in"):
+        Store(tmp_path / "project", atlases=[tmp_path / "pictures"])
+
+
+def test_two_photographs_are_contrasted_as_the_library_does(materials, tmp_path):
+    project, id = with_circuit(materials, tmp_path, {"found_on": ["a.png"], "validated_on": [], "held_out": []})
+    a, b = [*materials.photographs][:2]
+    file = project.store.circuit(id).file
+    said = json.loads(json.dumps(Questions(materials).answer("contrast", file, a, b)))
+    prepare = materials.loaded.preprocess
+    images = torch.stack([prepare(materials.photographs[one].image) for one in (a, b)])
+    found = contrasted(materials.loaded.model, cc.load(file), images)
+    assert said["full"] == list(found.full)
+    assert [layer["layer"] for layer in said["layers"]] == list(found.layers)
+    for layer, own in zip(said["layers"], found.layers.values(), strict=True):
+        assert layer["kernels"] == own.kernels.tolist()
+        assert layer["added"] == [pytest.approx(row) for row in own.added.tolist()]
+        assert layer["outputs"] == [pytest.approx(row) for row in own.outputs.tolist()]
 
 
 # ---------------------------------------- what the server makes of it

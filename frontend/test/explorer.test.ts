@@ -5,6 +5,7 @@ import { test } from "node:test";
 import {
   type Box,
   type Circuit,
+  type Contrast,
   type Curve,
   EMPTY,
   floats,
@@ -16,9 +17,18 @@ import {
 } from "../src/explorer/api.js";
 import { findJob, sizedJob } from "../src/explorer/ask.js";
 import { chart, measureOf } from "../src/explorer/chart.js";
+import { differing, paintOf } from "../src/explorer/contrasted.js";
 import { isChanged, readAgain } from "../src/explorer/draft.js";
-import { withJob } from "../src/explorer/live.js";
-import { formatRoute, layerPlace, type Place, parseRoute, sameObject, unitPlace } from "../src/explorer/route.js";
+import { withAnswer, withJob } from "../src/explorer/live.js";
+import {
+  circuitPlace,
+  formatRoute,
+  layerPlace,
+  type Place,
+  parseRoute,
+  sameObject,
+  unitPlace,
+} from "../src/explorer/route.js";
 import {
   ablationText,
   around,
@@ -48,7 +58,8 @@ const parsed = (address: string) => {
 const PLACES: Place[] = [
   { page: "home" },
   { page: "jobs" },
-  { page: "circuit", id: ID },
+  circuitPlace(ID),
+  { ...circuitPlace(ID), a: ID, b: ID.replace("0", "e") } as Place,
   { page: "photo", id: ID, x: null, y: null },
   { page: "photo", id: ID, x: 12.5, y: 0 },
   { page: "compare", a: ID, b: ID.replace("0", "f") },
@@ -93,6 +104,26 @@ test("what is no address of the explorer leads nowhere, and what is no view is l
 test("the query is the view of one object", () => {
   assert.ok(sameObject(layerPlace("a"), { ...layerPlace("a"), lowest: true } as Place));
   assert.ok(!sameObject(unitPlace("a", 1), unitPlace("a", 2)));
+});
+
+test("a circuit is painted by what its parts do on two photographs, and what differs most comes first", () => {
+  const layer = { layer: "a b", alias: "", positions: [4, 4], filters: [3], outputs: [[1, -2]] as [number, number][] };
+  const kernels = { kernels: [[3, 0]] as [number, number][], added: [[0.5, 0.5]] as [number, number][] };
+  const paint = paintOf({ layers: [{ ...layer, ...kernels }] } as unknown as Contrast);
+  assert.deepEqual(paint({ layer: "a b", filter: 3, input: null }), [1, -2]);
+  assert.deepEqual(paint({ layer: "a b", filter: 3, input: 0 }), [0.5, 0.5]);
+  assert.equal(paint({ layer: "a b", filter: 3, input: 1 }), null);
+  assert.deepEqual(
+    differing(
+      [
+        [1, 1.5],
+        [0, -2],
+        [3, 4],
+      ],
+      2,
+    ),
+    [1, 2],
+  );
 });
 
 const CELL = { width: 132, height: 196, gap: 12 };
@@ -189,6 +220,7 @@ test("numbers of a map are read as they were written", () => {
 
 const REPORT: Report = {
   images: 24,
+  whole: false,
   found_on: [],
   found_on_verified: true,
   sent: false,
@@ -251,6 +283,15 @@ test("a job's event replaces what was known of it, or adds it before the others"
   const later = { ...JOB, done: 10 };
   assert.deepEqual(withJob([other, JOB], later), [other, later]);
   assert.deepEqual(withJob([other], JOB), [JOB, other]);
+});
+
+test("an answer that comes after the event of a job's end does not make it wait again", () => {
+  const waiting = { ...JOB, state: "queued", created: 5, ended: null } as Job;
+  const failed = { ...waiting, state: "failed", ended: 6 } as Job;
+  assert.deepEqual(withAnswer([failed], waiting), [failed]);
+  assert.deepEqual(withAnswer([waiting], failed), [failed]);
+  const anew = { ...waiting, created: 7 };
+  assert.deepEqual(withAnswer([failed], anew), [anew]);
 });
 
 test("the form asks for what can be found, and says what cannot", () => {

@@ -115,7 +115,8 @@ def set_up(
         loaded: Its model.
         pictures: Its photographs.
         unreadable: Files beside them that are left out; those that turn out to be unreadable are added.
-        by_name: The names of the photographs by role, to split them as before; by default they are split anew.
+        by_name: The names of the photographs by role, to split them as before; by default they are split anew. Those
+            that a size was chosen on are not cut again.
         whole: Take each photograph once, as a whole, however many crops the recipe asks for.
 
     Raises:
@@ -134,6 +135,8 @@ def set_up(
             train, validated = _split_again(train, recipe)
     else:  # split as before, ignoring files added to the folder since
         train, rest = (named(pictures, by_name[role], recipe.images) for role in ("found_on", "held_out"))
+        if recipe.refit == BEST:  # as before, constants are chosen on those
+            validated = named(pictures, by_name.get("validated_on", []), recipe.images)
     cut, seed, count = Cutter(loaded, recipe.size, unreadable), recipe.seed, recipe.count
     entire = whole or recipe.boxes is not None
 
@@ -262,6 +265,19 @@ def recipe_of(circuit: Circuit | Scores) -> Recipe | None:
     return recipe if recipe.boxes is not None else dataclasses.replace(recipe, feature=str(circuit.feature))
 
 
+def search_of(circuit: Circuit) -> Recipe | None:
+    """Return how a circuit was found, also if no command does so again, or None.
+
+    No command has a model that was given as an object, or photographs that were chosen by hand.
+    """
+    said = circuit.provenance.get("search")
+    return (
+        recipe_of(circuit)
+        if said is None
+        else dataclasses.replace(Recipe.from_json(said), feature=str(circuit.feature))
+    )
+
+
 def with_recipe(circuit: Circuit, recipe: Recipe, setup: Setup) -> Circuit:
     """Record in a circuit how it was found, and on which photographs."""
     said = {**circuit.provenance, "recipe": recipe.to_json(), "photographs": setup.by_name}
@@ -329,6 +345,24 @@ def criterion_options(given: Sequence[str], *, files: bool = True) -> dict[str, 
     return options
 
 
+def refitted(
+    circuit: Circuit, recipe: Recipe, setup: Setup, *, batch_size: int = 16, progress: Progress | None = None
+) -> Circuit:
+    """Fit the constants of a circuit as a recipe says; the circuit itself if it fits none.
+
+    Raises:
+        ConvCircuitsError: As for ``refit``.
+    """
+    method: Any = recipe.refit
+    if method == "none":
+        return circuit
+    if method == BEST:
+        return with_best_constants(circuit, setup, batch_size=batch_size, seed=recipe.seed, told=progress)
+    begin(progress, f"refitting {len(circuit):,} {circuit.granularity}s")
+    common: dict[str, Any] = {"seed": recipe.seed, "batch_size": batch_size, "progress": progress}
+    return refit(setup.loaded.model, circuit, setup.train.images, method=method, **common)
+
+
 def follow(
     recipe: Recipe,
     feature: Feature,
@@ -366,15 +400,7 @@ def follow(
             return list(find_path(model, feature, images, **size, **chosen)), {}
         size["effective"] = recipe.effective_kernels or None
         circuit = find(model, feature, images, **size, **chosen)
-        if method == "none":
-            return [circuit], {}
-        if method == BEST:
-            chosen_constants = with_best_constants(
-                circuit, setup, batch_size=batch_size, seed=recipe.seed, told=progress
-            )
-            return [chosen_constants], {}
-        begin(progress, f"refitting {len(circuit):,} {recipe.granularity}s")
-        return [refit(model, circuit, images, method=method, **common)], {}
+        return [refitted(circuit, recipe, setup, batch_size=batch_size, progress=progress)], {}
     if recipe.effective_kernels:
         raise ConvCircuitsError(
             f"{option('effective_kernels')} needs {option('density')} or {option('kernels')}; got {option('reach_r2')}."

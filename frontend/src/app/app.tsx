@@ -15,6 +15,11 @@ import { FlowText, PageMenus, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
 
 const ON_IMAGE = "color and width = effect on this image";
+const BY_TWO: Record<string, string> = {
+  excites: "more on A",
+  inhibits: "more on B",
+  [WIDTH]: "width, dot = A − B, beside the largest of its layer",
+};
 const UNKNOWN = "gray = not measured on this image";
 const NARROWEST = 42; // px for a column; with less room, the diagram scrolls in its own region
 
@@ -99,7 +104,11 @@ export function App({ store }: { store: Store }) {
         <ul class="legend" aria-label="legend">
           {scene.legend.map((item) =>
             mode === "diagram" || item.kind !== "hidden" ? (
-              <LegendMark item={item} image={mode === "diagram" && store.image.value !== null} />
+              <LegendMark
+                item={item}
+                image={mode === "diagram" && store.image.value !== null}
+                contrast={mode === "diagram" && store.contrast.value !== null}
+              />
             ) : null,
           )}
         </ul>
@@ -128,15 +137,17 @@ function Heading({ store }: { store: Store }) {
   );
 }
 
-/** A line of the legend. If an image is chosen, kernels are painted by their effect on it, which the core's legend does
- *  not describe. */
-function LegendMark({ item, image }: { item: LegendItem; image: boolean }) {
+/** A line of the legend. If an image is chosen, or two, kernels are painted by what they do on it, which the core's
+ *  legend does not describe. */
+function LegendMark({ item, image, contrast }: { item: LegendItem; image?: boolean; contrast?: boolean }) {
   const { kind, label } = item;
+  const other = contrast && (BY_TWO[kind] ?? BY_TWO[label.title]);
+  if (other) return <LegendMark item={{ ...item, label: { ...label, title: other } }} />;
   if (image && label.title === WIDTH)
     return (
       <>
-        <LegendMark item={{ ...item, label: { ...label, title: ON_IMAGE } }} image={false} />
-        <LegendMark item={{ ...item, kind: "connects", label: { ...label, title: UNKNOWN } }} image={false} />
+        <LegendMark item={{ ...item, label: { ...label, title: ON_IMAGE } }} />
+        <LegendMark item={{ ...item, kind: "connects", label: { ...label, title: UNKNOWN } }} />
       </>
     );
   return (

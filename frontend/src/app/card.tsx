@@ -69,6 +69,7 @@ export function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
   const connection = graph.edgeKind[edge] !== EdgeKind.kernel && graph.edgeKind[edge] !== EdgeKind.inner;
   const given = kernel(graph, edge);
   const effect = image === null ? null : maps.effect(edge, image);
+  const pair = store.contrast.value?.(graph.edgeLayer[edge]!, graph.out[edge]!, graph.in[edge]!);
   const presum = image === null || connection ? null : maps.presum(edge, image);
   return (
     <>
@@ -104,6 +105,7 @@ export function EdgeCard({ store, edges }: { store: Store; edges: number[] }) {
         {!connection && fitted && <Fact name="gain">{gainText(gainOf(graph, view, edge))} these weights</Fact>}
         <Fact name="flow">{percent(flow.value.edge[edge]!)} of the target's</Fact>
         {image !== null && <Fact name="effect on image">{effect === null ? "unknown" : significant(effect)}</Fact>}
+        {pair && <Fact name="adds on A, B">{pair.map(significant).join(", ")}</Fact>}
       </dl>
       {image !== null &&
         !connection &&
@@ -219,6 +221,8 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const share = block?.flow ?? nodes.reduce((sum, each) => sum + flow.value.node[each]!, 0);
   const activation = image === null ? null : maps.activation(node, image);
   const beside = image === null || !target ? null : onImage(store, image);
+  const filter = nodes.length === 1 && graph.kind[node] === NodeKind.filter;
+  const pair = filter && store.contrast.value?.(graph.layer[node]!, graph.unit[node]!, null);
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
@@ -245,8 +249,9 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
           open it
         </button>
       )}
+      {pair && <p>output on A, B: {pair.map(significant).join(", ")}</p>}
       {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
-      {nodes.length === 1 && graph.kind[node] === NodeKind.filter && (
+      {filter && (
         <Without
           key={`without ${node}`}
           store={store}

@@ -115,6 +115,8 @@ interface NodeProps {
   isolated: boolean;
   current: boolean;
   name: string;
+  /** A - B of its filter on two photographs, from -1 to 1. */
+  tilt: number;
 }
 
 /** A node's picture. It lies below the node itself, whose bounds would otherwise be those of the whole atlas. */
@@ -145,7 +147,7 @@ const NodePicture = pure(
   },
 );
 
-const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps) => {
+const NodeMark = pure(({ node, lit, chosen, isolated, current, name, tilt }: NodeProps) => {
   const { size } = node;
   const [x, y] = [node.x - size / 2, node.y - size / 2];
   const classes = [
@@ -172,6 +174,7 @@ const NodeMark = pure(({ node, lit, chosen, isolated, current, name }: NodeProps
     >
       <rect class="frame" x={x} y={y} width={size} height={size} stroke-dasharray={dashes(node.mark, 2)} />
       <rect class="ring" x={x - 3} y={y - 3} width={size + 6} height={size + 6} rx={3} />
+      {tilt !== 0 && <circle class={`tilt ${kindOf(tilt)}`} cx={x} cy={y} r={3 + 6 * Math.abs(tilt)} />}
       {node.pinned && <circle class="pin" cx={x + size} cy={y} r={4.5} />}
       <LabelText label={node.label} />
     </g>
@@ -228,6 +231,7 @@ export function Diagram({ store }: { store: Store }) {
     };
   });
   const paints = useComputed(() => paintsOf(store));
+  const tilts = useComputed(() => tiltsOf(store));
   const onImage = useComputed(() =>
     store.view.value.image === null ? "" : spokenTarget(store, store.view.value.image),
   );
@@ -410,6 +414,7 @@ export function Diagram({ store }: { store: Store }) {
               isolated={isolate !== null && node.nodes.includes(isolate)}
               current={node.nodes.includes(current)}
               name={named(i)}
+              tilt={tilts.value[i]!}
             />
           ))}
         </g>
@@ -529,11 +534,13 @@ function Over({ store, paints }: { store: Store; paints: Paint[] }) {
 
 function paintsOf(store: Store): Paint[] {
   const { edges, nodes } = store.plan.value;
-  const image = store.image.value;
-  if (image === null || !store.graph.document.images) return edges.map(({ sign, width }) => ({ sign, width }));
-  const effects = edges.map((edge) =>
-    edge.edges.reduce<number | null>((sum, each) => add(sum, store.maps.effect(each, image)), null),
-  );
+  const { graph } = store;
+  const [image, contrast] = [store.image.value, store.contrast.value];
+  const value = contrast
+    ? (edge: number) => more(contrast(graph.edgeLayer[edge]!, graph.out[edge]!, graph.in[edge]!))
+    : image !== null && graph.document.images && ((edge: number) => store.maps.effect(edge, image));
+  if (!value) return edges.map(({ sign, width }) => ({ sign, width }));
+  const effects = edges.map((edge) => edge.edges.reduce<number | null>((sum, each) => add(sum, value(each)), null));
   const gap = (i: number) => `${nodes[edges[i]!.source]!.column} ${nodes[edges[i]!.target]!.column}`;
   const top = new Map<string, number>();
   effects.forEach((effect, i) => top.set(gap(i), Math.max(top.get(gap(i)) ?? 0, Math.abs(effect ?? 0))));
@@ -542,6 +549,25 @@ function paintsOf(store: Store): Paint[] {
       ? { sign: 0, width: 0.8 }
       : { sign: Math.sign(effect), width: 0.8 + (WIDEST - 0.8) * (Math.abs(effect) / (top.get(gap(i)) || 1)) },
   );
+}
+
+/** A - B. */
+function more(pair: readonly number[] | null): number | null {
+  return pair && pair[0]! - pair[1]!;
+}
+
+/** Of each node, A - B of its filter as a share of the largest in its layer. */
+function tiltsOf({ graph, plan, contrast }: Store): number[] {
+  const of = contrast.value;
+  const top = new Map<number, number>();
+  const found = plan.value.nodes.map(({ nodes: [node, ...others], kind }) => {
+    if (!of || others.length || kind !== NodeKind.filter) return [0, 0] as const;
+    const layer = graph.layer[node!]!;
+    const value = more(of(layer, graph.unit[node!]!, null)) ?? 0;
+    top.set(layer, Math.max(top.get(layer) ?? 0, Math.abs(value)));
+    return [value, layer] as const;
+  });
+  return found.map(([value, layer]) => value && value / top.get(layer)!);
 }
 
 function add(sum: number | null, value: number | null): number | null {

@@ -21,6 +21,8 @@ export interface Source {
   /** Call back with the host's theme, now and whenever it is another; return a function that unsubscribes. Without it,
    *  the theme is that of the reader's system. */
   onTheme?(changed: (theme: Theme) => void): () => void;
+  /** Call back with two photographs to paint the circuit by, now and whenever they are others; null: none. */
+  onContrast?(changed: (contrast: Contrast | null) => void): () => void;
   /** Measure the circuit without a part of it, and say how far that is, and then what came of it. */
   ablate?(part: Part, say: (text: string) => void): void;
 }
@@ -31,6 +33,9 @@ export interface Part {
   filter: number;
   input: number | null;
 }
+
+/** What a part of the circuit does on a photograph, A, and on another, B; null: not measured. */
+export type Contrast = (part: Part) => readonly [a: number, b: number] | null;
 
 export type Theme = "light" | "dark";
 

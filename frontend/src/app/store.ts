@@ -10,7 +10,7 @@ import { plain } from "../core/text.js";
 import type { View } from "../core/types.js";
 import { ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
-import { onSystemTheme, type Source, type Theme } from "./source.js";
+import { type Contrast, onSystemTheme, type Source, type Theme } from "./source.js";
 
 /** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones). */
 export interface Spot {
@@ -34,6 +34,8 @@ export interface Store {
   /** The image whose maps and effects are shown: they are those of the circuit of its group, or of the first, and shown
    *  with no other. */
   image: ReadonlySignal<number | null>;
+  /** What a part does on two photographs, by its layer's number, if the circuit is painted by these. */
+  contrast: ReadonlySignal<((layer: number, filter: number, input: number | null) => readonly number[] | null) | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
   /** What was clicked last, whose details stay. */
@@ -72,6 +74,7 @@ export function createStore(source: Source): Store {
   const view = signal(viewOf(graph, base, source.view()));
   const selection = signal(known(graph, source.selection()));
   const [width, height] = [signal(1100), signal(560)];
+  const contrast = signal<Contrast | null>(null);
   const [hover, held] = [signal<Spot | null>(null), signal<Spot | null>(null)];
   // The part of the view that moves nodes. Isolation and images only light or color them, without a new layout.
   const layout = computed(() =>
@@ -103,6 +106,15 @@ export function createStore(source: Source): Store {
       const { variant, compare, image } = view.value;
       if (image === null || compare !== null) return null;
       return variant === (graph.document.images?.variants[image] ?? 0) ? image : null;
+    }),
+    contrast: computed(() => {
+      const of = contrast.value;
+      const { variant, compare } = view.value;
+      if (!of || variant !== 0 || compare !== null || store.image.value !== null) return null;
+      return (layer, filter, input) => {
+        const name = graph.document.layers[layer]?.name;
+        return name === undefined ? null : of({ layer: name, filter, input });
+      };
     }),
     flow,
     hover,
@@ -183,6 +195,9 @@ export function createStore(source: Source): Store {
     (source.onTheme ?? onSystemTheme)((theme) => {
       store.theme.value = theme;
     }),
+    source.onContrast?.((found) => {
+      contrast.value = found;
+    }) ?? (() => {}),
     source.onView(() => {
       const before = view.value.isolate;
       step = false;

@@ -219,6 +219,9 @@ svg text { fill: var(--soft); font-family: inherit; }
 .node:hover .frame, .node.near .frame { stroke-opacity: .8; stroke-width: 1.5; }
 .node.chosen .ring { stroke: var(--ink); stroke-width: 2; }
 .node:focus-visible .ring { stroke: var(--focus); stroke-width: 2.5; }
+.node .tilt { stroke: var(--ground); stroke-width: 1.5; }
+.node .tilt.excites { fill: var(--excites); }
+.node .tilt.inhibits { fill: var(--inhibits); }
 .node .pin { fill: var(--ink); stroke: var(--ground); stroke-width: 1.5; }
 .node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
 /* Shapes, not groups: a group that is dimmed is drawn apart first. */

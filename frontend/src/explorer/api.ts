@@ -107,6 +107,7 @@ export interface Unit {
   other_circuits: string[]; // of a unit of this name in a model with other weights
   splits: SplitCard[]; // the newest first
   picture: FeaturePicture | null; // null: not made yet
+  trajectory: boolean; // whether its photographs were placed
   neighbours: boolean; // whether they are known
 }
 
@@ -321,8 +322,42 @@ export interface PutBack {
   by_zero: LogitsChange;
 }
 
+/** The filters and kernels of a layer on two photographs, A and B. */
+export interface ContrastLayer {
+  layer: string;
+  alias: string;
+  positions: number[]; // that values are means over, on A and on B
+  filters: number[];
+  outputs: [a: number, b: number][]; // of each filter
+  kernels: [filter: number, input: number][];
+  added: [a: number, b: number][]; // by each kernel to its filter
+}
+
+/** What a circuit does on one photograph and on another, each where its feature is highest. */
+export interface Contrast {
+  a: string;
+  b: string;
+  position: number[][] | null;
+  boxes: Box[];
+  full: number[];
+  in_circuit: number[];
+  layers: ContrastLayer[];
+  notes: string[];
+}
+
+/** Circuits of all units of a layer. */
+export interface AtlasCard {
+  id: string;
+  name: string;
+  layer: string;
+  units: number;
+  criterion: string;
+  problem: string;
+}
+
 export interface Report {
   images: number;
+  whole: boolean; // whole photographs; else crops
   found_on: string[];
   found_on_verified: boolean; // if not, the circuit's file only names them
   validated_on: string[];
@@ -434,6 +469,7 @@ export type JobRequest =
   | ({ kind: "ablate"; circuit: string } & Part)
   | { kind: "compare"; a: string; b: string }
   | { kind: "split"; feature: string; groups?: number }
+  | { kind: "trajectory"; layer: string; unit: number; split?: string }
   | { kind: "visualise"; layer: string; unit: number }
   | { kind: "neighbours"; layer: string };
 
@@ -489,10 +525,25 @@ export function query(of: Record<string, string | number | boolean | null>): str
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
+export interface Download {
+  file: Blob;
+  name: string;
+}
+
+/** A file, and the name that the server gives it. */
+async function download(path: string, otherwise: string): Promise<Download> {
+  const answer = await ask(path);
+  const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
+  return { file: await answer.blob(), name: named?.[1] ?? otherwise };
+}
+
 const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/${unit}`;
 
 export const api = {
   model: (signal?: AbortSignal) => get<ModelCard>("/model", signal),
+  atlases: (signal?: AbortSignal) => get<AtlasCard[]>("/atlases", signal),
+  /** The page that shows an atlas. */
+  atlas: (id: string) => `/a/${id}`,
   layers: (signal?: AbortSignal) => get<Layer[]>("/layers", signal),
   units: (
     layer: string,
@@ -518,6 +569,8 @@ export const api = {
     get<Point>(`/photos/${photo}/point${query({ x, y, count })}`, signal),
   neighbours: (layer: string, unit: number, signal?: AbortSignal) =>
     get<Neighbours>(`/layers/${encodeURIComponent(layer)}/units/${unit}/neighbours`, signal),
+  /** The page that shows a unit's photographs as they were placed. */
+  trajectory: (layer: string, unit: number) => `/t/${unitPath(layer, unit)}`,
   picture: (layer: string, unit: number) => `${ROOT}/layers/${encodeURIComponent(layer)}/units/${unit}/picture`,
   split: (id: string, signal?: AbortSignal) => get<Split>(`/splits/${id}`, signal),
   estimate: (of: { feature: string; criterion: string; reach_r2: boolean; count: number }, signal?: AbortSignal) =>
@@ -528,11 +581,14 @@ export const api = {
     return JSON.stringify({ ...document, view: { ...document.view, compare: 1 } });
   },
   /** The circuit with all that is known of it, as one file, and the file's name. */
-  async bundle(id: string, photographs: boolean): Promise<{ file: Blob; name: string }> {
-    const answer = await ask(`/circuits/${id}/bundle${query({ photographs })}`);
-    const named = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition") ?? "");
-    return { file: await answer.blob(), name: named?.[1] ?? `${id}.zip` };
+  bundle(id: string, photographs: boolean): Promise<Download> {
+    return download(`/circuits/${id}/bundle${query({ photographs })}`, `${id}.zip`);
   },
+  /** The diagram in a view as one page, with the notes on the circuit and its unit. */
+  page: (id: string, view: object) =>
+    download(`/circuits/${id}/page${query({ view: JSON.stringify(view) })}`, `${id}.html`),
+  contrast: (id: string, a: string, b: string, signal?: AbortSignal) =>
+    get<Contrast>(`/circuits/${id}/contrast${query({ a, b })}`, signal),
   moduleFile: (id: string) => `${ROOT}/circuits/${id}/module`,
   circuits: (signal?: AbortSignal) => get<CircuitCard[]>("/circuits", signal),
   circuit: (id: string, signal?: AbortSignal) => get<Circuit>(`/circuits/${id}`, signal),

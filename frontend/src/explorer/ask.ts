@@ -43,8 +43,10 @@ export function findJob(
 
 /** What finds a circuit of another size by the recipe of one; null, if its recipe is not known. */
 export function sizedJob({ provenance }: Circuit, density: number): JobRequest | null {
-  const recipe = provenance.recipe as Record<string, unknown> | undefined;
+  const recipe = (provenance.recipe ?? provenance.search) as Record<string, unknown> | undefined;
+  if (provenance.whole_photographs) return null; // of photographs that were chosen by hand
   if (!recipe || typeof recipe.feature !== "string" || recipe.effective_kernels === true) return null;
+  if (recipe.boxes != null) return null; // the server reads no table of boxes
   const given = Object.fromEntries(SAME.flatMap((name) => (recipe[name] == null ? [] : [[name, recipe[name]]])));
   return { kind: "find", feature: recipe.feature, density, ...given };
 }

@@ -4,17 +4,18 @@ import { useEffect, useRef } from "preact/hooks";
 import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type Circuit, type Report } from "./api.js";
+import { ContrastSection } from "./contrast.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
 import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
-import { type Place, photoPlace, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, r2Rows, r2Text, seconds, sentence } from "./text.js";
+import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
+import { circuitShort, featureOf, figure, heldOut, r2Rows, r2Text, seconds, sentence } from "./text.js";
 import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
 
-export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit" }> }) {
+export function CircuitPage({ place }: { place: CircuitPlace }) {
   const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
   const circuit = found.value ?? null;
   if (!circuit)
@@ -58,6 +59,7 @@ export function CircuitPage({ place }: { place: Extract<Place, { page: "circuit"
       {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
       {(!report || report.sent) && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
       <Drawn circuit={circuit} />
+      <ContrastSection circuit={circuit} place={place} />
       <div class="columns">
         <section>
           <h2>Numbers</h2>
@@ -122,7 +124,7 @@ function beside(report: Report): string {
     ["average map", `r2_average_map${inside}`],
   ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
   const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
-  return `On ${plural(report.images, "held-out crop")} (${where}${others.join(", ")}).`;
+  return `On ${heldOut(report.images, report)} (${where}${others.join(", ")}).`;
 }
 
 // ---------------------------------------- numbers
@@ -177,7 +179,7 @@ function Numbers({ report }: { report: Report }) {
   return (
     <>
       <table class="figures">
-        <caption class="soft">R² on {plural(report.images, "held-out crop")} each</caption>
+        <caption class="soft">R² on {heldOut(report.images, report)} each</caption>
         <thead>
           <tr>
             <td />
@@ -222,6 +224,7 @@ function Origin({ circuit }: { circuit: Circuit }) {
   const notes = Array.isArray(provenance.notes) ? provenance.notes.map(String) : [];
   return (
     <>
+      {report?.whole && <p>It was found on whole photographs, each as the model sees it, and is measured on others.</p>}
       <dl>
         <Fact name="criterion" value={plain(circuit.criterion) || "not recorded"} />
         <Fact
@@ -250,7 +253,9 @@ function Origin({ circuit }: { circuit: Circuit }) {
       {command ? (
         <Code title="The command that finds it again" text={command} />
       ) : (
-        <p class="soft">No command finds it again: it was made of a model object, or its recipe was not recorded.</p>
+        <p class="soft">
+          No command finds it again: it is of chosen photographs or of a model object, or its recipe was not recorded.
+        </p>
       )}
       {python && <Code title="In Python" text={python} lines />}
     </>
@@ -291,7 +296,7 @@ function Others({ circuit }: { circuit: Circuit }) {
       <ul class="circuits">
         {others.map((other) => (
           <li key={other.id}>
-            <To place={{ page: "circuit", id: other.id }}>{plain(circuitShort(other))}</To> <Verdict circuit={other} />
+            <To place={circuitPlace(other.id)}>{plain(circuitShort(other))}</To> <Verdict circuit={other} />
             <To
               place={{ page: "compare", a: circuit.id, b: other.id }}
               class="beside-it"

@@ -5,8 +5,8 @@ import { plain } from "../core/text.js";
 import { api, type CircuitCard } from "./api.js";
 import { Drawing } from "./drawing.js";
 import { circuits, jobs, layers, useLoaded } from "./live.js";
-import type { Place } from "./route.js";
-import { circuitShort, featureOf, figure, r2Text } from "./text.js";
+import { circuitPlace, type Place } from "./route.js";
+import { circuitShort, featureOf, figure, heldOut, r2Text } from "./text.js";
 import { Problem, To, Verdict } from "./ui.js";
 import { jobOf } from "./work.js";
 
@@ -21,8 +21,9 @@ const ROWS: Row[] = [
   ["random circuit of equal size", (circuit) => of(circuit, "r2_random")],
   ["average map, no network", (circuit) => of(circuit, "r2_average_map")],
   [
-    "held-out crops",
-    ({ report }) => (report ? `${report.images}${report.sent ? ", of who sent it" : ""}` : "not measured"),
+    "measured on",
+    ({ report }) =>
+      report ? `${heldOut(report.images, report)}${report.sent ? ", of who sent it" : ""}` : "not measured",
   ],
 ];
 
@@ -65,7 +66,7 @@ function Beside({ of: both }: { of: CircuitCard[] }) {
             <td />
             {both.map((circuit) => (
               <th scope="col" key={circuit.id}>
-                <To place={{ page: "circuit", id: circuit.id }}>{plain(circuitShort(circuit))}</To>
+                <To place={circuitPlace(circuit.id)}>{plain(circuitShort(circuit))}</To>
               </th>
             ))}
           </tr>

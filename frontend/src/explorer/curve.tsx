@@ -7,7 +7,8 @@ import type { Circuit, CurvePoint } from "./api.js";
 import { sizedJob } from "./ask.js";
 import { chart, measureOf } from "./chart.js";
 import { circuits, jobs } from "./live.js";
-import { r2Text } from "./text.js";
+import { circuitPlace } from "./route.js";
+import { heldOut, r2Text } from "./text.js";
 import { To } from "./ui.js";
 import { jobOf, Work } from "./work.js";
 
@@ -78,7 +79,7 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
       {point ? <Chosen circuit={circuit} point={point} measure={measure} /> : <p class="soft">Click a point.</p>}
       <p class="soft">
         R² {measure === "r2_interior" ? "on the interior" : "over all positions"} of{" "}
-        {plural(curve.images, "held-out crop")} of {plural(curve.photographs, "photograph")}; the dotted line is this
+        {heldOut(curve.images, circuit.report)} of {plural(curve.photographs, "photograph")}; the dotted line is this
         circuit's size. {plain(curve.note)}
       </p>
     </>
@@ -103,7 +104,7 @@ function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r
       {circuit.kept === point.kernels ? (
         <p class="soft">It is this circuit.</p>
       ) : there ? (
-        <To place={{ page: "circuit", id: there.id }}>open this circuit</To>
+        <To place={circuitPlace(there.id)}>open this circuit</To>
       ) : (
         request && <Work request={request} label="Find this circuit" quiet />
       )}

@@ -4,7 +4,8 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { type Part, pageSource, type Source } from "../app/source.js";
 import { plain } from "../core/text.js";
 import type { Ablation, JobRequest } from "./api.js";
-import { canWrite } from "./live.js";
+import { contrasted } from "./contrasted.js";
+import { canWrite, circuits } from "./live.js";
 import { ablationText, progress } from "./text.js";
 import { theme } from "./theme.js";
 import { Problem } from "./ui.js";
@@ -15,15 +16,17 @@ import { ended, Work } from "./work.js";
  *  @param circuit the only circuit of the document, of which parts can be taken out; null: there are several */
 export function explorerSource(text: string, circuit: string | null): Source {
   const source: Source = { ...pageSource(text), host: "widget", onTheme: (changed) => theme.subscribe(changed) };
-  if (circuit === null || !canWrite.value) return source;
-  return { ...source, ablate: (part, say) => ablate(circuit, part, say) };
+  if (circuit === null) return source;
+  source.onContrast = (changed) => contrasted.subscribe((found) => changed(found?.of === circuit ? found.value : null));
+  return canWrite.value ? { ...source, ablate: (part, say) => ablate(circuit, part, say) } : source;
 }
 
 async function ablate(circuit: string, part: Part, say: (text: string) => void): Promise<void> {
   say("waiting …");
   try {
     const job = await ended({ kind: "ablate", circuit, ...part }, (job) => say(plain(progress(job))));
-    say(ablationText(job.result as unknown as Ablation));
+    const card = circuits.value?.find(({ id }) => id === circuit);
+    say(ablationText(job.result as unknown as Ablation, card?.report));
   } catch (problem) {
     say((problem as Error).message);
   }

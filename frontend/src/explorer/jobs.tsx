@@ -3,7 +3,7 @@
 import { plain } from "../core/text.js";
 import type { Job } from "./api.js";
 import { circuits, jobs, layers } from "./live.js";
-import { layerPlace, unitPlace } from "./route.js";
+import { circuitPlace, layerPlace, unitPlace } from "./route.js";
 import { jobName, seconds } from "./text.js";
 import { Progress, To } from "./ui.js";
 
@@ -73,7 +73,7 @@ function JobLine({ job }: { job: Job }) {
     <>
       <p>
         <b>{plain(jobName(job, circuits.value ?? [], layers.value))}</b>{" "}
-        {circuit && <To place={{ page: "circuit", id: circuit }}>circuit</To>}{" "}
+        {circuit && <To place={circuitPlace(circuit)}>circuit</To>}{" "}
         {layer && <To place={unitPlace(layer, Number(unit))}>unit</To>}{" "}
         {job.kind === "neighbours" && <To place={layerPlace(String(parameters.layer))}>layer</To>}{" "}
         {job.kind === "compare" && (

@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
-import { layers, version } from "./live.js";
+import { layers, useLoaded, version } from "./live.js";
 import { go, scroller } from "./navigation.js";
 import { type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
@@ -55,6 +55,7 @@ export function LayerPage({ place }: { place: LayerPlace }) {
             </dl>
           </section>
         )}
+        {layer && <Atlases layer={layer.name} />}
         <section>
           <h2>What is shown</h2>
           <p>
@@ -72,6 +73,43 @@ export function LayerPage({ place }: { place: LayerPlace }) {
         </section>
       </aside>
     </>
+  );
+}
+
+/** The atlases of the layer: all its units' circuits, and what they share. */
+function Atlases({ layer }: { layer: string }) {
+  const { value: found, error } = useLoaded("", version.circuits.value, (signal) => api.atlases(signal));
+  const own = (found ?? []).filter((each) => each.layer === layer);
+  const broken = (found ?? []).filter((each) => !each.layer); // of an unknown layer, as it cannot be read
+  if (own.length + broken.length === 0 && !error) return null;
+  return (
+    <section part="atlases">
+      <h2>Atlas: what its units' circuits share</h2>
+      <Problem text={error} />
+      <ul class="circuits">
+        {own.map(({ id, name, units, criterion, problem }) => (
+          <li key={id}>
+            {problem ? (
+              <span class="soft">
+                {plain(name)}: {plain(problem)}
+              </span>
+            ) : (
+              <>
+                <a href={api.atlas(id)}>{plain(name)}</a>{" "}
+                <span class="soft">
+                  {plural(units, "circuit")} by {plain(criterion)}
+                </span>
+              </>
+            )}
+          </li>
+        ))}
+        {broken.map(({ id, name, problem }) => (
+          <li key={id} class="soft">
+            {plain(name)}: {plain(problem)}
+          </li>
+        ))}
+      </ul>
+    </section>
   );
 }
 

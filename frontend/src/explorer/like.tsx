@@ -41,6 +41,31 @@ export function FeatureSection({ unit }: { unit: Unit }) {
   );
 }
 
+export function TrajectorySection({ unit }: { unit: Unit }) {
+  const { layer, trajectory, splits } = unit;
+  const request = {
+    kind: "trajectory",
+    layer,
+    unit: unit.unit,
+    ...(splits[0] ? { split: splits[0].id } : {}),
+  } as const;
+  return (
+    <section>
+      <h2>Photographs by how it is computed on them</h2>
+      <p class="soft">
+        A map of the photographs for each layer: near each other are those on which its kernels compute the unit alike.
+        Drag around some to find a circuit for them.
+      </p>
+      {trajectory && (
+        <p>
+          <a href={api.trajectory(layer, unit.unit)}>Open the maps</a>
+        </p>
+      )}
+      <Work request={request} label={trajectory ? "Place them again" : "Place the photographs"} quiet />
+    </section>
+  );
+}
+
 export function NeighbourSection({ unit }: { unit: Unit }) {
   const { layer } = unit;
   const found = useLoaded(

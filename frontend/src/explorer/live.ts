@@ -41,6 +41,13 @@ export function withJob(all: readonly Job[], job: Job): Job[] {
   return at < 0 ? [job, ...all] : all.with(at, job);
 }
 
+/** Jobs with one as an answer has it, unless events were quicker to say that it has ended since. */
+export function withAnswer(all: readonly Job[], job: Job): Job[] {
+  const known = all.find(({ id }) => id === job.id);
+  const ended = known && known.ended !== null && known.created >= job.created && job.ended === null;
+  return ended ? [...all] : withJob(all, job);
+}
+
 /** Fetches the latest of something, of several calls in a row only once more. */
 function latest<T>(fetch: () => Promise<T>, put: (value: T) => void): () => void {
   let [busy, again] = [false, false];
@@ -143,13 +150,13 @@ export function live(): () => void {
 /** Asks for a job, and knows it at once. */
 export async function submit(request: JobRequest): Promise<Job> {
   const job = await api.submit(request);
-  jobs.value = withJob(jobs.value ?? [], job);
+  jobs.value = withAnswer(jobs.value ?? [], job);
   return job;
 }
 
 export async function cancel(job: Job): Promise<void> {
   try {
-    jobs.value = withJob(jobs.value ?? [], await api.cancel(job.id));
+    jobs.value = withAnswer(jobs.value ?? [], await api.cancel(job.id));
   } catch (error) {
     message.value = (error as Error).message;
   }

@@ -17,8 +17,9 @@ export function scroller(): Element {
 
 /** Goes to a place. Back leads to where the reader is now, unless it is `instead` of it. */
 export function go(place: Place, instead = false): void {
-  const url = formatRoute(place);
-  if (url === address && location.hash === "") return;
+  const hash = sameObject(place, route.value) ? location.hash : ""; // the diagram's own view stays
+  const url = formatRoute(place) + hash;
+  if (url === address + location.hash) return;
   if (!instead) history.replaceState({ top: scroller().scrollTop }, "");
   history[instead ? "replaceState" : "pushState"](null, "", url);
   arrive(false);

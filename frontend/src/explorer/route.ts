@@ -16,11 +16,13 @@ export type Place =
       photo: string | null; // the one that is shown with the unit's map
       split: string | null; // the division that is shown; null: the newest
     }
-  | { page: "circuit"; id: string }
+  | { page: "circuit"; id: string; a: string | null; b: string | null } // two photographs that are contrasted
   | { page: "photo"; id: string; x: number | null; y: number | null } // a point, in pixels of the model's image
   | { page: "compare"; a: string; b: string }
   | { page: "jobs" }
   | { page: "nowhere"; path: string };
+
+export type CircuitPlace = Extract<Place, { page: "circuit" }>;
 
 /** A place, and the hash of the model's weights that a link was made with. */
 export type Route = Place & { weights: string | null };
@@ -42,7 +44,10 @@ function placeOf(path: string, asked: URLSearchParams): Place {
   const only = (count: number) => parts.length === count && parts.every(Boolean);
   if (parts.length === 0) return { page: "home" };
   if (kind === "jobs" && only(1)) return { page: "jobs" };
-  if (kind === "c" && only(2) && ID.test(name!)) return { page: "circuit", id: name! };
+  if (kind === "c" && only(2) && ID.test(name!)) {
+    const photo = (of: string | null) => (of && ID.test(of) ? of : null);
+    return { ...circuitPlace(name!), a: photo(asked.get("a")), b: photo(asked.get("b")) };
+  }
   if (kind === "i" && only(2) && ID.test(name!)) {
     const [x, y] = [finite(asked.get("x")), finite(asked.get("y"))];
     return x === null || y === null ? photoPlace(name!) : { page: "photo", id: name!, x, y };
@@ -81,6 +86,8 @@ export function formatRoute(place: Place, weights: string | null = null): string
       case "jobs":
         return "/jobs";
       case "circuit":
+        if (place.a !== null) asked.push(["a", place.a]);
+        if (place.b !== null) asked.push(["b", place.b]);
         return `/c/${place.id}`;
       case "photo":
         if (place.x !== null && place.y !== null) asked.push(["x", String(place.x)], ["y", String(place.y)]);
@@ -131,6 +138,10 @@ export function unitPlace(layer: string, unit: number): Place {
     photo: null,
     split: null,
   };
+}
+
+export function circuitPlace(id: string): CircuitPlace {
+  return { page: "circuit", id, a: null, b: null };
 }
 
 export function photoPlace(id: string): Place {

@@ -6,7 +6,7 @@ import { plain } from "../core/text.js";
 import { api, type JobRequest, type Split, type SplitGroup, type SplitPhoto, type Unit } from "./api.js";
 import { canWrite, circuits, jobs, useLoaded } from "./live.js";
 import { go } from "./navigation.js";
-import { type Place, photoPlace } from "./route.js";
+import { circuitPlace, type Place, photoPlace } from "./route.js";
 import { circuitShort, photoName, r2Text, sentence, value } from "./text.js";
 import { Picture, Problem, Progress, To } from "./ui.js";
 import { Work } from "./work.js";
@@ -120,7 +120,7 @@ function Group({ group, photographs }: { group: SplitGroup; photographs: SplitPh
             return (
               <span key={id}>
                 {i > 0 && ", "}
-                <To place={{ page: "circuit", id }}>{circuit ? plain(circuitShort(circuit)) : id.slice(0, 6)}</To>
+                <To place={circuitPlace(id)}>{circuit ? plain(circuitShort(circuit)) : id.slice(0, 6)}</To>
               </span>
             );
           })}

@@ -232,11 +232,23 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 
 .drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-height: 120px; }
 .drawing ::part(theme) { display: none; }
+.contrast { font-size: 13px; }
+.contrast select { max-width: 32ch; }
+.two { display: grid; grid-template-columns: 220px 220px minmax(0, 70ch); gap: 12px 20px; margin: 6px 0 12px; }
+.two p + p { margin-top: 6px; }
+.contrast .tabs [aria-pressed="true"] { color: var(--ink); box-shadow: inset 0 -2px 0 var(--ink); font-weight: 600; }
+.contrast .pair { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); margin-top: 10px; max-width: 1100px; }
+.contrast .pair section + section { margin-top: 0; }
+.differing :is(th, td) { font-variant-numeric: tabular-nums; }
+.differing .share { position: relative; width: 25%; }
+.share i { position: absolute; top: 7px; bottom: 7px; left: 50%; background: var(--excites); }
+.share .less { left: auto; right: 50%; background: var(--inhibits); }
 .role { margin-top: 10px; }
 .role > div { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 4px; }
 .role img { display: block; border-radius: 3px; object-fit: cover; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
+.work + p { margin-top: 12px; }
 .work .progress { margin-bottom: 8px; }
 .columns {
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;
@@ -292,7 +304,10 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 }
 @media (max-width: 620px) {
   .examples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .columns, .at-point { grid-template-columns: minmax(0, 1fr); }
+  .columns, .at-point, .contrast .pair { grid-template-columns: minmax(0, 1fr); }
+  .two { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .contrast .pair section + section { margin-top: 22px; }
+  .two > div { grid-column: 1 / -1; }
   .at-point figure { position: static; }
   .beside :is(th, td) { min-width: 8ch; }
   .all-layers :is(th, td):nth-child(2) { display: none; }

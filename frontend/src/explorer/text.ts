@@ -125,6 +125,8 @@ export function jobName(job: Job, circuits: readonly CircuitCard[], layers: read
       return `Compare circuits of ${second ? featureOf(second, layers) : String(job.parameters.a)}`;
     case "split":
       return `Split ${featureName(String(job.parameters.feature), layers)}`;
+    case "trajectory":
+      return `Place the photographs of ${featureName(`${job.parameters.layer}:${job.parameters.unit}`, layers)}`;
     case "visualise":
       return `Make the picture of ${featureName(`${job.parameters.layer}:${job.parameters.unit}`, layers)}`;
     case "neighbours":
@@ -144,14 +146,19 @@ function partName(of: Record<string, unknown>, layers: readonly Layer[]): string
   return of.input === null ? `filter ${of.filter} of ${where}` : `${where}, ${of.filter} ← ${of.input}`;
 }
 
-/** What a part of a circuit is worth, in words. */
-export function ablationText({ images, before, after }: Ablation): string {
+/** What a circuit was measured on: "16 held-out photographs" or, if these were cut, "24 held-out crops". */
+export function heldOut(images: number, report: Report | null | undefined): string {
+  return plural(images, report?.whole ? "held-out photograph" : "held-out crop");
+}
+
+/** What a part of a circuit with a report is worth, in words. */
+export function ablationText({ images, before, after }: Ablation, report?: Report | null): string {
   const inside = before.r2_interior !== null;
   const [from, to] = [before, after].map((of) => (inside ? of.r2_interior : of.r2));
   const share = ({ kept }: AblatedFigures) => (kept === null ? "not defined" : `${percent(kept)} of the model's`);
   const less = before.effective_kernels - after.effective_kernels;
   return (
-    `Measured without it, on ${plural(images, "held-out crop")}: R²${inside ? " on the interior" : ""} ` +
+    `Measured without it, on ${heldOut(images, report)}: R²${inside ? " on the interior" : ""} ` +
     `${r2Text(to ?? null)} instead of ${r2Text(from ?? null)}; its highest value ${share(after)} instead of ` +
     `${share(before)}; ${plural(less, "kernel")} fewer on complete paths.`
   );

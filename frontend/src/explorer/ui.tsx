@@ -7,7 +7,7 @@ import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
 import { cancel, canWrite, layers, model } from "./live.js";
-import { formatRoute, type Place } from "./route.js";
+import { circuitPlace, formatRoute, type Place } from "./route.js";
 import { around, circuitShort, coarse, done, featureOf, figure, progress, r2Text } from "./text.js";
 
 /** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
@@ -206,7 +206,7 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
     <ul class="circuits">
       {of.map((circuit) => (
         <li key={circuit.id}>
-          <To place={{ page: "circuit", id: circuit.id }}>
+          <To place={circuitPlace(circuit.id)}>
             {named && !circuit.problem && <b>{plain(featureOf(circuit, layers.value))} </b>}
             {plain(circuit.problem ? circuit.file : circuitShort(circuit))}
           </To>{" "}
@@ -227,7 +227,7 @@ export function Verdict({ circuit: { problem, report, same_weights } }: { circui
     <span title={`R² ${inside === null ? "over all positions" : "on the interior"}`}>
       <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}{" "}
       <span class="soft">
-        on {plural(report.images, "crop")}
+        on {plural(report.images, report.whole ? "photograph" : "crop")}
         {report.sent && ", measured by who sent it"}
       </span>
     </span>

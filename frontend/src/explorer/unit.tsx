@@ -5,11 +5,11 @@ import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, CRITERIA, type Example, SECTIONS, type Unit } from "./api.js";
 import { findJob, positioned, SIZES, type Size } from "./ask.js";
-import { FeatureSection, NeighbourSection } from "./like.js";
+import { FeatureSection, NeighbourSection, TrajectorySection } from "./like.js";
 import { canWrite, circuits, jobs, layers, model, pause, submit, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
-import { layerPlace, type Place, photoPlace } from "./route.js";
+import { circuitPlace, layerPlace, type Place, photoPlace } from "./route.js";
 import { SplitSection } from "./split.js";
 import {
   above,
@@ -79,6 +79,7 @@ export function UnitPage({ place }: { place: UnitPlace }) {
           </div>
         )}
         {unit && <SplitSection place={{ ...place, layer: name }} unit={unit} key={of} />}
+        {unit && <TrajectorySection unit={unit} />}
       </main>
       <aside class="side" aria-label="the unit">
         {place.photo !== null && unit && <OnPhoto place={{ ...place, layer: name }} photo={place.photo} />}
@@ -555,7 +556,7 @@ function Find({ feature }: { feature: string }) {
             {job.state === "done" && job.result?.circuit ? (
               <p>
                 Found{plain(wanted(job.parameters))}:{" "}
-                <To place={{ page: "circuit", id: String(job.result.circuit) }}>open the circuit</To>
+                <To place={circuitPlace(String(job.result.circuit))}>open the circuit</To>
               </p>
             ) : (
               <>

@@ -1,11 +1,12 @@
 /** What else can be measured of a circuit, and taken away with it. */
 
 import { useState } from "preact/hooks";
-import { count, percent, plural, significant } from "../core/format.js";
-import { api, type Circuit, type PutBack } from "./api.js";
+import { parseHash } from "../app/hash.js";
+import { count, percent, significant } from "../core/format.js";
+import { api, type Circuit, type Download, type PutBack } from "./api.js";
 import { jobs, model } from "./live.js";
-import { formatRoute } from "./route.js";
-import { bytes } from "./text.js";
+import { circuitPlace, formatRoute } from "./route.js";
+import { bytes, heldOut } from "./text.js";
 import { Copied, Fact, Problem } from "./ui.js";
 import { jobOf, Work } from "./work.js";
 
@@ -30,7 +31,7 @@ export function InTheModel({ circuit }: { circuit: Circuit }) {
     <>
       <table class="figures">
         <caption class="soft">
-          The model on {plural(found.images, "held-out crop")}, {count(found.classes)} classes
+          The model on {heldOut(found.images, circuit.report)}, {count(found.classes)} classes
         </caption>
         <thead>
           <tr>
@@ -86,14 +87,15 @@ export function AsModule({ circuit }: { circuit: Circuit }) {
 }
 
 /** The circuit for others: a link, or a file with all that is known of it. */
-export function Share({ circuit: { id } }: { circuit: Circuit }) {
+export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
+  const bundle = () => api.bundle(id, photographs);
   const [photographs, include] = useState(false);
   const [error, say] = useState("");
   const [busy, wait] = useState(false);
-  const save = async () => {
+  const save = async (get: () => Promise<Download>) => {
     wait(true);
     try {
-      const { file, name } = await api.bundle(id, photographs);
+      const { file, name } = await get();
       const link = document.createElement("a");
       link.href = URL.createObjectURL(file);
       link.download = name;
@@ -108,7 +110,23 @@ export function Share({ circuit: { id } }: { circuit: Circuit }) {
   return (
     <>
       <p class="soft">
-        One file with the circuit, its figures, diagram, note and commands:{" "}
+        One page with the diagram as you see it, with the photographs in it, and the notes on this circuit and its unit.
+        It opens in a browser, without a network.
+      </p>
+      <div class="line work">
+        <button
+          type="button"
+          class="second-button"
+          part="page"
+          disabled={busy || !diagram}
+          title={diagram ? "" : "It is not drawn yet."}
+          onClick={() => save(() => api.page(id, parseHash(location.hash)))}
+        >
+          Download the page
+        </button>
+      </div>
+      <p class="soft">
+        Or one file with the circuit, its figures, diagram, note and commands:{" "}
         <code>convcircuits explore --bundle FILE</code> checks and opens it.
       </p>
       <label class="field">
@@ -121,11 +139,11 @@ export function Share({ circuit: { id } }: { circuit: Circuit }) {
         with the photographs it was found and measured on
       </label>
       <div class="line work">
-        <button type="button" class="second-button" part="bundle" disabled={busy} onClick={save}>
-          Download
+        <button type="button" class="second-button" part="bundle" disabled={busy} onClick={() => save(bundle)}>
+          Download the bundle
         </button>
         <Copied
-          text={location.origin + formatRoute({ page: "circuit", id }, model.value?.weights.slice(0, 8) ?? null)}
+          text={location.origin + formatRoute(circuitPlace(id), model.value?.weights.slice(0, 8) ?? null)}
           label="copy link"
         />
       </div>

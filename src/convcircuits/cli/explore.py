@@ -39,6 +39,14 @@ def explore(
             help="A bundle that somebody shared, to check and add to the project: a circuit with its figures."
         ),
     ] = None,
+    atlas: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that convcircuits atlas wrote for a layer of the model, besides those in the project's folder "
+            "atlases; repeatable.",
+        ),
+    ] = None,
     weights: options.WeightsOption = None,
     mean: options.MeanOption = None,
     std: options.StdOption = None,
@@ -66,6 +74,7 @@ def explore(
         images=images or "sample",
         project=project or Path(named_after(model, "explorer")),
         bundle=bundle,
+        atlases=tuple(atlas or ()),
         weights=None if weights is None else str(weights),
         **own,
         batch_size=batch_size,

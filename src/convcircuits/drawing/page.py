@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 
 from convcircuits.drawing.data import Document, NodeKind
@@ -25,15 +26,22 @@ body { margin: 0; }
 .skeleton ol { display: flex; justify-content: space-between; gap: 12px; list-style: none; margin: 48px 0 0; padding: 0;
   overflow: hidden; }
 .skeleton li { flex: none; width: 44px; }
+.notes { padding: 12px 24px 28px; overflow-wrap: anywhere; color: CanvasText; } /* also if the theme is toggled */
+.notes h2 { font-size: 14px; font-weight: 640; margin: 12px 0 2px; }
+.notes p { margin: 0; max-width: 80ch; }
 .skeleton i { display: block; height: 44px; margin-bottom: 14px; border-radius: 2px; background: var(--empty); }
 """
 
 
-def page(document: Document) -> str:
+def page(document: Document, notes: Sequence[tuple[str, str]] = ()) -> str:
     """Write a diagram as one HTML file.
 
     It contains the document as JSON and the renderer as a script. The page's content security policy names that script
     by its hash, and allows no other script and no request. A title and a skeleton are shown before the script runs.
+
+    Args:
+        document: The diagram.
+        notes: What stands below it: headings and texts of any lines.
     """
     title = html.escape(plain_text(document.meta.title))
     body = f"""<main id="diagram">
@@ -45,6 +53,8 @@ def page(document: Document) -> str:
 <ol aria-hidden="true">{_skeleton(document)}</ol>
 </div>
 </main>"""
+    if notes:
+        body += f'\n<aside class="notes">\n{"".join(_note(heading, text) for heading, text in notes)}</aside>'
     return self_contained(document.meta.title, _STYLE, body, _OPENING, document.to_json(), shipped("diagram.js"))
 
 
@@ -116,7 +126,14 @@ def map_page(kind: str, title: str, words: str, data: str) -> str:
         words: What the points are, as HTML.
         data: JSON that the script reads, with any text.
     """
-    body = f"""<div class="app">
+    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
+    opening = f'<script type="application/json" id="{kind}">'
+    return self_contained(title, style, map_body(title, words), opening, data, script)
+
+
+def map_body(title: str, words: str) -> str:
+    """Return what a page of a map shows before its script runs: a title, any text, and words, as HTML."""
+    return f"""<div class="app">
 <header>
 <h1 dir="auto">{html.escape(plain_text(title))}</h1>
 <p>{words}</p>
@@ -125,8 +142,6 @@ def map_page(kind: str, title: str, words: str, data: str) -> str:
 </noscript>
 <main id="page"></main>
 </div>"""
-    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
-    return self_contained(title, style, body, f'<script type="application/json" id="{kind}">', data, script)
 
 
 def shipped(name: str) -> str:
@@ -141,6 +156,11 @@ def _inline(script: str) -> str:
 
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+def _note(heading: str, text: str) -> str:
+    lines = "<br>".join(html.escape(plain_text(line)) for line in text.splitlines())
+    return f'<h2 dir="auto">{html.escape(plain_text(heading))}</h2>\n<p dir="auto">{lines}</p>\n'
 
 
 def _skeleton(document: Document) -> str:

@@ -31,12 +31,29 @@ def trajectory_page(
             ``command``, which reads those in the folder ``chosen``. In Python: ``program``, which reads their names
             from ``chosen``.
     """
-    data = {
-        **trajectory,
-        "points": [[[round(v, _DECIMALS) for v in point] for point in points] for points in trajectory["points"]],
-        "names": list(names),
-        "pictures": list(pictures),
-        "finding": dict(finding),
-    }
+    data = trajectory_data(trajectory, names=names, pictures=pictures, finding=finding)
     words = f"{len(names)} images, near each other where a layer's kernels compute the feature alike"
-    return map_page("trajectory", f"{trajectory['feature']} of {model}", words, json.dumps(data))
+    return map_page("trajectory", f"{trajectory['feature']} of {model}", words, data)
+
+
+def trajectory_data(
+    trajectory: Mapping[str, Any], *, names: Sequence[str], pictures: Sequence[str], finding: Mapping[str, Any]
+) -> str:
+    """Return what the script of a trajectory's page reads, as JSON.
+
+    Args:
+        trajectory: As for ``trajectory_page``.
+        names: As for ``trajectory_page``.
+        pictures: The address of a picture of each image.
+        finding: As for ``trajectory_page``. In the explorer: ``job``, which finds a circuit with ``photographs`` beside
+            it, or None if it may not, and ``photos``, the id of each image.
+    """
+    return json.dumps(
+        {
+            **trajectory,
+            "points": [[[round(v, _DECIMALS) for v in point] for point in points] for points in trajectory["points"]],
+            "names": list(names),
+            "pictures": list(pictures),
+            "finding": dict(finding),
+        }
+    )

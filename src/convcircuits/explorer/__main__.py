@@ -20,6 +20,7 @@ def main() -> None:
             "given": None if fields["given"] is None else Path(fields["given"]),
             "project": Path(fields["project"]),
             "path": tuple(fields["path"]),
+            "atlases": tuple(map(Path, fields["atlases"])),
         }
     )
     sys.path[:0] = [path for path in opening.path if path not in sys.path]

@@ -21,24 +21,42 @@ from convcircuits.files import named_after, write_whole
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
-from convcircuits.recipes import Setup, criterion_options, follow, noted, recipe_of, set_up, side
+from convcircuits.recipes import Setup, criterion_options, follow, noted, refitted, search_of, set_up, side
 from convcircuits.texts import names
 from convcircuits.values.recipe import Recipe
 from convcircuits.values.report import Evaluation, without_nan
 
 
-def find(project: Project, progress: Progress, *, feature: str, options: list[str], **fields: Any) -> dict[str, Any]:
-    """Find a circuit as the command does, and measure it on held-out photographs."""
+def find(
+    project: Project,
+    progress: Progress,
+    *,
+    feature: str,
+    options: list[str],
+    photographs: list[str] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Find a circuit as the command does, and measure it on held-out photographs.
+
+    With ``photographs``, ids, it is found on some of these and measured on the others of them, each as a whole.
+    """
     begun, loaded = time.monotonic(), project.loaded
     recipe = project.recipe(feature=feature, options=tuple(options), **fields)
     parsed = loaded.feature(recipe.feature)
     recipe = replace(recipe, feature=str(parsed))
     progress.phase("cutting photographs")
-    setup = set_up(recipe, loaded, list(project.materials.pictures), list(project.materials.left_out))
+    pictures = list(project.materials.pictures)
+    if photographs is not None:
+        pictures = [project.materials.photographs[id] for id in photographs]
+    setup = set_up(recipe, loaded, pictures, list(project.materials.left_out), whole=photographs is not None)
     progress.phase(f"finding a circuit with {recipe.criterion}")
     chosen = criterion_options(options, files=False)
     circuits, reached = follow(recipe, parsed, setup, chosen, batch_size=project.batch_size, progress=progress)
-    circuit = project.recorded(circuits[-1], recipe, setup)
+    if photographs is None:
+        circuit = project.recorded(circuits[-1], recipe, setup)
+    else:
+        circuit = project.recorded_as_whole(circuits[-1], setup.by_name, f"of {len(photographs)} photographs")
+        circuit = replace(circuit, provenance={**circuit.provenance, "search": recipe.to_json()})
     report = _measured(project, progress, circuit, setup)
     name = f"{named_after(loaded.name, parsed.slug)}-{recipe.criterion}-{len(circuit)}"
     circuit = noted(circuit, setup.notes)
@@ -124,13 +142,13 @@ def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> by
 def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequence[float]) -> dict[str, Any]:
     """Measure the density curve of a circuit's recipe."""
     begun, again = time.monotonic(), project.again(circuit, progress)
-    recipe, key = recipe_of(again.circuit), curve_key(again.circuit.provenance)
+    recipe, key = search_of(again.circuit), curve_key(again.circuit.provenance)
     if recipe is None or key is None:
         raise ConvCircuitsError(f"{again.file.name} does not say how it was found, so it has no density curve.")
-    if recipe.granularity != "kernel" or recipe.refit != "none":
+    if recipe.granularity != "kernel":
         raise ConvCircuitsError(
-            "A density curve is measured of kernels whose constants are not fitted afterwards; this recipe has "
-            f"granularity {recipe.granularity} and refit {recipe.refit}."
+            f"A density curve is of circuits of kernels; this recipe finds {recipe.granularity}s. Find a circuit of "
+            "kernels of this unit, and measure its curve."
         )
     shares = sorted({*densities}, reverse=True)
     progress.phase(f"finding {len(shares)} circuits with {recipe.criterion}")
@@ -145,6 +163,7 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
         progress=progress,
         **criterion_options(recipe.options, files=False),
     )
+    found = [refitted(one, recipe, again.setup, batch_size=project.batch_size, progress=progress) for one in found]
     progress.phase("measuring on held-out photographs")
     reports = evaluate_all(
         project.loaded.model,
@@ -171,6 +190,8 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
 def _differs(recipe: Recipe) -> str:
     """Return what differs between the circuits of a curve and one that is found at one density, or an empty text."""
     notes = []
+    if recipe.refit != "none":
+        notes.append(f"The constants of each size are fitted on its own ({recipe.refit}), as the recipe says.")
     if is_descent(CRITERIA[recipe.criterion]):
         notes.append("One descent passes through all densities, so a circuit may differ from one that is found alone.")
     if recipe.effective_kernels:
@@ -190,7 +211,7 @@ def _point(density: float, report: Evaluation) -> dict[str, Any]:
 def extract(project: Project, progress: Progress, *, circuit: str) -> dict[str, Any]:
     """Turn a circuit into a module of its own, and record what it costs."""
     again, loaded = project.again(circuit, progress), project.loaded
-    recipe = recipe_of(again.circuit)
+    recipe = search_of(again.circuit)
     size = project.materials.opening.size if recipe is None else recipe.size
     shape = (loaded.channels, *(side(size) or loaded.size))
     progress.phase("extracting")

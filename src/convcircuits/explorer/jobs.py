@@ -30,6 +30,7 @@ _LATER = {
     "sweep": 1,
     "split": 1,
     "neighbours": 1,
+    "trajectory": 1,
 }  # those without a number, which people wait for, go first
 _log = logging.getLogger(__name__)
 

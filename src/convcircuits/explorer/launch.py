@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -139,6 +139,7 @@ def explore(
     *,
     preprocess: "Preprocessing | None" = None,
     project: str | os.PathLike[str] | None = None,
+    atlases: Sequence[str | os.PathLike[str]] = (),
     size: int | None = None,
     batch_size: int = 16,
     device: str = "auto",
@@ -156,6 +157,7 @@ def explore(
         preprocess: A function that turns a picture into the model's input (C, H, W). Needed for a CNN, and not for a
             name.
         project: Folder for the index, the circuits and the notes. If not given, one named after the model.
+        atlases: Folders that ``cc.atlas`` wrote for layers of the model, besides those in ``atlases`` of the project.
         size: Side of the images in pixels. If not given, the model's own.
         batch_size: Maximum number of images that run at once.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``. Only for a name: a CNN stays where it is.
@@ -167,8 +169,9 @@ def explore(
         The explorer, which has an ``address`` and is ended by ``close`` or at the end of a ``with`` statement.
 
     Raises:
-        ConvCircuitsError: If the extra ``explore`` is not installed, the model cannot be sent to another process, a
-            model or its preprocessing is missing or given twice, or the explorer does not start.
+        ConvCircuitsError: If the extra ``explore`` is not installed, there is no atlas in a folder, the model cannot be
+            sent to another process, a model or its preprocessing is missing or given twice, or the explorer does not
+            start.
     """
     named = isinstance(model, str)
     if named != (preprocess is None):
@@ -185,6 +188,7 @@ def explore(
         size=size,
         batch_size=batch_size,
         device=device,
+        atlases=tuple(Path(folder).absolute() for folder in atlases),
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "convcircuits.explorer"],
@@ -200,6 +204,7 @@ def explore(
         "given": given and str(given),
         "project": str(opening.project),
         "bundle": None,
+        "atlases": [str(folder) for folder in opening.atlases],
     }
     try:
         process.stdin.write(json.dumps({"opening": fields, "port": port, "read_only": read_only}) + "\n")

@@ -21,6 +21,7 @@ class Opening:
         batch_size: Maximum number of images that run at once.
         device: As for ``--device``.
         bundle: A bundle to add to the project first.
+        atlases: Folders of atlases of the model's layers, besides those in the project.
     """
 
     model: str | None = None
@@ -35,3 +36,4 @@ class Opening:
     batch_size: int = 16
     device: str = "auto"
     bundle: Path | None = None
+    atlases: tuple[Path, ...] = ()

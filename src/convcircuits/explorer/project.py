@@ -15,7 +15,7 @@ from convcircuits.maps.receptive_fields import receptive_fields
 from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches, Images
 from convcircuits.network.capture import Network
-from convcircuits.recipes import Setup, recipe_of, set_up, side, with_recipe
+from convcircuits.recipes import Setup, search_of, set_up, side, with_recipe
 from convcircuits.values.recipe import Recipe
 
 
@@ -63,7 +63,9 @@ class Project:
     def __init__(self, materials: Materials) -> None:
         opening = materials.opening
         self.materials, self.loaded, self.batch_size = materials, materials.loaded, opening.batch_size
-        self.store = Store(opening.project, read_only=True) if opening.project.is_dir() else None
+        self.store = (
+            Store(opening.project, read_only=True, atlases=opening.atlases) if opening.project.is_dir() else None
+        )
         self.tallies: dict[str, LayerTally | ConvCircuitsError] = {}
 
     @property
@@ -89,7 +91,18 @@ class Project:
         """Record how a circuit was found. No command finds one again of a model that was given as an object."""
         if self.materials.opening.given is None:
             return with_recipe(circuit, recipe, setup)
-        return replace(circuit, provenance={**circuit.provenance, "photographs": setup.by_name})
+        about = {"photographs": setup.by_name, "search": recipe.to_json()}
+        return replace(circuit, provenance={**circuit.provenance, **about})
+
+    def recorded_as_whole(self, circuit: cc.Circuit, by_name: Mapping[str, list[str]], group: str) -> cc.Circuit:
+        """Record on which whole photographs a circuit was found, by name and by content.
+
+        No command finds such a circuit again: it cuts crops of all photographs of a folder.
+        """
+        hashes = {role: [self.materials.ids[name] for name in some] for role, some in by_name.items()}
+        about: dict[str, Any] = {"photographs": dict(by_name), "photograph_hashes": hashes, "group": group}
+        about["whole_photographs"] = {"size": self.materials.opening.size}
+        return replace(circuit, provenance={**circuit.provenance, **about})
 
     def again(self, id: str, progress: Progress) -> Again:
         """Load a circuit, and cut the photographs that it was found on and those that were held out.
@@ -104,7 +117,7 @@ class Project:
             raise ConvCircuitsError(file.problem if file else f"There is no circuit {id} in the project any more.")
         value = cc.load(file.file)
         assert isinstance(value, cc.Circuit)
-        by_name, recorded = value.provenance.get("photographs"), recipe_of(value)
+        by_name, recorded = value.provenance.get("photographs"), search_of(value)
         if by_name is None:
             raise ConvCircuitsError(
                 f"{file.file.name} does not say on which photographs it was found, so none are known to be held out; "

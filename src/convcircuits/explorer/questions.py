@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,18 @@ from typing import Any
 import torch
 from PIL import Image
 
+from convcircuits.atlases.atlas import Atlas
+from convcircuits.circuits.contrasting import contrasted
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import look
 from convcircuits.explorer.materials import Materials
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
-from convcircuits.network.provenance import weights_up_to
+from convcircuits.network.provenance import architecture_hash, weights_up_to
 from convcircuits.recipes import side
+from convcircuits.storage import load
+from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
 from convcircuits.zoo.images import resized
 from convcircuits.zoo.preprocessing import Region
@@ -53,6 +57,7 @@ class Questions:
 
     def __init__(self, materials: Materials) -> None:
         self._materials = materials
+        self._atlas_of: dict[Path, tuple[list[Any], Atlas]] = {}  # as last read, with the stamps of its files
         self._timed: dict[str, tuple[float, float]] = {}  # layer -> seconds of a survey, and of a pass of one image
 
     def answer(self, name: str, *arguments: Any) -> Any:
@@ -62,6 +67,9 @@ class Questions:
             "map": self._map,
             "values": self._values,
             "weights": self._weights_up_to,
+            "atlas": self._atlas,
+            "atlases": self._atlases,
+            "contrast": self._contrast,
             "estimate": self._estimate,
             "source": self._source,
         }
@@ -106,6 +114,69 @@ class Questions:
         with torch.no_grad():
             look(self._looking, {layer: reader(layer) for layer in positions}, self._input(photo))
         return found
+
+    def _contrast(self, file: Path, a: str, b: str) -> dict[str, Any]:
+        """Return what a circuit does on one photograph and on another, each as the model sees the whole of it."""
+        circuit = load(file)
+        if not isinstance(circuit, Circuit):
+            raise ConvCircuitsError(f"{file.name} holds no circuit any more.")
+        found = contrasted(self._looking, circuit, torch.cat([self._input(a), self._input(b)]))
+        return {
+            **{name: getattr(found, name) for name in ("feature", "position", "full", "notes")},
+            "in_circuit": found.circuit,
+            "boxes": [[*box] for box in found.box],
+            "layers": [
+                {
+                    "layer": name,
+                    "positions": layer.positions,
+                    "filters": layer.filters.tolist(),
+                    "outputs": _short(layer.outputs),
+                    "kernels": layer.kernels.tolist(),
+                    "added": _short(layer.added),
+                }
+                for name, layer in found.layers.items()
+            ],
+        }
+
+    def _atlases(self, folders: Sequence[Path]) -> list[dict[str, Any]]:
+        """Describe atlases. One that cannot be used has a problem."""
+        return [self._card(folder) for folder in folders]
+
+    def _card(self, folder: Path) -> dict[str, Any]:
+        try:
+            atlas = self._read(folder)
+        except ConvCircuitsError as error:
+            return {"layer": "", "units": 0, "criterion": "", "problem": str(error)}
+        said = {"layer": atlas.layer, "units": len(atlas), "criterion": str(atlas.asked["criterion"])}
+        return {**said, "problem": self._misfit(atlas)}
+
+    def _atlas(self, folder: Path) -> dict[str, Any]:
+        """Return what the page of an atlas shows.
+
+        Raises:
+            ConvCircuitsError: If it cannot be read, or is of another model or other weights.
+        """
+        atlas = self._read(folder)
+        problem = self._misfit(atlas)
+        if problem:
+            raise ConvCircuitsError(problem)
+        return atlas.as_dict()
+
+    def _misfit(self, atlas: Atlas) -> str:
+        """Return why an atlas is not of this model, or an empty text."""
+        materials, asked = self._materials, atlas.asked
+        built = atlas.layer in materials.known and asked["architecture"] == architecture_hash(materials.loaded.model)
+        if built and asked["weights"] == self._weights_up_to(atlas.layer):
+            return ""
+        return f"The atlas of {atlas.layer} is of another model, or of other weights, than are open here."
+
+    def _read(self, folder: Path) -> Atlas:
+        """Read an atlas, again if its files have changed since."""
+        files = sorted(folder.glob("index*.sqlite"))
+        stamps = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        if folder not in self._atlas_of or self._atlas_of[folder][0] != stamps:
+            self._atlas_of[folder] = stamps, Atlas.read(folder)
+        return self._atlas_of[folder][1]
 
     def _source(self, photo: str) -> bytes:
         """Return the content of a photograph's file."""
@@ -172,6 +243,11 @@ class Questions:
     def _looking(self) -> Network:
         """A private copy of the model for the thread that answers questions."""
         return Network(self._materials.loaded.model)
+
+
+def _short(values: torch.Tensor) -> list[list[float]]:
+    """Return values with as many digits as float32 has: kernels may be many."""
+    return [[float(f"{value:.7g}") for value in row] for row in values.tolist()]
 
 
 def _about(seconds: float) -> str:

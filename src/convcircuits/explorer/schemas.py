@@ -145,6 +145,7 @@ class Unit(_Answer):
     )
     splits: list["SplitCard"] = Field(description="Divisions of its photographs into groups, the newest first.")
     picture: "FeaturePicture | None" = Field(description="Its feature picture; None: the job `visualise` makes it.")
+    trajectory: bool = Field(description="Whether its photographs were placed; the job `trajectory` does that.")
     neighbours: bool = Field(description="Whether `neighbours` of its layer are known; the job `neighbours` does that.")
 
 
@@ -381,7 +382,8 @@ class Estimate(_Answer):
 class Report(_Answer):
     """The figures of a circuit, each with its controls. None: not measured, or not defined."""
 
-    images: int = Field(description="Held-out images (crops) that they are measured on.")
+    images: int = Field(description="Held-out images that they are measured on.")
+    whole: bool = Field(description="Whether these are whole photographs as the model sees them. If not, crops.")
     found_on: list[Id] = Field(description="Photographs that it was found on: no figure may be read off them.")
     found_on_verified: bool = Field(
         description="Whether these are those photographs by content. If not, the circuit's file names them, and a file "
@@ -436,6 +438,17 @@ class Circuit(CircuitCard):
     module: Module | None = Field(None, description="It as a module of its own; the job `extract` makes it.")
 
 
+class AtlasCard(_Answer):
+    """An atlas: circuits of all units of a layer. The page `/a/ID` shows it."""
+
+    id: Id
+    name: str = Field(description="Name of its folder.")
+    layer: str
+    units: int = Field(description="Number of units that have a circuit.")
+    criterion: str
+    problem: str = Field(description="Why it cannot be shown, as one of other weights cannot; empty if it can.")
+
+
 class AblatedFigures(_Answer):
     """Figures of a circuit with or without a part of it."""
 
@@ -480,6 +493,37 @@ class PutBack(_Answer):
     by_zero: LogitsChange
 
 
+class ContrastLayer(_Answer):
+    """The filters and kernels of a layer of a circuit on two photographs, A and B.
+
+    Values are means over the positions that the feature's position sees, in the unit of the layer's raw output. Layers
+    have no common unit. A - B of a filter is the sum of A - B of its kernels.
+    """
+
+    layer: str
+    alias: str
+    positions: list[int] = Field(description="Number of these positions on A and on B.")
+    filters: list[int]
+    outputs: list[list[float]] = Field(description="Of each filter its output on A and on B, before what follows it.")
+    kernels: list[list[int]] = Field(description="Filter, and input channel within its group.")
+    added: list[list[float]] = Field(description="Of each kernel what it adds to its filter on A and on B.")
+
+
+class Contrast(_Answer):
+    """What a circuit does on one photograph and on another, measured now, each where its feature is highest."""
+
+    circuit: Id
+    a: Id
+    b: Id
+    feature: str
+    position: list[list[int]] | None = Field(description="Row and column in the map on A and on B.")
+    boxes: list[Box] = Field(description="The receptive fields of these.")
+    full: list[float] = Field(description="The feature there in the full model, on A and on B.")
+    in_circuit: list[float] = Field(description="The same in the circuit.")
+    layers: list[ContrastLayer] = Field(description="In execution order.")
+    notes: list[str]
+
+
 class Note(_Answer):
     """What a person says of a unit, a circuit or a photograph."""
 
@@ -516,6 +560,25 @@ class NeighboursOfLayer(BaseModel):
     positions: int
     highest: list[list[tuple[int, float]]]
     lowest: list[list[tuple[int, float]]]
+
+
+class TrajectoryOfUnit(BaseModel):
+    """What the job ``trajectory`` writes: ``cc.Trajectory.as_dict`` with the photographs."""
+
+    feature: str
+    title: str
+    method: str
+    layers: list[dict[str, Any]]
+    points: list[list[tuple[float, float]]]
+    neighbors: int
+    response: list[float]
+    groups: list[str]
+    labels: list[int]
+    notes: list[str]
+    photos: list[Id]
+    names: list[str]
+    boxes: list[Box]
+    asked: dict[str, Any]
 
 
 # ---------------------------------------- what is asked for
@@ -558,6 +621,11 @@ class FindJob(_Asked):
     refit: Literal["none", "kernels", "filters", "mean", "best"] = "none"
     options: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=20)] = Field(
         [], description="Options of the criterion, each as NAME=VALUE."
+    )
+    photographs: Annotated[list[Id], Field(min_length=2, max_length=2000)] | None = Field(
+        None,
+        description="Find it on some of these alone and measure it on the others of them, each as a whole, without "
+        "crops. No command finds such a circuit again.",
     )
     count: int = Field(24, ge=1, le=100_000, description="Crops to find it on, and as many to measure it on.")
     held_out: float = Field(0.4, gt=0, lt=1, description="Share of the photographs that is held out.")
@@ -609,6 +677,20 @@ class SplitJob(_Asked):
     )
     refit: Literal["none", "kernels", "filters", "mean"] = "filters"
     shuffles: int = Field(3, ge=0, le=20, description="Random deals of the cross-test's control.")
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class TrajectoryJob(_Asked):
+    """Place the photographs of a unit layer by layer, by how its kernels compute it on them.
+
+    Its result is the unit. The page `/t/LAYER/UNIT` shows it.
+    """
+
+    kind: Literal["trajectory"]
+    layer: Annotated[str, Field(max_length=2000)]
+    unit: int = Field(ge=0, le=1 << 30)
+    method: Literal["pca", "umap"] = "pca"
+    split: Id | None = Field(None, description="The division to color by.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
 
 
@@ -676,6 +758,7 @@ JobRequest = Annotated[
     | DiagramJob
     | SweepJob
     | SplitJob
+    | TrajectoryJob
     | VisualiseJob
     | NeighboursJob
     | CompareJob

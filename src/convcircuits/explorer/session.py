@@ -4,16 +4,21 @@ No text of a request becomes a path. It is looked up in tables that the folder a
 """
 
 import contextlib
+import json
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
+from convcircuits.drawing.data import LONGEST_LABEL, Document, Note, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.page import page
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
 from convcircuits.explorer.circuit_file import CircuitFile
@@ -40,7 +45,7 @@ class Session:
 
     def __init__(self, opening: Opening, *, read_only: bool = False) -> None:
         self.opening, self.read_only, self.events = opening, read_only, Events()
-        self.store = Store(opening.project, read_only=read_only)
+        self.store = Store(opening.project, read_only=read_only, atlases=opening.atlases)
         self.jobs = Jobs(opening, self.store, self.events)
         self.store.on_remark = lambda text: self.events.publish("remark", {"text": text})
         if opening.bundle is not None:
@@ -187,6 +192,33 @@ class Session:
                 return None
         return bool(self._weights[layer] == one.header["provenance"].get("weights"))
 
+    def atlases(self) -> list[schemas.AtlasCard]:
+        """Return the atlases of layers of this model that there are, and others with what is wrong."""
+        folders = self.store.atlases()
+        said = self.jobs.ask("atlases", [*folders.values()], timeout=60.0)
+        cards = [
+            schemas.AtlasCard(id=id, name=folder.name, **card)
+            for (id, folder), card in zip(folders.items(), said, strict=True)
+        ]
+        return sorted(cards, key=lambda card: (card.layer, card.name))
+
+    def atlas(self, id: str) -> dict[str, Any]:
+        """Return what the page of an atlas shows, with the addresses of units and of their circuits.
+
+        Raises:
+            ConvCircuitsError: If it cannot be read, or is of another model or other weights.
+        """
+        folder = self.store.atlases().get(id)
+        if folder is None:
+            raise HTTPException(404, f"There is no atlas {id}.")
+        found: dict[str, Any] = self.jobs.ask("atlas", folder, timeout=120.0)
+        layer = quote(found["layer"], safe="")
+        ids = {one.file: one.id for one in self.store.circuits() if not one.problem}
+        for row in found["units"]:
+            circuit = ids.get(folder / row["file"])
+            row["pages"] = {"unit": f"/u/{layer}/{row['unit']}", "circuit": circuit and f"/c/{circuit}"}
+        return found
+
     def circuits_of(self, layer: str, unit: int) -> tuple[list[str], list[str]]:
         """Return the ids of a unit's circuits, and of circuits of a unit of this name in a model of other weights."""
         own: list[str] = []
@@ -242,6 +274,10 @@ class Session:
             return None
         self.store.used(file)
         return file
+
+    def trajectory(self, layer: str, unit: int) -> schemas.TrajectoryOfUnit | None:
+        """Return a unit's photographs, placed layer by layer, if they were."""
+        return self.record("trajectories", f"{layer}:{unit}", schemas.TrajectoryOfUnit)
 
     def curve(self, one: CircuitFile) -> schemas.Curve | None:
         """Return the density curve of a circuit's recipe, if it was measured."""
@@ -310,6 +346,13 @@ class Session:
             for n in best
         ]
 
+    def contrast(self, one: CircuitFile, a: str, b: str) -> dict[str, Any]:
+        """Return what a circuit does on one photograph and on another."""
+        found = self.jobs.ask("contrast", one.file, a, b, timeout=120.0)
+        known = {layer["name"]: layer for layer in self.about()["layers"]}
+        layers = [{**layer, "alias": known.get(layer["layer"], {}).get("alias", "")} for layer in found["layers"]]
+        return {**found, "layers": layers}
+
     def diagram(self, one: CircuitFile) -> Path | None:
         """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
         about = self.jobs.about
@@ -341,6 +384,7 @@ class Session:
                 roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
             return schemas.Report(
                 images=figures["images"],
+                whole=_whole(one.header["provenance"]),
                 **roles,
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
@@ -406,6 +450,43 @@ class Session:
                 raise bundle.too_large()
         return files
 
+    def page(self, one: CircuitFile, view: str | None) -> str | None:
+        """Return a circuit's diagram as one HTML file with the notes on it and on its unit; None: it is not drawn.
+
+        Args:
+            one: The circuit.
+            view: What is shown of it, as JSON; by default the document's own view.
+
+        Raises:
+            ConvCircuitsError: If the view is none of this diagram, or a note cannot be shown.
+        """
+        file = self.diagram(one)
+        said = None if file is None else self.store.read_json(file)
+        if file is None or said is None:
+            return None
+        try:
+            document = Document.from_json(json.dumps(said))
+        except ConvCircuitsError as error:
+            self.store.damaged(file, error)
+            return None
+        if view is not None:
+            document = replace(document, view=_view(document, view))
+        feature = one.header["feature"]
+        name = f"{feature['layer']}:{feature['unit']}"
+        with self.notes:
+            unit = self.store.note(self.noted("unit", name)) if isinstance(feature["unit"], int) else {}
+            own = self.store.note(f"circuit {one.id}")
+        label = unit.get("label", "")[:LONGEST_LABEL]
+        if label and all(note.node != document.target for note in document.view.notes):
+            notes = (*document.view.notes, Note(document.target, label))
+            document = replace(document, view=replace(document.view, notes=notes))
+        texts = [
+            (f"{what}: {note['label']}" if note.get("label") else what, note.get("text", ""))
+            for what, note in ((f"Unit {name}", unit), ("Circuit", own))
+            if note.get("label") or note.get("text")
+        ]
+        return page(document, texts)
+
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
         kind = asked.pop("kind")
@@ -423,6 +504,9 @@ class Session:
         if kind == "visualise":
             picture = self.record("features", f"{asked['layer']}:{asked['unit']}", schemas.FeaturePicture)
             return picture is not None and picture.steps == asked["steps"]
+        if kind == "trajectory":
+            found = self.trajectory(asked["layer"], asked["unit"])
+            return found is not None and found.asked == {key: asked[key] for key in ("method", "split", "seed")}
         if kind == "neighbours":
             return self.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
         if kind == "compare":
@@ -455,3 +539,26 @@ class Session:
         self.closing = True
         self.jobs.close()
         self.store.close()
+
+
+def _whole(provenance: Mapping[str, Any]) -> bool:
+    """Return whether a circuit is of whole photographs: chosen by hand, or those with a box."""
+    recipe = provenance.get("recipe")
+    return "whole_photographs" in provenance or (isinstance(recipe, Mapping) and recipe.get("boxes") is not None)
+
+
+def _view(document: Document, said: str) -> View:
+    """Return the view of a diagram that a page's address holds.
+
+    Raises:
+        ConvCircuitsError: If it is none of this diagram.
+    """
+    try:
+        given = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise ConvCircuitsError("The view is no JSON.") from error
+    if not isinstance(given, dict):
+        raise ConvCircuitsError("The view is no JSON object.")
+    view = view_from_dict({**view_to_dict(document.view), **given})
+    check_view(document, view)
+    return view

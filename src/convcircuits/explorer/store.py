@@ -13,8 +13,10 @@
         splits/ID.json                a unit's photographs in groups, and the cross-test of their circuits
         features/LAYER-UNIT-BASIS.png the picture that drives a unit; its values are in a .json beside it
         neighbours/LAYER-BASIS.json   which units of a layer have correlated maps
+        trajectories/LAYER-UNIT-BASIS.json  a unit's photographs, placed layer by layer by how it is computed
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
+        atlases/NAME/                 an atlas of a layer, as convcircuits atlas --out writes it; put it here yourself
         notes.json                    labels, stars and texts of people
         jobs/ID.json                  what was asked for and what came of it; ID is a hash of the question
         thumbs/                       small pictures, made again when they are missing
@@ -50,7 +52,7 @@ DERIVED = 2 * 2**30
 LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
 """Characters of a note's label and text."""
 
-_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours")
+_EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours", "trajectories")
 _FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
 
 
@@ -72,7 +74,7 @@ def curve_key(provenance: Mapping[str, Any]) -> str | None:
 
     None if that is not recorded.
     """
-    recipe, photographs = provenance.get("recipe"), provenance.get("photographs")
+    recipe, photographs = provenance.get("recipe") or provenance.get("search"), provenance.get("photographs")
     if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
         return None
     how = {name: value for name, value in recipe.items() if name not in SIZES}
@@ -85,13 +87,21 @@ class Store:
     Args:
         folder: The folder; it is created unless this only reads.
         read_only: Write nothing, and take no lock.
+        atlases: Folders of atlases besides those in the folder.
 
     Raises:
-        ConvCircuitsError: If the folder cannot be created or written, or another process has it open.
+        ConvCircuitsError: If the folder cannot be created or written, another process has it open, or there is no atlas
+            in a folder.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        self.folder, self.read_only = folder, read_only
+    def __init__(self, folder: Path, *, read_only: bool = False, atlases: Sequence[Path] = ()) -> None:
+        self.folder, self.read_only, self._atlases = folder, read_only, atlases
+        for given in atlases:
+            if not _is_atlas(given):
+                raise ConvCircuitsError(
+                    f"There is no atlas in {given}: it has no index.sqlite; give a folder that convcircuits atlas "
+                    "wrote."
+                )
         self.remarks: list[str] = []
         self.on_remark: Callable[[str], None] = lambda text: None
         self._circuits: dict[Path, tuple[tuple[int, int], CircuitFile]] = {}
@@ -139,10 +149,13 @@ class Store:
     # ---------------------------------------- circuits
 
     def circuits(self) -> list[CircuitFile]:
-        """Return the files in the folder of circuits, by name, whoever wrote them; of equal ones the first."""
-        folder = self.folder / "circuits"
+        """Return the files in the folder of circuits, by name, whoever wrote them, and those of atlases.
+
+        Of equal ones, the first.
+        """
+        folders = [self.folder, *self.atlases().values()]
         found = {}
-        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        for file in [file for folder in folders for file in sorted((folder / "circuits").glob("*.safetensors"))]:
             with contextlib.suppress(OSError):
                 status = file.stat()
                 if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
@@ -155,6 +168,12 @@ class Store:
         for _, one in found.values():
             first.setdefault(one.id, one)
         return [*first.values()]
+
+    def atlases(self) -> dict[str, Path]:
+        """Return the folders of atlases by id: those that were given, and those in the folder."""
+        own = sorted((self.folder / "atlases").glob("*"))
+        folders = [folder.absolute() for folder in (*self._atlases, *own) if _is_atlas(folder)]
+        return {hash_of(str(folder))[:16]: folder for folder in folders}
 
     def circuit(self, id: str) -> CircuitFile | None:
         """Return the circuit with an id, or None."""
@@ -470,6 +489,11 @@ def problem_of_note(note: Any) -> str:
         if len(note.get(name, "")) > most:
             return f"its {name} has more than {most:,} characters"
     return ""
+
+
+def _is_atlas(folder: Path) -> bool:
+    """Return whether a folder holds the index of an atlas, or of a part of one."""
+    return any(folder.glob("index*.sqlite"))
 
 
 def _is_job(content: Mapping[str, Any], id: str) -> bool:

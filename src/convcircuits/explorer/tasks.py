@@ -11,6 +11,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "visualise": unit_tasks.visualise,
     "neighbours": unit_tasks.neighbours,
     "split": unit_tasks.split,
+    "trajectory": unit_tasks.trajectory,
     "find": circuit_tasks.find,
     "evaluate": circuit_tasks.evaluate,
     "diagram": circuit_tasks.diagram,

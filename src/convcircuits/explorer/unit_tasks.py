@@ -126,6 +126,45 @@ def _prepared(project: Project) -> Prepared:
     )
 
 
+def trajectory(
+    project: Project, progress: Progress, *, layer: str, unit: int, method: Any, split: str | None, seed: int
+) -> dict[str, Any]:
+    """Place photographs layer by layer by how a unit is computed on them, colored by a division of them if given."""
+    images, feature = _prepared(project), cc.Feature(layer, unit, position="max")
+    common: dict[str, Any] = {"batch_size": project.batch_size, "progress": progress, "seed": seed}
+    progress.phase("looking at photographs")
+    seen = cc.top(project.loaded.model, feature, images, count=len(project.materials.photographs), sample=0, **common)
+    ids = [project.materials.ids[photograph.name] for photograph in images.photographs]
+    groups = None if split is None else _groups(project, split, ids)
+    progress.phase("following kernels")
+    found = cc.trajectory(project.loaded.model, feature, images, method=method, groups=groups, **common)
+    boxes = dict(zip(seen.highest.image[0].tolist(), seen.highest.box[0].tolist(), strict=True))
+    said = without_nan(found.as_dict())
+    placed = said.pop("image")
+    record = {
+        **said,
+        "photos": [ids[n] for n in placed],
+        "names": [images.photographs[n].name for n in placed],
+        "boxes": [boxes[n] for n in placed],
+        "asked": {"method": method, "split": split, "seed": seed},
+    }
+    project.folder.write_record("trajectories", f"{layer}:{unit}", project.materials.basis, record)
+    return {"layer": layer, "unit": unit}
+
+
+def _groups(project: Project, split: str, ids: Sequence[str]) -> list[str | None]:
+    """Return the group of each photograph in a division; None for those that are in none.
+
+    Raises:
+        ConvCircuitsError: If there is no such division.
+    """
+    known = [content for _, content in project.folder.splits() if content.get("id") == split]
+    if not known:
+        raise ConvCircuitsError(f"There is no division {split} in the project any more.")
+    of = {one["photo"]: name for name, some in known[0]["photographs"].items() for one in some}
+    return [of.get(id) or None for id in ids]
+
+
 def split(
     project: Project,
     progress: Progress,
@@ -161,7 +200,7 @@ def split(
     basis = project.materials.basis
     id = hash_of([str(unit), options, basis])[:16]
     ids = [project.materials.ids[photograph.name] for photograph in images.photographs]
-    circuits = {name: _kept_circuits(project, found, name, id, images, ids) for name in found.circuits}
+    circuits = {name: _kept_circuits(project, found, name, id, images) for name in found.circuits}
     record = {
         "id": id,
         "basis": basis,
@@ -192,22 +231,18 @@ def split(
     return {"split": id, "circuits": [one for some in circuits.values() for one in some]}
 
 
-def _kept_circuits(
-    project: Project, found: cc.Split, name: str, id: str, images: Prepared, ids: Sequence[str]
-) -> list[str]:
+def _kept_circuits(project: Project, found: cc.Split, name: str, id: str, images: Prepared) -> list[str]:
     """Write the circuits of a group, with the photographs that they were found on and those that were held out."""
     roles = {
         "found_on": found.images(name, held_out=False).tolist(),
         "validated_on": [],
         "held_out": found.images(name, held_out=True).tolist(),
     }
-    photographs = {role: [images.photographs[n].name for n in some] for role, some in roles.items()}
-    hashes = {role: [ids[n] for n in some] for role, some in roles.items()}
-    about: dict[str, Any] = {"photographs": photographs, "photograph_hashes": hashes, "group": name, "split": id}
-    about["whole_photographs"] = {"size": project.materials.opening.size}
+    by_name = {role: [images.photographs[n].name for n in some] for role, some in roles.items()}
     written = []
     for circuit in found.circuits[name]:
-        own = replace(circuit, provenance={**circuit.provenance, **about})
+        own = project.recorded_as_whole(circuit, by_name, name)
+        own = replace(own, provenance={**own.provenance, "split": id})
         slug = named_after(project.loaded.name, circuit.feature.slug)
         written.append(kept(project, own, f"{slug}-group-{safe_name(name)}-{len(circuit)}"))
     return written

@@ -21,6 +21,8 @@ LARGEST_MAP = 14
 OUTSIDE = 0.5
 """Mid gray, shown where a patch extends beyond its image."""
 
+_ALL = slice(None)
+
 Kernel = tuple[str, int, int]
 """Layer, filter, and input channel (within its group; for a flattened map, the block)."""
 
@@ -213,9 +215,7 @@ def effects(subject: Subject, masks: Masks | None, batches: Batches) -> dict[str
 
         def watch(call: KernelCall, totals: Mapping[str, Tensor] = totals) -> None:
             if call.layer in totals:
-                # The mean of a convolution is the weights times the mean of what each weight reads.
-                weights = replace(call, weight=_used(call, masks)).kernels
-                effect = torch.einsum("goik,ngik->ngoi", weights, _mean_reads(call)).flatten(1, 2).cpu()
+                effect = mean_added(call, masks).flatten(1, 2).cpu()
                 rows = slice(None) if call.rows is None else call.rows.cpu()
                 totals[call.layer][:, rows] += effect
 
@@ -288,16 +288,34 @@ def _used(call: KernelCall, masks: Masks | None) -> Tensor:
     return masks.weight_and_bias(call, masks.running(call))[0]
 
 
-def _mean_reads(call: KernelCall) -> Float[Tensor, "n g i k"]:
+def mean_added(
+    call: KernelCall, masks: Masks | None, rows: slice = _ALL, columns: slice = _ALL
+) -> Float[Tensor, "n g o i"]:
+    """Return the mean over positions of what each kernel of a call adds to its filter.
+
+    Args:
+        call: The call.
+        masks: The circuit that runs; kernels outside it add nothing, and its gain is part of the kernel.
+        rows: The rows of the output to average over.
+        columns: Its columns.
+    """
+    # The mean of a convolution is the weights times the mean of what each weight reads.
+    weights = replace(call, weight=_used(call, masks)).kernels
+    return torch.einsum("goik,ngik->ngoi", weights, _mean_reads(call, rows, columns))
+
+
+def _mean_reads(call: KernelCall, rows: slice, columns: slice) -> Float[Tensor, "n g i k"]:
     """Return the mean over positions of what each weight of a kernel reads."""
     if not isinstance(call, ConvCall):
-        return call.columns(slice(None)).mean(4)
+        window = (_ALL, rows, columns)[: call.x.dim() - 1]
+        return replace(call, x=call.x[window]).columns(slice(None)).mean(4)
     height, width = call.padding
     x = F.pad(call.x, (width, width, height, height))
-    for axis in (1, 0):  # columns, then rows: the last axis is averaged and becomes the kernel's
+    for axis, some in ((1, columns), (0, rows)):  # the last axis is averaged and becomes the kernel's
         kernel, stride, dilation = call.weight.shape[2 + axis], call.stride[axis], call.dilation[axis]
         last = x.shape[3] - 1 - dilation * (kernel - 1)  # last position of the first weight
-        parts = [x[..., t * dilation : t * dilation + last + 1 : stride].mean(3) for t in range(kernel)]
+        reads = [x[..., t * dilation : t * dilation + last + 1 : stride] for t in range(kernel)]
+        parts = [read[..., some].mean(3) for read in reads]
         x = torch.stack(parts, 3).transpose(2, 3)
     return x.reshape(len(x), call.groups, x.shape[1] // call.groups, -1)
 

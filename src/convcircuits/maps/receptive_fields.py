@@ -107,19 +107,8 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
     Raises:
         ConvCircuitsError: If there is no such map, or it does not depend on the image.
     """
-    shape, network = subject.survey.input_shape, subject.network
-    paths = subject.paths_on(torch.zeros(2, *shape, device=network.device, dtype=network.dtype))
-    walks = []
-    for axis in (1, 2):
-        form = [shape[axis] if dim == axis else 1 for dim in range(3)]
-        places = torch.arange(shape[axis], dtype=torch.float32).reshape(form)
-        walk = _Walk(paths, readings, local)
-        output = walk.run(torch.stack([_BASE - places, _BASE + places]).expand(2, *shape))
-        output = output if output.dim() == 4 else output[..., None, None]
-        walk.found |= {channel: output[:, channel] for channel in subject.survey.rows.tolist()}
-        walk.found[None] = output[:, subject.survey.rows].amax(1)
-        walks.append(walk)
-    rows, columns = walks
+    shape = subject.survey.input_shape
+    rows, columns = _walked(subject, readings, local)
     known: dict[Any, Field] = {}
     fields = {}
     for reading in readings:
@@ -139,6 +128,49 @@ def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bo
     return fields
 
 
+def output_fields(subject: Subject) -> tuple[Field, dict[str, Field]]:
+    """Return the receptive fields of the feature's map, and of what each layer returns, around all its filters.
+
+    They leave out what reaches all positions alike. Of a layer that runs several times, they are those of its last run.
+
+    Raises:
+        ConvCircuitsError: If they cannot be computed.
+    """
+    try:
+        rows, columns = _walked(subject, [], True)
+    except ConvCircuitsError:
+        raise
+    except Exception as error:  # a rule met a form that it does not know
+        raise _unknown(subject, error) from error
+    image = subject.survey.input_shape[1:]
+
+    def field(tall: Tensor, wide: Tensor) -> Field:
+        first, second = (
+            tuple((top, bottom) for top, bottom in _spans(one, along).tolist()) for one, along in ((tall, 2), (wide, 1))
+        )
+        return Field(first, second, (image[0], image[1]))
+
+    layers = {layer: field(boxes, columns.outputs[layer]) for layer, boxes in rows.outputs.items()}
+    return field(rows.found[None], columns.found[None]), layers
+
+
+def _walked(subject: Subject, readings: Sequence[Reading], local: bool) -> "tuple[_Walk, _Walk]":
+    """Walk through the feature's graph along rows and along columns."""
+    shape, network = subject.survey.input_shape, subject.network
+    paths = subject.paths_on(torch.zeros(2, *shape, device=network.device, dtype=network.dtype))
+    walks = []
+    for axis in (1, 2):
+        form = [shape[axis] if dim == axis else 1 for dim in range(3)]
+        places = torch.arange(shape[axis], dtype=torch.float32).reshape(form)
+        walk = _Walk(paths, readings, local)
+        output = walk.run(torch.stack([_BASE - places, _BASE + places]).expand(2, *shape))
+        output = output if output.dim() == 4 else output[..., None, None]
+        walk.found |= {channel: output[:, channel] for channel in subject.survey.rows.tolist()}
+        walk.found[None] = output[:, subject.survey.rows].amax(1)
+        walks.append(walk)
+    return walks[0], walks[1]
+
+
 def local_fields(subject: Subject, readings: Sequence[Reading]) -> dict[Reading, Field]:
     """Return the receptive fields of some maps, without what reaches all positions alike.
 
@@ -150,9 +182,13 @@ def local_fields(subject: Subject, readings: Sequence[Reading]) -> dict[Reading,
     except ConvCircuitsError:
         raise
     except Exception as error:  # a rule met a form that it does not know: no figure, but no crash either
-        raise ConvCircuitsError(
-            f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
-        ) from error
+        raise _unknown(subject, error) from error
+
+
+def _unknown(subject: Subject, error: Exception) -> ConvCircuitsError:
+    return ConvCircuitsError(
+        f"The receptive fields of {subject.network.name} cannot be computed: {type(error).__name__}: {error}"
+    )
 
 
 def maps_read(call: KernelCall, channels: Tensor, shape: tuple[int, int], padding: Padding) -> Tensor:
@@ -215,6 +251,7 @@ class _Walk:
         self.padding: dict[Reading, Padding] = {}
         self.places = {n: place for place, node in enumerate(self.graph.nodes) for n in node.outputs if n is not None}
         self.around: dict[int, Padding] = {}  # value number -> padding that is part of the value
+        self.outputs: dict[str, Tensor] = {}  # layer -> boxes of what its last call returns, around all filters
 
     def run(self, boxes: Tensor) -> Tensor:
         """Return the boxes of the output, and keep those of the wanted maps in ``found``."""
@@ -244,11 +281,14 @@ class _Walk:
                 self.found[reading] = maps_read(call, torch.tensor([channel]), shape, padding)[:, 0]
                 self.padding[reading] = padding
         if not isinstance(call, ConvCall):
-            return x.amax(-1, keepdim=True).expand(*x.shape[:-1], len(call.weight))
+            boxes = x.amax(-1, keepdim=True)
+            self.outputs[call.layer] = boxes.reshape(2, *[*x.shape[1:-1], 1, 1][:2])
+            return boxes.expand(*x.shape[:-1], len(call.weight))
         grouped = x.reshape(2, call.groups, -1, *x.shape[2:]).amax(2)
         joined = _joined(
             grouped, call.weight.shape[2:], call.stride, call.padding, call.dilation, self.graph.shapes_of(node)[0][2:]
         )
+        self.outputs[call.layer] = joined.amax(1)
         return joined.repeat_interleave(len(call.weight) // call.groups, 1)
 
     def folded(self, number: int) -> tuple[int, int] | None:

@@ -160,8 +160,7 @@ function described(row) {
       { class: "soft" },
       `${row.kernels} kernels (${share(row.density)}), ${row.effective_kernels} effective; above 0 at ${share(row.positive)} of the positions.`,
     ),
-    make("p", {}, make("a", { href: row.file.split("/").map(encodeURIComponent).join("/") }, "The circuit's file")),
-    make("pre", {}, `convcircuits diagram ${plain(row.file)} --open`),
+    ...leads(row),
     make("h2", {}, "Units alike"),
     make(
       "table",
@@ -177,6 +176,19 @@ function described(row) {
         ]
       : []),
   ];
+}
+
+/** Where a unit leads: in the explorer to pages, in a file to its circuit's file. */
+function leads({ file, pages }) {
+  if (!pages)
+    return [
+      make("p", {}, make("a", { href: file.split("/").map(encodeURIComponent).join("/") }, "The circuit's file")),
+      make("pre", {}, `convcircuits diagram ${plain(file)} --open`),
+    ];
+  const circuit = pages.circuit
+    ? make("a", { href: pages.circuit }, "its circuit")
+    : make("span", { class: "soft" }, "its circuit's file is missing");
+  return [make("p", {}, make("a", { href: pages.unit }, "the unit"), ", ", circuit)];
 }
 
 function overview() {

@@ -227,12 +227,55 @@ function choose(some) {
     ? "Drag around images, or press the name of a group."
     : shown.length < 4
       ? "Too few to find a circuit and test it on others."
+      : explored ? "Found on 60 % of them, measured on the others."
       : data.finding.command ? "In a shell, a circuit for them:" : "In Python, a circuit for them:";
-  lines.textContent = shown.length ? plain(finding(list())) : "";
-  lines.hidden = !shown.length;
+  lines.textContent = shown.length && !explored ? plain(finding(list())) : "";
+  lines.hidden = !shown.length || explored;
   for (const button of [copyNames, copyLines, clear]) button.disabled = !shown.length;
+  findIt.disabled = shown.length < 4 || Boolean(asked);
   said.textContent = "";
   draw();
+}
+
+// --- in the explorer, a circuit for those that are chosen
+
+const explored = "job" in data.finding;
+let asked = null; // the id of the job that runs
+const size = make("select", { "aria-label": "Kernels to keep" },
+  ...[0.2, 0.1, 0.05, 0.02].map((share) => make("option", { value: share, selected: share === 0.05 }, `${100 * share} % of kernels`)));
+const findIt = make("button", { type: "button", click: find }, "Find a circuit for them");
+const found = make("ul", { className: "found" });
+
+/** Ask the explorer; an error has its sentence. */
+async function ask(path, given = {}) {
+  const answer = await fetch(`/api/v1/${path}`, { ...given, redirect: "error" });
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error);
+  return content;
+}
+
+async function find() {
+  const some = [...chosen];
+  const body = { ...data.finding.job, density: Number(size.value), photographs: some.map((n) => data.finding.photos[n]).sort() };
+  const headers = { "content-type": "application/json" };
+  const row = make("li", {}, `${some.length} images: waiting …`);
+  found.prepend(row);
+  asked = row;
+  findIt.disabled = true;
+  try {
+    let job = await ask("jobs", { method: "POST", headers, body: JSON.stringify(body) });
+    while (job.state === "queued" || job.state === "running") {
+      row.textContent = plain(`${some.length} images: ${job.phase || "waiting"} …`);
+      await new Promise((done) => setTimeout(done, 500));
+      job = await ask(`jobs/${job.id}`);
+    }
+    if (job.state !== "done") throw new Error(job.error);
+    row.replaceChildren(make("a", { href: `/c/${job.result.circuit}` }, `A circuit for ${some.length} images, ${body.density * 100} % of kernels`));
+  } catch (problem) {
+    row.textContent = plain(problem.message);
+  }
+  asked = null;
+  findIt.disabled = chosen.size < 4;
 }
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`);
@@ -362,8 +405,9 @@ document.getElementById("page").append(
       card,
       make("div", { className: "heading" }, heading, make("span", {}, copyNames, " ", clear)),
       thumbs,
-      make("div", { className: "heading" }, hint, copyLines),
-      lines,
+      ...(explored
+        ? [hint, ...(data.finding.job ? [make("div", { className: "heading" }, size, findIt), found] : [])]
+        : [make("div", { className: "heading" }, hint, copyLines), lines]),
       said)),
   make("div", { className: "layers" }, slider, ticks, facts),
   make("details", {},

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
@@ -23,6 +23,11 @@ def add(app: FastAPI, session: Session) -> None:
     def circuits() -> list[schemas.CircuitCard]:
         """The circuits in the project's folder, those that the command wrote there too."""
         return [schemas.CircuitCard(**session.card(one)) for one in session.store.circuits()]
+
+    @get("/api/v1/atlases", responses=PROBLEMS)
+    def atlases() -> list[schemas.AtlasCard]:
+        """The atlases in the project's folder and those that the explorer was started with."""
+        return session.atlases()
 
     @get("/api/v1/circuits/{circuit}", responses=PROBLEMS)
     def circuit(circuit: IdInPath) -> schemas.Circuit:
@@ -54,6 +59,19 @@ def add(app: FastAPI, session: Session) -> None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
         return Response(json.dumps(document, allow_nan=False), media_type="application/json")
 
+    @get("/api/v1/circuits/{circuit}/contrast", responses=PROBLEMS)
+    def contrast(circuit: IdInPath, a: IdInQuery, b: IdInQuery) -> schemas.Contrast:
+        """What its filters and kernels do on photograph ``a`` and on ``b``, measured now, where the feature is highest.
+
+        Each is the whole photograph as the model sees it.
+        """
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        for photo in (a, b):
+            session.photo(photo)
+        return schemas.Contrast(circuit=circuit, a=a, b=b, **session.contrast(one, a, b))
+
     @get(
         "/api/v1/circuits/{circuit}/file",
         response_class=Response,
@@ -79,6 +97,26 @@ def add(app: FastAPI, session: Session) -> None:
         if found is None:
             raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
         return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
+
+    @get(
+        "/api/v1/circuits/{circuit}/page",
+        response_class=Response,
+        responses={**PROBLEMS, 200: {"content": {"text/html": {}}, "description": "The page, to be kept as a file."}},
+    )
+    def page(
+        circuit: IdInPath,
+        view: Annotated[
+            str | None, Query(max_length=20_000, description="What is shown, as JSON: the field `view` of a document.")
+        ] = None,
+    ) -> Response:
+        """Its diagram as one HTML file that opens offline, with the notes on it and on its unit."""
+        one = session.circuit(circuit)
+        if one.problem:
+            raise HTTPException(422, one.problem)
+        text = session.page(one, view)
+        if text is None:
+            raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
+        return _download(text.encode(), f"{one.file.stem}.html", "text/html; charset=utf-8")
 
     @get(
         "/api/v1/circuits/{circuit}/bundle",

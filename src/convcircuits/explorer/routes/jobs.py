@@ -79,6 +79,12 @@ def _checked(session: Session, asked: BaseModel) -> dict[str, Any]:
     if isinstance(asked, schemas.CompareJob) and asked.a == asked.b:
         raise HTTPException(422, "a and b are the same circuit; give two.")
     if isinstance(asked, schemas.FindJob):
+        if asked.photographs is not None:
+            for photo in asked.photographs:
+                session.photo(photo)
+            fields["photographs"] = sorted({*asked.photographs})
+            if len(fields["photographs"]) < 2:
+                raise HTTPException(422, "photographs: a circuit takes at least two, one of which is held out.")
         try:
             check_size(fields)
         except ConvCircuitsError as error:

@@ -76,6 +76,7 @@ def add(app: FastAPI, session: Session) -> None:
             other_circuits=others,
             splits=[schemas.SplitCard(**each.model_dump()) for each in session.splits(one["name"], unit)],
             picture=picture,
+            trajectory=session.trajectory(one["name"], unit) is not None,
             neighbours=session.record("neighbours", one["name"], schemas.NeighboursOfLayer) is not None,
         )
 
