@@ -126,34 +126,27 @@ class _Job:
     gpus: int
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A task that runs.
-
-    Attributes:
-        chunk: The units that are scored together, of which it is a part.
-        unit: The unit that it measures; None if it scores.
-        reads: What it reads. As long as that is kept, Ray computes it again if its node dies.
-    """
-
-    chunk: "_Chunk"
-    unit: int | None
-    reads: Sequence[Any] = ()
-
-
 @dataclass
 class _Chunk:
     """Units that are scored together.
 
     Attributes:
         units: The units.
-        scored: For each part of the images the sums of each unit, as they will be in the object store.
+        scored: For each part of the images the sums of each unit, as they will be in the object store; None once a
+            task has been given them. If a node dies with them, Ray computes them again.
         left: Number of parts that are not scored yet.
     """
 
     units: Sequence[int]
     scored: list[list[Any]]
     left: int
+
+    def taken(self, n: int) -> list[Any]:
+        """Return the sums of the n-th unit, and forget them."""
+        found = [part[n] for part in self.scored]
+        for part in self.scored:
+            part[n] = None
+        return found
 
 
 def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: Progress | None = None) -> None:
@@ -179,11 +172,11 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
     scoring, measuring = ray.remote(**asking)(score), ray.remote(**asking)(found_and_measured)
     at_once, count = at_once_of(opened, units) if opened.asked.shared else (ENOUGH, 1)
     parts = image_parts(opened.images.count) if opened.asked.shared else []
-    chunks = [_Chunk(some, [[] for _ in parts], len(parts)) for some in even(units, min(at_once, ENOUGH))]
+    chunks = [_Chunk(some, [[]] * len(parts), len(parts)) for some in even(units, min(at_once, ENOUGH))]
     to_score = deque((chunk, n) for chunk in chunks for n in range(len(parts)))
     to_measure = deque((chunk, n) for chunk in chunks if not parts for n in range(len(chunk.units)))
     done, total = 0, len(to_score) + len(units)
-    running: dict[Any, _Task] = {}
+    running: dict[Any, tuple[_Chunk, int | None]] = {}  # task -> its chunk, and the unit that it measures
     begin(progress, "finding circuits")
     try:
         while to_score or to_measure or running:
@@ -191,22 +184,22 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
             while len(running) < room and (to_measure or to_score):
                 if to_measure:
                     chunk, n = to_measure.popleft()
-                    reads = [of_part[n] for of_part in chunk.scored]
-                    running[measuring.remote(job, chunk.units[n], *reads)] = _Task(chunk, chunk.units[n], reads)
+                    task = measuring.remote(job, chunk.units[n], *chunk.taken(n))
+                    running[task] = chunk, chunk.units[n]
                 else:
                     chunk, n = to_score.popleft()
-                    one = scoring.options(num_returns=len(chunk.units)).remote(job, chunk.units, parts[n], count)
-                    chunk.scored[n] = one if isinstance(one, list) else [one]
-                    running[chunk.scored[n][0]] = _Task(chunk, None)
-            (ended,), _ = ray.wait(list(running), num_returns=1, fetch_local=False)
-            task = running.pop(ended)
-            if task.unit is None:
-                _check_scored(ended, task.chunk)
-                task.chunk.left -= 1
-                if not task.chunk.left:
-                    to_measure.extend((task.chunk, n) for n in range(len(task.chunk.units)))
+                    returned = scoring.options(num_returns=1 + len(chunk.units))
+                    task, *chunk.scored[n] = returned.remote(job, chunk.units, parts[n], count)
+                    running[task] = chunk, None
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            chunk, unit = running.pop(ended)
+            made = _result(ended, chunk.units if unit is None else [unit])
+            if unit is not None:
+                write(opened, index, unit, made)
             else:
-                write(opened, index, task.unit, _result(ended, [task.unit]))
+                chunk.left -= 1
+                if not chunk.left:
+                    to_measure.extend((chunk, n) for n in range(len(chunk.units)))
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -227,12 +220,6 @@ def image_parts(count: int) -> list[tuple[int, int]]:
     parts = max(1, min(PARTS, count // IMAGES_A_PART))
     ends = [count * n // parts for n in range(parts + 1)]
     return list(zip(ends, ends[1:], strict=False))
-
-
-def _check_scored(ended: Any, chunk: _Chunk) -> None:
-    """Raise what a task that scores raised, without fetching what it returned."""
-    with contextlib.suppress(ray.exceptions.GetTimeoutError):
-        _result(ended, chunk.units)
 
 
 def _result(ended: Any, units: Sequence[int]) -> Any:
@@ -340,19 +327,21 @@ def _by_name(thing: Any) -> bool:
 _OPENED: dict[str, Opened] = {}
 
 
-def score(job: _Job, units: Sequence[int], part: tuple[int, int], at_once: int) -> Any:
-    """Return, for each of some units, what a part of the images adds to the sums that it is scored by.
+def score(job: _Job, units: Sequence[int], part: tuple[int, int], at_once: int) -> list[Sums | None]:
+    """Return what a part of the images adds to the sums that units are scored by.
 
     Args:
         job: What all tasks share.
         units: The units.
         part: The first image, and the one after the last.
         at_once: The most images that run at once.
+
+    Returns:
+        None, so that the task has something small to wait for, and the sums of each unit.
     """
     opened = _open(job)
     sums = _sums(opened, units, _part(opened.images, part).in_batches_of(at_once), part[1] - part[0])
-    found = [sums[unit] for unit in units]
-    return found if len(found) > 1 else found[0]
+    return [None, *(sums[unit] for unit in units)]
 
 
 def found_and_measured(job: _Job, unit: int, *parts: Sums) -> Measured:

@@ -45,6 +45,14 @@ def atlas(
             metavar="K/N", help="Only the K-th of N parts of the units; parts may run at once.", show_default="all"
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            help="Run on a Ray cluster: the one that this machine belongs to, or one with this address.",
+            show_default="this machine alone",
+        ),
+    ] = None,
     density: options.DensityOption = None,
     kernels: Annotated[
         int | None, typer.Option(help="Number of kernels to keep, instead of a share.", show_default=False)
@@ -131,6 +139,7 @@ def atlas(
             call=wanted.call,
             criterion=criterion,
             shard=part,
+            ray=ray,
             batch_size=batch_size,
             seed=recipe.seed,
             progress=told,
