@@ -118,7 +118,8 @@ def means_together(
     """
     trace = UnitsTrace(subjects, batches, granularity="kernel", seed=seed, memory=memory)
     criterion(trace, **options)
-    return trace.means
+    units = len(subjects)
+    return {name: table.expand(units, *table.shape[1:]) for name, table in trace.means.items()}  # some are of all alike
 
 
 class Given(Trace):
