@@ -69,9 +69,7 @@ def measuring(model: nn.Module, layer: str, units: int, images: torch.Tensor, he
     scores = [cc.score(model, cc.Feature(layer, unit), images[:2], criterion="snip") for unit in range(units + 1)]
     circuits = [cc.prune(one, density=0.05) for one in scores]
     first = Subject.open(model, cc.Feature(layer, 0), images.shape[1:])
-    fit, others = (
-        Batches(some, device=some.device, dtype=some.dtype, batch_size=16) for some in (images, held_out)
-    )
+    fit, others = (Batches(some, device=some.device, dtype=some.dtype, batch_size=16) for some in (images, held_out))
 
     def measure(circuit: cc.Circuit) -> None:
         measured(first.of(circuit.feature), [circuit], others, fit=fit)
@@ -80,42 +78,27 @@ def measuring(model: nn.Module, layer: str, units: int, images: torch.Tensor, he
     return cpu_seconds(lambda: [measure(circuit) for circuit in circuits]) / units
 
 
+class Reached(BaseException):
+    """Stop a forward pass."""
+
+
 def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, float]:
     """Return the seconds of one forward and backward pass of an image up to each of some layers."""
-    seconds, start = {}, 0.0
-
-    def reached(name: str, output: torch.Tensor) -> None:
-        forward = time.process_time() - start
-        seconds[name] = forward + cpu_seconds(lambda: output[:, 0].abs().sum().backward(retain_graph=True))
-
+    seconds = {}
     for name in layers:
-        class Stop(Exception):
-            pass
 
-        def hook(module: nn.Module, given: object, output: torch.Tensor, name: str = name) -> None:
-            reached(name, output)
-            raise Stop
+        def stop(module: nn.Module, given: object, output: torch.Tensor) -> None:
+            output[:, 0].abs().sum().backward()
+            raise Reached
 
-        handle = model.get_submodule(name).register_forward_hook(hook)
-        start = time.process_time()
-        with contextlib.suppress(Stop):
-            model(image)
+        def run() -> None:
+            with contextlib.suppress(Reached):
+                model(image)
+
+        handle = model.get_submodule(name).register_forward_hook(stop)
+        seconds[name] = cpu_seconds(run)
         handle.remove()
     return seconds
-
-
-def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_out: int, costs: "Costs") -> float:
-    """Return the hours of one core that circuits of all units of some layers take.
-
-    Args:
-        units: Layer -> number of its units.
-        once: Layer -> seconds of a forward and a backward pass of one image up to it.
-        images: Number of images that circuits are found on.
-        held_out: Number of images that they are measured on.
-        costs: What a unit costs, in such passes.
-    """
-    passes = costs.scoring * images + costs.measuring * (images + held_out)
-    return sum(units[layer] * once[layer] * passes for layer in units) / 3600
 
 
 @dataclass(frozen=True)
@@ -129,6 +112,20 @@ class Costs:
 
     scoring: float
     measuring: float
+
+
+def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_out: int, costs: Costs) -> float:
+    """Return the hours of one core that circuits of all units of some layers take.
+
+    Args:
+        units: Layer -> number of its units.
+        once: Layer -> seconds of a forward and a backward pass of one image up to it.
+        images: Number of images that circuits are found on.
+        held_out: Number of images that they are measured on.
+        costs: What a unit costs, in such passes.
+    """
+    passes = costs.scoring * images + costs.measuring * (images + held_out)
+    return sum(units[layer] * once[layer] * passes for layer in units) / 3600
 
 
 def sizing(units: int, count: int) -> None:
@@ -151,9 +148,7 @@ def sizing(units: int, count: int) -> None:
         hours = core_hours({layer: 256}, {layer: once}, some, others, costs)
         print(f"{f'{some} + {others}':>17} {256 / hours:>21.0f} {hours:>27.1f}")
     resnet = models.resnet50(weights=None).eval()
-    layers = {
-        name: module.out_channels for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)
-    }
+    layers = {name: module.out_channels for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)}
     image = torch.randn(1, 3, 224, 224)
     resnet(image)  # warm
     passes = once_at(resnet, layers, image)

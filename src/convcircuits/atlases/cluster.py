@@ -10,6 +10,7 @@ of the images. So the number of workers, and deaths among them, change no result
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -52,7 +53,7 @@ except ImportError as error:
     raise ConvCircuitsError("Running on a cluster needs Ray: pip install 'convcircuits[ray]'.") from error
 
 IMAGES_A_PART = 32
-"""The fewest images of a task that scores, if there are more; below, what a task does once for all its images is felt."""
+"""The fewest images of a task that scores, if there are more: with fewer, what it does once for all of them is felt."""
 
 PARTS = 8
 """The most parts of the images: the tables of each are sent over the network."""
@@ -212,14 +213,14 @@ def even(units: Sequence[int], most: int) -> list[Sequence[int]]:
     """Divide units into as few chunks of at most so many as there can be, which differ by one at most."""
     count = math.ceil(len(units) / most)
     ends = [len(units) * n // count for n in range(count + 1)]
-    return [units[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [units[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def image_parts(count: int) -> list[tuple[int, int]]:
     """Return the parts of so many images: for each the first, and the one after the last."""
     parts = max(1, min(PARTS, count // IMAGES_A_PART))
     ends = [count * n // parts for n in range(parts + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def _result(ended: Any, units: Sequence[int]) -> Any:
@@ -236,8 +237,8 @@ def _result(ended: Any, units: Sequence[int]) -> Any:
         if isinstance(error.cause, ConvCircuitsError):
             raise ConvCircuitsError(f"{error.cause} {kept}") from error
         raise ConvCircuitsError(
-            f"The task for {which} failed on the cluster: {error.cause!r}. Every node needs convcircuits {__version__}, "
-            f"with the same packages as here. {kept}"
+            f"The task for {which} failed on the cluster: {error.cause!r}. Every node needs convcircuits "
+            f"{__version__}, with the same packages as here. {kept}"
         ) from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().partition("\n")[0]
@@ -389,9 +390,7 @@ def _of_sums(opened: Opened, unit: int, parts: Sequence[Mapping[str, Any]]) -> C
     subject, asked = opened.of(unit), opened.asked
     relevant = subject.relevant("kernel", subject.survey.input_shape)
     trace = Given(subject, opened.images, relevant=relevant, seed=asked.seed, memory=opened.memory)
-    trace.means = {
-        name: torch.from_numpy(sum(part[name] for part in parts) / opened.images.count) for name in parts[0]
-    }
+    trace.means = {name: torch.from_numpy(sum(part[name] for part in parts) / opened.images.count) for name in parts[0]}
     return of_scores(opened, subject, criterion_named(asked.criterion)(trace, **asked.options))
 
 

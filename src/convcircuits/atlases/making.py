@@ -44,7 +44,6 @@ from convcircuits.values.feature import Position
 from convcircuits.values.report import Evaluation
 from convcircuits.version import __version__
 
-
 Found = tuple[Circuit | None, str, float]
 """The circuit of a unit, or None and the reason, and the seconds that it took."""
 
