@@ -267,7 +267,7 @@ def _sent(opened: Opened, gpus: int) -> _Job:
     }
     opening = pickled(opened.model, feature.layer, opened.asked, arguments)
     try:
-        stored = [ray.put(what) for what in (opening, _arrays(opened.images), _arrays(opened.held_out))]
+        stored = ray.put(opening), ray.put(_arrays(opened.images)), ray.put(_arrays(opened.held_out))
     except ray.exceptions.RayError as error:
         raise ConvCircuitsError(
             f"The model and the images cannot be sent to the cluster ({error}); start its nodes with a larger "

@@ -105,7 +105,7 @@ def means_together(
     memory: int,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Return the means over images that a criterion in ``SHARED`` scores kernels by. Arguments as for ``score_together``.
+    """Return the means over images by which a criterion in ``SHARED`` scores kernels; called as ``score_together``.
 
     All that these criteria compute of images are means, in one pass. So images may be divided among processes: the
     means over all of them, given to ``Given``, give the scores.
