@@ -10,6 +10,7 @@ of the images. So the number of workers, and deaths among them, change no result
 """
 
 import contextlib
+import importlib
 import itertools
 import logging
 import math
@@ -48,7 +49,7 @@ from convcircuits.values.circuit import Circuit
 from convcircuits.version import __version__
 
 try:
-    import ray
+    ray: Any = importlib.import_module("ray")
 except ImportError as error:
     raise ConvCircuitsError("Running on a cluster needs Ray: pip install 'convcircuits[ray]'.") from error
 
