@@ -1,7 +1,9 @@
 """``convcircuits atlas``."""
 
+import contextlib
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,7 +129,9 @@ def atlas(
         return noted(with_recipe(circuit, said, setup), setup.notes)
 
     sized: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels, "drawable": recipe.drawable}
-    with progress("finding circuits") as told:
+    # Ray prints what happens to its workers where only the results belong.
+    quiet = contextlib.nullcontext() if ray is None else contextlib.redirect_stdout(sys.stderr)
+    with progress("finding circuits") as told, quiet:
         found = cc.atlas(
             setup.loaded.model,
             wanted.layer,
