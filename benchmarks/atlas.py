@@ -4,11 +4,16 @@ The yardstick is ``loss.backward()`` of one unit with weight gradients, at batch
 layer; it is measured before and after each criterion. Figures are CPU time of one thread, which a busy machine hardly
 changes. Weights and images are random: the figures do not depend on their values. With fewer units than a layer has,
 more of the shared work falls on each.
+
+With ``--sizing`` it says what atlases cost in hours of one core: it scores units of VGG16 conv3_3 and measures some of
+their circuits, and converts both, as multiples of forward and backward, to all convolutions of ResNet-50 at 224 px.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,6 +21,7 @@ from torchvision import models
 
 import convcircuits as cc
 from convcircuits.circuits.criteria import CRITERIA
+from convcircuits.circuits.evaluation import measured
 from convcircuits.circuits.together import fitting, score_together
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
@@ -58,15 +64,112 @@ def together(model: nn.Module, layer: str, units: int, images: torch.Tensor, cri
     return at_once
 
 
+def measuring(model: nn.Module, layer: str, units: int, images: torch.Tensor, held_out: torch.Tensor) -> float:
+    """Return the seconds that a unit takes beside scoring: its circuit of 5 % is measured as ``atlas`` does it."""
+    scores = [cc.score(model, cc.Feature(layer, unit), images[:2], criterion="snip") for unit in range(units + 1)]
+    circuits = [cc.prune(one, density=0.05) for one in scores]
+    first = Subject.open(model, cc.Feature(layer, 0), images.shape[1:])
+    fit, others = (Batches(some, device=some.device, dtype=some.dtype, batch_size=16) for some in (images, held_out))
+
+    def measure(circuit: cc.Circuit) -> None:
+        measured(first.of(circuit.feature), [circuit], others, fit=fit)
+
+    measure(circuits.pop())  # warm
+    return cpu_seconds(lambda: [measure(circuit) for circuit in circuits]) / units
+
+
+class Reached(BaseException):
+    """Stop a forward pass."""
+
+
+def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, float]:
+    """Return the seconds of one forward and backward pass of an image up to each of some layers."""
+    seconds = {}
+    for name in layers:
+
+        def stop(module: nn.Module, given: object, output: torch.Tensor) -> None:
+            output[:, 0].abs().sum().backward()
+            raise Reached
+
+        def run() -> None:
+            with contextlib.suppress(Reached):
+                model(image)
+
+        handle = model.get_submodule(name).register_forward_hook(stop)
+        seconds[name] = cpu_seconds(run)
+        handle.remove()
+    return seconds
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a unit costs for each image, in forward and backward passes up to its layer.
+
+    Attributes:
+        scoring: To score it.
+        measuring: To measure its circuit and the random one, on images and held-out images.
+    """
+
+    scoring: float
+    measuring: float
+
+
+def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_out: int, costs: Costs) -> float:
+    """Return the hours of one core that circuits of all units of some layers take.
+
+    Args:
+        units: Layer -> number of its units.
+        once: Layer -> seconds of a forward and a backward pass of one image up to it.
+        images: Number of images that circuits are found on.
+        held_out: Number of images that they are measured on.
+        costs: What a unit costs, in such passes.
+    """
+    passes = costs.scoring * images + costs.measuring * (images + held_out)
+    return sum(units[layer] * once[layer] * passes for layer in units) / 3600
+
+
+def sizing(units: int, count: int) -> None:
+    """Print the tables of the guide to clusters."""
+    name, layer, side, build, cut = CASES["vgg16"]
+    model = build().eval()
+    truncated, images = model.features[:cut], torch.randn(count, 3, side, side)
+    held_out = torch.randn(count, 3, side, side)
+    yardstick(truncated, images[:8])  # warm
+    once = min(cpu_seconds(lambda: yardstick(truncated, images)) for _ in range(2)) / count
+    scoring = cpu_seconds(lambda: together(model, layer, units, images, "gauss_newton")) / units / count
+    measured_in = measuring(model, layer, 3, images, held_out) / (2 * count)
+    once = min(once, cpu_seconds(lambda: yardstick(truncated, images)) / count)
+    costs = Costs(scoring / once, measured_in / once)
+    print(f"{name} at {side} px, {units} units, {count} and {count} images, torch {torch.__version__}, one thread")
+    print(f"an image takes {once:.3f} s forward and backward; a unit takes {costs.scoring:.2f} of that to score")
+    print(f"(gauss_newton, one draw) and {costs.measuring:.2f} to measure its circuit and the random one")
+    print("images + held-out   units per core-hour   all 256 units, core-hours")
+    for some, others in ((100, 100), (1000, 200), (5000, 500)):
+        hours = core_hours({layer: 256}, {layer: once}, some, others, costs)
+        print(f"{f'{some} + {others}':>17} {256 / hours:>21.0f} {hours:>27.1f}")
+    resnet = models.resnet50(weights=None).eval()
+    layers = {name: module.out_channels for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)}
+    image = torch.randn(1, 3, 224, 224)
+    resnet(image)  # warm
+    passes = once_at(resnet, layers, image)
+    hours = core_hours(layers, passes, 5000, 500, costs)
+    print(f"ResNet-50 at 224 px: {len(layers)} convolutions, {sum(layers.values())} units, 5000 + 500 images:")
+    print(f"{hours:.0f} core-hours, that is {hours / 24 / 1000:.1f} days on 1000 cores")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=list(CASES), default="vgg16")
     parser.add_argument("--units", type=int, default=64)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--criteria", default=",".join(WAYS))
+    parser.add_argument("--sizing", action="store_true", help="what atlases cost in core-hours")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if given.sizing:
+        sizing(given.units, given.images)
+        return
     name, layer, side, build, cut = CASES[given.case]
     model = build().eval()
     truncated, images = model.features[:cut], torch.randn(given.images, 3, side, side)

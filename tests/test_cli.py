@@ -1924,6 +1924,8 @@ BAD = {
     "atlas: units": (f"{ATLAS} --units 1-3", "--units takes whole numbers separated by commas"),
     "atlas: shard": (f"{ATLAS} --shard 3", "--shard is K/N, such as 3/8"),
     "atlas: shard beyond": (f"{ATLAS} --shard 3/2", "--shard: the part must be a whole number from 1 to 2"),
+    "atlas: ray": (f"{ATLAS} --ray nowhere", "--ray is 'auto' or the address of a cluster, such as"),
+    "atlas: no cluster": (f"{ATLAS} --ray 127.0.0.1:1", "No Ray cluster can be reached at '127.0.0.1:1'"),
     "atlas: size": (f"{ATLAS} --drawable", "--drawable sets the size"),
     "atlas: kernels": (ATLAS.replace("--density 0.3", "--kernels 0"), "--kernels must be a whole number from 1"),
     "atlas: option": (ATLAS.replace("draws", "draw"), "no option 'draw'"),

@@ -1,8 +1,9 @@
 """Find and measure circuits of all units of a layer, and never lose one."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,14 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Position
+from convcircuits.values.report import Evaluation
 from convcircuits.version import __version__
+
+Found = tuple[Circuit | None, str, float]
+"""The circuit of a unit, or None and the reason, and the seconds that it took."""
+
+Measured = tuple[Circuit | None, Evaluation | None, str, float]
+"""The same with the circuit's figures."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,7 @@ def atlas(
     fan_in: int | None = None,
     drawable: bool = False,
     shard: tuple[int, int] | None = None,
+    ray: str | None = None,
     batch_size: int = 16,
     seed: int = 0,
     memory: int = MEMORY,
@@ -208,11 +217,13 @@ def atlas(
         drawable: As for ``find``.
         shard: ``(k, n)``: only the k-th of n parts of the units, from 1. Parts may run at the same time, also on
             several machines that share the folder.
+        ray: Run on a Ray cluster (extra ``ray``): ``"auto"`` for the one that this machine belongs to, or an address,
+            ``"host:port"``. The circuits are those of a run without it, up to rounding; only this process writes.
         batch_size: Maximum number of images that run at once.
         seed: Seed for criteria that draw random numbers, and of the random circuits.
         memory: Bytes of working memory for chunks of pre-sum maps. The gradients of units that are scored at once take
             up to 256 times as much.
-        progress: Called with the images or units done and their total.
+        progress: Called with the images or units done and their total; on a cluster, with tasks.
         finish: Called with each circuit before it is written; returns what to write, such as the circuit with more
             provenance.
         **options: Options of the criterion.
@@ -221,8 +232,9 @@ def atlas(
         All circuits of the folder, those of other shards included.
 
     Raises:
-        ConvCircuitsError: As for ``find``; if the folder holds another atlas, or another process writes it; or if the
-            shard has no unit. A unit that has no circuit, such as a dead one, is no error: its row says why.
+        ConvCircuitsError: As for ``find``; if the folder holds another atlas, or another process writes it; if the
+            shard has no unit; or if Ray is not installed, no cluster answers, the model or the images cannot be sent
+            to it, or tasks fail there. A unit that has no circuit, such as a dead one, is no error: its row says why.
 
     Examples:
         >>> found = cc.atlas(model, "features.5", images, held_out, folder="atlas", density=0.2)
@@ -240,39 +252,40 @@ def atlas(
     part = _checked_shard(shard)
     if isinstance(position, Boxes):
         raise ConvCircuitsError("An atlas takes no Boxes; give another position.")
-    opened = open_layer(
-        model,
-        layer,
-        images,
-        held_out,
-        asked,
-        position=position,
-        call=call,
-        batch_size=batch_size,
-        memory=memory,
-        progress=progress,
-    )
-    if finish is not None:
-        opened = replace(opened, finish=finish)
-    every = _checked_units(units, opened.units, layer)
-    wanted = every[part]
-    if not wanted:
-        raise ConvCircuitsError(
-            f"{option('shard')}: this part has no unit; give at most as many parts as there are units, here "
-            f"{len(every)}."
+    with _maker(ray) as make:
+        opened = open_layer(
+            model,
+            layer,
+            images,
+            held_out,
+            asked,
+            position=position,
+            call=call,
+            batch_size=batch_size,
+            memory=memory,
+            progress=progress,
         )
-    _check_kernels(opened, wanted)
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConvCircuitsError(f"The folder {place} cannot be created: {error.strerror}.") from error
-    index = Index(place, opened.said(), opened.layers(), shard)
-    try:
-        done = index.finished()
-        make_circuits(opened, [unit for unit in wanted if unit not in done], index, progress)
-    finally:
-        index.close()
+        if finish is not None:
+            opened = replace(opened, finish=finish)
+        every = _checked_units(units, opened.units, layer)
+        wanted = every[part]
+        if not wanted:
+            raise ConvCircuitsError(
+                f"{option('shard')}: this part has no unit; give at most as many parts as there are units, here "
+                f"{len(every)}."
+            )
+        _check_kernels(opened, wanted)
+        place = Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConvCircuitsError(f"The folder {place} cannot be created: {error.strerror}.") from error
+        index = Index(place, opened.said(), opened.layers(), shard)
+        try:
+            done = index.finished()
+            make(opened, [unit for unit in wanted if unit not in done], index, progress)
+        finally:
+            index.close()
     return Atlas.read(place)
 
 
@@ -321,10 +334,17 @@ def open_layer(
     return Opened(model, subject, taken, measured_on, asked, memory)
 
 
+def _maker(ray: str | None) -> contextlib.AbstractContextManager[Callable[..., None]]:
+    """Return what makes circuits: ``make_circuits``, or the one of a cluster, while it is connected."""
+    if ray is None:
+        return contextlib.nullcontext(make_circuits)
+    from convcircuits.atlases.cluster import connected  # the only module that knows Ray
+
+    return connected(ray)
+
+
 def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: Progress | None = None) -> None:
     """Find, measure and write the circuits of some units, one after the other, to an index.
-
-    This is the work that processes divide among themselves: each opens the layer, and an index of its own.
 
     Args:
         opened: The model, the images and how circuits are found.
@@ -332,32 +352,36 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
         index: Where they are written.
         progress: Called with the units done and their total.
     """
-    for done, (unit, (circuit, problem, seconds)) in enumerate(_found(opened, units, progress), start=1):
-        start = time.perf_counter()
-        report = None
-        if circuit is not None:
-            try:
-                subject = opened.subject.of(circuit.feature)
-                (report,) = measured(subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed)
-            except ConvCircuitsError as error:
-                circuit, problem = None, str(error)
-        index.add(
-            unit,
-            seconds + time.perf_counter() - start,
-            circuit=None if circuit is None else opened.finish(circuit),
-            report=report,
-            problem=problem,
-        )
+    for done, (unit, found) in enumerate(_found(opened, units, progress), start=1):
+        write(opened, index, unit, measure(opened, found))
         if progress is not None:
             begin(progress, "finding circuits")
             progress(done, len(units))
 
 
-def _found(
-    opened: Opened, units: Sequence[int], progress: Progress | None
-) -> Iterator[tuple[int, tuple[Circuit | None, str, float]]]:
-    """Yield each unit with its circuit, or None and the reason, and the seconds that it took."""
-    at_once, count = _fitting(opened, units) if opened.asked.shared else (1, 1)
+def measure(opened: Opened, found: Found) -> Measured:
+    """Measure the circuit of a unit, if it has one."""
+    start, report = time.perf_counter(), None
+    circuit, problem, seconds = found
+    if circuit is not None:
+        try:
+            subject = opened.subject.of(circuit.feature)
+            (report,) = measured(subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed)
+        except ConvCircuitsError as error:
+            circuit, problem = None, str(error)
+    return circuit, report, problem, seconds + time.perf_counter() - start
+
+
+def write(opened: Opened, index: Index, unit: int, made: Measured) -> None:
+    """Write what is known of a unit to the index."""
+    circuit, report, problem, seconds = made
+    finished = None if circuit is None else opened.finish(circuit)
+    index.add(unit, seconds, circuit=finished, report=report, problem=problem)
+
+
+def _found(opened: Opened, units: Sequence[int], progress: Progress | None) -> Iterator[tuple[int, Found]]:
+    """Yield each unit with its circuit."""
+    at_once, count = at_once_of(opened, units) if opened.asked.shared else (1, 1)
     for start in range(0, len(units), at_once):
         some, subjects = units[start : start + at_once], {}
         for unit in some:
@@ -370,10 +394,10 @@ def _found(
             yield from _together(opened, subjects, count, progress)
         elif subjects:
             (subject,) = subjects.values()
-            yield some[0], _attempted(lambda subject=subject: _alone(opened, subject, progress))  # type: ignore[misc]
+            yield some[0], attempted(lambda subject=subject: alone(opened, subject, progress))  # type: ignore[misc]
 
 
-def _fitting(opened: Opened, units: Sequence[int]) -> tuple[int, int]:
+def at_once_of(opened: Opened, units: Sequence[int]) -> tuple[int, int]:
     """Return how many of the units, and images, are scored at once."""
     try:
         every = opened.of(tuple(units))
@@ -384,7 +408,7 @@ def _fitting(opened: Opened, units: Sequence[int]) -> tuple[int, int]:
 
 def _together(
     opened: Opened, subjects: dict[int, Subject], count: int, progress: Progress | None
-) -> Iterator[tuple[int, tuple[Circuit | None, str, float]]]:
+) -> Iterator[tuple[int, Found]]:
     """Yield the circuits of units that are scored at once, as ``_found`` does."""
     asked = opened.asked
     try:
@@ -407,10 +431,15 @@ def _together(
         return
     for n, (unit, subject) in enumerate(subjects.items()):
         own = {layer: table[n] for layer, table in saliency.items()}
-        yield unit, _attempted(lambda subject=subject, own=own: _of_scores(opened, subject, own))  # type: ignore[misc]
+        yield unit, attempted(lambda subject=subject, own=own: of_scores(opened, subject, own))  # type: ignore[misc]
 
 
-def _of_scores(opened: Opened, subject: Subject, saliency: dict[str, Any]) -> Circuit:
+def of_scores(opened: Opened, subject: Subject, saliency: Mapping[str, Any]) -> Circuit:
+    """Return the circuit of a unit, given what the criterion returned for it.
+
+    Raises:
+        ConvCircuitsError: As for ``find``.
+    """
     asked, shape = opened.asked, subject.survey.input_shape
     about = checked(subject, opened.images.first(IMAGES))
     relevant = subject.relevant("kernel", shape)
@@ -429,7 +458,12 @@ def _of_scores(opened: Opened, subject: Subject, saliency: dict[str, Any]) -> Ci
     )
 
 
-def _alone(opened: Opened, subject: Subject, progress: Progress | None) -> Circuit:
+def alone(opened: Opened, subject: Subject, progress: Progress | None = None) -> Circuit:
+    """Find the circuit of a unit on its own.
+
+    Raises:
+        ConvCircuitsError: As for ``find``.
+    """
     asked = opened.asked
     return find(
         opened.model,
@@ -445,7 +479,7 @@ def _alone(opened: Opened, subject: Subject, progress: Progress | None) -> Circu
     )
 
 
-def _attempted(make: Callable[[], Circuit]) -> tuple[Circuit | None, str, float]:
+def attempted(make: Callable[[], Circuit]) -> Found:
     """Return a circuit, or None and the reason, and the seconds that it took."""
     start = time.perf_counter()
     try:

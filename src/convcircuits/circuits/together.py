@@ -4,7 +4,7 @@
 runs on them unchanged: maps are (U, N, H, W), sums over elements (U, g, o, e), tables (U, ...).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,8 @@ SHARED: tuple[Criterion, ...] = (actgrad, snip, gauss_newton)
 STORE = 256
 """The bytes for gradients and tables of the units that are scored at once, as a multiple of ``memory``."""
 
-_ENOUGH = 32  # units that share the work on kernels: more gain little, and then more images at once are better
+ENOUGH = 32
+"""The units that share the work on kernels: more gain little, and then more images at once are better."""
 
 
 def fitting(subject: Subject, batches: Batches, memory: int) -> tuple[int, int]:
@@ -55,7 +56,7 @@ def fitting(subject: Subject, batches: Batches, memory: int) -> tuple[int, int]:
     with torch.no_grad():
         subject.maps(some, watch=watch)
     tables = sum(8 * mask.numel() for mask in subject.survey.kernels.values())
-    images = max(1, min(batches.batch_size, STORE * memory // (_ENOUGH * sum(sizes) + tables)))
+    images = max(1, min(batches.batch_size, STORE * memory // (ENOUGH * sum(sizes) + tables)))
     return max(1, min(len(subject.rows), STORE * memory // (images * sum(sizes) + tables))), images
 
 
@@ -90,17 +91,49 @@ def score_together(
     Raises:
         ConvCircuitsError: As for ``score``.
     """
-    trace = UnitsTrace(
-        subjects,
-        batches,
-        relevant=[one.relevant(granularity, one.survey.input_shape) for one in subjects],
-        granularity=granularity,
-        seed=seed,
-        memory=memory,
-        progress=progress,
-    )
+    trace = UnitsTrace(subjects, batches, granularity=granularity, seed=seed, memory=memory, progress=progress)
     saliency: dict[str, Tensor] = criterion(trace, **options)
     return saliency
+
+
+def means_together(
+    subjects: Sequence[Subject],
+    batches: Batches,
+    criterion: Criterion,
+    *,
+    seed: int,
+    memory: int,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Return the means over images by which a criterion in ``SHARED`` scores kernels; called as ``score_together``.
+
+    All that these criteria compute of images are means, in one pass. So images may be divided among processes: the
+    means over all of them, given to ``Given``, give the scores.
+
+    Returns:
+        Name, as the criterion has it -> (U, ...), float64.
+
+    Raises:
+        ConvCircuitsError: As for ``score``.
+    """
+    trace = UnitsTrace(subjects, batches, granularity="kernel", seed=seed, memory=memory)
+    criterion(trace, **options)
+    units = len(subjects)
+    return {name: table.expand(units, *table.shape[1:]) for name, table in trace.means.items()}  # some are of all alike
+
+
+class Given(Trace):
+    """A trace of images that have been seen: a criterion in ``SHARED`` finds the means over them here.
+
+    Attributes:
+        means: What ``means_together`` returns for the unit, over all images.
+    """
+
+    means: Mapping[str, Tensor]
+
+    def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return the means that are known."""
+        return dict(self.means)
 
 
 def _union(relevant: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -119,6 +152,7 @@ class UnitsTrace(Trace):
         subjects: The model, opened for each unit.
         relevant_to: For each unit, layer name -> bool: the elements to score.
         positions_of: For each unit, which positions of its map count.
+        means: What the criterion has asked ``mean`` for.
     """
 
     def __init__(
@@ -126,14 +160,14 @@ class UnitsTrace(Trace):
         subjects: Sequence[Subject],
         batches: Batches,
         *,
-        relevant: Sequence[Mapping[str, Tensor]],
         granularity: str,
         seed: int,
         memory: int,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
         feature = subjects[0].feature
         together = replace(feature, unit=tuple(int(subject.feature.unit) for subject in subjects))  # type: ignore[arg-type]
+        relevant = [one.relevant(granularity, one.survey.input_shape) for one in subjects]
         chunk, every = subjects[0].of(together), _union(relevant)
         super().__init__(
             chunk,
@@ -147,6 +181,12 @@ class UnitsTrace(Trace):
         self.subjects, self.relevant_to = subjects, relevant
         self.positions_of = [Positions(subject) for subject in subjects]
         self._stores: dict[tuple[Any, ...], Tensor] = {}
+        self.means: dict[str, Tensor] = {}
+
+    def mean(self, contribution: Callable[[Batch], Iterable[tuple[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return means over all images, with an axis of units."""
+        self.means = super().mean(contribution)
+        return dict(self.means)
 
     def store(self, number: int, gradient: Tensor) -> Tensor:
         """Return the buffer for the gradients of all units at a call, (U, N, ...); batches of one size share it."""

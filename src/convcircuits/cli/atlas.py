@@ -1,7 +1,9 @@
 """``convcircuits atlas``."""
 
+import contextlib
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +45,14 @@ def atlas(
         str | None,
         typer.Option(
             metavar="K/N", help="Only the K-th of N parts of the units; parts may run at once.", show_default="all"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            help="Run on a Ray cluster: the one that this machine belongs to, or one with this address.",
+            show_default="this machine alone",
         ),
     ] = None,
     density: options.DensityOption = None,
@@ -119,7 +129,9 @@ def atlas(
         return noted(with_recipe(circuit, said, setup), setup.notes)
 
     sized: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels, "drawable": recipe.drawable}
-    with progress("finding circuits") as told:
+    # Ray prints what happens to its workers where only the results belong.
+    quiet = contextlib.nullcontext() if ray is None else contextlib.redirect_stdout(sys.stderr)
+    with progress("finding circuits") as told, quiet:
         found = cc.atlas(
             setup.loaded.model,
             wanted.layer,
@@ -131,6 +143,7 @@ def atlas(
             call=wanted.call,
             criterion=criterion,
             shard=part,
+            ray=ray,
             batch_size=batch_size,
             seed=recipe.seed,
             progress=told,
