@@ -3,7 +3,12 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -482,6 +487,109 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
         cc.find_path(model, feature, images, checkpoint=file, **options)
     with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
         cc.find_path(model, feature, images, checkpoint=tmp_path / "none" / "run.safetensors", **options)
+
+
+# Kills itself, as kill -9 does, in the n-th refit or in the middle of the n-th writing of the checkpoint.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import convcircuits as cc
+from nets import NETS
+
+torch.set_num_threads(1)
+what, number, file, criterion = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+case, seen = NETS["residual"], [0]
+
+def count(this):
+    seen[0] += this == what
+    if seen[0] == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Progress:
+    def __call__(self, done, total):
+        pass
+
+    def phase(self, description):
+        count(description.split()[0])
+
+real = Path.replace
+Path.replace = lambda self, place: (count("writing"), real(self, place))[1]
+options = {"steps": 3, "final": 3} if criterion == "learned" else {}
+cc.find(case.build(), cc.Feature(*case.features[-1]), case.images(6), criterion=criterion, density=0.3, start=0.8,
+        progress=Progress(), checkpoint=file, **options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "number", "written", "criterion"), [("refitting", 3, 2, "learned"), ("writing", 2, 1, "progressive")]
+)
+def test_a_killed_run_goes_on_and_finds_the_same_circuit(what, number, written, criterion, tmp_path):
+    case, file = NETS["residual"], tmp_path / "run.safetensors"
+    paths = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    line = [sys.executable, "-c", KILLED, what, str(number), str(file), criterion]
+    ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(cc.load(file)) == written
+    given = (case.build(), cc.Feature(*case.features[-1]), case.images(6))
+    options = {"criterion": criterion, "density": 0.3, "start": 0.8}
+    options |= {"steps": 3, "final": 3} if criterion == "learned" else {}
+    whole, seen = cc.find_path(*given, **options), Phases()
+    assert cc.find(*given, checkpoint=file, progress=seen, **options) == whole[-1]
+    assert seen.phases[0] == f"going on from {len(whole[written - 1]):,} kernels"
+    assert sum(one.startswith("refitting") for one in seen.phases) == len(whole) - written
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # what was half written is gone
+
+
+class Phases:
+    """A progress callback that remembers the phases."""
+
+    def __init__(self):
+        self.phases = []
+
+    def __call__(self, done, total):
+        pass
+
+    def phase(self, description):
+        self.phases.append(description)
+
+
+def test_a_checkpoint_of_another_question_is_refused(tmp_path):
+    file, feature, images = tmp_path / "run.safetensors", cc.Feature("2", 1), torch.rand(6, 3, 8, 8)
+
+    def net(stride=1):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3, stride=stride))
+
+    options = {"kernels": 5, "start": 0.9}
+    found = cc.find(net(), feature, images, checkpoint=file, **options)
+    before = file.read_bytes()
+    others = net()
+    others[0].weight.data[0, 0, 0, 0] += 1
+    asked = {
+        "weights": (others, feature, images, options),
+        "architecture": (net(stride=2), feature, images, options),
+        "feature": (net(), cc.Feature("2", 2), images, options),
+        "images": (net(), feature, images.flip(3), options),
+        "seed": (net(), feature, images, options | {"seed": 1}),
+        "options": (net(), feature, images, options | {"ridge": 0.1}),
+        "criterion": (net(), feature, images, options | {"criterion": "learned"}),
+        "inside": (net(), feature, images, options | {"circuit": cc.find_path(net(), feature, images, **options)[0]}),
+        "path": (net(), feature, images, options | {"kernels": 4}),
+    }
+    for name, (model, of, on, other) in asked.items():
+        with pytest.raises(cc.ConvCircuitsError, match=f"is of another run, with {name} .* remove this one"):
+            cc.find(model, of, on, checkpoint=file, **other)
+    earlier = dataclasses.replace(found, provenance={**found.provenance, "versions": {"convcircuits": "0.0.1"}})
+    cc.save((earlier,), file)
+    with pytest.raises(cc.ConvCircuitsError, match="is of another run, with versions"):
+        cc.find(net(), feature, images, checkpoint=file, **options)
+    file.write_bytes(before[:-9])
+    with pytest.raises(cc.ConvCircuitsError, match="is not a complete"):
+        cc.find(net(), feature, images, checkpoint=file, **options)
+    with pytest.raises(cc.ConvCircuitsError, match="snip does not descend, so it has no cuts to go on from"):
+        cc.find(net(), feature, images, criterion="snip", kernels=5, checkpoint=file)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])

@@ -107,6 +107,7 @@ _FITTED: Mapping[str, Callable[[Any], bool]] = {
 _KNOWN: dict[str, Kind] = {
     "model": TEXT,
     "weights": TEXT,
+    "architecture": TEXT,
     "feature": TEXT,
     "criterion": TEXT,
     "granularity": TEXT,
