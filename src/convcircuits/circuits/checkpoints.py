@@ -59,4 +59,5 @@ def _level(circuit: Circuit, size: Size) -> Level:
     elements, saliency, gain, offset = (
         dict(table) for table in (circuit.elements, circuit.saliency, circuit.gain, circuit.offset)
     )
-    return Level(size, elements, saliency, gain, offset, dict(circuit.provenance["calibration"]))
+    about = circuit.provenance
+    return Level(size, elements, saliency, gain, offset, dict(about["calibration"]), dict(about["cost"]))

@@ -20,11 +20,13 @@ from convcircuits.circuits.asking import (
     is_descent,
     name_of,
     needs_budget,
+    schedule_of,
     several,
 )
 from convcircuits.circuits.budgets import Effective, Size
 from convcircuits.circuits.checkpoints import resumed
 from convcircuits.circuits.criteria import CRITERIA, Criterion
+from convcircuits.circuits.descent import first_share
 from convcircuits.circuits.ranking import top
 from convcircuits.circuits.scoring import MEMORY, scores_of, trace_of
 from convcircuits.errors import ConvCircuitsError, option
@@ -357,6 +359,7 @@ def find_path(
         "options": {key: as_json(value) for key, value in options.items()},
         "inside": None if circuit is None else dict(circuit.provenance),
     }
+    schedule = schedule_of(function, options, first_share(trace, sizes))
     done = [] if checkpoint is None else resumed(Path(checkpoint), trace, sizes, run)
     if done:
         begin(progress, f"going on from {len(done[-1][0]):,} kernels")
@@ -378,7 +381,9 @@ def find_path(
             )
         scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
-        said = {"architecture": code, "calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}
+        sizes_so_far = [*map(len, path), len(found)]
+        said = {"architecture": code, "calibration": level.calibration, "cost": level.cost}
+        said |= {"path": {"asked": asked, "number": len(path)}, "schedule": schedule | {"sizes": sizes_so_far}}
         said["notes"] = [*found.provenance["notes"], *level.notes]
         path.append(
             dataclasses.replace(

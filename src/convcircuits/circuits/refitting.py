@@ -139,8 +139,10 @@ def fitted(subject: Subject, circuit: Circuit, fit: "Refit | Learn | None") -> C
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable(), provenance=about)
     if fit is None:
         return bare
+    before = Counter(fit.cost)  # a fit may have served other circuits
     gain, offset = fit(subject.masks(bare, subject.survey.input_shape, effective=True))
     about["calibration"] = fit.about()
+    about["cost"] = dict(Counter[str](about.get("cost", {})) + (fit.cost - before))
     return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
 
 
