@@ -56,8 +56,8 @@ CRITERIA_HELP = "Options of the criteria with their defaults (of several choices
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
 CRITERIA_HELP += (
-    "\n\nstart=null begins at twice the size that is asked for or, if that is more, at 0.25, in networks with depthwise "
-    "layers at 0.5."
+    "\n\nstart=null begins at twice the size that is asked for or, if that is more, at 0.25, in networks with "
+    "depthwise layers at 0.5."
 )
 
 MODELS = (
