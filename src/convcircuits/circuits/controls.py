@@ -125,6 +125,7 @@ def fit_of(
         ridge=known.get("ridge", RIDGE),
         toward=known.get("toward", 1.0),
         positions=known.get("positions", POSITIONS),
+        weights=known.get("weights"),
         seed=known.get("seed", 0),
         progress=progress,
     )

@@ -125,6 +125,7 @@ _FITTED: Mapping[str, Callable[[Any], bool]] = {
     "positions": lambda value: value is None or is_whole(value, 1, 1 << 50),
     "seed": whole(0, (1 << 32) - 1),
     "images": lambda value: _is_record(value, _IMAGES),
+    "weights": lambda value: is_list_of(value, _is_number),
     "trained": lambda value: _is_record(value, _TRAINED),
 }
 
