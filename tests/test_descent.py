@@ -3,7 +3,12 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -280,7 +285,7 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
         "tolerance": 0.0,
         "images": 16,
     }
-    assert trained.provenance["calibration"]["cost"]["trained"] == 200 * 16
+    assert trained.provenance["cost"]["trained"] == 200 * 16
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
@@ -318,7 +323,7 @@ def test_the_last_circuit_takes_its_own_number_of_steps():
     options = {"criterion": "learned", "density": [0.4, 0.2], "start": 0.4, "ratio": 0.45, "tolerance": 0.0, "steps": 3}
     for final, taken in ((7, 7), (0, 0)):
         path = cc.find_path(model, feature, images, final=final, batch=16, **options)
-        trained = [circuit.provenance["calibration"]["cost"]["trained"] for circuit in path]
+        trained = [circuit.provenance["cost"]["trained"] for circuit in path]
         assert trained == [3 * 16, (3 + taken) * 16]
 
 
@@ -328,7 +333,7 @@ def test_a_circuit_that_is_good_enough_is_not_trained():
     options = {"density": 0.4, "start": 0.4}
     found = cc.find(model, feature, images, criterion="learned", tolerance=1.0, **options)
     assert found == cc.find(model, feature, images, criterion="progressive", **options)
-    assert "trained" not in found.provenance["calibration"]["cost"]
+    assert "trained" not in found.provenance["cost"]
 
 
 def test_training_does_not_depend_on_batches_and_order():
@@ -428,6 +433,89 @@ def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     assert any("trained by masked runs" in note for note in found.provenance["notes"])
 
 
+# ---------------------------------------- what is reported
+
+
+COSTS = {  # images forward and backward, of 6
+    "snip": ({"criterion": "snip"}, 6, 6),
+    "draws": ({"criterion": "gauss_newton", "draws": 3}, 6, 18),
+    "force": ({"criterion": "force", "steps": 2}, 18, 18),  # the full model, and two masked ones
+    "magnitude": ({"criterion": "magnitude"}, 6, None),  # which counts and hashes the images
+}
+
+
+@pytest.mark.parametrize(("options", "forward", "backward"), COSTS.values(), ids=COSTS)
+def test_images_are_counted_where_they_run(options, forward, backward):
+    back = {} if backward is None else {"backward": backward}
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    found = cc.find(model, feature, images, density=0.5, batch_size=4, **options)
+    assert found.provenance["cost"] == {"forward": forward} | back
+    for times in (1, 2):  # the full model and the circuit
+        found = cc.refit(model, found, images, positions=8)
+        assert found.provenance["cost"] == {"forward": forward + 12 * times} | back
+
+
+def test_the_cost_of_a_descent_is_that_of_its_parts():
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    path = cc.find_path(model, feature, images, density=[0.4, 0.2], start=0.4, ratio=0.4, scored=4, positions=8)
+    scoring, first, circuit = 6, 12, 6  # targets are kept for the second refit
+    assert [one.provenance["cost"] for one in path] == [
+        {"forward": scoring + first, "backward": 6},
+        {"forward": scoring + first + 4 + circuit, "backward": 6 + 4},
+    ]
+    trained = cc.find(
+        model,
+        feature,
+        images,
+        criterion="learned",
+        density=0.4,
+        start=0.4,
+        positions=8,
+        final=5,
+        batch=4,
+        tolerance=0.0,
+    )
+    cost = trained.provenance["cost"]
+    assert cost["trained"] == 5 * 4
+    more = cost["forward"] - scoring - first  # targets, error of the refit, spread, error after the steps
+    assert more == 4 * 6
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_circuit_and_its_report_say_seed_schedule_cost_and_gap(criterion):
+    case = NETS["residual"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
+    options = {"steps": 2, "final": 2} if criterion == "learned" else {}
+    path = cc.find_path(
+        model, feature, images, criterion=criterion, density=0.3, start=0.6, seed=3, ratio=0.6, **options
+    )
+    sizes, cost = [len(one) for one in path], path[-1].provenance["cost"]
+    schedule = {"start": 0.6, "ratio": 0.6, "draws": 1, "scored": 64, "sizes": sizes}
+    assert path[-1].provenance["schedule"] == schedule
+    report = cc.evaluate(model, path[-1], case.images(12, seed=1), fit=images)
+    line = (
+        f"found by {criterion}, seed 3, in {len(path)} cuts, the first to {sizes[0]:,} kernels (start 0.6, ratio 0.6); "
+    )
+    for text in (report.summary(), path[-1].summary()):
+        assert line + f"images run: {cost['forward']:,} forward" in text
+        assert f"that is {cost['forward'] / 6:.4g}" in text
+    held_in = cc.evaluate(model, path[-1], images)
+    assert report.r2_training == pytest.approx(held_in.r2, abs=1e-9)
+    gap = f"On those images R2 is {held_in.r2:.2f}, here {report.r2:z.2f}: a gap of {held_in.r2 - report.r2:z.2f}."
+    assert gap in report.notes
+    assert "a gap of" not in held_in.summary()
+
+
+def test_networks_with_depthwise_layers_start_from_more():
+    for name, start in (("plain", 0.25), ("mobile", 0.5)):
+        case = NETS[name]
+        model, feature = case.build(), cc.Feature(*case.features[-1])
+        path = cc.find_path(model, feature, case.images(6), kernels=4, enough=lambda _: False)
+        assert path[0].provenance["schedule"]["start"] == start
+
+
 # ---------------------------------------- checkpoints
 
 
@@ -468,10 +556,11 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
     assert cc.load(file) == whole
     assert cc.find_path(model, feature, images, checkpoint=file, **options) == whole  # nothing is left to do
     again, once = ([json.loads(json.dumps(dict(one.provenance))) for one in path] for path in (cc.load(file), whole))
-    costs = [[one["calibration"].pop("cost")["forward"] for one in path] for path in (again, once)]
+    costs = [[one.pop("cost")["forward"] for one in path] for path in (again, once)]
     assert again == once
     more = [one - other for one, other in zip(*costs, strict=True)]
-    assert more == [0] * 3 + [len(images)] * (len(whole) - 3)  # the full model ran again, which is said
+    anew = {"progressive": 1, "learned": 2}[criterion]  # passes of the full model, for refits and for training
+    assert more == [0] * 3 + [anew * len(images)] * (len(whole) - 3)  # which is said
     for change in ({"density": 0.3}, {"start": 0.7}, {"seed": 1}):
         with pytest.raises(cc.ConvCircuitsError, match="is of another run"):
             cc.find_path(model, feature, images, checkpoint=file, **{**options, **change})
@@ -482,6 +571,109 @@ def test_a_descent_goes_on_from_its_last_cut(criterion, tmp_path):
         cc.find_path(model, feature, images, checkpoint=file, **options)
     with pytest.raises(cc.ConvCircuitsError, match="cannot be written"):
         cc.find_path(model, feature, images, checkpoint=tmp_path / "none" / "run.safetensors", **options)
+
+
+# Kills itself, as kill -9 does, in the n-th refit or in the middle of the n-th writing of the checkpoint.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import convcircuits as cc
+from nets import NETS
+
+torch.set_num_threads(1)
+what, number, file, criterion = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+case, seen = NETS["residual"], [0]
+
+def count(this):
+    seen[0] += this == what
+    if seen[0] == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Progress:
+    def __call__(self, done, total):
+        pass
+
+    def phase(self, description):
+        count(description.split()[0])
+
+real = Path.replace
+Path.replace = lambda self, place: (count("writing"), real(self, place))[1]
+options = {"steps": 3, "final": 3} if criterion == "learned" else {}
+cc.find(case.build(), cc.Feature(*case.features[-1]), case.images(6), criterion=criterion, density=0.3, start=0.8,
+        progress=Progress(), checkpoint=file, **options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "number", "written", "criterion"), [("refitting", 3, 2, "learned"), ("writing", 2, 1, "progressive")]
+)
+def test_a_killed_run_goes_on_and_finds_the_same_circuit(what, number, written, criterion, tmp_path):
+    case, file = NETS["residual"], tmp_path / "run.safetensors"
+    paths = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    line = [sys.executable, "-c", KILLED, what, str(number), str(file), criterion]
+    ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert len(cc.load(file)) == written
+    given = (case.build(), cc.Feature(*case.features[-1]), case.images(6))
+    options = {"criterion": criterion, "density": 0.3, "start": 0.8}
+    options |= {"steps": 3, "final": 3} if criterion == "learned" else {}
+    whole, seen = cc.find_path(*given, **options), Phases()
+    assert cc.find(*given, checkpoint=file, progress=seen, **options) == whole[-1]
+    assert seen.phases[0] == f"going on from {len(whole[written - 1]):,} kernels"
+    assert sum(one.startswith("refitting") for one in seen.phases) == len(whole) - written
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # what was half written is gone
+
+
+class Phases:
+    """A progress callback that remembers the phases."""
+
+    def __init__(self):
+        self.phases = []
+
+    def __call__(self, done, total):
+        pass
+
+    def phase(self, description):
+        self.phases.append(description)
+
+
+def test_a_checkpoint_of_another_question_is_refused(tmp_path):
+    file, feature, images = tmp_path / "run.safetensors", cc.Feature("2", 1), torch.rand(6, 3, 8, 8)
+
+    def net(stride=1):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 3, stride=stride))
+
+    options = {"kernels": 5, "start": 0.9}
+    found = cc.find(net(), feature, images, checkpoint=file, **options)
+    before = file.read_bytes()
+    others = net()
+    others[0].weight.data[0, 0, 0, 0] += 1
+    asked = {
+        "weights": (others, feature, images, options),
+        "architecture": (net(stride=2), feature, images, options),
+        "feature": (net(), cc.Feature("2", 2), images, options),
+        "images": (net(), feature, images.flip(3), options),
+        "seed": (net(), feature, images, options | {"seed": 1}),
+        "options": (net(), feature, images, options | {"ridge": 0.1}),
+        "criterion": (net(), feature, images, options | {"criterion": "learned"}),
+        "inside": (net(), feature, images, options | {"circuit": cc.find_path(net(), feature, images, **options)[0]}),
+        "path": (net(), feature, images, options | {"kernels": 4}),
+    }
+    for name, (model, of, on, other) in asked.items():
+        with pytest.raises(cc.ConvCircuitsError, match=f"is of another run, with {name} .* remove this one"):
+            cc.find(model, of, on, checkpoint=file, **other)
+    earlier = dataclasses.replace(found, provenance={**found.provenance, "versions": {"convcircuits": "0.0.1"}})
+    cc.save((earlier,), file)
+    with pytest.raises(cc.ConvCircuitsError, match="is of another run, with versions"):
+        cc.find(net(), feature, images, checkpoint=file, **options)
+    file.write_bytes(before[:-9])
+    with pytest.raises(cc.ConvCircuitsError, match="is not a complete"):
+        cc.find(net(), feature, images, checkpoint=file, **options)
+    with pytest.raises(cc.ConvCircuitsError, match="snip does not descend, so it has no cuts to go on from"):
+        cc.find(net(), feature, images, criterion="snip", kernels=5, checkpoint=file)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "flat_head"])

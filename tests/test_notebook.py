@@ -100,7 +100,7 @@ def test_scores_and_circuits_show_the_rows_of_their_summaries(found):
     for value in (scores, circuit):
         _, *rows = Reader(value._repr_html_()).cells
         assert len(rows) == len(value.kernels)
-        for row, line in zip(rows, value.summary().splitlines()[2:], strict=True):
+        for row, line in zip(rows, value.summary().splitlines()[2 : 2 + len(rows)], strict=True):
             assert "".join(row).replace("of", "/").replace(" ", "") == line.replace(" ", "")
 
 

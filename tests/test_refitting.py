@@ -3,6 +3,7 @@
 import functools
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -80,6 +81,31 @@ def test_gains_and_offsets_are_those_of_an_explicit_design_matrix(name, layer, u
         blocks=case.blocks,
     )
     agree(refitted, gain, offset)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*itertools.product(MANY, ["kernels"]), ("plain", "filters"), ("twice", "mean")]
+)
+def test_weights_of_images_are_those_of_explicit_weighted_least_squares(name, method):
+    case, model, circuit = NETS[name], built(name), last(name)
+    images, weights = case.images(8), torch.linspace(0.5, 3, 8, dtype=torch.float64).sqrt()
+    refitted = cc.refit(model, circuit, images, method=method, weights=weights, batch_size=3)
+    about = {"method": method, "ridge": 0.01, "blocks": case.blocks, "weights": (weights / weights.mean()).numpy()}
+    masks = masks_for_oracle(case, model, circuit)
+    agree(refitted, *oracles.refit(model, masks, *case.features[-1], images, **about))
+    assert refitted != cc.refit(model, circuit, images, method=method)
+    assert refitted.provenance["calibration"]["weights"] == (weights / weights.mean()).tolist()
+
+
+@pytest.mark.parametrize("positions", [None, 4])
+@pytest.mark.parametrize("name", ["plain", "flat_head", "twice"])
+def test_an_image_of_weight_two_counts_as_two_and_one_of_weight_zero_not_at_all(name, positions):
+    case, model, circuit = NETS[name], built(name), last(name)
+    images, fit = case.images(6), partial(cc.refit, model, circuit)
+    many = fit(torch.cat([images[:4], images[:2]]), positions=None)
+    agree(fit(images, weights=[4, 4, 2, 2, 0, 0], positions=None), many.gain, many.offset)
+    equal = fit(images, positions=positions)
+    agree(fit(images, weights=[5] * 6, positions=positions), equal.gain, equal.offset)
 
 
 @pytest.mark.parametrize("toward", [0, 1])
@@ -713,6 +739,11 @@ MISTAKES = {
     "ridge as text": ({"ridge": "0.1"}, "ridge must be"),
     "no positions": ({"positions": 0}, "positions must be a whole number from 1; got 0"),
     "half a position": ({"positions": 1.5}, "positions must be a whole number"),
+    "too few weights": ({"weights": [1.0]}, r"one number for each of the 2 images; got the shape \(1,\)"),
+    "weights of text": ({"weights": ["a", "b"]}, r"weights must be numbers, one for each image; got \['a', 'b'\]"),
+    "negative weights": ({"weights": [1, -1]}, "weights must be finite numbers from 0, not all 0"),
+    "no weight": ({"weights": [0, 0]}, "not all 0"),
+    "weights NaN": ({"weights": [1, float("nan")]}, "weights must be finite"),
     "no memory": ({"memory": 0}, "memory, in bytes, must be a whole number from 1; got 0"),
     "negative seed": ({"seed": -1}, "seed=-1|seed must be a whole number"),
     "no batch": ({"batch_size": 0}, "batch_size must be a whole number from 1"),

@@ -5,6 +5,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -370,6 +371,7 @@ def follow(
     options: Mapping[str, Any],
     *,
     whole_path: bool = False,
+    checkpoint: Path | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> tuple[list[Circuit], dict[str, Any]]:
@@ -381,6 +383,7 @@ def follow(
         setup: Its model and photographs.
         options: The options of its criterion, with their values.
         whole_path: Also return all larger circuits of its descent, before it.
+        checkpoint: As for ``find``; not if its size is an R2.
         batch_size: Maximum number of images that run at once.
         progress: As for ``find``.
 
@@ -397,9 +400,9 @@ def follow(
     if recipe.reach_r2 is None:
         size: dict[str, Any] = {k: getattr(recipe, k) for k in SIZES if k != "reach_r2"}
         if whole_path:
-            return list(find_path(model, feature, images, **size, **chosen)), {}
+            return list(find_path(model, feature, images, checkpoint=checkpoint, **size, **chosen)), {}
         size["effective"] = recipe.effective_kernels or None
-        circuit = find(model, feature, images, **size, **chosen)
+        circuit = find(model, feature, images, checkpoint=checkpoint, **size, **chosen)
         return [refitted(circuit, recipe, setup, batch_size=batch_size, progress=progress)], {}
     if recipe.effective_kernels:
         raise ConvCircuitsError(

@@ -166,6 +166,19 @@ def as_json(value: Any) -> Any:
     return value if plain else repr(value)
 
 
+def schedule_of(function: Criterion, options: Mapping[str, Any], start: float) -> dict[str, Any]:
+    """Return how a criterion comes from one size to the next, with the defaults that apply, as JSON values.
+
+    Args:
+        function: A criterion that descends.
+        options: The options that were given.
+        start: The default share of its first circuit.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    found = {name: as_json(options.get(name, defaults[name])) for name in ("start", "ratio", "draws", "scored")}
+    return found | {"start": start if found["start"] is None else found["start"]}
+
+
 def asked_for(size: Size, density: float | None) -> dict[str, Any]:
     """Return the size that was asked for, as JSON values."""
     return ({} if density is None else {"density": density}) | dataclasses.asdict(size)

@@ -21,7 +21,7 @@ def resumed(path: Path, trace: Trace, sizes: Sequence[Size], run: Mapping[str, A
         path: The file.
         trace: The feature's images.
         sizes: The sizes that circuits have; the last is the size to reach.
-        run: Other entries of a circuit's provenance that must be the same: its criterion and options.
+        run: Other entries of a circuit's provenance that must be the same: its criterion, options and architecture.
 
     Raises:
         ConvCircuitsError: If the file cannot be written, holds something else, or is of another run.
@@ -37,6 +37,7 @@ def resumed(path: Path, trace: Trace, sizes: Sequence[Size], run: Mapping[str, A
         "feature": about["feature"],
         "seed": trace.seed,
         "images": trace.batches.describe(),
+        "versions": about["versions"],  # another one may have other defaults, or round in another way
         **run,
     }
     done = load(path)
@@ -58,4 +59,5 @@ def _level(circuit: Circuit, size: Size) -> Level:
     elements, saliency, gain, offset = (
         dict(table) for table in (circuit.elements, circuit.saliency, circuit.gain, circuit.offset)
     )
-    return Level(size, elements, saliency, gain, offset, dict(circuit.provenance["calibration"]))
+    about = circuit.provenance
+    return Level(size, elements, saliency, gain, offset, dict(about["calibration"]), dict(about["cost"]))

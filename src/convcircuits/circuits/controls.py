@@ -125,6 +125,7 @@ def fit_of(
         ridge=known.get("ridge", RIDGE),
         toward=known.get("toward", 1.0),
         positions=known.get("positions", POSITIONS),
+        weights=known.get("weights"),
         seed=known.get("seed", 0),
         progress=progress,
     )
@@ -133,7 +134,8 @@ def fit_of(
     relevant, seed = subject.relevant("kernel", subject.survey.input_shape), known.get("seed", 0)
     trace = Trace(subject, batches, relevant=relevant, seed=seed, memory=MEMORY, progress=progress)
     about = {key: value for key, value in known["trained"].items() if key != "images"}
-    taken = math.ceil(known.get("cost", {}).get("trained", 0) / min(about["batch"], known["trained"]["images"]))
+    trained = circuit.provenance.get("cost", {}).get("trained", 0)
+    taken = math.ceil(trained / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
     return Learn(trace, fit, Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed))
 

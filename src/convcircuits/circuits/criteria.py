@@ -291,8 +291,8 @@ def progressive(
         trace: The feature's images.
         sizes: The sizes that circuits have, the largest first; the last is the size to reach.
         done: The first circuits of this descent, if an earlier run found them.
-        start: Share of the relevant kernels that the first circuit keeps. Default: twice the largest size, or 0.25 if
-            that is more.
+        start: Share of the relevant kernels that the first circuit keeps. Default: twice the largest size or, if that
+            is more, 0.25, in networks with depthwise layers 0.5.
         ratio: Each circuit keeps about this share of the kernels of the one before.
         draws: As for ``gauss_newton``.
         scored: Number of images that later cuts are scored on.

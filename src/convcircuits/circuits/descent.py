@@ -29,6 +29,9 @@ _START = 0.25
 """Default density of the first circuit, or twice the largest that is asked for: its cut is by scores in the full model,
 which do worse than those of later cuts."""
 
+_START_DEPTHWISE = 0.5
+"""The same for networks with depthwise layers, whose filters have one kernel each, and of which less is spare."""
+
 _BEFORE_DRAWING = 0.01
 """Density down to which kernels are cut by their scores alone before a circuit is narrowed to what can be drawn."""
 
@@ -45,8 +48,9 @@ class Level:
         gain: Layer name -> (out, in per group), as fitted.
         offset: Layer name -> (out,), as fitted.
         notes: Sentences on how this circuit was fitted.
-        calibration: How these were fitted, as JSON values, and under ``"cost"`` the number of images that have run up
-            to here: forward, backward, and in training.
+        calibration: How these were fitted, as JSON values.
+        cost: Number of images that have run in this descent up to here: ``"forward"``, ``"backward"``, and both ways in
+            steps of training, ``"trained"``. They are counted where they run, in the full model or in a circuit.
     """
 
     size: Size
@@ -55,6 +59,7 @@ class Level:
     gain: dict[str, Tensor]
     offset: dict[str, Tensor]
     calibration: dict[str, Any]
+    cost: dict[str, int]
     notes: tuple[str, ...] = ()
 
 
@@ -80,8 +85,7 @@ def descend(
         first: The criterion of the first cut.
         score: The criterion of the later cuts, which are decided inside the refitted circuit.
         fit: How circuits are refitted.
-        start: Share of the relevant kernels that the first circuit keeps, in (0, 1]; None for ``_START``, or twice the
-            largest size if that is more.
+        start: Share of the relevant kernels that the first circuit keeps, in (0, 1]; None for ``first_share``.
         ratio: Each circuit keeps about this share of the kernels of the one before, in (0, 1).
         scored: Number of images that later cuts are scored on.
 
@@ -97,16 +101,13 @@ def descend(
         raise ConvCircuitsError(
             f"A descent refits kernels; choose {option('granularity', 'kernel')} or a criterion without refits."
         )
-    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
-    last, wanted = sizes[-1], [size.kernels for size in sizes if isinstance(size, Effective)]
-    if isinstance(last, Drawable):
-        room = sum(min(int(mask.sum()), last.filters * last.fan_in) for mask in trace.relevant.values())
-        wanted.append(max(room, round(_BEFORE_DRAWING * relevant)))
+    relevant = _count(trace.relevant)
+    last, wanted = sizes[-1], _wanted(trace, sizes)
     if start is None:
-        start = min(1.0, max(_START, 2 * wanted[0] / relevant))
+        start = first_share(trace, sizes)
     few = trace.batches.sample(scored, trace.seed)
     level: Level | None = None
-    spent = Counter[str](done[-1].calibration.get("cost", {}) if done else {})
+    spent = Counter[str](done[-1].cost if done else {})
 
     def stages() -> Iterator[Size]:
         yield from map(Effective, _through([max(wanted[0], round(start * relevant)), *wanted], ratio))
@@ -134,8 +135,25 @@ def descend(
         if stage != last or not is_model:  # if the model itself is asked for, a ridge would only move it
             gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         cost = dict(spent + trace.cost + fit.cost)
-        level = Level(stage, kernels, saliency, gain, offset, fit.about() | {"cost": cost}, tuple(fit.notes))
+        level = Level(stage, kernels, saliency, gain, offset, fit.about(), cost, tuple(fit.notes))
         yield level
+
+
+def first_share(trace: Trace, sizes: Sequence[Size]) -> float:
+    """Return the default ``start`` of a descent: the share of the relevant kernels that its first circuit keeps."""
+    graph, relevant = trace.subject.survey.paths.graph, _count(trace.relevant)
+    calls = [node.call for node in graph.nodes if node.call is not None]
+    depthwise = any(call.groups > 1 and call.weight.shape[1] == 1 for call in calls)
+    return min(1.0, max(_START_DEPTHWISE if depthwise else _START, 2 * _wanted(trace, sizes)[0] / relevant))
+
+
+def _wanted(trace: Trace, sizes: Sequence[Size]) -> list[int]:
+    """Return the numbers of kernels that a descent passes through by cutting kernels by their scores alone."""
+    last, wanted = sizes[-1], [size.kernels for size in sizes if isinstance(size, Effective)]
+    if isinstance(last, Drawable):
+        room = sum(min(int(mask.sum()), last.filters * last.fan_in) for mask in trace.relevant.values())
+        wanted.append(max(room, round(_BEFORE_DRAWING * _count(trace.relevant))))
+    return wanted
 
 
 def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> Iterator[Drawable]:

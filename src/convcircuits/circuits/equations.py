@@ -45,14 +45,20 @@ class Equations:
         self._layer, self._shape, self._eps = layer, masks.kernels[layer].shape, 0.0
         self._which = kernels.long().argsort(dim=1, descending=True, stable=True)[:, :width]
         self._there = kernels.gather(1, self._which)
-        self._n, self._size, self._total = torch.zeros(3, len(filters), dtype=torch.float64)
+        # Positions, the sum of their weights, and weighted sums of the target's squares and of the target.
+        self._count, self._n, self._size, self._total = torch.zeros(4, len(filters), dtype=torch.float64)
         self._first = torch.ones(len(filters), dtype=torch.bool)
-        self._few: list[tuple[Tensor, Tensor]] = []  # filters and their values
+        self._few: list[tuple[Tensor, Tensor, Tensor]] = []  # filters, their values, and weights of the positions
         self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
         self._products = torch.zeros(0)
 
     def add(
-        self, call: KernelCall, target: Float[Tensor, "o p"], output: Float[Tensor, "o p"], positions: Tensor | None
+        self,
+        call: KernelCall,
+        target: Float[Tensor, "o p"],
+        output: Float[Tensor, "o p"],
+        positions: Tensor | None,
+        weights: Float[Tensor, "n"] | None = None,
     ) -> None:
         """Add the positions of a batch, for the filters that are live in the call.
 
@@ -61,7 +67,11 @@ class Equations:
             target: The full model's output at the positions that count.
             output: The circuit's, without gains and offsets of the layer.
             positions: These positions; None for all.
+            weights: What the squared error of each image is multiplied by; None for 1.
         """
+        weight = target.new_ones(target.shape[1], dtype=torch.float64)
+        if weights is not None:
+            weight *= weights.repeat_interleave(len(weight) // len(weights)).to(weight)
         self._eps = max(self._eps, torch.finfo(target.dtype).eps)
         running = self._masks.running(call)
         rows = torch.arange(len(running)) if call.rows is None else call.rows.cpu()
@@ -77,11 +87,12 @@ class Equations:
             if len(some):
                 values = torch.cat([missing[computed, None], added(some, computed)], 1)
                 wanted = target[computed].double()  # squares of floats overflow and vanish
-                self._n[some] += wanted.shape[1]
-                self._size[some] += wanted.square().sum(1).cpu()
-                self._total[some] += wanted.sum(1).cpu()
-                self._few.append((some, values.double()))
-        if bool((self._n >= width).any()):
+                self._count[some] += wanted.shape[1]
+                self._n[some] += weight.sum().cpu()
+                self._size[some] += (weight * wanted.square()).sum(1).cpu()
+                self._total[some] += (weight * wanted).sum(1).cpu()
+                self._few.append((some, values.double(), weight))
+        if bool((self._count >= width).any()):
             self._reduce()
 
     def _reduce(self) -> None:
@@ -89,18 +100,19 @@ class Equations:
         width = self._which.shape[1] + 1
         if self._few and not len(self._products):
             self._products = torch.zeros(len(self._n), width, width, dtype=torch.float64)
-        for some, values in self._few:
-            self._add(some, values)
+        for some, values, weight in self._few:
+            self._add(some, values, weight)
         self._few = []
 
-    def _add(self, some: Tensor, values: Float[Tensor, "o width p"]) -> None:
+    def _add(self, some: Tensor, values: Float[Tensor, "o width p"], weight: Float[Tensor, "p"]) -> None:
         """Add values of some filters: at 0 what is missing, then what kernels add."""
         width, new = values.shape[1], self._first[some]
         self._first[some] = False
         self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
         values = values - self._shift[some, :width, None].to(values.device)
-        self._sums[some, :width] += values.sum(2).cpu()
-        self._products[some, :width, :width] += (values @ values.transpose(1, 2)).cpu()
+        weighted = weight * values
+        self._sums[some, :width] += weighted.sum(2).cpu()
+        self._products[some, :width, :width] += (weighted @ values.transpose(1, 2)).cpu()
 
     def _added(
         self, call: KernelCall, running: Bool[Tensor, "o i"], output: Float[Tensor, "o p"], positions: Tensor | None
@@ -185,17 +197,21 @@ class Equations:
         return gain, offset
 
     def _centered(self) -> tuple[Float[Tensor, "o width p"], Float[Tensor, "o width"]]:
-        """Return the values less their means, with zeros after those of filters that have fewer, and the means."""
+        """Return the values less their means, times the roots of the weights, and the means.
+
+        There are zeros after the values of filters that have fewer.
+        """
         width = self._which.shape[1] + 1
-        values = torch.zeros(len(self._n), width, int(self._n.max()), dtype=torch.float64)
+        values = torch.zeros(len(self._n), width, int(self._count.max()), dtype=torch.float64)
+        weights = torch.zeros(len(values), 1, values.shape[2], dtype=torch.float64)
         begin = torch.zeros(len(self._n), dtype=torch.long)
-        for some, added in self._few:
+        for some, added, weight in self._few:
             place = begin[some, None] + torch.arange(added.shape[2])
+            weights[some[:, None], 0, place] = weight.cpu()
             values[some[:, None, None], torch.arange(added.shape[1])[:, None], place[:, None]] = added.cpu()
             begin[some] += added.shape[2]
-        means = values.sum(2) / self._n[:, None]
-        there = torch.arange(values.shape[2]) < begin[:, None]
-        return torch.where(there[:, None], values - means[..., None], 0), means
+        means = (weights * values).sum(2) / self._n[:, None]
+        return weights.sqrt() * (values - means[..., None]), means
 
 
 def sampled(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float[Tensor, "o p"]:

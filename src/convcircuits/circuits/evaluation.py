@@ -309,7 +309,8 @@ def _evaluation(
 ) -> Evaluation:
     """Return the figures of a circuit, given its index in the sweep and that of its control."""
     own, census, interior = measured.comparisons[place], measured.census, measured.census.interior
-    lines = fitted.comparisons[place].lines() if fitted is not None and fitted.comparisons else []
+    training = fitted.comparisons[place] if fitted is not None and fitted.comparisons else None
+    lines = training.lines() if training is not None else []
     kernels, effective = counts
     random = None if control is None else measured.comparisons[control]
     r2, average_map, of_random = (_r2(one, interior) for one in (own, measured.average_map, random))
@@ -323,6 +324,7 @@ def _evaluation(
         r2=r2.all,
         r2_interior=r2.interior,
         r2_rectified=own.r2(own.rectified),
+        r2_training=training.r2(training.values) if training is not None else math.nan,
         r2_average_map=average_map.all,
         r2_average_map_interior=average_map.interior,
         r2_random=of_random.all,

@@ -20,15 +20,18 @@ from convcircuits.circuits.asking import (
     is_descent,
     name_of,
     needs_budget,
+    schedule_of,
     several,
 )
 from convcircuits.circuits.budgets import Effective, Size
 from convcircuits.circuits.checkpoints import resumed
 from convcircuits.circuits.criteria import CRITERIA, Criterion
+from convcircuits.circuits.descent import first_share
 from convcircuits.circuits.ranking import top
 from convcircuits.circuits.scoring import MEMORY, scores_of, trace_of
 from convcircuits.errors import ConvCircuitsError, option
-from convcircuits.network.batches import Images, Progress
+from convcircuits.network.batches import Images, Progress, begin
+from convcircuits.network.provenance import architecture_hash
 from convcircuits.network.reach import Survey
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.storage import save
@@ -145,6 +148,7 @@ def find(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Circuit:
     """Find a circuit with any criterion, including iterative ones.
@@ -173,10 +177,12 @@ def find(
         seed: Seed for criteria that draw random numbers.
         memory: Bytes of working memory for chunks of pre-sum maps.
         progress: Called with the number of images done, over all passes, and their total (or None).
+        checkpoint: As for ``find_path``, for a criterion that descends.
         **options: Options of the criterion, such as ``steps=10`` for FORCE.
 
     Raises:
-        ConvCircuitsError: As for ``score`` and ``prune``; or if no complete path has as few kernels.
+        ConvCircuitsError: As for ``score`` and ``prune``; if no complete path has as few kernels; or if the checkpoint
+            is of another run, or the criterion does not descend.
 
     Examples:
         >>> circuit = cc.find(model, feature, images, criterion="force", density=0.5, steps=3)
@@ -211,9 +217,15 @@ def find(
             seed=seed,
             memory=memory,
             progress=progress,
+            checkpoint=checkpoint,
             **options,
         )
         return last
+    if checkpoint is not None:
+        raise ConvCircuitsError(
+            f"{name_of(criterion)} does not descend, so it has no cuts to go on from; omit {option('checkpoint')}, or "
+            f"choose {option('criterion', 'progressive')}."
+        )
     if shape is None:
         if effective:
             check_kernels("A budget of effective kernels", granularity)
@@ -304,8 +316,9 @@ def find_path(
             path also ends where no complete path from the image has so few kernels, or no kernel that is left changes
             the feature, which is an error without it.
         progress: Called with the number of images done in each step, and their total (or None).
-        checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut. If it exists
-            already, the run goes on from its last circuit. ``load`` reads it.
+        checkpoint: A ``.safetensors`` file to which the circuits found so far are written after every cut, completely
+            or not at all. If it exists already, the run goes on from its last circuit; if that is of another model,
+            feature, size, criterion, version or other images or options, it is refused. ``load`` reads it.
         **options: Options of the criterion, such as ``start=0.5``, the size of the first circuit. If a size that is
             asked for is larger, the first circuit has that one.
 
@@ -339,13 +352,17 @@ def find_path(
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
-    asked = [dataclasses.asdict(size) for size in sizes]
+    asked, code = [dataclasses.asdict(size) for size in sizes], architecture_hash(model)
     run = {
+        "architecture": code,
         "criterion": name_of(criterion),
         "options": {key: as_json(value) for key, value in options.items()},
         "inside": None if circuit is None else dict(circuit.provenance),
     }
+    schedule = schedule_of(function, options, first_share(trace, sizes))
     done = [] if checkpoint is None else resumed(Path(checkpoint), trace, sizes, run)
+    if done:
+        begin(progress, f"going on from {len(done[-1][0]):,} kernels")
     path: list[Circuit] = []
     for level in function(trace, sizes, [level for _, level in done], **options):
         if len(path) < len(done):
@@ -364,7 +381,9 @@ def find_path(
             )
         scores = scores_of(trace, batches, about, saliency, criterion, options, circuit)
         found = _circuit(scores, level.kernels, dataclasses.asdict(level.size), effective=True)
-        said = {"calibration": level.calibration, "path": {"asked": asked, "number": len(path)}}
+        sizes_so_far = [*map(len, path), len(found)]
+        said = {"architecture": code, "calibration": level.calibration, "cost": level.cost}
+        said |= {"path": {"asked": asked, "number": len(path)}, "schedule": schedule | {"sizes": sizes_so_far}}
         said["notes"] = [*found.provenance["notes"], *level.notes]
         path.append(
             dataclasses.replace(

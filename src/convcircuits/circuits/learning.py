@@ -92,6 +92,7 @@ class Learn:
         self._images = torch.cat(parts)
         with torch.no_grad():
             maps = torch.cat([fit.target.maps(part) for part in parts])
+            self.cost["forward"] += len(maps)
             self._counted = trace.positions.counted(maps, self._images)
             self._targets = _by_unit(at(maps, self._counted))
         self._scale = self._targets.flatten(0, -2).var(0)
@@ -247,7 +248,8 @@ class Learn:
                 found[call.layer][rows] = torch.where(spread > 0, spread, 1).to(found[call.layer])
 
         with torch.no_grad():
-            self._subject.maps(self._images[:16], masks, watch)
+            self._subject.maps(self._images[:_AT_ONCE], masks, watch)
+        self.cost["forward"] += min(_AT_ONCE, len(self._images))
         return _flat(found).to(self._subject.network.dtype)
 
 

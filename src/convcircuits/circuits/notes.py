@@ -53,6 +53,9 @@ def _on_calibration(report: Evaluation, calibration: Mapping[str, Any]) -> Itera
     yield f"The circuit has {report.constants:,} constants that were fitted{on}."
     if fitted_on is not None and fitted_on == report.provenance["images"]:
         yield "These are the images that it is measured on; figures on held-out images may be much lower."
+    elif not math.isnan(report.r2_training) and report.provenance["fitted_on"] == fitted_on:
+        gap = report.r2_training - report.r2
+        yield f"On those images R2 is {report.r2_training:.2f}, here {report.r2:z.2f}: a gap of {gap:z.2f}."
     if report.provenance["fitted_on"] is None and not math.isnan(report.r2_random):
         yield "The random circuit has none, as no images were given to fit them on; the comparison favors the circuit."
 

@@ -3,17 +3,18 @@
 Layer after layer, on the inputs that the layer gets in the circuit refitted so far, each live filter o is fitted to the
 full model's raw output of the same call by least squares:
 
-    min over a, d of  sum_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i (G_ii + F Y_o) (a_i - t)^2
+    min over a, d of  sum_p w_p (y_o(p) - sum_i a_i z_oi(p) - b_o - d)^2 + ridge sum_i (G_ii + F Y_o) (a_i - t)^2
 
-p runs over positions of all images, z_oi is the pre-sum map of a kept kernel, G_ii its sum of squared deviations from
-its mean and Y_o that of y_o, b_o the bias, and t is 1 or 0. Only the normal equations are kept, in float64. Regression
-onto a full model's outputs is how channel pruning reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv
-1707.06342).
+p runs over positions of all images, w_p is the weight of the image (1 by default), z_oi is the pre-sum map of a kept
+kernel, G_ii its weighted sum of squared deviations from its mean and Y_o that of y_o, b_o the bias, and t is 1 or 0.
+Only the normal equations are kept, in float64. Regression onto a full model's outputs is how channel pruning
+reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
 
 import math
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def refit(
     ridge: float = RIDGE,
     toward: float = 1.0,
     positions: int | None = POSITIONS,
+    weights: Sequence[float] | Tensor | None = None,
     batch_size: int = 16,
     seed: int = 0,
     memory: int = MEMORY,
@@ -87,6 +89,9 @@ def refit(
             fade; toward 1 they stay.
         positions: Number of positions over all images on which a layer is fitted, the same in every image, drawn at
             random; at least one an image. None for all.
+        weights: A number from 0 for each image, in their order, that its squared error is multiplied by; only their
+            proportions matter. An image of weight 2 counts as two, one of weight 0 not at all. The images must be a
+            tensor, or come in the same order in every pass. None for equal ones.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the drawn positions.
         memory: Bytes for the runs that wait for the gains of a layer, and for the equations of a layer. If they do not
@@ -126,6 +131,7 @@ def refit(
         ridge=ridge,
         toward=toward,
         positions=positions,
+        weights=weights,
         seed=seed,
         memory=memory,
         progress=progress,
@@ -139,8 +145,10 @@ def fitted(subject: Subject, circuit: Circuit, fit: "Refit | Learn | None") -> C
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable(), provenance=about)
     if fit is None:
         return bare
+    before = Counter(fit.cost)  # a fit may have served other circuits
     gain, offset = fit(subject.masks(bare, subject.survey.input_shape, effective=True))
     about["calibration"] = fit.about()
+    about["cost"] = dict(Counter[str](about.get("cost", {})) + (fit.cost - before))
     return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
 
 
@@ -155,6 +163,25 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
     if isinstance(toward, bool) or toward not in (0, 1):
         raise ConvCircuitsError(f"toward must be 1 or 0, a gain; got {toward!r}.")
     return float(ridge), float(toward), None if positions is None else whole_number("positions", positions, 1)
+
+
+def _weights(weights: Sequence[float] | Tensor, images: int) -> Tensor:
+    """Return weights of images, divided by their mean.
+
+    Raises:
+        ConvCircuitsError: If they are not one finite number from 0 for each image, or all 0.
+    """
+    try:
+        found = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConvCircuitsError(f"weights must be numbers, one for each image; got {weights!r:.80}.") from error
+    if found.shape != (images,):
+        raise ConvCircuitsError(
+            f"weights must be one number for each of the {images:,} images; got the shape {tuple(found.shape)}."
+        )
+    if not bool(found.isfinite().all() and (found >= 0).all() and found.any()):
+        raise ConvCircuitsError("weights must be finite numbers from 0, not all 0; give others.")
+    return found / found.mean()
 
 
 class Refit:
@@ -181,6 +208,7 @@ class Refit:
         ridge: float = RIDGE,
         toward: float = 1.0,
         positions: int | None = POSITIONS,
+        weights: Sequence[float] | Tensor | None = None,
         seed: int = 0,
         memory: int = MEMORY,
         progress: Progress | None = None,
@@ -190,6 +218,7 @@ class Refit:
         self._ridge, self._toward = ridge, toward
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
+        self._weights = None if weights is None else _weights(weights, self._images)
         self._targets = Targets(memory // 2, positions is not None and batches.total is not None)
         self.cost, self.notes = Counter(forward=0), list[str]()
 
@@ -202,6 +231,7 @@ class Refit:
             "positions": self._positions,
             "seed": self._seed,
             "images": self._batches.describe(),
+            **({} if self._weights is None else {"weights": self._weights.tolist()}),
         }
 
     def __call__(self, masks: Masks, *, like: Masks | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -231,14 +261,18 @@ class Refit:
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
                 for filters in parts[layer]:
-                    equations = Equations(fitted, layer, filters, self._method)
+                    equations, before = Equations(fitted, layer, filters, self._method), 0
                     for images, full, circuit in runs.at(numbers):
                         call, output = circuit.call, circuit.output()
                         positions = self._drawn(call, output, len(numbers))
                         target = full.fitted(call, positions)
-                        equations.add(call, target, sampled(call, output, positions), positions)
+                        weights = self._weights
+                        if weights is not None:
+                            weights = weights[before : before + len(call.x)]
+                        equations.add(call, target, sampled(call, output, positions), positions, weights)
                         if filters is parts[layer][-1]:
                             full.advance()
+                        before += images
                         done += images
                         if images and self._progress is not None:
                             self._progress(done, total)

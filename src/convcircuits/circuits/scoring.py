@@ -137,6 +137,8 @@ def scores_of(
         "images": batches.describe(),
         "notes": list(sentences(trace.notes)),
     }
+    if trace.cost["forward"]:  # none if units of a layer were scored together
+        provenance["cost"] = dict(+trace.cost)
     if scale != 1:
         provenance["scale"] = scale
     if circuit is not None:

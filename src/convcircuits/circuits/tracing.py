@@ -416,6 +416,7 @@ class Trace:
             progress=self.progress,
         )
         trace.notes, trace.passes, trace._passed, trace.positions = self.notes, self.passes, passed, self.positions
+        trace.cost = self.cost
         return trace
 
     def inside(self, masks: Masks, kernels: dict[str, Tensor], images: Batches) -> "Trace":

@@ -112,6 +112,16 @@ def find(
             show_default=False,
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File (.safetensors) to which the circuits of a descent are written after every cut. If the command "
+            "is stopped, run it again with the same file: it goes on from the last cut. With --criterion progressive "
+            "or learned.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -152,13 +162,15 @@ def find(
         planned = [(Recipe.of(fields), out)]
     else:
         planned = _planned(recipe, fields, out)
-    if path is not None and (recipe is not None or reach_r2 is not None):
-        raise cc.ConvCircuitsError("--path goes with neither --recipe nor --reach-r2.")
+    for name, place in (("--path", path), ("--checkpoint", checkpoint)):
+        if place is not None and (recipe is not None or reach_r2 is not None):
+            raise cc.ConvCircuitsError(f"{name} goes with neither --recipe nor --reach-r2.")
+    check_writable("--checkpoint", checkpoint, ".safetensors")
     for one, _ in planned:
-        _check_refitted(one, path)
+        _check_refitted(one, path, checkpoint)
     reports, printed = [], []
     for task in _prepared(planned, Path() if recipe is None or out is None else out, device):
-        report, said = _found(task, path, batch_size, as_json=as_json)
+        report, said = _found(task, path, checkpoint, batch_size, as_json=as_json)
         reports.append(report)
         printed.append(said)
     if as_json:
@@ -181,7 +193,7 @@ def _planned(path: Path, fields: dict[str, Any], folder: Path | None) -> list[tu
     return planned
 
 
-def _check_refitted(recipe: Recipe, path: Path | None) -> None:
+def _check_refitted(recipe: Recipe, path: Path | None, checkpoint: Path | None) -> None:
     """Check, before any work is done, that a criterion that refits by itself is one or is not, as other options need.
 
     Raises:
@@ -201,12 +213,13 @@ def _check_refitted(recipe: Recipe, path: Path | None) -> None:
             f"{recipe.criterion} refits by itself; omit --refit {recipe.refit}, or choose a criterion that does not, "
             "such as --criterion gauss_newton."
         )
-    if path is not None and not descends:
-        known = [name for name, one in cc.CRITERIA.items() if is_descent(one)]
-        raise cc.ConvCircuitsError(
-            f"{recipe.criterion} does not descend, so it has no other circuits for --path; choose "
-            f"{' or '.join(f'--criterion {name}' for name in known)}."
-        )
+    for lacking, place in (("other circuits for --path", path), ("cuts for --checkpoint", checkpoint)):
+        if place is not None and not descends:
+            known = [name for name, one in cc.CRITERIA.items() if is_descent(one)]
+            raise cc.ConvCircuitsError(
+                f"{recipe.criterion} does not descend, so it has no {lacking}; choose "
+                f"{' or '.join(f'--criterion {name}' for name in known)}."
+            )
 
 
 def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, device: str) -> list[_Task]:
@@ -236,13 +249,15 @@ def _prepared(planned: Sequence[tuple[Recipe, Path | None]], folder: Path, devic
 
 
 def _found(
-    task: _Task, folder: Path | None, batch_size: int, *, as_json: bool
+    task: _Task, folder: Path | None, checkpoint: Path | None, batch_size: int, *, as_json: bool
 ) -> tuple["cc.Evaluation", dict[str, Any]]:
     """Find, measure and write a circuit. Print the report, and return it with what to print as JSON."""
     from convcircuits.cli.preparing import say_photographs
     from convcircuits.recipes import follow, noted, with_recipe
 
     recipe, setup = task.recipe, task.setup
+    if checkpoint is not None and checkpoint.resolve() == task.file.resolve():
+        raise cc.ConvCircuitsError(f"--checkpoint and --out are both {task.file}; give two files.")
     if folder is not None:
         made_folder(folder)
     with progress(f"finding a circuit with {recipe.criterion}") as told:
@@ -252,6 +267,7 @@ def _found(
             setup,
             task.options,
             whole_path=folder is not None,
+            checkpoint=checkpoint,
             batch_size=batch_size,
             progress=told,
         )

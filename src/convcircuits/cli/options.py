@@ -55,7 +55,10 @@ CRITERION_OPTIONS = {
 CRITERIA_HELP = "Options of the criteria with their defaults (of several choices, the first):\n\n\b\n" + "\n".join(
     f"{name:<13} {options or 'none'}" for name, options in CRITERION_OPTIONS.items()
 )
-CRITERIA_HELP += "\n\nstart=null begins at twice the size that is asked for, or at 0.25 if that is more."
+CRITERIA_HELP += (
+    "\n\nstart=null begins at twice the size that is asked for or, if that is more, at 0.25, in networks with "
+    "depthwise layers at 0.5."
+)
 
 MODELS = (
     "vgg16_hed",

@@ -14,6 +14,7 @@ from convcircuits.frames import frame
 from convcircuits.texts import printable
 from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import SHAPES, check_granularity, fits, of_kernels
+from convcircuits.values.origins import how_found
 from convcircuits.values.scores import SCORE_DTYPES
 from convcircuits.values.tables import LayerTable
 
@@ -331,6 +332,7 @@ class Circuit:
             f"{printable(layer):<{width}}  {kept:>9,} / {counted:>9,}  {filters:>5,} / {of:>5,}"
             for layer, kept, counted, filters, of in self._layers()
         ]
+        lines += [printable(how)] if (how := how_found(self.provenance)) else []
         lines += [f"note: {printable(note)}" for note in self.provenance.get("notes", ())]
         return "\n".join(lines)
 

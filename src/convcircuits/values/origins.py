@@ -56,6 +56,27 @@ def _check_plain(said: Any) -> None:
     raise ConvCircuitsError(f"its provenance is nested more than {_DEEPEST} levels deep")
 
 
+def how_found(said: Mapping[str, Any]) -> str:
+    """Return how a circuit was found and what that cost, as a line, from its provenance; empty if that is not known."""
+    cost, images = said.get("cost", {}), said.get("images", {}).get("count")
+    if "criterion" not in said or not cost or not images:
+        return ""
+    text, schedule = f"found by {said['criterion']}, seed {said.get('seed', 0)}", said.get("schedule")
+    if schedule is not None:
+        sizes = schedule["sizes"]
+        text += f", in {len(sizes)} cut{'s' * (len(sizes) != 1)}, the first to {sizes[0]:,} kernels"
+        how = [f"{name} {schedule[name]:.3g}" for name in ("start", "ratio") if name in schedule]
+        text += f" ({', '.join(how)})" if how else ""
+    ways = {"forward": "forward", "backward": "backward", "trained": "both ways in training"}
+    ran = [f"{cost[key]:,} {way}" for key, way in ways.items() if cost.get(key)]
+    passes = [f"{cost[key] / images:.4g}" for key in ways if cost.get(key)]
+    return f"{text}; images run: {_listed(ran)}, that is {_listed(passes)} passes over its {images:,} images"
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 # ---------------------------------------- types
 
 
@@ -79,6 +100,10 @@ def _is_number(value: Any, low: float = 0.0, high: float = math.inf) -> bool:
     return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
 
 
+def _plain(schedule: Mapping[str, Any]) -> list[Any]:
+    return [value for key, value in schedule.items() if key != "sizes"]
+
+
 def _is_calibration(value: Any) -> bool:
     return isinstance(value, dict) and all(_FITTED[key](value[key]) for key in value.keys() & _FITTED.keys())
 
@@ -100,13 +125,14 @@ _FITTED: Mapping[str, Callable[[Any], bool]] = {
     "positions": lambda value: value is None or is_whole(value, 1, 1 << 50),
     "seed": whole(0, (1 << 32) - 1),
     "images": lambda value: _is_record(value, _IMAGES),
+    "weights": lambda value: is_list_of(value, _is_number),
     "trained": lambda value: _is_record(value, _TRAINED),
-    "cost": lambda value: isinstance(value, dict) and all(is_whole(one, 0) for one in value.values()),
 }
 
 _KNOWN: dict[str, Kind] = {
     "model": TEXT,
     "weights": TEXT,
+    "architecture": TEXT,
     "feature": TEXT,
     "criterion": TEXT,
     "granularity": TEXT,
@@ -128,6 +154,11 @@ _KNOWN: dict[str, Kind] = {
         "the sizes of a path and a number",
         lambda v: _is_record(v, {"asked": _are_sizes, "number": whole(0, 1000)}),
     ),
+    "schedule": (
+        "the sizes of a descent and how it came to them",
+        lambda v: isinstance(v, dict) and is_list_of(v.get("sizes"), is_whole) and all(map(_is_number, _plain(v))),
+    ),
+    "cost": ("numbers of images", lambda v: isinstance(v, dict) and all(is_whole(one, 0) for one in v.values())),
     "images": ("a count and a hash", lambda v: _is_record(v, _IMAGES)),
     "photographs": (
         "the names of the photographs for finding it, for choosing its size and held out",

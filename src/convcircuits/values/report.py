@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from convcircuits.cards import card, figure
 from convcircuits.frames import frame
 from convcircuits.texts import printable
+from convcircuits.values.origins import how_found
 from convcircuits.values.verdict import Word
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Evaluation:
         r2_interior: R2 over the counted positions of the interior; NaN if there are none or the interior is unknown.
         r2_rectified: R2 of max(0, f_c) for max(0, f), which is what the next layer reads if a ReLU follows. (Before a
             BatchNorm it is meaningless; use the BatchNorm's output as the feature.) NaN if f is never positive.
+        r2_training: R2 on the ``fit`` images, those that the circuit was found and fitted on; NaN without them. What it
+            is higher than ``r2`` is what does not carry over to other images.
         r2_average_map: R2 of the average map over the ``fit`` images, position by position; for the position
             ``"max"``, of the average maximum. NaN without ``fit``.
         r2_average_map_interior: The same, on the interior.
@@ -80,6 +83,7 @@ class Evaluation:
     r2: float
     r2_interior: float
     r2_rectified: float
+    r2_training: float
     r2_average_map: float
     r2_average_map_interior: float
     r2_random: float
@@ -117,12 +121,14 @@ class Evaluation:
         share = f"{self.granularity}s kept ({self.density:.3%})"
         kernels = "" if self.granularity == "kernel" else f"{self.kernels:,} kernels, "
         rows = [(label, *figures) for label, _, *figures in self._figures()]
+        how = how_found(self.provenance["circuit"])
         return "\n".join(
             [
                 f"{self.feature}: {self.elements:,} of {self.relevant:,} {share}, {kernels}{self.effective_kernels:,} "
                 f"effective; {self.filters:,} filters, {self.effective_filters:,} effective{self._fitted()}",
                 *_table(f"on {self.images:,} image{'s' * (self.images != 1)}", rows),
                 self.verdict_sentence,
+                *([printable(how)] if how else []),
                 *(f"note: {printable(note)}" for note in self.notes),
             ]
         )
@@ -159,6 +165,7 @@ class Evaluation:
             ("R2", "r2", self.r2, self.r2_average_map, self.r2_random),
             (f"R2, {where}", "r2_interior", *inside),
             ("R2, rectified", "r2_rectified", self.r2_rectified),
+            ("R2, training images", "r2_training", self.r2_training),
             ("R2, after a readout", "r2_readout", self.r2_readout),
             ("Pearson r", "pearson", self.pearson),
             ("Pearson r of the maxima", "pearson_max", self.pearson_max),
