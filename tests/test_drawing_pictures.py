@@ -11,7 +11,7 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
-from convcircuits.drawing import pictures
+from convcircuits.drawing import figure, pictures
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind
 from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels
@@ -250,9 +250,9 @@ def photographs(count, seed=0):
     return torch.rand(count, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def slow_reads(model, drawing, images):
-    """Layer -> what it reads in the circuit (N, C, H, W); None -> the feature's maps."""
-    kernels = drawing.masks[0].kernels
+def slow_reads(model, drawing, images, variant=0):
+    """Layer -> what it reads in a circuit (N, C, H, W); None -> the feature's maps."""
+    kernels = drawing.masks[variant].kernels
     clone, _ = oracles.slow_copy(model, kernels)
     seen = {}
     for layer in kernels:
@@ -273,6 +273,13 @@ def map_of(document, reads, node):
     return reads[reader][:, 0 if reader is None else document.nodes.unit[node]]
 
 
+def first_with(drawing, node):
+    """The first circuit that has a node; what belongs to none belongs to the first."""
+    g = drawing.graph
+    touching = ((g.source == node) | (g.target == node)) & (g.kind <= EdgeKind.INNER)
+    return next((n for n in range(len(drawing.circuits)) if (touching & g.present[n]).any()), 0)
+
+
 @pytest.mark.parametrize("count", [9, 4])
 def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
     images = photographs(count)
@@ -283,12 +290,13 @@ def test_patches_are_the_parts_of_the_images_where_a_filter_is_highest(count):
     drawn = nodes[::2]
     options = {"pictures": "patches", "primaries": PRIMARIES, "seed": 0, "batch_size": 4, "progress": None}
     made = pictured(drawing, document, drawn, seen, **options)
-    reads, table = slow_reads(model, drawing, images), made.pictures[0].tiles
+    table = made.pictures[0].tiles
+    reads = [slow_reads(model, drawing, images, variant) for variant in range(len(drawing.circuits))]
     kernels = {n: picture.pixels for n, picture in first_kernels(drawing, PRIMARIES).items()}
     assert len(nodes) > 6
     for node in nodes:
         size, stride, first = SHOWN[layer_of(document, node)][1]
-        maps = map_of(document, reads, node)
+        maps = map_of(document, reads[first_with(drawing, node)], node)
         places = {
             (y, x): (first + stride * y, first + stride * x)
             for y in range(maps.shape[1])
@@ -384,6 +392,48 @@ def test_of_crops_a_filter_shows_one_part_of_each_photograph():
         assert len(tiles) == 3 + (node in kernels)
         before = [number for number in own.pictures[0].tiles[node].tolist() if number >= 0]
         assert np.array_equal(cells(three, tiles[0], 3), cells(own, before[0], 3))  # the best of all
+
+
+def test_filters_of_the_second_circuit_alone_show_what_drives_them_there():
+    """In the first, nothing reaches them: all positions would be alike."""
+    images, model, feature = photographs(9), NETS["plain"].build(), cc.Feature("features.5", 2)
+    whole = cc.find(model, feature, images, criterion="magnitude", density=1.0)
+    first, second = (
+        cc.Circuit.from_masks(
+            model,
+            feature,
+            {
+                layer: mask.index_fill(0, torch.tensor(dropped.get(layer, []), dtype=torch.long), False)
+                for layer, mask in whole.kernels.items()
+            },
+        )
+        for dropped in ({"features.0": [0, 1], "features.3": [0]}, {"features.0": [3], "features.3": [2, 4]})
+    )
+    both, alone = (
+        cc.diagram(model, one, images=images, primaries=PRIMARIES, **against).document
+        for one, against in ((first, {"against": second}), (second, {}))
+    )
+    of_both, of_alone = parts(both), parts(alone)
+    news = {
+        (layer, unit): some
+        for (layer, unit), some in of_alone.items()
+        if second.kernels[layer][unit].any() and not first.kernels[layer][unit].any()
+    }
+    assert len(news) == 3
+    for node, some in news.items():
+        assert of_both[node] == some
+        assert len({image for image, _ in some}) == min(PATCHES, 9)
+
+
+def parts(document):
+    """Layer and filter of each node that is drawn -> the images and boxes of its parts of images."""
+    (table,) = (one.tiles for one in document.pictures)
+    cuts = {cut.tile: (document.tiles.wholes[cut.whole].name, cut.box) for cut in document.tiles.cuts}
+    return {
+        (layer_of(document, node), document.nodes.unit[node]): [cuts[n] for n in table[node].tolist() if n in cuts]
+        for node in figure.drawn(document).nodes
+        if node != document.target
+    }
 
 
 def cells(document, number, side):

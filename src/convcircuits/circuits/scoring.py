@@ -116,7 +116,7 @@ def scores_of(
                 f"{name_of(criterion)} returned scores of shape {tuple(values.shape)} for {layer}; expected "
                 f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
             )
-    kernels, scale = _in_range(in_order(saliency, trace.relevant), dtype)
+    kernels, scale = in_range(in_order(saliency, trace.relevant), dtype)
     for layer, values in kernels.items():
         if not bool(values[trace.relevant[layer]].isfinite().all()):
             raise ConvCircuitsError(
@@ -155,7 +155,7 @@ def scores_of(
     )
 
 
-def _in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
+def in_range(kernels: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], float]:
     """Return scores in a dtype, divided by a power of two if float32 could not hold them, and that power."""
     largest = max(float(values.double().nan_to_num(0, math.inf, math.inf).abs().max()) for values in kernels.values())
     scale = 1.0

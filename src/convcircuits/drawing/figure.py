@@ -1,5 +1,6 @@
 """Static figures of a diagram: SVG by the page's own renderer, run without a browser; PDF and PNG from that SVG."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -70,6 +71,15 @@ def drawn_by_each(document: Document, views: Sequence[View]) -> list[Shown]:
         check_view(document, view)
     figures = _Figures(document)
     return [_shown(json.loads(figures.call("drawn", json.dumps(view_to_dict(view))))) for view in views]
+
+
+def drawn_by_any(document: Document, variants: int) -> Shown:
+    """Return what the document's own view and the default views of its first variants draw together."""
+    views = [document.view, *(View(variant=n) for n in range(variants))]
+    first, *others = drawn_by_each(document, views)
+    nodes = dict.fromkeys([*first.nodes, *(node for one in others for node in one.nodes)])
+    edges = dict.fromkeys([*first.edges, *(edge for one in others for edge in one.edges)])
+    return dataclasses.replace(first, nodes=tuple(nodes), edges=tuple(edges))
 
 
 def _shown(values: dict[str, Any]) -> Shown:

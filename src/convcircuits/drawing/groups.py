@@ -116,7 +116,7 @@ def group_diagram(
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)
     document = dataclasses.replace(document, meta=meta, view=view)
-    shown = _shown(document, len(circuits))
+    shown = figure.drawn_by_any(document, len(circuits))
     document = pictured(
         drawing,
         document,
@@ -174,12 +174,3 @@ def _smallest(
         f"At no size does the circuit of every group have a kernel on a complete path to {subject.feature}, so there "
         "is nothing to compare; prune to a larger density."
     )
-
-
-def _shown(document: data.Document, count: int) -> figure.Shown:
-    """Return what the default views of the circuits of all groups, and of their comparison, draw together."""
-    views = [document.view, *(data.View(variant=n) for n in range(count))]
-    first, *others = figure.drawn_by_each(document, views)
-    nodes = dict.fromkeys([*first.nodes, *(node for one in others for node in one.nodes)])
-    edges = dict.fromkeys([*first.edges, *(edge for one in others for edge in one.edges)])
-    return dataclasses.replace(first, nodes=tuple(nodes), edges=tuple(edges))

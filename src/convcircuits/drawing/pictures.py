@@ -247,9 +247,8 @@ def pictured(
         for n, picture in kernels.items():
             album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
-        begin(progress, "choosing patches")
         of = {group: None if photographs is None else photographs[group or 0] for group in groups}
-        patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group]) for group in groups}
+        patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group], progress) for group in groups}
         begin(progress, "choosing typical patches of the target")
         for group, chosen in patches.items():
             for n, some in chosen.items():
@@ -336,27 +335,35 @@ def _patches(
     primaries: Tensor,
     group: int | None,
     photographs: Sequence[Hashable] | None,
+    progress: Progress | None,
 ) -> dict[int, list[_Patch]]:
     """Return for each node the parts of images that drive it most, as large as it sees; one of each photograph.
 
-    Of a group, those parts of its own images that drive the nodes of its own circuit.
+    Of a group, those parts of its own images that drive the nodes of its own circuit. Without groups, a node runs in
+    the first circuit that has it: in the others nothing reaches it, so no part would drive it.
     """
-    variant, nodes = group or 0, _with_maps(drawing, drawn, seen.readings, group or 0)
-    if group is not None:
-        own = _nodes_of(drawing, group)
-        nodes = [n for n in nodes if own[n]]
-    nodes = nodes[:MOST_PICTURED]
-    images, fields = seen.images[variant], {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
     top = TARGET_PATCHES if photographs is None else len(photographs)
-    best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=top)
-    rows, shown = {reading: r for r, reading in enumerate(fields)}, set(drawn)
-    wanted = {n: PATCHES if n in shown else 1 for n in nodes} | {drawing.graph.goal: TARGET_PATCHES}
-    chosen = {}
-    for n in nodes:
-        r = rows[seen.readings[n]]
-        ranked = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))
-        chosen[n] = _one_of_each(ranked, photographs)[: wanted[n]]
-    return _cut({n: (fields[seen.readings[n]], places) for n, places in chosen.items()}, images, primaries, group)
+    images, shown = seen.images[group or 0], set(drawn)
+    first: dict[int, int] = {}
+    for variant in range(len(drawing.circuits)) if group is None else [group]:
+        own = _nodes_of(drawing, variant)
+        for n in _with_maps(drawing, drawn, seen.readings, variant):
+            if own[n]:
+                first.setdefault(n, variant)
+    those = [*(n for n in first if n in shown), *(n for n in first if n not in shown)][:MOST_PICTURED]
+    wanted = {n: PATCHES if n in shown else 1 for n in those} | {drawing.graph.goal: TARGET_PATCHES}
+    chosen: dict[int, tuple[Field, list[Place]]] = {}
+    for variant in sorted({first[n] for n in those}):
+        begin(progress, "choosing patches" if variant == 0 else f"choosing patches of circuit {variant + 1} alone")
+        nodes = [n for n in those if first[n] == variant]
+        fields = {seen.readings[n]: seen.fields[seen.readings[n]] for n in nodes}
+        best: Best = best_patches(drawing.subject, drawing.masks[variant], images, fields, top=top)
+        rows = {reading: r for r, reading in enumerate(fields)}
+        for n in nodes:
+            r = rows[seen.readings[n]]
+            ranked = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))
+            chosen[n] = fields[seen.readings[n]], _one_of_each(ranked, photographs)[: wanted[n]]
+    return _cut(chosen, images, primaries, group)
 
 
 Place = tuple[int, list[int]]  # an image, and a position of a map

@@ -13,11 +13,12 @@ from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
 from convcircuits.drawing.data import EdgeKind, NodeKind
+from convcircuits.drawing.effects import with_effects
 from convcircuits.drawing.graph import DrawnGraph, graph, kernels_of
 from convcircuits.drawing.wiring import Site, SiteKind, Wiring, call_of, wire
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.maps.receptive_fields import Reading, local_fields
-from convcircuits.network.batches import Batches, Progress
+from convcircuits.network.batches import Batches, Progress, begin
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.circuit import Circuit
@@ -40,6 +41,8 @@ class Drawing:
         circuits: The circuit itself, then those it is compared with.
         roles: The role of each circuit.
         masks: The masks with which each circuit runs.
+        problem: Why the saliency of the circuit, which is refitted, was not measured inside it; empty if it was, None
+            if there were no images or nothing is fitted.
     """
 
     subject: Subject
@@ -49,6 +52,7 @@ class Drawing:
     circuits: tuple[Circuit, ...]
     roles: tuple[str, ...]
     masks: tuple[Masks, ...]
+    problem: str | None
 
     @property
     def calls(self) -> list[int]:
@@ -73,7 +77,8 @@ def lay_out(
     """Lay a circuit, those it is compared with and a random one of equal size over the model's wiring.
 
     With images, in memory, the smaller circuits that an iterative criterion finds again are included, except those
-    without a complete path. The random circuit is refitted on the images ``fit`` if the circuit has a calibration.
+    without a complete path. The random circuit is refitted on the images ``fit`` if the circuit has a calibration. The
+    saliency of refitted circuits becomes what their kernels do in them, on ``fit`` or else on the images.
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, or has no complete path or too many
@@ -105,6 +110,16 @@ def lay_out(
         if _count(its) or role == "control":
             laid.append((role, one))
             masks.append(its)
+    problem: str | None = None
+    some = fit or images
+    for n, (role, one) in enumerate(laid if some is not None else []):
+        if some is not None and one.calibrated:
+            begin(progress, f"measuring the effects of {len(one):,} {one.granularity}s")
+            try:
+                laid[n], reason = (role, with_effects(subject, one, masks[n], some)), ""
+            except ConvCircuitsError as error:
+                reason = str(error)
+            problem = reason if n == 0 else problem
     layout = layout_of(subject, found.input_shape)
     wiring = wire(layout, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
@@ -120,6 +135,7 @@ def lay_out(
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
         masks=tuple(masks),
+        problem=problem,
     )
 
 
