@@ -888,7 +888,6 @@ test("the verdict in one sentence and the table say no more than what was measur
   );
   assert.deepEqual(table!.rows, [
     { name: "this circuit", own: true, values: [0.9, 0.75, 0.88] },
-    { name: "same graph, other filters", own: false, values: [null, null, null] },
     { name: "random, equal size", own: false, values: [0.4, 0.25, 0.38] },
     { name: "average map, no network", own: false, values: [0.35, -0.02, null] },
     { name: "what is drawn, alone", own: false, values: [0.41, null, null] },

@@ -1,6 +1,7 @@
 /** All styles of the app, for its shadow root. Colors have AA contrast with their background in both themes. */
 
 import { DARK, LIGHT } from "../core/color.js";
+import { DIM } from "../core/svg.js";
 
 /** The colors and the font of an element of class `app`, in both themes. The explorer has them too. */
 export const PALETTE = `
@@ -225,10 +226,8 @@ svg text { fill: var(--soft); font-family: inherit; }
 .node .pin { fill: var(--ink); stroke: var(--ground); stroke-width: 1.5; }
 .node.target text, .node.chosen text { fill: var(--ink); font-weight: 600; }
 /* Shapes, not groups: a group that is dimmed is drawn apart first. */
-.isolated .picture:not(.lit) :is(image, rect, path), .isolated .node:not(.lit) .frame { opacity: .14; }
-.isolated .node:not(.lit) text { opacity: .3; }
-.isolated .edges { opacity: .09; }
-.glyph.unlit { opacity: .14; }
+.isolated .picture:not(.lit) :is(image, rect, path), .isolated .node:not(.lit) :is(.frame, text), .isolated .edges,
+.glyph.unlit { opacity: ${DIM}; }
 .glyph .sheet { fill: var(--ground); stroke-width: 1; }
 .more rect { fill: var(--empty); }
 .more rect.part { fill: var(--soft); }

@@ -14,7 +14,7 @@ const FONTS = "Inter, Helvetica, Arial, 'Liberation Sans', sans-serif";
 /** How the two sides of a comparison are dashed, in widths of the widest edge. */
 export const DASHES: Record<Mark, number[]> = { both: [], a: [2.2, 0.6], b: [0.35, 0.65] };
 
-const DIM = 0.08; // the opacity of what is not lit
+export const DIM = 0.08; // the opacity of what is not lit, in figures and on the page
 
 export interface SvgOptions {
   dark?: boolean;

@@ -201,17 +201,13 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
   if (shown.length === 1 && variant.role !== "control") {
     const control = variant.role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
     const rival = (name: string, of: Rival["name"]) => {
-      const { r2, r2Interior, r2Rectified } = rivalOf(fidelity, of) ?? {
-        r2: null,
-        r2Interior: null,
-        r2Rectified: null,
-      };
-      beside(name, r2, r2Interior, r2Rectified);
+      const found = rivalOf(fidelity, of);
+      if (found) beside(name, found.r2, found.r2Interior, found.r2Rectified);
+      return found;
     };
     rival("same graph, other filters", "relabelled");
-    if (rivalOf(fidelity, "redrawn")) rival("same graph, shuffled weights", "redrawn");
-    if (rivalOf(fidelity, "random")) rival("random, equal size", "random");
-    else
+    rival("same graph, shuffled weights", "redrawn");
+    if (!rival("random, equal size", "random"))
       beside(
         "random, equal size",
         fidelity.r2Random,
