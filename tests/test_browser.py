@@ -481,6 +481,7 @@ def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
     left, _, right, _ = box_of(stage)
     assert box_of(marks.first)[0] >= left
     assert box_of(marks.last)[0] > right
+    assert stage.evaluate("({ scrollHeight, clientHeight }) => scrollHeight <= clientHeight")
     stage.evaluate("stage => { stage.scrollLeft = stage.scrollWidth; }")
     assert box_of(marks.last)[2] <= right
     expect(stage).to_have_attribute("tabindex", "0")

@@ -867,6 +867,18 @@ test("the caption says what was measured, and of what was not that it was not", 
   assert.match(say({}).text, / \(as a network of their own they were not measured\)\.$/);
 });
 
+test("in a window, a wide network is scrolled rather than drawn with small pictures", () => {
+  for (const columns of [5, 10, 13, 16]) {
+    const graph = decode(randomDocument(3, { columns, width: 6, readers: 3 }));
+    const canvas = { width: 960, medium: "screen" } as const;
+    const scene = draw(graph, view(), { ...canvas, height: 2000 });
+    const shown = new Set(scene.nodes.map(({ column }) => column)).size;
+    assert.equal(scene.width, Math.max(960, 90 * shown));
+    for (const { size, main, target } of scene.nodes) if (main && !target) assert.ok(size >= 48, `${size} px`);
+    assert.equal(draw(graph, view(), canvas).width, 960); // a figure cannot be scrolled
+  }
+});
+
 test("the verdict in one sentence and the table say no more than what was measured", () => {
   const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
   const of = (some: Partial<View> = {}) => {

@@ -12,6 +12,7 @@ import type { Store } from "./store.js";
 
 const TOP = 34; // px for the headings
 const LEAST = 300; // px: the least height
+const NARROWEST = 42; // px for a column; with less room, the drawing scrolls in its own region
 const REACH = 14; // px from a node at which the pointer is on it
 const REST = 140; // ms without a gesture until the picture is redrawn
 const MOST = 16; // largest zoom factor
@@ -33,7 +34,7 @@ export function AllKernels({ store }: { store: Store }) {
   );
   const all = useComputed(() =>
     overview(store.graph, JSON.parse(layout.value), {
-      width: store.width.value,
+      width: Math.max(store.width.value, NARROWEST * store.graph.document.columns.length),
       medium: "screen",
       height: Math.max(LEAST, store.height.value - TOP - 2),
     }),

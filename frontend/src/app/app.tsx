@@ -21,23 +21,21 @@ const BY_TWO: Record<string, string> = {
   [WIDTH]: "width, dot = A − B, beside the largest of its layer",
 };
 const UNKNOWN = "gray = not measured on this image";
-const NARROWEST = 42; // px for a column; with less room, the diagram scrolls in its own region
 
 export function App({ store }: { store: Store }) {
   const root = useRef<HTMLDivElement>(null);
   const frame = useRef<HTMLDivElement>(null);
-  const scrolls = store.width.value > (frame.current?.clientWidth ?? Infinity);
   const menu = useSignal(false); // whether the controls are shown where there is little room
   const { host } = store.source;
   const { mode } = store.view.value;
   const theme = store.theme.value;
   const scene = store.scene.value;
+  const scrolls = scene.width > store.width.value || bodyOf(scene).height > store.height.value;
 
   useLayoutEffect(() => {
     const fit = () => {
-      const columns = store.graph.document.columns.length;
       const { clientWidth: width, clientHeight: height } = frame.current!;
-      if (width > 0) store.width.value = Math.max(width, columns * NARROWEST);
+      if (width > 0) store.width.value = width;
       if (height > 0) store.height.value = height;
     };
     fit();
@@ -95,7 +93,7 @@ export function App({ store }: { store: Store }) {
               class="stage"
               role="region"
               aria-label={mode === "all" ? "all kernels" : "diagram"}
-              tabIndex={scrolls || bodyOf(scene).height > store.height.value ? 0 : undefined}
+              tabIndex={scrolls ? 0 : undefined}
             >
               {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
             </div>

@@ -13,7 +13,10 @@ async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<stri
   const { graph } = store;
   const { medium, size, budget, width } = PRESETS[preset];
   const screen = preset === "screen";
-  const scene = draw(graph, onPaper(store.view.value, budget), { width: screen ? store.width.value : width, medium });
+  const scene = draw(graph, onPaper(store.view.value, budget), {
+    width: screen ? store.plan.value.width : width,
+    medium,
+  });
   const tiles = await store.pictures.cut(scene.nodes.flatMap((node) => node.tiles));
   return svg(graph, scene, { tiles, size, dark: screen && store.theme.value === "dark" });
 }

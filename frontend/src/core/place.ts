@@ -13,6 +13,7 @@ export interface Measures {
   main: [number, number]; // the same on the main paths, while others are dimmed
   dim: number; // the side of these others
   mosaic: number; // the least side of a picture of four parts
+  column: number; // the least width of a column where the drawing may be scrolled sideways
   target: number;
   gap: number; // between nodes of a column
   lane: number; // between edges that pass through a column
@@ -32,6 +33,7 @@ export function measures({ width, medium }: Canvas): Measures {
       main: [13, 19],
       dim: 6,
       mosaic: 24,
+      column: 0,
       target: 30,
       gap: 3.5,
       lane: 2.5,
@@ -47,7 +49,8 @@ export function measures({ width, medium }: Canvas): Measures {
     node: [28, 54],
     main: [48, 60],
     dim: 16,
-    mosaic: 36,
+    mosaic: 32,
+    column: 90,
     target: 84,
     gap: 9,
     lane: 7,
@@ -82,7 +85,7 @@ export function placeColumns(count: number, width: number, sizes: Measures): Col
     x: Array.from({ length: count }, (_, c) => first + c * pitch),
     room,
     node: [Math.min(node[0], largest * 0.6), largest],
-    main: [Math.min(main[0], pitch * 0.44), Math.min(main[1], pitch * 0.52)],
+    main: [Math.min(main[0], pitch * 0.58), Math.min(main[1], pitch * 0.58)],
     dim: Math.min(dim, pitch * 0.24),
     edge: [edge[0], Math.min(edge[1], Math.max(edge[0], pitch * 0.05))],
     target: Math.min(target, room * 0.8, Math.max(largest * 1.2, pitch * 0.5)),

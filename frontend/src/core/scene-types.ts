@@ -11,7 +11,7 @@ export interface Canvas {
   width: number;
   medium: "screen" | "paper";
   /** The room from the columns' headings to what they hide; pictures get smaller to fit in, down to a limit. Without
-   *  it, the height follows from what is drawn. */
+   *  it, the height follows from what is drawn. With it, a drawing may be wider than `width`, and is scrolled. */
   height?: number;
 }
 

@@ -25,14 +25,17 @@ import { EdgeKind, type View } from "./types.js";
 import { figureCaption } from "./verdict.js";
 
 /** The scene of a view. */
-export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
+export function draw(graph: Graph, view: View, within: Canvas): Scene {
   const flow = flowOf(graph, view);
   const parts = partsOf(graph, flow, view);
   const selection = select(graph, flow, parts, view);
   const numbers = caption(graph, flow, selection, view);
-  const sizes = measures(canvas);
+  const sizes = measures(within);
   const shown = [...new Set(parts.column.filter((_, unit) => selection.units[unit]))].sort((a, b) => a - b);
   if (!shown.length) shown.push(graph.column[flow.root]!);
+  // In a window a wide drawing is scrolled; elsewhere it has no more room than its width.
+  const least = within.height === undefined ? 0 : shown.length * sizes.column;
+  const canvas = { ...within, width: Math.max(within.width, least) };
   const columns = placeColumns(shown.length, canvas.width, sizes);
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
 
@@ -92,7 +95,8 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
     return { above: half, below: half + below, gap: sizes.gap * scale };
   };
   const above = Math.min(top, ...heads.labels.map((label) => labelBox(label).top));
-  const room = (canvas.height ?? 0) - (top - above) - endOf(moreAt(0));
+  const bar = canvas.width > within.width ? SCROLL_BAR : 0;
+  const room = (canvas.height ?? 0) - bar - (top - above) - endOf(moreAt(0));
   const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
   const sides = [...natural];
   for (const column of layers.columns) {
@@ -192,6 +196,7 @@ export function draw(graph: Graph, view: View, canvas: Canvas): Scene {
   return isolate(graph, scene, view.isolate, view.share);
 }
 
+const SCROLL_BAR = 16; // px
 const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
 
 /** The tiles of a picture: four where there are as many and they are wanted, else the best. */
