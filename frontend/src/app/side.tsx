@@ -171,6 +171,7 @@ function Crops({ store }: { store: Store }) {
               />
             ))}
           </div>
+          <p class="soft">{sentence(graph.document.pictures[set]!.label)}</p>
         </>
       ))}
       {features.length > 0 && (
@@ -185,6 +186,10 @@ function Crops({ store }: { store: Store }) {
       )}
     </section>
   );
+}
+
+function sentence(text: string): string {
+  return plain(`${text.slice(0, 1).toUpperCase()}${text.slice(1)}.`);
 }
 
 function Numbers({ store, table: { columns, rows } }: { store: Store; table: R2Table }) {

@@ -183,10 +183,27 @@ def diagram(
         names=[names],
         photographs=[images.photographs[: len(kept)]] if isinstance(images, Crops) and kept is not None else None,
     )
-    if seen is not None and primaries is not None:
+    if kept is not None and seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, [names]))
+        marked = _marked(circuit, images, batches(kept), names)
+        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, [marked]))
     return Diagram(document)
+
+
+def _marked(circuit: Circuit, images: Images | None, kept: Batches, names: Sequence[str] | None) -> list[str]:
+    """Return the names of images, with a mark on those that the circuit is known to be found on.
+
+    Crops are marked if it was found on any crop of their photograph.
+    """
+    found = found_on(circuit, kept)
+    count, first = kept.total or 0, 0 if found is None else len(found)
+    used = set(range(first))
+    if isinstance(images, Crops):
+        of, by_role = images.photographs[:count], circuit.provenance.get("photographs", {})
+        known = {of[n] for n in used} | {p for p in of if images.names[p] in by_role.get("found_on", ())}
+        used = {n for n in range(count) if of[n] in known}
+    named = [f"image {n}" for n in range(count)] if names is None else names
+    return [f"{name}, used to find it" if n in used else name for n, name in enumerate(named[:count])]
 
 
 def titles(drawing: Drawing) -> list[str]:

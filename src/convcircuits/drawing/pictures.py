@@ -248,6 +248,7 @@ def pictured(
             album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
         of = {group: None if photographs is None else photographs[group or 0] for group in groups}
+        album.searched = {group: _count_of(seen.images[group or 0], some) for group, some in of.items()}
         patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group], progress) for group in groups}
         begin(progress, "choosing typical patches of the target")
         for group, chosen in patches.items():
@@ -285,6 +286,7 @@ class _Album:
         self.sets: dict[tuple[str, int | None], dict[int, list[tuple[np.ndarray, _Patch | None]]]] = {}
         self.wholes: dict[tuple[int | None, int], data.Whole] = {}
         self.samples: dict[int | None, tuple[list[_Patch], list[_Patch]]] = {}  # by group: median, near zero
+        self.searched: dict[int | None, str] = {}  # by group: what the patches were chosen of
 
     def add(
         self, name: str, node: int, picture: np.ndarray, group: int | None = None, patch: _Patch | None = None
@@ -323,7 +325,9 @@ class _Album:
             ]
             shown = tuple(beside) if name == "features" else ()
             median, near_zero = of_target.get(group, ((), ())) if name == "patches" else ((), ())
-            sets.append(data.PictureSet(name, LABELS[name], table, shown, group, median, near_zero))
+            of = self.searched.get(group) if name == "patches" else None
+            label = LABELS[name] + (f"; chosen among {of}" if of else "")
+            sets.append(data.PictureSet(name, label, table, shown, group, median, near_zero))
         view = replace(document.view, pictures=sets[0].name) if sets else document.view
         return replace(document, pictures=tuple(sets), tiles=tiles, view=view)
 
@@ -364,6 +368,13 @@ def _patches(
             ranked = list(zip(best.image[r].tolist(), best.position[r].tolist(), strict=True))
             chosen[n] = fields[seen.readings[n]], _one_of_each(ranked, photographs)[: wanted[n]]
     return _cut(chosen, images, primaries, group)
+
+
+def _count_of(images: Batches, photographs: Sequence[Hashable] | None) -> str:
+    """Say how many images there are: what drives a filter most in a few is not what drives it most in all."""
+    if photographs is None:
+        return f"{images.total:,} images"
+    return f"{images.total:,} crops of {len(set(photographs)):,} photographs"
 
 
 Place = tuple[int, list[int]]  # an image, and a position of a map
