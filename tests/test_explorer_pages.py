@@ -284,9 +284,17 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.get_by_text("It was found on whole photographs", exact=False)).to_be_visible()
 
     large, small = (
-        answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6)["circuit"]
-        for density in (0.4, 0.2)
+        answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6, refit=refit)[
+            "circuit"
+        ]
+        for density, refit in ((0.4, "none"), (0.2, "filters"))
     )
+    page.goto(f"{start}c/{small}")
+    page.get_by_role("button", name="Fit controls").click()
+    expect(page.get_by_role("button", name="Fit controls")).to_have_count(0)
+    expect(page.locator("[part=diagram] [part=caption]")).not_to_contain_text("No controls were fitted")
+    card = page.evaluate(f"fetch('/api/v1/circuits/{small}').then(r => r.json())")
+    assert card["controls"] in ("found", "not found", "not decided")
     page.goto(f"{start}c/{large}")
     page.locator("[part=sweep]").click()
     page.locator(".stop").nth(2).click()
@@ -303,8 +311,12 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")
-    page.locator("[part=put_back]").click()
-    expect(page.locator(".work .progress")).to_contain_text("no logits of classes")
+    expect(page.get_by_text("answer is no logits of classes")).to_be_visible()
+    expect(page.locator("[part=put_back]")).to_have_count(0)  # it could only fail
+    page.set_viewport_size({"width": 1280, "height": 720})
+    place = page.get_by_role("region", name="the diagram").bounding_box()
+    assert place["y"] + place["height"] <= 720  # nothing of it is below the window
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
     page.locator("[part=diagram] [data-node] .frame").first.click()
     page.locator("[part=ablate]").click()
     expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
@@ -327,6 +339,24 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.locator("[part=diagram] [data-node]").first.wait_for()
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
     fits(page)
+
+
+def test_what_a_finger_taps_is_not_covered_by_what_is_said_of_it(open_page):
+    page = open_page(has_touch=True)
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    page.set_viewport_size({"width": 390, "height": 640})
+    page.goto(f"{page.url}c/{circuit}")
+    node = page.locator("[part=diagram] [data-node]").last
+    node.locator(".frame").first.tap()
+    sheet = page.locator("[part=diagram] [part=side]")
+    expect(sheet.locator("[part=card]")).to_be_in_viewport()
+    page.wait_for_function("""() => {
+      const root = document.querySelector("[part=diagram]").shadowRoot;
+      const card = root.querySelector("[part=side]").getBoundingClientRect();
+      const node = [...root.querySelectorAll("[data-node]")].at(-1).getBoundingClientRect();
+      return node.bottom <= card.top && card.bottom <= innerHeight + 1;
+    }""")
 
 
 def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):

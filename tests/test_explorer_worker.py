@@ -89,6 +89,20 @@ def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(mater
         photograph.image  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("head", "classes"),
+    [
+        ([nn.Flatten(), nn.Linear(2 * 16 * 16, 7)], 7),
+        ([], None),
+        ([nn.Flatten(), nn.Linear(2 * 16 * 16, 1)], None),
+    ],
+)
+def test_the_page_knows_whether_the_model_answers_with_classes(head, classes, materials, tmp_path):
+    model, preprocess = pickle.loads(materials.opening.given.read_bytes())
+    materials.opening.given.write_bytes(pickle.dumps((nn.Sequential(*model, *head), preprocess)))
+    assert Materials(materials.opening)._classes() == classes
+
+
 def test_a_copy_has_the_id_of_what_it_is_a_copy_of(materials):
     assert materials.copies == ["d.png"]
     assert materials.ids["d.png"] == materials.ids["b.png"]

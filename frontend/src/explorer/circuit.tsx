@@ -10,7 +10,18 @@ import { Drawing } from "./drawing.js";
 import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, heldOut, r2Rows, r2Text, seconds, sentence } from "./text.js";
+import {
+  baselines,
+  circuitShort,
+  controlsText,
+  featureOf,
+  figure,
+  heldOut,
+  r2Rows,
+  r2Text,
+  seconds,
+  sentence,
+} from "./text.js";
 import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
@@ -34,6 +45,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
     );
   const { report } = circuit;
   const name = featureOf(circuit, layers.value);
+  const but = controlsText(circuit);
   return (
     <main id="main" class="wide">
       <div class="title">
@@ -49,7 +61,8 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       <p class="lead" part="verdict">
         {report ? (
           <>
-            <b>{sentence(report.verdict_sentence)}</b> <span class="soft">{beside(report)}</span>
+            <b>{sentence(report.verdict_sentence)}</b>
+            {but && <b> But {but}.</b>} <span class="soft">{beside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
@@ -59,6 +72,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
       {(!report || report.sent) && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
       <Drawn circuit={circuit} />
+      <Controls circuit={circuit} />
       <ContrastSection circuit={circuit} place={place} />
       <div class="columns">
         <section>
@@ -72,6 +86,16 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>Label and note</h2>
           <Notes of={{ circuit: circuit.id }} what="this circuit" />
+          <p class="soft">
+            What you type on a filter in the diagram is kept in this page's address, and goes with its link.
+            {typeof circuit.unit === "number" && (
+              <>
+                {" "}
+                <To place={unitPlace(circuit.layer, circuit.unit)}>The unit's page</To> has notes that stay, as has that
+                of every other filter.
+              </>
+            )}
+          </p>
           <Others circuit={circuit} />
         </section>
         <section>
@@ -95,11 +119,14 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
 
 /** The diagram, which is asked for as soon as the circuit is measured. */
 function Drawn({ circuit }: { circuit: Circuit }) {
-  const { id, diagram } = circuit;
-  const request = { kind: "diagram", circuit: id } as const;
+  const { id, diagram, controls } = circuit;
+  const request = { kind: "diagram", circuit: id, controls: false } as const;
   const asked = useRef("");
-  const known = jobs.value && jobOf(jobs.value, request) !== null;
-  const text = useLoaded(`${id} ${diagram}`, 0, async (signal) => (diagram ? api.diagram(id, signal) : null));
+  const job = jobs.value && jobOf(jobs.value, request);
+  const known = jobs.value && job !== null && job?.state !== "done"; // a done one's diagram may have been evicted
+  const text = useLoaded(`${id} ${diagram} ${controls}`, 0, async (signal) =>
+    diagram ? api.diagram(id, signal) : null,
+  );
   useEffect(() => {
     if (diagram || known !== false || !canWrite.value || asked.current === id) return;
     if (!circuit.report || circuit.report.sent) return;
@@ -116,15 +143,28 @@ function Drawn({ circuit }: { circuit: Circuit }) {
   );
 }
 
+/** Fits controls to a circuit with fitted constants, without which nobody knows whether the constants alone did it. */
+function Controls({ circuit }: { circuit: Circuit }) {
+  const { id, report, controls } = circuit;
+  if (!report || !figure(report, "constants") || controls !== null) return null;
+  const request = { kind: "diagram", circuit: id, controls: true } as const;
+  const tried = jobOf(jobs.value ?? [], request)?.state === "done";
+  return (
+    <>
+      <Work request={request} label="Fit controls" quiet />
+      <p class="soft">
+        {tried
+          ? "No controls could be fitted: the photographs that it was found on are not known to be here."
+          : "Circuits of random structure with constants fitted alike show whether its constants alone do as well. " +
+            "That takes about four times as long as fitting it."}
+      </p>
+    </>
+  );
+}
+
 /** What a verdict was measured on, and what it is compared with. */
 function beside(report: Report): string {
-  const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
-  const others = [
-    ["random circuit", `r2_random${inside}`],
-    ["average map", `r2_average_map${inside}`],
-  ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
-  const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
-  return `On ${heldOut(report.images, report)} (${where}${others.join(", ")}).`;
+  return `On ${heldOut(report.images, report)} (${baselines(report).text}).`;
 }
 
 // ---------------------------------------- numbers
@@ -267,7 +307,7 @@ function Code({ title, text, lines }: { title: string; text: string; lines?: boo
     <>
       <div class="line">
         <h3 class="of">{title}</h3>
-        <Copied text={text} label="copy" />
+        <Copied text={() => text} label="copy" />
       </div>
       <pre class={lines ? "lines" : undefined} tabIndex={0} aria-label={title}>
         {plainLines(text)}

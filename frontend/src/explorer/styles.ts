@@ -230,7 +230,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 }
 .jobs li { padding: 6px 0; border-bottom: 1px solid var(--faint); max-width: 90ch; }
 
-.drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-height: 120px; }
+/* Clipped, not hidden: the panel of a narrow screen sticks to the bottom of the window. */
+.drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: clip; min-height: 120px; }
 .drawing ::part(theme) { display: none; }
 .contrast { font-size: 13px; }
 .contrast select { max-width: 32ch; }

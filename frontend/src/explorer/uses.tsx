@@ -12,6 +12,12 @@ import { jobOf, Work } from "./work.js";
 
 /** The circuit's map in place of the unit's, in the whole model. */
 export function InTheModel({ circuit }: { circuit: Circuit }) {
+  if (model.value?.classes === null)
+    return (
+      <p class="soft">
+        This model's answer is no logits of classes, so there is no answer that the circuit's map could change.
+      </p>
+    );
   const request = { kind: "put_back", circuit: circuit.id } as const;
   const job = jobOf(jobs.value ?? [], request);
   const found = job?.state === "done" ? (job.result as unknown as PutBack) : null;
@@ -143,7 +149,10 @@ export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
           Download the bundle
         </button>
         <Copied
-          text={location.origin + formatRoute(circuitPlace(id), model.value?.weights.slice(0, 8) ?? null)}
+          text={
+            () =>
+              location.origin + formatRoute(circuitPlace(id), model.value?.weights.slice(0, 8) ?? null) + location.hash // the diagram as it is seen
+          }
           label="copy link"
         />
       </div>
