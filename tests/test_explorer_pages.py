@@ -30,6 +30,8 @@ def net():
     layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 80, 3, padding=1), nn.ReLU())
     with torch.no_grad():
         layers[2].bias[0] = -100.0  # a dead unit
+        layers[0].bias[5] = 5.0  # always above 0, so a unit that it inhibits is highest where it sees padding
+        layers[2].weight[1], layers[2].weight[1, 5], layers[2].bias[1] = 0.0, -1.0, 40.0
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)
@@ -138,6 +140,7 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     page.locator("nav.layers").get_by_role("link", name="2 80").click()
     expect(page).to_have_url(re.compile("/l/2$"))
     expect(page.locator(".cell").first).to_have_text("unit 0dead")
+    expect(page.locator("[data-at='1'] .badge")).to_have_text("border")
     assert page.locator("[data-at]").count() < 80  # only what is in the window, and around it
     page.locator(".cell").first.focus()
     page.keyboard.press("End")
@@ -196,6 +199,8 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
     expect(page.locator(".side .circuits li")).to_have_count(1)
+    card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", circuit.split("/")[-1])
+    expect(page.locator(".examples .badge")).to_have_count(len(card["report"]["found_on"]))  # of the 10 crops
     page.go_forward()
     page.locator("[part=diagram] [data-node]").first.wait_for()
 
@@ -296,6 +301,7 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     card = page.evaluate(f"fetch('/api/v1/circuits/{small}').then(r => r.json())")
     assert card["controls"] in ("found", "not found", "not decided")
     page.goto(f"{start}c/{large}")
+    expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
     page.locator("[part=sweep]").click()
     page.locator(".stop").nth(2).click()
     expect(page.locator(".stop-card")).to_contain_text("R²")

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import stat
+import types
 import webbrowser
 
 import httpx
@@ -19,6 +20,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.circuits.contrasting import contrasted
+from convcircuits.explorer import worker
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
@@ -122,6 +124,23 @@ def test_no_option_of_a_criterion_is_one_of_the_search_itself(text):
     with pytest.raises(cc.ConvCircuitsError, match=r"not an option of a criterion|has no value"):
         criterion_options([text])
     assert criterion_options(["steps=3"]) == {"steps": 3}
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")])
+def test_a_job_for_which_memory_runs_out_fails_with_what_to_do(raised, monkeypatch):
+    def fails(*_):
+        raise raised
+
+    def more_than_there_is(*_):
+        torch.empty(10**15)
+
+    for does in (fails, more_than_there_is):
+        monkeypatch.setattr(worker.tasks, "do", does)
+        what, id, said = worker._done(
+            None, "7", "index", {}, worker.Reporter("7", None, types.SimpleNamespace(value=0))
+        )
+        assert (what, id) == ("failed", "7")
+        assert said == "Out of memory. Start the explorer with a smaller --batch-size or --size."
 
 
 class Quiet:

@@ -48,6 +48,7 @@ import {
   sameHeldOut,
   seconds,
   topText,
+  usedFor,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
 import { jobOf } from "../src/explorer/work.js";
@@ -266,6 +267,12 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
     own: 0.6,
     text: "on the central positions: random circuit not measured, average map not measured",
   });
+});
+
+test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {
+  const card = (report: unknown) => ({ report }) as never;
+  const used = usedFor([card({ ...REPORT, found_on: ["a", "b"], validated_on: ["c"], held_out: ["d"] }), card(null)]);
+  assert.deepEqual([...used].sort(), ["a", "b", "c"]);
 });
 
 test("two circuits are compared on the same photographs, in any order", () => {

@@ -7,6 +7,7 @@ import { api, type Box, type Circuit, type Report } from "./api.js";
 import { ContrastSection } from "./contrast.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
+import { FeatureSection } from "./like.js";
 import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
@@ -105,6 +106,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>In the whole model</h2>
           <InTheModel circuit={circuit} />
+          {typeof circuit.unit === "number" && <OwnPicture layer={circuit.layer} unit={circuit.unit} />}
         </section>
         <section>
           <h2>As a module</h2>
@@ -141,6 +143,13 @@ function Drawn({ circuit }: { circuit: Circuit }) {
       <Problem text={text.error} />
     </>
   );
+}
+
+/** The feature picture of a circuit's unit. The diagram has pictures in the circuit, if it was drawn with such. */
+function OwnPicture({ layer, unit }: { layer: string; unit: number }) {
+  const state = version.index.value + version.circuits.value;
+  const found = useLoaded(`${layer}:${unit}`, state, (signal) => api.unit(layer, unit, signal));
+  return found.value && <FeatureSection unit={found.value} title="Feature picture of the unit, in the full model" />;
 }
 
 /** Fits controls to a circuit with fitted constants, without which nobody knows whether the constants alone did it. */

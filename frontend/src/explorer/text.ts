@@ -95,9 +95,14 @@ export function progress(job: Job): string {
   if (job.state === "queued") return "waiting";
   if (job.state !== "running") return job.error || job.state;
   const steps = job.total === null ? (job.done ? count(job.done) : "") : `${count(job.done)} / ${count(job.total)}`;
-  const rate = job.rate === null ? "" : ` \u00b7 ${significant(job.rate)} per second`;
+  const rate = job.rate === null ? "" : ` \u00b7 ${pace(job.rate)} per second`;
   const left = job.left === null ? "" : ` \u00b7 ${seconds(job.left)} left in this step`;
   return `${job.phase}${steps && ` ${steps}`}${rate}${left}`;
+}
+
+/** A number of steps, with two digits at least. */
+function pace(rate: number): string {
+  return rate >= 10 ? count(Math.round(rate)) : String(Number(rate.toPrecision(2)));
 }
 
 /** What a job does, in words. */

@@ -75,7 +75,7 @@ export function UnitPage({ place }: { place: UnitPlace }) {
             <Values place={{ ...place, layer: name }} unit={unit} />
             <div>
               <NeighbourSection unit={unit} />
-              <FeatureSection unit={unit} />
+              <FeatureSection unit={unit} title="Feature picture" />
             </div>
           </div>
         )}
