@@ -240,7 +240,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.browser and given.only != "index":
         raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make bench does.")
-    name, rows, version = "vgg16_hed", list[Row](), ""
+    name, rows, version, load = "vgg16_hed", list[Row](), "", os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         written(given.images, given.count, given.size, folder)
@@ -253,8 +253,8 @@ def main() -> None:
         f"Written by `benchmarks/explorer.py --count {given.count} --size {given.size}`: VGG16, {given.count:,} "
         f"photographs of {given.size} px. Medians, with the 95th percentile in parentheses, where goals while a "
         f"circuit is found are about the latter.\nChromium {version or 'not used'} without a GPU; torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {platform.machine()}. The "
-        "goals are for 2 cores, 2,000 photographs and 224 px."
+        f"{torch.__version__}, {os.cpu_count()} cores with a load of {load:.1f} before it, {platform.machine()}. The "
+        "goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small ones an index costs more passes."
     )
     text = table(rows, about)
     print(text) if given.out is None else given.out.write_text(text, encoding="utf-8")

@@ -30,8 +30,9 @@ def net():
     layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 80, 3, padding=1), nn.ReLU())
     with torch.no_grad():
         layers[2].bias[0] = -100.0  # a dead unit
-        layers[0].bias[5] = 5.0  # always above 0, so a unit that it inhibits is highest where it sees padding
-        layers[2].weight[1], layers[2].weight[1, 5], layers[2].bias[1] = 0.0, -1.0, 40.0
+        layers[0].bias[5] = 5.0  # always above 0, so a unit that reads it alone, inhibited, is highest at the border
+        layers[2].weight[:, 5], layers[2].weight[1] = 0.0, 0.0
+        layers[2].weight[1, 5], layers[2].bias[1] = -1.0, 40.0
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)

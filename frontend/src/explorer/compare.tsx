@@ -54,7 +54,7 @@ export function ComparePage({ place }: { place: Extract<Place, { page: "compare"
               The two are measured on different held-out photographs, so part of what differs may be the photographs.
             </p>
           )}
-          {(!drawn || found.value !== null) && (
+          {(!drawn || found.value !== null || found.error) && (
             <Drawing of={`${a} ${b}`} text={found.value} request={request} circuit={null} />
           )}
           <Problem text={found.error} />
