@@ -250,10 +250,10 @@ test("the table has every control, and no number for what was not measured", () 
 test("a verdict on fitted constants says what their controls say, or that there are none", () => {
   const card = (constants: number, controls: unknown, verdict = "keeps") =>
     ({ report: { ...REPORT, verdict, figures: { ...REPORT.figures, constants } }, controls }) as never;
-  assert.equal(controlsText(card(6, null)), "no controls fitted");
+  assert.equal(controlsText(card(6, null)), "but no controls were fitted");
   assert.equal(controlsText(card(0, null)), "");
   assert.equal(controlsText(card(6, "found")), "");
-  assert.equal(controlsText(card(6, "not found")), "no better than its controls");
+  assert.equal(controlsText(card(6, "not found")), "but no better than its controls");
   assert.equal(controlsText(card(6, null, "does not keep")), "");
 });
 

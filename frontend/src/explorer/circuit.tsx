@@ -63,7 +63,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         {report ? (
           <>
             <b>{sentence(report.verdict_sentence)}</b>
-            {but && <b> But {but}.</b>} <span class="soft">{beside(report)}</span>
+            {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{beside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
@@ -88,14 +88,14 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
           <h2>Label and note</h2>
           <Notes of={{ circuit: circuit.id }} what="this circuit" />
           <p class="soft">
-            What you type on a filter in the diagram is kept in this page's address, and goes with its link.
+            What you type on a filter in the diagram is kept in this page's address, and goes with its link. Notes that
+            stay are on each unit's page
             {typeof circuit.unit === "number" && (
               <>
-                {" "}
-                <To place={unitPlace(circuit.layer, circuit.unit)}>The unit's page</To> has notes that stay, as has that
-                of every other filter.
+                , such as that of <To place={unitPlace(circuit.layer, circuit.unit)}>the target</To>
               </>
             )}
+            .
           </p>
           <Others circuit={circuit} />
         </section>
@@ -159,7 +159,7 @@ function Controls({ circuit }: { circuit: Circuit }) {
   const request = { kind: "diagram", circuit: id, controls: true } as const;
   const tried = jobOf(jobs.value ?? [], request)?.state === "done";
   return (
-    <>
+    <section class="controls">
       <Work request={request} label="Fit controls" quiet />
       <p class="soft">
         {tried
@@ -167,7 +167,7 @@ function Controls({ circuit }: { circuit: Circuit }) {
           : "Circuits of random structure with constants fitted alike show whether its constants alone do as well. " +
             "That takes about four times as long as fitting it."}
       </p>
-    </>
+    </section>
   );
 }
 

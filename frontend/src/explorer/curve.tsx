@@ -104,7 +104,7 @@ function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r
         </b>
         : R² <b>{r2Text(point[measure])}</b>, random{" "}
         {r2Text(point[`${measure === "r2" ? "r2_random" : "r2_random_interior"}`])}; {plain(point.verdict)}
-        {point.constants > 0 && ", no controls fitted"}
+        {point.constants > 0 && ", but no controls were fitted"}
       </p>
       {circuit.kept === point.kernels ? (
         <p class="soft">It is this circuit.</p>

@@ -250,6 +250,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
 .work + p { margin-top: 12px; }
+.drawing + .controls { margin-top: 8px; }
+.controls .work + p, .note + p { margin-top: 6px; }
 .work .progress { margin-bottom: 8px; }
 .columns {
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;

@@ -205,9 +205,11 @@ export function baselines(report: Report): { own: number | null; text: string } 
 /** What takes something from the verdict on a circuit: its controls. */
 export function controlsText({ report, controls }: CircuitCard): string {
   if (report?.verdict !== "keeps" && report?.verdict !== "keeps in part") return "";
-  if (controls === null) return figure(report, "constants") ? "no controls fitted" : "";
+  if (controls === null) return figure(report, "constants") ? "but no controls were fitted" : "";
   if (controls === "found") return "";
-  return controls === "not found" ? "no better than its controls" : "not decided whether better than its controls";
+  return controls === "not found"
+    ? "but no better than its controls"
+    : "but not decided whether better than its controls";
 }
 
 /** How a circuit was asked for, in brackets. */
