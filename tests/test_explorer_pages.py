@@ -382,6 +382,17 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     expect(page).to_have_url(f"{start}l/0")
 
 
+def test_a_file_that_the_command_wrote_appears_when_the_window_is_looked_at(open_page, folder):
+    page = open_page()
+    file = folder / "project" / "circuits" / "of-the-command.safetensors"
+    file.write_bytes(b"x")
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.get_by_role("link", name=file.name)).to_be_visible()
+    file.unlink()
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.get_by_role("link", name=file.name)).to_have_count(0)
+
+
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
     page = open_page()
     page.goto(page.url + "u/0/1")
