@@ -36,6 +36,7 @@ from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
 from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
+from diagrams import plain
 
 
 @pytest.fixture
@@ -334,12 +335,15 @@ def explorer(tmp_path):
     found.close()
 
 
+DRAWN = json.loads(plain().to_json())  # a document, whatever it is of
+
+
 def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer):
     (one,) = explorer.store.circuits()
     figures = {"images": 3, "verdict": "weak", "verdict_sentence": "It is weak."}
     said = {"circuit": one.id, "basis": "a" * 32, "report": figures, "photographs": {}, "seconds": 1.0}
     explorer.store.write_json(explorer.store.report_file(one.id), said)
-    explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), {})
+    explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), DRAWN)
     assert (explorer.card(one)["report"], explorer.card(one)["diagram"]) == (None, False)  # no model yet
     for basis, shown in (("a" * 32, True), ("b" * 32, False)):
         explorer.jobs.about = {"basis": basis}
@@ -355,7 +359,7 @@ def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
     (one,) = explorer.store.circuits()
     explorer.jobs.about = {"basis": "a" * 32}
     file = explorer.store.diagram_file(one.id, "a" * 32, controls=False)
-    explorer.store.write_json(file, {})
+    explorer.store.write_json(file, DRAWN)
     os.utime(file, (1, 1))
     assert explorer.diagram(one) == file  # as lists of circuits ask, which look at none
     assert file.stat().st_mtime == 1
@@ -365,7 +369,7 @@ def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return (await client.get(f"/api/v1/circuits/{one.id}/diagram")).json()
 
-    assert asyncio.run(shown()) == {}
+    assert asyncio.run(shown()) == DRAWN
     assert file.stat().st_mtime > 1
 
 
