@@ -1,17 +1,20 @@
-"""Measure the explorer: what its index costs, and how fast its pages answer in a Chromium while no job and a job runs.
+"""Measure the explorer: what its index costs, and how fast it answers in a Chromium, also while a circuit is found.
 
 The index is a ratio to one plain forward pass of the same images, up to the last convolution, both in CPU time of all
 threads; reading the pictures is measured apart. Pages are timed in the browser, by its own clock, in milliseconds.
 The photographs are crops of those given, written as JPEG files of the size that is measured.
 
     python benchmarks/explorer.py --images gcompris:FOLDER                       # 2,000 photographs, 224 px: long
-    python benchmarks/explorer.py --images gcompris:FOLDER --count 200 --only index
+    python benchmarks/explorer.py --count 24 --size 64 --out benchmarks/EXPLORER.md
 """
 
 import argparse
+import os
+import platform
 import random
 import statistics
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +32,8 @@ from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.prepared import Prepared
 
 BATCH, LAYER, CLICKS = 16, "features.21", 40
+SLOW = {"kind": "find", "feature": f"{LAYER}:1", "criterion": "force", "density": 0.001, "options": ["steps=5000"]}
+Row = tuple[str, str, str]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 GRID = """async () => {
@@ -58,6 +63,22 @@ CLICK = """async ([link, done]) => {
 }"""
 
 
+# From a request to its whole answer; what was asked before is asked again.
+ANSWER = """async (path) => {
+  const start = performance.now();
+  const answer = await fetch(path, { cache: "no-store" });
+  await answer.arrayBuffer();
+  if (!answer.ok) throw new Error(path);
+  return performance.now() - start;
+}"""
+JSON = "(path) => fetch(path).then((answer) => answer.json())"
+POST = """(job) => {
+  const headers = { "content-type": "application/json" };
+  return fetch("/api/v1/jobs", { method: "POST", headers, body: JSON.stringify(job) }).then((answer) => answer.json());
+}"""
+CANCEL = "(id) => fetch(`/api/v1/jobs/${id}`, { method: 'DELETE' }).then((answer) => answer.json())"
+
+
 def written(images: str, count: int, size: int, folder: Path) -> None:
     """Write random crops of photographs as files."""
     pictures, draw = photographs(images)[0], random.Random(0)
@@ -70,8 +91,8 @@ def written(images: str, count: int, size: int, folder: Path) -> None:
         crop.save(folder / f"{n:05}.jpg", quality=90)
 
 
-def index(loaded: LoadedModel, folder: Path, size: int) -> None:
-    """Print what an index costs."""
+def index(loaded: LoadedModel, folder: Path, size: int) -> list[Row]:
+    """Measure what an index costs."""
     model, pictures = loaded.model, photographs(str(folder))[0]
     infos = list_layers(model, (size, size), channels=loaded.channels, categories=loaded.categories)
     layers, _ = convolutions(model, infos)
@@ -94,11 +115,18 @@ def index(loaded: LoadedModel, folder: Path, size: int) -> None:
             build(Path(made), "0", Subjects(model, layers, pictures, loaded.preprocess, (size, size)), batch_size=BATCH)
 
     reading, passing, indexing = (seconds(run) for run in (read, forward, indexed))
-    print(
-        f"index of {len(pictures)} photographs at {size} px, {len(layers)} layers: {indexing:.0f} s of CPU time, "
-        f"{(indexing - reading) / (passing - reading):.2f} forward passes ({passing - reading:.0f} s) beside reading "
-        f"the pictures ({reading:.0f} s); with reading, {indexing / passing:.2f}"
-    )
+    return [
+        (
+            f"index of {len(layers)} layers, in forward passes, with reading the pictures",
+            f"**{indexing / passing:.2f}**",
+            "1.3",
+        ),
+        (
+            f"index, without reading the pictures ({reading:.1f} s of CPU time)",
+            f"**{(indexing - reading) / (passing - reading):.2f}**",
+            "",
+        ),
+    ]
 
 
 class _Last(BaseException):
@@ -127,8 +155,8 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def pages(name: str, folder: Path, size: int, browser: str, *, busy: bool) -> None:
-    """Print how fast pages answer, of an index that is complete or, if ``busy``, while it is made."""
+def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], str]:
+    """Measure how fast pages answer, once all is indexed and while a circuit is found; and the browser's version."""
     with (
         tempfile.TemporaryDirectory() as made,
         cc.explore(name, folder, project=made, size=size, port=0, open=False) as explorer,
@@ -139,39 +167,67 @@ def pages(name: str, folder: Path, size: int, browser: str, *, busy: bool) -> No
         page.goto(explorer.address)
         page.locator("[data-ready=true]").wait_for(timeout=300_000)
         start = page.url
-        layer = f"{start}l/{LAYER}"
-        while not _indexed(page, start, 1 if busy else len(list(folder.iterdir()))):
-            page.wait_for_timeout(2000)
+        while page.evaluate(JSON, f"{start}api/v1/model")["index"]["state"] != "complete":
+            page.wait_for_timeout(500)
         page.goto(start)
         page.locator("[data-ready=true]").wait_for()
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-        page.goto(layer)
+        rows = [("first paint of the first page", f"**{paint:.0f} ms**", "500 ms")]
+        page.goto(f"{start}l/{LAYER}")
         page.locator("[data-at='0'] .cell").wait_for()
-        figures, whole = [], []
-        for n in range(CLICKS):
-            one = page.evaluate(CLICK, [f"[data-at='{n % 20}'] .cell", ".examples .crop"])
-            figures.append(one[0])
-            whole.append(one[1])
-            page.go_back()
-            page.locator(f"[data-at='{n % 20}'] .cell").wait_for()
-        frames = page.evaluate(GRID)
-        print(f"{'while indexing' if busy else 'once indexed'}, in milliseconds: first paint {paint:.0f}")
-        for what, times in (
-            ("a unit's figures after a click", figures),
-            ("a unit's page with all pictures, first seen", whole[:20]),
-            ("the same, seen before", whole[20:]),
-            ("a frame while the grid scrolls", frames),
-        ):
-            print(f"  {what}: median {statistics.median(times):.0f}, 95 %: {sorted(times)[int(0.95 * len(times))]:.0f}")
+        figures, whole = clicked(page)
+        rows += [
+            row("a frame while a grid of 512 units scrolls", page.evaluate(GRID), "16 ms"),
+            row("from a click on a unit to its figures", figures, "300 ms"),
+            row("to all of its pictures, first seen", whole[:20], ""),
+            row("to all of its pictures, seen before", whole[20:], ""),
+        ]
+        job = page.evaluate(POST, SLOW)["id"]
+        while page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["done"] < 1:
+            page.wait_for_timeout(200)
+        photos = [one["id"] for one in page.evaluate(JSON, f"{start}api/v1/photos")["photographs"]]
+        draw = random.Random(0)
+        maps, points = [], []
+        for _ in range(CLICKS):
+            photo, (x, y) = draw.choice(photos), (draw.uniform(0, size), draw.uniform(0, size))
+            maps.append(page.evaluate(ANSWER, f"{start}api/v1/map/{LAYER}/{draw.randrange(512)}/{photo}"))
+            points.append(page.evaluate(ANSWER, f"{start}api/v1/photos/{photo}/point?x={x}&y={y}"))
+        busy, _ = clicked(page)
+        state = page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["state"]
+        if state != "running":
+            raise SystemExit(f"The search was {state} before all was measured, so nothing was measured beside it.")
+        rows += [
+            row("while a circuit is found: the map of a unit on a photograph", maps, "100 ms"),
+            row("while a circuit is found: the units at a point of a photograph", points, "100 ms"),
+            row("while a circuit is found: from a click on a unit to its figures", busy, "100 ms"),
+        ]
+        page.evaluate(CANCEL, job)
+        version = chromium.version
         chromium.close()
+        return rows, version
 
 
-def _indexed(page: Page, start: str, least: int) -> bool:
-    """Return whether so many photographs are indexed in every layer."""
-    layers: list[dict[str, Any]] = page.evaluate(
-        "url => fetch(url).then((answer) => answer.json())", f"{start}api/v1/layers"
-    )
-    return all(one["images"] >= least for one in layers if one["indexed"])
+def clicked(page: Page) -> tuple[list[float], list[float]]:
+    """Click on units, each half of the clicks on the same 20. Return milliseconds to their figures and pictures."""
+    figures, whole = [], []
+    for n in range(CLICKS):
+        one = page.evaluate(CLICK, [f"[data-at='{n % 20}'] .cell", ".examples .crop"])
+        figures.append(one[0])
+        whole.append(one[1])
+        page.go_back()
+        page.locator(f"[data-at='{n % 20}'] .cell").wait_for()
+    return figures, whole
+
+
+def row(what: str, times: list[float], goal: str) -> Row:
+    """Return a row of the table: the median, and the 95th percentile in parentheses."""
+    return what, f"**{statistics.median(times):.0f} ms** ({sorted(times)[int(0.95 * len(times))]:.0f})", goal
+
+
+def table(rows: list[Row], about: str) -> str:
+    """Return the page."""
+    head = ["# How fast the explorer is", "", about, "", "| | measured | goal |", "| --- | --- | --- |"]
+    return "\n".join([*head, *(f"| {' | '.join(one)} |" for one in rows)]) + "\n"
 
 
 def main() -> None:
@@ -179,18 +235,30 @@ def main() -> None:
     parser.add_argument("--images", default="sample", help="as in `convcircuits explore`")
     parser.add_argument("--count", type=int, default=2000, help="number of photographs")
     parser.add_argument("--size", type=int, default=224, help="their side in pixels")
-    parser.add_argument("--only", choices=("index", "idle", "busy"), help="measure only this")
-    parser.add_argument("--browser", default="chromium", help="path of a Chromium or Chrome")
+    parser.add_argument("--only", choices=("index", "pages"), help="measure only this")
+    parser.add_argument("--browser", default=os.environ.get("CHROME_BIN"), help="path of a Chromium or Chrome")
+    parser.add_argument("--out", type=Path, help="the page to write; by default it is printed")
     given = parser.parse_args()
-    name = "vgg16_hed"
+    if not given.browser and given.only != "index":
+        raise SystemExit("This needs a Chromium: name it by --browser or CHROME_BIN, as make bench does.")
+    name, rows, version, load = "vgg16_hed", list[Row](), "", os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         written(given.images, given.count, given.size, folder)
-        if given.only in (None, "index"):
-            index(load_model(name), folder, given.size)
-        for what in ("idle", "busy"):
-            if given.only in (None, what):
-                pages(name, folder, given.size, given.browser, busy=what == "busy")
+        if given.only != "pages":
+            rows += index(load_model(name), folder, given.size)
+        if given.only != "index":
+            found, version = pages(name, folder, given.size, given.browser)
+            rows += found
+    about = (
+        f"Written by `benchmarks/explorer.py --count {given.count} --size {given.size}`: VGG16, {given.count:,} "
+        f"photographs of {given.size} px. Medians, with the 95th percentile in parentheses, where goals while a "
+        f"circuit is found are about the latter. Chromium {version or 'not used'} without a GPU; torch "
+        f"{torch.__version__}, {os.cpu_count()} cores with a load of {load:.1f} before it, {platform.machine()}. The "
+        "goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small ones an index costs more passes."
+    )
+    text = table(rows, textwrap.fill(about, 120))
+    print(text) if given.out is None else given.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _ELSEWHERE = {  # where it lies in the repository, from where it is on the site
     "benchmarks/RESULTS.md": "benchmarks/RESULTS.md",
     "benchmarks/CIRCUITS.md": "benchmarks/CIRCUITS.md",
     "benchmarks/DIAGRAM.md": "benchmarks/DIAGRAM.md",
+    "benchmarks/EXPLORER.md": "benchmarks/EXPLORER.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }

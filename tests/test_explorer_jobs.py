@@ -266,6 +266,51 @@ def test_a_feature_picture_is_kept_with_its_values(explored):
     assert explored.get("layers/2/units/2")["picture"] is None
 
 
+def test_a_damaged_picture_module_or_diagram_is_never_served_and_said_once(explored):
+    """One of which a byte was lost, or which was replaced by something that is none."""
+    store, circuit = explored.session.store, explored.circuit
+    asked = {
+        "picture": {"kind": "visualise", "layer": "0", "unit": 3, "steps": 4},
+        "module": {"kind": "extract", "circuit": circuit},
+        "diagram": {"kind": "diagram", "circuit": circuit},
+    }
+    for job in asked.values():
+        explored.job(**job)
+    files = {
+        "picture": (explored.session.derived("features", "0:3", ".png"), "layers/0/units/3/picture"),
+        "module": (explored.session.derived("modules", circuit, ".safetensors"), f"circuits/{circuit}/module"),
+        "diagram": (explored.session.diagram(store.circuit(circuit)), f"circuits/{circuit}/diagram"),
+    }
+    for what, (file, path) in files.items():
+        content = file.read_bytes()
+        middle = len(content) // 2
+        other = b"{}" if what == "diagram" else content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.write_bytes(other)
+        before = len(store.remarks)
+        assert f"the job {asked[what]['kind']}" in explored.refused(path)
+        explored.refused(path)
+        assert not file.exists()
+        assert len(store.remarks) == before + 1
+        assert f"{file.name} was damaged" in store.remarks[-1]
+        explored.job(**asked[what])
+        assert explored.request("GET", path).status_code == 200
+    assert explored.get("layers/0/units/3")["picture"] is not None
+    files["picture"][0].unlink()
+    files["module"][0].write_bytes(b"")
+    assert explored.get("layers/0/units/3")["picture"] is None  # a page offers to make them
+    assert explored.get(f"circuits/{circuit}")["module"] is None
+
+
+def test_a_card_has_the_verdict_of_the_controls_that_its_diagram_shows(explored):
+    assert explored.get(f"circuits/{explored.circuit}")["controls"] is None
+    circuit = explored.job(**FIND | {"refit": "filters"})["circuit"]
+    explored.job("diagram", circuit=circuit)
+    assert explored.get(f"circuits/{circuit}")["controls"] is None
+    explored.job("diagram", circuit=circuit, controls=True)
+    shown = explored.get(f"circuits/{circuit}/diagram")["variants"][0]["fidelity"]["controls"]["verdict"]
+    assert explored.get(f"circuits/{circuit}")["controls"] == shown
+
+
 def test_neighbours_are_the_units_with_correlated_maps(explored):
     assert "the job neighbours" in explored.refused("layers/2/units/1/neighbours")
     explored.job("neighbours", layer="2")
@@ -376,9 +421,9 @@ def test_circuits_of_other_weights_are_listed_apart(explored):
 @pytest.fixture(scope="module")
 def shared(explored, tmp_path_factory):
     """A bundle of a circuit that was measured and has a note, with its photographs."""
-    path = f"notes/circuits/{explored.circuit}"
-    tag = explored.request("GET", path).headers["etag"]
-    explored.request("PUT", path, json={"label": "wheels", "text": "a\nb"}, headers={"if-match": tag})
+    for path in (f"notes/circuits/{explored.circuit}", "notes/units/4/2"):
+        tag = explored.request("GET", path).headers["etag"]
+        explored.request("PUT", path, json={"label": "wheels", "text": "a\nb"}, headers={"if-match": tag})
     answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
     assert answer.headers["content-type"] == "application/zip"
     assert explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true").content == answer.content
@@ -404,7 +449,9 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     assert (card["id"], card["same_weights"]) == (explored.circuit, True)
     content = found.request("GET", f"circuits/{explored.circuit}/file").content
     assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
-    assert found.get(f"notes/circuits/{explored.circuit}")["label"] == "wheels"
+    for path in (f"notes/circuits/{explored.circuit}", "notes/units/4/2"):
+        assert found.get(path) == explored.get(path)
+    assert found.get("notes/units/4/2")["label"] == "wheels"
     assert card["report"]["sent"]
     assert not own["report"]["sent"]
     assert card["report"]["figures"]["r2"] == own["report"]["figures"]["r2"]
@@ -545,6 +592,7 @@ EDITS = {
         lambda c: (c.update({"report.json": b'{"seconds": 1e999}'}), recorded(c)),
         "is not a bundle",
     ),
+    "a note on the unit that is no note": (lambda c: told(c, unit_note={"label": 3}), "its label is 3"),
     "a note that is no note": (lambda c: told(c, note=["x"]), "other fields than label"),
 }
 

@@ -30,6 +30,9 @@ def net():
     layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 80, 3, padding=1), nn.ReLU())
     with torch.no_grad():
         layers[2].bias[0] = -100.0  # a dead unit
+        layers[0].bias[5] = 5.0  # always above 0, so a unit that reads it alone, inhibited, is highest at the border
+        layers[2].weight[:, 5], layers[2].weight[1] = 0.0, 0.0
+        layers[2].weight[1, 5], layers[2].bias[1] = -1.0, 40.0
     return layers.eval()
 """
 WIDTHS = (1440, 1280, 800, 390)
@@ -138,6 +141,7 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     page.locator("nav.layers").get_by_role("link", name="2 80").click()
     expect(page).to_have_url(re.compile("/l/2$"))
     expect(page.locator(".cell").first).to_have_text("unit 0dead")
+    expect(page.locator("[data-at='1'] .badge")).to_have_text("border")
     assert page.locator("[data-at]").count() < 80  # only what is in the window, and around it
     page.locator(".cell").first.focus()
     page.keyboard.press("End")
@@ -196,6 +200,8 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
     expect(page.locator(".side .circuits li")).to_have_count(1)
+    card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", circuit.split("/")[-1])
+    expect(page.locator(".examples .badge")).to_have_count(len(card["report"]["found_on"]))  # of the 10 crops
     page.go_forward()
     page.locator("[part=diagram] [data-node]").first.wait_for()
 
@@ -284,10 +290,19 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page.get_by_text("It was found on whole photographs", exact=False)).to_be_visible()
 
     large, small = (
-        answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6)["circuit"]
-        for density in (0.4, 0.2)
+        answered(page, kind="find", feature="2:9", criterion="gauss_newton", density=density, count=6, refit=refit)[
+            "circuit"
+        ]
+        for density, refit in ((0.4, "none"), (0.2, "filters"))
     )
+    page.goto(f"{start}c/{small}")
+    page.get_by_role("button", name="Fit controls").click()
+    expect(page.get_by_role("button", name="Fit controls")).to_have_count(0)
+    expect(page.locator("[part=diagram] [part=caption]")).not_to_contain_text("No controls were fitted")
+    card = page.evaluate(f"fetch('/api/v1/circuits/{small}').then(r => r.json())")
+    assert card["controls"] in ("found", "not found", "not decided")
     page.goto(f"{start}c/{large}")
+    expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
     page.locator("[part=sweep]").click()
     page.locator(".stop").nth(2).click()
     expect(page.locator(".stop-card")).to_contain_text("R²")
@@ -303,8 +318,12 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")
-    page.locator("[part=put_back]").click()
-    expect(page.locator(".work .progress")).to_contain_text("no logits of classes")
+    expect(page.get_by_text("answer is no logits of classes")).to_be_visible()
+    expect(page.locator("[part=put_back]")).to_have_count(0)  # it could only fail
+    page.set_viewport_size({"width": 1280, "height": 720})
+    place = page.get_by_role("region", name="the diagram").bounding_box()
+    assert place["y"] + place["height"] <= 720  # nothing of it is below the window
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
     page.locator("[part=diagram] [data-node] .frame").first.click()
     page.locator("[part=ablate]").click()
     expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
@@ -329,6 +348,24 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     fits(page)
 
 
+def test_what_a_finger_taps_is_not_covered_by_what_is_said_of_it(open_page):
+    page = open_page(has_touch=True)
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    page.set_viewport_size({"width": 390, "height": 640})
+    page.goto(f"{page.url}c/{circuit}")
+    node = page.locator("[part=diagram] [data-node]").last
+    node.locator(".frame").first.tap()
+    sheet = page.locator("[part=diagram] [part=side]")
+    expect(sheet.locator("[part=card]")).to_be_in_viewport()
+    page.wait_for_function("""() => {
+      const root = document.querySelector("[part=diagram]").shadowRoot;
+      const card = root.querySelector("[part=side]").getBoundingClientRect();
+      const node = [...root.querySelectorAll("[data-node]")].at(-1).getBoundingClientRect();
+      return node.bottom <= card.top && card.bottom <= innerHeight + 1;
+    }""")
+
+
 def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     page = open_page()
     start = page.url
@@ -343,6 +380,17 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     page.go_back()
     page.get_by_role("link", name="the layer").click()
     expect(page).to_have_url(f"{start}l/0")
+
+
+def test_a_file_that_the_command_wrote_appears_when_the_window_is_looked_at(open_page, folder):
+    page = open_page()
+    file = folder / "project" / "circuits" / "of-the-command.safetensors"
+    file.write_bytes(b"x")
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.get_by_role("link", name=file.name)).to_be_visible()
+    file.unlink()
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.get_by_role("link", name=file.name)).to_have_count(0)
 
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):

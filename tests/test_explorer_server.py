@@ -374,7 +374,7 @@ def test_whatever_is_asked_is_answered_as_the_schema_says(client):
 
     for found in schema.get_all_operations():
         operation = found.ok()
-        if operation.path.endswith(("/events", "/jobs")):
+        if operation.path.endswith("/events"):  # a stream does not end
             continue
 
         @given(case=operation.as_strategy())
@@ -392,6 +392,10 @@ def test_whatever_is_asked_is_answered_as_the_schema_says(client):
                 assert set(answer.json()) == {"error"}
 
         ask()
+    for job in client.get("/api/v1/jobs").json():  # of what was asked for, some may have been queued
+        if job["state"] in ("queued", "running"):
+            client.delete(f"/api/v1/jobs/{job['id']}")
+            ended(client, job["id"])
 
 
 # ---------------------------------------- circuits

@@ -13,6 +13,8 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.explorer import store as module
+from convcircuits.explorer.jobs import Events, Job, Jobs
+from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import Store, hash_of
 from convcircuits.storage import sealed
 
@@ -261,6 +263,17 @@ def test_superseded_files_are_evicted_and_what_people_made_is_not(store, circuit
     assert not (store.folder / "index" / "old").exists()
     assert (len(store.circuits()), len(store.notes())) == (1, 1)
     assert store.report("a" * 16)
+
+
+def test_a_job_that_is_done_leaves_no_more_than_the_cap(store, monkeypatch):
+    monkeypatch.setattr(module, "DERIVED", 250)
+    jobs = Jobs(Opening(model="x", project=store.folder), store, Events())
+    for n in range(4):
+        file = store.derived("modules", f"m{n}", "b" * 32, ".safetensors")
+        file.write_bytes(bytes(100))
+        os.utime(file, (n, n))
+        jobs._end(Job(f"{n}", "extract", {}), "done", result={})
+    assert sorted(file.name[:2] for file in (store.folder / "modules").iterdir()) == ["m2", "m3"]
 
 
 def test_the_index_in_use_stays_when_pictures_that_are_written_trim_the_rest(store, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import stat
+import types
 import webbrowser
 
 import httpx
@@ -19,6 +20,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.circuits.contrasting import contrasted
+from convcircuits.explorer import worker
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
@@ -34,6 +36,7 @@ from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
 from convcircuits.zoo.prepared import Prepared
 from convcircuits.zoo.preprocessing import Preprocess
+from diagrams import plain
 
 
 @pytest.fixture
@@ -89,6 +92,20 @@ def test_a_photograph_that_has_changed_since_is_not_shown_under_its_old_id(mater
         photograph.image  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("head", "classes"),
+    [
+        ([nn.Flatten(), nn.Linear(2 * 16 * 16, 7)], 7),
+        ([], None),
+        ([nn.Flatten(), nn.Linear(2 * 16 * 16, 1)], None),
+    ],
+)
+def test_the_page_knows_whether_the_model_answers_with_classes(head, classes, materials, tmp_path):
+    model, preprocess = pickle.loads(materials.opening.given.read_bytes())
+    materials.opening.given.write_bytes(pickle.dumps((nn.Sequential(*model, *head), preprocess)))
+    assert Materials(materials.opening)._classes() == classes
+
+
 def test_a_copy_has_the_id_of_what_it_is_a_copy_of(materials):
     assert materials.copies == ["d.png"]
     assert materials.ids["d.png"] == materials.ids["b.png"]
@@ -108,6 +125,23 @@ def test_no_option_of_a_criterion_is_one_of_the_search_itself(text):
     with pytest.raises(cc.ConvCircuitsError, match=r"not an option of a criterion|has no value"):
         criterion_options([text])
     assert criterion_options(["steps=3"]) == {"steps": 3}
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")])
+def test_a_job_for_which_memory_runs_out_fails_with_what_to_do(raised, monkeypatch):
+    def fails(*_):
+        raise raised
+
+    def more_than_there_is(*_):
+        torch.empty(10**15)
+
+    for does in (fails, more_than_there_is):
+        monkeypatch.setattr(worker.tasks, "do", does)
+        what, id, said = worker._done(
+            None, "7", "index", {}, worker.Reporter("7", None, types.SimpleNamespace(value=0))
+        )
+        assert (what, id) == ("failed", "7")
+        assert said == "Out of memory. Start the explorer with a smaller --batch-size or --size."
 
 
 class Quiet:
@@ -301,12 +335,15 @@ def explorer(tmp_path):
     found.close()
 
 
+DRAWN = json.loads(plain().to_json())  # a document, whatever it is of
+
+
 def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer):
     (one,) = explorer.store.circuits()
     figures = {"images": 3, "verdict": "weak", "verdict_sentence": "It is weak."}
     said = {"circuit": one.id, "basis": "a" * 32, "report": figures, "photographs": {}, "seconds": 1.0}
     explorer.store.write_json(explorer.store.report_file(one.id), said)
-    explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), {})
+    explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), DRAWN)
     assert (explorer.card(one)["report"], explorer.card(one)["diagram"]) == (None, False)  # no model yet
     for basis, shown in (("a" * 32, True), ("b" * 32, False)):
         explorer.jobs.about = {"basis": basis}
@@ -322,7 +359,7 @@ def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
     (one,) = explorer.store.circuits()
     explorer.jobs.about = {"basis": "a" * 32}
     file = explorer.store.diagram_file(one.id, "a" * 32, controls=False)
-    explorer.store.write_json(file, {})
+    explorer.store.write_json(file, DRAWN)
     os.utime(file, (1, 1))
     assert explorer.diagram(one) == file  # as lists of circuits ask, which look at none
     assert file.stat().st_mtime == 1
@@ -332,7 +369,7 @@ def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return (await client.get(f"/api/v1/circuits/{one.id}/diagram")).json()
 
-    assert asyncio.run(shown()) == {}
+    assert asyncio.run(shown()) == DRAWN
     assert file.stat().st_mtime > 1
 
 

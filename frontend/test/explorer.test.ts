@@ -32,8 +32,10 @@ import {
 import {
   ablationText,
   around,
+  baselines,
   bytes,
   coarse,
+  controlsText,
   done,
   featureName,
   jobName,
@@ -43,8 +45,10 @@ import {
   r2Text,
   recent,
   roughly,
+  sameHeldOut,
   seconds,
   topText,
+  usedFor,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
 import { jobOf } from "../src/explorer/work.js";
@@ -243,6 +247,41 @@ test("the table has every control, and no number for what was not measured", () 
   );
 });
 
+test("a verdict on fitted constants says what their controls say, or that there are none", () => {
+  const card = (constants: number, controls: unknown, verdict = "keeps") =>
+    ({ report: { ...REPORT, verdict, figures: { ...REPORT.figures, constants } }, controls }) as never;
+  assert.equal(controlsText(card(6, null)), "but no controls were fitted");
+  assert.equal(controlsText(card(0, null)), "");
+  assert.equal(controlsText(card(6, "found")), "");
+  assert.equal(controlsText(card(6, "not found")), "but no better than its controls");
+  assert.equal(controlsText(card(6, null, "does not keep")), "");
+});
+
+test("R\u00b2 stands beside its baselines where the verdict is about", () => {
+  assert.deepEqual(baselines(REPORT), {
+    own: 0.7,
+    text: "over all positions: random circuit \u22124.00, average map .10",
+  });
+  const figures = { ...REPORT.figures, r2_interior: 0.6, interior: "central" };
+  assert.deepEqual(baselines({ ...REPORT, figures }), {
+    own: 0.6,
+    text: "on the central positions: random circuit not measured, average map not measured",
+  });
+});
+
+test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {
+  const card = (report: unknown) => ({ report }) as never;
+  const used = usedFor([card({ ...REPORT, found_on: ["a", "b"], validated_on: ["c"], held_out: ["d"] }), card(null)]);
+  assert.deepEqual([...used].sort(), ["a", "b", "c"]);
+});
+
+test("two circuits are compared on the same photographs, in any order", () => {
+  const of = (...held_out: string[]): Report => ({ ...REPORT, held_out });
+  assert.ok(sameHeldOut(of("a", "b"), of("b", "a")));
+  assert.ok(!sameHeldOut(of("a", "b"), of("a", "c")));
+  assert.ok(!sameHeldOut(of("a"), { ...of("a"), images: 6 }));
+});
+
 const LAYERS = [{ name: "features.14", alias: "conv3_3" }] as never[];
 const JOB: Job = {
   id: ID,
@@ -262,7 +301,7 @@ const JOB: Job = {
 
 test("jobs say what they do and how far they are", () => {
   assert.equal(jobName(JOB, [], LAYERS), "Find a circuit of conv3_3 unit 12, interior (snip, density 0.1)");
-  assert.equal(progress(JOB), "scoring 9 / 24 \u00b7 1 min 15 s left in this step");
+  assert.equal(progress(JOB), "scoring 9 / 24 \u00b7 2 per second \u00b7 1 min 15 s left in this step");
   assert.equal(progress({ ...JOB, state: "failed", error: "Out of memory." }), "Out of memory.");
   assert.equal(progress({ ...JOB, state: "queued" }), "waiting");
   assert.deepEqual([done(JOB), done({ ...JOB, total: null }), done({ ...JOB, state: "done" })], [9 / 24, null, null]);

@@ -38,16 +38,16 @@ export function Side({ store }: { store: Store }) {
     : "The target and the numbers";
   const sheet = useRef<HTMLElement>(null);
   const held = store.held.value;
-  // The sheet of a narrow screen must not cover what it tells of: the page scrolls until it is above the sheet.
+  // The sheet of a narrow screen must not cover what it tells of: what is around scrolls until it is above the sheet.
   useEffect(() => {
-    if (!open || !held || store.source.host !== "page") return;
+    if (!open || !held) return;
     const frame = requestAnimationFrame(() => {
       const side = sheet.current!;
       if (getComputedStyle(side).position !== "sticky") return;
       const of = held.nodes.length ? `[data-node="${held.nodes[0]}"]` : `[data-edge="${held.edges[0]}"]`;
       const told = (side.getRootNode() as ShadowRoot).querySelector(of);
       const over = told ? told.getBoundingClientRect().bottom + CLEAR - side.getBoundingClientRect().top : 0;
-      if (over > 0) scrollBy(0, over);
+      if (over > 0) scrollerOf(side).scrollBy(0, over);
     });
     return () => cancelAnimationFrame(frame);
   }, [open, held]);
@@ -97,6 +97,17 @@ export function Side({ store }: { store: Store }) {
       </div>
     </section>
   );
+}
+
+/** The nearest element around another that scrolls down; the whole page, if none does. */
+function scrollerOf(element: Element): Element {
+  let at: Node | null = element;
+  while (at) {
+    at = at.parentNode ?? (at as Partial<ShadowRoot>).host ?? null;
+    if (!(at instanceof HTMLElement) || at === document.body || at.scrollHeight <= at.clientHeight) continue;
+    if (/auto|scroll/.test(getComputedStyle(at).overflowY)) return at;
+  }
+  return document.documentElement;
 }
 
 /** What drives the node that is drawn as the target: parts of images, and its pictures in the circuit and the full

@@ -27,6 +27,7 @@ export interface ModelCard {
   remarks: string[];
   bytes: number;
   version: string;
+  classes: number | null; // null: it answers with something else
 }
 
 export interface Layer {
@@ -384,6 +385,7 @@ export interface CircuitCard {
   density: number;
   report: Report | null; // null: not measured, nor sent
   diagram: boolean;
+  controls: "found" | "not found" | "not decided" | null; // null: none were fitted
   same_weights: boolean | null; // null: not known
   group: string; // of photographs that it was found on, if a division made it
 }
@@ -465,7 +467,8 @@ export type JobRequest =
       held_out?: number;
       seed?: number;
     }
-  | { kind: "evaluate" | "diagram" | "sweep" | "extract" | "put_back"; circuit: string }
+  | { kind: "evaluate" | "sweep" | "extract" | "put_back"; circuit: string }
+  | { kind: "diagram"; circuit: string; controls: boolean }
   | ({ kind: "ablate"; circuit: string } & Part)
   | { kind: "compare"; a: string; b: string }
   | { kind: "split"; feature: string; groups?: number }
@@ -652,7 +655,7 @@ export interface Heard {
   all(): void;
   job(job: Job): void;
   index(): void;
-  /** A job is done, so there are other circuits or figures. */
+  /** A job is done or a file was damaged, so there are other circuits or figures. */
   changed(): void;
   note(): void;
   model(): void;
@@ -671,7 +674,7 @@ export function listen(heard: Heard): () => void {
   on("changed", () => heard.changed());
   on("note", () => heard.note());
   on("model", () => heard.model());
-  on("remark", () => heard.model());
+  on("remark", () => heard.changed()); // a damaged file is one that is no longer there
   source.addEventListener("open", () => heard.model());
   source.addEventListener("error", () => heard.lost());
   return () => source.close();

@@ -7,10 +7,22 @@ import { api, type Box, type Circuit, type Report } from "./api.js";
 import { ContrastSection } from "./contrast.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
+import { FeatureSection } from "./like.js";
 import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
-import { circuitShort, featureOf, figure, heldOut, r2Rows, r2Text, seconds, sentence } from "./text.js";
+import {
+  baselines,
+  circuitShort,
+  controlsText,
+  featureOf,
+  figure,
+  heldOut,
+  r2Rows,
+  r2Text,
+  seconds,
+  sentence,
+} from "./text.js";
 import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
@@ -34,6 +46,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
     );
   const { report } = circuit;
   const name = featureOf(circuit, layers.value);
+  const but = controlsText(circuit);
   return (
     <main id="main" class="wide">
       <div class="title">
@@ -49,7 +62,8 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       <p class="lead" part="verdict">
         {report ? (
           <>
-            <b>{sentence(report.verdict_sentence)}</b> <span class="soft">{beside(report)}</span>
+            <b>{sentence(report.verdict_sentence)}</b>
+            {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{beside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
@@ -59,6 +73,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
       {(!report || report.sent) && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
       <Drawn circuit={circuit} />
+      <Controls circuit={circuit} />
       <ContrastSection circuit={circuit} place={place} />
       <div class="columns">
         <section>
@@ -72,6 +87,16 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>Label and note</h2>
           <Notes of={{ circuit: circuit.id }} what="this circuit" />
+          <p class="soft">
+            What you type on a filter in the diagram is kept in this page's address, and goes with its link. Notes that
+            stay are on each unit's page
+            {typeof circuit.unit === "number" && (
+              <>
+                , such as that of <To place={unitPlace(circuit.layer, circuit.unit)}>the target</To>
+              </>
+            )}
+            .
+          </p>
           <Others circuit={circuit} />
         </section>
         <section>
@@ -81,6 +106,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>In the whole model</h2>
           <InTheModel circuit={circuit} />
+          {typeof circuit.unit === "number" && <OwnPicture layer={circuit.layer} unit={circuit.unit} />}
         </section>
         <section>
           <h2>As a module</h2>
@@ -95,11 +121,14 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
 
 /** The diagram, which is asked for as soon as the circuit is measured. */
 function Drawn({ circuit }: { circuit: Circuit }) {
-  const { id, diagram } = circuit;
-  const request = { kind: "diagram", circuit: id } as const;
+  const { id, diagram, controls } = circuit;
+  const request = { kind: "diagram", circuit: id, controls: false } as const;
   const asked = useRef("");
-  const known = jobs.value && jobOf(jobs.value, request) !== null;
-  const text = useLoaded(`${id} ${diagram}`, 0, async (signal) => (diagram ? api.diagram(id, signal) : null));
+  const job = jobs.value && jobOf(jobs.value, request);
+  const known = jobs.value && job !== null && job?.state !== "done"; // a done one's diagram may have been evicted
+  const text = useLoaded(`${id} ${diagram} ${controls}`, 0, async (signal) =>
+    diagram ? api.diagram(id, signal) : null,
+  );
   useEffect(() => {
     if (diagram || known !== false || !canWrite.value || asked.current === id) return;
     if (!circuit.report || circuit.report.sent) return;
@@ -116,15 +145,35 @@ function Drawn({ circuit }: { circuit: Circuit }) {
   );
 }
 
+/** The feature picture of a circuit's unit. The diagram has pictures in the circuit, if it was drawn with such. */
+function OwnPicture({ layer, unit }: { layer: string; unit: number }) {
+  const state = version.index.value + version.circuits.value;
+  const found = useLoaded(`${layer}:${unit}`, state, (signal) => api.unit(layer, unit, signal));
+  return found.value && <FeatureSection unit={found.value} title="Feature picture of the unit, in the full model" />;
+}
+
+/** Fits controls to a circuit with fitted constants, without which nobody knows whether the constants alone did it. */
+function Controls({ circuit }: { circuit: Circuit }) {
+  const { id, report, controls } = circuit;
+  if (!report || !figure(report, "constants") || controls !== null) return null;
+  const request = { kind: "diagram", circuit: id, controls: true } as const;
+  const tried = jobOf(jobs.value ?? [], request)?.state === "done";
+  return (
+    <section class="controls">
+      <Work request={request} label="Fit controls" quiet />
+      <p class="soft">
+        {tried
+          ? "No controls could be fitted: the photographs that it was found on are not known to be here."
+          : "Circuits of random structure with constants fitted alike show whether its constants alone do as well. " +
+            "That takes about four times as long as fitting it."}
+      </p>
+    </section>
+  );
+}
+
 /** What a verdict was measured on, and what it is compared with. */
 function beside(report: Report): string {
-  const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
-  const others = [
-    ["random circuit", `r2_random${inside}`],
-    ["average map", `r2_average_map${inside}`],
-  ].map(([name, of]) => `${name} ${r2Text(figure(report, of!))}`);
-  const where = inside ? `${report.figures.interior === "central" ? "central positions" : "interior"}: ` : "";
-  return `On ${heldOut(report.images, report)} (${where}${others.join(", ")}).`;
+  return `On ${heldOut(report.images, report)} (${baselines(report).text}).`;
 }
 
 // ---------------------------------------- numbers
@@ -267,7 +316,7 @@ function Code({ title, text, lines }: { title: string; text: string; lines?: boo
     <>
       <div class="line">
         <h3 class="of">{title}</h3>
-        <Copied text={text} label="copy" />
+        <Copied text={() => text} label="copy" />
       </div>
       <pre class={lines ? "lines" : undefined} tabIndex={0} aria-label={title}>
         {plainLines(text)}

@@ -6,7 +6,7 @@ import { api, type CircuitCard } from "./api.js";
 import { Drawing } from "./drawing.js";
 import { circuits, jobs, layers, useLoaded } from "./live.js";
 import { circuitPlace, type Place } from "./route.js";
-import { circuitShort, featureOf, figure, heldOut, r2Text } from "./text.js";
+import { circuitShort, featureOf, figure, heldOut, r2Text, sameHeldOut } from "./text.js";
 import { Problem, To, Verdict } from "./ui.js";
 import { jobOf } from "./work.js";
 
@@ -19,7 +19,9 @@ const ROWS: Row[] = [
   ["R², interior", (circuit) => of(circuit, "r2_interior")],
   ["R², rectified", (circuit) => of(circuit, "r2_rectified")],
   ["random circuit of equal size", (circuit) => of(circuit, "r2_random")],
+  ["random circuit, interior", (circuit) => of(circuit, "r2_random_interior")],
   ["average map, no network", (circuit) => of(circuit, "r2_average_map")],
+  ["average map, interior", (circuit) => of(circuit, "r2_average_map_interior")],
   [
     "measured on",
     ({ report }) =>
@@ -47,7 +49,12 @@ export function ComparePage({ place }: { place: Extract<Place, { page: "compare"
       ) : (
         <>
           {both[0] && both[1] && <Beside of={[both[0], both[1]]} />}
-          {(!drawn || found.value !== null) && (
+          {both[0]?.report && both[1]?.report && !sameHeldOut(both[0].report, both[1].report) && (
+            <p class="problem">
+              The two are measured on different held-out photographs, so part of what differs may be the photographs.
+            </p>
+          )}
+          {(!drawn || found.value !== null || found.error) && (
             <Drawing of={`${a} ${b}`} text={found.value} request={request} circuit={null} />
           )}
           <Problem text={found.error} />

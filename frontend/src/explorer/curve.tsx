@@ -76,7 +76,11 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
         <span class="own">this recipe</span> <span class="random">random, as many in each layer</span>
         {average !== null && <span class="average">average map, {r2Text(average)}</span>}
       </p>
-      {point ? <Chosen circuit={circuit} point={point} measure={measure} /> : <p class="soft">Click a point.</p>}
+      {point ? (
+        <Chosen circuit={circuit} point={point} measure={measure} />
+      ) : (
+        <p class="soft">Click a point for its figures, and to find its circuit.</p>
+      )}
       <p class="soft">
         R² {measure === "r2_interior" ? "on the interior" : "over all positions"} of{" "}
         {heldOut(curve.images, circuit.report)} of {plural(curve.photographs, "photograph")}; the dotted line is this
@@ -100,6 +104,7 @@ function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r
         </b>
         : R² <b>{r2Text(point[measure])}</b>, random{" "}
         {r2Text(point[`${measure === "r2" ? "r2_random" : "r2_random_interior"}`])}; {plain(point.verdict)}
+        {point.constants > 0 && ", but no controls were fitted"}
       </p>
       {circuit.kept === point.kernels ? (
         <p class="soft">It is this circuit.</p>

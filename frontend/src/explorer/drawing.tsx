@@ -32,6 +32,20 @@ async function ablate(circuit: string, part: Part, say: (text: string) => void):
   }
 }
 
+/** What the diagram is without in this page, which has its title; and a stage that fits the window beside the rest. */
+const FITTED = `
+.heading h1 { display: none; }
+@container (min-width: 800px) {
+  .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 340px), 560px); }
+  .app[data-host="widget"] .side { max-height: none; height: 0; min-height: 100%; }
+}`;
+
+function fitted(root: ShadowRoot): void {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(FITTED);
+  root.adoptedStyleSheets = [...root.adoptedStyleSheets, sheet];
+}
+
 type Diagram = { mount(el: HTMLElement, source: Source): () => void };
 const DIAGRAM = "/static/diagram.js"; // the bundle that pages of their own have too
 
@@ -49,7 +63,9 @@ export function Drawing(props: { of: string; text: string | null; request: JobRe
     say("");
     (import(DIAGRAM) as Promise<{ default: Diagram }>).then(
       (bundle) => {
-        if (!gone && frame.current) unmount = bundle.default.mount(frame.current, explorerSource(text, circuit));
+        if (gone || !frame.current) return;
+        unmount = bundle.default.mount(frame.current, explorerSource(text, circuit));
+        fitted(frame.current.shadowRoot!);
       },
       (problem: Error) => say(problem.message),
     );

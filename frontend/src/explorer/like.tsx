@@ -12,11 +12,11 @@ import { Work } from "./work.js";
 const SHOWN = 5; // neighbors of each side
 const CROP = 128; // px
 
-export function FeatureSection({ unit }: { unit: Unit }) {
+export function FeatureSection({ unit, title }: { unit: Unit; title: string }) {
   const { layer, picture } = unit;
   return (
     <section>
-      <h2>Feature picture</h2>
+      <h2>{title}</h2>
       {picture && picture.value !== null ? (
         <figure class="feature">
           <Picture src={api.picture(layer, unit.unit)} alt="the picture that drives it most" />

@@ -139,9 +139,14 @@ export function live(): () => void {
       stop = null;
     } else stop ??= listen(heard);
   };
+  const look = () => {
+    if (model.value?.state === "ready") fetchCircuits(); // the command may have written some, which no event tells
+  };
   turn();
   document.addEventListener("visibilitychange", turn);
+  addEventListener("focus", look);
   return () => {
+    removeEventListener("focus", look);
     document.removeEventListener("visibilitychange", turn);
     stop?.();
   };

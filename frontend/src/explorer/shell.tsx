@@ -201,7 +201,7 @@ function Layers() {
         </select>
         {card?.weights && (
           <Copied
-            text={location.origin + formatRoute(place, card.weights.slice(0, 8)) + location.hash}
+            text={() => location.origin + formatRoute(place, card.weights.slice(0, 8)) + location.hash}
             label="copy link"
           />
         )}

@@ -230,7 +230,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 }
 .jobs li { padding: 6px 0; border-bottom: 1px solid var(--faint); max-width: 90ch; }
 
-.drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-height: 120px; }
+/* Clipped, not hidden: the panel of a narrow screen sticks to the bottom of the window. */
+.drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: clip; min-height: 120px; }
 .drawing ::part(theme) { display: none; }
 .contrast { font-size: 13px; }
 .contrast select { max-width: 32ch; }
@@ -249,6 +250,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 .undrawn { padding: 28px 24px; max-width: 60ch; display: grid; gap: 8px; }
 .work { margin-top: 6px; }
 .work + p { margin-top: 12px; }
+.drawing + .controls { margin-top: 8px; }
+.controls .work + p, .note + p { margin-top: 6px; }
 .work .progress { margin-bottom: 8px; }
 .columns {
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;

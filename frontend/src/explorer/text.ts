@@ -95,8 +95,14 @@ export function progress(job: Job): string {
   if (job.state === "queued") return "waiting";
   if (job.state !== "running") return job.error || job.state;
   const steps = job.total === null ? (job.done ? count(job.done) : "") : `${count(job.done)} / ${count(job.total)}`;
+  const rate = job.rate === null ? "" : ` \u00b7 ${pace(job.rate)} per second`;
   const left = job.left === null ? "" : ` \u00b7 ${seconds(job.left)} left in this step`;
-  return `${job.phase}${steps && ` ${steps}`}${left}`;
+  return `${job.phase}${steps && ` ${steps}`}${rate}${left}`;
+}
+
+/** A number of steps, with two digits at least. */
+function pace(rate: number): string {
+  return rate >= 10 ? count(Math.round(rate)) : String(Number(rate.toPrecision(2)));
 }
 
 /** What a job does, in words. */
@@ -157,9 +163,10 @@ export function ablationText({ images, before, after }: Ablation, report?: Repor
   const [from, to] = [before, after].map((of) => (inside ? of.r2_interior : of.r2));
   const share = ({ kept }: AblatedFigures) => (kept === null ? "not defined" : `${percent(kept)} of the model's`);
   const less = before.effective_kernels - after.effective_kernels;
+  const beside = report ? ` (the whole circuit's controls ${baselines(report).text})` : "";
   return (
     `Measured without it, on ${heldOut(images, report)}: R²${inside ? " on the interior" : ""} ` +
-    `${r2Text(to ?? null)} instead of ${r2Text(from ?? null)}; its highest value ${share(after)} instead of ` +
+    `${r2Text(to ?? null)} instead of ${r2Text(from ?? null)}${beside}; its highest value ${share(after)} instead of ` +
     `${share(before)}; ${plural(less, "kernel")} fewer on complete paths.`
   );
 }
@@ -167,6 +174,42 @@ export function ablationText({ images, before, after }: Ablation, report?: Repor
 /** A sentence of the library in the page's spelling. */
 export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
+}
+
+/** The photographs that circuits were found on, or their sizes or constants chosen on. */
+export function usedFor(circuits: readonly CircuitCard[]): Set<string> {
+  return new Set(circuits.flatMap(({ report }) => (report ? [...report.found_on, ...report.validated_on] : [])));
+}
+
+/** Whether two circuits were measured on the same photographs. */
+export function sameHeldOut(a: Report, b: Report): boolean {
+  return a.images === b.images && a.whole === b.whole && a.held_out.toSorted().join() === b.held_out.toSorted().join();
+}
+
+/** R² of a circuit where its verdict is about, and beside it those of what it is compared with: "on the interior:
+ *  random circuit −.31, average map .12". */
+export function baselines(report: Report): { own: number | null; text: string } {
+  const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
+  const others = [
+    ["random circuit", "r2_random"],
+    ["average map", "r2_average_map"],
+  ].map(([name, of]) => `${name} ${r2Text(figure(report, `${of}${inside}`))}`);
+  const where = !inside
+    ? "over all positions"
+    : report.figures.interior === "central"
+      ? "on the central positions"
+      : "on the interior";
+  return { own: figure(report, `r2${inside}`), text: `${where}: ${others.join(", ")}` };
+}
+
+/** What takes something from the verdict on a circuit: its controls. */
+export function controlsText({ report, controls }: CircuitCard): string {
+  if (report?.verdict !== "keeps" && report?.verdict !== "keeps in part") return "";
+  if (controls === null) return figure(report, "constants") ? "but no controls were fitted" : "";
+  if (controls === "found") return "";
+  return controls === "not found"
+    ? "but no better than its controls"
+    : "but not decided whether better than its controls";
 }
 
 /** How a circuit was asked for, in brackets. */

@@ -8,7 +8,7 @@ import { plain } from "../core/text.js";
 import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
 import { cancel, canWrite, layers, model } from "./live.js";
 import { circuitPlace, formatRoute, type Place } from "./route.js";
-import { around, circuitShort, coarse, done, featureOf, figure, progress, r2Text } from "./text.js";
+import { around, baselines, circuitShort, coarse, controlsText, done, featureOf, progress, r2Text } from "./text.js";
 
 /** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
 export const BORDER = 0.5;
@@ -217,15 +217,21 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
   );
 }
 
-export function Verdict({ circuit: { problem, report, same_weights } }: { circuit: CircuitCard }) {
+export function Verdict({ circuit }: { circuit: CircuitCard }) {
+  const { problem, report, same_weights } = circuit;
   if (problem) return <span class="soft">cannot be used</span>;
   if (same_weights === false) return <span class="soft">of other weights</span>;
   if (!report) return <span class="soft">not measured</span>;
   const [word, tone] = SHORT[report.verdict] ?? [report.verdict, ""];
-  const inside = figure(report, "r2_interior");
+  const { own, text } = baselines(report);
+  const but = controlsText(circuit);
   return (
-    <span title={`R² ${inside === null ? "over all positions" : "on the interior"}`}>
-      <b class={tone}>{word}</b> {r2Text(inside ?? figure(report, "r2"))}{" "}
+    <span title={`R² ${text}`}>
+      <b class={but ? "" : tone}>
+        {word}
+        {but && `, ${but},`}
+      </b>{" "}
+      {r2Text(own)}{" "}
       <span class="soft">
         on {plural(report.images, report.whole ? "photograph" : "crop")}
         {report.sent && ", measured by who sent it"}
@@ -253,8 +259,8 @@ export function Fact({ name, value }: { name: string; value: ComponentChildren }
   );
 }
 
-/** Text that can be copied. */
-export function Copied({ text, label }: { text: string; label: string }) {
+/** Text that can be copied, as it is then. */
+export function Copied({ text, label }: { text: () => string; label: string }) {
   const [said, say] = useState("");
   useEffect(() => {
     if (!said) return;
@@ -265,7 +271,7 @@ export function Copied({ text, label }: { text: string; label: string }) {
     <button
       type="button"
       onClick={() =>
-        navigator.clipboard.writeText(text).then(
+        navigator.clipboard.writeText(text()).then(
           () => say("copied"),
           () => say("the browser did not allow it"),
         )

@@ -20,6 +20,7 @@ import {
   SECTION_NAMES,
   sentence,
   shareText,
+  usedFor,
   value,
   wanted,
 } from "./text.js";
@@ -74,7 +75,7 @@ export function UnitPage({ place }: { place: UnitPlace }) {
             <Values place={{ ...place, layer: name }} unit={unit} />
             <div>
               <NeighbourSection unit={unit} />
-              <FeatureSection unit={unit} />
+              <FeatureSection unit={unit} title="Feature picture" />
             </div>
           </div>
         )}
@@ -150,6 +151,8 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
     api.examples(layer, place.unit, asked, signal),
   );
   const sections = SECTIONS.filter((each) => each !== "range" || section === "range");
+  const used = usedFor((circuits.value ?? []).filter(({ id }) => unit.circuits.includes(id)));
+  const marked = found?.examples.some(({ photo }) => used.has(photo));
   return (
     <section aria-label="photographs">
       <div class="tools">
@@ -200,7 +203,7 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
         <ul class="examples">
           {found?.examples.map((example) => (
             <li key={`${example.photo} ${example.position}`}>
-              <Crop example={example} place={place} />
+              <Crop example={example} place={place} used={used.has(example.photo)} />
             </li>
           ))}
         </ul>
@@ -212,6 +215,7 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
               !padding &&
               (unit.interior === "central" ? ", at a central position" : ", away from the border")}
             ; one position of each. The frame is what the unit sees.
+            {marked && " “found on”: a circuit of this unit was found on it, so it is no test of that circuit."}
           </p>
         )}
       </div>
@@ -219,7 +223,7 @@ function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
   );
 }
 
-function Crop({ example, place }: { example: Example; place: UnitPlace }) {
+function Crop({ example, place, used }: { example: Example; place: UnitPlace; used: boolean }) {
   const chosen = place.photo === example.photo;
   const name = plain(example.name);
   return (
@@ -235,6 +239,11 @@ function Crop({ example, place }: { example: Example; place: UnitPlace }) {
         <span class="of">{photoName(name)}</span>
         <span class="soft">{value(example.value)}</span>
       </span>
+      {used && (
+        <span class="badge" title="used to find a circuit of this unit, or to choose its size or constants">
+          found on
+        </span>
+      )}
     </button>
   );
 }
@@ -347,6 +356,9 @@ function Values({ place, unit }: { place: UnitPlace; unit: Unit }) {
           {significant(highest)}
         </text>
       </svg>
+      <p class="soft">
+        Bars count positions. A range chooses photographs by their highest value alone, whatever their other positions.
+      </p>
       <form
         class="tools"
         onSubmit={(event) => {

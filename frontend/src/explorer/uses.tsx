@@ -12,6 +12,12 @@ import { jobOf, Work } from "./work.js";
 
 /** The circuit's map in place of the unit's, in the whole model. */
 export function InTheModel({ circuit }: { circuit: Circuit }) {
+  if (model.value?.classes === null)
+    return (
+      <p class="soft">
+        This model's answer is no logits of classes, so there is no answer that the circuit's map could change.
+      </p>
+    );
   const request = { kind: "put_back", circuit: circuit.id } as const;
   const job = jobOf(jobs.value ?? [], request);
   const found = job?.state === "done" ? (job.result as unknown as PutBack) : null;
@@ -89,6 +95,10 @@ export function AsModule({ circuit }: { circuit: Circuit }) {
 /** The circuit for others: a link, or a file with all that is known of it. */
 export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
   const bundle = () => api.bundle(id, photographs);
+  const link = () => {
+    const weights = model.value?.weights.slice(0, 8) ?? null;
+    return location.origin + formatRoute(circuitPlace(id), weights) + location.hash; // the diagram as it is seen
+  };
   const [photographs, include] = useState(false);
   const [error, say] = useState("");
   const [busy, wait] = useState(false);
@@ -142,10 +152,7 @@ export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
         <button type="button" class="second-button" part="bundle" disabled={busy} onClick={() => save(bundle)}>
           Download the bundle
         </button>
-        <Copied
-          text={location.origin + formatRoute(circuitPlace(id), model.value?.weights.slice(0, 8) ?? null)}
-          label="copy link"
-        />
+        <Copied text={link} label="copy link" />
       </div>
       <Problem text={error} />
     </>

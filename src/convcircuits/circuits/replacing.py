@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -118,6 +118,22 @@ def replaced(
     return Replaced(count, classes, *changes)
 
 
+def classes_of(model: nn.Module, images: Float[Tensor, "n c h w"]) -> int | None:
+    """Return the number of classes of which a model returns logits or probabilities, None if it returns otherwise."""
+    network, answers = Network(model), list[Any]()
+    with torch.no_grad():
+        network.forward(images, lambda call: call.compute(), lambda module, output: answers.append(output))
+    answer = answers[-1]  # the whole model is left last
+    return answer.shape[1] if _is_of_classes(answer, len(images)) else None
+
+
+def _is_of_classes(answer: Any, images: int) -> TypeGuard[Tensor]:
+    """Return whether an answer has one number for each class and image."""
+    if not isinstance(answer, Tensor) or not answer.is_floating_point() or answer.dim() != 2:
+        return False
+    return answer.shape[1] >= 2 and len(answer) == images
+
+
 def _of_logits(answer: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
     """Return the logarithms of class probabilities, float64."""
     return answer.double().log_softmax(1)
@@ -163,13 +179,7 @@ def _answer(
     if maps is not None and not used:
         raise ConvCircuitsError(f"{network.name} calls forward of {feature.layer} by itself, so it cannot be replaced.")
     (answer,) = answers or [None]
-    if (
-        not isinstance(answer, Tensor)
-        or not answer.is_floating_point()
-        or answer.dim() != 2
-        or answer.shape[1] < 2
-        or len(answer) != len(images)
-    ):
+    if not _is_of_classes(answer, len(images)):
         what = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ConvCircuitsError(
             f"{network.name} returns {what} for {len(images)} images, which are no logits of classes, (N, classes), "

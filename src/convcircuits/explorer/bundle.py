@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.explorer.store import Store, is_hash, problem_of_note
+from convcircuits.explorer.store import Store, is_hash, note_key, problem_of_note
 from convcircuits.files import safe_name, write_whole
 
 BUNDLE = "convcircuits-bundle/1"
@@ -102,8 +103,11 @@ class Bundle:
             named = all(isinstance(text, str) for text in texts) and isinstance(about["controls"], bool)
             if not named or not is_hash(about["basis"]):
                 raise ValueError("it does not say what it is of")
-            if problem := problem_of_note(about["note"]):
-                raise ConvCircuitsError(f"{file} has a note that cannot be shown, because {problem}; it is not opened.")
+            for note in (about["note"], about.get("unit_note", {})):  # earlier versions sent none of the unit
+                if problem := problem_of_note(note):
+                    raise ConvCircuitsError(
+                        f"{file} has a note that cannot be shown, because {problem}; it is not opened."
+                    )
             if hashlib.sha256(contents[_CIRCUIT]).hexdigest()[:16] != about["circuit"]:
                 raise ConvCircuitsError(f"{file} is damaged: its circuit is another than it says.")
             _check_options(about["options"])
@@ -170,9 +174,15 @@ class Bundle:
         place = store.diagram_file(id, self.about["basis"], controls=self.about["controls"])
         if _DIAGRAM in self.files and not place.exists():
             write_whole(place, self.files[_DIAGRAM])
-        of = f"circuit {id}"
-        if self.about["note"] and not store.note(of):
-            store.write_note(of, self.about["note"])
+        notes = {f"circuit {id}": self.about["note"]}
+        circuit, weights = store.circuit(id), self.about.get("weights")
+        if circuit is not None and isinstance(weights, str) and re.fullmatch("[0-9a-f]{8,64}", weights):
+            feature = circuit.header["feature"]
+            of = note_key("unit", f"{feature['layer']}:{feature['unit']}", weights)
+            notes[of] = self.about.get("unit_note", {})
+        for of, note in notes.items():
+            if note and not store.note(of):
+                store.write_note(of, note)
         return id
 
 

@@ -413,6 +413,7 @@ class Jobs:
         job.state, job.result, job.error, job.ended = state, result, error, time.time()
         job.left = job.rate = None
         if state == "done" and not self._store.read_only:
+            self._store.trim_derived()
             try:
                 self._store.write_job(job.as_dict())
             except ConvCircuitsError as problem:

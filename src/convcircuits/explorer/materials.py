@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from convcircuits.circuits.replacing import classes_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import COUNT, convolutions
 from convcircuits.explorer.opening import Opening
@@ -117,7 +119,14 @@ class Materials:
             "left_out": self.left_out,
             "copies": self.copies,
             "ids": self.ids,
+            "classes": self._classes(),
         }
+
+    def _classes(self) -> int | None:
+        """Return the number of classes that the model answers with, None if it answers otherwise."""
+        loaded, network = self.loaded, Network(self.loaded.model)
+        shape = (1, loaded.channels, *(side(self.opening.size) or loaded.size))
+        return classes_of(loaded.model, torch.zeros(shape, device=network.device, dtype=network.dtype))
 
 
 def _loaded(opening: Opening) -> LoadedModel:

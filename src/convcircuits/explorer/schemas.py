@@ -50,6 +50,9 @@ class ModelCard(_Answer):
     remarks: list[str] = Field([], description="What a person must know, such as damaged files; sentences.")
     bytes: int = Field(0, description="Size of the project's folder.")
     version: str = ""
+    classes: int | None = Field(
+        None, description="Number of classes that it gives logits or probabilities of; None if it answers otherwise."
+    )
 
 
 class Layer(_Answer):
@@ -422,6 +425,11 @@ class CircuitCard(_Answer):
         None, description="None: not measured with this model and these photographs, nor sent."
     )
     diagram: bool = Field(False, description="Whether its diagram is there.")
+    controls: Literal["found", "not found", "not decided"] | None = Field(
+        None,
+        description="Whether a circuit with fitted constants is better than controls that were fitted alike, as its "
+        "diagram has it. None: none were fitted; the job `diagram` with `controls` does that.",
+    )
     same_weights: bool | None = Field(
         None, description="Whether it is of the weights of this model, as far as its layer. None: not known (yet)."
     )

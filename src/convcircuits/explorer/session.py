@@ -4,6 +4,7 @@ No text of a request becomes a path. It is looked up in tables that the folder a
 """
 
 import contextlib
+import io
 import json
 import threading
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from urllib.parse import quote
 
 import numpy as np
 from fastapi import HTTPException
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from convcircuits import seals
 from convcircuits.drawing.data import LONGEST_LABEL, Document, Note, View, check_view, view_from_dict, view_to_dict
 from convcircuits.drawing.page import page
 from convcircuits.errors import ConvCircuitsError
@@ -25,7 +28,7 @@ from convcircuits.explorer.circuit_file import CircuitFile
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.store import Store, curve_key
+from convcircuits.explorer.store import Store, curve_key, note_key
 from convcircuits.texts import names
 from convcircuits.version import __version__
 
@@ -59,6 +62,8 @@ class Session:
         self.closing = False
         self.notes = threading.Lock()
         self._weights: dict[str, str] = {}  # layer -> hash of the weights up to it
+        self._whole: dict[Path, tuple[int, int]] = {}  # derived files that were checked, and their state
+        self._controls: dict[Path, tuple[int, Any]] = {}  # diagram with controls -> when it was written, their verdict
 
     def _ready(self) -> None:
         """Start the index, or continue it, as soon as the model is loaded."""
@@ -175,6 +180,7 @@ class Session:
             "density": one.kept / max(1, header["relevant"]),
             "report": self.report(one),
             "diagram": self.diagram(one) is not None,
+            "controls": self.controls(one),
             "same_weights": self.same_weights(one),
             "group": str(origin.get("group", "")),
         }
@@ -267,13 +273,48 @@ class Session:
         return self._valid(schema, content, file)
 
     def derived(self, kind: str, name: str, suffix: str) -> Path | None:
-        """Return a derived file if it is of this model and these photographs."""
+        """Return a derived file if it is of this model and these photographs, and whole."""
         about = self.jobs.about
         file = None if about is None else self.store.derived(kind, name, about["basis"], suffix)
-        if file is None or not file.is_file():
-            return None
-        self.store.used(file)
-        return file
+        return file if file is not None and self.whole(file) else None
+
+    def whole(self, file: Path) -> bool:
+        """Return whether a picture, a module or a document is there, and what it should be; if so, it counts as used.
+
+        A damaged one is removed and reported, so that it is made again.
+        """
+        with contextlib.suppress(OSError):
+            if self._whole.get(file) != _state(file):
+                content = self.store.content(file)
+                if content is None:
+                    return False
+                try:
+                    _check(content, file.suffix)
+                except MemoryError:
+                    raise
+                except Exception as error:  # a damaged file makes its readers raise nearly anything
+                    self.store.damaged(file, error)
+                    return False
+            self.store.used(file)
+            self._whole[file] = _state(file)
+            return True
+        return False
+
+    def picture(self, unit: str) -> schemas.FeaturePicture | None:
+        """Return what is known of a unit's feature picture, if it was made and is there."""
+        found = self.record("features", unit, schemas.FeaturePicture)
+        there = found is not None and (found.value is None or self.derived("features", unit, ".png") is not None)
+        return found if there else None
+
+    def module(self, one: CircuitFile) -> schemas.Module | None:
+        """Return what a circuit's module costs, if it was extracted and is there."""
+        there = self.derived("modules", one.id, ".safetensors") is not None
+        return self.record("modules", one.id, schemas.Module) if there else None
+
+    def document(self, one: CircuitFile) -> bytes | None:
+        """Return a circuit's diagram, if it was drawn and is there."""
+        file = next((file for file in self._diagrams(one) if self.whole(file)), None)
+        return None if file is None else self.store.content(file)
 
     def trajectory(self, layer: str, unit: int) -> schemas.TrajectoryOfUnit | None:
         """Return a unit's photographs, placed layer by layer, if they were."""
@@ -355,9 +396,31 @@ class Session:
 
     def diagram(self, one: CircuitFile) -> Path | None:
         """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
+        return next((file for file in self._diagrams(one) if file.is_file()), None)
+
+    def _diagrams(self, one: CircuitFile) -> list[Path]:
+        """Return where a circuit's diagrams are or would be, first the one with controls."""
         about = self.jobs.about
-        both = [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
-        return next((file for file in both if file.is_file()), None)
+        return [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
+
+    def controls(self, one: CircuitFile) -> Any:
+        """Return what the controls in a circuit's diagram say of it; None if none were fitted."""
+        about = self.jobs.about
+        if about is None:
+            return None
+        file = self.store.diagram_file(one.id, about["basis"], controls=True)
+        try:
+            written = file.stat().st_mtime_ns
+        except OSError:
+            return None
+        if self._controls.get(file, (None, None))[0] != written:
+            said = self.store.read_json(file)
+            try:
+                verdict = said["variants"][0]["fidelity"]["controls"]["verdict"]
+            except (TypeError, KeyError, IndexError):  # none could be fitted, or it is no document
+                verdict = None
+            self._controls[file] = written, verdict if verdict in ("found", "not found", "not decided") else None
+        return self._controls[file][1]
 
     def report(self, one: CircuitFile) -> schemas.Report | None:
         """Return the report on a circuit, if this version made it with this model and these photographs.
@@ -429,6 +492,7 @@ class Session:
             },
             "controls": diagram is not None and "-controls-" in diagram.name,
             "note": self.store.note(f"circuit {one.id}"),
+            "unit_note": self._note_of_unit(one),
             "version": __version__,
             **commands,
         }
@@ -474,8 +538,7 @@ class Session:
         feature = one.header["feature"]
         name = f"{feature['layer']}:{feature['unit']}"
         with self.notes:
-            unit = self.store.note(self.noted("unit", name)) if isinstance(feature["unit"], int) else {}
-            own = self.store.note(f"circuit {one.id}")
+            unit, own = self._note_of_unit(one), self.store.note(f"circuit {one.id}")
         label = unit.get("label", "")[:LONGEST_LABEL]
         if label and all(note.node != document.target for note in document.view.notes):
             notes = (*document.view.notes, Note(document.target, label))
@@ -486,6 +549,13 @@ class Session:
             if note.get("label") or note.get("text")
         ]
         return page(document, texts)
+
+    def _note_of_unit(self, one: CircuitFile) -> dict[str, Any]:
+        """Return the note on a circuit's unit; empty if there is none, or the circuit is of no single unit."""
+        feature = one.header["feature"]
+        if not isinstance(feature["unit"], int):
+            return {}
+        return self.store.note(self.noted("unit", f"{feature['layer']}:{feature['unit']}"))
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
@@ -502,7 +572,7 @@ class Session:
             whole = known.issuperset(result.get("circuits", ()))
             return whole and any(one.id == result.get("split") for one in self._splits())
         if kind == "visualise":
-            picture = self.record("features", f"{asked['layer']}:{asked['unit']}", schemas.FeaturePicture)
+            picture = self.picture(f"{asked['layer']}:{asked['unit']}")
             return picture is not None and picture.steps == asked["steps"]
         if kind == "trajectory":
             found = self.trajectory(asked["layer"], asked["unit"])
@@ -516,13 +586,13 @@ class Session:
             return False
         if kind == "diagram":
             basis = self.about()["basis"]
-            return self.store.diagram_file(circuit.id, basis, controls=asked["controls"]).is_file()
+            return self.whole(self.store.diagram_file(circuit.id, basis, controls=asked["controls"]))
         if kind == "sweep":
             curve = self.curve(circuit)
             shares = None if curve is None else [point.density for point in curve.points]
             return shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
-            return self.derived("modules", circuit.id, ".safetensors") is not None
+            return self.module(circuit) is not None
         return kind in ("ablate", "put_back") or self._is_measured(circuit)
 
     def _is_measured(self, one: CircuitFile) -> bool:
@@ -532,13 +602,31 @@ class Session:
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""
-        return f"{kind} {of}" if kind != "unit" else f"unit {of} of weights {self.about()['weights'][:8]}"
+        return note_key(kind, of, self.about()["weights"] if kind == "unit" else "")
 
     def close(self) -> None:
         """End the worker, and release the folder."""
         self.closing = True
         self.jobs.close()
         self.store.close()
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Return when a file was written, in nanoseconds, and its size."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _check(content: bytes, suffix: str) -> None:
+    """Raise an error unless a derived file's content is what it should be."""
+    if suffix == ".png":
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()  # its checksums; it is not decoded
+    elif suffix == ".safetensors":
+        if not seals.is_sealed(content, json.loads(seals.metadata(content)[seals.KEY])):
+            raise ValueError("its checksum does not match")
+    else:
+        Document.from_json(content.decode())
 
 
 def _whole(provenance: Mapping[str, Any]) -> bool:

@@ -245,15 +245,21 @@ class Store:
 
     def read_json(self, file: Path) -> Any:
         """Return the content of a derived file, or None; a damaged one is removed."""
+        content = self.content(file)
         try:
-            return json.loads(file.read_bytes())
+            return None if content is None else json.loads(content)
+        except (ValueError, RecursionError) as error:
+            self.damaged(file, error)
+            return None
+
+    def content(self, file: Path) -> bytes | None:
+        """Return the bytes of a derived file, or None; a remark says if one that is there cannot be read now."""
+        try:
+            return file.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             self._unread(file, error)
-            return None
-        except (ValueError, RecursionError) as error:
-            self.damaged(file, error)
             return None
 
     def write_json(self, file: Path, value: Any) -> None:
@@ -429,6 +435,12 @@ class Store:
             self._key = key
             self.used(self.folder / "index" / key / "index.json")
         _evict([[file] for file in self.folder.glob("thumbs/**/*") if file.is_file()], THUMBS)
+        self.trim_derived()
+
+    def trim_derived(self) -> None:
+        """Remove what was derived and used longest ago, but for small pictures, down to ``DERIVED`` bytes."""
+        if self.read_only:
+            return
         groups: dict[Path, list[Path]] = {}
         for folder in _EVICTED:
             for file in self.folder.glob(f"{folder}/*"):
@@ -475,6 +487,11 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         total -= size
+
+
+def note_key(kind: str, of: str, weights: str) -> str:
+    """Return the key of a note: a unit's belongs to the weights of its model, of which this is the hash."""
+    return f"{kind} {of}" if kind != "unit" else f"unit {of} of weights {weights[:8]}"
 
 
 def problem_of_note(note: Any) -> str:

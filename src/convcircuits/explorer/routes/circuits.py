@@ -1,7 +1,6 @@
 """Routes of circuits: their figures, diagrams and files."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -34,7 +33,7 @@ def add(app: FastAPI, session: Session) -> None:
         """A circuit, its figures and how it was found."""
         one = session.circuit(circuit)
         origin = dict(one.header.get("provenance", {}))
-        curve, module = None if one.problem else session.curve(one), session.record("modules", one.id, schemas.Module)
+        curve, module = (None, None) if one.problem else (session.curve(one), session.module(one))
         return schemas.Circuit(
             **session.card(one),
             provenance=origin,
@@ -51,13 +50,10 @@ def add(app: FastAPI, session: Session) -> None:
     def diagram(circuit: IdInPath) -> Response:
         """The document of its diagram, which the job ``diagram`` makes."""
         one = session.circuit(circuit)
-        file = session.diagram(one)
-        if file is not None:
-            session.store.used(file)
-        document = None if file is None else session.store.read_json(file)
+        document = session.document(one)
         if document is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
-        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
+        return Response(document, media_type="application/json")
 
     @get("/api/v1/circuits/{circuit}/contrast", responses=PROBLEMS)
     def contrast(circuit: IdInPath, a: IdInQuery, b: IdInQuery) -> schemas.Contrast:
@@ -144,10 +140,10 @@ def add(app: FastAPI, session: Session) -> None:
         """The diagram of two circuits, which the job ``compare`` draws."""
         first, second = session.circuit(a), session.circuit(b)
         found = session.derived("comparisons", f"{first.id}-{second.id}", ".json")
-        document = None if found is None else session.store.read_json(found)
+        document = None if found is None else session.store.content(found)
         if document is None:
             raise HTTPException(404, "These circuits have not been compared yet; the job compare does that.")
-        return Response(json.dumps(document, allow_nan=False), media_type="application/json")
+        return Response(document, media_type="application/json")
 
 
 def _found_again(origin: Mapping[str, Any], file: str) -> dict[str, Any]:

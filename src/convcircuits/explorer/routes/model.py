@@ -42,7 +42,7 @@ def add(app: FastAPI, session: Session) -> None:
             **common,
             **{
                 name: about[name]
-                for name in ("name", "weights", "images", "size", "normalization", "copies", "left_out")
+                for name in ("name", "weights", "images", "size", "normalization", "copies", "left_out", "classes")
             },
             photographs=len(about["photographs"]),
             bytes=session.store.size(),

@@ -63,7 +63,7 @@ def add(app: FastAPI, session: Session) -> None:
         found, _ = session.indexed(one)
         circuits, others = session.circuits_of(one["name"], unit)
         name = f"{one['name']}:{unit}"
-        picture = session.record("features", name, schemas.FeaturePicture)
+        picture = session.picture(name)
         return schemas.Unit(
             layer=one["name"],
             alias=one["alias"],
