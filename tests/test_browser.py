@@ -549,6 +549,50 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         page.locator("[part=handle]").tap()
 
 
+def test_the_diagram_zooms_and_pans(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 1280, "height": 720})
+    stage = page.locator(".stage")
+    node = page.locator("[data-node].lit .frame").nth(1)
+    before = box_of(node)
+    x, y = (before[0] + before[2]) / 2, (before[1] + before[3]) / 2
+    page.mouse.move(x, y)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -200)
+    page.keyboard.up("Control")
+    page.wait_for_timeout(100)
+    larger = box_of(node)
+    assert larger[2] - larger[0] == pytest.approx(1.25**2 * (before[2] - before[0]), rel=0.01)
+    assert larger[0] - 3 <= x <= larger[2] + 3  # what is under the pointer stays under it
+    assert larger[1] - 3 <= y <= larger[3] + 3
+
+    # An edge is found where it is now drawn.
+    edge = page.locator("[data-lit-edge]").first
+    page.mouse.move(*edge.evaluate(POINT_ON))
+    expect(page.locator("[data-card=edge]")).to_be_visible()
+
+    # A drag on empty ground scrolls, and is no click.
+    page.locator("[data-node].lit .frame").first.click()
+    expect(page.locator("[part=clear]")).to_be_visible()
+    left, top, *_ = box_of(stage)
+    places = "({ scrollLeft, scrollTop }) => [scrollLeft, scrollTop]"
+    stage.evaluate("stage => stage.scrollTo(0, 0)")
+    page.mouse.move(left + 6, top + 6)
+    page.mouse.down()
+    page.mouse.move(left - 34, top - 44, steps=4)
+    page.mouse.up()
+    assert stage.evaluate(places) == [40, 50]
+    expect(page.locator("[part=clear]")).to_be_visible()
+    page.mouse.click(left + 6, top + 6)
+    expect(page.locator("[part=clear]")).to_have_count(0)
+
+    page.locator("[data-zoom=fit]").click()
+    page.wait_for_timeout(100)
+    assert box_of(node) == pytest.approx(before, abs=1)
+    page.locator("[data-zoom=out]").click()
+    page.wait_for_timeout(100)
+    assert box_of(node)[2] - box_of(node)[0] == pytest.approx((before[2] - before[0]) / 1.25, rel=0.01)
+
+
 def test_what_is_not_lit_is_dimmed_as_in_figures(show):
     page = show(DOCUMENTS["wide"]())
     for part in (".drawing > .edges", ".node:not(.lit) .frame", ".node:not(.lit) text", ".picture:not(.lit) image"):

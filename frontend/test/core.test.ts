@@ -6,7 +6,7 @@ import { fileName } from "../src/app/exports.js";
 import { formatHash, parseHash } from "../src/app/hash.js";
 import { blockOf, blocksOf } from "../src/core/blocks.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
-import { figures } from "../src/core/figure.js";
+import { figures, PRESETS } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
@@ -16,14 +16,14 @@ import { lightAll, overview } from "../src/core/overview.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
-import { carried, countOf, insideText, light, type Parts, partsOf, select } from "../src/core/select.js";
+import { carried, countOf, fits, insideText, light, type Parts, partsOf, select } from "../src/core/select.js";
 import { SIMILAR, suggestions } from "../src/core/similar.js";
 import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
 import { figureCaption, headline, r2Table } from "../src/core/verdict.js";
-import { defaultView, imagesOf, ownView, readViewFile, viewFile, viewOf } from "../src/core/view.js";
+import { defaultView, imagesOf, onPaper, ownView, readViewFile, viewFile, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
 
@@ -877,6 +877,22 @@ test("in a window, a wide network is scrolled rather than drawn with small pictu
     for (const { size, main, target } of scene.nodes) if (main && !target) assert.ok(size >= 48, `${size} px`);
     assert.equal(draw(graph, view(), canvas).width, 960); // a figure cannot be scrolled
   }
+});
+
+test("a circuit that is drawn whole is drawn whole in every figure", () => {
+  const small = PRESETS["88mm"].budget;
+  let cut = 0;
+  for (let seed = 0; seed < 20; seed++) {
+    const graph = decode(randomDocument(seed, { columns: 4, width: 9, readers: 4 }));
+    if (!fits(graph, flowOf(graph, view()), view())) continue;
+    const edges = (at: View) => draw(graph, at, CANVASES[3]!).selection.edges;
+    for (const { budget } of Object.values(PRESETS))
+      assert.deepEqual(edges(onPaper(graph, view(), budget)), edges(view()));
+    cut += Number(edges(view(small)).length < edges(view()).length);
+  }
+  assert.ok(cut);
+  const wide = decode(randomDocument(2, { columns: 4, width: 30, readers: 5 }));
+  assert.equal(onPaper(wide, view(), small).nodesPerColumn, 6);
 });
 
 test("the verdict in one sentence and the table say no more than what was measured", () => {

@@ -13,6 +13,7 @@ import { type Store, titleOf } from "./store.js";
 import { Table } from "./table.js";
 import { FlowText, PageMenus, State, Toolbar } from "./toolbar.js";
 import { Pop } from "./ui.js";
+import { ZoomButtons } from "./zoom.js";
 
 const ON_IMAGE = "color and width = effect on this image";
 const BY_TWO: Record<string, string> = {
@@ -30,7 +31,8 @@ export function App({ store }: { store: Store }) {
   const { mode } = store.view.value;
   const theme = store.theme.value;
   const scene = store.scene.value;
-  const scrolls = scene.width > store.width.value || bodyOf(scene).height > store.height.value;
+  const zoom = store.zoom.value;
+  const scrolls = zoom * scene.width > store.width.value || zoom * bodyOf(scene).height > store.height.value;
 
   useLayoutEffect(() => {
     const fit = () => {
@@ -98,6 +100,7 @@ export function App({ store }: { store: Store }) {
               {mode === "diagram" ? <Diagram store={store} /> : <AllKernels store={store} />}
             </div>
           )}
+          {mode === "diagram" && <ZoomButtons store={store} />}
         </div>
         <ul class="legend" aria-label="legend">
           {scene.legend.map((item) =>

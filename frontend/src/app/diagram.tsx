@@ -17,6 +17,7 @@ import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Kernel, pure, Tile } from "./ui.js";
+import { Pan, wheel } from "./zoom.js";
 
 const REACH = 7; // px from an edge at which the pointer is on it
 const MARGIN = 14; // px around what is drawn
@@ -206,6 +207,7 @@ export function strongest(store: Store, nodes: number[], direction: "incoming" |
 
 export function Diagram({ store }: { store: Store }) {
   const svg = useRef<SVGSVGElement>(null);
+  const pan = useRef(new Pan()).current;
   const { graph } = store;
   // Depends on the layout only, and stays the same while nodes are lit.
   const names = useComputed(() => {
@@ -245,6 +247,7 @@ export function Diagram({ store }: { store: Store }) {
   const { isolate } = store.view.value;
   const image = store.image.value;
   const body = bodyOf(scene);
+  const zoom = store.zoom.value;
   const lit = scene.lit;
   const selection = store.selection.value;
   const current = scene.nodes.some(({ nodes }) => nodes.includes(store.current.value))
@@ -272,7 +275,7 @@ export function Diagram({ store }: { store: Store }) {
   /** The edges under the pointer: those of the scene's edge, or the kernel of its heat map. */
   const edgesAt = (event: MouseEvent): number[] => {
     const frame = svg.current!.getBoundingClientRect();
-    const [x, y] = [event.clientX - frame.left, event.clientY - frame.top + body.top];
+    const [x, y] = [(event.clientX - frame.left) / zoom, (event.clientY - frame.top) / zoom + body.top];
     const glyph = scene.glyphs.find(
       (each) =>
         Math.abs(each.x - x) <= each.width / 2 &&
@@ -280,13 +283,19 @@ export function Diagram({ store }: { store: Store }) {
         (!lit || lit.edges[each.edge]),
     );
     if (glyph) return [glyph.kernel];
-    const among = (passes: (edge: number) => boolean) => nearest(scene.edges, x, y, REACH, passes);
+    const among = (passes: (edge: number) => boolean) => nearest(scene.edges, x, y, REACH / zoom, passes);
     const onLit = among((edge) => !lit || lit.edges[edge] === 1);
     // What is not on the main paths is dimmed, but can still be looked at.
     const found = onLit < 0 && isolate === null ? among(() => true) : onLit;
     return found < 0 ? [] : scene.edges[found]!.edges;
   };
+  const press = (event: PointerEvent) => {
+    // Fingers scroll anyway.
+    if (event.button === 0 && event.pointerType === "mouse" && !sceneNode(event.target) && !edgesAt(event).length)
+      pan.start(event.currentTarget as Element, event);
+  };
   const move = (event: PointerEvent) => {
+    if (pan.move(event.currentTarget as Element, event)) return;
     const held = (event.target as Element).closest?.("[data-node]");
     if (held) {
       if (store.hover.value?.nodes[0] !== Number(held.getAttribute("data-node"))) show(held);
@@ -298,6 +307,10 @@ export function Diagram({ store }: { store: Store }) {
     else if (before?.edges.join() !== edges.join()) store.hover.value = { nodes: [], edges };
   };
   const click = (event: MouseEvent) => {
+    if (pan.dragged) {
+      pan.dragged = false;
+      return;
+    }
     const node = sceneNode(event.target);
     const edges = node ? [] : edgesAt(event);
     if (edges.length) hold(store, { nodes: [], edges });
@@ -332,7 +345,11 @@ export function Diagram({ store }: { store: Store }) {
     // The listeners are on a div, because an SVG element with a focus listener takes the focus itself.
     <div
       class={lit ? "drawing isolated" : "drawing"}
+      onPointerDown={press}
       onPointerMove={move}
+      onPointerUp={() => pan.stop()}
+      onPointerCancel={() => pan.stop()}
+      onWheel={(event) => wheel(store, event.currentTarget.parentElement!, event)}
       onPointerLeave={() => {
         store.hover.value = null;
       }}
@@ -350,8 +367,8 @@ export function Diagram({ store }: { store: Store }) {
         class="edges"
         role="group"
         aria-label="kernels"
-        width={scene.width}
-        height={body.height}
+        width={scene.width * zoom}
+        height={body.height * zoom}
         viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
       >
         {scene.edges.map((edge, i) => (
@@ -363,8 +380,8 @@ export function Diagram({ store }: { store: Store }) {
         part="diagram"
         role="group"
         aria-label={LABEL}
-        width={scene.width}
-        height={body.height}
+        width={scene.width * zoom}
+        height={body.height * zoom}
         viewBox={`0 ${body.top} ${scene.width} ${body.height}`}
         data-isolated={isolate ?? undefined}
       >

@@ -13,7 +13,7 @@ async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<stri
   const { graph } = store;
   const { medium, size, budget, width } = PRESETS[preset];
   const screen = preset === "screen";
-  const scene = draw(graph, onPaper(store.view.value, budget), {
+  const scene = draw(graph, onPaper(graph, store.view.value, budget), {
     width: screen ? store.plan.value.width : width,
     medium,
   });

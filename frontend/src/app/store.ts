@@ -28,6 +28,8 @@ export interface Store {
   /** The stage's width and height. */
   width: Signal<number>;
   height: Signal<number>;
+  /** How large the diagram is shown. */
+  zoom: Signal<number>;
   /** The layout, and the same with the isolated part lit. */
   plan: ReadonlySignal<Scene>;
   scene: ReadonlySignal<Scene>;
@@ -100,6 +102,7 @@ export function createStore(source: Source): Store {
     selection,
     width,
     height,
+    zoom: signal(1),
     plan,
     scene,
     image: computed(() => {

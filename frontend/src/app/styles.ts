@@ -188,6 +188,7 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 
 .stage { position: relative; height: 100%; overflow: auto; outline-offset: -2px; }
 .drawing { display: grid; justify-content: safe center; align-content: safe center; min-height: 100%; }
+.drawing:active { user-select: none; }
 .drawing > svg { grid-area: 1 / 1; position: relative; }
 .drawing > .edges { will-change: opacity; }
 .stage > canvas { display: block; margin: 0 auto; }

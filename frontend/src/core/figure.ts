@@ -22,7 +22,7 @@ export function figures(documentJson: string) {
   const scenes = new Map<Preset, Scene>();
   const sceneOf = (preset: Preset): Scene => {
     const { width, medium, budget } = PRESETS[preset];
-    if (!scenes.has(preset)) scenes.set(preset, draw(graph, onPaper(ownView(graph), budget), { width, medium }));
+    if (!scenes.has(preset)) scenes.set(preset, draw(graph, onPaper(graph, ownView(graph), budget), { width, medium }));
     return scenes.get(preset)!;
   };
   return {

@@ -169,7 +169,7 @@ export function countOf(graph: Graph, edges: Iterable<number>): { kernels: numbe
 }
 
 /** Whether no layer has more filters, and no filter more kernels, than the view's budget. */
-function fits(graph: Graph, flow: Flow, view: View): boolean {
+export function fits(graph: Graph, flow: Flow, view: View): boolean {
   const filters = new Map<number, Map<number, Set<number>>>(); // by layer: the channels that each filter reads
   for (let edge = 0; edge < graph.edgeCount; edge++) {
     if (!flow.alive[edge] || graph.edgeLayer[edge]! < 0) continue;

@@ -2,6 +2,8 @@
  *  refuses it (`check_view` in data.py), so that a view that is valid there is the same view here. */
 
 import { DocumentError, type Graph } from "./decode.js";
+import { flowOf } from "./flow.js";
+import { fits } from "./select.js";
 import { plain } from "./text.js";
 import {
   DEFAULT_VIEW,
@@ -144,11 +146,14 @@ export function ownView(graph: Graph): View {
   return viewOf(graph, defaultView(graph), graph.document.view ?? {});
 }
 
-/** The view with a width's budget instead of the default one. A budget that the reader chose stays. */
+/** The view with a width's budget instead of the default one. A budget that the reader chose stays, and what is drawn
+ *  whole is drawn whole at any width. */
 export function onPaper(
+  graph: Graph,
   view: View,
   budget: { readonly nodesPerColumn?: number; readonly kernelsPerNode?: number },
 ): View {
+  if (fits(graph, flowOf(graph, view), view)) return view;
   const { nodesPerColumn, kernelsPerNode } = DEFAULT_VIEW;
   return {
     ...view,
