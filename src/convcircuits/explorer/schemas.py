@@ -447,7 +447,7 @@ class Circuit(CircuitCard):
 
 
 class AtlasCard(_Answer):
-    """An atlas: circuits of all units of a layer. The page `/a/ID` shows it."""
+    """An atlas: circuits of all units of a layer. The page ``/a/ID`` shows it."""
 
     id: Id
     name: str = Field(description="Name of its folder.")
@@ -691,7 +691,7 @@ class SplitJob(_Asked):
 class TrajectoryJob(_Asked):
     """Place the photographs of a unit layer by layer, by how its kernels compute it on them.
 
-    Its result is the unit. The page `/t/LAYER/UNIT` shows it.
+    Its result is the unit. The page ``/t/LAYER/UNIT`` shows it.
     """
 
     kind: Literal["trajectory"]
