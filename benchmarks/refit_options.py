@@ -117,8 +117,8 @@ def page(record: dict[str, Any]) -> str:
         "# Options of refits and training\n\n"
         f"How much the options of `refit` and of `learned` matter: on {MODEL} at {SIDE} px, found and fitted on\n"
         f"{TRAIN} photographs, R² measured on {TEST} photographs of other subjects. The units are among those\n"
-        "on which the methods were developed, and are in no other benchmark. They are few, so differences of a few hundredths\n"
-        "say little. Written by `benchmarks/refit_options.py`.\n"
+        "on which the methods were developed, and are in no other benchmark. They are few, so differences\n"
+        "of a few hundredths say little. Written by `benchmarks/refit_options.py`.\n"
     ]
     for layer, unit in REFITS.items():
         rows = [
