@@ -309,6 +309,19 @@ def test_of_an_iterative_criterion_the_slider_has_the_sizes_at_which_it_was_run(
     expect(kept).to_contain_text(f"{document.variants[0].kept} ")
 
 
+def test_larger_circuits_of_the_descent_are_on_the_slider_after_the_drawn_one(show):
+    document = with_level(plain(widths=(4, 5, 1), variants=3, measured=True))
+    small, large, *others = document.variants
+    document = dataclasses.replace(document, variants=(small, dataclasses.replace(large, kept=small.kept + 9), *others))
+    page = show(document)
+    slider, kept = page.locator("[part=density]"), page.locator("[part=kept]")
+    slider.focus()
+    page.keyboard.press("End")
+    expect(kept).to_contain_text(f"{small.kept + 9} ")
+    page.keyboard.press("Home")
+    expect(kept).to_contain_text(f"{small.kept} ")
+
+
 def test_maps_of_the_circuit_are_shown_with_no_other(show):
     document = plain(images=2, variants=2, measured=True)
     page = show(document, "#image=1")

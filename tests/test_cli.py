@@ -1123,6 +1123,14 @@ def drawable(folder, good):
     return cc.load("a.safetensors")
 
 
+def test_the_slider_of_a_diagram_offers_the_circuits_of_a_folder_or_a_checkpoint(folder, good):
+    good(f"{FIND} --option start=0.9 --kernels 12 --path path --checkpoint c.safetensors")
+    for place in ("path", "c.safetensors"):
+        good(f"diagram a.safetensors --model tiny_net:net --no-controls --path {place}")
+        kept = [variant.kept for variant in cc.Diagram.load("a.html").document.variants if variant.role == "level"]
+        assert kept == [len(one) for one in cc.load("c.safetensors")[:-1] if len(one) <= 8 * 12]
+
+
 def test_diagram_writes_a_page_beside_the_circuit_and_says_what_it_says(drawable, good):
     text = good("diagram a.safetensors --model tiny_net:net")
     drawn = cc.Diagram.load("a.html")
@@ -1898,6 +1906,8 @@ BAD = {
     "diagram: missing folder": ("diagram hand.safetensors --out nowhere/a.svg", "nowhere"),
     "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "Only .svg, .pdf and .png have a width"),
     "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
+    "diagram: no path": ("diagram a.safetensors --path scores.safetensors", "holds no circuits of a descent; give the"),
+    "diagram: an empty folder": ("diagram a.safetensors --path pictures", "--path pictures holds no circuits"),
     "diagram: scores": ("diagram scores.safetensors", "holds scores"),
     "diagram: module": ("diagram module.safetensors", "holds a module"),
     "diagram: against a module": ("diagram hand.safetensors --against module.safetensors", "holds a module"),

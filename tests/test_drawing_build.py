@@ -16,13 +16,14 @@ import convcircuits as cc
 from cases import calibration
 from convcircuits.circuits import margin
 from convcircuits.circuits.controls import random_like
-from convcircuits.drawing import build, figure
+from convcircuits.drawing import build, figure, sheet
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
 from convcircuits.values.controls import RIVALS
+from convcircuits.values.tables import LayerTable
 from convcircuits.version import __version__
 from nets import NETS, seeded
 
@@ -454,6 +455,73 @@ def test_a_drawable_circuit_is_drawn_whole_with_its_constants(model):
     text = figure.svg(document)
     assert "more connections, hidden" not in text
     assert not re.search(r"\+\d+ more", text)
+
+
+@pytest.mark.parametrize("granularity", ["kernel", "filter"])
+def test_widths_are_effects_in_the_refitted_circuit(model, granularity):
+    given = images(12)
+    plain = found(model, granularity)
+    circuit = cc.refit(model, plain, given)
+    about = {"criterion": "gauss_newton", "centered": True, "draws": 2, "granularity": granularity}
+    scores = cc.score(model, FEATURE, given, circuit=circuit, **about)
+    expected = dataclasses.replace(
+        plain, saliency=LayerTable({a: s.nan_to_num(0).to(plain.saliency[a].dtype) for a, s in scores.elements.items()})
+    )
+    document = cc.diagram(model, circuit, images=images(3, seed=8), fit=given).document
+    wanted = cc.diagram(model, expected).document
+    for made, other in zip(document.variants[:1], wanted.variants[:1], strict=True):
+        np.testing.assert_allclose(made.saliency, other.saliency, rtol=1e-5)
+        np.testing.assert_array_equal(made.rank, other.rank)
+    recorded = cc.diagram(model, circuit).document
+    assert not np.allclose(document.variants[0].saliency, recorded.variants[0].saliency, equal_nan=True)
+    assert any("measured before the gains" in note for note in recorded.meta.notes)
+    assert circuit.saliency == plain.saliency
+
+
+def test_effects_that_cannot_be_measured_are_said(model, monkeypatch):
+    circuit = cc.refit(model, found(model), images(12))
+
+    def refuse(*_):
+        raise cc.ConvCircuitsError("No gradient reaches conv1.")
+
+    monkeypatch.setattr(sheet, "with_effects", refuse)
+    document = cc.diagram(model, circuit, images=images(12)).document
+    notes = " ".join(document.meta.notes)
+    assert "The effects of kernels in the fitted circuit could not be measured: No gradient reaches conv1." in notes
+    assert "Saliency, which sets the width of edges, was measured before" in notes
+
+
+def test_the_slider_offers_the_circuits_of_the_descent(model):
+    given, held_out = images(12), images(6, seed=1)
+    path = cc.find_path(model, FEATURE, given, filters=4, fan_in=3, start=0.9)
+    drawn = cc.diagram(model, path[-1], images=given, held_out=held_out, path=path, controls=False)
+    document = drawn.document
+    levels = [(n, variant) for n, variant in enumerate(document.variants) if variant.role == "level"]
+    offered = [one for one in path[:-1] if len(one) <= 8 * len(path[-1])]
+    assert 1 < len(offered) < len(path)
+    assert [variant.kept for _, variant in levels] == [len(one) for one in offered]
+    for (_, variant), one in zip(levels, offered, strict=True):
+        assert variant.name == f"the circuit of the same descent with {len(one):,} kernels"
+        assert variant.calibration.constants == one.constants
+        assert variant.fidelity.r2 == pytest.approx(cc.evaluate(model, one, held_out).r2, rel=1e-9)
+    assert f"{len(path[-1])} kernels" in drawn.caption
+    alone = cc.diagram(model, path[-1], images=given, held_out=held_out, controls=False)
+    assert drawn.caption == alone.caption
+    below = cc.diagram(model, path[-3], path=path).document  # smaller ones, too
+    assert min(variant.kept for variant in below.variants if variant.role == "level") == len(path[-1])
+
+
+def test_a_path_of_another_descent_is_refused(model):
+    given = images(12)
+    path = cc.find_path(model, FEATURE, given, kernels=40, start=0.9)
+    for wrong, said in (
+        ([found(model, density=0.3, seed=3)], "Neither of .* lies inside the other"),
+        ([found(model, "filter")], "is not of the descent"),
+        (path[0], "path must be the circuits of a descent.*; got Circuit"),
+        ([3], "path must be the circuits"),
+    ):
+        with pytest.raises(cc.ConvCircuitsError, match=said):
+            cc.diagram(model, path[-1], path=wrong)
 
 
 def fitted_and_controls(model, **asked):

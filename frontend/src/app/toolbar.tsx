@@ -435,10 +435,11 @@ function Density({ store }: { store: Store }) {
   const { variant, kernels } = store.view.value;
   const { kept: most, relevant, role, nested } = variants[variant]!;
   if (most < 2) return null;
-  const levels = variants
-    .flatMap((each, i) => (each.role === "level" ? i : []))
-    .sort((a, b) => variants[a]!.kept - variants[b]!.kept);
-  const anew = levels.length > 0 && (role === "level" || variant === 0) ? [...levels, 0] : null;
+  const levels = variants.flatMap((each, i) => (each.role === "level" ? i : []));
+  const anew =
+    levels.length > 0 && (role === "level" || variant === 0)
+      ? [0, ...levels].sort((a, b) => variants[a]!.kept - variants[b]!.kept)
+      : null;
   const kept = Math.min(kernels ?? most, most);
   const density = (100 * kept) / relevant;
   const slide = (to: number) => {

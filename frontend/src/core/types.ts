@@ -169,7 +169,7 @@ export interface Fidelity {
 /** A circuit over the document's nodes and edges. */
 export interface Variant {
   name: string;
-  role: "circuit" | "against" | "control" | "level"; // level: found anew with fewer kernels
+  role: "circuit" | "against" | "control" | "level"; // level: of its descent, or found anew
   saliency: Buffer; // float32 (E); NaN for connections and for kernels that are not in it
   rank: Buffer; // int32 (E); place by saliency, 0 the highest; -1: not in it; 0 for connections
   kernels: number; // those that have a rank, inner ones and those of the image included

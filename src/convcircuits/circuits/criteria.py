@@ -321,7 +321,7 @@ def learned(
     rate: float = 0.02,
     batch: int = 8,
     rectified: float = 0.5,
-    tolerance: float = 0.1,
+    tolerance: float = 0.03,
 ) -> Iterator[Level]:
     """Descend as ``progressive`` does, and train the constants by gradient steps after every refit.
 

@@ -18,7 +18,7 @@ MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 START = ("start=0.1",)  # in so large a network as good as the default, and faster
-LEARNED = START  # options of the circuit that can be drawn whole
+LEARNED = (*START, "tolerance=0.1")  # of the circuit that can be drawn whole; larger ones are not worth the minutes
 
 
 def demo(

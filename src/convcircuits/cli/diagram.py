@@ -24,6 +24,15 @@ def diagram(
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the web browser.")] = False,
     against: Annotated[Path | None, typer.Option(help="Circuit of the same feature to compare with.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="Other circuits of its descent, for the slider: the folder of find --path, or the file of find "
+            "--checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
     controls: Annotated[
         bool,
         typer.Option(
@@ -56,10 +65,11 @@ def diagram(
     from convcircuits.cli.preparing import loaded_circuit, say_photographs, set_up_again
     from convcircuits.drawing.host import check_file
 
-    path = file.with_suffix(".html") if out is None else out
-    check_file(path, width)
-    if open_ and path.suffix != ".html":
-        raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out must end in .html; got {path}.")
+    page = file.with_suffix(".html") if out is None else out
+    check_file(page, width)
+    if open_ and page.suffix != ".html":
+        raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out must end in .html; got {page}.")
+    steps = () if path is None else _path(path)
     other = None if against is None else loaded_circuit(against)
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)
@@ -72,6 +82,7 @@ def diagram(
             photographs=setup.held_out.photographs,
             fit=setup.fit,
             against=other,
+            path=steps,
             controls=controls,
             title=title,
             pictures=pictures,
@@ -80,12 +91,29 @@ def diagram(
             seed=seed,
             progress=told,
         )
-    with progress(f"writing {path}"):
-        drawn.save(path, width=width)
+    with progress(f"writing {page}"):
+        drawn.save(page, width=width)
     say_photographs(setup)
     say(drawn.caption)
     for note in drawn.document.meta.notes:
         say(f"note: {note}")
-    say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    say(f"wrote {page} ({page.stat().st_size:,} bytes)")
     if open_:
-        typer.launch(path.absolute().as_uri())
+        typer.launch(page.absolute().as_uri())
+
+
+def _path(place: Path) -> tuple["cc.Circuit", ...]:
+    """Load the circuits of a descent from the folder or the file that they were written to."""
+    from convcircuits.cli.preparing import loaded_circuit
+
+    if place.is_dir():
+        found = tuple(loaded_circuit(file) for file in sorted(place.glob("*.safetensors")))
+    else:
+        loaded = cc.load(place)
+        found = loaded if isinstance(loaded, tuple) else ()
+    if not found:
+        raise cc.ConvCircuitsError(
+            f"--path {place} holds no circuits of a descent; give the folder of find --path, or the file of find "
+            "--checkpoint."
+        )
+    return found

@@ -46,11 +46,15 @@ from convcircuits.zoo.images import Crops
 MOST_IMAGES = 1000
 """Maximum number of images that patches are taken from."""
 
+WIDEST = 8
+"""Circuits of a path are offered if they keep at most this many times as many kernels as the one that is drawn."""
+
 ROLES = {
     "circuit": "the circuit",
     "against": "the other circuit",
     "control": "a random circuit of equal size",
     "level": "the circuit found anew with {:,} {}s",
+    "step": "the circuit of the same descent with {:,} {}s",
 }
 """Names of a diagram's circuits, to be formatted with the number and kind of elements that they keep."""
 
@@ -64,6 +68,7 @@ def diagram(
     held_out: Images | None = None,
     fit: Images | None = None,
     against: Circuit | None = None,
+    path: Sequence[Circuit] = (),
     controls: Controls | bool = True,
     title: str | None = None,
     pictures: str = "patches",
@@ -96,6 +101,8 @@ def diagram(
             them. If not given, the first of ``images`` if these begin with them. Without them no average map is
             measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
+        path: Other circuits of the descent that found it, as ``find_path`` returns them. The slider offers those of at
+            most eight times as many kernels, and each is measured.
         controls: What ``cc.controls`` says of the circuit on ``held_out``. If True, it is asked when the circuit has
             gains or offsets and both ``held_out`` and the images that it was found on are there, with one draw of each
             control; that takes about as long as fitting the circuit four times. If False, the caption says that no
@@ -128,6 +135,7 @@ def diagram(
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     if pictures not in LABELS:
         raise ConvCircuitsError(f"pictures must be one of {', '.join(map(repr, LABELS))}; got {pictures!r}.")
+    _check_path(path, circuit)
     if isinstance(controls, Controls):
         _check_circuit(controls, circuit, held_out)
     elif not isinstance(controls, bool):
@@ -155,6 +163,7 @@ def diagram(
         None if kept is None else batches(kept),
         progress,
         None if fit is None else batches(fit),
+        [one for one in path if one != circuit and len(one) <= WIDEST * len(circuit)],
     )
     laws = checked(drawing.subject, kept)["laws"]
     seen = None
@@ -206,11 +215,27 @@ def _marked(circuit: Circuit, images: Images | None, kept: Batches, names: Seque
     return [f"{name}, used to find it" if n in used else name for n, name in enumerate(named[:count])]
 
 
+def _check_path(path: Sequence[Circuit], circuit: Circuit) -> None:
+    if not isinstance(path, (list, tuple)) or not all(isinstance(one, Circuit) for one in path):
+        raise ConvCircuitsError(
+            f"path must be the circuits of a descent, as find_path returns them; got {type(path).__name__}."
+        )
+    for one in path:
+        if one.granularity != circuit.granularity or one.feature != circuit.feature:
+            raise ConvCircuitsError(f"{one!r} is not of the descent that found {circuit!r}; leave it out of path.")
+        small, large = (one, circuit) if len(one) <= len(circuit) else (circuit, one)
+        if list(small.elements) != list(large.elements) or any(
+            bool((mask & ~large[layer]).any()) for layer, mask in small.elements.items()
+        ):
+            raise ConvCircuitsError(f"Neither of {one!r} and {circuit!r} lies inside the other; leave it out of path.")
+
+
 def titles(drawing: Drawing) -> list[str]:
     """Return the names of a diagram's circuits: two that are compared are named by their criterion and density."""
-    named = [
-        ROLES[role].format(len(one), one.granularity) for role, one in zip(drawing.roles, drawing.circuits, strict=True)
-    ]
+    named = []
+    for role, one in zip(drawing.roles, drawing.circuits, strict=True):
+        step = role == "level" and drawing.given
+        named.append(ROLES["step" if step else role].format(len(one), one.granularity))
     compared = [n for n, role in enumerate(drawing.roles) if role in ("circuit", "against")]
     if len(compared) > 1:
         for n, name in zip(compared, _apart([drawing.circuits[n] for n in compared]), strict=True):

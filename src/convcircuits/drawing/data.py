@@ -202,7 +202,7 @@ class Variant(Record):
     """A circuit over the document's nodes and edges."""
 
     name: str
-    role: Literal["circuit", "against", "control", "level"]  # level: found anew with fewer kernels
+    role: Literal["circuit", "against", "control", "level"]  # level: of its descent, or found anew
     saliency: Annotated[Array, "float32", "E"]  # NaN for connections and for kernels that are not in it
     rank: Annotated[Array, "int32", "E"]  # place by saliency, 0 the highest; -1: not in it; 0 for connections
     kernels: Count  # those that have a rank, inner ones and those of the image included

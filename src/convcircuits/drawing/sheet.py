@@ -41,8 +41,9 @@ class Drawing:
         circuits: The circuit itself, then those it is compared with.
         roles: The role of each circuit.
         masks: The masks with which each circuit runs.
-        problem: Why the saliency of the circuit, which is refitted, was not measured inside it; empty if it was, None
-            if there were no images or nothing is fitted.
+        problem: Why the saliency of the circuit, which is refitted, could not be measured inside it; empty if it was
+            measured, None if there were no images or nothing is fitted.
+        given: Whether the levels are circuits of a descent that were given, not found anew.
     """
 
     subject: Subject
@@ -53,6 +54,7 @@ class Drawing:
     roles: tuple[str, ...]
     masks: tuple[Masks, ...]
     problem: str | None
+    given: bool
 
     @property
     def calls(self) -> list[int]:
@@ -73,12 +75,14 @@ def lay_out(
     images: Batches | None = None,
     progress: Progress | None = None,
     fit: Batches | None = None,
+    path: Sequence[Circuit] = (),
 ) -> Drawing:
     """Lay a circuit, those it is compared with and a random one of equal size over the model's wiring.
 
-    With images, in memory, the smaller circuits that an iterative criterion finds again are included, except those
-    without a complete path. The random circuit is refitted on the images ``fit`` if the circuit has a calibration. The
-    saliency of refitted circuits becomes what their kernels do in them, on ``fit`` or else on the images.
+    The circuits of a path are included or, without one and with images, in memory, the smaller circuits that an
+    iterative criterion finds again; except those without a complete path. The random circuit is refitted on the images
+    ``fit`` if the circuit has a calibration. The saliency of refitted circuits becomes what their kernels do in them,
+    on ``fit`` or else on the images.
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, or has no complete path or too many
@@ -104,7 +108,10 @@ def lay_out(
         )
     control = random_like(subject, circuit, seed=seed)
     beside = [("control", control if fit is None else treated_alike(subject, control, circuit, fit))]
-    beside += [("level", one) for one in ([] if images is None else smaller(model, circuit, images, progress))]
+    levels = list(path) or ([] if images is None else smaller(model, circuit, images, progress))
+    for one in path:
+        subject.check(one)
+    beside += [("level", one) for one in levels]
     for role, one in beside:
         its = subject.masks(one, found.input_shape, effective=True)
         if _count(its) or role == "control":
@@ -136,6 +143,7 @@ def lay_out(
         roles=tuple(role for role, _ in laid),
         masks=tuple(masks),
         problem=problem,
+        given=bool(path),
     )
 
 
