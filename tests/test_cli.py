@@ -1574,6 +1574,22 @@ def test_atlas_writes_circuits_tables_and_a_page(folder, good):
     assert said["r2"] == pytest.approx(found.rows()[2]["r2"], rel=1e-5)
 
 
+def test_an_atlas_of_several_layers_is_that_of_each(folder, good):
+    text = good(ATLAS.replace("net 4", "net 4 2"))
+    assert text.count("found on 4 crops") == 1
+    both = {name: table(f"new/{name}/units.csv") for name in "42"}
+    said = good(ATLAS.replace("net 4", "net 4 2") + " --json")
+    assert [one["layer"] for one in said] == ["4", "2"]
+    for one, name in zip(said, "42", strict=True):
+        assert one["folder"] == f"new/{name}"
+        good(ATLAS.replace("net 4", f"net {name}").replace("--out new", f"--out alone{name}"))
+        alone = table(f"alone{name}/units.csv")
+        assert [{k: v for k, v in row.items() if k != "seconds"} for row in both[name]] == [
+            {k: v for k, v in row.items() if k != "seconds"} for row in alone
+        ]
+        assert Path(f"new/{name}/atlas.html").exists()
+
+
 def test_atlas_goes_on_in_parts(folder, good):
     first = good(f"{ATLAS} --shard 1/2 --json")
     assert [row["unit"] for row in first["units"]] == [0, 2, 4]
@@ -1954,6 +1970,7 @@ BAD = {
     ),
     "trajectory: in two groups": (f"{TRAJECTORY} --groups twice.csv", "puts a.png in two groups"),
     "atlas: unknown layer": (ATLAS.replace("net 4", "net 44"), "has no layer '44'"),
+    "atlas: a layer twice": (ATLAS.replace("net 4", "net 4 2 4"), "4, 2, 4 would share a folder; give each layer once"),
     "atlas: a unit": (ATLAS.replace("net 4", "net 4:2"), "'4:2' names a unit; give a layer alone"),
     "atlas: unknown unit": (f"{ATLAS} --units 1,5", "from 0 to 4"),
     "atlas: units": (f"{ATLAS} --units 1-3", "--units takes whole numbers separated by commas"),

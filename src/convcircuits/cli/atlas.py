@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,15 +17,18 @@ from convcircuits.cli.output import check_folder, print_json, say, say_written
 from convcircuits.files import named_after, safe_name
 from convcircuits.values.recipe import Recipe
 
+if TYPE_CHECKING:
+    from convcircuits.recipes import Setup
+
 
 def atlas(
     model: options.ModelArgument,
-    layer: Annotated[
-        str,
+    layers: Annotated[
+        list[str],
         typer.Argument(
-            metavar="LAYER",
-            help="Layer, for example features.14 or conv3_3; layer#k is call k of a layer that runs several times, and "
-            "layer@interior counts the positions where no padding reaches.",
+            metavar="LAYER...",
+            help="Layers, for example features.14 or conv3_3; layer#k is call k of a layer that runs several times, "
+            "and layer@interior counts the positions where no padding reaches.",
             show_default=False,
         ),
     ],
@@ -33,8 +37,8 @@ def atlas(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for the circuits, their index and atlas.html. If it holds part of the same atlas, the rest is "
-            "added.",
+            help="Folder for the circuits, their index and atlas.html; of several layers, for a folder each. If it "
+            "holds part of the same atlas, the rest is added.",
             show_default="named after model and layer",
         ),
     ] = None,
@@ -87,25 +91,22 @@ def atlas(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Find circuits of all units of a layer, and what they share. If it is stopped, run the same again: it goes on."""
-    from convcircuits.cli.comparing import write_table
+    """Find circuits of all units of layers, and what they share. If it is stopped, run the same again: it goes on."""
     from convcircuits.cli.preparing import say_photographs, set_up
-    from convcircuits.drawing.atlas_page import atlas_page
-    from convcircuits.files import write_whole
-    from convcircuits.recipes import criterion_options, noted, with_recipe
+    from convcircuits.recipes import criterion_options
 
     check_folder(out)
-    if ":" in layer:
-        raise cc.ConvCircuitsError(f"{layer!r} names a unit; give a layer alone, or run convcircuits find.")
+    for layer in layers:
+        if ":" in layer:
+            raise cc.ConvCircuitsError(f"{layer!r} names a unit; give a layer alone, or run convcircuits find.")
+    folders = _folders(out, model, layers)
     chosen, part = _units(units), _shard(shard)
-    name, at, position = layer.partition("@")
-    given = {
-        "model": model,
-        "feature": f"{name}:0{at}{position}",
+    shared = {
         "criterion": criterion,
         "options": tuple(option or ()),
         "drawable": drawable,
         **options.given(
+            model=model,
             density=density,
             kernels=kernels,
             images=images,
@@ -118,11 +119,56 @@ def atlas(
             seed=seed,
         ),
     }
-    recipe = Recipe.of(given)
-    own = criterion_options(recipe.options)
-    setup = set_up(recipe, device)
-    wanted = setup.loaded.feature(recipe.feature)
-    folder = out or Path(named_after(model, safe_name(layer)))
+    recipes = [Recipe.of({**shared, "feature": _first_unit(layer)}) for layer in layers]
+    own = criterion_options(recipes[0].options)
+    setup = set_up(recipes[0], device)
+    wanted = [setup.loaded.feature(recipe.feature) for recipe in recipes]
+    printed: list[dict[str, Any]] = []
+    for recipe, feature, folder in zip(recipes, wanted, folders, strict=True):
+        given = {"units": chosen, "shard": part, "ray": ray, "batch_size": batch_size, **own}
+        found = _found(setup, recipe, feature, folder, given)
+        if not printed and not as_json:
+            say_photographs(setup)
+        printed.append({"folder": str(folder), "layer": found.layer, "circuits": len(found), "units": found.rows()})
+        files = _write(found, folder, setup)
+        if not as_json:
+            say(found.summary())
+            say_written(folder, files)
+    if as_json:
+        about = {
+            "unreadable": setup.unreadable,
+            "copies": setup.copies,
+            "normalization": setup.loaded.normalization,
+            "notes": list(setup.notes),
+        }
+        all_of_them = [{**one, **about} for one in printed]
+        print_json(all_of_them[0] if len(layers) == 1 else all_of_them)
+
+
+def _first_unit(layer: str) -> str:
+    """Return a unit of a layer in text form, with the layer's position."""
+    name, at, position = layer.partition("@")
+    return f"{name}:0{at}{position}"
+
+
+def _folders(out: Path | None, model: str, layers: Sequence[str]) -> list[Path]:
+    """Return the folder of each layer's atlas.
+
+    Raises:
+        ConvCircuitsError: If two layers would have the same.
+    """
+    if len(layers) == 1:
+        return [out or Path(named_after(model, safe_name(layers[0])))]
+    place = out or Path(named_after(model, "atlas"))
+    folders = [place / safe_name(layer) for layer in layers]
+    if len(set(folders)) < len(folders):
+        raise cc.ConvCircuitsError(f"{', '.join(layers)} would share a folder; give each layer once.")
+    return folders
+
+
+def _found(setup: "Setup", recipe: Recipe, feature: "cc.Feature", folder: Path, given: Mapping[str, Any]) -> "cc.Atlas":
+    """Find what is missing of a layer's atlas."""
+    from convcircuits.recipes import noted, with_recipe
 
     def finish(circuit: cc.Circuit) -> cc.Circuit:
         said = dataclasses.replace(recipe, feature=str(circuit.feature))
@@ -130,54 +176,40 @@ def atlas(
 
     sized: dict[str, Any] = {"density": recipe.density, "kernels": recipe.kernels, "drawable": recipe.drawable}
     # Ray prints what happens to its workers where only the results belong.
-    quiet = contextlib.nullcontext() if ray is None else contextlib.redirect_stdout(sys.stderr)
-    with progress("finding circuits") as told, quiet:
-        found = cc.atlas(
+    quiet = contextlib.nullcontext() if given["ray"] is None else contextlib.redirect_stdout(sys.stderr)
+    with progress(f"finding circuits of {feature.layer}") as told, quiet:
+        return cc.atlas(
             setup.loaded.model,
-            wanted.layer,
+            feature.layer,
             setup.train.images,
             setup.held_out.images,
             folder=folder,
-            units=chosen,
-            position=wanted.position,
-            call=wanted.call,
-            criterion=criterion,
-            shard=part,
-            ray=ray,
-            batch_size=batch_size,
+            position=feature.position,
+            call=feature.call,
+            criterion=recipe.criterion,
             seed=recipe.seed,
             progress=told,
             finish=finish,
             **sized,
-            **own,
+            **given,
         )
-    rows = found.rows()
+
+
+def _write(found: "cc.Atlas", folder: Path, setup: "Setup") -> dict[str, str]:
+    """Write the tables and the page of an atlas. Return the files, with what they hold."""
+    from convcircuits.cli.comparing import write_table
+    from convcircuits.drawing.atlas_page import atlas_page
+    from convcircuits.files import write_whole
+
     files = {"units.csv": "the figures of all units", "layers.csv": "what circuits keep and share in each layer"}
-    write_table(folder / "units.csv", rows)
+    write_table(folder / "units.csv", found.rows())
     write_table(folder / "layers.csv", found.profile())
     hubs = found.hubs(100)
     if hubs:
         write_table(folder / "hubs.csv", hubs)
         files["hubs.csv"] = "the kernels that most circuits keep"
     write_whole(folder / "atlas.html", atlas_page(found.as_dict(), model=setup.loaded.name).encode())
-    files["atlas.html"] = "a map of the units, by what their circuits share"
-    if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "layer": found.layer,
-                "circuits": len(found),
-                "unreadable": setup.unreadable,
-                "copies": setup.copies,
-                "normalization": setup.loaded.normalization,
-                "notes": list(setup.notes),
-                "units": rows,
-            }
-        )
-        return
-    say_photographs(setup)
-    say(found.summary())
-    say_written(folder, files)
+    return files | {"atlas.html": "a map of the units, by what their circuits share"}
 
 
 def _units(text: str | None) -> list[int] | None:
