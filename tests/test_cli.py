@@ -1332,7 +1332,7 @@ def test_top_writes_what_the_library_finds_and_where_it_is_on_the_photographs(fo
 BOXED = FIND.replace(" --count 4", "") + " --criterion snip --boxes boxes.csv"
 
 
-def test_a_circuit_is_found_where_the_boxes_of_photographs_say(folder, good):
+def test_a_circuit_is_found_where_the_boxes_of_photographs_say(folder, good, run):
     """Those that top writes are around the maxima, and each photograph is one image, as for top."""
     for number in range(5):
         more = np.random.default_rng(number).integers(0, 256, (9, 8, 3), dtype=np.uint8)
@@ -1356,6 +1356,9 @@ def test_a_circuit_is_found_where_the_boxes_of_photographs_say(folder, good):
             assert Positions(subject).counted(maps, image).flatten().tolist() == [place]
         assert good("evaluate a.safetensors --model tiny_net:net --json")["images"] == len(by_name["held_out"])
         good("diagram a.safetensors --model tiny_net:net")
+        for other in ("--images pictures", "--count 3", "--size 20"):
+            code, _, err = run(f"evaluate a.safetensors --model tiny_net:net {other}")
+            assert (code, "omit --images, --count and --size" in err) == (1, True)
         again = good("show a.safetensors --json")["again"]
         Path("a.safetensors").rename("first.safetensors")
         good(again.removeprefix("convcircuits "))
@@ -1750,7 +1753,12 @@ def test_tune_takes_the_layers_of_vgg16_by_their_other_names(folder, good):
 
 F = f"{FIND} --density 0.3"
 BOXES = {  # columns without the unit are what a person draws by hand
-    "boxes": ["unit,name,photo_top,photo_left,photo_height,photo_width", "2,a.png,0,0,5,5", "2,b.png,0,0,5,5"],
+    "boxes": [
+        "layer,unit,name,photo_top,photo_left,photo_height,photo_width",
+        "4,2,a.png,0,0,5,5",
+        "4,2,b.png,0,0,5,5",
+    ],
+    "nameless": ["name,photo_top,photo_left,photo_height,photo_width", ",0,0,5,5"],
     "others": ["name,photo_top,photo_left,photo_height,photo_width", "z.png,0,0,5,5"],
     "doubled": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,0,5,5", "a.png,0,0,6,5"],
     "flat": ["name,photo_top,photo_left,photo_height,photo_width", "a.png,0,0,5,0"],
@@ -1829,7 +1837,9 @@ BAD = {
         "no.csv is not a readable table of boxes: No",
     ),
     "boxes of no table": (f"{BOXED.replace('boxes.csv', 'tiny_net.py')}", "tiny_net.py has no column name, photo_top"),
-    "boxes of other units": (f"{BOXED.replace('4:2', '4:1')}", "boxes.csv has no boxes of unit 1"),
+    "boxes of other units": (f"{BOXED.replace('4:2', '4:1')}", "boxes.csv has no boxes of 4:1"),
+    "boxes of another layer": (f"{BOXED.replace('4:2', '2:2')}", "boxes.csv has no boxes of 2:2"),
+    "boxes of no photograph": (f"{BOXED.replace('boxes.csv', 'nameless.csv')}", "has a row without the name"),
     "boxes of other photographs": (f"{BOXED.replace('boxes.csv', 'others.csv')}", "pictures does not have: z.png"),
     "two boxes": (f"{BOXED.replace('boxes.csv', 'doubled.csv')}", "doubled.csv has two boxes for 'a.png'; give each"),
     "a box without area": (

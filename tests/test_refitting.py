@@ -677,13 +677,26 @@ def test_the_circuit_says_how_it_was_fitted():
     about = refitted.provenance["calibration"]
     assert about.pop("images")["count"] == 5
     assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positions": 40, "seed": 3}
-    assert {k: v for k, v in refitted.provenance.items() if k != "calibration"} == circuit.provenance
+    own = {k: v for k, v in refitted.provenance.items() if k != "calibration"}
+    assert own == circuit.provenance | {"cost": {"forward": circuit.provenance["cost"]["forward"] + 2 * 5}}
     assert refitted.elements == circuit.elements
     assert refitted.saliency == circuit.saliency
     assert not circuit.gain
     # Fitted again, nothing of the first fit is left.
     assert cc.refit(model, refitted, case.images(5)) == cc.refit(model, circuit, case.images(5))
     assert cc.refit(model, refitted, case.images(5), method="none") == circuit
+
+
+def test_weights_stay_with_their_images():
+    """A control is fitted as the circuit was: on the same images in the same order, or not at all."""
+    case, model, circuit = NETS["plain"], built("plain"), last("plain")
+    images, held_out = case.images(6), case.images(9)[6:]
+    weighted = cc.refit(model, circuit, images, weights=[8, 1, 1, 1, 1, 0.1])
+    found = cc.evaluate(model, weighted, held_out, fit=images, batch_size=2)
+    assert found.r2_random == pytest.approx(cc.evaluate(model, weighted, held_out, fit=images).r2_random, rel=1e-9)
+    for others in (images.flip(0), images[:5]):
+        with pytest.raises(cc.ConvCircuitsError, match="same images in the same order; give these as fit"):
+            cc.evaluate(model, weighted, held_out, fit=others)
 
 
 def test_progress_counts_images_over_all_passes():
@@ -739,6 +752,10 @@ MISTAKES = {
     "ridge as text": ({"ridge": "0.1"}, "ridge must be"),
     "no positions": ({"positions": 0}, "positions must be a whole number from 1; got 0"),
     "half a position": ({"positions": 1.5}, "positions must be a whole number"),
+    "weights of nothing": (
+        {"weights": [1.0, 1.0], "method": "none"},
+        "method 'none' fits nothing, so it takes no weights",
+    ),
     "too few weights": ({"weights": [1.0]}, r"one number for each of the 2 images; got the shape \(1,\)"),
     "weights of text": ({"weights": ["a", "b"]}, r"weights must be numbers, one for each image; got \['a', 'b'\]"),
     "negative weights": ({"weights": [1, -1]}, "weights must be finite numbers from 0, not all 0"),

@@ -165,7 +165,7 @@ def _regions(recipe: Recipe, feature: Feature) -> dict[str, Region]:
             f"{feature.layer}:{feature.unit}."
         )
     assert recipe.boxes is not None
-    return read_boxes(recipe.boxes, feature.unit if isinstance(feature.unit, int) else None)
+    return read_boxes(recipe.boxes, feature)
 
 
 def _split_again(train: list[Photograph], recipe: Recipe) -> tuple[list[Photograph], list[Photograph]]:

@@ -8,7 +8,7 @@ import torch
 from convcircuits.circuits.criteria import drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit, fitted
+from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit, fitted, order_of
 from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError
@@ -117,6 +117,11 @@ def fit_of(
     if not circuit.calibrated:
         return None
     known = circuit.provenance.get("calibration", {})
+    if "weights" in known and order_of(batches) != known["order"]:
+        raise ConvCircuitsError(
+            f"The circuit of {circuit.feature} was fitted with weights of images, so others are fitted alike only on "
+            "the same images in the same order; give these as fit."
+        )
     fit = Refit(
         subject,
         batches,

@@ -11,6 +11,7 @@ Only the normal equations are kept, in float64. Regression onto a full model's o
 reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
 
+import hashlib
 import math
 import zlib
 from collections import Counter
@@ -32,6 +33,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.values.boxes import image_hash
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.tables import LayerTable
 
@@ -113,6 +115,10 @@ def refit(
     check_progress(progress)
     if method not in METHODS:
         raise ConvCircuitsError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}.")
+    if method == "none" and weights is not None:
+        raise ConvCircuitsError(
+            "method 'none' fits nothing, so it takes no weights; omit them or choose another method."
+        )
     ridge, toward, positions = check_fit(ridge, toward, positions)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
@@ -163,6 +169,15 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
     if isinstance(toward, bool) or toward not in (0, 1):
         raise ConvCircuitsError(f"toward must be 1 or 0, a gain; got {toward!r}.")
     return float(ridge), float(toward), None if positions is None else whole_number("positions", positions, 1)
+
+
+def order_of(batches: Batches) -> str:
+    """Return a hash of images in their order, 16 hexadecimal digits: what their weights belong to."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for image in batch:
+            digest.update(image_hash(image).to_bytes(8, "big"))
+    return digest.hexdigest()[:16]
 
 
 def _weights(weights: Sequence[float] | Tensor, images: int) -> Tensor:
@@ -219,6 +234,7 @@ class Refit:
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
         self._weights = None if weights is None else _weights(weights, self._images)
+        self._order = None if weights is None else order_of(batches)
         self._targets = Targets(memory // 2, positions is not None and batches.total is not None)
         self.cost, self.notes = Counter(forward=0), list[str]()
 
@@ -231,7 +247,7 @@ class Refit:
             "positions": self._positions,
             "seed": self._seed,
             "images": self._batches.describe(),
-            **({} if self._weights is None else {"weights": self._weights.tolist()}),
+            **({} if self._weights is None else {"weights": self._weights.tolist(), "order": self._order}),
         }
 
     def __call__(self, masks: Masks, *, like: Masks | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -60,6 +60,10 @@ def set_up_again(file: Path, *, device: str, images: str | None = None, **given:
     circuit = loaded_circuit(file)
     recipe = recipe_again(file, circuit, **given)
     by_name = circuit.provenance.get("photographs")
+    if recipe.boxes is not None and (images is not None or given.get("count") or given.get("size")):
+        raise cc.ConvCircuitsError(
+            f"{file} has a box for each of its photographs and size of image; omit --images, --count and --size."
+        )
     if images is None:
         if recipe_of(circuit) is None or by_name is None:
             raise cc.ConvCircuitsError(f"{file} does not say which photographs were held out; give --images.")

@@ -62,6 +62,7 @@ def top(
             progress=looked.told(told),
         )
         rows, tiles = cut(found, looked.images, _SIDE, told)
+        rows = [{"layer": wanted.layer, **row} for row in rows]
     shares = dict(zip(found.units, found.active.tolist(), strict=True))
     sections = []
     for (unit, which), some in tiles.items():

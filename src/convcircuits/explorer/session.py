@@ -551,9 +551,9 @@ class Session:
         return page(document, texts)
 
     def _note_of_unit(self, one: CircuitFile) -> dict[str, Any]:
-        """Return the note on a circuit's unit; empty if there is none, or the circuit is of no single unit."""
+        """Return the note on a circuit's unit; empty if there is none, or it is of no unit of this model."""
         feature = one.header["feature"]
-        if not isinstance(feature["unit"], int):
+        if not isinstance(feature["unit"], int) or self.same_weights(one) is False:
             return {}
         return self.store.note(self.noted("unit", f"{feature['layer']}:{feature['unit']}"))
 

@@ -78,7 +78,8 @@ def curve_key(provenance: Mapping[str, Any]) -> str | None:
     if not isinstance(recipe, Mapping) or not isinstance(photographs, Mapping):
         return None
     how = {name: value for name, value in recipe.items() if name not in SIZES}
-    return hash_of([how, dict(photographs), provenance.get("boxes")])[:16]
+    chosen = [provenance.get(name) for name in ("boxes", "whole_photographs")]
+    return hash_of([how, dict(photographs), *chosen])[:16]
 
 
 class Store:

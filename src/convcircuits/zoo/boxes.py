@@ -13,26 +13,28 @@ import torch
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.texts import names
 from convcircuits.values.boxes import Boxes
+from convcircuits.values.feature import Feature
 from convcircuits.zoo.images import Crops, Photograph
 from convcircuits.zoo.preprocessing import Preprocessing, Region, region_shown
 
 _SIDES = ("photo_top", "photo_left", "photo_height", "photo_width")
 
 
-def read_boxes(path: str | Path, unit: int | None = None) -> dict[str, Region]:
+def read_boxes(path: str | Path, feature: Feature) -> dict[str, Region]:
     """Return the box of each photograph that a table names, in pixels of the photograph.
 
     Args:
         path: A CSV file with the columns ``name``, ``photo_top``, ``photo_left``, ``photo_height`` and ``photo_width``,
             such as the ``top.csv`` of ``convcircuits top``.
-        unit: If the table has a column ``unit``, only the rows of this one count.
+        feature: The feature that counts in the boxes. If the table has columns ``layer`` and ``unit``, only the rows of
+            the feature's layer and of its unit count; a direction or several units have those of all units.
 
     Raises:
-        ConvCircuitsError: If the file cannot be read, lacks a column, has no rows (of the unit), a box is not four
+        ConvCircuitsError: If the file cannot be read, lacks a column, has no rows of the feature, a box is not four
             numbers or has no area, or a photograph has two different boxes.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             columns, rows = table.fieldnames or (), list(table)
     except (OSError, ValueError, csv.Error) as error:
@@ -43,10 +45,12 @@ def read_boxes(path: str | Path, unit: int | None = None) -> dict[str, Region]:
         raise ConvCircuitsError(
             f"{path} has no column {', '.join(missing)}; give a table such as the top.csv of convcircuits top."
         )
-    if unit is not None and "unit" in columns:
-        rows = [row for row in rows if row["unit"] == str(unit)]
+    if "layer" in columns:
+        rows = [row for row in rows if row["layer"] == feature.layer]
+    if isinstance(feature.unit, int) and "unit" in columns:
+        rows = [row for row in rows if row["unit"] == str(feature.unit)]
     if not rows:
-        raise ConvCircuitsError(f"{path} has no boxes{'' if unit is None else f' of unit {unit}'}.")
+        raise ConvCircuitsError(f"{path} has no boxes of {feature}.")
     found: dict[str, Region] = {}
     for row in rows:
         box = _box(path, row["name"], [row[side] for side in _SIDES])
@@ -55,7 +59,9 @@ def read_boxes(path: str | Path, unit: int | None = None) -> dict[str, Region]:
     return found
 
 
-def _box(path: str | Path, name: str, sides: Sequence[str | None]) -> Region:
+def _box(path: str | Path, name: str | None, sides: Sequence[str | None]) -> Region:
+    if not name:
+        raise ConvCircuitsError(f"{path} has a row without the name of a photograph; add it, or remove the row.")
     try:
         box = Region(*(float(side or "") for side in sides))
     except ValueError:
