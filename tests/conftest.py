@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -51,6 +52,17 @@ def pytest_collection_modifyitems(items):
         name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
         if isinstance(name, str) and name in NETS.keys() - FEW:
             item.add_marker("oracle")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_of_the_tests(tmp_path_factory):
+    """Forget the modules that a file of tests wrote and imported: another may write modules of the same names."""
+    paths, before, written = [*sys.path], {*sys.modules}, str(tmp_path_factory.getbasetemp())
+    yield
+    sys.path[:] = paths
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(written):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,16 @@ CRITERIA = ["snip", "force", "random", "actgrad", "gauss_newton", "magnitude", "
 DENSITIES = [0.5, 0.1, 0.9]  # in no order
 OPTIONS = {"force": {"steps": 3}, "actgrad": {"signed": True}}
 KEYS = [
-    *("criterion", "density", "pearson", "r2", "r2_interior", "r2_rectified", "r2_average_map"),
-    *("r2_average_map_interior", "r2_random", "r2_random_interior", "verdict", "interior", "interior_share"),
+    *("criterion", "density", "pearson", "r2", "r2_interior", "r2_rectified", "r2_training"),
+    *(
+        "r2_average_map",
+        "r2_average_map_interior",
+        "r2_random",
+        "r2_random_interior",
+        "verdict",
+        "interior",
+        "interior_share",
+    ),
     *("maxima_at_border", "positive", "r2_readout", "error", "error_at_max", "pearson_max"),
     *("kernels", "effective_kernels", "filters", "effective_filters", "relevant", "images"),
     "constants",
