@@ -522,6 +522,10 @@ def test_a_path_of_another_descent_is_refused(model):
     ):
         with pytest.raises(cc.ConvCircuitsError, match=said):
             cc.diagram(model, path[-1], path=wrong)
+    steep = cc.find_path(model, FEATURE, given, kernels=6, start=0.9, ratio=0.05)
+    assert len(steep[0]) > 8 * len(steep[-1])
+    with pytest.raises(cc.ConvCircuitsError, match="more than 8 times as large as the one that is drawn"):
+        cc.diagram(model, steep[-1], path=[steep[0], steep[-1]])
 
 
 def fitted_and_controls(model, **asked):

@@ -141,6 +141,13 @@ def diagram(
     elif not isinstance(controls, bool):
         raise ConvCircuitsError(f"controls must be Controls, True or False; got {controls!r:.80}.")
     check_progress(progress)
+    others = [one for one in path if one != circuit]
+    offered = [one for one in others if len(one) <= WIDEST * len(circuit)]
+    if others and not offered:
+        raise ConvCircuitsError(
+            f"All circuits of path are more than {WIDEST} times as large as the one that is drawn; give closer ones of "
+            "the descent, or omit path."
+        )
     network = Network(model)
 
     def batches(images: Images) -> Batches:
@@ -163,7 +170,7 @@ def diagram(
         None if kept is None else batches(kept),
         progress,
         None if fit is None else batches(fit),
-        [one for one in path if one != circuit and len(one) <= WIDEST * len(circuit)],
+        offered,
     )
     laws = checked(drawing.subject, kept)["laws"]
     seen = None
