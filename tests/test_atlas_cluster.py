@@ -259,6 +259,12 @@ def test_a_cluster_that_cannot_be_reached_is_an_error(address, problem, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_an_address_of_ray_client_in_the_environment_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
+    with pytest.raises(cc.ConvCircuitsError, match=r"RAY_ADDRESS is .*, an address of Ray Client"):
+        made(tmp_path / "new", ray="auto")
+
+
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "convcircuits.atlases.cluster")

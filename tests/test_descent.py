@@ -501,6 +501,9 @@ def test_a_circuit_and_its_report_say_seed_schedule_cost_and_gap(criterion):
     for text in (report.summary(), path[-1].summary()):
         assert line + f"images run: {cost['forward']:,} forward" in text
         assert f"that is {cost['forward'] / 6:.4g}" in text
+    elsewhere = cc.refit(model, path[-1], case.images(4, seed=2))  # what ran on which of the two is not known
+    assert "images run: " in elsewhere.summary()
+    assert "passes over" not in elsewhere.summary()
     held_in = cc.evaluate(model, path[-1], images)
     assert report.r2_training == pytest.approx(held_in.r2, abs=1e-9)
     gap = f"On those images R2 is {held_in.r2:.2f}, here {report.r2:z.2f}: a gap of {held_in.r2 - report.r2:z.2f}."

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import stat
 import types
 import webbrowser
@@ -300,6 +301,12 @@ def test_an_atlas_is_shown_if_it_is_of_this_model_and_its_circuits_are_found_by_
         Questions(materials).answer("atlas", folders[1])
     store = Store(tmp_path / "project", atlases=folders[:1])
     assert [one.file for one in store.circuits()] == [found.file(unit) for unit in found.units]
+    copy = tmp_path / "project/circuits/copy.safetensors"
+    shutil.copy(found.file(found.units[1]), copy)  # of equal ones, one is listed, but each file leads to it
+    ids = store.circuit_ids()
+    assert ids[copy] == ids[found.file(found.units[1])]
+    assert store.circuits()[0].file == copy
+    assert len(store.circuits()) == len(found)
     store.close()
     with pytest.raises(cc.ConvCircuitsError, match="There is no atlas in"):
         Store(tmp_path / "project", atlases=[tmp_path / "pictures"])

@@ -95,6 +95,11 @@ def connected(address: str) -> Iterator[Callable[..., None]]:
 
 
 def _connect(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ConvCircuitsError(
+            f"RAY_ADDRESS is {address!r}, an address of Ray Client, which is not supported. Run on a node of the "
+            f"cluster, or give the address of its head, such as {option('ray', '10.0.0.1:6379')}."
+        )
     host, _, port = address.rpartition(":")
     try:
         if port.isdecimal():  # Ray itself tries for minutes, and then ends the process

@@ -371,7 +371,7 @@ def _patches(
 
 
 def _count_of(images: Batches, photographs: Sequence[Hashable] | None) -> str:
-    """Say how many images there are: what drives a filter most in a few is not what drives it most in all."""
+    """Return how many images there are, in words: what drives a filter most in a few need not in more."""
     if photographs is None:
         return f"{images.total:,} images"
     return f"{images.total:,} crops of {len(set(photographs)):,} photographs"

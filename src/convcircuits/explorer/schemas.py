@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from convcircuits.explorer.store import LONGEST_LABEL, LONGEST_TEXT
 
@@ -638,6 +638,12 @@ class FindJob(_Asked):
     count: int = Field(24, ge=1, le=100_000, description="Crops to find it on, and as many to measure it on.")
     held_out: float = Field(0.4, gt=0, lt=1, description="Share of the photographs that is held out.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
+
+    @model_validator(mode="after")
+    def _takes_chosen_photographs_once(self) -> "FindJob":
+        if self.photographs is not None and self.count != type(self).model_fields["count"].default:
+            raise ValueError("Chosen photographs are taken once each, without crops; omit count.")
+        return self
 
 
 class EvaluateJob(_Asked):

@@ -219,7 +219,7 @@ class Session:
             raise HTTPException(404, f"There is no atlas {id}.")
         found: dict[str, Any] = self.jobs.ask("atlas", folder, timeout=120.0)
         layer = quote(found["layer"], safe="")
-        ids = {one.file: one.id for one in self.store.circuits() if not one.problem}
+        ids = self.store.circuit_ids()
         for row in found["units"]:
             circuit = ids.get(folder / row["file"])
             row["pages"] = {"unit": f"/u/{layer}/{row['unit']}", "circuit": circuit and f"/c/{circuit}"}

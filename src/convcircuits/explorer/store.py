@@ -154,6 +154,16 @@ class Store:
 
         Of equal ones, the first.
         """
+        first: dict[str, CircuitFile] = {}
+        for one in self._read_circuits():
+            first.setdefault(one.id, one)
+        return [*first.values()]
+
+    def circuit_ids(self) -> dict[Path, str]:
+        """Return the id of each file of a circuit that can be read, equal ones included."""
+        return {one.file: one.id for one in self._read_circuits() if not one.problem}
+
+    def _read_circuits(self) -> list[CircuitFile]:
         folders = [self.folder, *self.atlases().values()]
         found = {}
         for file in [file for folder in folders for file in sorted((folder / "circuits").glob("*.safetensors"))]:
@@ -165,10 +175,7 @@ class Store:
                 known = self._circuits.get(file)
                 found[file] = known if known is not None and known[0] == key else (key, CircuitFile.read(file))
         self._circuits = found
-        first: dict[str, CircuitFile] = {}
-        for _, one in found.values():
-            first.setdefault(one.id, one)
-        return [*first.values()]
+        return [one for _, one in found.values()]
 
     def atlases(self) -> dict[str, Path]:
         """Return the folders of atlases by id: those that were given, and those in the folder."""

@@ -69,8 +69,11 @@ def how_found(said: Mapping[str, Any]) -> str:
         text += f" ({', '.join(how)})" if how else ""
     ways = {"forward": "forward", "backward": "backward", "trained": "both ways in training"}
     ran = [f"{cost[key]:,} {way}" for key, way in ways.items() if cost.get(key)]
+    text += f"; images run: {_listed(ran)}"
+    if said.get("calibration", {}).get("images", said["images"]) != said["images"]:
+        return text  # it was fitted on other images, and what ran on which is not known
     passes = [f"{cost[key] / images:.4g}" for key in ways if cost.get(key)]
-    return f"{text}; images run: {_listed(ran)}, that is {_listed(passes)} passes over its {images:,} images"
+    return f"{text}, that is {_listed(passes)} passes over its {images:,} images"
 
 
 def _listed(words: list[str]) -> str:
