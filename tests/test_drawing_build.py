@@ -487,7 +487,7 @@ def test_effects_that_cannot_be_measured_are_said(model, monkeypatch):
     monkeypatch.setattr(sheet, "with_effects", refuse)
     document = cc.diagram(model, circuit, images=images(12)).document
     notes = " ".join(document.meta.notes)
-    assert "The effects of kernels in the fitted circuit could not be measured: No gradient reaches conv1." in notes
+    assert f"The effects of kernels in {circuit!r} could not be measured: No gradient reaches conv1." in notes
     assert "Saliency, which sets the width of edges, was measured before" in notes
 
 

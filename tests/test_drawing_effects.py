@@ -63,9 +63,21 @@ def test_a_diagram_of_a_refitted_circuit_is_drawn_by_them():
         0,
         fit=Batches(IMAGES, device=torch.device("cpu"), dtype=torch.float64, batch_size=5),
     )
-    assert laid.problem == ""
+    assert laid.measured
+    assert not laid.unmeasured
     for layer, kept in circuit.kernels.items():
         assert not torch.equal(laid.circuits[0].saliency[layer][kept], circuit.saliency[layer][kept])
     plain = cc.find(MODEL, FEATURE, IMAGES, criterion="snip", kernels=14)
-    assert lay_out(MODEL, plain, (), (3, 9, 9), 0).problem is None
+    assert not lay_out(MODEL, plain, (), (3, 9, 9), 0).measured
     assert pytest.approx(float(laid.circuits[0].gain["0"].sum())) == float(circuit.gain["0"].sum())
+
+
+def test_each_of_two_circuits_is_measured_on_its_own_images():
+    groups = IMAGES[:6], IMAGES[6:]
+    circuits = [cc.find(MODEL, FEATURE, some, criterion="progressive", kernels=14) for some in groups]
+    own = [Batches(some, device=torch.device("cpu"), dtype=torch.float64, batch_size=5) for some in groups]
+    laid = lay_out(MODEL, circuits[0], circuits[1:], (3, 9, 9), 0, effects_on=own)
+    for n, (circuit, batches) in enumerate(zip(circuits, own, strict=True)):
+        expected = with_effects(laid.subject, circuit, laid.masks[n], batches)
+        for layer, kept in circuit.kernels.items():
+            assert torch.equal(laid.circuits[n].saliency[layer][kept], expected.saliency[layer][kept])

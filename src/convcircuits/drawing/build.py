@@ -83,9 +83,9 @@ def diagram(
 
     Images are optional: without them there are no pictures or measurements, and the caption says what was not measured.
     Edge widths and the density slider follow the circuit's saliency, which is measured anew inside a circuit with gains
-    or offsets if ``images`` or ``fit`` are there; flow, by which the budget selects, is a display
-    heuristic computed from it. A circuit that fits the budget in every layer is drawn whole. A random circuit with the
-    same number of elements in each layer is included for comparison, refitted if the circuit was and the images are
+    or offsets if ``images`` or ``fit`` are there; flow, by which the budget selects, is a display heuristic computed
+    from it. A circuit that fits the budget in every layer is drawn whole. A random circuit with the same number of
+    elements in each layer is included for comparison, refitted if the circuit was and the images are
     there. If an iterative criterion found the circuit and ``images`` begin with those it was found on, the slider
     instead offers circuits that the criterion finds again at a half, a quarter and an eighth of the size.
 
@@ -316,26 +316,29 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
         granularity=circuit.granularity,  # type: ignore[arg-type]
         notes=sentences(
-            [colors, *_on_saliency(circuit, drawing.problem), *(str(note) for note in origin.get("notes", ())), checks]
+            [
+                colors,
+                *drawing.unmeasured,
+                *_on_saliency(circuit, measured=drawing.measured),
+                *(str(note) for note in origin.get("notes", ())),
+                checks,
+            ]
         ),
         versions={"convcircuits": __version__, "torch": torch.__version__},
         file=named_after(model, circuit.feature.slug),
     )
 
 
-def _on_saliency(circuit: Circuit, problem: str | None) -> list[str]:
+def _on_saliency(circuit: Circuit, *, measured: bool) -> list[str]:
     """Describe what the saliency of a fitted circuit measures, since its kernels act otherwise than in the model."""
     if not circuit.calibrated:
         return []
-    if problem == "":
+    if measured:
         return [
             "Saliency, which sets the width of edges, is a kernel's estimated effect on the feature in the circuit "
             "that is drawn, with its gains and offsets: how much the feature's map changes if the kernel's map is "
             "replaced by its mean."
         ]
-    if problem:
-        why = f"The effects of kernels in the fitted circuit could not be measured: {problem}"
-        return [why, *_on_saliency(circuit, None)]
     if CRITERIA.get(str(circuit.provenance.get("criterion"))) in DESCENTS:
         return [
             "Saliency, which sets the width of edges, is a kernel's estimated effect on the feature at the last cut: "

@@ -99,7 +99,8 @@ def group_diagram(
     shape = batches(next(iter(kept.values()))).first_shape()
     first, *others = _smallest(model, circuits, shape)
     fitted = None if fit is None else batches(fit[next(iter(kept))])
-    drawing = lay_out(model, first, others, shape, seed, fit=fitted)
+    own = [batches(kept[group] if fit is None else fit[group]) for group in kept]
+    drawing = lay_out(model, first, others, shape, seed, fit=fitted, effects_on=own)
     laws = checked(drawing.subject, next(iter(kept.values())))["laws"]
     begin(progress, "running the model on images")
     seen = Seen.of(drawing, *map(batches, kept.values()))

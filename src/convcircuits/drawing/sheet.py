@@ -41,8 +41,8 @@ class Drawing:
         circuits: The circuit itself, then those it is compared with.
         roles: The role of each circuit.
         masks: The masks with which each circuit runs.
-        problem: Why the saliency of the circuit, which is refitted, could not be measured inside it; empty if it was
-            measured, None if there were no images or nothing is fitted.
+        measured: Whether the saliency of the circuit was measured in it as it is fitted, with its gains and offsets.
+        unmeasured: Why that of fitted circuits could not be, a sentence each.
         given: Whether the levels are circuits of a descent that were given, not found anew.
     """
 
@@ -53,7 +53,8 @@ class Drawing:
     circuits: tuple[Circuit, ...]
     roles: tuple[str, ...]
     masks: tuple[Masks, ...]
-    problem: str | None
+    measured: bool
+    unmeasured: tuple[str, ...]
     given: bool
 
     @property
@@ -76,13 +77,15 @@ def lay_out(
     progress: Progress | None = None,
     fit: Batches | None = None,
     path: Sequence[Circuit] = (),
+    effects_on: Sequence[Batches] = (),
 ) -> Drawing:
     """Lay a circuit, those it is compared with and a random one of equal size over the model's wiring.
 
     The circuits of a path are included or, without one and with images, in memory, the smaller circuits that an
     iterative criterion finds again; except those without a complete path. The random circuit is refitted on the images
-    ``fit`` if the circuit has a calibration. The saliency of refitted circuits becomes what their kernels do in them,
-    on ``fit`` or else on the images.
+    ``fit`` if the circuit has a calibration. The saliency of fitted circuits becomes what their kernels do in them, on
+    ``fit`` or else on the images; or on ``effects_on``, which has images for the circuit and each that it is compared
+    with, and the first of which are for all others.
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, or has no complete path or too many
@@ -117,16 +120,18 @@ def lay_out(
         if _count(its) or role == "control":
             laid.append((role, one))
             masks.append(its)
-    problem: str | None = None
-    some = fit or images
-    for n, (role, one) in enumerate(laid if some is not None else []):
-        if some is not None and one.calibrated:
+    unmeasured = []
+    default = fit or images
+    own = list(effects_on) or ([] if default is None else [default])
+    for n, (role, one) in enumerate(laid if own else []):
+        if one.calibrated:
             begin(progress, f"measuring the effects of {len(one):,} {one.granularity}s")
             try:
-                laid[n], reason = (role, with_effects(subject, one, masks[n], some)), ""
+                some = own[n] if role in ("circuit", "against") and n < len(own) else own[0]
+                laid[n] = role, with_effects(subject, one, masks[n], some)
             except ConvCircuitsError as error:
-                reason = str(error)
-            problem = reason if n == 0 else problem
+                unmeasured.append(f"The effects of kernels in {one!r} could not be measured: {error}")
+    measured = laid[0][1] is not circuit
     layout = layout_of(subject, found.input_shape)
     wiring = wire(layout, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
@@ -142,7 +147,8 @@ def lay_out(
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
         masks=tuple(masks),
-        problem=problem,
+        measured=measured,
+        unmeasured=tuple(unmeasured),
         given=bool(path),
     )
 
