@@ -99,7 +99,9 @@ def measured(
 ) -> Any:
     """Return the figures of one unit as JSON values."""
     start = time.perf_counter()
-    found = cc.groupings(loaded.model, cc.Feature(layer, unit), images, known=groups, density=density)
+    feature = cc.Feature(layer, unit)
+    # The model is recorded once for each size of a batch; groups have few different ones.
+    found = cc.groupings(loaded.model, feature, images, known=groups, density=density, batch_size=8)
     return {
         "rows": [row.as_dict() for row in found.rows],
         "notes": found.notes,

@@ -9,8 +9,7 @@ The pages and all pictures, in two widths and two color schemes, go to gallery-o
 copies of the few that README and docs show go to docs/gallery/.
 Each circuit is found and measured on the photographs of GCompris. None of these is shown: the pictures of filters are
 parts of the built-in photographs. The rule in ``convcircuits.maps.units`` chooses each layer's unit without looking
-at any circuit; only the unit whose images are divided is named. A picture shows the page as a reader sees it, without
-its controls.
+at any circuit. A picture shows the page as a reader sees it, without its controls.
 """
 
 import argparse
@@ -85,7 +84,7 @@ class Entry:
     views: tuple[str, ...] = ("overview", "isolated")
     shown: tuple[str, ...] = ("overview-light",)  # in docs/
     note: str = ""
-    divided: int | None = None  # the unit whose images are divided into groups, each with a circuit
+    divided: bool = False  # whether the unit's images are divided into groups, each with a circuit
 
 
 CONV3_3 = Entry(
@@ -122,7 +121,7 @@ ENTRIES = [
         "group's circuit alone, and of both, have lines of their own; each filter shows images of its group. The "
         "images are the photographs of GCompris and crops of the built-in photographs; only the latter are shown. [How "
         "the groups are found and tested](howto/groups.md)",
-        divided=24,
+        divided=True,
     ),
 ]
 
@@ -162,7 +161,8 @@ def divided(entry: Entry, source: str) -> tuple[cc.Split, torch.Tensor]:
     whole = torch.cat(list(every))
     images = torch.cat([whole, *pictured])
     subjects = [one.subject for one in every.photographs] + [name.partition(", crop")[0] for name in pictured.names]
-    return cc.split(loaded.model, cc.Feature(entry.layer, entry.divided), images, photographs=subjects), images
+    feature = cc.Feature(entry.layer, chosen(entry.model, entry.layer, entry.size, source).unit)
+    return cc.split(loaded.model, feature, images, photographs=subjects), images
 
 
 def drawn_groups(entry: Entry, source: str) -> cc.Diagram:
@@ -185,7 +185,7 @@ def drawn_groups(entry: Entry, source: str) -> cc.Diagram:
 
 def drawn(entry: Entry, source: str) -> cc.Diagram:
     """Find a circuit on some photographs, measure it on others, and draw it."""
-    if entry.divided is not None:
+    if entry.divided:
         return drawn_groups(entry, source)
     loaded, found_on, held_out, pictured = prepared(entry.model, entry.size, source)
     circuit = found(entry.model, entry.layer, entry.size, source)
@@ -257,15 +257,13 @@ def show(picture: Image.Image, file: Path) -> None:
 
 def section(entry: Entry, document: Document, caption: str, source: str) -> str:
     """Return the section on one circuit."""
-    circuits = document.variants[: 1 if entry.divided is None else 2]
+    circuits = document.variants[: 2 if entry.divided else 1]
     share = " and ".join(f"{one.kept:,}" for one in circuits) + f" of {circuits[0].relevant:,} kernels"
     lines = [f"## {entry.say}", "", f"`{entry.model}` `{document.meta.feature}`: {share}."]
-    if entry.divided is None:
-        unit = chosen(entry.model, entry.layer, entry.size, source).summary()
-        lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
-    else:
+    unit = chosen(entry.model, entry.layer, entry.size, source).summary()
+    lines += [f"{unit[0].upper()}{unit[1:]}.", ""]
+    if entry.divided:
         caption = divided(entry, source)[0].verdict_sentence
-        lines.append("")
     lines += [entry.note, ""] if entry.note else []
     for what in entry.shown:
         lines += [

@@ -2192,7 +2192,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "new"
     with pytest.MonkeyPatch.context() as hurried:
         hurried.setattr(demo_command, "LAYER", DEMO_LAYER)
-        hurried.setattr(demo_command, "LEARNED", (*demo_command.START, "steps=4", "final=8"))
+        hurried.setattr(demo_command, "LEARNED", ("start=0.1", "steps=4", "final=8"))
         line = ["demo", "--out", str(folder), "--count", "7"]
         result = CliRunner().invoke(application.app, line, catch_exceptions=False)
     assert result.exit_code == 0
@@ -2231,9 +2231,17 @@ def test_the_demo_writes_four_files_and_nothing_on_standard_error(demo):
         assert image.width > 1000
 
 
+def of_demo(demo):
+    """Return the densities of the demo's table, from the largest to the smallest."""
+    return list(dict.fromkeys(density for _, density in demo.table))
+
+
 @pytest.mark.demo
-def test_the_demo_has_a_row_for_every_criterion_and_density(demo):
-    assert list(demo.table) == [(c, d) for c in demo_command.CRITERIA for d in demo_command.DENSITIES]
+def test_the_demo_has_a_row_for_every_criterion_at_each_size_of_the_descent(demo):
+    densities = of_demo(demo)
+    assert list(demo.table) == [(c, d) for c in ("learned", *demo_command.CRITERIA) for d in densities]
+    for density, about in zip(densities, demo_command.DENSITIES, strict=True):
+        assert 0.8 < density / about < 1.25
     assert len(demo.rows) == len(demo.table)
     evaluation = cc.evaluate(*tiny())
     assert list(demo.rows[0]) == list(comparison.Row("snip", 0.5, evaluation, tiny()[1]).as_dict())
@@ -2248,10 +2256,10 @@ def tiny():
 @pytest.mark.demo
 def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
     names = ["comparison.csv", "comparison.png", "circuit.safetensors", "circuit.html"]
-    names += [*demo_command.CRITERIA, str(demo.circuit.feature), RULE]
+    names += ["learned", *demo_command.CRITERIA, str(demo.circuit.feature), RULE]
     for word in [*names, "(average map)", "(random circuit)", "R2, interior"]:
         assert word in demo.text
-    row = demo.table["snip", 0.1]
+    row = demo.table["snip", of_demo(demo)[0]]
     assert f"{row['r2']:z6.2f} {row['r2_interior']:z5.2f}" in demo.text
     lines = [re.search(rf"^{what} on 7 crops.*: (.*)$", demo.text, re.M)[1] for what in ("found", "chosen", "measured")]
     photographs = [name for line in lines for name in line.split(", ")]
@@ -2283,11 +2291,11 @@ def test_the_demo_counts_add_up(demo):
 
 @pytest.mark.demo
 def test_the_demo_tells_good_criteria_from_chance(demo):
-    largest, smallest = max(demo_command.DENSITIES), min(demo_command.DENSITIES)
-    assert demo.table["progressive", largest]["r2"] > 0.8
+    largest, *_, smallest = of_demo(demo)
+    assert demo.table["learned", largest]["r2"] > 0.8
     assert demo.table["snip", largest]["pearson"] > 0.8
     assert demo.table["random", largest]["r2"] < 0.3
-    for criterion in ("progressive", "actgrad", "gauss_newton", "snip"):
+    for criterion in ("learned", "actgrad", "gauss_newton", "snip"):
         assert demo.table[criterion, largest]["r2"] > demo.table[criterion, smallest]["r2"]
 
 

@@ -10,6 +10,9 @@ from torch import nn
 import convcircuits as cc
 import oracles
 from cases import DERIVED, FEATURES, LAST, calibration, close, random_masks, relevant_of
+from convcircuits.network import masking
+from convcircuits.network.calls import ConvCall
+from convcircuits.network.masking import Subject
 from nets import NETS, seeded
 
 torch.set_num_threads(1)
@@ -364,3 +367,47 @@ def test_a_dead_filter_that_holds_no_number_does_not_matter():
     full = model(images)[:, 1].detach()
     r2 = 1 - (full - expected).square().sum() / (full - full.mean()).square().sum()
     assert cc.evaluate(model, circuit, images).r2 == pytest.approx(float(r2))
+
+
+# ---------------------------------------- only what a circuit's kernels need is computed
+
+
+@pytest.mark.parametrize("effective", [True, False])
+@pytest.mark.parametrize("name", ["plain", "residual", "twice", "mobile"])
+def test_a_call_computes_the_same_as_with_zeros_for_kernels_that_are_removed(name, effective):
+    case = NETS[name]
+    model, images, (layer, unit) = case.build(), case.images(2), case.features[-1][:2]
+    relevant, parts = relevant_of(case, model, layer, unit), 0
+    for seed in range(6):
+        masks = random_masks(relevant, 0.1 + seed / 20, seed)
+        circuit = circuit_of(case, model, cc.Feature(layer, unit), masks)
+        circuit = dataclasses.replace(circuit, **calibration(circuit.elements, seed))
+        subject = Subject.open(model, circuit.feature, case.input_shape)
+        run = subject.masks(circuit, case.input_shape, effective=effective)
+
+        def watch(call, output, run=run):
+            nonlocal parts
+            weight, bias = run.weight_and_bias(call, run.running(call))
+            close(output, call.compute(weight, bias))
+            some = torch.arange(0, call.positions, 2)
+            close(run.kernel_at(call, some), call.by_position(output).flatten(1, 2)[..., some])
+            parts += isinstance(call, ConvCall) and run.part(call) is not None
+
+        subject.maps(images, run, watch)
+    assert parts
+
+
+@pytest.mark.parametrize("criterion", ["gauss_newton", "snip", "actgrad"])
+@pytest.mark.parametrize("name", ["plain", "residual", "twice"])
+def test_scores_inside_a_circuit_do_not_depend_on_what_is_left_out(name, criterion, monkeypatch):
+    case = NETS[name]
+    model, images, (layer, unit) = case.build(), case.images(3), case.features[-1][:2]
+    feature = cc.Feature(layer, unit)
+    circuit = cc.find(model, feature, images, criterion="random", density=0.3, effective=True, seed=1)
+    options = {"centered": True} if criterion == "gauss_newton" else {}
+    given = {"criterion": criterion, "circuit": circuit, **options}
+    found = cc.score(model, circuit.feature, images, **given)
+    monkeypatch.setattr(masking, "_WORTH", 0.0)  # nothing is ever taken out
+    whole = cc.score(model, circuit.feature, images, **given)
+    for layer, values in whole.elements.items():
+        torch.testing.assert_close(found[layer], values, rtol=1e-4, atol=1e-7, equal_nan=True)

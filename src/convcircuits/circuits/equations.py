@@ -127,8 +127,8 @@ class Equations:
         call = read_alone(call, running)
         weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
         inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
-        inputs = _wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
-        kernels = _wide(replace(call, weight=weight).kernels)
+        inputs = wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
+        kernels = wide(replace(call, weight=weight).kernels)
         filters, channels = kernels.shape[1:3]
         kernels = kernels.flatten(0, 1)
 
@@ -218,9 +218,9 @@ def sampled(call: KernelCall, output: Tensor, positions: Tensor | None) -> Float
     """Return a call's output for each filter that is computed, at some positions of all images."""
     values = call.by_position(output).flatten(1, 2).transpose(0, 1)
     values = values if positions is None else values[..., positions]
-    return _wide(values.flatten(1))
+    return wide(values.flatten(1))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Return values in a precision that can be summed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from jaxtyping import Float
 from torch import Tensor
 
-from convcircuits.circuits.equations import sampled
+from convcircuits.circuits.equations import sampled, wide
 from convcircuits.network.batches import Batches
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.graph import Graph, Steps, autocast
@@ -18,19 +18,30 @@ from convcircuits.network.masking import Masks, Subject
 class Run:
     """A run of a graph that waits at a kernel call.
 
+    Args:
+        steps: The steps of the graph.
+        masks: The circuit; None for the full model.
+
     Attributes:
         number: Number of kernel calls before it.
         call: The kernel call.
     """
 
-    def __init__(self, steps: Steps, kernel: Callable[[KernelCall], Tensor]) -> None:
-        self._steps, self._kernel, self.number = steps, kernel, 0
+    def __init__(self, steps: Steps, masks: Masks | None) -> None:
+        self._steps, self._masks, self.number = steps, masks, 0
         self.call, self._dtype = next(steps)
 
     def output(self) -> Tensor:
         """Compute the call."""
         with autocast(self.call.x.device.type, self._dtype):
-            return self._kernel(self.call)
+            return self.call.compute() if self._masks is None else self._masks.kernel(self.call)
+
+    def output_at(self, positions: Tensor | None) -> Float[Tensor, "o p"]:
+        """Compute the call of a circuit's layer at some positions of all images; at all of them for None."""
+        if positions is None or self._masks is None:
+            return sampled(self.call, self.output(), positions)
+        with autocast(self.call.x.device.type, self._dtype):
+            return wide(self._masks.kernel_at(self.call, positions).transpose(0, 1).flatten(1))
 
     def advance(self, output: Tensor) -> None:
         """Continue to the next kernel call, if there is one, with the output of this one."""
@@ -175,14 +186,12 @@ class Runs:
         self._all_held = number < len(self._held)
 
     def _started(self, batch: int, images: Tensor) -> tuple[int, Full, Run]:
-        kernel = (lambda call: call.compute()) if self._like is None else self._like.kernel
-
         def full() -> Run:
             self._cost["forward"] += len(images)
-            return Run(self._target.steps(images, self._like), kernel)
+            return Run(self._target.steps(images, self._like), self._like)
 
         self._cost["forward"] += len(images)
-        circuit = Run(self._subject.steps(images, self._masks), self._masks.kernel)
+        circuit = Run(self._subject.steps(images, self._masks), self._masks)
         return len(images), Full(batch, self._targets, full), circuit
 
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from convcircuits.circuits.equations import Equations, Method, sampled
+from convcircuits.circuits.equations import Equations, Method
 from convcircuits.circuits.lockstep import Runs, Targets
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.agreement import IMAGES
@@ -279,13 +279,13 @@ class Refit:
                 for filters in parts[layer]:
                     equations, before = Equations(fitted, layer, filters, self._method), 0
                     for images, full, circuit in runs.at(numbers):
-                        call, output = circuit.call, circuit.output()
-                        positions = self._drawn(call, output, len(numbers))
+                        call = circuit.call
+                        positions = self._drawn(call, len(numbers))
                         target = full.fitted(call, positions)
                         weights = self._weights
                         if weights is not None:
                             weights = weights[before : before + len(call.x)]
-                        equations.add(call, target, sampled(call, output, positions), positions, weights)
+                        equations.add(call, target, circuit.output_at(positions), positions, weights)
                         if filters is parts[layer][-1]:
                             full.advance()
                         before += images
@@ -313,13 +313,13 @@ class Refit:
             filters = filters[count:]
         return parts
 
-    def _drawn(self, call: KernelCall, output: Tensor, calls: int) -> Tensor | None:
+    def _drawn(self, call: KernelCall, calls: int) -> Tensor | None:
         """Return the positions on which a call is fitted; None for all."""
-        count = call.by_position(output).shape[3]
+        count = call.positions
         if self._positions is None:
             return None
         wanted = math.ceil(self._positions / self._images / calls)
         if wanted >= count:
             return None
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}|{call.layer}|{call.turn}".encode()))
-        return torch.randperm(count, generator=generator)[:wanted].sort().values.to(output.device)
+        return torch.randperm(count, generator=generator)[:wanted].sort().values.to(call.x.device)

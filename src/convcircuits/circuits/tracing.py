@@ -15,7 +15,7 @@ from convcircuits.circuits.presum import absolute_sums
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.maps.interior import Positions
 from convcircuits.network.batches import Batches, Progress
-from convcircuits.network.calls import KernelCall
+from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature, at, flattened
 from convcircuits.values.granularity import by_element
@@ -35,8 +35,10 @@ class Layer:
         name: The layer's name, as in ``model.named_modules()``.
         shape: Shape of its table of elements, as returned by ``per_element``.
         granularity: What an element is: a ``"filter"``, a ``"kernel"`` or a ``"weight"``.
-        calls: Its kernel calls in this batch, each with the gradient of its output.
+        calls: Its kernel calls in this batch, each with the gradient of its output. Inside a circuit they may hold only
+            the filters and channels of its kernels; then the axes o and e have only these.
         memory: Bytes of working memory for chunks of pre-sum maps.
+        channels: The input channels that the calls hold, int64; None for all.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layer:
     shape: tuple[int, ...]
     memory: int
     granularity: str
+    channels: Tensor | None = None
 
     @property
     def weights(self) -> Float[Tensor, "g o e k"]:
@@ -168,9 +171,14 @@ class Layer:
         return torch.stack(parts).sum(0), positions * self.images
 
     def per_element(self, values: Float[Tensor, "g o e"]) -> Float[Tensor, "out ..."]:
-        """Return values in the shape of the layer's table, ``shape``; zero for filters that were not computed."""
-        computed = values.reshape(-1, *self.shape[1:])
+        """Return values in the shape of the layer's table, ``shape``; zero for elements that the calls do not hold."""
         rows = self.calls[0][0].rows
+        if self.channels is not None:
+            assert rows is not None
+            whole = values.new_zeros(self.shape)
+            whole[rows[:, None], self.channels] = values.flatten(0, 1)
+            return whole
+        computed = values.reshape(-1, *self.shape[1:])
         if rows is None:
             return computed
         whole = computed.new_zeros(self.shape)
@@ -219,6 +227,7 @@ class Batch:
     def __init__(self, trace: "Trace", images: Tensor) -> None:
         self._trace, self.size = trace, len(images)
         self._calls: list[tuple[KernelCall, GradientEdge]] = []
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
         subject = trace.subject
         with torch.enable_grad():
             maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
@@ -253,7 +262,18 @@ class Batch:
                     "detach, a comparison), and criteria that follow gradients cannot score that. Give such calls a "
                     f"layer of their own, use {option('criterion', 'magnitude')}, or choose a feature before it."
                 )
-            self._calls.append((replace(call, x=x), get_gradient_edge(output)))
+            call = replace(call, x=x)
+            if isinstance(call, ConvCall) and (part := self._part(call)) is not None:
+                self._parts[call.layer] = part
+                call = call.part(*part)
+            self._calls.append((call, get_gradient_edge(output)))
+
+    def _part(self, call: ConvCall) -> tuple[Tensor, Tensor] | None:
+        """Return the filters and channels that a circuit's layer needs; None for all."""
+        trace = self._trace
+        if trace.masks is None or not trace.masks.effective or trace.granularity != "kernel":
+            return None
+        return trace.masks.part(call)
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
         """Backpropagate a gradient of the maps and yield the layers, the last one first.
@@ -274,6 +294,7 @@ class Batch:
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
+                g = g[:, self._parts[call.layer][0]] if call.layer in self._parts else g
                 by_layer.setdefault(call.layer, []).append(in_one_dtype(call, g))
         self._trace.cost["backward"] += self.size
         del gradients
@@ -291,8 +312,8 @@ class Batch:
             yield name, layer.weights, layer
 
     def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
-        trace = self._trace
-        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
+        trace, (_, channels) = self._trace, self._parts.get(name, (None, None))
+        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity, channels)
 
 
 def where_counted(gradient: Tensor, indices: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ def cross(
     from convcircuits.files import write_whole
     from convcircuits.network.batches import begin
     from convcircuits.subfeatures.crossing import measured_at
-    from convcircuits.subfeatures.splitting import circuits_of_group, kept_for
+    from convcircuits.subfeatures.splitting import circuits_of_group, kept_for, opened
 
     check_folder(out)
     check_charts_installed()
@@ -85,15 +85,15 @@ def cross(
     pictures = looked.images.photographs
     trained, tested = _held_out(_by_folder(pictures, images), looked.images, held_out, seed)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    where = measured_at(wanted)
+    subject = opened(net, measured_at(wanted), looked.images, batch_size)
     folder = out or Path(named_after(model, f"{wanted.slug}-cross"))
-    kept = kept_for(folder / CHECKPOINT, net, where, looked.images, batch_size, seed)
+    kept = kept_for(folder / CHECKPOINT, subject, looked.images, batch_size, seed)
     with progress("finding circuits of each group") as told:
         given["progress"] = told
         circuits = {}
         for name, chosen in trained.items():
             begin(told, f"finding circuits of {name}")
-            find = partial(circuits_of_group, net, where, chosen, criterion, shares, refit, MEMORY, given, {})
+            find = partial(circuits_of_group, subject, chosen, criterion, shares, refit, MEMORY, given, {})
             circuits[name] = kept.circuits(
                 find, images=chosen.chosen.nonzero()[:, 0].tolist(), how=[criterion, shares, refit]
             )
@@ -115,7 +115,7 @@ def cross(
         if baselines:
             compared = cc.groupings(
                 net,
-                where,
+                subject.feature,
                 looked.images,
                 known=[picture.name.partition("/")[0] for picture in pictures],
                 photographs=[picture.subject for picture in pictures],

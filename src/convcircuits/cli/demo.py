@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,9 @@ from convcircuits.cli.output import check_folder, made_folder, print_json, say, 
 from convcircuits.values.recipe import BEST, Recipe
 
 MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
-CRITERIA = ("progressive", "gauss_newton", "actgrad", "snip", "random")
-DENSITIES = (0.1, 0.05, 0.02, 0.01)
-START = ("start=0.1",)  # in so large a network as good as the default, and faster
-LEARNED = (*START, "tolerance=0.1")  # of the circuit that can be drawn whole; larger ones are not worth the minutes
+CRITERIA = ("gauss_newton", "actgrad", "snip", "random")  # compared with the descent
+DENSITIES = (0.1, 0.05, 0.02, 0.01)  # of the descent's circuits that are compared, about
+LEARNED = ("start=0.1", "tolerance=0.1")  # in so large a network as good as the defaults, and faster
 
 
 def demo(
@@ -31,7 +31,8 @@ def demo(
 ) -> None:
     """Compare criteria on a real network, and draw a whole circuit."""
     from convcircuits.charts import check_charts_installed
-    from convcircuits.circuits.comparison import compare
+    from convcircuits.circuits.comparison import ComparisonTable, Row, compare
+    from convcircuits.circuits.evaluation import evaluate_all
     from convcircuits.cli.preparing import say_photographs, set_up
     from convcircuits.maps.units import RULE, choose_unit, units
     from convcircuits.recipes import criterion_options, with_best_constants, with_recipe
@@ -66,25 +67,9 @@ def demo(
             f"{unit.summary()}"
         )
         say_photographs(setup)
-    with progress("finding and measuring circuits") as told:
-        rows = compare(
-            model,
-            feature,
-            train,
-            held_out,
-            criteria=CRITERIA,
-            densities=DENSITIES,
-            options={"progressive": criterion_options(START)},
-            seed=seed,
-            progress=told,
-        )
-    table = write_comparison(rows, out, feature, setup)
-    if not as_json:
-        say(comparison_table(rows))
-        say(EXPLAINED)
     recipe = dataclasses.replace(recipe, feature=str(feature))
-    with progress("finding a circuit that can be drawn whole") as told:
-        found = cc.find(
+    with progress("finding circuits, down to one that can be drawn whole") as told:
+        path = cc.find_path(
             model,
             feature,
             train,
@@ -94,7 +79,21 @@ def demo(
             progress=told,
             **criterion_options(recipe.options),
         )
-        found = with_best_constants(found, setup, batch_size=16, seed=seed, told=told)
+    with progress("comparing criteria") as told:
+        compared = [min(path, key=lambda one: abs(one.density - density)) for density in DENSITIES]
+        densities = [one.density for one in compared]
+        measured = evaluate_all(model, compared, held_out, fit=train)
+        of_path = map(partial(Row, recipe.criterion), densities, measured, compared)
+        others = compare(
+            model, feature, train, held_out, criteria=CRITERIA, densities=densities, seed=seed, progress=told
+        )
+        rows = ComparisonTable([*of_path, *others])
+    table = write_comparison(rows, out, feature, setup)
+    if not as_json:
+        say(comparison_table(rows))
+        say(EXPLAINED)
+    with progress("choosing its constants") as told:
+        found = with_best_constants(path[-1], setup, batch_size=16, seed=seed, told=told)
     circuit = with_recipe(found, recipe, setup)
     cc.save(circuit, out / "circuit.safetensors")
     with progress("measuring its controls") as told:
@@ -116,6 +115,7 @@ def demo(
             held_out=held_out,
             fit=setup.fit,
             controls=controls,
+            path=path[:-1],
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=told,

@@ -3,6 +3,7 @@
 Shape letters: n image, g group, o filter in the group, i channel in the group, k weight in the kernel, p position.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +41,16 @@ class ConvCall:
         out, inputs = self.weight.shape[:2]
         return self.weight.reshape(self.groups, out // self.groups, inputs, -1)
 
+    @property
+    def positions(self) -> int:
+        """Number of positions of the output."""
+        return math.prod(
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, padding, dilation, kernel, stride in zip(
+                self.x.shape[2:], self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True
+            )
+        )
+
     def per_kernel(self, values: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
         """Reshape one value per kernel, (out, in per group), so that it broadcasts with the weight."""
         return values[:, :, None, None]
@@ -49,6 +60,17 @@ class ConvCall:
         if weight is None:
             weight, bias = self.weight, self.bias
         return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def part(self, filters: Tensor, channels: Tensor) -> "ConvCall":
+        """Return a call of one group with only some of its computed filters and of its channels, int64 indices."""
+        return replace(
+            self,
+            x=self.x[:, channels],
+            weight=self.weight[filters[:, None], channels],
+            bias=None if self.bias is None else self.bias[filters],
+            rows=filters if self.rows is None else self.rows[filters],
+            live=None if self.live is None else self.live[:, channels],
+        )
 
     def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
         """Expand one value per channel, (n, c), to the shape of the input."""
@@ -179,6 +201,11 @@ class LinearCall:
         """The weight as (1, o, i, k)."""
         return self.weight.reshape(1, len(self.weight), self.blocks, -1)
 
+    @property
+    def positions(self) -> int:
+        """Number of positions of the output: of vectors in an image."""
+        return math.prod(self.x.shape[1:-1])
+
     def per_kernel(self, values: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
         """Expand one value per kernel, (out, blocks), to the shape of the weight."""
         return values.repeat_interleave(self.weight.shape[1] // self.blocks, 1)
@@ -228,6 +255,12 @@ class LinearCall:
 
 
 KernelCall = ConvCall | LinearCall
+
+
+def computed_at(call: KernelCall, positions: Tensor) -> Float[Tensor, "n out p"]:
+    """Return the output of a call at some positions, the same in every image, without computing the rest."""
+    output = torch.einsum("goik,ngikp->ngop", call.kernels, call.columns(slice(None), positions)).flatten(1, 2)
+    return output if call.bias is None else output + call.bias[:, None]
 
 
 def _spans(used: Bool[Tensor, "n length"]) -> tuple[Tensor, int]:

@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.network.calls import KernelCall
+from convcircuits.network.calls import ConvCall, KernelCall, computed_at
 from convcircuits.network.capture import Network
 from convcircuits.network.graph import Steps
 from convcircuits.network.operations import Plan
@@ -22,6 +22,7 @@ from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import elements_with, masks_of
 
 _GRAPHS = 8  # shapes of images, and circuits on each, that are kept ready
+_WORTH = 0.7  # share of a convolution's weights below which its rows and columns are taken out, which costs copies
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,33 @@ class Masks:
         """Compute a kernel call with only the kept kernels."""
         if call.layer not in self.kernels:
             return call.compute()
+        masked, filters, bias = self._masked(call)
+        return _among(masked.compute(), filters, bias)
+
+    def kernel_at(self, call: KernelCall, positions: Tensor) -> Float[Tensor, "n out p"]:
+        """Compute a call of a masked layer with only the kept kernels, at some positions of the output."""
+        masked, filters, bias = self._masked(call)
+        return _among(computed_at(masked, positions), filters, bias)
+
+    def _masked(self, call: KernelCall) -> tuple[KernelCall, Tensor | None, Tensor | None]:
+        """Return a call with only the kept kernels, the filters that it computes or None for all, and the bias of all.
+
+        Where that pays, the call has only the filters and channels of these kernels.
+        """
         running = self.running(call)
         read = running | _computed(self.constant[call.layer], call) if call.layer in self.constant else running
-        return read_alone(call, read).compute(*self.weight_and_bias(call, running))
+        weight, bias = self.weight_and_bias(call, running)
+        if isinstance(call, ConvCall) and (part := _part(call, read)) is not None:
+            alone = replace(call, weight=weight, bias=bias).part(*part)
+            return alone, part[0], bias if bias is not None else weight.new_zeros(len(weight))
+        return read_alone(replace(call, weight=weight, bias=bias), read), None, bias
+
+    def part(self, call: ConvCall) -> tuple[Tensor, Tensor] | None:
+        """Return the computed filters and the channels of kept kernels, int64; None if that is not much less than all.
+
+        All calls of a layer have the same ones.
+        """
+        return _part(call, _computed(self.kernels[call.layer], call))
 
 
 class Subject:
@@ -331,6 +356,28 @@ class Subject:
 def _computed(values: Tensor, call: KernelCall) -> Tensor:
     """Return the rows of a table for the filters that a call computes."""
     return values if call.rows is None else values[call.rows]
+
+
+def _part(call: ConvCall, kernels: Bool[Tensor, "out in"]) -> tuple[Tensor, Tensor] | None:
+    """Return the filters and the channels of some kernels of a call if it pays to take them out, else None.
+
+    If all kernels between these are there, nothing is taken out, so that the whole circuit is the full model exactly.
+    """
+    if call.groups > 1:
+        return None
+    filters, channels = kernels.any(1).nonzero()[:, 0], kernels.any(0).nonzero()[:, 0]
+    size = len(filters) * len(channels)
+    if int(kernels.sum()) == size or size > _WORTH * kernels.numel():
+        return None
+    return filters, channels
+
+
+def _among(computed: Tensor, filters: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return what some filters put out, (N, filters, ...), among the biases of the others; None for all filters."""
+    if filters is None or bias is None:
+        return computed
+    whole = bias.to(computed.dtype).reshape(1, -1, *[1] * (computed.dim() - 2))
+    return whole.expand(len(computed), -1, *computed.shape[2:]).index_copy(1, filters, computed)
 
 
 def read_alone(call: KernelCall, mask: Tensor) -> KernelCall:

@@ -30,6 +30,7 @@ from convcircuits.subfeatures.splitting import (
     circuits_of_group,
     drawn_photographs,
     numbers_of_photographs,
+    opened,
 )
 from convcircuits.values.feature import Feature, flattened
 from convcircuits.values.groupings import KNOWN, SHUFFLED, Grouping, Groupings
@@ -132,6 +133,7 @@ def groupings(
         **{name: {name: one} for name, one in others.items()},
     }
 
+    subject = opened(model, feature, images, batch_size)
     crossed: dict[frozenset[bytes], tuple[float, ...]] = {}  # descriptions may agree
 
     def selectivity(labels: Tensor) -> tuple[float, ...]:
@@ -145,7 +147,7 @@ def groupings(
             begin(progress, "finding and cross-testing the groups' circuits")
             circuits = {
                 name: circuits_of_group(
-                    model, feature, some_of(images, part & train), criterion, [density], refit, memory, given, options
+                    subject, some_of(images, part & train), criterion, [density], refit, memory, given, options
                 )
                 for name, part in parts.items()
             }

@@ -106,7 +106,8 @@ def split(
         raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
     check_refit(refit)
     feature = feature.at_maximum()
-    kept = kept_for(checkpoint, model, feature, images, batch_size, seed)
+    subject = opened(model, feature, images, batch_size)
+    kept = kept_for(checkpoint, subject, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
@@ -125,7 +126,7 @@ def split(
         def find() -> list[Circuit]:
             begin(progress, "finding circuits of a group")
             part = some_of(images, some)
-            return circuits_of_group(model, feature, part, criterion, densities, refit, memory, given, options)
+            return circuits_of_group(subject, part, criterion, densities, refit, memory, given, options)
 
         return kept.circuits(
             find,
@@ -175,29 +176,29 @@ def split(
     )
 
 
+def opened(model: nn.Module, feature: Feature, images: Images, batch_size: int) -> Subject:
+    """Open a model for a feature on images."""
+    network = Network(model)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    return Subject.open(network, feature, batches.first_shape())
+
+
 def kept_for(
-    folder: str | os.PathLike[str] | None,
-    model: nn.Module,
-    feature: Feature,
-    images: Images,
-    batch_size: int,
-    seed: int,
+    folder: str | os.PathLike[str] | None, subject: Subject, images: Images, batch_size: int, seed: int
 ) -> Kept:
     """Return where results are kept that depend on the weights and the images, in their order; nothing without one."""
     if folder is None:
         return Kept(None)
-    network = Network(model)
+    network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     hashes = [key for _, some in batches.hashed() for key in some]
-    about = Subject.open(network, feature, batches.first_shape()).about
     computed = [str(network.device), str(network.dtype), batch_size]
-    return Kept(folder, about=about, images=hashes, seed=seed, computed=computed)
+    return Kept(folder, about=subject.about, images=hashes, seed=seed, computed=computed)
 
 
 @outside_autocast
 def circuits_of_group(
-    model: nn.Module,
-    feature: Feature,
+    subject: Subject,
     images: Images,
     criterion: str | Criterion,
     densities: Sequence[float],
@@ -208,17 +209,17 @@ def circuits_of_group(
 ) -> list[Circuit]:
     """Find circuits of several sizes on a group of images, and refit them on it.
 
-    ``given`` has ``batch_size``, ``seed`` and ``progress``; the other arguments are those of ``split``.
+    ``subject`` is the model, opened for the feature, and keeps what is recorded of it from group to group. ``given``
+    has ``batch_size``, ``seed`` and ``progress``; the other arguments are those of ``split``.
     """
     if criterion == "gauss_newton":
         options = {"centered": True} | dict(options)
-    scores = score(model, feature, images, criterion=criterion, memory=memory, **given, **options)
+    network, feature = subject.network, subject.feature
+    scores = score(network.module, feature, images, criterion=criterion, memory=memory, **given, **options)
     circuits = [prune(scores, density=density) for density in densities]
     if refit == "none":
         return circuits
-    network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
-    subject = Subject.open(network, feature, batches.first_shape())
     begin(given["progress"], "refitting the group's circuits")
     fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
     return [fitted(subject, one, fit) for one in circuits]
