@@ -407,6 +407,42 @@ def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
     expect(other.locator("[part=label]")).to_have_value("mine")
 
 
+def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_another(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    address = f"{page.url}c/{circuit}"
+
+    def label(tab):
+        tab.locator("[part=diagram] [data-node] .frame").last.click()
+        return tab.locator("[part=diagram] [part=label]")
+
+    page.goto(address)
+    first = label(page)
+    first.fill("wheel")
+    first.press("Enter")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+$"))  # not in the address
+    other = page.context.new_page()
+    other.goto(address)
+    second = label(other)
+    expect(second).to_have_value("wheel")
+    second.fill("tyre")
+    first.fill("hub")
+    first.press("Enter")
+    page.wait_for_function("fetch('/api/v1/notes').then(r => r.text()).then(text => text.includes('hub'))")
+    page.goto("about:blank")
+    page.goto(address)
+    expect(label(page)).to_have_value("hub")
+    expect(second).to_have_value("tyre")  # what is being written stays
+    second.press("Enter")
+    expect(other.locator(".both")).to_contain_text("Another tab wrote meanwhile on filter 2 of 0: “hub”")
+    expect(other.locator(".both")).to_contain_text("Yours, not saved: “tyre”")
+    other.get_by_role("button", name="keep mine").click()
+    expect(first).to_have_value("tyre")
+    expect(other.locator(".both")).to_have_count(0)
+    expect(other).not_to_have_url(re.compile("label="))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_every_window_and_can_be_read(open_page, scheme):
     page = open_page(color_scheme=scheme)

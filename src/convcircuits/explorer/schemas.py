@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from convcircuits.drawing import data as drawing
 from convcircuits.explorer.store import LONGEST_LABEL, LONGEST_TEXT
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", examples=["3f8a0c1d2e4b5a69"])]
@@ -533,7 +534,7 @@ class Contrast(_Answer):
 
 
 class Note(_Answer):
-    """What a person says of a unit, a circuit or a photograph."""
+    """What a person says of a unit, a circuit, a filter of a circuit's diagram or a photograph."""
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
     star: bool = False
@@ -600,6 +601,13 @@ class NewNote(Note):
     """A note that replaces another. A mistyped name is refused: the note would count as empty, and be removed."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class NewFilterNote(NewNote):
+    """A note on a filter that replaces another. It is no longer than a diagram shows."""
+
+    label: Annotated[str, Field(max_length=drawing.LONGEST_LABEL)] = ""
+    text: Annotated[str, Field(max_length=drawing.LONGEST_NOTE)] = ""
 
 
 class IndexJob(_Asked):
