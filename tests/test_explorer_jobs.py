@@ -77,7 +77,9 @@ class Explored:
     def _submit(self, kind, parameters, *, valid):
         result = json.loads(json.dumps(do(self.project, kind, parameters, Quiet())))
         assert valid(result)
-        return Job("0" * 16, kind, parameters, "done", result=result)
+        job = Job("0" * 16, kind, parameters, "done", result=result)
+        self.session.jobs.on_done(job)
+        return job
 
     def request(self, method, path, **sent):
         async def asked():
@@ -166,9 +168,11 @@ def test_a_point_has_the_units_of_the_position_that_looks_there(explored):
     assert explored.request("GET", f"photos/{photo}/point?x=21&y=4").status_code == 422
 
 
-def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explored):
+def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explored, monkeypatch):
     assert explored.get(f"circuits/{explored.circuit}")["curve"] is None
-    explored.job("sweep", circuit=explored.circuit, densities=[0.1, 0.3, 0.5])
+    answered = []
+    monkeypatch.setattr(explored.session.jobs, "answered", lambda *said, since: answered.append(said))
+    kept = explored.job("sweep", circuit=explored.circuit, densities=[0.1, 0.3, 0.5])["circuits"]
     card = explored.get(f"circuits/{explored.circuit}")
     curve, report = card["curve"], card["report"]
     assert [point["density"] for point in curve["points"]] == [0.5, 0.3, 0.1]
@@ -176,10 +180,30 @@ def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explore
     assert curve["points"][1]["r2_random"] == pytest.approx(report["figures"]["r2_random"])
     assert (curve["images"], curve["photographs"]) == (report["images"], len(report["held_out"]))
     assert curve["r2_average_map"] == pytest.approx(report["figures"]["r2_average_map"])
+    assert [point["circuit"] for point in curve["points"]] == kept
+    asked = schemas.FindJob(**FIND | {"density": 0.5}).model_dump(exclude={"kind"})
+    assert answered[0] == ("find", asked, {"circuit": kept[0]})  # so that it is not found again
     other = explored.job(**FIND | {"density": 0.5})["circuit"]  # another density of the same recipe
+    assert (kept[0], kept[1]) == (other, explored.circuit)  # byte for byte
     assert explored.get(f"circuits/{other}")["curve"] == curve
     another = explored.job(**FIND | {"seed": 1})["circuit"]
     assert explored.get(f"circuits/{another}")["curve"] is None
+
+
+def test_circuits_of_one_descent_are_kept_but_are_not_those_that_are_found_alone(explored, monkeypatch):
+    monkeypatch.setattr(explored.session.jobs, "answered", lambda *_, **__: pytest.fail("it may find others"))
+    circuit = explored.job(**FIND | {"criterion": "progressive"})["circuit"]
+    large, small = explored.job("sweep", circuit=circuit, densities=[0.3, 0.6])["circuits"]
+    for id, point in zip((large, small), explored.get(f"circuits/{circuit}")["curve"]["points"], strict=True):
+        card = explored.get(f"circuits/{id}")
+        assert card["kept"] == point["kernels"] == len(explored.load(id))
+        assert card["report"]["figures"]["r2"] == point["r2"]
+        assert card["report"]["found_on_verified"]
+    assert explored.get(f"circuits/{large}")["command"] is None  # it was on the way to the other
+    explored.job("evaluate", circuit=large)
+    assert explored.get(f"circuits/{large}")["report"]["figures"]["r2"] == pytest.approx(
+        explored.get(f"circuits/{circuit}")["curve"]["points"][0]["r2"]
+    )
 
 
 def test_a_curve_of_a_recipe_that_counts_effective_kernels_says_that_it_does_not(explored):

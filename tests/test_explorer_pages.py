@@ -110,6 +110,11 @@ ASK = """async (job) => {
 }"""
 
 
+ASKED = """(job) =>
+  fetch("/api/v1/jobs", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(job) })
+    .then((answer) => answer.json().then((said) => [answer.status, said.result.circuit]))"""
+
+
 def answered(page, **job):
     """Ask for a job as the page does, and return its result."""
     found = page.evaluate(ASK, job)
@@ -304,8 +309,18 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.goto(f"{start}c/{large}")
     expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
     page.locator("[part=sweep]").click()
-    page.locator(".stop").nth(2).click()
+    stop = page.locator(".stop").nth(2)
+    stop.hover()
     expect(page.locator(".stop-card")).to_contain_text("R²")
+    stop.click()  # its circuit was kept
+    expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
+    expect(page).not_to_have_url(re.compile(large))
+    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", page.url.split("/")[-1])
+    found = {"kind": "find", "feature": "2:9", "criterion": "gauss_newton", "count": 6, "seed": 0}
+    found["density"] = card["provenance"]["recipe"]["density"]
+    assert page.evaluate(ASKED, found) == [200, card["id"]]  # so finding it takes no time
+    page.goto(f"{start}c/{large}")
     page.locator("[part=extract]").click()
     with page.expect_download() as download:
         page.get_by_role("link", name=", safetensors").click()

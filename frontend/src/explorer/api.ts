@@ -254,6 +254,7 @@ export interface Split extends SplitCard {
 }
 
 export interface CurvePoint {
+  circuit: string; // empty: it was not kept
   density: number;
   kernels: number;
   effective_kernels: number;

@@ -91,6 +91,11 @@ class Job:
         self.left = round((total - done) / self.rate, 1) if self.rate and total is not None else None
 
 
+def _id(kind: str, parameters: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Return the id of a job: a hash of the question, and of what its answer depends on."""
+    return hash_of([kind, parameters, about["basis"]])[:16]
+
+
 class Events:
     """Numbered events, of which the last ones can be asked for again."""
 
@@ -142,6 +147,7 @@ class Jobs:
         self.problem = ""
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
+        self.on_done: Callable[[Job], None] = lambda job: None
         self._jobs: dict[str, Job] = {}
         self._running: Job | None = None
         self._kill_at: float | None = None
@@ -183,7 +189,7 @@ class Jobs:
         """
         with self._lock:
             about = self._ready()
-            id = hash_of([kind, parameters, about["basis"]])[:16]
+            id = _id(kind, parameters, about)
             known = self.get(id)
             if known is not None and known.state in ("queued", "running") and not known.cancelled:
                 return known
@@ -200,6 +206,24 @@ class Jobs:
                 self._stop.value = 1  # it goes on afterwards
         self._nudge()
         return job
+
+    def answered(self, kind: str, parameters: dict[str, Any], result: dict[str, Any], *, since: float) -> None:
+        """Record that a job's result is known, as another came to it, unless it waits or runs.
+
+        Args:
+            kind: What it would do.
+            parameters: With what.
+            result: Its result.
+            since: When the other was asked for, in seconds since 1970.
+        """
+        with self._lock:
+            if self.about is None:
+                return
+            id = _id(kind, parameters, self.about)
+            known = self.get(id)
+            if known is None or known.state not in ("queued", "running"):
+                job = self._jobs[id] = Job(id, kind, parameters, created=since)
+                self._end(job, "done", result=result)
 
     def get(self, id: str) -> Job | None:
         """Return a job, also one of an earlier session that is done."""
@@ -424,6 +448,7 @@ class Jobs:
         self._announce(job)
         if state == "done":
             self.events.publish("changed", {"kind": job.kind, **(result or {})})
+            self.on_done(job)
 
     def _announce(self, job: Job) -> None:
         self.events.publish("job", job.as_dict())

@@ -333,6 +333,7 @@ class CurvePoint(_Answer):
     """A circuit of a density curve, measured."""
 
     density: float
+    circuit: str = Field("", description="Its id; empty if an earlier version measured it, which kept none.")
     kernels: int
     effective_kernels: int
     constants: int
@@ -672,7 +673,8 @@ class DiagramJob(_Asked):
 class SweepJob(_Asked):
     """Find circuits of other densities by the recipe of a circuit, on its photographs, and measure all of them.
 
-    Its result is ``{"circuit": id}``; ``GET circuits/ID`` has the curve.
+    Its result is ``{"circuit": id, "circuits": [id]}``, those of the curve; ``GET circuits/ID`` has the curve. If the
+    job ``find`` would find the same ones, it is done for their densities.
     """
 
     kind: Literal["sweep"]

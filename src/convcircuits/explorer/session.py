@@ -67,7 +67,7 @@ class Session:
             except BaseException:
                 self.store.close()
                 raise
-        self.jobs.on_ready = self._ready
+        self.jobs.on_ready, self.jobs.on_done = self._ready, self._done
         self.streams = 0
         self.closing = False
         self.notes = threading.Lock()
@@ -82,6 +82,20 @@ class Session:
             index = self.index()
             if index is None or not index["complete"]:
                 self.submit({"kind": "index"})
+
+    def _done(self, job: Job) -> None:
+        """Record that circuits are found which a curve found: the job ``find`` would find the same."""
+        result = job.result or {}
+        if job.kind != "sweep" or not result.get("found_alone"):
+            return
+        for id in result["circuits"]:
+            one = self.store.circuit(id)
+            provenance = {} if one is None or one.problem else one.header["provenance"]
+            recipe = provenance.get("recipe") or provenance.get("search") or {}
+            fields = {name: value for name, value in recipe.items() if name in schemas.FindJob.model_fields}
+            with contextlib.suppress(ValidationError):  # the file was replaced just now
+                asked = schemas.FindJob(kind="find", **fields).model_dump(exclude={"kind"})
+                self.jobs.answered("find", asked, {"circuit": id}, since=job.created)
 
     # ---------------------------------------- lookups
 
@@ -607,7 +621,9 @@ class Session:
         if kind == "sweep":
             curve = self.curve(circuit)
             shares = None if curve is None else [point.density for point in curve.points]
-            return shares == sorted({*asked["densities"]}, reverse=True)
+            known = {one.id for one in self.store.circuits()}
+            there = known.issuperset(result.get("circuits", ()))
+            return there and shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
             return self.module(circuit) is not None
         return kind in ("ablate", "put_back") or self._is_measured(circuit)
