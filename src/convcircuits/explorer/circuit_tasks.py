@@ -200,7 +200,7 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
 
 def _unsized(recipe: Recipe) -> Recipe:
     """Return a recipe without a size. A curve's circuits count all kernels."""
-    defaults = {field.name: field.default for field in fields(Recipe) if field.name in SIZES}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name in SIZES}
     return replace(recipe, **defaults, effective_kernels=False)
 
 
