@@ -525,6 +525,7 @@ def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
 def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, planted):
     folder, address = planted
     page = open_page(address)
+    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
     page.goto(f"{page.url}jobs")
     (folder / "slow").touch()
     page.evaluate(ASKED, SLOW)
@@ -543,6 +544,7 @@ def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, plant
 def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_lives(open_page, planted):
     folder, address = planted
     page = open_page(address)
+    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
     page.goto(f"{page.url}jobs")
     (folder / "slow").touch()
     page.evaluate(ASKED, SLOW | {"seed": 1})
