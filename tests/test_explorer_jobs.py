@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class Explored:
     def _submit(self, kind, parameters, *, valid):
         result = json.loads(json.dumps(do(self.project, kind, parameters, Quiet())))
         assert valid(result)
-        return Job("0" * 16, kind, parameters, "done", result=result)
+        job = Job("0" * 16, kind, parameters, "done", result=result)
+        self.session.jobs.on_done(job)
+        return job
 
     def request(self, method, path, **sent):
         async def asked():
@@ -165,9 +168,11 @@ def test_a_point_has_the_units_of_the_position_that_looks_there(explored):
     assert explored.request("GET", f"photos/{photo}/point?x=21&y=4").status_code == 422
 
 
-def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explored):
+def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explored, monkeypatch):
     assert explored.get(f"circuits/{explored.circuit}")["curve"] is None
-    explored.job("sweep", circuit=explored.circuit, densities=[0.1, 0.3, 0.5])
+    answered = []
+    monkeypatch.setattr(explored.session.jobs, "answered", lambda *said, since: answered.append(said))
+    kept = explored.job("sweep", circuit=explored.circuit, densities=[0.1, 0.3, 0.5])["circuits"]
     card = explored.get(f"circuits/{explored.circuit}")
     curve, report = card["curve"], card["report"]
     assert [point["density"] for point in curve["points"]] == [0.5, 0.3, 0.1]
@@ -175,10 +180,30 @@ def test_a_curve_is_that_of_the_recipe_on_the_photographs_of_the_circuit(explore
     assert curve["points"][1]["r2_random"] == pytest.approx(report["figures"]["r2_random"])
     assert (curve["images"], curve["photographs"]) == (report["images"], len(report["held_out"]))
     assert curve["r2_average_map"] == pytest.approx(report["figures"]["r2_average_map"])
+    assert [point["circuit"] for point in curve["points"]] == kept
+    asked = schemas.FindJob(**FIND | {"density": 0.5}).model_dump(exclude={"kind"})
+    assert answered[0] == ("find", asked, {"circuit": kept[0]})  # so that it is not found again
     other = explored.job(**FIND | {"density": 0.5})["circuit"]  # another density of the same recipe
+    assert (kept[0], kept[1]) == (other, explored.circuit)  # byte for byte
     assert explored.get(f"circuits/{other}")["curve"] == curve
     another = explored.job(**FIND | {"seed": 1})["circuit"]
     assert explored.get(f"circuits/{another}")["curve"] is None
+
+
+def test_circuits_of_one_descent_are_kept_but_are_not_those_that_are_found_alone(explored, monkeypatch):
+    monkeypatch.setattr(explored.session.jobs, "answered", lambda *_, **__: pytest.fail("it may find others"))
+    circuit = explored.job(**FIND | {"criterion": "progressive"})["circuit"]
+    large, small = explored.job("sweep", circuit=circuit, densities=[0.3, 0.6])["circuits"]
+    for id, point in zip((large, small), explored.get(f"circuits/{circuit}")["curve"]["points"], strict=True):
+        card = explored.get(f"circuits/{id}")
+        assert card["kept"] == point["kernels"] == len(explored.load(id))
+        assert card["report"]["figures"]["r2"] == point["r2"]
+        assert card["report"]["found_on_verified"]
+    assert explored.get(f"circuits/{large}")["command"] is None  # it was on the way to the other
+    explored.job("evaluate", circuit=large)
+    assert explored.get(f"circuits/{large}")["report"]["figures"]["r2"] == pytest.approx(
+        explored.get(f"circuits/{circuit}")["curve"]["points"][0]["r2"]
+    )
 
 
 def test_a_curve_of_a_recipe_that_counts_effective_kernels_says_that_it_does_not(explored):
@@ -311,6 +336,47 @@ def test_a_card_has_the_verdict_of_the_controls_that_its_diagram_shows(explored)
     assert explored.get(f"circuits/{circuit}")["controls"] == shown
 
 
+def test_lists_of_circuits_read_the_controls_of_a_diagram_once_whoever_looks_at_it(explored, monkeypatch):
+    circuit = explored.job(**FIND | {"refit": "filters"})["circuit"]
+    explored.job("diagram", circuit=circuit, controls=True)
+    read, read_json = [], explored.session.store.read_json
+
+    def counted(file):
+        read.append(file.parent.name)
+        return read_json(file)
+
+    monkeypatch.setattr(explored.session.store, "read_json", counted)
+    for _ in range(3):
+        explored.get(f"circuits/{circuit}/diagram")  # which counts as use: the file has another time
+        explored.get("circuits")
+    assert read.count("diagrams") <= 1
+
+
+def test_notes_on_the_filters_of_a_circuit_stay_with_it_and_are_on_its_page(explored):
+    circuit = explored.job(**FIND | {"density": 0.6})["circuit"]
+    explored.job("diagram", circuit=circuit)
+    path = f"notes/circuits/{circuit}/filters/2/3"
+    before = explored.request("GET", path)
+    assert before.json() == {"label": "", "star": False, "text": ""}
+    mine, tag = {"label": "wheel", "star": False, "text": "round"}, {"if-match": before.headers["etag"]}
+    assert explored.request("PUT", path, json=mine).status_code == 428
+    assert explored.request("PUT", path, json=mine, headers=tag).json() == mine
+    assert explored.request("PUT", path, json={"label": "other"}, headers=tag).status_code == 412
+    assert explored.get("notes")[f"filter 2:3 of circuit {circuit}"] == mine
+    page = explored.request("GET", f"circuits/{circuit}/page").text
+    assert '"label":"wheel","note":"round"' in page
+    (node,) = (int(n) for n in re.findall(r'"node":(\d+),"label":"wheel"', page))
+    view = json.dumps({"notes": [{"node": node, "label": "tyre", "note": ""}]})  # not saved, so it goes first
+    page = explored.request("GET", f"circuits/{circuit}/page", params={"view": view}).text
+    assert ('"label":"tyre"' in page, '"label":"wheel"' in page) == (True, False)
+    for wrong in ("2/99", "nonsense/0"):
+        assert explored.request("GET", f"notes/circuits/{circuit}/filters/{wrong}").status_code == 404
+    tag = {"if-match": explored.request("GET", path).headers["etag"]}
+    assert explored.request("PUT", path, json={"label": "x" * 41}, headers=tag).status_code == 422
+    assert explored.request("PUT", path, json={}, headers=tag).status_code == 200
+    assert f"filter 2:3 of circuit {circuit}" not in explored.get("notes")
+
+
 def test_neighbours_are_the_units_with_correlated_maps(explored):
     assert "the job neighbours" in explored.refused("layers/2/units/1/neighbours")
     explored.job("neighbours", layer="2")
@@ -418,10 +484,15 @@ def test_circuits_of_other_weights_are_listed_apart(explored):
 # ---------------------------------------- bundles
 
 
+def noted(explored):
+    """Where notes are that go with a circuit."""
+    return (f"notes/circuits/{explored.circuit}", f"notes/circuits/{explored.circuit}/filters/2/3", "notes/units/4/2")
+
+
 @pytest.fixture(scope="module")
 def shared(explored, tmp_path_factory):
     """A bundle of a circuit that was measured and has a note, with its photographs."""
-    for path in (f"notes/circuits/{explored.circuit}", "notes/units/4/2"):
+    for path in noted(explored):
         tag = explored.request("GET", path).headers["etag"]
         explored.request("PUT", path, json={"label": "wheels", "text": "a\nb"}, headers={"if-match": tag})
     answer = explored.request("GET", f"circuits/{explored.circuit}/bundle?photographs=true")
@@ -449,9 +520,9 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     assert (card["id"], card["same_weights"]) == (explored.circuit, True)
     content = found.request("GET", f"circuits/{explored.circuit}/file").content
     assert content == explored.request("GET", f"circuits/{explored.circuit}/file").content
-    for path in (f"notes/circuits/{explored.circuit}", "notes/units/4/2"):
+    for path in noted(explored):
         assert found.get(path) == explored.get(path)
-    assert found.get("notes/units/4/2")["label"] == "wheels"
+        assert found.get(path)["label"] == "wheels"
     assert card["report"]["sent"]
     assert not own["report"]["sent"]
     assert card["report"]["figures"]["r2"] == own["report"]["figures"]["r2"]
@@ -592,6 +663,7 @@ EDITS = {
         lambda c: (c.update({"report.json": b'{"seconds": 1e999}'}), recorded(c)),
         "is not a bundle",
     ),
+    "notes on filters that are none": (lambda c: told(c, filter_notes={"2:3": {"text": 3}}), "its text is 3"),
     "a note on the unit that is no note": (lambda c: told(c, unit_note={"label": 3}), "its label is 3"),
     "a note that is no note": (lambda c: told(c, note=["x"]), "other fields than label"),
 }

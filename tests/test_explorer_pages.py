@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 import convcircuits as cc
+import twofold
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
@@ -35,6 +36,35 @@ def net():
         layers[2].weight[1, 5], layers[2].bias[1] = -1.0, 40.0
     return layers.eval()
 """
+TWOFOLD = """
+import os
+import signal
+import time
+from pathlib import Path
+
+import twofold
+from torch import nn
+
+from convcircuits.zoo.preprocessing import Preprocess
+
+preprocess = Preprocess(size=(12, 12), resize=(12, 12), mean=(0.0,) * 3, std=(150.0,) * 3)
+FOLDER = Path(__file__).parent
+
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        if (FOLDER / "slow").exists():
+            time.sleep(0.02)
+        if (FOLDER / "dies").exists():
+            (FOLDER / "dies").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def net():
+    return Net(*twofold.net().float())
+"""
+SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
@@ -67,12 +97,32 @@ def address(folder):
             yield server.address
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The folder and the address of an explorer of a unit of two mechanisms, on 60 red and blue squares.
+
+    Its worker dies when the folder gets a file ``dies``, and each pass takes 20 ms if it has a file ``slow``.
+    """
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "twofold_net.py").write_text(TWOFOLD)
+    (folder / "pictures").mkdir()
+    made, blue = twofold.images(60)
+    for n, (image, is_blue) in enumerate(zip(made, blue, strict=True)):
+        pixels = (150 * image).round().permute(1, 2, 0).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"pictures/{'blue' if is_blue else 'red'}{n:02}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        with cc.explore("twofold_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as one:
+            yield folder, one.address
+
+
 @pytest.fixture
-def open_page(browser, address):
-    """Open the explorer. Whatever a test does, nothing may be said and nothing but the server asked."""
+def open_page(browser, request):
+    """Open an explorer. Whatever a test does, nothing may be said and nothing but the server asked."""
     contexts, said, asked = [], [], []
 
-    def opened(**options):
+    def opened(at=None, **options):
+        address = at or request.getfixturevalue("address")
         contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
@@ -108,6 +158,11 @@ ASK = """async (job) => {
   }
   return found;
 }"""
+
+
+ASKED = """(job) =>
+  fetch("/api/v1/jobs", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(job) })
+    .then((answer) => answer.json().then((said) => [answer.status, said.result?.circuit]))"""
 
 
 def answered(page, **job):
@@ -304,8 +359,18 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.goto(f"{start}c/{large}")
     expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
     page.locator("[part=sweep]").click()
-    page.locator(".stop").nth(2).click()
+    stop = page.locator(".stop").nth(2)
+    stop.hover()
     expect(page.locator(".stop-card")).to_contain_text("R²")
+    stop.click()  # its circuit was kept
+    expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
+    expect(page).not_to_have_url(re.compile(large))
+    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", page.url.split("/")[-1])
+    found = {"kind": "find", "feature": "2:9", "criterion": "gauss_newton", "count": 6, "seed": 0}
+    found["density"] = card["provenance"]["recipe"]["density"]
+    assert page.evaluate(ASKED, found) == [200, card["id"]]  # so finding it takes no time
+    page.goto(f"{start}c/{large}")
     page.locator("[part=extract]").click()
     with page.expect_download() as download:
         page.get_by_role("link", name=", safetensors").click()
@@ -405,6 +470,92 @@ def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
     expect(page.locator(".both")).to_contain_text("Yours, not saved: “mine”")
     page.get_by_role("button", name="keep mine").click()
     expect(other.locator("[part=label]")).to_have_value("mine")
+
+
+def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_another(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    address = f"{page.url}c/{circuit}"
+
+    def label(tab):
+        tab.locator("[part=diagram] [data-node] .frame").last.click()
+        return tab.locator("[part=diagram] [part=label]")
+
+    page.goto(address)
+    first = label(page)
+    first.fill("wheel")
+    first.press("Enter")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+$"))  # not in the address
+    other = page.context.new_page()
+    other.goto(address)
+    second = label(other)
+    expect(second).to_have_value("wheel")
+    second.fill("tyre")
+    first.fill("hub")
+    first.press("Enter")
+    page.wait_for_function("() => fetch('/api/v1/notes').then(r => r.text()).then(text => text.includes('hub'))")
+    page.goto("about:blank")
+    page.goto(address)
+    expect(label(page)).to_have_value("hub")
+    expect(second).to_have_value("tyre")  # what is being written stays
+    second.press("Enter")
+    expect(other.locator(".both")).to_contain_text("Another tab wrote meanwhile on filter 2 of 0: “hub”")
+    expect(other.locator(".both")).to_contain_text("Yours, not saved: “tyre”")
+    other.get_by_role("button", name="keep mine").click()
+    expect(first).to_have_value("tyre")
+    expect(other.locator(".both")).to_have_count(0)
+    expect(other).not_to_have_url(re.compile("label="))
+
+
+def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
+    page = open_page(planted[1])
+    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
+    answered(page, kind="split", feature="2:0", densities=[0.4], shuffles=1)
+    page.goto(f"{page.url}u/2/0")
+    expect(page.locator("[part=split-verdict] b")).to_contain_text("2 mechanisms")
+    expect(page.locator(".split .group")).to_have_count(2)
+    colors = [
+        {title[:3] for title in group.locator("li a").evaluate_all("all => all.map(each => each.title)")}
+        for group in page.locator(".split .group").all()
+    ]
+    assert sorted(colors, key=str) == [{"blu"}, {"red"}]
+
+
+def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, planted):
+    folder, address = planted
+    page = open_page(address)
+    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
+    page.goto(f"{page.url}jobs")
+    (folder / "slow").touch()
+    page.evaluate(ASKED, SLOW)
+    page.wait_for_function("() => document.querySelector('[role=progressbar]')?.ariaValueNow >= 30")
+    page.get_by_role("button", name="cancel: find").click()
+    cancelled = page.locator("section").filter(has=page.get_by_role("heading", name="Cancelled"))
+    expect(cancelled).to_contain_text("It was cancelled.")
+    (job,) = page.evaluate("fetch('/api/v1/jobs').then(r => r.json()).then(all => all.filter(j => j.kind === 'find'))")
+    assert 0.3 <= job["done"] / job["total"] < 1
+    expect(page.get_by_text("Nothing runs.")).to_be_visible()
+    (folder / "slow").unlink()
+    answered(page, **SLOW | {"options": ["steps=3"]})
+    expect(page.get_by_role("link", name="circuit", exact=True)).to_have_count(1)
+
+
+def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_lives(open_page, planted):
+    folder, address = planted
+    page = open_page(address)
+    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
+    page.goto(f"{page.url}jobs")
+    (folder / "slow").touch()
+    page.evaluate(ASKED, SLOW | {"seed": 1})
+    expect(page.locator("[role=progressbar]")).to_have_count(1)
+    (folder / "dies").touch()
+    failed = page.locator("section").filter(has=page.get_by_role("heading", name="Failed"))
+    expect(failed).to_contain_text("The worker process ended by signal 9, perhaps because memory ran out.")
+    (folder / "slow").unlink()
+    found = answered(page, **SLOW | {"options": ["steps=4"]})
+    page.locator(f"a[href$='{found['circuit']}']").first.click()
+    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

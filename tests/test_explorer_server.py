@@ -558,6 +558,7 @@ def test_events_go_on_after_the_last_that_was_heard(client):
 
 @pytest.mark.slow
 def test_a_job_is_cancelled_between_two_batches_and_others_go_first(client):
+    circuit = done(client, FIND)["result"]["circuit"]
     slow = client.post("/api/v1/jobs", json=SLOW).json()
     until(lambda: (job := client.get(f"/api/v1/jobs/{slow['id']}").json())["done"] >= 30 or job["state"] == "failed")
     waiting = client.post("/api/v1/jobs", json=FIND | {"seed": 5}).json()
@@ -565,12 +566,13 @@ def test_a_job_is_cancelled_between_two_batches_and_others_go_first(client):
     assert client.delete(f"/api/v1/jobs/{waiting['id']}").json()["state"] == "cancelled"
     photo = client.get("/api/v1/photos").json()["photographs"][0]["id"]
     assert client.get(f"/api/v1/map/2/5/{photo}").status_code == 200  # while the job runs
+    done(client, {"kind": "diagram", "circuit": circuit})  # between two of its batches
+    assert client.get(f"/api/v1/jobs/{slow['id']}").json()["state"] == "running"
     begun = time.monotonic()
     assert client.delete(f"/api/v1/jobs/{slow['id']}").status_code == 202
     job = ended(client, slow["id"])
     assert (job["state"], job["error"]) == ("cancelled", "It was cancelled.")
     assert time.monotonic() - begun < 5
-    done(client, FIND)
 
 
 @pytest.mark.slow

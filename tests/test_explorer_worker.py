@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -138,11 +139,42 @@ def test_a_job_for_which_memory_runs_out_fails_with_what_to_do(raised, monkeypat
 
     for does in (fails, more_than_there_is):
         monkeypatch.setattr(worker.tasks, "do", does)
-        what, id, said = worker._done(
-            None, "7", "index", {}, worker.Reporter("7", None, types.SimpleNamespace(value=0))
-        )
+        here, _there = multiprocessing.Pipe()
+        what, id, said = worker._done(None, "7", "index", {}, worker.Reporter("7", worker.Desk(None, here, [0]), 0))
         assert (what, id) == ("failed", "7")
         assert said == "Out of memory. Start the explorer with a smaller --batch-size or --size."
+
+
+def test_a_job_that_comes_while_another_runs_is_done_between_two_of_its_steps(monkeypatch):
+    here, there = multiprocessing.Pipe()
+    stops, order = [0, 0, 0], []
+
+    def do(_project, kind, _parameters, progress):
+        assert torch.is_grad_enabled()
+        for step in range(3):
+            order.append(f"{kind} {step}")
+            if order[-1] == "sweep 0":
+                here.send(("b", "find", {}, 1))
+            if order[-1] == "find 0":
+                here.send(("c", "ablate", {}, 2))
+            if order[-1] == "find 2":
+                stops[0] = 1
+            with torch.no_grad():
+                progress(step + 1, 3)
+        return {}
+
+    monkeypatch.setattr(worker.tasks, "do", do)
+    here.send(("a", "sweep", {}, 0))
+    worker.Desk(None, there, stops).take()
+    assert order == ["sweep 0", "find 0", "ablate 0", "ablate 1", "ablate 2", "find 1", "find 2"]
+    said = []
+    while here.poll():
+        said.append(here.recv()[:2])
+    assert [one for one in said if one[0] != "progress"] == [
+        *(("begun", id) for id in "abc"),
+        *(("done", id) for id in "cb"),
+        ("stopped", "a"),
+    ]
 
 
 class Quiet:
@@ -436,12 +468,58 @@ def test_a_mistake_of_the_supervisor_is_said_on_the_page(jobs, monkeypatch):
 def test_a_result_that_cannot_be_recorded_fails_its_job_and_ends_nothing_else(explorer):
     jobs = explorer.jobs
     for number, result in ((1, {"kl": float("inf")}), (2, {"kl": 1.0})):
-        job = jobs._jobs[str(number)] = jobs._running = Job(str(number), "put_back", {})
+        job = jobs._jobs[str(number)] = Job(str(number), "put_back", {})
+        jobs._running = [job]
         jobs._message("done", job.id, result)
     first, second = jobs._jobs["1"], jobs._jobs["2"]
     assert (first.state, first.result, second.state) == ("failed", None, "done")
     assert "cannot be recorded" in first.error
     json.dumps([job.as_dict() for job in jobs.all()], allow_nan=False)
+
+
+def test_jobs_go_by_turns_and_only_what_is_done_now_is_ended_for_its_sake(explorer, monkeypatch):
+    jobs, sent = explorer.jobs, []
+    jobs.about = {"key": "k", "basis": "b"}
+    jobs._channel, jobs._stops = types.SimpleNamespace(send=sent.append, close=lambda: None), [0] * 4
+    jobs._questions, jobs._process = types.SimpleNamespace(close=lambda: None), Ended()
+    kinds = {"a": "sweep", "b": "find", "c": "ablate", "d": "split", "e": "evaluate"}
+
+    def ask(*ids):
+        for id in ids:
+            jobs._jobs[id] = Job(id, kinds[id], {}, created=float(ord(id)))
+        jobs._next()
+
+    def states():
+        return {id: job.state for id, job in jobs._jobs.items()}
+
+    ask("a")
+    jobs._message("begun", "a")
+    ask("b", "c", "d")
+    assert [id for id, *_ in sent] == ["a", "c"]
+    assert jobs._jobs["c"].phase == "waiting for the next step of another job"
+    jobs._message("begun", "c")
+    assert jobs._jobs["a"].phase == "paused for a shorter job"
+    ask()
+    jobs._message("done", "c", {})
+    ask()
+    assert [id for id, *_ in sent] == ["a", "c", "b"]
+    jobs._message("begun", "b")
+    jobs.cancel(jobs._jobs["a"])
+    slots = {id: slot for id, _, _, slot in sent}
+    assert (jobs._stops[slots["a"]], jobs._stops[slots["b"]], jobs._kill_at) == (1, 0, None)  # it is not its step
+    jobs._message("done", "b", {})
+    assert jobs._kill_at is not None
+    jobs._message("stopped", "a")
+    assert states() == {"a": "cancelled", "b": "done", "c": "done", "d": "queued"}
+    assert jobs._kill_at is None
+    ask()
+    jobs._message("begun", "d")
+    ask("e")
+    jobs._message("begun", "e")
+    jobs._loaded = True
+    jobs._died()
+    assert (states()["d"], states()["e"]) == ("queued", "failed")  # it goes on, from its beginning
+    assert jobs._running == []
 
 
 def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):

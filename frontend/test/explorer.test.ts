@@ -304,6 +304,7 @@ test("jobs say what they do and how far they are", () => {
   assert.equal(progress(JOB), "scoring 9 / 24 \u00b7 2 per second \u00b7 1 min 15 s left in this step");
   assert.equal(progress({ ...JOB, state: "failed", error: "Out of memory." }), "Out of memory.");
   assert.equal(progress({ ...JOB, state: "queued" }), "waiting");
+  assert.equal(progress({ ...JOB, state: "queued" }, "Draw a"), "waits until this is done: Draw a");
   assert.deepEqual([done(JOB), done({ ...JOB, total: null }), done({ ...JOB, state: "done" })], [9 / 24, null, null]);
   assert.equal(featureName("fc:0,1", LAYERS), "fc:0,1");
   const part = { circuit: "a", layer: "features.14", filter: 3, input: null };

@@ -109,6 +109,7 @@ export function annotate(store: Store, node: number, part: { label: string } | {
   const own = { node, label: "", note: "", ...notes.find((each) => each.node === node), ...part };
   const others = notes.filter((each) => each.node !== node);
   store.change({ notes: own.label || own.note ? [...others, own] : others });
+  store.source.note?.(own);
   store.say(`${store.name(node)}: ${"label" in part ? "label" : "note"} written`);
 }
 

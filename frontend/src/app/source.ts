@@ -1,6 +1,6 @@
 /** Where a document and a view come from and go to: a page, or a notebook's widget. */
 
-import type { View } from "../core/types.js";
+import type { Note, View } from "../core/types.js";
 import { formatHash, parseHash } from "./hash.js";
 
 export interface Source {
@@ -23,6 +23,8 @@ export interface Source {
   onTheme?(changed: (theme: Theme) => void): () => void;
   /** Call back with two photographs to paint the circuit by, now and whenever they are others; null: none. */
   onContrast?(changed: (contrast: Contrast | null) => void): () => void;
+  /** Keep what the reader has just written on a node; without it, it is kept in the view alone. */
+  note?(written: Note): void;
   /** Measure the circuit without a part of it, and say how far that is, and then what came of it. */
   ablate?(part: Part, say: (text: string) => void): void;
 }

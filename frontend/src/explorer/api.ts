@@ -254,6 +254,7 @@ export interface Split extends SplitCard {
 }
 
 export interface CurvePoint {
+  circuit: string; // empty: it was not kept
   density: number;
   kernels: number;
   effective_kernels: number;
@@ -587,7 +588,7 @@ export const api = {
   bundle(id: string, photographs: boolean): Promise<Download> {
     return download(`/circuits/${id}/bundle${query({ photographs })}`, `${id}.zip`);
   },
-  /** The diagram in a view as one page, with the notes on the circuit and its unit. */
+  /** The diagram in a view as one page, with the notes on the circuit, its filters and its unit. */
   page: (id: string, view: object) =>
     download(`/circuits/${id}/page${query({ view: JSON.stringify(view) })}`, `${id}.html`),
   contrast: (id: string, a: string, b: string, signal?: AbortSignal) =>
@@ -616,7 +617,11 @@ export const api = {
 
 export const CHANGED = 412;
 
-export type NoteOf = { layer: string; unit: number } | { circuit: string } | { photo: string };
+export type NoteOf =
+  | { layer: string; unit: number }
+  | { circuit: string }
+  | { circuit: string; layer: string; filter: number } // in its diagram
+  | { photo: string };
 
 export interface Tagged {
   note: Note;
@@ -628,6 +633,7 @@ async function tagged(response: Response): Promise<Tagged> {
 }
 
 function notePath(of: NoteOf): string {
+  if ("filter" in of) return `circuits/${of.circuit}/filters/${unitPath(of.layer, of.filter)}`;
   if ("circuit" in of) return `circuits/${of.circuit}`;
   if ("photo" in of) return `photos/${of.photo}`;
   return `units/${unitPath(of.layer, of.unit)}`;
@@ -639,6 +645,11 @@ export function unitNotes(notes: Record<string, Note>, weights: string): { layer
     const [, layer, unit, hash] = /^unit (.+):(\d+) of weights (\w+)$/.exec(of) ?? [];
     return layer && hash && weights.startsWith(hash) ? [{ layer, unit: Number(unit), note }] : [];
   });
+}
+
+/** The key of a note on a filter in a circuit's diagram, among all notes. */
+export function filterKey(of: { circuit: string; layer: string; filter: number }): string {
+  return `filter ${of.layer}:${of.filter} of circuit ${of.circuit}`;
 }
 
 /** Float32 numbers from base64, little-endian. */

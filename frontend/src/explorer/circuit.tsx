@@ -88,8 +88,10 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
           <h2>Label and note</h2>
           <Notes of={{ circuit: circuit.id }} what="this circuit" />
           <p class="soft">
-            What you type on a filter in the diagram is kept in this page's address, and goes with its link. Notes that
-            stay are on each unit's page
+            {canWrite.value
+              ? "What you type on a filter in the diagram is saved with this circuit. Notes on a unit"
+              : "Nothing is saved here: what you type on a filter in the diagram is in this page's address. Notes on a unit"}
+            , whatever the circuit, are on its page
             {typeof circuit.unit === "number" && (
               <>
                 , such as that of <To place={unitPlace(circuit.layer, circuit.unit)}>the target</To>

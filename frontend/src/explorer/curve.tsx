@@ -6,11 +6,12 @@ import { plain } from "../core/text.js";
 import type { Circuit, CurvePoint } from "./api.js";
 import { sizedJob } from "./ask.js";
 import { chart, measureOf } from "./chart.js";
-import { circuits, jobs } from "./live.js";
-import { circuitPlace } from "./route.js";
+import { circuits } from "./live.js";
+import { go } from "./navigation.js";
+import { type CircuitPlace, circuitPlace, formatRoute } from "./route.js";
 import { heldOut, r2Text } from "./text.js";
 import { To } from "./ui.js";
-import { jobOf, Work } from "./work.js";
+import { Work } from "./work.js";
 
 const [WIDTH, HEIGHT] = [420, 170];
 
@@ -46,25 +47,49 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
         <path class="random" d={randomLine} />
         <path class="own" d={circuitLine} />
         {kept >= least.kernels && kept <= most.kernels && <path class="zero" d={`M${x(kept)} 0V${HEIGHT}`} />}
-        {seen.map((each) => (
-          <g
-            key={each.kernels}
-            class="stop"
-            role="button"
-            tabIndex={0}
-            aria-pressed={each.kernels === chosen}
-            aria-label={`${plural(each.kernels, granularity)}: R² ${r2Text(each[measure])}`}
-            onClick={() => choose(each.kernels)}
-            onKeyDown={(event) => {
-              if (event.key !== "Enter" && event.key !== " ") return;
-              event.preventDefault();
-              choose(each.kernels);
-            }}
-          >
-            <circle class="room" cx={x(each.kernels)} cy={y(each[measure]!)} r={13} />
-            <circle cx={x(each.kernels)} cy={y(each[measure]!)} r={each.kernels === chosen ? 6 : 4} />
-          </g>
-        ))}
+        {seen.map((each) => {
+          const there = placeOf(each);
+          const look = () => choose(each.kernels);
+          const name = `${plural(each.kernels, granularity)}: R² ${r2Text(each[measure])}`;
+          const dots = [
+            <circle key="room" class="room" cx={x(each.kernels)} cy={y(each[measure]!)} r={13} />,
+            <circle key="dot" cx={x(each.kernels)} cy={y(each[measure]!)} r={each.kernels === chosen ? 6 : 4} />,
+          ];
+          return there ? (
+            <a
+              key={each.kernels}
+              class="stop"
+              href={formatRoute(there)}
+              aria-label={`${name}, open its circuit`}
+              onMouseEnter={look}
+              onFocus={look}
+              onClick={(event) => {
+                if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+                event.preventDefault();
+                go(there);
+              }}
+            >
+              {dots}
+            </a>
+          ) : (
+            <g
+              key={each.kernels}
+              class="stop"
+              role="button"
+              tabIndex={0}
+              aria-pressed={each.kernels === chosen}
+              aria-label={name}
+              onClick={look}
+              onKeyDown={(event) => {
+                if (event.key !== "Enter" && event.key !== " ") return;
+                event.preventDefault();
+                look();
+              }}
+            >
+              {dots}
+            </g>
+          );
+        })}
         <text x={0} y={HEIGHT + 18}>
           {plural(least.kernels, granularity)}
         </text>
@@ -79,7 +104,7 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
       {point ? (
         <Chosen circuit={circuit} point={point} measure={measure} />
       ) : (
-        <p class="soft">Click a point for its figures, and to find its circuit.</p>
+        <p class="soft">Point at a circuit of the curve for its figures; a click goes there.</p>
       )}
       <p class="soft">
         R² {measure === "r2_interior" ? "on the interior" : "over all positions"} of{" "}
@@ -90,12 +115,16 @@ export function DensityCurve({ circuit }: { circuit: Circuit }) {
   );
 }
 
+/** The page of a point's circuit, if it is in the project. */
+function placeOf({ circuit }: CurvePoint): CircuitPlace | null {
+  return circuits.value?.some(({ id, problem }) => id === circuit && !problem) ? circuitPlace(circuit) : null;
+}
+
 /** A point's figures, and the way to its circuit. */
 function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r2_interior" }) {
   const { circuit, point, measure } = props;
+  const there = placeOf(point);
   const request = sizedJob(circuit, point.density);
-  const found = request && jobOf(jobs.value ?? [], request)?.result?.circuit;
-  const there = circuits.value?.find(({ id, problem }) => id === found && !problem);
   return (
     <div class="stop-card">
       <p>
@@ -106,10 +135,10 @@ function Chosen(props: { circuit: Circuit; point: CurvePoint; measure: "r2" | "r
         {r2Text(point[`${measure === "r2" ? "r2_random" : "r2_random_interior"}`])}; {plain(point.verdict)}
         {point.constants > 0 && ", but no controls were fitted"}
       </p>
-      {circuit.kept === point.kernels ? (
+      {circuit.id === point.circuit ? (
         <p class="soft">It is this circuit.</p>
       ) : there ? (
-        <To place={circuitPlace(there.id)}>open this circuit</To>
+        <To place={there}>open this circuit</To>
       ) : (
         request && <Work request={request} label="Find this circuit" quiet />
       )}

@@ -5,7 +5,9 @@ import { type Part, pageSource, type Source } from "../app/source.js";
 import { plain } from "../core/text.js";
 import type { Ablation, JobRequest } from "./api.js";
 import { contrasted } from "./contrasted.js";
+import { type Trouble, withNotes } from "./filters.js";
 import { canWrite, circuits } from "./live.js";
+import { Both } from "./note.js";
 import { ablationText, progress } from "./text.js";
 import { theme } from "./theme.js";
 import { Problem } from "./ui.js";
@@ -13,10 +15,13 @@ import { ended, Work } from "./work.js";
 
 /** The document of the API, with the view in the page's hash. The page around owns the keys and the colors.
  *
- *  @param circuit the only circuit of the document, of which parts can be taken out; null: there are several */
-export function explorerSource(text: string, circuit: string | null): Source {
-  const source: Source = { ...pageSource(text), host: "widget", onTheme: (changed) => theme.subscribe(changed) };
-  if (circuit === null) return source;
+ *  @param circuit the only circuit of the document, of which parts can be taken out and whose filters have notes; null:
+ *    there are several
+ *  @param tell called with a note that could not be saved, and with null when that is settled */
+export function explorerSource(text: string, circuit: string | null, tell: (trouble: Trouble | null) => void): Source {
+  const own: Source = { ...pageSource(text), host: "widget", onTheme: (changed) => theme.subscribe(changed) };
+  if (circuit === null) return own;
+  const source = withNotes(own, circuit, tell);
   source.onContrast = (changed) => contrasted.subscribe((found) => changed(found?.of === circuit ? found.value : null));
   return canWrite.value ? { ...source, ablate: (part, say) => ablate(circuit, part, say) } : source;
 }
@@ -57,6 +62,7 @@ export function Drawing(props: { of: string; text: string | null; request: JobRe
   const { of, text, request, circuit } = props;
   const frame = useRef<HTMLDivElement>(null);
   const [error, say] = useState("");
+  const [trouble, tell] = useState<Trouble | null>(null);
   useEffect(() => {
     if (text === null) return;
     let [gone, unmount] = [false, null as (() => void) | null];
@@ -64,13 +70,14 @@ export function Drawing(props: { of: string; text: string | null; request: JobRe
     (import(DIAGRAM) as Promise<{ default: Diagram }>).then(
       (bundle) => {
         if (gone || !frame.current) return;
-        unmount = bundle.default.mount(frame.current, explorerSource(text, circuit));
+        unmount = bundle.default.mount(frame.current, explorerSource(text, circuit, tell));
         fitted(frame.current.shadowRoot!);
       },
       (problem: Error) => say(problem.message),
     );
     return () => {
       gone = true;
+      tell(null);
       unmount?.();
     };
   }, [of, text]);
@@ -84,7 +91,8 @@ export function Drawing(props: { of: string; text: string | null; request: JobRe
           <Work request={request} label="Draw it" />
         </div>
       )}
-      <Problem text={error} />
+      <Problem text={error || (typeof trouble === "string" ? trouble : "")} />
+      {trouble && typeof trouble !== "string" && <Both {...trouble} on={trouble.name} theirs={trouble.theirs.note} />}
     </section>
   );
 }

@@ -22,7 +22,8 @@ export function JobsPage() {
       <main id="main">
         <h1 tabIndex={-1}>Jobs</h1>
         <p class="lead">
-          One job runs at a time. Splits, curves and correlations come after others, and indexing last.
+          One job runs at a time. What takes seconds goes first, between two steps of what runs; then circuits and
+          feature pictures; then splits, curves, maps of photographs and correlations; indexing last.
         </p>
         {all === null ? (
           <p class="soft">Loading …</p>

@@ -106,25 +106,38 @@ export function Notes({ of, what }: { of: NoteOf; what: string }) {
         </div>
       )}
       {theirs && (
-        <div class="both" role="alert">
-          <p>
-            <b>Another tab wrote meanwhile:</b> {told(theirs.note)}
-          </p>
-          <p>
-            <b>Yours, not saved:</b> {told(mine)}
-          </p>
-          <div class="line">
-            <button type="button" onClick={() => save(mine, theirs.tag)}>
-              keep mine
-            </button>
-            <button type="button" onClick={() => put({ read: theirs, mine: theirs.note, theirs: null })}>
-              take theirs
-            </button>
-          </div>
-        </div>
+        <Both
+          mine={mine}
+          theirs={theirs.note}
+          keep={() => save(mine, theirs.tag)}
+          take={() => put({ read: theirs, mine: theirs.note, theirs: null })}
+        />
       )}
       <Problem text={error} />
     </form>
+  );
+}
+
+/** Two notes on one thing, of which the reader chooses. */
+export function Both(props: { mine: Note; theirs: Note; keep: () => void; take: () => void; on?: string }) {
+  const { mine, theirs, keep, take, on } = props;
+  return (
+    <div class="both" role="alert">
+      <p>
+        <b>Another tab wrote meanwhile{on && ` on ${plain(on)}`}:</b> {told(theirs)}
+      </p>
+      <p>
+        <b>Yours, not saved:</b> {told(mine)}
+      </p>
+      <div class="line">
+        <button type="button" onClick={keep}>
+          keep mine
+        </button>
+        <button type="button" onClick={take}>
+          take theirs
+        </button>
+      </div>
+    </div>
   );
 }
 

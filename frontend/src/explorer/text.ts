@@ -91,8 +91,8 @@ export function bytes(value: number): string {
 }
 
 /** How far a job is. */
-export function progress(job: Job): string {
-  if (job.state === "queued") return "waiting";
+export function progress(job: Job, before = ""): string {
+  if (job.state === "queued") return before ? `waits until this is done: ${before}` : "waiting";
   if (job.state !== "running") return job.error || job.state;
   const steps = job.total === null ? (job.done ? count(job.done) : "") : `${count(job.done)} / ${count(job.total)}`;
   const rate = job.rate === null ? "" : ` \u00b7 ${pace(job.rate)} per second`;

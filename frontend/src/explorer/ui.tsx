@@ -6,9 +6,20 @@ import { heat } from "../core/color.js";
 import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
-import { cancel, canWrite, layers, model } from "./live.js";
+import { cancel, canWrite, circuits, jobs, layers, model } from "./live.js";
 import { circuitPlace, formatRoute, type Place } from "./route.js";
-import { around, baselines, circuitShort, coarse, controlsText, done, featureOf, progress, r2Text } from "./text.js";
+import {
+  around,
+  baselines,
+  circuitShort,
+  coarse,
+  controlsText,
+  done,
+  featureOf,
+  jobName,
+  progress,
+  r2Text,
+} from "./text.js";
 
 /** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
 export const BORDER = 0.5;
@@ -166,7 +177,7 @@ export function Progress({ job }: { job: Job }) {
   return (
     <div class="progress">
       <p>
-        {plain(progress(job))}
+        {plain(progress(job, before(job)))}
         {active && canWrite.value && (
           <button type="button" class="plain" onClick={() => cancel(job)} aria-label={`cancel: ${job.kind}`}>
             cancel
@@ -176,6 +187,14 @@ export function Progress({ job }: { job: Job }) {
       {active && <Bar part={part} label={job.phase || "waiting"} />}
     </div>
   );
+}
+
+/** What a job that has not begun waits for: what the worker is doing. */
+function before({ state }: Job): string {
+  if (state !== "queued") return "";
+  const running = (jobs.value ?? []).filter((each) => each.state === "running");
+  const active = running.find(({ phase }) => !phase.startsWith("paused")) ?? running[0];
+  return active ? jobName(active, circuits.value ?? [], layers.value) : "";
 }
 
 export function Bar({ part, label }: { part: number | null; label: string }) {

@@ -516,6 +516,19 @@ class Document(Record):
         return document
 
 
+def filter_names(document: Document) -> dict[int, str]:
+    """Return the name of each filter's node, by layer and number: ``features.10:37``.
+
+    A filter of a layer that runs several times has as many nodes, of one name.
+    """
+    nodes, layers = document.nodes, document.layers
+    return {
+        node: f"{layers[nodes.layer[node]].name}:{nodes.unit[node]}"
+        for node in range(len(nodes))
+        if nodes.kind[node] != NodeKind.IMAGE and nodes.layer[node] >= 0
+    }
+
+
 def view_from_dict(said: Mapping[str, Any]) -> View:
     """Read a view as the browser writes it: completely, or only what differs from the defaults."""
     view: View = read("view", said, View)

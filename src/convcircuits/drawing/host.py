@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Document, NodeKind, Note, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.data import Document, Note, View, check_view, filter_names, view_from_dict, view_to_dict
 from convcircuits.drawing.page import page, read_page
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.files import check_place, is_file, is_folder, write_whole
@@ -219,22 +219,13 @@ class Diagram:
             f"{len(self.document.columns)} columns)"
         )
 
-    def _filters(self) -> dict[int, str]:
-        """Return the name of every filter's node; a filter of a layer that runs several times has as many."""
-        nodes, layers = self.document.nodes, self.document.layers
-        return {
-            node: f"{layers[nodes.layer[node]].name}:{nodes.unit[node]}"
-            for node in range(len(nodes))
-            if nodes.kind[node] != NodeKind.IMAGE and nodes.layer[node] >= 0
-        }
-
     def _noted(self, what: str) -> dict[str, str]:
-        names = self._filters()
+        names = filter_names(self.document)
         said = [(note.node, getattr(note, what)) for note in self.view.notes]
         return {names[node]: text for node, text in said if text and node in names}
 
     def _note(self, what: str, texts: Mapping[str, str]) -> None:
-        names = self._filters()
+        names = filter_names(self.document)
         if unknown := sorted(set(map(str, texts)) - set(names.values())):
             raise ConvCircuitsError(
                 f"The diagram has no filter {unknown[0]!r}; filters are named by layer and number, such as "

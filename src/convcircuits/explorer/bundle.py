@@ -103,7 +103,8 @@ class Bundle:
             named = all(isinstance(text, str) for text in texts) and isinstance(about["controls"], bool)
             if not named or not is_hash(about["basis"]):
                 raise ValueError("it does not say what it is of")
-            for note in (about["note"], about.get("unit_note", {})):  # earlier versions sent none of the unit
+            sent = about.get("unit_note", {}), *about.get("filter_notes", {}).values()  # earlier versions sent none
+            for note in (about["note"], *sent):
                 if problem := problem_of_note(note):
                     raise ConvCircuitsError(
                         f"{file} has a note that cannot be shown, because {problem}; it is not opened."
@@ -180,6 +181,8 @@ class Bundle:
             feature = circuit.header["feature"]
             of = note_key("unit", f"{feature['layer']}:{feature['unit']}", weights)
             notes[of] = self.about.get("unit_note", {})
+        for name, note in self.about.get("filter_notes", {}).items():
+            notes[note_key("filter", f"{name} of circuit {id}", "")] = note
         for of, note in notes.items():
             if note and not store.note(of):
                 store.write_note(of, note)

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import convcircuits as cc
@@ -23,7 +23,7 @@ from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.recipes import Setup, criterion_options, follow, noted, refitted, search_of, set_up, side
 from convcircuits.texts import names
-from convcircuits.values.recipe import Recipe
+from convcircuits.values.recipe import SIZES, Recipe
 from convcircuits.values.report import Evaluation, without_nan
 
 
@@ -34,14 +34,14 @@ def find(
     feature: str,
     options: list[str],
     photographs: list[str] | None = None,
-    **fields: Any,
+    **given: Any,
 ) -> dict[str, Any]:
     """Find a circuit as the command does, and measure it on held-out photographs.
 
     With ``photographs``, ids, it is found on some of these and measured on the others of them, each as a whole.
     """
     begun, loaded = time.monotonic(), project.loaded
-    recipe = project.recipe(feature=feature, options=tuple(options), **fields)
+    recipe = project.recipe(feature=feature, options=tuple(options), **given)
     parsed = loaded.feature(recipe.feature)
     recipe = replace(recipe, feature=str(parsed))
     progress.phase("cutting photographs")
@@ -140,7 +140,10 @@ def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> by
 
 
 def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequence[float]) -> dict[str, Any]:
-    """Measure the density curve of a circuit's recipe."""
+    """Measure the density curve of a circuit's recipe, and keep its circuits.
+
+    Its result names those that the job ``find`` would find, too: so nobody need wait for them again.
+    """
     begun, again = time.monotonic(), project.again(circuit, progress)
     recipe, key = search_of(again.circuit), curve_key(again.circuit.provenance)
     if recipe is None or key is None:
@@ -173,18 +176,55 @@ def sweep(project: Project, progress: Progress, *, circuit: str, densities: Sequ
         batch_size=project.batch_size,
         progress=progress,
     )
+    kept_as, alone = [], _as_found(project, recipe, again)
+    for share, one, report in zip(shares, found, reports, strict=True):
+        own = _of_curve(again, one, replace(_unsized(recipe), density=share), alone or again.setup)
+        id = kept(project, own, f"{named_after(project.loaded.name, own.feature.slug)}-{recipe.criterion}-{len(own)}")
+        by_name = own.provenance["photographs"]
+        project.write_report(id, report, own, by_name, again.setup, time.monotonic() - begun)
+        kept_as.append(id)
     first = reports[0].as_dict()
     record = {
         "criterion": recipe.criterion,
         "images": first["images"],
         "photographs": len(again.setup.held_out.names),
         **{name: first[name] for name in ("r2_average_map", "r2_average_map_interior")},
-        "points": [_point(share, report) for share, report in zip(shares, reports, strict=True)],
+        "points": [_point(*point) for point in zip(shares, kept_as, reports, strict=True)],
         "note": _differs(recipe),
         "seconds": round(time.monotonic() - begun, 1),
     }
     project.folder.write_record("curves", key, project.materials.basis, record)
-    return {"circuit": circuit}
+    found_alone = alone is not None and not is_descent(CRITERIA[recipe.criterion])
+    return {"circuit": circuit, "circuits": kept_as, "found_alone": found_alone}
+
+
+def _unsized(recipe: Recipe) -> Recipe:
+    """Return a recipe without a size. A curve's circuits count all kernels."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe) if field.name in SIZES}
+    return replace(recipe, **defaults, effective_kernels=False)
+
+
+def _as_found(project: Project, recipe: Recipe, again: Again) -> Setup | None:
+    """Return the photographs that the job ``find`` cuts for a recipe of any density, if they are those of a circuit.
+
+    None: it would find other circuits, as the recipe's photographs or options are not those that are open.
+    """
+    given = ("feature", "criterion", "options", "refit", "granularity", "count", "held_out", "seed")
+    asked = replace(_unsized(recipe), density=1.0)
+    by_hand = "whole_photographs" in again.circuit.provenance
+    if by_hand or project.recipe(density=1.0, **{name: getattr(asked, name) for name in given}) != asked:
+        return None
+    setup = set_up(asked, project.loaded, list(project.materials.pictures), list(project.materials.left_out))
+    return setup if setup.by_name == again.circuit.provenance["photographs"] else None
+
+
+def _of_curve(again: Again, circuit: cc.Circuit, recipe: Recipe, setup: Setup) -> cc.Circuit:
+    """Record how a circuit of a curve was found: as the curve's own circuit, but for the size."""
+    origin = again.circuit.provenance
+    about = ("photographs", "photograph_hashes", "whole_photographs", "group", "boxes")
+    how = "recipe" if "recipe" in origin else "search"
+    said = {**circuit.provenance, how: recipe.to_json(), **{name: origin[name] for name in about if name in origin}}
+    return noted(replace(circuit, provenance=said), setup.notes)
 
 
 def _differs(recipe: Recipe) -> str:
@@ -202,10 +242,14 @@ def _differs(recipe: Recipe) -> str:
     return " ".join(notes)
 
 
-def _point(density: float, report: Evaluation) -> dict[str, Any]:
+def _point(density: float, circuit: str, report: Evaluation) -> dict[str, Any]:
     figures = report.as_dict()
     shown = ("kernels", "effective_kernels", "constants", "r2", "r2_interior", "r2_rectified", "r2_random")
-    return {"density": density, **{name: figures[name] for name in (*shown, "r2_random_interior", "verdict")}}
+    return {
+        "density": density,
+        "circuit": circuit,
+        **{name: figures[name] for name in (*shown, "r2_random_interior", "verdict")},
+    }
 
 
 def extract(project: Project, progress: Progress, *, circuit: str) -> dict[str, Any]:

@@ -25,13 +25,8 @@ MOST = 200
 
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
-_LATER = {
-    "index": 2,
-    "sweep": 1,
-    "split": 1,
-    "neighbours": 1,
-    "trajectory": 1,
-}  # those without a number, which people wait for, go first
+_TURNS = {"find": 1, "visualise": 1, "sweep": 2, "split": 2, "neighbours": 2, "trajectory": 2, "index": 3}
+_SLOTS = 1 + max(_TURNS.values())  # jobs that have begun at once: each between two steps of one of a later turn
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +70,13 @@ class Job:
     ended: float | None = None
     cancelled: bool = False
     _phase_begun: tuple[float, int] = (0.0, 0)
+    _slot: int = 0  # in which the worker has it
+    _begun: bool = False  # by the worker, which may have been in the middle of a step of another
+
+    @property
+    def turn(self) -> int:
+        """When it goes: those of 0, which take seconds, are done between two steps of others, and so on."""
+        return _TURNS.get(self.kind, 1 if self.parameters.get("controls") else 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the job as JSON values."""
@@ -89,6 +91,11 @@ class Job:
         seconds, steps = now - self._phase_begun[0], done - self._phase_begun[1]
         self.rate = round(steps / seconds, 3) if steps > 0 and seconds > 0 else None
         self.left = round((total - done) / self.rate, 1) if self.rate and total is not None else None
+
+
+def _id(kind: str, parameters: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Return the id of a job: a hash of the question, and of what its answer depends on."""
+    return hash_of([kind, parameters, about["basis"]])[:16]
 
 
 class Events:
@@ -142,8 +149,9 @@ class Jobs:
         self.problem = ""
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failed: Callable[[], None] = lambda: None
+        self.on_done: Callable[[Job], None] = lambda job: None
         self._jobs: dict[str, Job] = {}
-        self._running: Job | None = None
+        self._running: list[Job] = []  # those after the first wait for a step of the one before to end, or have begun
         self._kill_at: float | None = None
         self._lock = threading.RLock()
         self._numbers = itertools.count()
@@ -183,7 +191,7 @@ class Jobs:
         """
         with self._lock:
             about = self._ready()
-            id = hash_of([kind, parameters, about["basis"]])[:16]
+            id = _id(kind, parameters, about)
             known = self.get(id)
             if known is not None and known.state in ("queued", "running") and not known.cancelled:
                 return known
@@ -195,11 +203,29 @@ class Jobs:
                 raise UnavailableError(f"{MOST} jobs wait already; cancel some, or ask again later.")
             job = self._jobs[id] = Job(id, kind, parameters)
             self._announce(job)
-            running = self._running
-            if running is not None and running.kind == "index" and kind != "index":
-                self._stop.value = 1  # it goes on afterwards
+            for running in self._running:
+                if running.kind == "index" and kind != "index":
+                    self._stops[running._slot] = 1  # it goes on afterwards
         self._nudge()
         return job
+
+    def answered(self, kind: str, parameters: dict[str, Any], result: dict[str, Any], *, since: float) -> None:
+        """Record that a job's result is known, as another came to it, unless it waits or runs.
+
+        Args:
+            kind: What it would do.
+            parameters: With what.
+            result: Its result.
+            since: When the other was asked for, in seconds since 1970.
+        """
+        with self._lock:
+            if self.about is None:
+                return
+            id = _id(kind, parameters, self.about)
+            known = self.get(id)
+            if known is None or known.state not in ("queued", "running"):
+                job = self._jobs[id] = Job(id, kind, parameters, created=since)
+                self._end(job, "done", result=result)
 
     def get(self, id: str) -> Job | None:
         """Return a job, also one of an earlier session that is done."""
@@ -226,8 +252,8 @@ class Jobs:
                 self._end(job, "cancelled", error="It was cancelled before it began.")
             elif job.state == "running" and not job.cancelled:
                 job.cancelled = True
-                self._kill_at = time.monotonic() + PATIENCE
-                self._stop.value = 1
+                self._stops[job._slot] = 1
+                self._wait_for_the_cancelled()
         self._nudge()
 
     def ask(self, name: str, *arguments: Any, timeout: float = 30.0) -> Any:
@@ -257,7 +283,17 @@ class Jobs:
     @property
     def busy(self) -> bool:
         """Whether a job runs."""
-        return self._running is not None
+        return bool(self._running)
+
+    @property
+    def _active(self) -> Job | None:
+        """The job that is being done: the last one that has begun."""
+        return next((job for job in reversed(self._running) if job._begun), self._running[0] if self._running else None)
+
+    def _wait_for_the_cancelled(self) -> None:
+        """Give the job that is being done its time to stop, if it is to stop."""
+        active = self._active
+        self._kill_at = time.monotonic() + PATIENCE if active is not None and active.cancelled else None
 
     def _ready(self) -> dict[str, Any]:
         if self.problem:
@@ -305,11 +341,11 @@ class Jobs:
 
         with self._lock:
             self._loaded = False
-            self._stop = self._context.RawValue("b", 0)  # a semaphore would outlive a process that is killed
+            self._stops = self._context.RawArray("b", _SLOTS)  # a semaphore would outlive a process that is killed
             self._channel, theirs = self._context.Pipe()
             self._questions, answers = self._context.Pipe()
             self._process = self._context.Process(
-                target=entry.work, args=(self._opening, theirs, answers, self._stop), daemon=True
+                target=entry.work, args=(self._opening, theirs, answers, self._stops), daemon=True
             )
             self._process.start()
             theirs.close()
@@ -327,8 +363,11 @@ class Jobs:
                         UnavailableError("The worker has ended and starts again; ask again in a moment.")
                     )
             self._asked.clear()
-            job, self._running, self._kill_at = self._running, None, None
+            job, others, self._running, self._kill_at = self._active, self._running, [], None
             if job is not None and not self._closing:
+                for other in others:
+                    if other is not job:
+                        self._queue_again(other)
                 if job.cancelled:
                     text = f"It was cancelled; it did not stop within {PATIENCE:g} s, so its process was ended."
                     self._end(job, "cancelled", error=text)
@@ -358,10 +397,18 @@ class Jobs:
             if what == "failed" and rest[0] is None:
                 self._fail(rest[1])
                 return
-            job = self._running
-            if job is None or rest[0] != job.id:
+            job = next((job for job in self._running if job.id == rest[0]), None)
+            if job is None:
                 return
-            if what == "progress":
+            if what == "begun":
+                job.phase, job._begun = "starting", True
+                self._wait_for_the_cancelled()
+                for each in self._running:
+                    if each is not job and each._begun:
+                        each.phase, each.rate, each.left = "paused for a shorter job", None, None
+                        self._announce(each)
+                self._announce(job)
+            elif what == "progress":
                 job.progress(*rest[1:])
                 self._announce(job)
             elif what == "saved":
@@ -369,7 +416,8 @@ class Jobs:
             elif what == "remark":
                 self._store.remark(rest[1])
             else:
-                self._running, self._kill_at = None, None
+                self._running.remove(job)
+                self._wait_for_the_cancelled()
                 if what == "done":
                     self._end(job, "done", result=rest[1])
                 elif what == "failed":
@@ -377,8 +425,15 @@ class Jobs:
                 elif job.cancelled:
                     self._end(job, "cancelled", error="It was cancelled.")
                 else:  # another goes first
-                    job.state = "queued"
-                    self._announce(job)
+                    self._queue_again(job)
+
+    def _queue_again(self, job: Job) -> None:
+        """Queue a job that has not ended, or end it if it was cancelled."""
+        if job.cancelled:
+            self._end(job, "cancelled", error="It was cancelled.")
+            return
+        job.state, job.phase, job.rate, job.left, job._begun = "queued", "", None, None, False
+        self._announce(job)
 
     def _fail(self, problem: str) -> None:
         self.problem = problem
@@ -396,18 +451,20 @@ class Jobs:
 
     def _next(self) -> None:
         with self._lock:
-            if self._running is not None or self.about is None:
-                return
             waiting = [job for job in self._jobs.values() if job.state == "queued"]
-            if not waiting:
+            if self.about is None or not waiting:
                 return
-            job = min(waiting, key=lambda job: (_LATER.get(job.kind, 0), job.created))
-            self._stop.value = 0
-            job.state, job.phase = "running", "starting"
-            self._running = job
+            job = min(waiting, key=lambda job: (job.turn, job.created))
+            last = self._running[-1] if self._running else None
+            if last is not None and (job.turn >= last.turn or last.kind == "index" or last.cancelled):
+                return  # an index stops for it
+            job._slot = min({*range(_SLOTS)} - {other._slot for other in self._running})
+            self._stops[job._slot] = 0
+            job.state, job.phase = "running", "starting" if last is None else "waiting for the next step of another job"
+            self._running.append(job)
             self._announce(job)
             with contextlib.suppress(OSError):  # a worker that has ended is seen in a moment
-                self._channel.send((job.id, job.kind, job.parameters))
+                self._channel.send((job.id, job.kind, job.parameters, job._slot))
 
     def _end(self, job: Job, state: str, *, result: dict[str, Any] | None = None, error: str = "") -> None:
         job.state, job.result, job.error, job.ended = state, result, error, time.time()
@@ -424,6 +481,7 @@ class Jobs:
         self._announce(job)
         if state == "done":
             self.events.publish("changed", {"kind": job.kind, **(result or {})})
+            self.on_done(job)
 
     def _announce(self, job: Job) -> None:
         self.events.publish("job", job.as_dict())

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from convcircuits.drawing import data as drawing
 from convcircuits.explorer.store import LONGEST_LABEL, LONGEST_TEXT
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", examples=["3f8a0c1d2e4b5a69"])]
@@ -332,6 +333,7 @@ class CurvePoint(_Answer):
     """A circuit of a density curve, measured."""
 
     density: float
+    circuit: str = Field("", description="Its id; empty if an earlier version measured it, which kept none.")
     kernels: int
     effective_kernels: int
     constants: int
@@ -533,7 +535,7 @@ class Contrast(_Answer):
 
 
 class Note(_Answer):
-    """What a person says of a unit, a circuit or a photograph."""
+    """What a person says of a unit, a circuit, a filter of a circuit's diagram or a photograph."""
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
     star: bool = False
@@ -602,6 +604,13 @@ class NewNote(Note):
     model_config = ConfigDict(extra="forbid")
 
 
+class NewFilterNote(NewNote):
+    """A note on a filter that replaces another. It is no longer than a diagram shows."""
+
+    label: Annotated[str, Field(max_length=drawing.LONGEST_LABEL)] = ""
+    text: Annotated[str, Field(max_length=drawing.LONGEST_NOTE)] = ""
+
+
 class IndexJob(_Asked):
     """Look at all photographs. It goes on where it stopped, and lets all other jobs go first."""
 
@@ -664,7 +673,8 @@ class DiagramJob(_Asked):
 class SweepJob(_Asked):
     """Find circuits of other densities by the recipe of a circuit, on its photographs, and measure all of them.
 
-    Its result is ``{"circuit": id}``; ``GET circuits/ID`` has the curve.
+    Its result is ``{"circuit": id, "circuits": [id]}``, those of the curve; ``GET circuits/ID`` has the curve. If the
+    job ``find`` would find the same ones, it is done for their densities.
     """
 
     kind: Literal["sweep"]

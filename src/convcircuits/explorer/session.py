@@ -20,7 +20,17 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from convcircuits import seals
-from convcircuits.drawing.data import LONGEST_LABEL, Document, Note, View, check_view, view_from_dict, view_to_dict
+from convcircuits.drawing.data import (
+    LONGEST_LABEL,
+    LONGEST_NOTE,
+    Document,
+    Note,
+    View,
+    check_view,
+    filter_names,
+    view_from_dict,
+    view_to_dict,
+)
 from convcircuits.drawing.page import page
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
@@ -28,7 +38,7 @@ from convcircuits.explorer.circuit_file import CircuitFile
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.store import Store, curve_key, note_key
+from convcircuits.explorer.store import Store, curve_key, filters_noted, note_key
 from convcircuits.texts import names
 from convcircuits.version import __version__
 
@@ -57,13 +67,13 @@ class Session:
             except BaseException:
                 self.store.close()
                 raise
-        self.jobs.on_ready = self._ready
+        self.jobs.on_ready, self.jobs.on_done = self._ready, self._done
         self.streams = 0
         self.closing = False
         self.notes = threading.Lock()
         self._weights: dict[str, str] = {}  # layer -> hash of the weights up to it
         self._whole: dict[Path, tuple[int, int]] = {}  # derived files that were checked, and their state
-        self._controls: dict[Path, tuple[int, Any]] = {}  # diagram with controls -> when it was written, their verdict
+        self._controls: dict[Path, tuple[tuple[int, int], Any]] = {}  # diagram -> its state, what its controls say
 
     def _ready(self) -> None:
         """Start the index, or continue it, as soon as the model is loaded."""
@@ -72,6 +82,20 @@ class Session:
             index = self.index()
             if index is None or not index["complete"]:
                 self.submit({"kind": "index"})
+
+    def _done(self, job: Job) -> None:
+        """Record that circuits are found which a curve found: the job ``find`` would find the same."""
+        result = job.result or {}
+        if job.kind != "sweep" or not result.get("found_alone"):
+            return
+        for id in result["circuits"]:
+            one = self.store.circuit(id)
+            provenance = {} if one is None or one.problem else one.header["provenance"]
+            recipe = provenance.get("recipe") or provenance.get("search") or {}
+            fields = {name: value for name, value in recipe.items() if name in schemas.FindJob.model_fields}
+            with contextlib.suppress(ValidationError):  # the file was replaced just now
+                asked = schemas.FindJob(kind="find", **fields).model_dump(exclude={"kind"})
+                self.jobs.answered("find", asked, {"circuit": id}, since=job.created)
 
     # ---------------------------------------- lookups
 
@@ -295,8 +319,12 @@ class Session:
                 except Exception as error:  # a damaged file makes its readers raise nearly anything
                     self.store.damaged(file, error)
                     return False
+            known = self._controls.get(file)
+            before = _state(file)
             self.store.used(file)
-            self._whole[file] = _state(file)
+            self._whole[file] = now = _state(file)
+            if known is not None and known[0] == before:  # it is the same file, with another time
+                self._controls[file] = now, known[1]
             return True
         return False
 
@@ -410,16 +438,16 @@ class Session:
             return None
         file = self.store.diagram_file(one.id, about["basis"], controls=True)
         try:
-            written = file.stat().st_mtime_ns
+            state = _state(file)
         except OSError:
             return None
-        if self._controls.get(file, (None, None))[0] != written:
+        if self._controls.get(file, (None, None))[0] != state:
             said = self.store.read_json(file)
             try:
                 verdict = said["variants"][0]["fidelity"]["controls"]["verdict"]
             except (TypeError, KeyError, IndexError):  # none could be fitted, or it is no document
                 verdict = None
-            self._controls[file] = written, verdict if verdict in ("found", "not found", "not decided") else None
+            self._controls[file] = state, verdict if verdict in ("found", "not found", "not decided") else None
         return self._controls[file][1]
 
     def report(self, one: CircuitFile) -> schemas.Report | None:
@@ -493,6 +521,7 @@ class Session:
             "controls": diagram is not None and "-controls-" in diagram.name,
             "note": self.store.note(f"circuit {one.id}"),
             "unit_note": self._note_of_unit(one),
+            "filter_notes": filters_noted(self.store.notes(), one.id),
             "version": __version__,
             **commands,
         }
@@ -539,6 +568,8 @@ class Session:
         name = f"{feature['layer']}:{feature['unit']}"
         with self.notes:
             unit, own = self._note_of_unit(one), self.store.note(f"circuit {one.id}")
+            filters = filters_noted(self.store.notes(), one.id)
+        document = _with_notes(document, filters)
         label = unit.get("label", "")[:LONGEST_LABEL]
         if label and all(note.node != document.target for note in document.view.notes):
             notes = (*document.view.notes, Note(document.target, label))
@@ -590,7 +621,9 @@ class Session:
         if kind == "sweep":
             curve = self.curve(circuit)
             shares = None if curve is None else [point.density for point in curve.points]
-            return shares == sorted({*asked["densities"]}, reverse=True)
+            known = {one.id for one in self.store.circuits()}
+            there = known.issuperset(result.get("circuits", ()))
+            return there and shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
             return self.module(circuit) is not None
         return kind in ("ablate", "put_back") or self._is_measured(circuit)
@@ -633,6 +666,17 @@ def _whole(provenance: Mapping[str, Any]) -> bool:
     """Return whether a circuit is of whole photographs: chosen by hand, or those with a box."""
     recipe = provenance.get("recipe")
     return "whole_photographs" in provenance or (isinstance(recipe, Mapping) and recipe.get("boxes") is not None)
+
+
+def _with_notes(document: Document, noted: Mapping[str, Mapping[str, Any]]) -> Document:
+    """Return a diagram with the notes on its filters, but for those that it has notes on already."""
+    there = {note.node for note in document.view.notes}
+    more = [
+        Note(node, noted[name].get("label", "")[:LONGEST_LABEL], noted[name].get("text", "")[:LONGEST_NOTE])
+        for node, name in filter_names(document).items()
+        if node not in there and any(noted.get(name, {}).get(what) for what in ("label", "text"))
+    ]
+    return replace(document, view=replace(document.view, notes=(*document.view.notes, *more)))
 
 
 def _view(document: Document, said: str) -> View:

@@ -17,7 +17,7 @@
         index/KEY/index.json          which photographs were looked at; KEY is a hash of weights, images, size, version
         index/KEY/NNN-LAYER.safetensors
         atlases/NAME/                 an atlas of a layer, as convcircuits atlas --out writes it; put it here yourself
-        notes.json                    labels, stars and texts of people
+        notes.json                    labels, stars and texts of people, on units, circuits, their filters, photographs
         jobs/ID.json                  what was asked for and what came of it; ID is a hash of the question
         thumbs/                       small pictures, made again when they are missing
         lock
@@ -500,6 +500,16 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
 def note_key(kind: str, of: str, weights: str) -> str:
     """Return the key of a note: a unit's belongs to the weights of its model, of which this is the hash."""
     return f"{kind} {of}" if kind != "unit" else f"unit {of} of weights {weights[:8]}"
+
+
+def filters_noted(notes: Mapping[str, Any], circuit: str) -> dict[str, Any]:
+    """Return the notes on the filters in a circuit's diagram, by layer and number, such as ``features.10:37``."""
+    before, after = note_key("filter", "", ""), f" of circuit {circuit}"
+    return {
+        of.removeprefix(before).removesuffix(after): note
+        for of, note in notes.items()
+        if of.startswith(before) and of.endswith(after)
+    }
 
 
 def problem_of_note(note: Any) -> str:

@@ -1,8 +1,9 @@
 """The process that holds the model: it does jobs one at a time, and cuts pictures beside them in a thread.
 
-It talks with the server over two pipes. On the first come jobs, ``(id, kind, parameters)``, and go ``(what, id, ...)``:
-``progress``, ``saved``, ``remark``, ``done``, ``failed``, ``stopped``; before all of them ``ready`` or ``failed``. On
-the second come questions, ``(number, name, arguments)``, and go ``(number, answered, answer)``.
+It talks with the server over two pipes. On the first come jobs, ``(id, kind, parameters, slot)``, and go ``(what, id,
+...)``: ``begun``, ``progress``, ``saved``, ``remark``, ``done``, ``failed``, ``stopped``; before all of them ``ready``
+or ``failed``. A job that comes while another runs is done between two steps of that one. On the second come questions,
+``(number, name, arguments)``, and go ``(number, answered, answer)``.
 """
 
 import logging
@@ -27,14 +28,14 @@ _OFTEN = 0.2  # seconds between two reports of progress
 _log = logging.getLogger(__name__)
 
 
-def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) -> None:
+def run(opening: Opening, jobs: Connection, questions: Connection, stops: Any) -> None:
     """Open a model and photographs, then do what is asked until the server hangs up.
 
     Args:
         opening: What to open.
         jobs: Where jobs come from.
         questions: Where questions come from.
-        stop: A shared number whose ``value`` the server sets to 1 when the job that runs is to stop.
+        stops: Shared numbers, of which the server sets that in a job's slot to 1 when the job is to stop.
     """
     try:
         materials = Materials(opening)
@@ -44,10 +45,10 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stop: Any) ->
         jobs.send(("failed", None, _sentence(error)))
         return
     threading.Thread(target=_answer, args=(Questions(materials), questions), daemon=True).start()
+    desk = Desk(project, jobs, stops)
     try:
         while True:
-            id, kind, parameters = jobs.recv()
-            jobs.send(_done(project, id, kind, parameters, Reporter(id, jobs, stop)))
+            desk.take()
     except (EOFError, OSError):  # the server has ended
         os._exit(0)
 
@@ -65,17 +66,70 @@ def _done(project: Project, id: str, kind: str, parameters: dict[str, Any], repo
         return "failed", id, _sentence(error)
 
 
-class Reporter:
-    """A ``progress`` callback that reports to the server, and stops the job between two batches when it is to stop."""
+class Desk:
+    """Takes jobs from the server, also while one is done: between two of its steps.
 
-    def __init__(self, id: str, jobs: Connection, stop: Any) -> None:
-        self._id, self._jobs, self._stop = id, jobs, stop
+    Args:
+        project: What to do them with.
+        jobs: Where they come from.
+        stops: As for ``run``.
+    """
+
+    def __init__(self, project: Project, jobs: Connection, stops: Any) -> None:
+        self._project, self.jobs, self._stops = project, jobs, stops
+
+    def take(self) -> None:
+        """Wait for a job, do it, and report what came of it."""
+        id, kind, parameters, slot = self.jobs.recv()
+        self.jobs.send(("begun", id))
+        self.jobs.send(_done(self._project, id, kind, parameters, Reporter(id, self, slot)))
+
+    def take_between(self) -> bool:
+        """Do the jobs that have come meanwhile, and return whether there were any.
+
+        Each is done in a thread of its own, whose settings of torch are not those inside of the job that waits for it.
+        """
+        gone: list[Exception] = []
+
+        def take() -> None:
+            try:
+                self.take()
+            except (EOFError, OSError) as error:
+                gone.append(error)
+
+        taken = False
+        while self.jobs.poll():
+            thread = threading.Thread(target=take, daemon=True)
+            thread.start()
+            thread.join()
+            if gone:
+                raise BrokenPipeError from gone[0]
+            taken = True
+        return taken
+
+    def is_to_stop(self, slot: int) -> bool:
+        """Return whether the job in a slot is to stop."""
+        return bool(self._stops[slot])
+
+
+class Reporter:
+    """A ``progress`` callback that reports to the server, and stops the job between two batches when it is to stop.
+
+    Jobs that come meanwhile are done between two batches, too.
+    """
+
+    def __init__(self, id: str, desk: Desk, slot: int) -> None:
+        self._id, self._desk, self._slot, self._jobs = id, desk, slot, desk.jobs
         self._phase, self._last = "starting", 0.0
 
     def check(self) -> None:
-        """Raise ``Stopped`` if the job is to stop."""
-        if self._stop.value:
+        """Let other jobs go first. Raise ``Stopped`` if this one is to stop."""
+        if self._desk.is_to_stop(self._slot):
             raise Stopped
+        if self._desk.take_between():
+            self._last = 0.0  # that it goes on is told at once
+            if self._desk.is_to_stop(self._slot):
+                raise Stopped
 
     def phase(self, description: str) -> None:
         """Begin a phase, whose steps are counted from zero."""

@@ -42,7 +42,7 @@ def add(app: FastAPI, session: Session) -> None:
         response.headers["etag"] = tag(note)
         return note
 
-    def routes(kind: str, path: str, of: Callable[..., str]) -> None:
+    def routes(kind: str, path: str, of: Callable[..., str], accepted: type[schemas.NewNote] = schemas.NewNote) -> None:
         key = Annotated[str, Depends(of)]
 
         def get(key: Any, response: Response) -> schemas.Note:
@@ -51,13 +51,14 @@ def add(app: FastAPI, session: Session) -> None:
 
         def put(
             key: Any,
-            note: schemas.NewNote,
+            note: Any,
             response: Response,
             if_match: Annotated[str | None, Header(max_length=100)] = None,
         ) -> schemas.Note:
             """Replace a note. ``If-Match`` must be the ETag of the state that it replaces; an empty note is removed."""
             return write(key, schemas.Note(**note.model_dump()), if_match, response)
 
+        put.__annotations__["note"] = accepted
         for method, function in (("GET", get), ("PUT", put)):
             function.__annotations__["key"] = key
             app.add_api_route(
@@ -77,6 +78,11 @@ def add(app: FastAPI, session: Session) -> None:
     def circuit(circuit: IdInPath) -> str:
         return session.noted("circuit", session.circuit(circuit).id)
 
+    def filter_of(circuit: IdInPath, layer: LayerName, filter: UnitNumber) -> str:
+        one = session.layer(layer)
+        session.unit(one, filter)
+        return session.noted("filter", f"{one['name']}:{filter} of circuit {session.circuit(circuit).id}")
+
     def photo(photo: IdInPath) -> str:
         return session.noted("photo", session.photo(photo)["id"])
 
@@ -88,4 +94,5 @@ def add(app: FastAPI, session: Session) -> None:
 
     routes("unit", "units/{layer}/{unit}", unit)
     routes("circuit", "circuits/{circuit}", circuit)
+    routes("filter", "circuits/{circuit}/filters/{layer}/{filter}", filter_of, schemas.NewFilterNote)
     routes("photo", "photos/{photo}", photo)

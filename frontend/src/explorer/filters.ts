@@ -1,0 +1,142 @@
+/** What readers write on the filters of a circuit's diagram: the project keeps it, and the page's address only what is
+ *  not saved. */
+
+import { formatHash, parseHash } from "../app/hash.js";
+import type { Source } from "../app/source.js";
+import { decode } from "../core/decode.js";
+import { NodeKind, type Note as Noted, type View } from "../core/types.js";
+import { ApiError, api, CHANGED, EMPTY, filterKey, type Note, type Tagged } from "./api.js";
+import { canWrite, notes } from "./live.js";
+
+/** Why something that was written is not saved: a sentence, or what another tab wrote meanwhile. */
+export type Trouble = string | { name: string; mine: Note; theirs: Tagged; keep: () => void; take: () => void };
+
+type Filter = { circuit: string; layer: string; filter: number };
+
+const DRAWN = "input[type=text], textarea"; // what a reader writes in
+
+/** A source whose notes on filters are those of the project.
+ *
+ *  @param source the source of the document, which has the rest of the view in the page's address
+ *  @param tell called with what could not be saved, and with null when that is settled */
+export function withNotes(source: Source, circuit: string, tell: (trouble: Trouble | null) => void): Source {
+  const graph = decode(JSON.parse(source.document()));
+  const filters = Array.from({ length: graph.nodeCount }, (_, node): Filter | null => {
+    const layer = graph.document.layers[graph.layer[node]!];
+    return layer && graph.kind[node] !== NodeKind.image
+      ? { circuit, layer: layer.name, filter: graph.unit[node]! }
+      : null;
+  });
+  const keys = filters.map((of) => of && filterKey(of));
+  const savedOn = (node: number): Note => notes.value[keys[node] ?? ""] ?? EMPTY;
+  const unsaved = (written: readonly Noted[]) =>
+    written.filter(({ node, label, note }) => !(savedOn(node).label === label && savedOn(node).text === note));
+  let shown = new Map<number, Noted>(); // as the diagram has them now
+  let [waiting, queue] = [0, Promise.resolve()];
+  let changed = () => {};
+  let last: Parameters<Source["write"]> | null = null;
+  let lasting = ""; // what the address had of the last view besides notes
+
+  /** All notes: the saved ones and, in place of these, those in the address. */
+  const merged = (): Map<number, Noted> => {
+    const all = new Map<number, Noted>();
+    for (const node of keys.keys()) {
+      const { label, text: note } = savedOn(node);
+      if (label || note) all.set(node, { node, label, note });
+    }
+    for (const written of parseHash(location.hash).notes ?? []) all.set(written.node, written);
+    return all;
+  };
+  const same = (a: ReadonlyMap<number, Noted>, b: ReadonlyMap<number, Noted>) =>
+    JSON.stringify([...a.values()].sort(byNode)) === JSON.stringify([...b.values()].sort(byNode));
+
+  /** Shows what was written elsewhere, but not in place of what the reader is just writing. */
+  const look = () => {
+    const writing = document.activeElement?.shadowRoot?.activeElement?.matches(DRAWN);
+    if (!writing && waiting === 0 && !same(merged(), shown)) changed();
+  };
+  const write: Source["write"] = (view, base, selection, step) => {
+    last = [view, base, selection, false];
+    const empty: View = { ...base, notes: [] };
+    const rest = formatHash({ ...view, notes: [] }, empty);
+    source.write({ ...view, notes: unsaved(view.notes) }, empty, selection, step && rest !== lasting);
+    lasting = rest;
+  };
+  const put = async (of: Filter, mine: Note, tag: string) => {
+    const { note } = await api.writeNote(of, mine, tag);
+    const { [filterKey(of)]: _, ...others } = notes.value;
+    notes.value = note.label || note.text || note.star ? { ...others, [filterKey(of)]: note } : others;
+    if (last) write(...last); // without what is saved now
+    tell(null);
+  };
+  const conflict = (of: Filter, mine: Note, theirs: Tagged) => {
+    const again = (problem: Error) => failed(of, mine, problem);
+    tell({
+      name: `filter ${of.filter} of ${of.layer}`,
+      mine,
+      theirs,
+      keep: () => void put(of, mine, theirs.tag).catch(again),
+      take: () => {
+        if (last) {
+          const [view, ...rest] = last;
+          write({ ...view, notes: view.notes.filter(({ node }) => keys[node] !== filterKey(of)) }, ...rest);
+        }
+        tell(null);
+        changed();
+      },
+    });
+  };
+  const failed = async (of: Filter, mine: Note, problem: Error) => {
+    const theirs =
+      problem instanceof ApiError && problem.status === CHANGED ? await api.note(of).catch(() => null) : null;
+    if (theirs) conflict(of, mine, theirs);
+    else
+      tell(
+        `What you wrote on filter ${of.filter} of ${of.layer} is in the page's address, but not saved: ${problem.message}`,
+      );
+  };
+  const save = async (of: Filter, mine: Note, before: Note) => {
+    try {
+      const now = await api.note(of);
+      const unseen = now.note.label !== before.label || now.note.text !== before.text;
+      if (unseen && (now.note.label || now.note.text)) conflict(of, mine, now);
+      else await put(of, { ...mine, star: now.note.star }, now.tag);
+    } catch (problem) {
+      await failed(of, mine, problem as Error);
+    }
+    waiting--;
+  };
+  const note = (written: Noted) => {
+    const of = filters[written.node];
+    const { label, note: text } = shown.get(written.node) ?? { label: "", note: "" };
+    if (written.label || written.note) shown.set(written.node, written);
+    else shown.delete(written.node);
+    if (!of) return; // a sum, say: it has no name that a file could hold
+    waiting++;
+    const mine = { label: written.label, star: false, text: written.note };
+    queue = queue.then(() => save(of, mine, { label, star: false, text }));
+  };
+  return {
+    ...source,
+    ...(canWrite.value && { note }),
+    view() {
+      shown = merged();
+      return { ...source.view(), notes: [...shown.values()] };
+    },
+    write,
+    onView(told) {
+      changed = told;
+      const later = () => setTimeout(look);
+      addEventListener("focusout", later);
+      const stops = [source.onView(told), notes.subscribe(later)];
+      return () => {
+        removeEventListener("focusout", later);
+        for (const stop of stops) stop();
+      };
+    },
+  };
+}
+
+function byNode(a: Noted, b: Noted): number {
+  return a.node - b.node;
+}
