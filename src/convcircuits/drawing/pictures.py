@@ -33,6 +33,7 @@ from convcircuits.maps.patches import (
 )
 from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
+from convcircuits.network.masking import Subject
 
 LABELS = {
     "patches": (
@@ -53,6 +54,7 @@ HATCH = (150, 225)  # gray levels
 WHOLE = 160  # side, in pixels
 MOST_PICTURED = 2500  # nodes
 THUMBNAIL = 112  # side, in pixels
+_STEPS, _HALF = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), (0, 1 / 8, 1)  # where images are shown, by their rank
 MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
 
 
@@ -86,7 +88,7 @@ class Seen:
     Attributes:
         images: All images considered, (N, C, H, W); of several groups, those of the circuit that has the same place.
         numbers: Of each group, the indices of the images that are shown, I in all, from the one that drives the feature
-            most.
+            most; held-out ones count on from the last of the group.
         shown: These images.
         target: The feature's maps and figures on these.
         effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known,
@@ -104,21 +106,38 @@ class Seen:
     fields: Mapping[Reading, Field]
 
     @classmethod
-    def of(cls, drawing: Drawing, *groups: Batches) -> Self:
+    def of(
+        cls,
+        drawing: Drawing,
+        *groups: Batches,
+        among: Sequence[int] | None = None,
+        held_out: Batches | None = None,
+    ) -> Self:
         """Rank the images of each group in the full model, choose some, and run the circuits on them.
 
         Of one group the images range from the highest to the lowest; of several, each has its highest.
+
+        Args:
+            drawing: What is drawn.
+            groups: The images of each group.
+            among: The numbers of the only group's images that may be shown, in order; all if not given.
+            held_out: Half of those that are shown are of these; all, if no image of the group may be shown.
         """
         subject, g = drawing.subject, drawing.graph
         once, numbers, shown, effect = once_called(drawing), [], [], []
         for images, masks, present in zip(groups, drawing.masks, g.present, strict=False):
-            every = responses(subject, [], images).mean[0]
-            ranked = every.argsort(descending=True, stable=True).tolist()
-            count = len(ranked)
-            steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
-            some = dict.fromkeys(ranked[step] for step in steps) if len(groups) == 1 else ranked[: len(steps)]
-            numbers.append(tuple(some))
-            shown.append(images.take(numbers[-1]))
+            ranked = _ranked(subject, images)
+            if len(groups) > 1:
+                numbers.append(tuple(ranked[: len(_STEPS)]))
+                shown.append(images.take(numbers[-1]))
+            else:
+                allowed = set(range(len(ranked)) if among is None else among)
+                ranked = [n for n in ranked if n in allowed]
+                half = _HALF if held_out is not None and ranked else _STEPS
+                some = _spread(ranked, half)
+                others = [] if held_out is None else _spread(_ranked(subject, held_out), half)
+                numbers.append((*some, *((images.total or 0) + n for n in others)))
+                shown.append(images.take(some).followed_by([] if held_out is None else [held_out.take(others)]))
             by_layer = effects(subject, masks, shown[-1])
             here_added = np.full((len(g.kind), len(numbers[-1])), np.nan, np.float32)
             for call in drawing.calls:
@@ -192,6 +211,21 @@ class Seen:
             presum_scale=presum.scale,
             variants=() if len(groups) == 1 else tuple(v for v, some in enumerate(self.numbers) for _ in some),
         )
+
+
+def _ranked(subject: Subject, images: Batches) -> list[int]:
+    """Return the numbers of images, from the one that drives the feature most in the full model."""
+    ranked: list[int] = responses(subject, [], images).mean[0].argsort(descending=True, stable=True).tolist()
+    return ranked
+
+
+def _spread(ranked: Sequence[int], steps: Sequence[float]) -> list[int]:
+    """Return some of ranked images, at these shares of the way from the first to the last, no one twice."""
+    places: list[int] = []
+    for step in steps:
+        place = min(int(step * len(ranked)), len(ranked) - 1)
+        places.append(max(place, places[-1] + 1) if places else place)
+    return [ranked[place] for place in places if 0 <= place < len(ranked)]
 
 
 class _Maps:
