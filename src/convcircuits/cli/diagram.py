@@ -47,6 +47,15 @@ def diagram(
     title: Annotated[
         str | None, typer.Option(help="Title of the diagram.", show_default="the feature and the model")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='What filters are called: JSON such as {"conv3_1:24": "curve"}, or CSV with the columns filter and '
+            "label.",
+            show_default=False,
+        ),
+    ] = None,
     width: Annotated[
         options.Width | None, typer.Option(help="Width of a figure; 180mm and 88mm are for papers.")
     ] = None,
@@ -64,15 +73,18 @@ def diagram(
     """Draw a circuit as an interactive page or as a figure."""
     from convcircuits.cli.preparing import loaded_circuit, say_photographs, set_up_again
     from convcircuits.drawing.host import check_file
+    from convcircuits.drawing.labelling import read_labels
 
     page = file.with_suffix(".html") if out is None else out
     check_file(page, width)
     if open_ and page.suffix != ".html":
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out must end in .html; got {page}.")
+    said = {} if labels is None else read_labels(labels)
     steps = () if path is None else _path(path)
     other = None if against is None else loaded_circuit(against)
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)
+    called = {str(setup.loaded.feature(name)): label for name, label in said.items()}
     with progress("drawing") as told:
         drawn = cc.diagram(
             setup.loaded.model,
@@ -87,6 +99,7 @@ def diagram(
             title=title,
             pictures=pictures,
             primaries=setup.loaded.primaries(),
+            labels=called,
             batch_size=batch_size,
             seed=seed,
             progress=told,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
 from convcircuits.drawing.host import Diagram
+from convcircuits.drawing.labelling import check_labels, labelled
 from convcircuits.drawing.pictures import LABELS, TILE, Seen, pictured
 from convcircuits.drawing.selectable import Listed, selectable
 from convcircuits.drawing.sheet import (
@@ -77,6 +78,7 @@ def diagram(
     primaries: Tensor | None = None,
     names: Sequence[str] | None = None,
     photographs: Sequence[Hashable] | None = None,
+    labels: Mapping[str, str] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -119,6 +121,9 @@ def diagram(
             and other images are numbered.
         photographs: The photograph that each of ``held_out`` is a crop of, as for ``controls``; texts are their names.
             If not given, that of ``Crops`` is known.
+        labels: What filters are called, by the layer of their kernels and their number, ``{"features.7:24": "curve"}``;
+            up to 40 characters each. They are those that can be typed in the page. Filters that no circuit of the
+            diagram has may be among them; a note names these.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the random circuit and of feature visualizations.
         progress: Called with the number of images done and their total (or None) in each pass; for feature
@@ -131,8 +136,8 @@ def diagram(
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, the controls to another circuit or
-            other images, no kernel lies on a complete path or more than 250,000 do, images do not fit the model, or an
-            argument is out of range.
+            other images, no kernel lies on a complete path or more than 250,000 do, images do not fit the model, a
+            label is of no filter of the model, or an argument is out of range.
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -152,6 +157,7 @@ def diagram(
             "the descent, or omit path."
         )
     network = Network(model)
+    check_labels(network, {} if labels is None else labels)
 
     def batches(images: Images) -> Batches:
         return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
@@ -201,10 +207,12 @@ def diagram(
             primaries = primaries_of(part for some in every for part in torch.split(some, 64))
     begin(progress, "laying out the diagram")
     document, turned = document_of(drawing, seen, titles(drawing), title, sentence(laws))
+    if labels:
+        document = labelled(document, labels)
     if held_out is not None:
         document = measured(drawing, document, model, held_out, fit, controls, photographs, batch_size, seed, progress)
     if against is not None:
-        document = dataclasses.replace(document, view=data.View(compare=1))
+        document = dataclasses.replace(document, view=dataclasses.replace(document.view, compare=1))
     shown = figure.drawn(document)
     document = pictured(
         drawing,
