@@ -473,6 +473,13 @@ def test_widths_are_effects_in_the_refitted_circuit(model, granularity):
         np.testing.assert_allclose(made.saliency, other.saliency, rtol=1e-5)
         np.testing.assert_array_equal(made.rank, other.rank)
     recorded = cc.diagram(model, circuit).document
+    for one, words in (
+        (document, "thicker = larger effect in the refitted circuit (estimate)"),
+        (recorded, "thicker = mattered more before the constants were fitted"),
+        (wanted, "thicker = matters more"),
+    ):
+        drawn = re.sub("<desc>.*</desc>", "", figure.svg(one))
+        assert re.findall("thicker = [^<]*", drawn) == [words]
     assert not np.allclose(document.variants[0].saliency, recorded.variants[0].saliency, equal_nan=True)
     assert any("measured before the gains" in note for note in recorded.meta.notes)
     assert circuit.saliency == plain.saliency
@@ -489,6 +496,7 @@ def test_effects_that_cannot_be_measured_are_said(model, monkeypatch):
     notes = " ".join(document.meta.notes)
     assert f"The effects of kernels in {circuit!r} could not be measured: No gradient reaches conv1." in notes
     assert "Saliency, which sets the width of edges, was measured before" in notes
+    assert document.variants[0].calibration.thicker == sheet.BEFORE
 
 
 def test_the_slider_offers_the_circuits_of_the_descent(model):

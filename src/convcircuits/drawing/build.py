@@ -350,7 +350,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
             [
                 colors,
                 *drawing.unmeasured,
-                *_on_saliency(circuit, measured=drawing.measured),
+                *_on_saliency(circuit, measured=drawing.measured[0]),
                 *(str(note) for note in origin.get("notes", ())),
                 checks,
             ]
