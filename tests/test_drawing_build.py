@@ -305,7 +305,8 @@ def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
     assert names[0] == "reading images"
     assert sum(name.startswith("finding ") for name in names) == 3
     assert {"running the model on images", "measuring on held-out images", "choosing patches"} <= set(names)
-    assert any(name.startswith("visualizing") for name in names) == (pictures == "features")
+    assert ("visualizing filters in the circuit" in names) == (pictures == "features")
+    assert "visualizing the feature in the full model" in names
     for name, told in progress.told:
         done = [one for one, _ in told]
         assert done == sorted(set(done)), name
@@ -355,7 +356,7 @@ def test_progress_is_told_while_smaller_circuits_are_found_anew_and_patches_are_
     both = torch.cat([images(5), images(4, seed=1)])
     told = []
     cc.diagram(model, circuit, images=both, batch_size=2, progress=lambda *progress: told.append(progress))
-    assert {total for _, total in told} == {9, 4 * 5}  # FORCE is three steps and what begins them
+    assert {total for _, total in told} == {9, 4 * 5, 1}  # FORCE is three steps and what begins them; one picture
     assert sum(progress == (20, 20) for progress in told) == 3
     assert sum(progress == (9, 9) for progress in told) >= 3  # held in memory, ranked, patches
 

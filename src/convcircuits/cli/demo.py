@@ -116,6 +116,7 @@ def demo(
             held_out=held_out,
             fit=setup.fit,
             controls=controls,
+            photographs=setup.held_out.photographs,
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=told,

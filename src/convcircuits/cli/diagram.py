@@ -44,6 +44,10 @@ def diagram(
         options.Pictures,
         typer.Option(help="Pictures of the filters: patches of images, or optimized images (features; takes minutes)."),
     ] = "patches",
+    feature_picture: Annotated[
+        bool,
+        typer.Option(help="Show a picture that is optimized to drive the feature most in the full model; seconds."),
+    ] = True,
     title: Annotated[
         str | None, typer.Option(help="Title of the diagram.", show_default="the feature and the model")
     ] = None,
@@ -98,6 +102,7 @@ def diagram(
             controls=controls,
             title=title,
             pictures=pictures,
+            feature_picture=feature_picture,
             primaries=setup.loaded.primaries(),
             labels=called,
             batch_size=batch_size,

@@ -75,6 +75,7 @@ def diagram(
     controls: Controls | bool = True,
     title: str | None = None,
     pictures: str = "patches",
+    feature_picture: bool = True,
     primaries: Tensor | None = None,
     names: Sequence[str] | None = None,
     photographs: Sequence[Hashable] | None = None,
@@ -115,6 +116,8 @@ def diagram(
         title: Title of the diagram; names the feature and the model if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualizations of the drawn filters inside the
             circuit, which takes minutes.
+        feature_picture: Whether to show a picture that is optimized to drive the feature most in the full model. It
+            takes seconds, and is made if there are ``images`` or ``primaries``.
         primaries: The inputs that the model's preparation makes of black, red, green and blue, (4, C), as in
             ``LoadedModel.primaries``. Without it, pictures range from the images' lowest to their highest values.
         names: Display names of the ``images``, in order. If not given, ``Crops`` have the names of their photographs
@@ -220,6 +223,7 @@ def diagram(
         figure.drawn_by_any(document, len(document.variants)).nodes,
         seen,
         pictures=pictures,
+        feature_picture=feature_picture and primaries is not None,
         primaries=primaries,
         seed=seed,
         batch_size=batch_size,

@@ -19,6 +19,7 @@ from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.drawing.wiring import SiteKind
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.colors import displayable
 from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.patches import (
@@ -34,6 +35,7 @@ from convcircuits.maps.patches import (
 from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
 from convcircuits.network.masking import Subject
+from convcircuits.texts import sentences
 
 LABELS = {
     "patches": (
@@ -44,11 +46,15 @@ LABELS = {
 }
 """The sets of pictures, with what they show."""
 
+OPTIMIZED = "optimized to drive it most in {}"
+"""What a feature visualization of the target is called; to be formatted with where it runs."""
+
 TILE = 64
 """Side of a picture, in pixels."""
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
 TARGET_PATCHES = 9  # of the target
+TARGET_STEPS = 64  # of gradient ascent, for the target's picture alone: a second or two, ten in deep layers
 WHOLES = 24  # images that are kept whole: those of the target's patches first, then those of most patches
 HATCH = (150, 225)  # gray levels
 WHOLE = 160  # side, in pixels
@@ -264,11 +270,13 @@ def pictured(
     progress: Progress | None,
     names: Sequence[Sequence[str] | None] | None = None,
     photographs: Sequence[Sequence[Hashable] | None] | None = None,
+    feature_picture: bool = False,
 ) -> data.Document:
     """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
 
-    With ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph.
-    The images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
+    With ``feature_picture`` there is a visualization of the target, also if there are none of filters. With
+    ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph. The
+    images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
     """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
@@ -299,6 +307,18 @@ def pictured(
             album.add("features", n, picture)
         others = [n for n in drawn if n not in kernels]
         target = _features(drawing, others, album, primaries, seed, batch_size, progress)
+    elif feature_picture:
+        begin(progress, "visualizing the feature in the full model")
+        try:
+            fields = receptive_fields(drawing.subject, [None], local=True)
+            full = visualize(
+                drawing.subject, fields, primaries=primaries, steps=TARGET_STEPS, seed=seed, progress=progress
+            )[None]
+        except ConvCircuitsError as error:
+            lacking = f"There is no optimized picture of the feature: {error}"
+            document = replace(document, meta=replace(document.meta, notes=sentences([*document.meta.notes, lacking])))
+        else:
+            target = [] if full is None else [(OPTIMIZED.format("the full model"), full.pixels.numpy())]
     return album.bound(document, pictures, target)
 
 
@@ -331,7 +351,8 @@ class _Album:
         self.wholes.update(wholes)
 
     def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
-        """Pack all pictures into tiles; the chosen set comes first."""
+        """Pack all pictures into tiles; the chosen set comes first, and the target's pictures are in it."""
+        target = target if self.sets else ()
         keys = sorted(self.sets, key=lambda key: key[0] != first)
         samples = [patch for both in self.samples.values() for some in both for patch in some]
         every = [p for key in keys for pictures in self.sets[key].values() for p in pictures]
@@ -346,7 +367,7 @@ class _Album:
         tiles = replace(tiles, wholes=tuple(self.wholes.values()), cuts=cuts)
         rest = iter(numbers[len(every) - len(samples) : len(every)].tolist())
         of_target = {group: [tuple(next(rest) for _ in some) for some in both] for group, both in self.samples.items()}
-        place, sets = 0, []
+        place, sets = 0, list[data.PictureSet]()
         for name, group in keys:
             pictured = self.sets[name, group]
             table = np.full((self._nodes, max(map(len, pictured.values()))), -1, np.int32)
@@ -357,7 +378,7 @@ class _Album:
                 data.TargetPicture(label, int(number))
                 for (label, _), number in zip(target, numbers[len(every) :], strict=True)
             ]
-            shown = tuple(beside) if name == "features" else ()
+            shown = tuple(beside) if not sets else ()
             median, near_zero = of_target.get(group, ((), ())) if name == "patches" else ((), ())
             of = self.searched.get(group) if name == "patches" else None
             label = LABELS[name] + (f"; chosen among {of}" if of else "")
@@ -512,8 +533,8 @@ def _features(
         picture = found[readings[n]]
         if picture is not None:
             album.add("features", n, picture.pixels.numpy())
-    both = [("in the circuit", found[None]), ("in the full model", full)]
-    return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
+    both = [("the circuit", found[None]), ("the full model", full)]
+    return [(OPTIMIZED.format(where), picture.pixels.numpy()) for where, picture in both if picture is not None]
 
 
 def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading], variant: int = 0) -> list[int]:
