@@ -235,7 +235,7 @@ def diagram(
         begin(progress, "drawing maps on images")
         maps = seen.document(drawing, shown, primaries, turned, [choice.names])
         document = dataclasses.replace(document, images=maps)
-    return Diagram(document)
+    return Diagram(figure.with_blocks_collapsed(document))
 
 
 def _check_path(path: Sequence[Circuit], circuit: Circuit) -> None:
