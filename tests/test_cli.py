@@ -1950,7 +1950,7 @@ BAD = {
     ),
     "diagram: labels of another layer": (
         "diagram hand.safetensors --model tiny_net:net --images pictures --labels layer.json",
-        " has no layer '9' that can carry a feature",
+        " has no layer '9'",
     ),
     "diagram: scores": ("diagram scores.safetensors", "holds scores"),
     "diagram: module": ("diagram module.safetensors", "holds a module"),
