@@ -54,7 +54,7 @@ TILE = 64
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
 TARGET_PATCHES = 9  # of the target
-TARGET_STEPS = 64  # of gradient ascent, for the target's picture alone: a second or two, ten in deep layers
+TARGET_STEPS = 48  # of gradient ascent, for the target's picture alone, so that it takes ten seconds at most
 WHOLES = 24  # images that are kept whole: those of the target's patches first, then those of most patches
 HATCH = (150, 225)  # gray levels
 WHOLE = 160  # side, in pixels
