@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from convcircuits.drawing import pictures
 from needs import find_chromium
 from nets import NETS
 
@@ -63,6 +64,14 @@ def modules_of_the_tests(tmp_path_factory):
     for name in {*sys.modules} - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(written):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_feature_pictures():
+    """The feature's picture is a part of every diagram; few tests look at it."""
+    steps, pictures.TARGET_STEPS = pictures.TARGET_STEPS, 2
+    yield
+    pictures.TARGET_STEPS = steps
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Small circuit diagrams for tests, made of numbers alone; ``python tests/diagrams.py`` writes them as fixtures."""
 
 import base64
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -250,6 +251,14 @@ def plain(*, widths: tuple[int, ...] = (3, 4, 1), density: float = 1.0, seed: in
                     sketch.kernel(source, target, layer)
         before = filters
     return sketch.document(before[0], seed=seed, **options)
+
+
+def deep(blocks: int, **options: Any) -> Document:
+    """A stem, then blocks of two layers each, the last of which has the target."""
+    made = plain(widths=(*[4] * (2 * blocks), 1), **options)
+    names = ["stem", *(f"layer1.{n}.conv{c}" for n in range(blocks) for c in (1, 2))]
+    layers = [dataclasses.replace(layer, name=name) for layer, name in zip(made.layers, names, strict=True)]
+    return dataclasses.replace(made, layers=layers)
 
 
 def residual(**options: Any) -> Document:

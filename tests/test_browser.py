@@ -21,7 +21,7 @@ from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, View, W
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
-from diagrams import DOCUMENTS, HOSTILE, hostile, plain
+from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 # A point on an edge, on the screen.
@@ -802,6 +802,26 @@ def test_a_block_is_drawn_as_one_column_and_opened_again(show):
     block.focus()
     page.keyboard.press("Enter")
     expect(page.locator("[data-node]")).to_have_count(everything)
+
+
+def test_a_deep_network_opens_with_its_blocks_collapsed(show):
+    document = figure.with_blocks_collapsed(deep(5, seed=2))
+    page = show(document)
+    expect(page.locator("[data-group]")).to_have_count(4)
+    expect(page).not_to_have_url(re.compile("#"))
+    block = page.locator("[data-group='layer1.1']")
+    block.locator(".frame").click()
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-group]")).to_have_count(3)
+    fragment_of(page, "collapsed=1-2,5-6,7-8")
+    page.go_back()
+    page.go_back()
+    expect(page.locator("[data-group]")).to_have_count(4)
+    page.go_forward()
+    page.go_forward()
+    expect(block).to_have_count(0)
+    page.reload()
+    expect(page.locator("[data-group]")).to_have_count(3)
 
 
 def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):

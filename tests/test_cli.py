@@ -1178,6 +1178,12 @@ def test_diagram_shows_feature_visualisations_where_they_are_wanted(drawable, go
     assert len(features.target) == 2
 
 
+def test_diagram_takes_labels_from_a_file(drawable, good):
+    Path("labels.json").write_text(json.dumps({"4:2": "curve", "0:1": "edge"}))
+    good("diagram a.safetensors --model tiny_net:net -o x.json --labels labels.json")
+    assert cc.Diagram.load("x.json").labels["4:2"] == "curve"
+
+
 def test_diagram_opens_the_page_in_the_browser(drawable, good, monkeypatch):
     opened = []
     monkeypatch.setattr(typer, "launch", opened.append)
@@ -1934,6 +1940,18 @@ BAD = {
     "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
     "diagram: no path": ("diagram a.safetensors --path scores.safetensors", "holds no circuits of a descent; give the"),
     "diagram: an empty folder": ("diagram a.safetensors --path pictures", "--path pictures holds no circuits"),
+    "diagram: no labels": (
+        "diagram a.safetensors --labels no.json",
+        "no.json is not a readable file of labels",
+    ),
+    "diagram: labels of another form": (
+        "diagram a.safetensors --labels other.csv",
+        "other.csv holds no labels; give",
+    ),
+    "diagram: labels of another layer": (
+        "diagram hand.safetensors --model tiny_net:net --images pictures --labels layer.json",
+        " has no layer '9'",
+    ),
     "diagram: scores": ("diagram scores.safetensors", "holds scores"),
     "diagram: module": ("diagram module.safetensors", "holds a module"),
     "diagram: against a module": ("diagram hand.safetensors --against module.safetensors", "holds a module"),
@@ -2027,6 +2045,7 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     Path("one/a.png").write_bytes(Path("pictures/a.png").read_bytes())
     Path("text.safetensors").write_text("no circuit")
     Path("other.csv").write_text("photograph,group\na.png,A\nz.png,B\n")
+    Path("layer.json").write_text('{"9:0": "curve"}')
     Path("twice.csv").write_text("photograph,group\na.png,A\na.png,B\n")
     save_file({"x": torch.zeros(2)}, "foreign.safetensors")
     model, feature = load_model("tiny_net:net").model, cc.Feature("4", 2)

@@ -305,7 +305,8 @@ def test_a_progress_with_phases_is_told_what_each_pass_is_for(model, pictures):
     assert names[0] == "reading images"
     assert sum(name.startswith("finding ") for name in names) == 3
     assert {"running the model on images", "measuring on held-out images", "choosing patches"} <= set(names)
-    assert any(name.startswith("visualizing") for name in names) == (pictures == "features")
+    assert ("visualizing filters in the circuit" in names) == (pictures == "features")
+    assert "visualizing the feature in the full model" in names
     for name, told in progress.told:
         done = [one for one, _ in told]
         assert done == sorted(set(done)), name
@@ -355,7 +356,7 @@ def test_progress_is_told_while_smaller_circuits_are_found_anew_and_patches_are_
     both = torch.cat([images(5), images(4, seed=1)])
     told = []
     cc.diagram(model, circuit, images=both, batch_size=2, progress=lambda *progress: told.append(progress))
-    assert {total for _, total in told} == {9, 4 * 5}  # FORCE is three steps and what begins them
+    assert {total for _, total in told} == {9, 4 * 5, 1}  # FORCE is three steps and what begins them; one picture
     assert sum(progress == (20, 20) for progress in told) == 3
     assert sum(progress == (9, 9) for progress in told) >= 3  # held in memory, ranked, patches
 
@@ -473,6 +474,13 @@ def test_widths_are_effects_in_the_refitted_circuit(model, granularity):
         np.testing.assert_allclose(made.saliency, other.saliency, rtol=1e-5)
         np.testing.assert_array_equal(made.rank, other.rank)
     recorded = cc.diagram(model, circuit).document
+    for one, words in (
+        (document, "thicker = larger effect in the refitted circuit (estimate)"),
+        (recorded, "thicker = mattered more before the constants were fitted"),
+        (wanted, "thicker = matters more"),
+    ):
+        drawn = re.sub("<desc>.*</desc>", "", figure.svg(one))
+        assert re.findall("thicker = [^<]*", drawn) == [words]
     assert not np.allclose(document.variants[0].saliency, recorded.variants[0].saliency, equal_nan=True)
     assert any("measured before the gains" in note for note in recorded.meta.notes)
     assert circuit.saliency == plain.saliency
@@ -489,6 +497,7 @@ def test_effects_that_cannot_be_measured_are_said(model, monkeypatch):
     notes = " ".join(document.meta.notes)
     assert f"The effects of kernels in {circuit!r} could not be measured: No gradient reaches conv1." in notes
     assert "Saliency, which sets the width of edges, was measured before" in notes
+    assert document.variants[0].calibration.thicker == sheet.BEFORE
 
 
 def test_the_slider_offers_the_circuits_of_the_descent(model):

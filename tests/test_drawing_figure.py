@@ -15,9 +15,9 @@ from PIL import Image
 
 from convcircuits import ConvCircuitsError
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import EdgeKind, NodeKind, View, view_to_dict
+from convcircuits.drawing.data import EdgeKind, NodeKind, Note, Span, View, view_to_dict
 from convcircuits.drawing.tiles import data_url, read_data_url
-from diagrams import DOCUMENTS, HOSTILE, hostile, plain
+from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
 from needs import find_node
 
 WIDTHS = ("screen", "180mm", "88mm")
@@ -225,6 +225,24 @@ def test_what_is_drawn_is_whole():
 def test_the_documents_own_view_is_what_is_drawn_by_default():
     document = DOCUMENTS["wide"]()
     assert figure.drawn(document) == figure.drawn(document, document.view) != figure.drawn(document, View())
+
+
+def test_the_blocks_of_a_network_that_does_not_fit_a_window_are_collapsed_but_for_the_targets():
+    assert figure.with_blocks_collapsed(deep(4)).view == View()  # 9 columns
+    notes = (Note(5, "edge"),)
+    before = deep(5, density=1.0, variants=2, measured=True, view=View(notes=notes))
+    document = figure.with_blocks_collapsed(before)
+    spans = tuple(Span(first, first + 1) for first in (1, 3, 5, 7))
+    assert document.view == View(notes=notes, collapsed=spans)
+    assert ", all blocks open," in figure.drawn(document).caption
+    assert ", all blocks open," not in figure.drawn(before).caption
+    # A block's picture is of the filters that it gives to the next one.
+    shown = set(json.loads(figure._Figures(document).call("tiles", "screen")))
+    best, column = document.pictures[0].tiles[:, 0], document.nodes.column
+    for span in spans:
+        assert set(best[column == span.last].tolist()) <= shown
+    inner = set(np.concatenate([best[column == span.first] for span in spans]).tolist())
+    assert not inner & shown
 
 
 def test_a_view_of_what_is_not_there_is_refused():

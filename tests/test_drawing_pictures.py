@@ -655,6 +655,31 @@ def test_maps_are_within_their_budget_the_drawn_ones_before_others(monkeypatch):
 # ---------------------------------------------------------------------- feature visualisations
 
 
+def test_the_target_has_a_picture_of_its_own_unless_it_is_left_out(monkeypatch):
+    images = photographs(2)
+    model, circuit, drawing = plain_drawing(images)
+    fields = receptive_fields(drawing.subject, [None], local=True)
+    monkeypatch.setattr(pictures, "TARGET_STEPS", 8)
+    made = cc.diagram(model, circuit, images=images, primaries=PRIMARIES, seed=3).document
+    full = visualize(drawing.subject, fields, primaries=PRIMARIES, steps=8, seed=3)[None]
+    (shown,) = made.pictures[0].target
+    assert (made.pictures[0].name, shown.label) == ("patches", "optimized to drive it most in the full model")
+    assert np.abs(cells(made, shown.tile, 12) - full.pixels.numpy()).max() <= 12
+    assert [
+        picture.label for picture in cc.diagram(model, circuit, primaries=PRIMARIES).document.pictures[0].target
+    ] == [shown.label]
+    for options in ({"images": images, "feature_picture": False}, {}):  # nothing is known of the model's inputs
+        assert all(not some.target for some in cc.diagram(model, circuit, **options).document.pictures)
+
+    def refuse(*_, **__):
+        raise cc.ConvCircuitsError("The model takes no other images.")
+
+    monkeypatch.setattr(pictures, "visualize", refuse)
+    made = cc.diagram(model, circuit, images=images).document
+    assert not made.pictures[0].target
+    assert "There is no optimized picture of the feature: The model takes no other images." in made.meta.notes
+
+
 @pytest.mark.slow
 def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_models():
     images = photographs(2)
@@ -691,7 +716,10 @@ def test_feature_visualisations_come_first_and_those_of_the_target_are_in_both_m
         assert (table[node] >= 0) == (picture is not None)
         if picture is not None:
             assert np.abs(cells(made, table[node], len(picture)) - picture).max() <= 12
-    assert [beside.label for beside in made.pictures[0].target] == ["in the circuit", "in the full model"]
+    assert [beside.label for beside in made.pictures[0].target] == [
+        "optimized to drive it most in the circuit",
+        "optimized to drive it most in the full model",
+    ]
     full = visualize(drawing.subject, {None: fields[None]}, seed=4)[None]
     for beside, picture in zip(made.pictures[0].target, (found[None], full), strict=True):
         assert np.abs(cells(made, beside.tile, 12) - picture.pixels.numpy()).max() <= 12

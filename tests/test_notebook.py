@@ -1,6 +1,5 @@
 """What values show in a notebook, and the tables and graphs of other packages that they become."""
 
-import dataclasses
 import math
 import sys
 from html.parser import HTMLParser
@@ -13,8 +12,6 @@ from PIL import Image
 
 import convcircuits as cc
 from convcircuits.cards import card
-from convcircuits.drawing.build import _marked
-from convcircuits.network.batches import Batches
 from convcircuits.zoo.images import Crops, Photograph
 from nets import NETS
 
@@ -234,21 +231,3 @@ def test_photographs_keep_their_names():
     assert named == shown.names == tuple(number[name] for name in numbered)
     with pytest.raises(cc.ConvCircuitsError, match="names must hold one string for each of 5 images"):
         cc.diagram(model, circuit, images=held, names=["a"])
-
-
-def test_images_are_marked_only_if_the_circuit_is_known_to_be_found_on_them():
-    images = Crops(photographs(3), prepare, count=5, seed=0, size=CASE.input_shape[1:])
-    held = torch.cat(list(images))
-    circuit = cc.find(CASE.build(), FEATURE, held[:2], density=0.9, criterion="magnitude")
-
-    def marked(given, some, by=circuit):
-        kept = Batches(some, device="cpu", dtype=some.dtype, batch_size=4)
-        names = _marked(by, given, kept, images.names)
-        return [n for n, name in enumerate(names) if name.endswith(", used to find it")]
-
-    assert marked(held, held) == [0, 1]
-    assert marked(images, held) == [0, 1, 3, 4]  # p0 and p1, whole or cropped
-    assert marked(held[1:], held[1:]) == []
-    said = dataclasses.replace(circuit, provenance={**circuit.provenance, "photographs": {"found_on": ["p2"]}})
-    assert marked(images, held[:4], said) == [0, 1, 2, 3]
-    assert marked(images, -held, said) == [2]

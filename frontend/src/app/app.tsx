@@ -2,7 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { SHARE, WIDTH } from "../core/labels.js";
+import { SHARE, THICKER } from "../core/labels.js";
 import type { LegendItem } from "../core/scene-types.js";
 import { headline } from "../core/verdict.js";
 import { stepBack } from "./actions.js";
@@ -19,7 +19,7 @@ const ON_IMAGE = "color and width = effect on this image";
 const BY_TWO: Record<string, string> = {
   excites: "more on A",
   inhibits: "more on B",
-  [WIDTH]: "width, dot = A − B, beside the largest of its layer",
+  [THICKER]: "width, dot = A − B, beside the largest of its layer",
 };
 const UNKNOWN = "gray = not measured on this image";
 
@@ -142,9 +142,10 @@ function Heading({ store }: { store: Store }) {
  *  legend does not describe. */
 function LegendMark({ item, image, contrast }: { item: LegendItem; image?: boolean; contrast?: boolean }) {
   const { kind, label } = item;
-  const other = contrast && (BY_TWO[kind] ?? BY_TWO[label.title]);
+  const width = label.title.startsWith(THICKER);
+  const other = contrast && BY_TWO[width ? THICKER : kind];
   if (other) return <LegendMark item={{ ...item, label: { ...label, title: other } }} />;
-  if (image && label.title === WIDTH)
+  if (image && width)
     return (
       <>
         <LegendMark item={{ ...item, label: { ...label, title: ON_IMAGE } }} />

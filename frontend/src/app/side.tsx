@@ -186,10 +186,10 @@ function Crops({ store }: { store: Store }) {
         </>
       ))}
       {features.length > 0 && (
-        <div class="pictures">
+        <div class="pictures rows">
           {features.map(({ label, tile }) => (
             <figure>
-              <Picture store={store} tile={tile} size={CROP * 1.5} label={plain(label)} />
+              <Picture store={store} tile={tile} size={CROP} label={plain(label)} />
               <figcaption>{plain(label)}</figcaption>
             </figure>
           ))}

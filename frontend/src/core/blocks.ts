@@ -33,6 +33,13 @@ export function blocksOf(graph: Graph): (Span & { name: string })[] {
     .map((each) => ({ ...each, name: plain(each.name) }));
 }
 
+/** The blocks that are drawn as one column at first, if not all columns have room: all but the target's own. */
+export function closedAtFirst(graph: Graph): Span[] {
+  const { columns } = graph.document;
+  const own = plain(nameOf(graph, columns.length - 1));
+  return blocksOf(graph).flatMap(({ name, first, last }) => (name === own ? [] : [{ first, last }]));
+}
+
 /** The range, among those drawn as one, that holds a column. */
 export function spanAt(spans: readonly Span[], column: number): Span | undefined {
   return spans.find(({ first, last }) => first <= column && column <= last);

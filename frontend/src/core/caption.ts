@@ -164,7 +164,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
       ? ` (${unmeasured})`
       : measured
         ? ` and, run as a network of their own${own}, ${reach(drawnPart.r2)}${random}`
-        : ` (${unmeasured}; those of the default view ${reach(drawnPart.r2)}${random})`;
+        : ` (${unmeasured}; those of the default view${view.collapsed.length ? ", all blocks open," : ""} ${reach(drawnPart.r2)}${random})`;
 
   const named = (each: Variant) => {
     if (each.role === "circuit" && !other) return "the circuit";

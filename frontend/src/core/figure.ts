@@ -1,5 +1,6 @@
 /** The functions that Python calls through an embedded engine: JSON text in, text out. */
 
+import { closedAtFirst } from "./blocks.js";
 import { decode } from "./decode.js";
 import { draw } from "./scene.js";
 import type { Scene } from "./scene-types.js";
@@ -26,6 +27,10 @@ export function figures(documentJson: string) {
     return scenes.get(preset)!;
   };
   return {
+    /** The ranges of columns that a deep network's view draws as one at first, as JSON. */
+    blocks(): string {
+      return JSON.stringify(closedAtFirst(graph));
+    },
     /** The numbers of the tiles that a figure shows, as JSON: what a host should cut out of their pages and hand to
      *  `svg`. */
     tiles(preset: Preset): string {

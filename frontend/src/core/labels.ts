@@ -188,7 +188,7 @@ export function moreLabels(
   });
 }
 
-export const WIDTH = "thicker = matters more";
+export const THICKER = "thicker = ";
 export const SHARE = "share of the score = estimate, not measured";
 
 /** The legend's items in rows from y = 0; `beside` says whether they fit beside the title. */
@@ -216,7 +216,10 @@ export function legend(
     entries.push(["onlyA", `only ${circuitName(graph, view.variant, view)}`]);
     entries.push(["onlyB", `only ${circuitName(graph, view.compare, view)}`]);
   }
-  entries.push(["text", WIDTH]);
+  const [own, other] = [view.variant, view.compare ?? view.variant].map(
+    (each) => graph.document.variants[each]!.calibration?.thicker,
+  );
+  entries.push(["text", THICKER + ((own === other && own) || "matters more")]);
   if (what.grids) entries.push(["text", "small grid = the weights of this kernel"]);
   if (what.firsts) entries.push(["text", "first layer = its weights on the image, neutral = 0"]);
   const { cuts = [], wholes = [] } = graph.document.tiles;

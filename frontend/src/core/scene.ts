@@ -134,10 +134,10 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
         tiles: mosaic(
           parts.spans[unit]
             ? [...members]
-                .sort((a, b) => flow.node[b]! - flow.node[a]! || a - b)
+                .sort((a, b) => graph.column[b]! - graph.column[a]! || flow.node[b]! - flow.node[a]! || a - b)
                 .flatMap((node) => graph.tilesOf(flow.aliveNode[node] === 2 ? otherSet : set, node).slice(0, 1))
             : graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
-          // A filter that reads the image is shown as its kernel, a group as its strongest, a block as four of its own.
+          // A filter that reads the image is shown as its kernel, a group as its strongest, a block as four of its output.
           (members.length === 1 ? !parts.seesImage[unit] : parts.spans[unit] !== null) && sides[unit]! >= sizes.mosaic,
         ),
         flow: parts.flow[unit]!,

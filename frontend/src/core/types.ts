@@ -121,6 +121,7 @@ export interface Calibration {
   constants: number; // how many gains and offsets that is
   images: number | null; // how many they were fitted on; null: not known
   gain: Buffer; // float32 (E); what the circuit multiplies a kernel by; 1 where it has no gain of its own
+  thicker?: string; // what a thicker edge says of its kernel, for people; empty: not known
 }
 
 /** What the default view draws, measured as a network of its own. */

@@ -115,7 +115,11 @@ def demo(
             held_out=held_out,
             fit=setup.fit,
             controls=controls,
+<<<<<<< HEAD
             path=path[:-1],
+=======
+            photographs=setup.held_out.photographs,
+>>>>>>> diag
             primaries=setup.loaded.primaries(),
             seed=seed,
             progress=told,

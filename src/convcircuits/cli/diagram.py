@@ -44,8 +44,21 @@ def diagram(
         options.Pictures,
         typer.Option(help="Pictures of the filters: patches of images, or optimized images (features; takes minutes)."),
     ] = "patches",
+    feature_picture: Annotated[
+        bool,
+        typer.Option(help="Show a picture that is optimized to drive the feature most in the full model; seconds."),
+    ] = True,
     title: Annotated[
         str | None, typer.Option(help="Title of the diagram.", show_default="the feature and the model")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='What filters are called: JSON such as {"conv3_1:24": "curve"}, or CSV with the columns filter and '
+            "label.",
+            show_default=False,
+        ),
     ] = None,
     width: Annotated[
         options.Width | None, typer.Option(help="Width of a figure; 180mm and 88mm are for papers.")
@@ -64,15 +77,18 @@ def diagram(
     """Draw a circuit as an interactive page or as a figure."""
     from convcircuits.cli.preparing import loaded_circuit, say_photographs, set_up_again
     from convcircuits.drawing.host import check_file
+    from convcircuits.drawing.labelling import read_labels
 
     page = file.with_suffix(".html") if out is None else out
     check_file(page, width)
     if open_ and page.suffix != ".html":
         raise cc.ConvCircuitsError(f"--open shows a page in the browser, so --out must end in .html; got {page}.")
+    said = {} if labels is None else read_labels(labels)
     steps = () if path is None else _path(path)
     other = None if against is None else loaded_circuit(against)
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)
+    called = {str(setup.loaded.feature(name)): label for name, label in said.items()}
     with progress("drawing") as told:
         drawn = cc.diagram(
             setup.loaded.model,
@@ -86,7 +102,9 @@ def diagram(
             controls=controls,
             title=title,
             pictures=pictures,
+            feature_picture=feature_picture,
             primaries=setup.loaded.primaries(),
+            labels=called,
             batch_size=batch_size,
             seed=seed,
             progress=told,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from convcircuits.drawing import data, figure
 from convcircuits.drawing.edges import edges_of
 from convcircuits.drawing.graph import kernels_of
 from convcircuits.drawing.host import Diagram
+from convcircuits.drawing.labelling import check_labels, labelled
 from convcircuits.drawing.pictures import LABELS, TILE, Seen, pictured
+from convcircuits.drawing.selectable import Listed, selectable
 from convcircuits.drawing.sheet import (
     Drawing,
     columns_of,
@@ -72,9 +75,11 @@ def diagram(
     controls: Controls | bool = True,
     title: str | None = None,
     pictures: str = "patches",
+    feature_picture: bool = True,
     primaries: Tensor | None = None,
     names: Sequence[str] | None = None,
     photographs: Sequence[Hashable] | None = None,
+    labels: Mapping[str, str] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
@@ -94,9 +99,10 @@ def diagram(
         circuit: The circuit, of any granularity; its kernels on complete paths are drawn.
         images: As for ``score``. The parts of them (of the first 1,000) that drive a filter most are its pictures; of
             ``Crops``, one of each photograph. Six images, from the one that drives the feature most to the one that
-            drives it least, can be selected to show every map.
+            drives it least, can be selected to show every map; with ``held_out``, three of them and three held-out
+            ones. Their names say which were held out, and which are known to be used to find the circuit.
         held_out: Images to measure the whole circuit, its drawn part and the random circuit on; the average map of
-            ``fit`` is measured on them too.
+            ``fit`` is measured on them too. The first 1,000 that are as large as ``images`` can be selected.
         fit: The images that the circuit was found on, as for ``evaluate``; a fitted circuit's random one is refitted on
             them. If not given, the first of ``images`` if these begin with them. Without them no average map is
             measured, and the caption says so.
@@ -110,12 +116,17 @@ def diagram(
         title: Title of the diagram; names the feature and the model if not given.
         pictures: ``"patches"``, or ``"features"`` to add feature visualizations of the drawn filters inside the
             circuit, which takes minutes.
+        feature_picture: Whether to show a picture that is optimized to drive the feature most in the full model. It
+            takes seconds, and is made if there are ``images`` or ``primaries``.
         primaries: The inputs that the model's preparation makes of black, red, green and blue, (4, C), as in
             ``LoadedModel.primaries``. Without it, pictures range from the images' lowest to their highest values.
         names: Display names of the ``images``, in order. If not given, ``Crops`` have the names of their photographs
             and other images are numbered.
-        photographs: The photograph that each of ``held_out`` is a crop of, as for ``controls``. If not given, that of
-            ``Crops`` is known.
+        photographs: The photograph that each of ``held_out`` is a crop of, as for ``controls``; texts are their names.
+            If not given, that of ``Crops`` is known.
+        labels: What filters are called, by the layer of their kernels and their number, ``{"features.7:24": "curve"}``;
+            up to 40 characters each. They are those that can be typed in the page. Filters that no circuit of the
+            diagram has may be among them; a note names these.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the random circuit and of feature visualizations.
         progress: Called with the number of images done and their total (or None) in each pass; for feature
@@ -128,8 +139,8 @@ def diagram(
 
     Raises:
         ConvCircuitsError: If a circuit belongs to other weights or another feature, the controls to another circuit or
-            other images, no kernel lies on a complete path or more than 250,000 do, images do not fit the model, or an
-            argument is out of range.
+            other images, no kernel lies on a complete path or more than 250,000 do, images do not fit the model, a
+            label is of no filter of the model, or an argument is out of range.
     """
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
@@ -149,9 +160,13 @@ def diagram(
             "the descent, or omit path."
         )
     network = Network(model)
+    check_labels(network, {} if labels is None else labels)
 
     def batches(images: Images) -> Batches:
         return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
+
+    def quietly(images: Images) -> Batches:
+        return Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
 
     kept = None
     if images is not None:
@@ -173,18 +188,34 @@ def diagram(
         offered,
     )
     laws = checked(drawing.subject, kept)["laws"]
-    seen = None
-    if kept is not None:
+    seen, choice = None, None
+    if images is not None and kept is not None:
+        held, all_held = None, None
+        if held_out is not None:
+            begin(progress, "reading held-out images")
+            held, all_held = _alike(held_out, batches(held_out), photographs, kept)
+        choice = selectable(
+            circuit,
+            Listed.of(images, kept, names=names),
+            held,
+            kept=quietly(kept),
+            all_held=all_held,
+            fit=None if fit is None else quietly(fit),
+        )
         begin(progress, "running the model on images")
-        seen = Seen.of(drawing, batches(kept))
-    if primaries is None and kept is not None:
-        primaries = primaries_of(torch.split(kept, 64))
+        beside = None if choice.held_out is None else quietly(choice.held_out)
+        seen = Seen.of(drawing, batches(kept), among=choice.among, held_out=beside)
+        if primaries is None:
+            every = [kept] if choice.held_out is None else [kept, choice.held_out]
+            primaries = primaries_of(part for some in every for part in torch.split(some, 64))
     begin(progress, "laying out the diagram")
     document, turned = document_of(drawing, seen, titles(drawing), title, sentence(laws))
+    if labels:
+        document = labelled(document, labels)
     if held_out is not None:
         document = measured(drawing, document, model, held_out, fit, controls, photographs, batch_size, seed, progress)
     if against is not None:
-        document = dataclasses.replace(document, view=data.View(compare=1))
+        document = dataclasses.replace(document, view=dataclasses.replace(document.view, compare=1))
     shown = figure.drawn(document)
     document = pictured(
         drawing,
@@ -192,6 +223,7 @@ def diagram(
         figure.drawn_by_any(document, len(document.variants)).nodes,
         seen,
         pictures=pictures,
+        feature_picture=feature_picture and primaries is not None,
         primaries=primaries,
         seed=seed,
         batch_size=batch_size,
@@ -199,27 +231,11 @@ def diagram(
         names=[names],
         photographs=[images.photographs[: len(kept)]] if isinstance(images, Crops) and kept is not None else None,
     )
-    if kept is not None and seen is not None and primaries is not None:
+    if choice is not None and seen is not None and primaries is not None:
         begin(progress, "drawing maps on images")
-        marked = _marked(circuit, images, batches(kept), names)
-        document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, [marked]))
-    return Diagram(document)
-
-
-def _marked(circuit: Circuit, images: Images | None, kept: Batches, names: Sequence[str] | None) -> list[str]:
-    """Return the names of images, with a mark on those that the circuit is known to be found on.
-
-    Crops are marked if it was found on any crop of their photograph.
-    """
-    found = found_on(circuit, kept)
-    count, first = kept.total or 0, 0 if found is None else len(found)
-    used = set(range(first))
-    if isinstance(images, Crops):
-        of, by_role = images.photographs[:count], circuit.provenance.get("photographs", {})
-        known = {of[n] for n in used} | {p for p in of if images.names[p] in by_role.get("found_on", ())}
-        used = {n for n in range(count) if of[n] in known}
-    named = [f"image {n}" for n in range(count)] if names is None else names
-    return [f"{name}, used to find it" if n in used else name for n, name in enumerate(named[:count])]
+        maps = seen.document(drawing, shown, primaries, turned, [choice.names])
+        document = dataclasses.replace(document, images=maps)
+    return Diagram(figure.with_blocks_collapsed(document))
 
 
 def _check_path(path: Sequence[Circuit], circuit: Circuit) -> None:
@@ -289,6 +305,25 @@ def first_images(batches: Batches) -> Tensor:
     return torch.cat(held)[:MOST_IMAGES]
 
 
+def _alike(
+    given: Images, batches: Batches, photographs: Sequence[Hashable] | None, kept: Tensor
+) -> tuple[Listed, dict[str, Any]]:
+    """Return those of the first images that are as large as others, which can be shown beside them.
+
+    The second value is how a circuit that was found on all of them describes these.
+    """
+    found: list[Tensor] = []
+    numbers: list[int] = []
+    count = 0
+    for batch in batches:
+        if batch.shape[1:] == kept.shape[1:] and count < MOST_IMAGES:
+            found.append(batch.cpu())
+            numbers += range(count, count + len(batch))
+        count += len(batch)
+    images = torch.cat([kept[:0], *found])
+    return Listed.of(given, images, numbers=numbers, photographs=photographs), batches.describe()
+
+
 def checked_names(names: Sequence[str] | None, count: int) -> Sequence[str] | None:
     """Check that there is a name for every image; names beyond the last image used are allowed."""
     if names is None:
@@ -319,7 +354,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
             [
                 colors,
                 *drawing.unmeasured,
-                *_on_saliency(circuit, measured=drawing.measured),
+                *_on_saliency(circuit, measured=drawing.measured[0]),
                 *(str(note) for note in origin.get("notes", ())),
                 checks,
             ]

@@ -192,9 +192,12 @@ class Fidelity(Record):
 class Calibration(Record):
     """What was fitted of a circuit: gains of its kernels, and offsets of its filters."""
 
+    later = ("thicker",)
+
     constants: Count  # how many gains and offsets that is
     images: Positive | None  # how many they were fitted on; None: not known
     gain: Annotated[Array, "float32", "E"]  # what the circuit multiplies a kernel by; 1 where it has no gain of its own
+    thicker: str = ""  # what a thicker edge says of its kernel, for people; empty: not known
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,14 @@ from importlib.resources import files
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, get_args
 
-from convcircuits.drawing.data import Document, Tiles, View, check_view, view_to_dict
+from convcircuits.drawing.data import Document, Span, Tiles, View, check_view, view_to_dict
 from convcircuits.drawing.tiles import data_url, read_data_url
 from convcircuits.errors import ConvCircuitsError
 
 Width: TypeAlias = Literal["screen", "180mm", "88mm"]  # the last two: both columns and one column of a journal
+
+MOST_COLUMNS = 10
+"""Columns that fit a window of 1,280 px beside the panel, with pictures of 48 px (``placeColumns`` of the renderer)."""
 
 _DOTS = {"screen": 192, "180mm": 300, "88mm": 600}  # pixels per inch of a PNG
 _POINTS = {"mm": 72 / 25.4, "": 72 / 96}  # points per unit of SVG
@@ -80,6 +83,17 @@ def drawn_by_any(document: Document, variants: int) -> Shown:
     nodes = dict.fromkeys([*first.nodes, *(node for one in others for node in one.nodes)])
     edges = dict.fromkeys([*first.edges, *(edge for one in others for edge in one.edges)])
     return dataclasses.replace(first, nodes=tuple(nodes), edges=tuple(edges))
+
+
+def with_blocks_collapsed(document: Document) -> Document:
+    """Return a document that opens with the blocks of a deep network collapsed if its columns do not fit a window.
+
+    The block of the target stays open. A reader opens the others.
+    """
+    if len(document.columns) <= MOST_COLUMNS:
+        return document
+    spans = tuple(Span(**span) for span in json.loads(_Figures(document).call("blocks")))
+    return dataclasses.replace(document, view=dataclasses.replace(document.view, collapsed=spans))
 
 
 def _shown(values: dict[str, Any]) -> Shown:

@@ -132,7 +132,8 @@ def group_diagram(
         photographs=cropped,
     )
     begin(progress, "drawing maps on images")
-    return Diagram(dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named)))
+    document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named))
+    return Diagram(figure.with_blocks_collapsed(document))
 
 
 class _InTurn:

@@ -19,6 +19,7 @@ from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.target import in_bytes, target_maps
 from convcircuits.drawing.tiles import data_url, pack
 from convcircuits.drawing.wiring import SiteKind
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.colors import displayable
 from convcircuits.maps.feature_visualization import visualize
 from convcircuits.maps.patches import (
@@ -33,6 +34,8 @@ from convcircuits.maps.patches import (
 )
 from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
+from convcircuits.network.masking import Subject
+from convcircuits.texts import sentences
 
 LABELS = {
     "patches": (
@@ -43,16 +46,21 @@ LABELS = {
 }
 """The sets of pictures, with what they show."""
 
+OPTIMIZED = "optimized to drive it most in {}"
+"""What a feature visualization of the target is called; to be formatted with where it runs."""
+
 TILE = 64
 """Side of a picture, in pixels."""
 
 PATCHES = 6  # per node that is drawn at first; other nodes have one
 TARGET_PATCHES = 9  # of the target
+TARGET_STEPS = 48  # of gradient ascent, for the target's picture alone, so that it takes ten seconds at most
 WHOLES = 24  # images that are kept whole: those of the target's patches first, then those of most patches
 HATCH = (150, 225)  # gray levels
 WHOLE = 160  # side, in pixels
 MOST_PICTURED = 2500  # nodes
 THUMBNAIL = 112  # side, in pixels
+_STEPS, _HALF = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1), (0, 1 / 8, 1)  # where images are shown, by their rank
 MAPS, PRESUMS = 1_200_000, 600_000  # bytes of activation and pre-sum maps in a page
 
 
@@ -86,7 +94,7 @@ class Seen:
     Attributes:
         images: All images considered, (N, C, H, W); of several groups, those of the circuit that has the same place.
         numbers: Of each group, the indices of the images that are shown, I in all, from the one that drives the feature
-            most.
+            most; held-out ones count on from the last of the group.
         shown: These images.
         target: The feature's maps and figures on these.
         effect: The mean over positions of what each kernel adds, in the circuit, (E, I); NaN where it is not known,
@@ -104,21 +112,38 @@ class Seen:
     fields: Mapping[Reading, Field]
 
     @classmethod
-    def of(cls, drawing: Drawing, *groups: Batches) -> Self:
+    def of(
+        cls,
+        drawing: Drawing,
+        *groups: Batches,
+        among: Sequence[int] | None = None,
+        held_out: Batches | None = None,
+    ) -> Self:
         """Rank the images of each group in the full model, choose some, and run the circuits on them.
 
         Of one group the images range from the highest to the lowest; of several, each has its highest.
+
+        Args:
+            drawing: What is drawn.
+            groups: The images of each group.
+            among: The numbers of the only group's images that may be shown, in order; all if not given.
+            held_out: Half of those that are shown are of these; all, if no image of the group may be shown.
         """
         subject, g = drawing.subject, drawing.graph
         once, numbers, shown, effect = once_called(drawing), [], [], []
         for images, masks, present in zip(groups, drawing.masks, g.present, strict=False):
-            every = responses(subject, [], images).mean[0]
-            ranked = every.argsort(descending=True, stable=True).tolist()
-            count = len(ranked)
-            steps = [0, count // 16, count // 8, count // 4, count // 2, count - 1]
-            some = dict.fromkeys(ranked[step] for step in steps) if len(groups) == 1 else ranked[: len(steps)]
-            numbers.append(tuple(some))
-            shown.append(images.take(numbers[-1]))
+            ranked = _ranked(subject, images)
+            if len(groups) > 1:
+                numbers.append(tuple(ranked[: len(_STEPS)]))
+                shown.append(images.take(numbers[-1]))
+            else:
+                allowed = set(range(len(ranked)) if among is None else among)
+                ranked = [n for n in ranked if n in allowed]
+                half = _HALF if held_out is not None and ranked else _STEPS
+                some = _spread(ranked, half)
+                others = [] if held_out is None else _spread(_ranked(subject, held_out), half)
+                numbers.append((*some, *((images.total or 0) + n for n in others)))
+                shown.append(images.take(some).followed_by([] if held_out is None else [held_out.take(others)]))
             by_layer = effects(subject, masks, shown[-1])
             here_added = np.full((len(g.kind), len(numbers[-1])), np.nan, np.float32)
             for call in drawing.calls:
@@ -194,6 +219,21 @@ class Seen:
         )
 
 
+def _ranked(subject: Subject, images: Batches) -> list[int]:
+    """Return the numbers of images, from the one that drives the feature most in the full model."""
+    ranked: list[int] = responses(subject, [], images).mean[0].argsort(descending=True, stable=True).tolist()
+    return ranked
+
+
+def _spread(ranked: Sequence[int], steps: Sequence[float]) -> list[int]:
+    """Return some of ranked images, at these shares of the way from the first to the last, no one twice."""
+    places: list[int] = []
+    for step in steps:
+        place = min(int(step * len(ranked)), len(ranked) - 1)
+        places.append(max(place, places[-1] + 1) if places else place)
+    return [ranked[place] for place in places if 0 <= place < len(ranked)]
+
+
 class _Maps:
     """Maps of some nodes or edges on each image, one byte per value."""
 
@@ -230,11 +270,13 @@ def pictured(
     progress: Progress | None,
     names: Sequence[Sequence[str] | None] | None = None,
     photographs: Sequence[Sequence[Hashable] | None] | None = None,
+    feature_picture: bool = False,
 ) -> data.Document:
     """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
 
-    With ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph.
-    The images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
+    With ``feature_picture`` there is a visualization of the target, also if there are none of filters. With
+    ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph. The
+    images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
     """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
@@ -265,6 +307,18 @@ def pictured(
             album.add("features", n, picture)
         others = [n for n in drawn if n not in kernels]
         target = _features(drawing, others, album, primaries, seed, batch_size, progress)
+    elif feature_picture:
+        begin(progress, "visualizing the feature in the full model")
+        try:
+            fields = receptive_fields(drawing.subject, [None], local=True)
+            full = visualize(
+                drawing.subject, fields, primaries=primaries, steps=TARGET_STEPS, seed=seed, progress=progress
+            )[None]
+        except ConvCircuitsError as error:
+            lacking = f"There is no optimized picture of the feature: {error}"
+            document = replace(document, meta=replace(document.meta, notes=sentences([*document.meta.notes, lacking])))
+        else:
+            target = [] if full is None else [(OPTIMIZED.format("the full model"), full.pixels.numpy())]
     return album.bound(document, pictures, target)
 
 
@@ -297,7 +351,8 @@ class _Album:
         self.wholes.update(wholes)
 
     def bound(self, document: data.Document, first: str, target: Sequence[tuple[str, np.ndarray]]) -> data.Document:
-        """Pack all pictures into tiles; the chosen set comes first."""
+        """Pack all pictures into tiles; the chosen set comes first, and the target's pictures are in it."""
+        target = target if self.sets else ()
         keys = sorted(self.sets, key=lambda key: key[0] != first)
         samples = [patch for both in self.samples.values() for some in both for patch in some]
         every = [p for key in keys for pictures in self.sets[key].values() for p in pictures]
@@ -312,7 +367,7 @@ class _Album:
         tiles = replace(tiles, wholes=tuple(self.wholes.values()), cuts=cuts)
         rest = iter(numbers[len(every) - len(samples) : len(every)].tolist())
         of_target = {group: [tuple(next(rest) for _ in some) for some in both] for group, both in self.samples.items()}
-        place, sets = 0, []
+        place, sets = 0, list[data.PictureSet]()
         for name, group in keys:
             pictured = self.sets[name, group]
             table = np.full((self._nodes, max(map(len, pictured.values()))), -1, np.int32)
@@ -323,7 +378,7 @@ class _Album:
                 data.TargetPicture(label, int(number))
                 for (label, _), number in zip(target, numbers[len(every) :], strict=True)
             ]
-            shown = tuple(beside) if name == "features" else ()
+            shown = tuple(beside) if not sets else ()
             median, near_zero = of_target.get(group, ((), ())) if name == "patches" else ((), ())
             of = self.searched.get(group) if name == "patches" else None
             label = LABELS[name] + (f"; chosen among {of}" if of else "")
@@ -478,8 +533,8 @@ def _features(
         picture = found[readings[n]]
         if picture is not None:
             album.add("features", n, picture.pixels.numpy())
-    both = [("in the circuit", found[None]), ("in the full model", full)]
-    return [(label, picture.pixels.numpy()) for label, picture in both if picture is not None]
+    both = [("the circuit", found[None]), ("the full model", full)]
+    return [(OPTIMIZED.format(where), picture.pixels.numpy()) for where, picture in both if picture is not None]
 
 
 def _with_maps(drawing: Drawing, some: Sequence[int], known: Mapping[int, Reading], variant: int = 0) -> list[int]:

@@ -29,6 +29,11 @@ MOST_KERNELS = 250_000
 """Maximum number of kernels on complete paths that can be drawn; larger pages do not open."""
 
 
+EFFECT = "larger effect in the refitted circuit (estimate)"
+BEFORE = "mattered more before the constants were fitted"
+"""What a thicker edge says of its kernel in a circuit with gains or offsets."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """Everything from which the parts of the document are built.
@@ -41,7 +46,7 @@ class Drawing:
         circuits: The circuit itself, then those it is compared with.
         roles: The role of each circuit.
         masks: The masks with which each circuit runs.
-        measured: Whether the saliency of the circuit was measured in it as it is fitted, with its gains and offsets.
+        measured: Whether the saliency of each circuit was measured in it as it is fitted, with its gains and offsets.
         unmeasured: Why that of fitted circuits could not be, a sentence each.
         given: Whether the levels are circuits of a descent that were given, not found anew.
     """
@@ -53,7 +58,7 @@ class Drawing:
     circuits: tuple[Circuit, ...]
     roles: tuple[str, ...]
     masks: tuple[Masks, ...]
-    measured: bool
+    measured: tuple[bool, ...]
     unmeasured: tuple[str, ...]
     given: bool
 
@@ -122,6 +127,7 @@ def lay_out(
             masks.append(its)
     unmeasured = []
     default = fit or images
+    fitted = [one for _, one in laid]
     own = list(effects_on) or ([] if default is None else [default])
     for n, (role, one) in enumerate(laid if own else []):
         if one.calibrated:
@@ -131,7 +137,6 @@ def lay_out(
                 laid[n] = role, with_effects(subject, one, masks[n], some)
             except ConvCircuitsError as error:
                 unmeasured.append(f"The effects of kernels in {one!r} could not be measured: {error}")
-    measured = laid[0][1] is not circuit
     layout = layout_of(subject, found.input_shape)
     wiring = wire(layout, found.kernels, subject.rows, subject.coefficients)
     return Drawing(
@@ -147,7 +152,7 @@ def lay_out(
         circuits=tuple(one for _, one in laid),
         roles=tuple(role for role, _ in laid),
         masks=tuple(masks),
-        measured=measured,
+        measured=tuple(one is not before for (_, one), before in zip(laid, fitted, strict=True)),
         unmeasured=tuple(unmeasured),
         given=bool(path),
     )
@@ -307,7 +312,7 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
                 filters=sum(int(mask.any(1).sum()) for mask in drawing.masks[n].kernels.values()),
                 kept=sum(int(mask.sum()) for mask in kept.values()),
                 relevant=sum(int(mask.sum()) for mask in relevant.values()),
-                calibration=_calibration(drawing, circuit),
+                calibration=_calibration(drawing, circuit, measured=drawing.measured[n]),
                 nested=nested(circuit),
             )
         )
@@ -325,11 +330,12 @@ def gains_of(drawing: Drawing, circuit: Circuit) -> np.ndarray:
     return gains
 
 
-def _calibration(drawing: Drawing, circuit: Circuit) -> data.Calibration | None:
+def _calibration(drawing: Drawing, circuit: Circuit, *, measured: bool) -> data.Calibration | None:
     if not circuit.calibrated:
         return None
     origin = circuit.provenance.get("calibration", {}).get("images", {})
-    return data.Calibration(circuit.constants, origin.get("count"), gains_of(drawing, circuit))
+    thicker = EFFECT if measured else BEFORE
+    return data.Calibration(circuit.constants, origin.get("count"), gains_of(drawing, circuit), thicker)
 
 
 def _places(circuit: Circuit, kept: Mapping[str, Tensor], relevant: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -131,6 +131,7 @@ def _drawn(project: Project, progress: Progress, again: Again, **how: Any) -> by
         held_out=again.setup.held_out.images,
         photographs=again.setup.held_out.photographs,
         fit=again.setup.fit,
+        feature_picture=False,  # the page shows the unit's own
         primaries=project.loaded.primaries(),
         batch_size=project.batch_size,
         progress=progress,

@@ -155,6 +155,7 @@ dt { color: var(--soft); }
 .crops + h2 { margin-top: 8px; }
 .details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
 .details figure { margin: 0; width: min-content; min-width: 72px; }
+.details .rows figure { display: grid; grid: auto / auto 1fr; gap: 8px; align-items: end; width: 100%; }
 .details figure.wide { width: 100%; }
 .details svg { display: block; border-radius: 2px; }
 .soft { color: var(--soft); }
