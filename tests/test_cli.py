@@ -1622,10 +1622,19 @@ def test_trajectory_writes_where_every_photograph_is_a_chart_and_a_page(folder, 
     assert data["names"] == [names[image] for image in found.image]
     assert all(picture.startswith("data:image/") for picture in data["pictures"])
     assert len(data["pictures"]) == len(found)
-    assert data["finding"] == {
-        "folder": "pictures",
-        "command": "convcircuits find --model tiny_net:net --feature 4:2@max --images chosen",
-    }
+    command = data["finding"]["command"]
+    assert command == "convcircuits find --model tiny_net:net --feature 4:2 --images pictures --held-out 0.4"
+    rows = ["name,photo_top,photo_left,photo_height,photo_width", *(f"{name},0,0,1e9,1e9" for name in names[:5])]
+    Path("chosen.csv").write_text("\n".join(rows))  # as the lines of the page write it
+    good(command.removeprefix("convcircuits ") + " --boxes chosen.csv --out chosen.safetensors --criterion snip")
+    chosen = [one for one in pictures if one.name in names[:5]]
+    train, _ = (Prepared(some, loaded.preprocess) for some in split_photographs(chosen, held_out=0.4))
+    expected = cc.find(loaded.model, cc.Feature("4", 2, position="max"), train, criterion="snip", density=0.05)
+    circuit = cc.load("chosen.safetensors")
+    assert all(torch.equal(kept, expected[layer]) for layer, kept in circuit.elements.items())
+    assert circuit.provenance["images"] == expected.provenance["images"]
+    elsewhere = trajectory._finding(SimpleNamespace(feature="4:2@center"), "pictures", None, {"model": "tiny_net:net"})
+    assert elsewhere.keys() == {"program"}  # a table of boxes says nothing of the center
 
 
 def test_trajectory_takes_the_groups_of_split(folder, good):
@@ -1648,6 +1657,7 @@ def test_the_lines_of_the_page_find_a_circuit_for_photographs_that_are_no_files(
     made = {}
     exec(program.replace("density=", "criterion='snip', density="), made)
     assert [one.name for one in made["pictures"]] == ["chelsea", "coffee"]
+    assert sorted(made["images"].names + made["held_out"].names) == ["chelsea", "coffee"]
     assert made["circuit"].feature == cc.Feature("4", 2, position="max")
 
 
