@@ -1971,9 +1971,16 @@ BAD = {
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
     "cross: no subfolders": (CROSS.replace("grouped", "pictures"), "6 photographs outside of subfolders"),
     "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),
-    "cross: one photograph": (CROSS.replace("grouped", "few"), "photographs"),
+    "cross: one photograph": (
+        CROSS.replace("grouped", "few"),
+        "In the subfolder 'first', --held-out 0.4 of 1 photograph leaves 1 and 0",
+    ),
+    "cross: groups overlap": (
+        CROSS.replace("grouped", "shared"),
+        "second/copy.png is a copy of first/a.png, which is in another subfolder",
+    ),
     "cross: several units": (CROSS.replace("4:2", "4:2,0"), "several units"),
-    "cross: held out": (f"{CROSS} --held-out 1", "--held-out must be a share above 0 and below 1"),
+    "cross: held out": (f"{CROSS} --held-out 1", "--held-out must be between 0 and 1"),
     "cross: densities": (CROSS.replace("0.5", "x"), "--densities"),
     "cross: density": (CROSS.replace("0.5", "2"), "--densit"),
     "cross: shuffles": (f"{CROSS} --shuffles -1", "shuffles must be"),
@@ -2056,6 +2063,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     for name in ("single/first/a.png", "few/first/a.png", "few/second/d.png", "few/second/e.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f"pictures/{Path(name).name}", name)
+    shutil.copytree("grouped", "shared")
+    shutil.copy("pictures/a.png", "shared/second/copy.png")
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")
