@@ -174,6 +174,29 @@ def test_coordinates_ignore_the_strength_of_a_response():
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize(("images", "sizes", "rank"), [(60, (300, 80), 40), (300, (20, 8), 28), (60, (300, 80), 4)])
+@pytest.mark.parametrize("components", [10, 400])
+def test_coordinates_are_those_of_a_full_decomposition(images, sizes, rank, components):
+    dice = np.random.default_rng(0)
+    ways = dice.normal(size=(images, rank)) * 0.8 ** np.arange(rank)
+    tables = [ways @ dice.normal(size=(rank, size)) for size in sizes]
+    vectors = {f"{n}": torch.from_numpy(table) for n, table in enumerate(tables)}
+    learned = Coordinates.learned(vectors, components)
+    found = learned.of(vectors)
+
+    def unit(table):
+        return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+    whole = np.concatenate([unit(unit(table) - unit(table).mean(0)) for table in tables], 1)
+    left, values, right = np.linalg.svd(whole - whole.mean(0), full_matrices=False)
+    kept = min(components, int((values > 1e-9 * values[0]).sum()))
+    assert found.shape == (images, kept)
+    signs = np.sign((learned.basis * right[:kept].T).sum(0))
+    np.testing.assert_allclose(learned.basis * signs, right[:kept].T, atol=1e-10)
+    np.testing.assert_allclose(found * signs, left[:, :kept] * values[:kept], atol=1e-10)
+    np.testing.assert_array_equal(found, Coordinates.learned(vectors, components).of(vectors))
+
+
 @pytest.mark.slow
 def test_planted_units_of_one_mechanism_are_rarely_called_several():
     called = []
