@@ -125,6 +125,7 @@ def cross(
                 criterion=criterion,
                 density=shares[found.chosen],
                 refit=refit,
+                checkpoint=folder / CHECKPOINT,
                 **given,
             )
     made_folder(folder)

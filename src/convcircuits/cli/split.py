@@ -115,6 +115,7 @@ def split(
                 density=shares[-1 if found.cross is None else found.cross.chosen],
                 refit=refit,
                 progress=told,
+                checkpoint=folder / CHECKPOINT,
                 **given,
             )
         sections = _sections(found, seen, looked, count, told)
