@@ -1,5 +1,7 @@
 """Images in groups by how the network computes a feature, on a unit whose mechanisms are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,11 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
     assert found.divisions[0].p_value < 0.05
     assert found.divisions[0].kept
     assert "2 mechanisms" in found.verdict_sentence
+    assert [one.groups for one in found.divisions] == [("A", "B"), ("A",), ("B",)]
+    lines = found.summary().splitlines()
+    assert [line[:3] for line in lines if "not fall into two" in line or "too few" in line] == ["A: ", "B: "]
+    third = dataclasses.replace(found, circuits={**found.circuits, "C": found.circuits["A"]})
+    assert third.verdict_sentence.endswith(f"All 3 groups together: {found.cross.verdict_sentence}")
     for name, circuits in found.circuits.items():
         color = "blue" if blue[found.images(name)[0]] else "red"
         assert circuits[-1].kernels == twofold.circuit(color).kernels
@@ -137,6 +144,7 @@ def test_what_cannot_be_split_is_refused():
         images=torch.full((3, 3, 12, 12), -1.0).double(),
     )
     refused("takes at least 40", groups=20, images=made[:30])
+    refused("on 1 of 3 images, of 1 photograph;", images=torch.cat([made[:1], torch.full((2, 3, 12, 12), -1.0).double()]))
     refused("held_out must be between 0 and 1", held_out=1.0)
     refused("alpha must be between 0 and 1", alpha=True)
     refused("one photograph for each image", photographs=[1, 2])

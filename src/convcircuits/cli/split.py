@@ -222,6 +222,7 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
         "verdict": found.verdict_sentence,
         "divisions": [
             {
+                "groups": list(one.groups),
                 "images": one.images,
                 "photographs": one.photographs,
                 "p_value": one.p_value,
