@@ -144,7 +144,8 @@ def test_what_cannot_be_split_is_refused():
         images=torch.full((3, 3, 12, 12), -1.0).double(),
     )
     refused("takes at least 40", groups=20, images=made[:30])
-    refused("on 1 of 3 images, of 1 photograph;", images=torch.cat([made[:1], torch.full((2, 3, 12, 12), -1.0).double()]))
+    silent = torch.full((2, 3, 12, 12), -1.0).double()
+    refused("on 1 of 3 images, of 1 photograph;", images=torch.cat([made[:1], silent]))
     refused("held_out must be between 0 and 1", held_out=1.0)
     refused("alpha must be between 0 and 1", alpha=True)
     refused("one photograph for each image", photographs=[1, 2])
