@@ -11,6 +11,7 @@ import io
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ SETS = (  # mechanisms, images, leaks
 COLORS = ("#c2570c", "#0072b2", "#009e73")
 SEVERAL, ONE = 8, 200  # planted units of each set at each leak, and with one mechanism
 FIRST = 120  # seed of the first unit with one mechanism; on those before, the share of ``driven`` was chosen
+AGREE = 0.99  # adjusted Rand index from which groups count as the mechanisms
 ALPHA, LEVELS = 0.05, (0.01, 0.05, 0.1, 0.2)
 
 
@@ -140,6 +142,14 @@ def page(records: Sequence[dict[str, Any]]) -> str:
                 cells.append(spread([value for one in some for value in one["iou"]]))
                 about = f"| {mechanisms} | {images} | {leak} | {right} of {len(some)}"
                 lines.append(f"{about} | {' | '.join(cells)} | {share(some)} |")
+    without = [(mechanisms, images, of_set(records, mechanisms, images, 0.0)) for mechanisms, images, _ in SETS]
+    agreed = [
+        f"in {sum(one['ari'] >= AGREE for one in some)} of {len(some)} units with {mechanisms} mechanisms at {images} "
+        "images"
+        for mechanisms, images, some in without
+    ]
+    said = f"Without leak, the adjusted Rand index is at least {AGREE} {', '.join(agreed[:-1])}, and {agreed[-1]}."
+    lines += ["", *textwrap.wrap(said, 110)]
     problems = [
         f"{one['problem']} ({one['mechanisms']} mechanisms, {one['images']} images, leak {one['leak']}, seed "
         f"{one['seed']})"

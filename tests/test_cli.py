@@ -1628,10 +1628,19 @@ def test_trajectory_writes_where_every_photograph_is_a_chart_and_a_page(folder, 
     assert data["names"] == [names[image] for image in found.image]
     assert all(picture.startswith("data:image/") for picture in data["pictures"])
     assert len(data["pictures"]) == len(found)
-    assert data["finding"] == {
-        "folder": "pictures",
-        "command": "convcircuits find --model tiny_net:net --feature 4:2@max --images chosen",
-    }
+    command = data["finding"]["command"]
+    assert command == "convcircuits find --model tiny_net:net --feature 4:2 --images pictures --held-out 0.4"
+    rows = ["name,photo_top,photo_left,photo_height,photo_width", *(f"{name},0,0,1e9,1e9" for name in names[:5])]
+    Path("chosen.csv").write_text("\n".join(rows))  # as the lines of the page write it
+    good(command.removeprefix("convcircuits ") + " --boxes chosen.csv --out chosen.safetensors --criterion snip")
+    chosen = [one for one in pictures if one.name in names[:5]]
+    train, _ = (Prepared(some, loaded.preprocess) for some in split_photographs(chosen, held_out=0.4))
+    expected = cc.find(loaded.model, cc.Feature("4", 2, position="max"), train, criterion="snip", density=0.05)
+    circuit = cc.load("chosen.safetensors")
+    assert all(torch.equal(kept, expected[layer]) for layer, kept in circuit.elements.items())
+    assert circuit.provenance["images"] == expected.provenance["images"]
+    elsewhere = trajectory._finding(SimpleNamespace(feature="4:2@center"), "pictures", None, {"model": "tiny_net:net"})
+    assert elsewhere.keys() == {"program"}  # a table of boxes says nothing of the center
 
 
 def test_trajectory_takes_the_groups_of_split(folder, good):
@@ -1654,6 +1663,7 @@ def test_the_lines_of_the_page_find_a_circuit_for_photographs_that_are_no_files(
     made = {}
     exec(program.replace("density=", "criterion='snip', density="), made)
     assert [one.name for one in made["pictures"]] == ["chelsea", "coffee"]
+    assert sorted(made["images"].names + made["held_out"].names) == ["chelsea", "coffee"]
     assert made["circuit"].feature == cc.Feature("4", 2, position="max")
 
 
@@ -1979,9 +1989,16 @@ BAD = {
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
     "cross: no subfolders": (CROSS.replace("grouped", "pictures"), "6 photographs outside of subfolders"),
     "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),
-    "cross: one photograph": (CROSS.replace("grouped", "few"), "photographs"),
+    "cross: one photograph": (
+        CROSS.replace("grouped", "few"),
+        "In the subfolder 'first', --held-out 0.4 of 1 photograph leaves 1 and 0",
+    ),
+    "cross: groups overlap": (
+        CROSS.replace("grouped", "shared"),
+        "second/copy.png is a copy of first/a.png, which is in another subfolder",
+    ),
     "cross: several units": (CROSS.replace("4:2", "4:2,0"), "several units"),
-    "cross: held out": (f"{CROSS} --held-out 1", "--held-out must be a share above 0 and below 1"),
+    "cross: held out": (f"{CROSS} --held-out 1", "--held-out must be between 0 and 1"),
     "cross: densities": (CROSS.replace("0.5", "x"), "--densities"),
     "cross: density": (CROSS.replace("0.5", "2"), "--densit"),
     "cross: shuffles": (f"{CROSS} --shuffles -1", "shuffles must be"),
@@ -2065,6 +2082,8 @@ def test_a_mistake_is_one_sentence_exit_code_1_and_no_file(line, said, folder, r
     for name in ("single/first/a.png", "few/first/a.png", "few/second/d.png", "few/second/e.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f"pictures/{Path(name).name}", name)
+    shutil.copytree("grouped", "shared")
+    shutil.copy("pictures/a.png", "shared/second/copy.png")
     before = files()
     code, out, err = run(line)
     assert (code, out) == (1, "")

@@ -248,6 +248,10 @@ def test_a_verdict_takes_photographs_and_crops_of_one_are_no_more():
     report = cc.cross(model, found, few, fit=trained, shuffles=1)
     assert report.selectivity[0].low > max(report.selectivity[0].shuffled)
     assert report.verdict == "not decided"
+    assert any("few images: 6 of group 'red', 6 of group 'blue'" in note for note in report.notes)
+    enough = {"red": halves(10, seed=1)["red"], "blue": trained["blue"][:1]}
+    report = cc.cross(model, found, few, fit=enough, shuffles=0)
+    assert any("few images: 1 of group 'blue';" in note for note in report.notes)
     assert any("only 5 held-out photographs, so the interval is too narrow" in note for note in report.notes)
 
 

@@ -417,6 +417,13 @@ def test_images_of_several_sizes_cannot_be_trained_on():
         cc.find(case.build(), cc.Feature(*case.features[-1]), images, criterion="learned", density=0.3)
 
 
+def test_a_single_value_cannot_be_trained_to():
+    case = NETS["plain"]
+    feature = cc.Feature(*case.features[-1], position="max")
+    with pytest.raises(cc.ConvCircuitsError, match="does not vary on these images, so nothing can be trained"):
+        cc.find(case.build(), feature, case.images(1), criterion="learned", density=0.3)
+
+
 def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(8)

@@ -22,6 +22,7 @@ from convcircuits.zoo.images import (
     crops,
     distinct,
     load_folder,
+    originals,
     photographs,
     readable,
     sample_photographs,
@@ -380,10 +381,13 @@ def test_copies_of_a_photograph_are_split_once(tmp_path, seed):
         assert len(held) == 2
         assert [p.name for p in distinct(some[::-1])] == ["dog/copy of 1.png", "dog/2.png", "dog/1.png", "cat/2.png"]
         assert [p.name for p in distinct(some, apart_from=some[2:4])] == ["cat/2.png", "dog/2.png"]
+        assert [some[n].name for n in originals(some)] == [
+            {"cat/10.png": "cat/1.png", "dog/copy of 1.png": "cat/1.png"}.get(p.name, p.name) for p in some
+        ]
 
 
 def test_what_is_left_of_copies_must_still_be_two(tmp_path):
-    with pytest.raises(ConvCircuitsError, match=r"of 1 photographs \(2 copies left out\) leaves"):
+    with pytest.raises(ConvCircuitsError, match=r"of 1 photograph \(2 copies left out\) leaves"):
         split_photographs([Photograph(name, noise("a").image) for name in "abc"])
 
 

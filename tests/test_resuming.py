@@ -6,7 +6,7 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.circuits.resuming import Kept
-from convcircuits.subfeatures import crossing, splitting
+from convcircuits.subfeatures import baselines, crossing, splitting
 
 torch.set_num_threads(1)
 
@@ -66,6 +66,28 @@ def test_a_stopped_split_goes_on_and_finds_what_an_undisturbed_one_finds(tmp_pat
     work["all"].clear()
     same(cc.split(twofold.net(), twofold.FEATURE, made, checkpoint=tmp_path / "new", **options), expected)
     assert work["all"] == []
+
+
+def test_stopped_groupings_go_on_also_from_what_a_split_has_kept(tmp_path, made, work, monkeypatch):
+    for name in ("image_saliencies", "circuits_of_group"):
+        monkeypatch.setattr(baselines, name, getattr(splitting, name))
+    options = {"density": 0.4, "embedding": "0", "refit": "none", "resamples": 0}
+    expected = cc.groupings(twofold.net(), twofold.FEATURE, made, **options)
+    total = work["all"]
+    assert total[:3] == ["image_saliencies", *["circuits_of_group"] * 2]
+    work.update(stop=2, all=[])
+    with pytest.raises(Stopped):
+        cc.groupings(twofold.net(), twofold.FEATURE, made, checkpoint=tmp_path, **options)
+    work.update(stop=None, all=[])
+    found = cc.groupings(twofold.net(), twofold.FEATURE, made, checkpoint=tmp_path, **options)
+    assert work["all"] == total[2:]
+    assert found.summary() == expected.summary()
+    assert {by: labels.tolist() for by, labels in found.labels.items()} == {
+        by: labels.tolist() for by, labels in expected.labels.items()
+    }
+    work["all"].clear()
+    cc.split(twofold.net(), twofold.FEATURE, made, checkpoint=tmp_path, **OPTIONS)
+    assert set(work["all"]) == {"found_again"}  # saliencies and the circuits of both groups are there
 
 
 CHANGED = {

@@ -1,5 +1,7 @@
 """Images in groups by how the network computes a feature, on a unit whose mechanisms are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,11 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
     assert found.divisions[0].p_value < 0.05
     assert found.divisions[0].kept
     assert "2 mechanisms" in found.verdict_sentence
+    assert [one.groups for one in found.divisions] == [("A", "B"), ("A",), ("B",)]
+    lines = found.summary().splitlines()
+    assert [line[:3] for line in lines if "not fall into two" in line or "too few" in line] == ["A: ", "B: "]
+    third = dataclasses.replace(found, circuits={**found.circuits, "C": found.circuits["A"]})
+    assert third.verdict_sentence.endswith(f"All 3 groups together: {found.cross.verdict_sentence}")
     for name, circuits in found.circuits.items():
         color = "blue" if blue[found.images(name)[0]] else "red"
         assert circuits[-1].kernels == twofold.circuit(color).kernels
@@ -137,6 +144,8 @@ def test_what_cannot_be_split_is_refused():
         images=torch.full((3, 3, 12, 12), -1.0).double(),
     )
     refused("takes at least 40", groups=20, images=made[:30])
+    silent = torch.full((2, 3, 12, 12), -1.0).double()
+    refused("on 1 of 3 images, of 1 photograph;", images=torch.cat([made[:1], silent]))
     refused("held_out must be between 0 and 1", held_out=1.0)
     refused("alpha must be between 0 and 1", alpha=True)
     refused("one photograph for each image", photographs=[1, 2])
@@ -172,6 +181,29 @@ def test_coordinates_ignore_the_strength_of_a_response():
         Coordinates.learned(some).of(some) for some in (vectors, {k: strength * v for k, v in vectors.items()})
     )
     np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(("images", "sizes", "rank"), [(60, (300, 80), 40), (300, (20, 8), 28), (60, (300, 80), 4)])
+@pytest.mark.parametrize("components", [10, 400])
+def test_coordinates_are_those_of_a_full_decomposition(images, sizes, rank, components):
+    dice = np.random.default_rng(0)
+    ways = dice.normal(size=(images, rank)) * 0.8 ** np.arange(rank)
+    tables = [ways @ dice.normal(size=(rank, size)) for size in sizes]
+    vectors = {f"{n}": torch.from_numpy(table) for n, table in enumerate(tables)}
+    learned = Coordinates.learned(vectors, components)
+    found = learned.of(vectors)
+
+    def unit(table):
+        return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+    whole = np.concatenate([unit(unit(table) - unit(table).mean(0)) for table in tables], 1)
+    left, values, right = np.linalg.svd(whole - whole.mean(0), full_matrices=False)
+    kept = min(components, int((values > 1e-9 * values[0]).sum()))
+    assert found.shape == (images, kept)
+    signs = np.sign((learned.basis * right[:kept].T).sum(0))
+    np.testing.assert_allclose(learned.basis * signs, right[:kept].T, atol=1e-10)
+    np.testing.assert_allclose(found * signs, left[:, :kept] * values[:kept], atol=1e-10)
+    np.testing.assert_array_equal(found, Coordinates.learned(vectors, components).of(vectors))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
+import convcircuits as cc
 from convcircuits.drawing.page import shipped
 from convcircuits.drawing.tiles import data_url
 from convcircuits.drawing.trajectory_page import trajectory_page
 from convcircuits.values.trajectory import Trajectory
+from convcircuits.zoo.boxes import read_boxes
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202e'$(id)'"
-SHELL = {"folder": "my photographs", "command": "convcircuits find --feature 2:0@max --images chosen"}
+SHELL = {"command": "convcircuits find --feature 2:0 --images 'my photographs'"}
 
 
 def written(names=None, feature="2:0@max", model="small", finding=SHELL, layer="2", group="red"):
@@ -115,15 +118,25 @@ def test_a_lasso_lists_images_and_how_to_find_a_circuit_for_them(show):
     assert page.locator(".thumbs img").evaluate_all("all => all.map(one => one.alt)") == [
         f"{n}.png" for n in (3, 2, 1, 0)
     ]
-    lines = page.locator("pre").text_content().splitlines()
-    files = " ".join(f"'my photographs/{n}.png'" for n in (3, 2, 1, 0))
-    assert lines == ["mkdir chosen", f"cp -- {files} chosen/", SHELL["command"]]
+    lines = page.locator("pre").text_content()
+    stem = re.search("chosen-[0-9a-f]{8}", lines)[0]
+    rows = "".join(f" \\\n  {n}.png,0,0,1e9,1e9" for n in (3, 2, 1, 0))
+    assert lines == (
+        f"printf '%s\\n' name,photo_top,photo_left,photo_height,photo_width{rows} > {stem}.csv &&\n"
+        f"{SHELL['command']} --boxes {stem}.csv --out {stem}.safetensors"
+    )
+    assert "found on 60 % of them" in page.locator(".heading .soft").text_content()
     page.locator("input[type=range]").press("ArrowRight")
     expect(page.locator(".facts")).to_have_text(re.compile("^2: against 0: disparity 0.90, neighbors shared 0.90"))
     lasso(page, 0.5, 0.99)  # on the circle of the second
     assert sorted(page.locator(".thumbs img").evaluate_all("all => all.map(one => one.alt)")) == [
         f"{n}.png" for n in (0, 1, 6, 7)
     ]
+    assert stem not in page.locator("pre").text_content()  # other photographs, other files
+    lasso(page, 0.01, 0.99)
+    page.locator("input[type=range]").press("ArrowLeft")
+    lasso(page, 0.01, 0.5)
+    assert page.locator("pre").text_content() == lines  # the same photographs, the same files
     page.locator(".legend button", has_text="blue").click()
     expect(page.locator("h2").first).to_have_text("4 chosen")
     page.locator(".thumbs img").first.hover()
@@ -143,13 +156,16 @@ def test_points_move_smoothly_from_layer_to_layer(show):
 
 
 @pytest.mark.browser
-def test_a_page_of_hostile_names_says_them_as_text_and_quotes_them_for_a_shell(show):
+def test_a_page_of_hostile_names_says_them_as_text_and_quotes_them_for_a_shell(show, tmp_path):
     page = show(written([f"a/{HOSTILE}", f"b/{HOSTILE}", *"cdefgh"], layer=HOSTILE, group=HOSTILE))
     page.locator(".legend button").first.click()
-    lines = page.locator("pre").text_content().splitlines()
-    assert lines[1] == "cp -- 'my photographs/c' chosen/1-c"
-    assert "'\"'\"'$(id)'\"'\"''" in lines[2]
-    assert " 'chosen/2-" in lines[2]
+    assert "onerror=alert(2)> \ufffd'\"'\"'$(id)'\"'\"',0,0,1e9,1e9'" in page.locator("pre").text_content()
+    names = ["a/'$(id)'%s\\n", 'b/"no", 1', "c\nc", *"defgh"]
+    page = show(written(names, finding={"command": "true"}))
+    page.locator(".legend button").first.click()
+    subprocess.run(["sh", "-c", page.locator("pre").text_content()], cwd=tmp_path, check=True)
+    (table,) = tmp_path.glob("chosen-*.csv")
+    assert sorted(read_boxes(table, cc.Feature("2", 0))) == names[:3]
     page = show(written(finding={"program": "chosen = CHOSEN\n$&"}))
     page.locator(".legend button").first.click()
     made = {}

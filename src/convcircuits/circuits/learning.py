@@ -95,12 +95,12 @@ class Learn:
             self.cost["forward"] += len(maps)
             self._counted = trace.positions.counted(maps, self._images)
             self._targets = _by_unit(at(maps, self._counted))
-        self._scale = self._targets.flatten(0, -2).var(0)
-        self._rectified_scale = self._targets.relu().flatten(0, -2).var(0)
-        if not bool((self._scale > 0).all()):
+        values = self._targets.flatten(0, -2)
+        if len(values) < 2 or not bool((values.var(0) > 0).all()):  # one value has no variance
             raise ConvCircuitsError(
                 f"{trace.subject.feature} does not vary on these images, so nothing can be trained; give other images."
             )
+        self._scale, self._rectified_scale = values.var(0), values.relu().var(0)
 
     def about(self) -> dict[str, Any]:
         """Return how circuits are fitted, as JSON values."""

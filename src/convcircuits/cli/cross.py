@@ -1,6 +1,6 @@
 """``convcircuits cross``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,14 +68,16 @@ def cross(
     from convcircuits.files import write_whole
     from convcircuits.network.batches import begin
     from convcircuits.subfeatures.crossing import measured_at
-    from convcircuits.subfeatures.splitting import circuits_of_group, kept_for, opened
+    from convcircuits.subfeatures.splitting import check_share, circuits_of_group, kept_for, opened
 
     check_folder(out)
     check_charts_installed()
     whole_number("shuffles", shuffles, 0)
+    check_share("held_out", held_out)
     shares = sorted(options.numbers("--densities", densities), reverse=True)
     loading = options.given(model=model, weights=weights, mean=mean, std=std)
     looked = view(images, size=size, batch_size=batch_size, device=device, **loading)
+    _check_apart(looked.copies, images)
     net, wanted = looked.loaded.model, looked.loaded.feature(feature)
     with progress("reading photographs") as told:
         done = 0
@@ -117,12 +119,13 @@ def cross(
                 net,
                 subject.feature,
                 looked.images,
-                known=[picture.name.partition("/")[0] for picture in pictures],
+                known=[_group(picture.name) for picture in pictures],
                 photographs=[picture.subject for picture in pictures],
                 held_out=held_out,
                 criterion=criterion,
                 density=shares[found.chosen],
                 refit=refit,
+                checkpoint=folder / CHECKPOINT,
                 **given,
             )
     made_folder(folder)
@@ -178,8 +181,7 @@ def _by_folder(photographs: "Sequence[Photograph]", source: str) -> "dict[str, l
     """Return the photographs of each subfolder."""
     groups: dict[str, list[Photograph]] = {}
     for photograph in photographs:
-        folder, _, rest = photograph.name.partition("/")
-        groups.setdefault(folder if rest else "", []).append(photograph)
+        groups.setdefault(_group(photograph.name), []).append(photograph)
     loose = groups.pop("", [])
     if loose or len(groups) < 2:
         what = f"{len(loose)} photographs outside of subfolders" if loose else "a single subfolder"
@@ -190,10 +192,35 @@ def _by_folder(photographs: "Sequence[Photograph]", source: str) -> "dict[str, l
     return groups
 
 
+def _check_apart(copies: Mapping[str, str], source: str) -> None:
+    """Check that no photograph is in two subfolders.
+
+    Raises:
+        ConvCircuitsError: If one is.
+    """
+    shared = [(copy, name) for copy, name in copies.items() if _group(copy) != _group(name)]
+    if shared:
+        (copy, name), count = shared[0], len(shared)
+        raise cc.ConvCircuitsError(
+            f"Groups overlap: in --images {source}, {copy} is a copy of {name}, which is in another subfolder"
+            f"{f'; {count} photographs are such copies' if count > 1 else ''}. Keep each photograph in one group."
+        )
+
+
+def _group(name: str) -> str:
+    """Return the subfolder of a photograph; empty if it is in none."""
+    folder, _, rest = name.partition("/")
+    return folder if rest else ""
+
+
 def _held_out(
     groups: "dict[str, list[Photograph]]", images: "Prepared", share: float, seed: int
 ) -> "tuple[dict[str, Chosen], dict[str, Chosen]]":
-    """Return the training and the held-out images of each group."""
+    """Return the training and the held-out images of each group.
+
+    Raises:
+        ConvCircuitsError: If a group has too few photographs for both.
+    """
     import torch
 
     from convcircuits.subfeatures.chosen import Chosen
@@ -201,7 +228,11 @@ def _held_out(
 
     parts: tuple[dict[str, Chosen], dict[str, Chosen]] = ({}, {})
     for name, group in groups.items():
-        for chosen, some in zip(parts, split_photographs(group, held_out=share, seed=seed), strict=True):
+        try:
+            split = split_photographs(group, held_out=share, seed=seed)
+        except cc.ConvCircuitsError as error:
+            raise cc.ConvCircuitsError(f"In the subfolder {name!r}, {error}") from error
+        for chosen, some in zip(parts, split, strict=True):
             names = {photograph.name for photograph in some}
             chosen[name] = Chosen(images, torch.tensor([one in names for one in images.names]))
     return parts

@@ -12,9 +12,9 @@ import convcircuits as cc
 from convcircuits.cli.console import Report, progress
 from convcircuits.contact_sheets import Tile, part_of
 from convcircuits.network.batches import Progress, begin
-from convcircuits.recipes import loaded_model, names_besides, notes_on, side
+from convcircuits.recipes import loaded_model, notes_on, side
 from convcircuits.values.recipe import Recipe
-from convcircuits.zoo.images import distinct, photographs
+from convcircuits.zoo.images import originals, photographs
 from convcircuits.zoo.models import LoadedModel
 from convcircuits.zoo.prepared import Prepared, in_threads
 from convcircuits.zoo.preprocessing import Region
@@ -31,13 +31,13 @@ class View:
         loaded: The model.
         images: Its images.
         left_out: Files that are not pictures.
-        copies: Photographs left out because they are copies of others.
+        copies: Name of each photograph that is left out as a copy of another -> name of that one.
     """
 
     loaded: LoadedModel
     images: Prepared
     left_out: list[str]
-    copies: list[str]
+    copies: Mapping[str, str]
 
     @property
     def unreadable(self) -> list[str]:
@@ -47,7 +47,7 @@ class View:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about the photographs and their normalization, after a pass."""
-        return notes_on(self.loaded, self.unreadable, self.copies)
+        return notes_on(self.loaded, self.unreadable, list(self.copies))
 
     def said(self) -> dict[str, Any]:
         """Return what there is to say of the model and the photographs as JSON values, after a pass."""
@@ -56,7 +56,7 @@ class View:
             "normalization": self.loaded.normalization,
             "photographs": len(self.images.photographs),
             "unreadable": self.unreadable,
-            "copies": self.copies,
+            "copies": list(self.copies),
         }
 
     def told(self, report: Report) -> Progress:
@@ -73,10 +73,12 @@ def view(source: str, *, size: int | None, batch_size: int, device: str, model: 
     with progress("loading the model and photographs"):
         loaded = loaded_model(Recipe.of({"model": model, "feature": "", **loading}), device)
         pictures, left_out = photographs(source)
-        kept = distinct(pictures)
+        first = originals(pictures)
+        kept = [pictures[n] for n in sorted(set(first))]
         images = Prepared(kept, loaded.preprocess, size=side(size), batch_size=batch_size, threads=_READERS)
         images.region(_USUAL)
-    return View(loaded, images, left_out, names_besides(pictures, kept))
+    copies = {one.name: pictures[n].name for one, n in zip(pictures, first, strict=True) if pictures[n] is not one}
+    return View(loaded, images, left_out, copies)
 
 
 def cut(

@@ -115,6 +115,7 @@ def split(
                 density=shares[-1 if found.cross is None else found.cross.chosen],
                 refit=refit,
                 progress=told,
+                checkpoint=folder / CHECKPOINT,
                 **given,
             )
         sections = _sections(found, seen, looked, count, told)
@@ -221,6 +222,7 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
         "verdict": found.verdict_sentence,
         "divisions": [
             {
+                "groups": list(one.groups),
                 "images": one.images,
                 "photographs": one.photographs,
                 "p_value": one.p_value,

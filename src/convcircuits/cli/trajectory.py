@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convcircuits.cli.looking import View
 
 _SIDE = 96  # of the pictures on the page, in pixels
+_HELD_OUT = 0.4  # share of the photographs that are chosen on the page, which says so
 
 
 def trajectory(
@@ -179,26 +180,34 @@ def _pictures(found: "cc.Trajectory", seen: "cc.Top", looked: "View", told: Repo
 
 
 def _finding(found: "cc.Trajectory", images: str, size: int | None, loading: Mapping[str, Any]) -> dict[str, str]:
-    """Return how to find a circuit for some photographs: in a shell if they are files of a folder, else in Python."""
-    if images != "sample" and Path(images).is_dir():
+    """Return how to find a circuit for some photographs at the positions that placed them.
+
+    It is a command if the photographs are a folder's and their maxima count, which boxes around them say; else Python.
+    """
+    feature = found.feature.removesuffix("@max")
+    if images != "sample" and Path(images).is_dir() and feature != found.feature:
         words = ["convcircuits", "find"]
-        for name, value in {**loading, "feature": found.feature, "images": "chosen", "size": size}.items():
+        fields = {**loading, "feature": feature, "images": images, "size": size, "held-out": _HELD_OUT}
+        for name, value in fields.items():
             if value is not None:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 words += [f"--{name}", text]
-        return {"folder": images.rstrip("/") or "/", "command": shlex.join(words)}
+        return {"command": shlex.join(words)}
     model, *others = loading.items()
     given = "".join(f", {name}={value!r}" for name, value in others)
+    resized = "" if size is None else f", size=({size}, {size})"
     return {
         "program": f"""import convcircuits as cc
-from convcircuits.zoo.images import photographs
+from convcircuits.zoo.images import photographs, split_photographs
 from convcircuits.zoo.models import load_model
 from convcircuits.zoo.prepared import Prepared
 
 chosen = CHOSEN
 loaded = load_model({model[1]!r}{given})
 pictures = [one for one in photographs({images!r})[0] if one.name in chosen]
-images = Prepared(pictures, loaded.preprocess{"" if size is None else f", size=({size}, {size})"})
+parts = split_photographs(pictures, held_out={_HELD_OUT})
+images, held_out = (Prepared(some, loaded.preprocess{resized}) for some in parts)
 circuit = cc.find(loaded.model, loaded.feature({found.feature!r}), images, density={DENSITY})
+print(cc.evaluate(loaded.model, circuit, held_out, fit=images).summary())
 """
     }

@@ -108,7 +108,8 @@ def diagram(
             measured, and the caption says so.
         against: A second circuit of the same feature to compare with.
         path: Other circuits of the descent that found it, as ``find_path`` returns them. The slider offers those of at
-            most eight times as many kernels, and each is measured.
+            most eight times as many kernels, and each is measured; beside those of a descent that trains there is no
+            random circuit, as each would be trained for minutes, too.
         controls: What ``cc.controls`` says of the circuit on ``held_out``. If True, it is asked when the circuit has
             gains or offsets and both ``held_out`` and the images that it was found on are there, with one draw of each
             control; that takes about as long as fitting the circuit four times. If False, the caption says that no
@@ -449,11 +450,16 @@ def measured(
 
 
 def _control(drawing: Drawing, n: int, seed: int) -> Circuit | None:
-    """Return the random circuit that a circuit is compared with: the drawn one for the circuit itself."""
+    """Return the random circuit that a circuit is compared with: the drawn one for the circuit itself.
+
+    There is none for the slider's steps of a descent that trains, as each would be trained for minutes, too.
+    """
     if drawing.roles[n] == "control":
         return None
     if drawing.roles[n] == "circuit":
         return drawing.circuits[drawing.roles.index("control")]
+    if drawing.roles[n] == "level" and "trained" in drawing.circuits[n].provenance.get("calibration", {}):
+        return None
     return random_like(drawing.subject, drawing.circuits[n], seed=seed)
 
 

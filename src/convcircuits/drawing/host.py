@@ -220,20 +220,12 @@ class Diagram:
         )
 
     def _noted(self, what: str) -> dict[str, str]:
-<<<<<<< HEAD
         names = filter_names(self.document)
-=======
-        names = filters_of(self.document)
->>>>>>> diag
         said = [(note.node, getattr(note, what)) for note in self.view.notes]
         return {names[node]: text for node, text in said if text and node in names}
 
     def _note(self, what: str, texts: Mapping[str, str]) -> None:
-<<<<<<< HEAD
         names = filter_names(self.document)
-=======
-        names = filters_of(self.document)
->>>>>>> diag
         if unknown := sorted(set(map(str, texts)) - set(names.values())):
             raise ConvCircuitsError(
                 f"The diagram has no filter {unknown[0]!r}; filters are named by layer and number, such as "
@@ -251,16 +243,6 @@ class Diagram:
         """Return the document with the view that is shown now."""
         view = self.view
         return self.document if view == self.document.view else dataclasses.replace(self.document, view=view)
-
-
-def filters_of(document: Document) -> dict[int, str]:
-    """Return the name of every filter's node; a filter of a layer that runs several times has as many."""
-    nodes, layers = document.nodes, document.layers
-    return {
-        node: f"{layers[nodes.layer[node]].name}:{nodes.unit[node]}"
-        for node in range(len(nodes))
-        if nodes.kind[node] != NodeKind.IMAGE and nodes.layer[node] >= 0
-    }
 
 
 def _noting(note: Note, what: str, text: str) -> Note:

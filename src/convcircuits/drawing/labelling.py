@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convcircuits.drawing.data import LONGEST_LABEL, Document, Note
-from convcircuits.drawing.host import filters_of
+from convcircuits.drawing.data import LONGEST_LABEL, Document, Note, filter_names
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.capture import Network
 from convcircuits.texts import names, sentences
@@ -85,7 +84,7 @@ def labelled(document: Document, labels: Mapping[str, str]) -> Document:
 
     Those of filters that none of its circuits has are left out, and a note names these.
     """
-    filters = filters_of(document)
+    filters = filter_names(document)
     notes = tuple(Note(node, labels[name]) for node, name in filters.items() if name in labels)
     missing = [name for name in labels if name not in filters.values()]
     meta = document.meta

@@ -27,9 +27,9 @@ def trajectory_page(
         model: Name of the model.
         names: Name of each image that is placed.
         pictures: A picture of each, as a data URI.
-        finding: How to find a circuit for some of the images. In a shell: ``folder``, which holds their files, and
-            ``command``, which reads those in the folder ``chosen``. In Python: ``program``, which reads their names
-            from ``chosen``.
+        finding: How to find a circuit for some of the images, of which it holds out 40 %. In a shell: ``command``, to
+            which the options ``--boxes`` and ``--out`` are added, with names of their own for each choice. In Python:
+            ``program``, in which ``CHOSEN`` becomes a list of names.
     """
     data = trajectory_data(trajectory, names=names, pictures=pictures, finding=finding)
     words = f"{len(names)} images, near each other where a layer's kernels compute the feature alike"

@@ -1,6 +1,8 @@
 """Group the images of a feature by other descriptions than its circuit, and measure all of them alike."""
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,16 +24,18 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
-from convcircuits.subfeatures.saliencies import image_saliencies
+from convcircuits.subfeatures.saliencies import ImageSaliencies, image_saliencies
 from convcircuits.subfeatures.splitting import (
     check_driven,
     check_refit,
     check_share,
     circuits_of_group,
     drawn_photographs,
+    kept_for,
     numbers_of_photographs,
     opened,
 )
+from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature, flattened
 from convcircuits.values.groupings import KNOWN, SHUFFLED, Grouping, Groupings
 
@@ -61,6 +65,7 @@ def groupings(
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Groupings:
     """Compare grouping a feature's images by how the network computes it with grouping them by simpler descriptions.
@@ -93,6 +98,7 @@ def groupings(
         seed: Seed of everything random.
         memory: As for ``score``.
         progress: Called with the number of images done in each phase, and their total (or None).
+        checkpoint: As for ``split``, with which saliencies are shared.
         **options: Options of the criterion, as for ``split``.
 
     Raises:
@@ -113,11 +119,19 @@ def groupings(
     check_refit(refit)
     feature = feature.at_maximum()
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    subject = opened(model, feature, images, batch_size)
+    kept = kept_for(checkpoint, subject, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
-    saliencies = image_saliencies(model, feature, images, memory=memory, **given)
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
-    kinds, classes = _known(known, len(saliencies))
+    kinds, classes = _known(known, len(names))
     count = whole_number("groups", groups, 2) if groups is not None else max(2, kinds)
+
+    def read() -> dict[str, Tensor]:
+        found = image_saliencies(model, feature, images, memory=memory, **given)
+        check_driven(feature, found.driven, names, count)  # before anything is kept
+        return found.as_tensors()
+
+    saliencies = ImageSaliencies.from_tensors(kept.tensors(read))
     active = saliencies.driven
     check_driven(feature, active, names, count)
     notes += saliencies.notes(feature)
@@ -133,7 +147,14 @@ def groupings(
         **{name: {name: one} for name, one in others.items()},
     }
 
-    subject = opened(model, feature, images, batch_size)
+    def find(some: Tensor, density: float) -> list[Circuit]:
+        part = some_of(images, some)
+        return kept.circuits(
+            partial(circuits_of_group, subject, part, criterion, [density], refit, memory, given, options),
+            images=some.nonzero()[:, 0].tolist(),
+            how=[criterion, [density], refit, options],
+        )
+
     crossed: dict[frozenset[bytes], tuple[float, ...]] = {}  # descriptions may agree
 
     def selectivity(labels: Tensor) -> tuple[float, ...]:
@@ -145,12 +166,7 @@ def groupings(
         key = frozenset(part.numpy().tobytes() for part in parts.values())
         if key not in crossed:
             begin(progress, "finding and cross-testing the groups' circuits")
-            circuits = {
-                name: circuits_of_group(
-                    subject, some_of(images, part & train), criterion, [density], refit, memory, given, options
-                )
-                for name, part in parts.items()
-            }
+            circuits = {name: find(part & train, density) for name, part in parts.items()}
             tested = {name: some_of(images, part & held) for name, part in parts.items()}
             crops = {name: names[(part & held).numpy()].tolist() for name, part in parts.items()}
             (found,) = cross(model, circuits, tested, photographs=crops, shuffles=0, **given).selectivity

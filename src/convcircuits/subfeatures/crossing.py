@@ -27,6 +27,7 @@ from convcircuits.subfeatures.chosen import Dealt
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import (
     FEW_HELD_OUT,
+    FEW_TRAINED,
     FEWEST_HELD_OUT,
     KEPT,
     OVERFIT,
@@ -148,7 +149,7 @@ def cross(
         overlaps=tuple(_overlaps(sizes)),
         selectivity=table,
         chosen=chosen,
-        notes=tuple(_notes(measured, table[chosen], fit is not None)),
+        notes=tuple(_notes(measured, training, table[chosen])),
         provenance=described
         | {
             "images": {name: one.describe() for name, one in held_out.items()},
@@ -529,13 +530,22 @@ def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
         )
 
 
-def _notes(measured: Mapping[str, _Responses], chosen: Selectivity, trained: bool) -> Iterator[str]:
-    if not trained:
+def _notes(
+    measured: Mapping[str, _Responses], training: Mapping[str, _Responses], chosen: Selectivity
+) -> Iterator[str]:
+    if not training:
         yield "Without the images that the circuits were found on, there is no control with shuffled groups."
     for name, one in measured.items():
         silent = int((one.full <= 0).sum())
         if silent:
             yield f"On {silent} of the {len(one.full)} held-out images of group {name!r} the feature is not above 0."
+    few = {name: len(one.full) for name, one in training.items() if len(one.full) < FEW_TRAINED}
+    if few:
+        said = ", ".join(f"{count} of group {name!r}" for name, count in few.items())
+        yield (
+            f"Circuits were found on few images: {said}; with fewer than {FEW_TRAINED}, those of other images of the "
+            "same group can differ much. Give more before you claim anything about the group."
+        )
     fewest = chosen.photographs
     count = f"{fewest} held-out photograph{'s' * (fewest > 1)}"
     if fewest < FEWEST_HELD_OUT:

@@ -1,6 +1,6 @@
 """Group images by vectors: coordinates, two-means, and a test of whether there are two groups at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +46,27 @@ class Coordinates:
 
     @classmethod
     def learned(cls, vectors: Vectors, components: int = COMPONENTS) -> "Coordinates":
-        """Learn the components of some images."""
+        """Learn the components of some images.
+
+        Raises:
+            ConvCircuitsError: If fewer components are wanted than there may be and scipy is not installed.
+        """
         means = {name: _unit(part).mean(0) for name, part in vectors.items()}
         joined = _joined(vectors, means)
         mean = joined.mean(0)
-        _, sizes, basis = np.linalg.svd(joined - mean, full_matrices=False)
+        joined -= mean
+        sizes, basis = _components(joined, components)
         kept = min(components, int((sizes > 1e-9 * max(sizes[0], 1e-300)).sum()))
-        return cls(means, mean, basis[:kept].T)
+        basis = basis[:, :kept]
+        largest = np.take_along_axis(basis, np.abs(basis).argmax(0)[None], 0)
+        return cls(means, mean, basis * np.sign(largest))  # whose signs do not depend on rounding
 
     def of(self, vectors: Vectors) -> Points:
         """Return the coordinates of images, (n, k)."""
-        return (_joined(vectors, self.means) - self.mean) @ self.basis
+        ends = np.cumsum([part.shape[1] for part in vectors.values()])
+        parts = zip(_blocks(vectors, self.means), np.split(self.basis, ends[:-1]), strict=True)
+        found: Points = sum(block @ basis for block, basis in parts) - self.mean @ self.basis
+        return found
 
 
 def k_means(points: Points, count: int, seed: int) -> Any:
@@ -119,8 +129,40 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
     return min(1.0, 2 * float(np.median(values)))
 
 
+def _components(points: Points, count: int) -> tuple[Points, Points]:
+    """Return the largest singular values of a matrix (n, d), and the right singular vectors, (d, k).
+
+    If few are wanted, eigenvectors of the smaller Gram matrix lead to the space of these vectors. There a small
+    decomposition finds them as exactly as one of the whole matrix does, which takes many times as long.
+    """
+    images, numbers = points.shape
+    if count >= min(images, numbers):
+        _, sizes, basis = np.linalg.svd(points, full_matrices=False)
+        return sizes, basis.T
+    try:
+        from scipy.linalg import eigh
+    except ImportError as error:
+        raise ConvCircuitsError("Grouping images needs scipy: pip install 'convcircuits[split]'.") from error
+    gram = points @ points.T if images <= numbers else points.T @ points
+    _, leading = eigh(gram, subset_by_index=(len(gram) - count, len(gram) - 1), overwrite_a=True)
+    space, _ = np.linalg.qr(points.T @ leading if images <= numbers else leading)
+    _, sizes, basis = np.linalg.svd(points @ space, full_matrices=False)
+    return sizes, space @ basis.T
+
+
 def _joined(vectors: Vectors, means: Mapping[str, Points]) -> Points:
-    return np.concatenate([_unit(_unit(part) - means[name]) for name, part in vectors.items()], 1)
+    joined = np.empty((len(next(iter(vectors.values()))), sum(part.shape[1] for part in vectors.values())))
+    begin = 0
+    for block in _blocks(vectors, means):
+        joined[:, begin : begin + block.shape[1]] = block
+        begin += block.shape[1]
+    return joined
+
+
+def _blocks(vectors: Vectors, means: Mapping[str, Points]) -> Iterator[Points]:
+    """Yield each part at unit length, centered, and again at unit length."""
+    for name, part in vectors.items():
+        yield _unit(_unit(part) - means[name])
 
 
 def _unit(part: Tensor | Points) -> Points:

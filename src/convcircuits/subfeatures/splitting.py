@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def split(
         position=saliencies.position,
         circuits={name: tuple(some) for name, some in circuits.items()},
         cross=report,
-        divisions=tuple(tree.divisions),
+        divisions=tree.divided(parts),
         asked=groups is not None,
         notes=tuple(notes),
         provenance={
@@ -261,7 +261,7 @@ class _Tree:
         seed: As for ``split``.
         find_all: Finds the circuits of some images.
         cross_all: Cross-tests circuits on held-out and training images of groups.
-        divisions: What was tried.
+        tried: Which images it was tried to divide, and what came of it, but for the names of their groups.
     """
 
     saliencies: ImageSaliencies
@@ -271,7 +271,7 @@ class _Tree:
     seed: int
     find_all: Callable[[Tensor], list[Circuit]]
     cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
-    divisions: list[Division] = field(default_factory=list)
+    tried: list[tuple[Tensor, Division]] = field(default_factory=list)
     _found: dict[bytes, list[Circuit]] = field(default_factory=dict)
     _crossed: dict[bytes, Cross] = field(default_factory=dict)
 
@@ -331,6 +331,13 @@ class _Tree:
         self._tried(part, p_value, f"{dip} {report.verdict_sentence}", report, True, supported=supported)
         return parts
 
+    def divided(self, parts: Parts) -> tuple[Division, ...]:
+        """Return what was tried, with the names of the groups that came of it."""
+        return tuple(
+            replace(one, groups=tuple(name for name, some in parts.items() if bool((some & whole).any())))
+            for whole, one in self.tried
+        )
+
     def p_value(self, part: Tensor) -> tuple[float, int]:
         """Return the p-value of the training images of a group, and their number of photographs."""
         some = part & self.train
@@ -389,7 +396,7 @@ class _Tree:
     ) -> None:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
-        self.divisions.append(Division(int(some.sum()), count, p_value, report, kept, sentence, supported))
+        self.tried.append((part, Division(int(some.sum()), count, p_value, report, kept, sentence, supported, ())))
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -439,6 +446,6 @@ def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int) 
     if count < needed:
         raise ConvCircuitsError(
             f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {int(driven.sum())} of "
-            f"{len(driven)} images, of {count} photographs; to find and to test {groups} group{'s' * (groups > 1)} it "
-            f"takes at least {needed}. Give other images or another unit."
+            f"{len(driven)} images, of {count} photograph{'s' * (count != 1)}; to find and to test {groups} "
+            f"group{'s' * (groups > 1)} it takes at least {needed}. Give other images or another unit."
         )

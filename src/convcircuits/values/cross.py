@@ -28,6 +28,9 @@ nominal."""
 FEW_HELD_OUT = 20
 """With fewer held-out photographs a group gets a note; at 20, the interval was above 0 in 4 % of the trials."""
 
+FEW_TRAINED = 10
+"""Groups with fewer training images get a note."""
+
 OVERFIT = 0.1
 """How much larger the errors on held-out images may be than those on the training images without a note."""
 

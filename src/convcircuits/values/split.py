@@ -32,6 +32,7 @@ class Division:
         sentence: Why.
         supported: Whether the tests say that the group is several: bimodal, and its parts selective. None if they do
             not decide.
+        groups: Names of the groups of the result that its images are in.
     """
 
     images: int
@@ -41,6 +42,7 @@ class Division:
     kept: bool
     sentence: str
     supported: bool | None
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ class Split:
             found = f"No more than one mechanism of {self.feature} was found on these images."
         else:
             found = f"On these images the network computes {self.feature} by {len(self)} mechanisms."
+        if len(self) > 2 and not self.asked and self.cross is not None:  # the first division was into two
+            return f"{found} {first.sentence} All {len(self)} groups together: {self.cross.verdict_sentence}"
         return f"{found} {first.sentence}"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -149,7 +153,7 @@ class Split:
         """Return the groups with their numbers of images, the verdict, what was tried and the notes."""
         lines = [self.verdict_sentence]
         lines += [f"{name}: {count} images, {held} of them held out" for name, count, held in self._counts()]
-        lines += [one.sentence for one in self.divisions[1:]]
+        lines += [f"{' and '.join(one.groups)}: {one.sentence}" for one in self.divisions[1:]]
         if self.cross is not None:
             lines.append(self.cross.summary())
         return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])

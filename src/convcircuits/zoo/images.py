@@ -272,16 +272,23 @@ def distinct(photographs: Sequence[Photograph], *, apart_from: Sequence[Photogra
         apart_from: Photographs of which no copy is kept.
     """
     every = [*apart_from, *photographs]
-    sizes = [_content(photograph.source, hashed=False) for photograph in every]
+    first = enumerate(originals(every))
+    return [every[n] for n, original in first if n == original >= len(apart_from)]
+
+
+def originals(photographs: Sequence[Photograph]) -> list[int]:
+    """Return, for each photograph, the number of the first one that has the same bytes; its own if it is the first.
+
+    Only files of equal size are read. A file that cannot be read is like no other.
+    """
+    sizes = [_content(photograph.source, hashed=False) for photograph in photographs]
     often = Counter(sizes)
-    seen: set[object] = set()
-    kept = []
-    for number, (photograph, size) in enumerate(zip(every, sizes, strict=True)):
+    first: dict[object, int] = {}
+    found = []
+    for number, (photograph, size) in enumerate(zip(photographs, sizes, strict=True)):
         content = _content(photograph.source, hashed=True) if often[size] > 1 else size
-        if content not in seen and number >= len(apart_from):
-            kept.append(photograph)
-        seen.add(content)
-    return kept
+        found.append(first.setdefault(content, number))
+    return found
 
 
 def split_photographs(
@@ -318,7 +325,8 @@ def split_photographs(
     subjects = list(dict.fromkeys(photograph.subject for photograph in by_name))
     count = round(held_out * len(subjects))
     if not 0 < count < len(subjects):
-        what = "photographs" if len(subjects) == len(by_name) else "subjects of photographs"
+        several = "s" * (len(subjects) != 1)
+        what = f"photograph{several}" if len(subjects) == len(by_name) else f"subject{several} of photographs"
         copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
         raise ConvCircuitsError(
             f"{option('held_out', held_out)} of {len(subjects)} {what}{copies} leaves {len(subjects) - count} and "

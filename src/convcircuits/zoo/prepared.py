@@ -23,7 +23,7 @@ class Prepared:
     """A model's inputs, one for each photograph, read by threads while the model runs.
 
     A photograph is prepared as the model's images are: usually resized to cover the input, of which the center is cut
-    out, so that the longer side is not seen to its ends. Photographs that cannot be read are skipped and logged.
+    out, so that the longer side is not seen to its ends. Photographs that cannot be read are skipped, and logged once.
 
     Iterating yields batches (N, C, H, W) on the CPU in the photographs' order, the same in every pass. At any time,
     memory holds two batches and one decoded photograph for each thread.
@@ -61,6 +61,7 @@ class Prepared:
         self.photographs: tuple[Photograph, ...] = ()
         self.unreadable: tuple[str, ...] = ()
         self.numbers: list[int] = []
+        self._logged: set[str] = set()
         self._regions: dict[tuple[int, int], Region] = {}
 
     def __len__(self) -> int:
@@ -95,7 +96,9 @@ class Prepared:
                 yield found
             else:
                 unreadable.append(photograph.name)
-                left_out(photograph.name, found.__cause__ or found)
+                if photograph.name not in self._logged:  # in an earlier pass
+                    self._logged.add(photograph.name)
+                    left_out(photograph.name, found.__cause__ or found)
 
     def _input(self, photograph: Photograph) -> torch.Tensor | ConvCircuitsError:
         try:
