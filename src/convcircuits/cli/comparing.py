@@ -56,7 +56,7 @@ def comparison_table(rows: "Sequence[Row]") -> str:
     """Tabulate R2, on the interior too, verdict and constants by criterion and density, with both baselines."""
     densities = sorted({row.density for row in rows}, reverse=True)
     found = {(row.criterion, row.density): row.evaluation for row in rows}
-    table = [["R2, interior, keeps?", *(f"{100 * density:g}% kept".rjust(12) for density in densities)]]
+    table = [["R2, interior, keeps?", *(f"{100 * density:.3g}% kept".rjust(12) for density in densities)]]
     for criterion in dict.fromkeys(row.criterion for row in rows):
         reports = [found[criterion, density] for density in densities]
         table.append([criterion, *(f"{e.r2:z6.2f} {e.r2_interior:z5.2f} {_SHORT[e.verdict]:<4}" for e in reports)])
