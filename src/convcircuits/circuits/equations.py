@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.network.calls import KernelCall
+from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, read_alone
 
 Method = Literal["kernels", "filters", "mean", "none"]
@@ -124,18 +124,23 @@ class Equations:
         if self._method != "kernels":
             whole = output if call.bias is None else output - call.bias[:, None]
             return lambda some, computed: whole[computed, None][:, : self._which.shape[1]]
-        call = read_alone(call, running)
         weight, _ = self._masks.weight_and_bias(replace(call, bias=None), running)
-        inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
-        inputs = wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
         kernels = wide(replace(call, weight=weight).kernels)
         filters, channels = kernels.shape[1:3]
-        kernels = kernels.flatten(0, 1)
+        kernels, place = kernels.flatten(0, 1), torch.arange(call.groups * channels)  # of a channel among those read
+        if isinstance(call, ConvCall) and call.groups == 1:
+            read = running.any(0).nonzero()[:, 0]
+            call, place = replace(call, x=call.x[:, read]), torch.zeros_like(place)
+            place[read.cpu()] = torch.arange(len(read))
+        else:
+            call = read_alone(call, running)
+        inputs = call.columns(slice(None), positions).permute(1, 2, 3, 0, 4)
+        inputs = wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
 
         def maps(some: Tensor, computed: Tensor) -> Tensor:
             width = int(self._there[some].sum(1).max())
             which = self._which[some, :width]
-            read = which + computed[:, None] // filters * channels
+            read = place[which + computed[:, None] // filters * channels]
             used = kernels[computed[:, None], which] * self._there[some, :width, None].to(kernels)
             return (used.flatten(0, 1)[:, None] @ inputs[read.flatten()]).reshape(len(some), width, -1)
 
