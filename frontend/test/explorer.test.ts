@@ -380,10 +380,9 @@ test("notes are those of this model's units", () => {
   assert.deepEqual(unitNotes(notes, "c6822618626f"), [{ layer: "a:b", unit: 12, note: { ...EMPTY, label: "curve" } }]);
 });
 
-test("the circuits of the latest jobs come first", () => {
-  const [a, b, c] = ["a", "b", "c"].map((id) => ({ id })) as never[];
-  const job = (circuit: string, ended: number | null) => ({ ...JOB, result: { circuit }, ended });
-  assert.deepEqual(recent([a!, b!, c!], [job("b", 5), job("b", 1), job("c", 9), job("a", null)]), [c, b, a]);
+test("the circuits that were written last come first", () => {
+  const [a, b, c] = [5, 9, 7].map((written) => ({ written })) as never[];
+  assert.deepEqual(recent([a!, b!, c!]), [b, c, a]);
 });
 
 test("a page finds the job that it asked for, whatever its other parameters", () => {

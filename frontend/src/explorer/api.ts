@@ -375,6 +375,7 @@ export interface CircuitCard {
   id: string;
   file: string;
   problem: string;
+  written: number; // in seconds since 1970
   feature: string;
   layer: string;
   unit: number | number[] | null;

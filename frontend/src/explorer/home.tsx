@@ -3,7 +3,7 @@
 import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { unitNotes } from "./api.js";
-import { canWrite, circuits, indexing, jobs, layers, message, model, notes, submit } from "./live.js";
+import { canWrite, circuits, indexing, layers, message, model, notes, submit } from "./live.js";
 import { layerPlace, unitPlace } from "./route.js";
 import { bytes, layerName, recent } from "./text.js";
 import { Circuits, Fact, Progress, To } from "./ui.js";
@@ -36,7 +36,7 @@ export function Home() {
             </p>
           ) : (
             <>
-              <Circuits of={recent(circuits.value, jobs.value ?? []).slice(0, LATEST)} named />
+              <Circuits of={recent(circuits.value).slice(0, LATEST)} named />
               {circuits.value.length > LATEST && (
                 <p class="soft">
                   The {LATEST} latest of {count(circuits.value.length)}; each unit's page has its own.

@@ -326,11 +326,7 @@ export function r2Rows(report: Report): Row[] {
   return rows;
 }
 
-/** Circuits, those of the jobs that ended last first, then the others as they are. */
-export function recent(circuits: readonly CircuitCard[], jobs: readonly Job[]): CircuitCard[] {
-  const ended = new Map<string, number>();
-  for (const { result, ended: at } of jobs)
-    if (at !== null && typeof result?.circuit === "string")
-      ended.set(result.circuit, Math.max(at, ended.get(result.circuit) ?? 0));
-  return circuits.toSorted((a, b) => (ended.get(b.id) ?? 0) - (ended.get(a.id) ?? 0));
+/** Circuits, those whose files were written last first, whoever wrote them. */
+export function recent(circuits: readonly CircuitCard[]): CircuitCard[] {
+  return circuits.toSorted((a, b) => b.written - a.written);
 }

@@ -414,6 +414,7 @@ class CircuitCard(_Answer):
     id: Id
     file: str = Field(description="Name of its file in the folder `circuits`.")
     problem: str = Field(description="Why it cannot be used; empty if it can.")
+    written: float = Field(0.0, description="When its file was written, in seconds since 1970.")
     feature: str = ""
     layer: str = ""
     unit: int | list[int] | None = Field(None, description="None for a direction.")

@@ -184,6 +184,8 @@ class Session:
     def card(self, one: CircuitFile) -> dict[str, Any]:
         """Return what is shown of a circuit."""
         card: dict[str, Any] = {"id": one.id, "file": one.name, "problem": one.problem}
+        with contextlib.suppress(OSError):  # it was removed meanwhile
+            card["written"] = one.file.stat().st_mtime
         if one.problem:
             return card
         header, origin = one.header, one.header["provenance"]
